@@ -1,0 +1,79 @@
+"""Every error that fedhead raises on purpose, as one short tree.
+
+::
+
+    FedheadError
+    ├── ConfigError        an experiment file or override; carries all problems at once
+    ├── DataError          images, labels, partitions
+    ├── BackboneError      weights, quantization, a saved backbone
+    ├── ReplyError         an update that is not fit to count
+    ├── ProtocolError      a message that does not follow common/messages
+    ├── RunError           a run, its folder or its checkpoint
+    ├── ExportError        a model file that could not be written or does not agree
+    └── MissingExtraError  an optional package is not installed
+
+The command line prints the message and exits with 1; a traceback means a bug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "BackboneError",
+    "ConfigError",
+    "DataError",
+    "ExportError",
+    "FedheadError",
+    "MissingExtraError",
+    "ProtocolError",
+    "ReplyError",
+    "RunError",
+]
+
+
+class FedheadError(Exception):
+    """Base of all errors a user can cause and mend; the message is one clear line."""
+
+
+class ConfigError(FedheadError):
+    """One or more problems in a configuration, reported together."""
+
+    def __init__(self, problems: Sequence[str], where: str = "") -> None:
+        self.problems = tuple(problems)
+        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
+        prefix = f"{where}: " if where else ""
+        super().__init__(f"{prefix}{count}: {'; '.join(self.problems)}")
+
+
+class DataError(FedheadError):
+    """Images, labels or a partition that cannot be used."""
+
+
+class BackboneError(FedheadError):
+    """Weights that do not fit, or a saved backbone that is damaged or foreign."""
+
+
+class ReplyError(FedheadError):
+    """An update that is not fit to be aggregated."""
+
+
+class ProtocolError(FedheadError):
+    """A message that lacks a record or key, or holds the wrong type."""
+
+
+class RunError(FedheadError):
+    """A run that cannot start, go on or be read."""
+
+
+class ExportError(FedheadError):
+    """An exported model that could not be written or failed its own check."""
+
+
+class MissingExtraError(FedheadError):
+    """An optional dependency is not installed; names the command that installs it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package '{package}': pip install 'fedhead[{extra}]'"
+        )

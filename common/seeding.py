@@ -1,0 +1,92 @@
+"""Random streams that every platform can reproduce.
+
+Each draw is splitmix64 over ``(seed, purpose, *keys, index)``: the same integers in numpy
+uint64, TorchScript int64, C++ and numba, which numpy's and torch's own generators are not.
+Values are compared as 63-bit non-negative integers, so that signed and unsigned 64-bit
+arithmetic order them alike.
+
+Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Purpose", "batch_order", "draws", "permutation", "uniform"]
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+class Purpose(IntEnum):
+    """What a stream is for; a stream is never used for two things."""
+
+    COHORT = 1
+    BATCH_ORDER = 2
+    SPLIT = 3
+    CALIBRATION = 4
+    LOCAL_SPLIT = 5
+    PARTITION = 6
+    DISTILLATION = 7
+    FOLDS = 8
+
+
+def _mix(z: int) -> int:
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def _state(seed: int, purpose: Purpose, keys: tuple[int, ...]) -> int:
+    state = 0
+    for key in (seed, int(purpose), *keys):
+        state = _mix(((state ^ (key & _MASK)) + _GOLDEN) & _MASK)
+    return state
+
+
+def draws(
+    seed: int, purpose: Purpose, *keys: int, index: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """63-bit draws of one stream at the given positions.
+
+    Args:
+        seed: the run's seed.
+        purpose: what the stream is for.
+        keys: what else names the stream, for example round, client, epoch.
+        index: int64 (n,), positions in the stream, in any order.
+
+    Returns:
+        int64 (n,), each in [0, 2**63).
+
+    >>> draws(0, Purpose.COHORT, 1, index=np.arange(2)).tolist()
+    [9030583759491911620, 2535577634144532877]
+    """
+    state = np.uint64(_state(seed, purpose, keys))
+    with np.errstate(over="ignore"):
+        z = state + (index.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    return (z >> np.uint64(1)).astype(np.int64)
+
+
+def uniform(
+    seed: int, purpose: Purpose, *keys: int, index: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """The same draws as float64 (n,) in [0, 1)."""
+    return draws(seed, purpose, *keys, index=index) / float(1 << 63)
+
+
+def permutation(n: int, seed: int, purpose: Purpose, *keys: int) -> npt.NDArray[np.int64]:
+    """A permutation of ``range(n)``: the stable argsort of the stream's first n draws."""
+    return np.argsort(draws(seed, purpose, *keys, index=np.arange(n)), kind="stable")
+
+
+def batch_order(
+    n: int, *, seed: int, round_number: int, client: int, epoch: int
+) -> npt.NDArray[np.int64]:
+    """Order in which a client visits its n examples in one local epoch, int64 (n,)."""
+    return permutation(n, seed, Purpose.BATCH_ORDER, round_number, client, epoch)

@@ -1,0 +1,206 @@
+"""The values that rooms hand to each other. Plain frozen data, no framework objects."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import BackboneError
+
+__all__ = [
+    "Affine",
+    "ClientPlan",
+    "FeatureSet",
+    "FloatArray",
+    "Head",
+    "IntArray",
+    "LocalTraining",
+    "UpdateBatch",
+]
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A linear softmax classifier, the only thing that crosses the wire in training.
+
+    Attributes:
+        weight: float32 (K, d).
+        bias: float32 (K,).
+    """
+
+    weight: FloatArray
+    bias: FloatArray
+
+    @classmethod
+    def zeros(cls, num_classes: int, num_features: int) -> Head:
+        """The head that gives every class the same probability."""
+        return cls(
+            np.zeros((num_classes, num_features), np.float32), np.zeros(num_classes, np.float32)
+        )
+
+    @classmethod
+    def from_matrix(cls, matrix: npt.NDArray[np.floating]) -> Head:
+        """Split a (K, d + 1) matrix, whose last column is the bias."""
+        matrix = np.asarray(matrix, np.float32)
+        return cls(np.ascontiguousarray(matrix[:, :-1]), np.ascontiguousarray(matrix[:, -1]))
+
+    @property
+    def matrix(self) -> FloatArray:
+        """float32 (K, d + 1): weight and, as the last column, bias. A copy."""
+        return np.concatenate([self.weight, self.bias[:, None]], axis=1)
+
+    @property
+    def num_classes(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def num_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the exact bytes; two runs that agree here agree in every bit."""
+        digest = hashlib.sha256()
+        for array in (self.weight, self.bias):
+            digest.update(np.ascontiguousarray(array, "<f4").tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """How uint8 features become the x that trainers see: ``x = gain * (q - center)``.
+
+    The plain map of a quantized tensor is ``gain = scale`` and ``center = zero_point``; a
+    backbone may scale each feature further. Part of the backbone's fingerprint, and folded
+    into the head at export, so that a phone never computes it.
+
+    Attributes:
+        gain: float32 (d,).
+        center: float32 (d,).
+    """
+
+    gain: FloatArray
+    center: FloatArray
+
+    def __call__(self, q: npt.NDArray[np.uint8]) -> FloatArray:
+        """uint8 (n, d) to float32 (n, d)."""
+        return (q.astype(np.float32) - self.center) * self.gain
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSet:
+    """Quantized features with their labels.
+
+    Attributes:
+        q: uint8 (n, d), possibly memory-mapped.
+        labels: int64 (n,).
+        affine: maps q to x.
+        fingerprint: of the backbone that computed q.
+    """
+
+    q: npt.NDArray[np.uint8]
+    labels: IntArray
+    affine: Affine
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        if self.q.dtype != np.uint8 or self.q.ndim != 2:
+            raise BackboneError(
+                f"features are {self.q.dtype} {self.q.shape}, expected uint8 (n, d)"
+            )
+        if len(self.q) != len(self.labels):
+            raise BackboneError(
+                f"features have {len(self.q)} rows, but labels have {len(self.labels)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_features(self) -> int:
+        return self.q.shape[1]
+
+    def select(self, index: IntArray) -> FeatureSet:
+        """The examples at these positions, in this order."""
+        return FeatureSet(self.q[index], self.labels[index], self.affine, self.fingerprint)
+
+    @property
+    def x(self) -> FloatArray:
+        """float32 (n, d + 1): features as trainers see them, and a constant 1 for the bias."""
+        out = np.ones((len(self), self.num_features + 1), np.float32)
+        out[:, :-1] = self.affine(self.q)
+        return out
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """Hyperparameters of a client's SGD.
+
+    Attributes:
+        lr: learning rate, > 0.
+        local_epochs: passes over the client's examples, >= 1.
+        batch_size: examples a step; the last batch of an epoch may be smaller.
+        momentum: heavy-ball momentum in [0, 1).
+        weight_decay: L2 penalty added to the gradient.
+    """
+
+    lr: float
+    local_epochs: int = 1
+    batch_size: int = 10
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class ClientPlan:
+    """What the clients of one round do, as decided by the strategy.
+
+    Attributes:
+        kind: "sgd" trains the head; "statistics" sends sufficient statistics once.
+        fields: names of the arrays each client sends.
+        weighting: weight of a client in the sums: its examples, or 1.
+        mu: proximal coefficient, adds mu/2 * ||w - w_global||^2 to the loss.
+        correction: "scaffold" adds (c - c_i) to each gradient and keeps c_i on the client.
+        arrays: what the strategy sends along: "control" (K, d + 1) is SCAFFOLD's c,
+            "preconditioner" (d + 1, d + 1) multiplies each gradient from the right.
+    """
+
+    kind: Literal["sgd", "statistics"] = "sgd"
+    fields: tuple[str, ...] = ("delta",)
+    weighting: Literal["examples", "uniform"] = "examples"
+    mu: float = 0.0
+    correction: Literal["none", "scaffold"] = "none"
+    arrays: Mapping[str, FloatArray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class UpdateBatch:
+    """What the server aggregates.
+
+    With ``reduce == "individual"`` each row is one client; with ``"sum"`` each row is the
+    weighted sum over one node's clients, ``weights`` holds the summed weights and
+    ``client_ids`` names who is in it.
+
+    Attributes:
+        client_ids: for each row, the clients it stands for.
+        num_examples: int64 (m,), examples behind each row.
+        weights: float64 (m,), summed weights behind each row.
+        fields: arrays of shape (m, ...); "delta" is (m, K, d + 1), local minus global.
+    """
+
+    client_ids: tuple[tuple[int, ...], ...]
+    num_examples: IntArray
+    weights: npt.NDArray[np.float64]
+    fields: Mapping[str, npt.NDArray[np.generic]]
+
+    @property
+    def num_clients(self) -> int:
+        return sum(len(ids) for ids in self.client_ids)
