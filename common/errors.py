@@ -74,6 +74,4 @@ class MissingExtraError(FedheadError):
     """An optional dependency is not installed; names the command that installs it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"{purpose} needs the package '{package}': pip install 'fedhead[{extra}]'"
-        )
+        super().__init__(f"{purpose} needs the package '{package}': pip install 'fedhead[{extra}]'")

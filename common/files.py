@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["cache_root", "sha256_file", "write_atomic", "write_folder"]
+__all__ = ["cache_root", "sha256_file", "simulated_state", "write_atomic", "write_folder"]
 
 
 def cache_root() -> Path:
@@ -22,6 +22,11 @@ def cache_root() -> Path:
         return Path(override).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "fedhead"
+
+
+def simulated_state() -> Path:
+    """Folder where simulated clients keep their state, by run id; a finished run's is removed."""
+    return cache_root() / "clients"
 
 
 def sha256_file(path: Path) -> str:

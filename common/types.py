@@ -59,11 +59,11 @@ class Head:
 
     @property
     def num_classes(self) -> int:
-        return self.weight.shape[0]
+        return int(self.weight.shape[0])
 
     @property
     def num_features(self) -> int:
-        return self.weight.shape[1]
+        return int(self.weight.shape[1])
 
     @property
     def sha256(self) -> str:
@@ -126,7 +126,7 @@ class FeatureSet:
 
     @property
     def num_features(self) -> int:
-        return self.q.shape[1]
+        return int(self.q.shape[1])
 
     def select(self, index: IntArray) -> FeatureSet:
         """The examples at these positions, in this order."""
@@ -169,6 +169,7 @@ class ClientPlan:
         weighting: weight of a client in the sums: its examples, or 1.
         mu: proximal coefficient, adds mu/2 * ||w - w_global||^2 to the loss.
         correction: "scaffold" adds (c - c_i) to each gradient and keeps c_i on the client.
+        exclude: clients that this round must not ask again; stays on the server.
         arrays: what the strategy sends along: "control" (K, d + 1) is SCAFFOLD's c,
             "preconditioner" (d + 1, d + 1) multiplies each gradient from the right.
     """
@@ -178,6 +179,7 @@ class ClientPlan:
     weighting: Literal["examples", "uniform"] = "examples"
     mu: float = 0.0
     correction: Literal["none", "scaffold"] = "none"
+    exclude: tuple[int, ...] = ()
     arrays: Mapping[str, FloatArray] = field(default_factory=dict)
 
 

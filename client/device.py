@@ -1,0 +1,200 @@
+"""Who lives on this node: one phone with its own folder, or many simulated clients."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from common.backbone.frozen import FrozenBackbone
+from common.datasets.base import Dataset
+from common.datasets.folder import load_folder
+from common.errors import ConfigError, DataError, FedheadError, ProtocolError
+from common.features import extract
+from common.files import cache_root, simulated_state, write_atomic
+from common.messages import DescribeRequest
+from common.partition import local_split
+from common.types import FeatureSet, IntArray
+
+__all__ = ["Host", "SimulatedHost", "host_of", "run_folder"]
+
+
+class Host(Protocol):
+    """The clients of one node and their data.
+
+    Attributes:
+        simulated: whether the clients' data is all on this machine.
+        state: folder for what the clients of a run remember.
+    """
+
+    simulated: bool
+    state: Path
+
+    def describe(self, request: DescribeRequest) -> dict[int, int]:
+        """Training examples by client id."""
+        ...
+
+    def clients(self) -> tuple[int, ...]:
+        """Ids of the clients that live here."""
+        ...
+
+    def train_features(self, client: int, backbone: FrozenBackbone, run_id: str) -> FeatureSet:
+        """What the client trains on."""
+        ...
+
+    def test_features(self, client: int, backbone: FrozenBackbone, run_id: str) -> FeatureSet:
+        """The client's own test part, possibly empty."""
+        ...
+
+
+def host_of(
+    node_config: Mapping[str, object], run_config: Mapping[str, object], node_id: int
+) -> Host:
+    """The host that a node's configuration describes.
+
+    ``data="folder:PATH"`` makes it a device; ``partition-id`` and ``num-partitions``, which
+    Flower gives each simulated node, make it node i of N.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    if "data" in node_config:
+        return _DeviceHost(node_config, node_id)
+    if "partition-id" in node_config and "num-partitions" in node_config:
+        index, count = node_config["partition-id"], node_config["num-partitions"]
+        return SimulatedHost(int(str(index)), int(str(count)), run_config)
+    raise ConfigError(
+        ["""expected data="folder:PATH", or partition-id and num-partitions"""], "node config"
+    )
+
+
+class SimulatedHost:
+    """Clients i, i + N, ... of an experiment whose data this machine can read."""
+
+    simulated = True
+
+    def __init__(self, index: int, count: int, run_config: Mapping[str, object]) -> None:
+        # Configuration, data sets and partitions are heavy, and a phone needs none of them.
+        from common import experiment
+
+        self._experiment = experiment
+        self._config = experiment.run_config(run_config)
+        self._index, self._count = index, count
+        self.state = simulated_state()
+
+    def describe(self, request: DescribeRequest) -> dict[int, int]:
+        shares = self._experiment.client_shares(self._config)
+        return {i: len(shares[i].train) for i in self.clients()}
+
+    def clients(self) -> tuple[int, ...]:
+        total = len(self._experiment.client_shares(self._config))
+        return tuple(range(self._index, total, self._count))
+
+    def train_features(self, client: int, backbone: FrozenBackbone, run_id: str) -> FeatureSet:
+        return self._select(client, backbone, "train")
+
+    def test_features(self, client: int, backbone: FrozenBackbone, run_id: str) -> FeatureSet:
+        return self._select(client, backbone, "test")
+
+    def all_train_features(self, backbone: FrozenBackbone) -> FeatureSet:
+        """The training examples of all clients, as if they were in one place."""
+        shares = self._experiment.client_shares(self._config)
+        positions = np.sort(np.concatenate([share.train for share in shares]))
+        return self._experiment.experiment_features(self._config, backbone).select(positions)
+
+    def _select(self, client: int, backbone: FrozenBackbone, part: str) -> FeatureSet:
+        shares = self._experiment.client_shares(self._config)
+        if not 0 <= client < len(shares) or client % self._count != self._index:
+            raise DataError(f"client {client} does not live on node {self._index}")
+        positions = getattr(shares[client], part)
+        return self._experiment.experiment_features(self._config, backbone).select(positions)
+
+
+class _DeviceHost:
+    """One phone: its pictures stay in its own folder, features are cached beside its state."""
+
+    simulated = False
+
+    def __init__(self, node_config: Mapping[str, object], node_id: int) -> None:
+        kind, _, path = str(node_config["data"]).partition(":")
+        if kind != "folder" or not path:
+            raise ConfigError([f"data={node_config['data']!r} must be folder:PATH"], "node config")
+        self._folder = Path(path).expanduser()
+        self._cache = Path(str(node_config.get("state", cache_root()))).expanduser()
+        # Flower's node ids are unsigned, its records hold signed integers.
+        self._client = int(str(node_config.get("client-id", node_id % 2**63)))
+        self.state = self._cache / "clients"
+
+    def describe(self, request: DescribeRequest) -> dict[int, int]:
+        # The next message may find another process: what the task is has to be on disk.
+        task = {
+            "classes": list(request.classes),
+            "test-fraction": request.test_fraction,
+            "seed": request.seed,
+        }
+        write_atomic(self._task_file(request.run_id), json.dumps(task).encode())
+        return {self._client: len(self._load(request)[1][0])}
+
+    def clients(self) -> tuple[int, ...]:
+        return (self._client,)
+
+    def train_features(self, client: int, backbone: FrozenBackbone, run_id: str) -> FeatureSet:
+        return self._features(client, backbone, run_id, part=0)
+
+    def test_features(self, client: int, backbone: FrozenBackbone, run_id: str) -> FeatureSet:
+        return self._features(client, backbone, run_id, part=1)
+
+    def _task_file(self, run_id: str) -> Path:
+        return run_folder(self.state, run_id) / "task.json"
+
+    def _task(self, run_id: str) -> DescribeRequest:
+        path = self._task_file(run_id)
+        try:
+            task = json.loads(path.read_text())
+            return DescribeRequest(
+                run_id, tuple(task["classes"]), float(task["test-fraction"]), int(task["seed"])
+            )
+        except (OSError, ValueError, KeyError) as exc:
+            raise FedheadError(f"{path} cannot be read: the server must describe first") from exc
+
+    def _load(self, task: DescribeRequest) -> tuple[Dataset, tuple[IntArray, IntArray]]:
+        dataset = load_folder(self._folder, classes=task.classes, strict=False)
+        parts = local_split(
+            np.arange(len(dataset)),
+            dataset.labels,
+            client=self._client,
+            test_fraction=task.test_fraction,
+            seed=task.seed,
+        )
+        return dataset, parts
+
+    def _features(
+        self, client: int, backbone: FrozenBackbone, run_id: str, part: int
+    ) -> FeatureSet:
+        if client != self._client:
+            raise DataError(f"client {client} does not live here, {self._client} does")
+        dataset, parts = self._load(self._task(run_id))
+        q = extract(
+            backbone,
+            lambda index: dataset.images(index, backbone.spec.input_size),
+            len(dataset),
+            content_key=dataset.images_key,
+            cache=self._cache,
+        )
+        features = FeatureSet(q, dataset.labels, backbone.affine, backbone.fingerprint)
+        return features.select(parts[part])
+
+
+def run_folder(state: Path, run_id: str) -> Path:
+    """The folder of one run below a host's state.
+
+    Raises:
+        ProtocolError: the id, which comes from outside, is not a plain name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9-]{1,64}", run_id):
+        raise ProtocolError(f"run-id {run_id!r} is not a plain name")
+    return state / run_id

@@ -1,0 +1,93 @@
+"""What a backbone says about itself. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from common.errors import BackboneError
+
+__all__ = ["BackboneSpec", "FeatureScaling"]
+
+FeatureScaling = Literal["none", "standardize"]
+
+# What describes a backbone without changing one bit of what it computes.
+_NOT_CONTENT = ("weights", "weights_licence", "torch_version", "float_model_bytes")
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """Facts about one prepared backbone, stored beside it as JSON.
+
+    Attributes:
+        arch: "mobilenet_v2" or "mobilenet_v3_large".
+        weights: label of the pretrained weights.
+        weights_licence: their licence, as far as their source states it.
+        input_size: height and width of the images in pixels.
+        mean: of the red, green and blue channel, in [0, 1].
+        std: likewise; the module computes ``(pixel / 255 - mean) / std`` itself.
+        engine: quantized engine to set before loading ("qnnpack" is the phone's arithmetic).
+        num_features: d, width of the pooled features.
+        feature_scale: step of the uint8 features.
+        feature_zero_point: the uint8 that stands for 0.
+        feature_scaling: "none", or "standardize" by statistics of the calibration images.
+        probe: SHA-256 of the features of two fixed noise images, checked at every load.
+        torch_version: of the machine that built it.
+        float_model_bytes: bytes of the backbone's float32 weights as one safetensors payload.
+    """
+
+    arch: str
+    weights: str
+    weights_licence: str
+    input_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    engine: str
+    num_features: int
+    feature_scale: float
+    feature_zero_point: int
+    feature_scaling: FeatureScaling
+    probe: str
+    torch_version: str
+    float_model_bytes: int
+
+    def to_json(self) -> str:
+        """One line of JSON with sorted keys."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    def content_json(self) -> str:
+        """The same without labels and versions: what the fingerprint covers."""
+        values = dataclasses.asdict(self)
+        for name in _NOT_CONTENT:
+            del values[name]
+        return json.dumps(values, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> BackboneSpec:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            BackboneError: not JSON, or a field is missing, unknown or of the wrong type.
+        """
+        try:
+            values = json.loads(text)
+            values = {**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])}
+            spec = cls(**values)
+        except (ValueError, TypeError, KeyError) as exc:
+            raise BackboneError(f"backbone description cannot be read: {exc}") from exc
+        for name, kind in (("arch", str), ("engine", str), ("probe", str), ("input_size", int),
+                           ("num_features", int), ("feature_zero_point", int),
+                           ("feature_scale", float)):
+            if not isinstance(getattr(spec, name), kind):
+                raise BackboneError(
+                    f"backbone description: {name} is {getattr(spec, name)!r}, "
+                    f"expected {kind.__name__}"
+                )
+        if spec.feature_scaling not in get_args(FeatureScaling):
+            raise BackboneError(
+                f"backbone description: feature_scaling is {spec.feature_scaling!r}, "
+                f"expected one of {', '.join(get_args(FeatureScaling))}"
+            )
+        return spec

@@ -1,0 +1,275 @@
+"""One TOML file describes one experiment. Parsed and checked here, once, at the edge.
+
+Keys are kebab-case in TOML and snake_case in Python. Every key has a default, a type and a
+range; all problems of a file are reported together, an unknown key with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from common.errors import ConfigError
+from common.types import LocalTraining
+
+__all__ = [
+    "BackboneConfig",
+    "BaselineConfig",
+    "Config",
+    "DataConfig",
+    "PartitionConfig",
+    "RoundConfig",
+    "StrategyConfig",
+    "TrainConfig",
+    "load_config",
+    "parse_overrides",
+]
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        alias_generator=lambda name: name.replace("_", "-"),
+        populate_by_name=False,
+    )
+
+
+class DataConfig(_Section):
+    """[data]: where images come from."""
+
+    source: str = Field("mnist5k", min_length=1)
+    """mnist5k, digits, a torchvision data set's name, folder:PATH or hf:NAME."""
+    root: str = ""
+    """Folder of torchvision data sets; empty: the data folder in the cache."""
+    download: bool = False
+    strict: bool = False
+    """A broken image is an error instead of being skipped with a warning."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Server's test part, where the source has none of its own."""
+    calibration_examples: Annotated[int, Field(ge=8)] = 256
+    """Unlabelled images of the training part that the server keeps to quantize with."""
+
+
+class PartitionConfig(_Section):
+    """[partition]: who owns which image, in simulation."""
+
+    scheme: Literal["iid", "dirichlet", "pathological", "shard", "natural"] = "iid"
+    num_clients: Positive = 50
+    """Ignored by natural, which has one client for each value of its column."""
+    alpha: Annotated[float, Field(gt=0)] = 0.3
+    classes_per_client: Positive = 2
+    shards_per_client: Positive = 2
+    column: str = ""
+    """Column of the natural partition, for example a user id."""
+    min_examples: Count = 2
+    test_fraction: Fraction = 0.1
+    """Part of a client's examples that it keeps to evaluate on."""
+
+
+class BackboneConfig(_Section):
+    """[backbone]: the frozen network."""
+
+    arch: Literal["mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small"] = "mobilenet_v2"
+    weights: str = Field("imagenet", min_length=1)
+    """imagenet, random, file:PATH or the name of a torchvision weights enum."""
+    input_size: Annotated[int, Field(ge=32, le=1024)] = 96
+    engine: Literal["qnnpack", "x86", "onednn", "fbgemm"] = "qnnpack"
+    distill_steps: Count = 40
+    """Steps of quantization-aware distillation; 0: post-training quantization."""
+    feature_scaling: Literal["none", "standardize"] = "standardize"
+
+
+class StrategyConfig(_Section):
+    """[strategy]: how the server aggregates."""
+
+    name: str = Field("fedavg", min_length=1)
+    """One of fedhead's own, or the import path of a Flower strategy (module:Class)."""
+    args: dict[str, Any] = Field(default_factory=dict)
+
+
+class TrainConfig(_Section):
+    """[train]: rounds, and what a client does in one."""
+
+    rounds: Positive = 50
+    clients_per_round: Count = 0
+    """0: every client."""
+    lr: Annotated[float, Field(gt=0)] = 0.01
+    local_epochs: Positive = 1
+    batch_size: Positive = 10
+    momentum: Fraction = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+    def local(self) -> LocalTraining:
+        """The part that a client needs."""
+        return LocalTraining(
+            lr=self.lr,
+            local_epochs=self.local_epochs,
+            batch_size=self.batch_size,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )
+
+
+class RoundConfig(_Section):
+    """[round]: when a round closes and what is kept of it."""
+
+    deadline_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    quorum: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the cohort whose updates must be valid, else the head stays as it was."""
+    max_update_norm: Annotated[float, Field(ge=0)] = 0.0
+    """An update of a larger L2 norm is refused; 0: no bound."""
+    keep_checkpoints: Positive = 3
+
+
+class BaselineConfig(_Section):
+    """[baseline]: what the same features give without federation."""
+
+    epochs: Count = 30
+    """Epochs of the centralized head, same optimizer; 0: skip both baselines."""
+    ridge_lambda: Annotated[float, Field(gt=0)] = 10.0
+
+
+class SimulationConfig(_Section):
+    """[simulation]: the in-process engine."""
+
+    nodes: Positive = 1
+    """Virtual nodes that host the clients; a stock Flower strategy has one for each client."""
+
+
+class Config(_Section):
+    """One experiment."""
+
+    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    out: str = ""
+    """Run folder; empty: runs/<name> in the working folder."""
+    data: DataConfig = DataConfig()
+    partition: PartitionConfig = PartitionConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    strategy: StrategyConfig = StrategyConfig()
+    train: TrainConfig = TrainConfig()
+    round: RoundConfig = RoundConfig()
+    baseline: BaselineConfig = BaselineConfig()
+    simulation: SimulationConfig = SimulationConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.train.clients_per_round > self.partition.num_clients and (
+            self.partition.scheme != "natural"
+        ):
+            raise ValueError(
+                f"train.clients-per-round={self.train.clients_per_round} is more than "
+                f"partition.num-clients={self.partition.num_clients}"
+            )
+        if self.partition.scheme == "natural" and not self.partition.column:
+            raise ValueError("partition.scheme='natural' needs partition.column")
+        return self
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether the strategy is a Flower class, named by import path."""
+        return ":" in self.strategy.name
+
+    def to_toml(self) -> str:
+        """The whole configuration, defaults included."""
+        return tomli_w.dumps(self.model_dump(by_alias=True))
+
+
+def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
+    """Turn ``section.key=value`` items into a nested mapping; values are TOML, or plain text.
+
+    >>> parse_overrides(["train.lr=0.1", "data.source=digits"])
+    {'train': {'lr': 0.1}, 'data': {'source': 'digits'}}
+    """
+    tree: dict[str, Any] = {}
+    problems = []
+    for item in items:
+        key, separator, text = item.partition("=")
+        path = key.strip().split(".")
+        if not separator or not all(path):
+            problems.append(f"'{item}' is not of the form section.key=value")
+            continue
+        try:
+            value: Any = tomllib.loads(f"value = {text.strip()}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        node = tree
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                problems.append(f"'{item}' goes below a key that has a value of its own")
+                break
+        else:
+            node[path[-1]] = value
+    if problems:
+        raise ConfigError(problems, "overrides")
+    return tree
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _merge(old, value) if both and old is not None else value
+    return merged
+
+
+def _known_keys(location: tuple[str | int, ...]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location:
+        field = model.model_fields.get(str(part).replace("-", "_"))
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return [name.replace("_", "-") for name in model.model_fields]
+
+
+def _describe(error: ErrorDetails) -> str:
+    location = error["loc"]
+    key = ".".join(str(part) for part in location)
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[-1]), _known_keys(location[:-1]), n=1)
+        parent = ".".join(str(part) for part in location[:-1])
+        hint = f", did you mean {parent + '.' if parent else ''}{near[0]}?" if near else ""
+        return f"unknown key {key}{hint}"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    if not location:
+        return message
+    return f"{key}={error['input']!r} {message}"
+
+
+def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read an experiment file (none: all defaults) and apply overrides.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, or with all problems of its content.
+    """
+    where = str(path) if path else "configuration"
+    content: dict[str, Any] = {}
+    if path is not None:
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as exc:
+            raise ConfigError(["no such file"], where) from exc
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+            raise ConfigError([f"not a readable TOML file: {exc}"], where) from exc
+    try:
+        return Config.model_validate(_merge(content, overrides or {}))
+    except ValidationError as exc:
+        raise ConfigError([_describe(error) for error in exc.errors()], where) from exc

@@ -1,0 +1,247 @@
+"""What every data set looks like from outside, and how its pictures are read."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from common.datasets.split import stratified_split
+from common.errors import DataError
+from common.images import ByteArray, check_image, decode_array, decode_bytes
+from common.progress import track
+from common.seeding import Purpose
+from common.types import IntArray
+
+__all__ = ["ArrayImages", "Dataset", "EncodedImages", "Images", "assemble", "cut", "verify"]
+
+logger = logging.getLogger("fedhead")
+
+_BLOCK = 4096  # files in flight: bounds what the thread pool has queued
+
+
+class Images(Protocol):
+    """n pictures, read when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: IntArray, size: int) -> ByteArray:
+        """uint8 (m, 3, size, size) of the pictures at these positions."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayImages:
+    """Pictures that lie in memory.
+
+    Attributes:
+        pixels: uint8 (n, H, W) or (n, H, W, 3).
+    """
+
+    pixels: ByteArray
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, index: IntArray, size: int) -> ByteArray:
+        out = np.empty((len(index), 3, size, size), np.uint8)
+        for row, i in enumerate(index):
+            out[row] = decode_array(self.pixels[i], size)
+        return out
+
+    @property
+    def key(self) -> str:
+        """Hex SHA-256 over shape and pixels."""
+        digest = hashlib.sha256(repr(self.pixels.shape).encode())
+        digest.update(np.ascontiguousarray(self.pixels).data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImages:
+    """Pictures that lie in files (or rows) of PNG, JPEG, ...; read by threads, never kept.
+
+    Attributes:
+        names: what to call each picture in an error.
+        load: gives the encoded bytes of the picture at a position; called by several threads.
+    """
+
+    names: Sequence[str]
+    load: Callable[[int], bytes]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: IntArray, size: int) -> ByteArray:
+        out = np.empty((len(index), 3, size, size), np.uint8)
+
+        def fill(row: int) -> None:
+            i = int(index[row])
+            out[row] = decode_bytes(self._bytes(i), size, name=self.names[i])
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(fill, range(len(index))):
+                pass
+        return out
+
+    def check(self, i: int) -> bytes | DataError:
+        """SHA-256 of the picture's bytes, or what is wrong with it."""
+        try:
+            data = self._bytes(i)
+            check_image(data, name=self.names[i])
+        except DataError as exc:
+            return exc
+        return hashlib.sha256(data).digest()
+
+    def keep(self, index: IntArray) -> EncodedImages:
+        """Only the pictures at these positions."""
+        load, kept = self.load, index.tolist()
+        return EncodedImages([self.names[i] for i in kept], lambda i: load(kept[i]))
+
+    def _bytes(self, i: int) -> bytes:
+        try:
+            return self.load(i)
+        except OSError as exc:
+            raise DataError(f"{self.names[i]}: cannot be read ({exc.strerror or exc})") from exc
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled pictures with their server split.
+
+    Attributes:
+        name: the source it was loaded from.
+        classes: names of the K classes; label k means ``classes[k]``.
+        labels: int64 (n,).
+        train: int64 positions, ascending: what clients share among themselves.
+        test: int64 positions, ascending: the server's test set; empty on a device.
+        source: where the pictures come from; use :meth:`images`.
+        images_key: hex SHA-256 over the pictures alone, in order: what features depend on.
+        content_key: hex SHA-256 over pictures, labels, class names and split.
+        columns: further columns, each of n entries, such as user ids for natural partitions.
+        skipped: broken pictures that were left out, each with the reason.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    labels: IntArray
+    train: IntArray
+    test: IntArray
+    source: Images
+    images_key: str
+    content_key: str
+    columns: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def images(self, index: IntArray, size: int) -> ByteArray:
+        """Read the pictures at these positions, in this order.
+
+        Args:
+            index: int64 (m,).
+            size: side of the square, in pixels.
+
+        Returns:
+            uint8 (m, 3, size, size); see :func:`common.images.decode_file`.
+
+        Raises:
+            DataError: a picture has become unreadable since the data set was loaded.
+        """
+        return self.source.read(index, size)
+
+
+def assemble(
+    name: str,
+    classes: Sequence[str],
+    labels: IntArray,
+    source: Images,
+    images_key: str,
+    *,
+    split: tuple[IntArray, IntArray] | None,
+    test_fraction: float,
+    seed: int,
+    columns: Mapping[str, npt.NDArray[np.generic]] | None = None,
+    skipped: tuple[str, ...] = (),
+) -> Dataset:
+    """Check the parts and put them together; ``split=None`` cuts a seeded, stratified one.
+
+    Raises:
+        DataError: no pictures, fewer than two classes, or a label without a class.
+    """
+    if len(labels) == 0:
+        raise DataError(f"{name}: no images")
+    if len(classes) < 2:
+        raise DataError(f"{name}: {len(classes)} class ({', '.join(classes)}), at least 2 needed")
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise DataError(
+            f"{name}: labels run from {labels.min()} to {labels.max()}, "
+            f"but there are {len(classes)} classes"
+        )
+    train, test = split or stratified_split(labels, test_fraction, seed, Purpose.SPLIT)
+    digest = hashlib.sha256(images_key.encode())
+    for array in (labels, train, test):
+        digest.update(len(array).to_bytes(8, "little"))
+        digest.update(array.astype("<i8").data)
+    digest.update("\0".join(classes).encode())
+    return Dataset(
+        name, tuple(classes), labels, train, test, source, images_key, digest.hexdigest(),
+        columns or {}, skipped,
+    )  # fmt: skip
+
+
+def cut(kept: IntArray, num_train: int) -> tuple[IntArray, IntArray]:
+    """Positions among ``kept`` of what came from the first ``num_train``, and of the rest."""
+    return np.flatnonzero(kept < num_train), np.flatnonzero(kept >= num_train)
+
+
+def verify(
+    images: EncodedImages, *, name: str, strict: bool
+) -> tuple[IntArray, str, tuple[str, ...]]:
+    """Decode every picture once, with all cores, keeping none.
+
+    Returns:
+        Positions of the good ones (int64, ascending), the key of their bytes, and the errors
+        of the others.
+
+    Raises:
+        DataError: ``strict`` and a picture is broken, or all are.
+    """
+    kept: list[int] = []
+    skipped: list[str] = []
+    digest = hashlib.sha256()
+    for i, result in enumerate(track(_checks(images), f"checking {name}", len(images))):
+        if isinstance(result, bytes):
+            kept.append(i)
+            digest.update(result)
+        elif strict:
+            raise result
+        else:
+            skipped.append(str(result))
+    if skipped and not kept:
+        raise DataError(f"{name}: none of {len(images)} images can be read ({skipped[0]})")
+    if skipped:
+        logger.warning(
+            "%s: skipped %d of %d images that cannot be read: %s%s",
+            name, len(skipped), len(images), "; ".join(skipped[:5]),
+            "; ..." if len(skipped) > 5 else "",
+        )  # fmt: skip
+    return np.array(kept, np.int64), digest.hexdigest(), tuple(skipped)
+
+
+def _checks(images: EncodedImages) -> Iterable[bytes | DataError]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(images), _BLOCK):
+            yield from pool.map(images.check, range(start, min(start + _BLOCK, len(images))))

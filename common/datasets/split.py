@@ -1,0 +1,47 @@
+"""A seeded cut into train and test that keeps the classes' proportions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from common.seeding import Purpose, permutation
+from common.types import IntArray
+
+__all__ = ["stratified_split"]
+
+
+def stratified_split(
+    labels: IntArray, fraction: float, seed: int, purpose: Purpose, *keys: int
+) -> tuple[IntArray, IntArray]:
+    """Cut off about ``fraction`` of the examples, as evenly over the classes as numbers allow.
+
+    Each class gives its share rounded down, the classes with the largest remainders one more;
+    a class gives its last example only when no other can, and one example always stays.
+
+    Args:
+        labels: int64 (n,).
+        fraction: of the examples that go to test, in [0, 1).
+        seed: the run's seed.
+        purpose: what the split is for.
+        keys: what else names the split, for example the client.
+
+    Returns:
+        Positions of train and of test, int64, ascending, disjoint, together all n.
+
+    >>> labels = np.repeat([0, 1], [6, 4])
+    >>> train, test = stratified_split(labels, 0.3, 0, Purpose.SPLIT)
+    >>> labels[test].tolist()
+    [0, 0, 1]
+    """
+    values, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    quota = counts * fraction
+    take = np.floor(quota).astype(np.int64)
+    missing = min(int(np.floor(len(labels) * fraction + 0.5)), len(labels) - 1) - int(take.sum())
+    gives_last = take >= counts - 1
+    take[np.lexsort((take - quota, gives_last))[: max(missing, 0)]] += 1
+
+    order = permutation(len(labels), seed, purpose, *keys)
+    is_test = np.zeros(len(labels), bool)
+    for k in range(len(values)):
+        is_test[order[inverse[order] == k][: take[k]]] = True
+    return np.flatnonzero(~is_test), np.flatnonzero(is_test)

@@ -1,0 +1,96 @@
+"""torchvision's classification data sets, by class name."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any  # torchvision's objects have no common type
+
+import numpy as np
+
+from common.datasets.base import ArrayImages, Dataset, Images, assemble, cut, verify
+from common.datasets.folder import file_images
+from common.datasets.vision_table import TABLE, Arguments, Spec
+from common.errors import DataError, MissingExtraError
+
+__all__ = ["load_vision"]
+
+
+def load_vision(
+    name: str, *, root: Path, download: bool, strict: bool, test_fraction: float, seed: int
+) -> Dataset:
+    """Load a data set of :data:`~common.datasets.vision_table.TABLE`.
+
+    Its training split (and its validation split, if there is one) becomes ``train``, its test
+    split ``test``; where it has none, one is cut off. Pictures in files are sorted by path,
+    because some of torchvision's loaders list them in the order of the disk.
+
+    Args:
+        name: a row of the table.
+        root: the folder torchvision's loader is given.
+        download: whether a missing data set may be fetched.
+        strict: a broken picture is an error instead of being skipped with a warning.
+        test_fraction: cut off by ``seed`` where there is no test split.
+        seed: the run's seed.
+
+    Raises:
+        DataError: not there, damaged, or not fetched.
+        MissingExtraError: scipy, which some formats need, is not installed.
+    """
+    spec = TABLE[name]
+    arguments = [*spec.train, *([spec.test] if spec.test is not None else [])]
+    loaded = [_construct(name, spec, kwargs, root, download=download) for kwargs in arguments]
+    try:
+        classes = list(spec.classes(loaded[0]))
+        for kwargs, part in zip(arguments, loaded, strict=True):
+            if list(spec.classes(part)) != classes:
+                raise DataError(f"{name}: its split {kwargs} has other classes than {arguments[0]}")
+        pictures = [spec.images(part) for part in loaded]
+        labels = [np.asarray(spec.labels(part), np.int64) for part in loaded]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
+        raise DataError(f"{name}: the files in {root} are damaged or incomplete ({exc})") from exc
+
+    skipped: tuple[str, ...] = ()
+    if arrays := [part for part in pictures if isinstance(part, np.ndarray)]:
+        pixels = ArrayImages(np.concatenate(arrays))
+        source: Images = pixels
+        kept, key = np.arange(len(pixels)), pixels.key
+    else:
+        for i, part in enumerate(pictures):
+            order = np.argsort([str(path) for path in part], kind="stable")
+            pictures[i], labels[i] = [Path(part[j]) for j in order], labels[i][order]
+        files = file_images([Path(path) for part in pictures for path in part])
+        kept, key, skipped = verify(files, name=name, strict=strict)
+        source = files.keep(kept)
+    num_train = sum(len(part) for part in labels[: len(spec.train)])
+    return assemble(
+        name, classes, np.concatenate(labels)[kept], source, key,
+        split=cut(kept, num_train) if spec.test is not None else None,
+        test_fraction=test_fraction, seed=seed, skipped=skipped,
+    )  # fmt: skip
+
+
+def _construct(name: str, spec: Spec, kwargs: Arguments, root: Path, *, download: bool) -> Any:
+    factory = getattr(importlib.import_module("torchvision.datasets"), spec.factory or name)
+    if spec.downloads:
+        kwargs = {**kwargs, "download": False}
+    # First without: some loaders refuse to download over what is already there.
+    try:
+        return factory(root, **kwargs)
+    except ImportError as exc:
+        raise MissingExtraError(exc.name or "scipy", "demo", f"the data set {name}") from exc
+    # A loader lets through whatever a missing or damaged file makes it do.
+    except Exception as exc:
+        if not (download and spec.downloads):
+            how = "set download = true, or put it there" if spec.downloads else "put it there"
+            raise DataError(
+                f"{name}: not found in {root}, or damaged ({_line(exc)}); {how}"
+            ) from exc
+    try:
+        return factory(root, **{**kwargs, "download": True})
+    except Exception as exc:
+        raise DataError(f"{name}: could not be downloaded to {root} ({_line(exc)})") from exc
+
+
+def _line(exc: Exception) -> str:
+    return (str(exc).splitlines() or [""])[0].strip() or type(exc).__name__

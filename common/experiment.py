@@ -1,0 +1,161 @@
+"""From a configuration to data: what server and simulated clients must derive alike.
+
+Each step is cached in the process, so that in-process server and clients share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from common.backbone.frozen import FrozenBackbone
+from common.config import Config, DataConfig, PartitionConfig, load_config, parse_overrides
+from common.datasets import Dataset, load_dataset
+from common.errors import ConfigError, DataError
+from common.features import extract
+from common.files import cache_root
+from common.partition import local_split, partition_clients
+from common.seeding import Purpose, permutation
+from common.types import FeatureSet, IntArray
+
+__all__ = [
+    "ClientShare",
+    "calibration_positions",
+    "client_shares",
+    "experiment_dataset",
+    "experiment_features",
+    "run_config",
+]
+
+_APP = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True, eq=False)
+class ClientShare:
+    """Positions in the data set that one simulated client owns.
+
+    Attributes:
+        train: int64, ascending.
+        test: int64, ascending; the client's own test part, possibly empty.
+    """
+
+    train: IntArray
+    test: IntArray
+
+
+def run_config(values: Mapping[str, object]) -> Config:
+    """The configuration that Flower's run config names: ``experiment`` and ``overrides``."""
+    experiment = str(values.get("experiment", ""))
+    if not experiment:
+        raise ConfigError(["experiment is empty, expected a TOML file"], "run config")
+    path = Path(experiment)
+    # A relative path is one inside the app bundle.
+    path = path if path.is_absolute() else _APP / path
+    overrides = str(values.get("overrides", ""))
+    changed = path.stat().st_mtime_ns if path.exists() else 0
+    return _load(path, overrides, changed)
+
+
+@lru_cache(maxsize=8)
+def _load(path: Path, overrides: str, _changed: int) -> Config:
+    items = [item.strip() for item in overrides.split(";") if item.strip()]
+    return load_config(path, parse_overrides(items))
+
+
+def experiment_dataset(config: Config) -> Dataset:
+    """The data set that [data] names."""
+    return _dataset(config.data, config.seed)
+
+
+@lru_cache(maxsize=2)
+def _dataset(data: DataConfig, seed: int) -> Dataset:
+    return load_dataset(
+        data.source,
+        root=Path(data.root).expanduser() if data.root else None,
+        download=data.download,
+        strict=data.strict,
+        test_fraction=data.test_fraction,
+        seed=seed,
+    )
+
+
+def calibration_positions(config: Config) -> IntArray:
+    """Training images that the server keeps, without labels, to quantize with.
+
+    At most half of the training part; clients never own them.
+    """
+    train = experiment_dataset(config).train
+    count = min(config.data.calibration_examples, len(train) // 2)
+    order = permutation(len(train), config.seed, Purpose.CALIBRATION)
+    return np.sort(train[order[:count]])
+
+
+def client_shares(config: Config) -> tuple[ClientShare, ...]:
+    """Who owns what, by client id.
+
+    Raises:
+        DataError: the partition cannot be made as configured.
+    """
+    return _shares(config.data, config.partition, config.seed, calibration_positions(config).size)
+
+
+@lru_cache(maxsize=2)
+def _shares(
+    data: DataConfig, partition: PartitionConfig, seed: int, _calibration: int
+) -> tuple[ClientShare, ...]:
+    dataset = _dataset(data, seed)
+    config = Config(data=data, partition=partition, seed=seed)
+    positions = np.setdiff1d(dataset.train, calibration_positions(config))
+    column = None
+    if partition.scheme == "natural":
+        if partition.column not in dataset.columns:
+            known = ", ".join(dataset.columns) or "none"
+            raise DataError(f"{dataset.name} has no column '{partition.column}' (known: {known})")
+        column = dataset.columns[partition.column]
+    parts = partition_clients(
+        dataset.labels,
+        scheme=partition.scheme,
+        num_clients=partition.num_clients,
+        seed=seed,
+        alpha=partition.alpha,
+        classes_per_client=partition.classes_per_client,
+        shards_per_client=partition.shards_per_client,
+        column=column,
+        min_examples=partition.min_examples,
+        positions=positions,
+    )
+    return tuple(
+        ClientShare(
+            *local_split(
+                part,
+                dataset.labels,
+                client=client,
+                test_fraction=partition.test_fraction,
+                seed=seed,
+            )
+        )
+        for client, part in enumerate(parts)
+    )
+
+
+def experiment_features(config: Config, backbone: FrozenBackbone) -> FeatureSet:
+    """Features of the whole data set, in its order, from the cache or extracted now."""
+    return _features(config.data, config.seed, backbone)
+
+
+@lru_cache(maxsize=2)
+def _features(data: DataConfig, seed: int, backbone: FrozenBackbone) -> FeatureSet:
+    dataset = _dataset(data, seed)
+    size = backbone.spec.input_size
+    q = extract(
+        backbone,
+        lambda index: dataset.images(index, size),
+        len(dataset),
+        content_key=dataset.images_key,
+        cache=cache_root(),
+    )
+    return FeatureSet(q, dataset.labels, backbone.affine, backbone.fingerprint)

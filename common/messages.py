@@ -1,0 +1,316 @@
+"""What travels between server and node: the only place where Flower's record keys live.
+
+===============  ==============================================  ==============================
+message          content                                         reply
+===============  ==============================================  ==============================
+query.describe   config                                          report
+query.backbone   config: the fingerprint, with or without bytes  report
+train            arrays (head), plan (arrays), config            arrays (fields), report
+train (stock)    arrays (head), config                           arrays (head), metrics, report
+evaluate         arrays (head), config                           report
+query.baselines  config                                          arrays (two heads)
+===============  ==============================================  ==============================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self, cast
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_to_proto
+
+from common.errors import ProtocolError
+from common.records import from_record, to_record
+from common.types import ClientPlan, FloatArray, Head, LocalTraining
+
+__all__ = [
+    "BackboneReply",
+    "BackboneRequest",
+    "BaselineRequest",
+    "DescribeReply",
+    "DescribeRequest",
+    "EvaluateReply",
+    "EvaluateRequest",
+    "TrainReply",
+    "TrainRequest",
+    "payload_bytes",
+    "read_head",
+    "read_heads",
+    "write_head",
+    "write_heads",
+]
+
+Arrays = Mapping[str, npt.NDArray[np.generic]]
+
+
+def payload_bytes(content: RecordDict) -> int:
+    """Size of a message's content as it is serialized."""
+    return int(recorddict_to_proto(content).ByteSize())
+
+
+def _config(content: RecordDict, name: str) -> ConfigRecord:
+    record = content.get(name)
+    if not isinstance(record, ConfigRecord):
+        raise ProtocolError(f"record {name!r} is missing")
+    return record
+
+
+def _pack(arrays: Arrays) -> ArrayRecord:
+    return ArrayRecord({key: Array(np.ascontiguousarray(a)) for key, a in arrays.items()})
+
+
+def _unpack(content: RecordDict, name: str) -> dict[str, npt.NDArray[Any]]:
+    record = content.get(name)
+    if not isinstance(record, ArrayRecord):
+        raise ProtocolError(f"record {name!r} is missing")
+    try:
+        return {str(key): array.numpy() for key, array in record.items()}
+    except Exception as exc:
+        # numpy raises many kinds on foreign bytes; none of them may end a server.
+        raise ProtocolError(f"record {name!r} holds an array that cannot be read") from exc
+
+
+def write_head(head: Head) -> ArrayRecord:
+    """The head as Flower arrays; the keys a stock strategy averages."""
+    return _pack({"head.weight": head.weight, "head.bias": head.bias})
+
+
+def read_head(content: RecordDict) -> Head:
+    """The reverse of write_head; float64 sums of a stock strategy become float32."""
+    arrays = _unpack(content, "arrays")
+    if set(arrays) != {"head.weight", "head.bias"}:
+        raise ProtocolError(f"arrays are {sorted(arrays)}, expected head.bias and head.weight")
+    weight, bias = arrays["head.weight"], arrays["head.bias"]
+    if weight.ndim != 2 or bias.shape != weight.shape[:1]:
+        raise ProtocolError(f"head.weight is {weight.shape} and head.bias {bias.shape}")
+    return Head(weight.astype(np.float32), bias.astype(np.float32))
+
+
+def write_heads(heads: Mapping[str, Head]) -> RecordDict:
+    """Several named heads in one reply."""
+    return RecordDict({"arrays": _pack({name: head.matrix for name, head in heads.items()})})
+
+
+def read_heads(content: RecordDict) -> dict[str, Head]:
+    """The reverse of write_heads."""
+    return {name: Head.from_matrix(matrix) for name, matrix in _unpack(content, "arrays").items()}
+
+
+def _same_length(first: Sized, *others: Sized) -> None:
+    if any(len(other) != len(first) for other in others):
+        raise ProtocolError("lists with one entry a client differ in length")
+
+
+class _Flat:
+    """A message that is one record of plain values."""
+
+    _record: ClassVar[str]
+
+    def __init_subclass__(cls, record: str = "config") -> None:
+        cls._record = record
+
+    def write(self) -> RecordDict:
+        return RecordDict({self._record: to_record(self)})
+
+    @classmethod
+    def read(cls, content: RecordDict) -> Self:
+        return from_record(cls, _config(content, cls._record))
+
+
+@dataclass(frozen=True)
+class DescribeRequest(_Flat):
+    """Asks a node which clients it hosts, and tells it the task.
+
+    Attributes:
+        run_id: names the run in the node's state folder.
+        classes: names of the classes, in label order.
+        test_fraction: part of a device's examples kept for its own evaluation.
+        seed: of the run.
+    """
+
+    run_id: str
+    classes: tuple[str, ...]
+    test_fraction: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class DescribeReply(_Flat, record="report"):
+    """What a node hosts.
+
+    Attributes:
+        clients: ids of the node's clients.
+        num_examples: training examples of each.
+        simulated: whether the node stands for phones, so that all data is on this machine.
+    """
+
+    clients: tuple[int, ...]
+    num_examples: tuple[int, ...]
+    simulated: bool
+
+    def __post_init__(self) -> None:
+        _same_length(self.clients, self.num_examples)
+
+
+@dataclass(frozen=True)
+class BackboneRequest(_Flat):
+    """Asks whether a node has a backbone (no data), or brings it."""
+
+    fingerprint: str
+    data: bytes = b""
+
+
+@dataclass(frozen=True)
+class BackboneReply(_Flat, record="report"):
+    """Whether the node has the backbone now."""
+
+    present: bool
+
+
+@dataclass(frozen=True, eq=False)
+class TrainRequest:
+    """One round's order to a node.
+
+    Attributes:
+        head: the global head.
+        plan: what each client does.
+        training: hyperparameters of local SGD.
+        clients: which of the node's clients take part.
+        round_number: from 1.
+        run_id: names the run in the node's state folder.
+        seed: of the run.
+        fingerprint: of the backbone whose features the head reads.
+        reduce: "sum", "individual", or "stock" for a reply in Flower's own format.
+        max_norm: bound on an update's norm, 0 for none.
+    """
+
+    head: Head
+    plan: ClientPlan
+    training: LocalTraining
+    clients: tuple[int, ...]
+    round_number: int
+    run_id: str
+    seed: int
+    fingerprint: str
+    reduce: Literal["sum", "individual", "stock"]
+    max_norm: float = 0.0
+
+    def config(self) -> ConfigRecord:
+        """All but the arrays; also what a stock strategy passes on to its nodes."""
+        return to_record(self, skip=("head", "arrays", "exclude"))
+
+    def write(self) -> RecordDict:
+        content = RecordDict({"arrays": write_head(self.head), "config": self.config()})
+        if self.plan.arrays:
+            content["plan"] = _pack(self.plan.arrays)
+        return content
+
+    @classmethod
+    def read(cls, content: RecordDict) -> TrainRequest:
+        config = dict(_config(content, "config"))
+        # Flower's FedProx writes its coefficient under this name.
+        if "proximal-mu" in config:
+            config["mu"] = config["proximal-mu"]
+        arrays = cast(
+            "dict[str, FloatArray]", _unpack(content, "plan") if "plan" in content else {}
+        )
+        plan = from_record(ClientPlan, config, arrays=arrays, exclude=())
+        return from_record(cls, config, head=read_head(content), plan=plan)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainReply:
+    """A node's answer to a TrainRequest.
+
+    Attributes:
+        fingerprint: of the backbone that the node trained on.
+        clients: who is in the fields, in the order of their rows (or sum).
+        num_examples: of each client.
+        loss_before: mean loss of the global head on each client's examples.
+        loss_after: the same of its local head.
+        payload_bytes: what each client's own update weighs on the wire.
+        rejected_clients: clients whose update was refused on the node.
+        rejected_reasons: why, in the same order.
+        missing_backbone: the node has not got the backbone and did nothing.
+        fields: arrays (m, ...), or (1, ...) for a sum.
+    """
+
+    fingerprint: str
+    clients: tuple[int, ...] = ()
+    num_examples: tuple[int, ...] = ()
+    loss_before: tuple[float, ...] = ()
+    loss_after: tuple[float, ...] = ()
+    payload_bytes: tuple[int, ...] = ()
+    rejected_clients: tuple[int, ...] = ()
+    rejected_reasons: tuple[str, ...] = ()
+    missing_backbone: bool = False
+    fields: Arrays = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _same_length(
+            self.clients, self.num_examples, self.loss_before, self.loss_after, self.payload_bytes
+        )
+        _same_length(self.rejected_clients, self.rejected_reasons)
+
+    def write(self) -> RecordDict:
+        return RecordDict(
+            {"arrays": _pack(self.fields), "report": to_record(self, skip=("fields",))}
+        )
+
+    def write_stock(self, head: Head) -> RecordDict:
+        """Flower's own format: the whole local head, num-examples and train_loss."""
+        metrics = MetricRecord(
+            {"num-examples": self.num_examples[0], "train_loss": self.loss_before[0]}
+        )
+        report = to_record(self, skip=("fields",))
+        return RecordDict({"arrays": write_head(head), "metrics": metrics, "report": report})
+
+    @classmethod
+    def read(cls, content: RecordDict) -> TrainReply:
+        return from_record(cls, _config(content, "report"), fields=_unpack(content, "arrays"))
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluateRequest:
+    """Asks clients how well a head does on their own test parts."""
+
+    head: Head
+    clients: tuple[int, ...]
+    fingerprint: str
+    run_id: str
+
+    def write(self) -> RecordDict:
+        config = to_record(self, skip=("head",))
+        return RecordDict({"arrays": write_head(self.head), "config": config})
+
+    @classmethod
+    def read(cls, content: RecordDict) -> EvaluateRequest:
+        return from_record(cls, _config(content, "config"), head=read_head(content))
+
+
+@dataclass(frozen=True)
+class EvaluateReply(_Flat, record="report"):
+    """Counts on each client's local test part; a client without one is left out."""
+
+    clients: tuple[int, ...]
+    num_examples: tuple[int, ...]
+    correct: tuple[int, ...]
+    loss: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _same_length(self.clients, self.num_examples, self.correct, self.loss)
+
+
+@dataclass(frozen=True)
+class BaselineRequest(_Flat):
+    """Asks a simulated node for the heads that all clients' data in one place would give."""
+
+    training: LocalTraining
+    num_classes: int
+    ridge_lambda: float
+    seed: int
+    fingerprint: str

@@ -1,0 +1,293 @@
+"""Who holds which example: simulated clients, each client's own test part, and a picture.
+
+The draws are flwr-datasets' partitioners', on a table of labels alone. What they leave open is
+settled here: they get the examples in a seeded order (their iid partitioner deals them out as
+they come, and data sets are often sorted by class), impossible requests are refused before
+they loop or fail inside, and a draw that leaves a client too little is repeated.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from common.datasets.split import stratified_split
+from common.errors import DataError, MissingExtraError
+from common.files import write_atomic
+from common.seeding import Purpose, draws, permutation
+from common.types import IntArray
+
+__all__ = ["Scheme", "local_split", "partition_clients", "plot_partition"]
+
+logger = logging.getLogger("fedhead")
+
+Scheme = Literal["iid", "dirichlet", "pathological", "shard", "natural"]
+
+# flwr-datasets draws a Dirichlet partition 11 times before it gives up; so this is 220 draws.
+_ATTEMPTS = 20
+_ORDER, _DRAW, _CHOICE = range(3)  # keys of the partition's random streams
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    scheme: Scheme
+    num_clients: int
+    alpha: float
+    classes_per_client: int
+    shards_per_client: int
+    min_examples: int
+
+    def __str__(self) -> str:
+        detail = {
+            "iid": "",
+            "dirichlet": f"({self.alpha:g})",
+            "pathological": f"({self.classes_per_client} classes a client)",
+            "shard": f"({self.shards_per_client} shards a client)",
+            "natural": "",
+        }[self.scheme]
+        return f"{self.scheme}{detail} partition"
+
+
+def partition_clients(  # the config's partition section, key by key
+    labels: IntArray,
+    *,
+    scheme: Scheme,
+    num_clients: int,
+    seed: int,
+    positions: IntArray,
+    alpha: float = 0.5,
+    classes_per_client: int = 2,
+    shards_per_client: int = 2,
+    column: npt.NDArray[np.generic] | None = None,
+    min_examples: int = 1,
+) -> list[IntArray]:
+    """Deal examples out to clients.
+
+    Args:
+        labels: int64 (n,), of the whole data set.
+        scheme: "iid": equal shares of a shuffled deck. "dirichlet": each class is divided in
+            proportions drawn from Dirichlet(alpha) (arXiv:1905.12022). "pathological": each
+            client has exactly ``classes_per_client`` classes. "shard": examples sorted by
+            label are cut into shards, of which each client gets ``shards_per_client``
+            (arXiv:1602.05629). "natural": one client for each value in ``column``.
+        num_clients: how many; for "natural", a seeded choice of them where the column has more.
+        seed: the run's seed.
+        positions: int64, the examples to deal out, as positions in ``labels``.
+        alpha: concentration, > 0; small is skewed.
+        classes_per_client: for "pathological".
+        shards_per_client: for "shard".
+        column: (n,), client ids, for "natural".
+        min_examples: what each client holds at least.
+
+    Returns:
+        For each client its positions, int64, ascending; disjoint. Every position is dealt out,
+        except: classes that no client was given (pathological), what is left when the examples
+        do not divide into shards, clients below ``min_examples`` or beyond ``num_clients``
+        (natural). Those are counted in the log.
+
+    Raises:
+        DataError: the request cannot be met with these examples.
+        MissingExtraError: flwr-datasets is not installed.
+    """
+    request = _Request(
+        scheme, num_clients, alpha, classes_per_client, shards_per_client, min_examples
+    )
+    _check(request, labels[positions], column)
+    order = positions[permutation(len(positions), seed, Purpose.PARTITION, _ORDER)]
+    if scheme == "natural" and column is not None:
+        parts = _natural(request, column[order], seed)
+    else:
+        parts = _drawn(request, labels[order], seed)
+    dropped = len(order) - sum(len(part) for part in parts)
+    if dropped:
+        logger.warning("%s: %d of %d examples belong to no client", request, dropped, len(order))
+    return [np.sort(order[part]) for part in parts]
+
+
+def local_split(
+    positions: IntArray, labels: IntArray, *, client: int, test_fraction: float, seed: int
+) -> tuple[IntArray, IntArray]:
+    """Cut a client's examples into its train and test part, label by label where numbers allow.
+
+    Args:
+        positions: int64 (m,), what the client holds.
+        labels: int64 (n,), of the whole data set.
+        client: its number.
+        test_fraction: in [0, 1).
+        seed: the run's seed.
+
+    Returns:
+        Positions of train and test, int64, in the order they came in. Train is empty only when
+        the client holds nothing.
+    """
+    train, test = stratified_split(
+        labels[positions], test_fraction, seed, Purpose.LOCAL_SPLIT, client
+    )
+    return positions[train], positions[test]
+
+
+def _check(request: _Request, labels: IntArray, column: npt.NDArray[np.generic] | None) -> None:
+    """Refuse what cannot work, in words; flwr-datasets would loop, divide by zero or drop."""
+    clients, examples = request.num_clients, len(labels)
+    num_classes = len(np.unique(labels))
+    needed = clients * max(request.min_examples, 1)
+    problem = None
+    if clients < 1:
+        problem = f"{clients} clients, at least 1 needed"
+    elif examples < needed:
+        problem = (
+            f"{clients} clients of at least {max(request.min_examples, 1)} examples need {needed}, "
+            f"but there are {examples}"
+        )
+    elif request.scheme == "dirichlet" and not 0 < request.alpha < np.inf:
+        problem = f"alpha is {request.alpha}, must be > 0"
+    elif request.scheme == "pathological" and not 1 <= request.classes_per_client <= num_classes:
+        problem = f"{request.classes_per_client} classes a client, but the data hold {num_classes}"
+    elif request.scheme == "shard" and not 1 <= request.shards_per_client <= examples // clients:
+        problem = (
+            f"{clients} clients of {request.shards_per_client} shards each cannot be cut "
+            f"from {examples} examples"
+        )
+    elif request.scheme == "natural" and column is None:
+        problem = "needs a column of client ids, and this data set has none"
+    if problem:
+        raise DataError(f"{request}: {problem}")
+
+
+def _drawn(request: _Request, labels: IntArray, seed: int) -> list[IntArray]:
+    attempts = 1 if request.scheme == "iid" else _ATTEMPTS
+    streams = draws(seed, Purpose.PARTITION, _DRAW, index=np.arange(attempts))
+    smallest = 0
+    for stream in streams.tolist():
+        try:
+            parts = _deal({"label": labels}, _partitioner(request, stream))
+        except ValueError:  # an unlucky draw; what is never possible was refused before
+            continue
+        least = min(len(part) for part in parts)
+        if least >= request.min_examples:
+            return parts
+        smallest = max(smallest, least)
+    raise DataError(
+        f"{request}: no draw in {attempts} gave each of {request.num_clients} clients at least "
+        f"{request.min_examples} of {len(labels)} examples (best: {smallest}); "
+        "ask for fewer examples or clients, or a milder skew"
+    )
+
+
+def _natural(request: _Request, column: npt.NDArray[np.generic], seed: int) -> list[IntArray]:
+    parts = _deal({"client": column}, _partitioner(request, seed))
+    enough = [part for part in parts if len(part) >= request.min_examples]
+    if len(enough) < request.num_clients:
+        raise DataError(
+            f"{request}: {request.num_clients} clients asked for, but the column has "
+            f"{len(enough)} with at least {request.min_examples} examples (and "
+            f"{len(parts) - len(enough)} with fewer)"
+        )
+    chosen = permutation(len(enough), seed, Purpose.PARTITION, _CHOICE)[: request.num_clients]
+    return [enough[i] for i in np.sort(chosen)]
+
+
+def _partitioner(request: _Request, stream: int) -> Any:  # flwr-datasets ships no types
+    try:
+        from flwr_datasets import partitioner
+    except ImportError as exc:
+        raise MissingExtraError("flwr-datasets", "simulation", "dealing data to clients") from exc
+    n = request.num_clients
+    match request.scheme:
+        case "iid":
+            return partitioner.IidPartitioner(n)
+        case "dirichlet":
+            return partitioner.DirichletPartitioner(
+                n, "label", float(request.alpha), min_partition_size=request.min_examples,
+                shuffle=False, seed=stream,
+            )  # fmt: skip
+        case "pathological":
+            # "random" can leave a class to nobody even where clients could hold them all.
+            return partitioner.PathologicalPartitioner(
+                n, "label", request.classes_per_client,
+                class_assignment_mode="first-deterministic", shuffle=False, seed=stream,
+            )  # fmt: skip
+        case "shard":
+            return partitioner.ShardPartitioner(
+                n, "label", request.shards_per_client, shuffle=False, seed=stream
+            )
+        case "natural":
+            return partitioner.NaturalIdPartitioner("client")
+
+
+def _deal(columns: dict[str, npt.NDArray[np.generic]], partitioner: Any) -> list[IntArray]:
+    """Run a partitioner on a table; gives each client's row numbers."""
+    import datasets
+
+    num_rows = len(next(iter(columns.values())))
+    table = {name: values.tolist() for name, values in columns.items()}
+    rows = datasets.Dataset.from_dict({**table, "row": np.arange(num_rows)})
+    # Without this, most of the time goes into hashing the arguments of each selection.
+    rows.select = functools.partial(rows.select, new_fingerprint="rows")
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # a bar, retries, pyarrow
+        warnings.simplefilter("ignore")
+        partitioner.dataset = rows
+        return [
+            np.asarray(partitioner.load_partition(i)["row"][:], np.int64)
+            for i in range(partitioner.num_partitions)
+        ]
+
+
+def plot_partition(
+    labels_per_client: Sequence[IntArray], classes: Sequence[str], path: Path
+) -> None:
+    """Draw who holds what: above, each client's number of examples; below, of which classes.
+
+    Two panels on one axis stay readable for 5 or 1,000 clients and 2 or 200 classes, which
+    the stacked bars of flwr-datasets' own plot do not.
+
+    Args:
+        labels_per_client: for each client the labels it holds, int64.
+        classes: the K class names.
+        path: the PNG to write.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.colors import PowerNorm
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ImportError as exc:
+        raise MissingExtraError("matplotlib", "simulation", "drawing the partition") from exc
+    num_clients, num_classes = len(labels_per_client), len(classes)
+    counts = np.stack([np.bincount(k, minlength=num_classes) for k in labels_per_client], axis=1)
+    height = float(np.clip(0.22 * num_classes, 1.6, 9.0))
+    figure = Figure(figsize=(float(np.clip(0.2 * num_clients, 6, 14)), 2.4 + height), dpi=120)
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained")
+    sizes, shares = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, height])
+
+    sizes.bar(np.arange(num_clients), counts.sum(axis=0), width=0.9, color="0.45")
+    sizes.set_ylabel("examples")
+    sizes.spines[["top", "right"]].set_visible(False)
+    sizes.set_title(f"{int(counts.sum()):,} examples on {num_clients} clients")
+
+    # Square root: a class of which a client has 5 shows beside one of which it has 500.
+    image = shares.imshow(
+        np.ma.masked_equal(counts, 0), aspect="auto", interpolation="none", cmap="viridis_r",
+        norm=PowerNorm(0.5, vmin=0, vmax=max(int(counts.max()), 1)),
+    )  # fmt: skip
+    step = -(-num_classes // 40)
+    shares.set_yticks(np.arange(0, num_classes, step), list(classes)[::step], fontsize=8)
+    shares.set_ylabel("class")
+    shares.set_xlabel("client")
+    shares.xaxis.set_major_locator(MaxNLocator(nbins=25, integer=True))
+    figure.colorbar(image, ax=shares, label="examples", pad=0.01)
+    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))

@@ -1,0 +1,58 @@
+"""Is this update fit to count? Asked on the node for each client, and on the server again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import ReplyError
+from common.statistics import triangle_size
+
+__all__ = ["check_fields", "field_shapes"]
+
+Fields = Mapping[str, npt.NDArray[np.generic]]
+
+
+def field_shapes(
+    fields: Sequence[str], num_classes: int, num_features: int
+) -> dict[str, tuple[int, ...]]:
+    """Shape of one client's part of each named field."""
+    width = num_features + 1
+    known = {
+        "delta": (num_classes, width),
+        "control_delta": (num_classes, width),
+        "gram": (triangle_size(width),),
+        "moments": (num_classes, width),
+    }
+    return {name: known[name] for name in fields}
+
+
+def check_fields(fields: Fields, shapes: Mapping[str, tuple[int, ...]], max_norm: float) -> None:
+    """Refuse an update that must not be summed.
+
+    Args:
+        fields: one client's arrays, or one row of a reply.
+        shapes: what the plan asked for.
+        max_norm: bound on the L2 norm of "delta"; 0 for none.
+
+    Raises:
+        ReplyError: names the field, what it is and what was expected.
+    """
+    if set(fields) != set(shapes):
+        raise ReplyError(f"sent the fields {sorted(fields)}, expected {sorted(shapes)}")
+    for name, shape in shapes.items():
+        array = fields[name]
+        if array.shape != shape:
+            raise ReplyError(f"{name} is {array.shape}, expected {shape}")
+        kinds = "u" if name in ("gram", "moments") else "f"
+        if array.dtype.kind != kinds:
+            expected = "unsigned integers" if kinds == "u" else "floats"
+            raise ReplyError(f"{name} has dtype {array.dtype}, expected {expected}")
+        if kinds == "f" and not np.isfinite(array).all():
+            raise ReplyError(f"{name} is not finite")
+    if max_norm and "delta" in fields:
+        norm = float(np.linalg.norm(fields["delta"].astype(np.float64)))
+        if norm > max_norm:
+            raise ReplyError(f"delta has norm {norm:.3g}, above the bound {max_norm:g}")

@@ -1,0 +1,1 @@
+"""What runs on the server: the round loop, the strategies, evaluation, checkpoints, export."""

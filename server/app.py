@@ -1,0 +1,297 @@
+"""The ServerApp: one run from its configuration to the exported model."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Context, RecordDict
+from flwr.serverapp import Grid, ServerApp
+from safetensors.numpy import save
+
+from common.backbone.frozen import FrozenBackbone
+from common.backbone.prepare import cached_backbone
+from common.config import Config
+from common.datasets import Dataset
+from common.errors import ConfigError, RunError
+from common.evaluation import Evaluation, evaluate
+from common.experiment import (
+    calibration_positions,
+    client_shares,
+    experiment_dataset,
+    experiment_features,
+    run_config,
+)
+from common.files import cache_root, simulated_state, write_atomic
+from common.messages import (
+    BaselineRequest,
+    DescribeRequest,
+    EvaluateReply,
+    EvaluateRequest,
+    payload_bytes,
+    read_heads,
+    write_head,
+)
+from common.types import Affine, FeatureSet, Head
+from server.checkpoint import load_latest
+from server.exchange import Registry, ask
+from server.export import ExportReport, export_model
+from server.rounds import Engine, StrategyEngine, Task, run_rounds
+from server.runfolder import RunFolder, free_folder
+from server.stock import StockEngine, build_stock
+from server.strategies import build_strategy
+
+logger = logging.getLogger("fedhead")
+
+app = ServerApp()
+
+_JOIN_SECONDS = 120.0
+_SELF_CHECK_IMAGES = 200
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment that the run config names."""
+    run_experiment(grid, run_config(context.run_config))
+
+
+class _Stages:
+    """Wall seconds by stage, in the order they ran."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        logger.debug("stage %s", name)
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 3)
+
+
+def run_experiment(grid: Grid, config: Config) -> Path:
+    """Run or resume an experiment and return its run folder.
+
+    Raises:
+        FedheadError: as one clear line; finished rounds stay in the run folder.
+    """
+    _check_strategy(config)
+    folder = RunFolder(free_folder(config), config)
+    checkpoint = load_latest(folder.checkpoints)
+    if checkpoint is not None:
+        if config.is_stock:
+            raise RunError(
+                f"{folder.path}: a run with a stock Flower strategy cannot be resumed, "
+                "its state is private"
+            )
+        logger.info("going on after round %d in %s", checkpoint.round_number, folder.path)
+    stages = _Stages()
+    with stages("data"):
+        dataset = experiment_dataset(config)
+    with stages("backbone"):
+        backbone = prepare(config, dataset)
+    with stages("features"):
+        features = experiment_features(config, backbone)
+        test = features.select(dataset.test)
+    registry = _registry(grid, config, folder, dataset, backbone)
+    task = Task(config, folder.run_id, backbone.fingerprint, grid, registry)
+    engine = _engine(task, features)
+    with stages("baselines"):
+        baselines = _baselines(task, dataset.num_classes, test)
+    with stages("rounds"):
+        head, rounds, counters = run_rounds(
+            task,
+            engine,
+            Head.zeros(dataset.num_classes, features.num_features),
+            test,
+            folder,
+            checkpoint,
+        )
+    with stages("clients"):
+        client_accuracy = _client_accuracy(task, head)
+    evaluation = evaluate(head, test)
+    with stages("export"):
+        exported = export(backbone, head, evaluation, dataset, folder.model)
+    write_atomic(folder.path / "head.safetensors", save({"weight": head.weight, "bias": head.bias}))
+    # What one client would send if the float32 backbone were trained and sent as well.
+    full_model_bytes = backbone.spec.float_model_bytes + payload_bytes(
+        RecordDict({"arrays": write_head(head)})
+    )
+    summary = {
+        "accuracy": evaluation.accuracy,
+        "loss": evaluation.loss,
+        **baselines,
+        **client_accuracy,
+        "rounds": rounds,
+        "clients": len(registry.clients),
+        "valid_updates": int(counters["valid"]),
+        "rejected_updates": int(counters["rejected"]),
+        "failed_updates": int(counters["failed"]),
+        "uplink_bytes": int(counters["uplink-bytes"]),
+        "downlink_bytes": int(counters["downlink-bytes"]),
+        "full_model_uplink_bytes": full_model_bytes * int(counters["valid"]),
+        "backbone_bytes_sent": registry.backbone_bytes_sent,
+        "seconds": {**stages.seconds, "rounds_total": round(counters["seconds"], 3)},
+        "strategy": config.strategy.name,
+        "run": str(folder.path),
+        "model_path": str(folder.model),
+        "model_bytes": exported.model_bytes,
+        "model_accuracy": exported.accuracy,
+        "argmax_agreement": exported.argmax_agreement,
+        "max_logit_difference": exported.max_logit_difference,
+        "head_sha256": head.sha256,
+        "fingerprint": backbone.fingerprint,
+    }
+    folder.write_json(folder.summary, summary)
+    if registry.simulated:
+        shutil.rmtree(simulated_state() / folder.run_id, ignore_errors=True)
+    return folder.path
+
+
+def prepare(config: Config, dataset: Dataset) -> FrozenBackbone:
+    """The configured backbone, quantized on the server's unlabelled images, or from the cache."""
+    settings = config.backbone
+    return cached_backbone(
+        arch=settings.arch,
+        weights=settings.weights,
+        input_size=settings.input_size,
+        engine=settings.engine,
+        distill_steps=settings.distill_steps,
+        feature_scaling=settings.feature_scaling,
+        images=dataset.images(calibration_positions(config), settings.input_size),
+        seed=config.seed,
+        cache=cache_root(),
+    )
+
+
+def export(
+    backbone: FrozenBackbone, head: Head, evaluation: Evaluation, dataset: Dataset, path: Path
+) -> ExportReport:
+    """Export a head with its backbone, checked on real test images."""
+    check = dataset.test[:_SELF_CHECK_IMAGES]
+    return export_model(
+        backbone,
+        head,
+        classes=dataset.classes,
+        metrics={"accuracy": evaluation.accuracy, "loss": evaluation.loss},
+        images=dataset.images(check, backbone.spec.input_size),
+        labels=dataset.labels[check],
+        path=path,
+    )
+
+
+def _registry(
+    grid: Grid, config: Config, folder: RunFolder, dataset: Dataset, backbone: FrozenBackbone
+) -> Registry:
+    request = DescribeRequest(
+        run_id=folder.run_id,
+        classes=dataset.classes,
+        test_fraction=config.partition.test_fraction,
+        seed=config.seed,
+    )
+    registry = Registry(
+        grid,
+        request,
+        (backbone.fingerprint, backbone.to_bytes),
+        config.round.deadline_seconds,
+    )
+    registry.wait_for(1, _JOIN_SECONDS)
+    if not registry.simulated:
+        registry.wait_for(config.train.clients_per_round, _JOIN_SECONDS)
+    else:
+        # All simulated nodes are there from the start, so each client is or never will be.
+        expected = {i for i, share in enumerate(client_shares(config)) if len(share.train)}
+        if missing := sorted(expected - set(registry.clients)):
+            raise RunError(f"no node hosts the clients {missing[:10]}")
+    return registry
+
+
+def _check_strategy(config: Config) -> None:
+    """Find a wrong strategy name or argument before the long work starts."""
+    if config.is_stock:
+        build_stock(config.strategy.name, config.strategy.args, lr=config.train.lr)
+        return
+    nothing = np.zeros(0, np.float32)
+    own = build_strategy(
+        config.strategy.name,
+        config.strategy.args,
+        num_clients=1,
+        affine=Affine(nothing, nothing),
+    )
+    if own.name == "scaffold" and config.train.momentum:
+        raise ConfigError(["train.momentum must be 0 with scaffold: it needs plain SGD steps"])
+
+
+def _engine(task: Task, features: FeatureSet) -> Engine:
+    config = task.config
+    if config.is_stock:
+        strategy = build_stock(config.strategy.name, config.strategy.args, lr=config.train.lr)
+        return StockEngine(task, strategy)
+    own = build_strategy(
+        config.strategy.name,
+        config.strategy.args,
+        num_clients=len(task.registry.clients),
+        affine=features.affine,
+    )
+    return StrategyEngine(task, own)
+
+
+def _baselines(task: Task, num_classes: int, test: FeatureSet) -> dict[str, float | None]:
+    """Accuracy of the centralized and the ridge head; None where data cannot be in one place."""
+    config = task.config
+    if not (task.registry.simulated and config.baseline.epochs):
+        return {"centralized_accuracy": None, "ridge_accuracy": None}
+    training = config.train.model_copy(update={"local_epochs": config.baseline.epochs}).local()
+    request = BaselineRequest(
+        training=training,
+        num_classes=num_classes,
+        ridge_lambda=config.baseline.ridge_lambda,
+        seed=config.seed,
+        fingerprint=task.fingerprint,
+    )
+    node = min(client.node for client in task.registry.clients.values())
+    answers = ask(
+        task.grid,
+        "query.baselines",
+        lambda _: request.write(),
+        [node],
+        config.round.deadline_seconds,
+    )
+    if node not in answers:
+        raise RunError("the baselines could not be computed")
+    heads = read_heads(answers[node])
+    return {f"{name}_accuracy": evaluate(head, test).accuracy for name, head in heads.items()}
+
+
+def _client_accuracy(task: Task, head: Head) -> dict[str, float | None]:
+    """Accuracy of the head on the clients' own test parts: mean, 10th percentile, worst."""
+    by_node: dict[int, list[int]] = {}
+    for number, client in sorted(task.registry.clients.items()):
+        by_node.setdefault(client.node, []).append(number)
+    answers = ask(
+        task.grid,
+        "evaluate",
+        lambda node: EvaluateRequest(
+            head, tuple(by_node[node]), task.fingerprint, task.run_id
+        ).write(),
+        sorted(by_node),
+        task.config.round.deadline_seconds,
+    )
+    replies = [EvaluateReply.read(answers[node]) for node in sorted(answers)]
+    rates = [c / n for r in replies for c, n in zip(r.correct, r.num_examples, strict=True)]
+    if not rates:
+        return {
+            "client_accuracy_mean": None,
+            "client_accuracy_p10": None,
+            "client_accuracy_min": None,
+        }
+    return {
+        "client_accuracy_mean": float(np.mean(rates)),
+        "client_accuracy_p10": float(np.percentile(rates, 10)),
+        "client_accuracy_min": min(rates),
+    }

@@ -1,0 +1,159 @@
+"""Checkpoints: the head, the strategy's state and the counters after each round.
+
+A checkpoint is a folder that appears whole or not at all; ``meta.json`` holds the hash of its
+other files, and one that does not verify is passed over for the one before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from common.errors import RunError
+from common.files import write_folder
+from common.types import Head
+
+__all__ = ["Checkpoint", "load_latest", "restore_state", "save_checkpoint"]
+
+logger = logging.getLogger("fedhead")
+S = TypeVar("S")
+Arrays = dict[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a round left behind.
+
+    Attributes:
+        round_number: the last finished round; 0 before the first.
+        head: the global head after it.
+        arrays: the strategy state's arrays, by dotted field name.
+        scalars: its other fields, and the counters.
+        counters: totals of the run so far.
+    """
+
+    round_number: int
+    head: Head
+    arrays: Mapping[str, npt.NDArray[np.generic]]
+    scalars: Mapping[str, Any]
+    counters: Mapping[str, float]
+
+
+def _flatten(state: Any, prefix: str = "") -> tuple[Arrays, dict[str, Any]]:
+    arrays: Arrays = {}
+    scalars: dict[str, Any] = {}
+    for field in dataclasses.fields(state):
+        value, name = getattr(state, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            inner_arrays, inner_scalars = _flatten(value, f"{name}.")
+            arrays |= inner_arrays
+            scalars |= inner_scalars
+        elif isinstance(value, np.ndarray):
+            arrays[name] = value
+        else:
+            scalars[name] = value
+    return arrays, scalars
+
+
+def restore_state(template: S, checkpoint: Checkpoint, prefix: str = "") -> S:
+    """The strategy state of a checkpoint, in the form of a freshly made one.
+
+    Raises:
+        RunError: a field is missing or an array has another shape or dtype.
+    """
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(template):  # type: ignore[arg-type]
+        old, name = getattr(template, field.name), prefix + field.name
+        if dataclasses.is_dataclass(old):
+            values[field.name] = restore_state(old, checkpoint, f"{name}.")
+            continue
+        source = checkpoint.arrays if isinstance(old, np.ndarray) else checkpoint.scalars
+        if name not in source:
+            raise RunError(f"checkpoint of round {checkpoint.round_number} lacks {name!r}")
+        new = source[name]
+        if isinstance(old, np.ndarray) and (new.shape, new.dtype) != (old.shape, old.dtype):
+            raise RunError(
+                f"checkpoint of round {checkpoint.round_number}: {name} is {new.dtype} "
+                f"{new.shape}, expected {old.dtype} {old.shape}"
+            )
+        values[field.name] = tuple(new) if isinstance(old, tuple) else new
+    return type(template)(**values)
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    round_number: int,
+    head: Head,
+    state: Any,
+    counters: Mapping[str, float],
+    keep: int,
+) -> None:
+    """Write the checkpoint of a round and drop all but the newest ``keep``."""
+    arrays, scalars = _flatten(state)
+    files = {
+        "head.safetensors": save({"weight": head.weight, "bias": head.bias}),
+        "state.safetensors": save({name: np.ascontiguousarray(a) for name, a in arrays.items()}),
+    }
+    meta = {
+        "round": round_number,
+        "scalars": scalars,
+        "counters": dict(counters),
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    }
+    with write_folder(folder / f"{round_number:06d}") as temporary:
+        for name, data in files.items():
+            (temporary / name).write_bytes(data)
+        (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
+    for old in _folders(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
+
+
+def _load(path: Path) -> Checkpoint:
+    meta = json.loads((path / "meta.json").read_text())
+    content = {}
+    for name, expected in meta["sha256"].items():
+        content[name] = (path / name).read_bytes()
+        if hashlib.sha256(content[name]).hexdigest() != expected:
+            raise ValueError(f"{name} has changed")
+    head = load(content["head.safetensors"])
+    return Checkpoint(
+        round_number=meta["round"],
+        head=Head(head["weight"], head["bias"]),
+        arrays=load(content["state.safetensors"]),
+        scalars=meta["scalars"],
+        counters=meta["counters"],
+    )
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that verifies; None if there is none at all.
+
+    Raises:
+        RunError: there are checkpoints, but every one is damaged.
+    """
+    folders = _folders(folder)
+    for path in reversed(folders):
+        try:
+            return _load(path)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as exc:
+            logger.warning("checkpoint %s is damaged (%s), going back one", path, exc)
+    if folders:
+        raise RunError(f"{folder}: all {len(folders)} checkpoints are damaged")
+    return None

@@ -1,0 +1,179 @@
+"""Talking to nodes through a Flower Grid: who is there, and one question to many of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from common.errors import FedheadError, RunError
+from common.messages import BackboneReply, BackboneRequest, DescribeReply, DescribeRequest
+
+__all__ = ["Client", "Registry", "ask", "exchange"]
+
+logger = logging.getLogger("fedhead")
+
+_POLL_SECONDS = 0.02
+_SLOWEST_POLL_SECONDS = 0.5
+
+
+def exchange(grid: Grid, messages: Iterable[Message], deadline_seconds: float) -> list[Message]:
+    """Send messages and collect the replies that arrive before the deadline.
+
+    Flower's own ``send_and_receive`` waits 3 s between polls and does not filter duplicates.
+
+    Returns:
+        At most one reply for each message, errors included.
+    """
+    outstanding = {str(message_id) for message_id in grid.push_messages(messages)}
+    deadline = time.monotonic() + deadline_seconds
+    replies: list[Message] = []
+    pause = _POLL_SECONDS
+    while outstanding:
+        for reply in grid.pull_messages(outstanding):
+            answered = reply.metadata.reply_to_message_id
+            if answered in outstanding:
+                outstanding.discard(answered)
+                replies.append(reply)
+                pause = _POLL_SECONDS
+        if not outstanding or time.monotonic() >= deadline:
+            break
+        time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+        pause = min(pause * 1.5, _SLOWEST_POLL_SECONDS)
+    if outstanding:
+        logger.warning(
+            "%d of %d replies missed the deadline of %g s",
+            len(outstanding), len(outstanding) + len(replies), deadline_seconds,
+        )  # fmt: skip
+    return replies
+
+
+def ask(
+    grid: Grid,
+    kind: str,
+    content: Callable[[int], RecordDict],
+    nodes: Sequence[int],
+    deadline_seconds: float,
+) -> dict[int, RecordDict]:
+    """Ask each node a question; a node whose answer is an error is named in the log.
+
+    Returns:
+        Content of the good replies, by node id.
+    """
+    messages = [
+        Message(content=content(node), dst_node_id=node, message_type=kind) for node in nodes
+    ]
+    answers: dict[int, RecordDict] = {}
+    for reply in exchange(grid, messages, deadline_seconds):
+        node = reply.metadata.src_node_id
+        if reply.has_error():
+            logger.warning("node %d failed to answer %s: %s", node, kind, _reason(reply))
+        else:
+            answers[node] = reply.content
+    return answers
+
+
+def _reason(reply: Message) -> str:
+    """The last line of a remote error: the exception itself."""
+    lines = (reply.error.reason or f"error {reply.error.code}").strip().splitlines()
+    return lines[-1] if lines else "no reason given"
+
+
+@dataclass(frozen=True)
+class Client:
+    """Where a client lives, and how many training examples it said it has."""
+
+    node: int
+    num_examples: int
+
+
+class Registry:
+    """The clients that are known, kept up to date as nodes come.
+
+    Args:
+        grid: to reach the nodes.
+        request: what each node is told about the task.
+        backbone: fingerprint, and how to get the bytes for a node that lacks it.
+        deadline_seconds: for each question.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        request: DescribeRequest,
+        backbone: tuple[str, Callable[[], bytes]],
+        deadline_seconds: float,
+    ) -> None:
+        self._grid, self._request, self._deadline = grid, request, deadline_seconds
+        self._fingerprint, self._backbone_bytes = backbone
+        self._nodes: set[int] = set()
+        self.clients: dict[int, Client] = {}
+        self.simulated = False
+        self.backbone_bytes_sent = 0
+
+    def refresh(self) -> None:
+        """Ask nodes that have come since the last time what they host."""
+        present = set(self._grid.get_node_ids())
+        for client in [i for i, c in self.clients.items() if c.node not in present]:
+            del self.clients[client]
+        new = sorted(present - self._nodes)
+        self._nodes = present
+        if not new:
+            return
+        answers = ask(
+            self._grid, "query.describe", lambda _: self._request.write(), new, self._deadline
+        )
+        self._nodes -= set(new) - set(answers)  # asked again next time
+        for node in sorted(answers):
+            self._add(node, answers[node])
+        self.deliver_backbone([node for node in new if node in answers])
+
+    def _add(self, node: int, answer: RecordDict) -> None:
+        try:
+            reply = DescribeReply.read(answer)
+        except FedheadError as exc:
+            logger.warning("node %d described itself badly: %s", node, exc)
+            return
+        self.simulated = self.simulated or reply.simulated
+        for client, num_examples in zip(reply.clients, reply.num_examples, strict=True):
+            if client in self.clients:
+                logger.warning("node %d: client %d lives elsewhere already", node, client)
+            elif num_examples < 1:
+                logger.warning("client %d has no training examples and is left out", client)
+            else:
+                self.clients[client] = Client(node, num_examples)
+
+    def deliver_backbone(self, nodes: Sequence[int]) -> None:
+        """Send the backbone to those of the nodes that lack it."""
+        question = BackboneRequest(self._fingerprint)
+        answers = ask(
+            self._grid, "query.backbone", lambda _: question.write(), nodes, self._deadline
+        )
+        lacking = [n for n, a in sorted(answers.items()) if not BackboneReply.read(a).present]
+        if not lacking:
+            return
+        delivery = BackboneRequest(self._fingerprint, self._backbone_bytes())
+        self.backbone_bytes_sent += len(delivery.data) * len(lacking)
+        logger.info("sending the backbone to %d nodes", len(lacking))
+        ask(self._grid, "query.backbone", lambda _: delivery.write(), lacking, self._deadline)
+
+    def wait_for(self, count: int, timeout_seconds: float) -> None:
+        """Refresh until at least ``count`` clients are known.
+
+        Raises:
+            RunError: they did not come in time.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        self.refresh()
+        while len(self.clients) < count and time.monotonic() < deadline:
+            time.sleep(_SLOWEST_POLL_SECONDS)
+            self.refresh()
+        if len(self.clients) < count:
+            raise RunError(
+                f"{len(self.clients)} clients with training examples are there after "
+                f"{timeout_seconds:g} s, {count} are needed"
+            )

@@ -1,0 +1,177 @@
+"""Stock Flower strategies in the same round loop: there a node is a client.
+
+The strategy sees a Grid on which exactly the round's cohort is connected, so that cohorts are
+fedhead's reproducible ones, and it gets only replies that passed the same checks as ours.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
+
+from common.errors import ConfigError, FedheadError, ReplyError
+from common.messages import TrainReply, TrainRequest, payload_bytes, read_head, write_head
+from common.types import ClientPlan, Head
+from server.checkpoint import Checkpoint
+from server.exchange import exchange
+from server.rounds import RoundResult, Task, check_reply, sample_cohort
+
+__all__ = ["StockEngine", "build_stock"]
+
+logger = logging.getLogger("fedhead")
+
+_OURS = ("fraction_train", "min_train_nodes", "min_available_nodes")
+
+
+def build_stock(name: str, args: Mapping[str, Any], *, lr: float) -> FlowerStrategy:
+    """Import a Flower strategy class and construct it.
+
+    Every node of the cohort takes part, so the arguments that sample are fedhead's to set; a
+    ``client_learning_rate`` is the run's unless given.
+
+    Args:
+        name: import path, for example "flwr.serverapp.strategy:FedAdam".
+        args: constructor arguments, kebab-case or snake_case keys.
+        lr: the clients' learning rate.
+
+    Raises:
+        ConfigError: the path leads nowhere or to something else, or an argument does not fit.
+    """
+    module_name, _, class_name = name.partition(":")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as exc:
+        raise ConfigError([f"strategy.name={name!r} cannot be imported: {exc}"]) from exc
+    if not (inspect.isclass(cls) and issubclass(cls, FlowerStrategy)):
+        raise ConfigError([f"strategy.name={name!r} is not a Flower strategy class"])
+    if "strategy" in inspect.signature(cls).parameters or "Xgb" in cls.__name__:
+        raise ConfigError([f"strategy.name={name!r}: XGBoost and wrapped strategies do not apply"])
+    given = {key.replace("-", "_"): value for key, value in args.items()}
+    if sampled := sorted(set(given) & set(_OURS)):
+        raise ConfigError([f"strategy.args.{sampled[0]}: set train.clients-per-round instead"])
+    parameters = inspect.signature(cls).parameters
+    if "client_learning_rate" in parameters:
+        given.setdefault("client_learning_rate", lr)
+    sampling = {
+        "fraction_train": 1.0,
+        "fraction_evaluate": 1.0,
+        "min_train_nodes": 1,
+        "min_available_nodes": 1,
+    }
+    given |= {key: value for key, value in sampling.items() if key in parameters}
+    try:
+        strategy: FlowerStrategy = cls(**given)
+        return strategy
+    except (TypeError, ValueError) as exc:
+        raise ConfigError([f"strategy.args do not fit {class_name}: {exc}"]) from exc
+
+
+class _CohortGrid(Grid):
+    """A Grid on which only the round's nodes are connected; strategies ask it nothing else."""
+
+    def __init__(self, nodes: list[int]) -> None:
+        self._nodes = nodes
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._nodes
+
+    def _refuse(self, *_args: object, **_kwargs: object) -> Any:
+        raise FedheadError("a strategy may not talk to nodes by itself")
+
+    set_run = create_message = get_nodes = _refuse
+    push_messages = pull_messages = send_and_receive = _refuse
+    run = property(_refuse)
+
+
+@dataclass(frozen=True)
+class _Private:
+    """A stock strategy's state is its own; there is nothing to put into a checkpoint."""
+
+
+class StockEngine:
+    """Runs a stock Flower strategy."""
+
+    def __init__(self, task: Task, strategy: FlowerStrategy) -> None:
+        self._task, self._strategy = task, strategy
+        self.state = _Private()
+        nodes = [client.node for client in task.registry.clients.values()]
+        if len(set(nodes)) != len(nodes):
+            raise FedheadError(
+                f"a stock strategy needs one node for each client: {len(nodes)} clients live on "
+                f"{len(set(nodes))} nodes (flwr run: set num-supernodes={len(nodes)})"
+            )
+
+    def start(self, head: Head, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is not None:
+            raise FedheadError(
+                "a run with a stock Flower strategy cannot be resumed: its state is private"
+            )
+
+    def step(self, round_number: int, head: Head) -> tuple[Head, RoundResult] | None:
+        task, config = self._task, self._task.config
+        known = task.registry.clients
+        cohort = sample_cohort(
+            list(known), config.train.clients_per_round, config.seed, round_number
+        )
+        client_of = {known[client].node: client for client in cohort}
+        request = self._request(round_number, head)
+        messages = list(
+            self._strategy.configure_train(
+                round_number, write_head(head), request.config(), _CohortGrid(list(client_of))
+            )
+        )
+        result = RoundResult(cohort=len(cohort))
+        result.downlink_bytes = sum(payload_bytes(m.content) for m in messages)
+        valid: list[tuple[int, Message, TrainReply]] = []
+        replies = exchange(task.grid, messages, config.round.deadline_seconds)
+        for message in replies:
+            client = client_of[message.metadata.src_node_id]
+            try:
+                valid.append((client, message, self._read(message, client, head)))
+            except FedheadError as exc:
+                result.reject(client, str(exc))
+        result.failed = len(messages) - len(replies)
+        valid.sort(key=lambda item: item[0])
+        result.count([reply for _, _, reply in valid])
+        result.uplink_bytes = sum(payload_bytes(message.content) for _, message, _ in valid)
+        if result.valid >= max(1.0, config.round.quorum * len(cohort)):
+            arrays, _ = self._strategy.aggregate_train(round_number, [m for _, m, _ in valid])
+            if arrays is not None:
+                head = read_head(RecordDict({"arrays": arrays}))
+        return head, result
+
+    def _request(self, round_number: int, head: Head) -> TrainRequest:
+        config = self._task.config
+        return TrainRequest(
+            head=head,
+            plan=ClientPlan(),
+            training=config.train.local(),
+            clients=(),
+            round_number=round_number,
+            run_id=self._task.run_id,
+            seed=config.seed,
+            fingerprint=self._task.fingerprint,
+            reduce="stock",
+            max_norm=config.round.max_update_norm,
+        )
+
+    def _read(self, message: Message, client: int, head: Head) -> TrainReply:
+        if message.has_error():
+            raise ReplyError((message.error.reason or "unknown error").strip().splitlines()[-1])
+        reply = TrainReply.read(message.content)
+        check_reply(reply, self._task, {client}, self._task.fingerprint)
+        local = read_head(message.content)
+        if local.weight.shape != head.weight.shape:
+            raise ReplyError(f"head.weight is {local.weight.shape}, expected {head.weight.shape}")
+        if not np.isfinite(local.matrix).all():
+            raise ReplyError("head is not finite")
+        return reply

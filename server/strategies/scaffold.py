@@ -1,0 +1,50 @@
+"""SCAFFOLD: control variates on the server and on each client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.types import ClientPlan, FloatArray, Head, UpdateBatch
+from server.strategy import Strategy, mean, total
+
+__all__ = ["ScaffoldState", "scaffold"]
+
+
+@dataclass(frozen=True, eq=False)
+class ScaffoldState:
+    """The server's control variate c, float32 (K, d + 1)."""
+
+    control: FloatArray
+
+
+def scaffold(*, num_clients: int, server_lr: float = 1.0) -> Strategy[ScaffoldState]:
+    """SCAFFOLD, option II: clients step along ``g - c_i + c``.
+
+    Karimireddy et al., arXiv 1910.06378. With T steps, ``c_i+ = c_i - c - delta / (T lr)``,
+    ``w <- w + server_lr * mean(delta)``, ``c <- c + sum(c_i+ - c_i) / num_clients``. Clients
+    count alike, as in the paper; the uplink is twice FedAvg's. Plain SGD only: with momentum
+    ``delta / (T lr)`` is no gradient.
+    """
+
+    def aggregate(
+        state: ScaffoldState, head: Head, updates: UpdateBatch
+    ) -> tuple[ScaffoldState, Head]:
+        control = state.control + total(updates, "control_delta") / num_clients
+        return (
+            ScaffoldState(control.astype(np.float32)),
+            Head.from_matrix(head.matrix + server_lr * mean(updates, "delta")),
+        )
+
+    return Strategy(
+        name="scaffold",
+        init=lambda head: ScaffoldState(np.zeros_like(head.matrix)),
+        plan=lambda state, _round: ClientPlan(
+            fields=("delta", "control_delta"),
+            weighting="uniform",
+            correction="scaffold",
+            arrays={"control": state.control},
+        ),
+        aggregate=aggregate,
+    )

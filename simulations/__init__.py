@@ -1,0 +1,1 @@
+"""Simulation on one machine, comparison, and the command line."""

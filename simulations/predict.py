@@ -1,0 +1,105 @@
+"""What an exported model says about pictures; what ``fedhead predict`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import ExportError
+from common.images import ByteArray, decode_file
+from server.card import read_card
+
+__all__ = ["Prediction", "predict"]
+
+# Bounds memory; logits do not depend on it.
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The best class of one picture.
+
+    Attributes:
+        path: as it was given.
+        class_name: from the model's card.
+        probability: of that class, in [0, 1].
+    """
+
+    path: Path
+    class_name: str
+    probability: float
+
+
+def predict(model: Path, images: Sequence[Path]) -> list[Prediction]:
+    """Classify picture files with an exported model.
+
+    Args:
+        model: a ``model.pt``.
+        images: files of any format, size and colour that ``common.images`` reads.
+
+    Returns:
+        One prediction for each picture, in the order given.
+
+    Raises:
+        ExportError: the model file is damaged, not ours, or does not run here.
+        DataError: a picture cannot be read; names the file.
+    """
+    card = read_card(model)
+    found: list[Prediction] = []
+    with _engine(card.engine, model), torch.no_grad():
+        network = _load(model)
+        for start in range(0, len(images), _BATCH):
+            paths = images[start : start + _BATCH]
+            pixels = np.stack([decode_file(path, card.input_size) for path in paths])
+            logits = _logits(network, pixels, len(card.classes), model)
+            best, index = logits.double().softmax(dim=1).max(dim=1)
+            found += [
+                Prediction(path, card.classes[k], probability)
+                for path, k, probability in zip(paths, index.tolist(), best.tolist(), strict=True)
+            ]
+    return found
+
+
+@contextmanager
+def _engine(name: str, model: Path) -> Iterator[None]:
+    before = torch.backends.quantized.engine
+    try:
+        torch.backends.quantized.engine = name
+    except RuntimeError as exc:
+        have = ", ".join(torch.backends.quantized.supported_engines)
+        raise ExportError(f"{model}: needs the engine '{name}', this torch has {have}") from exc
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = before
+
+
+def _load(model: Path) -> torch.nn.Module:
+    try:
+        network: torch.nn.Module = torch.jit.load(str(model))
+    except (RuntimeError, ValueError) as exc:
+        raise ExportError(f"{model}: torch cannot load it ({_last_line(exc)})") from exc
+    return network
+
+
+def _logits(network: torch.nn.Module, pixels: ByteArray, classes: int, model: Path) -> Tensor:
+    try:
+        logits: Tensor = network(torch.from_numpy(pixels))
+    except RuntimeError as exc:
+        raise ExportError(f"{model}: does not run ({_last_line(exc)})") from exc
+    if logits.shape != (len(pixels), classes):
+        raise ExportError(
+            f"{model}: logits are {tuple(logits.shape)}, expected {(len(pixels), classes)}"
+        )
+    return logits
+
+
+def _last_line(exc: Exception) -> str:
+    # TorchScript puts its own traceback first.
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[-1]

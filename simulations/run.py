@@ -1,0 +1,124 @@
+"""One experiment in this process, or through Flower's own engine; resume and export again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from common.config import Config, load_config
+from common.errors import RunError
+from common.experiment import client_shares, experiment_dataset, run_config
+from common.types import Head
+from server.checkpoint import load_latest
+from server.runfolder import RunFolder, free_folder
+
+__all__ = ["export_run", "new_run", "open_run", "read_summary", "run_in_process"]
+
+
+def new_run(config: Config, *, overwrite: bool) -> Path:
+    """Make the run folder and write the configuration into it.
+
+    Raises:
+        RunError: the folder that ``out`` names holds something and must not be overwritten.
+    """
+    path = free_folder(config)
+    if path.exists() and any(path.iterdir()):
+        if not overwrite:
+            raise RunError(
+                f"{path} is not empty: fedhead resume {path}, or fedhead run ... --overwrite"
+            )
+        if not (path / "config.toml").exists():
+            raise RunError(f"{path} is not empty and holds no run: not overwritten")
+        shutil.rmtree(path)
+    RunFolder(path, config)
+    return path
+
+
+def open_run(path: Path) -> Config:
+    """The configuration of an existing run.
+
+    Raises:
+        RunError: there is no run.
+    """
+    file = path / "config.toml"
+    if not file.exists():
+        raise RunError(f"{path} holds no run (config.toml is missing)")
+    return load_config(file)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The closing figures of a finished run.
+
+    Raises:
+        RunError: the run has not finished.
+    """
+    file = path / "summary.json"
+    if not file.exists():
+        raise RunError(f"{path} has not finished: fedhead resume {path}")
+    summary: dict[str, Any] = json.loads(file.read_text())
+    return summary
+
+
+def run_in_process(path: Path) -> dict[str, Any]:
+    """Run, or go on with, the experiment whose configuration lies in a run folder."""
+    from flwr.app import Context, RecordDict
+
+    from client.app import app as client_app
+    from server.app import app as server_app
+    from simulations.grid import InProcessGrid
+
+    values = {"experiment": str(path / "config.toml"), "overrides": ""}
+    config = run_config(values)
+    # A stock strategy takes a node for a client.
+    nodes = len(client_shares(config)) if config.is_stock else config.simulation.nodes
+    grid = InProcessGrid(client_app, nodes, values)
+    context = Context(
+        run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(values)
+    )
+    server_app(grid, context)
+    return read_summary(path)
+
+
+def export_run(path: Path, target: Path | None) -> dict[str, Any]:
+    """Export a run's head again: the final one, or the last checkpoint's of an unfinished run.
+
+    Returns:
+        Figures of the exported model.
+    """
+    from common.evaluation import evaluate
+    from common.experiment import experiment_features
+    from server.app import export, prepare
+
+    config = open_run(path)
+    head = _last_head(path)
+    dataset = experiment_dataset(config)
+    backbone = prepare(config, dataset)
+    test = experiment_features(config, backbone).select(dataset.test)
+    report = export(backbone, head, evaluate(head, test), dataset, target or path / "model.pt")
+    return {
+        "model_path": str(report.path),
+        "model_bytes": report.model_bytes,
+        "model_accuracy": report.accuracy,
+        "argmax_agreement": report.argmax_agreement,
+        "max_logit_difference": report.max_logit_difference,
+        "sha256": report.sha256,
+    }
+
+
+def _last_head(path: Path) -> Head:
+    file = path / "head.safetensors"
+    if file.exists():
+        try:
+            arrays = load_file(file)
+            return Head(arrays["weight"], arrays["bias"])
+        except (SafetensorError, KeyError) as exc:
+            raise RunError(f"{file} is damaged ({exc})") from exc
+    checkpoint = load_latest(path / "checkpoint")
+    if checkpoint is None:
+        raise RunError(f"{path} has no finished round yet")
+    return checkpoint.head

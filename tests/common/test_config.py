@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+
+from common.config import Config, load_config, parse_overrides
+from common.errors import ConfigError
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "experiment.toml"
+    path.write_text(text)
+    return path
+
+
+def test_all_problems_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, 'seed = -1\n[train]\nlr = 0\nlocal-epochs = "two"\n')
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert len(caught.value.problems) == 3
+    text = str(caught.value)
+    assert str(path) in text
+    for key in ("seed=-1", "train.lr=0", "train.local-epochs='two'"):
+        assert key in text
+
+
+def test_unknown_key_names_the_nearest_known_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.lcoal-epochs, did you mean train\.local-epochs"):
+        load_config(write(tmp_path, "[train]\nlcoal-epochs = 1\n"))
+
+
+def test_snake_case_keys_are_unknown(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"did you mean train\.local-epochs"):
+        load_config(write(tmp_path, "[train]\nlocal_epochs = 1\n"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[train]\nlr = nan\n",
+        "[train]\nmomentum = 1.0\n",
+        "[train]\nrounds = 0\n",
+        "[train]\nrounds = 1.5\n",
+        "[partition]\nscheme = 'random'\n",
+        "[partition]\nnum-clients = 5\n[train]\nclients-per-round = 6\n",
+        "[partition]\nscheme = 'natural'\n",
+        "[backbone]\narch = 'resnet18'\n",
+        "[round]\nquorum = 1.1\n",
+        "name = '../elsewhere'\n",
+        "train = 3\n",
+    ],
+)
+def test_value_out_of_range_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError):
+        load_config(write(tmp_path, text))
+
+
+def test_missing_and_broken_files_are_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="not a readable TOML file"):
+        load_config(write(tmp_path, "[train\n"))
+
+
+def test_resolved_config_round_trips(tmp_path: Path) -> None:
+    config = load_config(None, parse_overrides(["train.lr=0.5", "strategy.args.mu=0.1"]))
+    again = load_config(write(tmp_path, config.to_toml()))
+    assert again == config
+    assert again.train.lr == 0.5
+    assert again.strategy.args == {"mu": 0.1}
+
+
+def test_overrides_win_over_the_file_and_keep_the_rest(tmp_path: Path) -> None:
+    path = write(tmp_path, "[train]\nlr = 0.1\nrounds = 7\n")
+    config = load_config(path, parse_overrides(["train.lr = 0.2"]))
+    assert (config.train.lr, config.train.rounds) == (0.2, 7)
+
+
+@pytest.mark.parametrize("item", ["train.lr", "=3", "train..lr=1"])
+def test_malformed_override_is_refused(item: str) -> None:
+    with pytest.raises(ConfigError, match="section.key=value"):
+        parse_overrides([item])
+
+
+def test_every_default_is_valid() -> None:
+    assert load_config(None) == Config()

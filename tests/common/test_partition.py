@@ -1,0 +1,258 @@
+"""Partitions are disjoint, complete, as large as asked for, and the same for the same seed."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from common.errors import DataError
+from common.partition import local_split, partition_clients, plot_partition
+
+LABELS = np.repeat(np.arange(10), 100)  # sorted by class, as mnist5k is
+ALL = np.arange(1000)
+# The first call imports flwr-datasets, which takes seconds.
+properties = settings(max_examples=40, deadline=None)
+
+
+def deal(scheme, labels=LABELS, positions=None, clients=10, seed=0, **options):
+    positions = np.arange(len(labels)) if positions is None else positions
+    return partition_clients(
+        labels, scheme=scheme, num_clients=clients, seed=seed, positions=positions, **options
+    )
+
+
+def classes_of(parts, labels=LABELS):
+    return [set(labels[part].tolist()) for part in parts]
+
+
+def as_lists(parts):
+    return [part.tolist() for part in parts]
+
+
+SCHEMES = {
+    "iid": {},
+    "dirichlet": {"alpha": 0.3},
+    "pathological": {"classes_per_client": 3},
+    "shard": {"shards_per_client": 2},
+    "natural": {"column": np.arange(1000) % 10},
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@properties
+@given(data=st.data())
+def test_disjoint_complete_sorted_and_reproducible(scheme, data):
+    seed = data.draw(st.integers(0, 2**32))
+    positions = np.sort(
+        np.random.default_rng(data.draw(st.integers(0, 99))).permutation(1000)[:600]
+    )
+    before = positions.copy()
+    parts = deal(scheme, positions=positions, seed=seed, **SCHEMES[scheme])
+    assert len(parts) == 10
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), positions)
+    for part in parts:
+        assert part.dtype == np.int64
+        assert (np.diff(part) > 0).all()
+    assert as_lists(parts) == as_lists(
+        deal(scheme, positions=positions, seed=seed, **SCHEMES[scheme])
+    )
+    np.testing.assert_array_equal(positions, before)
+
+
+@pytest.mark.parametrize("scheme", ["iid", "dirichlet", "pathological", "shard"])
+def test_another_seed_is_another_partition(scheme):
+    assert as_lists(deal(scheme, seed=1, **SCHEMES[scheme])) != as_lists(
+        deal(scheme, seed=2, **SCHEMES[scheme])
+    )
+
+
+@properties
+@given(st.integers(1, 60), st.integers(0, 9))
+def test_iid_shares_are_equal_and_mixed(clients, seed):
+    parts = deal("iid", clients=clients, seed=seed)
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+    if clients <= 10:  # 100 examples of 10 classes: to miss one has probability 1e-5
+        assert all(len(classes) >= 9 for classes in classes_of(parts))
+
+
+@properties
+@given(st.integers(2, 20), st.floats(0.2, 50), st.integers(0, 20), st.integers(0, 9))
+def test_dirichlet_gives_the_minimum_or_says_that_it_cannot(clients, alpha, least, seed):
+    try:
+        parts = deal("dirichlet", clients=clients, alpha=alpha, min_examples=least, seed=seed)
+    except DataError as exc:
+        assert "no draw in 20" in str(exc)  # noqa: PT017 - either outcome is right
+        assume(False)
+    assert min(len(part) for part in parts) >= least
+    assert sum(len(part) for part in parts) == 1000
+
+
+def test_dirichlet_alpha_sets_the_skew():
+    def mean_share_of_the_largest_class(alpha):
+        shares = []
+        for part in deal("dirichlet", alpha=alpha, seed=3):
+            counts = np.bincount(LABELS[part])
+            shares.append(counts.max() / counts.sum())
+        return np.mean(shares)
+
+    # Balanced would be 0.1.
+    assert mean_share_of_the_largest_class(1000.0) < 0.15
+    assert mean_share_of_the_largest_class(0.1) > 0.4
+
+
+def test_dirichlet_repeats_draws_where_flwr_datasets_gives_up():
+    """At this skew a draw succeeds about once in 50; flwr-datasets alone tries 11 times."""
+    import datasets
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    table = datasets.Dataset.from_dict({"label": LABELS})
+    failures = 0
+    for seed in range(5):
+        partitioner = DirichletPartitioner(20, "label", 0.2, min_partition_size=10, seed=seed)
+        partitioner.dataset = table
+        with pytest.warns(UserWarning, match="was not satisfied"):
+            try:
+                partitioner.load_partition(0)
+            except ValueError:
+                failures += 1
+    assert failures >= 2
+    for seed in range(5):
+        parts = deal("dirichlet", clients=20, alpha=0.2, min_examples=10, seed=seed)
+        assert min(len(part) for part in parts) >= 10
+
+
+@properties
+@given(st.integers(10, 40), st.integers(1, 10), st.integers(0, 9))
+def test_pathological_gives_exactly_k_classes_and_uses_all(clients, k, seed):
+    parts = deal("pathological", clients=clients, classes_per_client=k, seed=seed)
+    assert [len(classes) for classes in classes_of(parts)] == [k] * clients
+    assert set().union(*classes_of(parts)) == set(range(10))
+
+
+def test_pathological_names_what_it_drops(caplog):
+    parts = deal("pathological", clients=3, classes_per_client=1)
+    assert [len(classes) for classes in classes_of(parts)] == [1] * 3
+    assert sum(len(part) for part in parts) == 300
+    assert "700 of 1000 examples belong to no client" in caplog.text
+
+
+@properties
+@given(st.integers(1, 30), st.integers(1, 5), st.integers(0, 9))
+def test_shards_are_equal_runs_of_labels(clients, shards, seed):
+    parts = deal("shard", clients=clients, shards_per_client=shards, seed=seed)
+    size = 1000 // (clients * shards)
+    assert [len(part) for part in parts] == [size * shards] * clients
+    # A shard of at most 100 sorted examples touches at most 2 classes of 100.
+    if size <= 100:
+        assert max(len(classes) for classes in classes_of(parts)) <= 2 * shards
+    assert len(set(np.concatenate(parts).tolist())) == size * shards * clients
+
+
+def test_natural_clients_are_the_values_of_the_column(caplog):
+    column = np.array(["ann", "bob", "cyd"])[np.arange(1000) % 3]
+    parts = deal("natural", clients=3, column=column)
+    assert [set(column[part].tolist()) for part in parts] == [{"ann"}, {"bob"}, {"cyd"}]
+    assert not caplog.text
+
+
+def test_natural_drops_small_and_surplus_clients(caplog):
+    column = np.array([0] * 5 + [1] * 400 + [2] * 300 + [3] * 295)
+    parts = deal("natural", clients=2, column=column, min_examples=100, seed=1)
+    owners = [set(column[part].tolist()) for part in parts]
+    assert all(len(owner) == 1 and owner != {0} for owner in owners)
+    assert owners[0] != owners[1]
+    left = 1000 - sum(len(part) for part in parts)
+    assert f"{left} of 1000 examples belong to no client" in caplog.text
+    chosen = {
+        tuple(int(column[part[0]]) for part in deal("natural", clients=2, column=column, seed=s))
+        for s in range(20)
+    }
+    assert len(chosen) > 1  # which clients take part depends on the seed
+
+
+IMPOSSIBLE = {
+    "no clients": ("iid", {"clients": 0}, "0 clients"),
+    "more clients than examples": ("iid", {"clients": 1001}, "need 1001, but there are 1000"),
+    "minimum too high": ("dirichlet", {"min_examples": 101}, "need 1010, but there are 1000"),
+    "alpha zero": ("dirichlet", {"alpha": 0.0}, "alpha is 0"),
+    "alpha nan": ("dirichlet", {"alpha": float("nan")}, "alpha is nan"),
+    "minimum out of reach": ("dirichlet", {"alpha": 0.01, "min_examples": 90}, "no draw in 20"),
+    "too many classes": ("pathological", {"classes_per_client": 11}, "11 classes a client"),
+    "no classes": ("pathological", {"classes_per_client": 0}, "0 classes a client"),
+    "class too rare": (
+        "pathological",
+        {"labels": np.array([0] * 99 + [1]), "clients": 10, "classes_per_client": 2},
+        "no draw in 20",
+    ),
+    "too many shards": ("shard", {"shards_per_client": 101}, "cannot be cut"),
+    "no column": ("natural", {}, "needs a column"),
+    "too few natural": ("natural", {"column": np.arange(1000) % 4}, "the column has 4"),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_the_impossible_is_refused_in_one_line(case):
+    scheme, options, message = IMPOSSIBLE[case]
+    with pytest.raises(DataError, match=message) as caught:
+        deal(scheme, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_printed(capfd):
+    for scheme, options in SCHEMES.items():
+        deal(scheme, **options)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_missing_package_is_named():
+    code = (
+        "import sys; sys.modules['flwr_datasets'] = None\n"
+        "import numpy as np\n"
+        "from common.partition import partition_clients\n"
+        "partition_clients(np.arange(9), scheme='iid', num_clients=2, seed=0,"
+        " positions=np.arange(9))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'fedhead[simulation]'" in done.stderr.splitlines()[-1]
+
+
+@properties
+@given(st.lists(st.integers(0, 5), max_size=60), st.floats(0, 0.9), st.integers(0, 99), st.data())
+def test_local_split_is_disjoint_complete_and_stratified(labels, fraction, seed, data):
+    whole = np.array([9, *labels], np.int64)
+    positions = np.arange(1, len(whole))  # all but the first
+    client = data.draw(st.integers(0, 1000))
+    train, test = local_split(positions, whole, client=client, test_fraction=fraction, seed=seed)
+    np.testing.assert_array_equal(np.sort(np.concatenate([train, test])), positions)
+    assert len(train) > 0 or not labels
+    if labels:
+        assert len(test) == min(int(len(labels) * fraction + 0.5), len(labels) - 1)
+    for label in set(labels):
+        share = (whole[positions] == label).sum() * fraction
+        assert abs((whole[test] == label).sum() - share) <= 1 + 1e-9
+    again = local_split(positions, whole, client=client, test_fraction=fraction, seed=seed)
+    np.testing.assert_array_equal(test, again[1])
+
+
+def test_local_split_differs_between_clients():
+    _, first = local_split(ALL, LABELS, client=0, test_fraction=0.3, seed=0)
+    _, second = local_split(ALL, LABELS, client=1, test_fraction=0.3, seed=0)
+    assert first.tolist() != second.tolist()
+
+
+@pytest.mark.parametrize(("clients", "classes"), [(1, 2), (50, 10), (300, 100)])
+def test_the_picture_is_a_png_that_shows_every_client(tmp_path, clients, classes):
+    rng = np.random.default_rng(0)
+    labels = [rng.integers(0, classes, rng.integers(0, 50)) for _ in range(clients)]
+    path = tmp_path / "deep" / "partition.png"
+    plot_partition(labels, [f"class {k}" for k in range(classes)], path)
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert image.width >= 600
+        assert len(image.convert("RGB").getcolors(10**6)) > 5
+    assert [file.name for file in path.parent.iterdir()] == ["partition.png"]
