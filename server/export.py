@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.backbone.frozen import FrozenBackbone
+from common.backbone._deprecations import accepted_deprecations
+from common.backbone.frozen import FrozenBackbone, quantized_engine
 from common.errors import ExportError
 from common.files import write_atomic
 from common.images import ByteArray
@@ -23,6 +24,8 @@ from server.phone_model import PhoneHead, PhoneModel, quantize_head
 
 __all__ = ["ExportReport", "export_model"]
 
+# Bounds memory; features do not depend on it.
+_BATCH = 64
 # Then int8 moves the accuracy by at most half a point.
 _TOLERATED_DISAGREEMENT = 0.005
 # Of the logits' spread; measured on real heads: 0.2% to 1.2%.
@@ -87,7 +90,8 @@ def export_model(
     # Started now: it imports torch while this process computes features.
     with fresh_process(images) as check_file:
         if features is None:
-            features = backbone.features(images)
+            parts = range(0, len(images), _BATCH)
+            features = np.concatenate([backbone.features(images[i : i + _BATCH]) for i in parts])
         phone_head = PhoneHead(quantize_head(head, backbone.affine)).eval()
         with torch.no_grad():
             logits: FloatArray = phone_head(torch.from_numpy(np.array(features))).numpy()
@@ -216,7 +220,8 @@ def _archive(model: PhoneModel, card: Card) -> bytes:
     installation to the next. Both are left out; no loader needs them.
     """
     buffer = io.BytesIO()
-    torch.jit.save(torch.jit.script(model), buffer)
+    with quantized_engine(card.engine), accepted_deprecations():
+        torch.jit.save(torch.jit.script(model), buffer)
     target = io.BytesIO()
     with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(target, "w") as archive:
         for record in source.infolist():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.backbone._deprecations import accepted_deprecations
+from common.backbone.frozen import quantized_engine
 from common.errors import ExportError
 from common.images import ByteArray, decode_file
 from server.card import read_card
@@ -47,12 +48,13 @@ def predict(model: Path, images: Sequence[Path]) -> list[Prediction]:
         One prediction for each picture, in the order given.
 
     Raises:
-        ExportError: the model file is damaged, not ours, or does not run here.
+        ExportError: the model file is damaged, not ours, or does not run.
+        BackboneError: this torch lacks the engine that the card names.
         DataError: a picture cannot be read; names the file.
     """
     card = read_card(model)
     found: list[Prediction] = []
-    with _engine(card.engine, model), torch.no_grad():
+    with quantized_engine(card.engine), torch.no_grad(), accepted_deprecations():
         network = _load(model)
         for start in range(0, len(images), _BATCH):
             paths = images[start : start + _BATCH]
@@ -66,23 +68,9 @@ def predict(model: Path, images: Sequence[Path]) -> list[Prediction]:
     return found
 
 
-@contextmanager
-def _engine(name: str, model: Path) -> Iterator[None]:
-    before = torch.backends.quantized.engine
-    try:
-        torch.backends.quantized.engine = name
-    except RuntimeError as exc:
-        have = ", ".join(torch.backends.quantized.supported_engines)
-        raise ExportError(f"{model}: needs the engine '{name}', this torch has {have}") from exc
-    try:
-        yield
-    finally:
-        torch.backends.quantized.engine = before
-
-
 def _load(model: Path) -> torch.nn.Module:
     try:
-        network: torch.nn.Module = torch.jit.load(str(model))
+        network: torch.nn.Module = torch.jit.load(str(model))  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as exc:
         raise ExportError(f"{model}: torch cannot load it ({_last_line(exc)})") from exc
     return network

@@ -18,22 +18,22 @@ ACCEPTED: tuple[tuple[str, type[Warning], str], ...] = (
     (
         r"torch\.ao\.quantization is deprecated",
         DeprecationWarning,
-        "torchao's successor (PT2E) cannot be saved as TorchScript",
+        "its successor torchao (PT2E) cannot be saved as TorchScript",
     ),
     (
-        r"`torch\.jit\.\w+` is deprecated",
-        DeprecationWarning,
-        "TorchScript is what ships",
-    ),
-    (
-        r"`torch\.jit\.\w+` is not supported in Python 3\.14\+",
-        DeprecationWarning,
-        "TorchScript is what ships",
-    ),
-    (
-        r"Creating a (quantized )?[Tt]ensor .*will be removed in a future release",
+        r"torch\.quantize_per_tensor, torch\.quantize_per_channel and other quantized tensor",
         UserWarning,
         "quint8 and qint8 tensors are what a converted module computes with (pytorch#184982)",
+    ),
+    (
+        r"`torch\.jit\.(script|save|load)` is deprecated",
+        FutureWarning,
+        "TorchScript is what ships",
+    ),
+    (
+        r"must run observer before calling calculate_qparams",
+        UserWarning,
+        "blocks without a shortcut own an addition that never runs and is never observed",
     ),
 )
 

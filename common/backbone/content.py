@@ -35,9 +35,7 @@ def _add_convolution(digest: hashlib._Hash, name: str, packed: torch.ScriptObjec
         _add_tensor(digest, f"{name}.bias", bias)
 
 
-def content_fingerprint(
-    module: torch.jit.ScriptModule, spec: BackboneSpec, affine: Affine
-) -> str:
+def content_fingerprint(module: torch.jit.ScriptModule, spec: BackboneSpec, affine: Affine) -> str:
     """SHA-256 over description, structure, int8 weights, scales, biases and feature map.
 
     The engine the module was loaded with must still be set.

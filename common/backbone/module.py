@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Int8Backbone", "pool_constants"]
+__all__ = ["Int8Backbone", "Pool"]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How quint8 activations become pooled uint8 features.
+
+    Attributes:
+        activation_scale: step of the activations before pooling.
+        activation_zero_point: their zero point.
+        positions: h * w, how many activations a feature is the mean of.
+        num_features: d.
+        scale: step of the features.
+        zero_point: their zero point.
+    """
+
+    activation_scale: float
+    activation_zero_point: int
+    positions: int
+    num_features: int
+    scale: float
+    zero_point: int
 
 
 class Int8Backbone(nn.Module):
@@ -17,7 +40,7 @@ class Int8Backbone(nn.Module):
         input_size: H and W in pixels.
         mean: per channel, in [0, 1].
         std: per channel, in [0, 1].
-        pool: how the pooled features are quantized, see ``pool_constants``.
+        pool: how the pooled features are quantized.
     """
 
     def __init__(
@@ -27,7 +50,7 @@ class Int8Backbone(nn.Module):
         input_size: int,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
-        pool: tuple[int, float, int],
+        pool: Pool,
     ) -> None:
         super().__init__()
         self.quant = quant
@@ -35,7 +58,9 @@ class Int8Backbone(nn.Module):
         self.input_size = input_size
         self.register_buffer("mean", torch.tensor(mean).mul(255).reshape(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).mul(255).reshape(1, 3, 1, 1))
-        self.pool_center, multiplier, self.zero_point = pool
+        self.pool_center = pool.activation_zero_point * pool.positions
+        self.zero_point = pool.zero_point
+        multiplier = pool.activation_scale / (pool.positions * pool.scale)
         self.register_buffer("pool_multiplier", torch.tensor(multiplier, dtype=torch.float32))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -55,18 +80,3 @@ class Int8Backbone(nn.Module):
         total = q.int_repr().to(torch.int32).sum(dim=[2, 3], dtype=torch.int32)
         pooled = torch.round((total - self.pool_center).to(torch.float32) * self.pool_multiplier)
         return torch.clamp(pooled + self.zero_point, 0, 255).to(torch.uint8)
-
-
-def pool_constants(
-    in_scale: float, in_zero_point: int, positions: int, scale: float, zero_point: int
-) -> tuple[int, float, int]:
-    """Center, multiplier and zero point that pool quint8 activations to uint8 features.
-
-    Args:
-        in_scale: step of the activations before pooling.
-        in_zero_point: their zero point.
-        positions: h * w, how many activations a feature is the mean of.
-        scale: step of the features.
-        zero_point: their zero point.
-    """
-    return in_zero_point * positions, in_scale / (positions * scale), zero_point

@@ -77,9 +77,15 @@ class BackboneSpec:
             spec = cls(**values)
         except (ValueError, TypeError, KeyError) as exc:
             raise BackboneError(f"backbone description cannot be read: {exc}") from exc
-        for name, kind in (("arch", str), ("engine", str), ("probe", str), ("input_size", int),
-                           ("num_features", int), ("feature_zero_point", int),
-                           ("feature_scale", float)):
+        for name, kind in (
+            ("arch", str),
+            ("engine", str),
+            ("probe", str),
+            ("input_size", int),
+            ("num_features", int),
+            ("feature_zero_point", int),
+            ("feature_scale", float),
+        ):
             if not isinstance(getattr(spec, name), kind):
                 raise BackboneError(
                     f"backbone description: {name} is {getattr(spec, name)!r}, "

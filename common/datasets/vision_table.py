@@ -49,10 +49,14 @@ def _numbers(count: int) -> Callable[[Any], Sequence[str]]:
     return lambda _: [str(k) for k in range(count)]
 
 
-def _names(data: Any) -> Sequence[str]:
-    """Class names; of several synonyms the first, with a number where two classes share it."""
-    names = [name if isinstance(name, str) else name[0] for name in data.classes]
+def _distinct(names: Sequence[str]) -> Sequence[str]:
+    """Adds the class number where two classes share a name."""
     return [name if names.count(name) == 1 else f"{name} ({k})" for k, name in enumerate(names)]
+
+
+def _names(data: Any) -> Sequence[str]:
+    """Class names, of several synonyms the first."""
+    return _distinct([name if isinstance(name, str) else name[0] for name in data.classes])
 
 
 def _grey(data: Any) -> Pixels:
@@ -114,6 +118,21 @@ def _omniglot(data: Any) -> Sequence[Path]:
     ]
 
 
+def _omniglot_labels(data: Any) -> Sequence[int]:
+    # torchvision numbers the characters in the order of the disk.
+    number = {character: k for k, character in enumerate(sorted(data._characters))}
+    return [number[data._characters[label]] for _, label in data._flat_character_images]
+
+
+def _inaturalist(data: Any) -> Sequence[Path]:
+    return [Path(data.root, data.all_categories[k], name) for k, name in data.index]
+
+
+def _species(data: Any) -> Sequence[str]:
+    """Genus and species; a folder is called 00012_kingdom_..._genus_species."""
+    return _distinct([" ".join(name.split("_")[6:]) for name in data.all_categories])
+
+
 _FLAG = ({"train": True},), {"train": False}
 _SPLIT = ({"split": "train"},), {"split": "test"}
 _TRAIN_VAL_TEST = ({"split": "train"}, {"split": "val"}), {"split": "test"}
@@ -170,6 +189,10 @@ TABLE: Mapping[str, Spec] = {
         (({"split": "train"},), {"split": "val"}), "samples", downloads=False
     ),
     "Imagenette": _pairs((({"split": "train"},), {"split": "val"}), "_samples"),
+    "INaturalist": Spec(
+        ({"version": "2021_train_mini"},), {"version": "2021_valid"},
+        _inaturalist, lambda data: [k for k, _ in data.index], _species,
+    ),
     "KMNIST": _MNIST,
     "LFWPeople": Spec(
         *_WHOLE, _paths("data"), _TARGETS, lambda data: list(data.class_to_idx),
@@ -177,7 +200,7 @@ TABLE: Mapping[str, Spec] = {
     ),
     "MNIST": _MNIST,
     "Omniglot": Spec(
-        *_WHOLE, _omniglot, _pair_labels("_flat_character_images"), lambda data: data._characters
+        *_WHOLE, _omniglot, _omniglot_labels, lambda data: sorted(data._characters)
     ),
     "OxfordIIITPet": _files((({"split": "trainval"},), {"split": "test"}), "_images"),
     "Places365": Spec(

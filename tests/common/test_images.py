@@ -220,7 +220,7 @@ def test_broken_files_are_named_when_read_and_when_checked(name, tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError, match="gone.png: cannot be read"):
+    with pytest.raises(DataError, match=r"gone\.png: cannot be read"):
         decode_file(tmp_path / "gone.png", 8)
 
 

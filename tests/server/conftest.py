@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.backbone.frozen import FrozenBackbone
-from common.backbone.prepare import cached_backbone
+from common.backbone.prepare import prepare_backbone
 from common.images import ByteArray, decode_array
 from common.types import FeatureSet, Head, IntArray
 from server.export import ExportReport, export_model
@@ -25,50 +25,40 @@ class Trained:
     Attributes:
         backbone: MobileNetV2 with random weights at 32 px.
         head: ridge regression on 400 images.
-        images: uint8 (100, 3, 32, 32), not among those.
-        labels: int64 (100,).
-        cache: the folder to get the same backbone from.
-        calibration: uint8 images the backbone was quantized on.
+        images: uint8 (60, 3, 32, 32), not among those.
+        labels: int64 (60,).
     """
 
     backbone: FrozenBackbone
     head: Head
     images: ByteArray
     labels: IntArray
-    cache: Path
-    calibration: ByteArray
 
 
-def small_backbone(calibration: ByteArray, cache: Path) -> FrozenBackbone:
-    return cached_backbone(
+@pytest.fixture(scope="session")
+def trained() -> Trained:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = (digits.images[:460] * (255 / 16)).astype(np.uint8)
+    images = np.stack([decode_array(picture, SIZE) for picture in pixels])
+    labels = digits.target[:460].astype(np.int64)
+    backbone = prepare_backbone(
         arch="mobilenet_v2",
         weights="random",
         input_size=SIZE,
         engine="qnnpack",
         distill_steps=0,
         feature_scaling="standardize",
-        images=calibration,
+        images=images[:64],
         seed=0,
-        cache=cache,
     )
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = (digits.images[:500] * (255 / 16)).astype(np.uint8)
-    images = np.stack([decode_array(picture, SIZE) for picture in pixels])
-    labels = digits.target[:500].astype(np.int64)
-    cache = tmp_path_factory.mktemp("cache")
-    backbone = small_backbone(images[:64], cache)
     x = FeatureSet(
         backbone.features(images[:400]), labels[:400], backbone.affine, backbone.fingerprint
     ).x.astype(np.float64)
     gram = x.T @ x + 100 * np.eye(x.shape[1])
     head = Head.from_matrix(np.linalg.solve(gram, x.T @ np.eye(10)[labels[:400]]).T)
-    return Trained(backbone, head, images[400:], labels[400:], cache, images[:64])
+    return Trained(backbone, head, images[400:], labels[400:])
 
 
 def export(trained: Trained, path: Path) -> ExportReport:

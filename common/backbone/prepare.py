@@ -1,0 +1,310 @@
+"""From pretrained float weights to a frozen int8 backbone, without labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from common.backbone._deprecations import accepted_deprecations
+from common.backbone.content import content_fingerprint
+from common.backbone.frozen import (
+    FrozenBackbone,
+    UInt8Array,
+    load_by_fingerprint,
+    probe_digest,
+    probe_images,
+    quantized_engine,
+    store,
+)
+from common.backbone.module import Int8Backbone, Pool
+from common.backbone.quantize import Converted, calibrate, convert, distill, prepare_student
+from common.backbone.spec import BackboneSpec, FeatureScaling
+from common.backbone.weights import Weights, float_network, load_weights, quantizable_network
+from common.errors import BackboneError
+from common.files import write_atomic
+from common.progress import track
+from common.seeding import Purpose, permutation
+from common.types import Affine
+
+__all__ = [
+    "DISTILL_LR",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "cached_backbone",
+    "normalize",
+    "prepare_backbone",
+]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+DISTILL_LR = 3e-5
+_DISTILL_BATCH = 16
+_BATCH = 32
+_CALIBRATION_IMAGES = 256
+_STATISTICS_IMAGES = 1024
+
+_log = logging.getLogger("fedhead")
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    arch: str
+    weights: str
+    input_size: int
+    engine: str
+    distill_steps: int
+    feature_scaling: FeatureScaling
+    seed: int
+    distill_lr: float
+
+
+def prepare_backbone(
+    *,
+    arch: str,
+    weights: str,
+    input_size: int,
+    engine: str,
+    distill_steps: int,
+    feature_scaling: FeatureScaling,
+    images: UInt8Array,
+    seed: int,
+    distill_lr: float = DISTILL_LR,
+) -> FrozenBackbone:
+    """Quantize a pretrained network so that its int8 features follow the float ones.
+
+    The same arguments on the same machine give the same fingerprint.
+
+    Args:
+        arch: "mobilenet_v2" or "mobilenet_v3_large".
+        weights: see ``load_weights``.
+        input_size: S, height and width in pixels.
+        engine: "qnnpack" (a phone's arithmetic) or another engine of this torch.
+        distill_steps: quantization-aware training steps; 0 is post-training quantization.
+        feature_scaling: "standardize" gives every feature variance 1 over the images.
+        images: uint8 (n, 3, S, S), unlabelled.
+        seed: of the order of the images and of random weights.
+        distill_lr: peak learning rate of the distillation.
+
+    Raises:
+        BackboneError: images, weights or engine that cannot be used.
+        MissingExtraError: embedded weights without the package that holds them.
+    """
+    recipe = _Recipe(
+        arch, weights, input_size, engine, distill_steps, feature_scaling, seed, distill_lr
+    )
+    _check_images(images, input_size)
+    return _prepare(recipe, load_weights(arch, weights), images)
+
+
+def cached_backbone(
+    *,
+    arch: str,
+    weights: str,
+    input_size: int,
+    engine: str,
+    distill_steps: int,
+    feature_scaling: FeatureScaling,
+    images: UInt8Array,
+    seed: int,
+    cache: Path,
+    distill_lr: float = DISTILL_LR,
+) -> FrozenBackbone:
+    """``prepare_backbone``, done once for the same arguments, images, weights and torch.
+
+    Args:
+        cache: root of the caches; backbones lie in ``cache/backbones/<fingerprint>``.
+    """
+    recipe = _Recipe(
+        arch, weights, input_size, engine, distill_steps, feature_scaling, seed, distill_lr
+    )
+    _check_images(images, input_size)
+    loaded = load_weights(arch, weights)
+    key_file = cache / "backbones" / "keys" / _cache_key(recipe, loaded, images)
+    if key_file.exists():
+        backbone = _from_key(key_file, cache)
+        if backbone is not None:
+            return backbone
+        _log.warning("backbone cache entry %s is damaged: preparing it again", key_file.name[:12])
+    backbone = _prepare(recipe, loaded, images)
+    store(backbone, cache)
+    write_atomic(key_file, backbone.fingerprint.encode())
+    return backbone
+
+
+def _from_key(key_file: Path, cache: Path) -> FrozenBackbone | None:
+    try:
+        return load_by_fingerprint(key_file.read_text("ascii").strip(), cache)
+    except (BackboneError, ValueError):
+        return None
+
+
+def _cache_key(recipe: _Recipe, loaded: Weights, images: UInt8Array) -> str:
+    facts = {
+        **dataclasses.asdict(recipe),
+        "weights": loaded.identity,
+        "images": hashlib.sha256(np.ascontiguousarray(images)).hexdigest(),
+        "shape": images.shape,
+        "torch": torch.__version__,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _check_images(images: UInt8Array, input_size: int) -> None:
+    want = (3, input_size, input_size)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != want:
+        raise BackboneError(
+            f"calibration images are {images.dtype} {images.shape}, expected uint8 (n, *{want})"
+        )
+    if len(images) == 0:
+        raise BackboneError("a backbone needs calibration images, but there is none")
+
+
+def normalize(images: UInt8Array) -> Tensor:
+    """uint8 (n, 3, S, S) to float32 as pretrained networks expect it."""
+    mean = torch.tensor(IMAGENET_MEAN).mul(255).reshape(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD).mul(255).reshape(1, 3, 1, 1)
+    return (torch.from_numpy(np.ascontiguousarray(images)).float() - mean) / std
+
+
+def _batches(images: UInt8Array) -> Iterator[Tensor]:
+    for start in range(0, len(images), _BATCH):
+        yield normalize(images[start : start + _BATCH])
+
+
+def _prepare(recipe: _Recipe, loaded: Weights, images: UInt8Array) -> FrozenBackbone:
+    order = permutation(len(images), recipe.seed, Purpose.CALIBRATION)
+    sample = images[order[:_STATISTICS_IMAGES]]
+    teacher = _teacher(recipe, loaded, sample[:_CALIBRATION_IMAGES])
+    with quantized_engine(recipe.engine):
+        student = prepare_student(quantizable_network(recipe.arch, teacher), recipe.engine)
+        calibrate(student, _batches(sample[:_CALIBRATION_IMAGES]))
+        distill(
+            student,
+            lambda batch: teacher(batch).mean((2, 3)),
+            _distillation_batches(recipe, images),
+            steps=recipe.distill_steps,
+            lr=recipe.distill_lr,
+        )
+        return _wrap(recipe, convert(student), loaded, teacher, sample)
+
+
+def _teacher(recipe: _Recipe, loaded: Weights, images: UInt8Array) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        features = float_network(recipe.arch)
+    if loaded.state is not None:
+        features.load_state_dict(loaded.state)
+    else:
+        _calibrate_batch_norm(features, images)
+    return features.eval().requires_grad_(False)
+
+
+def _calibrate_batch_norm(features: nn.Module, images: UInt8Array) -> None:
+    """Give random weights the batch statistics a trained network would have."""
+    for module in features.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the plain average over all batches
+    features.train()
+    with torch.no_grad():
+        for batch in _batches(images):
+            # One more row: a last batch of one small image has no variance.
+            features(torch.cat([batch, -batch[:1]]))
+
+
+def _distillation_batches(recipe: _Recipe, images: UInt8Array) -> Iterator[Tensor]:
+    size = min(_DISTILL_BATCH, len(images))
+    per_epoch = len(images) // size
+    for step in track(range(recipe.distill_steps), "Distilling", recipe.distill_steps):
+        epoch, position = divmod(step, per_epoch)
+        order = permutation(len(images), recipe.seed, Purpose.DISTILLATION, epoch)
+        yield normalize(images[order[position * size : (position + 1) * size]])
+
+
+def _wrap(
+    recipe: _Recipe, network: Converted, loaded: Weights, teacher: nn.Module, sample: UInt8Array
+) -> FrozenBackbone:
+    pool = _observe_pooled(network, sample)
+    with accepted_deprecations():
+        module = torch.jit.script(
+            Int8Backbone(
+                network.quant, network.body, recipe.input_size, IMAGENET_MEAN, IMAGENET_STD, pool
+            ).eval()
+        )
+    spec = BackboneSpec(
+        arch=recipe.arch,
+        weights=loaded.label,
+        weights_licence=loaded.licence,
+        input_size=recipe.input_size,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        engine=recipe.engine,
+        num_features=pool.num_features,
+        feature_scale=pool.scale,
+        feature_zero_point=pool.zero_point,
+        feature_scaling=recipe.feature_scaling,
+        probe="",
+        torch_version=torch.__version__,
+        float_model_bytes=_payload_bytes(teacher),
+    )
+    plain = Affine(
+        np.full(spec.num_features, pool.scale, np.float32),
+        np.full(spec.num_features, pool.zero_point, np.float32),
+    )
+    draft = FrozenBackbone(module, spec, plain, "")
+    affine = plain if recipe.feature_scaling == "none" else _standardized(draft, sample)
+    probe = probe_digest(draft.features(probe_images(recipe.input_size)))
+    spec = dataclasses.replace(spec, probe=probe)
+    return FrozenBackbone(module, spec, affine, content_fingerprint(module, spec, affine))
+
+
+def _observe_pooled(network: Converted, sample: UInt8Array) -> Pool:
+    """Range of the pooled int8 activations over the sample, 0 included."""
+    low, high = 0.0, 0.0
+    with torch.inference_mode(), accepted_deprecations():
+        for batch in _batches(sample):
+            activations = network.body(network.quant(batch))
+            pooled = activations.dequantize().mean((2, 3))
+            low, high = min(low, float(pooled.min())), max(high, float(pooled.max()))
+    # Through float32, which is what the module and trainers compute with.
+    scale = float(np.float32(max(high - low, 1e-6) / 255))
+    return Pool(
+        activation_scale=float(activations.q_scale()),
+        activation_zero_point=int(activations.q_zero_point()),
+        positions=activations.shape[2] * activations.shape[3],
+        num_features=activations.shape[1],
+        scale=scale,
+        zero_point=round(-low / scale),
+    )
+
+
+def _standardized(backbone: FrozenBackbone, sample: UInt8Array) -> Affine:
+    """Mean 0 and variance 1 for every feature of the sample, dead ones excepted."""
+    parts = [
+        backbone.features(sample[start : start + _BATCH]) for start in range(0, len(sample), _BATCH)
+    ]
+    q = np.concatenate(parts).astype(np.float64)
+    std = q.std(axis=0)
+    # A feature that hardly moves on these images holds little but rounding noise, and may
+    # move on others: no feature is blown up more than ten times as much as the typical one.
+    floor = max(0.1 * float(np.sqrt(np.mean(std**2))), 1.0)
+    gain = 1.0 / np.maximum(std, floor)
+    return Affine(gain.astype(np.float32), q.mean(axis=0).astype(np.float32))
+
+
+def _payload_bytes(features: nn.Module) -> int:
+    floats = {
+        key: value.contiguous()
+        for key, value in features.state_dict().items()
+        if value.is_floating_point()
+    }
+    return len(safetensors.torch.save(floats))

