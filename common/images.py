@@ -122,8 +122,9 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: npt.NDArray[np.generic]) -> ByteArray:
-    scaled: ByteArray = (np.clip(values, 0, 65535).astype(np.uint32) // 257).astype(np.uint8)
-    return scaled
+    """The high byte of 16-bit values: what PIL keeps of 16-bit colour."""
+    high: ByteArray = (np.clip(values, 0, 65535).astype(np.uint32) >> 8).astype(np.uint8)
+    return high
 
 
 def _opaque(image: Image.Image) -> Image.Image:

@@ -10,6 +10,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+
+import torch
 
 __all__ = ["ACCEPTED", "accepted_deprecations"]
 
@@ -38,10 +41,18 @@ ACCEPTED: tuple[tuple[str, type[Warning], str], ...] = (
 )
 
 
+@cache
+def _spend_once_only_warning() -> None:
+    # torch warns about quantized tensors once in a process, from whichever thread makes one
+    # first; in a thread of its own it prints to standard error, past Python's filters.
+    torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
+
+
 @contextmanager
 def accepted_deprecations() -> Iterator[None]:
-    """Silence exactly the warnings of ``ACCEPTED`` inside the block."""
+    """Silence exactly the warnings of ``ACCEPTED`` inside the block; not for use in threads."""
     with warnings.catch_warnings():
         for message, category, _ in ACCEPTED:
             warnings.filterwarnings("ignore", message, category)
+        _spend_once_only_warning()
         yield

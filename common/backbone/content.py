@@ -26,7 +26,7 @@ def _add_tensor(digest: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:
 
 def _add_convolution(digest: hashlib._Hash, name: str, packed: torch.ScriptObject) -> None:
     weight, bias = torch.ops.quantized.conv2d_unpack(packed)
-    geometry = (packed.stride(), packed.padding(), packed.dilation(), packed.groups())
+    geometry = [getattr(packed, key)() for key in ("stride", "padding", "dilation", "groups")]
     digest.update(f"{name} {geometry}\n".encode())
     _add_tensor(digest, f"{name}.weight", weight.int_repr())
     _add_tensor(digest, f"{name}.scales", weight.q_per_channel_scales())

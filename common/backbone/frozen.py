@@ -9,10 +9,10 @@ import hashlib
 import io
 import json
 import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ from common.types import Affine
 __all__ = ["FrozenBackbone", "load_by_fingerprint", "probe_images", "quantized_engine", "store"]
 
 UInt8Array = npt.NDArray[np.uint8]
+_Arrays = dict[str, npt.NDArray[Any]]  # safetensors' own type
 
 _FILE = "backbone.safetensors"
 _log = logging.getLogger("fedhead")
@@ -102,7 +103,7 @@ class FrozenBackbone:
             raise BackboneError(f"images have shape {tuple(tensor.shape)}, expected (n, *{want})")
         if len(tensor) == 0:
             raise BackboneError("the batch holds no image")
-        with quantized_engine(self.spec.engine), torch.inference_mode(), accepted_deprecations():
+        with quantized_engine(self.spec.engine), torch.inference_mode():
             out: UInt8Array = self.module(tensor).numpy()
         return out
 
@@ -111,7 +112,7 @@ class FrozenBackbone:
         buffer = io.BytesIO()
         with quantized_engine(self.spec.engine), accepted_deprecations():
             torch.jit.save(self.module, buffer)
-        tensors = {
+        tensors: _Arrays = {
             "module": np.frombuffer(buffer.getvalue(), np.uint8),
             "gain": self.affine.gain,
             "center": self.affine.center,
@@ -139,7 +140,8 @@ class FrozenBackbone:
         affine = Affine(tensors["gain"], tensors["center"])
         with quantized_engine(spec.engine), accepted_deprecations():
             try:
-                module = torch.jit.load(io.BytesIO(tensors["module"].tobytes()))
+                archive = io.BytesIO(tensors["module"].tobytes())
+                module = torch.jit.load(archive)  # type: ignore[no-untyped-call]
                 computed = content_fingerprint(module, spec, affine)
             except (RuntimeError, AttributeError) as exc:
                 reason = str(exc).strip().splitlines()[0]
@@ -189,13 +191,10 @@ class FrozenBackbone:
 
 
 def _as_tensor(images: UInt8Array) -> torch.Tensor:
-    with warnings.catch_warnings():
-        # A read-only array is fine: nothing writes into the tensor.
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
-        try:
-            return torch.from_numpy(np.ascontiguousarray(images))
-        except TypeError as exc:
-            raise BackboneError(f"images are {images.dtype}, expected uint8 pixels") from exc
+    if images.dtype != np.uint8:
+        raise BackboneError(f"images are {images.dtype}, expected uint8 pixels")
+    # torch warns about arrays that cannot be written, such as mapped files: those are copied.
+    return torch.from_numpy(np.require(images, requirements=["C", "W"]))
 
 
 def probe_images(input_size: int) -> UInt8Array:
@@ -212,14 +211,14 @@ def probe_digest(features: UInt8Array) -> str:
     return hashlib.sha256(np.ascontiguousarray(features).tobytes()).hexdigest()
 
 
-def _checksum(tensors: dict[str, npt.NDArray[np.generic]], spec: str, fingerprint: str) -> str:
+def _checksum(tensors: _Arrays, spec: str, fingerprint: str) -> str:
     digest = hashlib.sha256(f"{spec}\n{fingerprint}\n".encode())
     for name in ("module", "gain", "center"):
         digest.update(tensors[name].tobytes())
     return digest.hexdigest()
 
 
-def _unpack(data: bytes) -> tuple[dict[str, npt.NDArray[np.generic]], BackboneSpec, str]:
+def _unpack(data: bytes) -> tuple[_Arrays, BackboneSpec, str]:
     try:
         tensors = safetensors.numpy.load(data)
         metadata = _metadata(data)

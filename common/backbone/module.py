@@ -1,7 +1,6 @@
 """The int8 network as TorchScript runs it: uint8 images in, uint8 features out."""
 
-from __future__ import annotations
-
+# No "from __future__ import annotations": TorchScript reads the attributes' types.
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +41,10 @@ class Int8Backbone(nn.Module):
         std: per channel, in [0, 1].
         pool: how the pooled features are quantized.
     """
+
+    mean: Tensor
+    std: Tensor
+    pool_multiplier: Tensor
 
     def __init__(
         self,

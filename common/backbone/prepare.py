@@ -121,8 +121,7 @@ def cached_backbone(
 ) -> FrozenBackbone:
     """``prepare_backbone``, done once for the same arguments, images, weights and torch.
 
-    Args:
-        cache: root of the caches; backbones lie in ``cache/backbones/<fingerprint>``.
+    ``cache`` is the root of the caches; backbones lie in ``backbones/<fingerprint>`` below it.
     """
     recipe = _Recipe(
         arch, weights, input_size, engine, distill_steps, feature_scaling, seed, distill_lr
@@ -131,10 +130,9 @@ def cached_backbone(
     loaded = load_weights(arch, weights)
     key_file = cache / "backbones" / "keys" / _cache_key(recipe, loaded, images)
     if key_file.exists():
-        backbone = _from_key(key_file, cache)
-        if backbone is not None:
-            return backbone
-        _log.warning("backbone cache entry %s is damaged: preparing it again", key_file.name[:12])
+        kept = _from_key(key_file, cache)
+        if kept is not None:
+            return kept
     backbone = _prepare(recipe, loaded, images)
     store(backbone, cache)
     write_atomic(key_file, backbone.fingerprint.encode())
@@ -144,7 +142,8 @@ def cached_backbone(
 def _from_key(key_file: Path, cache: Path) -> FrozenBackbone | None:
     try:
         return load_by_fingerprint(key_file.read_text("ascii").strip(), cache)
-    except (BackboneError, ValueError):
+    except (BackboneError, OSError, ValueError):
+        _log.warning("backbone cache entry %s is damaged: preparing again", key_file.name[:12])
         return None
 
 
@@ -152,7 +151,7 @@ def _cache_key(recipe: _Recipe, loaded: Weights, images: UInt8Array) -> str:
     facts = {
         **dataclasses.asdict(recipe),
         "weights": loaded.identity,
-        "images": hashlib.sha256(np.ascontiguousarray(images)).hexdigest(),
+        "images": hashlib.sha256(np.ascontiguousarray(images).data).hexdigest(),
         "shape": images.shape,
         "torch": torch.__version__,
     }

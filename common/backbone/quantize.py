@@ -20,6 +20,7 @@ from torch.ao.quantization.observer import (
 )
 
 from common.backbone._deprecations import accepted_deprecations
+from common.backbone.weights import QuantizableNetwork
 
 __all__ = ["Converted", "Student", "calibrate", "convert", "distill", "prepare_student"]
 
@@ -28,7 +29,7 @@ class _Relu6Observer(MovingAverageMinMaxObserver):
     """Sees what ReLU6 lets through: int8 saturation then IS the clip at 6, at no cost."""
 
     def forward(self, x_orig: Tensor) -> Tensor:
-        super().forward(x_orig.detach().clamp(max=6.0))
+        super().forward(x_orig.detach().clamp(max=6.0))  # type: ignore[no-untyped-call]
         return x_orig
 
 
@@ -49,7 +50,7 @@ class Student(nn.Module):
 def _qconfig(engine: str, *, relu6: bool) -> tq.QConfig:
     # x86 kernels add pairs of 8-bit products in 16 bits, which overflows with 8-bit activations
     # on processors without VNNI: seven bits there, as torch's own x86 configuration has it.
-    activation = FakeQuantize.with_args(
+    activation = FakeQuantize.with_args(  # type: ignore[no-untyped-call]
         observer=_Relu6Observer if relu6 else MovingAverageMinMaxObserver,
         quant_min=0,
         quant_max=255 if engine == "qnnpack" else 127,
@@ -59,7 +60,7 @@ def _qconfig(engine: str, *, relu6: bool) -> tq.QConfig:
     # Not torch's fused_per_channel_wt_fake_quant_range_neg_127_to_127: it rounds training
     # weights to another grid than convert does (max/127.5, floor 6e-5, against max/127, floor
     # 2e-4), so the student would learn to make up for errors that the int8 network lacks.
-    weight = FakeQuantize.with_args(
+    weight = FakeQuantize.with_args(  # type: ignore[no-untyped-call]
         observer=MovingAveragePerChannelMinMaxObserver,
         averaging_constant=1.0,  # the range of the weights as they are now
         quant_min=-127,
@@ -68,28 +69,28 @@ def _qconfig(engine: str, *, relu6: bool) -> tq.QConfig:
         qscheme=torch.per_channel_symmetric,
         ch_axis=0,
     )
-    return tq.QConfig(activation=activation, weight=weight)
+    return tq.QConfig(activation=activation, weight=weight)  # type: ignore[no-untyped-call]
 
 
-def prepare_student(network: nn.Module, engine: str) -> Student:
+def prepare_student(network: QuantizableNetwork, engine: str) -> Student:
     """Fold batch norm, fuse ReLU and insert fake quantization.
 
     Args:
-        network: torchvision's quantizable MobileNet with its float weights; not changed.
+        network: a float MobileNet that torchvision can quantize; not changed.
         engine: quantized engine it will be converted for.
     """
-    network = copy.deepcopy(network).eval()
+    folded = copy.deepcopy(network.module).eval()
     with accepted_deprecations():
         # Folding batch norm before training freezes it: the student has no statistics to drift
         # and steps cost a third less than with the ConvBn modules of the stock recipe.
-        network.fuse_model(is_qat=False)  # type: ignore[operator]
-        student = Student(network.features).train()
+        folded.fuse_model(is_qat=False)  # type: ignore[operator]
+        student = Student(folded.get_submodule("features")).train()
         student.qconfig = _qconfig(engine, relu6=False)  # type: ignore[assignment]
         if network.relu6:
             for module in student.modules():
                 if isinstance(module, intrinsic.ConvReLU2d):
                     module.qconfig = _qconfig(engine, relu6=True)  # type: ignore[assignment]
-        tq.prepare_qat(student, inplace=True)
+        tq.prepare_qat(student, inplace=True)  # type: ignore[no-untyped-call]
     return student
 
 
@@ -99,6 +100,7 @@ def calibrate(student: Student, batches: Iterable[Tensor]) -> None:
     Each layer sees what the fake-quantized layers before it let through, as it will in int8.
 
     Args:
+        student: its observers change in place.
         batches: float32 (b, 3, H, W), normalized.
     """
     student.train()
@@ -122,8 +124,10 @@ def distill(
     """Teach the student the float network's pooled features; needs no labels.
 
     Args:
+        student: its weights change in place.
         teacher: normalized float32 (b, 3, H, W) to pooled float32 (b, d).
-        batches: at least ``steps`` batches.
+        batches: float32 (b, 3, H, W), normalized, at least ``steps`` of them.
+        steps: how many to take.
         lr: peak learning rate of Adam, brought to zero along a cosine.
 
     Returns:
@@ -158,5 +162,5 @@ def convert(student: Student) -> Converted:
     student = copy.deepcopy(student).eval().requires_grad_(False)
     student.apply(tq.disable_observer)
     with accepted_deprecations():
-        tq.convert(student, inplace=True)
+        tq.convert(student, inplace=True)  # type: ignore[no-untyped-call]
     return Converted(student.quant, student.body)

@@ -20,7 +20,14 @@ from common.backbone._deprecations import accepted_deprecations
 from common.errors import BackboneError, MissingExtraError
 from common.files import sha256_file
 
-__all__ = ["ARCHITECTURES", "Weights", "float_network", "load_weights", "quantizable_network"]
+__all__ = [
+    "ARCHITECTURES",
+    "QuantizableNetwork",
+    "Weights",
+    "float_network",
+    "load_weights",
+    "quantizable_network",
+]
 
 State = Mapping[str, Tensor]
 
@@ -64,6 +71,19 @@ class Weights:
     state: State | None
 
 
+@dataclass(frozen=True)
+class QuantizableNetwork:
+    """Torchvision's quantizable variant of a network.
+
+    Attributes:
+        module: has ``features`` and ``fuse_model``.
+        relu6: its ReLUs stand for ReLU6, so activations must be clipped at 6.
+    """
+
+    module: nn.Module
+    relu6: bool
+
+
 def load_weights(arch: str, weights: str) -> Weights:
     """Find weights by name and read them.
 
@@ -103,21 +123,20 @@ def _architecture(arch: str) -> _Architecture:
 
 
 def float_network(arch: str) -> nn.Module:
-    """torchvision's float network without its classifier, random weights, eval mode."""
+    """The float network without its classifier, with random weights, in eval mode."""
     builder = getattr(torchvision.models, _architecture(arch).builder)
     features: nn.Module = builder(weights=None).features
     return features.eval()
 
 
-def quantizable_network(arch: str, features: nn.Module) -> nn.Module:
-    """torchvision's quantizable network with the weights of a float one."""
+def quantizable_network(arch: str, features: nn.Module) -> QuantizableNetwork:
+    """The variant of a float network that can be fused and quantized, with its weights."""
     known = _architecture(arch)
     with accepted_deprecations():
         builder = getattr(torchvision.models.quantization, known.builder)
         network: nn.Module = builder(weights=None, quantize=False)
-    network.features.load_state_dict(features.state_dict())
-    network.relu6 = known.relu6
-    return network.eval()
+    network.get_submodule("features").load_state_dict(features.state_dict())
+    return QuantizableNetwork(network.eval(), known.relu6)
 
 
 def _from_file(arch: str, path: Path) -> Weights:
@@ -185,6 +204,9 @@ def _fit(arch: str, state: State, where: str) -> State:
     ]
     if wrong:
         problems.append(f"{len(wrong)} shapes differ: {'; '.join(wrong[:3])}")
+    broken = [key for key in own_keys if key in state and not bool(state[key].isfinite().all())]
+    if broken:
+        problems.append(f"{len(broken)} tensors are not finite: {_first(broken)}")
     if problems:
         raise BackboneError(f"weights in {where} do not fit {arch}: {'; '.join(problems)}")
     return {key: state[key].float() if key in own_keys else own[key] for key in own}

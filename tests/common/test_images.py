@@ -71,7 +71,7 @@ def test_one_bit_pictures_are_black_and_white():
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped():
-    values = np.array([[0, 257 * 7], [257 * 128, 65535]], np.uint16)
+    values = np.array([[0, 0x07FF], [0x8000, 65535]], np.uint16)
     for data in (
         encode(Image.fromarray(values)),
         encode(Image.fromarray(values), "TIFF"),

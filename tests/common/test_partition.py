@@ -15,7 +15,7 @@ from common.partition import local_split, partition_clients, plot_partition
 LABELS = np.repeat(np.arange(10), 100)  # sorted by class, as mnist5k is
 ALL = np.arange(1000)
 # The first call imports flwr-datasets, which takes seconds.
-properties = settings(max_examples=40, deadline=None)
+properties = settings(max_examples=15, deadline=None)
 
 
 def deal(scheme, labels=LABELS, positions=None, clients=10, seed=0, **options):
@@ -68,6 +68,17 @@ def test_another_seed_is_another_partition(scheme):
     assert as_lists(deal(scheme, seed=1, **SCHEMES[scheme])) != as_lists(
         deal(scheme, seed=2, **SCHEMES[scheme])
     )
+
+
+def test_the_seed_changes_the_draws_and_not_only_the_order():
+    def sizes(seed):
+        return [len(part) for part in deal("dirichlet", seed=seed, alpha=0.3)]
+
+    def classes(seed):
+        return classes_of(deal("pathological", seed=seed, classes_per_client=3))
+
+    assert sizes(1) != sizes(2)
+    assert classes(1) != classes(2)
 
 
 @properties
@@ -161,10 +172,11 @@ def test_natural_clients_are_the_values_of_the_column(caplog):
 
 def test_natural_drops_small_and_surplus_clients(caplog):
     column = np.array([0] * 5 + [1] * 400 + [2] * 300 + [3] * 295)
-    parts = deal("natural", clients=2, column=column, min_examples=100, seed=1)
-    owners = [set(column[part].tolist()) for part in parts]
-    assert all(len(owner) == 1 and owner != {0} for owner in owners)
-    assert owners[0] != owners[1]
+    for seed in range(10):
+        parts = deal("natural", clients=2, column=column, min_examples=100, seed=seed)
+        owners = [set(column[part].tolist()) for part in parts]
+        assert all(len(owner) == 1 and owner != {0} for owner in owners)
+        assert owners[0] != owners[1]
     left = 1000 - sum(len(part) for part in parts)
     assert f"{left} of 1000 examples belong to no client" in caplog.text
     chosen = {

@@ -1,0 +1,48 @@
+"""Small backbones that tests of this folder share; random weights, 32 px, seconds to make."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from common.backbone.frozen import FrozenBackbone, UInt8Array
+from common.backbone.prepare import prepare_backbone
+
+SIZE = 32
+
+
+def make_images(n: int, seed: int = 0, size: int = SIZE) -> UInt8Array:
+    """Smooth coloured blobs, uint8 (n, 3, size, size): noise alone looks all the same."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (n, 3, 4, 4))
+    return coarse.repeat(size // 4, 2).repeat(size // 4, 3).astype(np.uint8)
+
+
+def make_backbone(images: UInt8Array, **changes: object) -> FrozenBackbone:
+    arguments: dict[str, object] = {
+        "arch": "mobilenet_v2",
+        "weights": "random",
+        "input_size": SIZE,
+        "engine": "qnnpack",
+        "distill_steps": 1,
+        "feature_scaling": "standardize",
+        "images": images,
+        "seed": 3,
+    }
+    return prepare_backbone(**{**arguments, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def images() -> UInt8Array:
+    return make_images(24)
+
+
+@pytest.fixture(scope="session")
+def backbone(images: UInt8Array) -> FrozenBackbone:
+    return make_backbone(images)
+
+
+@pytest.fixture(scope="session")
+def prepare():
+    """``make_backbone``, for tests that want another one."""
+    return make_backbone

