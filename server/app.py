@@ -19,7 +19,7 @@ from common.backbone.prepare import cached_backbone
 from common.config import Config
 from common.datasets import Dataset
 from common.errors import ConfigError, RunError
-from common.evaluation import Evaluation, evaluate
+from common.evaluation import evaluate
 from common.experiment import (
     calibration_positions,
     client_shares,
@@ -116,7 +116,7 @@ def run_experiment(grid: Grid, config: Config) -> Path:
         client_accuracy = _client_accuracy(task, head)
     evaluation = evaluate(head, test)
     with stages("export"):
-        exported = export(backbone, head, evaluation, dataset, folder.model)
+        exported = export(backbone, head, dataset, test, folder.model)
     write_atomic(folder.path / "head.safetensors", save({"weight": head.weight, "bias": head.bias}))
     # What one client would send if the float32 backbone were trained and sent as well.
     full_model_bytes = backbone.spec.float_model_bytes + payload_bytes(
@@ -170,9 +170,10 @@ def prepare(config: Config, dataset: Dataset) -> FrozenBackbone:
 
 
 def export(
-    backbone: FrozenBackbone, head: Head, evaluation: Evaluation, dataset: Dataset, path: Path
+    backbone: FrozenBackbone, head: Head, dataset: Dataset, test: FeatureSet, path: Path
 ) -> ExportReport:
     """Export a head with its backbone, checked on real test images."""
+    evaluation = evaluate(head, test)
     check = dataset.test[:_SELF_CHECK_IMAGES]
     return export_model(
         backbone,
@@ -181,6 +182,7 @@ def export(
         metrics={"accuracy": evaluation.accuracy, "loss": evaluation.loss},
         images=dataset.images(check, backbone.spec.input_size),
         labels=dataset.labels[check],
+        features=test.q[:_SELF_CHECK_IMAGES],
         path=path,
     )
 

@@ -122,6 +122,38 @@ def predict(
 
 
 @cli.command()
+def partition(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file (TOML).")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Picture file.")] = Path("partition.png"),
+) -> None:
+    """Draw who holds what, without training anything."""
+    from common.config import load_config, parse_overrides
+    from common.experiment import client_shares, experiment_dataset
+    from common.partition import plot_partition
+
+    config = load_config(experiment, parse_overrides(set_ or []))
+    dataset, shares = experiment_dataset(config), client_shares(config)
+    plot_partition([dataset.labels[share.train] for share in shares], dataset.classes, out)
+    sizes = sorted(len(share.train) for share in shares)
+    print(
+        f"{len(shares)} clients, {sum(sizes)} training examples: "
+        f"{sizes[0]} to {sizes[-1]} each, median {sizes[len(sizes) // 2]}"
+    )
+    print(out)
+
+
+@cli.command()
+def quantization(seed: Annotated[int, typer.Option(help="Seed of the folds.")] = 0) -> None:
+    """Measure what quantization costs: accuracy, size and latency; some minutes."""
+    from simulations.quantization import measure_mnist5k, render
+
+    print(render(measure_mnist5k(seed=seed)))
+
+
+@cli.command()
 def info(json_: JsonFlag = False) -> None:
     """Versions, engines and caches."""
     from simulations.info import collect

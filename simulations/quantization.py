@@ -17,11 +17,12 @@ from common.backbone._deprecations import accepted_deprecations
 from common.backbone.frozen import FrozenBackbone, UInt8Array, quantized_engine
 from common.backbone.prepare import normalize, prepare_backbone
 from common.backbone.weights import float_network, load_weights
+from common.datasets import load_dataset
 from common.progress import track
 from common.seeding import Purpose, permutation
 from common.types import FloatArray, IntArray
 
-__all__ = ["QuantizationRow", "measure_quantization", "render"]
+__all__ = ["QuantizationRow", "measure_mnist5k", "measure_quantization", "render"]
 
 _ENGINES = ("qnnpack", "x86")
 _MODES = {"post-training int8": 0, "QAT int8": 40}
@@ -112,6 +113,21 @@ def measure_quantization(
                 )
             )
     return rows
+
+
+def measure_mnist5k(seed: int) -> list[QuantizationRow]:
+    """The same on all 5,000 images of the embedded default."""
+    dataset = load_dataset(
+        "mnist5k", root=None, download=False, strict=False, test_fraction=0.2, seed=seed
+    )
+    everything = np.arange(len(dataset))
+    return measure_quantization(
+        lambda size: dataset.images(
+            everything if size < _LATENCY_SIZE else everything[:_BATCH], size
+        ),
+        dataset.labels,
+        seed=seed,
+    )
 
 
 def render(rows: list[QuantizationRow]) -> str:

@@ -90,7 +90,6 @@ def export_run(path: Path, target: Path | None) -> dict[str, Any]:
     Returns:
         Figures of the exported model.
     """
-    from common.evaluation import evaluate
     from common.experiment import experiment_features
     from server.app import export, prepare
 
@@ -99,7 +98,7 @@ def export_run(path: Path, target: Path | None) -> dict[str, Any]:
     dataset = experiment_dataset(config)
     backbone = prepare(config, dataset)
     test = experiment_features(config, backbone).select(dataset.test)
-    report = export(backbone, head, evaluate(head, test), dataset, target or path / "model.pt")
+    report = export(backbone, head, dataset, test, target or path / "model.pt")
     return {
         "model_path": str(report.path),
         "model_bytes": report.model_bytes,
