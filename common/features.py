@@ -98,7 +98,7 @@ def _problem(folder: Path, want: Mapping[str, object]) -> str | None:
             return "they belong to other data or another backbone"
         if sha256_file(folder / _ARRAY) != sha256:
             return "their SHA-256 does not match"
-    except (OSError, ValueError, KeyError, AttributeError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         return f"the entry is incomplete ({type(exc).__name__})"
     return None
 

@@ -18,7 +18,7 @@ from common.backbone.frozen import FrozenBackbone
 from common.backbone.prepare import cached_backbone
 from common.config import Config
 from common.datasets import Dataset
-from common.errors import ConfigError, RunError
+from common.errors import ConfigError, FedheadError, RunError
 from common.evaluation import evaluate
 from common.experiment import (
     calibration_positions,
@@ -57,7 +57,25 @@ _SELF_CHECK_IMAGES = 200
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run config names."""
-    run_experiment(grid, run_config(context.run_config))
+    in_flower = _start_log()
+    try:
+        run_experiment(grid, run_config(context.run_config))
+    except FedheadError as exc:
+        if in_flower:
+            # Flower prints the traceback; what a user can mend is one line.
+            logger.error("%s", exc)  # noqa: TRY400
+        raise
+
+
+def _start_log() -> bool:
+    """Give the log a handler where the process has none, as in Flower's own engines."""
+    if logger.hasHandlers():
+        return False
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("fedhead %(levelname)s: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    return True
 
 
 class _Stages:
@@ -174,15 +192,18 @@ def export(
 ) -> ExportReport:
     """Export a head with its backbone, checked on real test images."""
     evaluation = evaluate(head, test)
-    check = dataset.test[:_SELF_CHECK_IMAGES]
+    # The file itself runs on some images of all classes, evenly spread; its head on all.
+    count = min(_SELF_CHECK_IMAGES, len(test))
+    spread = np.linspace(0, len(test) - 1, count).astype(np.int64)
+    order = np.concatenate([spread, np.setdiff1d(np.arange(len(test)), spread)])
     return export_model(
         backbone,
         head,
         classes=dataset.classes,
         metrics={"accuracy": evaluation.accuracy, "loss": evaluation.loss},
-        images=dataset.images(check, backbone.spec.input_size),
-        labels=dataset.labels[check],
-        features=test.q[:_SELF_CHECK_IMAGES],
+        images=dataset.images(dataset.test[spread], backbone.spec.input_size),
+        labels=test.labels[order],
+        features=test.q[order],
         path=path,
     )
 
@@ -257,7 +278,7 @@ def _baselines(task: Task, num_classes: int, test: FeatureSet) -> dict[str, floa
         fingerprint=task.fingerprint,
     )
     node = min(client.node for client in task.registry.clients.values())
-    answers = ask(
+    answers, errors = ask(
         task.grid,
         "query.baselines",
         lambda _: request.write(),
@@ -265,7 +286,7 @@ def _baselines(task: Task, num_classes: int, test: FeatureSet) -> dict[str, floa
         config.round.deadline_seconds,
     )
     if node not in answers:
-        raise RunError("the baselines could not be computed")
+        raise RunError(f"the baselines could not be computed: {errors.get(node, 'no answer')}")
     heads = read_heads(answers[node])
     return {f"{name}_accuracy": evaluate(head, test).accuracy for name, head in heads.items()}
 
@@ -275,7 +296,7 @@ def _client_accuracy(task: Task, head: Head) -> dict[str, float | None]:
     by_node: dict[int, list[int]] = {}
     for number, client in sorted(task.registry.clients.items()):
         by_node.setdefault(client.node, []).append(number)
-    answers = ask(
+    answers, _ = ask(
         task.grid,
         "evaluate",
         lambda node: EvaluateRequest(

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from common.errors import FedheadError, RunError
 from common.messages import BackboneReply, BackboneRequest, DescribeReply, DescribeRequest
 
-__all__ = ["Client", "Registry", "ask", "exchange"]
+__all__ = ["Client", "Registry", "ask", "error_reason", "exchange"]
 
 logger = logging.getLogger("fedhead")
 
@@ -58,26 +58,28 @@ def ask(
     content: Callable[[int], RecordDict],
     nodes: Sequence[int],
     deadline_seconds: float,
-) -> dict[int, RecordDict]:
-    """Ask each node a question; a node whose answer is an error is named in the log.
+) -> tuple[dict[int, RecordDict], dict[int, str]]:
+    """Ask each node a question.
 
     Returns:
-        Content of the good replies, by node id.
+        Content of the good replies and reasons of the errors, by node id; a node that did not
+        answer in time is in neither.
     """
     messages = [
         Message(content=content(node), dst_node_id=node, message_type=kind) for node in nodes
     ]
     answers: dict[int, RecordDict] = {}
+    errors: dict[int, str] = {}
     for reply in exchange(grid, messages, deadline_seconds):
         node = reply.metadata.src_node_id
         if reply.has_error():
-            logger.warning("node %d failed to answer %s: %s", node, kind, _reason(reply))
+            errors[node] = error_reason(reply)
         else:
             answers[node] = reply.content
-    return answers
+    return answers, errors
 
 
-def _reason(reply: Message) -> str:
+def error_reason(reply: Message) -> str:
     """The last line of a remote error: the exception itself."""
     lines = (reply.error.reason or f"error {reply.error.code}").strip().splitlines()
     return lines[-1] if lines else "no reason given"
@@ -111,6 +113,7 @@ class Registry:
         self._grid, self._request, self._deadline = grid, request, deadline_seconds
         self._fingerprint, self._backbone_bytes = backbone
         self._nodes: set[int] = set()
+        self._errors: dict[int, str] = {}
         self.clients: dict[int, Client] = {}
         self.simulated = False
         self.backbone_bytes_sent = 0
@@ -124,10 +127,14 @@ class Registry:
         self._nodes = present
         if not new:
             return
-        answers = ask(
+        answers, errors = ask(
             self._grid, "query.describe", lambda _: self._request.write(), new, self._deadline
         )
         self._nodes -= set(new) - set(answers)  # asked again next time
+        for node, reason in errors.items():
+            if self._errors.get(node) != reason:
+                logger.warning("node %d cannot take part: %s", node, reason)
+        self._errors = errors
         for node in sorted(answers):
             self._add(node, answers[node])
         self.deliver_backbone([node for node in new if node in answers])
@@ -150,7 +157,7 @@ class Registry:
     def deliver_backbone(self, nodes: Sequence[int]) -> None:
         """Send the backbone to those of the nodes that lack it."""
         question = BackboneRequest(self._fingerprint)
-        answers = ask(
+        answers, _ = ask(
             self._grid, "query.backbone", lambda _: question.write(), nodes, self._deadline
         )
         lacking = [n for n, a in sorted(answers.items()) if not BackboneReply.read(a).present]
@@ -159,7 +166,11 @@ class Registry:
         delivery = BackboneRequest(self._fingerprint, self._backbone_bytes())
         self.backbone_bytes_sent += len(delivery.data) * len(lacking)
         logger.info("sending the backbone to %d nodes", len(lacking))
-        ask(self._grid, "query.backbone", lambda _: delivery.write(), lacking, self._deadline)
+        _, errors = ask(
+            self._grid, "query.backbone", lambda _: delivery.write(), lacking, self._deadline
+        )
+        for node, reason in errors.items():
+            logger.warning("node %d did not take the backbone: %s", node, reason)
 
     def wait_for(self, count: int, timeout_seconds: float) -> None:
         """Refresh until at least ``count`` clients are known.
@@ -173,7 +184,10 @@ class Registry:
             time.sleep(_SLOWEST_POLL_SECONDS)
             self.refresh()
         if len(self.clients) < count:
+            why = "".join(
+                f"; node {node}: {reason}" for node, reason in sorted(self._errors.items())
+            )
             raise RunError(
                 f"{len(self.clients)} clients with training examples are there after "
-                f"{timeout_seconds:g} s, {count} are needed"
+                f"{timeout_seconds:g} s, {count} are needed{why}"
             )

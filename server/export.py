@@ -75,10 +75,11 @@ def export_model(
         head: float, for x as ``backbone.affine`` makes it.
         classes: K names, in the order of the head's rows.
         metrics: of the run, for the card.
-        images: uint8 (n, 3, H, W), real test images; a thousand are plenty.
-        labels: int64 (n,).
+        images: uint8 (m, 3, H, W), real test images to run the file on.
+        labels: int64 (n,), n >= m, the first m of them of the images.
         path: of the model file; one that exists is replaced. The card takes the suffix .json.
-        features: uint8 (n, d) of the images, where they are known already.
+        features: uint8 (n, d), of the images and of more of the test set where they are known
+            already: the head is measured on all, the file is run on the images.
 
     Raises:
         ExportError: arguments that do not fit each other, a model that does not agree with
@@ -102,7 +103,7 @@ def export_model(
 
         def write(temporary: Path) -> None:
             temporary.write_bytes(data)
-            check_file(temporary, features, logits)
+            check_file(temporary, features[: len(images)], logits[: len(images)])
 
         write_atomic(path, write)
     write_atomic(path.with_suffix(".json"), card.to_json().encode())
@@ -138,9 +139,12 @@ def _check_arguments(
         raise ExportError(
             f"images are {images.dtype} {images.shape}, expected uint8 (n, 3, {size}, {size})"
         )
-    if len(images) == 0 or labels.shape != (len(images),):
-        raise ExportError(f"{len(images)} images to check the model on and {labels.size} labels")
-    shape = (len(images), head.num_features)
+    known = len(images) if features is None else len(features)
+    if len(images) == 0 or labels.shape != (known,) or known < len(images):
+        raise ExportError(
+            f"{len(images)} images to check the model on, {known} features, {labels.size} labels"
+        )
+    shape = (known, head.num_features)
     if features is not None and (features.dtype != np.uint8 or features.shape != shape):
         raise ExportError(f"features are {features.dtype} {features.shape}, expected uint8 {shape}")
 

@@ -22,7 +22,7 @@ from common.types import ClientPlan, FeatureSet, Head, UpdateBatch
 from common.updates import client_weights
 from common.validate import check_fields, field_shapes
 from server.checkpoint import Checkpoint, restore_state, save_checkpoint
-from server.exchange import Registry, exchange
+from server.exchange import Registry, error_reason, exchange
 from server.runfolder import MetricsLog, RunFolder
 from server.strategy import Strategy
 
@@ -249,7 +249,7 @@ class StrategyEngine:
         result: RoundResult,
     ) -> TrainReply | None:
         if message.has_error():
-            reason = (message.error.reason or "unknown error").strip().splitlines()[-1]
+            reason = error_reason(message)
             result.failed += len(clients)
             result.reasons += [f"client {client}: {reason}" for client in clients]
             return None

@@ -22,7 +22,7 @@ from common.errors import ConfigError, FedheadError, ReplyError
 from common.messages import TrainReply, TrainRequest, payload_bytes, read_head, write_head
 from common.types import ClientPlan, Head
 from server.checkpoint import Checkpoint
-from server.exchange import exchange
+from server.exchange import error_reason, exchange
 from server.rounds import RoundResult, Task, check_reply, sample_cohort
 
 __all__ = ["StockEngine", "build_stock"]
@@ -166,7 +166,7 @@ class StockEngine:
 
     def _read(self, message: Message, client: int, head: Head) -> TrainReply:
         if message.has_error():
-            raise ReplyError((message.error.reason or "unknown error").strip().splitlines()[-1])
+            raise ReplyError(error_reason(message))
         reply = TrainReply.read(message.content)
         check_reply(reply, self._task, {client}, self._task.fingerprint)
         local = read_head(message.content)

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +38,18 @@ cli = typer.Typer(
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")]
 
 
+class Engine(StrEnum):
+    """What carries messages between server and nodes."""
+
+    IN_PROCESS = "in-process"
+    FLOWER = "flower"
+
+
+EngineOption = Annotated[
+    Engine, typer.Option(help="This process, or Flower's own simulation on Ray.")
+]
+
+
 @cli.command()
 def run(
     experiment: Annotated[Path, typer.Argument(help="Experiment file (TOML).")],
@@ -45,38 +58,49 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/NAME].")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing run folder.")] = False,
+    engine: EngineOption = Engine.IN_PROCESS,
     json_: JsonFlag = False,
 ) -> None:
     """Run an experiment and export its model."""
     from common.config import load_config, parse_overrides
+    from simulations.flower import check_ray
     from simulations.run import new_run
+
+    if engine is Engine.FLOWER:
+        check_ray()  # before there is a run folder
 
     overrides = parse_overrides(set_ or [])
     if out is not None:
         overrides["out"] = str(out)
     config = load_config(experiment, overrides)
-    _run(new_run(config, overwrite=overwrite), json_)
+    _run(new_run(config, overwrite=overwrite), engine, json_)
 
 
 @cli.command()
 def resume(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    engine: EngineOption = Engine.IN_PROCESS,
     json_: JsonFlag = False,
 ) -> None:
     """Go on with a run from its last finished round."""
     from simulations.run import open_run
 
     open_run(run_folder)
-    _run(run_folder.resolve(), json_)
+    _run(run_folder.resolve(), engine, json_)
 
 
-def _run(path: Path, json_: bool) -> None:
-    from simulations.run import run_in_process
+def _run(path: Path, engine: Engine, json_: bool) -> None:
+    from simulations.flower import run_flower
+    from simulations.run import num_nodes, open_run, run_in_process
 
     try:
-        summary = run_in_process(path)
+        if engine is Engine.FLOWER:
+            summary = run_flower(path, num_supernodes=num_nodes(open_run(path)))
+        else:
+            summary = run_in_process(path)
     except KeyboardInterrupt:
-        _error(f"interrupted; go on with: fedhead resume {path}")
+        option = f" --engine {engine}" if engine is Engine.FLOWER else ""
+        _error(f"interrupted; go on with: fedhead resume {path}{option}")
         raise typer.Exit(130) from None
     if json_:
         print(json.dumps(summary))

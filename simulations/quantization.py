@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.frozen import FrozenBackbone, UInt8Array, quantized_engine
+from common.backbone.networks import float_network, random_network
 from common.backbone.prepare import normalize, prepare_backbone
-from common.backbone.weights import float_network, load_weights
+from common.backbone.weights import load_weights
 from common.datasets import load_dataset
 from common.progress import track
 from common.seeding import Purpose, permutation
@@ -74,10 +75,8 @@ def measure_quantization(
         weights: see ``load_weights``.
     """
     at_size, large = images(input_size), images(_LATENCY_SIZE)[:_BATCH]
-    teacher = float_network(_ARCH)
     state = load_weights(_ARCH, weights).state
-    if state is not None:
-        teacher.load_state_dict(state)
+    teacher = random_network(_ARCH, seed) if state is None else float_network(_ARCH, state)
     reference = _float_features(teacher, at_size)
     rows = [_float_row(teacher, reference, labels, large, seed)]
     for engine in (e for e in _ENGINES if e in torch.backends.quantized.supported_engines):

@@ -17,7 +17,7 @@ from common.types import Head
 from server.checkpoint import load_latest
 from server.runfolder import RunFolder, free_folder
 
-__all__ = ["export_run", "new_run", "open_run", "read_summary", "run_in_process"]
+__all__ = ["export_run", "new_run", "num_nodes", "open_run", "read_summary", "run_in_process"]
 
 
 def new_run(config: Config, *, overwrite: bool) -> Path:
@@ -64,6 +64,11 @@ def read_summary(path: Path) -> dict[str, Any]:
     return summary
 
 
+def num_nodes(config: Config) -> int:
+    """Virtual nodes of a simulation; a stock strategy takes a node for a client."""
+    return len(client_shares(config)) if config.is_stock else config.simulation.nodes
+
+
 def run_in_process(path: Path) -> dict[str, Any]:
     """Run, or go on with, the experiment whose configuration lies in a run folder."""
     from flwr.app import Context, RecordDict
@@ -74,9 +79,7 @@ def run_in_process(path: Path) -> dict[str, Any]:
 
     values = {"experiment": str(path / "config.toml"), "overrides": ""}
     config = run_config(values)
-    # A stock strategy takes a node for a client.
-    nodes = len(client_shares(config)) if config.is_stock else config.simulation.nodes
-    grid = InProcessGrid(client_app, nodes, values)
+    grid = InProcessGrid(client_app, num_nodes(config), values)
     context = Context(
         run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(values)
     )

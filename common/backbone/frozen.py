@@ -9,8 +9,6 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from safetensors import SafetensorError
 
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.content import content_fingerprint
+from common.backbone.engine import quantized_engine
 from common.backbone.spec import BackboneSpec
 from common.errors import BackboneError
 from common.files import write_atomic
@@ -34,29 +33,6 @@ _Arrays = dict[str, npt.NDArray[Any]]  # safetensors' own type
 
 _FILE = "backbone.safetensors"
 _log = logging.getLogger("fedhead")
-
-
-@contextmanager
-def quantized_engine(engine: str) -> Iterator[None]:
-    """Set torch's quantized engine inside the block, then put the old one back.
-
-    Convolutions bind it when they are converted or loaded, additions ask for it on every
-    call, so it is set around both. The setting is one for the whole process: threads that
-    compute features together share one block.
-
-    Raises:
-        BackboneError: this torch has no such engine.
-    """
-    supported = torch.backends.quantized.supported_engines
-    if engine not in supported or engine == "none":
-        names = ", ".join(name for name in supported if name != "none")
-        raise BackboneError(f"quantized engine {engine!r} is not in this torch, which has {names}")
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = engine
-    try:
-        yield
-    finally:
-        torch.backends.quantized.engine = before
 
 
 class FrozenBackbone:

@@ -15,26 +15,22 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from common.backbone._deprecations import accepted_deprecations
-from common.backbone.content import content_fingerprint
+from common.backbone.assemble import assemble
 from common.backbone.frozen import (
     FrozenBackbone,
     UInt8Array,
     load_by_fingerprint,
-    probe_digest,
-    probe_images,
     quantized_engine,
     store,
 )
-from common.backbone.module import Int8Backbone, Pool
-from common.backbone.quantize import Converted, calibrate, convert, distill, prepare_student
+from common.backbone.networks import float_network, quantizable_network, random_network
+from common.backbone.quantize import calibrate, convert, distill, prepare_student
 from common.backbone.spec import BackboneSpec, FeatureScaling
-from common.backbone.weights import Weights, float_network, load_weights, quantizable_network
+from common.backbone.weights import Weights, load_weights
 from common.errors import BackboneError
 from common.files import write_atomic
 from common.progress import track
 from common.seeding import Purpose, permutation
-from common.types import Affine
 
 __all__ = [
     "DISTILL_LR",
@@ -51,7 +47,7 @@ DISTILL_LR = 3e-5
 _DISTILL_BATCH = 16
 _BATCH = 32
 _CALIBRATION_IMAGES = 256
-_STATISTICS_IMAGES = 1024
+_STATISTICS_IMAGES = 512
 
 _log = logging.getLogger("fedhead")
 
@@ -184,7 +180,8 @@ def _prepare(recipe: _Recipe, loaded: Weights, images: UInt8Array) -> FrozenBack
     order = permutation(len(images), recipe.seed, Purpose.CALIBRATION)
     sample = images[order[:_STATISTICS_IMAGES]]
     teacher = _teacher(recipe, loaded, sample[:_CALIBRATION_IMAGES])
-    with quantized_engine(recipe.engine):
+    # Module constructors of torch.ao draw random weights, only to replace them.
+    with quantized_engine(recipe.engine), torch.random.fork_rng(devices=[]):
         student = prepare_student(quantizable_network(recipe.arch, teacher), recipe.engine)
         calibrate(student, _batches(sample[:_CALIBRATION_IMAGES]))
         distill(
@@ -194,17 +191,16 @@ def _prepare(recipe: _Recipe, loaded: Weights, images: UInt8Array) -> FrozenBack
             steps=recipe.distill_steps,
             lr=recipe.distill_lr,
         )
-        return _wrap(recipe, convert(student), loaded, teacher, sample)
+        draft = _draft_spec(recipe, loaded, teacher)
+        return assemble(convert(student), draft, _batches(sample))
 
 
 def _teacher(recipe: _Recipe, loaded: Weights, images: UInt8Array) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        features = float_network(recipe.arch)
-    if loaded.state is not None:
-        features.load_state_dict(loaded.state)
-    else:
+    if loaded.state is None:
+        features = random_network(recipe.arch, recipe.seed)
         _calibrate_batch_norm(features, images)
+    else:
+        features = float_network(recipe.arch, loaded.state)
     return features.eval().requires_grad_(False)
 
 
@@ -229,17 +225,9 @@ def _distillation_batches(recipe: _Recipe, images: UInt8Array) -> Iterator[Tenso
         yield normalize(images[order[position * size : (position + 1) * size]])
 
 
-def _wrap(
-    recipe: _Recipe, network: Converted, loaded: Weights, teacher: nn.Module, sample: UInt8Array
-) -> FrozenBackbone:
-    pool = _observe_pooled(network, sample)
-    with accepted_deprecations():
-        module = torch.jit.script(
-            Int8Backbone(
-                network.quant, network.body, recipe.input_size, IMAGENET_MEAN, IMAGENET_STD, pool
-            ).eval()
-        )
-    spec = BackboneSpec(
+def _draft_spec(recipe: _Recipe, loaded: Weights, teacher: nn.Module) -> BackboneSpec:
+    """What is known before the int8 network has seen an image."""
+    return BackboneSpec(
         arch=recipe.arch,
         weights=loaded.label,
         weights_licence=loaded.licence,
@@ -247,57 +235,14 @@ def _wrap(
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         engine=recipe.engine,
-        num_features=pool.num_features,
-        feature_scale=pool.scale,
-        feature_zero_point=pool.zero_point,
+        num_features=0,
+        feature_scale=1.0,
+        feature_zero_point=0,
         feature_scaling=recipe.feature_scaling,
         probe="",
         torch_version=torch.__version__,
         float_model_bytes=_payload_bytes(teacher),
     )
-    plain = Affine(
-        np.full(spec.num_features, pool.scale, np.float32),
-        np.full(spec.num_features, pool.zero_point, np.float32),
-    )
-    draft = FrozenBackbone(module, spec, plain, "")
-    affine = plain if recipe.feature_scaling == "none" else _standardized(draft, sample)
-    probe = probe_digest(draft.features(probe_images(recipe.input_size)))
-    spec = dataclasses.replace(spec, probe=probe)
-    return FrozenBackbone(module, spec, affine, content_fingerprint(module, spec, affine))
-
-
-def _observe_pooled(network: Converted, sample: UInt8Array) -> Pool:
-    """Range of the pooled int8 activations over the sample, 0 included."""
-    low, high = 0.0, 0.0
-    with torch.inference_mode(), accepted_deprecations():
-        for batch in _batches(sample):
-            activations = network.body(network.quant(batch))
-            pooled = activations.dequantize().mean((2, 3))
-            low, high = min(low, float(pooled.min())), max(high, float(pooled.max()))
-    # Through float32, which is what the module and trainers compute with.
-    scale = float(np.float32(max(high - low, 1e-6) / 255))
-    return Pool(
-        activation_scale=float(activations.q_scale()),
-        activation_zero_point=int(activations.q_zero_point()),
-        positions=activations.shape[2] * activations.shape[3],
-        num_features=activations.shape[1],
-        scale=scale,
-        zero_point=round(-low / scale),
-    )
-
-
-def _standardized(backbone: FrozenBackbone, sample: UInt8Array) -> Affine:
-    """Mean 0 and variance 1 for every feature of the sample, dead ones excepted."""
-    parts = [
-        backbone.features(sample[start : start + _BATCH]) for start in range(0, len(sample), _BATCH)
-    ]
-    q = np.concatenate(parts).astype(np.float64)
-    std = q.std(axis=0)
-    # A feature that hardly moves on these images holds little but rounding noise, and may
-    # move on others: no feature is blown up more than ten times as much as the typical one.
-    floor = max(0.1 * float(np.sqrt(np.mean(std**2))), 1.0)
-    gain = 1.0 / np.maximum(std, floor)
-    return Affine(gain.astype(np.float32), q.mean(axis=0).astype(np.float32))
 
 
 def _payload_bytes(features: nn.Module) -> int:

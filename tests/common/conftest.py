@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -38,11 +42,20 @@ def images() -> UInt8Array:
 
 
 @pytest.fixture(scope="session")
-def backbone(images: UInt8Array) -> FrozenBackbone:
-    return make_backbone(images)
+def prepare() -> Callable[..., FrozenBackbone]:
+    """``make_backbone``, remembering what it made; ``__wrapped__`` does not."""
+    made: dict[str, FrozenBackbone] = {}
+
+    @functools.wraps(make_backbone)
+    def remember(images: UInt8Array, **changes: object) -> FrozenBackbone:
+        key = f"{hashlib.sha256(images.tobytes()).hexdigest()} {sorted(changes.items())}"
+        if key not in made:
+            made[key] = make_backbone(images, **changes)
+        return made[key]
+
+    return remember
 
 
 @pytest.fixture(scope="session")
-def prepare():
-    """``make_backbone``, for tests that want another one."""
-    return make_backbone
+def backbone(images: UInt8Array, prepare: Callable[..., FrozenBackbone]) -> FrozenBackbone:
+    return prepare(images)

@@ -13,16 +13,20 @@ import pytest
 import safetensors.numpy
 import torch
 
+import common.backbone.prepare as prepare_module
+from common.backbone import frozen
 from common.backbone._deprecations import accepted_deprecations
+from common.backbone.content import content_fingerprint
 from common.backbone.frozen import (
     FrozenBackbone,
     load_by_fingerprint,
     quantized_engine,
     store,
 )
+from common.backbone.networks import float_network, quantizable_network, random_network
 from common.backbone.prepare import cached_backbone, normalize
-from common.backbone.spec import BackboneSpec
-from common.backbone.weights import float_network, load_weights
+from common.backbone.quantize import calibrate, convert, prepare_student
+from common.backbone.weights import load_weights
 from common.errors import BackboneError
 from common.types import Affine
 
@@ -61,8 +65,6 @@ def reload_with(data: bytes, **changes: object) -> bytes:
             tensors[name] = value
         else:
             metadata[name] = value
-    from common.backbone import frozen
-
     metadata["sha256"] = frozen._checksum(tensors, metadata["spec"], metadata["fingerprint"])
     return safetensors.numpy.save(tensors, metadata)
 
@@ -150,7 +152,7 @@ def test_the_torchscript_itself_refuses_bad_images(backbone, bad, line):
 
 
 def test_same_arguments_same_fingerprint_and_others_another(backbone, images, prepare):
-    assert prepare(images).fingerprint == backbone.fingerprint
+    assert prepare.__wrapped__(images).fingerprint == backbone.fingerprint
     assert prepare(images, seed=4).fingerprint != backbone.fingerprint
     assert prepare(images, feature_scaling="none").fingerprint != backbone.fingerprint
 
@@ -158,14 +160,14 @@ def test_same_arguments_same_fingerprint_and_others_another(backbone, images, pr
 def test_preparing_leaves_images_and_torch_as_they_were(images, prepare):
     copy, state = images.copy(), torch.random.get_rng_state()
     engine = torch.backends.quantized.engine
-    prepare(images, distill_steps=2)
+    prepare.__wrapped__(images)
     assert np.array_equal(copy, images)
     assert torch.equal(state, torch.random.get_rng_state())
     assert torch.backends.quantized.engine == engine
 
 
 def test_distillation_moves_the_weights(backbone, images, prepare):
-    untrained = prepare(images, distill_steps=0)
+    untrained = prepare(images, feature_scaling="none", distill_steps=0)
     assert untrained.spec.num_features == backbone.spec.num_features
     assert not np.array_equal(untrained.features(images), backbone.features(images))
 
@@ -173,9 +175,10 @@ def test_distillation_moves_the_weights(backbone, images, prepare):
 def test_standardized_features_have_mean_0_and_variance_1(images, prepare):
     backbone = prepare(images)
     x = backbone.affine(backbone.features(images)).astype(np.float64)
-    assert np.abs(x.mean(axis=0)).max() < 1e-4
-    assert x.std(axis=0).max() < 1.001
-    lively = x.std(axis=0) > 0.999
+    # Up to the rounding of features to uint8.
+    assert np.abs(x.mean(axis=0)).max() < 0.1
+    assert x.std(axis=0).max() < 1.1
+    lively = x.std(axis=0) > 0.9
     assert lively.mean() > 0.5
     # A dead feature stays quiet even if it takes the largest value an uint8 has.
     largest = np.full((1, backbone.spec.num_features), 255, np.uint8)
@@ -220,13 +223,20 @@ def test_one_calibration_image_is_enough(images, prepare):
     assert prepare(images[:1]).features(images).shape == (len(images), 1280)
 
 
-def test_x86_engine_stays_close_to_float(images, prepare):
-    """Eight-bit activations overflow there without VNNI; features would be garbage."""
-    if "x86" not in torch.backends.quantized.supported_engines:
-        pytest.skip("this torch has no x86 engine")
-    x86 = prepare(images, engine="x86", feature_scaling="none", distill_steps=0)
-    qnnpack = prepare(images, feature_scaling="none", distill_steps=0)
-    assert mean_cosine(x86, images, qnnpack.affine(qnnpack.features(images))) > 0.9
+@pytest.mark.parametrize("engine", ["qnnpack", "x86"])
+def test_int8_computes_what_fake_quantization_trained_for(images, engine):
+    """Stock qconfigs fail here: other weight grids (qnnpack), 16-bit overflow (x86, no VNNI)."""
+    if engine not in torch.backends.quantized.supported_engines:
+        pytest.skip(f"this torch has no {engine} engine")
+    network = quantizable_network("mobilenet_v2", random_network("mobilenet_v2", seed=0))
+    with quantized_engine(engine), torch.no_grad(), accepted_deprecations():
+        student = prepare_student(network, engine)
+        calibrate(student, [normalize(images)])
+        converted = convert(student)
+        student.eval()
+        want = student.body[0](student.quant(normalize(images)))
+        got = converted.body[0](converted.quant(normalize(images))).dequantize()
+    assert float((got - want).norm() / want.norm()) < 0.003
 
 
 # --- quality, on the embedded weights
@@ -244,20 +254,17 @@ def test_distillation_brings_features_closer_to_float(prepare):
 
     digits = mnist_data()[0][::50].reshape(-1, 1, 28, 28).astype(np.uint8)
     pictures = np.pad(digits, ((0, 0), (0, 0), (2, 2), (2, 2))).repeat(3, axis=1)
-    pictures = pictures.repeat(2, axis=2).repeat(2, axis=3)
-    network = float_network("mobilenet_v2")
-    network.load_state_dict(load_weights("mobilenet_v2", "imagenet").state)
+    network = float_network("mobilenet_v2", load_weights("mobilenet_v2", "imagenet").state)
     train, test = pictures[::2], pictures[1::2]
     with torch.inference_mode():
         reference = network(normalize(test)).mean((2, 3)).numpy()
 
     def cosine(steps: int) -> float:
-        made = prepare(
-            train, weights="imagenet", input_size=64, feature_scaling="none", distill_steps=steps
-        )
+        made = prepare(train, weights="imagenet", feature_scaling="none", distill_steps=steps)
         return mean_cosine(made, test, reference)
 
     before, after = cosine(0), cosine(20)
+    print(before, after)
     assert after > before + 0.01
     assert after > 0.9
 
@@ -330,7 +337,11 @@ def test_content_that_is_not_what_the_fingerprint_says_is_refused(backbone):
         {"gain": backbone.affine.gain * np.float32(1.001)},
         {"center": backbone.affine.center + np.float32(1)},
         {"fingerprint": "a" * 64},
-        {"spec": backbone.spec.to_json().replace('"feature_zero_point": ', '"feature_zero_point": 1')},
+        {
+            "spec": backbone.spec.to_json().replace(
+                '"feature_zero_point": ', '"feature_zero_point": 1'
+            )
+        },
     ):
         with pytest.raises(BackboneError, match="but its content has"):
             FrozenBackbone.from_bytes(reload_with(data, **changes))
@@ -343,20 +354,14 @@ def test_other_weights_under_the_same_description_are_refused(backbone, images, 
         FrozenBackbone.from_bytes(reload_with(backbone.to_bytes(), module=module))
 
 
-def test_other_code_over_the_same_numbers_is_refused(backbone):
+def test_other_arithmetic_over_the_same_numbers_is_refused(backbone, monkeypatch):
     """The fingerprint covers numbers; the probe covers what is done with them."""
-
-    class Doubled(type(backbone.module)):  # keeps mypy and readers away from private torch API
-        pass
-
-    buffer = io.BytesIO()
-    with quantized_engine("qnnpack"), accepted_deprecations():
-        module = torch.jit.load(io.BytesIO(safetensors.numpy.load(backbone.to_bytes())["module"].tobytes()))
-        spec = BackboneSpec.from_json(backbone.spec.to_json())
-        changed = FrozenBackbone(module, spec, backbone.affine, backbone.fingerprint)
-        changed.features = lambda images: 255 - backbone.features(images)  # type: ignore[method-assign]
+    features = FrozenBackbone.features
+    monkeypatch.setattr(
+        FrozenBackbone, "features", lambda self, images: 255 - features(self, images)
+    )
     with pytest.raises(BackboneError, match="computes other features on this machine"):
-        changed.check_probe()
+        FrozenBackbone.from_bytes(backbone.to_bytes())
 
 
 @pytest.mark.parametrize(
@@ -419,8 +424,8 @@ def cached(images, cache, **changes) -> FrozenBackbone:
         "weights": "random",
         "input_size": 32,
         "engine": "qnnpack",
-        "distill_steps": 0,
-        "feature_scaling": "none",
+        "distill_steps": 1,
+        "feature_scaling": "standardize",
         "images": images,
         "seed": 3,
         "cache": cache,
@@ -428,34 +433,50 @@ def cached(images, cache, **changes) -> FrozenBackbone:
     return cached_backbone(**{**arguments, **changes})
 
 
-def test_cache_is_used_for_the_same_work_only(images, tmp_path, monkeypatch):
-    first = cached(images, tmp_path)
+@pytest.fixture
+def prepared(backbone, monkeypatch) -> list[object]:
+    """Replaces the work itself; one entry for each time it would have been done."""
+    calls: list[object] = []
+
+    def count(recipe: object, *_: object) -> FrozenBackbone:
+        calls.append(recipe)
+        return backbone
+
+    monkeypatch.setattr(prepare_module, "_prepare", count)
+    return calls
+
+
+def test_cache_is_used_for_the_same_work_only(backbone, images, tmp_path, prepared):
+    assert cached(images, tmp_path).fingerprint == backbone.fingerprint
+    assert cached(images, tmp_path).fingerprint == backbone.fingerprint
+    assert len(prepared) == 1
     changed = images.copy()
     changed[0, 0, 0, 0] ^= 1
-    import common.backbone.prepare as prepare_module
-
-    def fail(*_: object) -> None:
-        raise RuntimeError("prepared again")
-
-    monkeypatch.setattr(prepare_module, "_prepare", fail)
-    assert cached(images, tmp_path).fingerprint == first.fingerprint
-    for changes in (
-        {"seed": 4},
-        {"distill_steps": 1},
-        {"feature_scaling": "standardize"},
-        {"distill_lr": 1e-6},
-        {"images": changed},
-        {"images": images[:-1]},
+    for number, changes in enumerate(
+        (
+            {"seed": 4},
+            {"distill_steps": 2},
+            {"feature_scaling": "none"},
+            {"distill_lr": 1e-6},
+            {"engine": "x86"},
+            {"arch": "mobilenet_v3_large"},
+            {"images": changed},
+            {"images": images[:-1]},
+        ),
+        start=2,
     ):
-        with pytest.raises(RuntimeError, match="prepared again"):
-            cached(**{"images": images, "cache": tmp_path, **changes})
+        cached(**{"images": images, "cache": tmp_path, **changes})
+        assert len(prepared) == number, changes
 
 
-@pytest.mark.parametrize("victim", ["backbone", "key", "folder"])
-def test_damaged_cache_entry_is_made_again_with_one_warning(images, tmp_path, caplog, victim):
-    first = cached(images, tmp_path)
-    folder = tmp_path / "backbones" / first.fingerprint
-    file = folder / "backbone.safetensors"
+@pytest.mark.parametrize(
+    ("victim", "warnings_logged"), [("backbone", 1), ("key", 1), ("folder", 0)]
+)
+def test_damaged_cache_entry_is_made_again(
+    backbone, images, tmp_path, caplog, prepared, victim, warnings_logged
+):
+    cached(images, tmp_path)
+    file = tmp_path / "backbones" / backbone.fingerprint / "backbone.safetensors"
     if victim == "backbone":
         data = bytearray(file.read_bytes())
         data[len(data) // 2] ^= 1
@@ -465,14 +486,14 @@ def test_damaged_cache_entry_is_made_again_with_one_warning(images, tmp_path, ca
     else:
         file.unlink()
     again = cached(images, tmp_path)
-    assert again.fingerprint == first.fingerprint
-    assert len(caplog.records) == (0 if victim == "folder" else 1)
-    assert load_by_fingerprint(first.fingerprint, tmp_path) is not None
+    assert np.array_equal(again.features(images), backbone.features(images))
+    assert len(prepared) == 2
+    assert len(caplog.records) == warnings_logged
+    cached(images, tmp_path)
+    assert len(prepared) == 2
 
 
 def test_affine_is_part_of_the_fingerprint(backbone):
-    from common.backbone.content import content_fingerprint
-
     moved = Affine(backbone.affine.gain, backbone.affine.center + np.float32(1))
     with quantized_engine("qnnpack"):
         same = content_fingerprint(backbone.module, backbone.spec, backbone.affine)

@@ -11,7 +11,8 @@ import safetensors.torch
 import torch
 
 from common.backbone import weights as weights_module
-from common.backbone.weights import float_network, load_weights, quantizable_network
+from common.backbone.networks import float_network, quantizable_network, random_network
+from common.backbone.weights import load_weights
 from common.errors import BackboneError, MissingExtraError
 
 V2 = "mobilenet_v2"
@@ -20,8 +21,7 @@ V2 = "mobilenet_v2"
 @pytest.fixture
 def state() -> dict[str, torch.Tensor]:
     """Random weights under the names of a whole torchvision network, as people save them."""
-    torch.manual_seed(0)
-    features = float_network(V2).state_dict()
+    features = random_network(V2, seed=0).state_dict()
     full = {f"features.{key}": value for key, value in features.items()}
     full["classifier.1.weight"] = torch.zeros(1000, 1280)
     full["classifier.1.bias"] = torch.zeros(1000)
@@ -42,8 +42,7 @@ def test_file_gives_the_weights_it_holds(tmp_path, state, name):
     assert torch.equal(loaded.state["0.0.weight"], state["features.0.0.weight"])
     assert loaded.label.startswith(f"file:{name}@")
     assert str(tmp_path) not in loaded.label, "a label travels, a path must not"
-    network = float_network(V2)
-    network.load_state_dict(loaded.state)
+    network = float_network(V2, loaded.state)
     twin = quantizable_network(V2, network)
     assert torch.equal(twin.module.features[0][0].weight, state["features.0.0.weight"])
 
@@ -59,7 +58,7 @@ def test_identity_follows_the_content(tmp_path, state):
 def test_counters_of_batch_norm_may_be_missing(tmp_path, state):
     lean = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     loaded = load_weights(V2, save(lean, tmp_path / "lean.safetensors"))
-    float_network(V2).load_state_dict(loaded.state)
+    assert float_network(V2, loaded.state).training is False
 
 
 def test_missing_file_is_named(tmp_path):
@@ -157,7 +156,9 @@ def test_pickle_with_code_is_refused_and_not_run(tmp_path, legacy):
     ],
 )
 def test_unknown_weights_name_the_choices(name):
-    with pytest.raises(BackboneError, match=r"unknown weights .*MobileNet_V2_Weights\.IMAGENET1K_V2"):
+    with pytest.raises(
+        BackboneError, match=r"unknown weights .*MobileNet_V2_Weights\.IMAGENET1K_V2"
+    ):
         load_weights(V2, name)
 
 

@@ -16,11 +16,24 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import server.app
 import server.rounds
 from common.errors import ConfigError, DataError, RunError
+from server.export import ExportReport
 from simulations.run import run_in_process
 
 Make = Callable[..., Path]
+
+
+@pytest.fixture
+def quick(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """As tiny, but without the export, which starts a process and has tests of its own."""
+
+    def skip(*args: object) -> ExportReport:
+        return ExportReport(Path(), 0, "", 1.0, 0.0, 0.0)
+
+    monkeypatch.setattr(server.app, "export", skip)
+    return tiny
 
 
 def matrix(run: Path) -> np.ndarray:
@@ -60,19 +73,19 @@ def test_a_run_leaves_everything_it_promises(tiny: Make) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "scaffold", "fed3r"])
-def test_the_same_run_twice_gives_the_same_bytes(tiny: Make, strategy: str) -> None:
-    first = run_in_process(tiny(f"strategy.name={strategy}", name="a"))
-    second = run_in_process(tiny(f"strategy.name={strategy}", name="b"))
+def test_the_same_run_twice_gives_the_same_bytes(quick: Make, strategy: str) -> None:
+    first = run_in_process(quick(f"strategy.name={strategy}", name="a"))
+    second = run_in_process(quick(f"strategy.name={strategy}", name="b"))
     assert first["head_sha256"] == second["head_sha256"]
-    other = run_in_process(tiny(f"strategy.name={strategy}", "seed=1", name="c"))
+    other = run_in_process(quick(f"strategy.name={strategy}", "seed=1", name="c"))
     assert other["head_sha256"] != first["head_sha256"]
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "fed3r"])
-def test_the_number_of_nodes_changes_the_head_by_rounding_only(tiny: Make, strategy: str) -> None:
+def test_the_number_of_nodes_changes_the_head_by_rounding_only(quick: Make, strategy: str) -> None:
     runs = []
     for nodes in (1, 3, 8):
-        run = tiny(f"strategy.name={strategy}", f"simulation.nodes={nodes}", name=str(nodes))
+        run = quick(f"strategy.name={strategy}", f"simulation.nodes={nodes}", name=str(nodes))
         runs.append((run, run_in_process(run)))
     for run, summary in runs[1:]:
         assert relative(matrix(run), matrix(runs[0][0])) <= 1e-5
@@ -85,8 +98,8 @@ def test_the_number_of_nodes_changes_the_head_by_rounding_only(tiny: Make, strat
         assert len({summary["head_sha256"] for _, summary in runs}) == 1
 
 
-def test_fed3r_equals_the_centralized_ridge_head(tiny: Make) -> None:
-    run = tiny(
+def test_fed3r_equals_the_centralized_ridge_head(quick: Make) -> None:
+    run = quick(
         "strategy.name=fed3r", "strategy.args.lam=10.0", "train.clients-per-round=0",
         "baseline.epochs=1",
     )  # fmt: skip
@@ -95,16 +108,16 @@ def test_fed3r_equals_the_centralized_ridge_head(tiny: Make) -> None:
     assert summary["accuracy"] == summary["ridge_accuracy"]
 
 
-def test_fed3r_asks_each_client_once(tiny: Make) -> None:
+def test_fed3r_asks_each_client_once(quick: Make) -> None:
     summary = run_in_process(
-        tiny("strategy.name=fed3r", "train.rounds=5", "train.clients-per-round=3")
+        quick("strategy.name=fed3r", "train.rounds=5", "train.clients-per-round=3")
     )
     assert (summary["rounds"], summary["valid_updates"]) == (3, 8)  # 3 + 3 + 2
 
 
-def test_stock_fedavg_gives_the_head_of_our_own(tiny: Make) -> None:
-    own = tiny(name="own")
-    stock = tiny("strategy.name=flwr.serverapp.strategy:FedAvg", name="stock")
+def test_stock_fedavg_gives_the_head_of_our_own(quick: Make) -> None:
+    own = quick(name="own")
+    stock = quick("strategy.name=flwr.serverapp.strategy:FedAvg", name="stock")
     ours, theirs = run_in_process(own), run_in_process(stock)
     assert relative(matrix(stock), matrix(own)) <= 1e-5
     assert theirs["accuracy"] == ours["accuracy"]
@@ -126,8 +139,8 @@ def test_stock_fedavg_gives_the_head_of_our_own(tiny: Make) -> None:
         ("QFedAvg", []),
     ],
 )
-def test_stock_strategies_run_in_the_same_loop(tiny: Make, name: str, args: list[str]) -> None:
-    run = tiny(f"strategy.name=flwr.serverapp.strategy:{name}", "train.rounds=2", *args)
+def test_stock_strategies_run_in_the_same_loop(quick: Make, name: str, args: list[str]) -> None:
+    run = quick(f"strategy.name=flwr.serverapp.strategy:{name}", "train.rounds=2", *args)
     summary = run_in_process(run)
     assert summary["valid_updates"] == 8
     assert summary["accuracy"] > 0.2
@@ -152,10 +165,10 @@ def test_stock_strategies_run_in_the_same_loop(tiny: Make, name: str, args: list
     ],
 )
 def test_a_wrong_strategy_is_one_clear_line(
-    tiny: Make, overrides: list[str], message: str
+    quick: Make, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        run_in_process(tiny(*overrides))
+        run_in_process(quick(*overrides))
 
 
 class _Stop(BaseException):
@@ -165,11 +178,11 @@ class _Stop(BaseException):
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "fed3r"])
 @pytest.mark.parametrize("moment", ["before the checkpoint", "after the checkpoint"])
 def test_a_run_cut_off_in_round_4_resumes_to_the_same_bytes(
-    tiny: Make, strategy: str, moment: str, monkeypatch: pytest.MonkeyPatch
+    quick: Make, strategy: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = (f"strategy.name={strategy}", "train.rounds=6", "train.clients-per-round=1")
-    whole = run_in_process(tiny(*overrides, name="whole"))
-    run = tiny(*overrides, name="cut")
+    whole = run_in_process(quick(*overrides, name="whole"))
+    run = quick(*overrides, name="cut")
     save = server.rounds.save_checkpoint
 
     def cut(*args: object, round_number: int, **kwargs: object) -> None:
@@ -190,10 +203,10 @@ def test_a_run_cut_off_in_round_4_resumes_to_the_same_bytes(
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
-def test_a_run_killed_with_sigkill_resumes_to_the_same_bytes(tiny: Make, strategy: str) -> None:
+def test_a_run_killed_with_sigkill_resumes_to_the_same_bytes(quick: Make, strategy: str) -> None:
     overrides = (f"strategy.name={strategy}", "train.rounds=60")
-    whole = run_in_process(tiny(*overrides, name="whole"))
-    run = tiny(*overrides, name="killed")
+    whole = run_in_process(quick(*overrides, name="whole"))
+    run = quick(*overrides, name="killed")
     process = subprocess.Popen(
         [sys.executable, "-m", "simulations", "resume", str(run)],
         env=dict(os.environ),
@@ -210,24 +223,23 @@ def test_a_run_killed_with_sigkill_resumes_to_the_same_bytes(tiny: Make, strateg
     assert run_in_process(run)["head_sha256"] == whole["head_sha256"]
 
 
-def test_a_stock_strategy_cannot_be_resumed(tiny: Make) -> None:
-    run = tiny("strategy.name=flwr.serverapp.strategy:FedAvg", "train.rounds=2")
+def test_a_stock_strategy_cannot_be_resumed(quick: Make) -> None:
+    run = quick("strategy.name=flwr.serverapp.strategy:FedAvg", "train.rounds=2")
     run_in_process(run)
     with pytest.raises(RunError, match="cannot be resumed"):
         run_in_process(run)
 
 
 def test_one_class_clients_train_and_empty_ones_are_left_out(
-    tiny: Make, caplog: pytest.LogCaptureFixture
+    quick: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    logging.getLogger("fedhead").propagate = True
     summary = run_in_process(
-        tiny("partition.scheme=pathological", "partition.classes-per-client=1",
+        quick("partition.scheme=pathological", "partition.classes-per-client=1",
              "partition.num-clients=10", "train.clients-per-round=10")
     )  # fmt: skip
     assert summary["valid_updates"] == 50
     caplog.clear()
-    run = tiny(
+    run = quick(
         "partition.alpha=0.01", "partition.min-examples=0", "partition.num-clients=30",
         "train.clients-per-round=0", "train.rounds=1", name="empty",
     )  # fmt: skip
@@ -236,14 +248,14 @@ def test_one_class_clients_train_and_empty_ones_are_left_out(
     assert "has no training examples and is left out" in caplog.text
 
 
-def test_an_impossible_partition_is_one_clear_line(tiny: Make) -> None:
+def test_an_impossible_partition_is_one_clear_line(quick: Make) -> None:
     with pytest.raises(DataError):
-        run_in_process(tiny("partition.num-clients=100000"))
+        run_in_process(quick("partition.num-clients=100000"))
 
 
-def test_a_folder_that_holds_something_else_is_not_touched(tiny: Make, tmp_path: Path) -> None:
+def test_a_folder_that_holds_something_else_is_not_touched(quick: Make, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("mine")
     with pytest.raises(RunError, match="not empty"):
-        tiny()
+        quick()
     assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"

@@ -1,0 +1,87 @@
+"""The last step of preparing: pooling, feature map, TorchScript, probe and fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from common.backbone._deprecations import accepted_deprecations
+from common.backbone.content import content_fingerprint
+from common.backbone.frozen import FrozenBackbone, probe_digest, probe_images
+from common.backbone.module import Int8Backbone, Pool
+from common.backbone.quantize import Converted
+from common.backbone.spec import BackboneSpec
+from common.types import Affine
+
+__all__ = ["assemble"]
+
+_Float64Array = npt.NDArray[np.float64]
+
+
+def assemble(network: Converted, draft: BackboneSpec, batches: Iterable[Tensor]) -> FrozenBackbone:
+    """Make a frozen backbone of an int8 network; the engine must be set around this call.
+
+    Args:
+        network: converted, without pooling.
+        draft: the description so far; width, feature quantization and probe are filled in.
+        batches: normalized float32 (b, 3, H, W), to observe the pooled features on.
+    """
+    pooled, pool = _observe(network, batches)
+    spec = dataclasses.replace(
+        draft,
+        num_features=pool.num_features,
+        feature_scale=pool.scale,
+        feature_zero_point=pool.zero_point,
+    )
+    with accepted_deprecations():
+        module = torch.jit.script(
+            Int8Backbone(
+                network.quant, network.body, spec.input_size, spec.mean, spec.std, pool
+            ).eval()
+        )
+    affine = _standardized(pooled, pool) if spec.feature_scaling == "standardize" else _plain(pool)
+    features = FrozenBackbone(module, spec, affine, "").features(probe_images(spec.input_size))
+    spec = dataclasses.replace(spec, probe=probe_digest(features))
+    return FrozenBackbone(module, spec, affine, content_fingerprint(module, spec, affine))
+
+
+def _observe(network: Converted, batches: Iterable[Tensor]) -> tuple[_Float64Array, Pool]:
+    """Pooled int8 activations float64 (n, d), and how to quantize them to uint8."""
+    parts = []
+    with torch.inference_mode(), accepted_deprecations():
+        for batch in batches:
+            activations = network.body(network.quant(batch))
+            parts.append(activations.int_repr().sum((2, 3), dtype=torch.int64).numpy())
+    scale, center = float(activations.q_scale()), int(activations.q_zero_point())
+    positions = activations.shape[2] * activations.shape[3]
+    pooled = scale * (np.concatenate(parts) / positions - center)
+    low, high = min(0.0, float(pooled.min())), max(0.0, float(pooled.max()))
+    step = float(np.float32(max(high - low, 1e-6) / 255))  # float32 is what trainers multiply by
+    pool = Pool(scale, center, positions, pooled.shape[1], step, round(-low / step))
+    return pooled, pool
+
+
+def _plain(pool: Pool) -> Affine:
+    return Affine(
+        np.full(pool.num_features, pool.scale, np.float32),
+        np.full(pool.num_features, pool.zero_point, np.float32),
+    )
+
+
+def _standardized(pooled: _Float64Array, pool: Pool) -> Affine:
+    """Mean 0 and variance 1 for every feature that varies.
+
+    A feature that hardly moves on these images holds little but rounding noise there, and may
+    move on others: none is blown up more than ten times as much as the typical one, nor so far
+    that one step of its uint8 becomes more than 1.
+    """
+    q = pooled / pool.scale + pool.zero_point
+    std = q.std(axis=0)
+    floor = max(0.1 * float(np.sqrt(np.mean(std**2))), 1.0)
+    gain = 1.0 / np.maximum(std, floor)
+    return Affine(gain.astype(np.float32), q.mean(axis=0).astype(np.float32))

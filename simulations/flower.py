@@ -1,0 +1,246 @@
+"""Flower's own simulation engine: ``flwr run`` on a SuperLink that lives as long as the run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from common.errors import MissingExtraError, RunError
+from simulations.run import read_summary
+
+__all__ = ["check_ray", "run_flower", "superlink"]
+
+logger = logging.getLogger("fedhead")
+
+_ROOT = Path(__file__).resolve().parent.parent
+_START_SECONDS = 60.0
+_STATUS_PAUSE_SECONDS = 1.0
+
+# The shell leads the process group in which SuperLink, SuperExec, the ServerApp and Ray live.
+# When the pipe to fedhead closes, for whatever reason, they all end: what a run must not lose
+# is on disk, and a run that went on unseen would write into the folder that is resumed.
+_KEEPER = """
+"$1" --insecure --simulation --isolation process --host 127.0.0.1 --port "$3" &
+"$2" --insecure --runtime-api-address "127.0.0.1:$3" --parent-pid $! &
+read _
+kill -s KILL -- -$$
+"""
+
+# What server/app writes into Flower's log, and Flower's name for an exception in it.
+_OUR_LINE = re.compile(r"^fedhead (INFO|WARNING|ERROR): (.*)$")
+_FAILURE = "Simulation failed with exception: "
+
+
+def check_ray() -> None:
+    """Make sure that Flower's simulation engine is installed.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise MissingExtraError("ray", "flower", "Flower's simulation engine")
+
+
+def run_flower(path: Path, *, num_supernodes: int) -> dict[str, Any]:
+    """Run, or go on with, the experiment whose configuration lies in a run folder.
+
+    Args:
+        path: the run folder; Flower's whole log is added to its flower.log.
+        num_supernodes: simulated nodes; Ray runs as many at a time as there are CPUs.
+
+    Returns:
+        The run's closing figures.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        RunError: the run did not complete, with the reason it gave.
+    """
+    check_ray()
+    with superlink() as environment:
+        app = Path(environment["FLWR_HOME"]) / "app"
+        _write_app(app, experiment=path.resolve() / "config.toml")
+        log = path / "flower.log"
+        error = _stream(app, num_supernodes, environment, log)
+        status, details = _final_status(environment, log)
+    if status != "finished:completed":
+        raise RunError(error or f"Flower's run is {status}: {details} (its log: {log})")
+    return read_summary(path)
+
+
+@contextmanager
+def superlink() -> Iterator[dict[str, str]]:
+    """Start a SuperLink for simulations; the user's own, and its settings, are not touched.
+
+    Yields:
+        The environment in which ``flwr`` commands talk to it.
+
+    Raises:
+        RunError: it does not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedhead-flower-", ignore_cleanup_errors=True) as home:
+        port = _free_port()
+        environment = _environment(home)
+        connection = {"address": f"127.0.0.1:{port}", "insecure": True}
+        (Path(home) / "config.toml").write_text(
+            tomli_w.dumps({"superlink": {"default": "fedhead", "fedhead": connection}})
+        )
+        names = ("flower-superlink", "flower-superexec")
+        commands = [_command(name, environment) for name in names]
+        log = Path(home) / "superlink.log"
+        with log.open("wb") as output:
+            keeper = subprocess.Popen(  # noqa: S603 - our own script and Flower's commands
+                ["/bin/sh", "-c", _KEEPER, "fedhead", *commands, str(port)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        try:
+            _wait_for(port, log)
+            yield environment
+        finally:
+            keeper.communicate()  # closes the pipe
+
+
+def _environment(home: str) -> dict[str, str]:
+    """Flower's processes stay offline, and find the same fedhead, cache and folder as this one."""
+    old = dict(os.environ)
+    search = [sysconfig.get_path("scripts"), old.get("PATH", os.defpath)]
+    return {
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ADDRESS": "local",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        **old,
+        "FLWR_HOME": home,
+        # It would put a second set of packages before the installed ones.
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "PATH": os.pathsep.join(search),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), old.get("PYTHONPATH")])),
+        "PYTHONUNBUFFERED": "1",
+        "no_proxy": ",".join(filter(None, ["127.0.0.1", old.get("no_proxy", old.get("NO_PROXY"))])),
+    }
+
+
+def _command(name: str, environment: Mapping[str, str]) -> str:
+    found = shutil.which(name, path=environment["PATH"])
+    if found is None:
+        raise RunError(f"the command {name} of the package flwr is not on the PATH")
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(port: int, log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            # It listens once it is ready.
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise RunError(
+        f"Flower's SuperLink did not start within {_START_SECONDS:g} s: {_last_line(log)}"
+    )
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it wrote no log"
+
+
+def _write_app(folder: Path, *, experiment: Path) -> None:
+    """A Flower app that consists of the installed fedhead and one experiment.
+
+    Flower reads every file below an app's folder, 50,000 of them where a virtual environment
+    lies in a checkout, and an installed fedhead has no such folder.
+    """
+    app = {
+        "publisher": "fedhead",
+        "components": {"serverapp": "server.app:app", "clientapp": "client.app:app"},
+        "config": {"experiment": str(experiment), "overrides": ""},
+    }
+    project = {"name": "fedhead", "version": "0"}
+    folder.mkdir()
+    content = tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}})
+    (folder / "pyproject.toml").write_text(content)
+
+
+def _stream(
+    app: Path, num_supernodes: int, environment: Mapping[str, str], log: Path
+) -> str | None:
+    """Run the app to its end; our own lines of its log go to our log, all of them to a file.
+
+    Returns:
+        Our own last error.
+    """
+    federation = f"num-supernodes={num_supernodes} client-resources-num-cpus=1"
+    process = subprocess.Popen(  # noqa: S603 - Flower's command
+        [_command("flwr", environment), "run", str(app), "--stream",
+         "--federation-config", federation],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=dict(environment),
+        text=True,
+        errors="replace",
+    )  # fmt: skip
+    error = None
+    with process, log.open("a", encoding="utf-8") as file:
+        try:
+            for line in process.stdout or ():
+                file.write(line)
+                file.flush()
+                if match := _OUR_LINE.match(line):
+                    level, message = match.groups()
+                    if level == "ERROR":
+                        error = message
+                    else:
+                        logger.log(logging.getLevelNamesMapping()[level], "%s", message)
+        finally:
+            process.kill()
+    return error
+
+
+def _final_status(environment: Mapping[str, str], log: Path) -> tuple[str, str]:
+    """Status and details of the one run; ``flwr run --stream`` exits with 0 either way.
+
+    Raises:
+        RunError: there is no run, or no SuperLink any more.
+    """
+    while True:
+        answer = subprocess.run(  # noqa: S603 - Flower's command
+            [_command("flwr", environment), "ls", "--format", "json"],
+            capture_output=True,
+            env=dict(environment),
+            text=True,
+            check=False,
+        )
+        try:
+            run = json.loads(answer.stdout)["runs"][0]
+        except (ValueError, LookupError) as exc:
+            raise RunError(f"Flower knows no run: {_last_line(log)} (its log: {log})") from exc
+        if run["status"].startswith("finished"):
+            return run["status"], run["status-details"].removeprefix(_FAILURE)
+        time.sleep(_STATUS_PAUSE_SECONDS)  # the log's stream was cut

@@ -1,0 +1,275 @@
+"""Replies that must not count: each is named, counted and left out, and the run goes on."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, Context, Message, RecordDict
+
+import server.app
+from client.app import app as client_app
+from common.errors import RunError
+from common.experiment import run_config
+from server.app import run_experiment
+from server.export import ExportReport
+from simulations.grid import InProcessGrid
+from simulations.run import read_summary
+
+Make = Callable[..., Path]
+Change = Callable[[RecordDict], None]
+BAD_NODE = 2  # node 3, which hosts client 2
+
+
+@pytest.fixture(autouse=True)
+def _no_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = ExportReport(Path(), 0, "", 1.0, 0.0, 0.0)
+    monkeypatch.setattr(server.app, "export", lambda *_: report)
+
+
+@pytest.fixture(autouse=True)
+def _logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="fedhead")
+
+
+class _Faulty:
+    """The real ClientApp, but one node's training replies are changed on their way."""
+
+    def __init__(self, change: Change) -> None:
+        self._change = change
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        is_bad = context.node_config["partition-id"] == BAD_NODE
+        if is_bad and message.metadata.message_type == "train":
+            self._change(reply.content)
+        return reply
+
+
+def run(folder: Path, change: Change, grid_class: type[InProcessGrid] = InProcessGrid) -> Any:
+    values = {"experiment": str(folder / "config.toml"), "overrides": ""}
+    app: Any = _Faulty(change)
+    run_experiment(grid_class(app, 8, values), run_config(values))
+    return read_summary(folder)
+
+
+def report(key: str, value: Any) -> Change:
+    def change(content: RecordDict) -> None:
+        content["report"][key] = value  # type: ignore[index]
+
+    return change
+
+
+def delta(array: np.ndarray) -> Change:
+    def change(content: RecordDict) -> None:
+        content["arrays"]["delta"] = Array(array)  # type: ignore[index]
+
+    return change
+
+
+def refuse(_content: RecordDict) -> None:
+    raise ValueError("out of battery")
+
+
+def garbage(content: RecordDict) -> None:
+    content["arrays"]["delta"].data = b"\x80\x04K\x01."  # type: ignore[index,union-attr]
+
+
+def drop(content: RecordDict) -> None:
+    del content["report"]
+
+
+SHAPE = (1, 10, 1281)
+OPTIONS = ("train.rounds=2", "train.clients-per-round=0", "simulation.nodes=8")
+CASES: dict[str, tuple[Change, str]] = {
+    "NaN": (delta(np.full(SHAPE, np.nan, np.float32)), "delta is not finite"),
+    "infinite": (delta(np.full(SHAPE, np.inf, np.float32)), "delta is not finite"),
+    "wrong shape": (delta(np.zeros((1, 9, 1281), np.float32)), "delta is (9, 1281), expected"),
+    "more rows": (delta(np.zeros((2, 10, 1281), np.float32)), "delta has 2 rows, expected 1"),
+    "integers": (delta(np.zeros(SHAPE, np.int32)), "delta has dtype int32, expected floats"),
+    "foreign fingerprint": (report("fingerprint", "0" * 64), "features are of backbone 0000000"),
+    "another client's name": (report("clients", [5]), "speaks for client 5"),
+    "more examples than described": (report("num-examples", [10**9]), "reports 1000000000 examples, described"),
+    "a loss of NaN": (report("loss-before", [float("nan")]), "a loss is not finite"),
+    "a missing key": (lambda c: c["report"].pop("clients"), "clients is missing"),  # type: ignore[union-attr]
+    "a list too long": (report("clients", [2, 2]), "differ in length"),
+    "unreadable bytes": (garbage, "cannot be read"),
+    "a missing record": (drop, "record 'report' is missing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_bad_reply_is_named_counted_and_left_out(
+    tiny: Make, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    change, message = CASES[case]
+    summary = run(tiny(*OPTIONS, name="bad"), change)
+    assert (summary["valid_updates"], summary["rejected_updates"]) == (14, 2)
+    named = [line for line in caplog.text.splitlines() if "round 1: client 2: " in line]
+    assert len(named) == 1
+    assert message in named[0]
+    # The others' head, as if the client had been away.
+    away = run(tiny(*OPTIONS, name="away"), refuse)
+    assert (away["valid_updates"], away["failed_updates"]) == (14, 2)
+    assert summary["head_sha256"] == away["head_sha256"]
+
+
+def test_an_exception_on_a_node_does_not_end_the_run(
+    tiny: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    summary = run(tiny(*OPTIONS), refuse)
+    assert summary["failed_updates"] == 2
+    assert "round 2: client 2: ValueError: out of battery" in caplog.text
+
+
+def test_a_reply_that_arrives_twice_counts_once(tiny: Make) -> None:
+    class Twice(InProcessGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            return [reply for reply in super().pull_messages(message_ids) for _ in range(2)]
+
+    once = run(tiny(*OPTIONS, name="once"), lambda _: None)
+    twice = run(tiny(*OPTIONS, name="twice"), lambda _: None, Twice)
+    assert twice["valid_updates"] == once["valid_updates"] == 16
+    assert twice["head_sha256"] == once["head_sha256"]
+
+
+def test_a_client_named_twice_in_one_reply_is_refused(
+    tiny: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    def twice(content: RecordDict) -> None:
+        record: Any = content["report"]
+        for key in ("clients", "num-examples", "loss-before", "loss-after", "payload-bytes"):
+            record[key] = list(record[key]) * 2
+
+    summary = run(tiny(*OPTIONS), twice)
+    assert summary["rejected_updates"] == 2
+    assert "names client 2 twice" in caplog.text
+
+
+def test_an_update_above_the_norm_bound_is_refused_on_the_node(
+    tiny: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    summary = run(tiny(*OPTIONS, "round.max-update-norm=1e-6"), lambda _: None)
+    assert (summary["valid_updates"], summary["rejected_updates"]) == (0, 16)
+    assert "above the bound 1e-06" in caplog.text
+
+
+def test_below_the_quorum_the_head_stays_as_it_was(
+    tiny: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny(*OPTIONS, "round.quorum=0.9")
+    summary = run(folder, refuse)
+    assert "7 of 8 updates are valid, the quorum is 0.9: head unchanged" in caplog.text
+    assert summary["loss"] == pytest.approx(np.log(10))
+
+
+@pytest.mark.parametrize("case", ["NaN", "foreign fingerprint", "away"])
+def test_stock_strategies_get_only_replies_that_passed(
+    tiny: Make, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    def nan_head(content: RecordDict) -> None:
+        content["arrays"]["head.weight"] = Array(np.full((10, 1280), np.nan, np.float32))  # type: ignore[index]
+
+    change = {"NaN": nan_head, "foreign fingerprint": CASES["foreign fingerprint"][0],
+              "away": refuse}[case]  # fmt: skip
+    folder = tiny(*OPTIONS, "strategy.name=flwr.serverapp.strategy:FedAvg")
+    summary = run(folder, change)
+    assert summary["valid_updates"] == 14
+    assert np.isfinite(summary["loss"])
+    assert summary["accuracy"] > 0.5
+    assert "client 2: " in caplog.text
+
+
+class _Devices(InProcessGrid):
+    """Nodes that are phones: each with its own folder of pictures and its own state."""
+
+    folders: list[Path]
+
+    def __init__(self, app: Any, _nodes: int, values: dict[str, Any]) -> None:
+        super().__init__(app, len(self.folders), values)
+        for node, folder in enumerate(self.folders, start=1):
+            context = self._contexts[node]
+            context.node_config = {
+                "data": f"folder:{folder / 'pictures'}",
+                "state": str(folder / "state"),
+                "client-id": 100 + node,
+                "partition-id": node - 1,  # for _Faulty; a device ignores it
+            }
+
+
+@pytest.fixture
+def devices(tmp_path: Path) -> list[Path]:
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    folders = []
+    for number in range(3):
+        folder = tmp_path / f"phone{number}"
+        for i in range(number * 60, number * 60 + 60):
+            path = folder / "pictures" / str(digits.target[i]) / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((digits.images[i] * (255 / 16)).astype(np.uint8)).save(path)
+        folders.append(folder)
+    return folders
+
+
+def test_devices_get_the_backbone_once_and_train_on_their_own_folders(
+    tiny: Make, devices: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    _Devices.folders = devices
+    folder = tiny("train.rounds=3", "train.clients-per-round=0", "train.local-epochs=5")
+    summary = run(folder, lambda _: None, _Devices)
+    assert (summary["clients"], summary["valid_updates"]) == (3, 9)
+    assert summary["centralized_accuracy"] is None  # nobody has the data in one place
+    assert summary["accuracy"] > 0.6
+    assert caplog.text.count("sending the backbone to 3 nodes") == 1
+    for device in devices:
+        assert list((device / "state" / "backbones").iterdir())
+        assert list((device / "state" / "features").iterdir())
+
+
+def test_a_device_that_lost_its_backbone_gets_it_again(
+    tiny: Make, devices: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    _Devices.folders = devices
+    folder = tiny("train.rounds=2", "train.clients-per-round=0")
+
+    def lose(_content: RecordDict) -> None:
+        from client.app import _load_backbone
+
+        shutil.rmtree(devices[BAD_NODE] / "state" / "backbones", ignore_errors=True)
+        _load_backbone.cache_clear()
+
+    summary = run(folder, lose, _Devices)
+    assert summary["valid_updates"] == 6
+    assert "sending the backbone to 1 nodes" in caplog.text
+
+
+def test_a_device_with_a_class_that_the_task_does_not_have_is_named(
+    tiny: Make, devices: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    _Devices.folders = devices
+    (devices[0] / "pictures" / "3").rename(devices[0] / "pictures" / "three")
+    summary = run(tiny("train.rounds=1", "train.clients-per-round=2"), lambda _: None, _Devices)
+    assert summary["clients"] == 2
+    assert "node 1 cannot take part: DataError" in caplog.text
+    assert "three" in caplog.text
+
+
+def test_no_client_at_all_is_one_clear_line(
+    tiny: Make, devices: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.app, "_JOIN_SECONDS", 0.1)
+    for device in devices:
+        shutil.rmtree(device / "pictures")
+    _Devices.folders = devices
+    with pytest.raises(
+        RunError, match="0 clients .* are needed; node 1: DataError: .*no such folder"
+    ):
+        run(tiny("train.rounds=1", "train.clients-per-round=0"), lambda _: None, _Devices)

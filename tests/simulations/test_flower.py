@@ -1,0 +1,215 @@
+"""Flower's own simulation engine, with a real SuperLink and Ray: the same head, and clean ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from common.errors import MissingExtraError, RunError
+from simulations.cli import cli
+from simulations.flower import run_flower, superlink
+from simulations.run import run_in_process
+
+Make = Callable[..., Path]
+
+ROOT = Path(__file__).parent.parent.parent
+FEDHEAD = [sys.executable, "-m", "simulations"]
+FEDAVG = "flwr.serverapp.strategy:FedAvg"
+
+
+def processes_with(variable: str) -> dict[int, str]:
+    """Command lines of the other living processes whose environment holds the variable."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            if variable.encode() in environment and int(folder.name) != os.getpid():
+                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue  # it has just ended, or is another user's
+    return found
+
+
+def assert_alone(cache: Path) -> None:
+    deadline = time.monotonic() + 20
+    while others := processes_with(f"FEDHEAD_CACHE={cache}"):
+        assert time.monotonic() < deadline, others
+        time.sleep(0.1)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_behind(cache: Path) -> Iterator[None]:
+    """No process that a test started outlives it."""
+    yield
+    assert_alone(cache)
+
+
+def matrix(run: Path) -> np.ndarray:
+    head = load_file(run / "head.safetensors")
+    return np.concatenate([head["weight"], head["bias"][:, None]], axis=1).astype(np.float64)
+
+
+def lines(run: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_head(run: Path, reference: Path) -> None:
+    a, b = matrix(run), matrix(reference)
+    assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+    pairs = zip(lines(run), lines(reference), strict=True)
+    assert all(one["confusion"] == other["confusion"] for one, other in pairs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
+def test_flower_gives_the_head_of_the_in_process_engine(tiny: Make, strategy: str) -> None:
+    overrides = (f"strategy.name={strategy}", "train.rounds=3", "baseline.epochs=1")
+    reference, run = tiny(*overrides, name="reference"), tiny(*overrides, name="flower")
+    ours, theirs = run_in_process(reference), run_flower(run, num_supernodes=2)
+    assert_same_head(run, reference)
+    for key in (
+        "accuracy", "centralized_accuracy", "ridge_accuracy", "client_accuracy_mean", "rounds",
+        "clients", "valid_updates", "uplink_bytes", "downlink_bytes", "fingerprint",
+    ):  # fmt: skip
+        assert theirs[key] == ours[key] is not None, key
+    assert "fedhead INFO: round 3/3" in (run / "flower.log").read_text()
+
+
+@pytest.mark.slow
+def test_stock_fedavg_gives_the_same_head_with_a_supernode_for_each_client(tiny: Make) -> None:
+    overrides = (f"strategy.name={FEDAVG}", "train.rounds=3")
+    reference, run = tiny(*overrides, name="reference"), tiny(*overrides, name="flower")
+    run_in_process(reference)
+    run_flower(run, num_supernodes=8)
+    assert_same_head(run, reference)
+
+
+@pytest.mark.slow
+def test_plain_flwr_run_of_a_fresh_checkout(tiny: Make, tmp_path: Path) -> None:
+    app, run = tmp_path / "checkout", tmp_path / "plain"
+    for name in ("client", "common", "server", "simulations"):
+        shutil.copytree(ROOT / name, app / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "LICENSE", ".gitignore"):
+        shutil.copy(ROOT / name, app)
+    (app / "runs").mkdir()
+    (app / "runs" / "notes.md").write_text("mine")
+    reference = tiny("train.rounds=2", name="reference")
+    run_in_process(reference)
+
+    def flwr(*arguments: str) -> str:
+        done = subprocess.run(
+            ["flwr", *arguments], cwd=app, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def flwr_run(overrides: str) -> str:
+        config = f"experiment='{tmp_path / 'tiny.toml'}' overrides='{overrides}'"
+        nodes = "num-supernodes=2 client-resources-num-cpus=1"
+        log = flwr("run", ".", "--run-config", config, "--federation-config", nodes, "--stream")
+        return log
+
+    def status() -> str:
+        return json.loads(flwr("ls", "--format", "json"))["runs"][0]["status"]
+
+    with superlink() as environment:
+        apps = Path(environment["FLWR_HOME"]) / "apps"
+        log = flwr_run(f"train.rounds=2; out={run}")
+        assert status() == "finished:completed"
+        assert "fedhead INFO: round 2/2" in log
+        assert_same_head(run, reference)
+        assert (run / "model.pt").exists()
+        (bundle,) = apps.iterdir()
+        top = {path.name for path in bundle.iterdir()} - {".info"}
+        assert top == {"client", "common", "server", "simulations", "pyproject.toml", "LICENSE"}
+
+        # Two supernodes are too few for a strategy that takes one for each of eight clients.
+        log = flwr_run(f"strategy.name={FEDAVG}; out={tmp_path / 'stock'}")
+        assert status() == "finished:failed"
+        (line,) = [line for line in log.splitlines() if line.startswith("fedhead ERROR: ")]
+        assert "8 clients live on 2 nodes" in line
+        assert "num-supernodes=8" in line
+
+
+@pytest.mark.slow
+def test_a_failing_run_is_one_clear_line_and_a_non_zero_exit_code(tiny: Make) -> None:
+    run = tiny("strategy.name=fedavgg")
+    done = subprocess.run(
+        [*FEDHEAD, "resume", str(run), "--engine", "flower"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("fedhead: ")
+    assert "did you mean fedavg" in line
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_leaves_nothing_running_and_can_be_resumed(
+    tiny: Make, cache: Path
+) -> None:
+    reference, run = (tiny("train.rounds=60", name=name) for name in ("reference", "cut"))
+    process = subprocess.Popen(
+        [*FEDHEAD, "resume", str(run), "--engine", "flower"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    metrics = run / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 2):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+    _, log = process.communicate()
+    assert_alone(cache)
+    assert process.returncode == 130
+    assert f"go on with: fedhead resume {run} --engine flower" in log.splitlines()[-1]
+    assert not (run / "summary.json").exists()
+    # Clients' state and checkpoints are files: the other engine goes on as well.
+    run_in_process(run)
+    run_in_process(reference)
+    assert_same_head(run, reference)
+
+
+@pytest.mark.slow
+def test_a_killed_fedhead_takes_its_superlink_along(tmp_path: Path, cache: Path) -> None:
+    code = (
+        "import time; from simulations.flower import superlink\n"
+        "with superlink(): print('up', flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    assert any("flower-superlink" in c for c in processes_with(f"FEDHEAD_CACHE={cache}").values())
+    process.kill()
+    process.communicate()
+    assert_alone(cache)
+
+
+def test_without_ray_the_error_names_the_extra_and_no_run_folder_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "experiment.toml").touch()
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"'ray': pip install 'fedhead\[flower\]'"):
+        cli(
+            ["run", str(tmp_path / "experiment.toml"), "--out", str(tmp_path / "run"),
+             "--engine", "flower"],
+            standalone_mode=False,
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
