@@ -51,15 +51,21 @@ epochs = 0
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Callable[..., Path]:
+def tiny_toml() -> str:
+    """The small experiment as a file's content."""
+    pytest.importorskip("sklearn", reason="pip install 'fedhead[demo]'")
+    return TINY
+
+
+@pytest.fixture
+def tiny(tiny_toml: str, tmp_path: Path) -> Callable[..., Path]:
     """Makes a run folder of a small experiment, with overrides such as "train.rounds=3"."""
-    pytest.importorskip("mlxtend", reason="pip install 'fedhead[demo]'")
     from common.config import load_config, parse_overrides
     from simulations.run import new_run
 
     def make(*overrides: str, name: str = "run") -> Path:
         file = tmp_path / "tiny.toml"
-        file.write_text(TINY)
+        file.write_text(tiny_toml)
         items = [f"out={tmp_path / name}", *overrides]
         return new_run(load_config(file, parse_overrides(items)), overwrite=False)
 

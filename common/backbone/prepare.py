@@ -24,7 +24,14 @@ from common.backbone.frozen import (
     store,
 )
 from common.backbone.networks import float_network, quantizable_network, random_network
-from common.backbone.quantize import calibrate, convert, distill, prepare_student
+from common.backbone.quantize import (
+    calibrate,
+    convert,
+    correct_bias,
+    distill,
+    fold,
+    prepare_student,
+)
 from common.backbone.spec import BackboneSpec, FeatureScaling
 from common.backbone.weights import Weights, load_weights
 from common.errors import BackboneError
@@ -43,10 +50,11 @@ __all__ = [
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-DISTILL_LR = 3e-5
+DISTILL_LR = 1e-5
 _DISTILL_BATCH = 16
 _BATCH = 32
 _CALIBRATION_IMAGES = 256
+_CORRECTION_IMAGES = 64
 _STATISTICS_IMAGES = 512
 
 _log = logging.getLogger("fedhead")
@@ -182,11 +190,13 @@ def _prepare(recipe: _Recipe, loaded: Weights, images: UInt8Array) -> FrozenBack
     teacher = _teacher(recipe, loaded, sample[:_CALIBRATION_IMAGES])
     # Module constructors of torch.ao draw random weights, only to replace them.
     with quantized_engine(recipe.engine), torch.random.fork_rng(devices=[]):
-        student = prepare_student(quantizable_network(recipe.arch, teacher), recipe.engine)
+        folded = fold(quantizable_network(recipe.arch, teacher))
+        student = prepare_student(folded, recipe.engine)
         calibrate(student, _batches(sample[:_CALIBRATION_IMAGES]))
+        correct_bias(student, folded, normalize(sample[:_CORRECTION_IMAGES]))
         distill(
             student,
-            lambda batch: teacher(batch).mean((2, 3)),
+            lambda batch: folded(batch).mean((2, 3)),
             _distillation_batches(recipe, images),
             steps=recipe.distill_steps,
             lr=recipe.distill_lr,

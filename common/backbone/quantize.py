@@ -1,11 +1,13 @@
 """Everything that touches torch's quantization: from a float network to an int8 one.
 
-Recipe: fold batch norm, fake-quantize, observe unlabelled images, distil, convert, script.
+Recipe: fold batch norm, fake-quantize, observe unlabelled images, correct biases, distil,
+convert.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -18,11 +20,21 @@ from torch.ao.quantization.observer import (
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
 )
+from torch.utils.hooks import RemovableHandle
 
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.networks import QuantizableNetwork
 
-__all__ = ["Converted", "Student", "calibrate", "convert", "distill", "prepare_student"]
+__all__ = [
+    "Converted",
+    "Student",
+    "calibrate",
+    "convert",
+    "correct_bias",
+    "distill",
+    "fold",
+    "prepare_student",
+]
 
 
 class _Relu6Observer(MovingAverageMinMaxObserver):
@@ -72,24 +84,36 @@ def _qconfig(engine: str, *, relu6: bool) -> tq.QConfig:
     return tq.QConfig(activation=activation, weight=weight)  # type: ignore[no-untyped-call]
 
 
-def prepare_student(network: QuantizableNetwork, engine: str) -> Student:
-    """Fold batch norm, fuse ReLU and insert fake quantization.
+def fold(network: QuantizableNetwork) -> nn.Module:
+    """The float network with batch norm folded into its convolutions: teacher and reference.
 
-    Args:
-        network: a float MobileNet that torchvision can quantize; not changed.
-        engine: quantized engine it will be converted for.
+    Folding before training also freezes batch norm: the student has no statistics to drift,
+    and a step costs a third less than with the ConvBn modules of the stock recipe.
     """
     folded = copy.deepcopy(network.module).eval()
     with accepted_deprecations():
-        # Folding batch norm before training freezes it: the student has no statistics to drift
-        # and steps cost a third less than with the ConvBn modules of the stock recipe.
         folded.fuse_model(is_qat=False)  # type: ignore[operator]
-        student = Student(folded.get_submodule("features")).train()
+    features = folded.get_submodule("features").requires_grad_(False)
+    if network.relu6:
+        for module in features.modules():
+            if isinstance(module, intrinsic.ConvReLU2d):
+                module[1] = nn.ReLU6()
+    return features
+
+
+def prepare_student(folded: nn.Module, engine: str) -> Student:
+    """Insert fake quantization.
+
+    Args:
+        folded: what ``fold`` returned; not changed.
+        engine: quantized engine it will be converted for.
+    """
+    student = Student(copy.deepcopy(folded).requires_grad_(True)).train()
+    with accepted_deprecations():
         student.qconfig = _qconfig(engine, relu6=False)  # type: ignore[assignment]
-        if network.relu6:
-            for module in student.modules():
-                if isinstance(module, intrinsic.ConvReLU2d):
-                    module.qconfig = _qconfig(engine, relu6=True)  # type: ignore[assignment]
+        for module in student.modules():
+            if isinstance(module, intrinsic.ConvReLU2d) and isinstance(module[1], nn.ReLU6):
+                module.qconfig = _qconfig(engine, relu6=True)  # type: ignore[assignment]
         tq.prepare_qat(student, inplace=True)  # type: ignore[no-untyped-call]
     return student
 
@@ -113,6 +137,63 @@ def calibrate(student: Student, batches: Iterable[Tensor]) -> None:
             module.disable_observer()
 
 
+def correct_bias(student: Student, folded: nn.Module, batch: Tensor) -> None:
+    """Shift every convolution's bias so that its mean output is the float network's.
+
+    Rounding errs to the same side wherever an image is uniform, so errors add up instead of
+    cancelling out. Layer after layer in one pass: each is corrected behind corrected ones.
+
+    Nagel, van Baalen, Blankevoort, Welling: "Data-Free Quantization Through Weight
+    Equalization and Bias Correction", ICCV 2019, arXiv 1906.04721, section 4.2.
+    Differs from the paper: means are measured on images, before the activation, instead of
+    derived from batch norm.
+
+    Args:
+        student: calibrated; its biases change in place.
+        folded: what it was prepared from.
+        batch: float32 (b, 3, H, W), normalized.
+    """
+    want: dict[str, Tensor] = {}
+
+    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+            want[name] = output.mean((0, 2, 3))
+
+        return hook
+
+    def shift(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            weight = module.weight_fake_quant(module.weight)  # type: ignore[operator]
+            output = module._conv_forward(inputs[0], weight, module.bias)  # type: ignore[operator]
+            # A convolution that was fused with its ReLU lies one level deeper.
+            target = want[name] if name in want else want[f"{name}.0"]
+            module.bias.add_(target - output.mean((0, 2, 3)))  # type: ignore[operator,union-attr]
+
+        return hook
+
+    with torch.no_grad():
+        _run_hooked(folded, folded, batch, lambda m, n: m.register_forward_hook(record(n)))
+        _run_hooked(
+            student, student.body, batch, lambda m, n: m.register_forward_pre_hook(shift(n))
+        )
+
+
+def _run_hooked(
+    network: nn.Module,
+    body: nn.Module,
+    batch: Tensor,
+    register: Callable[[nn.Module, str], RemovableHandle],
+) -> None:
+    """One forward pass with a hook on every convolution of the body."""
+    convolutions = [(n, m) for n, m in body.named_modules() if isinstance(m, nn.Conv2d)]
+    handles = [register(module, name) for name, module in convolutions]
+    try:
+        network(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def distill(
     student: Student,
     teacher: Callable[[Tensor], Tensor],
@@ -128,13 +209,13 @@ def distill(
         teacher: normalized float32 (b, 3, H, W) to pooled float32 (b, d).
         batches: float32 (b, 3, H, W), normalized, at least ``steps`` of them.
         steps: how many to take.
-        lr: peak learning rate of Adam, brought to zero along a cosine.
+        lr: peak learning rate of Adam, see ``_schedule``.
 
     Returns:
         The loss of each step: squared error over the teacher's mean square.
     """
     optimizer = torch.optim.Adam(student.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, steps))
     losses = []
     for _, batch in zip(range(steps), batches, strict=False):
         with torch.no_grad():
@@ -147,6 +228,12 @@ def distill(
         schedule.step()
         losses.append(loss.detach().item())
     return losses
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Linear warm-up over 30%, for Adam's first steps are all sign, then a cosine to zero."""
+    warm_up = min(1.0, (step + 1) / max(0.3 * steps, 1.0))
+    return warm_up * 0.5 * (1.0 + math.cos(math.pi * step / max(steps, 1)))
 
 
 @dataclass(frozen=True)

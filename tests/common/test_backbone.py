@@ -25,7 +25,7 @@ from common.backbone.frozen import (
 )
 from common.backbone.networks import float_network, quantizable_network, random_network
 from common.backbone.prepare import cached_backbone, normalize
-from common.backbone.quantize import calibrate, convert, prepare_student
+from common.backbone.quantize import calibrate, convert, fold, prepare_student
 from common.backbone.weights import load_weights
 from common.errors import BackboneError
 from common.types import Affine
@@ -230,7 +230,7 @@ def test_int8_computes_what_fake_quantization_trained_for(images, engine):
         pytest.skip(f"this torch has no {engine} engine")
     network = quantizable_network("mobilenet_v2", random_network("mobilenet_v2", seed=0))
     with quantized_engine(engine), torch.no_grad(), accepted_deprecations():
-        student = prepare_student(network, engine)
+        student = prepare_student(fold(network), engine)
         calibrate(student, [normalize(images)])
         converted = convert(student)
         student.eval()

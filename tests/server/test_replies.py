@@ -94,7 +94,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "integers": (delta(np.zeros(SHAPE, np.int32)), "delta has dtype int32, expected floats"),
     "foreign fingerprint": (report("fingerprint", "0" * 64), "features are of backbone 0000000"),
     "another client's name": (report("clients", [5]), "speaks for client 5"),
-    "more examples than described": (report("num-examples", [10**9]), "reports 1000000000 examples, described"),
+    "more examples than described": (report("num-examples", [10**9]), "reports 1000000000"),
     "a loss of NaN": (report("loss-before", [float("nan")]), "a loss is not finite"),
     "a missing key": (lambda c: c["report"].pop("clients"), "clients is missing"),  # type: ignore[union-attr]
     "a list too long": (report("clients", [2, 2]), "differ in length"),

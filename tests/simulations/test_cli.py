@@ -1,0 +1,189 @@
+"""The command line as a person meets it: one clear line for what can be mended, exit codes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simulations.cli import main
+
+Fedhead = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def fedhead(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Fedhead]:
+    """Runs the command in this process: exit code, standard output, standard error."""
+    logger = logging.getLogger("fedhead")
+    before = logger.handlers, logger.propagate, logger.level
+
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["fedhead", *map(str, args)])
+        monkeypatch.setenv("COLUMNS", "80")
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        code = caught.value.code
+        return int(code) if code else 0, out, err
+
+    yield run
+    logger.handlers, logger.propagate, logger.level = before
+
+
+@pytest.fixture
+def experiment(tiny_toml: str, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(tiny_toml)
+    return path
+
+
+def pictures(folder: Path, classes: int = 2, each: int = 12) -> Path:
+    rng = np.random.default_rng(0)
+    for k in range(classes):
+        for i in range(each):
+            path = folder / f"class{k}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def test_run_prints_a_table_of_80_columns_and_numbers_its_folders(
+    fedhead: Fedhead, experiment: Path, tmp_path: Path
+) -> None:
+    code, out, err = fedhead("run", experiment, "--set", "train.rounds=2")
+    assert code == 0
+    assert max(map(len, (out + err).splitlines())) <= 100
+    assert max(map(len, out.splitlines())) <= 80
+    for word in ("accuracy, fedavg", "uplink", "model.pt", "seconds"):
+        assert word in out
+    assert "round 2/2" in err
+    code, out, _ = fedhead("run", experiment, "--set", "train.rounds=2", "--json")
+    assert code == 0
+    summary = json.loads(out.strip().splitlines()[-1])
+    assert summary["run"] == str(tmp_path / "runs" / "tiny-2")
+    assert summary["rounds"] == 2
+    image = tmp_path / "digit.png"
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(image)
+    code, out, _ = fedhead("predict", summary["model_path"], image)
+    assert code == 0
+    assert out.startswith(f"{image}  ")
+    code, out, _ = fedhead("export", tmp_path / "runs" / "tiny", "--out", tmp_path / "again.pt")
+    assert code == 0
+    again = (tmp_path / "again.json").read_text()
+    assert again == (tmp_path / "runs" / "tiny" / "model.json").read_text()
+
+
+class _Mine:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return open, ("stolen", "w")
+
+
+def _prepare_bad(name: str, tmp_path: Path) -> list[object]:
+    """What is wrong, as arguments of ``fedhead run tiny.toml``."""
+    folder = tmp_path / "data"
+    if name == "missing folder":
+        return ["--set", f"data.source=folder:{folder}"]
+    if name == "empty class folder":
+        pictures(folder)
+        (folder / "zebra").mkdir()
+        return ["--set", f"data.source=folder:{folder}"]
+    if name == "one class":
+        return ["--set", f"data.source=folder:{pictures(folder, classes=1)}"]
+    if name == "text named png, strict":
+        (pictures(folder) / "class0" / "note.png").write_text("not a picture")
+        return ["--set", f"data.source=folder:{folder}", "--set", "data.strict=true"]
+    weights = tmp_path / "weights.pt"
+    if name == "pickle with code":
+        weights.write_bytes(pickle.dumps({"features": _Mine()}))
+    if name == "not safetensors":
+        weights = weights.with_suffix(".safetensors")
+        weights.write_bytes(b"hello")
+    return ["--set", f"backbone.weights=file:{weights}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("missing folder", ["data", "no such folder"]),
+        ("empty class folder", ["zebra"]),
+        ("one class", ["1 class", "at least 2"]),
+        ("text named png, strict", ["note.png"]),
+        ("missing weights", ["weights.pt"]),
+        ("pickle with code", ["weights.pt"]),
+        ("not safetensors", ["weights.safetensors"]),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_code_1(
+    fedhead: Fedhead, experiment: Path, tmp_path: Path, name: str, words: list[str]
+) -> None:
+    code, out, err = fedhead("run", experiment, *_prepare_bad(name, tmp_path))
+    assert (code, out) == (1, "")
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("fedhead: ")
+    assert all(word in last for word in words), last
+    assert "Traceback" not in err
+    assert not (tmp_path / "stolen").exists()
+
+
+def test_a_broken_picture_is_named_and_the_run_goes_on(
+    fedhead: Fedhead, experiment: Path, tmp_path: Path
+) -> None:
+    folder = pictures(tmp_path / "data", each=30)
+    (folder / "class0" / "note.png").write_text("not a picture")
+    Image.fromarray(np.zeros((1, 1), np.uint8)).save(folder / "class1" / "dot.png")
+    code, out, err = fedhead(
+        "run", experiment, "--json", "--set", f"data.source=folder:{folder}",
+        "--set", "partition.num-clients=2", "--set", "train.clients-per-round=0",
+        "--set", "partition.scheme=iid", "--set", "data.calibration-examples=8",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "skipped 1 of 62 images" in err
+    assert "note.png" in err
+    assert json.loads(out)["clients"] == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["run", "none.toml"], ["none.toml", "no such file"]),
+        (["run", "tiny.toml", "--set", "train.rouns=3"], ["did you mean train.rounds"]),
+        (["run", "tiny.toml", "--set", "train.lr=-1"], ["train.lr=-1"]),
+        (["run", "tiny.toml", "--set", "backbone.arch=mobilenet_v3_small"], ["mobilenet_v3_small"]),
+        (["run", "tiny.toml", "--set", "data.source=CIFAR11"], ["CIFAR10"]),
+        (["run", "tiny.toml", "--set", "data.source=CIFAR10"], ["CIFAR10", "download"]),
+        (["resume", "nowhere"], ["nowhere", "no run"]),
+        (["export", "nowhere"], ["nowhere", "no run"]),
+        (["predict", "nothing.pt", "a.png"], ["nothing.pt"]),
+    ],
+)
+def test_wrong_arguments_are_one_clear_line(
+    fedhead: Fedhead, experiment: Path, args: list[str], words: list[str]
+) -> None:
+    code, out, err = fedhead(*args)
+    assert (code, out) == (1, "")
+    last = err.strip().splitlines()[-1]
+    assert all(word in last for word in words), last
+    assert "Traceback" not in err
+
+
+def test_partition_draws_a_picture(fedhead: Fedhead, experiment: Path, tmp_path: Path) -> None:
+    code, out, _ = fedhead("partition", experiment, "--out", tmp_path / "who.png")
+    assert code == 0
+    assert "8 clients" in out
+    with Image.open(tmp_path / "who.png") as picture:
+        assert picture.size[0] > 300
+
+
+def test_info_names_versions_and_engines(fedhead: Fedhead) -> None:
+    code, out, _ = fedhead("info", "--json")
+    assert code == 0
+    assert "qnnpack" in json.loads(out)["quantized_engines"]
