@@ -90,7 +90,7 @@ class BackboneConfig(_Section):
     engine: Literal["qnnpack", "x86", "onednn", "fbgemm"] = "qnnpack"
     distill_steps: Count = 40
     """Steps of quantization-aware distillation; 0: post-training quantization."""
-    feature_scaling: Literal["none", "standardize"] = "standardize"
+    feature_scaling: Literal["none", "center", "standardize"] = "center"
 
 
 class StrategyConfig(_Section):

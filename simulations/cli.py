@@ -19,11 +19,14 @@ from common.errors import FedheadError
 
 __all__ = ["main"]
 
-# Before flwr or ray is imported anywhere: they would call home.
+# Before flwr, ray or torch is imported anywhere.
 for _name, _value in {
+    # They would call home.
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Threads that spin while they wait make torch many times slower on a busy machine.
+    "OMP_WAIT_POLICY": "PASSIVE",
 }.items():
     os.environ.setdefault(_name, _value)
 

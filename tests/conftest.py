@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-# Before flwr is imported anywhere.
+# Before flwr or torch is imported anywhere; see simulations/cli.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

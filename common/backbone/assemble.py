@@ -15,7 +15,7 @@ from common.backbone.content import content_fingerprint
 from common.backbone.frozen import FrozenBackbone, probe_digest, probe_images
 from common.backbone.module import Int8Backbone, Pool
 from common.backbone.quantize import Converted
-from common.backbone.spec import BackboneSpec
+from common.backbone.spec import BackboneSpec, FeatureScaling
 from common.types import Affine
 
 __all__ = ["assemble"]
@@ -44,7 +44,7 @@ def assemble(network: Converted, draft: BackboneSpec, batches: Iterable[Tensor])
                 network.quant, network.body, spec.input_size, spec.mean, spec.std, pool
             ).eval()
         )
-    affine = _standardized(pooled, pool) if spec.feature_scaling == "standardize" else _plain(pool)
+    affine = _affine(spec.feature_scaling, pooled, pool)
     features = FrozenBackbone(module, spec, affine, "").features(probe_images(spec.input_size))
     spec = dataclasses.replace(spec, probe=probe_digest(features))
     return FrozenBackbone(module, spec, affine, content_fingerprint(module, spec, affine))
@@ -73,15 +73,18 @@ def _plain(pool: Pool) -> Affine:
     )
 
 
-def _standardized(pooled: _Float64Array, pool: Pool) -> Affine:
-    """Mean 0 and variance 1 for every feature that varies.
-
-    A feature that hardly moves on these images holds little but rounding noise there, and may
-    move on others: none is blown up more than ten times as much as the typical one, nor so far
-    that one step of its uint8 becomes more than 1.
-    """
+def _affine(scaling: FeatureScaling, pooled: _Float64Array, pool: Pool) -> Affine:
+    """How trainers see the features; see ``FeatureScaling``."""
+    if scaling == "none":
+        return _plain(pool)
     q = pooled / pool.scale + pool.zero_point
     std = q.std(axis=0)
-    floor = max(0.1 * float(np.sqrt(np.mean(std**2))), 1.0)
-    gain = 1.0 / np.maximum(std, floor)
+    typical = max(float(np.sqrt(np.mean(std**2))), 1.0)
+    if scaling == "center":
+        gain = np.full(len(std), 1.0 / typical)
+    else:
+        # A feature that hardly moves on these images holds little but rounding noise there, and
+        # may move on others: none is blown up more than ten times as much as the typical one,
+        # nor so far that one step of its uint8 becomes more than 1.
+        gain = 1.0 / np.maximum(std, max(0.1 * typical, 1.0))
     return Affine(gain.astype(np.float32), q.mean(axis=0).astype(np.float32))

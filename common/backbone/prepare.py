@@ -94,7 +94,7 @@ def prepare_backbone(
         input_size: S, height and width in pixels.
         engine: "qnnpack" (a phone's arithmetic) or another engine of this torch.
         distill_steps: quantization-aware training steps; 0 is post-training quantization.
-        feature_scaling: "standardize" gives every feature variance 1 over the images.
+        feature_scaling: see ``FeatureScaling``.
         images: uint8 (n, 3, S, S), unlabelled.
         seed: of the order of the images and of random weights.
         distill_lr: peak learning rate of the distillation.

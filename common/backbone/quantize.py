@@ -167,7 +167,7 @@ def correct_bias(student: Student, folded: nn.Module, batch: Tensor) -> None:
             output = module._conv_forward(inputs[0], weight, module.bias)  # type: ignore[operator]
             # A convolution that was fused with its ReLU lies one level deeper.
             target = want[name] if name in want else want[f"{name}.0"]
-            module.bias.add_(target - output.mean((0, 2, 3)))  # type: ignore[operator,union-attr]
+            module.bias.add_(target - output.mean((0, 2, 3)))  # type: ignore[operator]
 
         return hook
 

@@ -11,7 +11,10 @@ from common.errors import BackboneError
 
 __all__ = ["BackboneSpec", "FeatureScaling"]
 
-FeatureScaling = Literal["none", "standardize"]
+FeatureScaling = Literal["none", "center", "standardize"]
+"""How trainers see the features, measured on the calibration images: as they are; with each
+feature's mean taken off and one gain for all, so that their variance is 1 on average; or with
+mean 0 and variance 1 for each feature that varies."""
 
 # What describes a backbone without changing one bit of what it computes.
 _NOT_CONTENT = ("weights", "weights_licence", "torch_version", "float_model_bytes")
@@ -32,7 +35,7 @@ class BackboneSpec:
         num_features: d, width of the pooled features.
         feature_scale: step of the uint8 features.
         feature_zero_point: the uint8 that stands for 0.
-        feature_scaling: "none", or "standardize" by statistics of the calibration images.
+        feature_scaling: see ``FeatureScaling``.
         probe: SHA-256 of the features of two fixed noise images, checked at every load.
         torch_version: of the machine that built it.
         float_model_bytes: bytes of the backbone's float32 weights as one safetensors payload.

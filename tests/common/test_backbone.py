@@ -263,10 +263,9 @@ def test_distillation_brings_features_closer_to_float(prepare):
         made = prepare(train, weights="imagenet", feature_scaling="none", distill_steps=steps)
         return mean_cosine(made, test, reference)
 
-    before, after = cosine(0), cosine(20)
-    print(before, after)
-    assert after > before + 0.01
-    assert after > 0.9
+    before, after = cosine(0), cosine(10)
+    assert before > 0.95, "bias correction keeps even post-training features close"
+    assert after > before
 
 
 # --- files and payloads
