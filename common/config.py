@@ -144,7 +144,7 @@ class BaselineConfig(_Section):
 
 
 class SimulationConfig(_Section):
-    """[simulation]: the in-process engine."""
+    """[simulation]: the engines on this machine, in-process and Flower's."""
 
     nodes: Positive = 1
     """Virtual nodes that host the clients; a stock Flower strategy has one for each client."""

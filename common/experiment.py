@@ -100,13 +100,11 @@ def client_shares(config: Config) -> tuple[ClientShare, ...]:
     Raises:
         DataError: the partition cannot be made as configured.
     """
-    return _shares(config.data, config.partition, config.seed, calibration_positions(config).size)
+    return _shares(config.data, config.partition, config.seed)
 
 
 @lru_cache(maxsize=2)
-def _shares(
-    data: DataConfig, partition: PartitionConfig, seed: int, _calibration: int
-) -> tuple[ClientShare, ...]:
+def _shares(data: DataConfig, partition: PartitionConfig, seed: int) -> tuple[ClientShare, ...]:
     dataset = _dataset(data, seed)
     config = Config(data=data, partition=partition, seed=seed)
     positions = np.setdiff1d(dataset.train, calibration_positions(config))

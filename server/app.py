@@ -116,7 +116,8 @@ def run_experiment(grid: Grid, config: Config) -> Path:
     with stages("features"):
         features = experiment_features(config, backbone)
         test = features.select(dataset.test)
-    registry = _registry(grid, config, folder, dataset, backbone)
+    with stages("clients"):
+        registry = _registry(grid, config, folder, dataset, backbone)
     task = Task(config, folder.run_id, backbone.fingerprint, grid, registry)
     engine = _engine(task, features)
     with stages("baselines"):
@@ -130,7 +131,7 @@ def run_experiment(grid: Grid, config: Config) -> Path:
             folder,
             checkpoint,
         )
-    with stages("clients"):
+    with stages("evaluation"):
         client_accuracy = _client_accuracy(task, head)
     evaluation = evaluate(head, test)
     with stages("export"):

@@ -45,7 +45,6 @@ class QuantizationRow:
         cosine: mean cosine of an image's features to the float ones.
         file_bytes: of the saved TorchScript backbone.
         latency_ms: median for one image of 224 px on one thread.
-        prepare_seconds: time to make the backbone at the size of the images.
     """
 
     mode: str
@@ -54,7 +53,6 @@ class QuantizationRow:
     cosine: float
     file_bytes: int
     latency_ms: float
-    prepare_seconds: float
 
 
 def measure_quantization(
@@ -80,36 +78,24 @@ def measure_quantization(
     reference = _float_features(teacher, at_size)
     rows = [_float_row(teacher, reference, labels, large, seed)]
     for engine in (e for e in _ENGINES if e in torch.backends.quantized.supported_engines):
+        prepare = partial(
+            prepare_backbone,
+            arch=_ARCH,
+            weights=weights,
+            engine=engine,
+            feature_scaling="none",
+            seed=seed,
+        )
+        # Latency does not depend on the weights' values: measured once for both modes.
+        timed = prepare(images=large, input_size=_LATENCY_SIZE, distill_steps=0)
+        latency_ms = _latency_ms(partial(timed.features, large[:1]))
         for mode, steps in _MODES.items():
-
-            def prepared(sample: UInt8Array, steps: int, engine: str = engine) -> FrozenBackbone:
-                return prepare_backbone(
-                    arch=_ARCH,
-                    weights=weights,
-                    input_size=sample.shape[-1],
-                    engine=engine,
-                    distill_steps=steps,
-                    feature_scaling="none",
-                    images=sample,
-                    seed=seed,
-                )
-
-            start = time.perf_counter()
-            backbone = prepared(at_size, steps)
-            seconds = time.perf_counter() - start
+            backbone = prepare(images=at_size, input_size=input_size, distill_steps=steps)
             features = _int8_features(backbone, at_size)
-            # Latency does not depend on the weights: no distillation for the large images.
-            timed = prepared(large, 0)
+            accuracy = _ridge_accuracy(features, labels, seed=seed)
+            cosine = _cosine(features, reference)
             rows.append(
-                QuantizationRow(
-                    mode,
-                    engine,
-                    _ridge_accuracy(features, labels, seed=seed),
-                    _cosine(features, reference),
-                    _file_bytes(backbone),
-                    _latency_ms(partial(timed.features, large[:1])),
-                    seconds,
-                )
+                QuantizationRow(mode, engine, accuracy, cosine, _file_bytes(backbone), latency_ms)
             )
     return rows
 
@@ -167,7 +153,7 @@ def _float_row(
     image = normalize(large[:1])
     accuracy = _ridge_accuracy(reference, labels, seed=seed)
     latency_ms = _latency_ms(lambda: script(image))
-    return QuantizationRow("fp32", "", accuracy, 1.0, len(buffer.getvalue()), latency_ms, 0.0)
+    return QuantizationRow("fp32", "", accuracy, 1.0, len(buffer.getvalue()), latency_ms)
 
 
 def _float_features(teacher: nn.Module, images: UInt8Array) -> FloatArray:

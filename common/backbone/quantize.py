@@ -37,12 +37,12 @@ __all__ = [
 ]
 
 
-class _Relu6Observer(MovingAverageMinMaxObserver):
-    """Sees what ReLU6 lets through: int8 saturation then IS the clip at 6, at no cost."""
+class _Relu6FakeQuantize(FakeQuantize):
+    """Clips at 6, so that no range exceeds it: int8 saturation then IS ReLU6, at no cost."""
 
-    def forward(self, x_orig: Tensor) -> Tensor:
-        super().forward(x_orig.detach().clamp(max=6.0))  # type: ignore[no-untyped-call]
-        return x_orig
+    def forward(self, X: Tensor) -> Tensor:
+        out: Tensor = super().forward(X.clamp(max=6.0))  # type: ignore[no-untyped-call]
+        return out
 
 
 class Student(nn.Module):
@@ -62,8 +62,9 @@ class Student(nn.Module):
 def _qconfig(engine: str, *, relu6: bool) -> tq.QConfig:
     # x86 kernels add pairs of 8-bit products in 16 bits, which overflows with 8-bit activations
     # on processors without VNNI: seven bits there, as torch's own x86 configuration has it.
-    activation = FakeQuantize.with_args(  # type: ignore[no-untyped-call]
-        observer=_Relu6Observer if relu6 else MovingAverageMinMaxObserver,
+    module = _Relu6FakeQuantize if relu6 else FakeQuantize
+    activation = module.with_args(  # type: ignore[no-untyped-call]
+        observer=MovingAverageMinMaxObserver,
         quant_min=0,
         quant_max=255 if engine == "qnnpack" else 127,
         dtype=torch.quint8,
@@ -119,18 +120,22 @@ def prepare_student(folded: nn.Module, engine: str) -> Student:
 
 
 def calibrate(student: Student, batches: Iterable[Tensor]) -> None:
-    """Observe the range of every activation, then fix it.
+    """Observe the range of every activation of the float network, then fix it.
 
-    Each layer sees what the fake-quantized layers before it let through, as it will in int8.
+    Fake quantization is off meanwhile: ranges of a network whose errors ``correct_bias`` has
+    not yet removed fit it badly afterwards (cosine to fp32 between 0.89 and 0.99 by seed,
+    against 0.98 for all). The smallest and largest value over all images fit worse still
+    (0.88): one outlier makes every step coarse.
 
     Args:
         student: its observers change in place.
         batches: float32 (b, 3, H, W), normalized.
     """
-    student.train()
+    student.train().apply(tq.disable_fake_quant)
     with torch.no_grad():
         for batch in batches:
             student(batch)
+    student.apply(tq.enable_fake_quant)
     for module in student.modules():
         # Weight observers stay on: weights move in training, and their range with them.
         if isinstance(module, FakeQuantize) and module.dtype == torch.quint8:

