@@ -66,7 +66,8 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 def num_nodes(config: Config) -> int:
     """Virtual nodes of a simulation; a stock strategy takes a node for a client."""
-    return len(client_shares(config)) if config.is_stock else config.simulation.nodes
+    shares = client_shares(config)  # a partition that cannot be made is noticed here
+    return len(shares) if config.is_stock else config.simulation.nodes
 
 
 def run_in_process(path: Path) -> dict[str, Any]:

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from common.backbone.networks import float_network
+from common.backbone.prepare import normalize, prepare_backbone
+from common.backbone.weights import load_weights
 from common.config import load_config
-from common.experiment import experiment_dataset
+from common.experiment import calibration_positions, experiment_dataset
 from simulations.run import new_run, run_in_process
 
 EXPERIMENT = Path(__file__).parents[2] / "simulations" / "experiments" / "mnist5k.toml"
@@ -36,6 +40,30 @@ with torch.no_grad():
     classes = torch.cat([model(part).argmax(1) for part in images.split(50)])
 print(float((classes == labels).double().mean()))
 """
+
+
+@pytest.mark.slow
+def test_distillation_brings_int8_features_closer_to_the_float_ones() -> None:
+    config = load_config(EXPERIMENT)
+    dataset = experiment_dataset(config)
+    weights = load_weights("mobilenet_v2", "imagenet").state
+    assert weights is not None
+    teacher = float_network("mobilenet_v2", weights).eval()
+    test = dataset.images(dataset.test[::5], 96)
+    with torch.no_grad():
+        reference = teacher(normalize(test)).mean((2, 3)).numpy()
+
+    def cosine(steps: int) -> float:
+        backbone = prepare_backbone(
+            arch="mobilenet_v2", weights="imagenet", input_size=96, engine="qnnpack",
+            distill_steps=steps, feature_scaling="none", seed=0,
+            images=dataset.images(calibration_positions(config), 96),
+        )  # fmt: skip
+        x = backbone.affine(backbone.features(test))
+        norms = np.linalg.norm(x, axis=1) * np.linalg.norm(reference, axis=1)
+        return float(np.mean((x * reference).sum(axis=1) / norms))
+
+    assert cosine(config.backbone.distill_steps) > cosine(0)
 
 
 @pytest.mark.slow
