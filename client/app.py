@@ -126,12 +126,12 @@ def _train(request: TrainRequest, frozen: FrozenBackbone, host: Host) -> TrainRe
                 )
             update = client_update(request, client, features, control)
             check_fields(update.fields, shapes, request.max_norm)
+            if update.control is not None:
+                control.save(client, request.round_number, update.control)
         except FedheadError as exc:
             rejected.append((client, str(exc)))
             logger.warning("client %d left out of round %d: %s", client, request.round_number, exc)
             continue
-        if update.control is not None:
-            control.save(client, request.round_number, update.control)
         clients.append(client)
         counts.append(len(features))
         updates.append(update)

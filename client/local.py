@@ -27,7 +27,7 @@ class ClientUpdate:
         fields: the arrays that the plan asked for.
         loss_before: mean loss of the global head on the client's examples.
         loss_after: the same of the local head; equal where nothing was trained.
-        control: the client's next control variate, to be kept once the update counts.
+        control: the client's next control variate, to be kept when the update has passed.
     """
 
     fields: dict[str, npt.NDArray[np.generic]]

@@ -63,7 +63,11 @@ class ControlStore:
         files = [(number, path) for number, path in self._files(client) if number < round_number]
         metadata = {"previous": json.dumps(files[-1][0] if files else 0)}
         target = self._folder / str(client) / f"{round_number:08d}.safetensors"
-        write_atomic(target, lambda path: save_file({"control": control}, path, metadata))
+        try:
+            write_atomic(target, lambda path: save_file({"control": control}, path, metadata))
+        except OSError as exc:
+            reason = exc.strerror or exc
+            raise FedheadError(f"client {client}: {target} cannot be written: {reason}") from exc
         for number, path in self._files(client):
             stale = number > round_number or number in [n for n, _ in files[: 1 - _KEEP]]
             if stale:
@@ -75,5 +79,8 @@ class ControlStore:
 
     @staticmethod
     def _previous(path: Path) -> int:
-        with safetensors.safe_open(path, "numpy") as file:
-            return int(json.loads((file.metadata() or {}).get("previous", "0")))
+        try:
+            with safetensors.safe_open(path, "numpy") as file:
+                return int(json.loads((file.metadata() or {}).get("previous", "0")))
+        except (SafetensorError, OSError) as exc:
+            raise FedheadError(f"{path} is damaged ({exc})") from exc

@@ -69,7 +69,7 @@ class PartitionConfig(_Section):
 
     scheme: Literal["iid", "dirichlet", "pathological", "shard", "natural"] = "iid"
     num_clients: Positive = 50
-    """Ignored by natural, which has one client for each value of its column."""
+    """The natural partition needs as many values with enough examples, and draws from more."""
     alpha: Annotated[float, Field(gt=0)] = 0.3
     classes_per_client: Positive = 2
     shards_per_client: Positive = 2

@@ -85,6 +85,8 @@ def read_head(content: RecordDict) -> Head:
     if set(arrays) != {"head.weight", "head.bias"}:
         raise ProtocolError(f"arrays are {sorted(arrays)}, expected head.bias and head.weight")
     weight, bias = arrays["head.weight"], arrays["head.bias"]
+    if weight.dtype.kind != "f" or bias.dtype.kind != "f":
+        raise ProtocolError(f"head has dtypes {weight.dtype} and {bias.dtype}, expected floats")
     if weight.ndim != 2 or bias.shape != weight.shape[:1]:
         raise ProtocolError(f"head.weight is {weight.shape} and head.bias {bias.shape}")
     return Head(weight.astype(np.float32), bias.astype(np.float32))
@@ -263,11 +265,16 @@ class TrainReply:
 
     def write_stock(self, head: Head) -> RecordDict:
         """Flower's own format: the whole local head, num-examples and train_loss."""
-        metrics = MetricRecord(
+        report = to_record(self, skip=("fields",))
+        return RecordDict(
+            {"arrays": write_head(head), "metrics": self.stock_metrics(), "report": report}
+        )
+
+    def stock_metrics(self) -> MetricRecord:
+        """What stock strategies weight by."""
+        return MetricRecord(
             {"num-examples": self.num_examples[0], "train_loss": self.loss_before[0]}
         )
-        report = to_record(self, skip=("fields",))
-        return RecordDict({"arrays": write_head(head), "metrics": metrics, "report": report})
 
     @classmethod
     def read(cls, content: RecordDict) -> TrainReply:

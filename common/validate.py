@@ -10,7 +10,7 @@ import numpy.typing as npt
 from common.errors import ReplyError
 from common.statistics import triangle_size
 
-__all__ = ["check_fields", "field_shapes"]
+__all__ = ["check_counts", "check_fields", "field_shapes"]
 
 Fields = Mapping[str, npt.NDArray[np.generic]]
 
@@ -46,13 +46,25 @@ def check_fields(fields: Fields, shapes: Mapping[str, tuple[int, ...]], max_norm
         array = fields[name]
         if array.shape != shape:
             raise ReplyError(f"{name} is {array.shape}, expected {shape}")
-        kinds = "u" if name in ("gram", "moments") else "f"
-        if array.dtype.kind != kinds:
-            expected = "unsigned integers" if kinds == "u" else "floats"
-            raise ReplyError(f"{name} has dtype {array.dtype}, expected {expected}")
-        if kinds == "f" and not np.isfinite(array).all():
+        integers = name in ("gram", "moments")
+        if integers and array.dtype.kind != "u":
+            raise ReplyError(f"{name} has dtype {array.dtype}, expected unsigned integers")
+        if not integers and array.dtype != np.float32:
+            raise ReplyError(f"{name} has dtype {array.dtype}, expected float32")
+        if not integers and not np.isfinite(array).all():
             raise ReplyError(f"{name} is not finite")
     if max_norm and "delta" in fields:
         norm = float(np.linalg.norm(fields["delta"].astype(np.float64)))
         if norm > max_norm:
             raise ReplyError(f"delta has norm {norm:.3g}, above the bound {max_norm:g}")
+
+
+def check_counts(fields: Fields, num_examples: int) -> None:
+    """Refuse statistics that do not add up to the examples they are said to be of.
+
+    Raises:
+        ReplyError: the sum of squares of the constant 1, or the class counts, are another number.
+    """
+    ones, counted = int(fields["gram"][-1]), int(np.sum(fields["moments"][:, -1]))
+    if (ones, counted) != (num_examples, num_examples):
+        raise ReplyError(f"statistics are of {ones} and {counted} examples, not {num_examples}")

@@ -51,6 +51,7 @@ logger = logging.getLogger("fedhead")
 app = ServerApp()
 
 _JOIN_SECONDS = 120.0
+_BASELINE_SECONDS = 3600.0
 _SELF_CHECK_IMAGES = 200
 
 
@@ -98,7 +99,7 @@ def run_experiment(grid: Grid, config: Config) -> Path:
     Raises:
         FedheadError: as one clear line; finished rounds stay in the run folder.
     """
-    _check_strategy(config)
+    check_strategy(config)
     folder = RunFolder(free_folder(config), config)
     checkpoint = load_latest(folder.checkpoints)
     if checkpoint is not None:
@@ -113,6 +114,7 @@ def run_experiment(grid: Grid, config: Config) -> Path:
         dataset = experiment_dataset(config)
     with stages("backbone"):
         backbone = prepare(config, dataset)
+    folder.bind(backbone.fingerprint, dataset.classes)
     with stages("features"):
         features = experiment_features(config, backbone)
         test = features.select(dataset.test)
@@ -131,6 +133,8 @@ def run_experiment(grid: Grid, config: Config) -> Path:
             folder,
             checkpoint,
         )
+    if not counters["valid"]:
+        raise RunError(f"no update was valid in {rounds} rounds: nothing to export")
     with stages("evaluation"):
         client_accuracy = _client_accuracy(task, head)
     evaluation = evaluate(head, test)
@@ -222,7 +226,6 @@ def _registry(
         grid,
         request,
         (backbone.fingerprint, backbone.to_bytes),
-        config.round.deadline_seconds,
     )
     registry.wait_for(1, _JOIN_SECONDS)
     if not registry.simulated:
@@ -235,7 +238,7 @@ def _registry(
     return registry
 
 
-def _check_strategy(config: Config) -> None:
+def check_strategy(config: Config) -> None:
     """Find a wrong strategy name or argument before the long work starts."""
     if config.is_stock:
         build_stock(config.strategy.name, config.strategy.args, lr=config.train.lr)
@@ -284,7 +287,7 @@ def _baselines(task: Task, num_classes: int, test: FeatureSet) -> dict[str, floa
         "query.baselines",
         lambda _: request.write(),
         [node],
-        config.round.deadline_seconds,
+        _BASELINE_SECONDS,
     )
     if node not in answers:
         raise RunError(f"the baselines could not be computed: {errors.get(node, 'no answer')}")
@@ -306,8 +309,15 @@ def _client_accuracy(task: Task, head: Head) -> dict[str, float | None]:
         sorted(by_node),
         task.config.round.deadline_seconds,
     )
-    replies = [EvaluateReply.read(answers[node]) for node in sorted(answers)]
-    rates = [c / n for r in replies for c, n in zip(r.correct, r.num_examples, strict=True)]
+    rates: list[float] = []
+    for node in sorted(answers):
+        try:
+            reply = EvaluateReply.read(answers[node])
+        except FedheadError as exc:
+            logger.warning("node %d evaluated badly: %s", node, exc)
+            continue
+        counted = zip(reply.correct, reply.num_examples, strict=True)
+        rates += [right / total for right, total in counted if 0 <= right <= total and total]
     if not rates:
         return {
             "client_accuracy_mean": None,

@@ -19,26 +19,37 @@ logger = logging.getLogger("fedhead")
 
 _POLL_SECONDS = 0.02
 _SLOWEST_POLL_SECONDS = 0.5
+_SETUP_SECONDS = 600.0  # a node may have to start, read its data and quantize nothing yet
+_LATECOMER_SECONDS = 10.0  # while a run is on, nobody waits long for a new node
 
 
-def exchange(grid: Grid, messages: Iterable[Message], deadline_seconds: float) -> list[Message]:
+def exchange(
+    grid: Grid, messages: Iterable[Message], deadline_seconds: float
+) -> list[tuple[int, Message]]:
     """Send messages and collect the replies that arrive before the deadline.
 
     Flower's own ``send_and_receive`` waits 3 s between polls and does not filter duplicates.
 
     Returns:
-        At most one reply for each message, errors included.
+        At most one reply for each message, errors included, with the node that was asked:
+        Flower's own error replies (node gone, message expired) do not name it.
     """
-    outstanding = {str(message_id) for message_id in grid.push_messages(messages)}
+    messages = list(messages)
+    ids = [str(name) if name else "" for name in grid.push_messages(messages)]
+    # A message that could not even be pushed has no id.
+    outstanding = {
+        name: message.metadata.dst_node_id
+        for name, message in zip(ids, messages, strict=True)
+        if name
+    }
     deadline = time.monotonic() + deadline_seconds
-    replies: list[Message] = []
+    replies: list[tuple[int, Message]] = []
     pause = _POLL_SECONDS
     while outstanding:
-        for reply in grid.pull_messages(outstanding):
+        for reply in grid.pull_messages(list(outstanding)):
             answered = reply.metadata.reply_to_message_id
             if answered in outstanding:
-                outstanding.discard(answered)
-                replies.append(reply)
+                replies.append((outstanding.pop(answered), reply))
                 pause = _POLL_SECONDS
         if not outstanding or time.monotonic() >= deadline:
             break
@@ -70,8 +81,7 @@ def ask(
     ]
     answers: dict[int, RecordDict] = {}
     errors: dict[int, str] = {}
-    for reply in exchange(grid, messages, deadline_seconds):
-        node = reply.metadata.src_node_id
+    for node, reply in exchange(grid, messages, deadline_seconds):
         if reply.has_error():
             errors[node] = error_reason(reply)
         else:
@@ -83,6 +93,14 @@ def error_reason(reply: Message) -> str:
     """The last line of a remote error: the exception itself."""
     lines = (reply.error.reason or f"error {reply.error.code}").strip().splitlines()
     return lines[-1] if lines else "no reason given"
+
+
+def _present(node: int, answer: RecordDict) -> bool:
+    try:
+        return BackboneReply.read(answer).present
+    except FedheadError as exc:
+        logger.warning("node %d answered badly: %s", node, exc)
+        return True  # it will say so when it is to train
 
 
 @dataclass(frozen=True)
@@ -100,7 +118,6 @@ class Registry:
         grid: to reach the nodes.
         request: what each node is told about the task.
         backbone: fingerprint, and how to get the bytes for a node that lacks it.
-        deadline_seconds: for each question.
     """
 
     def __init__(
@@ -108,9 +125,8 @@ class Registry:
         grid: Grid,
         request: DescribeRequest,
         backbone: tuple[str, Callable[[], bytes]],
-        deadline_seconds: float,
     ) -> None:
-        self._grid, self._request, self._deadline = grid, request, deadline_seconds
+        self._grid, self._request = grid, request
         self._fingerprint, self._backbone_bytes = backbone
         self._nodes: set[int] = set()
         self._errors: dict[int, str] = {}
@@ -118,7 +134,7 @@ class Registry:
         self.simulated = False
         self.backbone_bytes_sent = 0
 
-    def refresh(self) -> None:
+    def refresh(self, timeout_seconds: float = _LATECOMER_SECONDS) -> None:
         """Ask nodes that have come since the last time what they host."""
         present = set(self._grid.get_node_ids())
         for client in [i for i, c in self.clients.items() if c.node not in present]:
@@ -128,9 +144,10 @@ class Registry:
         if not new:
             return
         answers, errors = ask(
-            self._grid, "query.describe", lambda _: self._request.write(), new, self._deadline
+            self._grid, "query.describe", lambda _: self._request.write(), new, timeout_seconds
         )
-        self._nodes -= set(new) - set(answers)  # asked again next time
+        # One that answered with an error is asked again next time; a silent one when it returns.
+        self._nodes -= set(errors)
         for node, reason in errors.items():
             if self._errors.get(node) != reason:
                 logger.warning("node %d cannot take part: %s", node, reason)
@@ -158,16 +175,16 @@ class Registry:
         """Send the backbone to those of the nodes that lack it."""
         question = BackboneRequest(self._fingerprint)
         answers, _ = ask(
-            self._grid, "query.backbone", lambda _: question.write(), nodes, self._deadline
+            self._grid, "query.backbone", lambda _: question.write(), nodes, _SETUP_SECONDS
         )
-        lacking = [n for n, a in sorted(answers.items()) if not BackboneReply.read(a).present]
+        lacking = [node for node, answer in sorted(answers.items()) if not _present(node, answer)]
         if not lacking:
             return
         delivery = BackboneRequest(self._fingerprint, self._backbone_bytes())
         self.backbone_bytes_sent += len(delivery.data) * len(lacking)
         logger.info("sending the backbone to %d nodes", len(lacking))
         _, errors = ask(
-            self._grid, "query.backbone", lambda _: delivery.write(), lacking, self._deadline
+            self._grid, "query.backbone", lambda _: delivery.write(), lacking, _SETUP_SECONDS
         )
         for node, reason in errors.items():
             logger.warning("node %d did not take the backbone: %s", node, reason)
@@ -179,10 +196,10 @@ class Registry:
             RunError: they did not come in time.
         """
         deadline = time.monotonic() + timeout_seconds
-        self.refresh()
+        self.refresh(_SETUP_SECONDS)
         while len(self.clients) < count and time.monotonic() < deadline:
             time.sleep(_SLOWEST_POLL_SECONDS)
-            self.refresh()
+            self.refresh(_SETUP_SECONDS)
         if len(self.clients) < count:
             why = "".join(
                 f"; node {node}: {reason}" for node, reason in sorted(self._errors.items())

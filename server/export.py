@@ -87,6 +87,8 @@ def export_model(
             loaded in a fresh process. Then nothing is left of it.
         OSError: as the operating system says (disk full, no permission); no half file is left.
     """
+    if path.suffix == ".json":
+        raise ExportError(f"{path}: the card beside the model takes the suffix .json")
     _check_arguments(backbone, head, classes, images, labels, features)
     # Started now: it imports torch while this process computes features.
     with fresh_process(images) as check_file:

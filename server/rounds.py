@@ -20,7 +20,7 @@ from common.messages import TrainReply, TrainRequest, payload_bytes
 from common.seeding import Purpose, draws
 from common.types import ClientPlan, FeatureSet, Head, UpdateBatch
 from common.updates import client_weights
-from common.validate import check_fields, field_shapes
+from common.validate import check_counts, check_fields, field_shapes
 from server.checkpoint import Checkpoint, restore_state, save_checkpoint
 from server.exchange import Registry, error_reason, exchange
 from server.runfolder import MetricsLog, RunFolder
@@ -128,7 +128,7 @@ def check_reply(reply: TrainReply, task: Task, asked: set[int], fingerprint: str
         )
     if repeated := [c for c, n in Counter(reply.clients).items() if n > 1]:
         raise ReplyError(f"names client {repeated[0]} twice")
-    if strangers := set(reply.clients) - asked:
+    if strangers := {*reply.clients, *reply.rejected_clients} - asked:
         raise ReplyError(f"speaks for client {min(strangers)}, which it was not asked for")
     for client, count in zip(reply.clients, reply.num_examples, strict=True):
         known = task.registry.clients[client].num_examples
@@ -166,15 +166,26 @@ class StrategyEngine:
         replies.sort(key=lambda reply: min(reply.clients))
         result.count(replies)
         if result.valid >= max(1.0, config.round.quorum * len(cohort)):
-            self.state, head = self._strategy.aggregate(
-                self.state, head, self._batch(plan, replies)
-            )
+            head = self._aggregate(round_number, head, self._batch(plan, replies))
         else:
             logger.warning(
                 "round %d: %d of %d updates are valid, the quorum is %g: head unchanged",
                 round_number, result.valid, len(cohort), config.round.quorum,
             )  # fmt: skip
         return head, result
+
+    def _aggregate(self, round_number: int, head: Head, updates: UpdateBatch) -> Head:
+        """The next head; the old one, and the old state, where aggregation gives no numbers."""
+        try:
+            state, new = self._strategy.aggregate(self.state, head, updates)
+        except np.linalg.LinAlgError as exc:
+            logger.warning("round %d: aggregation failed (%s): head unchanged", round_number, exc)
+            return head
+        if not np.isfinite(new.matrix).all():
+            logger.warning("round %d: the new head is not finite: head unchanged", round_number)
+            return head
+        self.state = state
+        return new
 
     def _request(
         self, round_number: int, head: Head, plan: ClientPlan, clients: list[int]
@@ -221,16 +232,20 @@ class StrategyEngine:
                 for node, clients in sorted(by_node.items())
             ]
             lacking: dict[int, list[int]] = {}
-            for message in exchange(task.grid, messages, task.config.round.deadline_seconds):
-                node = message.metadata.src_node_id
+            deadline = task.config.round.deadline_seconds
+            for node, message in exchange(task.grid, messages, deadline):
                 clients = by_node.pop(node)
                 reply = self._read(message, clients, plan, head, result)
                 if reply is None:
                     continue
                 if reply.missing_backbone and attempt == 0:
                     lacking[node] = clients
-                elif reply.clients:
+                    continue
+                if reply.clients:
                     valid.append(reply)
+                for client in set(clients) - {*reply.clients, *reply.rejected_clients}:
+                    result.failed += 1
+                    result.reasons.append(f"client {client}: not in its node's answer")
             if not lacking:
                 break
             task.registry.deliver_backbone(sorted(lacking))
@@ -272,14 +287,20 @@ class StrategyEngine:
         shapes = field_shapes(plan.fields, head.num_classes, head.num_features)
         summed = self._strategy.reduce == "sum"
         rows = 1 if summed else len(reply.clients)
-        if bad := [f"{k} has {len(v)}" for k, v in reply.fields.items() if len(v) != rows]:
-            raise ReplyError(f"{bad[0]} rows, expected {rows}")
+        for name, array in reply.fields.items():
+            if array.shape[:1] != (rows,):
+                raise ReplyError(
+                    f"{name} has {len(array) if array.ndim else 0} rows, expected {rows}"
+                )
         weights = client_weights(plan, np.array(reply.num_examples, np.int64))
         for row in range(rows):
             # The norm of a weighted mean is at most the largest norm in it.
             scale = float(weights.sum()) if summed else 1.0
             bound = self._task.config.round.max_update_norm * scale * (1 + 1e-5)
-            check_fields({k: v[row] for k, v in reply.fields.items()}, shapes, bound)
+            fields = {k: v[row] for k, v in reply.fields.items()}
+            check_fields(fields, shapes, bound)
+            if "gram" in fields:
+                check_counts(fields, sum(reply.num_examples) if summed else reply.num_examples[row])
 
     def _batch(self, plan: ClientPlan, replies: list[TrainReply]) -> UpdateBatch:
         summed = self._strategy.reduce == "sum"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +15,7 @@ from common.config import Config
 from common.errors import RunError
 from common.files import write_atomic
 
-__all__ = ["MetricsLog", "RunFolder", "free_folder"]
+__all__ = ["MetricsLog", "RunFolder", "free_folder", "read_run_json"]
 
 
 def free_folder(config: Config) -> Path:
@@ -60,11 +60,41 @@ class RunFolder:
         file = self.path / "run.json"
         if not file.exists():
             write_atomic(file, json.dumps({"run-id": uuid.uuid4().hex}).encode())
-        return str(json.loads(file.read_text())["run-id"])
+        return str(read_run_json(self.path)["run-id"])
+
+    def bind(self, fingerprint: str, classes: Sequence[str]) -> None:
+        """Tie the run to its backbone and classes, or check that they are still the same.
+
+        Raises:
+            RunError: data, weights or packages have changed since the run began.
+        """
+        known = read_run_json(self.path)
+        now = {"run-id": self.run_id, "fingerprint": fingerprint, "classes": list(classes)}
+        if "fingerprint" not in known:
+            self.write_json(self.path / "run.json", now)
+        elif known != now:
+            raise RunError(
+                f"{self.path}: data, weights or packages have changed since the run began, its "
+                "head is of another backbone or other classes"
+            )
 
     def write_json(self, path: Path, value: Mapping[str, Any]) -> None:
         """A small JSON file, whole or not at all."""
         write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def read_run_json(path: Path) -> dict[str, Any]:
+    """What ties a run folder to its run.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        content: dict[str, Any] = json.loads((path / "run.json").read_text())
+        content["run-id"]
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise RunError(f"{path / 'run.json'} is missing or damaged ({exc})") from exc
+    return content
 
 
 class MetricsLog:

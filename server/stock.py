@@ -21,6 +21,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from common.errors import ConfigError, FedheadError, ReplyError
 from common.messages import TrainReply, TrainRequest, payload_bytes, read_head, write_head
 from common.types import ClientPlan, Head
+from common.validate import check_fields, field_shapes
 from server.checkpoint import Checkpoint
 from server.exchange import error_reason, exchange
 from server.rounds import RoundResult, Task, check_reply, sample_cohort
@@ -49,7 +50,7 @@ def build_stock(name: str, args: Mapping[str, Any], *, lr: float) -> FlowerStrat
     module_name, _, class_name = name.partition(":")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as exc:
+    except (ImportError, AttributeError, TypeError, ValueError) as exc:
         raise ConfigError([f"strategy.name={name!r} cannot be imported: {exc}"]) from exc
     if not (inspect.isclass(cls) and issubclass(cls, FlowerStrategy)):
         raise ConfigError([f"strategy.name={name!r} is not a Flower strategy class"])
@@ -133,20 +134,28 @@ class StockEngine:
         result.downlink_bytes = sum(payload_bytes(m.content) for m in messages)
         valid: list[tuple[int, Message, TrainReply]] = []
         replies = exchange(task.grid, messages, config.round.deadline_seconds)
-        for message in replies:
-            client = client_of[message.metadata.src_node_id]
+        result.failed = len(messages) - len(replies)
+        for node, message in replies:
+            client = client_of[node]
+            if message.has_error():
+                result.failed += 1
+                result.reasons.append(f"client {client}: {error_reason(message)}")
+                continue
             try:
                 valid.append((client, message, self._read(message, client, head)))
             except FedheadError as exc:
                 result.reject(client, str(exc))
-        result.failed = len(messages) - len(replies)
         valid.sort(key=lambda item: item[0])
         result.count([reply for _, _, reply in valid])
         result.uplink_bytes = sum(payload_bytes(message.content) for _, message, _ in valid)
         if result.valid >= max(1.0, config.round.quorum * len(cohort)):
             arrays, _ = self._strategy.aggregate_train(round_number, [m for _, m, _ in valid])
             if arrays is not None:
-                head = read_head(RecordDict({"arrays": arrays}))
+                new = read_head(RecordDict({"arrays": arrays}))
+                if np.isfinite(new.matrix).all():
+                    head = new
+                else:
+                    logger.warning("round %d: the new head is not finite", round_number)
         return head, result
 
     def _request(self, round_number: int, head: Head) -> TrainRequest:
@@ -165,13 +174,21 @@ class StockEngine:
         )
 
     def _read(self, message: Message, client: int, head: Head) -> TrainReply:
-        if message.has_error():
-            raise ReplyError(error_reason(message))
         reply = TrainReply.read(message.content)
+        if reply.missing_backbone:
+            self._task.registry.deliver_backbone([self._task.registry.clients[client].node])
+            raise ReplyError("had lost the backbone; it is sent for the next round")
+        if reply.clients != (client,):
+            raise ReplyError("; ".join(reply.rejected_reasons) or "does not speak for itself")
         check_reply(reply, self._task, {client}, self._task.fingerprint)
         local = read_head(message.content)
         if local.weight.shape != head.weight.shape:
             raise ReplyError(f"head.weight is {local.weight.shape}, expected {head.weight.shape}")
         if not np.isfinite(local.matrix).all():
             raise ReplyError("head is not finite")
+        delta = (local.matrix - head.matrix).astype(np.float32)
+        shapes = field_shapes(("delta",), head.num_classes, head.num_features)
+        check_fields({"delta": delta}, shapes, self._task.config.round.max_update_norm)
+        # The strategy weights by this record: what it says must be what was checked.
+        message.content["metrics"] = reply.stock_metrics()
         return reply

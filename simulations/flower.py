@@ -167,8 +167,8 @@ def _wait_for(port: int, log: Path) -> None:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it wrote no log"
+    lines = [line.strip("│ ") for line in log.read_text(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if re.search(r"\w", line)), "it wrote no log")
 
 
 def _write_app(folder: Path, *, experiment: Path) -> None:
@@ -240,7 +240,7 @@ def _final_status(environment: Mapping[str, str], log: Path) -> tuple[str, str]:
         try:
             run = json.loads(answer.stdout)["runs"][0]
         except (ValueError, LookupError) as exc:
-            raise RunError(f"Flower knows no run: {_last_line(log)} (its log: {log})") from exc
+            raise RunError(f"Flower has lost the run: {_last_line(log)} (its log: {log})") from exc
         if run["status"].startswith("finished"):
             return run["status"], run["status-details"].removeprefix(_FAILURE)
         time.sleep(_STATUS_PAUSE_SECONDS)  # the log's stream was cut

@@ -26,13 +26,16 @@ def new_run(config: Config, *, overwrite: bool) -> Path:
     Raises:
         RunError: the folder that ``out`` names holds something and must not be overwritten.
     """
+    from server.app import check_strategy  # imports torch, which a wrong key need not wait for
+
+    check_strategy(config)  # before anything is removed
     path = free_folder(config)
     if path.exists() and any(path.iterdir()):
         if not overwrite:
             raise RunError(
                 f"{path} is not empty: fedhead resume {path}, or fedhead run ... --overwrite"
             )
-        if not (path / "config.toml").exists():
+        if not (path / "run.json").exists():
             raise RunError(f"{path} is not empty and holds no run: not overwritten")
         shutil.rmtree(path)
     RunFolder(path, config)
@@ -48,7 +51,10 @@ def open_run(path: Path) -> Config:
     file = path / "config.toml"
     if not file.exists():
         raise RunError(f"{path} holds no run (config.toml is missing)")
-    return load_config(file)
+    config = load_config(file)
+    if Path(config.out).resolve() != path.resolve():
+        raise RunError(f"{path} was moved here from {config.out}: change out in its config.toml")
+    return config
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -102,6 +108,7 @@ def export_run(path: Path, target: Path | None) -> dict[str, Any]:
     dataset = experiment_dataset(config)
     backbone = prepare(config, dataset)
     test = experiment_features(config, backbone).select(dataset.test)
+    RunFolder(path, config).bind(backbone.fingerprint, dataset.classes)
     report = export(backbone, head, dataset, test, target or path / "model.pt")
     return {
         "model_path": str(report.path),

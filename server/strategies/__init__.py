@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -54,8 +55,9 @@ def build_strategy(
         ):
             kind = "true or false" if isinstance(parameter.default, bool) else "a number"
             problems.append(f"strategy.args.{key}={value!r} must be {kind}")
-        elif value < 0:
-            problems.append(f"strategy.args.{key}={value!r} must be at least 0")
+        elif not math.isfinite(value) or value < 0 or (parameter.name == "lam" and value == 0):
+            bound = "above 0" if parameter.name == "lam" else "at least 0"
+            problems.append(f"strategy.args.{key}={value!r} must be finite and {bound}")
         else:
             given[parameter.name] = value
     if problems:

@@ -46,7 +46,7 @@ def test_weights_follow_the_plan() -> None:
         ({"delta": np.full((2, 4), np.nan, np.float32)}, "delta is not finite"),
         ({"delta": np.full((2, 4), np.inf, np.float32)}, "delta is not finite"),
         ({"delta": np.zeros((2, 5), np.float32)}, r"delta is \(2, 5\), expected \(2, 4\)"),
-        ({"delta": np.zeros((2, 4), np.int64)}, "delta has dtype int64, expected floats"),
+        ({"delta": np.zeros((2, 4), np.int64)}, "delta has dtype int64, expected float32"),
         ({"delta": np.full((2, 4), "x")}, "delta has dtype <U1"),
         ({}, r"sent the fields \[\], expected \['delta'\]"),
         ({"delta": np.zeros((2, 4), np.float32), "b": np.zeros(1)}, "sent the fields"),

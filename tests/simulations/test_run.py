@@ -19,7 +19,7 @@ import server.app
 import server.rounds
 from common.errors import ConfigError, DataError, RunError
 from server.export import ExportReport
-from simulations.run import run_in_process
+from simulations.run import open_run, run_in_process
 
 Make = Callable[..., Path]
 
@@ -151,7 +151,7 @@ def test_stock_strategies_run_in_the_same_loop(quick: Make, name: str, args: lis
     [
         (["strategy.name=fedavgg"], "did you mean fedavg"),
         (["strategy.args.mu=1"], "unknown strategy.args.mu for fedavg"),
-        (["strategy.name=fedprox", "strategy.args.mu=-1"], "must be at least 0"),
+        (["strategy.name=fedprox", "strategy.args.mu=-1"], "must be finite and at least 0"),
         (["strategy.name=fedprox", "strategy.args.mu=high"], "must be a number"),
         (["strategy.name=scaffold", "train.momentum=0.9"], "momentum must be 0"),
         (["strategy.name=flwr.serverapp.strategy:FedNone"], "cannot be imported"),
@@ -250,6 +250,23 @@ def test_one_class_clients_train_and_empty_ones_are_left_out(
 def test_an_impossible_partition_is_one_clear_line(quick: Make) -> None:
     with pytest.raises(DataError):
         run_in_process(quick("partition.num-clients=100000"))
+
+
+def test_a_run_whose_data_have_changed_is_not_resumed(quick: Make) -> None:
+    run = quick("train.rounds=2")
+    run_in_process(run)
+    file = run / "run.json"
+    known = json.loads(file.read_text())
+    file.write_text(json.dumps({**known, "fingerprint": "0" * 64}))
+    with pytest.raises(RunError, match="have changed since the run began"):
+        run_in_process(run)
+
+
+def test_a_moved_run_is_not_resumed_in_its_old_place(quick: Make, tmp_path: Path) -> None:
+    run = quick("train.rounds=1")
+    run.rename(tmp_path / "moved")
+    with pytest.raises(RunError, match="was moved here from"):
+        open_run(tmp_path / "moved")
 
 
 def test_a_folder_that_holds_something_else_is_not_touched(quick: Make, tmp_path: Path) -> None:
