@@ -5,19 +5,23 @@ Each step is cached in the process, so that in-process server and clients share 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from common.backbone.frozen import FrozenBackbone
 from common.config import Config, DataConfig, PartitionConfig, load_config, parse_overrides
 from common.datasets import Dataset, load_dataset
 from common.errors import ConfigError, DataError
 from common.features import extract
-from common.files import cache_root
+from common.files import cache_root, write_atomic
 from common.partition import local_split, partition_clients
 from common.seeding import Purpose, permutation
 from common.types import FeatureSet, IntArray
@@ -114,18 +118,23 @@ def _shares(data: DataConfig, partition: PartitionConfig, seed: int) -> tuple[Cl
             known = ", ".join(dataset.columns) or "none"
             raise DataError(f"{dataset.name} has no column '{partition.column}' (known: {known})")
         column = dataset.columns[partition.column]
-    parts = partition_clients(
-        dataset.labels,
-        scheme=partition.scheme,
-        num_clients=partition.num_clients,
-        seed=seed,
-        alpha=partition.alpha,
-        classes_per_client=partition.classes_per_client,
-        shards_per_client=partition.shards_per_client,
-        column=column,
-        min_examples=partition.min_examples,
-        positions=positions,
-    )
+
+    def draw() -> list[IntArray]:
+        return partition_clients(
+            dataset.labels,
+            scheme=partition.scheme,
+            num_clients=partition.num_clients,
+            seed=seed,
+            alpha=partition.alpha,
+            classes_per_client=partition.classes_per_client,
+            shards_per_client=partition.shards_per_client,
+            column=column,
+            min_examples=partition.min_examples,
+            positions=positions,
+        )
+
+    key = f"{dataset.content_key}\n{data.calibration_examples}\n{partition}\n{seed}"
+    parts = _cached_parts(hashlib.sha256(key.encode()).hexdigest(), draw)
     return tuple(
         ClientShare(
             *local_split(
@@ -138,6 +147,21 @@ def _shares(data: DataConfig, partition: PartitionConfig, seed: int) -> tuple[Cl
         )
         for client, part in enumerate(parts)
     )
+
+
+def _cached_parts(key: str, draw: Callable[[], list[IntArray]]) -> list[IntArray]:
+    """A partition from the cache: drawing one costs seconds of imports alone."""
+    file = cache_root() / "partitions" / f"{key}.safetensors"
+    try:
+        flat = load_file(file)
+        return np.split(flat["positions"], flat["ends"][:-1])
+    except (OSError, SafetensorError, KeyError):
+        parts = draw()
+    ends = np.cumsum([len(part) for part in parts])
+    content = save({"positions": np.concatenate(parts), "ends": ends})
+    with suppress(OSError):  # a cache that cannot be written only costs time
+        write_atomic(file, content)
+    return parts
 
 
 def experiment_features(config: Config, backbone: FrozenBackbone) -> FeatureSet:

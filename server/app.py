@@ -52,7 +52,7 @@ app = ServerApp()
 
 _JOIN_SECONDS = 120.0
 _BASELINE_SECONDS = 3600.0
-_SELF_CHECK_IMAGES = 200
+_SELF_CHECK_IMAGES = 128
 
 
 @app.main()
