@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -20,7 +21,13 @@ from common.messages import DescribeRequest
 from common.partition import local_split
 from common.types import FeatureSet, IntArray
 
-__all__ = ["Host", "SimulatedHost", "host_of", "run_folder"]
+if TYPE_CHECKING:
+    from client.cohort import Cohort
+    from common.experiment import ClientShare
+
+__all__ = ["Host", "Part", "SimulatedHost", "host_of", "run_folder"]
+
+Part = Literal["train", "test"]
 
 
 class Host(Protocol):
@@ -48,6 +55,10 @@ class Host(Protocol):
 
     def test_features(self, client: int, backbone: FrozenBackbone, run_id: str) -> FeatureSet:
         """The client's own test part, possibly empty."""
+        ...
+
+    def cohort(self, backbone: FrozenBackbone, part: Part) -> Cohort | None:
+        """All clients' examples for an engine that trains them together; None: one by one."""
         ...
 
 
@@ -100,6 +111,16 @@ class SimulatedHost:
     def test_features(self, client: int, backbone: FrozenBackbone, run_id: str) -> FeatureSet:
         return self._select(client, backbone, "test")
 
+    def cohort(self, backbone: FrozenBackbone, part: Part) -> Cohort | None:
+        if self._config.simulation.trainer == "reference":
+            return None
+        return _cohort(
+            self._experiment.experiment_features(self._config, backbone),
+            self._experiment.client_shares(self._config),
+            part,
+            int(self._config.simulation.cohort_memory),
+        )
+
     def all_train_features(self, backbone: FrozenBackbone) -> FeatureSet:
         """The training examples of all clients, as if they were in one place."""
         shares = self._experiment.client_shares(self._config)
@@ -148,6 +169,9 @@ class _DeviceHost:
     def test_features(self, client: int, backbone: FrozenBackbone, run_id: str) -> FeatureSet:
         return self._features(client, backbone, run_id, part=1)
 
+    def cohort(self, backbone: FrozenBackbone, part: Part) -> Cohort | None:
+        return None
+
     def _task_file(self, run_id: str) -> Path:
         return run_folder(self.state, run_id) / "task.json"
 
@@ -187,6 +211,15 @@ class _DeviceHost:
         )
         features = FeatureSet(q, dataset.labels, backbone.affine, backbone.fingerprint)
         return features.select(parts[part])
+
+
+@lru_cache(maxsize=2)
+def _cohort(
+    features: FeatureSet, shares: tuple[ClientShare, ...], part: Part, memory_bytes: int
+) -> Cohort:
+    from client.cohort import Cohort
+
+    return Cohort(features, [getattr(s, part) for s in shares], memory_bytes=memory_bytes)
 
 
 def run_folder(state: Path, run_id: str) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from common.errors import ConfigError
@@ -148,6 +148,10 @@ class SimulationConfig(_Section):
 
     nodes: Positive = 1
     """Virtual nodes that host the clients; a stock Flower strategy has one for each client."""
+    trainer: Literal["cohort", "reference"] = "cohort"
+    """All of a node's clients at once, or one by one in plain torch: the same to rounding."""
+    cohort_memory: Annotated[ByteSize, Field(ge=0)] = ByteSize(2_000_000_000)
+    """What a node's Gram matrices may take between rounds, for example "4GB"."""
 
 
 class Config(_Section):

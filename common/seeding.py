@@ -15,7 +15,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Purpose", "batch_order", "draws", "permutation", "uniform"]
+__all__ = ["Purpose", "batch_order", "draws", "permutation", "stream_state", "uniform"]
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -40,7 +40,8 @@ def _mix(z: int) -> int:
     return z ^ (z >> 31)
 
 
-def _state(seed: int, purpose: Purpose, keys: tuple[int, ...]) -> int:
+def stream_state(seed: int, purpose: Purpose, *keys: int) -> int:
+    """State of a stream, 64 bits; a further key continues from here, in any language."""
     state = 0
     for key in (seed, int(purpose), *keys):
         state = _mix(((state ^ (key & _MASK)) + _GOLDEN) & _MASK)
@@ -64,7 +65,7 @@ def draws(
     >>> draws(0, Purpose.COHORT, 1, index=np.arange(2)).tolist()
     [9030583759491911620, 2535577634144532877]
     """
-    state = np.uint64(_state(seed, purpose, keys))
+    state = np.uint64(stream_state(seed, purpose, *keys))
     with np.errstate(over="ignore"):
         z = state + (index.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from common.types import ClientPlan, IntArray
 
-__all__ = ["client_weights", "sum_fields"]
+__all__ = ["FieldSums", "client_weights"]
 
 Fields = Mapping[str, npt.NDArray[np.generic]]
 
@@ -21,24 +21,34 @@ def client_weights(plan: ClientPlan, num_examples: IntArray) -> npt.NDArray[np.f
     return num_examples.astype(np.float64)
 
 
-def sum_fields(
-    rows: Sequence[Fields], weights: npt.NDArray[np.float64]
-) -> dict[str, npt.NDArray[np.generic]]:
-    """Weighted sum of each field in the order of the rows, with a leading axis of length 1.
+class FieldSums:
+    """Weighted sums of named fields, added up in the order in which they come.
 
-    Floats are summed in float64 and returned as float32; integers with weight 1 stay exact.
+    Floats are summed in float64 and read as float32; integers, whose weight is 1, stay exact.
     """
-    total: dict[str, npt.NDArray[np.generic]] = {}
-    for name, first in rows[0].items():
-        if np.issubdtype(first.dtype, np.integer):
-            exact = np.zeros(first.shape, np.uint64)
-            for row in rows:
-                exact += row[name].astype(np.uint64)
+
+    def __init__(self) -> None:
+        self._floats: dict[str, npt.NDArray[np.float64]] = {}
+        self._integers: dict[str, npt.NDArray[np.uint64]] = {}
+
+    def add(self, row: Fields, weight: float = 1.0) -> None:
+        """Add one client's fields, or a sum (weight 1) of several clients'."""
+        for name, array in row.items():
+            if np.issubdtype(array.dtype, np.integer):
+                exact = array.astype(np.uint64)
+                known = self._integers.get(name)
+                self._integers[name] = exact if known is None else known + exact
+            else:
+                part = weight * array.astype(np.float64)
+                total = self._floats.get(name)
+                self._floats[name] = part if total is None else total + part
+
+    def row(self) -> dict[str, npt.NDArray[np.generic]]:
+        """The sums so far, with a leading axis of length 1."""
+        row: dict[str, npt.NDArray[np.generic]] = {}
+        for name, total in self._floats.items():
+            row[name] = total.astype(np.float32)[None]
+        for name, exact in self._integers.items():
             dtype = np.uint32 if exact.max(initial=0) < 2**32 else np.uint64
-            total[name] = exact.astype(dtype)[None]
-        else:
-            summed = np.zeros(first.shape, np.float64)
-            for row, weight in zip(rows, weights, strict=True):
-                summed += weight * row[name].astype(np.float64)
-            total[name] = summed.astype(np.float32)[None]
-    return total
+            row[name] = exact.astype(dtype)[None]
+        return row

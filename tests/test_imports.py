@@ -53,7 +53,7 @@ def test_rooms_import_only_what_they_may(path: Path) -> None:
 def test_the_device_path_imports_nothing_heavy() -> None:
     # Flower starts a process for each message on a device: what it imports is paid every round.
     heavy = {"torchvision", "pydantic", "datasets", "flwr_datasets", "pandas", "matplotlib",
-             "sklearn", "ray", "tensorboardX"}  # fmt: skip
+             "sklearn", "ray", "tensorboardX", "numba"}  # fmt: skip
     code = (
         f"import sys, client.app; import client.device\nprint(sorted(set(sys.modules) & {heavy!r}))"
     )

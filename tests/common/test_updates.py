@@ -3,7 +3,7 @@ import pytest
 
 from common.errors import ReplyError
 from common.types import ClientPlan
-from common.updates import client_weights, sum_fields
+from common.updates import FieldSums, client_weights
 from common.validate import check_fields, field_shapes
 
 SHAPES = field_shapes(("delta",), 2, 3)
@@ -21,7 +21,10 @@ def test_shapes_follow_classes_and_features() -> None:
 
 def test_float_sums_are_weighted_in_float64() -> None:
     rows = [{"delta": np.full((2, 4), v, np.float32)} for v in (1e8, 1.0, -1e8)]
-    summed = sum_fields(rows, np.array([1.0, 2.0, 1.0]))["delta"]
+    sums = FieldSums()
+    for row, weight in zip(rows, (1.0, 2.0, 1.0), strict=True):
+        sums.add(row, weight)
+    summed = sums.row()["delta"]
     assert summed.dtype == np.float32
     np.testing.assert_array_equal(summed, np.full((1, 2, 4), 2.0))
 
@@ -29,8 +32,11 @@ def test_float_sums_are_weighted_in_float64() -> None:
 def test_integer_sums_are_exact_and_widen_when_they_must() -> None:
     big = {"gram": np.array([2**32 - 1], np.uint32)}
     one = {"gram": np.array([1], np.uint32)}
-    assert sum_fields([one, one], np.ones(2))["gram"].dtype == np.uint32
-    total = sum_fields([big, one], np.ones(2))["gram"]
+    sums = FieldSums()
+    sums.add(one)
+    assert sums.row()["gram"].dtype == np.uint32
+    sums.add(big)
+    total = sums.row()["gram"]
     assert (total.dtype, int(total[0, 0])) == (np.uint64, 2**32)
 
 

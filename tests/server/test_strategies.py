@@ -11,7 +11,7 @@ from client.local import batch_orders, client_update
 from client.state import ControlStore
 from common.messages import TrainRequest
 from common.types import Affine, ClientPlan, FeatureSet, Head, LocalTraining, UpdateBatch
-from common.updates import client_weights, sum_fields
+from common.updates import FieldSums, client_weights
 from server.strategies import STRATEGIES, build_strategy
 from server.strategy import Strategy
 
@@ -46,11 +46,14 @@ def federate(strategy: Strategy, folder: Path) -> Head:  # type: ignore[type-arg
             updates.append(update.fields)
         counts = np.array([len(features(c)) for c in cohort(number)], np.int64)
         weights = client_weights(plan, counts)
+        sums = FieldSums()
+        for fields, weight in zip(updates, weights, strict=True):
+            sums.add(fields, weight)
         batch = UpdateBatch(
             (tuple(cohort(number)),),
             np.array([counts.sum()]),
             np.array([weights.sum()]),
-            sum_fields(updates, weights),
+            sums.row(),
         )
         state, head = strategy.aggregate(state, head, batch)
     return head

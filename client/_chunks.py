@@ -1,0 +1,125 @@
+"""Clients after training: their deltas, or the weighted sum of them in one product."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from common.types import IntArray
+
+__all__ = ["Chunk", "DualChunk", "PrimalChunk"]
+
+Floats = npt.NDArray[np.floating]
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk(ABC):
+    """Some clients of a cohort; valid only inside the ``consume`` it is handed to.
+
+    Attributes:
+        clients: int64 (m,), ids.
+        num_examples: int64 (m,).
+        losses: float64 (m, 2), mean cross-entropy under the global head and the local one.
+        steps: int64 (m,), SGD steps taken.
+    """
+
+    clients: IntArray
+    num_examples: IntArray
+    losses: Float64Array
+    steps: IntArray
+
+    @property
+    def finite(self) -> npt.NDArray[np.bool_]:
+        """Bool (m,): whether a client's training stayed finite."""
+        finite: npt.NDArray[np.bool_] = np.isfinite(self.losses).all(1)  # type: ignore[assignment]
+        return finite
+
+    @abstractmethod
+    def weighted_sum(self, weights: Float64Array) -> Float64Array:
+        """Sum of weight * delta over the clients, float64 (K, d + 1)."""
+
+    @abstractmethod
+    def deltas(self) -> Floats:
+        """Each client's local minus global head, (m, K, d + 1)."""
+
+
+@dataclass(frozen=True, eq=False)
+class PrimalChunk(Chunk):
+    """One client that was trained by ordinary steps.
+
+    Attributes:
+        delta: (K, d + 1).
+    """
+
+    delta: Floats
+
+    def weighted_sum(self, weights: Float64Array) -> Float64Array:
+        total: Float64Array = weights[0] * self.delta.astype(np.float64)
+        return total
+
+    def deltas(self) -> Floats:
+        return self.delta[None]
+
+
+@dataclass(frozen=True, eq=False)
+class DualChunk(Chunk):
+    """Heads as combinations of examples: ``w = alpha w0 + beta c + A X P``.
+
+    Attributes:
+        start: w0, (K, d + 1).
+        x: X of all the clients, (M, >= d + 1), padded with zeros.
+        dual: A of all the clients, (K, M).
+        coefficients: float64 (m, 2), alpha and beta.
+        corrections: c of each client, (m, K, d + 1), or None.
+        preconditioner: P, padded as x is, or None.
+    """
+
+    start: Floats
+    x: Tensor
+    dual: Tensor
+    coefficients: Float64Array
+    corrections: Floats | None
+    preconditioner: Tensor | None
+
+    @property
+    def finite(self) -> npt.NDArray[np.bool_]:
+        both = np.isfinite(np.concatenate([self.losses, self.coefficients], axis=1))
+        finite: npt.NDArray[np.bool_] = both.all(1)
+        return finite
+
+    def weighted_sum(self, weights: Float64Array) -> Float64Array:
+        scale = np.repeat(weights, self.num_examples).astype(self.start.dtype)
+        # Zero times infinity is no number: who does not count must not spoil the sum.
+        scaled = np.where(scale != 0, self.dual.numpy() * scale, 0)
+        total: Float64Array = self._combine(scaled, self.x).astype(np.float64)
+        counted = weights != 0
+        shift = weights[counted] @ (self.coefficients[counted, 0] - 1)
+        total += shift * self.start.astype(np.float64)
+        if self.corrections is not None:
+            shares = weights[counted] * self.coefficients[counted, 1]
+            total += np.tensordot(shares, self.corrections[counted], 1)
+        return total
+
+    def deltas(self) -> Floats:
+        dual, last = self.dual.numpy(), np.cumsum(self.num_examples)
+        out = np.empty((len(self.clients), *self.start.shape), self.start.dtype)
+        for i, (end, n) in enumerate(zip(last, self.num_examples, strict=True)):
+            out[i] = self._combine(dual[:, end - n : end], self.x[end - n : end])
+        alpha, beta = self.coefficients.T.astype(out.dtype)
+        if (alpha != 1).any():
+            out += (alpha - 1)[:, None, None] * self.start
+        if self.corrections is not None:
+            out += beta[:, None, None] * self.corrections
+        return out
+
+    def _combine(self, dual: Floats, x: Tensor) -> Floats:
+        combined = x.new_tensor(dual) @ x
+        if self.preconditioner is not None:
+            combined = combined @ self.preconditioner
+        matrix: Floats = combined.numpy()[:, : self.start.shape[1]]
+        return matrix

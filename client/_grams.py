@@ -1,0 +1,75 @@
+"""Gram matrices of clients, made once and kept over rounds while there is room."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from common.types import IntArray
+
+__all__ = ["Grams"]
+
+
+class Grams:
+    """``X P X^T`` of each client, float (n, n), row after row in one slab.
+
+    Args:
+        num_examples: int64 (C,), n by client; 0 for one that needs none.
+        memory_bytes: of the slab at most. The first clients get a place in it; the others'
+            matrices are made anew whenever they are needed.
+        dtype: of the entries.
+    """
+
+    def __init__(self, num_examples: IntArray, memory_bytes: int, dtype: torch.dtype) -> None:
+        sizes = num_examples**2
+        ends = np.cumsum(sizes)
+        fits = (ends * dtype.itemsize <= memory_bytes) & (sizes > 0)
+        self._offsets: IntArray = np.where(fits, ends - sizes, -1)
+        # The system gives pages only when they are written.
+        self.slab = torch.empty(int(sizes[fits].sum()), dtype=dtype)
+        self._made = np.zeros(len(num_examples), np.bool_)
+        self._preconditioner: npt.NDArray[np.floating] | None = None
+
+    def use(self, preconditioner: npt.NDArray[np.floating] | None) -> None:
+        """Forget all if they were made with another P."""
+        old, new = self._preconditioner, preconditioner
+        if old is not new and (old is None or new is None or not np.array_equal(old, new)):
+            self._made[:] = False
+        self._preconditioner = new
+
+    def kept(self, clients: IntArray) -> npt.NDArray[np.bool_]:
+        """Whose matrices have a place, bool (m,)."""
+        kept: npt.NDArray[np.bool_] = self._offsets[clients] >= 0
+        return kept
+
+    def prepare(
+        self, clients: IntArray, ends: IntArray, x: Tensor, preconditioner: Tensor | None
+    ) -> tuple[Tensor, IntArray]:
+        """Make what is missing for some clients; different threads prepare different clients.
+
+        Args:
+            clients: int64 (m,).
+            ends: int64 (m + 1,), where their examples begin and end in x.
+            x: (M, D), examples.
+            preconditioner: P, (D, D).
+
+        Returns:
+            A second slab for those without a place in the first, and where each client's
+            matrix begins: int64 (m,), below 0 for ``-offset - 1`` in the second slab.
+        """
+        offsets: IntArray = self._offsets[clients].copy()
+        counts = np.diff(ends)
+        homeless = np.flatnonzero(offsets < 0)
+        places = np.cumsum(counts[homeless] ** 2)
+        spare = torch.empty(int(places[-1]) if len(places) else 0, dtype=x.dtype)
+        offsets[homeless] = -1 - (places - counts[homeless] ** 2)
+        for i in np.flatnonzero((offsets < 0) | ~self._made[clients]):
+            n, offset = int(counts[i]), int(offsets[i])
+            slab, first = (self.slab, offset) if offset >= 0 else (spare, -offset - 1)
+            mine = x[int(ends[i]) : int(ends[i + 1])]
+            left = mine if preconditioner is None else mine @ preconditioner
+            torch.mm(left, mine.t(), out=slab[first : first + n * n].view(n, n))
+        self._made[clients[offsets >= 0]] = True
+        return spare, offsets

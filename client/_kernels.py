@@ -1,0 +1,257 @@
+"""Compiled loops of the cohort engine. They release the GIL, so that threads share the work.
+
+No loop here reassociates sums: the only liberty is fused multiply-add, so that the same machine
+gives the same bits, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+
+from common.types import FloatArray
+
+__all__ = ["to_float", "train_clients"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_M1 = np.uint64(0xBF58476D1CE4E5B9)
+_M2 = np.uint64(0x94D049BB133111EB)
+_S30, _S27, _S31, _ONE = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(1)
+_BLOCK = 64  # columns of the scratch at least, for the losses
+
+
+def _compiled(function: F) -> F:
+    return cast("F", numba.njit(nogil=True, cache=True, fastmath={"contract"})(function))
+
+
+@_compiled
+def to_float(q: Any, rows: Any, center: Any, gain: Any, out: Any) -> None:
+    """Features as trainers see them: ``gain * (q - center)``, a 1, and zeros as padding.
+
+    Args:
+        q: uint8 (N, d), possibly memory-mapped.
+        rows: int64 (m,), which of its rows.
+        center: float (d,).
+        gain: float (d,).
+        out: float (m, >= d + 1), overwritten.
+    """
+    d = q.shape[1]
+    for i in range(rows.shape[0]):
+        source = q[rows[i]]
+        target = out[i]
+        for j in range(d):
+            target[j] = (source[j] - center[j]) * gain[j]
+        target[d] = 1
+        for j in range(d + 1, out.shape[1]):
+            target[j] = 0
+
+
+@_compiled
+def _mix(z: Any) -> Any:
+    z = (z ^ (z >> _S30)) * _M1
+    z = (z ^ (z >> _S27)) * _M2
+    return z ^ (z >> _S31)
+
+
+@_compiled
+def _batch_order(state: Any, n: Any, keys: Any) -> Any:
+    """``common.seeding.permutation`` of a stream, given its state."""
+    for i in range(n):
+        keys[i] = np.int64(_mix(state + np.uint64(i + 1) * _GOLDEN) >> _ONE)
+    return np.argsort(keys[:n], kind="mergesort")
+
+
+@_compiled
+def _exponentials(R: Any, m: Any, top: Any, total: Any, bits: Any) -> None:
+    """Replace logits R (K, m) by exp(logit - top); their maximum and sum a column beside it.
+
+    float32 takes Cephes' polynomial (relative error 2e-7), which the compiler vectorizes;
+    float64 takes the library's function.
+    """
+    K = R.shape[0]
+    powers = bits.view(np.float32)
+    for b in range(m):
+        top[b] = R[0, b]
+        total[b] = 0
+    for k in range(1, K):
+        for b in range(m):
+            top[b] = max(top[b], R[k, b])
+    for k in range(K):
+        if R.itemsize == 8:
+            for b in range(m):
+                R[k, b] = math.exp(R[k, b] - top[b])
+                total[b] += R[k, b]
+            continue
+        for b in range(m):
+            x = np.float32(max(R[k, b] - top[b], np.float32(-87.0)))
+            f = np.float32(math.floor(x * np.float32(1.44269504) + np.float32(0.5)))
+            bits[b] = (np.int32(f) + np.int32(127)) << np.int32(23)
+            x = x - f * np.float32(0.693359375)
+            x = x + f * np.float32(2.12194440e-4)
+            p = np.float32(1.9875691500e-4)
+            p = p * x + np.float32(1.3981999507e-3)
+            p = p * x + np.float32(8.3334519073e-3)
+            p = p * x + np.float32(4.1665795894e-2)
+            p = p * x + np.float32(1.6666665459e-1)
+            p = p * x + np.float32(5.0000001201e-1)
+            R[k, b] = p * x * x + x + np.float32(1.0)
+        for b in range(m):
+            R[k, b] *= powers[b]
+            total[b] += R[k, b]
+
+
+@_compiled
+def _mean_loss(Z: Any, labels: Any, R: Any, top: Any, total: Any, bits: Any) -> Any:
+    """Mean cross-entropy of logits Z (K, n)."""
+    K, n = Z.shape
+    width = R.shape[1]
+    loss = 0.0
+    for start in range(0, n, width):
+        m = min(width, n - start)
+        for k in range(K):
+            for b in range(m):
+                R[k, b] = Z[k, start + b]
+        _exponentials(R, m, top, total, bits)
+        for b in range(m):
+            loss += math.log(total[b]) + top[b] - Z[labels[start + b], start + b]
+    return loss / n
+
+
+@_compiled
+def _residuals(
+    z: Any, labels: Any, batch: Any, m: Any, R: Any, top: Any, total: Any, bits: Any
+) -> None:
+    """Gradient of a batch's mean loss with respect to its logits, into R (K, m)."""
+    K = z.shape[0]
+    for k in range(K):
+        for b in range(m):
+            R[k, b] = z[k, batch[b]]
+    _exponentials(R, m, top, total, bits)
+    for b in range(m):
+        total[b] = 1 / (total[b] * m)
+    for k in range(K):
+        for b in range(m):
+            R[k, b] *= total[b]
+    for b in range(m):
+        R[labels[batch[b]], b] -= 1 / m
+
+
+@_compiled
+def _plain_step(z: Any, a: Any, gram: Any, batch: Any, m: Any, R: Any, lr: Any) -> None:
+    n = z.shape[1]
+    for k in range(z.shape[0]):
+        zk, ak = z[k], a[k]
+        for b in range(m):
+            i = batch[b]
+            r = lr * R[k, b]
+            ak[i] -= r
+            row = gram[i * n : (i + 1) * n]
+            for j in range(n):
+                zk[j] -= r * row[j]
+
+
+@_compiled
+def _general_step(
+    z: Any, a: Any, z0: Any, zc: Any, vz: Any, va: Any, gram: Any, batch: Any, m: Any, R: Any,
+    step: Any, lr: Any, momentum: Any, shrink: Any, mu: Any,
+) -> None:  # fmt: skip
+    n = z.shape[1]
+    for k in range(z.shape[0]):
+        zk, ak, vzk, vak = z[k], a[k], vz[k], va[k]
+        for j in range(n):
+            step[j] = shrink * zk[j] - mu * z0[k, j] + zc[k, j]
+            vak[j] = momentum * vak[j] + shrink * ak[j]
+        for b in range(m):
+            i = batch[b]
+            r = R[k, b]
+            vak[i] += r
+            row = gram[i * n : (i + 1) * n]
+            for j in range(n):
+                step[j] += r * row[j]
+        for j in range(n):
+            vzk[j] = momentum * vzk[j] + step[j]
+            zk[j] -= lr * vzk[j]
+            ak[j] -= lr * vak[j]
+
+
+@_compiled
+def train_clients(
+    Z: FloatArray, A: FloatArray, Z0: FloatArray, Zc: FloatArray,
+    labels: Any, ends: Any, clients: Any, grams: Any, spare: Any, offsets: Any, state: Any,
+    epochs: Any, batch_sizes: Any, hyper: FloatArray,
+    losses: Any, coefficients: Any, steps: Any,
+) -> None:  # fmt: skip
+    """Local SGD of each client of a chunk, in the dual form.
+
+    A client's head is ``w = alpha w0 + beta c + A X P`` and its logits Z follow each step
+    through the Gram matrix ``X P X^T``, so that features are not touched.
+
+    Args:
+        Z: (K, M), logits of all examples under the global head; left at those of the local ones.
+        A: (K, M), zeros; left at the coefficients of the examples.
+        Z0: (K, M), a copy of Z, or (0, 0) where neither momentum nor any penalty is used.
+        Zc: (K, M), logits of each client's correction, zeros for none; (0, 0) as Z0.
+        labels: int64 (M,).
+        ends: int64 (m + 1,), where each client's examples begin and end.
+        clients: int64 (m,), ids: they choose the batch order.
+        grams: (any,), cached Gram matrices, row by row.
+        spare: (any,), those that found no room in the cache.
+        offsets: int64 (m,), where a client's Gram begins; below 0: at ``-offset - 1`` in spare.
+        state: uint64, of the stream of batch orders, before client and epoch.
+        epochs: int64 (m,).
+        batch_sizes: int64 (m,).
+        hyper: (4,), lr, momentum, mu + weight decay, mu.
+        losses: float64 (m, 2), overwritten: mean loss before and after.
+        coefficients: float64 (m, 2), overwritten: alpha and beta.
+        steps: int64 (m,), overwritten.
+    """
+    K = Z.shape[0]
+    lr, momentum, shrink, mu = hyper[0], hyper[1], hyper[2], hyper[3]
+    plain = Z0.shape[0] == 0
+    width = max(_BLOCK, np.max(batch_sizes))
+    R = np.empty((K, width), Z.dtype)
+    top, total = np.empty(width, Z.dtype), np.empty(width, Z.dtype)
+    bits = np.empty(width, np.int32)
+    longest = np.max(ends[1:] - ends[:-1])
+    keys = np.empty(longest, np.int64)
+    step = np.empty(longest, Z.dtype)
+    vz = np.empty((K, 0 if plain else longest), Z.dtype)
+    va = np.empty((K, 0 if plain else longest), Z.dtype)
+    for c in range(clients.shape[0]):
+        first, last = ends[c], ends[c + 1]
+        n = last - first
+        z, a, y = Z[:, first:last], A[:, first:last], labels[first:last]
+        gram = grams[offsets[c] :] if offsets[c] >= 0 else spare[-offsets[c] - 1 :]
+        losses[c, 0] = _mean_loss(z, y, R, top, total, bits)
+        client_state = _mix((state ^ np.uint64(clients[c])) + _GOLDEN)
+        alpha, beta, v_alpha, v_beta = 1.0, 0.0, 0.0, 0.0
+        vz[:] = 0
+        va[:] = 0
+        count = 0
+        for epoch in range(epochs[c]):
+            order = _batch_order(_mix((client_state ^ np.uint64(epoch)) + _GOLDEN), n, keys)
+            for start in range(0, n, batch_sizes[c]):
+                batch = order[start : min(start + batch_sizes[c], n)]
+                m = batch.shape[0]
+                _residuals(z, y, batch, m, R, top, total, bits)
+                count += 1
+                if plain:
+                    _plain_step(z, a, gram, batch, m, R, lr)
+                    continue
+                _general_step(
+                    z, a, Z0[:, first:last], Zc[:, first:last], vz[:, :n], va[:, :n],
+                    gram, batch, m, R, step[:n], lr, momentum, shrink, mu,
+                )  # fmt: skip
+                v_alpha = momentum * v_alpha + shrink * alpha - mu
+                v_beta = momentum * v_beta + shrink * beta + 1
+                alpha -= lr * v_alpha
+                beta -= lr * v_beta
+        losses[c, 1] = _mean_loss(z, y, R, top, total, bits)
+        coefficients[c, 0], coefficients[c, 1] = alpha, beta
+        steps[c] = count

@@ -1,0 +1,363 @@
+"""Local training of many clients' heads at once, exactly as ``client.sgd`` does it one by one.
+
+Every SGD step on a linear head adds a combination of the client's own examples, so a client's
+head stays ``w = alpha w0 + beta c + A X P`` (A: K x n), and the logits of all its examples
+follow through the Gram matrix ``X P X^T``, which never changes. A round is one product for the
+first logits, cheap steps on (K, n) matrices, and one product for all deltas. A client with so
+many examples that ordinary steps are cheaper is trained by ``client.sgd``.
+
+Work goes in chunks of clients, a thread for each, and results come back in the clients' order:
+neither bits nor memory depend on the number of threads or of clients.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import queue
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from client._chunks import Chunk, DualChunk, PrimalChunk
+from client._grams import Grams
+from client.sgd import train_head
+from common.errors import DataError, MissingExtraError
+from common.seeding import Purpose, batch_order, stream_state
+from common.types import FeatureSet, IntArray, LocalTraining
+
+try:
+    from client._kernels import to_float, train_clients
+except ImportError as exc:
+    raise MissingExtraError("numba", "simulation", "training clients together") from exc
+
+__all__ = ["Chunk", "Cohort", "Objective"]
+
+T = TypeVar("T")
+Floats = npt.NDArray[np.floating]
+Float64Array = npt.NDArray[np.float64]
+
+_CHUNK_ROWS = 1024  # 5 MB in float32 at d = 1280: stays in a core's part of the cache
+_ALIGN = 16  # rows begin at multiples of 64 bytes, wherever a client lies in its chunk
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """What clients minimise besides their cross-entropy, and how; see ``client.sgd.train_head``.
+
+    Attributes:
+        training: hyperparameters.
+        mu: proximal coefficient.
+        corrections: clients' ids (m,) to (m, K, d + 1), added to each gradient; called once
+            for each chunk, in a worker's thread.
+        preconditioner: (d + 1, d + 1), multiplies the data's gradient from the right.
+        local_epochs: int64 by client, in place of ``training.local_epochs``.
+        batch_sizes: int64 by client, in place of ``training.batch_size``.
+    """
+
+    training: LocalTraining
+    mu: float = 0.0
+    corrections: Callable[[IntArray], Floats] | None = None
+    preconditioner: Floats | None = None
+    local_epochs: IntArray | None = None
+    batch_sizes: IntArray | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a step adds examples and nothing else."""
+        training = self.training
+        extra = self.mu or training.momentum or training.weight_decay
+        return not extra and self.corrections is None
+
+    def epochs(self, clients: IntArray) -> IntArray:
+        return _each(self.local_epochs, self.training.local_epochs, clients)
+
+    def batches(self, clients: IntArray) -> IntArray:
+        return _each(self.batch_sizes, self.training.batch_size, clients)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    start: Floats
+    objective: Objective
+    seed: int
+    round_number: int
+
+
+class Cohort:
+    """The clients that one process may train together.
+
+    Args:
+        features: examples of all of them.
+        rows: for each client, int64 positions in ``features``; the index is the client's id.
+        memory_bytes: for Gram matrices that stay between rounds.
+        chunk_rows: examples that one thread works on at a time.
+        threads: 0: one for each core that this process may use.
+        dtype: of all arithmetic; float64 is for tests.
+    """
+
+    def __init__(
+        self,
+        features: FeatureSet,
+        rows: Sequence[IntArray],
+        *,
+        memory_bytes: int = 2 << 30,
+        chunk_rows: int = _CHUNK_ROWS,
+        threads: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._features, self._torch_dtype = features, dtype
+        self._dtype = torch.empty(0, dtype=dtype).numpy().dtype
+        self._rows = np.concatenate([np.zeros(0, np.int64), *rows])
+        self._ends = np.cumsum([0, *(len(r) for r in rows)])
+        self.num_examples: IntArray = np.diff(self._ends)
+        self._chunk_rows = chunk_rows
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._center = features.affine.center.astype(self._dtype)
+        self._gain = features.affine.gain.astype(self._dtype)
+        self._width = features.num_features + 1
+        self._padded_width = -(-self._width // _ALIGN) * _ALIGN
+        self._buffers: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
+        # Above twice the width no number of epochs makes the dual form the cheaper one.
+        small = np.where(self.num_examples <= 2 * self._width, self.num_examples, 0)
+        self._grams = Grams(small, memory_bytes, dtype)
+
+    @property
+    def num_features(self) -> int:
+        return self._features.num_features
+
+    def examples(self, clients: IntArray) -> FeatureSet:
+        """Clients' examples one after another, as a copy."""
+        return self._features.select(self._positions(clients))
+
+    def train(
+        self,
+        clients: IntArray,
+        start: Floats,
+        objective: Objective,
+        *,
+        seed: int,
+        round_number: int,
+        consume: Callable[[Chunk], T],
+    ) -> Iterator[T]:
+        """Train clients from the same head.
+
+        Args:
+            clients: int64 (m,), ids; each with at least one example.
+            start: (K, d + 1), the global head; not changed.
+            objective: what they do.
+            seed: of the run, for the batch orders.
+            round_number: of this round, for the batch orders.
+            consume: called with each chunk in a worker's thread; what it returns is yielded in
+                the order of the clients.
+
+        Raises:
+            DataError: a client has no examples.
+        """
+        clients = np.asarray(clients, np.int64)
+        if not self.num_examples[clients].all():
+            empty = clients[self.num_examples[clients] == 0]
+            raise DataError(f"client {empty[0]} has no training examples")
+        job = _Job(np.ascontiguousarray(start, self._dtype), objective, seed, round_number)
+        self._grams.use(objective.preconditioner)
+        dual = self._dual_is_cheaper(clients, job)
+
+        def work(part: slice) -> T:
+            run = self._dual if dual[part.start] else self._primal
+            return run(clients[part], job, consume)
+
+        yield from _in_order(self._parts(clients, dual), work, self._threads)
+
+    def evaluate(self, clients: IntArray, matrix: Floats) -> tuple[IntArray, Float64Array]:
+        """How a head does on each client's examples; ties go to the lower class.
+
+        Args:
+            clients: int64 (m,), ids; each with at least one example.
+            matrix: (K, d + 1).
+
+        Returns:
+            Correct predictions int64 (m,), and mean cross-entropy float64 (m,).
+        """
+        clients = np.asarray(clients, np.int64)
+        weight = self._padded(matrix)
+
+        def work(part: slice) -> tuple[IntArray, Float64Array]:
+            buffer, x, labels, ends = self._load(clients[part])
+            logits, y = weight @ x.t(), torch.from_numpy(labels)
+            losses = (torch.logsumexp(logits, 0) - logits.gather(0, y[None])[0]).double().numpy()
+            hits = (logits.argmax(0) == y).long().numpy()
+            self._buffers.put(buffer)
+            return (
+                np.add.reduceat(hits, ends[:-1]),
+                np.add.reduceat(losses, ends[:-1]) / np.diff(ends),
+            )
+
+        parts = self._parts(clients, np.ones(len(clients), np.bool_))
+        results = list(_in_order(parts, work, self._threads))
+        if not results:
+            return np.zeros(0, np.int64), np.zeros(0)
+        correct, losses = zip(*results, strict=True)
+        return np.concatenate(correct), np.concatenate(losses)
+
+    def _dual_is_cheaper(self, clients: IntArray, job: _Job) -> npt.NDArray[np.bool_]:
+        """Which form needs fewer multiply-adds; a Gram that is kept counts as free."""
+        objective, (k, width) = job.objective, job.start.shape
+        n, epochs = self.num_examples[clients].astype(np.float64), objective.epochs(clients)
+        dual, primal, gram = epochs * n * n * k, epochs * 2 * n * width * k, n * n * width
+        if objective.preconditioner is not None:
+            gram += n * width**2
+            primal += epochs * np.ceil(n / objective.batches(clients)) * k * width**2
+        dual += np.where(self._grams.kept(clients), 0, gram)
+        cheaper: npt.NDArray[np.bool_] = dual <= primal
+        return cheaper
+
+    def _parts(self, clients: IntArray, dual: npt.NDArray[np.bool_]) -> Iterator[slice]:
+        """Runs of clients with about ``chunk_rows`` examples; a primal one is alone."""
+        first, rows = 0, 0
+        for i, n in enumerate(self.num_examples[clients].tolist()):
+            if i > first and (rows + n > self._chunk_rows or not (dual[i] and dual[i - 1])):
+                yield slice(first, i)
+                first, rows = i, 0
+            rows += n
+        if first < len(clients):
+            yield slice(first, len(clients))
+
+    def _load(self, clients: IntArray) -> tuple[Tensor, Tensor, IntArray, IntArray]:
+        """Clients' examples one after another.
+
+        Returns:
+            The memory to give back to ``_buffers``; x (M, padded width); labels (M,); where
+            each client begins and ends, (m + 1,).
+        """
+        counts = self.num_examples[clients]
+        ends = np.cumsum([0, *counts])
+        rows = self._positions(clients)
+        size = len(rows) * self._padded_width
+        try:
+            buffer = self._buffers.get_nowait()
+        except queue.Empty:
+            buffer = torch.empty(0, dtype=self._torch_dtype)
+        if len(buffer) < size:
+            size_of_usual = (self._chunk_rows + 1) * self._padded_width
+            buffer = torch.empty(max(size, size_of_usual), dtype=self._torch_dtype)
+        x = buffer[:size].view(len(rows), self._padded_width)
+        to_float(self._features.q, rows, self._center, self._gain, x.numpy())
+        return buffer, x, self._features.labels[rows], ends
+
+    def _positions(self, clients: IntArray) -> IntArray:
+        return np.concatenate([self._rows[self._ends[c] : self._ends[c + 1]] for c in clients])
+
+    def _padded(self, matrix: Floats) -> Tensor:
+        out = torch.zeros((len(matrix), self._padded_width), dtype=self._torch_dtype)
+        out[:, : matrix.shape[1]] = torch.from_numpy(np.asarray(matrix, self._dtype))
+        return out
+
+    def _dual(self, clients: IntArray, job: _Job, consume: Callable[[Chunk], T]) -> T:
+        objective = job.objective
+        buffer, x, labels, ends = self._load(clients)
+        p = None
+        if objective.preconditioner is not None:
+            p = torch.zeros((self._padded_width, self._padded_width), dtype=self._torch_dtype)
+            p[: self._width] = self._padded(objective.preconditioner)
+        spare, offsets = self._grams.prepare(clients, ends, x, p)
+        logits = self._padded(job.start) @ x.t()
+        corrections = None
+        first = shift = np.empty((0, 0), self._dtype)
+        if not objective.is_plain:
+            first, shift = logits.numpy().copy(), np.zeros(logits.shape, self._dtype)
+        if objective.corrections is not None:
+            corrections = np.asarray(objective.corrections(clients), self._dtype)
+            for matrix, begin, end in zip(corrections, ends[:-1], ends[1:], strict=True):
+                shift[:, begin:end] = (self._padded(matrix) @ x[begin:end].t()).numpy()
+        dual, m = torch.zeros_like(logits), len(clients)
+        losses, coefficients, steps = np.empty((m, 2)), np.empty((m, 2)), np.empty(m, np.int64)
+        training, decay = objective.training, objective.training.weight_decay
+        train_clients(
+            logits.numpy(), dual.numpy(), first, shift,
+            labels, ends, clients, self._grams.slab.numpy(), spare.numpy(), offsets,
+            np.uint64(stream_state(job.seed, Purpose.BATCH_ORDER, job.round_number)),
+            objective.epochs(clients), objective.batches(clients),
+            np.array(
+                [training.lr, training.momentum, objective.mu + decay, objective.mu], self._dtype
+            ),
+            losses, coefficients, steps,
+        )  # fmt: skip
+        chunk = DualChunk(
+            clients, np.diff(ends), losses, steps, job.start, x, dual, coefficients, corrections, p
+        )
+        result = consume(chunk)
+        self._buffers.put(buffer)
+        return result
+
+    def _primal(self, clients: IntArray, job: _Job, consume: Callable[[Chunk], T]) -> T:
+        """One client, by the reference."""
+        objective, client = job.objective, int(clients[0])
+        buffer, x, labels, _ = self._load(clients)
+        epochs, batch_size = int(objective.epochs(clients)[0]), int(objective.batches(clients)[0])
+        correction = None
+        if objective.corrections is not None:
+            correction = torch.from_numpy(np.asarray(objective.corrections(clients)[0]))
+        preconditioner = objective.preconditioner
+        result = train_head(
+            x[:, : self._width].contiguous(),
+            torch.from_numpy(labels),
+            torch.from_numpy(job.start),
+            dataclasses.replace(objective.training, local_epochs=epochs, batch_size=batch_size),
+            [
+                batch_order(
+                    len(labels),
+                    seed=job.seed,
+                    round_number=job.round_number,
+                    client=client,
+                    epoch=epoch,
+                )
+                for epoch in range(epochs)
+            ],
+            mu=objective.mu,
+            correction=None if correction is None else correction.to(self._torch_dtype),
+            preconditioner=(
+                None
+                if preconditioner is None
+                else torch.from_numpy(np.asarray(preconditioner, self._dtype))
+            ),
+        )
+        self._buffers.put(buffer)
+        return consume(
+            PrimalChunk(
+                clients,
+                np.array([len(labels)]),
+                np.array([[result.loss_before, result.loss_after]]),
+                np.array([result.steps]),
+                result.delta.numpy(),
+            )
+        )
+
+
+def _each(given: IntArray | None, default: int, clients: IntArray) -> IntArray:
+    if given is None:
+        return np.full(len(clients), default, np.int64)
+    chosen: IntArray = np.asarray(given, np.int64)[clients]
+    return chosen
+
+
+def _in_order(tasks: Iterable[slice], work: Callable[[slice], T], threads: int) -> Iterator[T]:
+    """Results in the order of the tasks; at most a few are ahead of the reader."""
+    # BLAS threads of its own would only get into the way of the others.
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    pending: deque[Future[T]] = deque()
+    try:
+        for task in tasks:
+            pending.append(pool.submit(work, task))
+            if len(pending) > 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
