@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from common.types import IntArray
@@ -93,9 +94,11 @@ class DualChunk(Chunk):
         return finite
 
     def weighted_sum(self, weights: Float64Array) -> Float64Array:
-        scale = np.repeat(weights, self.num_examples).astype(self.start.dtype)
-        # Zero times infinity is no number: who does not count must not spoil the sum.
-        scaled = np.where(scale != 0, self.dual.numpy() * scale, 0)
+        scale = torch.from_numpy(np.repeat(weights, self.num_examples)).to(self.dual.dtype)
+        scaled = self.dual * scale
+        if not weights.all():
+            # Zero times infinity is no number: who does not count must not spoil the sum.
+            scaled[:, scale == 0] = 0
         total: Float64Array = self._combine(scaled, self.x).astype(np.float64)
         counted = weights != 0
         shift = weights[counted] @ (self.coefficients[counted, 0] - 1)
@@ -106,10 +109,10 @@ class DualChunk(Chunk):
         return total
 
     def deltas(self) -> Floats:
-        dual, last = self.dual.numpy(), np.cumsum(self.num_examples)
+        last = np.cumsum(self.num_examples).tolist()
         out = np.empty((len(self.clients), *self.start.shape), self.start.dtype)
-        for i, (end, n) in enumerate(zip(last, self.num_examples, strict=True)):
-            out[i] = self._combine(dual[:, end - n : end], self.x[end - n : end])
+        for i, (end, n) in enumerate(zip(last, self.num_examples.tolist(), strict=True)):
+            out[i] = self._combine(self.dual[:, end - n : end], self.x[end - n : end])
         alpha, beta = self.coefficients.T.astype(out.dtype)
         if (alpha != 1).any():
             out += (alpha - 1)[:, None, None] * self.start
@@ -117,8 +120,8 @@ class DualChunk(Chunk):
             out += beta[:, None, None] * self.corrections
         return out
 
-    def _combine(self, dual: Floats, x: Tensor) -> Floats:
-        combined = x.new_tensor(dual) @ x
+    def _combine(self, dual: Tensor, x: Tensor) -> Floats:
+        combined = dual @ x
         if self.preconditioner is not None:
             combined = combined @ self.preconditioner
         matrix: Floats = combined.numpy()[:, : self.start.shape[1]]

@@ -29,6 +29,7 @@ class Grams:
         self._offsets: IntArray = np.where(fits, ends - sizes, -1)
         # The system gives pages only when they are written.
         self.slab = torch.empty(int(sizes[fits].sum()), dtype=dtype)
+        self._nothing = torch.empty(0, dtype=dtype)
         self._made = np.zeros(len(num_examples), np.bool_)
         self._preconditioner: npt.NDArray[np.floating] | None = None
 
@@ -61,11 +62,14 @@ class Grams:
         """
         offsets: IntArray = self._offsets[clients].copy()
         counts = np.diff(ends)
+        missing = np.flatnonzero((offsets < 0) | ~self._made[clients])
+        if not len(missing):
+            return self._nothing, offsets
         homeless = np.flatnonzero(offsets < 0)
         places = np.cumsum(counts[homeless] ** 2)
         spare = torch.empty(int(places[-1]) if len(places) else 0, dtype=x.dtype)
         offsets[homeless] = -1 - (places - counts[homeless] ** 2)
-        for i in np.flatnonzero((offsets < 0) | ~self._made[clients]):
+        for i in missing:
             n, offset = int(counts[i]), int(offsets[i])
             slab, first = (self.slab, offset) if offset >= 0 else (spare, -offset - 1)
             mine = x[int(ends[i]) : int(ends[i + 1])]

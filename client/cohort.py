@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -31,20 +32,21 @@ from client._grams import Grams
 from client.sgd import train_head
 from common.errors import DataError, MissingExtraError
 from common.seeding import Purpose, batch_order, stream_state
-from common.types import FeatureSet, IntArray, LocalTraining
+from common.types import Affine, FeatureSet, IntArray, LocalTraining
 
 try:
     from client._kernels import to_float, train_clients
 except ImportError as exc:
     raise MissingExtraError("numba", "simulation", "training clients together") from exc
 
-__all__ = ["Chunk", "Cohort", "Objective"]
+__all__ = ["Chunk", "Cohort", "Objective", "warm_up"]
 
 T = TypeVar("T")
 Floats = npt.NDArray[np.floating]
 Float64Array = npt.NDArray[np.float64]
 
 _CHUNK_ROWS = 1024  # 5 MB in float32 at d = 1280: stays in a core's part of the cache
+_LEAST_ROWS = 512  # and a small cohort still keeps every core busy
 _ALIGN = 16  # rows begin at multiples of 64 bytes, wherever a client lies in its chunk
 
 
@@ -85,10 +87,21 @@ class Objective:
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    start: Floats
+    """One call of ``train``: what is the same for all its chunks, or has a row for each client."""
+
     objective: Objective
+    start: Floats
+    padded_start: Tensor
+    preconditioner: Tensor | None
+    hyper: Floats
+    clients: IntArray
+    num_examples: IntArray
+    epochs: IntArray
+    batch_sizes: IntArray
+    dual: npt.NDArray[np.bool_]
     seed: int
     round_number: int
+    stream: np.uint64
 
 
 class Cohort:
@@ -135,7 +148,7 @@ class Cohort:
 
     def examples(self, clients: IntArray) -> FeatureSet:
         """Clients' examples one after another, as a copy."""
-        return self._features.select(self._positions(clients))
+        return self._features.select(self._positions(clients)[0])
 
     def train(
         self,
@@ -161,19 +174,49 @@ class Cohort:
         Raises:
             DataError: a client has no examples.
         """
-        clients = np.asarray(clients, np.int64)
-        if not self.num_examples[clients].all():
-            empty = clients[self.num_examples[clients] == 0]
-            raise DataError(f"client {empty[0]} has no training examples")
-        job = _Job(np.ascontiguousarray(start, self._dtype), objective, seed, round_number)
+        job = self._job(clients, start, objective, seed, round_number)
         self._grams.use(objective.preconditioner)
-        dual = self._dual_is_cheaper(clients, job)
 
         def work(part: slice) -> T:
-            run = self._dual if dual[part.start] else self._primal
-            return run(clients[part], job, consume)
+            run = self._dual if job.dual[part.start] else self._primal
+            return run(job, part, consume)
 
-        yield from _in_order(self._parts(clients, dual), work, self._threads)
+        yield from _in_order(self._parts(job.num_examples, job.dual), work, self._threads)
+
+    def _job(
+        self,
+        clients: IntArray,
+        start: Floats,
+        objective: Objective,
+        seed: int,
+        round_number: int,
+    ) -> _Job:
+        clients = np.asarray(clients, np.int64)
+        counts = self.num_examples[clients]
+        if not counts.all():
+            raise DataError(f"client {clients[counts == 0][0]} has no training examples")
+        preconditioner = None
+        if objective.preconditioner is not None:
+            preconditioner = torch.zeros([self._padded_width] * 2, dtype=self._torch_dtype)
+            preconditioner[: self._width] = self._padded(objective.preconditioner)
+        training, mu = objective.training, objective.mu
+        hyper = [training.lr, training.momentum, mu + training.weight_decay, mu]
+        start = np.ascontiguousarray(start, self._dtype)
+        return _Job(
+            objective=objective,
+            start=start,
+            padded_start=self._padded(start),
+            preconditioner=preconditioner,
+            hyper=np.array(hyper, self._dtype),
+            clients=clients,
+            num_examples=counts,
+            epochs=objective.epochs(clients),
+            batch_sizes=objective.batches(clients),
+            dual=self._dual_is_cheaper(clients, len(start), objective),
+            seed=seed,
+            round_number=round_number,
+            stream=np.uint64(stream_state(seed, Purpose.BATCH_ORDER, round_number)),
+        )
 
     def evaluate(self, clients: IntArray, matrix: Floats) -> tuple[IntArray, Float64Array]:
         """How a head does on each client's examples; ties go to the lower class.
@@ -199,17 +242,19 @@ class Cohort:
                 np.add.reduceat(losses, ends[:-1]) / np.diff(ends),
             )
 
-        parts = self._parts(clients, np.ones(len(clients), np.bool_))
+        parts = self._parts(self.num_examples[clients], np.ones(len(clients), np.bool_))
         results = list(_in_order(parts, work, self._threads))
         if not results:
             return np.zeros(0, np.int64), np.zeros(0)
         correct, losses = zip(*results, strict=True)
         return np.concatenate(correct), np.concatenate(losses)
 
-    def _dual_is_cheaper(self, clients: IntArray, job: _Job) -> npt.NDArray[np.bool_]:
+    def _dual_is_cheaper(
+        self, clients: IntArray, k: int, objective: Objective
+    ) -> npt.NDArray[np.bool_]:
         """Which form needs fewer multiply-adds; a Gram that is kept counts as free."""
-        objective, (k, width) = job.objective, job.start.shape
-        n, epochs = self.num_examples[clients].astype(np.float64), objective.epochs(clients)
+        width, n = self._width, self.num_examples[clients].astype(np.float64)
+        epochs = objective.epochs(clients)
         dual, primal, gram = epochs * n * n * k, epochs * 2 * n * width * k, n * n * width
         if objective.preconditioner is not None:
             gram += n * width**2
@@ -218,16 +263,18 @@ class Cohort:
         cheaper: npt.NDArray[np.bool_] = dual <= primal
         return cheaper
 
-    def _parts(self, clients: IntArray, dual: npt.NDArray[np.bool_]) -> Iterator[slice]:
+    def _parts(self, counts: IntArray, dual: npt.NDArray[np.bool_]) -> Iterator[slice]:
         """Runs of clients with about ``chunk_rows`` examples; a primal one is alone."""
+        # By the cohort alone: with another number of threads the bits stay the same.
+        most = min(self._chunk_rows, max(_LEAST_ROWS, int(counts.sum()) // 4))
         first, rows = 0, 0
-        for i, n in enumerate(self.num_examples[clients].tolist()):
-            if i > first and (rows + n > self._chunk_rows or not (dual[i] and dual[i - 1])):
+        for i, n in enumerate(counts.tolist()):
+            if i > first and (rows + n > most or not (dual[i] and dual[i - 1])):
                 yield slice(first, i)
                 first, rows = i, 0
             rows += n
-        if first < len(clients):
-            yield slice(first, len(clients))
+        if first < len(counts):
+            yield slice(first, len(counts))
 
     def _load(self, clients: IntArray) -> tuple[Tensor, Tensor, IntArray, IntArray]:
         """Clients' examples one after another.
@@ -236,9 +283,7 @@ class Cohort:
             The memory to give back to ``_buffers``; x (M, padded width); labels (M,); where
             each client begins and ends, (m + 1,).
         """
-        counts = self.num_examples[clients]
-        ends = np.cumsum([0, *counts])
-        rows = self._positions(clients)
+        rows, ends = self._positions(clients)
         size = len(rows) * self._padded_width
         try:
             buffer = self._buffers.get_nowait()
@@ -251,23 +296,25 @@ class Cohort:
         to_float(self._features.q, rows, self._center, self._gain, x.numpy())
         return buffer, x, self._features.labels[rows], ends
 
-    def _positions(self, clients: IntArray) -> IntArray:
-        return np.concatenate([self._rows[self._ends[c] : self._ends[c + 1]] for c in clients])
+    def _positions(self, clients: IntArray) -> tuple[IntArray, IntArray]:
+        """Clients' rows of the features, and where each begins and ends among them."""
+        counts = self.num_examples[clients]
+        ends = np.zeros(len(clients) + 1, np.int64)
+        np.cumsum(counts, out=ends[1:])
+        places = np.repeat(self._ends[clients] - ends[:-1], counts)
+        places += np.arange(ends[-1])
+        return self._rows[places], ends
 
     def _padded(self, matrix: Floats) -> Tensor:
         out = torch.zeros((len(matrix), self._padded_width), dtype=self._torch_dtype)
         out[:, : matrix.shape[1]] = torch.from_numpy(np.asarray(matrix, self._dtype))
         return out
 
-    def _dual(self, clients: IntArray, job: _Job, consume: Callable[[Chunk], T]) -> T:
-        objective = job.objective
+    def _dual(self, job: _Job, part: slice, consume: Callable[[Chunk], T]) -> T:
+        objective, clients = job.objective, job.clients[part]
         buffer, x, labels, ends = self._load(clients)
-        p = None
-        if objective.preconditioner is not None:
-            p = torch.zeros((self._padded_width, self._padded_width), dtype=self._torch_dtype)
-            p[: self._width] = self._padded(objective.preconditioner)
-        spare, offsets = self._grams.prepare(clients, ends, x, p)
-        logits = self._padded(job.start) @ x.t()
+        spare, offsets = self._grams.prepare(clients, ends, x, job.preconditioner)
+        logits = job.padded_start @ x.t()
         corrections = None
         first = shift = np.empty((0, 0), self._dtype)
         if not objective.is_plain:
@@ -278,66 +325,66 @@ class Cohort:
                 shift[:, begin:end] = (self._padded(matrix) @ x[begin:end].t()).numpy()
         dual, m = torch.zeros_like(logits), len(clients)
         losses, coefficients, steps = np.empty((m, 2)), np.empty((m, 2)), np.empty(m, np.int64)
-        training, decay = objective.training, objective.training.weight_decay
         train_clients(
             logits.numpy(), dual.numpy(), first, shift,
-            labels, ends, clients, self._grams.slab.numpy(), spare.numpy(), offsets,
-            np.uint64(stream_state(job.seed, Purpose.BATCH_ORDER, job.round_number)),
-            objective.epochs(clients), objective.batches(clients),
-            np.array(
-                [training.lr, training.momentum, objective.mu + decay, objective.mu], self._dtype
-            ),
-            losses, coefficients, steps,
+            labels, ends, clients, self._grams.slab.numpy(), spare.numpy(), offsets, job.stream,
+            job.epochs[part], job.batch_sizes[part], job.hyper, losses, coefficients, steps,
         )  # fmt: skip
-        chunk = DualChunk(
-            clients, np.diff(ends), losses, steps, job.start, x, dual, coefficients, corrections, p
-        )
-        result = consume(chunk)
+        result = consume(
+            DualChunk(
+                clients, job.num_examples[part], losses, steps,
+                job.start, x, dual, coefficients, corrections, job.preconditioner,
+            )
+        )  # fmt: skip
         self._buffers.put(buffer)
         return result
 
-    def _primal(self, clients: IntArray, job: _Job, consume: Callable[[Chunk], T]) -> T:
+    def _primal(self, job: _Job, part: slice, consume: Callable[[Chunk], T]) -> T:
         """One client, by the reference."""
-        objective, client = job.objective, int(clients[0])
+        objective, clients = job.objective, job.clients[part]
         buffer, x, labels, _ = self._load(clients)
-        epochs, batch_size = int(objective.epochs(clients)[0]), int(objective.batches(clients)[0])
-        correction = None
+        epochs = int(job.epochs[part.start])
+        training = dataclasses.replace(
+            objective.training, local_epochs=epochs, batch_size=int(job.batch_sizes[part.start])
+        )
+        keys = {"seed": job.seed, "round_number": job.round_number, "client": int(clients[0])}
+        orders = [batch_order(len(labels), **keys, epoch=epoch) for epoch in range(epochs)]
+        corrections = None
         if objective.corrections is not None:
-            correction = torch.from_numpy(np.asarray(objective.corrections(clients)[0]))
-        preconditioner = objective.preconditioner
+            corrections = torch.from_numpy(np.asarray(objective.corrections(clients), self._dtype))
+        preconditioner = job.preconditioner
         result = train_head(
             x[:, : self._width].contiguous(),
             torch.from_numpy(labels),
             torch.from_numpy(job.start),
-            dataclasses.replace(objective.training, local_epochs=epochs, batch_size=batch_size),
-            [
-                batch_order(
-                    len(labels),
-                    seed=job.seed,
-                    round_number=job.round_number,
-                    client=client,
-                    epoch=epoch,
-                )
-                for epoch in range(epochs)
-            ],
+            training,
+            orders,
             mu=objective.mu,
-            correction=None if correction is None else correction.to(self._torch_dtype),
+            correction=None if corrections is None else corrections[0],
             preconditioner=(
-                None
-                if preconditioner is None
-                else torch.from_numpy(np.asarray(preconditioner, self._dtype))
+                None if preconditioner is None else preconditioner[: self._width, : self._width]
             ),
         )
         self._buffers.put(buffer)
-        return consume(
-            PrimalChunk(
-                clients,
-                np.array([len(labels)]),
-                np.array([[result.loss_before, result.loss_after]]),
-                np.array([result.steps]),
-                result.delta.numpy(),
-            )
+        losses, steps = (
+            np.array([[result.loss_before, result.loss_after]]),
+            np.array([result.steps]),
         )
+        return consume(
+            PrimalChunk(clients, job.num_examples[part], losses, steps, result.delta.numpy())
+        )
+
+
+def warm_up() -> None:
+    """Load the compiled kernels, or compile them, so that no round has to."""
+    q = np.zeros((1, 1), np.uint8)
+    q.flags.writeable = False  # as a memory-mapped file is
+    one = np.ones(1, np.float32)
+    features = FeatureSet(q, np.zeros(1, np.int64), Affine(one, one), "")
+    objective = Objective(LocalTraining(1.0))
+    cohort, first = Cohort(features, [np.zeros(1, np.int64)]), np.zeros(1, np.int64)
+    start = np.zeros((1, 2), np.float32)
+    list(cohort.train(first, start, objective, seed=0, round_number=0, consume=lambda c: c.steps))
 
 
 def _each(given: IntArray | None, default: int, clients: IntArray) -> IntArray:
@@ -347,11 +394,22 @@ def _each(given: IntArray | None, default: int, clients: IntArray) -> IntArray:
     return chosen
 
 
+@lru_cache(maxsize=4)
+def _workers(threads: int) -> ThreadPoolExecutor:
+    # Kept: BLAS sets itself up anew in each new thread, which takes longer than a small round.
+    return ThreadPoolExecutor(threads, "fedhead-cohort", initializer=_one_blas_thread)
+
+
+def _one_blas_thread() -> None:
+    # Asking first matters: a thread takes over the process's number when it first needs one,
+    # and that would undo a setting made before, or not, as other threads happen to be on time.
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+
+
 def _in_order(tasks: Iterable[slice], work: Callable[[slice], T], threads: int) -> Iterator[T]:
     """Results in the order of the tasks; at most a few are ahead of the reader."""
-    # BLAS threads of its own would only get into the way of the others.
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    pending: deque[Future[T]] = deque()
+    pool, pending = _workers(threads), deque[Future[T]]()
     try:
         for task in tasks:
             pending.append(pool.submit(work, task))
@@ -360,4 +418,5 @@ def _in_order(tasks: Iterable[slice], work: Callable[[slice], T], threads: int) 
         while pending:
             yield pending.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        for future in pending:
+            future.cancel()

@@ -98,6 +98,10 @@ class SimulatedHost:
         self.state = simulated_state()
 
     def describe(self, request: DescribeRequest) -> dict[int, int]:
+        if self._config.simulation.trainer == "cohort":
+            from client.cohort import warm_up
+
+            warm_up()
         shares = self._experiment.client_shares(self._config)
         return {i: len(shares[i].train) for i in self.clients()}
 

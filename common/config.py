@@ -20,6 +20,7 @@ from common.errors import ConfigError
 from common.types import LocalTraining
 
 __all__ = [
+    "AvailabilityConfig",
     "BackboneConfig",
     "BaselineConfig",
     "Config",
@@ -135,6 +136,23 @@ class RoundConfig(_Section):
     keep_checkpoints: Positive = 3
 
 
+class AvailabilityConfig(_Section):
+    """[availability]: which simulated phones answer, and when; seconds here are simulated."""
+
+    dropout_rate: Fraction = 0.0
+    """Share of a round's clients that never answer."""
+    straggler_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of all clients that are slow, the same ones in every round."""
+    straggler_factor: Annotated[float, Field(ge=1)] = 5.0
+    """How many times as long a slow client takes."""
+    example_seconds: Annotated[float, Field(gt=0)] = 0.01
+    """What an ordinary client takes for one example in one epoch."""
+    deadline_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """A round closes after this time; 0: never."""
+    close_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """A round closes once this share of its clients has answered."""
+
+
 class BaselineConfig(_Section):
     """[baseline]: what the same features give without federation."""
 
@@ -169,6 +187,7 @@ class Config(_Section):
     round: RoundConfig = RoundConfig()
     baseline: BaselineConfig = BaselineConfig()
     simulation: SimulationConfig = SimulationConfig()
+    availability: AvailabilityConfig = AvailabilityConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -181,6 +200,11 @@ class Config(_Section):
             )
         if self.partition.scheme == "natural" and not self.partition.column:
             raise ValueError("partition.scheme='natural' needs partition.column")
+        if self.is_stock and self.availability != AvailabilityConfig():
+            raise ValueError(
+                "[availability] needs one of fedhead's own strategies, "
+                "a stock Flower strategy samples its nodes itself"
+            )
         return self
 
     @property

@@ -71,10 +71,18 @@ def evaluate(head: Head, features: FeatureSet) -> Evaluation:
     loss, k = 0.0, head.num_classes
     confusion = np.zeros((k, k), np.int64)
     with single_thread():
-        for start in range(0, len(features), _CHUNK):
-            part = features.select(np.arange(start, min(start + _CHUNK, len(features))))
+        for part in _parts(features):
             labels = torch.from_numpy(part.labels)
             log_p = torch.log_softmax(torch.from_numpy(part.x) @ matrix.t(), dim=1)
             loss -= float(log_p.gather(1, labels.unsqueeze(1)).double().sum())
-            np.add.at(confusion, (part.labels, log_p.argmax(1).numpy()), 1)
+            pairs = part.labels * k + log_p.argmax(1).numpy()
+            confusion += np.bincount(pairs, minlength=k * k).reshape(k, k)
     return Evaluation(loss / len(features), confusion)
+
+
+def _parts(features: FeatureSet) -> Iterator[FeatureSet]:
+    if len(features) <= _CHUNK:
+        yield features  # as it is: its x is kept for the next round
+        return
+    for start in range(0, len(features), _CHUNK):
+        yield features.select(np.arange(start, min(start + _CHUNK, len(features))))

@@ -32,6 +32,8 @@ class Purpose(IntEnum):
     PARTITION = 6
     DISTILLATION = 7
     FOLDS = 8
+    DROPOUT = 9
+    STRAGGLER = 10
 
 
 def _mix(z: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -132,9 +133,12 @@ class FeatureSet:
         """The examples at these positions, in this order."""
         return FeatureSet(self.q[index], self.labels[index], self.affine, self.fingerprint)
 
-    @property
+    @cached_property
     def x(self) -> FloatArray:
-        """float32 (n, d + 1): features as trainers see them, and a constant 1 for the bias."""
+        """float32 (n, d + 1): features as trainers see them, and a constant 1 for the bias.
+
+        Four times the size of q, and kept: select a part of large data first.
+        """
         out = np.ones((len(self), self.num_features + 1), np.float32)
         out[:, :-1] = self.affine(self.q)
         return out

@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from common.backbone.frozen import FrozenBackbone
 from common.backbone.prepare import cached_backbone
-from common.config import Config
+from common.config import AvailabilityConfig, Config
 from common.datasets import Dataset
 from common.errors import ConfigError, FedheadError, RunError
 from common.evaluation import evaluate
@@ -39,12 +39,14 @@ from common.messages import (
 )
 from common.types import Affine, FeatureSet, Head
 from server.checkpoint import load_latest
+from server.engine import Engine, Task
 from server.exchange import Registry, ask
 from server.export import ExportReport, export_model
-from server.rounds import Engine, StrategyEngine, Task, run_rounds
+from server.rounds import run_rounds
 from server.runfolder import RunFolder, free_folder
 from server.stock import StockEngine, build_stock
 from server.strategies import build_strategy
+from server.strategy_engine import StrategyEngine
 
 logger = logging.getLogger("fedhead")
 
@@ -159,7 +161,12 @@ def run_experiment(grid: Grid, config: Config) -> Path:
         "downlink_bytes": int(counters["downlink-bytes"]),
         "full_model_uplink_bytes": full_model_bytes * int(counters["valid"]),
         "backbone_bytes_sent": registry.backbone_bytes_sent,
-        "seconds": {**stages.seconds, "rounds_total": round(counters["seconds"], 3)},
+        "simulated_seconds": round(counters["simulated-seconds"], 3),
+        "seconds": {
+            **stages.seconds,
+            "rounds_total": round(counters["seconds"], 3),
+            "training": round(counters["train-seconds"], 3),
+        },
         "strategy": config.strategy.name,
         "run": str(folder.path),
         "model_path": str(folder.model),
@@ -229,6 +236,8 @@ def _registry(
     )
     registry.wait_for(1, _JOIN_SECONDS)
     if not registry.simulated:
+        if config.availability != AvailabilityConfig():
+            raise ConfigError(["[availability] is for simulated clients, and these are real"])
         registry.wait_for(config.train.clients_per_round, _JOIN_SECONDS)
     else:
         # All simulated nodes are there from the start, so each client is or never will be.

@@ -23,8 +23,8 @@ from common.messages import TrainReply, TrainRequest, payload_bytes, read_head, 
 from common.types import ClientPlan, Head
 from common.validate import check_fields, field_shapes
 from server.checkpoint import Checkpoint
+from server.engine import RoundResult, Task, check_reply, sample_cohort
 from server.exchange import error_reason, exchange
-from server.rounds import RoundResult, Task, check_reply, sample_cohort
 
 __all__ = ["StockEngine", "build_stock"]
 

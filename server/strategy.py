@@ -30,6 +30,9 @@ class Strategy(Generic[S]):
         aggregate: the next state and head from the updates of one round.
         reduce: "sum" if weighted sums of the fields suffice, so that a node may send one row
             for all its clients; "individual" if each client's update is needed.
+        each: with "individual", what happens to single clients' rows as they arrive, a few
+            clients at a time (state, head, rows); the rows it returns are added up, and
+            ``aggregate`` sees sums. Without it, ``aggregate`` needs all rows at once.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Strategy(Generic[S]):
     plan: Callable[[S, int], ClientPlan]
     aggregate: Callable[[S, Head, UpdateBatch], tuple[S, Head]]
     reduce: Literal["sum", "individual"] = "sum"
+    each: Callable[[S, Head, UpdateBatch], UpdateBatch] | None = None
 
 
 def total(updates: UpdateBatch, field: str) -> npt.NDArray[np.float64]:

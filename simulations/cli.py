@@ -219,7 +219,9 @@ def _megabytes(value: float) -> str:
 
 def _closing_table(s: Mapping[str, Any]) -> None:
     saved = s["full_model_uplink_bytes"] / max(1, s["uplink_bytes"])
-    seconds = {key: value for key, value in s["seconds"].items() if key != "rounds_total"}
+    hidden = ("rounds_total", "training")
+    seconds = {key: f"{value:.1f}" for key, value in s["seconds"].items() if key not in hidden}
+    seconds["rounds"] += f" (training {s['seconds']['training']:.1f})"
     rows = {
         f"accuracy, {s['strategy'].rpartition(':')[2]}": _percent(s["accuracy"]),
         "accuracy, centralized SGD": _percent(s["centralized_accuracy"]),
@@ -235,7 +237,7 @@ def _closing_table(s: Mapping[str, Any]) -> None:
         "uplink": f"{_megabytes(s['uplink_bytes'])} (whole model: "
         f"{_megabytes(s['full_model_uplink_bytes'])}, {saved:.0f}x)",
         "downlink": _megabytes(s["downlink_bytes"]),
-        "seconds": ", ".join(f"{key} {value:.1f}" for key, value in seconds.items()),
+        "seconds": ", ".join(f"{key} {value}" for key, value in seconds.items()),
         "model.pt": _megabytes(s["model_bytes"]),
         "run folder": s["run"],
     }

@@ -22,8 +22,9 @@ MAY_IMPORT_FLWR = {
     "common/records.py",
     "server/app.py",
     "server/exchange.py",
-    "server/rounds.py",
+    "server/engine.py",
     "server/stock.py",
+    "server/strategy_engine.py",
     "simulations/grid.py",
     "simulations/run.py",
 }

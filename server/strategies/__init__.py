@@ -13,6 +13,7 @@ from common.types import Affine
 from server.strategies.averaging import fedavg, fedprox
 from server.strategies.closed_form import fed3r
 from server.strategies.scaffold import scaffold
+from server.strategies.wrappers import norm_clipping
 from server.strategy import Strategy
 
 __all__ = ["STRATEGIES", "build_strategy"]
@@ -22,8 +23,10 @@ STRATEGIES: Mapping[str, Callable[..., Strategy[Any]]] = {
     "fedprox": fedprox,
     "scaffold": scaffold,
     "fed3r": fed3r,
+    "norm_clipping": norm_clipping,
 }
 _FROM_RUN = ("num_clients", "affine", "name")
+_POSITIVE = ("lam", "bound")
 
 
 def build_strategy(
@@ -55,8 +58,8 @@ def build_strategy(
         ):
             kind = "true or false" if isinstance(parameter.default, bool) else "a number"
             problems.append(f"strategy.args.{key}={value!r} must be {kind}")
-        elif not math.isfinite(value) or value < 0 or (parameter.name == "lam" and value == 0):
-            bound = "above 0" if parameter.name == "lam" else "at least 0"
+        elif not math.isfinite(value) or value < 0 or (parameter.name in _POSITIVE and value == 0):
+            bound = "above 0" if parameter.name in _POSITIVE else "at least 0"
             problems.append(f"strategy.args.{key}={value!r} must be finite and {bound}")
         else:
             given[parameter.name] = value

@@ -210,6 +210,26 @@ def test_threads_change_no_bit() -> None:
     assert one.tobytes() == three.tobytes()
 
 
+def test_torchs_own_threads_change_no_bit() -> None:
+    fs, owned = features(4000, 1280, 10), np.split(np.arange(4000), 80)
+    start = np.zeros((10, 1281), np.float32)
+    before = torch.get_num_threads()
+    results = set()
+    try:
+        for number in (1, 2, 4, 1):
+            torch.set_num_threads(number)
+            # A number that no other test uses: the workers' threads are new ones.
+            cohort = Cohort(fs, owned, threads=2 + number)
+            parts = cohort.train(
+                np.arange(80), start, PLAIN, seed=0, round_number=1,
+                consume=lambda chunk: chunk.weighted_sum(np.ones(len(chunk.clients))),
+            )  # fmt: skip
+            results.add(np.add.reduce(list(parts)).tobytes())
+    finally:
+        torch.set_num_threads(before)
+    assert len(results) == 1
+
+
 @pytest.mark.parametrize("chunk_rows", [1, 25, 60])
 @pytest.mark.parametrize("memory_bytes", [0, 5_000])
 def test_chunks_and_memory_change_little(chunk_rows: int, memory_bytes: int) -> None:

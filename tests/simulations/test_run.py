@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,15 +11,21 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
 import server.app
 import server.rounds
+import server.strategy_engine
 from common.errors import ConfigError, DataError, RunError
+from common.types import Head, UpdateBatch
 from server.export import ExportReport
+from server.strategies import STRATEGIES
+from server.strategies.averaging import fedavg
 from simulations.run import open_run, run_in_process
 
 Make = Callable[..., Path]
@@ -95,6 +102,85 @@ def test_the_number_of_nodes_changes_the_head_by_rounding_only(quick: Make, stra
     if strategy == "fed3r":
         # Integer statistics: not even rounding.
         assert len({summary["head_sha256"] for _, summary in runs}) == 1
+
+
+SCAFFOLD = ("strategy.name=scaffold",)
+PLANS = [
+    (),
+    ("train.momentum=0.9", "train.weight-decay=0.01", "train.local-epochs=3"),
+    ("strategy.name=fedprox", "strategy.args.mu=0.5"),
+    SCAFFOLD,
+    ("strategy.name=norm_clipping", "strategy.args.bound=0.05"),
+    ("round.max-update-norm=0.5",),
+    ("strategy.name=fed3r",),
+]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=" ".join)
+def test_clients_trained_together_are_those_trained_one_by_one(
+    quick: Make, plan: tuple[str, ...]
+) -> None:
+    together, alone = quick(*plan, name="a"), quick(*plan, "simulation.trainer=reference", name="b")
+    ours, theirs = run_in_process(together), run_in_process(alone)
+    assert relative(matrix(together), matrix(alone)) <= 1e-5
+    for key in ("accuracy", "valid_updates", "rejected_updates", "uplink_bytes", "downlink_bytes"):
+        assert ours[key] == theirs[key], key
+    for a, b in zip(lines(together), lines(alone), strict=True):
+        for key in ("train-loss-before", "train-loss-after"):
+            assert a[key] == pytest.approx(b[key], rel=1e-4)
+
+
+def test_memory_for_grams_changes_the_head_by_rounding_only(quick: Make) -> None:
+    kept, made = quick(name="a"), quick("simulation.cohort-memory=0B", name="b")
+    run_in_process(kept)
+    run_in_process(made)
+    assert relative(matrix(made), matrix(kept)) <= 1e-5
+
+
+def test_single_updates_travel_in_waves_that_change_nothing(
+    quick: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clipped = ("strategy.name=norm_clipping", "train.clients-per-round=0")
+    whole, waves = quick(*clipped, name="a"), quick(*clipped, name="b")
+    run_in_process(whole)
+    monkeypatch.setattr(server.strategy_engine, "_MESSAGE_BYTES", 3 * 4 * 10 * 1281)
+    summary = run_in_process(waves)
+    assert relative(matrix(waves), matrix(whole)) <= 1e-5
+    assert summary["valid_updates"] == 5 * 8
+
+
+def test_more_single_updates_than_memory_holds_are_refused(
+    quick: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def median(state: object, head: Head, updates: UpdateBatch) -> tuple[object, Head]:
+        middle = np.median(updates.fields["delta"], axis=0)
+        return state, Head.from_matrix(head.matrix + middle)
+
+    strategy = dataclasses.replace(fedavg(), name="median", reduce="individual", aggregate=median)
+    monkeypatch.setitem(STRATEGIES, "median", lambda: strategy)
+    summary = run_in_process(quick("strategy.name=median", name="a"))
+    assert summary["valid_updates"] == 20
+    assert summary["accuracy"] > 0.2
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100_000))
+    with pytest.raises(RunError, match="median needs the updates of all 4 clients at once, 0.0 GB"):
+        run_in_process(quick("strategy.name=median", name="b"))
+
+
+def test_absent_clients_are_counted_and_cost_no_uplink(quick: Make) -> None:
+    away = ("availability.dropout-rate=0.4", "train.clients-per-round=0", "round.quorum=0.0")
+    run = quick(*away, "availability.straggler-rate=0.3", "availability.deadline-seconds=1.5")
+    summary = run_in_process(run)
+    figures = lines(run)
+    dropped, late = (sum(int(line[key]) for line in figures) for key in ("dropped", "late"))  # type: ignore[call-overload]
+    assert dropped > 0
+    assert late > 0
+    assert summary["failed_updates"] == dropped + late
+    assert summary["valid_updates"] == 5 * 8 - dropped - late
+    assert summary["uplink_bytes"] < summary["downlink_bytes"]
+    assert all(0 < float(line["simulated-seconds"]) <= 1.5 for line in figures)  # type: ignore[arg-type]
+    assert summary["simulated_seconds"] == pytest.approx(
+        sum(float(line["simulated-seconds"]) for line in figures)  # type: ignore[arg-type]
+    )
 
 
 def test_fed3r_equals_the_centralized_ridge_head(quick: Make) -> None:

@@ -1,0 +1,303 @@
+"""One round by a Strategy: plan, exchange, validate, aggregate."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import psutil
+from flwr.app import Message
+
+from common.config import AvailabilityConfig
+from common.errors import FedheadError, ReplyError, RunError
+from common.messages import TrainReply, TrainRequest, payload_bytes
+from common.types import ClientPlan, Head, UpdateBatch
+from common.updates import FieldSums, client_weights
+from common.validate import check_counts, check_fields, field_shapes
+from server.availability import simulate
+from server.checkpoint import Checkpoint, restore_state
+from server.engine import RoundResult, Task, check_reply, sample_cohort
+from server.exchange import error_reason, exchange
+from server.strategy import Strategy
+
+__all__ = ["StrategyEngine"]
+
+logger = logging.getLogger("fedhead")
+
+_MESSAGE_BYTES = 64_000_000  # of single clients' updates; some 1,200 heads of ten classes
+
+
+class StrategyEngine:
+    """Runs a Strategy: nodes train their clients and send sums or single updates."""
+
+    def __init__(self, task: Task, strategy: Strategy[Any]) -> None:
+        self._task, self._strategy = task, strategy
+        self.state: Any = None
+        self._measured: dict[tuple[object, ...], int] = {}
+
+    def start(self, head: Head, checkpoint: Checkpoint | None) -> None:
+        self.state = self._strategy.init(head)
+        if checkpoint is not None:
+            self.state = restore_state(self.state, checkpoint)
+
+    def step(self, round_number: int, head: Head) -> tuple[Head, RoundResult] | None:
+        config, task = self._task.config, self._task
+        plan = self._strategy.plan(self.state, round_number)
+        cohort = sample_cohort(
+            [c for c in task.registry.clients if c not in set(plan.exclude)],
+            config.train.clients_per_round,
+            config.seed,
+            round_number,
+        )
+        if not cohort:
+            return None
+        started = time.perf_counter()
+        result = RoundResult(cohort=len(cohort))
+        result.downlink_bytes = self._request_bytes(round_number, head, plan) * len(cohort)
+        present = self._answering(round_number, plan, cohort, result)
+        valid = list(self._exchange(round_number, head, plan, present, result))
+        valid.sort(key=lambda pair: min(pair[0].clients))
+        result.count([reply for reply, _ in valid])
+        if result.valid >= max(1.0, config.round.quorum * len(cohort)):
+            head = self._aggregate(round_number, head, _joined([batch for _, batch in valid]))
+        else:
+            logger.warning(
+                "round %d: %d of %d updates are valid, the quorum is %g: head unchanged",
+                round_number, result.valid, len(cohort), config.round.quorum,
+            )  # fmt: skip
+        result.train_seconds = time.perf_counter() - started
+        return head, result
+
+    def _answering(
+        self, round_number: int, plan: ClientPlan, cohort: list[int], result: RoundResult
+    ) -> list[int]:
+        """The clients that simulated availability leaves."""
+        task, config = self._task, self._task.config
+        if config.availability == AvailabilityConfig():
+            return cohort
+        epochs = config.train.local_epochs if plan.kind == "sgd" else 1
+        outcome = simulate(
+            cohort,
+            {client: task.registry.clients[client].num_examples * epochs for client in cohort},
+            config.availability,
+            seed=config.seed,
+            round_number=round_number,
+        )
+        result.dropped, result.late = outcome.dropped, outcome.late
+        result.failed += outcome.dropped + outcome.late
+        result.simulated_seconds = outcome.seconds
+        return list(outcome.present)
+
+    def _aggregate(self, round_number: int, head: Head, updates: UpdateBatch) -> Head:
+        """The next head; the old one, and the old state, where aggregation gives no numbers."""
+        try:
+            state, new = self._strategy.aggregate(self.state, head, updates)
+        except np.linalg.LinAlgError as exc:
+            logger.warning("round %d: aggregation failed (%s): head unchanged", round_number, exc)
+            return head
+        if not np.isfinite(new.matrix).all():
+            logger.warning("round %d: the new head is not finite: head unchanged", round_number)
+            return head
+        self.state = state
+        return new
+
+    def _request(
+        self, round_number: int, head: Head, plan: ClientPlan, clients: list[int]
+    ) -> TrainRequest:
+        config = self._task.config
+        return TrainRequest(
+            head=head,
+            plan=plan,
+            training=config.train.local(),
+            clients=tuple(clients),
+            round_number=round_number,
+            run_id=self._task.run_id,
+            seed=config.seed,
+            fingerprint=self._task.fingerprint,
+            reduce=self._strategy.reduce,
+            max_norm=config.round.max_update_norm,
+        )
+
+    def _request_bytes(self, round_number: int, head: Head, plan: ClientPlan) -> int:
+        """What a request to one client alone weighs; measured again when its layout changes."""
+        shapes = {name: array.shape for name, array in plan.arrays.items()}
+        layout = (plan.kind, plan.fields, tuple(shapes.items()), round_number.bit_length())
+        if layout not in self._measured:
+            alone = self._request(round_number, head, plan, [0])
+            self._measured[layout] = payload_bytes(alone.write())
+        return self._measured[layout]
+
+    def _exchange(
+        self,
+        round_number: int,
+        head: Head,
+        plan: ClientPlan,
+        cohort: list[int],
+        result: RoundResult,
+    ) -> Iterator[tuple[TrainReply, UpdateBatch]]:
+        """Valid replies only, with what to aggregate of them; the others are counted and named."""
+        task = self._task
+        by_node: dict[int, list[int]] = {}
+        for client in cohort:
+            by_node.setdefault(task.registry.clients[client].node, []).append(client)
+        size = self._clients_a_message(plan, head, len(cohort))
+        starts = range(0, max(map(len, by_node.values()), default=0), size)
+        # One wave after the other, so that single updates never lie about in great numbers.
+        for start in starts:
+            wave = {node: part for node, c in by_node.items() if (part := c[start : start + size])}
+            for reply in self._wave(round_number, head, plan, wave, result):
+                batch = self._batch(plan, reply)
+                if self._strategy.each is not None:
+                    batch = _added_up(self._strategy.each(self.state, head, batch))
+                yield dataclasses.replace(reply, fields={}), batch
+
+    def _clients_a_message(self, plan: ClientPlan, head: Head, cohort: int) -> int:
+        """How many clients' updates a node may send at once.
+
+        Raises:
+            RunError: the strategy needs more single updates at once than memory holds.
+        """
+        if self._strategy.reduce == "sum":
+            return cohort
+        shapes = field_shapes(plan.fields, head.num_classes, head.num_features)
+        row_bytes = 4 * sum(math.prod(shape) for shape in shapes.values())
+        needed = 3 * row_bytes * cohort  # as they arrive, side by side, and in float64
+        if self._strategy.each is None and needed > (free := psutil.virtual_memory().available):
+            raise RunError(
+                f"{self._strategy.name} needs the updates of all {cohort} clients at once, "
+                f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: "
+                "lower train.clients-per-round"
+            )
+        return max(1, _MESSAGE_BYTES // row_bytes)
+
+    def _wave(
+        self,
+        round_number: int,
+        head: Head,
+        plan: ClientPlan,
+        by_node: dict[int, list[int]],
+        result: RoundResult,
+    ) -> Iterator[TrainReply]:
+        task = self._task
+        for attempt in range(2):
+            messages = [
+                Message(
+                    content=self._request(round_number, head, plan, clients).write(),
+                    dst_node_id=node,
+                    message_type="train",
+                    group_id=str(round_number),
+                )
+                for node, clients in sorted(by_node.items())
+            ]
+            lacking: dict[int, list[int]] = {}
+            deadline = task.config.round.deadline_seconds
+            for node, message in exchange(task.grid, messages, deadline):
+                clients = by_node.pop(node)
+                reply = self._read(message, clients, plan, head, result)
+                if reply is None:
+                    continue
+                if reply.missing_backbone and attempt == 0:
+                    lacking[node] = clients
+                    continue
+                if reply.clients:
+                    yield reply
+                for client in set(clients) - {*reply.clients, *reply.rejected_clients}:
+                    result.failed += 1
+                    result.reasons.append(f"client {client}: not in its node's answer")
+            if not lacking:
+                break
+            task.registry.deliver_backbone(sorted(lacking))
+            by_node |= lacking
+        for clients in by_node.values():
+            result.failed += len(clients)
+            result.reasons += [f"client {client}: no answer" for client in clients]
+
+    def _read(
+        self,
+        message: Message,
+        clients: list[int],
+        plan: ClientPlan,
+        head: Head,
+        result: RoundResult,
+    ) -> TrainReply | None:
+        if message.has_error():
+            reason = error_reason(message)
+            result.failed += len(clients)
+            result.reasons += [f"client {client}: {reason}" for client in clients]
+            return None
+        try:
+            reply = TrainReply.read(message.content)
+            if not reply.missing_backbone:
+                check_reply(reply, self._task, set(clients), self._task.fingerprint)
+                self._check_rows(reply, plan, head)
+        except FedheadError as exc:
+            for client in clients:
+                result.reject(client, str(exc))
+            return None
+        for client, reason in zip(reply.rejected_clients, reply.rejected_reasons, strict=True):
+            result.reject(client, reason)
+        return reply
+
+    def _check_rows(self, reply: TrainReply, plan: ClientPlan, head: Head) -> None:
+        if not reply.clients:
+            return
+        shapes = field_shapes(plan.fields, head.num_classes, head.num_features)
+        summed = self._strategy.reduce == "sum"
+        rows = 1 if summed else len(reply.clients)
+        for name, array in reply.fields.items():
+            if array.shape[:1] != (rows,):
+                raise ReplyError(
+                    f"{name} has {len(array) if array.ndim else 0} rows, expected {rows}"
+                )
+        weights = client_weights(plan, np.array(reply.num_examples, np.int64))
+        for row in range(rows):
+            # The norm of a weighted mean is at most the largest norm in it.
+            scale = float(weights.sum()) if summed else 1.0
+            bound = self._task.config.round.max_update_norm * scale * (1 + 1e-5)
+            fields = {k: v[row] for k, v in reply.fields.items()}
+            check_fields(fields, shapes, bound)
+            if "gram" in fields:
+                check_counts(fields, sum(reply.num_examples) if summed else reply.num_examples[row])
+
+    def _batch(self, plan: ClientPlan, reply: TrainReply) -> UpdateBatch:
+        examples = np.array(reply.num_examples, np.int64)
+        weights = client_weights(plan, examples)
+        if self._strategy.reduce == "sum":
+            return UpdateBatch(
+                client_ids=(reply.clients,),
+                num_examples=examples.sum(keepdims=True),
+                weights=weights.sum(keepdims=True),
+                fields=reply.fields,
+            )
+        ids = tuple((client,) for client in reply.clients)
+        return UpdateBatch(ids, examples, weights, reply.fields)
+
+
+def _added_up(rows: UpdateBatch) -> UpdateBatch:
+    """The weighted sum of single clients' rows, as a node would send it."""
+    sums = FieldSums()
+    for i, weight in enumerate(rows.weights.tolist()):
+        sums.add({name: array[i] for name, array in rows.fields.items()}, weight)
+    return UpdateBatch(
+        client_ids=(tuple(client for ids in rows.client_ids for client in ids),),
+        num_examples=rows.num_examples.sum(keepdims=True),
+        weights=rows.weights.sum(keepdims=True),
+        fields=sums.row(),
+    )
+
+
+def _joined(batches: list[UpdateBatch]) -> UpdateBatch:
+    return UpdateBatch(
+        client_ids=tuple(ids for batch in batches for ids in batch.client_ids),
+        num_examples=np.concatenate([batch.num_examples for batch in batches]),
+        weights=np.concatenate([batch.weights for batch in batches]),
+        fields={
+            name: np.concatenate([batch.fields[name] for batch in batches])
+            for name in batches[0].fields
+        },
+    )
