@@ -9,7 +9,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-slow lint quantization clean
+.PHONY: demo test test-slow lint quantization bench clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -34,6 +34,9 @@ test-slow: $(STAMP)
 
 quantization: $(STAMP)
 	$(BIN)/fedhead quantization
+
+bench: $(STAMP)
+	$(BIN)/fedhead bench simulation
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -76,12 +76,14 @@ def _exponentials(R: Any, m: Any, top: Any, total: Any, bits: Any) -> None:
     """
     K = R.shape[0]
     powers = bits.view(np.float32)
+    lowest = np.float32(-87.0)
     for b in range(m):
         top[b] = R[0, b]
         total[b] = 0
     for k in range(1, K):
         for b in range(m):
-            top[b] = max(top[b], R[k, b])
+            # Not max(): what it promises for NaN costs the vector instructions.
+            top[b] = R[k, b] if R[k, b] > top[b] else top[b]
     for k in range(K):
         if R.itemsize == 8:
             for b in range(m):
@@ -89,7 +91,8 @@ def _exponentials(R: Any, m: Any, top: Any, total: Any, bits: Any) -> None:
                 total[b] += R[k, b]
             continue
         for b in range(m):
-            x = np.float32(max(R[k, b] - top[b], np.float32(-87.0)))
+            x = R[k, b] - top[b]
+            x = lowest if x < lowest else x
             f = np.float32(math.floor(x * np.float32(1.44269504) + np.float32(0.5)))
             bits[b] = (np.int32(f) + np.int32(127)) << np.int32(23)
             x = x - f * np.float32(0.693359375)
@@ -144,16 +147,14 @@ def _residuals(
 
 @_compiled
 def _plain_step(z: Any, a: Any, gram: Any, batch: Any, m: Any, R: Any, lr: Any) -> None:
-    n = z.shape[1]
-    for k in range(z.shape[0]):
-        zk, ak = z[k], a[k]
-        for b in range(m):
-            i = batch[b]
+    K, n = z.shape
+    for b in range(m):
+        i = batch[b]
+        for k in range(K):
             r = lr * R[k, b]
-            ak[i] -= r
-            row = gram[i * n : (i + 1) * n]
+            a[k, i] -= r
             for j in range(n):
-                zk[j] -= r * row[j]
+                z[k, j] -= r * gram[i, j]
 
 
 @_compiled
@@ -161,23 +162,27 @@ def _general_step(
     z: Any, a: Any, z0: Any, zc: Any, vz: Any, va: Any, gram: Any, batch: Any, m: Any, R: Any,
     step: Any, lr: Any, momentum: Any, shrink: Any, mu: Any,
 ) -> None:  # fmt: skip
-    n = z.shape[1]
-    for k in range(z.shape[0]):
-        zk, ak, vzk, vak = z[k], a[k], vz[k], va[k]
+    K, n = z.shape
+    for k in range(K):
         for j in range(n):
-            step[j] = shrink * zk[j] - mu * z0[k, j] + zc[k, j]
-            vak[j] = momentum * vak[j] + shrink * ak[j]
+            step[j] = shrink * z[k, j] - mu * z0[k, j] + zc[k, j]
+            va[k, j] = momentum * va[k, j] + shrink * a[k, j]
         for b in range(m):
             i = batch[b]
             r = R[k, b]
-            vak[i] += r
-            row = gram[i * n : (i + 1) * n]
+            va[k, i] += r
             for j in range(n):
-                step[j] += r * row[j]
+                step[j] += r * gram[i, j]
         for j in range(n):
-            vzk[j] = momentum * vzk[j] + step[j]
-            zk[j] -= lr * vzk[j]
-            ak[j] -= lr * vak[j]
+            vz[k, j] = momentum * vz[k, j] + step[j]
+            z[k, j] -= lr * vz[k, j]
+            a[k, j] -= lr * va[k, j]
+
+
+@_compiled
+def _block(scratch: Any, rows: Any, n: Any) -> Any:
+    """Contiguous (rows, n) memory: the compiler vectorizes only what it knows to be dense."""
+    return scratch[: rows * n].reshape((rows, n))
 
 
 @_compiled
@@ -221,18 +226,28 @@ def train_clients(
     longest = np.max(ends[1:] - ends[:-1])
     keys = np.empty(longest, np.int64)
     step = np.empty(longest, Z.dtype)
-    vz = np.empty((K, 0 if plain else longest), Z.dtype)
-    va = np.empty((K, 0 if plain else longest), Z.dtype)
+    scratch = np.empty((6, K * longest), Z.dtype)
     for c in range(clients.shape[0]):
         first, last = ends[c], ends[c + 1]
         n = last - first
-        z, a, y = Z[:, first:last], A[:, first:last], labels[first:last]
-        gram = grams[offsets[c] :] if offsets[c] >= 0 else spare[-offsets[c] - 1 :]
+        y = labels[first:last]
+        z, a = _block(scratch[0], K, n), _block(scratch[1], K, n)
+        z0, zc = _block(scratch[2], K, n), _block(scratch[3], K, n)
+        vz, va = _block(scratch[4], K, n), _block(scratch[5], K, n)
+        z[:] = Z[:, first:last]
+        a[:] = 0
+        if not plain:
+            z0[:] = Z0[:, first:last]
+            zc[:] = Zc[:, first:last]
+            vz[:] = 0
+            va[:] = 0
+        if offsets[c] >= 0:
+            gram = grams[offsets[c] : offsets[c] + n * n].reshape((n, n))
+        else:
+            gram = spare[-offsets[c] - 1 : -offsets[c] - 1 + n * n].reshape((n, n))
         losses[c, 0] = _mean_loss(z, y, R, top, total, bits)
         client_state = _mix((state ^ np.uint64(clients[c])) + _GOLDEN)
         alpha, beta, v_alpha, v_beta = 1.0, 0.0, 0.0, 0.0
-        vz[:] = 0
-        va[:] = 0
         count = 0
         for epoch in range(epochs[c]):
             order = _batch_order(_mix((client_state ^ np.uint64(epoch)) + _GOLDEN), n, keys)
@@ -245,13 +260,14 @@ def train_clients(
                     _plain_step(z, a, gram, batch, m, R, lr)
                     continue
                 _general_step(
-                    z, a, Z0[:, first:last], Zc[:, first:last], vz[:, :n], va[:, :n],
-                    gram, batch, m, R, step[:n], lr, momentum, shrink, mu,
-                )  # fmt: skip
+                    z, a, z0, zc, vz, va, gram, batch, m, R, step, lr, momentum, shrink, mu
+                )
                 v_alpha = momentum * v_alpha + shrink * alpha - mu
                 v_beta = momentum * v_beta + shrink * beta + 1
                 alpha -= lr * v_alpha
                 beta -= lr * v_beta
         losses[c, 1] = _mean_loss(z, y, R, top, total, bits)
+        Z[:, first:last] = z
+        A[:, first:last] = a
         coefficients[c, 0], coefficients[c, 1] = alpha, beta
         steps[c] = count

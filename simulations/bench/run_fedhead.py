@@ -1,0 +1,112 @@
+"""Our own runner: the real round, from the plan to the new head, through the in-process Grid."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.cohort import Cohort, warm_up
+from client.node import update_together
+from client.state import ControlStore
+from common.config import Config, SimulationConfig, TrainConfig
+from common.messages import (
+    BackboneReply,
+    DescribeReply,
+    DescribeRequest,
+    TrainRequest,
+)
+from common.types import FeatureSet, Head
+from server.engine import Task
+from server.exchange import Registry
+from server.strategies.averaging import fedavg
+from server.strategy_engine import StrategyEngine
+from simulations.bench.work import Data, Result, Work, read_work
+from simulations.grid import InProcessGrid
+
+_FINGERPRINT = "0" * 64
+
+
+def _client_app(cohort: Cohort) -> ClientApp:
+    """Answers as client.app does, with features that no backbone computed."""
+    app = ClientApp()
+    control = ControlStore(Path(tempfile.gettempdir()))  # FedAvg remembers nothing
+
+    @app.query("describe")
+    def describe(message: Message, _context: Context) -> Message:
+        counts = cohort.num_examples.tolist()
+        reply = DescribeReply(tuple(range(len(counts))), tuple(counts), simulated=True)
+        return Message(reply.write(), reply_to=message)
+
+    @app.query("backbone")
+    def backbone(message: Message, _context: Context) -> Message:
+        return Message(BackboneReply(present=True).write(), reply_to=message)
+
+    @app.train()
+    def train(message: Message, _context: Context) -> Message:
+        request = TrainRequest.read(message.content)
+        reply = update_together(request, request.clients, cohort, control)
+        return Message(reply.write(), reply_to=message)
+
+    return app
+
+
+def _engine(work: Work, cohort: Cohort) -> StrategyEngine:
+    config = Config(
+        train=TrainConfig.model_validate(
+            {
+                "rounds": work.rounds + 1,
+                "lr": work.lr,
+                "local-epochs": work.local_epochs,
+                "batch-size": work.batch_size,
+            }
+        ),
+        simulation=SimulationConfig(),
+        seed=work.seed,
+    )
+    grid = InProcessGrid(_client_app(cohort), 1, {})
+    request = DescribeRequest("bench", tuple(map(str, range(work.classes))), 0.0, work.seed)
+    registry = Registry(grid, request, (_FINGERPRINT, lambda: b""))
+    registry.wait_for(work.clients, 60.0)
+    return StrategyEngine(Task(config, "bench", _FINGERPRINT, grid, registry), fedavg())
+
+
+def main() -> None:
+    """Run the work that the first argument names."""
+    work = read_work(sys.argv[1])
+    data = Data(work)
+    features = FeatureSet(data.q, data.labels, data.affine, _FINGERPRINT)
+    starts = np.arange(work.clients)[:, None] * work.examples
+    cohort = Cohort(features, list(starts + np.arange(work.examples)))
+    warm_up()
+    engine = _engine(work, cohort)
+    head = Head.zeros(work.classes, work.features)
+    engine.start(head, None)
+    seconds = []
+    for number in range(1, work.rounds + 2):
+        started = time.perf_counter()
+        step = engine.step(number, head)
+        seconds.append(time.perf_counter() - started)
+        if step is None or step[1].valid != work.clients:
+            raise SystemExit(f"round {number}: not every update is valid")
+        head = step[0]
+    everyone = np.arange(work.clients)
+    cohort.touch(everyone, head.matrix)  # a warm-up
+    floor = []
+    for _ in range(work.rounds):
+        started = time.perf_counter()
+        cohort.touch(everyone, head.matrix)
+        floor.append(time.perf_counter() - started)
+    accuracy = data.accuracy(head.weight, head.bias)
+    Result(tuple(seconds[1:]), accuracy, seconds[0], tuple(floor)).print()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # of the main thread; the cohort has its own
+    main()

@@ -1,0 +1,132 @@
+"""The work that every runner of the simulation benchmark does, and its data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from common.types import Affine, FloatArray, IntArray, LocalTraining
+
+__all__ = ["Data", "Result", "Work", "read_work", "write_data"]
+
+_NOISE = 128  # uint8 noise of this width, and class means up to _OFFSET apart
+_OFFSET = 12
+_TEST_EXAMPLES = 2000
+_ROWS = 100_000  # written at a time
+
+
+@dataclass(frozen=True)
+class Work:
+    """N clients, all of them in every round.
+
+    Attributes:
+        folder: where the data lie.
+        clients: N.
+        rounds: timed rounds; one more comes before them as a warm-up.
+        examples: of each client.
+        features: d.
+        classes: K.
+        lr: learning rate.
+        local_epochs: passes over a client's examples in a round.
+        batch_size: examples a step.
+        seed: of data and batch orders.
+    """
+
+    folder: str
+    clients: int
+    rounds: int
+    examples: int = 50
+    features: int = 1280
+    classes: int = 10
+    lr: float = 0.01
+    local_epochs: int = 5
+    batch_size: int = 10
+    seed: int = 0
+
+    @property
+    def training(self) -> LocalTraining:
+        return LocalTraining(self.lr, self.local_epochs, self.batch_size)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a runner prints as its last line.
+
+    Attributes:
+        round_seconds: of the timed rounds.
+        accuracy: of the last head on the test part, in [0, 1].
+        first_round_seconds: of the warm-up.
+        floor_seconds: both products that touch every feature, conversion included; our own
+            runner only.
+    """
+
+    round_seconds: tuple[float, ...]
+    accuracy: float
+    first_round_seconds: float
+    floor_seconds: tuple[float, ...] = ()
+
+    def print(self) -> None:
+        print(json.dumps(dataclasses.asdict(self)), flush=True)
+
+
+class Data:
+    """The files of ``write_data``, memory-mapped; one client's examples follow another's."""
+
+    def __init__(self, work: Work) -> None:
+        folder = Path(work.folder)
+        self.q: npt.NDArray[np.uint8] = np.load(folder / "q.npy", mmap_mode="r")
+        self.labels: IntArray = np.load(folder / "labels.npy")
+        self._test_q: npt.NDArray[np.uint8] = np.load(folder / "test_q.npy")
+        self._test_labels: IntArray = np.load(folder / "test_labels.npy")
+        d = work.features
+        center, gain = (_NOISE + _OFFSET) / 2, 12**0.5 / _NOISE
+        self.affine = Affine(np.full(d, gain, np.float32), np.full(d, center, np.float32))
+        self._work = work
+
+    def client(self, number: int) -> tuple[FloatArray, IntArray]:
+        """Features as trainers see them, float32 (n, d), and labels."""
+        mine = slice(number * self._work.examples, (number + 1) * self._work.examples)
+        return self.affine(self.q[mine]), self.labels[mine]
+
+    def accuracy(self, weight: FloatArray, bias: FloatArray) -> float:
+        """Of a head (K, d), (K,) on the test part."""
+        predictions = (self.affine(self._test_q) @ weight.T + bias).argmax(axis=1)
+        return float((predictions == self._test_labels).mean())
+
+
+def read_work(path: str) -> Work:
+    """The work that a runner's command line names."""
+    return Work(**json.loads(Path(path).read_text()))
+
+
+def write_data(work: Work) -> Path:
+    """Synthetic features: uniform noise about class means that nearly separate the classes.
+
+    Returns:
+        The file that describes the work.
+    """
+    folder = Path(work.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(work.seed)
+    means = rng.integers(0, _OFFSET, (work.classes, work.features), dtype=np.uint8)
+    total = work.clients * work.examples
+    labels = rng.integers(0, work.classes, total)
+    q = np.lib.format.open_memmap(folder / "q.npy", "w+", np.uint8, (total, work.features))
+    for start in range(0, total, _ROWS):
+        part = labels[start : start + _ROWS]
+        noise = rng.integers(0, _NOISE, (len(part), work.features), dtype=np.uint8)
+        q[start : start + len(part)] = noise + means[part]
+    q.flush()
+    test_labels = rng.integers(0, work.classes, _TEST_EXAMPLES)
+    noise = rng.integers(0, _NOISE, (_TEST_EXAMPLES, work.features), dtype=np.uint8)
+    np.save(folder / "labels.npy", labels)
+    np.save(folder / "test_labels.npy", test_labels)
+    np.save(folder / "test_q.npy", noise + means[test_labels])
+    description = folder / "work.json"
+    description.write_text(json.dumps(dataclasses.asdict(work)))
+    return description
