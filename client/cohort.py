@@ -13,7 +13,6 @@ neither bits nor memory depend on the number of threads or of clients.
 from __future__ import annotations
 
 import dataclasses
-import os
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,6 +30,7 @@ from client._chunks import Chunk, DualChunk, PrimalChunk
 from client._grams import Grams
 from client.sgd import train_head
 from common.errors import DataError, MissingExtraError
+from common.machine import cores
 from common.seeding import Purpose, batch_order, stream_state
 from common.types import Affine, FeatureSet, IntArray, LocalTraining
 
@@ -46,7 +46,6 @@ Floats = npt.NDArray[np.floating]
 Float64Array = npt.NDArray[np.float64]
 
 _CHUNK_ROWS = 1024  # 5 MB in float32 at d = 1280: stays in a core's part of the cache
-_LEAST_ROWS = 512  # and a small cohort still keeps every core busy
 _ALIGN = 16  # rows begin at multiples of 64 bytes, wherever a client lies in its chunk
 
 
@@ -132,7 +131,7 @@ class Cohort:
         self._ends = np.cumsum([0, *(len(r) for r in rows)])
         self.num_examples: IntArray = np.diff(self._ends)
         self._chunk_rows = chunk_rows
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads or cores()
         self._center = features.affine.center.astype(self._dtype)
         self._gain = features.affine.gain.astype(self._dtype)
         self._width = features.num_features + 1
@@ -280,11 +279,9 @@ class Cohort:
 
     def _parts(self, counts: IntArray, dual: npt.NDArray[np.bool_]) -> Iterator[slice]:
         """Runs of clients with about ``chunk_rows`` examples; a primal one is alone."""
-        # By the cohort alone: with another number of threads the bits stay the same.
-        most = min(self._chunk_rows, max(_LEAST_ROWS, int(counts.sum()) // 4))
         first, rows = 0, 0
         for i, n in enumerate(counts.tolist()):
-            if i > first and (rows + n > most or not (dual[i] and dual[i - 1])):
+            if i > first and (rows + n > self._chunk_rows or not (dual[i] and dual[i - 1])):
                 yield slice(first, i)
                 first, rows = i, 0
             rows += n

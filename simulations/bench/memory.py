@@ -15,7 +15,8 @@ _PAUSE_SECONDS = 0.05
 class PeakMemory:
     """Watches a process tree from a thread, as a context manager.
 
-    Counts RssAnon (Linux): pages of mapped files can be dropped and do not count.
+    Counts RssAnon on Linux, elsewhere what a process has for itself alone: pages of mapped
+    files can be dropped and do not count.
 
     Attributes:
         peak_bytes: the largest sum seen so far.
@@ -47,10 +48,12 @@ class PeakMemory:
 
 def _anonymous_bytes(pid: int) -> int:
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:  # it has ended meanwhile
-        return 0
-    for line in status.splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
+        status = Path(f"/proc/{pid}/status")
+        if not status.parents[1].exists():
+            return int(psutil.Process(pid).memory_full_info().uss)
+        for line in status.read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, psutil.Error):  # it has ended meanwhile
+        pass
     return 0

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from common.errors import FedheadError, MissingExtraError
 from common.files import cache_root
+from common.machine import cores
 from common.progress import track
 from simulations.bench.memory import PeakMemory
 from simulations.bench.work import Result, Work, write_data
@@ -97,8 +98,7 @@ def bench_simulation(
 def _run(runner: str, description: Path, clients: int) -> Measurement:
     module = ["-m", f"simulations.bench.run_{runner}", str(description)]
     if runner == "pfl":  # one process for each core, as pfl's documentation does it
-        cores = str(len(os.sched_getaffinity(0)))
-        module = ["-m", "torch.distributed.run", "--nproc-per-node", cores, *module]
+        module = ["-m", "torch.distributed.run", "--nproc-per-node", str(cores()), *module]
     with (description.parent / f"{runner}.log").open("w+") as log:
         process = subprocess.Popen(  # noqa: S603 - our own modules
             [sys.executable, *module], stdout=log, stderr=subprocess.STDOUT, env=_environment()
@@ -195,7 +195,7 @@ def show(measurements: Sequence[Measurement]) -> None:
     console = Console()
     figures = to_json(measurements)
     table = Table(title="One round, median of the timed ones", title_justify="left")
-    for name in ("clients", "runner", "round", "spread", "a client", "memory", "fedhead gains"):
+    for name in ("clients", "runner", "round", "spread", "a client", "memory", "gain"):
         table.add_column(name, justify="left" if name == "runner" else "right")
     for m in measurements:
         low, high = min(m.result.round_seconds), max(m.result.round_seconds)
@@ -205,7 +205,7 @@ def show(measurements: Sequence[Measurement]) -> None:
             f"{m.clients:,}",
             m.runner,
             _seconds(m.median_seconds),
-            f"{_seconds(low)}-{_seconds(high)}",
+            _spread(low, high),
             f"{m.ms_per_client:.3f} ms",
             f"{m.peak_bytes / 1e9:.2f} GB",
             f"{factor:.0f}x" if factor else "",
@@ -229,6 +229,12 @@ def show(measurements: Sequence[Measurement]) -> None:
         "their conversion from uint8. Memory is anonymous, of all processes.",
         highlight=False,
     )
+
+
+def _spread(low: float, high: float) -> str:
+    if high < 1:
+        return f"{low * 1e3:.0f}-{high * 1e3:.0f} ms"
+    return f"{low:.1f}-{high:.1f} s"
 
 
 def _seconds(value: float) -> str:
