@@ -60,6 +60,8 @@ class PrimalChunk(Chunk):
     delta: Floats
 
     def weighted_sum(self, weights: Float64Array) -> Float64Array:
+        if not weights[0]:
+            return np.zeros(self.delta.shape)
         total: Float64Array = weights[0] * self.delta.astype(np.float64)
         return total
 

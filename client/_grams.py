@@ -17,18 +17,21 @@ class Grams:
 
     Args:
         num_examples: int64 (C,), n by client; 0 for one that needs none.
-        memory_bytes: of the slab at most. The first clients get a place in it; the others'
-            matrices are made anew whenever they are needed.
+        memory_bytes: of the slab at most. The smallest matrices get a place in it, for they
+            save most for their room; the others are made anew whenever they are needed.
         dtype: of the entries.
     """
 
     def __init__(self, num_examples: IntArray, memory_bytes: int, dtype: torch.dtype) -> None:
         sizes = num_examples**2
-        ends = np.cumsum(sizes)
-        fits = (ends * dtype.itemsize <= memory_bytes) & (sizes > 0)
-        self._offsets: IntArray = np.where(fits, ends - sizes, -1)
+        order = np.argsort(sizes, kind="stable")
+        fits = np.zeros(len(sizes), np.bool_)
+        fits[order] = np.cumsum(sizes[order]) * dtype.itemsize <= memory_bytes
+        fits &= sizes > 0
+        kept = np.where(fits, sizes, 0)
+        self._offsets: IntArray = np.where(fits, np.cumsum(kept) - kept, -1)
         # The system gives pages only when they are written.
-        self.slab = torch.empty(int(sizes[fits].sum()), dtype=dtype)
+        self.slab = torch.empty(int(kept.sum()), dtype=dtype)
         self._nothing = torch.empty(0, dtype=dtype)
         self._made = np.zeros(len(num_examples), np.bool_)
         self._preconditioner: npt.NDArray[np.floating] | None = None
@@ -36,9 +39,10 @@ class Grams:
     def use(self, preconditioner: npt.NDArray[np.floating] | None) -> None:
         """Forget all if they were made with another P."""
         old, new = self._preconditioner, preconditioner
-        if old is not new and (old is None or new is None or not np.array_equal(old, new)):
+        same = old is new if old is None or new is None else np.array_equal(old, new)
+        if not same:
             self._made[:] = False
-        self._preconditioner = new
+            self._preconditioner = None if new is None else new.copy()
 
     def kept(self, clients: IntArray) -> npt.NDArray[np.bool_]:
         """Whose matrices have a place, bool (m,)."""

@@ -7,12 +7,15 @@ gives the same bits, whatever the number of threads.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 
+from common.files import cache_root
 from common.types import FloatArray
 
 __all__ = ["to_float", "train_clients"]
@@ -24,6 +27,13 @@ _M1 = np.uint64(0xBF58476D1CE4E5B9)
 _M2 = np.uint64(0x94D049BB133111EB)
 _S30, _S27, _S31, _ONE = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(1)
 _BLOCK = 64  # columns of the scratch at least, for the losses
+
+
+# Compiled code lies beside this file; where fedhead may not write there, in its own cache.
+if not numba.config.CACHE_DIR and not os.access(  # type: ignore[attr-defined]
+    Path(__file__).parent, os.W_OK
+):
+    numba.config.CACHE_DIR = str(cache_root() / "numba")  # type: ignore[attr-defined]
 
 
 def _compiled(function: F) -> F:
@@ -219,11 +229,11 @@ def train_clients(
     K = Z.shape[0]
     lr, momentum, shrink, mu = hyper[0], hyper[1], hyper[2], hyper[3]
     plain = Z0.shape[0] == 0
-    width = max(_BLOCK, np.max(batch_sizes))
+    longest = np.max(ends[1:] - ends[:-1])
+    width = max(_BLOCK, min(np.max(batch_sizes), longest))
     R = np.empty((K, width), Z.dtype)
     top, total = np.empty(width, Z.dtype), np.empty(width, Z.dtype)
     bits = np.empty(width, np.int32)
-    longest = np.max(ends[1:] - ends[:-1])
     keys = np.empty(longest, np.int64)
     step = np.empty(longest, Z.dtype)
     scratch = np.empty((6, K * longest), Z.dtype)

@@ -119,8 +119,9 @@ def _evaluate(
     """Client, examples, correct predictions and loss of each that has a test part."""
     cohort = host.cohort(frozen, "test")
     if cohort is not None:
-        clients = np.array([c for c in request.clients if c in set(host.clients())], np.int64)
+        clients = np.intersect1d(request.clients, host.clients())
         clients = clients[cohort.num_examples[clients] > 0]
+        clients = clients[cohort.largest_label[clients] < request.head.num_classes]
         correct, losses = cohort.evaluate(clients, request.head.matrix)
         counts = cohort.num_examples[clients].tolist()
         yield from zip(clients.tolist(), counts, correct.tolist(), losses.tolist(), strict=True)

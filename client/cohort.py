@@ -7,7 +7,8 @@ first logits, cheap steps on (K, n) matrices, and one product for all deltas. A 
 many examples that ordinary steps are cheaper is trained by ``client.sgd``.
 
 Work goes in chunks of clients, a thread for each, and results come back in the clients' order:
-neither bits nor memory depend on the number of threads or of clients.
+the number of threads changes no bit. Memory is that of the kept Gram matrices and of one chunk for
+each thread, at least one client's features.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import dataclasses
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
@@ -104,11 +105,12 @@ class _Job:
 
 
 class Cohort:
-    """The clients that one process may train together.
+    """The clients that one process may train together, one round at a time.
 
     Args:
         features: examples of all of them.
         rows: for each client, int64 positions in ``features``; the index is the client's id.
+            Labels must lie in [0, K) of the heads that are trained.
         memory_bytes: for Gram matrices that stay between rounds.
         chunk_rows: examples that one thread works on at a time.
         threads: 0: one for each core that this process may use.
@@ -120,7 +122,7 @@ class Cohort:
         features: FeatureSet,
         rows: Sequence[IntArray],
         *,
-        memory_bytes: int = 2 << 30,
+        memory_bytes: int = 2_000_000_000,
         chunk_rows: int = _CHUNK_ROWS,
         threads: int = 0,
         dtype: torch.dtype = torch.float32,
@@ -136,6 +138,11 @@ class Cohort:
         self._gain = features.affine.gain.astype(self._dtype)
         self._width = features.num_features + 1
         self._padded_width = -(-self._width // _ALIGN) * _ALIGN
+        self.largest_label: IntArray = np.full(len(rows), -1, np.int64)
+        present = np.flatnonzero(self.num_examples)
+        if len(present):
+            labels = features.labels[self._rows]
+            self.largest_label[present] = np.maximum.reduceat(labels, self._ends[present])
         self._buffers: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
         # Above twice the width no number of epochs makes the dual form the cheaper one.
         small = np.where(self.num_examples <= 2 * self._width, self.num_examples, 0)
@@ -227,26 +234,39 @@ class Cohort:
         Returns:
             Correct predictions int64 (m,), and mean cross-entropy float64 (m,).
         """
-        clients = np.asarray(clients, np.int64)
+        rows, ends = self._positions(np.asarray(clients, np.int64))
         weight = self._padded(matrix)
+        hits, losses = np.zeros(len(rows), np.int64), np.zeros(len(rows))
 
-        def work(part: slice) -> tuple[IntArray, Float64Array]:
-            buffer, x, labels, ends = self._load(clients[part])
+        def work(part: slice) -> None:
+            buffer, x, labels = self._load(rows[part])
             logits, y = weight @ x.t(), torch.from_numpy(labels)
-            losses = (torch.logsumexp(logits, 0) - logits.gather(0, y[None])[0]).double().numpy()
-            hits = (logits.argmax(0) == y).long().numpy()
-            self._buffers.put(buffer)
-            return (
-                np.add.reduceat(hits, ends[:-1]),
-                np.add.reduceat(losses, ends[:-1]) / np.diff(ends),
-            )
+            losses[part] = (torch.logsumexp(logits, 0) - logits.gather(0, y[None])[0]).numpy()
+            hits[part] = (logits.argmax(0) == y).numpy()
+            self._give_back(buffer)
+
+        starts = range(0, len(rows), self._chunk_rows)
+        parts = (slice(start, start + self._chunk_rows) for start in starts)
+        deque(_in_order(parts, work, self._threads), maxlen=0)
+        if not len(rows):
+            return hits, losses
+        correct: IntArray = np.add.reduceat(hits, ends[:-1])
+        return correct, np.add.reduceat(losses, ends[:-1]) / np.diff(ends)
+
+    def prepare(self, clients: IntArray) -> None:
+        """Make the clients' Gram matrices now, as far as they are kept, for plain training."""
+        clients = np.asarray(clients, np.int64)
+        clients = clients[self._grams.kept(clients)]
+        self._grams.use(None)
+
+        def work(part: slice) -> None:
+            rows, ends = self._positions(clients[part])
+            buffer, x, _ = self._load(rows)
+            self._grams.prepare(clients[part], ends, x, None)
+            self._give_back(buffer)
 
         parts = self._parts(self.num_examples[clients], np.ones(len(clients), np.bool_))
-        results = list(_in_order(parts, work, self._threads))
-        if not results:
-            return np.zeros(0, np.int64), np.zeros(0)
-        correct, losses = zip(*results, strict=True)
-        return np.concatenate(correct), np.concatenate(losses)
+        deque(_in_order(parts, work, self._threads), maxlen=0)
 
     def touch(self, clients: IntArray, matrix: Floats) -> None:
         """Both products that touch every feature, with their conversion, and nothing else.
@@ -256,9 +276,9 @@ class Cohort:
         weight = self._padded(matrix)
 
         def work(part: slice) -> None:
-            buffer, x, _, _ = self._load(clients[part])
+            buffer, x, _ = self._load(self._positions(clients[part])[0])
             _ = (weight @ x.t()) @ x
-            self._buffers.put(buffer)
+            self._give_back(buffer)
 
         parts = self._parts(self.num_examples[clients], np.ones(len(clients), np.bool_))
         deque(_in_order(parts, work, self._threads), maxlen=0)
@@ -288,25 +308,27 @@ class Cohort:
         if first < len(counts):
             yield slice(first, len(counts))
 
-    def _load(self, clients: IntArray) -> tuple[Tensor, Tensor, IntArray, IntArray]:
-        """Clients' examples one after another.
+    def _load(self, rows: IntArray) -> tuple[Tensor, Tensor, IntArray]:
+        """Examples at these rows.
 
         Returns:
-            The memory to give back to ``_buffers``; x (M, padded width); labels (M,); where
-            each client begins and ends, (m + 1,).
+            The memory to give back; x (M, padded width); labels (M,).
         """
-        rows, ends = self._positions(clients)
-        size = len(rows) * self._padded_width
-        try:
-            buffer = self._buffers.get_nowait()
-        except queue.Empty:
-            buffer = torch.empty(0, dtype=self._torch_dtype)
-        if len(buffer) < size:
-            size_of_usual = (self._chunk_rows + 1) * self._padded_width
-            buffer = torch.empty(max(size, size_of_usual), dtype=self._torch_dtype)
+        usual, size = self._chunk_rows * self._padded_width, len(rows) * self._padded_width
+        if size > usual:
+            buffer = torch.empty(size, dtype=self._torch_dtype)
+        else:
+            try:
+                buffer = self._buffers.get_nowait()
+            except queue.Empty:
+                buffer = torch.empty(usual, dtype=self._torch_dtype)
         x = buffer[:size].view(len(rows), self._padded_width)
         to_float(self._features.q, rows, self._center, self._gain, x.numpy())
-        return buffer, x, self._features.labels[rows], ends
+        return buffer, x, self._features.labels[rows]
+
+    def _give_back(self, buffer: Tensor) -> None:
+        if len(buffer) == self._chunk_rows * self._padded_width:  # a larger one is let go
+            self._buffers.put(buffer)
 
     def _positions(self, clients: IntArray) -> tuple[IntArray, IntArray]:
         """Clients' rows of the features, and where each begins and ends among them."""
@@ -324,7 +346,8 @@ class Cohort:
 
     def _dual(self, job: _Job, part: slice, consume: Callable[[Chunk], T]) -> T:
         objective, clients = job.objective, job.clients[part]
-        buffer, x, labels, ends = self._load(clients)
+        rows, ends = self._positions(clients)
+        buffer, x, labels = self._load(rows)
         spare, offsets = self._grams.prepare(clients, ends, x, job.preconditioner)
         logits = job.padded_start @ x.t()
         corrections = None
@@ -348,13 +371,13 @@ class Cohort:
                 job.start, x, dual, coefficients, corrections, job.preconditioner,
             )
         )  # fmt: skip
-        self._buffers.put(buffer)
+        self._give_back(buffer)
         return result
 
     def _primal(self, job: _Job, part: slice, consume: Callable[[Chunk], T]) -> T:
         """One client, by the reference."""
         objective, clients = job.objective, job.clients[part]
-        buffer, x, labels, _ = self._load(clients)
+        buffer, x, labels = self._load(self._positions(clients)[0])
         epochs = int(job.epochs[part.start])
         training = dataclasses.replace(
             objective.training, local_epochs=epochs, batch_size=int(job.batch_sizes[part.start])
@@ -432,3 +455,5 @@ def _in_order(tasks: Iterable[slice], work: Callable[[slice], T], threads: int) 
     finally:
         for future in pending:
             future.cancel()
+        # Nobody may still be at work on the Grams when the next round begins.
+        wait(pending)

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from client.fields import ClientFields
 from client.sgd import train_head
-from client.state import ControlStore
 from common.evaluation import evaluate
 from common.messages import TrainRequest
 from common.seeding import batch_order
@@ -47,30 +47,29 @@ def batch_orders(
 
 
 def client_update(
-    request: TrainRequest, client: int, features: FeatureSet, store: ControlStore
+    request: TrainRequest, client: int, features: FeatureSet, fields: ClientFields
 ) -> ClientUpdate:
     """Do what the round's plan says with one client's training examples."""
     if request.plan.kind == "statistics":
         statistics = feature_statistics(features, request.head.num_classes)
         loss = evaluate(request.head, features).loss
-        fields = {"gram": statistics.gram, "moments": statistics.moments}
-        return ClientUpdate(dict(fields), loss, loss)
-    return _sgd_update(request, client, features, store)
+        known = {"gram": statistics.gram, "moments": statistics.moments}
+        return ClientUpdate({name: known[name] for name in request.plan.fields}, loss, loss)
+    return _sgd_update(request, client, features, fields)
 
 
 def _sgd_update(
-    request: TrainRequest, client: int, features: FeatureSet, store: ControlStore
+    request: TrainRequest, client: int, features: FeatureSet, fields: ClientFields
 ) -> ClientUpdate:
     plan, training = request.plan, request.training
-    start = request.head.matrix
-    scaffold = None
-    if plan.correction == "scaffold":
-        own = store.load(client, request.round_number, start.shape)
-        scaffold = (plan.arrays["control"], own)
+    correction = None
+    if fields.corrects:
+        correction = torch.from_numpy(fields.corrections(np.array([client]))[0])
+    preconditioner = plan.arrays.get("preconditioner")
     result = train_head(
         torch.from_numpy(features.x),
         torch.from_numpy(features.labels),
-        torch.from_numpy(start),
+        torch.from_numpy(request.head.matrix),
         training,
         batch_orders(
             len(features),
@@ -80,22 +79,10 @@ def _sgd_update(
             client=client,
         ),
         mu=plan.mu,
-        correction=torch.from_numpy(scaffold[0] - scaffold[1]) if scaffold else None,
-        preconditioner=(
-            torch.from_numpy(plan.arrays["preconditioner"])
-            if "preconditioner" in plan.arrays
-            else None
-        ),
+        correction=correction,
+        preconditioner=None if preconditioner is None else torch.from_numpy(preconditioner),
     )
-    delta = result.delta.numpy()
-    if not scaffold:
-        return ClientUpdate({"delta": delta}, result.loss_before, result.loss_after)
-    # Option II of the paper: c_i+ - c_i = -c + (w - y) / (T lr)
-    control_delta = -scaffold[0] - delta / np.float32(result.steps * training.lr)
-    control: FloatArray = np.asarray(scaffold[1] + control_delta, np.float32)
-    return ClientUpdate(
-        {"delta": delta, "control_delta": control_delta},
-        result.loss_before,
-        result.loss_after,
-        control=control,
+    sent, control = fields.of(
+        client, result.delta.numpy(), steps=result.steps, loss=result.loss_before
     )
+    return ClientUpdate(sent, result.loss_before, result.loss_after, control)

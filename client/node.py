@@ -12,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from client.device import Host, run_folder
+from client.fields import ClientFields
 from client.local import client_update
 from client.state import ControlStore
 from common.backbone.frozen import FrozenBackbone
 from common.errors import FedheadError, ReplyError
 from common.messages import TrainReply, TrainRequest, payload_bytes
 from common.statistics import feature_statistics
-from common.types import FloatArray, IntArray
+from common.types import IntArray
 from common.updates import FieldSums, client_weights
 from common.validate import check_fields, field_shapes
 
@@ -32,6 +33,7 @@ logger = logging.getLogger("fedhead")
 Fields = Mapping[str, npt.NDArray[np.generic]]
 
 _STATISTICS_ROWS = 4096  # examples that are summed up at once
+_LARGEST = 1e30
 
 
 @dataclass
@@ -68,10 +70,7 @@ def node_update(request: TrainRequest, frozen: FrozenBackbone, host: Host) -> Tr
     cohort = host.cohort(frozen, "train")
     if cohort is None:
         return _reply(request, _one_by_one(request, clients, frozen, host, control))
-    strangers = sorted(set(clients) - set(host.clients()))
-    reply = _Part(rejected=[(client, "does not live on this node") for client in strangers])
-    known = [client for client in clients if client not in set(strangers)]
-    return update_together(request, known, cohort, control, reply)
+    return update_together(request, clients, cohort, control, residents=host.clients())
 
 
 def update_together(
@@ -79,35 +78,44 @@ def update_together(
     clients: Sequence[int],
     cohort: Cohort,
     control: ControlStore,
-    before: _Part | None = None,
+    *,
+    residents: Sequence[int],
 ) -> TrainReply:
     """The same with examples at hand: all clients as one cohort.
 
     Args:
         request: what to do.
-        clients: who of the cohort takes part.
-        cohort: examples and engine.
+        clients: who takes part.
+        cohort: examples and engine, of these clients and maybe of others.
         control: what the clients remember.
-        before: who has been refused already.
+        residents: who lives on this node.
     """
-    part = before or _Part()
-    ids = np.asarray(clients, np.int64)
-    part.rejected += [
-        (int(c), "has no training examples") for c in ids[cohort.num_examples[ids] == 0]
-    ]
-    ids = ids[cohort.num_examples[ids] > 0]
-    if request.head.num_features != cohort.num_features:
-        reason = (
-            f"head has {request.head.num_features} features, "
-            f"the backbone gives {cohort.num_features}"
-        )
-        part.rejected += [(int(client), reason) for client in ids]
-        return _reply(request, [part])
+    ids = np.unique(np.asarray(clients, np.int64))
+    part, head = _Part(), request.head
+
+    def refuse(which: npt.NDArray[np.bool_], reason: str) -> None:
+        nonlocal ids
+        part.rejected += [(client, reason) for client in ids[which].tolist()]
+        ids = ids[~which]
+
+    refuse(~np.isin(ids, np.asarray(residents)), "does not live on this node")
+    refuse(cohort.num_examples[ids] == 0, "has no training examples")
+    refuse(cohort.largest_label[ids] >= head.num_classes, _more_classes(head.num_classes))
+    if head.num_features != cohort.num_features:
+        refuse(ids >= 0, _other_width(head.num_features, cohort.num_features))
     if request.plan.kind == "statistics":
         parts = _statistics_together(request, ids, cohort)
     else:
         parts = _train_together(request, ids, cohort, control)
     return _reply(request, (p for some in ([part], parts) for p in some))
+
+
+def _more_classes(num_classes: int) -> str:
+    return f"has examples of more than the {num_classes} classes of the head"
+
+
+def _other_width(head: int, backbone: int) -> str:
+    return f"head has {head} features, the backbone gives {backbone}"
 
 
 def _one_by_one(
@@ -118,6 +126,7 @@ def _one_by_one(
     control: ControlStore,
 ) -> Iterator[_Part]:
     """The plain reference, and the way of a device."""
+    made, head = ClientFields(request, control), request.head
     for client in clients:
         part = _Part()
         # One client's bad data or state must not cost the node's others their round.
@@ -125,15 +134,14 @@ def _one_by_one(
             features = host.train_features(client, frozen, request.run_id)
             if not len(features):
                 raise ReplyError("has no training examples")
-            if request.head.num_features != features.num_features:
-                raise ReplyError(
-                    f"head has {request.head.num_features} features, "
-                    f"the backbone gives {features.num_features}"
-                )
-            update = client_update(request, client, features, control)
+            if features.labels.max() >= head.num_classes:
+                raise ReplyError(_more_classes(head.num_classes))
+            if head.num_features != features.num_features:
+                raise ReplyError(_other_width(head.num_features, features.num_features))
+            update = client_update(request, client, features, made)
             _check(request, update.fields)
             if update.control is not None:
-                control.save(client, request.round_number, update.control)
+                made.remember(client, update.control)
         except FedheadError as exc:
             part.rejected.append((client, str(exc)))
         else:
@@ -146,6 +154,10 @@ def _check(request: TrainRequest, fields: Fields) -> None:
     head = request.head
     shapes = field_shapes(request.plan.fields, head.num_classes, head.num_features)
     check_fields(fields, shapes, request.max_norm)
+    for name, array in fields.items():
+        # A finite number may still be so large that the sum with others is not.
+        if array.dtype.kind == "f" and np.abs(array).max(initial=0) > _LARGEST:
+            raise ReplyError(f"{name} holds numbers above {_LARGEST:g}")
 
 
 def _statistics_together(
@@ -163,7 +175,8 @@ def _statistics_together(
         for i in mine:
             part.count(int(clients[i]), int(counts[i]), (losses[i],))
         sums = feature_statistics(cohort.examples(clients[mine]), request.head.num_classes)
-        part.rows = [{"gram": sums.gram, "moments": sums.moments}]
+        known = {"gram": sums.gram, "moments": sums.moments}
+        part.rows = [{name: known[name] for name in request.plan.fields}]
         if request.reduce == "sum":
             part.total = part.rows.pop()
         yield part
@@ -175,11 +188,11 @@ def _train_together(
     from client.cohort import Objective
 
     plan = request.plan
-    own = _OwnControls(request, control)
+    fields = ClientFields(request, control)
     objective = Objective(
         request.training,
         mu=plan.mu,
-        corrections=own.corrections if plan.correction == "scaffold" else None,
+        corrections=fields.corrections if fields.corrects else None,
         preconditioner=plan.arrays.get("preconditioner"),
     )
     # A bound on the norm, or a second field, needs each client's delta.
@@ -188,7 +201,7 @@ def _train_together(
     def consume(chunk: Chunk) -> _Part:
         if only_sum and (part := _summed(request, chunk)):
             return part
-        return _separate(request, chunk, own)
+        return _separate(request, chunk, fields)
 
     yield from cohort.train(
         clients,
@@ -205,7 +218,7 @@ def _summed(request: TrainRequest, chunk: Chunk) -> _Part | None:
     if not chunk.finite.all():
         return None
     total = chunk.weighted_sum(client_weights(request.plan, chunk.num_examples))
-    if not np.isfinite(total).all():
+    if not np.abs(total).max() <= _LARGEST:  # which no NaN is
         return None
     part = _Part(total={"delta": total})
     for client, n, losses in zip(
@@ -215,7 +228,7 @@ def _summed(request: TrainRequest, chunk: Chunk) -> _Part | None:
     return part
 
 
-def _separate(request: TrainRequest, chunk: Chunk, own: _OwnControls) -> _Part:
+def _separate(request: TrainRequest, chunk: Chunk, made: ClientFields) -> _Part:
     part = _Part()
     deltas = np.asarray(chunk.deltas(), np.float32)
     for client, n, losses, steps, delta in zip(
@@ -229,52 +242,16 @@ def _separate(request: TrainRequest, chunk: Chunk, own: _OwnControls) -> _Part:
         try:
             if not np.isfinite(losses).all():
                 raise ReplyError("delta is not finite")
-            fields, control = own.fields(client, delta, steps)
+            fields, control = made.of(client, delta, steps=steps, loss=losses[0])
             _check(request, fields)
             if control is not None:
-                own.store.save(client, request.round_number, control)
+                made.remember(client, control)
         except FedheadError as exc:
             part.rejected.append((client, str(exc)))
             continue
         part.count(client, n, losses)
         part.rows.append(fields)
     return part
-
-
-class _OwnControls:
-    """SCAFFOLD's c_i of the clients that are being trained."""
-
-    def __init__(self, request: TrainRequest, store: ControlStore) -> None:
-        self.store = store
-        self._request = request
-        self._own: dict[int, FloatArray | FedheadError] = {}
-
-    def corrections(self, clients: IntArray) -> FloatArray:
-        """C - c_i of each, (m, K, d + 1); zeros for one whose file is damaged."""
-        control = self._request.plan.arrays["control"]
-        out = np.zeros((len(clients), *control.shape), np.float32)
-        for row, client in zip(out, clients.tolist(), strict=True):
-            try:
-                own = self.store.load(client, self._request.round_number, control.shape)
-            except FedheadError as exc:
-                self._own[client] = exc
-                continue
-            self._own[client] = own
-            row[:] = control - own
-        return out
-
-    def fields(
-        self, client: int, delta: FloatArray, steps: int
-    ) -> tuple[dict[str, FloatArray], FloatArray | None]:
-        """What the client sends, and its next c_i: option II of the paper."""
-        if self._request.plan.correction != "scaffold":
-            return {"delta": delta}, None
-        own = self._own.pop(client)
-        if isinstance(own, FedheadError):
-            raise own
-        control = self._request.plan.arrays["control"]
-        control_delta = -control - delta / np.float32(steps * self._request.training.lr)
-        return {"delta": delta, "control_delta": control_delta}, own + control_delta
 
 
 def _reply(request: TrainRequest, parts: Iterable[_Part]) -> TrainReply:
@@ -300,7 +277,7 @@ def _reply(request: TrainRequest, parts: Iterable[_Part]) -> TrainReply:
     fields = sums.row()
     if whole.rows:
         fields = {name: np.stack([row[name] for row in whole.rows]) for name in whole.rows[0]}
-    layout = tuple((name, array.shape[1:], array.dtype.str) for name, array in fields.items())
+    layout = tuple((name, array.shape[1:], array.dtype.kind) for name, array in fields.items())
     return TrainReply(
         fingerprint=request.fingerprint,
         clients=tuple(whole.clients),
@@ -321,6 +298,8 @@ def _own_payload(
     fingerprint: str, layout: tuple[tuple[str, tuple[int, ...], str], ...], num_examples: int
 ) -> int:
     """What a client's reply weighs if it is a phone of its own: an encoded one, measured."""
+    # As common.statistics has it, at full scale.
+    integer = np.uint32 if num_examples * 255**2 < 2**32 else np.uint64
     alone = TrainReply(
         fingerprint=fingerprint,
         clients=(0,),
@@ -328,6 +307,9 @@ def _own_payload(
         loss_before=(1.0,),
         loss_after=(1.0,),
         payload_bytes=(0,),
-        fields={name: np.zeros((1, *shape), dtype) for name, shape, dtype in layout},
+        fields={
+            name: np.zeros((1, *shape), np.float32 if kind == "f" else integer)
+            for name, shape, kind in layout
+        },
     )
     return payload_bytes(alone.write())

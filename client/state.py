@@ -1,17 +1,16 @@
 """What a client remembers between rounds, in files on its own machine.
 
 A Flower Context lives in memory for one run and is pickled with every message under Ray, so
-nothing is kept there. Each file names the round that wrote it, and a round starts from the
-newest file of an EARLIER round: a client that is ahead of a server that crashed steps back.
+nothing is kept there. Each file is named after the round that wrote it, and the server says which
+round's update of a client was the last that counted: a client whose update was refused, came too
+late or went down with the server starts again from where the server thinks it is.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
-import safetensors
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -20,8 +19,6 @@ from common.files import write_atomic
 from common.types import FloatArray
 
 __all__ = ["ControlStore"]
-
-_KEEP = 2
 
 
 class ControlStore:
@@ -34,53 +31,50 @@ class ControlStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def load(self, client: int, round_number: int, shape: tuple[int, ...]) -> FloatArray:
-        """The control variate that a client starts this round with, zeros at first.
+    def load(self, client: int, counted_round: int, shape: tuple[int, ...]) -> FloatArray:
+        """What a client remembers of the round that counted last.
+
+        Args:
+            client: its id.
+            counted_round: that round; 0 for none, and zeros.
+            shape: (K, d + 1).
 
         Raises:
-            FedheadError: the file is damaged, or what the round needs has been dropped.
+            FedheadError: the file is missing or damaged.
         """
-        files = self._files(client)
-        earlier = [path for number, path in files if number < round_number]
-        if not earlier:
-            if files and self._previous(files[0][1]):
-                raise FedheadError(
-                    f"client {client}: the state before round {round_number} is gone, "
-                    f"the oldest kept is {files[0][1]}"
-                )
+        if not counted_round:
             return np.zeros(shape, np.float32)
-        path = earlier[-1]
+        path = self._file(client, counted_round)
         try:
             control: FloatArray = load_file(path)["control"]
+        except FileNotFoundError as exc:
+            raise FedheadError(
+                f"client {client}: its state after round {counted_round} is gone ({path})"
+            ) from exc
         except (SafetensorError, KeyError, OSError) as exc:
             raise FedheadError(f"client {client}: {path} is damaged ({exc})") from exc
         if control.shape != shape:
             raise FedheadError(f"client {client}: {path} is {control.shape}, expected {shape}")
         return control
 
-    def save(self, client: int, round_number: int, control: FloatArray) -> None:
-        """Keep what this round gave, and drop all but the two newest rounds."""
-        files = [(number, path) for number, path in self._files(client) if number < round_number]
-        metadata = {"previous": json.dumps(files[-1][0] if files else 0)}
-        target = self._folder / str(client) / f"{round_number:08d}.safetensors"
+    def save(
+        self, client: int, round_number: int, control: FloatArray, *, counted_round: int
+    ) -> None:
+        """Keep what this round gave beside what counted last, and nothing else.
+
+        Raises:
+            FedheadError: the disk does not let it.
+        """
+        target = self._file(client, round_number)
+        kept = {target, self._file(client, counted_round)}
         try:
-            write_atomic(target, lambda path: save_file({"control": control}, path, metadata))
+            write_atomic(target, lambda path: save_file({"control": control}, path))
+            for path in target.parent.glob("*.safetensors"):
+                if path not in kept:
+                    path.unlink()
         except OSError as exc:
             reason = exc.strerror or exc
             raise FedheadError(f"client {client}: {target} cannot be written: {reason}") from exc
-        for number, path in self._files(client):
-            stale = number > round_number or number in [n for n, _ in files[: 1 - _KEEP]]
-            if stale:
-                path.unlink()
 
-    def _files(self, client: int) -> list[tuple[int, Path]]:
-        folder = self._folder / str(client)
-        return sorted((int(path.stem), path) for path in folder.glob("[0-9]*.safetensors"))
-
-    @staticmethod
-    def _previous(path: Path) -> int:
-        try:
-            with safetensors.safe_open(path, "numpy") as file:
-                return int(json.loads((file.metadata() or {}).get("previous", "0")))
-        except (SafetensorError, OSError) as exc:
-            raise FedheadError(f"{path} is damaged ({exc})") from exc
+    def _file(self, client: int, round_number: int) -> Path:
+        return self._folder / str(client) / f"{round_number:08d}.safetensors"

@@ -188,6 +188,8 @@ class TrainRequest:
         fingerprint: of the backbone whose features the head reads.
         reduce: "sum", "individual", or "stock" for a reply in Flower's own format.
         max_norm: bound on an update's norm, 0 for none.
+        counted: for each client, the last round whose update counted and that it starts from,
+            0 for none; empty where clients remember nothing.
     """
 
     head: Head
@@ -200,6 +202,7 @@ class TrainRequest:
     fingerprint: str
     reduce: Literal["sum", "individual", "stock"]
     max_norm: float = 0.0
+    counted: tuple[int, ...] = ()
 
     def config(self) -> ConfigRecord:
         """All but the arrays; also what a stock strategy passes on to its nodes."""

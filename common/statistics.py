@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from common.types import Affine, FeatureSet, FloatArray
 
-__all__ = ["Statistics", "feature_statistics", "ridge", "triangle_size"]
+__all__ = ["Statistics", "feature_statistics", "in_feature_space", "ridge", "triangle_size"]
 
 # A float32 product of uint8 matrices is exact while each sum stays below 2**24: 255**2 * 256.
 _EXACT_ROWS = 256
@@ -61,9 +61,17 @@ class Statistics:
         a[:-1, :-1] = centered * np.outer(gain, gain)
         a[-1, :-1] = a[:-1, -1] = (sums - count * center) * gain
         a[-1, -1] = count
-        b = self.moments.astype(np.float64)
-        b[:, :-1] = (b[:, :-1] - np.outer(b[:, -1], center)) * gain
-        return a, b
+        return a, in_feature_space(self.moments, affine)
+
+
+def in_feature_space(
+    moments: npt.NDArray[np.unsignedinteger], affine: Affine
+) -> npt.NDArray[np.float64]:
+    """Class sums of [q 1] as class sums of x: B = Y^T X, float64 (K, D)."""
+    b = moments.astype(np.float64)
+    center = affine.center.astype(np.float64)
+    b[:, :-1] = (b[:, :-1] - np.outer(b[:, -1], center)) * affine.gain.astype(np.float64)
+    return b
 
 
 def _smallest(array: npt.NDArray[np.float64]) -> npt.NDArray[np.unsignedinteger]:

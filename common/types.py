@@ -172,7 +172,9 @@ class ClientPlan:
         fields: names of the arrays each client sends.
         weighting: weight of a client in the sums: its examples, or 1.
         mu: proximal coefficient, adds mu/2 * ||w - w_global||^2 to the loss.
-        correction: "scaffold" adds (c - c_i) to each gradient and keeps c_i on the client.
+        correction: "scaffold" adds c - c_i to each gradient, "feddyn" -g_i; c_i and g_i stay on
+            the client.
+        q: q-FedAvg's fairness.
         exclude: clients that this round must not ask again; stays on the server.
         arrays: what the strategy sends along: "control" (K, d + 1) is SCAFFOLD's c,
             "preconditioner" (d + 1, d + 1) multiplies each gradient from the right.
@@ -182,7 +184,8 @@ class ClientPlan:
     fields: tuple[str, ...] = ("delta",)
     weighting: Literal["examples", "uniform"] = "examples"
     mu: float = 0.0
-    correction: Literal["none", "scaffold"] = "none"
+    correction: Literal["none", "scaffold", "feddyn"] = "none"
+    q: float = 0.0
     exclude: tuple[int, ...] = ()
     arrays: Mapping[str, FloatArray] = field(default_factory=dict)
 

@@ -23,6 +23,10 @@ def field_shapes(
     known = {
         "delta": (num_classes, width),
         "control_delta": (num_classes, width),
+        "normalized_delta": (num_classes, width),
+        "effective_steps": (1,),
+        "fair_delta": (num_classes, width),
+        "fair_scale": (1,),
         "gram": (triangle_size(width),),
         "moments": (num_classes, width),
     }
@@ -65,6 +69,7 @@ def check_counts(fields: Fields, num_examples: int) -> None:
     Raises:
         ReplyError: the sum of squares of the constant 1, or the class counts, are another number.
     """
-    ones, counted = int(fields["gram"][-1]), int(np.sum(fields["moments"][:, -1]))
+    counted = int(np.sum(fields["moments"][:, -1]))
+    ones = int(fields["gram"][-1]) if "gram" in fields else counted
     if (ones, counted) != (num_examples, num_examples):
         raise ReplyError(f"statistics are of {ones} and {counted} examples, not {num_examples}")

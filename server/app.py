@@ -258,9 +258,10 @@ def check_strategy(config: Config) -> None:
         config.strategy.args,
         num_clients=1,
         affine=Affine(nothing, nothing),
+        lr=config.train.lr,
     )
-    if own.name == "scaffold" and config.train.momentum:
-        raise ConfigError(["train.momentum must be 0 with scaffold: it needs plain SGD steps"])
+    if own.name in ("scaffold", "qfedavg") and config.train.momentum:
+        raise ConfigError([f"train.momentum must be 0 with {own.name}: it needs plain SGD steps"])
 
 
 def _engine(task: Task, features: FeatureSet) -> Engine:
@@ -273,6 +274,7 @@ def _engine(task: Task, features: FeatureSet) -> Engine:
         config.strategy.args,
         num_clients=len(task.registry.clients),
         affine=features.affine,
+        lr=config.train.lr,
     )
     return StrategyEngine(task, own)
 

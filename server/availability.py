@@ -52,19 +52,24 @@ def simulate(
         round_number: decides who drops out; who is slow never changes.
     """
     ids = np.array(cohort, np.int64)
-    alive = uniform(seed, Purpose.DROPOUT, round_number, index=ids) >= config.dropout_rate
+    luck = uniform(seed, Purpose.DROPOUT, round_number, index=ids)
+    alive = luck >= config.dropout_rate
     slow = uniform(seed, Purpose.STRAGGLER, index=ids) < config.straggler_rate
     amount = np.array([work[client] for client in cohort], np.float64)
     seconds = amount * config.example_seconds * np.where(slow, config.straggler_factor, 1.0)
     arrivals = np.sort(seconds[alive])
     if not len(arrivals):
         return Availability((), len(ids), 0, config.deadline_seconds)
-    enough = math.ceil(config.close_fraction * len(ids))
+    enough = math.ceil(config.close_fraction * len(ids) - 1e-9)
     closes = float(arrivals[min(enough, len(arrivals)) - 1])
     if config.deadline_seconds and (closes > config.deadline_seconds or len(arrivals) < enough):
         # Who waits for answers that never come waits for the deadline.
         closes = config.deadline_seconds
     present = alive & (seconds <= closes)
+    if int(present.sum()) > enough:  # a tie at the end: the draw that lets clients drop decides
+        arrived = np.flatnonzero(present)
+        last = np.lexsort((luck[arrived], seconds[arrived]))[enough:]
+        present[arrived[last]] = False
     return Availability(
         present=tuple(ids[present].tolist()),
         dropped=int((~alive).sum()),

@@ -83,13 +83,20 @@ def restore_state(template: S, checkpoint: Checkpoint, prefix: str = "") -> S:
         if name not in source:
             raise RunError(f"checkpoint of round {checkpoint.round_number} lacks {name!r}")
         new = source[name]
-        if isinstance(old, np.ndarray) and (new.shape, new.dtype) != (old.shape, old.dtype):
+        if isinstance(old, np.ndarray) and (_form(new, old), new.dtype) != (old.shape, old.dtype):
             raise RunError(
                 f"checkpoint of round {checkpoint.round_number}: {name} is {new.dtype} "
                 f"{new.shape}, expected {old.dtype} {old.shape}"
             )
         values[field.name] = tuple(new) if isinstance(old, tuple) else new
     return type(template)(**values)
+
+
+def _form(new: npt.NDArray[np.generic], old: npt.NDArray[np.generic]) -> tuple[int, ...]:
+    """Its shape, but for the length of an array that began with no rows and has grown."""
+    if old.ndim and not len(old) and new.ndim:
+        return (0, *new.shape[1:])
+    return new.shape
 
 
 def save_checkpoint(

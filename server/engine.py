@@ -125,6 +125,8 @@ def check_reply(reply: TrainReply, task: Task, asked: set[int], fingerprint: str
         )
     if repeated := [c for c, n in Counter(reply.clients).items() if n > 1]:
         raise ReplyError(f"names client {repeated[0]} twice")
+    if both := set(reply.clients) & set(reply.rejected_clients):
+        raise ReplyError(f"client {min(both)} is in the update and refused")
     if strangers := {*reply.clients, *reply.rejected_clients} - asked:
         raise ReplyError(f"speaks for client {min(strangers)}, which it was not asked for")
     for client, count in zip(reply.clients, reply.num_examples, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
@@ -25,12 +25,12 @@ _LATECOMER_SECONDS = 10.0  # while a run is on, nobody waits long for a new node
 
 def exchange(
     grid: Grid, messages: Iterable[Message], deadline_seconds: float
-) -> list[tuple[int, Message]]:
-    """Send messages and collect the replies that arrive before the deadline.
+) -> Iterator[tuple[int, Message]]:
+    """Send messages and yield the replies that arrive before the deadline, as they do.
 
     Flower's own ``send_and_receive`` waits 3 s between polls and does not filter duplicates.
 
-    Returns:
+    Yields:
         At most one reply for each message, errors included, with the node that was asked:
         Flower's own error replies (node gone, message expired) do not name it.
     """
@@ -43,13 +43,14 @@ def exchange(
         if name
     }
     deadline = time.monotonic() + deadline_seconds
-    replies: list[tuple[int, Message]] = []
+    arrived = 0
     pause = _POLL_SECONDS
     while outstanding:
         for reply in grid.pull_messages(list(outstanding)):
             answered = reply.metadata.reply_to_message_id
             if answered in outstanding:
-                replies.append((outstanding.pop(answered), reply))
+                yield outstanding.pop(answered), reply
+                arrived += 1
                 pause = _POLL_SECONDS
         if not outstanding or time.monotonic() >= deadline:
             break
@@ -58,9 +59,8 @@ def exchange(
     if outstanding:
         logger.warning(
             "%d of %d replies missed the deadline of %g s",
-            len(outstanding), len(outstanding) + len(replies), deadline_seconds,
+            len(outstanding), len(outstanding) + arrived, deadline_seconds,
         )  # fmt: skip
-    return replies
 
 
 def ask(

@@ -133,7 +133,7 @@ class StockEngine:
         result = RoundResult(cohort=len(cohort))
         result.downlink_bytes = sum(payload_bytes(m.content) for m in messages)
         valid: list[tuple[int, Message, TrainReply]] = []
-        replies = exchange(task.grid, messages, config.round.deadline_seconds)
+        replies = list(exchange(task.grid, messages, config.round.deadline_seconds))
         result.failed = len(messages) - len(replies)
         for node, message in replies:
             client = client_of[node]

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from flwr.app import Message
 from common.config import AvailabilityConfig
 from common.errors import FedheadError, ReplyError, RunError
 from common.messages import TrainReply, TrainRequest, payload_bytes
-from common.types import ClientPlan, Head, UpdateBatch
+from common.types import ClientPlan, Head, IntArray, UpdateBatch
 from common.updates import FieldSums, client_weights
 from common.validate import check_counts, check_fields, field_shapes
 from server.availability import simulate
@@ -29,7 +30,22 @@ __all__ = ["StrategyEngine"]
 
 logger = logging.getLogger("fedhead")
 
-_MESSAGE_BYTES = 64_000_000  # of single clients' updates; some 1,200 heads of ten classes
+_WAVE_BYTES = 64_000_000  # of single clients' updates; some 1,200 heads of ten classes
+
+
+@dataclass(frozen=True, eq=False)
+class _EngineState:
+    """What a checkpoint keeps.
+
+    Attributes:
+        strategy: the strategy's own state.
+        clients: int64 (m,), those that remember something of their own.
+        counted: int64 (m,), the last round in which each one's update counted.
+    """
+
+    strategy: Any
+    clients: IntArray
+    counted: IntArray
 
 
 class StrategyEngine:
@@ -37,19 +53,29 @@ class StrategyEngine:
 
     def __init__(self, task: Task, strategy: Strategy[Any]) -> None:
         self._task, self._strategy = task, strategy
-        self.state: Any = None
+        self._state: Any = None
+        self._counted: dict[int, int] = {}
         self._measured: dict[tuple[object, ...], int] = {}
 
+    @property
+    def state(self) -> _EngineState:
+        clients = sorted(self._counted)
+        rounds = [self._counted[client] for client in clients]
+        return _EngineState(self._state, np.array(clients, np.int64), np.array(rounds, np.int64))
+
     def start(self, head: Head, checkpoint: Checkpoint | None) -> None:
-        self.state = self._strategy.init(head)
+        self._state, self._counted = self._strategy.init(head), {}
         if checkpoint is not None:
-            self.state = restore_state(self.state, checkpoint)
+            kept = restore_state(self.state, checkpoint)
+            self._state = kept.strategy
+            self._counted = dict(zip(kept.clients.tolist(), kept.counted.tolist(), strict=True))
 
     def step(self, round_number: int, head: Head) -> tuple[Head, RoundResult] | None:
         config, task = self._task.config, self._task
-        plan = self._strategy.plan(self.state, round_number)
+        plan = self._strategy.plan(self._state, round_number)
+        excluded = set(plan.exclude)
         cohort = sample_cohort(
-            [c for c in task.registry.clients if c not in set(plan.exclude)],
+            [client for client in task.registry.clients if client not in excluded],
             config.train.clients_per_round,
             config.seed,
             round_number,
@@ -60,11 +86,18 @@ class StrategyEngine:
         result = RoundResult(cohort=len(cohort))
         result.downlink_bytes = self._request_bytes(round_number, head, plan) * len(cohort)
         present = self._answering(round_number, plan, cohort, result)
+        needed = max(1.0, config.round.quorum * len(cohort))
+        if len(present) < needed:
+            present = []  # the round is lost already: nobody need train for it
         valid = list(self._exchange(round_number, head, plan, present, result))
         valid.sort(key=lambda pair: min(pair[0].clients))
         result.count([reply for reply, _ in valid])
-        if result.valid >= max(1.0, config.round.quorum * len(cohort)):
-            head = self._aggregate(round_number, head, _joined([batch for _, batch in valid]))
+        if result.valid >= needed:
+            batch = _joined([batch for _, batch in valid])
+            head, accepted = self._aggregate(round_number, head, batch)
+            if accepted and plan.correction != "none":
+                clients = [client for reply, _ in valid for client in reply.clients]
+                self._counted |= dict.fromkeys(clients, round_number)
         else:
             logger.warning(
                 "round %d: %d of %d updates are valid, the quorum is %g: head unchanged",
@@ -93,18 +126,18 @@ class StrategyEngine:
         result.simulated_seconds = outcome.seconds
         return list(outcome.present)
 
-    def _aggregate(self, round_number: int, head: Head, updates: UpdateBatch) -> Head:
+    def _aggregate(self, round_number: int, head: Head, updates: UpdateBatch) -> tuple[Head, bool]:
         """The next head; the old one, and the old state, where aggregation gives no numbers."""
         try:
-            state, new = self._strategy.aggregate(self.state, head, updates)
+            state, new = self._strategy.aggregate(self._state, head, updates)
         except np.linalg.LinAlgError as exc:
             logger.warning("round %d: aggregation failed (%s): head unchanged", round_number, exc)
-            return head
+            return head, False
         if not np.isfinite(new.matrix).all():
             logger.warning("round %d: the new head is not finite: head unchanged", round_number)
-            return head
-        self.state = state
-        return new
+            return head, False
+        self._state = state
+        return new, True
 
     def _request(
         self, round_number: int, head: Head, plan: ClientPlan, clients: list[int]
@@ -121,6 +154,11 @@ class StrategyEngine:
             fingerprint=self._task.fingerprint,
             reduce=self._strategy.reduce,
             max_norm=config.round.max_update_norm,
+            counted=(
+                ()
+                if plan.correction == "none"
+                else tuple(self._counted.get(client, 0) for client in clients)
+            ),
         )
 
     def _request_bytes(self, round_number: int, head: Head, plan: ClientPlan) -> int:
@@ -145,18 +183,23 @@ class StrategyEngine:
         by_node: dict[int, list[int]] = {}
         for client in cohort:
             by_node.setdefault(task.registry.clients[client].node, []).append(client)
-        size = self._clients_a_message(plan, head, len(cohort))
-        starts = range(0, max(map(len, by_node.values()), default=0), size)
+        if not by_node:
+            return
+        size = self._clients_a_message(plan, head, len(cohort), len(by_node))
+        ends = time.monotonic() + task.config.round.deadline_seconds
+        silent: set[int] = set()
         # One wave after the other, so that single updates never lie about in great numbers.
-        for start in starts:
+        for start in range(0, max(map(len, by_node.values())), size):
             wave = {node: part for node, c in by_node.items() if (part := c[start : start + size])}
-            for reply in self._wave(round_number, head, plan, wave, result):
+            for node in silent & set(wave):
+                _no_answer(wave.pop(node), result)
+            for reply in self._wave(round_number, head, plan, wave, ends, silent, result):
                 batch = self._batch(plan, reply)
                 if self._strategy.each is not None:
-                    batch = _added_up(self._strategy.each(self.state, head, batch))
+                    batch = _added_up(self._strategy.each(self._state, head, batch))
                 yield dataclasses.replace(reply, fields={}), batch
 
-    def _clients_a_message(self, plan: ClientPlan, head: Head, cohort: int) -> int:
+    def _clients_a_message(self, plan: ClientPlan, head: Head, cohort: int, nodes: int) -> int:
         """How many clients' updates a node may send at once.
 
         Raises:
@@ -173,7 +216,7 @@ class StrategyEngine:
                 f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: "
                 "lower train.clients-per-round"
             )
-        return max(1, _MESSAGE_BYTES // row_bytes)
+        return max(1, _WAVE_BYTES // (row_bytes * nodes))
 
     def _wave(
         self,
@@ -181,8 +224,11 @@ class StrategyEngine:
         head: Head,
         plan: ClientPlan,
         by_node: dict[int, list[int]],
+        ends: float,
+        silent: set[int],
         result: RoundResult,
     ) -> Iterator[TrainReply]:
+        """Valid replies as they arrive, until ``ends``; nodes without one join ``silent``."""
         task = self._task
         for attempt in range(2):
             messages = [
@@ -195,8 +241,8 @@ class StrategyEngine:
                 for node, clients in sorted(by_node.items())
             ]
             lacking: dict[int, list[int]] = {}
-            deadline = task.config.round.deadline_seconds
-            for node, message in exchange(task.grid, messages, deadline):
+            seconds = max(0.0, ends - time.monotonic())
+            for node, message in exchange(task.grid, messages, seconds):
                 clients = by_node.pop(node)
                 reply = self._read(message, clients, plan, head, result)
                 if reply is None:
@@ -213,9 +259,9 @@ class StrategyEngine:
                 break
             task.registry.deliver_backbone(sorted(lacking))
             by_node |= lacking
-        for clients in by_node.values():
-            result.failed += len(clients)
-            result.reasons += [f"client {client}: no answer" for client in clients]
+        for node, clients in by_node.items():
+            silent.add(node)
+            _no_answer(clients, result)
 
     def _read(
         self,
@@ -261,7 +307,7 @@ class StrategyEngine:
             bound = self._task.config.round.max_update_norm * scale * (1 + 1e-5)
             fields = {k: v[row] for k, v in reply.fields.items()}
             check_fields(fields, shapes, bound)
-            if "gram" in fields:
+            if "moments" in fields:
                 check_counts(fields, sum(reply.num_examples) if summed else reply.num_examples[row])
 
     def _batch(self, plan: ClientPlan, reply: TrainReply) -> UpdateBatch:
@@ -276,6 +322,11 @@ class StrategyEngine:
             )
         ids = tuple((client,) for client in reply.clients)
         return UpdateBatch(ids, examples, weights, reply.fields)
+
+
+def _no_answer(clients: list[int], result: RoundResult) -> None:
+    result.failed += len(clients)
+    result.reasons += [f"client {client}: no answer" for client in clients]
 
 
 def _added_up(rows: UpdateBatch) -> UpdateBatch:

@@ -10,8 +10,20 @@ from typing import Any
 
 from common.errors import ConfigError
 from common.types import Affine
+from server.strategies.adaptive import fedadagrad, fedadam, fedavgm, fedyogi
 from server.strategies.averaging import fedavg, fedprox
-from server.strategies.closed_form import fed3r
+from server.strategies.closed_form import afl, fed3r, fedcof, fedncm, lda
+from server.strategies.feddyn import feddyn
+from server.strategies.normalized import fednova, qfedavg
+from server.strategies.robust import (
+    bulyan,
+    centered_clipping,
+    geometric_median,
+    krum,
+    median,
+    multikrum,
+    trimmed_mean,
+)
 from server.strategies.scaffold import scaffold
 from server.strategies.wrappers import norm_clipping
 from server.strategy import Strategy
@@ -19,25 +31,30 @@ from server.strategy import Strategy
 __all__ = ["STRATEGIES", "build_strategy"]
 
 STRATEGIES: Mapping[str, Callable[..., Strategy[Any]]] = {
-    "fedavg": fedavg,
-    "fedprox": fedprox,
-    "scaffold": scaffold,
-    "fed3r": fed3r,
-    "norm_clipping": norm_clipping,
-}
-_FROM_RUN = ("num_clients", "affine", "name")
-_POSITIVE = ("lam", "bound")
+    strategy.__name__: strategy
+    for strategy in (
+        fedavg, fedprox, fedavgm, fedadagrad, fedadam, fedyogi, qfedavg, fednova, scaffold, feddyn,
+        median, trimmed_mean, krum, multikrum, bulyan, geometric_median, centered_clipping,
+        norm_clipping, fedncm, fed3r, afl, lda, fedcof,
+    )
+}  # fmt: skip
+_FROM_RUN = ("num_clients", "affine", "lr", "name")
+# What [strategy.args] may be, by name: the same name means the same in every strategy.
+_POSITIVE = ("server_lr", "lam", "bound", "tau", "alpha", "radius", "nu", "shrinkage", "iterations")
+_AT_MOST_ONE = ("shrinkage",)
+_BELOW = {"momentum": 1.0, "beta1": 1.0, "beta2": 1.0, "byzantine": 0.5}
 
 
 def build_strategy(
-    name: str, args: Mapping[str, Any], *, num_clients: int, affine: Affine
+    name: str, args: Mapping[str, Any], *, num_clients: int, affine: Affine, lr: float
 ) -> Strategy[Any]:
     """Make a strategy from its name and its [strategy.args], kebab-case keys.
 
-    ``num_clients`` and ``affine`` go to the strategies that ask for them.
+    ``num_clients``, ``affine`` and the clients' ``lr`` go to the strategies that ask for them.
 
     Raises:
-        ConfigError: unknown name or argument, with the nearest known one; a wrong type.
+        ConfigError: unknown name or argument, with the nearest known one; a value that is no
+            number, or out of its range.
     """
     factory = STRATEGIES.get(name)
     if factory is None:
@@ -51,19 +68,29 @@ def build_strategy(
     for key, value in args.items():
         parameter = parameters.get(key.replace("-", "_"))
         if key not in known_args or parameter is None:
-            known = ", ".join(known_args)
+            known = ", ".join(known_args) or "none"
             problems.append(f"unknown strategy.args.{key} for {name} (known: {known})")
-        elif isinstance(parameter.default, bool) != isinstance(value, bool) or not isinstance(
-            value, (int, float)
-        ):
-            kind = "true or false" if isinstance(parameter.default, bool) else "a number"
-            problems.append(f"strategy.args.{key}={value!r} must be {kind}")
-        elif not math.isfinite(value) or value < 0 or (parameter.name in _POSITIVE and value == 0):
-            bound = "above 0" if parameter.name in _POSITIVE else "at least 0"
-            problems.append(f"strategy.args.{key}={value!r} must be finite and {bound}")
+        elif problem := _problem(parameter.name, value, isinstance(parameter.default, bool)):
+            problems.append(f"strategy.args.{key}={value!r} must be {problem}")
         else:
             given[parameter.name] = value
     if problems:
         raise ConfigError(problems)
-    run = {"num_clients": num_clients, "affine": affine}
+    run = {"num_clients": num_clients, "affine": affine, "lr": lr}
     return factory(**given, **{key: run[key] for key in run if key in parameters})
+
+
+def _problem(name: str, value: Any, is_flag: bool) -> str:
+    """What a value should have been; empty if it is fine."""
+    if is_flag:
+        return "" if isinstance(value, bool) else "true or false"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return "a number"
+    below = _BELOW.get(name, math.inf)
+    positive = name in _POSITIVE
+    too_large = value >= below or (name in _AT_MOST_ONE and value > 1)
+    if math.isfinite(value) and not too_large and (value > 0 if positive else value >= 0):
+        return ""
+    low = "above 0" if positive else "at least 0"
+    high = " and at most 1" if name in _AT_MOST_ONE else ""
+    return f"finite and {low}{f' and below {below:g}' if below < math.inf else high}"

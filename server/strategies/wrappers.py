@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from common.types import Head, UpdateBatch
+from common.types import ClientPlan, Head, UpdateBatch
 from server.strategies.averaging import Stateless, fedavg
 from server.strategy import S, Strategy
 
@@ -20,10 +20,19 @@ def with_clipping(strategy: Strategy[S], bound: float) -> Strategy[S]:
     client's update, but only one at a time.
 
     Raises:
-        ValueError: the inner strategy itself needs individual updates.
+        ValueError: the inner strategy itself needs individual updates, or (from ``plan``) other
+            fields than the delta, which would stay as long as they are; the bound is not above 0.
     """
     if strategy.reduce != "sum":
         raise ValueError(f"{strategy.name} does not work on sums, so clipping cannot go inside")
+    if not bound > 0:
+        raise ValueError(f"bound={bound} must be above 0")
+
+    def plan(state: S, round_number: int) -> ClientPlan:
+        inner = strategy.plan(state, round_number)
+        if inner.fields != ("delta",) or inner.correction != "none":
+            raise ValueError(f"{strategy.name} needs more than the delta: it cannot be clipped")
+        return inner
 
     def clip(_state: S, _head: Head, updates: UpdateBatch) -> UpdateBatch:
         rows = updates.fields["delta"].astype(np.float64)
@@ -34,7 +43,7 @@ def with_clipping(strategy: Strategy[S], bound: float) -> Strategy[S]:
             fields={**updates.fields, "delta": (rows * factors[:, None, None]).astype(np.float32)},
         )
 
-    return dataclasses.replace(strategy, reduce="individual", each=clip)
+    return dataclasses.replace(strategy, plan=plan, reduce="individual", each=clip)
 
 
 def norm_clipping(*, bound: float = 1.0, server_lr: float = 1.0) -> Strategy[Stateless]:

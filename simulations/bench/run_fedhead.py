@@ -1,4 +1,4 @@
-"""Our own runner: the real round, from the plan to the new head, through the in-process Grid."""
+"""Our own runner: engine, messages and node's part of a round, over an in-process Grid."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def _client_app(cohort: Cohort) -> ClientApp:
     @app.train()
     def train(message: Message, _context: Context) -> Message:
         request = TrainRequest.read(message.content)
-        reply = update_together(request, request.clients, cohort, control)
+        residents = range(len(cohort.num_examples))
+        reply = update_together(request, request.clients, cohort, control, residents=residents)
         return Message(reply.write(), reply_to=message)
 
     return app
@@ -85,6 +86,10 @@ def main() -> None:
     starts = np.arange(work.clients)[:, None] * work.examples
     cohort = Cohort(features, list(starts + np.arange(work.examples)))
     warm_up()
+    everyone = np.arange(work.clients)
+    started = time.perf_counter()
+    cohort.prepare(everyone)
+    gram_seconds = time.perf_counter() - started
     engine = _engine(work, cohort)
     head = Head.zeros(work.classes, work.features)
     engine.start(head, None)
@@ -96,15 +101,14 @@ def main() -> None:
         if step is None or step[1].valid != work.clients:
             raise SystemExit(f"round {number}: not every update is valid")
         head = step[0]
-    everyone = np.arange(work.clients)
     cohort.touch(everyone, head.matrix)  # a warm-up
     floor = []
     for _ in range(work.rounds):
         started = time.perf_counter()
         cohort.touch(everyone, head.matrix)
         floor.append(time.perf_counter() - started)
-    accuracy = data.accuracy(head.weight, head.bias)
-    Result(tuple(seconds[1:]), accuracy, seconds[0], tuple(floor)).print()
+    accuracy = data.score("fedhead", head.weight, head.bias)
+    Result(tuple(seconds[1:]), accuracy, gram_seconds, tuple(floor)).print()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from common.types import Affine, FloatArray, IntArray, LocalTraining
 
-__all__ = ["Data", "Result", "Work", "read_work", "write_data"]
+__all__ = ["Data", "Result", "Work", "head_file", "read_work", "write_data"]
 
 _NOISE = 128  # uint8 noise of this width, and class means up to _OFFSET apart
 _OFFSET = 12
@@ -60,14 +60,14 @@ class Result:
     Attributes:
         round_seconds: of the timed rounds.
         accuracy: of the last head on the test part, in [0, 1].
-        first_round_seconds: of the warm-up.
+        gram_seconds: for all Gram matrices, conversion from uint8 included; our own runner only.
         floor_seconds: both products that touch every feature, conversion included; our own
             runner only.
     """
 
     round_seconds: tuple[float, ...]
     accuracy: float
-    first_round_seconds: float
+    gram_seconds: float = 0.0
     floor_seconds: tuple[float, ...] = ()
 
     def print(self) -> None:
@@ -93,10 +93,16 @@ class Data:
         mine = slice(number * self._work.examples, (number + 1) * self._work.examples)
         return self.affine(self.q[mine]), self.labels[mine]
 
-    def accuracy(self, weight: FloatArray, bias: FloatArray) -> float:
-        """Of a head (K, d), (K,) on the test part."""
+    def score(self, runner: str, weight: FloatArray, bias: FloatArray) -> float:
+        """Accuracy of a head (K, d), (K,) on the test part; the head is kept to be compared."""
+        np.save(head_file(self._work.folder, runner), np.column_stack([weight, bias]))
         predictions = (self.affine(self._test_q) @ weight.T + bias).argmax(axis=1)
         return float((predictions == self._test_labels).mean())
+
+
+def head_file(folder: str | Path, runner: str) -> Path:
+    """Where a runner leaves its last head, float32 (K, d + 1)."""
+    return Path(folder) / f"{runner}.npy"
 
 
 def read_work(path: str) -> Work:

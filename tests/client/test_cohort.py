@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from client._grams import Grams
 from client._kernels import _batch_order
 from client.cohort import Chunk, Cohort, Objective
 from client.local import batch_orders
@@ -328,3 +331,55 @@ def test_a_consumers_error_reaches_the_caller() -> None:
                 consume=consume,
             )
         )  # fmt: skip
+
+
+def test_a_batch_far_larger_than_the_data_is_the_whole_data() -> None:
+    everyone = np.arange(len(SIZES))
+    huge = summed(make(), everyone, Objective(LocalTraining(0.05, 2, 10**10)))
+    whole = summed(make(), everyone, Objective(LocalTraining(0.05, 2, max(SIZES))))
+    assert huge.tobytes() == whole.tobytes()
+
+
+def test_one_large_client_does_not_take_the_memory_of_all() -> None:
+    counts = np.array([600, *[20] * 100])
+    grams = Grams(counts, 1_000_000, torch.float32)
+    assert grams.kept(np.arange(101)).tolist() == [False, *[True] * 100]
+
+
+def test_nobody_is_at_work_any_more_when_a_round_has_failed() -> None:
+    running = threading.Semaphore(0)
+
+    def consume(chunk: Chunk) -> None:
+        if chunk.clients[0] == 0:
+            running.acquire()  # until another chunk is in the middle of its work
+            raise ValueError("as it should")
+        running.release()
+        time.sleep(0.1)
+        done.append(chunk.clients[0])
+
+    done: list[int] = []
+    with pytest.raises(ValueError, match="as it should"):
+        list(
+            make(chunk_rows=1, threads=2).train(
+                np.arange(3), np.zeros((3, 17), np.float32), PLAIN, seed=0, round_number=1,
+                consume=consume,
+            )
+        )  # fmt: skip
+    finished = list(done)
+    time.sleep(0.3)
+    assert done == finished
+
+
+def test_threads_change_no_bit_with_everything_at_once() -> None:
+    fs, owned = features(600, 16, 3), np.split(np.arange(600), [100, 130, 500])
+    p = np.eye(17, dtype=np.float32) * 0.9
+    drift = np.random.default_rng(0).normal(size=(4, 3, 17)).astype(np.float32) * 0.1
+    objective = Objective(
+        LocalTraining(0.02, 2, 10, 0.9, 0.01), mu=0.1,
+        corrections=lambda clients: drift[clients], preconditioner=p,
+    )  # fmt: skip
+    results = {
+        summed(Cohort(fs, owned, threads=n, chunk_rows=60), np.arange(4), objective).tobytes()
+        for n in (1, 2, 3)
+    }
+    assert len(results) == 1

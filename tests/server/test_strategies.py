@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client.fields import ClientFields
 from client.local import batch_orders, client_update
 from client.state import ControlStore
 from common.messages import TrainRequest
@@ -18,6 +19,9 @@ from server.strategy import Strategy
 D, K, CLIENTS, ROUNDS = 5, 3, 4, 3
 TRAINING = LocalTraining(lr=0.1, local_epochs=2, batch_size=4)
 AFFINE = Affine(np.full(D, 0.01, np.float32), np.full(D, 100, np.float32))
+
+
+RUN = {"num_clients": CLIENTS, "affine": AFFINE, "lr": TRAINING.lr}
 
 
 def features(client: int) -> FeatureSet:
@@ -35,14 +39,21 @@ def federate(strategy: Strategy, folder: Path) -> Head:  # type: ignore[type-arg
     """The strategy's rounds by the real client code, without any messages."""
     head = Head.zeros(K, D)
     state, store = strategy.init(head), ControlStore(folder)
+    counted: dict[int, int] = {}
     for number in range(1, ROUNDS + 1):
         plan = strategy.plan(state, number)
-        request = TrainRequest(head, plan, TRAINING, (), number, "r", 0, "f", "sum")
+        clients = tuple(cohort(number))
+        request = TrainRequest(
+            head, plan, TRAINING, clients, number, "r", 0, "f", "sum",
+            counted=tuple(counted.get(client, 0) for client in clients),
+        )  # fmt: skip
+        made = ClientFields(request, store)
         updates = []
-        for client in cohort(number):
-            update = client_update(request, client, features(client), store)
+        for client in clients:
+            update = client_update(request, client, features(client), made)
             if update.control is not None:
-                store.save(client, number, update.control)
+                made.remember(client, update.control)
+                counted[client] = number
             updates.append(update.fields)
         counts = np.array([len(features(c)) for c in cohort(number)], np.int64)
         weights = client_weights(plan, counts)
@@ -87,7 +98,7 @@ def test_fedavg_and_fedprox(name: str, mu: float, tmp_path: Path) -> None:
             delta += len(f) * (y - w)
         w = w + 0.5 * delta / total
     args = {"server-lr": 0.5, **({"mu": mu} if mu else {})}
-    got = federate(build_strategy(name, args, num_clients=CLIENTS, affine=AFFINE), tmp_path)
+    got = federate(build_strategy(name, args, **RUN), tmp_path)
     np.testing.assert_allclose(got.matrix, w, rtol=1e-4, atol=1e-6)
 
 
@@ -109,13 +120,13 @@ def test_scaffold(tmp_path: Path) -> None:
             c_client[c] = new
         w = w + np.mean(deltas, axis=0)
         c_server = c_server + len(deltas) / CLIENTS * np.mean(control_deltas, axis=0)
-    got = federate(build_strategy("scaffold", {}, num_clients=CLIENTS, affine=AFFINE), tmp_path)
+    got = federate(build_strategy("scaffold", {}, **RUN), tmp_path)
     np.testing.assert_allclose(got.matrix, w, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedprox", "scaffold"])
 def test_an_aggregation_changes_nothing_it_was_given(name: str) -> None:
-    strategy = build_strategy(name, {}, num_clients=2, affine=AFFINE)
+    strategy = build_strategy(name, {}, num_clients=2, affine=AFFINE, lr=TRAINING.lr)
     head = Head.zeros(K, D)
     state = strategy.init(head)
     fields = {f: np.ones((1, K, D + 1), np.float32) for f in strategy.plan(state, 1).fields}
@@ -133,6 +144,6 @@ def test_every_strategy_has_its_paper_in_its_docstring() -> None:
 
 
 def test_plans_are_plain_values() -> None:
-    plan = build_strategy("fedavg", {}, num_clients=2, affine=AFFINE).plan(None, 1)
+    plan = build_strategy("fedavg", {}, num_clients=2, affine=AFFINE, lr=TRAINING.lr).plan(None, 1)
     assert isinstance(plan, ClientPlan)
     assert plan.fields == ("delta",)

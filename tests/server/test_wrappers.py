@@ -3,6 +3,7 @@ import pytest
 
 from common.types import Head, UpdateBatch
 from server.strategies.averaging import fedavg
+from server.strategies.scaffold import scaffold
 from server.strategies.wrappers import norm_clipping, with_clipping
 
 
@@ -31,3 +32,11 @@ def test_it_asks_for_single_updates_and_works_on_sums_inside() -> None:
     assert (strategy.reduce, strategy.name) == ("individual", "fedavg")
     with pytest.raises(ValueError, match="does not work on sums"):
         with_clipping(strategy, 1.0)
+
+
+def test_what_cannot_be_clipped_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be above 0"):
+        with_clipping(fedavg(), -1.0)
+    clipped = with_clipping(scaffold(num_clients=3), 1.0)
+    with pytest.raises(ValueError, match="scaffold needs more than the delta"):
+        clipped.plan(clipped.init(Head.zeros(2, 2)), 1)

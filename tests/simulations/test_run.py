@@ -21,7 +21,9 @@ from safetensors.numpy import load_file
 import server.app
 import server.rounds
 import server.strategy_engine
+from client.state import ControlStore
 from common.errors import ConfigError, DataError, RunError
+from common.files import simulated_state
 from common.types import Head, UpdateBatch
 from server.export import ExportReport
 from server.strategies import STRATEGIES
@@ -143,7 +145,7 @@ def test_single_updates_travel_in_waves_that_change_nothing(
     clipped = ("strategy.name=norm_clipping", "train.clients-per-round=0")
     whole, waves = quick(*clipped, name="a"), quick(*clipped, name="b")
     run_in_process(whole)
-    monkeypatch.setattr(server.strategy_engine, "_MESSAGE_BYTES", 3 * 4 * 10 * 1281)
+    monkeypatch.setattr(server.strategy_engine, "_WAVE_BYTES", 3 * 4 * 10 * 1281)
     summary = run_in_process(waves)
     assert relative(matrix(waves), matrix(whole)) <= 1e-5
     assert summary["valid_updates"] == 5 * 8
@@ -164,6 +166,46 @@ def test_more_single_updates_than_memory_holds_are_refused(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100_000))
     with pytest.raises(RunError, match="median needs the updates of all 4 clients at once, 0.0 GB"):
         run_in_process(quick("strategy.name=median", name="b"))
+
+
+def test_scaffold_forgets_rounds_that_did_not_count(
+    quick: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The server's c stays the mean of what counts of the clients' c_i, whatever gets lost.
+    own: dict[int, np.ndarray] = {}
+    state = server.strategy_engine.StrategyEngine.state.fget
+    step = server.strategy_engine.StrategyEngine.step
+    aggregate = server.strategy_engine.StrategyEngine._aggregate
+    losses = []
+
+    def lose_some(self, number, head, updates):  # type: ignore[no-untyped-def]
+        if number in (2, 4):
+            losses.append(number)
+            return head, False
+        return aggregate(self, number, head, updates)
+
+    def watch(self, number, head):  # type: ignore[no-untyped-def]
+        result = step(self, number, head)
+        kept = state(self)
+        store = ControlStore(simulated_state() / self._task.run_id)
+        shape = kept.strategy.control.shape
+        for client, counted in zip(kept.clients.tolist(), kept.counted.tolist(), strict=True):
+            own[client] = store.load(client, counted, shape)
+        total = np.sum(list(own.values()), axis=0) / 8
+        np.testing.assert_allclose(kept.strategy.control, total, atol=1e-5)
+        return result
+
+    monkeypatch.setattr(server.strategy_engine.StrategyEngine, "_aggregate", lose_some)
+    monkeypatch.setattr(server.strategy_engine.StrategyEngine, "step", watch)
+    run_in_process(quick(*SCAFFOLD, "train.rounds=6"))
+    assert losses == [2, 4]
+    assert len(own) == 8
+
+
+def test_a_round_without_enough_clients_trains_nobody(quick: Make) -> None:
+    run = quick("availability.dropout-rate=0.75", "train.clients-per-round=0", *SCAFFOLD)
+    with pytest.raises(RunError, match="no update was valid in 5 rounds"):
+        run_in_process(run)
 
 
 def test_absent_clients_are_counted_and_cost_no_uplink(quick: Make) -> None:

@@ -1,0 +1,208 @@
+"""Aggregation that a minority of malicious clients cannot steer: on deltas, unweighted.
+
+``byzantine`` is the share of clients that may be malicious; f = floor(byzantine * n).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from common.types import ClientPlan, Head, UpdateBatch
+from server.strategies.averaging import Stateless
+from server.strategy import Strategy
+
+__all__ = [
+    "CenterState",
+    "bulyan",
+    "centered_clipping",
+    "geometric_median",
+    "krum",
+    "median",
+    "multikrum",
+    "trimmed_mean",
+]
+
+_Array = npt.NDArray[np.float64]
+
+
+def _individual(
+    name: str, combine: Callable[[_Array], _Array], server_lr: float
+) -> Strategy[Stateless]:
+    """A strategy that turns deltas (n, K * (d + 1)) into one."""
+
+    def aggregate(state: Stateless, head: Head, updates: UpdateBatch) -> tuple[Stateless, Head]:
+        deltas = updates.fields["delta"].astype(np.float64)
+        step = combine(deltas.reshape(len(deltas), -1)).reshape(deltas.shape[1:])
+        return state, Head.from_matrix(head.matrix + server_lr * step)
+
+    return Strategy(
+        name=name,
+        init=lambda _head: Stateless(),
+        plan=lambda _state, _round: ClientPlan(weighting="uniform"),
+        aggregate=aggregate,
+        reduce="individual",
+    )
+
+
+def median(*, server_lr: float = 1.0) -> Strategy[Stateless]:
+    """Coordinate-wise median of the deltas.
+
+    Yin et al., "Byzantine-robust distributed learning", ICML 2018, arXiv 1803.01498.
+    """
+    return _individual("median", lambda rows: np.median(rows, axis=0), server_lr)
+
+
+def trimmed_mean(*, byzantine: float = 0.2, server_lr: float = 1.0) -> Strategy[Stateless]:
+    """Coordinate-wise mean without the f smallest and f largest values.
+
+    Yin et al., ICML 2018, arXiv 1803.01498.
+    """
+
+    def combine(rows: _Array) -> _Array:
+        cut = _tolerated(len(rows), byzantine, most=(len(rows) - 1) // 2)
+        middle: _Array = np.sort(rows, axis=0)[cut : len(rows) - cut].mean(axis=0)
+        return middle
+
+    return _individual("trimmed_mean", combine, server_lr)
+
+
+def krum(*, byzantine: float = 0.2, server_lr: float = 1.0) -> Strategy[Stateless]:
+    """The one delta that lies closest to its n - f - 2 nearest neighbours.
+
+    Blanchard et al., NeurIPS 2017, arXiv 1703.02757.
+    """
+
+    def combine(rows: _Array) -> _Array:
+        scores = _krum_scores(_squared_distances(rows), _tolerated(len(rows), byzantine))
+        chosen: _Array = rows[int(np.argmin(scores))]
+        return chosen
+
+    return _individual("krum", combine, server_lr)
+
+
+def multikrum(*, byzantine: float = 0.2, server_lr: float = 1.0) -> Strategy[Stateless]:
+    """The mean of the n - f deltas with the best Krum scores.
+
+    Blanchard et al., NeurIPS 2017, arXiv 1703.02757.
+    """
+
+    def combine(rows: _Array) -> _Array:
+        faulty = _tolerated(len(rows), byzantine)
+        scores = _krum_scores(_squared_distances(rows), faulty)
+        best = np.argsort(scores, kind="stable")[: len(rows) - faulty]
+        middle: _Array = rows[best].mean(axis=0)
+        return middle
+
+    return _individual("multikrum", combine, server_lr)
+
+
+def bulyan(*, byzantine: float = 0.2, server_lr: float = 1.0) -> Strategy[Stateless]:
+    """Krum picks n - 2f deltas one by one; then the mean of those nearest their median.
+
+    El Mhamdi et al., "The hidden vulnerability of distributed learning in Byzantium",
+    ICML 2018, arXiv 1802.07927. Needs n >= 4f + 3: with fewer clients f is smaller.
+    """
+
+    def combine(rows: _Array) -> _Array:
+        n = len(rows)
+        faulty = _tolerated(n, byzantine, most=max(0, (n - 3) // 4))
+        distances, left = _squared_distances(rows), list(range(n))
+        picked: list[int] = []
+        while len(picked) < n - 2 * faulty:
+            scores = _krum_scores(distances[np.ix_(left, left)], faulty)
+            picked.append(left.pop(int(np.argmin(scores))))
+        chosen = rows[picked]
+        offsets = np.abs(chosen - np.median(chosen, axis=0))
+        nearest = np.argsort(offsets, axis=0, kind="stable")[: len(chosen) - 2 * faulty or 1]
+        middle: _Array = np.take_along_axis(chosen, nearest, axis=0).mean(axis=0)
+        return middle
+
+    return _individual("bulyan", combine, server_lr)
+
+
+def geometric_median(
+    *, iterations: int = 8, nu: float = 1e-6, server_lr: float = 1.0
+) -> Strategy[Stateless]:
+    """RFA: the point with the smallest sum of distances, by smoothed Weiszfeld steps from 0.
+
+    Pillutla, Kakade, Harchaoui: "Robust aggregation for federated learning", arXiv 1912.13445.
+    Differs from the paper: clients count alike, for an attacker chooses its own weight.
+    """
+
+    def combine(rows: _Array) -> _Array:
+        return weiszfeld(rows, iterations=int(iterations), nu=nu)
+
+    return _individual("geometric_median", combine, server_lr)
+
+
+def weiszfeld(rows: _Array, *, iterations: int, nu: float) -> _Array:
+    """Smoothed Weiszfeld algorithm, started at 0.
+
+    >>> rows = np.arange(1.0, 10.0).reshape(3, 3)
+    >>> weiszfeld(rows, iterations=3, nu=0.1).round(4).tolist()
+    [3.7879, 4.7879, 5.7879]
+    """
+    point = np.zeros(rows.shape[1])
+    for _ in range(iterations):
+        weights = 1 / np.maximum(nu, np.linalg.norm(rows - point, axis=1))
+        point = weights @ rows / weights.sum()
+    return point
+
+
+@dataclass(frozen=True, eq=False)
+class CenterState:
+    """The last aggregate, around which deltas are clipped, float64 (K, d + 1)."""
+
+    center: _Array
+
+
+def centered_clipping(
+    *, radius: float = 0.1, iterations: int = 3, server_lr: float = 1.0
+) -> Strategy[CenterState]:
+    """Move from the last aggregate v by the mean of ``(x_i - v) min(1, radius / ||x_i - v||)``.
+
+    Karimireddy, He, Jaggi: "Learning from history for Byzantine robust optimization",
+    ICML 2021, arXiv 2012.10333.
+    """
+
+    def aggregate(state: CenterState, head: Head, updates: UpdateBatch) -> tuple[CenterState, Head]:
+        deltas, center = updates.fields["delta"].astype(np.float64), state.center
+        for _ in range(int(iterations)):
+            away = deltas - center
+            norms = np.sqrt(np.square(away).sum(axis=(1, 2)))
+            factors = np.minimum(1, radius / np.maximum(norms, radius))
+            center = center + (away * factors[:, None, None]).mean(axis=0)
+        return CenterState(center), Head.from_matrix(head.matrix + server_lr * center)
+
+    return Strategy(
+        name="centered_clipping",
+        init=lambda head: CenterState(np.zeros(head.matrix.shape)),
+        plan=lambda _state, _round: ClientPlan(weighting="uniform"),
+        aggregate=aggregate,
+        reduce="individual",
+    )
+
+
+def _tolerated(n: int, byzantine: float, most: int | None = None) -> int:
+    """f, as far as n clients allow it: Krum needs a neighbour besides the f + 1."""
+    limit = max(0, n - 3) if most is None else most
+    return min(math.floor(byzantine * n + 1e-9), limit)
+
+
+def _squared_distances(rows: _Array) -> _Array:
+    squares = np.square(rows).sum(axis=1)
+    distances: _Array = np.maximum(squares[:, None] + squares - 2 * rows @ rows.T, 0)
+    return distances
+
+
+def _krum_scores(distances: _Array, faulty: int) -> _Array:
+    """Sum of the n - f - 2 smallest squared distances to others, at least one."""
+    nearest = np.sort(distances, axis=1)[:, 1:]  # without the distance to itself
+    count = max(1, len(distances) - faulty - 2)
+    scores: _Array = nearest[:, :count].sum(axis=1)
+    return scores

@@ -1,0 +1,87 @@
+"""A node's reply: one client's trouble is that client's alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.cohort import Cohort
+from client.node import update_together
+from client.state import ControlStore
+from common.messages import TrainReply, TrainRequest
+from common.types import Affine, ClientPlan, FeatureSet, Head, LocalTraining
+
+K, D = 3, 8
+EVERYONE = (0, 1, 2, 3)
+SCAFFOLD = ClientPlan(
+    fields=("delta", "control_delta"), weighting="uniform", correction="scaffold",
+    arrays={"control": np.zeros((K, D + 1), np.float32)},
+)  # fmt: skip
+
+
+def cohort(labels: int = K) -> Cohort:
+    rng = np.random.default_rng(0)
+    affine = Affine(np.full(D, 0.01, np.float32), np.full(D, 128, np.float32))
+    y = rng.integers(0, K, 40)
+    y[20:30] = labels - 1
+    fs = FeatureSet(rng.integers(0, 256, (40, D), dtype=np.uint8), y, affine, "f")
+    return Cohort(fs, np.split(np.arange(40), 4))
+
+
+def reply(
+    tmp_path: Path, plan: ClientPlan, data: Cohort | None = None, head: Head | None = None,
+    reduce: str = "sum", **training: float,
+) -> TrainReply:  # fmt: skip
+    request = TrainRequest(
+        head or Head.zeros(K, D), plan, LocalTraining(**{"lr": 0.1, **training}), EVERYONE, 5, "r",
+        0, "f", reduce, counted=(0, 4, 0, 0) if plan.correction != "none" else (),  # type: ignore[arg-type]
+    )  # fmt: skip
+    control = ControlStore(tmp_path)
+    return update_together(request, EVERYONE, data or cohort(), control, residents=EVERYONE)
+
+
+def test_a_damaged_memory_costs_its_client_alone(tmp_path: Path) -> None:
+    control = ControlStore(tmp_path)
+    control.save(1, 4, np.zeros((K, D + 1), np.float32), counted_round=0)
+    (tmp_path / "1" / "00000004.safetensors").write_bytes(b"x")
+    answer = reply(tmp_path, SCAFFOLD)
+    assert answer.clients == (0, 2, 3)
+    assert answer.rejected_clients == (1,)
+    assert "is damaged" in answer.rejected_reasons[0]
+    assert not (tmp_path / "1" / "00000005.safetensors").exists()
+    assert (tmp_path / "0" / "00000005.safetensors").exists()
+
+
+@pytest.mark.parametrize("kind", ["sgd", "statistics"])
+def test_a_client_with_more_classes_than_the_head_is_refused(tmp_path: Path, kind: str) -> None:
+    plans = {
+        "sgd": ClientPlan(),
+        "statistics": ClientPlan(
+            kind="statistics", fields=("gram", "moments"), weighting="uniform"
+        ),
+    }
+    answer = reply(tmp_path, plans[kind], cohort(labels=K + 1))
+    assert (answer.clients, answer.rejected_clients) == ((0, 1, 3), (2,))
+    assert answer.rejected_reasons == ("has examples of more than the 3 classes of the head",)
+
+
+@pytest.mark.parametrize("reduce", ["sum", "individual"])
+def test_numbers_too_large_to_be_summed_are_refused(tmp_path: Path, reduce: str) -> None:
+    answer = reply(tmp_path, ClientPlan(), lr=1e33, reduce=reduce)
+    assert answer.clients == ()
+    assert answer.rejected_clients == EVERYONE
+    assert "above 1e+30" in answer.rejected_reasons[0]
+
+
+def test_a_head_of_another_width_is_refused_by_all(tmp_path: Path) -> None:
+    answer = reply(tmp_path, ClientPlan(), head=Head.zeros(K, D + 1))
+    assert answer.rejected_clients == EVERYONE
+    assert answer.rejected_reasons[0] == "head has 9 features, the backbone gives 8"
+
+
+def test_only_planned_statistics_travel(tmp_path: Path) -> None:
+    plan = ClientPlan(kind="statistics", fields=("moments",), weighting="uniform")
+    assert set(reply(tmp_path, plan).fields) == {"moments"}
+    assert reply(tmp_path, plan, reduce="individual").fields["moments"].shape == (4, K, D + 1)
