@@ -112,10 +112,12 @@ def bulyan(*, byzantine: float = 0.2, server_lr: float = 1.0) -> Strategy[Statel
         n = len(rows)
         faulty = _tolerated(n, byzantine, most=max(0, (n - 3) // 4))
         distances, left = _squared_distances(rows), list(range(n))
+        lengths = np.square(rows).sum(axis=1)
         picked: list[int] = []
         while len(picked) < n - 2 * faulty:
             scores = _krum_scores(distances[np.ix_(left, left)], faulty)
-            picked.append(left.pop(int(np.argmin(scores))))
+            # Two that are each other's nearest tie: the shorter one, whatever their order.
+            picked.append(left.pop(int(np.lexsort((lengths[left], scores))[0])))
         chosen = rows[picked]
         offsets = np.abs(chosen - np.median(chosen, axis=0))
         nearest = np.argsort(offsets, axis=0, kind="stable")[: len(chosen) - 2 * faulty or 1]
@@ -197,7 +199,7 @@ def _tolerated(n: int, byzantine: float, most: int | None = None) -> int:
 def _squared_distances(rows: _Array) -> _Array:
     squares = np.square(rows).sum(axis=1)
     distances: _Array = np.maximum(squares[:, None] + squares - 2 * rows @ rows.T, 0)
-    return distances
+    return (distances + distances.T) / 2  # to the last bit: two nearest neighbours shall tie
 
 
 def _krum_scores(distances: _Array, faulty: int) -> _Array:
