@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
@@ -29,6 +29,7 @@ __all__ = [
     "RoundConfig",
     "StrategyConfig",
     "TrainConfig",
+    "describe_keys",
     "load_config",
     "parse_overrides",
 ]
@@ -46,6 +47,7 @@ class _Section(BaseModel):
         allow_inf_nan=False,
         alias_generator=lambda name: name.replace("_", "-"),
         populate_by_name=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -57,6 +59,7 @@ class DataConfig(_Section):
     root: str = ""
     """Folder of torchvision data sets; empty: the data folder in the cache."""
     download: bool = False
+    """Let torchvision download what is missing."""
     strict: bool = False
     """A broken image is an error instead of being skipped with a warning."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -72,11 +75,15 @@ class PartitionConfig(_Section):
     num_clients: Positive = 50
     """The natural partition needs as many values with enough examples, and draws from more."""
     alpha: Annotated[float, Field(gt=0)] = 0.3
+    """Of the Dirichlet partition: the smaller, the more the clients differ."""
     classes_per_client: Positive = 2
+    """Of the pathological partition."""
     shards_per_client: Positive = 2
+    """Of the shard partition."""
     column: str = ""
     """Column of the natural partition, for example a user id."""
     min_examples: Count = 2
+    """What every client gets at least, before it keeps its test part."""
     test_fraction: Fraction = 0.1
     """Part of a client's examples that it keeps to evaluate on."""
 
@@ -88,10 +95,13 @@ class BackboneConfig(_Section):
     weights: str = Field("imagenet", min_length=1)
     """imagenet, random, file:PATH or the name of a torchvision weights enum."""
     input_size: Annotated[int, Field(ge=32, le=1024)] = 96
+    """Height and width in pixels."""
     engine: Literal["qnnpack", "x86", "onednn", "fbgemm"] = "qnnpack"
+    """qnnpack computes the same bits as a phone."""
     distill_steps: Count = 40
     """Steps of quantization-aware distillation; 0: post-training quantization."""
     feature_scaling: Literal["none", "center", "standardize"] = "center"
+    """How trainers see features; folded into the head at export."""
 
 
 class StrategyConfig(_Section):
@@ -100,19 +110,26 @@ class StrategyConfig(_Section):
     name: str = Field("fedavg", min_length=1)
     """One of fedhead's own, or the import path of a Flower strategy (module:Class)."""
     args: dict[str, Any] = Field(default_factory=dict)
+    """The strategy's own settings, see fedhead strategies."""
 
 
 class TrainConfig(_Section):
     """[train]: rounds, and what a client does in one."""
 
     rounds: Positive = 50
+    """Rounds of federated training."""
     clients_per_round: Count = 0
     """0: every client."""
     lr: Annotated[float, Field(gt=0)] = 0.01
+    """Learning rate of the clients' SGD."""
     local_epochs: Positive = 1
+    """Passes over its examples that a client makes in a round."""
     batch_size: Positive = 10
+    """Examples a step."""
     momentum: Fraction = 0.0
+    """Heavy-ball momentum."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """L2 penalty."""
 
     def local(self) -> LocalTraining:
         """The part that a client needs."""
@@ -129,11 +146,13 @@ class RoundConfig(_Section):
     """[round]: when a round closes and what is kept of it."""
 
     deadline_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    """Real seconds that nodes have to answer; for simulated ones see [availability]."""
     quorum: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the cohort whose updates must be valid, else the head stays as it was."""
     max_update_norm: Annotated[float, Field(ge=0)] = 0.0
     """An update of a larger L2 norm is refused; 0: no bound."""
     keep_checkpoints: Positive = 3
+    """How many rounds' checkpoints stay."""
 
 
 class AvailabilityConfig(_Section):
@@ -159,6 +178,7 @@ class BaselineConfig(_Section):
     epochs: Count = 30
     """Epochs of the centralized head, same optimizer; 0: skip both baselines."""
     ridge_lambda: Annotated[float, Field(gt=0)] = 10.0
+    """Penalty of the ridge head."""
 
 
 class SimulationConfig(_Section):
@@ -176,7 +196,9 @@ class Config(_Section):
     """One experiment."""
 
     name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Names the run folder."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of everything that is drawn."""
     out: str = ""
     """Run folder; empty: runs/<name> in the working folder."""
     data: DataConfig = DataConfig()
@@ -215,6 +237,29 @@ class Config(_Section):
     def to_toml(self) -> str:
         """The whole configuration, defaults included."""
         return tomli_w.dumps(self.model_dump(by_alias=True))
+
+
+def describe_keys() -> list[tuple[str, str, str]]:
+    """Every key as ``section.key``, with its default as TOML and what it means."""
+    rows: list[tuple[str, str, str]] = []
+
+    def walk(model: type[BaseModel], prefix: str) -> None:
+        for name, field in model.model_fields.items():
+            key = prefix + name.replace("_", "-")
+            annotation = field.annotation
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                walk(annotation, f"{key}.")
+                continue
+            default = field.get_default(call_default_factory=True)
+            text = tomli_w.dumps({"x": default}).partition(" = ")[2].strip() or "{}"
+            if get_origin(annotation) is Literal:
+                choices = " | ".join(get_args(annotation))
+                rows.append((key, text, f"{choices}. {field.description or ''}".strip()))
+            else:
+                rows.append((key, text, field.description or ""))
+
+    walk(Config, "")
+    return rows
 
 
 def parse_overrides(items: Iterable[str]) -> dict[str, Any]:

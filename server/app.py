@@ -122,6 +122,8 @@ def run_experiment(grid: Grid, config: Config) -> Path:
         test = features.select(dataset.test)
     with stages("clients"):
         registry = _registry(grid, config, folder, dataset, backbone)
+    if registry.simulated:
+        _account(config, dataset)
     task = Task(config, folder.run_id, backbone.fingerprint, grid, registry)
     engine = _engine(task, features)
     with stages("baselines"):
@@ -135,8 +137,8 @@ def run_experiment(grid: Grid, config: Config) -> Path:
             folder,
             checkpoint,
         )
-    if not counters["valid"]:
-        raise RunError(f"no update was valid in {rounds} rounds: nothing to export")
+    if not counters["accepted"]:
+        raise RunError(f"no round of {rounds} had enough valid updates: nothing to export")
     with stages("evaluation"):
         client_accuracy = _client_accuracy(task, head)
     evaluation = evaluate(head, test)
@@ -153,10 +155,13 @@ def run_experiment(grid: Grid, config: Config) -> Path:
         **baselines,
         **client_accuracy,
         "rounds": rounds,
+        "accepted_rounds": int(counters["accepted"]),
         "clients": len(registry.clients),
         "valid_updates": int(counters["valid"]),
         "rejected_updates": int(counters["rejected"]),
         "failed_updates": int(counters["failed"]),
+        "dropped_updates": int(counters["dropped"]),
+        "late_updates": int(counters["late"]),
         "uplink_bytes": int(counters["uplink-bytes"]),
         "downlink_bytes": int(counters["downlink-bytes"]),
         "full_model_uplink_bytes": full_model_bytes * int(counters["valid"]),
@@ -245,6 +250,17 @@ def _registry(
         if missing := sorted(expected - set(registry.clients)):
             raise RunError(f"no node hosts the clients {missing[:10]}")
     return registry
+
+
+def _account(config: Config, dataset: Dataset) -> None:
+    """Where the images of a simulation have gone."""
+    shares = client_shares(config)
+    train, test = (sum(len(getattr(s, part)) for s in shares) for part in ("train", "test"))
+    logger.info(
+        "%d images: %d to test with on the server, %d to quantize with",
+        len(dataset), len(dataset.test), len(calibration_positions(config)),
+    )  # fmt: skip
+    logger.info("%d clients train on %d and keep %d to test with", len(shares), train, test)
 
 
 def check_strategy(config: Config) -> None:

@@ -42,6 +42,7 @@ class RoundResult:
         failed: clients without an answer: errors, missed deadlines, simulated absence.
         dropped: of those, simulated clients that never answered.
         late: of those, simulated clients that answered after the round had closed.
+        accepted: whether the head is a new one.
         simulated_seconds: what the round would have taken on phones; None if not simulated.
         train_seconds: what it took here, from the plan to the new head.
         num_examples: behind the valid updates.
@@ -57,6 +58,7 @@ class RoundResult:
     failed: int = 0
     dropped: int = 0
     late: int = 0
+    accepted: bool = False
     simulated_seconds: float | None = None
     train_seconds: float = 0.0
     num_examples: int = 0

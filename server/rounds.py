@@ -27,6 +27,7 @@ def _metrics(result: RoundResult, evaluation: Evaluation, seconds: float) -> dic
         "train-loss-before": result.loss_before,
         "train-loss-after": result.loss_after,
         "cohort": result.cohort,
+        "accepted": result.accepted,
         "valid": result.valid,
         "rejected": result.rejected,
         "failed": result.failed,
@@ -42,8 +43,8 @@ def _metrics(result: RoundResult, evaluation: Evaluation, seconds: float) -> dic
 
 
 _COUNTED = (
-    "valid", "rejected", "failed", "uplink-bytes", "downlink-bytes", "simulated-seconds",
-    "train-seconds", "seconds",
+    "valid", "rejected", "failed", "dropped", "late", "accepted", "uplink-bytes",
+    "downlink-bytes", "simulated-seconds", "train-seconds", "seconds",
 )  # fmt: skip
 
 
@@ -105,7 +106,7 @@ def _report(number: int, rounds: int, result: RoundResult, evaluation: Evaluatio
         logger.warning("round %d: %s", number, reason)
     loss = "-" if result.loss_before is None else f"{result.loss_before:.3f}"
     logger.info(
-        "round %*d/%d  accuracy %.4f  loss %.4f  train loss %s  clients %d/%d  up %.2f MB",
+        "round %*d/%d  accuracy %.4f  loss %.4f  train %s  clients %d/%d  up %.2f MB",
         len(str(rounds)), number, rounds, evaluation.accuracy, evaluation.loss, loss,
         result.valid, result.cohort, result.uplink_bytes / 1e6,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -130,6 +131,7 @@ class StockEngine:
                 round_number, write_head(head), request.config(), _CohortGrid(list(client_of))
             )
         )
+        started = time.perf_counter()
         result = RoundResult(cohort=len(cohort))
         result.downlink_bytes = sum(payload_bytes(m.content) for m in messages)
         valid: list[tuple[int, Message, TrainReply]] = []
@@ -153,9 +155,10 @@ class StockEngine:
             if arrays is not None:
                 new = read_head(RecordDict({"arrays": arrays}))
                 if np.isfinite(new.matrix).all():
-                    head = new
+                    head, result.accepted = new, True
                 else:
                     logger.warning("round %d: the new head is not finite", round_number)
+        result.train_seconds = time.perf_counter() - started
         return head, result
 
     def _request(self, round_number: int, head: Head) -> TrainRequest:

@@ -94,8 +94,8 @@ class StrategyEngine:
         result.count([reply for reply, _ in valid])
         if result.valid >= needed:
             batch = _joined([batch for _, batch in valid])
-            head, accepted = self._aggregate(round_number, head, batch)
-            if accepted and plan.correction != "none":
+            head, result.accepted = self._aggregate(round_number, head, batch)
+            if result.accepted and plan.correction != "none":
                 clients = [client for reply, _ in valid for client in reply.clients]
                 self._counted |= dict.fromkeys(clients, round_number)
         else:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -62,7 +65,7 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/NAME].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; without it, runs/NAME.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing run folder.")] = False,
     engine: EngineOption = Engine.IN_PROCESS,
     json_: JsonFlag = False,
@@ -79,7 +82,14 @@ def run(
     if out is not None:
         overrides["out"] = str(out)
     config = load_config(experiment, overrides)
-    _run(new_run(config, overwrite=overwrite), engine, json_)
+    path = new_run(config, overwrite=overwrite)
+    try:
+        _run(path, engine, json_)
+    except FedheadError:
+        # A run that never began, for its data or partition, leaves nothing in the way.
+        if not (path / "metrics.jsonl").exists() and not (path / "flower.log").exists():
+            shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 @cli.command()
@@ -117,7 +127,7 @@ def _run(path: Path, engine: Engine, json_: bool) -> None:
 @cli.command()
 def export(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
-    out: Annotated[Path | None, typer.Option(help="Model file [default: RUN/model.pt].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Model file; without it, RUN/model.pt.")] = None,
     json_: JsonFlag = False,
 ) -> None:
     """Export a run's head again, an unfinished run's last checkpoint included."""
@@ -216,6 +226,38 @@ def _counts(text: str) -> list[int]:
 
 
 @cli.command()
+def config() -> None:
+    """Every key of an experiment file: its default and what it means."""
+    from common.config import describe_keys
+
+    section = ""
+    for key, default, meaning in describe_keys():
+        head, _, name = key.rpartition(".")
+        if head != section:
+            section = head
+            print(f"\n[{section}]")
+        indent = " " * 4
+        print(f"{name} = {default}")
+        if meaning:
+            print(textwrap.fill(meaning, 78, initial_indent=indent, subsequent_indent=indent))
+
+
+@cli.command()
+def strategies() -> None:
+    """The strategies by name, with their arguments and papers."""
+    from server.strategies import STRATEGIES, arguments
+
+    for name, factory in STRATEGIES.items():
+        args = ", ".join(f"{key}={value}" for key, value in arguments(factory).items())
+        print(f"{name}({args})")
+        text = " ".join((factory.__doc__ or "").split("\n\n")[0].split())
+        paper = re.search(r"arXiv \d+\.\d+", factory.__doc__ or "")
+        if paper and paper[0] not in text:
+            text += f" {paper[0]}."
+        print(textwrap.fill(text, 78, initial_indent="    ", subsequent_indent="    "))
+
+
+@cli.command()
 def info(json_: JsonFlag = False) -> None:
     """Versions, engines and caches."""
     from simulations.info import collect
@@ -255,6 +297,9 @@ def _megabytes(value: float) -> str:
 def _closing_table(s: Mapping[str, Any]) -> None:
     saved = s["full_model_uplink_bytes"] / max(1, s["uplink_bytes"])
     hidden = ("rounds_total", "training")
+    rounds = f"{s['rounds']}"
+    if lost := s["rounds"] - s["accepted_rounds"]:
+        rounds += f" ({lost} lost: too few valid updates)"
     seconds = {key: f"{value:.1f}" for key, value in s["seconds"].items() if key not in hidden}
     seconds["rounds"] += f" (training {s['seconds']['training']:.1f})"
     rows = {
@@ -265,7 +310,8 @@ def _closing_table(s: Mapping[str, Any]) -> None:
         "clients' own: mean / p10 / worst": " / ".join(
             _percent(s[f"client_accuracy_{part}"]) for part in ("mean", "p10", "min")
         ),
-        "rounds, clients": f"{s['rounds']}, {s['clients']}",
+        "rounds": rounds,
+        "clients": str(s["clients"]),
         "updates valid / refused / failed": (
             f"{s['valid_updates']} / {s['rejected_updates']} / {s['failed_updates']}"
         ),
@@ -274,14 +320,25 @@ def _closing_table(s: Mapping[str, Any]) -> None:
         "downlink": _megabytes(s["downlink_bytes"]),
         "seconds": ", ".join(f"{key} {value}" for key, value in seconds.items()),
         "model.pt": _megabytes(s["model_bytes"]),
-        "run folder": s["run"],
+        "run folder": _near(s["run"]),
     }
+    if s["simulated_seconds"]:
+        rows["on phones (simulated)"] = (
+            f"{s['simulated_seconds']:,.1f} s, {s['dropped_updates']} never answered, "
+            f"{s['late_updates']} too late"
+        )
     table = Table(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in rows.items():
         table.add_row(key, value)
     Console().print(table)
+
+
+def _near(path: str) -> str:
+    """The path as it looks from here, where that is shorter."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(path) else path
 
 
 def _error(message: str) -> None:

@@ -28,7 +28,7 @@ from server.strategies.scaffold import scaffold
 from server.strategies.wrappers import norm_clipping
 from server.strategy import Strategy
 
-__all__ = ["STRATEGIES", "build_strategy"]
+__all__ = ["STRATEGIES", "arguments", "build_strategy"]
 
 STRATEGIES: Mapping[str, Callable[..., Strategy[Any]]] = {
     strategy.__name__: strategy
@@ -43,6 +43,16 @@ _FROM_RUN = ("num_clients", "affine", "lr", "name")
 _POSITIVE = ("server_lr", "lam", "bound", "tau", "alpha", "radius", "nu", "shrinkage", "iterations")
 _AT_MOST_ONE = ("shrinkage",)
 _BELOW = {"momentum": 1.0, "beta1": 1.0, "beta2": 1.0, "byzantine": 0.5}
+
+
+def arguments(factory: Callable[..., Strategy[Any]]) -> dict[str, Any]:
+    """What [strategy.args] may hold for a strategy, kebab-case, with the defaults."""
+    parameters = inspect.signature(factory).parameters
+    return {
+        key.replace("_", "-"): parameter.default
+        for key, parameter in parameters.items()
+        if key not in _FROM_RUN
+    }
 
 
 def build_strategy(
@@ -63,7 +73,7 @@ def build_strategy(
         known = ", ".join(STRATEGIES)
         raise ConfigError([f"unknown strategy.name {name!r}{hint} (known: {known})"])
     parameters = inspect.signature(factory).parameters
-    known_args = [key.replace("_", "-") for key in parameters if key not in _FROM_RUN]
+    known_args = list(arguments(factory))
     problems, given = [], {}
     for key, value in args.items():
         parameter = parameters.get(key.replace("-", "_"))

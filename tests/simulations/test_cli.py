@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from server.strategies import STRATEGIES
 from simulations.cli import main
 
 Fedhead = Callable[..., tuple[int, str, str]]
@@ -187,3 +188,45 @@ def test_info_names_versions_and_engines(fedhead: Fedhead) -> None:
     code, out, _ = fedhead("info", "--json")
     assert code == 0
     assert "qnnpack" in json.loads(out)["quantized_engines"]
+
+
+def test_a_run_that_never_began_leaves_nothing_in_the_way(
+    fedhead: Fedhead, experiment: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "mine"
+    bad = ("--set", "partition.num-clients=100000", "--set", "train.clients-per-round=0")
+    code, _, err = fedhead("run", experiment, "--out", out, *bad)
+    assert code == 1
+    assert "100000 clients" in err
+    assert not out.exists()
+
+
+def test_every_key_and_every_strategy_is_explained(fedhead: Fedhead) -> None:
+    code, out, _ = fedhead("config")
+    assert code == 0
+    for word in ("[availability]", "close-fraction = 1.0", "[train]", "lr = 0.01"):
+        assert word in out
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 80
+    bare = [
+        a
+        for a, b in zip(lines, [*lines[1:], ""], strict=True)
+        if " = " in a and not b.startswith("    ")
+    ]
+    assert bare == []
+    code, out, _ = fedhead("strategies")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    assert "fedprox(mu=0.01, server-lr=1.0)" in out
+    assert out.count("arXiv") >= len(STRATEGIES)
+
+
+def test_lost_rounds_and_absent_phones_are_in_the_table(fedhead: Fedhead, experiment: Path) -> None:
+    code, out, _ = fedhead(
+        "run", experiment, "--set", "train.rounds=6", "--set", "availability.dropout-rate=0.5",
+        "--set", "train.clients-per-round=0", "--set", "availability.deadline-seconds=5",
+    )  # fmt: skip
+    assert code == 0
+    assert "lost: too few valid updates" in out
+    assert "never answered" in out
+    assert max(map(len, out.splitlines())) <= 80
