@@ -113,7 +113,7 @@ def afl(*, affine: Affine) -> Strategy[StatisticsState]:
 
 
 def lda(*, affine: Affine, shrinkage: float = 0.1) -> Strategy[StatisticsState]:
-    """Linear discriminant analysis with one pooled covariance (FedCGS, arXiv 2503.13227).
+    """Linear discriminant analysis with one pooled covariance (FedCGS, arXiv 2503.06962).
 
     ``S = (A - sum N_c mu_c mu_c^T) / (N - K)``, shrunk to ``(1 - a) S + a tr(S) / d I``;
     ``w_c = S^-1 mu_c`` and ``b_c = -mu_c^T S^-1 mu_c / 2 + ln pi_c``.
