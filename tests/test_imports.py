@@ -25,6 +25,8 @@ MAY_IMPORT_FLWR = {
     "server/engine.py",
     "server/stock.py",
     "server/strategy_engine.py",
+    "simulations/bench/run_fedhead.py",
+    "simulations/bench/run_flower.py",
     "simulations/grid.py",
     "simulations/run.py",
 }
