@@ -195,8 +195,9 @@ def _train_together(
         corrections=fields.corrections if fields.corrects else None,
         preconditioner=plan.arrays.get("preconditioner"),
     )
-    # A bound on the norm, or a second field, needs each client's delta.
-    only_sum = request.reduce == "sum" and plan.fields == ("delta",) and not request.max_norm
+    # A bound on the norm, a second field or a memory needs each client's delta.
+    alone = bool(request.max_norm) or plan.fields != ("delta",) or fields.corrects
+    only_sum = request.reduce == "sum" and not alone
 
     def consume(chunk: Chunk) -> _Part:
         if only_sum and (part := _summed(request, chunk)):

@@ -111,6 +111,16 @@ class StrategyConfig(_Section):
     """One of fedhead's own, or the import path of a Flower strategy (module:Class)."""
     args: dict[str, Any] = Field(default_factory=dict)
     """The strategy's own settings, see fedhead strategies."""
+    init: Literal["zeros", "fed3r"] = "zeros"
+    """The first head; fed3r takes a first round in which every client sends its statistics."""
+    init_temperature: Annotated[float, Field(gt=0)] = 10.0
+    """The first head is this times the ridge head of fed3r, so that its softmax is sure."""
+    init_lambda: Annotated[float, Field(gt=0)] = 10.0
+    """Penalty of that ridge head."""
+    precondition: Literal["none", "gram"] = "none"
+    """gram: clients' gradients are multiplied by the inverse of all clients' Gram matrix."""
+    precondition_lambda: Annotated[float, Field(gt=0)] = 100.0
+    """What is added to that Gram matrix before it is inverted."""
 
 
 class TrainConfig(_Section):
@@ -222,6 +232,9 @@ class Config(_Section):
             )
         if self.partition.scheme == "natural" and not self.partition.column:
             raise ValueError("partition.scheme='natural' needs partition.column")
+        prepared = self.strategy.init != "zeros" or self.strategy.precondition != "none"
+        if self.is_stock and prepared:
+            raise ValueError("strategy.init and strategy.precondition are not for stock strategies")
         if self.is_stock and self.availability != AvailabilityConfig():
             raise ValueError(
                 "[availability] needs one of fedhead's own strategies, "

@@ -206,7 +206,7 @@ class TrainRequest:
 
     def config(self) -> ConfigRecord:
         """All but the arrays; also what a stock strategy passes on to its nodes."""
-        return to_record(self, skip=("head", "arrays", "exclude"))
+        return to_record(self, skip=("head", "arrays", "exclude", "everyone"))
 
     def write(self) -> RecordDict:
         content = RecordDict({"arrays": write_head(self.head), "config": self.config()})
@@ -223,7 +223,7 @@ class TrainRequest:
         arrays = cast(
             "dict[str, FloatArray]", _unpack(content, "plan") if "plan" in content else {}
         )
-        plan = from_record(ClientPlan, config, arrays=arrays, exclude=())
+        plan = from_record(ClientPlan, config, arrays=arrays, exclude=(), everyone=False)
         return from_record(cls, config, head=read_head(content), plan=plan)
 
 

@@ -176,6 +176,8 @@ class ClientPlan:
             the client.
         q: q-FedAvg's fairness.
         exclude: clients that this round must not ask again; stays on the server.
+        everyone: asks all other clients, however few a round usually asks, and for their sum;
+            stays on the server.
         arrays: what the strategy sends along: "control" (K, d + 1) is SCAFFOLD's c,
             "preconditioner" (d + 1, d + 1) multiplies each gradient from the right.
     """
@@ -187,6 +189,7 @@ class ClientPlan:
     correction: Literal["none", "scaffold", "feddyn"] = "none"
     q: float = 0.0
     exclude: tuple[int, ...] = ()
+    everyone: bool = False
     arrays: Mapping[str, FloatArray] = field(default_factory=dict)
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import Context, RecordDict
@@ -46,6 +47,8 @@ from server.rounds import run_rounds
 from server.runfolder import RunFolder, free_folder
 from server.stock import StockEngine, build_stock
 from server.strategies import build_strategy
+from server.strategies.statistics_first import with_statistics
+from server.strategy import Strategy
 from server.strategy_engine import StrategyEngine
 
 logger = logging.getLogger("fedhead")
@@ -276,6 +279,9 @@ def check_strategy(config: Config) -> None:
         affine=Affine(nothing, nothing),
         lr=config.train.lr,
     )
+    prepared = config.strategy.init != "zeros" or config.strategy.precondition != "none"
+    if prepared and own.name in ("fedncm", "fed3r", "afl", "lda", "fedcof"):
+        raise ConfigError([f"{own.name} has no gradients: neither init nor precondition applies"])
     if own.name in ("scaffold", "qfedavg") and config.train.momentum:
         raise ConfigError([f"train.momentum must be 0 with {own.name}: it needs plain SGD steps"])
 
@@ -292,7 +298,22 @@ def _engine(task: Task, features: FeatureSet) -> Engine:
         affine=features.affine,
         lr=config.train.lr,
     )
-    return StrategyEngine(task, own)
+    return StrategyEngine(task, _prepared(config, own, features.affine))
+
+
+def _prepared(config: Config, own: Strategy[Any], affine: Affine) -> Strategy[Any]:
+    """With a round of statistics first, where the configuration wants one."""
+    settings = config.strategy
+    starts, steps = settings.init == "fed3r", settings.precondition == "gram"
+    if not (starts or steps):
+        return own
+    return with_statistics(
+        own,
+        affine=affine,
+        temperature=settings.init_temperature if starts else 0.0,
+        init_lambda=settings.init_lambda,
+        precondition_lambda=settings.precondition_lambda if steps else 0.0,
+    )
 
 
 def _baselines(task: Task, num_classes: int, test: FeatureSet) -> dict[str, float | None]:

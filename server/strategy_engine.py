@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -76,7 +76,7 @@ class StrategyEngine:
         excluded = set(plan.exclude)
         cohort = sample_cohort(
             [client for client in task.registry.clients if client not in excluded],
-            config.train.clients_per_round,
+            0 if plan.everyone else config.train.clients_per_round,
             config.seed,
             round_number,
         )
@@ -139,6 +139,9 @@ class StrategyEngine:
         self._state = state
         return new, True
 
+    def _reduce(self, plan: ClientPlan) -> Literal["sum", "individual"]:
+        return "sum" if plan.everyone else self._strategy.reduce
+
     def _request(
         self, round_number: int, head: Head, plan: ClientPlan, clients: list[int]
     ) -> TrainRequest:
@@ -152,7 +155,7 @@ class StrategyEngine:
             run_id=self._task.run_id,
             seed=config.seed,
             fingerprint=self._task.fingerprint,
-            reduce=self._strategy.reduce,
+            reduce=self._reduce(plan),
             max_norm=config.round.max_update_norm,
             counted=(
                 ()
@@ -195,7 +198,7 @@ class StrategyEngine:
                 _no_answer(wave.pop(node), result)
             for reply in self._wave(round_number, head, plan, wave, ends, silent, result):
                 batch = self._batch(plan, reply)
-                if self._strategy.each is not None:
+                if self._strategy.each is not None and not plan.everyone:
                     batch = _added_up(self._strategy.each(self._state, head, batch))
                 yield dataclasses.replace(reply, fields={}), batch
 
@@ -205,7 +208,7 @@ class StrategyEngine:
         Raises:
             RunError: the strategy needs more single updates at once than memory holds.
         """
-        if self._strategy.reduce == "sum":
+        if self._reduce(plan) == "sum":
             return cohort
         shapes = field_shapes(plan.fields, head.num_classes, head.num_features)
         row_bytes = 4 * sum(math.prod(shape) for shape in shapes.values())
@@ -293,7 +296,7 @@ class StrategyEngine:
         if not reply.clients:
             return
         shapes = field_shapes(plan.fields, head.num_classes, head.num_features)
-        summed = self._strategy.reduce == "sum"
+        summed = self._reduce(plan) == "sum"
         rows = 1 if summed else len(reply.clients)
         for name, array in reply.fields.items():
             if array.shape[:1] != (rows,):
@@ -313,7 +316,7 @@ class StrategyEngine:
     def _batch(self, plan: ClientPlan, reply: TrainReply) -> UpdateBatch:
         examples = np.array(reply.num_examples, np.int64)
         weights = client_weights(plan, examples)
-        if self._strategy.reduce == "sum":
+        if self._reduce(plan) == "sum":
             return UpdateBatch(
                 client_ids=(reply.clients,),
                 num_examples=examples.sum(keepdims=True),

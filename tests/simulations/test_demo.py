@@ -74,6 +74,18 @@ def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
     assert summary["accuracy"] >= 0.90
     assert summary["accuracy"] >= summary["centralized_accuracy"] - 0.02
     assert summary["ridge_accuracy"] > 0.9
+    prepared = new_run(
+        load_config(
+            EXPERIMENT,
+            {
+                "out": str(tmp_path / "prepared"),
+                "train": {"rounds": 31, "lr": 0.1},
+                "strategy": {"precondition": "gram"},
+            },
+        ),
+        overwrite=False,
+    )
+    assert run_in_process(prepared)["accuracy"] >= summary["ridge_accuracy"] - 0.01
     assert summary["model_bytes"] <= 3_000_000
     dataset = experiment_dataset(load_config(run / "config.toml"))
     images = dataset.images(dataset.test, 96)

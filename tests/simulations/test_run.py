@@ -115,6 +115,11 @@ PLANS = [
     ("strategy.name=norm_clipping", "strategy.args.bound=0.05"),
     ("round.max-update-norm=0.5",),
     ("strategy.name=fed3r",),
+    ("strategy.precondition=gram", "train.lr=0.1"),
+    ("strategy.name=feddyn",),
+    ("strategy.name=fednova", "train.momentum=0.5"),
+    ("strategy.name=qfedavg",),
+    ("strategy.name=krum",),
 ]
 
 
@@ -130,6 +135,29 @@ def test_clients_trained_together_are_those_trained_one_by_one(
     for a, b in zip(lines(together), lines(alone), strict=True):
         for key in ("train-loss-before", "train-loss-after"):
             assert a[key] == pytest.approx(b[key], rel=1e-4)
+
+
+PREPARED = ("strategy.precondition=gram", "strategy.init=fed3r", "train.lr=0.05")
+
+
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "norm_clipping", "median"])
+def test_a_round_of_statistics_starts_any_gradient_strategy(quick: Make, name: str) -> None:
+    run = quick(*PREPARED, f"strategy.name={name}", "baseline.epochs=1", name="a")
+    summary = run_in_process(run)
+    figures = lines(run)
+    # Everybody is asked once, then four of eight a round.
+    assert [line["valid"] for line in figures] == [8, 4, 4, 4, 4]
+    # The first head is ridge regression's, only surer of itself.
+    assert figures[0]["accuracy"] == summary["ridge_accuracy"]
+    assert summary["accuracy"] >= summary["ridge_accuracy"] - 0.05
+    again = run_in_process(quick(*PREPARED, f"strategy.name={name}", "baseline.epochs=1", name="b"))
+    assert again["head_sha256"] == summary["head_sha256"]
+
+
+@pytest.mark.parametrize("strategy", ["fed3r", "afl", "fedcof"])
+def test_a_start_for_what_needs_none_is_refused(quick: Make, strategy: str) -> None:
+    with pytest.raises(ConfigError, match="has no gradients"):
+        quick(*PREPARED, f"strategy.name={strategy}")
 
 
 def test_memory_for_grams_changes_the_head_by_rounding_only(quick: Make) -> None:
@@ -302,12 +330,13 @@ class _Stop(BaseException):
     """Ends a run where no handler may catch it, as SIGKILL would."""
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "fed3r"])
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "feddyn", "fed3r", "prepared"])
 @pytest.mark.parametrize("moment", ["before the checkpoint", "after the checkpoint"])
 def test_a_run_cut_off_in_round_4_resumes_to_the_same_bytes(
     quick: Make, strategy: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = (f"strategy.name={strategy}", "train.rounds=6", "train.clients-per-round=1")
+    what = PREPARED if strategy == "prepared" else (f"strategy.name={strategy}",)
+    overrides = (*what, "train.rounds=6", "train.clients-per-round=1")
     whole = run_in_process(quick(*overrides, name="whole"))
     run = quick(*overrides, name="cut")
     save = server.rounds.save_checkpoint

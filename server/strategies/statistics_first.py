@@ -1,0 +1,104 @@
+"""One round of statistics before a gradient strategy: where it starts, and how it steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.statistics import Statistics, ridge
+from common.types import Affine, ClientPlan, FloatArray, Head, UpdateBatch
+from server.strategy import Strategy
+
+__all__ = ["PreparedState", "with_statistics"]
+
+_Each = Callable[[Any, Head, UpdateBatch], UpdateBatch]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedState:
+    """What the statistics gave, and the inner strategy's state.
+
+    Attributes:
+        prepared: 1 once the statistics are in.
+        preconditioner: P, float32 (D, D); no rows without one.
+        inner: the inner strategy's state.
+    """
+
+    prepared: int
+    preconditioner: FloatArray
+    inner: Any
+
+
+def with_statistics(
+    strategy: Strategy[Any],
+    *,
+    affine: Affine,
+    temperature: float = 0.0,
+    init_lambda: float = 10.0,
+    precondition_lambda: float = 0.0,
+) -> Strategy[PreparedState]:
+    """Let every client send its statistics in the first round, as Fed3R's do.
+
+    Frozen features are badly conditioned, and a first head from zero is far away. With the sums
+    A = X^T X and B = Y^T X of all n examples, the clients' data gradient is multiplied by
+    ``P = (A / n + lam / n I)^-1``, and the first head is a ridge head (Fed3R, arXiv 2406.01116).
+
+    Args:
+        strategy: trains from the second round on.
+        affine: how integer features become x.
+        temperature: the first head is this times the ridge head, so that its softmax is sure of
+            itself; 0 for the head as it was.
+        init_lambda: penalty of that ridge head.
+        precondition_lambda: lam of P, which travels with every request; 0 for none.
+    """
+
+    def init(head: Head) -> PreparedState:
+        width = head.num_features + 1
+        return PreparedState(0, np.zeros((0, width), np.float32), strategy.init(head))
+
+    def plan(state: PreparedState, round_number: int) -> ClientPlan:
+        if not state.prepared:
+            return ClientPlan(
+                kind="statistics", fields=("gram", "moments"), weighting="uniform", everyone=True
+            )
+        inner = strategy.plan(state.inner, round_number)
+        if not len(state.preconditioner):
+            return inner
+        arrays = {**inner.arrays, "preconditioner": state.preconditioner}
+        return dataclasses.replace(inner, arrays=arrays)
+
+    def aggregate(
+        state: PreparedState, head: Head, updates: UpdateBatch
+    ) -> tuple[PreparedState, Head]:
+        if not state.prepared:
+            gram, moments = (updates.fields[name].sum(axis=0) for name in ("gram", "moments"))
+            a, b = Statistics(gram, moments).in_feature_space(affine)
+            p = _inverse(a, float(b[:, -1].sum()), precondition_lambda)
+            if temperature:
+                head = Head.from_matrix(temperature * ridge(a, b, init_lambda))
+            return PreparedState(1, p, strategy.init(head)), head
+        inner, head = strategy.aggregate(state.inner, head, updates)
+        return dataclasses.replace(state, inner=inner), head
+
+    return Strategy(strategy.name, init, plan, aggregate, strategy.reduce, _inside(strategy.each))
+
+
+def _inverse(a: npt.NDArray[np.float64], count: float, lam: float) -> FloatArray:
+    """P, float32 (D, D), or no rows for lam = 0."""
+    if not lam:
+        return np.zeros((0, len(a)), np.float32)
+    inverse = np.linalg.inv((a + lam * np.eye(len(a))) / count)
+    symmetric: FloatArray = ((inverse + inverse.T) / 2).astype(np.float32)
+    return symmetric
+
+
+def _inside(each: _Each | None) -> _Each | None:
+    """The inner strategy's ``each``, given its own state."""
+    if each is None:
+        return None
+    return lambda state, head, rows: each(state.inner, head, rows)
