@@ -29,10 +29,11 @@ from torch import Tensor
 
 from client._chunks import Chunk, DualChunk, PrimalChunk
 from client._grams import Grams
+from client.local import batch_orders
 from client.sgd import train_head
 from common.errors import DataError, MissingExtraError
 from common.machine import cores
-from common.seeding import Purpose, batch_order, stream_state
+from common.seeding import Purpose, stream_state
 from common.types import Affine, FeatureSet, IntArray, LocalTraining
 
 try:
@@ -378,12 +379,18 @@ class Cohort:
         """One client, by the reference."""
         objective, clients = job.objective, job.clients[part]
         buffer, x, labels = self._load(self._positions(clients)[0])
-        epochs = int(job.epochs[part.start])
         training = dataclasses.replace(
-            objective.training, local_epochs=epochs, batch_size=int(job.batch_sizes[part.start])
+            objective.training,
+            local_epochs=int(job.epochs[part.start]),
+            batch_size=int(job.batch_sizes[part.start]),
         )
-        keys = {"seed": job.seed, "round_number": job.round_number, "client": int(clients[0])}
-        orders = [batch_order(len(labels), **keys, epoch=epoch) for epoch in range(epochs)]
+        orders = batch_orders(
+            len(labels),
+            training,
+            seed=job.seed,
+            round_number=job.round_number,
+            client=int(clients[0]),
+        )
         corrections = None
         if objective.corrections is not None:
             corrections = torch.from_numpy(np.asarray(objective.corrections(clients), self._dtype))

@@ -9,6 +9,7 @@ from client.state import ControlStore
 from common.errors import FedheadError
 from common.messages import TrainRequest
 from common.types import FloatArray, IntArray, LocalTraining
+from common.validate import check_fields
 
 __all__ = ["ClientFields", "effective_steps"]
 
@@ -68,10 +69,11 @@ class ClientFields:
             loss: mean cross-entropy of the global head on its examples.
 
         Raises:
-            FedheadError: what it remembers is damaged.
+            FedheadError: what it remembers is damaged, or its delta is not fit to count.
         """
         plan, lr = self._request.plan, self._request.training.lr
         made: Fields = {"delta": delta}
+        check_fields(made, {"delta": delta.shape}, self._request.max_norm)
         control: FloatArray | None = None
         if self.corrects:
             own = self._own.pop(client)

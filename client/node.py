@@ -215,15 +215,20 @@ def _train_together(
 
 
 def _summed(request: TrainRequest, chunk: Chunk) -> _Part | None:
-    """The chunk's weighted sum; None if it holds what must not be summed."""
-    if not chunk.finite.all():
-        return None
-    total = chunk.weighted_sum(client_weights(request.plan, chunk.num_examples))
+    """The weighted sum of who stayed finite; None if it holds numbers that are too large."""
+    finite = chunk.finite
+    total = chunk.weighted_sum(client_weights(request.plan, chunk.num_examples) * finite)
     if not np.abs(total).max() <= _LARGEST:  # which no NaN is
         return None
-    part = _Part(total={"delta": total})
+    refused = chunk.clients[~finite].tolist()
+    part = _Part(rejected=[(client, "delta is not finite") for client in refused])
+    if finite.any():
+        part.total = {"delta": total}
     for client, n, losses in zip(
-        chunk.clients.tolist(), chunk.num_examples.tolist(), chunk.losses.tolist(), strict=True
+        chunk.clients[finite].tolist(),
+        chunk.num_examples[finite].tolist(),
+        chunk.losses[finite].tolist(),
+        strict=True,
     ):
         part.count(client, n, losses)
     return part

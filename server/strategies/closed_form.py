@@ -63,14 +63,13 @@ def _from_sums(
     return Strategy(
         name=name,
         init=init,
-        plan=lambda state, _round: ClientPlan(
-            kind="statistics",
-            fields=("gram", "moments"),
-            weighting="uniform",
-            exclude=state.seen,
-        ),
+        plan=lambda state, _round: _ask_once(state.seen, "gram", "moments"),
         aggregate=aggregate,
     )
+
+
+def _ask_once(seen: tuple[int, ...], *fields: str) -> ClientPlan:
+    return ClientPlan(kind="statistics", fields=fields, weighting="uniform", exclude=seen)
 
 
 def _with(seen: tuple[int, ...], updates: UpdateBatch) -> tuple[int, ...]:
@@ -172,9 +171,7 @@ def fedncm(*, affine: Affine) -> Strategy[MeansState]:
     return Strategy(
         name="fedncm",
         init=lambda head: MeansState(np.zeros((1, *head.matrix.shape), np.uint64), ()),
-        plan=lambda state, _round: ClientPlan(
-            kind="statistics", fields=("moments",), weighting="uniform", exclude=state.seen
-        ),
+        plan=lambda state, _round: _ask_once(state.seen, "moments"),
         aggregate=aggregate,
     )
 
@@ -219,9 +216,7 @@ def fedcof(*, affine: Affine, gamma: float = 0.1, normalize: bool = True) -> Str
     return Strategy(
         name="fedcof",
         init=lambda head: MeansState(np.zeros((0, *head.matrix.shape), np.uint64), ()),
-        plan=lambda state, _round: ClientPlan(
-            kind="statistics", fields=("moments",), weighting="uniform", exclude=state.seen
-        ),
+        plan=lambda state, _round: _ask_once(state.seen, "moments"),
         aggregate=aggregate,
         reduce="individual",
     )

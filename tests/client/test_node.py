@@ -85,3 +85,32 @@ def test_only_planned_statistics_travel(tmp_path: Path) -> None:
     plan = ClientPlan(kind="statistics", fields=("moments",), weighting="uniform")
     assert set(reply(tmp_path, plan).fields) == {"moments"}
     assert reply(tmp_path, plan, reduce="individual").fields["moments"].shape == (4, K, D + 1)
+
+
+@pytest.mark.parametrize("reduce", ["sum", "individual"])
+def test_who_diverges_is_refused_and_the_others_count(tmp_path: Path, reduce: str) -> None:
+    affine = Affine(np.full(D, 1e20, np.float32), np.full(D, 128, np.float32))
+    q = np.full((40, D), 128, np.uint8)  # x = 0 but for the bias
+    q[20:30] = 255
+    data = Cohort(FeatureSet(q, np.arange(40) % K, affine, "f"), np.split(np.arange(40), 4))
+    answer = reply(tmp_path, ClientPlan(), data, reduce=reduce)
+    assert (answer.clients, answer.rejected_clients) == ((0, 1, 3), (2,))
+    assert answer.rejected_reasons == ("delta is not finite",)
+    assert np.isfinite(answer.fields["delta"].astype(np.float64)).all()
+    assert answer.fields["delta"].any()
+
+
+@pytest.mark.parametrize(
+    "fields", [("delta",), ("normalized_delta", "effective_steps"), ("fair_delta", "fair_scale")]
+)
+def test_the_norm_bound_is_that_of_the_delta_whatever_is_sent(
+    tmp_path: Path, fields: tuple[str, ...]
+) -> None:
+    request = TrainRequest(
+        Head.zeros(K, D), ClientPlan(fields=fields), LocalTraining(0.1), EVERYONE, 1, "r", 0, "f",
+        "sum", max_norm=1e-6,
+    )  # fmt: skip
+    control = ControlStore(tmp_path)
+    answer = update_together(request, EVERYONE, cohort(), control, residents=EVERYONE)
+    assert answer.rejected_clients == EVERYONE
+    assert "above the bound 1e-06" in answer.rejected_reasons[0]

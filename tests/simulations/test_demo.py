@@ -43,7 +43,8 @@ print(float((classes == labels).double().mean()))
 
 
 @pytest.mark.slow
-def test_distillation_brings_int8_features_no_further_from_the_float_ones() -> None:
+@pytest.mark.parametrize("images", ["of the demo", "of the table"])
+def test_distillation_brings_int8_features_closer_to_the_float_ones(images: str) -> None:
     config = load_config(EXPERIMENT)
     dataset = experiment_dataset(config)
     weights = load_weights("mobilenet_v2", "imagenet").state
@@ -52,18 +53,24 @@ def test_distillation_brings_int8_features_no_further_from_the_float_ones() -> N
     test = dataset.images(dataset.test[::5], 96)
     with torch.no_grad():
         reference = teacher(normalize(test)).mean((2, 3)).numpy()
+    everything = np.arange(len(dataset))
+    chosen = calibration_positions(config) if images == "of the demo" else everything
 
     def cosine(steps: int) -> float:
         backbone = prepare_backbone(
             arch="mobilenet_v2", weights="imagenet", input_size=96, engine="qnnpack",
             distill_steps=steps, feature_scaling="none", seed=0,
-            images=dataset.images(calibration_positions(config), 96),
+            images=dataset.images(chosen, 96),
         )  # fmt: skip
         x = backbone.affine(backbone.features(test))
         norms = np.linalg.norm(x, axis=1) * np.linalg.norm(reference, axis=1)
         return float(np.mean((x * reference).sum(axis=1) / norms))
 
-    assert cosine(config.backbone.distill_steps) > cosine(0) - 0.002
+    before, after = cosine(0), cosine(config.backbone.distill_steps)
+    # With the demo's images post-training quantization is as good as 8 bits get on some
+    # processors (0.986), and distillation ends within a thousandth of it, on either side: there
+    # it must only stay good. With the table's images it must gain.
+    assert after > (before if images == "of the table" else min(before, 0.98))
 
 
 @pytest.mark.slow
