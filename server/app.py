@@ -29,6 +29,7 @@ from common.experiment import (
     run_config,
 )
 from common.files import cache_root, simulated_state, write_atomic
+from common.machine import versions
 from common.messages import (
     BaselineRequest,
     DescribeRequest,
@@ -184,6 +185,7 @@ def run_experiment(grid: Grid, config: Config) -> Path:
         "max_logit_difference": exported.max_logit_difference,
         "head_sha256": head.sha256,
         "fingerprint": backbone.fingerprint,
+        "versions": versions(),
     }
     folder.write_json(folder.summary, summary)
     if registry.simulated:

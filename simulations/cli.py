@@ -1,4 +1,4 @@
-"""The command line: ``fedhead run | resume | export | predict | info | quantization``."""
+"""The command line: ``fedhead run | resume | report | export | predict | info | ...``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Mapping
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -122,6 +123,40 @@ def _run(path: Path, engine: Engine, json_: bool) -> None:
         print(json.dumps(summary))
     else:
         _closing_table(summary)
+
+
+@cli.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of runs.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; without it, RUN, or ./report for several.")
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Accuracy whose rounds and bytes are counted; without it, each setting's "
+            "centralized head minus 2 points.",
+        ),
+    ] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Compare finished runs: a table here, one page, CSV and Markdown in a folder."""
+    from simulations.report import leaderboard, load_runs, terminal_table, write_report
+
+    comparison = load_runs(runs)
+    files = write_report(
+        comparison, out or (runs[0] if len(runs) == 1 else Path("report")), target=target
+    )
+    if json_:
+        rows = [asdict(row) for row in leaderboard(comparison, target)]
+        print(json.dumps({"report": str(files.page.resolve()), "leaderboard": rows}))
+    else:
+        Console().print(terminal_table(comparison, target))
+        print(_near(str(files.page.resolve())))
 
 
 @cli.command()
