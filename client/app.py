@@ -36,7 +36,7 @@ from common.messages import (
     write_heads,
 )
 from common.statistics import feature_statistics, ridge
-from common.types import Head
+from common.types import FeatureSet, Head
 
 app = ClientApp()
 
@@ -140,7 +140,12 @@ def baselines(message: Message, context: Context) -> Message:
     frozen, host = _backbone(request.fingerprint, _cache(context)), _host(context)
     if frozen is None or not isinstance(host, SimulatedHost):
         raise ProtocolError("baselines need a simulated node that has the backbone")
-    features = host.all_train_features(frozen)
+    heads = _baseline_heads(request, host.all_train_features(frozen))
+    return Message(write_heads(heads), reply_to=message)
+
+
+@lru_cache(maxsize=4)  # runs that differ in their strategy alone ask for the same
+def _baseline_heads(request: BaselineRequest, features: FeatureSet) -> dict[str, Head]:
     num_classes = request.num_classes
     start = Head.zeros(num_classes, features.num_features)
     orders = batch_orders(
@@ -154,8 +159,7 @@ def baselines(message: Message, context: Context) -> Message:
         orders,
     )
     a, b = feature_statistics(features, num_classes).in_feature_space(features.affine)
-    heads = {
+    return {
         "centralized": Head.from_matrix(result.delta.numpy()),
         "ridge": Head.from_matrix(ridge(a, b, request.ridge_lambda)),
     }
-    return Message(write_heads(heads), reply_to=message)

@@ -127,9 +127,10 @@ class SimulatedHost:
 
     def all_train_features(self, backbone: FrozenBackbone) -> FeatureSet:
         """The training examples of all clients, as if they were in one place."""
-        shares = self._experiment.client_shares(self._config)
-        positions = np.sort(np.concatenate([share.train for share in shares]))
-        return self._experiment.experiment_features(self._config, backbone).select(positions)
+        return _pooled(
+            self._experiment.experiment_features(self._config, backbone),
+            self._experiment.client_shares(self._config),
+        )
 
     def _select(self, client: int, backbone: FrozenBackbone, part: str) -> FeatureSet:
         shares = self._experiment.client_shares(self._config)
@@ -215,6 +216,11 @@ class _DeviceHost:
         )
         features = FeatureSet(q, dataset.labels, backbone.affine, backbone.fingerprint)
         return features.select(parts[part])
+
+
+@lru_cache(maxsize=1)
+def _pooled(features: FeatureSet, shares: tuple[ClientShare, ...]) -> FeatureSet:
+    return features.select(np.sort(np.concatenate([share.train for share in shares])))
 
 
 @lru_cache(maxsize=2)

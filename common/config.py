@@ -29,6 +29,7 @@ __all__ = [
     "RoundConfig",
     "StrategyConfig",
     "TrainConfig",
+    "changed",
     "describe_keys",
     "load_config",
     "parse_overrides",
@@ -66,6 +67,10 @@ class DataConfig(_Section):
     """Server's test part, where the source has none of its own."""
     calibration_examples: Annotated[int, Field(ge=8)] = 256
     """Unlabelled images of the training part that the server keeps to quantize with."""
+    validation_fraction: Fraction = 0.0
+    """Part of the training images that takes the test set's place, to choose settings by."""
+    seed: Annotated[int, Field(ge=-1, lt=2**31)] = -1
+    """Of the split, the calibration images and the backbone; -1: the run's seed."""
 
 
 class PartitionConfig(_Section):
@@ -108,7 +113,8 @@ class StrategyConfig(_Section):
     """[strategy]: how the server aggregates."""
 
     name: str = Field("fedavg", min_length=1)
-    """One of fedhead's own, or the import path of a Flower strategy (module:Class)."""
+    """One of fedhead's own, or an import path: module:function for one of yours, module:Class
+    for one of Flower's."""
     args: dict[str, Any] = Field(default_factory=dict)
     """The strategy's own settings, see fedhead strategies."""
     init: Literal["zeros", "fed3r"] = "zeros"
@@ -187,6 +193,8 @@ class BaselineConfig(_Section):
 
     epochs: Count = 30
     """Epochs of the centralized head, same optimizer; 0: skip both baselines."""
+    lr: Annotated[float, Field(ge=0)] = 0.0
+    """Learning rate of the centralized head; 0: train.lr."""
     ridge_lambda: Annotated[float, Field(gt=0)] = 10.0
     """Penalty of the ridge head."""
 
@@ -232,20 +240,12 @@ class Config(_Section):
             )
         if self.partition.scheme == "natural" and not self.partition.column:
             raise ValueError("partition.scheme='natural' needs partition.column")
-        prepared = self.strategy.init != "zeros" or self.strategy.precondition != "none"
-        if self.is_stock and prepared:
-            raise ValueError("strategy.init and strategy.precondition are not for stock strategies")
-        if self.is_stock and self.availability != AvailabilityConfig():
-            raise ValueError(
-                "[availability] needs one of fedhead's own strategies, "
-                "a stock Flower strategy samples its nodes itself"
-            )
         return self
 
     @property
-    def is_stock(self) -> bool:
-        """Whether the strategy is a Flower class, named by import path."""
-        return ":" in self.strategy.name
+    def data_seed(self) -> int:
+        """The seed of data set and backbone, which runs with different seeds may share."""
+        return self.seed if self.data.seed < 0 else self.data.seed
 
     def to_toml(self) -> str:
         """The whole configuration, defaults included."""
@@ -355,7 +355,20 @@ def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -
             raise ConfigError(["no such file"], where) from exc
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
             raise ConfigError([f"not a readable TOML file: {exc}"], where) from exc
+    return _validated(_merge(content, overrides or {}), where)
+
+
+def changed(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """The same configuration with other values, kebab-case keys as in a file.
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    return _validated(_merge(config.model_dump(by_alias=True), overrides), "")
+
+
+def _validated(content: Mapping[str, Any], where: str) -> Config:
     try:
-        return Config.model_validate(_merge(content, overrides or {}))
+        return Config.model_validate(content)
     except ValidationError as exc:
         raise ConfigError([_describe(error) for error in exc.errors()], where) from exc

@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     FOLDS = 8
     DROPOUT = 9
     STRAGGLER = 10
+    VALIDATION = 11
 
 
 def _mix(z: int) -> int:

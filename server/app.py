@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.numpy import save
 
 from common.backbone.frozen import FrozenBackbone
 from common.backbone.prepare import cached_backbone
-from common.config import AvailabilityConfig, Config
+from common.config import AvailabilityConfig, BackboneConfig, Config
 from common.datasets import Dataset
 from common.errors import ConfigError, FedheadError, RunError
 from common.evaluation import evaluate
@@ -26,6 +27,7 @@ from common.experiment import (
     client_shares,
     experiment_dataset,
     experiment_features,
+    held_out_positions,
     run_config,
 )
 from common.files import cache_root, simulated_state, write_atomic
@@ -45,8 +47,8 @@ from server.exchange import Registry, ask
 from server.export import ExportReport, export_model
 from server.rounds import run_rounds
 from server.runfolder import RunFolder, free_folder
-from server.stock import StockEngine, build_stock
-from server.strategies import build_strategy
+from server.stock import StockEngine, build_stock, is_stock
+from server.strategies import build_strategy, sketch, trains_by_gradients
 from server.strategies.statistics_first import with_statistics
 from server.strategy import Strategy
 from server.strategy_engine import StrategyEngine
@@ -98,8 +100,14 @@ class _Stages:
         self.seconds[name] = round(time.perf_counter() - started, 3)
 
 
-def run_experiment(grid: Grid, config: Config) -> Path:
+def run_experiment(grid: Grid, config: Config, *, is_cell: bool = False) -> Path:
     """Run or resume an experiment and return its run folder.
+
+    Args:
+        grid: reaches the nodes.
+        config: what to do.
+        is_cell: a cell of a comparison, of which only the figures are wanted: no model, no
+            TensorBoard events, no checkpoints; one that was cut off begins again.
 
     Raises:
         FedheadError: as one clear line; finished rounds stay in the run folder.
@@ -108,7 +116,7 @@ def run_experiment(grid: Grid, config: Config) -> Path:
     folder = RunFolder(free_folder(config), config)
     checkpoint = load_latest(folder.checkpoints)
     if checkpoint is not None:
-        if config.is_stock:
+        if is_stock(config.strategy.name):
             raise RunError(
                 f"{folder.path}: a run with a stock Flower strategy cannot be resumed, "
                 "its state is private"
@@ -122,7 +130,7 @@ def run_experiment(grid: Grid, config: Config) -> Path:
     folder.bind(backbone.fingerprint, dataset.classes)
     with stages("features"):
         features = experiment_features(config, backbone)
-        test = features.select(dataset.test)
+        test = features.select(held_out_positions(config))
     with stages("clients"):
         registry = _registry(grid, config, folder, dataset, backbone)
     if registry.simulated:
@@ -139,14 +147,17 @@ def run_experiment(grid: Grid, config: Config) -> Path:
             test,
             folder,
             checkpoint,
+            is_cell=is_cell,
         )
     if not counters["accepted"]:
         raise RunError(f"no round of {rounds} had enough valid updates: nothing to export")
     with stages("evaluation"):
         client_accuracy = _client_accuracy(task, head)
     evaluation = evaluate(head, test)
-    with stages("export"):
-        exported = export(backbone, head, dataset, test, folder.model)
+    exported = None
+    if not is_cell:
+        with stages("export"):
+            exported = export(config, backbone, head, test, folder.model)
     write_atomic(folder.path / "head.safetensors", save({"weight": head.weight, "bias": head.bias}))
     # What one client would send if the float32 backbone were trained and sent as well.
     full_model_bytes = backbone.spec.float_model_bytes + payload_bytes(
@@ -177,14 +188,17 @@ def run_experiment(grid: Grid, config: Config) -> Path:
         },
         "strategy": config.strategy.name,
         "run": str(folder.path),
-        "model_path": str(folder.model),
-        "model_bytes": exported.model_bytes,
-        "model_accuracy": exported.accuracy,
-        "argmax_agreement": exported.argmax_agreement,
-        "max_logit_difference": exported.max_logit_difference,
         "head_sha256": head.sha256,
         "fingerprint": backbone.fingerprint,
     }
+    if exported is not None:
+        summary |= {
+            "model_path": str(folder.model),
+            "model_bytes": exported.model_bytes,
+            "model_accuracy": exported.accuracy,
+            "argmax_agreement": exported.argmax_agreement,
+            "max_logit_difference": exported.max_logit_difference,
+        }
     folder.write_json(folder.summary, summary)
     if registry.simulated:
         shutil.rmtree(simulated_state() / folder.run_id, ignore_errors=True)
@@ -193,7 +207,15 @@ def run_experiment(grid: Grid, config: Config) -> Path:
 
 def prepare(config: Config, dataset: Dataset) -> FrozenBackbone:
     """The configured backbone, quantized on the server's unlabelled images, or from the cache."""
-    settings = config.backbone
+    calibration = calibration_positions(config)
+    return _prepared_backbone(config.backbone, dataset, calibration.tobytes(), config.data_seed)
+
+
+@lru_cache(maxsize=1)  # a comparison's runs share it
+def _prepared_backbone(
+    settings: BackboneConfig, dataset: Dataset, calibration: bytes, seed: int
+) -> FrozenBackbone:
+    positions = np.frombuffer(calibration, np.int64)
     return cached_backbone(
         arch=settings.arch,
         weights=settings.weights,
@@ -201,16 +223,17 @@ def prepare(config: Config, dataset: Dataset) -> FrozenBackbone:
         engine=settings.engine,
         distill_steps=settings.distill_steps,
         feature_scaling=settings.feature_scaling,
-        images=dataset.images(calibration_positions(config), settings.input_size),
-        seed=config.seed,
+        images=dataset.images(positions, settings.input_size),
+        seed=seed,
         cache=cache_root(),
     )
 
 
 def export(
-    backbone: FrozenBackbone, head: Head, dataset: Dataset, test: FeatureSet, path: Path
+    config: Config, backbone: FrozenBackbone, head: Head, test: FeatureSet, path: Path
 ) -> ExportReport:
-    """Export a head with its backbone, checked on real test images."""
+    """Export a head with its backbone, checked on the images of its test features."""
+    dataset, positions = experiment_dataset(config), held_out_positions(config)
     evaluation = evaluate(head, test)
     # The file itself runs on some images of all classes, evenly spread; its head on all.
     count = min(_SELF_CHECK_IMAGES, len(test))
@@ -221,7 +244,7 @@ def export(
         head,
         classes=dataset.classes,
         metrics={"accuracy": evaluation.accuracy, "loss": evaluation.loss},
-        images=dataset.images(dataset.test[spread], backbone.spec.input_size),
+        images=dataset.images(positions[spread], backbone.spec.input_size),
         labels=test.labels[order],
         features=test.q[order],
         path=path,
@@ -261,26 +284,25 @@ def _account(config: Config, dataset: Dataset) -> None:
     train, test = (sum(len(getattr(s, part)) for s in shares) for part in ("train", "test"))
     logger.info(
         "%d images: %d to test with on the server, %d to quantize with",
-        len(dataset), len(dataset.test), len(calibration_positions(config)),
+        len(dataset), len(held_out_positions(config)), len(calibration_positions(config)),
     )  # fmt: skip
     logger.info("%d clients train on %d and keep %d to test with", len(shares), train, test)
 
 
 def check_strategy(config: Config) -> None:
     """Find a wrong strategy name or argument before the long work starts."""
-    if config.is_stock:
-        build_stock(config.strategy.name, config.strategy.args, lr=config.train.lr)
-        return
-    nothing = np.zeros(0, np.float32)
-    own = build_strategy(
-        config.strategy.name,
-        config.strategy.args,
-        num_clients=1,
-        affine=Affine(nothing, nothing),
-        lr=config.train.lr,
-    )
     prepared = config.strategy.init != "zeros" or config.strategy.precondition != "none"
-    if prepared and own.name in ("fedncm", "fed3r", "afl", "lda", "fedcof"):
+    if is_stock(config.strategy.name):
+        build_stock(config.strategy.name, config.strategy.args, lr=config.train.lr)
+        if prepared:
+            raise ConfigError(["strategy.init and precondition need one of fedhead's strategies"])
+        if config.availability != AvailabilityConfig():
+            raise ConfigError(
+                ["[availability] needs one of fedhead's strategies: Flower's sample nodes alone"]
+            )
+        return
+    own = sketch(config.strategy.name, config.strategy.args, config.train.lr)
+    if prepared and not trains_by_gradients(own):
         raise ConfigError([f"{own.name} has no gradients: neither init nor precondition applies"])
     if own.name in ("scaffold", "qfedavg") and config.train.momentum:
         raise ConfigError([f"train.momentum must be 0 with {own.name}: it needs plain SGD steps"])
@@ -288,7 +310,7 @@ def check_strategy(config: Config) -> None:
 
 def _engine(task: Task, features: FeatureSet) -> Engine:
     config = task.config
-    if config.is_stock:
+    if is_stock(config.strategy.name):
         strategy = build_stock(config.strategy.name, config.strategy.args, lr=config.train.lr)
         return StockEngine(task, strategy)
     own = build_strategy(
@@ -321,7 +343,8 @@ def _baselines(task: Task, num_classes: int, test: FeatureSet) -> dict[str, floa
     config = task.config
     if not (task.registry.simulated and config.baseline.epochs):
         return {"centralized_accuracy": None, "ridge_accuracy": None}
-    training = config.train.model_copy(update={"local_epochs": config.baseline.epochs}).local()
+    settings = {"local_epochs": config.baseline.epochs, "lr": config.baseline.lr or config.train.lr}
+    training = config.train.model_copy(update=settings).local()
     request = BaselineRequest(
         training=training,
         num_classes=num_classes,

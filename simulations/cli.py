@@ -125,6 +125,76 @@ def _run(path: Path, engine: Engine, json_: bool) -> None:
 
 
 @cli.command()
+def compare(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file (TOML) that all runs vary.")],
+    strategies: Annotated[
+        str,
+        typer.Option(
+            help="Names or module:function, +gram or +fed3r behind them; all: every one there is."
+        ),
+    ] = "all",
+    partitions: Annotated[
+        str,
+        typer.Option(help="iid,dirichlet:0.1,pathological:2; without it, the experiment's."),
+    ] = "",
+    seeds: Annotated[str, typer.Option(help="One run each.")] = "0,1,2",
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V1,V2,...",
+            help="Try settings on held-out training images: lr, an argument of strategies, "
+            "STRATEGY.ARGUMENT, or any key.",
+        ),
+    ] = None,
+    validation_fraction: Annotated[
+        float, typer.Option(min=0.01, max=0.9, help="Of the training images, to sweep on.")
+    ] = 0.2,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")
+    ] = None,
+    target: Annotated[
+        float | None, typer.Option(help="Accuracy to count rounds and bytes to.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; without it, runs/NAME.")] = None,
+    jobs: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
+    json_: JsonFlag = False,
+) -> None:
+    """Compare strategies: the same data, clients and seeds, each at its best settings.
+
+    What has finished is kept: the same command goes on after an interruption, and a longer one
+    runs only what is new.
+    """
+    from common.config import load_config, parse_overrides
+    from common.machine import cores
+    from simulations.compare.compare import run_grid
+    from simulations.compare.parse import parse_grid
+
+    base = load_config(experiment, parse_overrides(set_ or []))
+    grid = parse_grid(
+        base,
+        strategies=strategies,
+        partitions=partitions,
+        seeds=seeds,
+        sweeps=sweep or [],
+        validation_fraction=validation_fraction,
+    )
+    folder = (out or Path("runs") / base.name).resolve()
+    try:
+        chosen = run_grid(grid, folder, jobs=jobs or cores())
+    except KeyboardInterrupt:
+        _error("interrupted; the same command goes on")
+        raise typer.Exit(130) from None
+    _report(list(chosen.runs), folder, target, json_)
+    if chosen.failed:
+        _error(f"{len(chosen.failed)} runs failed, the first: {chosen.failed[0][1]}")
+        raise typer.Exit(1)
+
+
+def _report(runs: list[Path], folder: Path, target: float | None, json_: bool) -> None:
+    print(runs, folder, target, json_)
+
+
+@cli.command()
 def export(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     out: Annotated[Path | None, typer.Option(help="Model file; without it, RUN/model.pt.")] = None,
@@ -359,6 +429,7 @@ def _start_log() -> None:
 def main() -> None:
     """Entry point: one clear line for what a user can mend, a traceback only for a bug."""
     _start_log()
+    sys.path.append(str(Path.cwd()))  # where strategies of a user's own lie; after fedhead's rooms
     try:
         cli()
     except FedheadError as exc:

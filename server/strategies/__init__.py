@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from common.errors import ConfigError
-from common.types import Affine
+from common.types import Affine, Head
 from server.strategies.adaptive import fedadagrad, fedadam, fedavgm, fedyogi
 from server.strategies.averaging import fedavg, fedprox
 from server.strategies.closed_form import afl, fed3r, fedcof, fedncm, lda
@@ -28,7 +31,15 @@ from server.strategies.scaffold import scaffold
 from server.strategies.wrappers import norm_clipping
 from server.strategy import Strategy
 
-__all__ = ["STRATEGIES", "arguments", "build_strategy"]
+__all__ = [
+    "STRATEGIES",
+    "arguments",
+    "build_strategy",
+    "import_strategy",
+    "sketch",
+    "strategy_factory",
+    "trains_by_gradients",
+]
 
 STRATEGIES: Mapping[str, Callable[..., Strategy[Any]]] = {
     strategy.__name__: strategy
@@ -45,7 +56,7 @@ _AT_MOST_ONE = ("shrinkage",)
 _BELOW = {"momentum": 1.0, "beta1": 1.0, "beta2": 1.0, "byzantine": 0.5}
 
 
-def arguments(factory: Callable[..., Strategy[Any]]) -> dict[str, Any]:
+def arguments(factory: Callable[..., object]) -> dict[str, Any]:
     """What [strategy.args] may hold for a strategy, kebab-case, with the defaults."""
     parameters = inspect.signature(factory).parameters
     return {
@@ -58,7 +69,7 @@ def arguments(factory: Callable[..., Strategy[Any]]) -> dict[str, Any]:
 def build_strategy(
     name: str, args: Mapping[str, Any], *, num_clients: int, affine: Affine, lr: float
 ) -> Strategy[Any]:
-    """Make a strategy from its name and its [strategy.args], kebab-case keys.
+    """Make a strategy from its name or import path and its [strategy.args], kebab-case keys.
 
     ``num_clients``, ``affine`` and the clients' ``lr`` go to the strategies that ask for them.
 
@@ -66,12 +77,7 @@ def build_strategy(
         ConfigError: unknown name or argument, with the nearest known one; a value that is no
             number, or out of its range.
     """
-    factory = STRATEGIES.get(name)
-    if factory is None:
-        near = difflib.get_close_matches(name, STRATEGIES, n=1)
-        hint = f", did you mean {near[0]}?" if near else ""
-        known = ", ".join(STRATEGIES)
-        raise ConfigError([f"unknown strategy.name {name!r}{hint} (known: {known})"])
+    factory = strategy_factory(name)
     parameters = inspect.signature(factory).parameters
     known_args = list(arguments(factory))
     problems, given = [], {}
@@ -87,7 +93,57 @@ def build_strategy(
     if problems:
         raise ConfigError(problems)
     run = {"num_clients": num_clients, "affine": affine, "lr": lr}
-    return factory(**given, **{key: run[key] for key in run if key in parameters})
+    strategy = factory(**given, **{key: run[key] for key in run if key in parameters})
+    if not isinstance(strategy, Strategy):
+        raise ConfigError([f"{name} gives a {type(strategy).__name__}, expected a Strategy"])
+    return strategy
+
+
+def sketch(name: str, args: Mapping[str, Any] | None = None, lr: float = 1.0) -> Strategy[Any]:
+    """A strategy before there are data: for a look at what it asks of clients.
+
+    Raises:
+        ConfigError: as ``build_strategy``.
+    """
+    nothing = np.zeros(0, np.float32)
+    return build_strategy(name, args or {}, num_clients=1, affine=Affine(nothing, nothing), lr=lr)
+
+
+def strategy_factory(name: str) -> Callable[..., Strategy[Any]]:
+    """The function that makes a strategy, by its name or import path.
+
+    Raises:
+        ConfigError: unknown name, with the nearest known one; a path that leads to no function.
+    """
+    if ":" in name:
+        return import_strategy(name)
+    if name not in STRATEGIES:
+        near = difflib.get_close_matches(name, STRATEGIES, n=1)
+        hint = f", did you mean {near[0]}?" if near else ""
+        known = ", ".join(STRATEGIES)
+        raise ConfigError([f"unknown strategy.name {name!r}{hint} (known: {known})"])
+    return STRATEGIES[name]
+
+
+def import_strategy(path: str) -> Callable[..., Any]:
+    """What ``module:name`` leads to: a function of a user's own, or one of Flower's classes.
+
+    Raises:
+        ConfigError: nowhere, or to something else.
+    """
+    module_name, _, attribute = path.partition(":")
+    try:
+        found: object = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, TypeError, ValueError) as exc:
+        raise ConfigError([f"strategy.name={path!r} cannot be imported: {exc}"]) from exc
+    if not callable(found):
+        raise ConfigError([f"strategy.name={path!r} is neither a function nor a class"])
+    return found
+
+
+def trains_by_gradients(strategy: Strategy[Any]) -> bool:
+    """Whether clients run SGD; false for the closed forms, which ask for statistics."""
+    return strategy.plan(strategy.init(Head.zeros(2, 1)), 1).kind == "sgd"
 
 
 def _problem(name: str, value: Any, is_flag: bool) -> str:
