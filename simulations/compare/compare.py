@@ -8,6 +8,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,8 @@ def _sweep(grid: Grid, folder: Path, jobs: int) -> Best:
         scores = [_score(folder / "sweep" / cell.key) for cell in group]
         chosen = max(range(len(group)), key=lambda i: scores[i])
         best[key] = group[chosen].settings
+        for setting in at_an_end(best[key], [cell.settings for cell in group]):
+            logger.info("%s: %s is the last one tried on its side", ", ".join(key), setting)
         rows += [
             [cell.strategy, cell.partition, *_figures(score), "; ".join(cell.settings), i == chosen]
             for i, (cell, score) in enumerate(zip(group, scores, strict=True))
@@ -113,6 +116,22 @@ def _sweep(grid: Grid, folder: Path, jobs: int) -> Best:
     header = ["strategy", "partition", "validation accuracy", "validation loss", "settings", "best"]
     write_atomic(folder / "sweep.csv", _csv([header, *rows]))
     return best
+
+
+def at_an_end(best: Sequence[str], tried: Iterable[Sequence[str]]) -> list[str]:
+    """Numbers among the best settings beyond which nothing was tried, though there might be more.
+
+    >>> at_an_end(["lr=1", "mu=0.2"], [["lr=0.1", "mu=0.2"], ["lr=1", "mu=0.2"]])
+    ['lr=1']
+    """
+    columns = [set(column) for column in zip(*tried, strict=True)]
+    ends = []
+    for setting, column in zip(best, columns, strict=True):
+        with suppress(ValueError):  # what is no number has no end
+            values = sorted(float(other.partition("=")[2]) for other in column)
+            if len(values) > 1 and float(setting.partition("=")[2]) in (values[0], values[-1]):
+                ends.append(setting)
+    return ends
 
 
 def _score(path: Path) -> tuple[float, float]:
