@@ -5,6 +5,7 @@ Each step is cached in the process, so that in-process server and clients share 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -22,8 +23,9 @@ from common.datasets import Dataset, load_dataset
 from common.errors import ConfigError, DataError
 from common.features import extract
 from common.files import cache_root, write_atomic
+from common.labels import flipped, noisy
 from common.partition import local_split, partition_clients
-from common.seeding import Purpose, permutation
+from common.seeding import Purpose, permutation, smallest
 from common.types import FeatureSet, IntArray
 
 __all__ = [
@@ -32,7 +34,9 @@ __all__ = [
     "client_shares",
     "experiment_dataset",
     "experiment_features",
+    "malicious_clients",
     "run_config",
+    "training_features",
 ]
 
 _APP = Path(__file__).parent.parent
@@ -72,7 +76,12 @@ def _load(path: Path, overrides: str, _changed: int) -> Config:
 
 def experiment_dataset(config: Config) -> Dataset:
     """The data set that [data] names."""
-    return _dataset(config.data, config.seed)
+    return _dataset(_source(config), config.seed)
+
+
+def _source(config: Config) -> DataConfig:
+    """[data] without what only training labels depend on: nothing need be read again for it."""
+    return config.data.model_copy(update={"label_noise": 0.0})
 
 
 @lru_cache(maxsize=2)
@@ -104,7 +113,16 @@ def client_shares(config: Config) -> tuple[ClientShare, ...]:
     Raises:
         DataError: the partition cannot be made as configured.
     """
-    return _shares(config.data, config.partition, config.seed)
+    return _shares(_source(config), config.partition, config.seed)
+
+
+def malicious_clients(config: Config) -> frozenset[int]:
+    """The ids that [attack] makes malicious: those with the smallest draws."""
+    if config.attack.kind == "none":
+        return frozenset()  # real clients have no partition to count
+    ids = np.arange(len(client_shares(config)))
+    count = config.attack.count(len(ids))
+    return frozenset(smallest(ids, count, config.seed, Purpose.MALICIOUS).tolist())
 
 
 @lru_cache(maxsize=2)
@@ -166,7 +184,47 @@ def _cached_parts(key: str, draw: Callable[[], list[IntArray]]) -> list[IntArray
 
 def experiment_features(config: Config, backbone: FrozenBackbone) -> FeatureSet:
     """Features of the whole data set, in its order, from the cache or extracted now."""
-    return _features(config.data, config.seed, backbone)
+    return _features(_source(config), config.seed, backbone)
+
+
+def training_features(
+    config: Config, backbone: FrozenBackbone, *, honest: bool = False
+) -> FeatureSet:
+    """The same features, not copied, with the labels that simulated clients train on.
+
+    They differ from the true ones by label noise, and where a malicious client flips its own;
+    with ``honest`` nobody does. Labels of test parts are always the true ones.
+    """
+    features, attack = experiment_features(config, backbone), config.attack
+    flipping = frozenset[int]()
+    if attack.kind == "label-flip" and not honest:
+        flipping = malicious_clients(config)
+    if not (config.data.label_noise or flipping):
+        return features
+    return _relabelled(
+        features,
+        client_shares(config),
+        experiment_dataset(config).num_classes,
+        config.data.label_noise,
+        flipping,
+        config.seed,
+    )
+
+
+@lru_cache(maxsize=2)
+def _relabelled(
+    features: FeatureSet,
+    shares: tuple[ClientShare, ...],
+    num_classes: int,
+    noise: float,
+    flipping: frozenset[int],
+    seed: int,
+) -> FeatureSet:
+    labels = features.labels.copy()
+    for client, share in enumerate(shares):
+        own = noisy(labels[share.train], noise, num_classes, seed=seed, client=client)
+        labels[share.train] = flipped(own, num_classes) if client in flipping else own
+    return dataclasses.replace(features, labels=labels)
 
 
 @lru_cache(maxsize=2)

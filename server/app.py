@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from common.backbone.frozen import FrozenBackbone
 from common.backbone.prepare import cached_backbone
-from common.config import AvailabilityConfig, Config
+from common.config import AttackConfig, AvailabilityConfig, Config
 from common.datasets import Dataset
 from common.errors import ConfigError, FedheadError, RunError
 from common.evaluation import evaluate
@@ -26,20 +26,20 @@ from common.experiment import (
     client_shares,
     experiment_dataset,
     experiment_features,
+    malicious_clients,
     run_config,
 )
 from common.files import cache_root, simulated_state, write_atomic
 from common.messages import (
     BaselineRequest,
     DescribeRequest,
-    EvaluateReply,
-    EvaluateRequest,
     payload_bytes,
     read_heads,
     write_head,
 )
 from common.types import Affine, FeatureSet, Head
 from server.checkpoint import load_latest
+from server.client_figures import ask_clients, write_clients
 from server.engine import Engine, Task
 from server.exchange import Registry, ask
 from server.export import ExportReport, export_model
@@ -143,7 +143,9 @@ def run_experiment(grid: Grid, config: Config) -> Path:
     if not counters["accepted"]:
         raise RunError(f"no round of {rounds} had enough valid updates: nothing to export")
     with stages("evaluation"):
-        client_accuracy = _client_accuracy(task, head)
+        figures = ask_clients(task, head, engine.personal)
+        if registry.simulated:
+            write_clients(folder.clients, task, dataset, figures)
     evaluation = evaluate(head, test)
     with stages("export"):
         exported = export(backbone, head, dataset, test, folder.model)
@@ -156,7 +158,7 @@ def run_experiment(grid: Grid, config: Config) -> Path:
         "accuracy": evaluation.accuracy,
         "loss": evaluation.loss,
         **baselines,
-        **client_accuracy,
+        **figures.summary(),
         "rounds": rounds,
         "accepted_rounds": int(counters["accepted"]),
         "clients": len(registry.clients),
@@ -165,6 +167,8 @@ def run_experiment(grid: Grid, config: Config) -> Path:
         "failed_updates": int(counters["failed"]),
         "dropped_updates": int(counters["dropped"]),
         "late_updates": int(counters["late"]),
+        "attack": config.attack.kind,
+        "malicious_clients": len(malicious_clients(config)),
         "uplink_bytes": int(counters["uplink-bytes"]),
         "downlink_bytes": int(counters["downlink-bytes"]),
         "full_model_uplink_bytes": full_model_bytes * int(counters["valid"]),
@@ -244,8 +248,13 @@ def _registry(
     )
     registry.wait_for(1, _JOIN_SECONDS)
     if not registry.simulated:
-        if config.availability != AvailabilityConfig():
-            raise ConfigError(["[availability] is for simulated clients, and these are real"])
+        simulated = {
+            "[availability]": config.availability != AvailabilityConfig(),
+            "[attack]": config.attack != AttackConfig(),
+            "data.label-noise": config.data.label_noise > 0,
+        }
+        if wrong := [key for key, given in simulated.items() if given]:
+            raise ConfigError([f"{key} is for simulated clients, these are real" for key in wrong])
         registry.wait_for(config.train.clients_per_round, _JOIN_SECONDS)
     else:
         # All simulated nodes are there from the start, so each client is or never will be.
@@ -264,6 +273,10 @@ def _account(config: Config, dataset: Dataset) -> None:
         len(dataset), len(dataset.test), len(calibration_positions(config)),
     )  # fmt: skip
     logger.info("%d clients train on %d and keep %d to test with", len(shares), train, test)
+    if malicious := malicious_clients(config):
+        attack = config.attack
+        scale = f" with scale {attack.strength:g}" if attack.strength else ""
+        logger.info("%d clients are malicious: %s%s", len(malicious), attack.kind, scale)
 
 
 def check_strategy(config: Config) -> None:
@@ -271,7 +284,7 @@ def check_strategy(config: Config) -> None:
     if config.is_stock:
         build_stock(config.strategy.name, config.strategy.args, lr=config.train.lr)
         return
-    nothing = np.zeros(0, np.float32)
+    nothing, head = np.zeros(1, np.float32), Head.zeros(2, 1)
     own = build_strategy(
         config.strategy.name,
         config.strategy.args,
@@ -279,11 +292,23 @@ def check_strategy(config: Config) -> None:
         affine=Affine(nothing, nothing),
         lr=config.train.lr,
     )
-    prepared = config.strategy.init != "zeros" or config.strategy.precondition != "none"
-    if prepared and own.name in ("fedncm", "fed3r", "afl", "lda", "fedcof"):
-        raise ConfigError([f"{own.name} has no gradients: neither init nor precondition applies"])
+    if own.plan(own.init(head), 1).kind == "statistics":
+        _check_closed_form(config, own.name)
     if own.name in ("scaffold", "qfedavg") and config.train.momentum:
         raise ConfigError([f"train.momentum must be 0 with {own.name}: it needs plain SGD steps"])
+
+
+def _check_closed_form(config: Config, name: str) -> None:
+    """What makes no sense where clients send statistics instead of deltas."""
+    if config.strategy.init != "zeros" or config.strategy.precondition != "none":
+        raise ConfigError([f"{name} has no gradients: neither init nor precondition applies"])
+    if config.attack.changes_updates and config.attack.kind != "inflate":
+        raise ConfigError(
+            [
+                f"attack.kind={config.attack.kind!r} changes deltas, and clients of {name} send "
+                "none: only label-flip and inflate apply"
+            ]
+        )
 
 
 def _engine(task: Task, features: FeatureSet) -> Engine:
@@ -341,39 +366,3 @@ def _baselines(task: Task, num_classes: int, test: FeatureSet) -> dict[str, floa
         raise RunError(f"the baselines could not be computed: {errors.get(node, 'no answer')}")
     heads = read_heads(answers[node])
     return {f"{name}_accuracy": evaluate(head, test).accuracy for name, head in heads.items()}
-
-
-def _client_accuracy(task: Task, head: Head) -> dict[str, float | None]:
-    """Accuracy of the head on the clients' own test parts: mean, 10th percentile, worst."""
-    by_node: dict[int, list[int]] = {}
-    for number, client in sorted(task.registry.clients.items()):
-        by_node.setdefault(client.node, []).append(number)
-    answers, _ = ask(
-        task.grid,
-        "evaluate",
-        lambda node: EvaluateRequest(
-            head, tuple(by_node[node]), task.fingerprint, task.run_id
-        ).write(),
-        sorted(by_node),
-        task.config.round.deadline_seconds,
-    )
-    rates: list[float] = []
-    for node in sorted(answers):
-        try:
-            reply = EvaluateReply.read(answers[node])
-        except FedheadError as exc:
-            logger.warning("node %d evaluated badly: %s", node, exc)
-            continue
-        counted = zip(reply.correct, reply.num_examples, strict=True)
-        rates += [right / total for right, total in counted if 0 <= right <= total and total]
-    if not rates:
-        return {
-            "client_accuracy_mean": None,
-            "client_accuracy_p10": None,
-            "client_accuracy_min": None,
-        }
-    return {
-        "client_accuracy_mean": float(np.mean(rates)),
-        "client_accuracy_p10": float(np.percentile(rates, 10)),
-        "client_accuracy_min": min(rates),
-    }
