@@ -18,6 +18,7 @@ from flwr.clientapp import ClientApp
 from client.device import Host, SimulatedHost, host_of
 from client.local import batch_orders
 from client.node import node_update
+from client.personal import personal_correct
 from client.sgd import train_head
 from common.backbone.frozen import FrozenBackbone, load_by_fingerprint, store
 from common.errors import ProtocolError, ReplyError
@@ -102,15 +103,19 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """How well a head does on each client's own test part."""
+    """How well a head, and each client's own near it, does on the client's own test part."""
     request = EvaluateRequest.read(message.content)
     frozen = _backbone(request.fingerprint, _cache(context))
     if frozen is None:
         raise ProtocolError("the backbone is not here")
     host = _host(context)
     results = list(_evaluate(request, frozen, host))
-    columns = tuple(zip(*results, strict=True)) or ((), (), (), ())
-    return Message(EvaluateReply(*columns).write(), reply_to=message)
+    clients, counts, correct, losses = zip(*results, strict=True) if results else ((), (), (), ())
+    personal: tuple[int, ...] = ()
+    if request.personal:
+        personal = tuple(personal_correct(request, client, frozen, host) for client in clients)
+    reply = EvaluateReply(clients, counts, correct, losses, personal)
+    return Message(reply.write(), reply_to=message)
 
 
 def _evaluate(

@@ -7,6 +7,7 @@ range; all problems of a file are reported together, an unknown key with the nea
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from common.errors import ConfigError
 from common.types import LocalTraining
 
 __all__ = [
+    "AttackConfig",
     "AvailabilityConfig",
     "BackboneConfig",
     "BaselineConfig",
@@ -38,6 +40,8 @@ __all__ = [
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+
+_USUAL_SCALES = {"sign-flip": 5.0, "alie": 1.5, "ipm": 2.0, "gaussian": 0.1, "inflate": 10.0}
 
 
 class _Section(BaseModel):
@@ -71,6 +75,8 @@ class DataConfig(_Section):
     """Part of the training images that takes the test set's place, to choose settings by."""
     seed: Annotated[int, Field(ge=-1, lt=2**31)] = -1
     """Of the split, the calibration images and the backbone; -1: the run's seed."""
+    label_noise: Fraction = 0.0
+    """Share of each simulated client's training labels that are of another class than the true."""
 
 
 class PartitionConfig(_Section):
@@ -188,6 +194,45 @@ class AvailabilityConfig(_Section):
     """A round closes once this share of its clients has answered."""
 
 
+class AttackConfig(_Section):
+    """[attack]: simulated clients that try to spoil the model."""
+
+    kind: Literal[
+        "none", "sign-flip", "alie", "ipm", "gaussian", "nan", "inflate", "label-flip"
+    ] = "none"
+    """What they do. They send their delta times -scale; the honest ones' mean plus scale standard
+    deviations; that mean times -scale; noise of this deviation; NaN; a number of examples scale
+    times as large; or they train on labels K - 1 - y."""
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of all clients that are malicious, rounded down; the same ones in every round."""
+    scale: Annotated[float, Field(ge=0)] = 0.0
+    """0: the usual one, sign-flip 5, alie 1.5, ipm 2, gaussian 0.1, inflate 10."""
+
+    @property
+    def strength(self) -> float:
+        """The scale that applies."""
+        return self.scale or _USUAL_SCALES.get(self.kind, 0.0)
+
+    @property
+    def changes_updates(self) -> bool:
+        """Whether malicious clients send something else than what they computed."""
+        return self.kind not in ("none", "label-flip")
+
+    def count(self, num_clients: int) -> int:
+        """How many of so many clients are malicious."""
+        return 0 if self.kind == "none" else math.floor(self.fraction * num_clients + 1e-9)
+
+    def problem(self, num_clients: int) -> str:
+        """What cannot be meant; empty if nothing."""
+        if self.scale and self.kind not in _USUAL_SCALES:
+            return f"attack.scale={self.scale:g} means nothing to attack.kind={self.kind!r}"
+        if self.kind == "inflate" and not self.scale.is_integer():
+            return f"attack.scale={self.scale:g} must be a whole number: examples are counted"
+        if self.kind != "none" and not self.count(num_clients):
+            return f"attack.fraction={self.fraction:g} of {num_clients} clients is nobody"
+        return ""
+
+
 class BaselineConfig(_Section):
     """[baseline]: what the same features give without federation."""
 
@@ -228,6 +273,7 @@ class Config(_Section):
     baseline: BaselineConfig = BaselineConfig()
     simulation: SimulationConfig = SimulationConfig()
     availability: AvailabilityConfig = AvailabilityConfig()
+    attack: AttackConfig = AttackConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -240,6 +286,8 @@ class Config(_Section):
             )
         if self.partition.scheme == "natural" and not self.partition.column:
             raise ValueError("partition.scheme='natural' needs partition.column")
+        if problem := self.attack.problem(self.partition.num_clients):
+            raise ValueError(problem)
         return self
 
     @property

@@ -5,6 +5,7 @@ Each step is cached in the process, so that in-process server and clients share 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -23,8 +24,9 @@ from common.datasets.split import stratified_split
 from common.errors import ConfigError, DataError
 from common.features import extract
 from common.files import cache_root, write_atomic
+from common.labels import flipped, noisy
 from common.partition import local_split, partition_clients
-from common.seeding import Purpose, permutation
+from common.seeding import Purpose, permutation, smallest
 from common.types import FeatureSet, IntArray
 
 __all__ = [
@@ -34,7 +36,9 @@ __all__ = [
     "experiment_dataset",
     "experiment_features",
     "held_out_positions",
+    "malicious_clients",
     "run_config",
+    "training_features",
 ]
 
 _APP = Path(__file__).parent.parent
@@ -123,7 +127,17 @@ def client_shares(config: Config) -> tuple[ClientShare, ...]:
     Raises:
         DataError: the partition cannot be made as configured.
     """
-    return _shares(config.data, config.partition, config.data_seed, config.seed)
+    data = config.data.model_copy(update={"label_noise": 0.0})  # the shares do not depend on it
+    return _shares(data, config.partition, config.data_seed, config.seed)
+
+
+def malicious_clients(config: Config) -> frozenset[int]:
+    """The ids that [attack] makes malicious: those with the smallest draws."""
+    if config.attack.kind == "none":
+        return frozenset()  # real clients have no partition to count
+    ids = np.arange(len(client_shares(config)))
+    count = config.attack.count(len(ids))
+    return frozenset(smallest(ids, count, config.seed, Purpose.MALICIOUS).tolist())
 
 
 @lru_cache(maxsize=2)
@@ -192,6 +206,46 @@ def _cached_parts(key: str, draw: Callable[[], list[IntArray]]) -> list[IntArray
 def experiment_features(config: Config, backbone: FrozenBackbone) -> FeatureSet:
     """Features of the whole data set, in its order, from the cache or extracted now."""
     return _features(experiment_dataset(config), backbone)
+
+
+def training_features(
+    config: Config, backbone: FrozenBackbone, *, honest: bool = False
+) -> FeatureSet:
+    """The same features, not copied, with the labels that simulated clients train on.
+
+    They differ from the true ones by label noise, and where a malicious client flips its own;
+    with ``honest`` nobody does. Labels of test parts are always the true ones.
+    """
+    features, attack = experiment_features(config, backbone), config.attack
+    flipping = frozenset[int]()
+    if attack.kind == "label-flip" and not honest:
+        flipping = malicious_clients(config)
+    if not (config.data.label_noise or flipping):
+        return features
+    return _relabelled(
+        features,
+        client_shares(config),
+        experiment_dataset(config).num_classes,
+        config.data.label_noise,
+        flipping,
+        config.seed,
+    )
+
+
+@lru_cache(maxsize=2)
+def _relabelled(
+    features: FeatureSet,
+    shares: tuple[ClientShare, ...],
+    num_classes: int,
+    noise: float,
+    flipping: frozenset[int],
+    seed: int,
+) -> FeatureSet:
+    labels = features.labels.copy()
+    for client, share in enumerate(shares):
+        own = noisy(labels[share.train], noise, num_classes, seed=seed, client=client)
+        labels[share.train] = flipped(own, num_classes) if client in flipping else own
+    return dataclasses.replace(features, labels=labels)
 
 
 @lru_cache(maxsize=2)

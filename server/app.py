@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from common.backbone.frozen import FrozenBackbone
 from common.backbone.prepare import cached_backbone
-from common.config import AvailabilityConfig, BackboneConfig, Config
+from common.config import AttackConfig, AvailabilityConfig, BackboneConfig, Config
 from common.datasets import Dataset
 from common.errors import ConfigError, FedheadError, RunError
 from common.evaluation import evaluate
@@ -28,20 +28,20 @@ from common.experiment import (
     experiment_dataset,
     experiment_features,
     held_out_positions,
+    malicious_clients,
     run_config,
 )
 from common.files import cache_root, simulated_state, write_atomic
 from common.messages import (
     BaselineRequest,
     DescribeRequest,
-    EvaluateReply,
-    EvaluateRequest,
     payload_bytes,
     read_heads,
     write_head,
 )
 from common.types import Affine, FeatureSet, Head
 from server.checkpoint import load_latest
+from server.client_figures import ask_clients, write_clients
 from server.engine import Engine, Task
 from server.exchange import Registry, ask
 from server.export import ExportReport, export_model
@@ -152,7 +152,9 @@ def run_experiment(grid: Grid, config: Config, *, is_cell: bool = False) -> Path
     if not counters["accepted"]:
         raise RunError(f"no round of {rounds} had enough valid updates: nothing to export")
     with stages("evaluation"):
-        client_accuracy = _client_accuracy(task, head)
+        figures = ask_clients(task, head, engine.personal)
+        if registry.simulated:
+            write_clients(folder.clients, task, dataset, figures)
     evaluation = evaluate(head, test)
     exported = None
     if not is_cell:
@@ -167,7 +169,7 @@ def run_experiment(grid: Grid, config: Config, *, is_cell: bool = False) -> Path
         "accuracy": evaluation.accuracy,
         "loss": evaluation.loss,
         **baselines,
-        **client_accuracy,
+        **figures.summary(),
         "rounds": rounds,
         "accepted_rounds": int(counters["accepted"]),
         "clients": len(registry.clients),
@@ -176,6 +178,8 @@ def run_experiment(grid: Grid, config: Config, *, is_cell: bool = False) -> Path
         "failed_updates": int(counters["failed"]),
         "dropped_updates": int(counters["dropped"]),
         "late_updates": int(counters["late"]),
+        "attack": config.attack.kind,
+        "malicious_clients": len(malicious_clients(config)),
         "uplink_bytes": int(counters["uplink-bytes"]),
         "downlink_bytes": int(counters["downlink-bytes"]),
         "full_model_uplink_bytes": full_model_bytes * int(counters["valid"]),
@@ -267,8 +271,13 @@ def _registry(
     )
     registry.wait_for(1, _JOIN_SECONDS)
     if not registry.simulated:
-        if config.availability != AvailabilityConfig():
-            raise ConfigError(["[availability] is for simulated clients, and these are real"])
+        simulated = {
+            "[availability]": config.availability != AvailabilityConfig(),
+            "[attack]": config.attack != AttackConfig(),
+            "data.label-noise": config.data.label_noise > 0,
+        }
+        if wrong := [key for key, given in simulated.items() if given]:
+            raise ConfigError([f"{key} is for simulated clients, these are real" for key in wrong])
         registry.wait_for(config.train.clients_per_round, _JOIN_SECONDS)
     else:
         # All simulated nodes are there from the start, so each client is or never will be.
@@ -287,25 +296,48 @@ def _account(config: Config, dataset: Dataset) -> None:
         len(dataset), len(held_out_positions(config)), len(calibration_positions(config)),
     )  # fmt: skip
     logger.info("%d clients train on %d and keep %d to test with", len(shares), train, test)
+    if malicious := malicious_clients(config):
+        attack = config.attack
+        scale = f" with scale {attack.strength:g}" if attack.strength else ""
+        logger.info("%d clients are malicious: %s%s", len(malicious), attack.kind, scale)
 
 
 def check_strategy(config: Config) -> None:
     """Find a wrong strategy name or argument before the long work starts."""
-    prepared = config.strategy.init != "zeros" or config.strategy.precondition != "none"
     if is_stock(config.strategy.name):
         build_stock(config.strategy.name, config.strategy.args, lr=config.train.lr)
-        if prepared:
-            raise ConfigError(["strategy.init and precondition need one of fedhead's strategies"])
-        if config.availability != AvailabilityConfig():
-            raise ConfigError(
-                ["[availability] needs one of fedhead's strategies: Flower's sample nodes alone"]
-            )
+        if problem := _stock_problem(config):
+            raise ConfigError([problem])
         return
     own = sketch(config.strategy.name, config.strategy.args, config.train.lr)
-    if prepared and not trains_by_gradients(own):
-        raise ConfigError([f"{own.name} has no gradients: neither init nor precondition applies"])
+    if not trains_by_gradients(own):
+        _check_closed_form(config, own.name)
     if own.name in ("scaffold", "qfedavg") and config.train.momentum:
         raise ConfigError([f"train.momentum must be 0 with {own.name}: it needs plain SGD steps"])
+
+
+def _stock_problem(config: Config) -> str | None:
+    """What Flower's own strategies cannot do, because they read and sample clients themselves."""
+    if config.strategy.init != "zeros" or config.strategy.precondition != "none":
+        return "strategy.init and precondition need one of fedhead's strategies"
+    if config.availability != AvailabilityConfig():
+        return "[availability] needs one of fedhead's strategies: Flower's sample nodes alone"
+    if config.attack.changes_updates:
+        return f"attack.kind={config.attack.kind!r} needs one of fedhead's strategies"
+    return None
+
+
+def _check_closed_form(config: Config, name: str) -> None:
+    """What makes no sense where clients send statistics instead of deltas."""
+    if config.strategy.init != "zeros" or config.strategy.precondition != "none":
+        raise ConfigError([f"{name} has no gradients: neither init nor precondition applies"])
+    if config.attack.changes_updates and config.attack.kind != "inflate":
+        raise ConfigError(
+            [
+                f"attack.kind={config.attack.kind!r} changes deltas, and clients of {name} send "
+                "none: only label-flip and inflate apply"
+            ]
+        )
 
 
 def _engine(task: Task, features: FeatureSet) -> Engine:
@@ -364,39 +396,3 @@ def _baselines(task: Task, num_classes: int, test: FeatureSet) -> dict[str, floa
         raise RunError(f"the baselines could not be computed: {errors.get(node, 'no answer')}")
     heads = read_heads(answers[node])
     return {f"{name}_accuracy": evaluate(head, test).accuracy for name, head in heads.items()}
-
-
-def _client_accuracy(task: Task, head: Head) -> dict[str, float | None]:
-    """Accuracy of the head on the clients' own test parts: mean, 10th percentile, worst."""
-    by_node: dict[int, list[int]] = {}
-    for number, client in sorted(task.registry.clients.items()):
-        by_node.setdefault(client.node, []).append(number)
-    answers, _ = ask(
-        task.grid,
-        "evaluate",
-        lambda node: EvaluateRequest(
-            head, tuple(by_node[node]), task.fingerprint, task.run_id
-        ).write(),
-        sorted(by_node),
-        task.config.round.deadline_seconds,
-    )
-    rates: list[float] = []
-    for node in sorted(answers):
-        try:
-            reply = EvaluateReply.read(answers[node])
-        except FedheadError as exc:
-            logger.warning("node %d evaluated badly: %s", node, exc)
-            continue
-        counted = zip(reply.correct, reply.num_examples, strict=True)
-        rates += [right / total for right, total in counted if 0 <= right <= total and total]
-    if not rates:
-        return {
-            "client_accuracy_mean": None,
-            "client_accuracy_p10": None,
-            "client_accuracy_min": None,
-        }
-    return {
-        "client_accuracy_mean": float(np.mean(rates)),
-        "client_accuracy_p10": float(np.percentile(rates, 10)),
-        "client_accuracy_min": min(rates),
-    }

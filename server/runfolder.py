@@ -45,6 +45,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoint"
         self.model = path / "model.pt"
         self.summary = path / "summary.json"
+        self.clients = path / "clients.json"
         text = config.model_copy(update={"out": str(path)}).to_toml()
         file = path / "config.toml"
         if file.exists():

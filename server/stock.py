@@ -112,7 +112,7 @@ class StockEngine:
 
     def __init__(self, task: Task, strategy: FlowerStrategy) -> None:
         self._task, self._strategy = task, strategy
-        self.state = _Private()
+        self.state, self.personal = _Private(), 0.0
         nodes = [client.node for client in task.registry.clients.values()]
         if len(set(nodes)) != len(nodes):
             raise FedheadError(

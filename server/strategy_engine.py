@@ -6,20 +6,23 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 from flwr.app import Message
 
 from common.config import AvailabilityConfig
 from common.errors import FedheadError, ReplyError, RunError
+from common.experiment import malicious_clients
 from common.messages import TrainReply, TrainRequest, payload_bytes
 from common.types import ClientPlan, Head, IntArray, UpdateBatch
-from common.updates import FieldSums, client_weights
+from common.updates import added_up, client_weights, joined, taken
 from common.validate import check_counts, check_fields, field_shapes
+from server.attacks import corrupt
 from server.availability import simulate
 from server.checkpoint import Checkpoint, restore_state
 from server.engine import RoundResult, Task, check_reply, sample_cohort
@@ -53,6 +56,7 @@ class StrategyEngine:
 
     def __init__(self, task: Task, strategy: Strategy[Any]) -> None:
         self._task, self._strategy = task, strategy
+        self.personal = strategy.personal
         self._state: Any = None
         self._counted: dict[int, int] = {}
         self._measured: dict[tuple[object, ...], int] = {}
@@ -91,9 +95,11 @@ class StrategyEngine:
             present = []  # the round is lost already: nobody need train for it
         valid = list(self._exchange(round_number, head, plan, present, result))
         valid.sort(key=lambda pair: min(pair[0].clients))
+        if valid and self._corrupts(plan):
+            valid = self._corrupted(round_number, head, plan, valid, result)
         result.count([reply for reply, _ in valid])
         if result.valid >= needed:
-            batch = _joined([batch for _, batch in valid])
+            batch = joined([batch for _, batch in valid])
             head, result.accepted = self._aggregate(round_number, head, batch)
             if result.accepted and plan.correction != "none":
                 clients = [client for reply, _ in valid for client in reply.clients]
@@ -126,6 +132,53 @@ class StrategyEngine:
         result.simulated_seconds = outcome.seconds
         return list(outcome.present)
 
+    def _corrupts(self, plan: ClientPlan) -> bool:
+        """Whether malicious clients may send something else than what they computed."""
+        return self._task.config.attack.changes_updates and not plan.everyone
+
+    def _corrupted(
+        self,
+        round_number: int,
+        head: Head,
+        plan: ClientPlan,
+        valid: list[tuple[TrainReply, UpdateBatch]],
+        result: RoundResult,
+    ) -> list[tuple[TrainReply, UpdateBatch]]:
+        """The same once malicious clients have seen all; what is not fit to count is refused."""
+        config = self._task.config
+        rows = corrupt(
+            joined([rows for _, rows in valid]),
+            malicious_clients(config),
+            config.attack,
+            plan,
+            seed=config.seed,
+            round_number=round_number,
+        )
+        shapes = field_shapes(plan.fields, head.num_classes, head.num_features)
+        counted, end = [], 0
+        for reply, _ in valid:
+            start, end = end, end + len(reply.clients)
+            good = []
+            for i in range(start, end):
+                fields = {name: array[i] for name, array in rows.fields.items()}
+                try:
+                    self._check_row(fields, shapes, int(rows.num_examples[i]))
+                except ReplyError as exc:
+                    result.reject(rows.client_ids[i][0], str(exc))
+                else:
+                    good.append(i)
+            if good:
+                own = reply.only([i - start for i in good])
+                counted.append((own, self._digested(head, taken(rows, good))))
+        return counted
+
+    def _digested(self, head: Head, rows: UpdateBatch) -> UpdateBatch:
+        """Single clients' rows as ``aggregate`` wants them."""
+        strategy = self._strategy
+        if strategy.each is not None:
+            return added_up(strategy.each(self._state, head, rows))
+        return added_up(rows) if strategy.reduce == "sum" else rows
+
     def _aggregate(self, round_number: int, head: Head, updates: UpdateBatch) -> tuple[Head, bool]:
         """The next head; the old one, and the old state, where aggregation gives no numbers."""
         try:
@@ -140,6 +193,8 @@ class StrategyEngine:
         return new, True
 
     def _reduce(self, plan: ClientPlan) -> Literal["sum", "individual"]:
+        if self._corrupts(plan):
+            return "individual"
         return "sum" if plan.everyone else self._strategy.reduce
 
     def _request(
@@ -198,8 +253,8 @@ class StrategyEngine:
                 _no_answer(wave.pop(node), result)
             for reply in self._wave(round_number, head, plan, wave, ends, silent, result):
                 batch = self._batch(plan, reply)
-                if self._strategy.each is not None and not plan.everyone:
-                    batch = _added_up(self._strategy.each(self._state, head, batch))
+                if self._strategy.each and not (plan.everyone or self._corrupts(plan)):
+                    batch = self._digested(head, batch)
                 yield dataclasses.replace(reply, fields={}), batch
 
     def _clients_a_message(self, plan: ClientPlan, head: Head, cohort: int, nodes: int) -> int:
@@ -213,9 +268,11 @@ class StrategyEngine:
         shapes = field_shapes(plan.fields, head.num_classes, head.num_features)
         row_bytes = 4 * sum(math.prod(shape) for shape in shapes.values())
         needed = 3 * row_bytes * cohort  # as they arrive, side by side, and in float64
-        if self._strategy.each is None and needed > (free := psutil.virtual_memory().available):
+        at_once = self._strategy.each is None or self._corrupts(plan)
+        if at_once and needed > (free := psutil.virtual_memory().available):
+            who = "an attack" if self._corrupts(plan) else self._strategy.name
             raise RunError(
-                f"{self._strategy.name} needs the updates of all {cohort} clients at once, "
+                f"{who} needs the updates of all {cohort} clients at once, "
                 f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: "
                 "lower train.clients-per-round"
             )
@@ -304,14 +361,23 @@ class StrategyEngine:
                     f"{name} has {len(array) if array.ndim else 0} rows, expected {rows}"
                 )
         weights = client_weights(plan, np.array(reply.num_examples, np.int64))
+        # The norm of a weighted mean is at most the largest norm in it.
+        scale = float(weights.sum()) if summed else 1.0
         for row in range(rows):
-            # The norm of a weighted mean is at most the largest norm in it.
-            scale = float(weights.sum()) if summed else 1.0
-            bound = self._task.config.round.max_update_norm * scale * (1 + 1e-5)
             fields = {k: v[row] for k, v in reply.fields.items()}
-            check_fields(fields, shapes, bound)
-            if "moments" in fields:
-                check_counts(fields, sum(reply.num_examples) if summed else reply.num_examples[row])
+            count = sum(reply.num_examples) if summed else reply.num_examples[row]
+            self._check_row(fields, shapes, count, scale)
+
+    def _check_row(
+        self,
+        fields: Mapping[str, npt.NDArray[np.generic]],
+        shapes: Mapping[str, tuple[int, ...]],
+        num_examples: int,
+        scale: float = 1.0,
+    ) -> None:
+        check_fields(fields, shapes, self._task.config.round.max_update_norm * scale * (1 + 1e-5))
+        if "moments" in fields:
+            check_counts(fields, num_examples)
 
     def _batch(self, plan: ClientPlan, reply: TrainReply) -> UpdateBatch:
         examples = np.array(reply.num_examples, np.int64)
@@ -330,28 +396,3 @@ class StrategyEngine:
 def _no_answer(clients: list[int], result: RoundResult) -> None:
     result.failed += len(clients)
     result.reasons += [f"client {client}: no answer" for client in clients]
-
-
-def _added_up(rows: UpdateBatch) -> UpdateBatch:
-    """The weighted sum of single clients' rows, as a node would send it."""
-    sums = FieldSums()
-    for i, weight in enumerate(rows.weights.tolist()):
-        sums.add({name: array[i] for name, array in rows.fields.items()}, weight)
-    return UpdateBatch(
-        client_ids=(tuple(client for ids in rows.client_ids for client in ids),),
-        num_examples=rows.num_examples.sum(keepdims=True),
-        weights=rows.weights.sum(keepdims=True),
-        fields=sums.row(),
-    )
-
-
-def _joined(batches: list[UpdateBatch]) -> UpdateBatch:
-    return UpdateBatch(
-        client_ids=tuple(ids for batch in batches for ids in batch.client_ids),
-        num_examples=np.concatenate([batch.num_examples for batch in batches]),
-        weights=np.concatenate([batch.weights for batch in batches]),
-        fields={
-            name: np.concatenate([batch.fields[name] for batch in batches])
-            for name in batches[0].fields
-        },
-    )

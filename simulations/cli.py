@@ -360,6 +360,10 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
+def _spread(s: Mapping[str, Any], name: str) -> str:
+    return " / ".join(_percent(s[f"{name}_{part}"]) for part in ("mean", "p10", "min"))
+
+
 def _megabytes(value: float) -> str:
     return f"{value / 1e6:,.2f} MB"
 
@@ -372,14 +376,16 @@ def _closing_table(s: Mapping[str, Any]) -> None:
         rounds += f" ({lost} lost: too few valid updates)"
     seconds = {key: f"{value:.1f}" for key, value in s["seconds"].items() if key not in hidden}
     seconds["rounds"] += f" (training {s['seconds']['training']:.1f})"
+    personal = {}
+    if s["personal_accuracy_mean"] is not None:
+        personal["the same with personal heads"] = _spread(s, "personal_accuracy")
     rows = {
         f"accuracy, {s['strategy'].rpartition(':')[2]}": _percent(s["accuracy"]),
         "accuracy, centralized SGD": _percent(s["centralized_accuracy"]),
         "accuracy, ridge": _percent(s["ridge_accuracy"]),
         "accuracy of model.pt": _percent(s["model_accuracy"]),
-        "clients' own: mean / p10 / worst": " / ".join(
-            _percent(s[f"client_accuracy_{part}"]) for part in ("mean", "p10", "min")
-        ),
+        "clients' own: mean / p10 / worst": _spread(s, "client_accuracy"),
+        **personal,
         "rounds": rounds,
         "clients": str(s["clients"]),
         "updates valid / refused / failed": (
@@ -392,6 +398,8 @@ def _closing_table(s: Mapping[str, Any]) -> None:
         "model.pt": _megabytes(s["model_bytes"]),
         "run folder": _near(s["run"]),
     }
+    if s["malicious_clients"]:
+        rows["malicious clients"] = f"{s['malicious_clients']} ({s['attack']})"
     if s["simulated_seconds"]:
         rows["on phones (simulated)"] = (
             f"{s['simulated_seconds']:,.1f} s, {s['dropped_updates']} never answered, "

@@ -15,7 +15,7 @@ from common.errors import ConfigError
 from common.types import Affine, Head
 from server.strategies.adaptive import fedadagrad, fedadam, fedavgm, fedyogi
 from server.strategies.averaging import fedavg, fedprox
-from server.strategies.closed_form import afl, fed3r, fedcof, fedncm, lda
+from server.strategies.closed_form import afl, ditto, fed3r, fedcof, fedncm, lda
 from server.strategies.feddyn import feddyn
 from server.strategies.normalized import fednova, qfedavg
 from server.strategies.robust import (
@@ -46,12 +46,15 @@ STRATEGIES: Mapping[str, Callable[..., Strategy[Any]]] = {
     for strategy in (
         fedavg, fedprox, fedavgm, fedadagrad, fedadam, fedyogi, qfedavg, fednova, scaffold, feddyn,
         median, trimmed_mean, krum, multikrum, bulyan, geometric_median, centered_clipping,
-        norm_clipping, fedncm, fed3r, afl, lda, fedcof,
+        norm_clipping, fedncm, fed3r, afl, lda, fedcof, ditto,
     )
 }  # fmt: skip
 _FROM_RUN = ("num_clients", "affine", "lr", "name")
 # What [strategy.args] may be, by name: the same name means the same in every strategy.
-_POSITIVE = ("server_lr", "lam", "bound", "tau", "alpha", "radius", "nu", "shrinkage", "iterations")
+_POSITIVE = (
+    "server_lr", "lam", "personal_lam", "bound", "tau", "alpha", "radius", "nu", "shrinkage",
+    "iterations",
+)  # fmt: skip
 _AT_MOST_ONE = ("shrinkage",)
 _BELOW = {"momentum": 1.0, "beta1": 1.0, "beta2": 1.0, "byzantine": 0.5}
 

@@ -16,12 +16,11 @@ from common.errors import ReplyError
 from common.messages import TrainRequest
 from common.statistics import feature_statistics
 from common.types import Affine, FeatureSet, Head, LocalTraining, UpdateBatch
-from common.updates import client_weights
+from common.updates import added_up, client_weights, joined
 from common.validate import check_fields, field_shapes
 from server.checkpoint import load_latest, restore_state, save_checkpoint
 from server.strategies import STRATEGIES, build_strategy
 from server.strategy import Strategy
-from server.strategy_engine import _added_up, _joined
 
 K, D, CLIENTS = 4, 12, 9
 AFFINE = Affine(np.full(D, 0.01, np.float32), np.full(D, 128.0, np.float32))
@@ -75,10 +74,10 @@ def updates(
         count = np.array([len(features(client))])
         row = {name: array[None] for name, array in update.fields.items()}
         batches.append(UpdateBatch(((client,),), count, client_weights(plan, count), row))
-    rows = _joined(batches)
+    rows = joined(batches)
     if strategy.each is not None:
         rows = strategy.each(state, head, rows)
-    return _added_up(rows) if strategy.reduce == "sum" or strategy.each else rows
+    return added_up(rows) if strategy.reduce == "sum" or strategy.each else rows
 
 
 def start(strategy: Strategy[Any]) -> tuple[Any, Head]:
