@@ -80,6 +80,14 @@ def test_a_run_leaves_everything_it_promises(tiny: Make) -> None:
     assert np.trace(confusion) / confusion.sum() == pytest.approx(summary["accuracy"])
 
 
+def test_v3_small_runs_and_its_exported_file_gives_the_same_bits(tiny: Make) -> None:
+    run = tiny("backbone.arch=mobilenet_v3_small", "backbone.weights=random")
+    summary = run_in_process(run)  # compares the file with the training side, bit by bit
+    assert summary["model_bytes"] < 1_300_000
+    assert summary["accuracy"] > 0.3  # even random features; chance is 0.1
+    assert json.loads((run / "model.json").read_text())["num_features"] == 576
+
+
 @pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "scaffold", "fed3r"])
 def test_the_same_run_twice_gives_the_same_bytes(quick: Make, strategy: str) -> None:
     first = run_in_process(quick(f"strategy.name={strategy}", name="a"))
