@@ -9,6 +9,7 @@ from client.device import SimulatedHost
 from common import experiment
 from common.backbone.frozen import FrozenBackbone
 from common.config import Config
+from common.datasets import Dataset
 from common.experiment import (
     client_shares,
     experiment_dataset,
@@ -34,14 +35,13 @@ def config(**sections: dict[str, object]) -> Config:
 @pytest.fixture
 def features(monkeypatch: pytest.MonkeyPatch) -> FrozenBackbone:
     """Features without a network: what a backbone would give does not matter here."""
-    made: dict[tuple[object, ...], FeatureSet] = {}
+    made: dict[Dataset, FeatureSet] = {}
 
-    def fake(data: object, seed: int, backbone: object) -> FeatureSet:
-        if (data, seed) not in made:
-            labels = experiment_dataset(config()).labels
-            q = np.zeros((len(labels), 3), np.uint8)
-            made[data, seed] = FeatureSet(q, labels, None, "f")  # type: ignore[arg-type]
-        return made[data, seed]
+    def fake(dataset: Dataset, backbone: object) -> FeatureSet:
+        if dataset not in made:
+            q = np.zeros((len(dataset), 3), np.uint8)
+            made[dataset] = FeatureSet(q, dataset.labels, None, "f")  # type: ignore[arg-type]
+        return made[dataset]
 
     monkeypatch.setattr(experiment, "_features", fake)
     return None  # type: ignore[return-value]
@@ -58,9 +58,7 @@ def test_malicious_are_the_floor_of_the_share_and_others_with_another_seed() -> 
 
 
 def test_noise_and_flips_change_training_labels_alone(features: FrozenBackbone) -> None:
-    spoilt = config(
-        data={"label-noise": 0.3}, attack={"kind": "label-flip", "fraction": 0.3}
-    )
+    spoilt = config(data={"label-noise": 0.3}, attack={"kind": "label-flip", "fraction": 0.3})
     clean = experiment_features(spoilt, features)
     shares, malicious = client_shares(spoilt), malicious_clients(spoilt)
     theirs = training_features(spoilt, features)

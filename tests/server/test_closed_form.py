@@ -52,9 +52,7 @@ def federated(
     name: str, features: FeatureSet, shares: tuple[ClientShare, ...]
 ) -> tuple[StatisticsState, Head]:
     """State and head after each client has sent its statistics, at most 50 clients a round."""
-    strategy = build_strategy(
-        name, {}, num_clients=len(shares), affine=features.affine, lr=0.1
-    )
+    strategy = build_strategy(name, {}, num_clients=len(shares), affine=features.affine, lr=0.1)
     head = Head.zeros(K, features.num_features)
     state = strategy.init(head)
     for start in range(0, len(shares), 50):
