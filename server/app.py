@@ -136,7 +136,7 @@ def run_experiment(grid: Grid, config: Config, *, is_cell: bool = False) -> Path
     if registry.simulated:
         _account(config, dataset)
     task = Task(config, folder.run_id, backbone.fingerprint, grid, registry)
-    engine = _engine(task, features)
+    engine = _engine(task, features.affine, backbone.spec.feature_zero_point)
     with stages("baselines"):
         baselines = _baselines(task, dataset.num_classes, test)
     with stages("rounds"):
@@ -340,7 +340,7 @@ def _check_closed_form(config: Config, name: str) -> None:
         )
 
 
-def _engine(task: Task, features: FeatureSet) -> Engine:
+def _engine(task: Task, affine: Affine, zero_point: int) -> Engine:
     config = task.config
     if is_stock(config.strategy.name):
         strategy = build_stock(config.strategy.name, config.strategy.args, lr=config.train.lr)
@@ -349,10 +349,11 @@ def _engine(task: Task, features: FeatureSet) -> Engine:
         config.strategy.name,
         config.strategy.args,
         num_clients=len(task.registry.clients),
-        affine=features.affine,
+        affine=affine,
+        zero_point=zero_point,
         lr=config.train.lr,
     )
-    return StrategyEngine(task, _prepared(config, own, features.affine))
+    return StrategyEngine(task, _prepared(config, own, affine))
 
 
 def _prepared(config: Config, own: Strategy[Any], affine: Affine) -> Strategy[Any]:

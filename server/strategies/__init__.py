@@ -49,7 +49,7 @@ STRATEGIES: Mapping[str, Callable[..., Strategy[Any]]] = {
         norm_clipping, fedncm, fed3r, afl, lda, fedcof, ditto,
     )
 }  # fmt: skip
-_FROM_RUN = ("num_clients", "affine", "lr", "name")
+_FROM_RUN = ("num_clients", "affine", "zero_point", "lr", "name")
 # What [strategy.args] may be, by name: the same name means the same in every strategy.
 _POSITIVE = (
     "server_lr", "lam", "personal_lam", "bound", "tau", "alpha", "radius", "nu", "shrinkage",
@@ -70,11 +70,18 @@ def arguments(factory: Callable[..., object]) -> dict[str, Any]:
 
 
 def build_strategy(
-    name: str, args: Mapping[str, Any], *, num_clients: int, affine: Affine, lr: float
+    name: str,
+    args: Mapping[str, Any],
+    *,
+    num_clients: int,
+    affine: Affine,
+    lr: float,
+    zero_point: int = 0,
 ) -> Strategy[Any]:
     """Make a strategy from its name or import path and its [strategy.args], kebab-case keys.
 
-    ``num_clients``, ``affine`` and the clients' ``lr`` go to the strategies that ask for them.
+    ``num_clients``, ``affine``, the clients' ``lr`` and the features' ``zero_point`` go to the
+    strategies that ask for them.
 
     Raises:
         ConfigError: unknown name or argument, with the nearest known one; a value that is no
@@ -95,7 +102,7 @@ def build_strategy(
             given[parameter.name] = value
     if problems:
         raise ConfigError(problems)
-    run = {"num_clients": num_clients, "affine": affine, "lr": lr}
+    run = {"num_clients": num_clients, "affine": affine, "zero_point": zero_point, "lr": lr}
     strategy = factory(**given, **{key: run[key] for key in run if key in parameters})
     if not isinstance(strategy, Strategy):
         raise ConfigError([f"{name} gives a {type(strategy).__name__}, expected a Strategy"])

@@ -35,6 +35,7 @@ __all__ = [
     "fedcof",
     "fedncm",
     "lda",
+    "nearest_mean_head",
 ]
 
 _Array = npt.NDArray[np.float64]
@@ -181,18 +182,23 @@ class MeansState:
     seen: tuple[int, ...]
 
 
-def fedncm(*, affine: Affine) -> Strategy[MeansState]:
+def fedncm(*, affine: Affine, zero_point: int = 0) -> Strategy[MeansState]:
     """FedNCM: each class's weight is its normalized mean, ``mu_c / ||mu_c||``; no bias.
 
     Legate et al., "Guiding the last layer in federated learning with pre-trained models",
-    NeurIPS 2023, arXiv 2306.03937.
+    NeurIPS 2023, arXiv 2306.03937. The means are those of the backbone's own features, as in the
+    paper, not of the centered ones that other heads read: those gave 74 % instead of 80 % on
+    mnist5k. The head says the same of x = gain * (q - center), which needs a bias.
+
+    Args:
+        affine: how integer features become x; given by the run.
+        zero_point: the integer feature that stands for 0; given by the run.
     """
 
     def aggregate(state: MeansState, _head: Head, updates: UpdateBatch) -> tuple[MeansState, Head]:
         summed = state.moments + updates.fields["moments"].astype(np.uint64).sum(axis=0)
-        means = in_feature_space(summed[0], affine)
-        means[:, -1] = 0
-        return MeansState(summed, _with(state.seen, updates)), Head.from_matrix(unit_rows(means))
+        head = Head.from_matrix(nearest_mean_head(summed[0], affine, zero_point))
+        return MeansState(summed, _with(state.seen, updates)), head
 
     return Strategy(
         name="fedncm",
@@ -200,6 +206,18 @@ def fedncm(*, affine: Affine) -> Strategy[MeansState]:
         plan=lambda state, _round: _ask_once(state.seen, "moments"),
         aggregate=aggregate,
     )
+
+
+def nearest_mean_head(moments: npt.NDArray[np.uint64], affine: Affine, zero_point: int) -> _Array:
+    """The head (K, D) of ``fedncm`` from the class sums of [q 1], uint64 (K, D), in float64."""
+    sums, counts = moments[:, :-1].astype(np.float64), moments[:, -1:].astype(np.float64)
+    toward = unit_rows(sums - counts * zero_point)  # the sum's direction is the mean's
+    head = np.empty(moments.shape)
+    head[:, :-1] = toward / affine.gain
+    head[:, -1] = toward @ (affine.center.astype(np.float64) - zero_point)
+    # A class that nobody has is never the answer: no feature vector is as long as this.
+    head[counts[:, 0] == 0, -1] = -256 * np.sqrt(sums.shape[1])
+    return head
 
 
 def fedcof(*, affine: Affine, gamma: float = 0.1, normalize: bool = True) -> Strategy[MeansState]:

@@ -259,11 +259,20 @@ def test_lda_is_that_of_scikit_learn(tmp_path: Path) -> None:
     np.testing.assert_allclose(got[:, :-1] / factor, model.coef_, rtol=1e-4, atol=1e-6)
 
 
-def test_fedncm_points_to_the_class_means(tmp_path: Path) -> None:
+@pytest.mark.parametrize("zero_point", [0, 100])
+def test_fedncm_says_how_far_raw_features_reach_towards_each_class_mean(
+    zero_point: int, tmp_path: Path
+) -> None:
     x, y = centralized()
-    means = (y.T @ x[:, :-1]) / y.sum(axis=0)[:, None]
-    want = means / np.linalg.norm(means, axis=1, keepdims=True)
-    np.testing.assert_allclose(solved("fedncm", {}, tmp_path)[:, :-1], want, rtol=1e-5, atol=1e-7)
+    raw = np.concatenate([features(client).q for client in EVERYONE]) - float(zero_point)
+    means = (y.T @ raw) / y.sum(axis=0)[:, None]
+    want = raw @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
+    strategy = build_strategy(
+        "fedncm", {}, num_clients=CLIENTS, affine=AFFINE, lr=0.1, zero_point=zero_point
+    )
+    state, head = start(strategy)
+    _, new = strategy.aggregate(state, head, updates(strategy, state, head, 1, EVERYONE, tmp_path))
+    np.testing.assert_allclose(x @ new.matrix.T, want, rtol=1e-5, atol=1e-4)
 
 
 def test_fedcof_follows_the_paper(tmp_path: Path) -> None:
