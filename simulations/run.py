@@ -40,7 +40,7 @@ def new_run(config: Config, *, overwrite: bool) -> Path:
     Raises:
         RunError: the folder that ``out`` names holds something and must not be overwritten.
     """
-    from server.app import check_strategy  # imports torch, which a wrong key need not wait for
+    from server.build import check_strategy  # imports torch, which a wrong key need not wait for
 
     check_strategy(config)  # before anything is removed
     path = free_folder(config)
@@ -117,7 +117,8 @@ def run_cell(path: Path, toml: str) -> None:
         toml: its configuration.
     """
     from client.app import app as client_app
-    from server.app import check_strategy, run_experiment
+    from server.app import run_experiment
+    from server.build import check_strategy
     from simulations.grid import InProcessGrid
 
     config = Config.model_validate({**tomllib.loads(toml), "out": str(path)})

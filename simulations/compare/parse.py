@@ -111,7 +111,7 @@ def _check(grid: Grid) -> None:
 
 
 def _check_strategy(config: Config) -> None:
-    from server.app import check_strategy
+    from server.build import check_strategy
 
     check_strategy(config)
 
