@@ -64,7 +64,8 @@ class _Part:
 
 def node_update(request: TrainRequest, frozen: FrozenBackbone, host: Host) -> TrainReply:
     """Train the clients that a request lists, or sum up their statistics."""
-    control = ControlStore(run_folder(host.state, request.run_id))
+    # A thousand simulated phones would wait for the disk for seconds in each round.
+    control = ControlStore(run_folder(host.state, request.run_id), durable=not host.simulated)
     # A stock strategy sends every node the same content: its one client is meant.
     clients = host.clients() if request.reduce == "stock" else request.clients
     cohort = host.cohort(frozen, "train")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from common.errors import FedheadError
 from common.files import write_atomic
@@ -26,10 +26,11 @@ class ControlStore:
 
     Args:
         folder: of the run on this machine; holds one folder a client.
+        durable: whether files must survive a loss of power, as a phone's should.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+        self._folder, self._durable = folder, durable
 
     def load(self, client: int, counted_round: int, shape: tuple[int, ...]) -> FloatArray:
         """What a client remembers of the round that counted last.
@@ -68,7 +69,8 @@ class ControlStore:
         target = self._file(client, round_number)
         kept = {target, self._file(client, counted_round)}
         try:
-            write_atomic(target, lambda path: save_file({"control": control}, path))
+            content = save({"control": control})
+            write_atomic(target, content, durable=self._durable)
             for path in target.parent.glob("*.safetensors"):
                 if path not in kept:
                     path.unlink()

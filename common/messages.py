@@ -14,9 +14,9 @@ query.baselines  config                                          arrays (two hea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self, cast
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
+T = TypeVar("T")
 
 
 def payload_bytes(content: RecordDict) -> int:
@@ -266,6 +267,22 @@ class TrainReply:
             {"arrays": _pack(self.fields), "report": to_record(self, skip=("fields",))}
         )
 
+    def only(self, index: Sequence[int]) -> TrainReply:
+        """What it reports of the clients at these positions, without arrays."""
+
+        def pick(values: tuple[T, ...]) -> tuple[T, ...]:
+            return tuple(values[i] for i in index)
+
+        return replace(
+            self,
+            clients=pick(self.clients),
+            num_examples=pick(self.num_examples),
+            loss_before=pick(self.loss_before),
+            loss_after=pick(self.loss_after),
+            payload_bytes=pick(self.payload_bytes),
+            fields={},
+        )
+
     def write_stock(self, head: Head) -> RecordDict:
         """Flower's own format: the whole local head, num-examples and train_loss."""
         report = to_record(self, skip=("fields",))
@@ -286,12 +303,21 @@ class TrainReply:
 
 @dataclass(frozen=True, eq=False)
 class EvaluateRequest:
-    """Asks clients how well a head does on their own test parts."""
+    """Asks clients how well a head does on their own test parts.
+
+    Attributes:
+        head: the global head.
+        clients: which of the node's clients are meant.
+        fingerprint: of the backbone whose features the head reads.
+        run_id: names the run in the node's state folder.
+        personal: lambda with which each client makes a head of its own as well, 0 for none.
+    """
 
     head: Head
     clients: tuple[int, ...]
     fingerprint: str
     run_id: str
+    personal: float = 0.0
 
     def write(self) -> RecordDict:
         config = to_record(self, skip=("head",))
@@ -304,15 +330,20 @@ class EvaluateRequest:
 
 @dataclass(frozen=True)
 class EvaluateReply(_Flat, record="report"):
-    """Counts on each client's local test part; a client without one is left out."""
+    """Counts on each client's local test part; a client without one is left out.
+
+    ``personal_correct`` is what the clients' own heads get right; empty where none were asked for.
+    """
 
     clients: tuple[int, ...]
     num_examples: tuple[int, ...]
     correct: tuple[int, ...]
     loss: tuple[float, ...]
+    personal_correct: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _same_length(self.clients, self.num_examples, self.correct, self.loss)
+        personal = self.personal_correct or self.clients
+        _same_length(self.clients, self.num_examples, self.correct, self.loss, personal)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,16 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Purpose", "batch_order", "draws", "permutation", "stream_state", "uniform"]
+__all__ = [
+    "Purpose",
+    "batch_order",
+    "draws",
+    "normal",
+    "permutation",
+    "smallest",
+    "stream_state",
+    "uniform",
+]
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -34,6 +43,10 @@ class Purpose(IntEnum):
     FOLDS = 8
     DROPOUT = 9
     STRAGGLER = 10
+    VALIDATION = 11
+    MALICIOUS = 12
+    ATTACK_NOISE = 13
+    LABEL_NOISE = 14
 
 
 def _mix(z: int) -> int:
@@ -81,6 +94,28 @@ def uniform(
 ) -> npt.NDArray[np.float64]:
     """The same draws as float64 (n,) in [0, 1)."""
     return draws(seed, purpose, *keys, index=index) / float(1 << 63)
+
+
+def normal(n: int, seed: int, purpose: Purpose, *keys: int) -> npt.NDArray[np.float64]:
+    """The stream's first 2n draws as n standard normal ones, float64 (n,), by Box and Muller.
+
+    >>> normal(2, 0, Purpose.ATTACK_NOISE).round(3).tolist()
+    [-0.266, -0.537]
+    """
+    u = uniform(seed, purpose, *keys, index=np.arange(2 * n))
+    radius = np.sqrt(-2 * np.log1p(-u[:n]))
+    return np.asarray(radius * np.cos(2 * np.pi * u[n:]), np.float64)
+
+
+def smallest(
+    ids: npt.NDArray[np.int64], count: int, seed: int, purpose: Purpose, *keys: int
+) -> npt.NDArray[np.int64]:
+    """The ``count`` ids with the smallest draws, ascending.
+
+    An id's draw depends on itself alone, so one that is away changes nobody else's luck.
+    """
+    order = np.argsort(draws(seed, purpose, *keys, index=ids), kind="stable")
+    return np.sort(ids[order[:count]])
 
 
 def permutation(n: int, seed: int, purpose: Purpose, *keys: int) -> npt.NDArray[np.int64]:

@@ -85,7 +85,8 @@ def with_statistics(
         inner, head = strategy.aggregate(state.inner, head, updates)
         return dataclasses.replace(state, inner=inner), head
 
-    return Strategy(strategy.name, init, plan, aggregate, strategy.reduce, _inside(strategy.each))
+    each = _inside(strategy.each)
+    return dataclasses.replace(strategy, init=init, plan=plan, aggregate=aggregate, each=each)
 
 
 def _inverse(a: npt.NDArray[np.float64], count: float, lam: float) -> FloatArray:

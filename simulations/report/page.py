@@ -182,9 +182,7 @@ def _accuracy_card(rows: Sequence[Row]) -> _Card:
 
 
 def _uplink_card(rows: Sequence[Row]) -> _Card:
-    reached = [
-        (row.uplink_to_target, row) for row in rows if row.uplink_to_target is not None
-    ]
+    reached = [(row.uplink_to_target, row) for row in rows if row.uplink_to_target is not None]
     question, target = "Uplink to the target", f"target {percent(rows[0].target)} %"
     if not reached:
         return _Card(question, "no strategy", "never", target)

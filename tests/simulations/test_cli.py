@@ -158,7 +158,10 @@ def test_a_broken_picture_is_named_and_the_run_goes_on(
         (["run", "none.toml"], ["none.toml", "no such file"]),
         (["run", "tiny.toml", "--set", "train.rouns=3"], ["did you mean train.rounds"]),
         (["run", "tiny.toml", "--set", "train.lr=-1"], ["train.lr=-1"]),
-        (["run", "tiny.toml", "--set", "backbone.arch=mobilenet_v3_small"], ["mobilenet_v3_small"]),
+        (
+            ["run", "tiny.toml", "--set", "backbone.arch=resnet18"],
+            ["backbone.arch", "mobilenet_v2"],
+        ),
         (["run", "tiny.toml", "--set", "data.source=CIFAR11"], ["CIFAR10"]),
         (["run", "tiny.toml", "--set", "data.source=CIFAR10"], ["CIFAR10", "download"]),
         (["resume", "nowhere"], ["nowhere", "no run"]),

@@ -19,8 +19,8 @@ import pytest
 from safetensors.numpy import load_file
 
 import server.app
+import server.collect
 import server.rounds
-import server.strategy_engine
 from client.state import ControlStore
 from common.errors import ConfigError, DataError, RunError
 from common.files import simulated_state
@@ -78,6 +78,14 @@ def test_a_run_leaves_everything_it_promises(tiny: Make) -> None:
     assert summary["accuracy"] > 0.5  # chance is 0.1
     confusion = np.array(lines(run)[-1]["confusion"])
     assert np.trace(confusion) / confusion.sum() == pytest.approx(summary["accuracy"])
+
+
+def test_v3_small_runs_and_its_exported_file_gives_the_same_bits(tiny: Make) -> None:
+    run = tiny("backbone.arch=mobilenet_v3_small", "backbone.weights=random")
+    summary = run_in_process(run)  # compares the file with the training side, bit by bit
+    assert summary["model_bytes"] < 1_300_000
+    assert summary["accuracy"] > 0.3  # even random features; chance is 0.1
+    assert json.loads((run / "model.json").read_text())["num_features"] == 576
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "scaffold", "fed3r"])
@@ -173,7 +181,7 @@ def test_single_updates_travel_in_waves_that_change_nothing(
     clipped = ("strategy.name=norm_clipping", "train.clients-per-round=0")
     whole, waves = quick(*clipped, name="a"), quick(*clipped, name="b")
     run_in_process(whole)
-    monkeypatch.setattr(server.strategy_engine, "_WAVE_BYTES", 3 * 4 * 10 * 1281)
+    monkeypatch.setattr(server.collect, "_WAVE_BYTES", 3 * 4 * 10 * 1281)
     summary = run_in_process(waves)
     assert relative(matrix(waves), matrix(whole)) <= 1e-5
     assert summary["valid_updates"] == 5 * 8
@@ -311,7 +319,7 @@ def test_stock_strategies_run_in_the_same_loop(quick: Make, name: str, args: lis
         (["strategy.name=fedprox", "strategy.args.mu=high"], "must be a number"),
         (["strategy.name=scaffold", "train.momentum=0.9"], "momentum must be 0"),
         (["strategy.name=flwr.serverapp.strategy:FedNone"], "cannot be imported"),
-        (["strategy.name=json:JSONDecoder"], "not a Flower strategy"),
+        (["strategy.name=json:JSONDecoder"], "gives a JSONDecoder, expected a Strategy"),
         (["strategy.name=flwr.serverapp.strategy:FedAvg", "strategy.args.x=1"], "do not fit"),
         (
             ["strategy.name=flwr.serverapp.strategy:FedAvg", "strategy.args.fraction-train=0.5"],

@@ -20,7 +20,7 @@ MakeRun = Callable[..., Path]
 HOSTILE = (
     "</script><script>window.pwned = 1</script>",
     "<img src=x onerror='window.pwned = 1'>",
-    "{{ 7 * 7 }} \u2028 \"quoted\" & <!-- <b>bold",
+    '{{ 7 * 7 }} \u2028 "quoted" & <!-- <b>bold',
 )
 
 
