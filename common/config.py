@@ -21,6 +21,7 @@ from common.errors import ConfigError
 from common.types import LocalTraining
 
 __all__ = [
+    "PARTITION_KEYS",
     "AttackConfig",
     "AvailabilityConfig",
     "BackboneConfig",
@@ -40,6 +41,14 @@ __all__ = [
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+
+PARTITION_KEYS = {
+    "dirichlet": "alpha",
+    "pathological": "classes-per-client",
+    "shard": "shards-per-client",
+    "natural": "column",
+}
+"""The key in [partition] that a scheme has to itself."""
 
 _USUAL_SCALES = {"sign-flip": 5.0, "alie": 1.5, "ipm": 2.0, "gaussian": 0.1, "inflate": 10.0}
 

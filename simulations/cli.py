@@ -176,7 +176,9 @@ def compare(
     from common.machine import cores
     from simulations.compare.compare import run_grid
     from simulations.compare.parse import parse_grid
+    from simulations.report import check_installed
 
+    check_installed()  # before the long work
     base = load_config(experiment, parse_overrides(set_ or []))
     grid = parse_grid(
         base,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.config import Config, changed, parse_overrides
+from common.config import PARTITION_KEYS, Config, changed, parse_overrides
 from common.errors import ConfigError
 from server.stock import is_stock
 from server.strategies import STRATEGIES, strategy_factory
@@ -15,12 +15,6 @@ from simulations.compare.grid import VARIANTS, Grid, StrategySpec
 
 __all__ = ["parse_grid"]
 
-_PARTITION_KEYS = {
-    "dirichlet": "alpha",
-    "pathological": "classes-per-client",
-    "shard": "shards-per-client",
-    "natural": "column",
-}
 _ALL = (*STRATEGIES, *(f"fedavg+{variant}" for variant in VARIANTS))
 
 
@@ -142,9 +136,9 @@ def _partition(text: str) -> Mapping[str, Any]:
     scheme, _, value = text.partition(":")
     if not value:
         return {"scheme": scheme}
-    if scheme not in _PARTITION_KEYS:
+    if scheme not in PARTITION_KEYS:
         raise ConfigError([f"partition {text!r}: {scheme} takes no value"])
-    return {"scheme": scheme, **parse_overrides([f"{_PARTITION_KEYS[scheme]}={value}"])}
+    return {"scheme": scheme, **parse_overrides([f"{PARTITION_KEYS[scheme]}={value}"])}
 
 
 def _combinations(

@@ -88,13 +88,23 @@ class Comparison:
     def runs(self) -> tuple[Run, ...]:
         return tuple(run for setting in self.settings for run in setting.runs)
 
+    @property
+    def strategies(self) -> list[str]:
+        """Labels of all entries, those with the best ranks in their settings first."""
+        ranks: dict[str, list[float]] = {}
+        for setting in self.settings:
+            for rank, entry in enumerate(setting.entries):
+                ranks.setdefault(entry.label, []).append(rank / len(setting.entries))
+        return sorted(ranks, key=lambda label: (float(np.mean(ranks[label])), label))
+
 
 def load_runs(paths: Sequence[Path]) -> Comparison:
     """Read finished runs and put them side by side.
 
     Args:
         paths: run folders, or folders that hold run folders somewhere below. Unfinished runs
-            are left out with a warning; of two runs of one configuration and seed the second.
+            are left out with a warning, and so are a sweep's beside others, and of two runs of
+            one configuration and seed the second.
 
     Raises:
         RunError: nothing is finished, a file is damaged, or runs of one setting have other
@@ -103,6 +113,9 @@ def load_runs(paths: Sequence[Path]) -> Comparison:
     """
     runs, unfinished = read_runs(paths)
     notes = [f"{path} has not finished and is left out." for path in unfinished]
+    runs, swept = _without_sweeps(runs)
+    if swept:
+        notes.append(f"{swept} runs of a sweep, on held-out training images, are left out.")
     runs, repeated = _without_repeats(runs)
     notes += [f"{path} repeats {first} and is left out." for path, first in repeated]
     settings = _settings(runs)
@@ -131,6 +144,12 @@ def _groups(runs: Iterable[Run], key: Callable[[Run], str]) -> list[list[Run]]:
     for run in runs:
         groups.setdefault(key(run), []).append(run)
     return list(groups.values())
+
+
+def _without_sweeps(runs: list[Run]) -> tuple[list[Run], int]:
+    """Runs on the test set and the number of others; all runs if none is on the test set."""
+    tested = [run for run in runs if not run.values["data.validation-fraction"]]
+    return (tested, len(runs) - len(tested)) if tested else (runs, 0)
 
 
 def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Path, Path]]]:

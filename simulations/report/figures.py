@@ -40,15 +40,10 @@ class LineStyle:
 
 
 def line_styles(comparison: Comparison) -> dict[str, LineStyle]:
-    """Each strategy's own, the same in all settings; the best on average come first."""
-    ranks: dict[str, list[float]] = {}
-    for setting in comparison.settings:
-        for rank, entry in enumerate(setting.entries):
-            ranks.setdefault(entry.label, []).append(rank / len(setting.entries))
-    ordered = sorted(ranks, key=lambda label: (float(np.mean(ranks[label])), label))
+    """Each strategy's own, the same in all settings."""
     return {
         label: LineStyle(number % _COLOURS, _DASHES[number // _COLOURS % len(_DASHES)])
-        for number, label in enumerate(ordered)
+        for number, label in enumerate(comparison.strategies)
     }
 
 

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.config import Config
-from server.strategies import closed_form
+from common.config import PARTITION_KEYS, Config
+from server.strategies import STRATEGIES, sketch, trains_by_gradients
 from simulations.report.runs import flat
 
 __all__ = ["distinct", "hyperparameters", "setting_label", "strategy_label", "text"]
@@ -20,10 +20,7 @@ Values = Mapping[str, Any]
 _DEFAULTS = flat(Config().model_dump(by_alias=True))
 _UNSET = "default"
 _IN_STRATEGY_LABEL = ("strategy.name", "strategy.init", "strategy.precondition")
-_PARTITION = {
-    "partition.scheme", "partition.alpha", "partition.classes-per-client",
-    "partition.shards-per-client", "partition.column",
-}  # fmt: skip
+_PARTITION = {"partition.scheme", *(f"partition.{key}" for key in PARTITION_KEYS.values())}
 _AT_REST = {"availability": "full availability", "attack": "no attack"}
 
 
@@ -38,13 +35,10 @@ def text(value: Any) -> str:
 
 
 def strategy_label(values: Values) -> str:
-    """For example "fedprox", "FedAdam" for a class by import path, "fedavg from fed3r"."""
+    """As ``fedhead compare`` names it, "fedavg+gram"; of an import path the last part."""
     label = str(values["strategy.name"]).rpartition(":")[2]
-    if values["strategy.init"] != "zeros":
-        label += f" from {values['strategy.init']}"
-    if values["strategy.precondition"] != "none":
-        label += ", preconditioned"
-    return label
+    variants = (values["strategy.init"], values["strategy.precondition"])
+    return "+".join([label, *(name for name in variants if name not in ("zeros", "none"))])
 
 
 def hyperparameters(values: Values, compared: Sequence[Values]) -> str:
@@ -54,7 +48,7 @@ def hyperparameters(values: Values, compared: Sequence[Values]) -> str:
     >>> hyperparameters(a, [a])
     'lr=0.05 mu=0.1'
     """
-    keys = ["train.lr"] if values["strategy.name"] not in closed_form.__all__ else []
+    keys = ["train.lr"] if _has_learning_rate(values["strategy.name"]) else []
     keys += [key for key in values if key.startswith("strategy.args.")]
     keys += [
         key
@@ -62,6 +56,11 @@ def hyperparameters(values: Values, compared: Sequence[Values]) -> str:
         if key in values and key not in (*keys, "train.lr", *_IN_STRATEGY_LABEL)
     ]
     return " ".join(f"{name}={text(values[key])}" for key, name in _names(keys).items())
+
+
+def _has_learning_rate(strategy: str) -> bool:
+    # A user's own is not imported for this: it may not be at hand where the report is made.
+    return strategy not in STRATEGIES or trains_by_gradients(sketch(strategy))
 
 
 def setting_label(values: Values, compared: Sequence[Values]) -> str:
@@ -128,14 +127,10 @@ def _names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def _partition(values: Values) -> str:
+    """As ``fedhead compare`` names it."""
     scheme = values["partition.scheme"]
-    detail = {
-        "dirichlet": f" {text(values['partition.alpha'])}",
-        "pathological": f", {values['partition.classes-per-client']} classes a client",
-        "shard": f", {values['partition.shards-per-client']} shards a client",
-        "natural": f" by {values['partition.column']}",
-    }
-    return f"{scheme}{detail.get(scheme, '')}"
+    key = PARTITION_KEYS.get(scheme)
+    return f"{scheme}:{text(values[f'partition.{key}'])}" if key else scheme
 
 
 def _phrase(key: str, value: Any) -> str:

@@ -172,7 +172,7 @@
     Plotly.react("plot-rounds", curves(rounds, "round %{x}"), layout({ yaxis, xaxis: { title: { text: "round" }, rangemode: "tozero" }, shapes: rules() }), CONFIG);
     Plotly.react("plot-uplink", curves((entry) => entry.uplink, "%{x:.3s}B"), layout({
       yaxis,
-      xaxis: { type: "log", title: { text: "uplink of all clients" }, tickformat: "~s", ticksuffix: "B", dtick: narrow() ? 1 : "D2" },
+      xaxis: { type: "log", title: { text: "bytes from all clients" }, tickformat: "~s", ...(narrow() ? { nticks: 5 } : { dtick: "D2" }) },
       shapes: rules(),
     }), CONFIG);
   }

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import MissingExtraError
-from simulations.report.columns import byte_text, percent, points, rounds_text, shown_columns
+from simulations.report.columns import (
+    accuracy_text,
+    byte_text,
+    percent,
+    points,
+    rounds_text,
+    shown_columns,
+)
 from simulations.report.comparison import Comparison, Entry, Setting
 from simulations.report.figures import confusions, figure_data, line_styles, yardsticks
 from simulations.report.labels import text
@@ -24,7 +31,7 @@ from simulations.report.reproduce import (
     differences,
     to_toml,
 )
-from simulations.report.tables import rows_by_setting, standard_text
+from simulations.report.tables import overview, rows_by_setting, standard_text
 
 __all__ = ["check_installed", "page_html"]
 
@@ -77,7 +84,7 @@ def page_html(comparison: Comparison, target: float | None) -> str:
         notes=comparison.notes,
         settings=[_setting(setting, rows, target, common) for setting, rows in by_setting],
         columns=shown_columns(leaderboard(comparison, target), timed=True),
-        overview=_overview(comparison, by_setting) if len(by_setting) > 1 else [],
+        overview=overview(comparison, by_setting) if len(by_setting) > 1 else [],
         styles=line_styles(comparison),
         has_clients=any(run.clients for run in comparison.runs),
         experiment_file=EXPERIMENT_FILE,
@@ -86,6 +93,7 @@ def page_html(comparison: Comparison, target: float | None) -> str:
         version_rows=[(dict(versions), count) for versions, count in version_rows.items()],
         figures=figure_data(comparison, target),
         percent=percent,
+        accuracy_text=accuracy_text,
         plotly=_plotly(),
     )
 
@@ -99,7 +107,7 @@ def _plotly() -> str:
 
 def _title(comparison: Comparison) -> str:
     sources = dict.fromkeys(text(run.values["data.source"]) for run in comparison.runs)
-    labels = list(line_styles(comparison))
+    labels = comparison.strategies
     what = labels[0] if len(labels) == 1 else f"{len(labels)} strategies"
     return f"{what} on {' and '.join(sources)}"
 
@@ -119,18 +127,23 @@ def _facts(comparison: Comparison, common: Mapping[str, Any]) -> list[tuple[str,
 
     tests = sorted({run.test_examples for run in comparison.runs})
     classes = sorted({len(setting.classes) for setting in comparison.settings})
-    share = of("train.clients-per-round")
-    return [
+    share, epochs = of("train.clients-per-round"), of("train.local-epochs")
+    facts = [
         ("Data", f"{of('data.source')}, {_span(classes)} classes"),
         ("Tested on", f"{_span(tests)} examples"),
         ("Clients", f"{of('partition.num-clients')}, {'all' if share == '0' else share} a round"),
         ("Rounds", of("train.rounds")),
         (
             "A client's round",
-            f"{of('train.local-epochs')} epochs, batches of {of('train.batch-size')}",
+            f"{epochs} epoch{'' if epochs == '1' else 's'}, batches of {of('train.batch-size')}",
         ),
         ("Backbone", f"{of('backbone.arch')}, int8, {of('backbone.input-size')} px"),
     ]
+    if (attack := common.get("attack.kind", "none")) != "none":
+        facts.append(("Attack", f"{attack} by {of('attack.fraction')} of the clients"))
+    if noise := common.get("data.label-noise"):
+        facts.append(("Label noise", f"{percent(noise)} % of the training labels"))
+    return facts
 
 
 def _span(numbers: Sequence[int]) -> str:
@@ -203,11 +216,3 @@ def _recipe(entry: Entry, common: Mapping[str, Any]) -> dict[str, Any]:
         "differences": to_toml({key: value for key, value in own.items() if key != "seed"}),
         "commands": [command(run, common) for run in entry.runs],
     }
-
-
-def _overview(
-    comparison: Comparison, by_setting: Sequence[tuple[Setting, Sequence[Row]]]
-) -> list[tuple[str, list[Row | None]]]:
-    """Each strategy with its row in every setting."""
-    rows = [{row.strategy: row for row in rows} for _, rows in by_setting]
-    return [(label, [one.get(label) for one in rows]) for label in line_styles(comparison)]

@@ -9,20 +9,21 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from simulations.report.columns import byte_text, percent, points, rounds_text, shown_columns
+from simulations.report.columns import accuracy_text, percent, rounds_text, shown_columns
 from simulations.report.comparison import Comparison, Setting
 from simulations.report.leaderboard import Row, leaderboard, standard
 
 __all__ = [
     "leaderboard_csv",
     "leaderboard_markdown",
+    "overview",
     "rows_by_setting",
     "standard_text",
     "terminal_table",
@@ -30,12 +31,21 @@ __all__ = [
 ]
 
 
-def rows_by_setting(
-    comparison: Comparison, target: float | None
-) -> list[tuple[Setting, list[Row]]]:
+RowsBySetting = Sequence[tuple[Setting, Sequence[Row]]]
+
+
+def rows_by_setting(comparison: Comparison, target: float | None) -> RowsBySetting:
     """The leaderboard, cut into one for each setting."""
     rows = leaderboard(comparison, target)
     return [(s, [row for row in rows if row.setting == s.label]) for s in comparison.settings]
+
+
+def overview(
+    comparison: Comparison, by_setting: RowsBySetting
+) -> list[tuple[str, list[Row | None]]]:
+    """Each strategy, the best on average first, with its row in every setting or None."""
+    rows = [{row.strategy: row for row in rows} for _, rows in by_setting]
+    return [(label, [one.get(label) for one in rows]) for label in comparison.strategies]
 
 
 def standard_text(setting: Setting, target: float | None) -> str:
@@ -98,62 +108,107 @@ def timing_csv(comparison: Comparison) -> str:
 
 
 def leaderboard_markdown(comparison: Comparison, target: float | None) -> str:
-    """A heading and a table for each setting."""
+    """A heading and a table for each setting, after one of all settings if there are several."""
     columns = shown_columns(leaderboard(comparison, target), timed=False)
+    by_setting = rows_by_setting(comparison, target)
     parts = []
-    for setting, rows in rows_by_setting(comparison, target):
-        lines = [
-            f"### {_markdown(setting.label)}",
-            "",
-            _markdown(standard_text(setting, target)),
-            "",
-            _line(column.title for column in columns),
-            _line("---" if i == 0 else "---:" for i, _ in enumerate(columns)),
-            *(_line(_markdown(column.text(row)) for column in columns) for row in rows),
-        ]
-        parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
+    if len(by_setting) > 1:
+        lines = _markdown_table(
+            ["Strategy", *(setting.label for setting, _ in by_setting)],
+            [
+                [label, *(accuracy_text(row) if row else "-" for row in cells)]
+                for label, cells in overview(comparison, by_setting)
+            ],
+        )
+        parts.append(["### Accuracy in all settings, %", "", *lines])
+    for setting, rows in by_setting:
+        lines = _markdown_table(
+            [column.title for column in columns],
+            [[column.text(row) for column in columns] for row in rows],
+            words=[i for i, column in enumerate(columns) if column.words],
+        )
+        about = standard_text(setting, target)
+        parts.append([f"### {_markdown(setting.label)}", "", _markdown(about), "", *lines])
+    return "\n".join("\n".join(part) + "\n" for part in parts)
+
+
+def _markdown_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)
+) -> list[str]:
+    """Lines of a table whose columns of words are aligned left."""
+    rule = ["---" if i in words else "---:" for i in range(len(header))]
+    cells = [map(_markdown, header), rule, *(map(_markdown, row) for row in rows)]
+    return [f"| {' | '.join(line)} |" for line in cells]
 
 
 def terminal_table(comparison: Comparison, target: float | None = None) -> Group:
     """The leaderboard for rich's console, readable from 80 columns on."""
     parts: list[Table | Text] = []
     by_setting = rows_by_setting(comparison, target)
+    many = sum(len(rows) for _, rows in by_setting) > _MANY_ROWS
     for setting, rows in by_setting:
-        title = Text(setting.label, style="bold not italic")
-        table = Table(
-            title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
-        )
-        table.add_column("strategy", overflow="fold")
-        for name in ("accuracy %", "p10", "worst", "rounds", "uplink", "gap"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for row in rows:
-            table.add_row(*map(Text, _terminal_cells(row)))
-        parts += [table, Text(standard_text(setting, target)), Text()]
+        shown = rows[:_BEST_ROWS] if many else rows
+        more = f" ... and {len(rows) - len(shown)} more\n" if len(shown) < len(rows) else ""
+        parts += [
+            _setting_table(setting, shown),
+            Text(more + standard_text(setting, target) + "\n"),
+        ]
+    if len(by_setting) > 1:
+        parts.append(_overview_table(comparison, by_setting))
     return Group(*parts, Text(_LEGEND, style="dim"))
 
 
+_MANY_ROWS, _BEST_ROWS = 40, 8
+_WITH_SPREAD = 4
+"""Settings whose standard deviations fit beside each other on 80 columns."""
 _LEGEND = (
-    "accuracy: mean ± standard deviation over seeds. p10, worst: of the clients' own test parts "
-    "(* with personal heads). rounds, uplink: to reach the target. gap: points from the "
-    "centralized head."
+    "accuracy: mean ± standard deviation over seeds; bold: within chance of the best. gap: points "
+    "to the centralized head. p10, worst: of the clients' own test parts, * with personal heads. "
+    "rounds, uplink: to the target. s: seconds of training."
 )
 
 
-def _terminal_cells(row: Row) -> Iterable[str]:
-    spread = "" if row.accuracy_sd is None else f" ±{percent(row.accuracy_sd):>4}"
-    mark = "*" if row.personal else ""
-    never = row.rounds_to_target is None
-    some = f"in {row.not_reached} of {len(row.seeds)}" if row.not_reached < len(row.seeds) else "-"
-    return (
-        row.strategy,
-        percent(row.accuracy) + spread,
-        percent(row.p10_client) + mark,
-        percent(row.worst_client) + mark,
-        "never" if never else rounds_text(row),
-        some if never else byte_text(row.uplink_to_target),
-        points(row.gap_centralized),
+def _table(title: str) -> Table:
+    return Table(
+        title=Text(title, style="bold not italic"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
+
+
+def _setting_table(setting: Setting, rows: Sequence[Row]) -> Table:
+    """Each strategy with its settings behind its name."""
+    columns = [column for column in shown_columns(rows, timed=True) if column.short]
+    table = _table(setting.label)
+    table.add_column("strategy", overflow="fold")
+    for column in columns:
+        table.add_column(column.short, justify="right", no_wrap=column.text is not rounds_text)
+    for row in rows:
+        name = Text(row.strategy, style="bold" if row.near_best else "")
+        name.append(f" {row.hyperparameters}".rstrip(), style="not bold dim")
+        table.add_row(name, *(Text(column.text(row)) for column in columns))
+    return table
+
+
+def _overview_table(comparison: Comparison, by_setting: RowsBySetting) -> Table:
+    table = _table("Accuracy in all settings, %")
+    table.add_column("strategy", no_wrap=True)
+    for setting, _ in by_setting:
+        table.add_column(setting.label, justify="right", overflow="fold")
+    for label, cells in overview(comparison, by_setting):
+        table.add_row(
+            Text(label), *(_overview_cell(row, len(cells) <= _WITH_SPREAD) for row in cells)
+        )
+    return table
+
+
+def _overview_cell(row: Row | None, spread: bool) -> Text:
+    if row is None:
+        return Text("-")
+    content = accuracy_text(row) if spread else percent(row.accuracy)
+    return Text(content, style="bold" if row.near_best else "")
 
 
 def _fixed(value: float | None, digits: int, factor: float = 1.0) -> str:
@@ -171,7 +226,3 @@ def _csv(lines: Sequence[Mapping[str, object]]) -> str:
 
 def _markdown(text: str) -> str:
     return re.sub(r"([\\|<>*_`\[\]])", r"\\\1", text)
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"

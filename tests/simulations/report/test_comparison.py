@@ -36,12 +36,12 @@ def test_a_setting_is_named_by_what_differs_only(make_run: MakeRun, cells: Path)
     make_run("b", "partition.scheme=dirichlet", "partition.alpha=0.3")
     make_run("c", "partition.scheme=pathological", "train.lr=0.5")
     assert set(labels(cells)) == {
-        "dirichlet 0.1",
-        "dirichlet 0.3",
-        "pathological, 2 classes a client",
+        "dirichlet:0.1",
+        "dirichlet:0.3",
+        "pathological:2",
     }
     # Nothing differs: the partition.
-    assert set(labels(cells / "a")) == {"dirichlet 0.1"}
+    assert set(labels(cells / "a")) == {"dirichlet:0.1"}
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_strategies_are_named_by_what_they_are(make_run: MakeRun, cells: Path) -
     make_run("e", "strategy.name=fed3r", "strategy.args.lam=3.0", correct=[950])
     (setting,) = load_runs([cells]).settings
     assert [(e.label, e.hyperparameters) for e in setting.entries] == [
-        ("fedavg from fed3r", "lr=0.01"),
-        ("fedavg, preconditioned", "lr=0.01"),
+        ("fedavg+fed3r", "lr=0.01"),
+        ("fedavg+gram", "lr=0.01"),
         ("FedAdam", "lr=0.01"),
         ("fedprox", "lr=0.01 mu=0.1"),
         ("fed3r", "lam=3"),  # has no learning rate
@@ -123,6 +123,16 @@ def test_unfinished_runs_are_left_out_and_named(
     assert len(comparison.runs) == 1
     assert str(cells / "going") in caplog.text
     assert any(str(cells / "going") in note for note in comparison.notes)
+
+
+def test_the_runs_of_a_sweep_are_left_out_and_counted(make_run: MakeRun, cells: Path) -> None:
+    make_run("cells/a")
+    sweep = make_run("sweep/a", "data.validation-fraction=0.2").parent
+    make_run("sweep/b", "data.validation-fraction=0.2", "train.lr=0.5")
+    comparison = load_runs([cells])
+    assert [run.path.parent.name for run in comparison.runs] == ["cells"]
+    assert any(note.startswith("2 runs of a sweep") for note in comparison.notes)
+    assert len(load_runs([sweep]).runs) == 2  # of what there is nothing else
 
 
 def test_nothing_finished_is_an_error(make_run: MakeRun, cells: Path, tmp_path: Path) -> None:

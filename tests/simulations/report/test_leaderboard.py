@@ -124,7 +124,7 @@ def test_personal_heads_take_the_place_of_the_global_one_for_clients(
     row = rows(cells)["fedavg"]
     assert (row.worst_client, row.p10_client, row.personal) == (0.77, 0.88, True)
     text = write_report(load_runs([cells]), cells).markdown.read_text()
-    assert "77.0 (personal)" in text
+    assert "| 88.0\\* | 77.0\\* |" in text
 
 
 def test_the_csv_depends_on_configuration_and_figures_alone(
@@ -186,10 +186,10 @@ def test_markdown_has_a_table_for_each_setting_and_no_open_markup(
     make_run("a", "data.source=folder:/x/a|b<i>_c_", rejected_updates=3)
     make_run("b", "data.source=digits")
     text = write_report(load_runs([cells]), tmp_path).markdown.read_text()
-    assert text.count("### ") == 2
+    assert text.count("### ") == 3  # both together first
     assert r"### folder:a\|b\<i\>\_c\_" in text
     assert "| Refused |" in text  # said where there is one
-    lines = [line for line in text.splitlines() if line.startswith("|")]
+    lines = [line for line in text.partition("### folder")[2].splitlines() if line[:1] == "|"]
     assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
 
 
@@ -207,3 +207,24 @@ def test_the_terminal_table_fits_80_columns_and_shows_names_as_they_are(
     assert "…" not in text
     assert "[bold]" in text
     assert "100.0 ± 0.0" in text
+
+
+def test_many_rows_are_cut_in_the_terminal_and_a_matrix_holds_them_all(
+    make_run: MakeRun, cells: Path
+) -> None:
+    schemes = [f"dirichlet:{alpha}" for alpha in (0.1, 0.2, 0.3, 0.5, 1)]
+    for scheme in schemes:
+        for i in range(9):
+            for seed in (0, 1):
+                make_run(f"{scheme}-{i}-{seed}", "partition.scheme=dirichlet", f"seed={seed}",
+                         f"partition.alpha={scheme[10:]}", f"strategy.name=m:a_long_strategy_{i}",
+                         correct=[900 - i])  # fmt: skip
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(terminal_table(load_runs([cells])))
+    text = console.export_text()
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert text.count("... and 1 more") == len(schemes)
+    matrix = text.partition("Accuracy in all settings")[2]
+    for i in range(9):
+        row = next(line for line in matrix.splitlines() if f"a_long_strategy_{i}" in line)
+        assert row.count(f"{90 - i / 10:.1f}") == len(schemes)
