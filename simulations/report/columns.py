@@ -159,4 +159,8 @@ def shown_columns(rows: Sequence[Row], *, timed: bool) -> list[Column]:
     hidden = {_SECONDS} if not timed else set()
     if not any(row.refused for row in rows):
         hidden.add("Refused")
-    return [column for column in _COLUMNS if column.title not in hidden]
+    return [
+        column
+        for column in _COLUMNS
+        if column.title not in hidden and any(column.text(row) not in ("", "-") for row in rows)
+    ]

@@ -127,11 +127,14 @@ def _facts(comparison: Comparison, common: Mapping[str, Any]) -> list[tuple[str,
 
     tests = sorted({run.test_examples for run in comparison.runs})
     classes = sorted({len(setting.classes) for setting in comparison.settings})
-    share, epochs = of("train.clients-per-round"), of("train.local-epochs")
+    a_round, epochs = of("train.clients-per-round"), of("train.local-epochs")
     facts = [
         ("Data", f"{of('data.source')}, {_span(classes)} classes"),
         ("Tested on", f"{_span(tests)} examples"),
-        ("Clients", f"{of('partition.num-clients')}, {'all' if share == '0' else share} a round"),
+        (
+            "Clients",
+            f"{of('partition.num-clients')}, {'all' if a_round == '0' else a_round} a round",
+        ),
         ("Rounds", of("train.rounds")),
         (
             "A client's round",
@@ -140,7 +143,9 @@ def _facts(comparison: Comparison, common: Mapping[str, Any]) -> list[tuple[str,
         ("Backbone", f"{of('backbone.arch')}, int8, {of('backbone.input-size')} px"),
     ]
     if (attack := common.get("attack.kind", "none")) != "none":
-        facts.append(("Attack", f"{attack} by {of('attack.fraction')} of the clients"))
+        share = common.get("attack.fraction")
+        who = f"{percent(share)} % of the clients" if share else "varying shares of the clients"
+        facts.append(("Attack", f"{attack} by {who}"))
     if noise := common.get("data.label-noise"):
         facts.append(("Label noise", f"{percent(noise)} % of the training labels"))
     return facts

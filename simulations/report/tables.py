@@ -16,7 +16,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from simulations.report.columns import accuracy_text, percent, rounds_text, shown_columns
+from simulations.report.columns import Column, accuracy_text, percent, rounds_text, shown_columns
 from simulations.report.comparison import Comparison, Setting
 from simulations.report.leaderboard import Row, leaderboard, standard
 
@@ -145,12 +145,18 @@ def terminal_table(comparison: Comparison, target: float | None = None) -> Group
     """The leaderboard for rich's console, readable from 80 columns on."""
     parts: list[Table | Text] = []
     by_setting = rows_by_setting(comparison, target)
-    many = sum(len(rows) for _, rows in by_setting) > _MANY_ROWS
+    every = [row for _, rows in by_setting for row in rows]
+    columns = [column for column in shown_columns(every, timed=True) if column.short]
+    many = len(every) > _MANY_ROWS
     for setting, rows in by_setting:
         shown = rows[:_BEST_ROWS] if many else rows
-        more = f" ... and {len(rows) - len(shown)} more\n" if len(shown) < len(rows) else ""
+        more = (
+            f" ... and {len(rows) - len(shown)} more in leaderboard.md\n"
+            if len(shown) < len(rows)
+            else ""
+        )
         parts += [
-            _setting_table(setting, shown),
+            _setting_table(setting, shown, columns),
             Text(more + standard_text(setting, target) + "\n"),
         ]
     if len(by_setting) > 1:
@@ -178,9 +184,8 @@ def _table(title: str) -> Table:
     )
 
 
-def _setting_table(setting: Setting, rows: Sequence[Row]) -> Table:
+def _setting_table(setting: Setting, rows: Sequence[Row], columns: Sequence[Column]) -> Table:
     """Each strategy with its settings behind its name."""
-    columns = [column for column in shown_columns(rows, timed=True) if column.short]
     table = _table(setting.label)
     table.add_column("strategy", overflow="fold")
     for column in columns:
@@ -196,7 +201,7 @@ def _overview_table(comparison: Comparison, by_setting: RowsBySetting) -> Table:
     table = _table("Accuracy in all settings, %")
     table.add_column("strategy", no_wrap=True)
     for setting, _ in by_setting:
-        table.add_column(setting.label, justify="right", overflow="fold")
+        table.add_column(Text(setting.label), justify="right", overflow="fold")
     for label, cells in overview(comparison, by_setting):
         table.add_row(
             Text(label), *(_overview_cell(row, len(cells) <= _WITH_SPREAD) for row in cells)
