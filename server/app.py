@@ -31,6 +31,7 @@ from common.experiment import (
     run_config,
 )
 from common.files import cache_root, simulated_state, write_atomic
+from common.machine import versions
 from common.messages import (
     BaselineRequest,
     DescribeRequest,
@@ -190,6 +191,7 @@ def run_experiment(grid: Grid, config: Config, *, is_cell: bool = False) -> Path
         "run": str(folder.path),
         "head_sha256": head.sha256,
         "fingerprint": backbone.fingerprint,
+        "versions": versions(),
     }
     if exported is not None:
         summary |= {

@@ -1,4 +1,4 @@
-"""The command line: ``fedhead run | resume | export | predict | info | quantization``."""
+"""The command line: ``fedhead run | resume | report | export | predict | info | ...``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Mapping
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,6 +46,15 @@ bench = typer.Typer(no_args_is_help=True, help="Measure fedhead beside its rival
 cli.add_typer(bench, name="bench")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")]
+TargetOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Accuracy to count rounds and bytes to; without it, 2 points below the centralized "
+        "head.",
+    ),
+]
 
 
 class Engine(StrEnum):
@@ -152,9 +162,7 @@ def compare(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")
     ] = None,
-    target: Annotated[
-        float | None, typer.Option(help="Accuracy to count rounds and bytes to.")
-    ] = None,
+    target: TargetOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder; without it, runs/NAME.")] = None,
     jobs: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
     json_: JsonFlag = False,
@@ -190,8 +198,32 @@ def compare(
         raise typer.Exit(1)
 
 
+@cli.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of runs.")
+    ],
+    target: TargetOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; without it, RUN, or ./report for several.")
+    ] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Compare finished runs: a table here, one page, CSV and Markdown in a folder."""
+    _report(runs, out or (runs[0] if len(runs) == 1 else Path("report")), target, json_)
+
+
 def _report(runs: list[Path], folder: Path, target: float | None, json_: bool) -> None:
-    print(runs, folder, target, json_)
+    from simulations.report import leaderboard, load_runs, terminal_table, write_report
+
+    comparison = load_runs(runs)
+    files = write_report(comparison, folder, target=target)
+    if json_:
+        rows = [asdict(row) for row in leaderboard(comparison, target)]
+        print(json.dumps({"report": str(files.page.resolve()), "leaderboard": rows}))
+    else:
+        Console().print(terminal_table(comparison, target))
+        print(_near(str(files.page.resolve())))
 
 
 @cli.command()
