@@ -15,11 +15,12 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.device import Host, SimulatedHost, host_of
+from client.device import Host, SimulatedHost, host_of, run_folder
 from client.local import batch_orders
 from client.node import node_update
 from client.personal import personal_correct
 from client.sgd import train_head
+from client.state import with_constant
 from common.backbone.frozen import FrozenBackbone, load_by_fingerprint, store
 from common.errors import ProtocolError, ReplyError
 from common.evaluation import evaluate as evaluate_head
@@ -92,7 +93,14 @@ def train(message: Message, context: Context) -> Message:
     if frozen is None:
         reply = TrainReply(request.fingerprint, missing_backbone=True)
         return Message(reply.write(), reply_to=message)
-    reply = node_update(request, frozen, _host(context))
+    host = _host(context)
+    complete = with_constant(
+        request, run_folder(host.state, request.run_id), durable=not host.simulated
+    )
+    if complete is None:
+        reply = TrainReply(request.fingerprint, missing_constant=True)
+        return Message(reply.write(), reply_to=message)
+    reply = node_update(complete, frozen, host)
     if request.reduce != "stock":
         return Message(reply.write(), reply_to=message)
     if not reply.clients:

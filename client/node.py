@@ -194,7 +194,7 @@ def _train_together(
         request.training,
         mu=plan.mu,
         corrections=fields.corrections if fields.corrects else None,
-        preconditioner=plan.arrays.get("preconditioner"),
+        preconditioner=plan.constant.get("preconditioner"),
     )
     # A bound on the norm, a second field or a memory needs each client's delta.
     alone = bool(request.max_norm) or plan.fields != ("delta",) or fields.corrects

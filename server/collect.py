@@ -15,7 +15,7 @@ import psutil
 from flwr.app import Message
 
 from common.errors import FedheadError, ReplyError, RunError
-from common.messages import TrainReply, TrainRequest
+from common.messages import TrainReply, TrainRequest, payload_bytes
 from common.types import ClientPlan, Head, UpdateBatch
 from common.updates import client_weights
 from common.validate import check_counts, check_fields, field_shapes
@@ -36,7 +36,7 @@ class Collector:
         plan: of the round.
         head: that the clients start from.
         reduce: whether a node sends the weighted sum of its clients or each one's own fields.
-        request: makes the request to some of a node's clients.
+        request: makes the request to some of a node's clients; with True it brings all arrays.
         result: takes the counts and the reasons of what went wrong.
         whole: who needs the updates of all clients in memory at once; empty if nobody does.
     """
@@ -45,7 +45,7 @@ class Collector:
     plan: ClientPlan
     head: Head
     reduce: Literal["sum", "individual"]
-    request: Callable[[list[int]], TrainRequest]
+    request: Callable[[list[int], bool], TrainRequest]
     result: RoundResult
     whole: str
 
@@ -120,7 +120,10 @@ class Collector:
         """Valid replies as they arrive, until ``ends``; nodes without one join ``silent``."""
         task, result = self.task, self.result
         for attempt in range(2):
-            messages = [self._message(node, by_node[node]) for node in sorted(by_node)]
+            again = attempt > 0
+            messages = [self._message(node, by_node[node], again) for node in sorted(by_node)]
+            if again:
+                result.downlink_bytes += sum(payload_bytes(m.content) for m in messages)
             lacking: dict[int, list[int]] = {}
             seconds = max(0.0, ends - time.monotonic())
             for node, message in exchange(task.grid, messages, seconds):
@@ -128,7 +131,7 @@ class Collector:
                 reply = self._read(message, clients)
                 if reply is None:
                     continue
-                if reply.missing_backbone and attempt == 0:
+                if (reply.missing_backbone or reply.missing_constant) and not again:
                     lacking[node] = clients
                     continue
                 if reply.clients:
@@ -144,8 +147,8 @@ class Collector:
             silent.add(node)
             self._no_answer(clients)
 
-    def _message(self, node: int, clients: list[int]) -> Message:
-        request = self.request(clients)
+    def _message(self, node: int, clients: list[int], brings_all: bool) -> Message:
+        request = self.request(clients, brings_all)
         return Message(
             content=request.write(),
             dst_node_id=node,
@@ -162,7 +165,7 @@ class Collector:
             return None
         try:
             reply = TrainReply.read(message.content)
-            if not reply.missing_backbone:
+            if not (reply.missing_backbone or reply.missing_constant):
                 check_reply(reply, self.task, set(clients), self.task.fingerprint)
                 self._check_rows(reply)
         except FedheadError as exc:

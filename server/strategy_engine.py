@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from common.config import AvailabilityConfig
 from common.errors import ReplyError
 from common.experiment import malicious_clients
-from common.messages import TrainReply, TrainRequest, payload_bytes
+from common.messages import TrainReply, TrainRequest, content_id, payload_bytes
 from common.types import ClientPlan, Head, IntArray, UpdateBatch
 from common.updates import added_up, joined, taken
 from server.attacks import corrupt
@@ -35,11 +36,13 @@ class _EngineState:
         strategy: the strategy's own state.
         clients: int64 (m,), those that remember something of their own.
         counted: int64 (m,), the last round in which each one's update counted.
+        equipped: int64 (k,), those that have kept the plan's constant arrays.
     """
 
     strategy: Any
     clients: IntArray
     counted: IntArray
+    equipped: IntArray
 
 
 class StrategyEngine:
@@ -50,20 +53,23 @@ class StrategyEngine:
         self.personal = strategy.personal
         self._state: Any = None
         self._counted: dict[int, int] = {}
+        self._equipped: set[int] = set()
         self._measured: dict[tuple[object, ...], int] = {}
 
     @property
     def state(self) -> _EngineState:
         clients = sorted(self._counted)
         rounds = [self._counted[client] for client in clients]
-        return _EngineState(self._state, np.array(clients, np.int64), np.array(rounds, np.int64))
+        lists = (clients, rounds, sorted(self._equipped))
+        return _EngineState(self._state, *(np.array(numbers, np.int64) for numbers in lists))
 
     def start(self, head: Head, checkpoint: Checkpoint | None) -> None:
-        self._state, self._counted = self._strategy.init(head), {}
+        self._state, self._counted, self._equipped = self._strategy.init(head), {}, set()
         if checkpoint is not None:
             kept = restore_state(self.state, checkpoint)
             self._state = kept.strategy
             self._counted = dict(zip(kept.clients.tolist(), kept.counted.tolist(), strict=True))
+            self._equipped = set(kept.equipped.tolist())
 
     def step(self, round_number: int, head: Head) -> tuple[Head, RoundResult] | None:
         config, task = self._task.config, self._task
@@ -79,7 +85,7 @@ class StrategyEngine:
             return None
         started = time.perf_counter()
         result = RoundResult(cohort=len(cohort))
-        result.downlink_bytes = self._request_bytes(round_number, head, plan) * len(cohort)
+        result.downlink_bytes = self._downlink_bytes(round_number, head, plan, cohort)
         present = self._answering(round_number, plan, cohort, result)
         needed = max(1.0, config.round.quorum * len(cohort))
         if len(present) < needed:
@@ -92,6 +98,8 @@ class StrategyEngine:
             for reply, rows in collector.collect(present)
         ]
         valid.sort(key=lambda pair: min(pair[0].clients))
+        if plan.constant:
+            self._equipped.update(client for reply, _ in valid for client in reply.clients)
         if valid and attacked:
             valid = self._corrupted(round_number, collector, valid)
         result.count([reply for reply, _ in valid])
@@ -146,7 +154,7 @@ class StrategyEngine:
             plan,
             head,
             self._reduce(plan),
-            lambda clients: self._request(round_number, head, plan, clients),
+            lambda clients, brings: self._request(round_number, head, plan, clients, brings),
             result,
             whole,
         )
@@ -210,9 +218,15 @@ class StrategyEngine:
         return "sum" if plan.everyone else self._strategy.reduce
 
     def _request(
-        self, round_number: int, head: Head, plan: ClientPlan, clients: list[int]
+        self,
+        round_number: int,
+        head: Head,
+        plan: ClientPlan,
+        clients: list[int],
+        brings_all: bool = False,
     ) -> TrainRequest:
         config = self._task.config
+        lacks = brings_all or not self._equipped.issuperset(clients)
         return TrainRequest(
             head=head,
             plan=plan,
@@ -229,13 +243,28 @@ class StrategyEngine:
                 if plan.correction == "none"
                 else tuple(self._counted.get(client, 0) for client in clients)
             ),
+            constant_id=content_id(plan.constant),
+            brings=bool(plan.constant) and lacks,
         )
 
-    def _request_bytes(self, round_number: int, head: Head, plan: ClientPlan) -> int:
+    def _downlink_bytes(
+        self, round_number: int, head: Head, plan: ClientPlan, cohort: list[int]
+    ) -> int:
+        """What requests to clients that are phones of their own weigh."""
+        lacking = set(cohort) - self._equipped if plan.constant else set()
+        return sum(
+            self._request_bytes(round_number, head, plan, brings) * count
+            for brings, count in ((True, len(lacking)), (False, len(cohort) - len(lacking)))
+            if count
+        )
+
+    def _request_bytes(self, round_number: int, head: Head, plan: ClientPlan, brings: bool) -> int:
         """What a request to one client alone weighs; measured again when its layout changes."""
-        shapes = {name: array.shape for name, array in plan.arrays.items()}
+        arrays = {**plan.arrays, **(plan.constant if brings else {})}
+        shapes = {name: array.shape for name, array in arrays.items()}
         layout = (plan.kind, plan.fields, tuple(shapes.items()), round_number.bit_length())
         if layout not in self._measured:
             alone = self._request(round_number, head, plan, [0])
+            alone = dataclasses.replace(alone, brings=brings)
             self._measured[layout] = payload_bytes(alone.write())
         return self._measured[layout]

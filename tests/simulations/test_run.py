@@ -18,6 +18,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+import client.state as client_state
 import server.app
 import server.collect
 import server.rounds
@@ -166,6 +167,35 @@ def test_a_round_of_statistics_starts_any_gradient_strategy(quick: Make, name: s
 def test_a_start_for_what_needs_none_is_refused(quick: Make, strategy: str) -> None:
     with pytest.raises(ConfigError, match="has no gradients"):
         quick(*PREPARED, f"strategy.name={strategy}")
+
+
+def test_a_preconditioner_goes_to_each_client_once_and_again_if_lost(
+    quick: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("strategy.precondition=gram", "train.clients-per-round=0")
+    run = quick(*settings)
+    summary = run_in_process(run)
+    _, first, *later = [line["downlink-bytes"] for line in lines(run)]
+    size, clients = 1281**2 * 4, summary["clients"]
+    assert first > clients * size
+    assert max(later) < clients * 100_000
+    # A node whose file is gone is sent it again, and nothing else changes.
+    step = server.strategy_engine.StrategyEngine.step
+    gone = []
+
+    def forget(engine: object, number: int, head: Head) -> object:
+        if number == 4:
+            for path in simulated_state().glob("*/constant-*"):
+                path.unlink()
+                gone.append(path)
+            client_state._constant.cache_clear()
+        return step(engine, number, head)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(server.strategy_engine.StrategyEngine, "step", forget)
+    again = quick(*settings, name="again")
+    assert run_in_process(again)["head_sha256"] == summary["head_sha256"]
+    assert gone
+    assert lines(again)[3]["downlink-bytes"] > size > lines(again)[4]["downlink-bytes"]
 
 
 def test_memory_for_grams_changes_the_head_by_rounding_only(quick: Make) -> None:
