@@ -25,8 +25,8 @@ class Standard:
     Attributes:
         target: the accuracy to reach; counted is the first round that does.
         reason: where the target comes from.
-        centralized: the centralized head's, mean over seeds; None if nobody computed it. It is
-            trained at the runs' own learning rates: the best of those of one seed counts.
+        centralized: the centralized head's, mean over seeds; None if nobody computed it. Where
+            runs of one seed trained it at different learning rates, the best counts.
         ridge: the same of the ridge head.
     """
 

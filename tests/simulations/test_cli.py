@@ -193,6 +193,31 @@ def test_info_names_versions_and_engines(fedhead: Fedhead) -> None:
     assert "qnnpack" in json.loads(out)["quantized_engines"]
 
 
+def test_finished_runs_are_reported_in_80_columns_as_json_and_in_files(
+    fedhead: Fedhead, experiment: Path, tmp_path: Path
+) -> None:
+    code, _, err = fedhead("report", tmp_path)
+    assert (code, err) == (1, f"fedhead: no finished run in {tmp_path} (0 unfinished)\n")
+    for seed in (0, 1):
+        words = ("--set", f"seed={seed}", "--set", "train.rounds=1")
+        assert fedhead("run", experiment, *words)[0] == 0
+    code, out, _ = fedhead("report", "runs", "--target", 0.01)
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    assert "fedavg lr=0.01" in out
+    assert "target 1.0 % (as asked for)" in out
+    assert out.splitlines()[-1] == "runs/report.html"
+    assert (tmp_path / "runs" / "report.html").exists()
+    code, out, _ = fedhead("report", "runs/tiny", "runs/tiny-2", "--json")
+    (row,) = json.loads(out)["leaderboard"]
+    runs = [json.loads(p.read_text()) for p in tmp_path.glob("runs/*/summary.json")]
+    assert row["accuracy"] == pytest.approx(np.mean([run["accuracy"] for run in runs]))
+    assert row["worst_client"] == pytest.approx(
+        np.mean([run["client_accuracy_min"] for run in runs])
+    )
+    assert (tmp_path / "report" / "leaderboard.csv").exists()
+
+
 def test_a_run_that_never_began_leaves_nothing_in_the_way(
     fedhead: Fedhead, experiment: Path, tmp_path: Path
 ) -> None:

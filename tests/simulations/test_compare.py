@@ -190,5 +190,7 @@ def test_a_grid_killed_in_the_middle_goes_on_to_the_same_table(
         subprocess.run(command(tmp_path, out), env=environment, check=True, timeout=200)
     assert len(list(killed.glob("cells/*/summary.json"))) == 12
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())  # not run again
-    for name in ("leaderboard.csv", "sweep.csv"):
+    for name in ("leaderboard.csv", "sweep.csv", "leaderboard.md"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    assert len((whole / "leaderboard.csv").read_text().splitlines()) == 1 + 3 * 2
+    assert (whole / "report.html").exists()
