@@ -109,13 +109,13 @@ _COLUMNS = (
     ),
     Column(
         "Client p10", lambda r: _of_clients(r.p10_client, r), lambda r: r.p10_client, False,
-        "A tenth of the clients has at most this accuracy, in %, on its own test part; "
-        "* with personal heads", "p10",
+        "A tenth of the clients has at most this accuracy, in %, on its own test part, mean "
+        "over seeds; * with personal heads", "p10",
     ),
     Column(
         "Client worst", lambda r: _of_clients(r.worst_client, r), lambda r: r.worst_client, False,
-        "Lowest accuracy of a client, in %, on its own test part, mean over seeds; "
-        "* with personal heads", "worst",
+        "Lowest accuracy of a client, in %, on its own test part, mean "
+        "over seeds; * with personal heads", "worst",
     ),
     Column(
         "Rounds to target", rounds_text, lambda r: r.rounds_to_target, True,

@@ -56,7 +56,7 @@ def yardsticks(setting: Setting, target: float | None) -> list[dict[str, Any]]:
         ("target", against.target, "dashdot"),
     )
     return [
-        {"name": name, "value": round(value, _DIGITS), "dash": dash}
+        {"name": name, "value": value, "dash": dash}
         for name, value, dash in lines
         if value is not None
     ]

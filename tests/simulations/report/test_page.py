@@ -118,6 +118,15 @@ def test_notes_and_noise_are_on_the_page(make_run: MakeRun, cells: Path) -> None
     assert "±2.6 points" in found.text  # 1.96 sqrt(2 * 0.9 * 0.1 / 1000)
 
 
+def test_a_yardstick_reads_the_same_in_the_table_and_above_the_curves(
+    make_run: MakeRun, cells: Path
+) -> None:
+    # Their mean is 0.94649999999: rounded to four digits first it would read 94.7.
+    for seed, ridge in enumerate((0.949, 0.944)):
+        make_run(f"a{seed}", f"seed={seed}", ridge_accuracy=ridge)
+    assert page(cells).text.count("ridge 94.6 %") == 2
+
+
 @pytest.mark.parametrize("package", ["jinja2", "plotly"])
 def test_a_missing_package_is_named_before_anything_is_written(
     make_run: MakeRun, cells: Path, tmp_path: Path, package: str, monkeypatch: pytest.MonkeyPatch
