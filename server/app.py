@@ -42,7 +42,7 @@ from common.types import Affine, FeatureSet, Head
 from server.checkpoint import load_latest
 from server.engine import Engine, Task
 from server.exchange import Registry, ask
-from server.export import ExportReport, export_model
+from server.export import export
 from server.rounds import run_rounds
 from server.runfolder import RunFolder, free_folder
 from server.stock import StockEngine, build_stock
@@ -50,6 +50,7 @@ from server.strategies import build_strategy
 from server.strategies.statistics_first import with_statistics
 from server.strategy import Strategy
 from server.strategy_engine import StrategyEngine
+from server.trained import TrainedModel
 
 logger = logging.getLogger("fedhead")
 
@@ -146,7 +147,7 @@ def run_experiment(grid: Grid, config: Config) -> Path:
         client_accuracy = _client_accuracy(task, head)
     evaluation = evaluate(head, test)
     with stages("export"):
-        exported = export(backbone, head, dataset, test, folder.model)
+        exported = export(trained_model(backbone, head, dataset, test), "model", folder.model)
     write_atomic(folder.path / "head.safetensors", save({"weight": head.weight, "bias": head.bias}))
     # What one client would send if the float32 backbone were trained and sent as well.
     full_model_bytes = backbone.spec.float_model_bytes + payload_bytes(
@@ -207,24 +208,23 @@ def prepare(config: Config, dataset: Dataset) -> FrozenBackbone:
     )
 
 
-def export(
-    backbone: FrozenBackbone, head: Head, dataset: Dataset, test: FeatureSet, path: Path
-) -> ExportReport:
-    """Export a head with its backbone, checked on real test images."""
+def trained_model(
+    backbone: FrozenBackbone, head: Head, dataset: Dataset, test: FeatureSet
+) -> TrainedModel:
+    """What an export needs: the head with its backbone, and real test images to check it on."""
     evaluation = evaluate(head, test)
     # The file itself runs on some images of all classes, evenly spread; its head on all.
     count = min(_SELF_CHECK_IMAGES, len(test))
     spread = np.linspace(0, len(test) - 1, count).astype(np.int64)
     order = np.concatenate([spread, np.setdiff1d(np.arange(len(test)), spread)])
-    return export_model(
+    return TrainedModel(
         backbone,
         head,
         classes=dataset.classes,
         metrics={"accuracy": evaluation.accuracy, "loss": evaluation.loss},
         images=dataset.images(dataset.test[spread], backbone.spec.input_size),
-        labels=test.labels[order],
         features=test.q[order],
-        path=path,
+        labels=test.labels[order],
     )
 
 

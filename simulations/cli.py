@@ -9,16 +9,20 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from common.errors import ConfigError, FedheadError
+
+if TYPE_CHECKING:
+    from server.export import ExportReport
 
 __all__ = ["main"]
 
@@ -124,20 +128,48 @@ def _run(path: Path, engine: Engine, json_: bool) -> None:
         _closing_table(summary)
 
 
+class Target(StrEnum):
+    """What a run can be exported as."""
+
+    MODEL = "model"
+    DEVICE = "device"
+    LITE = "lite"
+    ONNX = "onnx"
+    EXECUTORCH = "executorch"
+    HEAD = "head"
+
+
 @cli.command()
 def export(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
-    out: Annotated[Path | None, typer.Option(help="Model file; without it, RUN/model.pt.")] = None,
+    target: Annotated[
+        list[Target] | None,
+        typer.Option(help="What to write; may be given several times. Without it, model."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File, or folder for several targets; without it, the run folder."),
+    ] = None,
+    bytecode: Annotated[
+        int | None, typer.Option(help="Bytecode version of the lite file, for older runtimes.")
+    ] = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Export a run's head again, an unfinished run's last checkpoint included."""
+    """Export a run's head again, an unfinished run's last checkpoint included.
+
+    Each file is loaded in a fresh process and compared with the trained head before it takes
+    its name.
+    """
     from simulations.run import export_run
 
-    figures = export_run(run_folder.resolve(), out)
+    targets = list(dict.fromkeys(target or [Target.MODEL]))
+    if bytecode is not None and Target.LITE not in targets:
+        raise ConfigError(["--bytecode is for --target lite"])
+    reports = export_run(run_folder.resolve(), targets, out, bytecode=bytecode)
     if json_:
-        print(json.dumps(figures))
+        print(json.dumps([{**asdict(report), "path": str(report.path)} for report in reports]))
     else:
-        _rows("export", figures)
+        _export_table(reports)
 
 
 @cli.command()
@@ -292,6 +324,30 @@ def _percent(value: float | None) -> str:
 
 def _megabytes(value: float) -> str:
     return f"{value / 1e6:,.2f} MB"
+
+
+def _export_table(reports: Sequence[ExportReport]) -> None:
+    """Sizes and parity of exported files, on real test images."""
+    engines = [report.default_engine for report in reports if report.default_engine]
+    engine = engines[0] if engines else "x86"
+    table = Table(title=_near(str(reports[0].path.parent)), title_justify="left")
+    for name in ("file", "MB", "accuracy", "same class", "logits off", "features", engine):
+        table.add_column(name, justify="left" if name in ("file", "features") else "right")
+    equal = {True: "bit-equal", False: "close", None: "-"}
+    for r in reports:
+        off = r.max_logit_difference
+        table.add_row(
+            r.path.name,
+            f"{r.model_bytes / 1e6:.2f}",
+            _percent(r.accuracy),
+            _percent(r.argmax_agreement),
+            "-" if off is None else f"{off:.2g}",
+            equal[r.features_equal],
+            _percent(r.default_engine_accuracy),
+        )
+    Console().print(table)
+    if engines:
+        print(f"{engine}: accuracy with torch's default engine here; set qnnpack before loading")
 
 
 def _closing_table(s: Mapping[str, Any]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -16,6 +17,9 @@ from common.experiment import client_shares, experiment_dataset, run_config
 from common.types import Head
 from server.checkpoint import load_latest
 from server.runfolder import RunFolder, free_folder
+
+if TYPE_CHECKING:
+    from server.export import ExportReport
 
 __all__ = ["export_run", "new_run", "num_nodes", "open_run", "read_summary", "run_in_process"]
 
@@ -94,14 +98,20 @@ def run_in_process(path: Path) -> dict[str, Any]:
     return read_summary(path)
 
 
-def export_run(path: Path, target: Path | None) -> dict[str, Any]:
+def export_run(
+    path: Path, targets: Sequence[str], out: Path | None, *, bytecode: int | None = None
+) -> list[ExportReport]:
     """Export a run's head again: the final one, or the last checkpoint's of an unfinished run.
 
-    Returns:
-        Figures of the exported model.
+    Args:
+        path: run folder.
+        targets: keys of ``server.export.FILES``.
+        out: file of a single target, folder of several; None for the run folder.
+        bytecode: version of the lite file's bytecode.
     """
     from common.experiment import experiment_features
-    from server.app import export, prepare
+    from server.app import prepare, trained_model
+    from server.export import FILES, export
 
     config = open_run(path)
     head = _last_head(path)
@@ -109,15 +119,11 @@ def export_run(path: Path, target: Path | None) -> dict[str, Any]:
     backbone = prepare(config, dataset)
     test = experiment_features(config, backbone).select(dataset.test)
     RunFolder(path, config).bind(backbone.fingerprint, dataset.classes)
-    report = export(backbone, head, dataset, test, target or path / "model.pt")
-    return {
-        "model_path": str(report.path),
-        "model_bytes": report.model_bytes,
-        "model_accuracy": report.accuracy,
-        "argmax_agreement": report.argmax_agreement,
-        "max_logit_difference": report.max_logit_difference,
-        "sha256": report.sha256,
-    }
+    trained = trained_model(backbone, head, dataset, test)
+    files = {target: (out or path) / FILES[target] for target in targets}
+    if out is not None and len(files) == 1:
+        files = dict.fromkeys(targets, out)
+    return [export(trained, target, file, bytecode=bytecode) for target, file in files.items()]
 
 
 def _last_head(path: Path) -> Head:

@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 
-from common.backbone.frozen import FrozenBackbone
 from common.backbone.prepare import prepare_backbone
-from common.images import ByteArray, decode_array
-from common.types import FeatureSet, Head, IntArray
-from server.export import ExportReport, export_model
+from common.images import decode_array
+from common.types import FeatureSet, Head
+from server.export import FILES, export
+from server.targets.cards import ExportReport
+from server.trained import TrainedModel
 
 SIZE = 32
 CLASSES = tuple(str(digit) for digit in range(10))
 
 
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """A backbone, a head that was fitted to its features, and test images.
-
-    Attributes:
-        backbone: MobileNetV2 with random weights at 32 px.
-        head: ridge regression on 400 images.
-        images: uint8 (60, 3, 32, 32), not among those.
-        labels: int64 (60,).
-    """
-
-    backbone: FrozenBackbone
-    head: Head
-    images: ByteArray
-    labels: IntArray
-
-
 @pytest.fixture(scope="session")
-def trained() -> Trained:
+def trained() -> TrainedModel:
+    """MobileNetV2 with random weights, ridge regression on 400 images, 60 others to test on."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -58,21 +42,28 @@ def trained() -> Trained:
     ).x.astype(np.float64)
     gram = x.T @ x + 100 * np.eye(x.shape[1])
     head = Head.from_matrix(np.linalg.solve(gram, x.T @ np.eye(10)[labels[:400]]).T)
-    return Trained(backbone, head, images[400:], labels[400:])
-
-
-def export(trained: Trained, path: Path) -> ExportReport:
-    return export_model(
-        trained.backbone,
-        trained.head,
+    return TrainedModel(
+        backbone,
+        head,
         classes=CLASSES,
         metrics={"accuracy": 0.5, "loss": float("nan")},
-        images=trained.images,
-        labels=trained.labels,
-        path=path,
+        images=images[400:],
+        features=backbone.features(images[400:]),
+        labels=labels[400:],
     )
 
 
 @pytest.fixture(scope="session")
-def exported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
-    return export(trained, tmp_path_factory.mktemp("run") / "model.pt")
+def exported(trained: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    return export(trained, "model", tmp_path_factory.mktemp("run") / "model.pt")
+
+
+@pytest.fixture(scope="session")
+def device_files(
+    trained: TrainedModel, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, ExportReport]:
+    """The trained model as device.pt and device.ptl, by target."""
+    folder = tmp_path_factory.mktemp("device")
+    return {
+        target: export(trained, target, folder / FILES[target]) for target in ("device", "lite")
+    }
