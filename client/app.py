@@ -15,10 +15,12 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.device import Host, SimulatedHost, host_of
+from client.device import Host, SimulatedHost, host_of, run_folder
 from client.local import batch_orders
 from client.node import node_update
+from client.personal import personal_correct
 from client.sgd import train_head
+from client.state import with_constant
 from common.backbone.frozen import FrozenBackbone, load_by_fingerprint, store
 from common.errors import ProtocolError, ReplyError
 from common.evaluation import evaluate as evaluate_head
@@ -36,7 +38,7 @@ from common.messages import (
     write_heads,
 )
 from common.statistics import feature_statistics, ridge
-from common.types import Head
+from common.types import FeatureSet, Head
 
 app = ClientApp()
 
@@ -91,7 +93,14 @@ def train(message: Message, context: Context) -> Message:
     if frozen is None:
         reply = TrainReply(request.fingerprint, missing_backbone=True)
         return Message(reply.write(), reply_to=message)
-    reply = node_update(request, frozen, _host(context))
+    host = _host(context)
+    complete = with_constant(
+        request, run_folder(host.state, request.run_id), durable=not host.simulated
+    )
+    if complete is None:
+        reply = TrainReply(request.fingerprint, missing_constant=True)
+        return Message(reply.write(), reply_to=message)
+    reply = node_update(complete, frozen, host)
     if request.reduce != "stock":
         return Message(reply.write(), reply_to=message)
     if not reply.clients:
@@ -102,15 +111,19 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """How well a head does on each client's own test part."""
+    """How well a head, and each client's own near it, does on the client's own test part."""
     request = EvaluateRequest.read(message.content)
     frozen = _backbone(request.fingerprint, _cache(context))
     if frozen is None:
         raise ProtocolError("the backbone is not here")
     host = _host(context)
     results = list(_evaluate(request, frozen, host))
-    columns = tuple(zip(*results, strict=True)) or ((), (), (), ())
-    return Message(EvaluateReply(*columns).write(), reply_to=message)
+    clients, counts, correct, losses = zip(*results, strict=True) if results else ((), (), (), ())
+    personal: tuple[int, ...] = ()
+    if request.personal:
+        personal = tuple(personal_correct(request, client, frozen, host) for client in clients)
+    reply = EvaluateReply(clients, counts, correct, losses, personal)
+    return Message(reply.write(), reply_to=message)
 
 
 def _evaluate(
@@ -140,7 +153,12 @@ def baselines(message: Message, context: Context) -> Message:
     frozen, host = _backbone(request.fingerprint, _cache(context)), _host(context)
     if frozen is None or not isinstance(host, SimulatedHost):
         raise ProtocolError("baselines need a simulated node that has the backbone")
-    features = host.all_train_features(frozen)
+    heads = _baseline_heads(request, host.all_train_features(frozen))
+    return Message(write_heads(heads), reply_to=message)
+
+
+@lru_cache(maxsize=4)  # runs that differ in their strategy alone ask for the same
+def _baseline_heads(request: BaselineRequest, features: FeatureSet) -> dict[str, Head]:
     num_classes = request.num_classes
     start = Head.zeros(num_classes, features.num_features)
     orders = batch_orders(
@@ -154,8 +172,7 @@ def baselines(message: Message, context: Context) -> Message:
         orders,
     )
     a, b = feature_statistics(features, num_classes).in_feature_space(features.affine)
-    heads = {
+    return {
         "centralized": Head.from_matrix(result.delta.numpy()),
         "ridge": Head.from_matrix(ridge(a, b, request.ridge_lambda)),
     }
-    return Message(write_heads(heads), reply_to=message)

@@ -119,24 +119,31 @@ class SimulatedHost:
         if self._config.simulation.trainer == "reference":
             return None
         return _cohort(
-            self._experiment.experiment_features(self._config, backbone),
+            self._features(backbone, part),
             self._experiment.client_shares(self._config),
             part,
             int(self._config.simulation.cohort_memory),
         )
 
     def all_train_features(self, backbone: FrozenBackbone) -> FeatureSet:
-        """The training examples of all clients, as if they were in one place."""
-        shares = self._experiment.client_shares(self._config)
-        positions = np.sort(np.concatenate([share.train for share in shares]))
-        return self._experiment.experiment_features(self._config, backbone).select(positions)
+        """The training examples of all clients, as if in one place; nobody attacks."""
+        return _pooled(
+            self._experiment.training_features(self._config, backbone, honest=True),
+            self._experiment.client_shares(self._config),
+        )
 
-    def _select(self, client: int, backbone: FrozenBackbone, part: str) -> FeatureSet:
+    def _features(self, backbone: FrozenBackbone, part: Part) -> FeatureSet:
+        """All clients' features, with the labels that they have in this part."""
+        if part == "train":
+            return self._experiment.training_features(self._config, backbone)
+        return self._experiment.experiment_features(self._config, backbone)
+
+    def _select(self, client: int, backbone: FrozenBackbone, part: Part) -> FeatureSet:
         shares = self._experiment.client_shares(self._config)
         if not 0 <= client < len(shares) or client % self._count != self._index:
             raise DataError(f"client {client} does not live on node {self._index}")
         positions = getattr(shares[client], part)
-        return self._experiment.experiment_features(self._config, backbone).select(positions)
+        return self._features(backbone, part).select(positions)
 
 
 class _DeviceHost:
@@ -215,6 +222,11 @@ class _DeviceHost:
         )
         features = FeatureSet(q, dataset.labels, backbone.affine, backbone.fingerprint)
         return features.select(parts[part])
+
+
+@lru_cache(maxsize=1)
+def _pooled(features: FeatureSet, shares: tuple[ClientShare, ...]) -> FeatureSet:
+    return features.select(np.sort(np.concatenate([share.train for share in shares])))
 
 
 @lru_cache(maxsize=2)

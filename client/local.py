@@ -65,7 +65,7 @@ def _sgd_update(
     correction = None
     if fields.corrects:
         correction = torch.from_numpy(fields.corrections(np.array([client]))[0])
-    preconditioner = plan.arrays.get("preconditioner")
+    preconditioner = plan.constant.get("preconditioner")
     result = train_head(
         torch.from_numpy(features.x),
         torch.from_numpy(features.labels),

@@ -64,7 +64,8 @@ class _Part:
 
 def node_update(request: TrainRequest, frozen: FrozenBackbone, host: Host) -> TrainReply:
     """Train the clients that a request lists, or sum up their statistics."""
-    control = ControlStore(run_folder(host.state, request.run_id))
+    # A thousand simulated phones would wait for the disk for seconds in each round.
+    control = ControlStore(run_folder(host.state, request.run_id), durable=not host.simulated)
     # A stock strategy sends every node the same content: its one client is meant.
     clients = host.clients() if request.reduce == "stock" else request.clients
     cohort = host.cohort(frozen, "train")
@@ -193,7 +194,7 @@ def _train_together(
         request.training,
         mu=plan.mu,
         corrections=fields.corrections if fields.corrects else None,
-        preconditioner=plan.arrays.get("preconditioner"),
+        preconditioner=plan.constant.get("preconditioner"),
     )
     # A bound on the norm, a second field or a memory needs each client's delta.
     alone = bool(request.max_norm) or plan.fields != ("delta",) or fields.corrects

@@ -8,17 +8,23 @@ late or went down with the server starts again from where the server thinks it i
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
-from common.errors import FedheadError
+from common.errors import FedheadError, ProtocolError
 from common.files import write_atomic
+from common.messages import TrainRequest, content_id
 from common.types import FloatArray
 
-__all__ = ["ControlStore"]
+__all__ = ["ControlStore", "with_constant"]
 
 
 class ControlStore:
@@ -26,10 +32,11 @@ class ControlStore:
 
     Args:
         folder: of the run on this machine; holds one folder a client.
+        durable: whether files must survive a loss of power, as a phone's should.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+        self._folder, self._durable = folder, durable
 
     def load(self, client: int, counted_round: int, shape: tuple[int, ...]) -> FloatArray:
         """What a client remembers of the round that counted last.
@@ -68,7 +75,8 @@ class ControlStore:
         target = self._file(client, round_number)
         kept = {target, self._file(client, counted_round)}
         try:
-            write_atomic(target, lambda path: save_file({"control": control}, path))
+            content = save({"control": control})
+            write_atomic(target, content, durable=self._durable)
             for path in target.parent.glob("*.safetensors"):
                 if path not in kept:
                     path.unlink()
@@ -78,3 +86,43 @@ class ControlStore:
 
     def _file(self, client: int, round_number: int) -> Path:
         return self._folder / str(client) / f"{round_number:08d}.safetensors"
+
+
+def with_constant(request: TrainRequest, folder: Path, *, durable: bool) -> TrainRequest | None:
+    """The request with its plan's constant arrays, which it brings or this machine has kept.
+
+    Args:
+        request: as it came.
+        folder: of the run on this machine.
+        durable: as for ``ControlStore``.
+
+    Returns:
+        None if they are neither there nor here, or what is here is damaged.
+
+    Raises:
+        ProtocolError: the id is not that of the arrays.
+    """
+    if not request.constant_id:
+        return request
+    if not re.fullmatch("[0-9a-f]{64}", request.constant_id):
+        raise ProtocolError(f"constant-id {request.constant_id!r} is not a SHA-256")
+    path = folder / f"constant-{request.constant_id}.safetensors"
+    if request.brings:
+        if content_id(request.plan.constant) != request.constant_id:
+            raise ProtocolError("the plan's constant arrays are not those of its constant-id")
+        with suppress(OSError):  # without space they come again
+            write_atomic(path, save(dict(request.plan.constant)), durable=durable)
+        return request
+    try:
+        constant = _constant(path, request.constant_id)
+    except (SafetensorError, OSError, ValueError):
+        return None
+    return replace(request, plan=replace(request.plan, constant=constant))
+
+
+@lru_cache(maxsize=1)  # a simulated node is asked each round
+def _constant(path: Path, identity: str) -> Mapping[str, FloatArray]:
+    constant: dict[str, FloatArray] = load_file(path)
+    if content_id(constant) != identity:
+        raise ValueError(f"{path} is damaged")
+    return constant

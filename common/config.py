@@ -7,6 +7,7 @@ range; all problems of a file are reported together, an unknown key with the nea
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from common.errors import ConfigError
 from common.types import LocalTraining
 
 __all__ = [
+    "PARTITION_KEYS",
+    "AttackConfig",
     "AvailabilityConfig",
     "BackboneConfig",
     "BaselineConfig",
@@ -29,6 +32,7 @@ __all__ = [
     "RoundConfig",
     "StrategyConfig",
     "TrainConfig",
+    "changed",
     "describe_keys",
     "load_config",
     "parse_overrides",
@@ -37,6 +41,16 @@ __all__ = [
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+
+PARTITION_KEYS = {
+    "dirichlet": "alpha",
+    "pathological": "classes-per-client",
+    "shard": "shards-per-client",
+    "natural": "column",
+}
+"""The key in [partition] that a scheme has to itself."""
+
+_USUAL_SCALES = {"sign-flip": 5.0, "alie": 1.5, "ipm": 2.0, "gaussian": 0.1, "inflate": 10.0}
 
 
 class _Section(BaseModel):
@@ -66,6 +80,12 @@ class DataConfig(_Section):
     """Server's test part, where the source has none of its own."""
     calibration_examples: Annotated[int, Field(ge=8)] = 256
     """Unlabelled images of the training part that the server keeps to quantize with."""
+    validation_fraction: Fraction = 0.0
+    """Part of the training images that takes the test set's place, to choose settings by."""
+    seed: Annotated[int, Field(ge=-1, lt=2**31)] = -1
+    """Of the split, the calibration images and the backbone; -1: the run's seed."""
+    label_noise: Fraction = 0.0
+    """Share of each simulated client's training labels that are of another class than the true."""
 
 
 class PartitionConfig(_Section):
@@ -108,7 +128,8 @@ class StrategyConfig(_Section):
     """[strategy]: how the server aggregates."""
 
     name: str = Field("fedavg", min_length=1)
-    """One of fedhead's own, or the import path of a Flower strategy (module:Class)."""
+    """One of fedhead's own, or an import path: module:function for one of yours, module:Class
+    for one of Flower's."""
     args: dict[str, Any] = Field(default_factory=dict)
     """The strategy's own settings, see fedhead strategies."""
     init: Literal["zeros", "fed3r"] = "zeros"
@@ -182,11 +203,52 @@ class AvailabilityConfig(_Section):
     """A round closes once this share of its clients has answered."""
 
 
+class AttackConfig(_Section):
+    """[attack]: simulated clients that try to spoil the model."""
+
+    kind: Literal[
+        "none", "sign-flip", "alie", "ipm", "gaussian", "nan", "inflate", "label-flip"
+    ] = "none"
+    """What they do. They send their delta times -scale; the honest ones' mean plus scale standard
+    deviations; that mean times -scale; noise of this deviation; NaN; a number of examples scale
+    times as large; or they train on labels K - 1 - y."""
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of all clients that are malicious, rounded down; the same ones in every round."""
+    scale: Annotated[float, Field(ge=0)] = 0.0
+    """0: the usual one, sign-flip 5, alie 1.5, ipm 2, gaussian 0.1, inflate 10."""
+
+    @property
+    def strength(self) -> float:
+        """The scale that applies."""
+        return self.scale or _USUAL_SCALES.get(self.kind, 0.0)
+
+    @property
+    def changes_updates(self) -> bool:
+        """Whether malicious clients send something else than what they computed."""
+        return self.kind not in ("none", "label-flip")
+
+    def count(self, num_clients: int) -> int:
+        """How many of so many clients are malicious."""
+        return 0 if self.kind == "none" else math.floor(self.fraction * num_clients + 1e-9)
+
+    def problem(self, num_clients: int) -> str:
+        """What cannot be meant; empty if nothing."""
+        if self.scale and self.kind not in _USUAL_SCALES:
+            return f"attack.scale={self.scale:g} means nothing to attack.kind={self.kind!r}"
+        if self.kind == "inflate" and not self.scale.is_integer():
+            return f"attack.scale={self.scale:g} must be a whole number: examples are counted"
+        if self.kind != "none" and not self.count(num_clients):
+            return f"attack.fraction={self.fraction:g} of {num_clients} clients is nobody"
+        return ""
+
+
 class BaselineConfig(_Section):
     """[baseline]: what the same features give without federation."""
 
     epochs: Count = 30
     """Epochs of the centralized head, same optimizer; 0: skip both baselines."""
+    lr: Annotated[float, Field(ge=0)] = 0.0
+    """Learning rate of the centralized head; 0: train.lr."""
     ridge_lambda: Annotated[float, Field(gt=0)] = 10.0
     """Penalty of the ridge head."""
 
@@ -220,6 +282,7 @@ class Config(_Section):
     baseline: BaselineConfig = BaselineConfig()
     simulation: SimulationConfig = SimulationConfig()
     availability: AvailabilityConfig = AvailabilityConfig()
+    attack: AttackConfig = AttackConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -232,20 +295,14 @@ class Config(_Section):
             )
         if self.partition.scheme == "natural" and not self.partition.column:
             raise ValueError("partition.scheme='natural' needs partition.column")
-        prepared = self.strategy.init != "zeros" or self.strategy.precondition != "none"
-        if self.is_stock and prepared:
-            raise ValueError("strategy.init and strategy.precondition are not for stock strategies")
-        if self.is_stock and self.availability != AvailabilityConfig():
-            raise ValueError(
-                "[availability] needs one of fedhead's own strategies, "
-                "a stock Flower strategy samples its nodes itself"
-            )
+        if problem := self.attack.problem(self.partition.num_clients):
+            raise ValueError(problem)
         return self
 
     @property
-    def is_stock(self) -> bool:
-        """Whether the strategy is a Flower class, named by import path."""
-        return ":" in self.strategy.name
+    def data_seed(self) -> int:
+        """The seed of data set and backbone, which runs with different seeds may share."""
+        return self.seed if self.data.seed < 0 else self.data.seed
 
     def to_toml(self) -> str:
         """The whole configuration, defaults included."""
@@ -355,7 +412,20 @@ def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -
             raise ConfigError(["no such file"], where) from exc
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
             raise ConfigError([f"not a readable TOML file: {exc}"], where) from exc
+    return _validated(_merge(content, overrides or {}), where)
+
+
+def changed(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """The same configuration with other values, kebab-case keys as in a file.
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    return _validated(_merge(config.model_dump(by_alias=True), overrides), "")
+
+
+def _validated(content: Mapping[str, Any], where: str) -> Config:
     try:
-        return Config.model_validate(_merge(content, overrides or {}))
+        return Config.model_validate(content)
     except ValidationError as exc:
         raise ConfigError([_describe(error) for error in exc.errors()], where) from exc

@@ -5,6 +5,7 @@ Each step is cached in the process, so that in-process server and clients share 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -19,11 +20,13 @@ from safetensors.numpy import load_file, save
 from common.backbone.frozen import FrozenBackbone
 from common.config import Config, DataConfig, PartitionConfig, load_config, parse_overrides
 from common.datasets import Dataset, load_dataset
+from common.datasets.split import stratified_split
 from common.errors import ConfigError, DataError
 from common.features import extract
 from common.files import cache_root, write_atomic
+from common.labels import flipped, noisy
 from common.partition import local_split, partition_clients
-from common.seeding import Purpose, permutation
+from common.seeding import Purpose, permutation, smallest
 from common.types import FeatureSet, IntArray
 
 __all__ = [
@@ -32,7 +35,10 @@ __all__ = [
     "client_shares",
     "experiment_dataset",
     "experiment_features",
+    "held_out_positions",
+    "malicious_clients",
     "run_config",
+    "training_features",
 ]
 
 _APP = Path(__file__).parent.parent
@@ -72,17 +78,22 @@ def _load(path: Path, overrides: str, _changed: int) -> Config:
 
 def experiment_dataset(config: Config) -> Dataset:
     """The data set that [data] names."""
-    return _dataset(config.data, config.seed)
+    data = config.data
+    return _dataset(
+        data.source, data.root, data.download, data.strict, data.test_fraction, config.data_seed
+    )
 
 
 @lru_cache(maxsize=2)
-def _dataset(data: DataConfig, seed: int) -> Dataset:
+def _dataset(
+    source: str, root: str, download: bool, strict: bool, test_fraction: float, seed: int
+) -> Dataset:
     return load_dataset(
-        data.source,
-        root=Path(data.root).expanduser() if data.root else None,
-        download=data.download,
-        strict=data.strict,
-        test_fraction=data.test_fraction,
+        source,
+        root=Path(root).expanduser() if root else None,
+        download=download,
+        strict=strict,
+        test_fraction=test_fraction,
         seed=seed,
     )
 
@@ -94,8 +105,20 @@ def calibration_positions(config: Config) -> IntArray:
     """
     train = experiment_dataset(config).train
     count = min(config.data.calibration_examples, len(train) // 2)
-    order = permutation(len(train), config.seed, Purpose.CALIBRATION)
+    order = permutation(len(train), config.data_seed, Purpose.CALIBRATION)
     return np.sort(train[order[:count]])
+
+
+def held_out_positions(config: Config) -> IntArray:
+    """What the server tests on: the test part, or the validation part where there is one."""
+    dataset, fraction = experiment_dataset(config), config.data.validation_fraction
+    if not fraction:
+        return dataset.test
+    rest = np.setdiff1d(dataset.train, calibration_positions(config))
+    _, held_out = stratified_split(
+        dataset.labels[rest], fraction, config.data_seed, Purpose.VALIDATION
+    )
+    return rest[held_out]
 
 
 def client_shares(config: Config) -> tuple[ClientShare, ...]:
@@ -104,13 +127,25 @@ def client_shares(config: Config) -> tuple[ClientShare, ...]:
     Raises:
         DataError: the partition cannot be made as configured.
     """
-    return _shares(config.data, config.partition, config.seed)
+    data = config.data.model_copy(update={"label_noise": 0.0})  # the shares do not depend on it
+    return _shares(data, config.partition, config.data_seed, config.seed)
+
+
+def malicious_clients(config: Config) -> frozenset[int]:
+    """The ids that [attack] makes malicious: those with the smallest draws."""
+    if config.attack.kind == "none":
+        return frozenset()  # real clients have no partition to count
+    ids = np.arange(len(client_shares(config)))
+    count = config.attack.count(len(ids))
+    return frozenset(smallest(ids, count, config.seed, Purpose.MALICIOUS).tolist())
 
 
 @lru_cache(maxsize=2)
-def _shares(data: DataConfig, partition: PartitionConfig, seed: int) -> tuple[ClientShare, ...]:
-    dataset = _dataset(data, seed)
-    config = Config(data=data, partition=partition, seed=seed)
+def _shares(
+    data: DataConfig, partition: PartitionConfig, data_seed: int, seed: int
+) -> tuple[ClientShare, ...]:
+    config = Config(data=data.model_copy(update={"seed": data_seed}))
+    dataset = experiment_dataset(config)
     positions = np.setdiff1d(dataset.train, calibration_positions(config))
     column = None
     if partition.scheme == "natural":
@@ -133,8 +168,12 @@ def _shares(data: DataConfig, partition: PartitionConfig, seed: int) -> tuple[Cl
             positions=positions,
         )
 
-    key = f"{dataset.content_key}\n{data.calibration_examples}\n{partition}\n{seed}"
+    digest = hashlib.sha256(positions.astype("<i8").tobytes()).hexdigest()
+    key = f"{dataset.content_key}\n{digest}\n{partition}\n{seed}"
     parts = _cached_parts(hashlib.sha256(key.encode()).hexdigest(), draw)
+    if data.validation_fraction:  # taken from the same shares, so that settings fit them
+        held_out = held_out_positions(config)
+        parts = [np.setdiff1d(part, held_out) for part in parts]
     return tuple(
         ClientShare(
             *local_split(
@@ -166,12 +205,51 @@ def _cached_parts(key: str, draw: Callable[[], list[IntArray]]) -> list[IntArray
 
 def experiment_features(config: Config, backbone: FrozenBackbone) -> FeatureSet:
     """Features of the whole data set, in its order, from the cache or extracted now."""
-    return _features(config.data, config.seed, backbone)
+    return _features(experiment_dataset(config), backbone)
+
+
+def training_features(
+    config: Config, backbone: FrozenBackbone, *, honest: bool = False
+) -> FeatureSet:
+    """The same features, not copied, with the labels that simulated clients train on.
+
+    They differ from the true ones by label noise, and where a malicious client flips its own;
+    with ``honest`` nobody does. Labels of test parts are always the true ones.
+    """
+    features, attack = experiment_features(config, backbone), config.attack
+    flipping = frozenset[int]()
+    if attack.kind == "label-flip" and not honest:
+        flipping = malicious_clients(config)
+    if not (config.data.label_noise or flipping):
+        return features
+    return _relabelled(
+        features,
+        client_shares(config),
+        experiment_dataset(config).num_classes,
+        config.data.label_noise,
+        flipping,
+        config.seed,
+    )
 
 
 @lru_cache(maxsize=2)
-def _features(data: DataConfig, seed: int, backbone: FrozenBackbone) -> FeatureSet:
-    dataset = _dataset(data, seed)
+def _relabelled(
+    features: FeatureSet,
+    shares: tuple[ClientShare, ...],
+    num_classes: int,
+    noise: float,
+    flipping: frozenset[int],
+    seed: int,
+) -> FeatureSet:
+    labels = features.labels.copy()
+    for client, share in enumerate(shares):
+        own = noisy(labels[share.train], noise, num_classes, seed=seed, client=client)
+        labels[share.train] = flipped(own, num_classes) if client in flipping else own
+    return dataclasses.replace(features, labels=labels)
+
+
+@lru_cache(maxsize=2)
+def _features(dataset: Dataset, backbone: FrozenBackbone) -> FeatureSet:
     size = backbone.spec.input_size
     q = extract(
         backbone,

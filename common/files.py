@@ -43,12 +43,16 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, write: bytes | Callable[[Path], None]) -> None:
+def write_atomic(
+    path: Path, write: bytes | Callable[[Path], None], *, durable: bool = True
+) -> None:
     """Put a file in place whole or not at all: temporary file, fsync, rename.
 
     Args:
         path: the destination; its folder is made when missing.
         write: the content, or a function that writes it to the path it is given.
+        durable: whether it must survive a loss of power, which costs milliseconds; without it,
+            it survives that of the process.
 
     Raises:
         OSError: as the operating system says (disk full, no permission); nothing is left.
@@ -63,9 +67,11 @@ def write_atomic(path: Path, write: bytes | Callable[[Path], None]) -> None:
         else:
             write(temporary)
         temporary.chmod(0o644)
-        _sync(temporary)
+        if durable:
+            _sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        if durable:
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -14,9 +14,10 @@ query.baselines  config                                          arrays (two hea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self, cast
+import hashlib
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,7 @@ __all__ = [
     "EvaluateRequest",
     "TrainReply",
     "TrainRequest",
+    "content_id",
     "payload_bytes",
     "read_head",
     "read_heads",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
+T = TypeVar("T")
 
 
 def payload_bytes(content: RecordDict) -> int:
@@ -72,6 +75,17 @@ def _unpack(content: RecordDict, name: str) -> dict[str, npt.NDArray[Any]]:
     except Exception as exc:
         # numpy raises many kinds on foreign bytes; none of them may end a server.
         raise ProtocolError(f"record {name!r} holds an array that cannot be read") from exc
+
+
+def content_id(arrays: Arrays) -> str:
+    """SHA-256 of named arrays, hex; empty for none."""
+    if not arrays:
+        return ""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def write_head(head: Head) -> ArrayRecord:
@@ -190,6 +204,8 @@ class TrainRequest:
         max_norm: bound on an update's norm, 0 for none.
         counted: for each client, the last round whose update counted and that it starts from,
             0 for none; empty where clients remember nothing.
+        constant_id: see ``content_id``, of the plan's constant arrays; empty where it has none.
+        brings: whether they are in this message; if not, the clients have kept them.
     """
 
     head: Head
@@ -203,15 +219,19 @@ class TrainRequest:
     reduce: Literal["sum", "individual", "stock"]
     max_norm: float = 0.0
     counted: tuple[int, ...] = ()
+    constant_id: str = ""
+    brings: bool = False
 
     def config(self) -> ConfigRecord:
         """All but the arrays; also what a stock strategy passes on to its nodes."""
-        return to_record(self, skip=("head", "arrays", "exclude", "everyone"))
+        return to_record(self, skip=("head", "arrays", "constant", "exclude", "everyone"))
 
     def write(self) -> RecordDict:
         content = RecordDict({"arrays": write_head(self.head), "config": self.config()})
         if self.plan.arrays:
             content["plan"] = _pack(self.plan.arrays)
+        if self.brings:
+            content["constant"] = _pack(self.plan.constant)
         return content
 
     @classmethod
@@ -220,10 +240,13 @@ class TrainRequest:
         # Flower's FedProx writes its coefficient under this name.
         if "proximal-mu" in config:
             config["mu"] = config["proximal-mu"]
-        arrays = cast(
-            "dict[str, FloatArray]", _unpack(content, "plan") if "plan" in content else {}
+        arrays, constant = (
+            cast("dict[str, FloatArray]", _unpack(content, name) if name in content else {})
+            for name in ("plan", "constant")
         )
-        plan = from_record(ClientPlan, config, arrays=arrays, exclude=(), everyone=False)
+        plan = from_record(
+            ClientPlan, config, arrays=arrays, constant=constant, exclude=(), everyone=False
+        )
         return from_record(cls, config, head=read_head(content), plan=plan)
 
 
@@ -241,6 +264,7 @@ class TrainReply:
         rejected_clients: clients whose update was refused on the node.
         rejected_reasons: why, in the same order.
         missing_backbone: the node has not got the backbone and did nothing.
+        missing_constant: the same of the plan's constant arrays.
         fields: arrays (m, ...), or (1, ...) for a sum.
     """
 
@@ -253,6 +277,7 @@ class TrainReply:
     rejected_clients: tuple[int, ...] = ()
     rejected_reasons: tuple[str, ...] = ()
     missing_backbone: bool = False
+    missing_constant: bool = False
     fields: Arrays = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -264,6 +289,22 @@ class TrainReply:
     def write(self) -> RecordDict:
         return RecordDict(
             {"arrays": _pack(self.fields), "report": to_record(self, skip=("fields",))}
+        )
+
+    def only(self, index: Sequence[int]) -> TrainReply:
+        """What it reports of the clients at these positions, without arrays."""
+
+        def pick(values: tuple[T, ...]) -> tuple[T, ...]:
+            return tuple(values[i] for i in index)
+
+        return replace(
+            self,
+            clients=pick(self.clients),
+            num_examples=pick(self.num_examples),
+            loss_before=pick(self.loss_before),
+            loss_after=pick(self.loss_after),
+            payload_bytes=pick(self.payload_bytes),
+            fields={},
         )
 
     def write_stock(self, head: Head) -> RecordDict:
@@ -286,12 +327,21 @@ class TrainReply:
 
 @dataclass(frozen=True, eq=False)
 class EvaluateRequest:
-    """Asks clients how well a head does on their own test parts."""
+    """Asks clients how well a head does on their own test parts.
+
+    Attributes:
+        head: the global head.
+        clients: which of the node's clients are meant.
+        fingerprint: of the backbone whose features the head reads.
+        run_id: names the run in the node's state folder.
+        personal: lambda with which each client makes a head of its own as well, 0 for none.
+    """
 
     head: Head
     clients: tuple[int, ...]
     fingerprint: str
     run_id: str
+    personal: float = 0.0
 
     def write(self) -> RecordDict:
         config = to_record(self, skip=("head",))
@@ -304,15 +354,20 @@ class EvaluateRequest:
 
 @dataclass(frozen=True)
 class EvaluateReply(_Flat, record="report"):
-    """Counts on each client's local test part; a client without one is left out."""
+    """Counts on each client's local test part; a client without one is left out.
+
+    ``personal_correct`` is what the clients' own heads get right; empty where none were asked for.
+    """
 
     clients: tuple[int, ...]
     num_examples: tuple[int, ...]
     correct: tuple[int, ...]
     loss: tuple[float, ...]
+    personal_correct: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _same_length(self.clients, self.num_examples, self.correct, self.loss)
+        personal = self.personal_correct or self.clients
+        _same_length(self.clients, self.num_examples, self.correct, self.loss, personal)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ __all__ = [
     "batch_order",
     "batch_seed",
     "draws",
+    "normal",
     "permutation",
+    "smallest",
     "stream_state",
     "uniform",
 ]
@@ -42,6 +44,10 @@ class Purpose(IntEnum):
     FOLDS = 8
     DROPOUT = 9
     STRAGGLER = 10
+    VALIDATION = 11
+    MALICIOUS = 12
+    ATTACK_NOISE = 13
+    LABEL_NOISE = 14
 
 
 def _mix(z: int) -> int:
@@ -89,6 +95,28 @@ def uniform(
 ) -> npt.NDArray[np.float64]:
     """The same draws as float64 (n,) in [0, 1)."""
     return draws(seed, purpose, *keys, index=index) / float(1 << 63)
+
+
+def normal(n: int, seed: int, purpose: Purpose, *keys: int) -> npt.NDArray[np.float64]:
+    """The stream's first 2n draws as n standard normal ones, float64 (n,), by Box and Muller.
+
+    >>> normal(2, 0, Purpose.ATTACK_NOISE).round(3).tolist()
+    [-0.266, -0.537]
+    """
+    u = uniform(seed, purpose, *keys, index=np.arange(2 * n))
+    radius = np.sqrt(-2 * np.log1p(-u[:n]))
+    return np.asarray(radius * np.cos(2 * np.pi * u[n:]), np.float64)
+
+
+def smallest(
+    ids: npt.NDArray[np.int64], count: int, seed: int, purpose: Purpose, *keys: int
+) -> npt.NDArray[np.int64]:
+    """The ``count`` ids with the smallest draws, ascending.
+
+    An id's draw depends on itself alone, so one that is away changes nobody else's luck.
+    """
+    order = np.argsort(draws(seed, purpose, *keys, index=ids), kind="stable")
+    return np.sort(ids[order[:count]])
 
 
 def permutation(n: int, seed: int, purpose: Purpose, *keys: int) -> npt.NDArray[np.int64]:

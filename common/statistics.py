@@ -1,4 +1,4 @@
-"""Sufficient statistics of a linear head, and ridge regression from them.
+"""Sufficient statistics of a linear head, and regression from them, in float64.
 
 The features are uint8, so their sums and products are integers: the statistics are exact, and
 adding them up gives the same bits in any order, over any split into clients or nodes.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from common.types import Affine, FeatureSet, FloatArray, IntArray
+from common.types import Affine, FeatureSet, IntArray
 
 __all__ = [
     "EXACT_ROWS",
@@ -19,8 +19,10 @@ __all__ = [
     "device_statistics",
     "feature_statistics",
     "in_feature_space",
+    "least_squares",
     "ridge",
     "triangle_size",
+    "unit_rows",
 ]
 
 # A float32 product of uint8 matrices is exact while each sum stays below 2**24: 255**2 * 256.
@@ -48,6 +50,21 @@ class Statistics:
     @property
     def num_examples(self) -> int:
         return int(self.moments[:, -1].sum())
+
+    @property
+    def varies(self) -> npt.NDArray[np.bool_]:
+        """Which of the D columns carry anything: features that are not constant, and the 1.
+
+        bool (D,). Exact: by Cauchy and Schwarz a feature is constant if and only if its mean
+        times its sum is its sum of squares.
+        """
+        width = self.moments.shape[1]
+        first = np.cumsum([0, *range(width, 1, -1)])  # of each row of the triangle: the diagonal
+        squares, sums = self.gram[first], self.gram[first + np.arange(width)[::-1]]
+        mean, rest = np.divmod(sums, max(self.num_examples, 1))
+        varies: npt.NDArray[np.bool_] = (rest != 0) | (squares != mean * sums)
+        varies[-1] = True
+        return varies
 
     def in_feature_space(
         self, affine: Affine
@@ -126,8 +143,8 @@ def device_statistics(a: IntArray, b: IntArray, n: IntArray) -> Statistics:
 
 def ridge(
     a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], lam: float, normalize: bool = False
-) -> FloatArray:
-    """Ridge regression onto one-hot labels: ``W = B (A + lam I)^-1``, solved in float64.
+) -> npt.NDArray[np.float64]:
+    """Ridge regression onto one-hot labels: ``W = B (A + lam I)^-1``.
 
     Args:
         a: float64 (D, D), X^T X.
@@ -136,12 +153,51 @@ def ridge(
         normalize: divide each class's row by its norm, as Fed3R does.
 
     Returns:
-        float32 (K, D), weight and bias.
+        float64 (K, D), weight and bias.
     """
     factor = np.linalg.cholesky(a + lam * np.eye(len(a)))
     half = np.linalg.solve(factor, b.T)
-    weight = np.linalg.solve(factor.T, half).T
-    if normalize:
-        norms = np.linalg.norm(weight, axis=1, keepdims=True)
-        weight = weight / np.where(norms > 0, norms, 1.0)
-    return np.ascontiguousarray(weight, np.float32)
+    weight: npt.NDArray[np.float64] = np.linalg.solve(factor.T, half).T
+    return unit_rows(weight) if normalize else weight
+
+
+def least_squares(
+    a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], varies: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64]:
+    """Least squares onto one-hot labels, ``W A = B``; constant features get no weight.
+
+    Columns are scaled to length 1 first: MobileNet's features differ so much in size that X has
+    condition 18,000 as it is and 200 then, and the normal equations square that. Where several
+    heads fit equally well, as with fewer examples than features, it is the shortest of them.
+
+    Args:
+        a: float64 (D, D), X^T X.
+        b: float64 (K, D), Y^T X.
+        varies: bool (D,), see ``Statistics.varies``.
+
+    Returns:
+        float64 (K, D), weight and bias.
+    """
+    a, b_kept = a[np.ix_(varies, varies)], b[:, varies]
+    length = np.sqrt(np.diag(a))
+    values, vectors = np.linalg.eigh(a / np.outer(length, length))
+    if not (values > _cut(values)).all():  # the shortest, measured in the head's own units
+        length = np.ones_like(length)
+        values, vectors = np.linalg.eigh(a)
+    alive = values > _cut(values)
+    basis = vectors[:, alive] / length[:, None]
+    weight = np.zeros_like(b)
+    weight[:, varies] = (b_kept @ basis / values[alive]) @ basis.T
+    return weight
+
+
+def _cut(values: npt.NDArray[np.float64]) -> float:
+    """Eigenvalues up to here are rounding."""
+    return float(values[-1]) * len(values) * float(np.finfo(np.float64).eps)
+
+
+def unit_rows(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Each row divided by its norm; a row of zeros stays."""
+    norms = np.linalg.norm(matrix, axis=1, keepdims=True)
+    scaled: npt.NDArray[np.float64] = matrix / np.where(norms > 0, norms, 1)
+    return scaled

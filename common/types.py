@@ -178,7 +178,8 @@ class ClientPlan:
         exclude: clients that this round must not ask again; stays on the server.
         everyone: asks all other clients, however few a round usually asks, and for their sum;
             stays on the server.
-        arrays: what the strategy sends along: "control" (K, d + 1) is SCAFFOLD's c,
+        arrays: what the strategy sends along: "control" (K, d + 1) is SCAFFOLD's c.
+        constant: the same, but equal in all rounds, so that a client keeps it and needs it once:
             "preconditioner" (d + 1, d + 1) multiplies each gradient from the right.
     """
 
@@ -191,6 +192,7 @@ class ClientPlan:
     exclude: tuple[int, ...] = ()
     everyone: bool = False
     arrays: Mapping[str, FloatArray] = field(default_factory=dict)
+    constant: Mapping[str, FloatArray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from common.types import ClientPlan, IntArray
+from common.types import ClientPlan, IntArray, UpdateBatch
 
-__all__ = ["FieldSums", "client_weights"]
+__all__ = ["FieldSums", "added_up", "client_weights", "joined", "taken"]
 
 Fields = Mapping[str, npt.NDArray[np.generic]]
 
@@ -52,3 +52,40 @@ class FieldSums:
             dtype = np.uint32 if exact.max(initial=0) < 2**32 else np.uint64
             row[name] = exact.astype(dtype)[None]
         return row
+
+
+def added_up(rows: UpdateBatch) -> UpdateBatch:
+    """The weighted sum of single clients' rows, as a node would send it."""
+    sums = FieldSums()
+    for i, weight in enumerate(rows.weights.tolist()):
+        sums.add({name: array[i] for name, array in rows.fields.items()}, weight)
+    return UpdateBatch(
+        client_ids=(tuple(client for ids in rows.client_ids for client in ids),),
+        num_examples=rows.num_examples.sum(keepdims=True),
+        weights=rows.weights.sum(keepdims=True),
+        fields=sums.row(),
+    )
+
+
+def joined(batches: Sequence[UpdateBatch]) -> UpdateBatch:
+    """The rows of several batches, one after another."""
+    return UpdateBatch(
+        client_ids=tuple(ids for batch in batches for ids in batch.client_ids),
+        num_examples=np.concatenate([batch.num_examples for batch in batches]),
+        weights=np.concatenate([batch.weights for batch in batches]),
+        fields={
+            name: np.concatenate([batch.fields[name] for batch in batches])
+            for name in batches[0].fields
+        },
+    )
+
+
+def taken(rows: UpdateBatch, index: Sequence[int]) -> UpdateBatch:
+    """Some of the rows."""
+    at = np.asarray(index, np.int64)
+    return UpdateBatch(
+        client_ids=tuple(rows.client_ids[i] for i in index),
+        num_examples=rows.num_examples[at],
+        weights=rows.weights[at],
+        fields={name: array[at] for name, array in rows.fields.items()},
+    )

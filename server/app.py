@@ -7,8 +7,8 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from flwr.app import Context, RecordDict
@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from common.backbone.frozen import FrozenBackbone
 from common.backbone.prepare import cached_backbone
-from common.config import AvailabilityConfig, Config
+from common.config import AttackConfig, AvailabilityConfig, BackboneConfig, Config
 from common.datasets import Dataset
 from common.errors import ConfigError, FedheadError, RunError
 from common.evaluation import evaluate
@@ -26,30 +26,29 @@ from common.experiment import (
     client_shares,
     experiment_dataset,
     experiment_features,
+    held_out_positions,
+    malicious_clients,
     run_config,
 )
 from common.files import cache_root, simulated_state, write_atomic
+from common.machine import versions
 from common.messages import (
     BaselineRequest,
     DescribeRequest,
-    EvaluateReply,
-    EvaluateRequest,
     payload_bytes,
     read_heads,
     write_head,
 )
-from common.types import Affine, FeatureSet, Head
+from common.types import FeatureSet, Head
+from server.build import check_strategy, make_engine
 from server.checkpoint import load_latest
-from server.engine import Engine, Task
+from server.client_figures import ask_clients, write_clients
+from server.engine import Task
 from server.exchange import Registry, ask
 from server.export import export
 from server.rounds import run_rounds
 from server.runfolder import RunFolder, free_folder
-from server.stock import StockEngine, build_stock
-from server.strategies import build_strategy
-from server.strategies.statistics_first import with_statistics
-from server.strategy import Strategy
-from server.strategy_engine import StrategyEngine
+from server.stock import is_stock
 from server.trained import TrainedModel
 
 logger = logging.getLogger("fedhead")
@@ -99,8 +98,14 @@ class _Stages:
         self.seconds[name] = round(time.perf_counter() - started, 3)
 
 
-def run_experiment(grid: Grid, config: Config) -> Path:
+def run_experiment(grid: Grid, config: Config, *, is_cell: bool = False) -> Path:
     """Run or resume an experiment and return its run folder.
+
+    Args:
+        grid: reaches the nodes.
+        config: what to do.
+        is_cell: a cell of a comparison, of which only the figures are wanted: no model, no
+            TensorBoard events, no checkpoints; one that was cut off begins again.
 
     Raises:
         FedheadError: as one clear line; finished rounds stay in the run folder.
@@ -109,7 +114,7 @@ def run_experiment(grid: Grid, config: Config) -> Path:
     folder = RunFolder(free_folder(config), config)
     checkpoint = load_latest(folder.checkpoints)
     if checkpoint is not None:
-        if config.is_stock:
+        if is_stock(config.strategy.name):
             raise RunError(
                 f"{folder.path}: a run with a stock Flower strategy cannot be resumed, "
                 "its state is private"
@@ -123,13 +128,13 @@ def run_experiment(grid: Grid, config: Config) -> Path:
     folder.bind(backbone.fingerprint, dataset.classes)
     with stages("features"):
         features = experiment_features(config, backbone)
-        test = features.select(dataset.test)
+        test = features.select(held_out_positions(config))
     with stages("clients"):
         registry = _registry(grid, config, folder, dataset, backbone)
     if registry.simulated:
         _account(config, dataset)
     task = Task(config, folder.run_id, backbone.fingerprint, grid, registry)
-    engine = _engine(task, features)
+    engine = make_engine(task, features.affine, backbone.spec.feature_zero_point)
     with stages("baselines"):
         baselines = _baselines(task, dataset.num_classes, test)
     with stages("rounds"):
@@ -140,14 +145,20 @@ def run_experiment(grid: Grid, config: Config) -> Path:
             test,
             folder,
             checkpoint,
+            is_cell=is_cell,
         )
     if not counters["accepted"]:
         raise RunError(f"no round of {rounds} had enough valid updates: nothing to export")
     with stages("evaluation"):
-        client_accuracy = _client_accuracy(task, head)
+        figures = ask_clients(task, head, engine.personal)
+        if registry.simulated:
+            write_clients(folder.clients, task, dataset, figures)
     evaluation = evaluate(head, test)
-    with stages("export"):
-        exported = export(trained_model(backbone, head, dataset, test), "model", folder.model)
+    exported = None
+    if not is_cell:
+        with stages("export"):
+            trained = trained_model(config, backbone, head, test)
+            exported = export(trained, "model", folder.model)
     write_atomic(folder.path / "head.safetensors", save({"weight": head.weight, "bias": head.bias}))
     # What one client would send if the float32 backbone were trained and sent as well.
     full_model_bytes = backbone.spec.float_model_bytes + payload_bytes(
@@ -157,7 +168,7 @@ def run_experiment(grid: Grid, config: Config) -> Path:
         "accuracy": evaluation.accuracy,
         "loss": evaluation.loss,
         **baselines,
-        **client_accuracy,
+        **figures.summary(),
         "rounds": rounds,
         "accepted_rounds": int(counters["accepted"]),
         "clients": len(registry.clients),
@@ -166,6 +177,8 @@ def run_experiment(grid: Grid, config: Config) -> Path:
         "failed_updates": int(counters["failed"]),
         "dropped_updates": int(counters["dropped"]),
         "late_updates": int(counters["late"]),
+        "attack": config.attack.kind,
+        "malicious_clients": len(malicious_clients(config)),
         "uplink_bytes": int(counters["uplink-bytes"]),
         "downlink_bytes": int(counters["downlink-bytes"]),
         "full_model_uplink_bytes": full_model_bytes * int(counters["valid"]),
@@ -178,14 +191,18 @@ def run_experiment(grid: Grid, config: Config) -> Path:
         },
         "strategy": config.strategy.name,
         "run": str(folder.path),
-        "model_path": str(folder.model),
-        "model_bytes": exported.model_bytes,
-        "model_accuracy": exported.accuracy,
-        "argmax_agreement": exported.argmax_agreement,
-        "max_logit_difference": exported.max_logit_difference,
         "head_sha256": head.sha256,
         "fingerprint": backbone.fingerprint,
+        "versions": versions(),
     }
+    if exported is not None:
+        summary |= {
+            "model_path": str(folder.model),
+            "model_bytes": exported.model_bytes,
+            "model_accuracy": exported.accuracy,
+            "argmax_agreement": exported.argmax_agreement,
+            "max_logit_difference": exported.max_logit_difference,
+        }
     folder.write_json(folder.summary, summary)
     if registry.simulated:
         shutil.rmtree(simulated_state() / folder.run_id, ignore_errors=True)
@@ -194,7 +211,15 @@ def run_experiment(grid: Grid, config: Config) -> Path:
 
 def prepare(config: Config, dataset: Dataset) -> FrozenBackbone:
     """The configured backbone, quantized on the server's unlabelled images, or from the cache."""
-    settings = config.backbone
+    calibration = calibration_positions(config)
+    return _prepared_backbone(config.backbone, dataset, calibration.tobytes(), config.data_seed)
+
+
+@lru_cache(maxsize=1)  # a comparison's runs share it
+def _prepared_backbone(
+    settings: BackboneConfig, dataset: Dataset, calibration: bytes, seed: int
+) -> FrozenBackbone:
+    positions = np.frombuffer(calibration, np.int64)
     return cached_backbone(
         arch=settings.arch,
         weights=settings.weights,
@@ -202,16 +227,17 @@ def prepare(config: Config, dataset: Dataset) -> FrozenBackbone:
         engine=settings.engine,
         distill_steps=settings.distill_steps,
         feature_scaling=settings.feature_scaling,
-        images=dataset.images(calibration_positions(config), settings.input_size),
-        seed=config.seed,
+        images=dataset.images(positions, settings.input_size),
+        seed=seed,
         cache=cache_root(),
     )
 
 
 def trained_model(
-    backbone: FrozenBackbone, head: Head, dataset: Dataset, test: FeatureSet
+    config: Config, backbone: FrozenBackbone, head: Head, test: FeatureSet
 ) -> TrainedModel:
-    """What an export needs: the head with its backbone, and real test images to check it on."""
+    """What an export needs: the head with its backbone, and the images of its test features."""
+    dataset, positions = experiment_dataset(config), held_out_positions(config)
     evaluation = evaluate(head, test)
     # The file itself runs on some images of all classes, evenly spread; its head on all.
     count = min(_SELF_CHECK_IMAGES, len(test))
@@ -222,7 +248,7 @@ def trained_model(
         head,
         classes=dataset.classes,
         metrics={"accuracy": evaluation.accuracy, "loss": evaluation.loss},
-        images=dataset.images(dataset.test[spread], backbone.spec.input_size),
+        images=dataset.images(positions[spread], backbone.spec.input_size),
         features=test.q[order],
         labels=test.labels[order],
     )
@@ -244,8 +270,13 @@ def _registry(
     )
     registry.wait_for(1, _JOIN_SECONDS)
     if not registry.simulated:
-        if config.availability != AvailabilityConfig():
-            raise ConfigError(["[availability] is for simulated clients, and these are real"])
+        simulated = {
+            "[availability]": config.availability != AvailabilityConfig(),
+            "[attack]": config.attack != AttackConfig(),
+            "data.label-noise": config.data.label_noise > 0,
+        }
+        if wrong := [key for key, given in simulated.items() if given]:
+            raise ConfigError([f"{key} is for simulated clients, these are real" for key in wrong])
         registry.wait_for(config.train.clients_per_round, _JOIN_SECONDS)
     else:
         # All simulated nodes are there from the start, so each client is or never will be.
@@ -261,59 +292,13 @@ def _account(config: Config, dataset: Dataset) -> None:
     train, test = (sum(len(getattr(s, part)) for s in shares) for part in ("train", "test"))
     logger.info(
         "%d images: %d to test with on the server, %d to quantize with",
-        len(dataset), len(dataset.test), len(calibration_positions(config)),
+        len(dataset), len(held_out_positions(config)), len(calibration_positions(config)),
     )  # fmt: skip
     logger.info("%d clients train on %d and keep %d to test with", len(shares), train, test)
-
-
-def check_strategy(config: Config) -> None:
-    """Find a wrong strategy name or argument before the long work starts."""
-    if config.is_stock:
-        build_stock(config.strategy.name, config.strategy.args, lr=config.train.lr)
-        return
-    nothing = np.zeros(0, np.float32)
-    own = build_strategy(
-        config.strategy.name,
-        config.strategy.args,
-        num_clients=1,
-        affine=Affine(nothing, nothing),
-        lr=config.train.lr,
-    )
-    prepared = config.strategy.init != "zeros" or config.strategy.precondition != "none"
-    if prepared and own.name in ("fedncm", "fed3r", "afl", "lda", "fedcof"):
-        raise ConfigError([f"{own.name} has no gradients: neither init nor precondition applies"])
-    if own.name in ("scaffold", "qfedavg") and config.train.momentum:
-        raise ConfigError([f"train.momentum must be 0 with {own.name}: it needs plain SGD steps"])
-
-
-def _engine(task: Task, features: FeatureSet) -> Engine:
-    config = task.config
-    if config.is_stock:
-        strategy = build_stock(config.strategy.name, config.strategy.args, lr=config.train.lr)
-        return StockEngine(task, strategy)
-    own = build_strategy(
-        config.strategy.name,
-        config.strategy.args,
-        num_clients=len(task.registry.clients),
-        affine=features.affine,
-        lr=config.train.lr,
-    )
-    return StrategyEngine(task, _prepared(config, own, features.affine))
-
-
-def _prepared(config: Config, own: Strategy[Any], affine: Affine) -> Strategy[Any]:
-    """With a round of statistics first, where the configuration wants one."""
-    settings = config.strategy
-    starts, steps = settings.init == "fed3r", settings.precondition == "gram"
-    if not (starts or steps):
-        return own
-    return with_statistics(
-        own,
-        affine=affine,
-        temperature=settings.init_temperature if starts else 0.0,
-        init_lambda=settings.init_lambda,
-        precondition_lambda=settings.precondition_lambda if steps else 0.0,
-    )
+    if malicious := malicious_clients(config):
+        attack = config.attack
+        scale = f" with scale {attack.strength:g}" if attack.strength else ""
+        logger.info("%d clients are malicious: %s%s", len(malicious), attack.kind, scale)
 
 
 def _baselines(task: Task, num_classes: int, test: FeatureSet) -> dict[str, float | None]:
@@ -321,7 +306,8 @@ def _baselines(task: Task, num_classes: int, test: FeatureSet) -> dict[str, floa
     config = task.config
     if not (task.registry.simulated and config.baseline.epochs):
         return {"centralized_accuracy": None, "ridge_accuracy": None}
-    training = config.train.model_copy(update={"local_epochs": config.baseline.epochs}).local()
+    settings = {"local_epochs": config.baseline.epochs, "lr": config.baseline.lr or config.train.lr}
+    training = config.train.model_copy(update=settings).local()
     request = BaselineRequest(
         training=training,
         num_classes=num_classes,
@@ -341,39 +327,3 @@ def _baselines(task: Task, num_classes: int, test: FeatureSet) -> dict[str, floa
         raise RunError(f"the baselines could not be computed: {errors.get(node, 'no answer')}")
     heads = read_heads(answers[node])
     return {f"{name}_accuracy": evaluate(head, test).accuracy for name, head in heads.items()}
-
-
-def _client_accuracy(task: Task, head: Head) -> dict[str, float | None]:
-    """Accuracy of the head on the clients' own test parts: mean, 10th percentile, worst."""
-    by_node: dict[int, list[int]] = {}
-    for number, client in sorted(task.registry.clients.items()):
-        by_node.setdefault(client.node, []).append(number)
-    answers, _ = ask(
-        task.grid,
-        "evaluate",
-        lambda node: EvaluateRequest(
-            head, tuple(by_node[node]), task.fingerprint, task.run_id
-        ).write(),
-        sorted(by_node),
-        task.config.round.deadline_seconds,
-    )
-    rates: list[float] = []
-    for node in sorted(answers):
-        try:
-            reply = EvaluateReply.read(answers[node])
-        except FedheadError as exc:
-            logger.warning("node %d evaluated badly: %s", node, exc)
-            continue
-        counted = zip(reply.correct, reply.num_examples, strict=True)
-        rates += [right / total for right, total in counted if 0 <= right <= total and total]
-    if not rates:
-        return {
-            "client_accuracy_mean": None,
-            "client_accuracy_p10": None,
-            "client_accuracy_min": None,
-        }
-    return {
-        "client_accuracy_mean": float(np.mean(rates)),
-        "client_accuracy_p10": float(np.percentile(rates, 10)),
-        "client_accuracy_min": min(rates),
-    }

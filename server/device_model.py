@@ -155,7 +155,7 @@ class DeviceModel(torch.nn.Module):
         The first call computes those of a noise image and refuses to go on where they are not
         what they were at export: heads trained on other features must not be averaged.
         """
-        q = self.backbone(images)
+        q: Tensor = self.backbone(images)
         if not self.is_probed:
             if not torch.equal(self.backbone(noise_image(self.input_size)), self.probe):
                 raise ValueError(

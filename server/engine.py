@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from common.config import Config
 from common.errors import ReplyError
 from common.messages import TrainReply
-from common.seeding import Purpose, draws
+from common.seeding import Purpose, smallest
 from common.types import Head
 from server.checkpoint import Checkpoint
 from server.exchange import Registry
@@ -86,7 +86,13 @@ class RoundResult:
 
 
 class Engine(Protocol):
-    """One round of training, by fedhead's own strategies or a stock one."""
+    """One round of training, by fedhead's own strategies or a stock one.
+
+    Attributes:
+        personal: lambda of the clients' own heads after the last round, 0 for none.
+    """
+
+    personal: float
 
     def start(self, head: Head, checkpoint: Checkpoint | None) -> None:
         """Make the state, or take it from a checkpoint."""
@@ -103,15 +109,10 @@ class Engine(Protocol):
 
 
 def sample_cohort(clients: list[int], size: int, seed: int, round_number: int) -> list[int]:
-    """The clients of one round, ascending: those with the smallest draws.
-
-    A client's draw depends on its own id alone, so one that is away changes nobody else's luck.
-    """
+    """The clients of one round, ascending: those with the smallest draws, or all for size 0."""
     ids = np.array(sorted(clients), np.int64)
-    if size == 0 or size >= len(ids):
-        return [int(i) for i in ids]
-    order = np.argsort(draws(seed, Purpose.COHORT, round_number, index=ids), kind="stable")
-    return [int(i) for i in np.sort(ids[order[:size]])]
+    chosen: list[int] = smallest(ids, size or len(ids), seed, Purpose.COHORT, round_number).tolist()
+    return chosen
 
 
 def check_reply(reply: TrainReply, task: Task, asked: set[int], fingerprint: str) -> None:

@@ -55,6 +55,8 @@ def run_rounds(
     test: FeatureSet,
     folder: RunFolder,
     checkpoint: Checkpoint | None,
+    *,
+    is_cell: bool = False,
 ) -> tuple[Head, int, Mapping[str, float]]:
     """Run from the round after the checkpoint, or from the first, to the last.
 
@@ -65,6 +67,7 @@ def run_rounds(
         test: the server's test set.
         folder: gets metrics and checkpoints.
         checkpoint: where to go on from.
+        is_cell: a cell of a comparison: metrics.jsonl alone.
 
     Returns:
         The last head, the number of finished rounds, and the totals of the run.
@@ -74,7 +77,7 @@ def run_rounds(
     head = checkpoint.head if checkpoint else head
     counters = dict.fromkeys(_COUNTED, 0.0) | dict(checkpoint.counters if checkpoint else {})
     engine.start(head, checkpoint)
-    with MetricsLog(folder.path, done) as log:
+    with MetricsLog(folder.path, done, events=not is_cell) as log:
         for round_number in range(done + 1, config.train.rounds + 1):
             started = time.perf_counter()
             task.registry.refresh()
@@ -88,14 +91,15 @@ def run_rounds(
             for name in _COUNTED:
                 counters[name] += metrics[name]
             log.write(round_number, metrics)
-            save_checkpoint(
-                folder.checkpoints,
-                round_number=round_number,
-                head=head,
-                state=engine.state,
-                counters=counters,
-                keep=config.round.keep_checkpoints,
-            )
+            if not is_cell:
+                save_checkpoint(
+                    folder.checkpoints,
+                    round_number=round_number,
+                    head=head,
+                    state=engine.state,
+                    counters=counters,
+                    keep=config.round.keep_checkpoints,
+                )
             done = round_number
             _report(round_number, config.train.rounds, result, evaluation)
     return head, done, counters

@@ -45,6 +45,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoint"
         self.model = path / "model.pt"
         self.summary = path / "summary.json"
+        self.clients = path / "clients.json"
         text = config.model_copy(update={"out": str(path)}).to_toml()
         file = path / "config.toml"
         if file.exists():
@@ -98,14 +99,15 @@ def read_run_json(path: Path) -> dict[str, Any]:
 
 
 class MetricsLog:
-    """metrics.jsonl and TensorBoard events, a line a round.
+    """metrics.jsonl and, where wanted, TensorBoard events; a line a round.
 
     Args:
         folder: the run folder.
         last_round: what came after it, from a run that was cut off, is dropped.
+        events: whether TensorBoard gets them too.
     """
 
-    def __init__(self, folder: Path, last_round: int) -> None:
+    def __init__(self, folder: Path, last_round: int, *, events: bool = True) -> None:
         path = folder / "metrics.jsonl"
         kept = []
         if path.exists():
@@ -117,7 +119,9 @@ class MetricsLog:
                     break  # the line that was being written when the run was cut off
         write_atomic(path, "".join(f"{line}\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=last_round + 1)
+        self._events = None
+        if events:
+            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=last_round + 1)
 
     def __enter__(self) -> Self:
         return self
@@ -129,12 +133,15 @@ class MetricsLog:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
-        self._events.close()
+        if self._events:
+            self._events.close()
 
     def write(self, round_number: int, values: Mapping[str, Any]) -> None:
         """One round's values; numbers also go to TensorBoard."""
         self._file.write(json.dumps({"round": round_number, **values}) + "\n")
         self._file.flush()
+        if not self._events:
+            return
         for name, value in values.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 self._events.add_scalar(name, value, round_number)

@@ -6,7 +6,6 @@ fedhead's reproducible ones, and it gets only replies that passed the same check
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import logging
 import time
@@ -26,12 +25,25 @@ from common.validate import check_fields, field_shapes
 from server.checkpoint import Checkpoint
 from server.engine import RoundResult, Task, check_reply, sample_cohort
 from server.exchange import error_reason, exchange
+from server.strategies import import_strategy
 
-__all__ = ["StockEngine", "build_stock"]
+__all__ = ["StockEngine", "build_stock", "is_stock"]
 
 logger = logging.getLogger("fedhead")
 
 _OURS = ("fraction_train", "min_train_nodes", "min_available_nodes")
+
+
+def is_stock(name: str) -> bool:
+    """Whether a strategy.name leads to a strategy class of Flower's, or one derived from it.
+
+    Raises:
+        ConfigError: it is an import path that leads nowhere.
+    """
+    if ":" not in name:
+        return False
+    found = import_strategy(name)
+    return inspect.isclass(found) and issubclass(found, FlowerStrategy)
 
 
 def build_stock(name: str, args: Mapping[str, Any], *, lr: float) -> FlowerStrategy:
@@ -48,13 +60,9 @@ def build_stock(name: str, args: Mapping[str, Any], *, lr: float) -> FlowerStrat
     Raises:
         ConfigError: the path leads nowhere or to something else, or an argument does not fit.
     """
-    module_name, _, class_name = name.partition(":")
-    try:
-        cls = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, TypeError, ValueError) as exc:
-        raise ConfigError([f"strategy.name={name!r} cannot be imported: {exc}"]) from exc
-    if not (inspect.isclass(cls) and issubclass(cls, FlowerStrategy)):
+    if not is_stock(name):
         raise ConfigError([f"strategy.name={name!r} is not a Flower strategy class"])
+    cls: Any = import_strategy(name)
     if "strategy" in inspect.signature(cls).parameters or "Xgb" in cls.__name__:
         raise ConfigError([f"strategy.name={name!r}: XGBoost and wrapped strategies do not apply"])
     given = {key.replace("-", "_"): value for key, value in args.items()}
@@ -74,7 +82,7 @@ def build_stock(name: str, args: Mapping[str, Any], *, lr: float) -> FlowerStrat
         strategy: FlowerStrategy = cls(**given)
         return strategy
     except (TypeError, ValueError) as exc:
-        raise ConfigError([f"strategy.args do not fit {class_name}: {exc}"]) from exc
+        raise ConfigError([f"strategy.args do not fit {cls.__name__}: {exc}"]) from exc
 
 
 class _CohortGrid(Grid):
@@ -104,7 +112,7 @@ class StockEngine:
 
     def __init__(self, task: Task, strategy: FlowerStrategy) -> None:
         self._task, self._strategy = task, strategy
-        self.state = _Private()
+        self.state, self.personal = _Private(), 0.0
         nodes = [client.node for client in task.registry.clients.values()]
         if len(set(nodes)) != len(nodes):
             raise FedheadError(

@@ -33,6 +33,8 @@ class Strategy(Generic[S]):
         each: with "individual", what happens to single clients' rows as they arrive, a few
             clients at a time (state, head, rows); the rows it returns are added up, and
             ``aggregate`` sees sums. Without it, ``aggregate`` needs all rows at once.
+        personal: with lambda above 0, each client ends with a head of its own, made from the
+            last global one and its training part (see client.personal); 0 for none.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Strategy(Generic[S]):
     aggregate: Callable[[S, Head, UpdateBatch], tuple[S, Head]]
     reduce: Literal["sum", "individual"] = "sum"
     each: Callable[[S, Head, UpdateBatch], UpdateBatch] | None = None
+    personal: float = 0.0
 
 
 def total(updates: UpdateBatch, field: str) -> npt.NDArray[np.float64]:

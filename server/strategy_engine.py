@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import psutil
-from flwr.app import Message
 
 from common.config import AvailabilityConfig
-from common.errors import FedheadError, ReplyError, RunError
-from common.messages import TrainReply, TrainRequest, payload_bytes
+from common.errors import ReplyError
+from common.experiment import malicious_clients
+from common.messages import TrainReply, TrainRequest, content_id, payload_bytes
 from common.types import ClientPlan, Head, IntArray, UpdateBatch
-from common.updates import FieldSums, client_weights
-from common.validate import check_counts, check_fields, field_shapes
+from common.updates import added_up, joined, taken
+from server.attacks import corrupt
 from server.availability import simulate
 from server.checkpoint import Checkpoint, restore_state
-from server.engine import RoundResult, Task, check_reply, sample_cohort
-from server.exchange import error_reason, exchange
+from server.collect import Collector
+from server.engine import RoundResult, Task, sample_cohort
 from server.strategy import Strategy
 
 __all__ = ["StrategyEngine"]
 
 logger = logging.getLogger("fedhead")
-
-_WAVE_BYTES = 64_000_000  # of single clients' updates; some 1,200 heads of ten classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +36,13 @@ class _EngineState:
         strategy: the strategy's own state.
         clients: int64 (m,), those that remember something of their own.
         counted: int64 (m,), the last round in which each one's update counted.
+        equipped: int64 (k,), those that have kept the plan's constant arrays.
     """
 
     strategy: Any
     clients: IntArray
     counted: IntArray
+    equipped: IntArray
 
 
 class StrategyEngine:
@@ -53,22 +50,26 @@ class StrategyEngine:
 
     def __init__(self, task: Task, strategy: Strategy[Any]) -> None:
         self._task, self._strategy = task, strategy
+        self.personal = strategy.personal
         self._state: Any = None
         self._counted: dict[int, int] = {}
+        self._equipped: set[int] = set()
         self._measured: dict[tuple[object, ...], int] = {}
 
     @property
     def state(self) -> _EngineState:
         clients = sorted(self._counted)
         rounds = [self._counted[client] for client in clients]
-        return _EngineState(self._state, np.array(clients, np.int64), np.array(rounds, np.int64))
+        lists = (clients, rounds, sorted(self._equipped))
+        return _EngineState(self._state, *(np.array(numbers, np.int64) for numbers in lists))
 
     def start(self, head: Head, checkpoint: Checkpoint | None) -> None:
-        self._state, self._counted = self._strategy.init(head), {}
+        self._state, self._counted, self._equipped = self._strategy.init(head), {}, set()
         if checkpoint is not None:
             kept = restore_state(self.state, checkpoint)
             self._state = kept.strategy
             self._counted = dict(zip(kept.clients.tolist(), kept.counted.tolist(), strict=True))
+            self._equipped = set(kept.equipped.tolist())
 
     def step(self, round_number: int, head: Head) -> tuple[Head, RoundResult] | None:
         config, task = self._task.config, self._task
@@ -84,16 +85,26 @@ class StrategyEngine:
             return None
         started = time.perf_counter()
         result = RoundResult(cohort=len(cohort))
-        result.downlink_bytes = self._request_bytes(round_number, head, plan) * len(cohort)
+        result.downlink_bytes = self._downlink_bytes(round_number, head, plan, cohort)
         present = self._answering(round_number, plan, cohort, result)
         needed = max(1.0, config.round.quorum * len(cohort))
         if len(present) < needed:
             present = []  # the round is lost already: nobody need train for it
-        valid = list(self._exchange(round_number, head, plan, present, result))
+        collector = self._collector(round_number, head, plan, result)
+        attacked = self._corrupts(plan)
+        digest = self._strategy.each is not None and not (plan.everyone or attacked)
+        valid = [
+            (reply, self._digested(head, rows) if digest else rows)
+            for reply, rows in collector.collect(present)
+        ]
         valid.sort(key=lambda pair: min(pair[0].clients))
+        if plan.constant:
+            self._equipped.update(client for reply, _ in valid for client in reply.clients)
+        if valid and attacked:
+            valid = self._corrupted(round_number, collector, valid)
         result.count([reply for reply, _ in valid])
         if result.valid >= needed:
-            batch = _joined([batch for _, batch in valid])
+            batch = joined([batch for _, batch in valid])
             head, result.accepted = self._aggregate(round_number, head, batch)
             if result.accepted and plan.correction != "none":
                 clients = [client for reply, _ in valid for client in reply.clients]
@@ -126,6 +137,68 @@ class StrategyEngine:
         result.simulated_seconds = outcome.seconds
         return list(outcome.present)
 
+    def _corrupts(self, plan: ClientPlan) -> bool:
+        """Whether malicious clients may send something else than what they computed."""
+        return self._task.config.attack.changes_updates and not plan.everyone
+
+    def _collector(
+        self, round_number: int, head: Head, plan: ClientPlan, result: RoundResult
+    ) -> Collector:
+        whole = ""
+        if self._corrupts(plan):
+            whole = "an attack"
+        elif self._strategy.each is None:
+            whole = self._strategy.name
+        return Collector(
+            self._task,
+            plan,
+            head,
+            self._reduce(plan),
+            lambda clients, brings: self._request(round_number, head, plan, clients, brings),
+            result,
+            whole,
+        )
+
+    def _corrupted(
+        self,
+        round_number: int,
+        collector: Collector,
+        valid: list[tuple[TrainReply, UpdateBatch]],
+    ) -> list[tuple[TrainReply, UpdateBatch]]:
+        """The same once malicious clients have seen all; what is not fit to count is refused."""
+        config = self._task.config
+        rows = corrupt(
+            joined([rows for _, rows in valid]),
+            malicious_clients(config),
+            config.attack,
+            collector.plan,
+            seed=config.seed,
+            round_number=round_number,
+        )
+        counted, end = [], 0
+        for reply, _ in valid:
+            start, end = end, end + len(reply.clients)
+            good = []
+            for i in range(start, end):
+                fields = {name: array[i] for name, array in rows.fields.items()}
+                try:
+                    collector.check_row(fields, int(rows.num_examples[i]))
+                except ReplyError as exc:
+                    collector.result.reject(rows.client_ids[i][0], str(exc))
+                else:
+                    good.append(i)
+            if good:
+                own = reply.only([i - start for i in good])
+                counted.append((own, self._digested(collector.head, taken(rows, good))))
+        return counted
+
+    def _digested(self, head: Head, rows: UpdateBatch) -> UpdateBatch:
+        """Single clients' rows as ``aggregate`` wants them."""
+        strategy = self._strategy
+        if strategy.each is not None:
+            return added_up(strategy.each(self._state, head, rows))
+        return added_up(rows) if strategy.reduce == "sum" else rows
+
     def _aggregate(self, round_number: int, head: Head, updates: UpdateBatch) -> tuple[Head, bool]:
         """The next head; the old one, and the old state, where aggregation gives no numbers."""
         try:
@@ -140,12 +213,20 @@ class StrategyEngine:
         return new, True
 
     def _reduce(self, plan: ClientPlan) -> Literal["sum", "individual"]:
+        if self._corrupts(plan):
+            return "individual"
         return "sum" if plan.everyone else self._strategy.reduce
 
     def _request(
-        self, round_number: int, head: Head, plan: ClientPlan, clients: list[int]
+        self,
+        round_number: int,
+        head: Head,
+        plan: ClientPlan,
+        clients: list[int],
+        brings_all: bool = False,
     ) -> TrainRequest:
         config = self._task.config
+        lacks = brings_all or not self._equipped.issuperset(clients)
         return TrainRequest(
             head=head,
             plan=plan,
@@ -162,196 +243,28 @@ class StrategyEngine:
                 if plan.correction == "none"
                 else tuple(self._counted.get(client, 0) for client in clients)
             ),
+            constant_id=content_id(plan.constant),
+            brings=bool(plan.constant) and lacks,
         )
 
-    def _request_bytes(self, round_number: int, head: Head, plan: ClientPlan) -> int:
+    def _downlink_bytes(
+        self, round_number: int, head: Head, plan: ClientPlan, cohort: list[int]
+    ) -> int:
+        """What requests to clients that are phones of their own weigh."""
+        lacking = set(cohort) - self._equipped if plan.constant else set()
+        return sum(
+            self._request_bytes(round_number, head, plan, brings) * count
+            for brings, count in ((True, len(lacking)), (False, len(cohort) - len(lacking)))
+            if count
+        )
+
+    def _request_bytes(self, round_number: int, head: Head, plan: ClientPlan, brings: bool) -> int:
         """What a request to one client alone weighs; measured again when its layout changes."""
-        shapes = {name: array.shape for name, array in plan.arrays.items()}
+        arrays = {**plan.arrays, **(plan.constant if brings else {})}
+        shapes = {name: array.shape for name, array in arrays.items()}
         layout = (plan.kind, plan.fields, tuple(shapes.items()), round_number.bit_length())
         if layout not in self._measured:
             alone = self._request(round_number, head, plan, [0])
+            alone = dataclasses.replace(alone, brings=brings)
             self._measured[layout] = payload_bytes(alone.write())
         return self._measured[layout]
-
-    def _exchange(
-        self,
-        round_number: int,
-        head: Head,
-        plan: ClientPlan,
-        cohort: list[int],
-        result: RoundResult,
-    ) -> Iterator[tuple[TrainReply, UpdateBatch]]:
-        """Valid replies only, with what to aggregate of them; the others are counted and named."""
-        task = self._task
-        by_node: dict[int, list[int]] = {}
-        for client in cohort:
-            by_node.setdefault(task.registry.clients[client].node, []).append(client)
-        if not by_node:
-            return
-        size = self._clients_a_message(plan, head, len(cohort), len(by_node))
-        ends = time.monotonic() + task.config.round.deadline_seconds
-        silent: set[int] = set()
-        # One wave after the other, so that single updates never lie about in great numbers.
-        for start in range(0, max(map(len, by_node.values())), size):
-            wave = {node: part for node, c in by_node.items() if (part := c[start : start + size])}
-            for node in silent & set(wave):
-                _no_answer(wave.pop(node), result)
-            for reply in self._wave(round_number, head, plan, wave, ends, silent, result):
-                batch = self._batch(plan, reply)
-                if self._strategy.each is not None and not plan.everyone:
-                    batch = _added_up(self._strategy.each(self._state, head, batch))
-                yield dataclasses.replace(reply, fields={}), batch
-
-    def _clients_a_message(self, plan: ClientPlan, head: Head, cohort: int, nodes: int) -> int:
-        """How many clients' updates a node may send at once.
-
-        Raises:
-            RunError: the strategy needs more single updates at once than memory holds.
-        """
-        if self._reduce(plan) == "sum":
-            return cohort
-        shapes = field_shapes(plan.fields, head.num_classes, head.num_features)
-        row_bytes = 4 * sum(math.prod(shape) for shape in shapes.values())
-        needed = 3 * row_bytes * cohort  # as they arrive, side by side, and in float64
-        if self._strategy.each is None and needed > (free := psutil.virtual_memory().available):
-            raise RunError(
-                f"{self._strategy.name} needs the updates of all {cohort} clients at once, "
-                f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: "
-                "lower train.clients-per-round"
-            )
-        return max(1, _WAVE_BYTES // (row_bytes * nodes))
-
-    def _wave(
-        self,
-        round_number: int,
-        head: Head,
-        plan: ClientPlan,
-        by_node: dict[int, list[int]],
-        ends: float,
-        silent: set[int],
-        result: RoundResult,
-    ) -> Iterator[TrainReply]:
-        """Valid replies as they arrive, until ``ends``; nodes without one join ``silent``."""
-        task = self._task
-        for attempt in range(2):
-            messages = [
-                Message(
-                    content=self._request(round_number, head, plan, clients).write(),
-                    dst_node_id=node,
-                    message_type="train",
-                    group_id=str(round_number),
-                )
-                for node, clients in sorted(by_node.items())
-            ]
-            lacking: dict[int, list[int]] = {}
-            seconds = max(0.0, ends - time.monotonic())
-            for node, message in exchange(task.grid, messages, seconds):
-                clients = by_node.pop(node)
-                reply = self._read(message, clients, plan, head, result)
-                if reply is None:
-                    continue
-                if reply.missing_backbone and attempt == 0:
-                    lacking[node] = clients
-                    continue
-                if reply.clients:
-                    yield reply
-                for client in set(clients) - {*reply.clients, *reply.rejected_clients}:
-                    result.failed += 1
-                    result.reasons.append(f"client {client}: not in its node's answer")
-            if not lacking:
-                break
-            task.registry.deliver_backbone(sorted(lacking))
-            by_node |= lacking
-        for node, clients in by_node.items():
-            silent.add(node)
-            _no_answer(clients, result)
-
-    def _read(
-        self,
-        message: Message,
-        clients: list[int],
-        plan: ClientPlan,
-        head: Head,
-        result: RoundResult,
-    ) -> TrainReply | None:
-        if message.has_error():
-            reason = error_reason(message)
-            result.failed += len(clients)
-            result.reasons += [f"client {client}: {reason}" for client in clients]
-            return None
-        try:
-            reply = TrainReply.read(message.content)
-            if not reply.missing_backbone:
-                check_reply(reply, self._task, set(clients), self._task.fingerprint)
-                self._check_rows(reply, plan, head)
-        except FedheadError as exc:
-            for client in clients:
-                result.reject(client, str(exc))
-            return None
-        for client, reason in zip(reply.rejected_clients, reply.rejected_reasons, strict=True):
-            result.reject(client, reason)
-        return reply
-
-    def _check_rows(self, reply: TrainReply, plan: ClientPlan, head: Head) -> None:
-        if not reply.clients:
-            return
-        shapes = field_shapes(plan.fields, head.num_classes, head.num_features)
-        summed = self._reduce(plan) == "sum"
-        rows = 1 if summed else len(reply.clients)
-        for name, array in reply.fields.items():
-            if array.shape[:1] != (rows,):
-                raise ReplyError(
-                    f"{name} has {len(array) if array.ndim else 0} rows, expected {rows}"
-                )
-        weights = client_weights(plan, np.array(reply.num_examples, np.int64))
-        for row in range(rows):
-            # The norm of a weighted mean is at most the largest norm in it.
-            scale = float(weights.sum()) if summed else 1.0
-            bound = self._task.config.round.max_update_norm * scale * (1 + 1e-5)
-            fields = {k: v[row] for k, v in reply.fields.items()}
-            check_fields(fields, shapes, bound)
-            if "moments" in fields:
-                check_counts(fields, sum(reply.num_examples) if summed else reply.num_examples[row])
-
-    def _batch(self, plan: ClientPlan, reply: TrainReply) -> UpdateBatch:
-        examples = np.array(reply.num_examples, np.int64)
-        weights = client_weights(plan, examples)
-        if self._reduce(plan) == "sum":
-            return UpdateBatch(
-                client_ids=(reply.clients,),
-                num_examples=examples.sum(keepdims=True),
-                weights=weights.sum(keepdims=True),
-                fields=reply.fields,
-            )
-        ids = tuple((client,) for client in reply.clients)
-        return UpdateBatch(ids, examples, weights, reply.fields)
-
-
-def _no_answer(clients: list[int], result: RoundResult) -> None:
-    result.failed += len(clients)
-    result.reasons += [f"client {client}: no answer" for client in clients]
-
-
-def _added_up(rows: UpdateBatch) -> UpdateBatch:
-    """The weighted sum of single clients' rows, as a node would send it."""
-    sums = FieldSums()
-    for i, weight in enumerate(rows.weights.tolist()):
-        sums.add({name: array[i] for name, array in rows.fields.items()}, weight)
-    return UpdateBatch(
-        client_ids=(tuple(client for ids in rows.client_ids for client in ids),),
-        num_examples=rows.num_examples.sum(keepdims=True),
-        weights=rows.weights.sum(keepdims=True),
-        fields=sums.row(),
-    )
-
-
-def _joined(batches: list[UpdateBatch]) -> UpdateBatch:
-    return UpdateBatch(
-        client_ids=tuple(ids for batch in batches for ids in batch.client_ids),
-        num_examples=np.concatenate([batch.num_examples for batch in batches]),
-        weights=np.concatenate([batch.weights for batch in batches]),
-        fields={
-            name: np.concatenate([batch.fields[name] for batch in batches])
-            for name in batches[0].fields
-        },
-    )

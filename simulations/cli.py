@@ -1,4 +1,4 @@
-"""The command line: ``fedhead run | resume | export | predict | info | quantization``."""
+"""The command line: ``fedhead run | resume | report | export | predict | info | ...``."""
 
 from __future__ import annotations
 
@@ -49,6 +49,15 @@ bench = typer.Typer(no_args_is_help=True, help="Measure fedhead beside its rival
 cli.add_typer(bench, name="bench")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")]
+TargetOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Accuracy to count rounds and bytes to; without it, 2 points below the centralized "
+        "head.",
+    ),
+]
 
 
 class Engine(StrEnum):
@@ -137,6 +146,100 @@ class Target(StrEnum):
     ONNX = "onnx"
     EXECUTORCH = "executorch"
     HEAD = "head"
+
+
+@cli.command()
+def compare(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file (TOML) that all runs vary.")],
+    strategies: Annotated[
+        str,
+        typer.Option(
+            help="Names or module:function, +gram or +fed3r behind them; all: every one there is."
+        ),
+    ] = "all",
+    partitions: Annotated[
+        str,
+        typer.Option(help="iid,dirichlet:0.1,pathological:2; without it, the experiment's."),
+    ] = "",
+    seeds: Annotated[str, typer.Option(help="One run each.")] = "0,1,2",
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V1,V2,...",
+            help="Try settings on held-out training images: lr, an argument of strategies, "
+            "STRATEGY.ARGUMENT, or any key.",
+        ),
+    ] = None,
+    validation_fraction: Annotated[
+        float, typer.Option(min=0.01, max=0.9, help="Of the training images, to sweep on.")
+    ] = 0.2,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")
+    ] = None,
+    target: TargetOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; without it, runs/NAME.")] = None,
+    jobs: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
+    json_: JsonFlag = False,
+) -> None:
+    """Compare strategies: the same data, clients and seeds, each at its best settings.
+
+    What has finished is kept: the same command goes on after an interruption, and a longer one
+    runs only what is new.
+    """
+    from common.config import load_config, parse_overrides
+    from common.machine import cores
+    from simulations.compare.compare import run_grid
+    from simulations.compare.parse import parse_grid
+    from simulations.report import check_installed
+
+    check_installed()  # before the long work
+    base = load_config(experiment, parse_overrides(set_ or []))
+    grid = parse_grid(
+        base,
+        strategies=strategies,
+        partitions=partitions,
+        seeds=seeds,
+        sweeps=sweep or [],
+        validation_fraction=validation_fraction,
+    )
+    folder = (out or Path("runs") / base.name).resolve()
+    try:
+        chosen = run_grid(grid, folder, jobs=jobs or cores())
+    except KeyboardInterrupt:
+        _error("interrupted; the same command goes on")
+        raise typer.Exit(130) from None
+    _report(list(chosen.runs), folder, target, json_)
+    if chosen.failed:
+        _error(f"{len(chosen.failed)} runs failed, the first: {chosen.failed[0][1]}")
+        raise typer.Exit(1)
+
+
+@cli.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of runs.")
+    ],
+    target: TargetOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; without it, RUN, or ./report for several.")
+    ] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Compare finished runs: a table here, one page, CSV and Markdown in a folder."""
+    _report(runs, out or (runs[0] if len(runs) == 1 else Path("report")), target, json_)
+
+
+def _report(runs: list[Path], folder: Path, target: float | None, json_: bool) -> None:
+    from simulations.report import leaderboard, load_runs, terminal_table, write_report
+
+    comparison = load_runs(runs)
+    files = write_report(comparison, folder, target=target)
+    if json_:
+        rows = [asdict(row) for row in leaderboard(comparison, target)]
+        print(json.dumps({"report": str(files.page.resolve()), "leaderboard": rows}))
+    else:
+        Console().print(terminal_table(comparison, target))
+        print(_near(str(files.page.resolve())))
 
 
 @cli.command()
@@ -322,6 +425,10 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
+def _spread(s: Mapping[str, Any], name: str) -> str:
+    return " / ".join(_percent(s[f"{name}_{part}"]) for part in ("mean", "p10", "min"))
+
+
 def _megabytes(value: float) -> str:
     return f"{value / 1e6:,.2f} MB"
 
@@ -358,14 +465,16 @@ def _closing_table(s: Mapping[str, Any]) -> None:
         rounds += f" ({lost} lost: too few valid updates)"
     seconds = {key: f"{value:.1f}" for key, value in s["seconds"].items() if key not in hidden}
     seconds["rounds"] += f" (training {s['seconds']['training']:.1f})"
+    personal = {}
+    if s["personal_accuracy_mean"] is not None:
+        personal["the same with personal heads"] = _spread(s, "personal_accuracy")
     rows = {
         f"accuracy, {s['strategy'].rpartition(':')[2]}": _percent(s["accuracy"]),
         "accuracy, centralized SGD": _percent(s["centralized_accuracy"]),
         "accuracy, ridge": _percent(s["ridge_accuracy"]),
         "accuracy of model.pt": _percent(s["model_accuracy"]),
-        "clients' own: mean / p10 / worst": " / ".join(
-            _percent(s[f"client_accuracy_{part}"]) for part in ("mean", "p10", "min")
-        ),
+        "clients' own: mean / p10 / worst": _spread(s, "client_accuracy"),
+        **personal,
         "rounds": rounds,
         "clients": str(s["clients"]),
         "updates valid / refused / failed": (
@@ -378,6 +487,8 @@ def _closing_table(s: Mapping[str, Any]) -> None:
         "model.pt": _megabytes(s["model_bytes"]),
         "run folder": _near(s["run"]),
     }
+    if s["malicious_clients"]:
+        rows["malicious clients"] = f"{s['malicious_clients']} ({s['attack']})"
     if s["simulated_seconds"]:
         rows["on phones (simulated)"] = (
             f"{s['simulated_seconds']:,.1f} s, {s['dropped_updates']} never answered, "
@@ -415,6 +526,7 @@ def _start_log() -> None:
 def main() -> None:
     """Entry point: one clear line for what a user can mend, a traceback only for a bug."""
     _start_log()
+    sys.path.append(str(Path.cwd()))  # where strategies of a user's own lie; after fedhead's rooms
     try:
         cli()
     except FedheadError as exc:

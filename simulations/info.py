@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from common.files import cache_root
+from common.machine import versions
 
 __all__ = ["collect"]
 
@@ -23,13 +22,6 @@ _PACKAGES = (
 )
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def _size(folder: Path) -> str:
     total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return f"{total / 1e6:.1f} MB"
@@ -42,8 +34,7 @@ def collect() -> dict[str, object]:
     root = cache_root()
     folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.exists() else []
     return {
-        "python": platform.python_version(),
-        **{package: _version(package) for package in _PACKAGES},
+        **versions(_PACKAGES),
         "quantized_engines": ", ".join(torch.backends.quantized.supported_engines),
         "cache": str(root),
         **{f"cache_{folder.name}": _size(folder) for folder in folders},

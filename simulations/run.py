@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,12 @@ from safetensors.numpy import load_file
 
 from common.config import Config, load_config
 from common.errors import RunError
-from common.experiment import client_shares, experiment_dataset, run_config
+from common.experiment import (
+    client_shares,
+    experiment_dataset,
+    held_out_positions,
+    run_config,
+)
 from common.types import Head
 from server.checkpoint import load_latest
 from server.runfolder import RunFolder, free_folder
@@ -21,7 +27,15 @@ from server.runfolder import RunFolder, free_folder
 if TYPE_CHECKING:
     from server.export import ExportReport
 
-__all__ = ["export_run", "new_run", "num_nodes", "open_run", "read_summary", "run_in_process"]
+__all__ = [
+    "export_run",
+    "new_run",
+    "num_nodes",
+    "open_run",
+    "read_summary",
+    "run_cell",
+    "run_in_process",
+]
 
 
 def new_run(config: Config, *, overwrite: bool) -> Path:
@@ -30,7 +44,7 @@ def new_run(config: Config, *, overwrite: bool) -> Path:
     Raises:
         RunError: the folder that ``out`` names holds something and must not be overwritten.
     """
-    from server.app import check_strategy  # imports torch, which a wrong key need not wait for
+    from server.build import check_strategy  # imports torch, which a wrong key need not wait for
 
     check_strategy(config)  # before anything is removed
     path = free_folder(config)
@@ -77,7 +91,9 @@ def read_summary(path: Path) -> dict[str, Any]:
 def num_nodes(config: Config) -> int:
     """Virtual nodes of a simulation; a stock strategy takes a node for a client."""
     shares = client_shares(config)  # a partition that cannot be made is noticed here
-    return len(shares) if config.is_stock else config.simulation.nodes
+    from server.stock import is_stock
+
+    return len(shares) if is_stock(config.strategy.name) else config.simulation.nodes
 
 
 def run_in_process(path: Path) -> dict[str, Any]:
@@ -88,14 +104,38 @@ def run_in_process(path: Path) -> dict[str, Any]:
     from server.app import app as server_app
     from simulations.grid import InProcessGrid
 
-    values = {"experiment": str(path / "config.toml"), "overrides": ""}
-    config = run_config(values)
-    grid = InProcessGrid(client_app, num_nodes(config), values)
+    values = _run_config(path)
+    grid = InProcessGrid(client_app, num_nodes(run_config(values)), values)
     context = Context(
         run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(values)
     )
     server_app(grid, context)
     return read_summary(path)
+
+
+def run_cell(path: Path, toml: str) -> None:
+    """Run a cell of a comparison from the beginning: the same figures, without a model.
+
+    Args:
+        path: its run folder, which does not exist yet.
+        toml: its configuration.
+    """
+    from client.app import app as client_app
+    from server.app import run_experiment
+    from server.build import check_strategy
+    from simulations.grid import InProcessGrid
+
+    config = Config.model_validate({**tomllib.loads(toml), "out": str(path)})
+    check_strategy(config)
+    RunFolder(path, config)
+    values = _run_config(path)
+    grid = InProcessGrid(client_app, num_nodes(config), values)
+    run_experiment(grid, run_config(values), is_cell=True)
+
+
+def _run_config(path: Path) -> dict[str, str]:
+    """Flower's run config for the experiment in a run folder."""
+    return {"experiment": str(path / "config.toml"), "overrides": ""}
 
 
 def export_run(
@@ -117,9 +157,9 @@ def export_run(
     head = _last_head(path)
     dataset = experiment_dataset(config)
     backbone = prepare(config, dataset)
-    test = experiment_features(config, backbone).select(dataset.test)
+    test = experiment_features(config, backbone).select(held_out_positions(config))
     RunFolder(path, config).bind(backbone.fingerprint, dataset.classes)
-    trained = trained_model(backbone, head, dataset, test)
+    trained = trained_model(config, backbone, head, test)
     files = {target: (out or path) / FILES[target] for target in targets}
     if out is not None and len(files) == 1:
         files = dict.fromkeys(targets, out)

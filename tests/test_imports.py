@@ -24,7 +24,7 @@ MAY_IMPORT_FLWR = {
     "server/exchange.py",
     "server/engine.py",
     "server/stock.py",
-    "server/strategy_engine.py",
+    "server/collect.py",
     "simulations/bench/run_fedhead.py",
     "simulations/bench/run_flower.py",
     "simulations/grid.py",

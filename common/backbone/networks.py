@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.mobilenetv3 import _mobilenet_v3_conf
+from torchvision.models.quantization.mobilenetv3 import (
+    QuantizableInvertedResidual,
+    QuantizableMobileNetV3,
+)
 
 from common.backbone._deprecations import accepted_deprecations
 from common.errors import BackboneError
 
 __all__ = [
     "ARCHITECTURES",
+    "QuantizableMobileNetV3Small",
     "QuantizableNetwork",
     "State",
     "architecture",
@@ -27,26 +33,57 @@ State = Mapping[str, Tensor]
 """Names as in torchvision's ``features``."""
 
 
+class QuantizableMobileNetV3Small(QuantizableMobileNetV3):  # type: ignore[misc]
+    """The Small network of torchvision's quantizable blocks, which it offers for Large alone.
+
+    Additions and the products of squeeze-and-excitation have scales of their own; names and
+    shapes of the weights are those of ``torchvision.models.mobilenet_v3_small``.
+
+    Howard et al.: "Searching for MobileNetV3", ICCV 2019, arXiv 1905.02244.
+    """
+
+    def __init__(self) -> None:
+        # The one private name: another copy of the table could differ from torchvision's.
+        setting, last_channel = _mobilenet_v3_conf("mobilenet_v3_small")
+        super().__init__(setting, last_channel, block=QuantizableInvertedResidual)
+
+
 @dataclass(frozen=True)
 class Architecture:
     """What tells the supported networks apart."""
 
-    name: str  # of the builder in torchvision.models and torchvision.models.quantization
+    name: str  # of the builder in torchvision.models
     enum: str  # torchvision's float weights
+    quantizable: Callable[[], nn.Module]  # the variant with ``fuse_model``
     relu6: bool  # torchvision's quantizable variant replaces ReLU6 by ReLU
 
 
+_of_torchvision = torchvision.models.quantization
 ARCHITECTURES = {
-    "mobilenet_v2": Architecture("mobilenet_v2", "MobileNet_V2_Weights", relu6=True),
-    "mobilenet_v3_large": Architecture(
-        "mobilenet_v3_large", "MobileNet_V3_Large_Weights", relu6=False
-    ),
+    known.name: known
+    for known in (
+        Architecture(
+            "mobilenet_v2", "MobileNet_V2_Weights", _of_torchvision.mobilenet_v2, relu6=True
+        ),
+        Architecture(
+            "mobilenet_v3_large",
+            "MobileNet_V3_Large_Weights",
+            _of_torchvision.mobilenet_v3_large,
+            relu6=False,
+        ),
+        Architecture(
+            "mobilenet_v3_small",
+            "MobileNet_V3_Small_Weights",
+            QuantizableMobileNetV3Small,
+            relu6=False,
+        ),
+    )
 }
 
 
 @dataclass(frozen=True)
 class QuantizableNetwork:
-    """Torchvision's quantizable variant of a network.
+    """The quantizable variant of a network.
 
     Attributes:
         module: has ``features`` and ``fuse_model``.
@@ -63,11 +100,6 @@ def architecture(arch: str) -> Architecture:
     Raises:
         BackboneError: not supported.
     """
-    if arch == "mobilenet_v3_small":
-        raise BackboneError(
-            "mobilenet_v3_small is not supported yet: torchvision has no quantizable variant; "
-            "use mobilenet_v3_large or mobilenet_v2"
-        )
     if arch not in ARCHITECTURES:
         raise BackboneError(
             f"unknown backbone {arch!r}, expected one of {', '.join(ARCHITECTURES)}"
@@ -99,8 +131,7 @@ def quantizable_network(arch: str, features: nn.Module) -> QuantizableNetwork:
     """The variant of a float network that can be fused and quantized, with its weights."""
     known = architecture(arch)
     with accepted_deprecations(), torch.device("meta"):
-        builder = getattr(torchvision.models.quantization, known.name)
-        network: nn.Module = builder(weights=None, quantize=False)
+        network = known.quantizable()
     network.to_empty(device="cpu").get_submodule("features").load_state_dict(features.state_dict())
     return QuantizableNetwork(network.eval(), known.relu6)
 

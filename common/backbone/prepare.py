@@ -91,7 +91,7 @@ def prepare_backbone(
     The same arguments on the same machine give the same fingerprint.
 
     Args:
-        arch: "mobilenet_v2" or "mobilenet_v3_large".
+        arch: "mobilenet_v2", "mobilenet_v3_large" or "mobilenet_v3_small".
         weights: see ``load_weights``.
         input_size: S, height and width in pixels.
         engine: "qnnpack" (a phone's arithmetic) or another engine of this torch.

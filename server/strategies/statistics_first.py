@@ -54,7 +54,7 @@ def with_statistics(
         temperature: the first head is this times the ridge head, so that its softmax is sure of
             itself; 0 for the head as it was.
         init_lambda: penalty of that ridge head.
-        precondition_lambda: lam of P, which travels with every request; 0 for none.
+        precondition_lambda: lam of P, which each client is sent once; 0 for none.
     """
 
     def init(head: Head) -> PreparedState:
@@ -69,8 +69,8 @@ def with_statistics(
         inner = strategy.plan(state.inner, round_number)
         if not len(state.preconditioner):
             return inner
-        arrays = {**inner.arrays, "preconditioner": state.preconditioner}
-        return dataclasses.replace(inner, arrays=arrays)
+        constant = {**inner.constant, "preconditioner": state.preconditioner}
+        return dataclasses.replace(inner, constant=constant)
 
     def aggregate(
         state: PreparedState, head: Head, updates: UpdateBatch
@@ -85,7 +85,8 @@ def with_statistics(
         inner, head = strategy.aggregate(state.inner, head, updates)
         return dataclasses.replace(state, inner=inner), head
 
-    return Strategy(strategy.name, init, plan, aggregate, strategy.reduce, _inside(strategy.each))
+    each = _inside(strategy.each)
+    return dataclasses.replace(strategy, init=init, plan=plan, aggregate=aggregate, each=each)
 
 
 def _inverse(a: npt.NDArray[np.float64], count: float, lam: float) -> FloatArray:

@@ -1,10 +1,13 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from client.state import ControlStore
-from common.errors import FedheadError
+from client.state import ControlStore, with_constant
+from common.errors import FedheadError, ProtocolError
+from common.messages import TrainRequest, content_id
+from common.types import ClientPlan, Head, LocalTraining
 
 SHAPE = (2, 3)
 
@@ -68,3 +71,45 @@ def test_a_disk_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "7").write_text("a file where a folder should be")
     with pytest.raises(FedheadError, match="client 7: .* cannot be written"):
         ControlStore(tmp_path).save(7, 1, value(1), counted_round=0)
+
+
+def asks(constant: dict[str, np.ndarray], *, brings: bool) -> TrainRequest:
+    return TrainRequest(
+        Head.zeros(2, 2), ClientPlan(constant=constant), LocalTraining(0.1, 1, 8), (7,), 1, "r", 0,
+        "f", "sum", constant_id=content_id(constant), brings=brings,
+    )  # fmt: skip
+
+
+def sent(request: TrainRequest) -> TrainRequest:
+    return TrainRequest.read(request.write())
+
+
+def test_constant_arrays_are_sent_once(tmp_path: Path) -> None:
+    first = sent(asks({"preconditioner": value(1)}, brings=True))
+    later = sent(asks({"preconditioner": value(1)}, brings=False))
+    assert not later.plan.constant
+    assert with_constant(later, tmp_path, durable=True) is None  # nobody has brought them yet
+    assert with_constant(first, tmp_path, durable=True) is first
+    kept = with_constant(later, tmp_path, durable=True)
+    assert kept is not None
+    np.testing.assert_array_equal(kept.plan.constant["preconditioner"], value(1))
+    other = sent(asks({"preconditioner": value(2)}, brings=False))
+    assert with_constant(other, tmp_path, durable=True) is None
+
+
+def test_damaged_constant_arrays_are_asked_for_again(tmp_path: Path) -> None:
+    request = asks({"preconditioner": value(1)}, brings=True)
+    with_constant(request, tmp_path, durable=True)
+    (path,) = tmp_path.iterdir()
+    for damage in (path.read_bytes()[:-1], path.read_bytes()[:-1] + b"x", b""):
+        path.write_bytes(damage)
+        assert with_constant(sent(replace(request, brings=False)), tmp_path, durable=True) is None
+
+
+def test_constant_arrays_under_a_false_name_are_refused(tmp_path: Path) -> None:
+    request = asks({"preconditioner": value(1)}, brings=True)
+    with pytest.raises(ProtocolError, match="not those of its constant-id"):
+        with_constant(replace(request, constant_id="0" * 64), tmp_path, durable=True)
+    with pytest.raises(ProtocolError, match="not a SHA-256"):
+        with_constant(replace(request, constant_id="../x"), tmp_path, durable=True)
+    assert not list(tmp_path.iterdir())

@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.config import AvailabilityConfig, Config
+from common.errors import ConfigError
 from server.availability import Availability, simulate
+from server.build import check_strategy
 
 EVERYONE = tuple(range(1000))
 
@@ -82,10 +84,11 @@ def test_everybody_is_accounted_for(
 
 
 def test_stock_strategies_sample_for_themselves() -> None:
-    with pytest.raises(ValueError, match="needs one of fedhead's own strategies"):
-        Config.model_validate(
-            {
-                "strategy": {"name": "flwr.serverapp.strategy:FedAvg"},
-                "availability": {"dropout-rate": 0.1},
-            }
-        )
+    config = Config.model_validate(
+        {
+            "strategy": {"name": "flwr.serverapp.strategy:FedAvg"},
+            "availability": {"dropout-rate": 0.1},
+        }
+    )
+    with pytest.raises(ConfigError, match="needs one of fedhead's strategies"):
+        check_strategy(config)

@@ -16,17 +16,16 @@ from common.errors import ReplyError
 from common.messages import TrainRequest
 from common.statistics import feature_statistics
 from common.types import Affine, FeatureSet, Head, LocalTraining, UpdateBatch
-from common.updates import client_weights
+from common.updates import added_up, client_weights, joined
 from common.validate import check_fields, field_shapes
 from server.checkpoint import load_latest, restore_state, save_checkpoint
 from server.strategies import STRATEGIES, build_strategy
 from server.strategy import Strategy
-from server.strategy_engine import _added_up, _joined
 
 K, D, CLIENTS = 4, 12, 9
 AFFINE = Affine(np.full(D, 0.01, np.float32), np.full(D, 128.0, np.float32))
 TRAINING = LocalTraining(lr=0.05, local_epochs=2, batch_size=5)
-CLOSED_FORM = ("fedncm", "fed3r", "afl", "lda", "fedcof")
+CLOSED_FORM = ("fedncm", "fed3r", "ditto", "afl", "lda", "fedcof")
 # Where one client alone does not give that client's head, and why.
 NOT_ITS_HEAD = {
     "fedadagrad": "steps by its own rate", "fedadam": "steps by its own rate",
@@ -75,10 +74,10 @@ def updates(
         count = np.array([len(features(client))])
         row = {name: array[None] for name, array in update.fields.items()}
         batches.append(UpdateBatch(((client,),), count, client_weights(plan, count), row))
-    rows = _joined(batches)
+    rows = joined(batches)
     if strategy.each is not None:
         rows = strategy.each(state, head, rows)
-    return _added_up(rows) if strategy.reduce == "sum" or strategy.each else rows
+    return added_up(rows) if strategy.reduce == "sum" or strategy.each else rows
 
 
 def start(strategy: Strategy[Any]) -> tuple[Any, Head]:
@@ -236,7 +235,7 @@ def test_afl_is_centralized_least_squares(tmp_path: Path) -> None:
 def test_afl_gives_a_dead_feature_no_weight() -> None:
     y = centralized()[1]
     q = np.concatenate([features(client).q for client in EVERYONE])
-    q[:, 5] = 0  # x is constant there, as the bias is
+    q[:, 5] = 0  # x is constant there, as the bias is: left out, instead of sharing with it
     fs = FeatureSet(q, y.argmax(axis=1), AFFINE, "f")
     statistics = feature_statistics(fs, K)
     strategy = build("afl")
@@ -244,7 +243,9 @@ def test_afl_gives_a_dead_feature_no_weight() -> None:
     fields = {"gram": statistics.gram[None], "moments": statistics.moments[None]}
     batch = UpdateBatch(((0,),), np.array([len(q)]), np.ones(1), fields)
     got = strategy.aggregate(state, head, batch)[1].matrix
-    want = np.linalg.lstsq(fs.x.astype(np.float64), y, rcond=None)[0].T
+    x = fs.x.astype(np.float64)
+    x[:, 5] = 0
+    want = np.linalg.lstsq(x, y, rcond=None)[0].T
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
@@ -258,11 +259,20 @@ def test_lda_is_that_of_scikit_learn(tmp_path: Path) -> None:
     np.testing.assert_allclose(got[:, :-1] / factor, model.coef_, rtol=1e-4, atol=1e-6)
 
 
-def test_fedncm_points_to_the_class_means(tmp_path: Path) -> None:
+@pytest.mark.parametrize("zero_point", [0, 100])
+def test_fedncm_says_how_far_raw_features_reach_towards_each_class_mean(
+    zero_point: int, tmp_path: Path
+) -> None:
     x, y = centralized()
-    means = (y.T @ x[:, :-1]) / y.sum(axis=0)[:, None]
-    want = means / np.linalg.norm(means, axis=1, keepdims=True)
-    np.testing.assert_allclose(solved("fedncm", {}, tmp_path)[:, :-1], want, rtol=1e-5, atol=1e-7)
+    raw = np.concatenate([features(client).q for client in EVERYONE]) - float(zero_point)
+    means = (y.T @ raw) / y.sum(axis=0)[:, None]
+    want = raw @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
+    strategy = build_strategy(
+        "fedncm", {}, num_clients=CLIENTS, affine=AFFINE, lr=0.1, zero_point=zero_point
+    )
+    state, head = start(strategy)
+    _, new = strategy.aggregate(state, head, updates(strategy, state, head, 1, EVERYONE, tmp_path))
+    np.testing.assert_allclose(x @ new.matrix.T, want, rtol=1e-5, atol=1e-4)
 
 
 def test_fedcof_follows_the_paper(tmp_path: Path) -> None:

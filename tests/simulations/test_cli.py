@@ -158,7 +158,10 @@ def test_a_broken_picture_is_named_and_the_run_goes_on(
         (["run", "none.toml"], ["none.toml", "no such file"]),
         (["run", "tiny.toml", "--set", "train.rouns=3"], ["did you mean train.rounds"]),
         (["run", "tiny.toml", "--set", "train.lr=-1"], ["train.lr=-1"]),
-        (["run", "tiny.toml", "--set", "backbone.arch=mobilenet_v3_small"], ["mobilenet_v3_small"]),
+        (
+            ["run", "tiny.toml", "--set", "backbone.arch=resnet18"],
+            ["backbone.arch", "mobilenet_v2"],
+        ),
         (["run", "tiny.toml", "--set", "data.source=CIFAR11"], ["CIFAR10"]),
         (["run", "tiny.toml", "--set", "data.source=CIFAR10"], ["CIFAR10", "download"]),
         (["resume", "nowhere"], ["nowhere", "no run"]),
@@ -188,6 +191,31 @@ def test_info_names_versions_and_engines(fedhead: Fedhead) -> None:
     code, out, _ = fedhead("info", "--json")
     assert code == 0
     assert "qnnpack" in json.loads(out)["quantized_engines"]
+
+
+def test_finished_runs_are_reported_in_80_columns_as_json_and_in_files(
+    fedhead: Fedhead, experiment: Path, tmp_path: Path
+) -> None:
+    code, _, err = fedhead("report", tmp_path)
+    assert (code, err) == (1, f"fedhead: no finished run in {tmp_path} (0 unfinished)\n")
+    for seed in (0, 1):
+        words = ("--set", f"seed={seed}", "--set", "train.rounds=1")
+        assert fedhead("run", experiment, *words)[0] == 0
+    code, out, _ = fedhead("report", "runs", "--target", 0.01)
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    assert "fedavg lr=0.01" in out
+    assert "target 1.0 % (as asked for)" in out
+    assert out.splitlines()[-1] == "runs/report.html"
+    assert (tmp_path / "runs" / "report.html").exists()
+    code, out, _ = fedhead("report", "runs/tiny", "runs/tiny-2", "--json")
+    (row,) = json.loads(out)["leaderboard"]
+    runs = [json.loads(p.read_text()) for p in tmp_path.glob("runs/*/summary.json")]
+    assert row["accuracy"] == pytest.approx(np.mean([run["accuracy"] for run in runs]))
+    assert row["worst_client"] == pytest.approx(
+        np.mean([run["client_accuracy_min"] for run in runs])
+    )
+    assert (tmp_path / "report" / "leaderboard.csv").exists()
 
 
 def test_a_run_that_never_began_leaves_nothing_in_the_way(

@@ -18,9 +18,10 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+import client.state as client_state
 import server.app
+import server.collect
 import server.rounds
-import server.strategy_engine
 from client.state import ControlStore
 from common.errors import ConfigError, DataError, RunError
 from common.files import simulated_state
@@ -78,6 +79,14 @@ def test_a_run_leaves_everything_it_promises(tiny: Make) -> None:
     assert summary["accuracy"] > 0.5  # chance is 0.1
     confusion = np.array(lines(run)[-1]["confusion"])
     assert np.trace(confusion) / confusion.sum() == pytest.approx(summary["accuracy"])
+
+
+def test_v3_small_runs_and_its_exported_file_gives_the_same_bits(tiny: Make) -> None:
+    run = tiny("backbone.arch=mobilenet_v3_small", "backbone.weights=random")
+    summary = run_in_process(run)  # compares the file with the training side, bit by bit
+    assert summary["model_bytes"] < 1_300_000
+    assert summary["accuracy"] > 0.3  # even random features; chance is 0.1
+    assert json.loads((run / "model.json").read_text())["num_features"] == 576
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "scaffold", "fed3r"])
@@ -160,6 +169,35 @@ def test_a_start_for_what_needs_none_is_refused(quick: Make, strategy: str) -> N
         quick(*PREPARED, f"strategy.name={strategy}")
 
 
+def test_a_preconditioner_goes_to_each_client_once_and_again_if_lost(
+    quick: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("strategy.precondition=gram", "train.clients-per-round=0")
+    run = quick(*settings)
+    summary = run_in_process(run)
+    _, first, *later = [line["downlink-bytes"] for line in lines(run)]
+    size, clients = 1281**2 * 4, summary["clients"]
+    assert first > clients * size
+    assert max(later) < clients * 100_000
+    # A node whose file is gone is sent it again, and nothing else changes.
+    step = server.strategy_engine.StrategyEngine.step
+    gone = []
+
+    def forget(engine: object, number: int, head: Head) -> object:
+        if number == 4:
+            for path in simulated_state().glob("*/constant-*"):
+                path.unlink()
+                gone.append(path)
+            client_state._constant.cache_clear()
+        return step(engine, number, head)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(server.strategy_engine.StrategyEngine, "step", forget)
+    again = quick(*settings, name="again")
+    assert run_in_process(again)["head_sha256"] == summary["head_sha256"]
+    assert gone
+    assert lines(again)[3]["downlink-bytes"] > size > lines(again)[4]["downlink-bytes"]
+
+
 def test_memory_for_grams_changes_the_head_by_rounding_only(quick: Make) -> None:
     kept, made = quick(name="a"), quick("simulation.cohort-memory=0B", name="b")
     run_in_process(kept)
@@ -173,7 +211,7 @@ def test_single_updates_travel_in_waves_that_change_nothing(
     clipped = ("strategy.name=norm_clipping", "train.clients-per-round=0")
     whole, waves = quick(*clipped, name="a"), quick(*clipped, name="b")
     run_in_process(whole)
-    monkeypatch.setattr(server.strategy_engine, "_WAVE_BYTES", 3 * 4 * 10 * 1281)
+    monkeypatch.setattr(server.collect, "_WAVE_BYTES", 3 * 4 * 10 * 1281)
     summary = run_in_process(waves)
     assert relative(matrix(waves), matrix(whole)) <= 1e-5
     assert summary["valid_updates"] == 5 * 8
@@ -311,7 +349,7 @@ def test_stock_strategies_run_in_the_same_loop(quick: Make, name: str, args: lis
         (["strategy.name=fedprox", "strategy.args.mu=high"], "must be a number"),
         (["strategy.name=scaffold", "train.momentum=0.9"], "momentum must be 0"),
         (["strategy.name=flwr.serverapp.strategy:FedNone"], "cannot be imported"),
-        (["strategy.name=json:JSONDecoder"], "not a Flower strategy"),
+        (["strategy.name=json:JSONDecoder"], "gives a JSONDecoder, expected a Strategy"),
         (["strategy.name=flwr.serverapp.strategy:FedAvg", "strategy.args.x=1"], "do not fit"),
         (
             ["strategy.name=flwr.serverapp.strategy:FedAvg", "strategy.args.fraction-train=0.5"],

@@ -1,0 +1,43 @@
+"""Labels that simulated clients get wrong, by chance or on purpose."""
+
+from __future__ import annotations
+
+import math
+
+from common.seeding import Purpose, draws, permutation
+from common.types import IntArray
+
+__all__ = ["flipped", "noisy"]
+
+_WHICH, _WHAT = range(2)  # keys of a client's random streams
+
+
+def noisy(labels: IntArray, share: float, num_classes: int, *, seed: int, client: int) -> IntArray:
+    """Give a share of one client's examples a class that is not theirs, each other one alike.
+
+    Args:
+        labels: int64 (n,) in [0, num_classes), the true ones.
+        share: in [0, 1); exactly the nearest whole number of examples is changed.
+        num_classes: K >= 2.
+        seed: of the run.
+        client: its id.
+
+    >>> import numpy as np
+    >>> noisy(np.array([0, 1, 2, 0]), 0.5, 3, seed=0, client=0).tolist()
+    [2, 1, 1, 0]
+    """
+    chosen = permutation(len(labels), seed, Purpose.LABEL_NOISE, client, _WHICH)
+    chosen = chosen[: math.floor(share * len(labels) + 0.5)]
+    shift = 1 + draws(seed, Purpose.LABEL_NOISE, client, _WHAT, index=chosen) % (num_classes - 1)
+    out = labels.copy()
+    out[chosen] = (labels[chosen] + shift) % num_classes
+    return out
+
+
+def flipped(labels: IntArray, num_classes: int) -> IntArray:
+    """The class at the other end of the list for each: K - 1 - y.
+
+    Of an odd number of classes the middle one stays itself (Fang et al., "Local model poisoning
+    attacks to Byzantine-robust federated learning", arXiv 1911.11815).
+    """
+    return num_classes - 1 - labels

@@ -1,0 +1,134 @@
+"""How each client fares with the last head, counted by itself on its own test part."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.datasets import Dataset
+from common.errors import FedheadError, ReplyError
+from common.experiment import client_shares
+from common.files import write_atomic
+from common.messages import EvaluateReply, EvaluateRequest
+from common.types import Head
+from server.engine import Task
+from server.exchange import ask
+
+__all__ = ["ClientFigures", "ask_clients", "write_clients"]
+
+logger = logging.getLogger("fedhead")
+
+_PARTS = ("mean", "p10", "min")
+
+
+@dataclass(frozen=True)
+class ClientFigures:
+    """Counts by client.
+
+    Attributes:
+        num_examples: in the test part of each client that has one.
+        correct: what the head of all gets right there.
+        personal_correct: what the client's own head does; None where there are none.
+    """
+
+    num_examples: Mapping[int, int]
+    correct: Mapping[int, int]
+    personal_correct: Mapping[int, int] | None
+
+    def summary(self) -> dict[str, float | None]:
+        """Mean, 10th percentile and worst of the clients' accuracies."""
+        rows = {"client_accuracy": self.correct, "personal_accuracy": self.personal_correct}
+        return {
+            f"{name}_{part}": value
+            for name, correct in rows.items()
+            for part, value in zip(_PARTS, self._spread(correct), strict=True)
+        }
+
+    def _spread(self, correct: Mapping[int, int] | None) -> tuple[float | None, ...]:
+        rates = [n / self.num_examples[client] for client, n in (correct or {}).items()]
+        if not rates:
+            return (None, None, None)
+        return float(np.mean(rates)), float(np.percentile(rates, 10)), min(rates)
+
+
+def ask_clients(task: Task, head: Head, personal: float) -> ClientFigures:
+    """Let every client evaluate a head; who does not answer, or badly, is left out.
+
+    Args:
+        task: grid, registry and configuration.
+        head: of all.
+        personal: lambda of the clients' own heads, 0 for none.
+    """
+    by_node: dict[int, list[int]] = {}
+    for number, client in sorted(task.registry.clients.items()):
+        by_node.setdefault(client.node, []).append(number)
+    answers, errors = ask(
+        task.grid,
+        "evaluate",
+        lambda node: EvaluateRequest(
+            head, tuple(by_node[node]), task.fingerprint, task.run_id, personal
+        ).write(),
+        sorted(by_node),
+        task.config.round.deadline_seconds,
+    )
+    for node, reason in errors.items():
+        logger.warning("node %d did not evaluate: %s", node, reason)
+    counts: dict[int, tuple[int, ...]] = {}
+    for node in sorted(answers):
+        try:
+            counts |= _counts(EvaluateReply.read(answers[node]), set(by_node[node]), personal)
+        except FedheadError as exc:
+            logger.warning("node %d evaluated badly: %s", node, exc)
+    columns = [{client: row[i] for client, row in sorted(counts.items())} for i in range(3)]
+    return ClientFigures(columns[0], columns[1], columns[2] if personal else None)
+
+
+def _counts(reply: EvaluateReply, asked: set[int], personal: float) -> dict[int, tuple[int, ...]]:
+    """Examples, correct and, or 0, correct by its own head, of each client in a reply.
+
+    Raises:
+        ReplyError: a client that was not asked, or counts that cannot be.
+    """
+    own = reply.personal_correct if personal else (0,) * len(reply.clients)
+    counts = {}
+    for row in zip(reply.clients, reply.num_examples, reply.correct, own, strict=False):
+        client, total, *correct = row
+        if client not in asked:
+            raise ReplyError(f"speaks for client {client}, which it was not asked for")
+        if not (total >= 1 and all(0 <= right <= total for right in correct)):
+            raise ReplyError(f"client {client} counts {correct} of {total} examples as correct")
+        counts[client] = (total, *correct)
+    if len(counts) != len(reply.clients):
+        raise ReplyError("names a client twice, or has no count of a client's own head")
+    return counts
+
+
+def write_clients(path: Path, task: Task, dataset: Dataset, figures: ClientFigures) -> None:
+    """Write who holds what and how it fares, a list entry for each simulated client, as JSON.
+
+    ``train_label_counts`` are those of the true labels, whatever noise or attack there is; a
+    client without a test part has 0 examples there.
+    """
+    shares, k = client_shares(task.config), dataset.num_classes
+    clients = sorted(task.registry.clients)
+
+    def column(values: Mapping[int, int]) -> list[int]:
+        return [values.get(client, 0) for client in clients]
+
+    own = figures.personal_correct
+    content = {
+        "client": clients,
+        "train_label_counts": [
+            np.bincount(dataset.labels[shares[client].train], minlength=k).tolist()
+            for client in clients
+        ],
+        "test_examples": column(figures.num_examples),
+        "test_correct": column(figures.correct),
+        "personal_correct": None if own is None else column(own),
+    }
+    write_atomic(path, json.dumps(content).encode())

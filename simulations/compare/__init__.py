@@ -1,0 +1,1 @@
+"""A grid of runs, strategies by partitions by seeds, each strategy at its own best settings."""

@@ -1,0 +1,153 @@
+"""Runs a grid: each strategy's best settings on held-out training images, then the grid itself."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import RunError
+from common.files import write_atomic
+from common.progress import track
+from simulations.compare.grid import Cell, Grid
+from simulations.compare.pool import run_cells
+
+__all__ = ["Chosen", "run_grid"]
+
+logger = logging.getLogger("fedhead")
+
+Best = Mapping[tuple[str, str], tuple[str, ...]]  # by strategy and partition
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A finished grid.
+
+    Attributes:
+        runs: run folders of its cells, strategy by strategy.
+        failed: cells that could not run, each with the reason.
+    """
+
+    runs: tuple[Path, ...]
+    failed: tuple[tuple[Cell, str], ...]
+
+
+def run_grid(grid: Grid, folder: Path, *, jobs: int) -> Chosen:
+    """Run all that is missing; a grid that was cut off goes on.
+
+    Args:
+        grid: what to run.
+        folder: gets sweep/ and cells/, with a run folder for each cell, and sweep.csv.
+        jobs: processes.
+
+    Raises:
+        RunError: no cell could run, or a process died.
+        FedheadError: the data or the backbone cannot be had.
+    """
+    _warm(grid)
+    best = _sweep(grid, folder, jobs)
+    cells = [
+        grid.cell(spec, partition, seed, best[spec.text, partition[0]])
+        for partition in grid.partitions
+        for seed in grid.seeds
+        for spec in grid.strategies
+    ]
+    failed = _run(cells, folder / "cells", jobs, "comparing")
+    broken = {cell.key for cell, _ in failed}
+    runs = [folder / "cells" / cell.key for cell in cells if cell.key not in broken]
+    if not runs:
+        raise RunError(f"none of {len(cells)} runs could be made: {failed[0][1]}")
+    return Chosen(tuple(runs), tuple(failed))
+
+
+def _warm(grid: Grid) -> None:
+    """Make the backbone and its features once, before several processes ask for them."""
+    from common.experiment import experiment_dataset, experiment_features
+    from server.app import prepare
+
+    experiment_features(grid.base, prepare(grid.base, experiment_dataset(grid.base)))
+
+
+def _run(cells: Sequence[Cell], folder: Path, jobs: int, what: str) -> list[tuple[Cell, str]]:
+    """Run cells; those that failed, in the cells' order."""
+    logger.info("%s: %d runs in %s", what, len(cells), folder)
+    done = track(run_cells(cells, folder, jobs), what, len(cells))
+    failed = {cell.key: problem for cell, problem in done if problem}
+    for problem, count in Counter(failed.values()).items():
+        logger.warning("%s: %d of %d runs failed: %s", what, count, len(cells), problem)
+    return [(cell, failed[cell.key]) for cell in cells if cell.key in failed]
+
+
+def _sweep(grid: Grid, folder: Path, jobs: int) -> Best:
+    """For each strategy and partition, the settings that do best on held-out images."""
+    swept = {
+        (spec.text, partition[0]): [
+            grid.sweep_cell(spec, partition, settings) for settings in grid.sweeps[spec.text]
+        ]
+        for partition in grid.partitions
+        for spec in grid.strategies
+    }
+    best = {key: cells[0].settings for key, cells in swept.items()}
+    several = {key: cells for key, cells in swept.items() if len(cells) > 1}
+    if not several:
+        return best
+    cells = [cell for group in several.values() for cell in group]
+    _run(cells, folder / "sweep", jobs, "sweeping")
+    rows = []
+    for key, group in several.items():
+        scores = [_score(folder / "sweep" / cell.key) for cell in group]
+        chosen = max(range(len(group)), key=lambda i: scores[i])
+        best[key] = group[chosen].settings
+        for setting in at_an_end(best[key], [cell.settings for cell in group]):
+            logger.info("%s: %s is the last one tried on its side", ", ".join(key), setting)
+        rows += [
+            [cell.strategy, cell.partition, *_figures(score), "; ".join(cell.settings), i == chosen]
+            for i, (cell, score) in enumerate(zip(group, scores, strict=True))
+        ]
+    header = ["strategy", "partition", "validation accuracy", "validation loss", "settings", "best"]
+    write_atomic(folder / "sweep.csv", _csv([header, *rows]))
+    return best
+
+
+def at_an_end(best: Sequence[str], tried: Iterable[Sequence[str]]) -> list[str]:
+    """Numbers among the best settings beyond which nothing was tried, though there might be more.
+
+    >>> at_an_end(["lr=1", "mu=0.2"], [["lr=0.1", "mu=0.2"], ["lr=1", "mu=0.2"]])
+    ['lr=1']
+    """
+    columns = [set(column) for column in zip(*tried, strict=True)]
+    ends = []
+    for setting, column in zip(best, columns, strict=True):
+        with suppress(ValueError):  # what is no number has no end
+            values = sorted(float(other.partition("=")[2]) for other in column)
+            if len(values) > 1 and float(setting.partition("=")[2]) in (values[0], values[-1]):
+                ends.append(setting)
+    return ends
+
+
+def _score(path: Path) -> tuple[float, float]:
+    """Accuracy, then minus loss, of a finished sweep's run; the worst for one that failed."""
+    try:
+        summary: dict[str, Any] = json.loads((path / "summary.json").read_text())
+    except OSError:
+        return (-1.0, -np.inf)
+    return summary["accuracy"], -summary["loss"]
+
+
+def _figures(score: tuple[float, float]) -> list[str]:
+    return ["failed", ""] if score[0] < 0 else [f"{score[0]:.4f}", f"{-score[1]:.4f}"]
+
+
+def _csv(rows: Iterable[Sequence[object]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()

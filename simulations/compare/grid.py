@@ -1,0 +1,161 @@
+"""What a comparison consists of, from what stands on the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from common.config import Config, changed, parse_overrides
+from server.stock import is_stock
+from server.strategies import (
+    arguments,
+    import_strategy,
+    sketch,
+    strategy_factory,
+    trains_by_gradients,
+)
+
+__all__ = ["VARIANTS", "Cell", "Grid", "StrategySpec"]
+
+# What +NAME behind a strategy sets.
+VARIANTS = {"gram": {"precondition": "gram"}, "fed3r": {"init": "fed3r"}}
+
+Tree = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class StrategySpec:
+    """A strategy as named on the command line: NAME or module:function, then +gram or +fed3r.
+
+    Attributes:
+        text: as it was named.
+        name: of the strategy, or its import path.
+        variants: "gram" preconditions the clients' gradients, "fed3r" starts from its head.
+    """
+
+    text: str
+    name: str
+    variants: tuple[str, ...]
+
+    @property
+    def keys(self) -> Tree:
+        """What it sets in [strategy]."""
+        keys: dict[str, Any] = {"name": self.name}
+        for variant in self.variants:
+            keys |= VARIANTS[variant]
+        return keys
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether clients run SGD, so that [train] matters."""
+        return is_stock(self.name) or trains_by_gradients(sketch(self.name))
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Names that [strategy.args] may hold, kebab-case."""
+        if is_stock(self.name):
+            return tuple(arguments(import_strategy(self.name)))
+        return tuple(arguments(strategy_factory(self.name)))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison.
+
+    Attributes:
+        strategy: as named.
+        partition: as named.
+        seed: of the run.
+        settings: what was swept, "key=value" each.
+        config: all of it, without a run folder.
+        key: names its folder: readable, then a hash of all that its figures depend on.
+    """
+
+    strategy: str
+    partition: str
+    seed: int
+    settings: tuple[str, ...]
+    config: Config
+    key: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Strategies by partitions by seeds.
+
+    Attributes:
+        base: the experiment that all cells vary.
+        strategies: one spec each.
+        partitions: as named, with what each sets in [partition].
+        seeds: at least one.
+        sweeps: by strategy, all combinations of swept settings; one, empty or fixed, where
+            nothing is swept.
+        validation_fraction: of the training images, to choose between those combinations.
+    """
+
+    base: Config
+    strategies: tuple[StrategySpec, ...]
+    partitions: tuple[tuple[str, Tree], ...]
+    seeds: tuple[int, ...]
+    sweeps: Mapping[str, tuple[tuple[str, ...], ...]]
+    validation_fraction: float
+
+    def cell(
+        self, spec: StrategySpec, partition: tuple[str, Tree], seed: int, settings: tuple[str, ...]
+    ) -> Cell:
+        """One run of the grid, as it is reported.
+
+        Raises:
+            ConfigError: a setting does not fit.
+        """
+        return _cell(self.base, spec, partition, seed, settings)
+
+    def sweep_cell(
+        self, spec: StrategySpec, partition: tuple[str, Tree], settings: tuple[str, ...]
+    ) -> Cell:
+        """The same on the first seed with a part of the training images in place of the test set.
+
+        Raises:
+            ConfigError: a setting does not fit.
+        """
+        held_out = {
+            "data": {"validation-fraction": self.validation_fraction},
+            "baseline": {"epochs": 0},
+        }
+        return _cell(changed(self.base, held_out), spec, partition, self.seeds[0], settings)
+
+
+def _cell(
+    base: Config,
+    spec: StrategySpec,
+    partition: tuple[str, Tree],
+    seed: int,
+    settings: tuple[str, ...],
+) -> Cell:
+    # The experiment's own arguments are meant for its own strategy.
+    if spec.name != base.strategy.name:
+        without = base.strategy.model_copy(update={"args": {}})
+        base = base.model_copy(update={"strategy": without})
+    overrides = {"seed": seed, "out": "", "strategy": spec.keys, "partition": partition[1]}
+    config = changed(changed(base, overrides), parse_overrides(settings))
+    label = ",".join(part for part in (spec.text, partition[0], f"seed-{seed}") if part)
+    content = f"{version('fedhead')}\n{_source(spec.name)}\n{config.to_toml()}"
+    digest = hashlib.sha256(content.encode()).hexdigest()[:12]
+    key = f"{re.sub(r'[^A-Za-z0-9.+,-]', '-', label)}-{digest}"
+    return Cell(spec.text, partition[0], seed, settings, config, key)
+
+
+@lru_cache
+def _source(name: str) -> str:
+    """Hash of the file that holds a user's own strategy: what it gives depends on it."""
+    if ":" not in name:
+        return ""
+    file = inspect.getsourcefile(import_strategy(name))
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""

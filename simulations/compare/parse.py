@@ -1,0 +1,168 @@
+"""The words of the command line, turned into a grid; all problems at once."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.config import PARTITION_KEYS, Config, changed, parse_overrides
+from common.errors import ConfigError
+from server.stock import is_stock
+from server.strategies import STRATEGIES, strategy_factory
+from simulations.compare.grid import VARIANTS, Grid, StrategySpec
+
+__all__ = ["parse_grid"]
+
+_ALL = (*STRATEGIES, *(f"fedavg+{variant}" for variant in VARIANTS))
+
+
+def parse_grid(
+    base: Config,
+    *,
+    strategies: str,
+    partitions: str,
+    seeds: str,
+    sweeps: Sequence[str],
+    validation_fraction: float,
+) -> Grid:
+    """Read the command line's words.
+
+    Args:
+        base: the experiment.
+        strategies: "fedavg,fedavg+gram,mymodule:mystrategy", or "all".
+        partitions: "iid,dirichlet:0.1,pathological:2"; empty: the experiment's own.
+        seeds: "0,1,2".
+        sweeps: "lr=0.01,0.1", "server-lr=0.1,1", "fedprox.mu=0.01,0.1", "train.momentum=0,0.9":
+            the clients' learning rate, an argument of every strategy that has it or of one, any
+            key of the experiment.
+        validation_fraction: of the training images.
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    names = list(_ALL) if strategies == "all" else _words(strategies)
+    problems = [] if names else ["--strategies is empty"]
+    specs = []
+    for name in dict.fromkeys(names):
+        try:
+            specs.append(_spec(name))
+        except ConfigError as exc:
+            problems += exc.problems
+    parts = []
+    for name in dict.fromkeys(_words(partitions)):
+        try:
+            parts.append((name, _partition(name)))
+        except ConfigError as exc:
+            problems += exc.problems
+    numbers = _words(seeds)
+    if not numbers or not all(re.fullmatch(r"\d{1,9}", number) for number in numbers):
+        problems.append(f"--seeds {seeds!r} must be whole numbers, for example 0,1,2")
+    axes = []
+    for sweep in sweeps:
+        key, _, values = sweep.partition("=")
+        if not _words(values):
+            problems.append(f"--sweep {sweep!r} is not of the form key=value,value,...")
+        axes.append((key.strip(), _words(values)))
+    combined = {spec.text: _combinations(spec, specs, axes) for spec in specs}
+    used = {setting[0] for rows in combined.values() for row in rows for setting in row}
+    problems += [f"--sweep {key}: no strategy here has it" for key, _ in axes if key not in used]
+    if problems:
+        raise ConfigError(problems)
+    grid = Grid(
+        base=_shared(base),
+        strategies=tuple(specs),
+        partitions=tuple(parts) or (("", {}),),
+        seeds=tuple(dict.fromkeys(int(number) for number in numbers)),
+        sweeps={
+            name: tuple(tuple(f"{path}={value}" for _, path, value in row) for row in rows)
+            for name, rows in combined.items()
+        },
+        validation_fraction=validation_fraction,
+    )
+    _check(grid)
+    return grid
+
+
+def _check(grid: Grid) -> None:
+    """Find every setting that does not fit before anything runs."""
+    problems: list[str] = []
+    for spec in grid.strategies:
+        for settings in grid.sweeps[spec.text]:
+            try:
+                config = grid.cell(spec, grid.partitions[0], grid.seeds[0], settings).config
+                _check_strategy(config)
+            except ConfigError as exc:
+                problems += [f"{spec.text}: {problem}" for problem in exc.problems]
+    for partition in grid.partitions:
+        try:
+            grid.cell(grid.strategies[0], partition, grid.seeds[0], ())
+        except ConfigError as exc:
+            problems += [f"{partition[0]}: {problem}" for problem in exc.problems]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+
+
+def _check_strategy(config: Config) -> None:
+    from server.build import check_strategy
+
+    check_strategy(config)
+
+
+def _shared(base: Config) -> Config:
+    """What all cells have in common: data, backbone and the centralized head's training."""
+    same: dict[str, Any] = {"data": {"seed": base.data_seed}}
+    if not base.baseline.lr:
+        same["baseline"] = {"lr": base.train.lr}
+    return changed(base, same)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _spec(text: str) -> StrategySpec:
+    name, *variants = text.split("+")
+    unknown = [variant for variant in variants if variant not in VARIANTS]
+    if unknown:
+        raise ConfigError([f"{text}: +{unknown[0]} is unknown (known: +gram, +fed3r)"])
+    if not is_stock(name):
+        strategy_factory(name)
+    return StrategySpec(text, name, tuple(variants))
+
+
+def _partition(text: str) -> Mapping[str, Any]:
+    scheme, _, value = text.partition(":")
+    if not value:
+        return {"scheme": scheme}
+    if scheme not in PARTITION_KEYS:
+        raise ConfigError([f"partition {text!r}: {scheme} takes no value"])
+    return {"scheme": scheme, **parse_overrides([f"{PARTITION_KEYS[scheme]}={value}"])}
+
+
+def _combinations(
+    spec: StrategySpec, specs: Sequence[StrategySpec], axes: Sequence[tuple[str, list[str]]]
+) -> list[tuple[tuple[str, str, str], ...]]:
+    """All combinations of what is swept for a strategy: (key as given, config key, value)."""
+    chosen: dict[str, tuple[str, list[str]]] = {}
+    names = {other.text for other in specs}
+    for key, values in sorted(axes, key=lambda axis: axis[0].rpartition(".")[0] in names):
+        owner, _, rest = key.rpartition(".")
+        if owner in names:
+            path = _path(spec, rest) if owner == spec.text else ""
+        else:
+            path = _path(spec, key)
+        if path:
+            chosen[path] = (key, values)  # a strategy's own comes last, and wins
+    rows = [[(key, path, value) for value in values] for path, (key, values) in chosen.items()]
+    return list(itertools.product(*rows))
+
+
+def _path(spec: StrategySpec, key: str) -> str:
+    """The key of the experiment that a swept name means for this strategy; empty for none."""
+    if key == "lr":
+        key = "train.lr"
+    if "." in key:
+        return key if spec.has_gradients or not key.startswith("train.") else ""
+    return f"strategy.args.{key}" if key in spec.arguments else ""

@@ -1,0 +1,166 @@
+"""The leaderboard's columns: what a person reads and what it is sorted by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from simulations.report.leaderboard import Row
+
+__all__ = [
+    "Column",
+    "accuracy_text",
+    "byte_text",
+    "percent",
+    "points",
+    "rounds_text",
+    "shown_columns",
+]
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage, without the sign."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def byte_text(value: float | None) -> str:
+    """Bytes with three digits, powers of 1000.
+
+    >>> byte_text(517_315), byte_text(62_077_618)
+    ('517 kB', '62.1 MB')
+    """
+    if value is None:
+        return "-"
+    amount, unit = value, "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if amount < 999.5 or unit == "TB":
+            break
+        amount /= 1000
+    digits = 0 if amount >= 99.95 or unit == "B" else 1 if amount >= 9.995 else 2
+    return f"{amount:.{digits}f} {unit}"
+
+
+def accuracy_text(row: Row) -> str:
+    """Mean and, of several seeds, standard deviation, in %."""
+    spread = "" if row.accuracy_sd is None else f" ± {percent(row.accuracy_sd)}"
+    return percent(row.accuracy) + spread
+
+
+def _of_clients(value: float | None, row: Row) -> str:
+    return percent(value) + ("*" if row.personal else "")
+
+
+def rounds_text(row: Row) -> str:
+    """Rounds to the target, or in how many seeds it was never reached."""
+    if row.rounds_to_target is not None:
+        return f"{row.rounds_to_target:.1f}".removesuffix(".0")
+    missed, seeds = row.not_reached, len(row.seeds)
+    return "never" if missed == seeds else f"never in {missed} of {seeds}"
+
+
+def points(value: float | None) -> str:
+    """A difference of shares in percentage points, with its sign.
+
+    >>> points(0.0123), points(-0.0001)
+    ('+1.2', '+0.0')
+    """
+    # Adding zero makes -0.0 a plain zero.
+    return "-" if value is None else f"{round(100 * value, 1) + 0.0:+.1f}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the leaderboard.
+
+    Attributes:
+        title: with its unit.
+        text: what a person reads.
+        value: what it is sorted by; None goes to the end.
+        rising: whether small values are the good ones.
+        help: what it means.
+        short: title in the terminal; "" is not shown there.
+        words: whether it is text, not numbers.
+    """
+
+    title: str
+    text: Callable[[Row], str]
+    value: Callable[[Row], float | str | None]
+    rising: bool
+    help: str
+    short: str = ""
+    words: bool = False
+
+
+_SECONDS = "Training\u00a0s"
+_COLUMNS = (
+    Column(
+        "Strategy", lambda r: r.strategy, lambda r: r.strategy, True,
+        "How the server aggregates; +gram: clients' gradients are preconditioned, "
+        "+fed3r: starts from that head", words=True,
+    ),
+    Column(
+        "Accuracy\u00a0%", accuracy_text, lambda r: r.accuracy, False,
+        "On the server's test set after the last round: mean and standard deviation over seeds",
+        "accuracy %",
+    ),
+    Column(
+        "To centralized", lambda r: points(r.gap_centralized), lambda r: r.gap_centralized, False,
+        "Points above (+) or below (-) the head that is trained on all data in one place", "gap",
+    ),
+    Column(
+        "Client p10", lambda r: _of_clients(r.p10_client, r), lambda r: r.p10_client, False,
+        "A tenth of the clients has at most this accuracy, in %, on its own test part, mean "
+        "over seeds; * with personal heads", "p10",
+    ),
+    Column(
+        "Client worst", lambda r: _of_clients(r.worst_client, r), lambda r: r.worst_client, False,
+        "Lowest accuracy of a client, in %, on its own test part, mean "
+        "over seeds; * with personal heads", "worst",
+    ),
+    Column(
+        "Rounds to target", rounds_text, lambda r: r.rounds_to_target, True,
+        "First round that reaches the target accuracy, mean over seeds", "rounds",
+    ),
+    Column(
+        "Uplink to target", lambda r: byte_text(r.uplink_to_target),
+        lambda r: r.uplink_to_target, True, "What all clients together have sent by then",
+        "uplink",
+    ),
+    Column(
+        "Uplink in all", lambda r: byte_text(r.uplink_bytes), lambda r: r.uplink_bytes, True,
+        "What all clients together have sent in the whole run, mean over seeds",
+    ),
+    Column(
+        "Refused", lambda r: str(r.refused), lambda r: r.refused, True,
+        "Updates that were not fit to count, all seeds together",
+    ),
+    Column(
+        _SECONDS, lambda r: "-" if r.seconds is None else f"{r.seconds:.1f}",
+        lambda r: r.seconds, True,
+        "Seconds of training, all rounds, on the machine that ran it; mean over seeds", "s",
+    ),
+    Column(
+        "Seeds", lambda r: str(len(r.seeds)), lambda r: len(r.seeds), False, "Number of runs",
+    ),
+    Column(
+        "Settings", lambda r: r.hyperparameters, lambda r: r.hyperparameters, True,
+        "Learning rate and what else was set for this strategy: after a sweep its best", words=True,
+    ),
+)  # fmt: skip
+
+
+def shown_columns(rows: Sequence[Row], *, timed: bool) -> list[Column]:
+    """The columns that say something about these rows.
+
+    Args:
+        rows: of one table or of several that should look alike.
+        timed: whether seconds are shown, which no two runs have in common.
+    """
+    hidden = {_SECONDS} if not timed else set()
+    if not any(row.refused for row in rows):
+        hidden.add("Refused")
+    return [
+        column
+        for column in _COLUMNS
+        if column.title not in hidden and any(column.text(row) not in ("", "-") for row in rows)
+    ]

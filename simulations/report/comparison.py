@@ -1,0 +1,208 @@
+"""Runs put side by side: settings, the strategies compared in each, their runs over seeds.
+
+A *setting* is what a strategy cannot choose: data, partition, backbone, who is present, who
+attacks. An *entry* is one strategy with its own training settings; its runs differ in the seed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from common.errors import RunError
+from simulations.report.labels import distinct, hyperparameters, setting_label, strategy_label
+from simulations.report.runs import Run, read_runs
+
+__all__ = ["Comparison", "Entry", "Setting", "load_runs"]
+
+logger = logging.getLogger("fedhead")
+
+Values = Mapping[str, Any]
+G = TypeVar("G")
+
+_NOT_COMPARED = ("seed", "out", "name")
+# What belongs to a strategy's entry; all other keys make the setting.
+_OF_THE_ENTRY = ("strategy.", "train.", "round.", "simulation.")
+_OF_THE_SETTING = "train.clients-per-round"
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One strategy in one setting.
+
+    Attributes:
+        label: unique in its setting.
+        hyperparameters: learning rate and what else was set, compact.
+        runs: ascending by seed, one each.
+    """
+
+    label: str
+    hyperparameters: str
+    runs: tuple[Run, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.seed for run in self.runs)
+
+    @property
+    def accuracies(self) -> tuple[float, ...]:
+        """Final accuracy of each run, in [0, 1]."""
+        return tuple(float(run.accuracy[-1]) for run in self.runs)
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What all its entries have in common; entries are sorted, highest mean accuracy first."""
+
+    label: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return tuple(run for entry in self.entries for run in entry.runs)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.runs[0].classes
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """All that a report shows.
+
+    Attributes:
+        settings: in the order of their labels.
+        notes: what a reader must know before comparing: left-out runs, unequal seeds or features.
+    """
+
+    settings: tuple[Setting, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return tuple(run for setting in self.settings for run in setting.runs)
+
+    @property
+    def strategies(self) -> list[str]:
+        """Labels of all entries, those with the best ranks in their settings first."""
+        ranks: dict[str, list[float]] = {}
+        for setting in self.settings:
+            for rank, entry in enumerate(setting.entries):
+                ranks.setdefault(entry.label, []).append(rank / len(setting.entries))
+        return sorted(ranks, key=lambda label: (float(np.mean(ranks[label])), label))
+
+
+def load_runs(paths: Sequence[Path]) -> Comparison:
+    """Read finished runs and put them side by side.
+
+    Args:
+        paths: run folders, or folders that hold run folders somewhere below. Unfinished runs
+            are left out with a warning, and so are a sweep's beside others, and of two runs of
+            one configuration and seed the second.
+
+    Raises:
+        RunError: nothing is finished, a file is damaged, or runs of one setting have other
+            classes.
+        ConfigError: a run's config.toml cannot be read.
+    """
+    runs, unfinished = read_runs(paths)
+    notes = [f"{path} has not finished and is left out." for path in unfinished]
+    runs, swept = _without_sweeps(runs)
+    if swept:
+        notes.append(f"{swept} runs of a sweep, on held-out training images, are left out.")
+    runs, repeated = _without_repeats(runs)
+    notes += [f"{path} repeats {first} and is left out." for path, first in repeated]
+    settings = _settings(runs)
+    for setting in settings:
+        notes += _unequal(setting)
+    if len({tuple(run.summary.versions.items()) for run in runs}) > 1:
+        notes.append("The runs were made with different versions, listed at the end.")
+    return Comparison(settings, tuple(notes))
+
+
+def _key(values: Values, belongs: Callable[[str], bool]) -> str:
+    return json.dumps({key: value for key, value in values.items() if belongs(key)}, sort_keys=True)
+
+
+def _entry_key(run: Run) -> str:
+    return _key(run.values, lambda key: key not in _NOT_COMPARED)
+
+
+def _is_setting(key: str) -> bool:
+    own = key.startswith(_OF_THE_ENTRY) and key != _OF_THE_SETTING
+    return not own and key not in _NOT_COMPARED
+
+
+def _groups(runs: Iterable[Run], key: Callable[[Run], str]) -> list[list[Run]]:
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(key(run), []).append(run)
+    return list(groups.values())
+
+
+def _without_sweeps(runs: list[Run]) -> tuple[list[Run], int]:
+    """Runs on the test set and the number of others; all runs if none is on the test set."""
+    tested = [run for run in runs if not run.values["data.validation-fraction"]]
+    return (tested, len(runs) - len(tested)) if tested else (runs, 0)
+
+
+def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Path, Path]]]:
+    kept: dict[tuple[str, int], Run] = {}
+    repeated = []
+    for run in runs:
+        first = kept.setdefault((_entry_key(run), run.seed), run)
+        if first is not run:
+            repeated.append((run.path, first.path))
+            logger.warning("%s repeats %s, left out", run.path, first.path)
+    return list(kept.values()), repeated
+
+
+def _settings(runs: Sequence[Run]) -> tuple[Setting, ...]:
+    groups = _groups(runs, lambda run: _key(run.values, _is_setting))
+    of_setting = [
+        {key: value for key, value in group[0].values.items() if _is_setting(key)}
+        for group in groups
+    ]
+    labels = distinct([setting_label(values, of_setting) for values in of_setting], of_setting)
+    settings = [
+        Setting(label, _entries(group, label)) for label, group in zip(labels, groups, strict=True)
+    ]
+    return tuple(sorted(settings, key=lambda setting: setting.label))
+
+
+def _entries(runs: Sequence[Run], setting: str) -> tuple[Entry, ...]:
+    if len({run.classes for run in runs}) > 1:
+        other = next(run for run in runs if run.classes != runs[0].classes)
+        raise RunError(f"{other.path} has other classes than {runs[0].path}, both are {setting}")
+    groups = _groups(runs, _entry_key)
+    values = [group[0].values for group in groups]
+    own = [
+        {key: v for key, v in one.items() if key not in _NOT_COMPARED and not _is_setting(key)}
+        for one in values
+    ]
+    labels = distinct([strategy_label(one) for one in own], own)
+    entries = [
+        Entry(label, hyperparameters(one, own), tuple(sorted(group, key=lambda run: run.seed)))
+        for label, one, group in zip(labels, own, groups, strict=True)
+    ]
+    return tuple(sorted(entries, key=lambda e: (-float(np.mean(e.accuracies)), e.label)))
+
+
+def _unequal(setting: Setting) -> Iterable[str]:
+    """Why entries of a setting cannot be compared as they are."""
+    seeds = sorted({run.seed for run in setting.runs})
+    for seed in seeds:
+        lacking = [entry.label for entry in setting.entries if seed not in entry.seeds]
+        if lacking:
+            yield f"{setting.label}: seed {seed} is missing for {', '.join(lacking)}."
+        if len({run.summary.fingerprint for run in setting.runs if run.seed == seed}) > 1:
+            yield (
+                f"{setting.label}, seed {seed}: the runs have different backbones, "
+                "so their features are not the same."
+            )

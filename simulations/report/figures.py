@@ -1,0 +1,160 @@
+"""What the page's figures show, as plain values for JSON; the page's script draws them.
+
+Numbers are rounded to what a screen can tell apart, because they are most of the page's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.types import IntArray
+from simulations.report.comparison import Comparison, Entry, Setting
+from simulations.report.leaderboard import standard
+
+__all__ = ["LineStyle", "confusions", "figure_data", "line_styles", "yardsticks"]
+
+_COLOURS = 6
+"""How many --series colours page.css has; then the same ones come with the next dash."""
+_DASHES = ("solid", "dash", "dot", "dashdot")
+
+_DIGITS = 4
+_MAX_CLASSES = 128
+"""More make a matrix that no screen shows; the commonest confusions are listed anyway."""
+_MAX_CLIENTS = 400
+"""Beyond, an even sample of them is shown."""
+
+_Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LineStyle:
+    """How a strategy is drawn: the number of its colour, and plotly's name of its dash."""
+
+    colour: int
+    dash: str
+
+
+def line_styles(comparison: Comparison) -> dict[str, LineStyle]:
+    """Each strategy's own, the same in all settings."""
+    return {
+        label: LineStyle(number % _COLOURS, _DASHES[number // _COLOURS % len(_DASHES)])
+        for number, label in enumerate(comparison.strategies)
+    }
+
+
+def yardsticks(setting: Setting, target: float | None) -> list[dict[str, Any]]:
+    """The lines that a setting's curves are seen against."""
+    against = standard(setting, target)
+    lines = (
+        ("centralized", against.centralized, "dash"),
+        ("ridge", against.ridge, "dot"),
+        ("target", against.target, "dashdot"),
+    )
+    return [
+        {"name": name, "value": value, "dash": dash}
+        for name, value, dash in lines
+        if value is not None
+    ]
+
+
+def figure_data(comparison: Comparison, target: float | None) -> list[dict[str, Any]]:
+    """For each setting its curves, distributions and matrices."""
+    styles = line_styles(comparison)
+    return [_setting(setting, target, styles) for setting in comparison.settings]
+
+
+def _setting(
+    setting: Setting, target: float | None, styles: Mapping[str, LineStyle]
+) -> dict[str, Any]:
+    winner = setting.entries[0]
+    confusion = _confusion(winner)
+    few_classes = len(setting.classes) <= _MAX_CLASSES
+    return {
+        "yardsticks": yardsticks(setting, target),
+        "classes": list(setting.classes),
+        "entries": [
+            {"label": entry.label, **asdict(styles[entry.label]), **_curve(entry), **_boxes(entry)}
+            for entry in setting.entries
+        ],
+        "confusion": confusion.tolist() if few_classes else None,
+        "partition": _partition(winner),
+    }
+
+
+def _curve(entry: Entry) -> dict[str, Any]:
+    """Mean, lowest and highest accuracy and mean cumulative uplink after each round.
+
+    Runs of one entry may end after different rounds, when clients failed: the curve ends with
+    the shortest, so that all of it is over all seeds.
+    """
+    rounds = min(len(run.accuracy) for run in entry.runs)
+    accuracy = np.stack([run.accuracy[:rounds] for run in entry.runs])
+    uplink = np.stack([run.uplink[:rounds] for run in entry.runs])
+    curve: dict[str, Any] = {
+        "accuracy": _rounded(accuracy.mean(0)),
+        "uplink": np.rint(uplink.mean(0)).astype(np.int64).tolist(),
+    }
+    if len(entry.runs) > 1:
+        curve |= {"low": _rounded(accuracy.min(0)), "high": _rounded(accuracy.max(0))}
+    return curve
+
+
+def _boxes(entry: Entry) -> dict[str, Any]:
+    """Accuracy over the clients of all seeds together, of the global and the personal heads."""
+    clients = [run.clients for run in entry.runs if run.clients]
+    personal = [one.personal for one in clients if one.personal is not None]
+    return {
+        "clients": _box([one.accuracy for one in clients]),
+        "personal": _box(personal) if len(personal) == len(clients) else None,
+    }
+
+
+def _box(rates: Sequence[_Floats]) -> list[float] | None:
+    """Lowest, 10th percentile, quartiles, highest and mean; None without clients."""
+    every = np.concatenate(rates) if rates else np.zeros(0)
+    if not every.size:
+        return None
+    return _rounded(np.array([*np.percentile(every, [0, 10, 25, 50, 75, 100]), every.mean()]))
+
+
+def _rounded(values: _Floats) -> list[float]:
+    return [round(float(value), _DIGITS) for value in values]
+
+
+def _confusion(entry: Entry) -> IntArray:
+    """Summed over seeds, int64 (K, K), rows are true classes."""
+    total: IntArray = np.sum([run.confusion for run in entry.runs], axis=0)
+    return total
+
+
+def confusions(setting: Setting, count: int = 5) -> list[tuple[str, str, int]]:
+    """The winner's commonest mistakes: true class, what it was taken for, how often."""
+    errors = _confusion(setting.entries[0])
+    errors = errors - np.diag(np.diagonal(errors))
+    order = np.argsort(-errors, axis=None, kind="stable")[:count]
+    pairs = (np.unravel_index(int(flat), errors.shape) for flat in order)
+    names = setting.classes
+    return [(names[i], names[j], int(errors[i, j])) for i, j in pairs if errors[i, j]]
+
+
+def _partition(entry: Entry) -> dict[str, Any] | None:
+    """Who holds how much of which class; clients of the same main class side by side."""
+    run = next((run for run in entry.runs if run.clients), None)
+    if run is None or run.clients is None:
+        return None
+    counts, ids = run.clients.label_counts, run.clients.ids
+    order = np.lexsort((ids, -counts.max(axis=1), counts.argmax(axis=1)))
+    if len(order) > _MAX_CLIENTS:
+        order = order[np.linspace(0, len(order) - 1, _MAX_CLIENTS).astype(np.int64)]
+    return {
+        "seed": run.seed,
+        "all": len(ids),
+        "most": int(counts.max()),
+        "ids": ids[order].tolist(),
+        "counts": counts[order].T.tolist(),
+    }

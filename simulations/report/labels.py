@@ -1,0 +1,141 @@
+"""Short names for settings and strategies, from nothing but their configurations.
+
+Configurations are flat here: a value for each dotted key, see :func:`simulations.report.runs.flat`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.config import PARTITION_KEYS, Config
+from server.strategies import STRATEGIES, sketch, trains_by_gradients
+from simulations.report.runs import flat
+
+__all__ = ["distinct", "hyperparameters", "setting_label", "strategy_label", "text"]
+
+Values = Mapping[str, Any]
+
+_DEFAULTS = flat(Config().model_dump(by_alias=True))
+_UNSET = "default"
+_IN_STRATEGY_LABEL = ("strategy.name", "strategy.init", "strategy.precondition")
+_PARTITION = {"partition.scheme", *(f"partition.{key}" for key in PARTITION_KEYS.values())}
+_AT_REST = {"availability": "full availability", "attack": "no attack"}
+
+
+def text(value: Any) -> str:
+    """A value as a person would write it; of a path only the last part."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    kind, colon, rest = str(value).rpartition(":")
+    return f"{kind}{colon}{rest.rstrip('/').rpartition('/')[2]}"
+
+
+def strategy_label(values: Values) -> str:
+    """As ``fedhead compare`` names it, "fedavg+gram"; of an import path the last part."""
+    label = str(values["strategy.name"]).rpartition(":")[2]
+    variants = (values["strategy.init"], values["strategy.precondition"])
+    return "+".join([label, *(name for name in variants if name not in ("zeros", "none"))])
+
+
+def hyperparameters(values: Values, compared: Sequence[Values]) -> str:
+    """Learning rate, the strategy's own arguments that were set, and what differs among entries.
+
+    >>> a = {"strategy.name": "fedprox", "strategy.args.mu": 0.1, "train.lr": 0.05}
+    >>> hyperparameters(a, [a])
+    'lr=0.05 mu=0.1'
+    """
+    keys = ["train.lr"] if _has_learning_rate(values["strategy.name"]) else []
+    keys += [key for key in values if key.startswith("strategy.args.")]
+    keys += [
+        key
+        for key in _differing(compared)
+        if key in values and key not in (*keys, "train.lr", *_IN_STRATEGY_LABEL)
+    ]
+    return " ".join(f"{name}={text(values[key])}" for key, name in _names(keys).items())
+
+
+def _has_learning_rate(strategy: str) -> bool:
+    # A user's own is not imported for this: it may not be at hand where the report is made.
+    return strategy not in STRATEGIES or trains_by_gradients(sketch(strategy))
+
+
+def setting_label(values: Values, compared: Sequence[Values]) -> str:
+    """What makes the setting differ from the others, or its partition if nothing does.
+
+    Sections at their defaults say nothing, but where they are the difference ("no attack").
+    """
+    differing = _differing(compared)
+    parts = []
+    if "data.source" in differing:
+        parts.append(text(values["data.source"]))
+    if _PARTITION & set(differing) or not differing:
+        parts.append(_partition(values))
+    others = [key for key in differing if key not in _PARTITION and key != "data.source"]
+    for section in dict.fromkeys(key.partition(".")[0] for key in others):
+        keys = [key for key in others if key.startswith(f"{section}.")]
+        if all(values.get(key) == _DEFAULTS.get(key) for key in keys) and section in _AT_REST:
+            parts.append(_AT_REST[section])
+        else:
+            parts += [_phrase(key, values[key]) for key in keys if key in values]
+    return ", ".join(parts)
+
+
+def distinct(labels: Sequence[str], configs: Sequence[Values]) -> list[str]:
+    """Labels that differ: equal ones get the keys in which their configurations differ.
+
+    >>> distinct(["fedavg", "fedavg"], [{"train.lr": 0.1}, {"train.lr": 1.0}])
+    ['fedavg lr=0.1', 'fedavg lr=1']
+    """
+    counts = Counter(labels)
+    result = []
+    for label, values in zip(labels, configs, strict=True):
+        if counts[label] > 1:
+            same = [c for other, c in zip(labels, configs, strict=True) if other == label]
+            names = _names(_differing(same))
+            pairs = [f"{name}={text(values.get(key, _UNSET))}" for key, name in names.items()]
+            label = " ".join([label, *pairs])
+        result.append(label)
+    # Values that look alike when they are short, such as two folders of one name.
+    seen = Counter[str]()
+    for i, label in enumerate(result):
+        seen[label] += 1
+        if seen[label] > 1:
+            result[i] = f"{label} ({seen[label]})"
+    return result
+
+
+def _differing(configs: Sequence[Values]) -> list[str]:
+    """Keys that not all have, or not with the same value, in order."""
+    keys = dict.fromkeys(key for values in configs for key in values)
+    missing = object()
+    return [
+        key
+        for key in keys
+        if any(values.get(key, missing) != configs[0].get(key, missing) for values in configs)
+    ]
+
+
+def _names(keys: Sequence[str]) -> dict[str, str]:
+    """The last part of each key, or all of it where two would be the same."""
+    short = {key: key.rpartition(".")[2] for key in keys}
+    counts = Counter(short.values())
+    return {key: name if counts[name] == 1 else key for key, name in short.items()}
+
+
+def _partition(values: Values) -> str:
+    """As ``fedhead compare`` names it."""
+    scheme = values["partition.scheme"]
+    key = PARTITION_KEYS.get(scheme)
+    return f"{scheme}:{text(values[f'partition.{key}'])}" if key else scheme
+
+
+def _phrase(key: str, value: Any) -> str:
+    if key == "partition.num-clients":
+        return f"{value} clients"
+    if key == "train.clients-per-round":
+        return f"{value} a round" if value else "all every round"
+    return text(value) if isinstance(value, str) else f"{key.rpartition('.')[2]}={text(value)}"

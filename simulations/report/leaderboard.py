@@ -1,0 +1,191 @@
+"""The leaderboard: what each strategy reached in each setting, at which price."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulations.report.comparison import Comparison, Entry, Setting
+from simulations.report.runs import Run, Summary
+
+__all__ = ["Row", "Standard", "leaderboard", "sampling_margin", "standard"]
+
+# Where there is no target: this much less than the centralized head, or this share of the best.
+_POINTS_BELOW = 0.02
+_SHARE_OF_BEST = 0.98
+
+
+@dataclass(frozen=True)
+class Standard:
+    """What the entries of a setting are measured against; accuracies in [0, 1].
+
+    Attributes:
+        target: the accuracy to reach; counted is the first round that does.
+        reason: where the target comes from.
+        centralized: the centralized head's, mean over seeds; None if nobody computed it. Where
+            runs of one seed trained it at different learning rates, the best counts.
+        ridge: the same of the ridge head.
+    """
+
+    target: float
+    reason: str
+    centralized: float | None
+    ridge: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One strategy in one setting; means over its seeds, accuracies in [0, 1].
+
+    Attributes:
+        accuracy_sd: sample standard deviation over seeds; None for one seed.
+        worst_client: of the clients' own test parts the lowest accuracy; None if unknown.
+        p10_client: the 10th percentile of these.
+        personal: whether these two are of personal heads.
+        target: the accuracy that ``rounds_to_target`` is about.
+        rounds_to_target: None if a seed has not reached it.
+        uplink_to_target: bytes up to and including that round.
+        not_reached: number of seeds that have not.
+        uplink_bytes: of the whole run.
+        gap_centralized: accuracy minus the centralized head's, over the same seeds.
+        gap_ridge: the same with the ridge head.
+        refused: updates, summed over seeds.
+        seconds: of training, on the machine that ran it.
+        near_best: within the sampling margin of the setting's best.
+    """
+
+    setting: str
+    strategy: str
+    hyperparameters: str
+    seeds: tuple[int, ...]
+    accuracy: float
+    accuracy_sd: float | None
+    worst_client: float | None
+    p10_client: float | None
+    personal: bool
+    target: float
+    rounds_to_target: float | None
+    uplink_to_target: float | None
+    not_reached: int
+    uplink_bytes: float
+    gap_centralized: float | None
+    gap_ridge: float | None
+    refused: int
+    seconds: float | None
+    near_best: bool
+
+
+def leaderboard(comparison: Comparison, target: float | None = None) -> list[Row]:
+    """A row for each strategy in each setting, best accuracy first within a setting.
+
+    Args:
+        comparison: from :func:`load_runs`.
+        target: accuracy in (0, 1] for all settings; None: each setting's own, see
+            :func:`standard`.
+    """
+    return [
+        _row(setting, entry, standard(setting, target))
+        for setting in comparison.settings
+        for entry in setting.entries
+    ]
+
+
+def standard(setting: Setting, target: float | None = None) -> Standard:
+    """What a setting's entries are measured against.
+
+    Without a target it is two points below the centralized head, or 98 % of the best strategy's
+    accuracy where there is no such head.
+    """
+    centralized = _by_seed(setting.runs, lambda summary: summary.centralized_accuracy)
+    ridge = _by_seed(setting.runs, lambda summary: summary.ridge_accuracy)
+    central = _mean(list(centralized.values()))
+    if target is not None:
+        reason = "as asked for"
+    elif central is not None:
+        target, reason = central - _POINTS_BELOW, "2 points below centralized"
+    else:
+        best = float(np.mean(setting.entries[0].accuracies))
+        target, reason = _SHARE_OF_BEST * best, "98 % of the best strategy's"
+    # Four digits: the target that is shown is the one that counts.
+    return Standard(round(target, 4), reason, central, _mean(list(ridge.values())))
+
+
+def sampling_margin(setting: Setting) -> float:
+    """95 % half width of the difference of two accuracies, each on its own test examples.
+
+    1.96 sqrt(2 p (1 - p) / n), p of the setting's best entry, n test examples of one run. It is
+    on the safe side: strategies are compared on the same examples, and averaged over seeds.
+    """
+    p = float(np.mean(setting.entries[0].accuracies))
+    return 1.96 * math.sqrt(2 * p * (1 - p) / min(run.test_examples for run in setting.runs))
+
+
+def _by_seed(runs: Sequence[Run], accuracy: Callable[[Summary], float | None]) -> dict[int, float]:
+    best: dict[int, float] = {}
+    for run in runs:
+        value = accuracy(run.summary)
+        if value is not None:
+            best[run.seed] = max(value, best.get(run.seed, value))
+    return best
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None if one is missing: a mean over other seeds cannot be compared."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
+
+
+def _row(setting: Setting, entry: Entry, standard: Standard) -> Row:
+    runs, accuracy = entry.runs, float(np.mean(entry.accuracies))
+    personal = all(run.summary.personal_accuracy_p10 is not None for run in runs)
+    clients = "personal" if personal else "client"
+    first = [_first_round(run, standard.target) for run in runs]
+    best = float(np.mean(setting.entries[0].accuracies))
+
+    def gap(of: Callable[[Summary], float | None]) -> float | None:
+        yardstick = _by_seed(setting.runs, of)
+        return _mean(
+            [
+                None if seed not in yardstick else value - yardstick[seed]
+                for seed, value in zip(entry.seeds, entry.accuracies, strict=True)
+            ]
+        )
+
+    def summary_mean(name: str) -> float | None:
+        return _mean([getattr(run.summary, name) for run in runs])
+
+    return Row(
+        setting=setting.label,
+        strategy=entry.label,
+        hyperparameters=entry.hyperparameters,
+        seeds=entry.seeds,
+        accuracy=accuracy,
+        accuracy_sd=float(np.std(entry.accuracies, ddof=1)) if len(runs) > 1 else None,
+        worst_client=summary_mean(f"{clients}_accuracy_min"),
+        p10_client=summary_mean(f"{clients}_accuracy_p10"),
+        personal=personal,
+        target=standard.target,
+        rounds_to_target=_mean([None if i is None else i + 1 for i in first]),
+        uplink_to_target=_mean(
+            [
+                None if i is None else float(run.uplink[i])
+                for i, run in zip(first, runs, strict=True)
+            ]
+        ),
+        not_reached=first.count(None),
+        uplink_bytes=float(np.mean([run.uplink[-1] for run in runs])),
+        gap_centralized=gap(lambda summary: summary.centralized_accuracy),
+        gap_ridge=gap(lambda summary: summary.ridge_accuracy),
+        refused=sum(run.summary.rejected_updates for run in runs),
+        seconds=_mean([run.summary.seconds.get("training") for run in runs]),
+        near_best=best - accuracy <= sampling_margin(setting),
+    )
+
+
+def _first_round(run: Run, target: float) -> int | None:
+    """Index of the first round that reaches the target."""
+    reached = np.flatnonzero(run.accuracy >= target)
+    return int(reached[0]) if reached.size else None

@@ -1,0 +1,246 @@
+"""Finished run folders, read once into frozen values and checked: what a report is made of."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from common.config import load_config
+from common.errors import RunError
+from common.types import IntArray
+
+__all__ = ["Clients", "Run", "Summary", "flat", "read_runs"]
+
+logger = logging.getLogger("fedhead")
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+M = TypeVar("M", bound=BaseModel)
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, strict=True, alias_generator=lambda name: name.replace("_", "-")
+    )
+
+
+class Summary(BaseModel):
+    """What a report needs of ``summary.json``; the rest of the file is left alone."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    centralized_accuracy: Rate | None
+    ridge_accuracy: Rate | None
+    client_accuracy_p10: Rate | None
+    client_accuracy_min: Rate | None
+    personal_accuracy_p10: Rate | None = None
+    personal_accuracy_min: Rate | None = None
+    rounds: Annotated[int, Field(ge=1)]
+    rejected_updates: Count
+    seconds: dict[str, float]
+    fingerprint: str
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class _Identity(_File):
+    classes: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+
+
+class _Round(_File):
+    round: int
+    accuracy: Rate
+    uplink_bytes: Count
+
+
+class _LastRound(_Round):
+    confusion: list[list[Count]]
+
+
+class _ClientsFile(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    client: Annotated[list[int], Field(min_length=1)]
+    train_label_counts: list[list[Count]]
+    test_examples: list[Count]
+    test_correct: list[Count]
+    personal_correct: list[Count] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Clients:
+    """The clients of one run, n of them.
+
+    Attributes:
+        ids: int64 (n,).
+        label_counts: int64 (n, K), training examples of each class.
+        accuracy: float64 (m,), of the last head on the test parts of the m <= n that have one.
+        personal: the same of each client's own head; None without personal heads.
+    """
+
+    ids: IntArray
+    label_counts: IntArray
+    accuracy: npt.NDArray[np.float64]
+    personal: npt.NDArray[np.float64] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One finished run of R rounds.
+
+    Attributes:
+        values: the whole configuration by dotted key, see :func:`flat`.
+        accuracy: float64 (R,), on the server's test set after each round.
+        uplink: int64 (R,), bytes sent by clients up to and including each round.
+        confusion: int64 (K, K) of the last round, rows are true classes.
+        clients: None for a run that has not written them.
+    """
+
+    path: Path
+    values: Mapping[str, Any]
+    summary: Summary
+    classes: tuple[str, ...]
+    accuracy: npt.NDArray[np.float64]
+    uplink: IntArray
+    confusion: IntArray
+    clients: Clients | None
+
+    @property
+    def seed(self) -> int:
+        return int(self.values["seed"])
+
+    @property
+    def test_examples(self) -> int:
+        return int(self.confusion.sum())
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping by dotted key.
+
+    >>> flat({"seed": 1, "strategy": {"name": "fedprox", "args": {"mu": 0.1}}})
+    {'seed': 1, 'strategy.name': 'fedprox', 'strategy.args.mu': 0.1}
+    """
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= flat(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = value
+    return leaves
+
+
+def _find_runs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The finished and the unfinished run folders among or below some paths, in order.
+
+    Raises:
+        RunError: a path that is no folder.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise RunError(f"{path} is no folder, expected a run or a folder of runs")
+        for folder in _below(path):
+            found.setdefault(folder.resolve(), folder)
+    folders = sorted(found.values())
+    finished = [folder for folder in folders if (folder / "summary.json").exists()]
+    return finished, [folder for folder in folders if folder not in finished]
+
+
+def _below(path: Path) -> Iterator[Path]:
+    for name, folders, files in os.walk(path):
+        if "run.json" in files:
+            yield Path(name)
+            folders.clear()  # nothing below a run is one
+        # What starts with a dot is still being written.
+        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+
+
+def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Path]]:
+    """The finished runs among or below some paths, and the folders of unfinished ones.
+
+    Raises:
+        RunError: nothing is finished, or a file is damaged; names it.
+        ConfigError: a config.toml that cannot be read.
+    """
+    finished, unfinished = _find_runs(paths)
+    for folder in unfinished:
+        logger.warning("%s has not finished, left out: fedhead resume %s", folder, folder)
+    if not finished:
+        where = ", ".join(map(str, paths))
+        raise RunError(f"no finished run in {where} ({len(unfinished)} unfinished)")
+    return [_read_run(folder) for folder in finished], unfinished
+
+
+def _read_run(folder: Path) -> Run:
+    summary = _parse(Summary, folder / "summary.json", _bytes(folder / "summary.json"))
+    classes = _parse(_Identity, folder / "run.json", _bytes(folder / "run.json")).classes
+    rounds, confusion = _read_rounds(folder / "metrics.jsonl", summary.rounds, len(classes))
+    return Run(
+        path=folder,
+        values=flat(load_config(folder / "config.toml").model_dump(by_alias=True)),
+        summary=summary,
+        classes=classes,
+        accuracy=np.array([r.accuracy for r in rounds], np.float64),
+        uplink=np.cumsum([r.uplink_bytes for r in rounds], dtype=np.int64),
+        confusion=confusion,
+        clients=_read_clients(folder / "clients.json", len(classes)),
+    )
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as exc:
+        raise RunError(f"{file} cannot be read ({exc.strerror})") from exc
+
+
+def _parse(model: type[M], file: Path, content: bytes, where: str = "") -> M:
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise RunError(
+            f"{file}{where} is damaged ({f'{key}: ' if key else ''}{first['msg']})"
+        ) from exc
+
+
+def _read_rounds(file: Path, count: int, num_classes: int) -> tuple[list[_Round], IntArray]:
+    lines = _bytes(file).splitlines()
+    rounds = [_parse(_Round, file, line, f", line {i}") for i, line in enumerate(lines, 1)]
+    if [r.round for r in rounds] != list(range(1, count + 1)):
+        raise RunError(f"{file} holds {len(rounds)} rounds, expected 1 to {count} in order")
+    rows = _parse(_LastRound, file, lines[-1], f", line {count}").confusion
+    if {len(rows), *map(len, rows)} != {num_classes} or not any(map(any, rows)):
+        raise RunError(f"{file}, line {count}: confusion is not of {num_classes} classes")
+    return rounds, np.array(rows, np.int64)
+
+
+def _read_clients(file: Path, num_classes: int) -> Clients | None:
+    if not file.exists():
+        return None
+    content = _parse(_ClientsFile, file, _bytes(file))
+    counts, total = content.train_label_counts, content.test_examples
+    right = [content.test_correct, *filter(None, [content.personal_correct])]
+    if {len(content.client), len(counts), len(total), *map(len, right)} != {len(counts)}:
+        raise RunError(f"{file} is damaged (its lists are of different lengths)")
+    if {num_classes, *map(len, counts)} != {num_classes}:
+        raise RunError(f"{file} is damaged (a row of counts is not of {num_classes} classes)")
+    examples = np.array(total, np.int64)
+    tested = examples > 0
+    if any((np.array(hits, np.int64) > examples).any() for hits in right):
+        raise RunError(f"{file} is damaged (more right answers than examples)")
+    rates = [np.array(hits, np.int64)[tested] / examples[tested] for hits in right]
+    return Clients(
+        ids=np.array(content.client, np.int64),
+        label_counts=np.array(counts, np.int64).reshape(-1, num_classes),
+        accuracy=rates[0],
+        personal=rates[1] if len(rates) > 1 else None,
+    )

@@ -1,0 +1,233 @@
+"""The leaderboard as text: CSV for programs, Markdown for a README, a table for the terminal.
+
+No seconds, paths or dates in the first two: a grid that was killed and went on gives the same
+bytes as one that ran through.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from simulations.report.columns import Column, accuracy_text, percent, rounds_text, shown_columns
+from simulations.report.comparison import Comparison, Setting
+from simulations.report.leaderboard import Row, leaderboard, standard
+
+__all__ = [
+    "leaderboard_csv",
+    "leaderboard_markdown",
+    "overview",
+    "rows_by_setting",
+    "standard_text",
+    "terminal_table",
+    "timing_csv",
+]
+
+
+RowsBySetting = Sequence[tuple[Setting, Sequence[Row]]]
+
+
+def rows_by_setting(comparison: Comparison, target: float | None) -> RowsBySetting:
+    """The leaderboard, cut into one for each setting."""
+    rows = leaderboard(comparison, target)
+    return [(s, [row for row in rows if row.setting == s.label]) for s in comparison.settings]
+
+
+def overview(
+    comparison: Comparison, by_setting: RowsBySetting
+) -> list[tuple[str, list[Row | None]]]:
+    """Each strategy, the best on average first, with its row in every setting or None."""
+    rows = [{row.strategy: row for row in rows} for _, rows in by_setting]
+    return [(label, [one.get(label) for one in rows]) for label in comparison.strategies]
+
+
+def standard_text(setting: Setting, target: float | None) -> str:
+    """One line: the target, where it comes from, and the heads of undivided data."""
+    against = standard(setting, target)
+    line = f"target {percent(against.target)} % ({against.reason})"
+    if against.centralized is not None:
+        line += f", centralized {percent(against.centralized)} %"
+    return line + (f", ridge {percent(against.ridge)} %" if against.ridge is not None else "")
+
+
+def leaderboard_csv(rows: Sequence[Row]) -> str:
+    """A line for each row; accuracies as shares, gaps in points, bytes of all clients together."""
+    lines = [
+        {
+            "setting": row.setting,
+            "strategy": row.strategy,
+            "hyperparameters": row.hyperparameters,
+            "seeds": " ".join(map(str, row.seeds)),
+            "accuracy": _fixed(row.accuracy, 6),
+            "accuracy_sd": _fixed(row.accuracy_sd, 6),
+            "client_accuracy_min": _fixed(row.worst_client, 6),
+            "client_accuracy_p10": _fixed(row.p10_client, 6),
+            "client_heads": "personal" if row.personal else "global",
+            "target": _fixed(row.target, 4),
+            "rounds_to_target": _fixed(row.rounds_to_target, 2),
+            "uplink_bytes_to_target": _fixed(row.uplink_to_target, 0),
+            "seeds_never_at_target": row.not_reached,
+            "uplink_bytes": _fixed(row.uplink_bytes, 0),
+            "gap_to_centralized_points": _fixed(row.gap_centralized, 4, 100),
+            "gap_to_ridge_points": _fixed(row.gap_ridge, 4, 100),
+            "refused_updates": row.refused,
+        }
+        for row in rows
+    ]
+    return _csv(lines)
+
+
+def timing_csv(comparison: Comparison) -> str:
+    """Seconds of each run by stage, as its summary has them; they differ from run to run."""
+    runs = [
+        (setting.label, entry.label, run)
+        for setting in comparison.settings
+        for entry in setting.entries
+        for run in entry.runs
+    ]
+    stages = dict.fromkeys(stage for *_, run in runs for stage in run.summary.seconds)
+    return _csv(
+        [
+            {
+                "setting": setting,
+                "strategy": strategy,
+                "seed": run.seed,
+                "rounds": len(run.accuracy),
+            }
+            | {f"{stage}_seconds": _fixed(run.summary.seconds.get(stage), 3) for stage in stages}
+            for setting, strategy, run in runs
+        ]
+    )
+
+
+def leaderboard_markdown(comparison: Comparison, target: float | None) -> str:
+    """A heading and a table for each setting, after one of all settings if there are several."""
+    columns = shown_columns(leaderboard(comparison, target), timed=False)
+    by_setting = rows_by_setting(comparison, target)
+    parts = []
+    if len(by_setting) > 1:
+        lines = _markdown_table(
+            ["Strategy", *(setting.label for setting, _ in by_setting)],
+            [
+                [label, *(accuracy_text(row) if row else "-" for row in cells)]
+                for label, cells in overview(comparison, by_setting)
+            ],
+        )
+        parts.append(["### Accuracy in all settings, %", "", *lines])
+    for setting, rows in by_setting:
+        lines = _markdown_table(
+            [column.title for column in columns],
+            [[column.text(row) for column in columns] for row in rows],
+            words=[i for i, column in enumerate(columns) if column.words],
+        )
+        about = standard_text(setting, target)
+        parts.append([f"### {_markdown(setting.label)}", "", _markdown(about), "", *lines])
+    return "\n".join("\n".join(part) + "\n" for part in parts)
+
+
+def _markdown_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)
+) -> list[str]:
+    """Lines of a table whose columns of words are aligned left."""
+    rule = ["---" if i in words else "---:" for i in range(len(header))]
+    cells = [map(_markdown, header), rule, *(map(_markdown, row) for row in rows)]
+    return [f"| {' | '.join(line)} |" for line in cells]
+
+
+def terminal_table(comparison: Comparison, target: float | None = None) -> Group:
+    """The leaderboard for rich's console, readable from 80 columns on."""
+    parts: list[Table | Text] = []
+    by_setting = rows_by_setting(comparison, target)
+    every = [row for _, rows in by_setting for row in rows]
+    columns = [column for column in shown_columns(every, timed=True) if column.short]
+    many = len(every) > _MANY_ROWS
+    for setting, rows in by_setting:
+        shown = rows[:_BEST_ROWS] if many else rows
+        more = (
+            f" ... and {len(rows) - len(shown)} more in leaderboard.md\n"
+            if len(shown) < len(rows)
+            else ""
+        )
+        parts += [
+            _setting_table(setting, shown, columns),
+            Text(more + standard_text(setting, target) + "\n"),
+        ]
+    if len(by_setting) > 1:
+        parts.append(_overview_table(comparison, by_setting))
+    return Group(*parts, Text(_LEGEND, style="dim"))
+
+
+_MANY_ROWS, _BEST_ROWS = 40, 8
+_WITH_SPREAD = 4
+"""Settings whose standard deviations fit beside each other on 80 columns."""
+_LEGEND = (
+    "accuracy: mean ± standard deviation over seeds; bold: within chance of the best. gap: points "
+    "to the centralized head. p10, worst: of the clients' own test parts, * with personal heads. "
+    "rounds, uplink: to the target. s: seconds of training."
+)
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=Text(title, style="bold not italic"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+
+
+def _setting_table(setting: Setting, rows: Sequence[Row], columns: Sequence[Column]) -> Table:
+    """Each strategy with its settings behind its name."""
+    table = _table(setting.label)
+    table.add_column("strategy", overflow="fold")
+    for column in columns:
+        table.add_column(column.short, justify="right", no_wrap=column.text is not rounds_text)
+    for row in rows:
+        name = Text(row.strategy, style="bold" if row.near_best else "")
+        name.append(f" {row.hyperparameters}".rstrip(), style="not bold dim")
+        table.add_row(name, *(Text(column.text(row)) for column in columns))
+    return table
+
+
+def _overview_table(comparison: Comparison, by_setting: RowsBySetting) -> Table:
+    table = _table("Accuracy in all settings, %")
+    table.add_column("strategy", no_wrap=True)
+    for setting, _ in by_setting:
+        table.add_column(Text(setting.label), justify="right", overflow="fold")
+    for label, cells in overview(comparison, by_setting):
+        table.add_row(
+            Text(label), *(_overview_cell(row, len(cells) <= _WITH_SPREAD) for row in cells)
+        )
+    return table
+
+
+def _overview_cell(row: Row | None, spread: bool) -> Text:
+    if row is None:
+        return Text("-")
+    content = accuracy_text(row) if spread else percent(row.accuracy)
+    return Text(content, style="bold" if row.near_best else "")
+
+
+def _fixed(value: float | None, digits: int, factor: float = 1.0) -> str:
+    # Adding zero makes -0.0 a plain zero.
+    return "" if value is None else f"{round(value * factor, digits) + 0.0:.{digits}f}"
+
+
+def _csv(lines: Sequence[Mapping[str, object]]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return file.getvalue()
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\|<>*_`\[\]])", r"\\\1", text)

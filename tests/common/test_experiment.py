@@ -1,0 +1,111 @@
+"""Labels and malicious clients of an experiment, as server and simulated clients derive them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from client.device import SimulatedHost
+from common import experiment
+from common.backbone.frozen import FrozenBackbone
+from common.config import Config
+from common.datasets import Dataset
+from common.experiment import (
+    client_shares,
+    experiment_dataset,
+    experiment_features,
+    malicious_clients,
+    training_features,
+)
+from common.types import FeatureSet
+
+pytest.importorskip("sklearn", reason="pip install 'fedhead[demo]'")
+
+
+def config(**sections: dict[str, object]) -> Config:
+    return Config.model_validate(
+        {
+            "data": {"source": "digits", "calibration-examples": 64, **sections.pop("data", {})},
+            "partition": {"num-clients": 10},
+            **sections,
+        }
+    )
+
+
+@pytest.fixture
+def features(monkeypatch: pytest.MonkeyPatch) -> FrozenBackbone:
+    """Features without a network: what a backbone would give does not matter here."""
+    made: dict[Dataset, FeatureSet] = {}
+
+    def fake(dataset: Dataset, backbone: object) -> FeatureSet:
+        if dataset not in made:
+            q = np.zeros((len(dataset), 3), np.uint8)
+            made[dataset] = FeatureSet(q, dataset.labels, None, "f")  # type: ignore[arg-type]
+        return made[dataset]
+
+    monkeypatch.setattr(experiment, "_features", fake)
+    return None  # type: ignore[return-value]
+
+
+def test_malicious_are_the_floor_of_the_share_and_others_with_another_seed() -> None:
+    flip = {"kind": "sign-flip", "fraction": 0.39}
+    some = malicious_clients(config(attack=flip))
+    assert len(some) == 3
+    assert some == malicious_clients(config(attack={"kind": "label-flip", "fraction": 0.3}))
+    assert some < malicious_clients(config(attack={**flip, "fraction": 0.7}))
+    assert malicious_clients(config()) == frozenset()
+    assert len({malicious_clients(config(attack=flip, seed=seed)) for seed in range(5)}) > 1  # type: ignore[arg-type]
+
+
+def test_noise_and_flips_change_training_labels_alone(features: FrozenBackbone) -> None:
+    spoilt = config(data={"label-noise": 0.3}, attack={"kind": "label-flip", "fraction": 0.3})
+    clean = experiment_features(spoilt, features)
+    shares, malicious = client_shares(spoilt), malicious_clients(spoilt)
+    theirs = training_features(spoilt, features)
+    honest = training_features(spoilt, features, honest=True)
+    touched = np.zeros(len(clean), bool)
+    for client, share in enumerate(shares):
+        touched[share.train] = True
+        wrong = honest.labels[share.train] != clean.labels[share.train]
+        assert wrong.sum() == int(0.3 * len(share.train) + 0.5)
+        flip = client in malicious
+        want = 9 - honest.labels[share.train] if flip else honest.labels[share.train]
+        assert (theirs.labels[share.train] == want).all()
+    for relabelled in (theirs, honest):
+        assert (relabelled.labels[~touched] == clean.labels[~touched]).all()
+        assert relabelled.q is clean.q  # not a copy
+    assert clean.labels is experiment_dataset(spoilt).labels
+
+
+def test_what_was_cached_for_other_labels_is_not_used(features: FrozenBackbone) -> None:
+    noises = [config(data={"label-noise": noise}) for noise in (0.0, 0.2, 0.4)]
+    labels = [training_features(c, features).labels for c in (*noises, *noises)]
+    wrong = [(own != labels[0]).mean() for own in labels]
+    assert wrong[0] == 0 < wrong[1] < wrong[2]
+    assert wrong[3:] == wrong[:3]
+    flips = [config(attack={"kind": "label-flip", "fraction": f}) for f in (0.2, 0.4)]
+    few, many = ((training_features(c, features).labels != labels[0]).sum() for c in flips)
+    assert 0 < few < many
+    # Neither data set nor partition is made again for them, and a cohort finds its own again.
+    assert len({id(experiment_dataset(c)) for c in (*noises, *flips)}) == 1
+    assert len({id(client_shares(c)) for c in (*noises, *flips)}) == 1
+    same = [training_features(noises[1], features) for _ in range(2)]
+    assert same[0] is same[1]
+    assert training_features(noises[0], features) is experiment_features(noises[0], features)
+
+
+def test_a_simulated_client_trains_on_spoilt_labels_and_tests_on_true_ones(
+    features: FrozenBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoilt = config(data={"label-noise": 0.4}, attack={"kind": "label-flip", "fraction": 0.5})
+    monkeypatch.setattr(experiment, "run_config", lambda _: spoilt)
+    host = SimulatedHost(0, 1, {})
+    truth, shares = experiment_dataset(spoilt).labels, client_shares(spoilt)
+    theirs = training_features(spoilt, features).labels
+    for client, share in enumerate(shares):
+        assert (host.train_features(client, features, "r").labels == theirs[share.train]).all()
+        assert (host.test_features(client, features, "r").labels == truth[share.test]).all()
+    # The baselines see the noise, which is the clients' own, but nobody attacks them.
+    positions = np.sort(np.concatenate([share.train for share in shares]))
+    everything = host.all_train_features(features).labels
+    assert (everything == training_features(spoilt, features, honest=True).labels[positions]).all()

@@ -1,0 +1,95 @@
+"""Finished run folders, written by hand: small, and with figures that a person can check."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config import load_config, parse_overrides
+
+TESTS = 1000  # examples of the server's test set
+
+MakeRun = Callable[..., Path]
+
+
+def confusion(correct: int, k: int) -> list[list[int]]:
+    """TESTS examples; all that is wrong is of class 0 and taken for class 1."""
+    rows = [[0] * k for _ in range(k)]
+    for i in range(k):
+        rows[i][i] = correct // k
+    rows[0][0] += correct % k
+    rows[0][1] = TESTS - correct
+    return rows
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """Writes a run folder.
+
+    ``correct`` are the right answers of TESTS after each round, ``uplink`` the bytes of a round,
+    ``clients`` the right answers of each client's own ten test examples.
+    """
+
+    def make(
+        name: str,
+        *overrides: str,
+        correct: Sequence[int] = (500, 900),
+        uplink: int = 1000,
+        classes: Sequence[str] = ("ant", "bee", "cow"),
+        clients: Sequence[int] | None = None,
+        personal: Sequence[int] | None = None,
+        **summary: Any,
+    ) -> Path:
+        path = tmp_path / "cells" / name
+        path.mkdir(parents=True)
+        config = load_config(None, parse_overrides([f"out={path}", *overrides]))
+        (path / "config.toml").write_text(config.to_toml())
+        (path / "run.json").write_text(json.dumps({"run-id": "1", "classes": list(classes)}))
+        lines = [
+            {"round": i + 1, "accuracy": n / TESTS, "uplink-bytes": uplink}
+            | {"confusion": confusion(n, len(classes)), "loss": 1.0}
+            for i, n in enumerate(correct)
+        ]
+        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        content = {
+            "accuracy": correct[-1] / TESTS,
+            "centralized_accuracy": 0.92,
+            "ridge_accuracy": 0.94,
+            "client_accuracy_mean": 0.8,
+            "client_accuracy_p10": 0.7,
+            "client_accuracy_min": 0.5,
+            "rounds": len(correct),
+            "rejected_updates": 0,
+            "seconds": {"rounds": 2.0, "training": 1.5},
+            "fingerprint": "f" * 64,
+            "versions": {"python": "3.11.7", "torch": "2.14.1"},
+        }
+        (path / "summary.json").write_text(json.dumps(content | summary))
+        if clients is not None:
+            (path / "clients.json").write_text(
+                json.dumps(
+                    {
+                        "client": list(range(len(clients))),
+                        "train_label_counts": [
+                            [5 * (i % len(classes) == c) + 1 for c in range(len(classes))]
+                            for i in range(len(clients))
+                        ],
+                        "test_examples": [10] * len(clients),
+                        "test_correct": list(clients),
+                        "personal_correct": personal,
+                    }
+                )
+            )
+        return path
+
+    return make
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> Path:
+    """The folder that ``make_run`` fills."""
+    return tmp_path / "cells"

@@ -1,0 +1,196 @@
+"""A comparison: its words, its cells, and that a killed one goes on to the same bytes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.config import Config, changed, load_config, parse_overrides
+from common.errors import ConfigError
+from common.experiment import (
+    calibration_positions,
+    client_shares,
+    experiment_dataset,
+    held_out_positions,
+)
+from simulations.compare.grid import Grid
+from simulations.compare.parse import parse_grid
+from simulations.run import run_cell, run_in_process
+
+ROOT = Path(__file__).parents[2]
+OWN = """
+import numpy as np
+from common.types import ClientPlan, Head
+from server.strategies.averaging import Stateless
+from server.strategy import Strategy, mean
+
+def signs(*, step: float = 0.01):
+    def aggregate(state, head, updates):
+        return state, Head.from_matrix(head.matrix + step * np.sign(mean(updates, "delta")))
+    return Strategy("signs", lambda _: Stateless(), lambda state, number: ClientPlan(), aggregate)
+"""
+
+
+@pytest.fixture
+def base(tiny_toml: str, tmp_path: Path) -> Config:
+    file = tmp_path / "tiny.toml"
+    file.write_text(tiny_toml)
+    return load_config(file, parse_overrides(["train.rounds=2"]))
+
+
+def grid(base: Config, strategies: str = "fedavg", **words: object) -> Grid:
+    arguments = {"partitions": "", "seeds": "0", "sweeps": [], "validation_fraction": 0.2} | words
+    return parse_grid(base, strategies=strategies, **arguments)  # type: ignore[arg-type]
+
+
+def cells(made: Grid) -> list[Config]:
+    return [
+        made.cell(spec, partition, seed, settings).config
+        for spec in made.strategies
+        for partition in made.partitions
+        for seed in made.seeds
+        for settings in made.sweeps[spec.text]
+    ]
+
+
+def test_cells_share_data_backbone_and_the_baseline(base: Config) -> None:
+    made = cells(grid(base, "fedavg,fed3r", seeds="1,2", partitions="iid,dirichlet:0.5"))
+    assert len(made) == 8
+    assert {config.seed for config in made} == {1, 2}
+    assert {config.data_seed for config in made} == {base.seed}
+    assert {config.baseline.lr for config in made} == {base.train.lr}
+    assert {(c.partition.scheme, c.partition.alpha) for c in made} == {
+        ("iid", 1.0), ("dirichlet", 0.5)
+    }  # fmt: skip
+
+
+def test_variants_set_how_a_gradient_strategy_starts_and_steps(base: Config) -> None:
+    plain, gram, start = cells(grid(base, "fedavg,fedavg+gram,scaffold+fed3r"))
+    assert (plain.strategy.init, plain.strategy.precondition) == ("zeros", "none")
+    assert gram.strategy.precondition == "gram"
+    assert (start.strategy.name, start.strategy.init) == ("scaffold", "fed3r")
+
+
+def test_a_sweep_reaches_those_that_have_the_setting(base: Config) -> None:
+    sweeps = ["lr=0.1,0.2", "server-lr=1,2", "fedprox.mu=0.5,0.25", "fedprox.lr=0.3"]
+    made = grid(base, "fedavg,fedprox,fed3r,norm_clipping", sweeps=sweeps)
+    assert set(made.sweeps["fedavg"]) == {
+        (f"train.lr={lr}", f"strategy.args.server-lr={server}")
+        for lr in ("0.1", "0.2")
+        for server in ("1", "2")
+    }
+    assert {row[0] for row in made.sweeps["fedprox"]} == {"train.lr=0.3"}  # its own wins
+    assert len(made.sweeps["fedprox"]) == 4
+    assert made.sweeps["fed3r"] == ((),)  # a closed form has no learning rate
+
+
+def test_the_experiments_own_arguments_stay_with_its_own_strategy(base: Config) -> None:
+    own = parse_overrides(["strategy.name=fedprox", "strategy.args.mu=0.5"])
+    prox, plain = cells(grid(changed(base, own), "fedprox,fedavg"))
+    assert prox.strategy.args == {"mu": 0.5}
+    assert plain.strategy.args == {}
+
+
+def test_all_problems_of_the_words_are_told_at_once(base: Config) -> None:
+    with pytest.raises(ConfigError) as caught:
+        grid(
+            base, "fedavgg,fedavg+x", partitions="iid:3,dirichlet:0.1", seeds="0,b",
+            sweeps=["mu=", "tau=1"],
+        )  # fmt: skip
+    text = str(caught.value)
+    for part in ("did you mean fedavg?", "+x is unknown", "iid takes no value", "--seeds '0,b'",
+                 "'mu=' is not of the form", "tau: no strategy here has it"):  # fmt: skip
+        assert part in text
+
+
+def test_a_value_out_of_range_is_told_before_anything_runs(base: Config) -> None:
+    with pytest.raises(ConfigError, match=r"fedavg: train.lr=-1 must be greater than 0"):
+        grid(base, sweeps=["lr=0.1,-1"])
+    with pytest.raises(ConfigError, match=r"dirichlet:-1: partition.alpha=-1"):
+        grid(base, partitions="iid,dirichlet:-1")
+    with pytest.raises(ConfigError, match="fed3r: 1 problem|no gradients"):
+        grid(base, "fed3r+gram")
+
+
+def test_a_sweep_never_sees_the_test_set(base: Config) -> None:
+    made = grid(base, seeds="3", sweeps=["lr=0.1,0.2"])
+    swept = made.sweep_cell(made.strategies[0], made.partitions[0], ("train.lr=0.1",)).config
+    plain = made.cell(made.strategies[0], made.partitions[0], 3, ("train.lr=0.1",)).config
+    held_out, test = held_out_positions(swept), experiment_dataset(plain).test
+    assert len(held_out) > 50
+    assert not np.isin(held_out, test).any()
+    assert not np.isin(held_out, calibration_positions(swept)).any()
+    assert (calibration_positions(swept) == calibration_positions(plain)).all()
+    for with_all, without in zip(client_shares(plain), client_shares(swept), strict=True):
+        before = np.concatenate([with_all.train, with_all.test])
+        after = np.concatenate([without.train, without.test])
+        assert set(after) == set(before) - set(held_out)  # the same shares but for those
+
+
+def test_a_cell_gives_the_head_of_a_plain_run(
+    base: Config, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    made = grid(base, "scaffold", seeds="5")
+    config = made.cell(made.strategies[0], made.partitions[0], 5, ()).config
+    run_cell(tmp_path / "cell", config.to_toml())
+    plain = run_in_process(
+        tiny("train.rounds=2", "strategy.name=scaffold", "seed=5", "data.seed=0")
+    )
+    cell = json.loads((tmp_path / "cell" / "summary.json").read_text())
+    assert cell["head_sha256"] == plain["head_sha256"]
+    assert cell["accuracy"] == plain["accuracy"]
+    assert not (tmp_path / "cell" / "model.pt").exists()
+
+
+def test_a_users_own_strategy_names_its_cell_by_its_source(
+    base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from simulations.compare.grid import _source
+
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "signmodule.py").write_text(OWN)
+    made = grid(base, "signmodule:signs", sweeps=["step=0.1,0.2"])
+    spec = made.strategies[0]
+    first = made.cell(spec, made.partitions[0], 0, ("strategy.args.step=0.1",))
+    (tmp_path / "signmodule.py").write_text(OWN + "# another\n")
+    _source.cache_clear()
+    assert made.cell(spec, made.partitions[0], 0, first.settings).key != first.key
+
+
+def command(folder: Path, out: Path, *more: str) -> list[str]:
+    return [
+        sys.executable, "-m", "simulations", "compare", str(folder / "tiny.toml"),
+        "--strategies", "fedavg,fedavg+fed3r,signmodule:signs", "--partitions", "iid,dirichlet:1.0",
+        "--seeds", "0,1", "--sweep", "lr=0.01,0.05", "--out", str(out), "--jobs", "2", *more,
+    ]  # fmt: skip
+
+
+def test_a_grid_killed_in_the_middle_goes_on_to_the_same_table(
+    base: Config, tmp_path: Path
+) -> None:
+    (tmp_path / "signmodule.py").write_text(OWN)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    running = subprocess.Popen(command(tmp_path, killed), env=environment)
+    while len(list(killed.glob("cells/*/summary.json"))) < 3:  # the rest is still to come
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    kept = {path: path.stat().st_mtime_ns for path in killed.glob("*/*/summary.json")}
+    assert 3 <= len(list(killed.glob("cells/*/summary.json"))) < 12
+    for out in (killed, whole):
+        subprocess.run(command(tmp_path, out), env=environment, check=True, timeout=200)
+    assert len(list(killed.glob("cells/*/summary.json"))) == 12
+    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())  # not run again
+    for name in ("leaderboard.csv", "sweep.csv", "leaderboard.md"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    assert len((whole / "leaderboard.csv").read_text().splitlines()) == 1 + 3 * 2
+    assert (whole / "report.html").exists()
