@@ -7,7 +7,9 @@ from pathlib import Path
 
 from common.errors import ExportError
 from server.targets.cards import ExportReport
+from server.targets.executorch import export_executorch
 from server.targets.head import export_head
+from server.targets.onnx import export_onnx
 from server.targets.torchscript import export_device, export_lite, export_model
 from server.trained import TrainedModel
 
@@ -17,6 +19,8 @@ _EXPORTERS: Mapping[str, Callable[[TrainedModel, Path], ExportReport]] = {
     "model": export_model,
     "device": export_device,
     "lite": export_lite,
+    "onnx": export_onnx,
+    "executorch": export_executorch,
     "head": export_head,
 }
 
@@ -24,6 +28,8 @@ FILES = {
     "model": "model.pt",
     "device": "device.pt",
     "lite": "device.ptl",
+    "onnx": "model.onnx",
+    "executorch": "model.pte",
     "head": "device-head.safetensors",
 }
 """Each target's file name."""

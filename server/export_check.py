@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,10 +84,15 @@ class FreshProcess:
 
 
 @contextmanager
-def fresh_process(script: str) -> Iterator[FreshProcess]:
-    """Start a script of this folder, so that it imports while this process does other work."""
+def fresh_process(script: str, python: Sequence[str] = ()) -> Iterator[FreshProcess]:
+    """Start a script of this folder, so that it imports while this process does other work.
+
+    Args:
+        script: its name.
+        python: how to start Python on another machine; without it, this one's.
+    """
     # -P: the script's own folder must not offer modules.
-    command = [sys.executable, "-P", str(Path(__file__).with_name(script))]
+    command = [*(python or [sys.executable]), "-P", str(Path(__file__).with_name(script))]
     pipe = subprocess.PIPE
     with (
         tempfile.TemporaryDirectory(prefix="fedhead-export-") as name,
