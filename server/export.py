@@ -10,10 +10,11 @@ from server.targets.cards import ExportReport
 from server.targets.executorch import export_executorch
 from server.targets.head import export_head
 from server.targets.onnx import export_onnx
+from server.targets.other_runtime import check_installed
 from server.targets.torchscript import export_device, export_lite, export_model
 from server.trained import TrainedModel
 
-__all__ = ["FILES", "ExportReport", "export"]
+__all__ = ["FILES", "ExportReport", "check_installed", "export"]
 
 _EXPORTERS: Mapping[str, Callable[[TrainedModel, Path], ExportReport]] = {
     "model": export_model,

@@ -260,8 +260,7 @@ def export(
 ) -> None:
     """Export a run's head again, an unfinished run's last checkpoint included.
 
-    Each file is loaded in a fresh process and compared with the trained head before it takes
-    its name.
+    Each file first runs in a process of its own and is compared with the head.
     """
     from simulations.run import export_run
 
@@ -440,20 +439,23 @@ def _export_table(reports: Sequence[ExportReport]) -> None:
     table = Table(title=_near(str(reports[0].path.parent)), title_justify="left")
     for name in ("file", "MB", "accuracy", "same class", "logits off", "features", engine):
         table.add_column(name, justify="left" if name in ("file", "features") else "right")
-    equal = {True: "bit-equal", False: "close", None: "-"}
     for r in reports:
         off = r.max_logit_difference
+        # Of random weights an accuracy says nothing; how far files differ does.
+        measured = (lambda _: "-") if r.weights == "random" else _percent
         table.add_row(
             r.path.name,
             f"{r.model_bytes / 1e6:.2f}",
-            _percent(r.accuracy),
+            measured(r.accuracy),
             _percent(r.argmax_agreement),
             "-" if off is None else f"{off:.2g}",
-            equal[r.features_equal],
-            _percent(r.default_engine_accuracy),
+            "bit-equal" if r.features_equal else "-",
+            measured(r.default_engine_accuracy),
         )
     Console().print(table)
-    if engines:
+    if reports[0].weights == "random":
+        print("accuracy: not measured, the backbone's weights are random")
+    elif engines:
         print(f"{engine}: accuracy with torch's default engine here; set qnnpack before loading")
 
 

@@ -151,8 +151,10 @@ def export_run(
     """
     from common.experiment import experiment_features
     from server.app import prepare, trained_model
-    from server.export import FILES, export
+    from server.export import FILES, check_installed, export
 
+    for target in targets:
+        check_installed(target)
     config = open_run(path)
     head = _last_head(path)
     dataset = experiment_dataset(config)

@@ -31,6 +31,7 @@ class ExportReport:
         features_equal: whether its features are the training side's to the bit.
         default_engine: what torch would run it with if nobody said otherwise.
         default_engine_accuracy: its accuracy then.
+        weights: label of the backbone's pretrained weights.
     """
 
     target: str
@@ -43,6 +44,7 @@ class ExportReport:
     features_equal: bool | None = None
     default_engine: str | None = None
     default_engine_accuracy: float | None = None
+    weights: str = ""
 
 
 def draft_card(
@@ -99,6 +101,7 @@ def finish(card: Card, path: Path, facts: FileFacts) -> ExportReport:
         features_equal=facts.features_equal,
         default_engine=facts.default_engine,
         default_engine_accuracy=facts.default_engine_accuracy,
+        weights=card.weights,
     )
     if card.self_check is None:
         return report

@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from common.errors import MissingExtraError
 from server.targets.cards import ExportReport
 from server.targets.network import Convolution, Network, Step, recorded
 from server.targets.other_runtime import export_checked
@@ -36,8 +34,6 @@ def export_executorch(trained: TrainedModel, path: Path) -> ExportReport:
         ExportError: its logits are off by more than the tolerance, or it does not run.
         MissingExtraError: executorch is not installed.
     """
-    if find_spec("executorch") is None:
-        raise MissingExtraError("executorch", "executorch", "an ExecuTorch file")
     return export_checked(trained, path, "executorch", executorch_file, "run_executorch.py")
 
 

@@ -7,14 +7,12 @@ which ONNX Runtime multiplies exactly everywhere.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import MissingExtraError
 from server.targets.cards import ExportReport
 from server.targets.network import Convolution, Network, Step, recorded
 from server.targets.other_runtime import export_checked
@@ -36,9 +34,6 @@ def export_onnx(trained: TrainedModel, path: Path) -> ExportReport:
         ExportError: its logits are off by more than the tolerance, or it does not run.
         MissingExtraError: onnx or onnxruntime is not installed.
     """
-    for package in ("onnx", "onnxruntime"):
-        if find_spec(package) is None:
-            raise MissingExtraError(package, "onnx", "an ONNX file")
     return export_checked(trained, path, "onnx", onnx_file, "run_onnx.py")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
+from common.errors import MissingExtraError
 from common.files import sha256_file, write_atomic
 from server.card import FileFacts, SelfCheck
 from server.export_check import fresh_process
@@ -12,7 +14,20 @@ from server.parity import OTHER_RUNTIME, compare
 from server.targets.cards import ExportReport, draft_card, finish
 from server.trained import TrainedModel
 
-__all__ = ["export_checked"]
+__all__ = ["check_installed", "export_checked"]
+
+_PACKAGES = {"onnx": ("onnx", "onnxruntime"), "executorch": ("executorch",)}
+
+
+def check_installed(target: str) -> None:
+    """Refuse a target whose runtime is not here; ask before the long work.
+
+    Raises:
+        MissingExtraError: names the command that installs it.
+    """
+    for package in _PACKAGES.get(target, ()):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, target, f"--target {target}")
 
 
 def export_checked(
@@ -33,7 +48,9 @@ def export_checked(
 
     Raises:
         ExportError: the logits are off by more than the tolerance, or the file does not run.
+        MissingExtraError: the runtime is not installed.
     """
+    check_installed(target)
     count = len(trained.images)
     own, labels = trained.logits[:count], trained.labels[:count]
     checks: list[SelfCheck] = []

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import server.targets.onnx
+import server.targets.other_runtime
 from common.backbone.engine import quantized_engine
 from common.errors import ExportError, MissingExtraError
 from common.types import Head
@@ -150,7 +151,9 @@ def test_a_runtime_that_is_not_installed_is_named_with_its_command(
 ):
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        f"server.targets.{target}.find_spec", lambda name: None if name == package else find(name)
+        server.targets.other_runtime,
+        "find_spec",
+        lambda name: None if name == package else find(name),
     )
     with pytest.raises(
         MissingExtraError, match=rf"'{package}'.* pip install 'fedhead\[{target}\]'"
