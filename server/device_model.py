@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from common.backbone.frozen import FrozenBackbone, probe_images
-from common.backbone.module import dtype_name
 from common.errors import ExportError
 from common.softmax import sgd_step, softmax_loss
 from common.statistics import EXACT_ROWS
 from common.types import Head
+from server.device_checks import check_array, check_examples, check_learning_rate
 
 __all__ = ["DeviceModel", "head_logits", "visiting_order"]
 
@@ -52,40 +52,6 @@ def noise_image(size: int) -> Tensor:
     state = torch.arange(3 * size * size) + 1
     state = (state ^ (state >> 7)) * -7046029254386353131
     return ((state >> 56) & 0xFF).to(torch.uint8).reshape(1, 3, size, size)
-
-
-def check_examples(features: Tensor, labels: Tensor, num_features: int, num_classes: int) -> None:
-    """Refuse what a head of K classes over d features cannot be trained on."""
-    if features.dtype != torch.uint8:
-        raise ValueError(f"features are {dtype_name(features)}, expected uint8")
-    if features.dim() != 2 or features.size(1) != num_features:
-        raise ValueError(f"features have shape {features.shape}, expected (n, {num_features})")
-    n = features.size(0)
-    if n == 0:
-        raise ValueError("the batch holds no example")
-    if labels.dtype != torch.int64:
-        raise ValueError(f"labels are {dtype_name(labels)}, expected int64")
-    if labels.dim() != 1 or labels.size(0) != n:
-        raise ValueError(f"labels have shape {labels.shape}, expected ({n},)")
-    low, high = int(labels.min().item()), int(labels.max().item())
-    if low < 0 or high >= num_classes:
-        raise ValueError(f"labels lie in [{low}, {high}], expected [0, {num_classes - 1}]")
-
-
-def check_learning_rate(lr: float) -> None:
-    """Refuse what is not above 0; NaN is not."""
-    if not lr > 0.0:
-        raise ValueError(f"lr is {lr}, expected a number above 0")
-
-
-def check_array(name: str, array: Tensor, expected: list[int]) -> None:
-    """Refuse an array of a head that has another type or shape, or is not finite."""
-    if array.dtype != torch.float32:
-        raise ValueError(f"{name} is {dtype_name(array)}, expected float32")
-    if list(array.shape) != expected:
-        raise ValueError(f"{name} has shape {array.shape}, expected {expected}")
-    if not bool(torch.isfinite(array).all().item()):
-        raise ValueError(f"{name} is not finite")
 
 
 def trainer_view(q: Tensor, gain: Tensor, center: Tensor) -> Tensor:

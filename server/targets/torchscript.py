@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import tempfile
-import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.jit import mobile
 
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.frozen import quantized_engine
@@ -27,6 +24,7 @@ from server.export_check import FreshProcess, fresh_process
 from server.parity import FLOAT, INT8_HEAD, OTHER_RUNTIME, compare
 from server.phone_model import PhoneHead, PhoneModel, quantize_head
 from server.targets.cards import ExportReport, draft_card, finish
+from server.targets.lite import bytecode_version, lite_operators, save_lite
 from server.trained import TrainedModel
 
 __all__ = ["export_device", "export_lite", "export_model"]
@@ -36,7 +34,6 @@ __all__ = ["export_device", "export_lite", "export_model"]
 _EXAMPLES = 16
 _TRAINING = (0.05, 3, 5, batch_seed(seed=0, round_number=1, client=0))
 _MAX_DELTA_DIFFERENCE = 1e-6
-_OLDEST_BYTECODE = 4
 
 Save = Callable[[torch.jit.ScriptModule], bytes]
 
@@ -83,7 +80,7 @@ def export_lite(trained: TrainedModel, path: Path, bytecode: int | None = None) 
     Raises:
         ExportError: this torch cannot write that version, and as ``export_device``.
     """
-    return _export(trained, path, "lite", _device("lite"), lambda m: _save_lite(m, bytecode))
+    return _export(trained, path, "lite", _device("lite"), lambda m: save_lite(m, bytecode))
 
 
 def _export(
@@ -143,22 +140,6 @@ def _save(scripted: torch.jit.ScriptModule) -> bytes:
     return buffer.getvalue()
 
 
-def _save_lite(scripted: torch.jit.ScriptModule, bytecode: int | None) -> bytes:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Lite Interpreter is deprecated")
-        data: bytes = scripted._save_to_buffer_for_lite_interpreter()
-    own = _bytecode_version(data)
-    if bytecode is None or bytecode == own:
-        return data
-    if not _OLDEST_BYTECODE <= bytecode < own:
-        raise ExportError(
-            f"bytecode version {bytecode} cannot be written by torch {torch.__version__}, "
-            f"expected {_OLDEST_BYTECODE} to {own}"
-        )
-    older: bytes = mobile._backport_for_mobile_to_buffer(io.BytesIO(data), bytecode)  # type: ignore[no-untyped-call]
-    return older
-
-
 def _interface(scripted: torch.jit.ScriptModule, saved: bytes, target: str) -> dict[str, Any]:
     """What a runtime must know of the file: methods, operators, bytecode."""
     names: list[str] = torch.jit.export_opnames(scripted)  # type: ignore[no-untyped-call]
@@ -168,28 +149,15 @@ def _interface(scripted: torch.jit.ScriptModule, saved: bytes, target: str) -> d
             name: _signature(getattr(scripted, name).schema) for name in scripted._c._method_names()
         }
     if target == "lite":
-        facts["operators"] = _lite_operators(saved)
-        facts["bytecode_version"] = _bytecode_version(saved)
+        facts["operators"] = lite_operators(saved)
+        facts["bytecode_version"] = bytecode_version(saved)
     return facts
-
-
-def _bytecode_version(lite: bytes) -> int:
-    version: int = mobile._get_model_bytecode_version(io.BytesIO(lite))
-    return version
 
 
 def _signature(schema: torch.FunctionSchema) -> str:
     """A method as its callers see it: "(Tensor images) -> Tensor"."""
     arguments = ", ".join(f"{a.type} {a.name}" for a in schema.arguments[1:])
     return f"({arguments}) -> {schema.returns[0].type}"
-
-
-def _lite_operators(saved: bytes) -> tuple[str, ...]:
-    # torch reads them from a path alone: its way for buffers takes the content for a name.
-    with tempfile.NamedTemporaryFile(suffix=".ptl") as file:
-        file.write(saved)
-        file.flush()
-        return tuple(sorted(mobile._get_model_ops_and_info(file.name)))  # type: ignore[no-untyped-call]
 
 
 def _archive(saved: bytes, card: Card) -> bytes:
