@@ -13,6 +13,7 @@ from server.targets.onnx import export_onnx
 from server.targets.other_runtime import check_installed
 from server.targets.torchscript import export_device, export_lite, export_model
 from server.trained import TrainedModel
+from server.usage import FILES
 
 __all__ = ["FILES", "ExportReport", "check_installed", "export"]
 
@@ -24,16 +25,6 @@ _EXPORTERS: Mapping[str, Callable[[TrainedModel, Path], ExportReport]] = {
     "executorch": export_executorch,
     "head": export_head,
 }
-
-FILES = {
-    "model": "model.pt",
-    "device": "device.pt",
-    "lite": "device.ptl",
-    "onnx": "model.onnx",
-    "executorch": "model.pte",
-    "head": "device-head.safetensors",
-}
-"""Each target's file name."""
 
 
 def export(

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from common.backbone.spec import BackboneSpec
 
-__all__ = ["elsewhere", "python"]
+__all__ = ["FILES", "elsewhere", "python"]
+
+FILES = {
+    "model": "model.pt",
+    "device": "device.pt",
+    "lite": "device.ptl",
+    "onnx": "model.onnx",
+    "executorch": "model.pte",
+    "head": "device-head.safetensors",
+}
+"""Each target's file name."""
 
 # LibTorch has no Swift interface of its own.
 _OBJECTIVE_CPP = "// in an Objective-C++ file that Swift calls:"
@@ -105,20 +117,23 @@ _SWIFT = {
 }
 
 
-def python(target: str, file: str, spec: BackboneSpec) -> tuple[str, ...]:
+def python(target: str, spec: BackboneSpec) -> tuple[str, ...]:
     """Lines of Python."""
-    return _filled(_PYTHON[target], file, spec)
+    return _filled(_PYTHON, target, spec)
 
 
-def elsewhere(target: str, file: str, spec: BackboneSpec) -> dict[str, tuple[str, ...]]:
+def elsewhere(target: str, spec: BackboneSpec) -> dict[str, tuple[str, ...]]:
     """Lines of C++, Kotlin and Swift."""
     languages = {"c++": _CPP, "kotlin": _KOTLIN, "swift": _SWIFT}
-    return {name: _filled(lines[target], file, spec) for name, lines in languages.items()}
+    return {name: _filled(lines, target, spec) for name, lines in languages.items()}
 
 
-def _filled(lines: tuple[str, ...], file: str, spec: BackboneSpec) -> tuple[str, ...]:
+def _filled(
+    lines: Mapping[str, tuple[str, ...]], target: str, spec: BackboneSpec
+) -> tuple[str, ...]:
     size = spec.input_size
     images = f"uint8 (n, 3, {size}, {size})"
     return tuple(
-        line.format(file=file, engine=spec.engine, images=images, size=size) for line in lines
+        line.format(file=FILES[target], engine=spec.engine, images=images, size=size)
+        for line in lines[target]
     )

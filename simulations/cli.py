@@ -434,29 +434,29 @@ def _megabytes(value: float) -> str:
 
 def _export_table(reports: Sequence[ExportReport]) -> None:
     """Sizes and parity of exported files, on real test images."""
-    engines = [report.default_engine for report in reports if report.default_engine]
-    engine = engines[0] if engines else "x86"
     table = Table(title=_near(str(reports[0].path.parent)), title_justify="left")
-    for name in ("file", "MB", "accuracy", "same class", "logits off", "features", engine):
+    for name in ("file", "MB", "accuracy", "same\nclass", "logits\noff", "features"):
         table.add_column(name, justify="left" if name in ("file", "features") else "right")
+    # Of random weights an accuracy says nothing; how far files differ does.
+    is_random = reports[0].weights == "random"
     for r in reports:
         off = r.max_logit_difference
-        # Of random weights an accuracy says nothing; how far files differ does.
-        measured = (lambda _: "-") if r.weights == "random" else _percent
         table.add_row(
             r.path.name,
             f"{r.model_bytes / 1e6:.2f}",
-            measured(r.accuracy),
+            "-" if is_random else _percent(r.accuracy),
             _percent(r.argmax_agreement),
             "-" if off is None else f"{off:.2g}",
             "bit-equal" if r.features_equal else "-",
-            measured(r.default_engine_accuracy),
         )
     Console().print(table)
-    if reports[0].weights == "random":
+    if is_random:
         print("accuracy: not measured, the backbone's weights are random")
-    elif engines:
-        print(f"{engine}: accuracy with torch's default engine here; set qnnpack before loading")
+        return
+    for r in reports:
+        if r.default_engine is not None:
+            accuracy = _percent(r.default_engine_accuracy)
+            print(f"{r.path.name}: {accuracy} with torch's default engine here, {r.default_engine}")
 
 
 def _closing_table(s: Mapping[str, Any]) -> None:

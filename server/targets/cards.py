@@ -50,7 +50,6 @@ class ExportReport:
 def draft_card(
     trained: TrainedModel,
     target: str,
-    file: str,
     *,
     check: SelfCheck | None = None,
     engine: str = "",
@@ -60,7 +59,6 @@ def draft_card(
     Args:
         trained: what is exported.
         target: see ``Card``.
-        file: its name.
         check: of its logits.
         engine: what computes; without it, the backbone's own quantized engine.
     """
@@ -68,8 +66,8 @@ def draft_card(
     shape = f"(n, 3, {spec.input_size}, {spec.input_size})"
     return Card(
         target=target,
-        usage=python(target, file, spec),
-        usage_elsewhere=elsewhere(target, file, spec),
+        usage=python(target, spec),
+        usage_elsewhere=elsewhere(target, spec),
         engine=engine or spec.engine,
         classes=trained.classes,
         arch=spec.arch,

@@ -33,7 +33,7 @@ def export_head(trained: TrainedModel, path: Path) -> ExportReport:
     Raises:
         ExportError: a fresh process reads something else.
     """
-    card = draft_card(trained, "head", path.name)
+    card = draft_card(trained, "head")
     head, facts = trained.head, {}
     with fresh_process("run_head.py") as process:
 

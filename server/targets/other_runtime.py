@@ -69,5 +69,5 @@ def export_checked(
             )
 
         write_atomic(path, write)
-    card = draft_card(trained, target, path.name, check=checks[0], engine=facts[0].runtime)
+    card = draft_card(trained, target, check=checks[0], engine=facts[0].runtime)
     return finish(card, path, facts[0])

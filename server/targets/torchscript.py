@@ -93,7 +93,7 @@ def _export(
     # Started now: it imports torch while this process works.
     with fresh_process("run_exported.py") as process:
         candidate = build(trained)
-        card = draft_card(trained, target, path.name, check=candidate.check)
+        card = draft_card(trained, target, check=candidate.check)
         with quantized_engine(card.engine), accepted_deprecations():
             scripted = torch.jit.script(candidate.network.eval())
             saved = save(scripted)

@@ -52,7 +52,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed: apt-get install cmake g++")
     build = tmp_path_factory.mktemp("native")
-    prefix = f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"
+    prefix = f"-DCMAKE_PREFIX_PATH={Path(torch.__file__).parent}"
     for command in (["-S", SOURCE, "-B", build, prefix], ["--build", build]):
         done = subprocess.run(["cmake", *command], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
