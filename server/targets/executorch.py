@@ -39,12 +39,12 @@ def export_executorch(trained: TrainedModel, path: Path) -> ExportReport:
 
 def executorch_file(trained: TrainedModel) -> bytes:
     """uint8 images (1, 3, H, W) to float32 logits (1, K)."""
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
-
     model = StandardModel(trained, recorded(trained.backbone)).eval()
     image = torch.from_numpy(trained.images[:1].copy())
     with _own_warnings(), torch.no_grad():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
         program = torch.export.export(model, (image,))
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         data: bytes = lowered.to_executorch().buffer
@@ -96,11 +96,11 @@ class StandardModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         network, spec = self.network, self.spec
         x = (images.to(torch.float32) - self.mean) / self.std
-        results = [_rounded(x, network.input_scale, network.input_zero_point)]
+        results = [_Rounded(x, network.input_scale, network.input_zero_point)]
         for i, step in enumerate(network.steps):
-            value = self._step(i, step, [results[k] for k in step.inputs])
-            results.append(_rounded(value, step.scale, step.zero_point))
-        pooled = results[-1].mean([2, 3])
+            value = self._step(i, step, [results[k].values() for k in step.inputs])
+            results.append(_Rounded(value, step.scale, step.zero_point))
+        pooled = results[-1].values().mean([2, 3])
         q = torch.clamp(torch.round(pooled / spec.feature_scale) + spec.feature_zero_point, 0, 255)
         return nn.functional.linear((q - self.center) * self.gain, self.weight, self.bias)
 
@@ -126,8 +126,17 @@ class StandardModel(nn.Module):
         return torch.conv2d(x, weight, bias, conv.stride, conv.padding, 1, conv.groups)
 
 
-def _rounded(value: Tensor, scale: float, zero_point: int) -> Tensor:
-    step = (scale, zero_point - _SHIFT, *_INT8)
-    q = torch.ops.quantized_decomposed.quantize_per_tensor(value, *step)
-    rounded: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(q, *step)
-    return rounded
+class _Rounded:
+    """A result as int8.
+
+    Each reader dequantizes for itself: where two share that node, XNNPACK's partitions would
+    depend on each other in a cycle.
+    """
+
+    def __init__(self, value: Tensor, scale: float, zero_point: int) -> None:
+        self.step = (scale, zero_point - _SHIFT, *_INT8)
+        self.q = torch.ops.quantized_decomposed.quantize_per_tensor(value, *self.step)
+
+    def values(self) -> Tensor:
+        values: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(self.q, *self.step)
+        return values
