@@ -10,7 +10,7 @@ from common.errors import MissingExtraError
 from common.files import sha256_file, write_atomic
 from server.card import FileFacts, SelfCheck
 from server.export_check import fresh_process
-from server.parity import OTHER_RUNTIME, compare
+from server.parity import compare, other_runtime
 from server.targets.cards import ExportReport, draft_card, finish
 from server.trained import TrainedModel
 
@@ -53,6 +53,7 @@ def export_checked(
     check_installed(target)
     count = len(trained.images)
     own, labels = trained.logits[:count], trained.labels[:count]
+    tolerance = other_runtime(trained.backbone.spec.weights)
     checks: list[SelfCheck] = []
     facts: list[FileFacts] = []
     # Started now: it imports the runtime while this process works.
@@ -63,7 +64,7 @@ def export_checked(
             temporary.write_bytes(data)
             job = {"model": str(temporary)}
             there, found = process.run(job, {"images": trained.images}, {"logits": own})
-            checks.append(compare(there["logits"], own, labels, OTHER_RUNTIME))
+            checks.append(compare(there["logits"], own, labels, tolerance))
             facts.append(
                 FileFacts(bytes=len(data), sha256=sha256_file(temporary), runtime=found["runtime"])
             )

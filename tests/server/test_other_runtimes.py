@@ -129,16 +129,16 @@ def test_the_same_model_gives_the_same_onnx_bytes(pretrained):
     assert onnx_file(pretrained) == onnx_file(pretrained)
 
 
-def test_an_onnx_file_with_another_head_is_not_put_in_place(pretrained, tmp_path, monkeypatch):
+def test_an_onnx_file_with_another_head_is_not_put_in_place(any_trained, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
-    wrong = Head(np.roll(pretrained.head.weight, 1, axis=0), pretrained.head.bias)
+    wrong = Head(np.roll(any_trained.head.weight, 1, axis=0), any_trained.head.bias)
     monkeypatch.setattr(
         server.targets.onnx,
         "onnx_file",
         lambda right: onnx_file(dataclasses.replace(right, head=wrong)),
     )
     with pytest.raises(ExportError, match="logits are off|changes the class"):
-        export(pretrained, "onnx", tmp_path / "model.onnx")
+        export(any_trained, "onnx", tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
