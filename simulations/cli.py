@@ -269,7 +269,8 @@ def export(
         raise ConfigError(["--bytecode is for --target lite"])
     reports = export_run(run_folder.resolve(), targets, out, bytecode=bytecode)
     if json_:
-        print(json.dumps([{**asdict(report), "path": str(report.path)} for report in reports]))
+        files = [{**asdict(report), "path": str(report.path)} for report in reports]
+        print(json.dumps({"files": files}))
     else:
         _export_table(reports)
 
@@ -450,13 +451,18 @@ def _export_table(reports: Sequence[ExportReport]) -> None:
             "bit-equal" if r.features_equal else "-",
         )
     Console().print(table)
+    for count in dict.fromkeys(r.images for r in reports if r.images is not None):
+        names = ", ".join(r.path.name for r in reports if r.images == count)
+        print(f"on {count:,} test images: {names}")
     if is_random:
         print("accuracy: not measured, the backbone's weights are random")
         return
-    for r in reports:
-        if r.default_engine is not None:
-            accuracy = _percent(r.default_engine_accuracy)
-            print(f"{r.path.name}: {accuracy} with torch's default engine here, {r.default_engine}")
+    bound = [r for r in reports if r.default_engine is not None]
+    for r in bound:
+        accuracy = _percent(r.default_engine_accuracy)
+        print(f"{r.path.name}: {accuracy} with torch's default engine here, {r.default_engine}")
+    if bound:
+        print('set torch.backends.quantized.engine = "qnnpack" before loading')
 
 
 def _closing_table(s: Mapping[str, Any]) -> None:

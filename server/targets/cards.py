@@ -28,6 +28,7 @@ class ExportReport:
             follows, None where the file does not compute it.
         max_logit_difference: largest absolute difference of a logit.
         accuracy: of the exported model on the images, in [0, 1].
+        images: how many that were.
         features_equal: whether its features are the training side's to the bit.
         default_engine: what torch would run it with if nobody said otherwise.
         default_engine_accuracy: its accuracy then.
@@ -41,6 +42,7 @@ class ExportReport:
     argmax_agreement: float | None = None
     max_logit_difference: float | None = None
     accuracy: float | None = None
+    images: int | None = None
     features_equal: bool | None = None
     default_engine: str | None = None
     default_engine_accuracy: float | None = None
@@ -108,4 +110,5 @@ def finish(card: Card, path: Path, facts: FileFacts) -> ExportReport:
         argmax_agreement=card.self_check.argmax_agreement,
         max_logit_difference=card.self_check.max_logit_difference,
         accuracy=card.self_check.accuracy,
+        images=card.self_check.images,
     )

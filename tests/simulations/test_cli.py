@@ -91,7 +91,7 @@ def test_run_prints_a_table_of_80_columns_and_numbers_its_folders(
     code, out, _ = fedhead(
         "export", tmp_path / "runs" / "tiny", *targets, "--out", tmp_path / "phone", "--json"
     )
-    assert [row["target"] for row in json.loads(out)] == ["lite", "head"]
+    assert [file["target"] for file in json.loads(out)["files"]] == ["lite", "head"]
     assert {path.name for path in (tmp_path / "phone").iterdir()} == {
         "device.ptl", "device.ptl.json", "device-head.safetensors", "device-head.safetensors.json",
     }  # fmt: skip
