@@ -9,7 +9,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-slow lint browser quantization bench compare robustness clean
+.PHONY: demo test test-slow lint browser quantization arm64 bench compare robustness clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -40,6 +40,12 @@ test-slow: $(STAMP)
 
 quantization: $(STAMP)
 	$(BIN)/fedhead quantization
+
+# A run's device.ptl on a phone's processor, emulated; fetches 120 MB the first time.
+RUN ?= runs/demo
+arm64: $(STAMP)
+	$(BIN)/fedhead export $(RUN) --target lite
+	$(BIN)/python -m simulations.arm64 $(RUN)/device.ptl
 
 bench: $(STAMP)
 	$(BIN)/fedhead bench simulation

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from common.evaluation import single_thread
-from common.softmax import softmax_gradient, softmax_loss
+from common.softmax import sgd_step, softmax_loss
 from common.types import IntArray, LocalTraining
 
 __all__ = ["LocalResult", "train_head"]
@@ -78,24 +78,26 @@ def _train(
     correction: Tensor | None,
     preconditioner: Tensor | None,
 ) -> LocalResult:
-    w = start.clone()
-    velocity = torch.zeros_like(w)
+    w, velocity = start, torch.zeros_like(start)
     steps = 0
+
+    def pull() -> Tensor | None:
+        terms = []
+        if training.momentum:
+            terms.append(training.momentum * velocity)
+        if training.weight_decay:
+            terms.append(training.weight_decay * w)
+        if mu:
+            terms.append(mu * (w - start))
+        if correction is not None:
+            terms.append(correction)
+        return torch.stack(terms).sum(0) if terms else None
+
     for order in orders[: training.local_epochs]:
         for batch in torch.split(torch.from_numpy(order), training.batch_size):
-            _, g = softmax_gradient(x[batch], labels[batch], w)
-            if preconditioner is not None:
-                g = g @ preconditioner
-            if training.weight_decay:
-                g = g + training.weight_decay * w
-            if mu:
-                g = g + mu * (w - start)
-            if correction is not None:
-                g = g + correction
-            if training.momentum:
-                velocity = training.momentum * velocity + g
-                g = velocity
-            w = w - training.lr * g
+            _, w, velocity = sgd_step(
+                x[batch], labels[batch], w, training.lr, preconditioner, pull()
+            )
             steps += 1
     return LocalResult(
         delta=w - start,

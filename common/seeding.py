@@ -18,6 +18,7 @@ import numpy.typing as npt
 __all__ = [
     "Purpose",
     "batch_order",
+    "batch_seed",
     "draws",
     "normal",
     "permutation",
@@ -128,3 +129,13 @@ def batch_order(
 ) -> npt.NDArray[np.int64]:
     """Order in which a client visits its n examples in one local epoch, int64 (n,)."""
     return permutation(n, seed, Purpose.BATCH_ORDER, round_number, client, epoch)
+
+
+def batch_seed(*, seed: int, round_number: int, client: int) -> int:
+    """All that a phone needs to visit its examples in ``batch_order``'s order.
+
+    The state of the stream before the epoch's key, as a signed 64-bit integer, which is what
+    TorchScript, Java and C++ have.
+    """
+    state = stream_state(seed, Purpose.BATCH_ORDER, round_number, client)
+    return state - (1 << 64) if state >> 63 else state

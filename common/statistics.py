@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from common.types import Affine, FeatureSet
+from common.types import Affine, FeatureSet, IntArray
 
 __all__ = [
+    "EXACT_ROWS",
     "Statistics",
+    "device_statistics",
     "feature_statistics",
     "in_feature_space",
     "least_squares",
@@ -24,7 +26,8 @@ __all__ = [
 ]
 
 # A float32 product of uint8 matrices is exact while each sum stays below 2**24: 255**2 * 256.
-_EXACT_ROWS = 256
+EXACT_ROWS = 256
+"""Examples whose products may be summed in float32."""
 
 
 def triangle_size(width: int) -> int:
@@ -97,9 +100,9 @@ def in_feature_space(
     return b
 
 
-def _smallest(array: npt.NDArray[np.float64]) -> npt.NDArray[np.unsignedinteger]:
+def _smallest(array: npt.NDArray[np.float64] | IntArray) -> npt.NDArray[np.unsignedinteger]:
     # uint32 halves the uplink and is exact up to 66,051 examples at full scale.
-    dtype = np.uint32 if array.max(initial=0.0) < 2**32 else np.uint64
+    dtype = np.uint32 if array.max(initial=0) < 2**32 else np.uint64
     return array.astype(dtype)
 
 
@@ -116,15 +119,26 @@ def feature_statistics(features: FeatureSet, num_classes: int) -> Statistics:
     width = features.num_features + 1
     gram = np.zeros((width, width))
     moments = np.zeros((num_classes, width))
-    for start in range(0, len(features), _EXACT_ROWS):
-        labels = features.labels[start : start + _EXACT_ROWS]
+    for start in range(0, len(features), EXACT_ROWS):
+        labels = features.labels[start : start + EXACT_ROWS]
         block = np.ones((len(labels), width), np.float32)
-        block[:, :-1] = features.q[start : start + _EXACT_ROWS]
+        block[:, :-1] = features.q[start : start + EXACT_ROWS]
         gram += block.T @ block
         onehot = np.zeros((len(labels), num_classes), np.float32)
         onehot[np.arange(len(labels)), labels] = 1
         moments += onehot.T @ block
     return Statistics(_smallest(gram[np.triu_indices(width)]), _smallest(moments))
+
+
+def device_statistics(a: IntArray, b: IntArray, n: IntArray) -> Statistics:
+    """What a phone's ``statistics`` gave, as the same numbers that ``feature_statistics`` gives.
+
+    Args:
+        a: int64 (D (D + 1) / 2,), upper triangle of ``sum [q 1]^T [q 1]``.
+        b: int64 (K, d), each class's sum of q.
+        n: int64 (K,), its examples.
+    """
+    return Statistics(_smallest(a), _smallest(np.concatenate([b, n[:, None]], axis=1)))
 
 
 def ridge(

@@ -45,10 +45,11 @@ from server.checkpoint import load_latest
 from server.client_figures import ask_clients, write_clients
 from server.engine import Task
 from server.exchange import Registry, ask
-from server.export import ExportReport, export_model
+from server.export import export
 from server.rounds import run_rounds
 from server.runfolder import RunFolder, free_folder
 from server.stock import is_stock
+from server.trained import TrainedModel
 
 logger = logging.getLogger("fedhead")
 
@@ -156,7 +157,8 @@ def run_experiment(grid: Grid, config: Config, *, is_cell: bool = False) -> Path
     exported = None
     if not is_cell:
         with stages("export"):
-            exported = export(config, backbone, head, test, folder.model)
+            trained = trained_model(config, backbone, head, test)
+            exported = export(trained, "model", folder.model)
     write_atomic(folder.path / "head.safetensors", save({"weight": head.weight, "bias": head.bias}))
     # What one client would send if the float32 backbone were trained and sent as well.
     full_model_bytes = backbone.spec.float_model_bytes + payload_bytes(
@@ -231,25 +233,24 @@ def _prepared_backbone(
     )
 
 
-def export(
-    config: Config, backbone: FrozenBackbone, head: Head, test: FeatureSet, path: Path
-) -> ExportReport:
-    """Export a head with its backbone, checked on the images of its test features."""
+def trained_model(
+    config: Config, backbone: FrozenBackbone, head: Head, test: FeatureSet
+) -> TrainedModel:
+    """What an export needs: the head with its backbone, and the images of its test features."""
     dataset, positions = experiment_dataset(config), held_out_positions(config)
     evaluation = evaluate(head, test)
     # The file itself runs on some images of all classes, evenly spread; its head on all.
     count = min(_SELF_CHECK_IMAGES, len(test))
     spread = np.linspace(0, len(test) - 1, count).astype(np.int64)
     order = np.concatenate([spread, np.setdiff1d(np.arange(len(test)), spread)])
-    return export_model(
+    return TrainedModel(
         backbone,
         head,
         classes=dataset.classes,
         metrics={"accuracy": evaluation.accuracy, "loss": evaluation.loss},
         images=dataset.images(positions[spread], backbone.spec.input_size),
-        labels=test.labels[order],
         features=test.q[order],
-        path=path,
+        labels=test.labels[order],
     )
 
 

@@ -1,6 +1,7 @@
-"""The card of an exported model: all that must be known to run it and to trust it.
+"""The card of an exported file: all that must be known to run it and to trust it.
 
-The same JSON lies inside ``model.pt`` and beside it as ``model.json``. The one inside counts.
+It lies beside each file as JSON, and inside the TorchScript ones, which can carry it. The one
+inside counts; the one beside knows the file itself, too (``Card.file``).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import ExportError
 
-__all__ = ["CARD_RECORD", "Card", "SelfCheck", "read_card"]
+__all__ = ["CARD_RECORD", "Card", "FileFacts", "SelfCheck", "card_path", "read_card"]
 
 CARD_RECORD = "archive/extra/card.json"
 """Where ``torch.jit.save(..., _extra_files={"card.json": ...})`` puts it."""
@@ -29,7 +30,7 @@ class _Frozen(BaseModel):
 
 
 class SelfCheck(_Frozen):
-    """How far the int8 head is from the head that was trained, on real test images.
+    """How far the exported model is from the head that was trained, on real test images.
 
     Attributes:
         images: how many were compared.
@@ -51,26 +52,62 @@ class SelfCheck(_Frozen):
     tolerated_difference: float
 
 
+class FileFacts(_Frozen):
+    """The file as it was run in a fresh process.
+
+    Attributes:
+        bytes: its size.
+        sha256: of its content.
+        runtime: what ran it, with its version.
+        features_equal: whether its features were the training side's to the bit; None where it
+            computes none.
+        default_engine: torch's own choice on the machine that exported; None for files without
+            a choice.
+        default_engine_accuracy: of the file on the images when that engine loads it.
+    """
+
+    bytes: int
+    sha256: str
+    runtime: str
+    features_equal: bool | None = None
+    default_engine: str | None = None
+    default_engine_accuracy: float | None = None
+
+
 class Card(_Frozen):
     """What is in the file.
 
     Attributes:
-        usage: three lines of Python that run the model with torch alone.
+        target: what was exported: model, device, lite, onnx, executorch or head.
+        usage: lines of Python that run it with its runtime alone.
+        usage_elsewhere: the same in C++, Kotlin and Swift.
         engine: quantized engine to set before loading; others give other logits.
         input: type and layout of the images.
+        output: type and layout of what the file gives for them.
+        methods: of a file that trains: each one's arguments and result, in TorchScript's types.
+        bytecode_version: of the lite interpreter's bytecode; None elsewhere.
+        operators: of torch that the runtime must have.
         mean: of each colour, subtracted inside the model after division by 255.
         std: of each colour, divided by inside the model.
         fingerprint: of the backbone.
         head_sha256: of the float head that was trained.
         metrics: of the run; null where not finite.
+        self_check: None where nothing is computed.
+        file: None in the card that lies inside the file.
     """
 
-    format: Literal["fedhead-model-1"] = "fedhead-model-1"
+    format: Literal["fedhead-model-2"] = "fedhead-model-2"
+    target: str
     usage: tuple[str, ...]
+    usage_elsewhere: dict[str, tuple[str, ...]]
     engine: str
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     arch: str
     input: str
+    output: str
+    methods: dict[str, str] = {}
+    bytecode_version: int | None = None
+    operators: tuple[str, ...] = ()
     input_size: Annotated[int, Field(ge=1, le=4096)]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -81,11 +118,19 @@ class Card(_Frozen):
     head_sha256: str
     torch_version: str
     metrics: dict[str, float | None]
-    self_check: SelfCheck
+    self_check: SelfCheck | None = None
+    file: FileFacts | None = None
 
     def to_json(self) -> str:
         """Indented JSON in UTF-8, ends with a newline."""
         return self.model_dump_json(indent=2) + "\n"
+
+
+def card_path(path: Path) -> Path:
+    """Where the card beside a file lies: model.json beside model.pt, else NAME.json."""
+    return (
+        path.with_suffix(".json") if path.suffix == ".pt" else path.with_name(f"{path.name}.json")
+    )
 
 
 def read_card(path: Path) -> Card:

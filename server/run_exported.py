@@ -1,36 +1,81 @@
-"""Runs an exported model in a process of its own, with torch and the standard library alone.
+"""Runs a TorchScript file in a process of its own, with torch and the standard library alone.
 
-Started as a script by ``server/export``. It imports nothing of fedhead, so that the check sees
-what a stranger's machine sees. One JSON object on standard input says what to do; arrays pass
-through raw files.
+Started as a script by ``server/export_check``. It imports nothing of fedhead, so that the check
+sees what a stranger's machine sees. One JSON object on standard input says what to do, one on
+standard output what was found; arrays pass through raw files.
 """
 
 import json
 import sys
-import zipfile
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 # Not the size that the training side uses: logits must not depend on it.
 _BATCH = 16
 
 
+def load(kind: str, path: str) -> Callable[..., Any]:
+    """A function that calls the file's methods by name; the engine binds here."""
+    if kind == "lite":
+        from torch.jit.mobile import _load_for_lite_interpreter
+
+        lite = _load_for_lite_interpreter(path)  # type: ignore[no-untyped-call]
+        return lambda name, *args: lite.run_method(name, *args)
+    model = torch.jit.load(path)  # type: ignore[no-untyped-call]
+    if kind == "model":
+        return lambda name, *args: (model.backbone if name == "features" else model)(*args)
+    return lambda name, *args: getattr(model, name)(*args)
+
+
+def read(order: dict[str, Any], dtype: torch.dtype) -> Tensor:
+    """An array that the other side has written."""
+    size = 1
+    for n in order["shape"]:
+        size *= n
+    return torch.from_file(order["path"], size=size, dtype=dtype).view(order["shape"])
+
+
+def write(path: str, result: Tensor) -> None:
+    """One for the other side."""
+    file = torch.from_file(path, shared=True, size=result.numel(), dtype=result.dtype)
+    file.copy_(result.reshape(-1))
+
+
+def multiplies_exactly() -> bool:
+    """Whether the engine's sums of 8-bit products do not overflow on this processor.
+
+    x86 without VNNI adds pairs of products in 16 bits, which two of 255 * 127 exceed.
+    """
+    weight = torch.quantize_per_tensor(torch.full((8, 16, 1, 1), 127.0), 1.0, 0, torch.qint8)
+    packed = torch.ops.quantized.conv2d_prepack(weight, None, [1, 1], [0, 0], [1, 1], 1)
+    image = torch.quantize_per_tensor(torch.full((1, 16, 1, 1), 255.0), 1.0, 0, torch.quint8)
+    out = torch.ops.quantized.conv2d(image, packed, 16 * 127.0, 0)
+    return bool((out.int_repr() == 255).all())
+
+
 def main() -> None:
-    """Write the features (uint8) of the first batch and the logits (float32) of all images."""
+    """Run the file with the engine it is for, then with the one that torch takes by default."""
     job = json.load(sys.stdin)
-    count, _, height, width = job["shape"]
-    with zipfile.ZipFile(job["model"]) as archive:
-        card = json.loads(archive.read("archive/extra/card.json"))
-    torch.backends.quantized.engine = card["engine"]
-    model = torch.jit.load(job["model"])  # type: ignore[no-untyped-call]
-    pixels = torch.from_file(job["images"], size=count * 3 * height * width, dtype=torch.uint8)
-    images = pixels.view(count, 3, height, width)
+    images = read(job["images"], torch.uint8)
+    default = torch.backends.quantized.engine
+    torch.backends.quantized.engine = job["engine"]
+    call = load(job["kind"], job["model"])
     with torch.no_grad():
-        features = model.backbone(images[:_BATCH])
-        logits = torch.cat([model(batch) for batch in torch.split(images, _BATCH)])
-    for name, result in (("features", features), ("logits", logits)):
-        file = torch.from_file(job[name], shared=True, size=result.numel(), dtype=result.dtype)
-        file.copy_(result.view(-1))
+        features = call("features", images[:_BATCH])
+        write(job["out"]["features"], features)
+        batches = torch.split(images, _BATCH)
+        write(job["out"]["logits"], torch.cat([call("forward", batch) for batch in batches]))
+        if "training" in job:
+            call("train_epochs", features, read(job["labels"], torch.int64), *job["training"])
+            write(job["out"]["delta"], call("head_delta"))
+        torch.backends.quantized.engine = default
+        call = load(job["kind"], job["model"])
+        logits = torch.cat([call("forward", batch) for batch in batches])
+        write(job["out"]["default_logits"], logits)
+    print(json.dumps({"engine": default, "is_exact": multiplies_exactly()}))
 
 
 if __name__ == "__main__":

@@ -9,17 +9,20 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from common.errors import ConfigError, FedheadError
+
+if TYPE_CHECKING:
+    from server.export import ExportReport
 
 __all__ = ["main"]
 
@@ -134,6 +137,17 @@ def _run(path: Path, engine: Engine, json_: bool) -> None:
         _closing_table(summary)
 
 
+class Target(StrEnum):
+    """What a run can be exported as."""
+
+    MODEL = "model"
+    DEVICE = "device"
+    LITE = "lite"
+    ONNX = "onnx"
+    EXECUTORCH = "executorch"
+    HEAD = "head"
+
+
 @cli.command()
 def compare(
     experiment: Annotated[Path, typer.Argument(help="Experiment file (TOML) that all runs vary.")],
@@ -231,17 +245,34 @@ def _report(runs: list[Path], folder: Path, target: float | None, json_: bool) -
 @cli.command()
 def export(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
-    out: Annotated[Path | None, typer.Option(help="Model file; without it, RUN/model.pt.")] = None,
+    target: Annotated[
+        list[Target] | None,
+        typer.Option(help="What to write; may be given several times. Without it, model."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File, or folder for several targets; without it, the run folder."),
+    ] = None,
+    bytecode: Annotated[
+        int | None, typer.Option(help="Bytecode version of the lite file, for older runtimes.")
+    ] = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Export a run's head again, an unfinished run's last checkpoint included."""
+    """Export a run's head again, an unfinished run's last checkpoint included.
+
+    Each file first runs in a process of its own and is compared with the head.
+    """
     from simulations.run import export_run
 
-    figures = export_run(run_folder.resolve(), out)
+    targets = list(dict.fromkeys(target or [Target.MODEL]))
+    if bytecode is not None and Target.LITE not in targets:
+        raise ConfigError(["--bytecode is for --target lite"])
+    reports = export_run(run_folder.resolve(), targets, out, bytecode=bytecode)
     if json_:
-        print(json.dumps(figures))
+        files = [{**asdict(report), "path": str(report.path)} for report in reports]
+        print(json.dumps({"files": files}))
     else:
-        _rows("export", figures)
+        _export_table(reports)
 
 
 @cli.command()
@@ -400,6 +431,38 @@ def _spread(s: Mapping[str, Any], name: str) -> str:
 
 def _megabytes(value: float) -> str:
     return f"{value / 1e6:,.2f} MB"
+
+
+def _export_table(reports: Sequence[ExportReport]) -> None:
+    """Sizes and parity of exported files, on real test images."""
+    table = Table(title=_near(str(reports[0].path.parent)), title_justify="left")
+    for name in ("file", "MB", "accuracy", "same\nclass", "logits\noff", "features"):
+        table.add_column(name, justify="left" if name in ("file", "features") else "right")
+    # Of random weights an accuracy says nothing; how far files differ does.
+    is_random = reports[0].weights == "random"
+    for r in reports:
+        off = r.max_logit_difference
+        table.add_row(
+            r.path.name,
+            f"{r.model_bytes / 1e6:.2f}",
+            "-" if is_random else _percent(r.accuracy),
+            _percent(r.argmax_agreement),
+            "-" if off is None else f"{off:.2g}",
+            "bit-equal" if r.features_equal else "-",
+        )
+    Console().print(table)
+    for count in dict.fromkeys(r.images for r in reports if r.images is not None):
+        names = ", ".join(r.path.name for r in reports if r.images == count)
+        print(f"on {count:,} test images: {names}")
+    if is_random:
+        print("accuracy: not measured, the backbone's weights are random")
+        return
+    bound = [r for r in reports if r.default_engine is not None]
+    for r in bound:
+        accuracy = _percent(r.default_engine_accuracy)
+        print(f"{r.path.name}: {accuracy} with torch's default engine here, {r.default_engine}")
+    if bound:
+        print('set torch.backends.quantized.engine = "qnnpack" before loading')
 
 
 def _closing_table(s: Mapping[str, Any]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -22,6 +23,9 @@ from common.experiment import (
 from common.types import Head
 from server.checkpoint import load_latest
 from server.runfolder import RunFolder, free_folder
+
+if TYPE_CHECKING:
+    from server.export import ExportReport
 
 __all__ = [
     "export_run",
@@ -134,30 +138,34 @@ def _run_config(path: Path) -> dict[str, str]:
     return {"experiment": str(path / "config.toml"), "overrides": ""}
 
 
-def export_run(path: Path, target: Path | None) -> dict[str, Any]:
+def export_run(
+    path: Path, targets: Sequence[str], out: Path | None, *, bytecode: int | None = None
+) -> list[ExportReport]:
     """Export a run's head again: the final one, or the last checkpoint's of an unfinished run.
 
-    Returns:
-        Figures of the exported model.
+    Args:
+        path: run folder.
+        targets: keys of ``server.export.FILES``.
+        out: file of a single target, folder of several; None for the run folder.
+        bytecode: version of the lite file's bytecode.
     """
     from common.experiment import experiment_features
-    from server.app import export, prepare
+    from server.app import prepare, trained_model
+    from server.export import FILES, check_installed, export
 
+    for target in targets:
+        check_installed(target)
     config = open_run(path)
     head = _last_head(path)
     dataset = experiment_dataset(config)
     backbone = prepare(config, dataset)
     test = experiment_features(config, backbone).select(held_out_positions(config))
     RunFolder(path, config).bind(backbone.fingerprint, dataset.classes)
-    report = export(config, backbone, head, test, target or path / "model.pt")
-    return {
-        "model_path": str(report.path),
-        "model_bytes": report.model_bytes,
-        "model_accuracy": report.accuracy,
-        "argmax_agreement": report.argmax_agreement,
-        "max_logit_difference": report.max_logit_difference,
-        "sha256": report.sha256,
-    }
+    trained = trained_model(config, backbone, head, test)
+    files = {target: (out or path) / FILES[target] for target in targets}
+    if out is not None and len(files) == 1:
+        files = dict.fromkeys(targets, out)
+    return [export(trained, target, file, bytecode=bytecode) for target, file in files.items()]
 
 
 def _last_head(path: Path) -> Head:

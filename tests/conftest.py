@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from server.export import ExportReport
+    from server.trained import TrainedModel
 
 # Before flwr or torch is imported anywhere; see simulations/cli.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -71,3 +77,75 @@ def tiny(tiny_toml: str, tmp_path: Path) -> Callable[..., Path]:
         return new_run(load_config(file, parse_overrides(items)), overwrite=False)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_trained() -> Callable[..., TrainedModel]:
+    """Makes a real int8 backbone with a ridge head: 400 real pictures, 60 others to test on."""
+    pytest.importorskip("sklearn", reason="pip install 'fedhead[demo]'")
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    from common.backbone.prepare import prepare_backbone
+    from common.images import decode_array
+    from common.types import Head
+    from server.trained import TrainedModel
+
+    digits = load_digits()
+    pixels = (digits.images[:460] * (255 / 16)).astype(np.uint8)
+    labels = digits.target[:460].astype(np.int64)
+
+    @lru_cache
+    def make(arch: str, weights: str, size: int) -> TrainedModel:
+        images = np.stack([decode_array(picture, size) for picture in pixels])
+        backbone = prepare_backbone(
+            arch=arch,
+            weights=weights,
+            input_size=size,
+            engine="qnnpack",
+            distill_steps=0,
+            feature_scaling="standardize",
+            images=images[:64],
+            seed=0,
+        )
+        features = np.concatenate([backbone.features(part) for part in np.split(images, 10)])
+        x = np.ones((400, backbone.spec.num_features + 1))
+        x[:, :-1] = backbone.affine(features[:400])
+        gram = x.T @ x + 100 * np.eye(x.shape[1])
+        return TrainedModel(
+            backbone,
+            Head.from_matrix(np.linalg.solve(gram, x.T @ np.eye(10)[labels[:400]]).T),
+            classes=tuple(str(digit) for digit in range(10)),
+            metrics={"accuracy": 0.5, "loss": float("nan")},
+            images=images[400:],
+            features=features[400:],
+            labels=labels[400:],
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(make_trained: Callable[..., TrainedModel]) -> TrainedModel:
+    """MobileNetV2 with random weights at 32 pixels: small enough for the fast tier."""
+    return make_trained("mobilenet_v2", "random", 32)
+
+
+@pytest.fixture(scope="session")
+def exported(trained: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    from server.export import export
+
+    return export(trained, "model", tmp_path_factory.mktemp("run") / "model.pt")
+
+
+@pytest.fixture(scope="session")
+def device_files(
+    trained: TrainedModel, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, ExportReport]:
+    """The trained model as device.pt and device.ptl, by target."""
+    from server.export import FILES, export
+
+    folder = tmp_path_factory.mktemp("device")
+    return {
+        target: export(trained, target, folder / FILES[target]) for target in ("device", "lite")
+    }

@@ -6,7 +6,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Int8Backbone", "Pool"]
+__all__ = ["Int8Backbone", "Pool", "dtype_name"]
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """A tensor's type for an error's text: TorchScript knows it as a mere number."""
+    if tensor.dtype == torch.uint8:
+        return "uint8"
+    if tensor.dtype == torch.int32:
+        return "int32"
+    if tensor.dtype == torch.int64:
+        return "int64"
+    if tensor.dtype == torch.float32:
+        return "float32"
+    if tensor.dtype == torch.float64:
+        return "float64"
+    return "another type"
 
 
 @dataclass(frozen=True)
@@ -69,7 +84,7 @@ class Int8Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """uint8 images (n, 3, H, W) to uint8 features (n, d)."""
         if images.dtype != torch.uint8:
-            raise ValueError(f"images are {images.dtype}, expected uint8 pixels")
+            raise ValueError(f"images are {dtype_name(images)}, expected uint8 pixels")
         size = self.input_size
         if images.dim() != 4 or images.size(1) != 3:
             raise ValueError(f"images have shape {images.shape}, expected (n, 3, {size}, {size})")

@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import server.export
+import server.targets.torchscript as torchscript
 from common.backbone._deprecations import accepted_deprecations
 from common.errors import ExportError
 from common.files import sha256_file
 from common.types import Affine, Head
 from server.card import CARD_RECORD, read_card
-from server.export import export_model
+from server.export import export
 from server.phone_model import PhoneHead, quantize_head
 
 # Raises what Python raises when a package is not installed.
@@ -229,10 +230,18 @@ def test_a_head_of_zeros_gives_exactly_its_bias():
 # What it says about itself
 
 
-def test_the_card_inside_and_the_card_beside_are_the_same_and_complete(trained, exported):
+def test_the_card_beside_says_what_the_one_inside_says_and_knows_the_file(trained, exported):
     with zipfile.ZipFile(exported.path) as archive:
         inside = archive.read(CARD_RECORD)
-    assert inside == exported.path.with_suffix(".json").read_bytes()
+    beside = json.loads(exported.path.with_suffix(".json").read_bytes())
+    file = beside.pop("file")
+    assert {**beside, "file": None} == json.loads(inside)
+    assert file["bytes"] == exported.path.stat().st_size
+    assert file["sha256"] == sha256_file(exported.path)
+    assert file["features_equal"] is True
+    assert file["default_engine"] == torch.backends.quantized.engine
+    assert file["default_engine_accuracy"] == exported.default_engine_accuracy
+
     extra = {"card.json": ""}
     with accepted_deprecations():
         torch.jit.load(str(exported.path), _extra_files=extra)
@@ -265,6 +274,7 @@ def test_a_process_that_loads_the_backbone_writes_the_same_bytes_as_the_one_that
         "weight": trained.head.weight,
         "bias": trained.head.bias,
         "images": trained.images,
+        "features": trained.features,
         "labels": trained.labels,
     }
     np.savez(tmp_path / "arrays.npz", **arrays)
@@ -274,59 +284,48 @@ from pathlib import Path
 import numpy as np
 from common.backbone.frozen import FrozenBackbone
 from common.types import Head
-from server.export import export_model
+from server.export import export
+from server.trained import TrainedModel
 folder = Path(sys.argv[1])
 arrays = np.load(folder / "arrays.npz")
-export_model(
+trained = TrainedModel(
     FrozenBackbone.load(folder), Head(arrays["weight"], arrays["bias"]),
-    classes=[str(k) for k in range(10)], metrics={"accuracy": 0.5, "loss": float("nan")},
-    images=arrays["images"], labels=arrays["labels"], path=folder / "again.pt",
+    classes=tuple(str(k) for k in range(10)), metrics={"accuracy": 0.5, "loss": float("nan")},
+    images=arrays["images"], features=arrays["features"], labels=arrays["labels"],
 )
+export(trained, "model", folder / "model.pt")
 """
     run_python(code, tmp_path, PYTHONHASHSEED="7")
-    assert sha256_file(tmp_path / "again.pt") == exported.sha256
+    assert sha256_file(tmp_path / "model.pt") == exported.sha256
 
 
 def test_the_file_says_nothing_about_the_machine_it_was_made_on(exported):
     data = exported.path.read_bytes()
-    for module in (torch, server.export):
+    for module in (torch, torchscript):
         assert module.__file__.rsplit("/", 2)[0].encode() not in data
 
 
 # When it is refused
 
 
-@pytest.fixture
-def arguments(trained, tmp_path):
-    return {
-        "backbone": trained.backbone,
-        "head": trained.head,
-        "classes": [str(digit) for digit in range(10)],
-        "metrics": {},
-        "images": trained.images,
-        "labels": trained.labels,
-        "path": tmp_path / "model.pt",
-    }
-
-
-def test_a_wrong_head_fails_the_check_and_leaves_nothing(arguments, tmp_path, monkeypatch):
-    wrong = Head(np.roll(arguments["head"].weight, 1, axis=0), arguments["head"].bias)
+def test_a_wrong_head_fails_the_check_and_leaves_nothing(trained, tmp_path, monkeypatch):
+    wrong = Head(np.roll(trained.head.weight, 1, axis=0), trained.head.bias)
     monkeypatch.setattr(
-        server.export, "quantize_head", lambda _, affine: quantize_head(wrong, affine)
+        torchscript, "quantize_head", lambda _, affine: quantize_head(wrong, affine)
     )
     with pytest.raises(ExportError, match=r"logits are off by up to .* tolerated"):
-        export_model(**arguments)
+        export(trained, "model", tmp_path / "model.pt")
     assert files_in(tmp_path) == []
 
 
 def tampered(change):
     """An archive writer whose result is changed, checksums and all."""
-    original = server.export._archive
+    original = torchscript._archive
 
-    def archive(model, card):
+    def archive(saved, card):
         target = io.BytesIO()
         with (
-            zipfile.ZipFile(io.BytesIO(original(model, card))) as source,
+            zipfile.ZipFile(io.BytesIO(original(saved, card))) as source,
             zipfile.ZipFile(target, "w") as out,
         ):
             for record in source.infolist():
@@ -337,60 +336,76 @@ def tampered(change):
 
 
 def test_a_file_with_other_weights_than_were_checked_in_memory_is_not_put_in_place(
-    arguments, tmp_path, monkeypatch
+    trained, tmp_path, monkeypatch
 ):
-    arguments["path"].write_bytes(b"an earlier model")
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"an earlier model")
 
     def flip(name, data):
-        is_head = name.startswith("archive/data/") and len(data) == arguments["head"].weight.size
+        is_head = name.startswith("archive/data/") and len(data) == trained.head.weight.size
         return bytes(byte ^ 1 for byte in data) if is_head else data
 
-    monkeypatch.setattr(server.export, "_archive", tampered(flip))
+    monkeypatch.setattr(torchscript, "_archive", tampered(flip))
     with pytest.raises(ExportError, match="exported file's logits are off"):
-        export_model(**arguments)
+        export(trained, "model", path)
     assert files_in(tmp_path) == ["model.pt"]
-    assert arguments["path"].read_bytes() == b"an earlier model"
+    assert path.read_bytes() == b"an earlier model"
 
 
-def test_a_file_that_does_not_load_elsewhere_is_not_put_in_place(arguments, tmp_path, monkeypatch):
+@pytest.mark.parametrize("target", ["model", "device", "lite"])
+def test_a_file_that_does_not_load_elsewhere_is_not_put_in_place(
+    trained, tmp_path, monkeypatch, target
+):
     def cut(name, data):
-        return b"" if name == "archive/data.pkl" else data
+        return b"" if name in ("archive/data.pkl", "archive/bytecode.pkl") else data
 
-    monkeypatch.setattr(server.export, "_archive", tampered(cut))
+    monkeypatch.setattr(torchscript, "_archive", tampered(cut))
     with pytest.raises(ExportError, match=r"does not run in a fresh process: .*Error"):
-        export_model(**arguments)
+        export(trained, target, tmp_path / "file")
     assert files_in(tmp_path) == []
 
 
-def test_features_that_the_backbone_does_not_give_are_noticed(trained, arguments, tmp_path):
-    features = trained.backbone.features(trained.images).copy()
+@pytest.mark.parametrize("target", ["model", "lite"])
+def test_features_that_the_backbone_does_not_give_are_noticed(trained, tmp_path, target):
+    features = trained.features.copy()
     features[0, 0] ^= 1
+    changed = dataclasses.replace(trained, features=features)
     with pytest.raises(ExportError, match="features differ"):
-        export_model(**arguments, features=features)
+        export(changed, target, tmp_path / "file")
+    assert files_in(tmp_path) == []
+
+
+def test_a_device_file_that_trains_otherwise_is_not_put_in_place(trained, tmp_path, monkeypatch):
+    def slower(name, data):
+        is_step = name == "archive/code/__torch__/common/softmax.py"
+        return data.replace(b"mul(direction2, lr)", b"mul(direction2, 0.9)") if is_step else data
+
+    monkeypatch.setattr(torchscript, "_archive", tampered(slower))
+    with pytest.raises(ExportError, match="trains to a head that is off by"):
+        export(trained, "device", tmp_path / "device.pt")
     assert files_in(tmp_path) == []
 
 
 def wrong_head(change):
-    return lambda a: {"head": change(a["head"])}
+    return lambda t: {"head": change(t.head)}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: {"classes": ["one"]}, "the head has 10 classes, but 1 names"),
+        (lambda t: {"classes": ("one",)}, "the head has 10 classes, but 1 names"),
         (wrong_head(lambda h: Head(h.weight[:, :5], h.bias)), "the head has 5 features, but"),
         (wrong_head(lambda h: Head(h.weight * np.float32("nan"), h.bias)), "not finite"),
-        (lambda a: {"images": a["images"][:, :, 1:]}, r"expected uint8 \(n, 3, 32, 32\)"),
-        (lambda a: {"images": a["images"].astype(np.float32)}, "images are float32"),
-        (lambda a: {"labels": a["labels"][1:]}, "60 images .* 59 labels"),
-        (lambda a: {"images": a["images"][:0], "labels": a["labels"][:0]}, "0 images"),
-        (lambda a: {"features": np.zeros((60, 3), np.uint8)}, r"features are uint8 \(60, 3\)"),
+        (lambda t: {"images": t.images[:, :, 1:]}, r"expected uint8 \(n, 3, 32, 32\)"),
+        (lambda t: {"images": t.images.astype(np.float32)}, "images are float32"),
+        (lambda t: {"labels": t.labels[1:]}, "60 images .* 59 labels"),
+        (lambda t: {"images": t.images[:0]}, "0 images"),
+        (lambda t: {"features": np.zeros((60, 3), np.uint8)}, r"features are uint8 \(60, 3\)"),
     ],
 )
-def test_arguments_that_do_not_fit_are_named(arguments, tmp_path, change, message):
+def test_values_that_do_not_fit_are_named(trained, change, message):
     with pytest.raises(ExportError, match=message):
-        export_model(**{**arguments, **change(arguments)})
-    assert files_in(tmp_path) == []
+        dataclasses.replace(trained, **change(trained))
 
 
 # Reading a card

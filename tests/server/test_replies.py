@@ -18,7 +18,7 @@ from common.errors import RunError
 from common.experiment import run_config
 from server.app import run_experiment
 from server.checkpoint import load_latest
-from server.export import ExportReport
+from server.targets.cards import ExportReport
 from simulations.grid import InProcessGrid
 from simulations.run import read_summary
 
@@ -29,7 +29,7 @@ BAD_NODE = 2  # node 3, which hosts client 2
 
 @pytest.fixture(autouse=True)
 def _no_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = ExportReport(Path(), 0, "", 1.0, 0.0, 0.0)
+    report = ExportReport("model", Path(), 0, "")
     monkeypatch.setattr(server.app, "export", lambda *_: report)
 
 

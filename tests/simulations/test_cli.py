@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from server.export import FILES
 from server.strategies import STRATEGIES
-from simulations.cli import main
+from simulations.cli import Target, main
 
 Fedhead = Callable[..., tuple[int, str, str]]
 
@@ -81,6 +82,23 @@ def test_run_prints_a_table_of_80_columns_and_numbers_its_folders(
     assert code == 0
     again = (tmp_path / "again.json").read_text()
     assert again == (tmp_path / "runs" / "tiny" / "model.json").read_text()
+    targets = ("--target", "lite", "--target", "head", "--target", "lite")
+    code, out, _ = fedhead("export", tmp_path / "runs" / "tiny", *targets, "--bytecode", "7")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    for word in ("device.ptl", "bit-equal", "device-head.safetensors"):
+        assert word in out
+    code, out, _ = fedhead(
+        "export", tmp_path / "runs" / "tiny", *targets, "--out", tmp_path / "phone", "--json"
+    )
+    assert [file["target"] for file in json.loads(out)["files"]] == ["lite", "head"]
+    assert {path.name for path in (tmp_path / "phone").iterdir()} == {
+        "device.ptl", "device.ptl.json", "device-head.safetensors", "device-head.safetensors.json",
+    }  # fmt: skip
+
+
+def test_the_command_line_offers_every_target_there_is() -> None:
+    assert [target.value for target in Target] == list(FILES)
 
 
 class _Mine:

@@ -30,11 +30,14 @@ class Fails(nn.Module):
 
 def write_model(path, module=None, classes=("red", "green", "blue"), **changes):
     card = Card(
+        target="model",
         usage=("", "", ""),
+        usage_elsewhere={},
         engine="qnnpack",
         classes=classes,
         arch="none",
         input="",
+        output="",
         input_size=SIZE,
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),

@@ -26,9 +26,9 @@ from client.state import ControlStore
 from common.errors import ConfigError, DataError, RunError
 from common.files import simulated_state
 from common.types import Head, UpdateBatch
-from server.export import ExportReport
 from server.strategies import STRATEGIES
 from server.strategies.averaging import fedavg
+from server.targets.cards import ExportReport
 from simulations.run import open_run, run_in_process
 
 Make = Callable[..., Path]
@@ -39,7 +39,7 @@ def quick(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> Make:
     """As tiny, but without the export, which starts a process and has tests of its own."""
 
     def skip(*args: object) -> ExportReport:
-        return ExportReport(Path(), 0, "", 1.0, 0.0, 0.0)
+        return ExportReport("model", Path(), 0, "")
 
     monkeypatch.setattr(server.app, "export", skip)
     return tiny

@@ -1,0 +1,50 @@
+// A phone's part of a round, by the methods of device.ptl.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <torch/csrc/jit/mobile/module.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace fedhead {
+
+struct Examples {
+  at::Tensor features;  // uint8 (n, d)
+  at::Tensor labels;    // int64 (n,), in [0, K)
+};
+
+// What went wrong, without the list of torch's own functions that follows it.
+std::string first_line(const c10::Error& error);
+
+// What the model refuses, it throws as a std::exception that says why; its head then is
+// what it was.
+class Device {
+ public:
+  // Sets torch's quantized engine to qnnpack, which the file's arithmetic is for.
+  explicit Device(const std::filesystem::path& model);
+
+  // From a folder DIR/LABEL/*.rgb of planar uint8 images (3, S, S), in the order of their file
+  // names, or from a safetensors file with "features" and "labels".
+  Examples examples(const std::filesystem::path& data);
+
+  void set_head(const at::Tensor& weight, const at::Tensor& bias, const std::string& fingerprint);
+  double loss(const Examples& examples);
+
+  // Mean loss of each epoch, float32 (epochs,).
+  at::Tensor train(const Examples& examples, double lr, std::int64_t epochs,
+                   std::int64_t batch_size, std::int64_t seed);
+
+  at::Tensor delta();  // float32 (K, d + 1), bias last
+  std::string fingerprint();
+
+ private:
+  c10::IValue call(const std::string& method, std::vector<c10::IValue> arguments);
+  Examples from_images(const std::filesystem::path& folder);
+
+  torch::jit::mobile::Module module_;
+};
+
+}  // namespace fedhead

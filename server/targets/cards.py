@@ -1,0 +1,114 @@
+"""The card and the report of one export: what all targets say alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from common.files import write_atomic
+from server.card import Card, FileFacts, SelfCheck, card_path
+from server.trained import TrainedModel
+from server.usage import elsewhere, python
+
+__all__ = ["ExportReport", "draft_card", "finish"]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how far it is from the head that was trained.
+
+    Attributes:
+        target: what was exported.
+        path: of the file.
+        model_bytes: its size.
+        sha256: of the file.
+        argmax_agreement: share of images with the same best class, in [0, 1]; like all that
+            follows, None where the file does not compute it.
+        max_logit_difference: largest absolute difference of a logit.
+        accuracy: of the exported model on the images, in [0, 1].
+        images: how many that were.
+        features_equal: whether its features are the training side's to the bit.
+        default_engine: what torch would run it with if nobody said otherwise.
+        default_engine_accuracy: its accuracy then.
+        weights: label of the backbone's pretrained weights.
+    """
+
+    target: str
+    path: Path
+    model_bytes: int
+    sha256: str
+    argmax_agreement: float | None = None
+    max_logit_difference: float | None = None
+    accuracy: float | None = None
+    images: int | None = None
+    features_equal: bool | None = None
+    default_engine: str | None = None
+    default_engine_accuracy: float | None = None
+    weights: str = ""
+
+
+def draft_card(
+    trained: TrainedModel,
+    target: str,
+    *,
+    check: SelfCheck | None = None,
+    engine: str = "",
+) -> Card:
+    """A card that still lacks what is known of the finished file.
+
+    Args:
+        trained: what is exported.
+        target: see ``Card``.
+        check: of its logits.
+        engine: what computes; without it, the backbone's own quantized engine.
+    """
+    spec = trained.backbone.spec
+    shape = f"(n, 3, {spec.input_size}, {spec.input_size})"
+    return Card(
+        target=target,
+        usage=python(target, spec),
+        usage_elsewhere=elsewhere(target, spec),
+        engine=engine or spec.engine,
+        classes=trained.classes,
+        arch=spec.arch,
+        input=f"uint8 {shape}, RGB in 0..255; the model normalizes",
+        output=f"float32 (n, {trained.head.num_classes}) logits",
+        input_size=spec.input_size,
+        mean=spec.mean,
+        std=spec.std,
+        num_features=spec.num_features,
+        weights=spec.weights,
+        weights_licence=spec.weights_licence,
+        fingerprint=trained.backbone.fingerprint,
+        head_sha256=trained.head.sha256,
+        torch_version=torch.__version__,
+        metrics=dict(trained.metrics),
+        self_check=check,
+    )
+
+
+def finish(card: Card, path: Path, facts: FileFacts) -> ExportReport:
+    """Write the card beside a file that is in place."""
+    whole = card.model_copy(update={"file": facts})
+    write_atomic(card_path(path), whole.to_json().encode())
+    report = ExportReport(
+        target=card.target,
+        path=path,
+        model_bytes=facts.bytes,
+        sha256=facts.sha256,
+        features_equal=facts.features_equal,
+        default_engine=facts.default_engine,
+        default_engine_accuracy=facts.default_engine_accuracy,
+        weights=card.weights,
+    )
+    if card.self_check is None:
+        return report
+    return replace(
+        report,
+        argmax_agreement=card.self_check.argmax_agreement,
+        max_logit_difference=card.self_check.max_logit_difference,
+        accuracy=card.self_check.accuracy,
+        images=card.self_check.images,
+    )

@@ -1,0 +1,147 @@
+"""model.onnx: the same int8 network for ONNX Runtime, written operator by operator.
+
+Torch's own exporter for quantized modules is deprecated; it also writes int8 weights, whose
+products with uint8 overflow 16 bits on x86 without VNNI. The weights here are uint8 around 128,
+which ONNX Runtime multiplies exactly everywhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from server.targets.cards import ExportReport
+from server.targets.network import Convolution, Network, Step, recorded
+from server.targets.other_runtime import export_checked
+from server.trained import TrainedModel
+
+__all__ = ["export_onnx", "onnx_file"]
+
+# 17 is from 2022; nothing newer is needed. A file says which readers are new enough.
+_OPSET, _IR_VERSION = 17, 8
+_MIDDLE = 128
+
+Array = npt.NDArray[Any]
+
+
+def export_onnx(trained: TrainedModel, path: Path) -> ExportReport:
+    """Write the file.
+
+    Raises:
+        ExportError: its logits are off by more than the tolerance, or it does not run.
+        MissingExtraError: onnx or onnxruntime is not installed.
+    """
+    return export_checked(trained, path, "onnx", onnx_file, "run_onnx.py")
+
+
+def onnx_file(trained: TrainedModel) -> bytes:
+    """uint8 "images" (n, 3, H, W) to float32 "logits" (n, K)."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    size = trained.backbone.spec.input_size
+    graph = _Graph()
+    graph.write(trained, recorded(trained.backbone))
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 3, size, size])
+    classes = trained.head.num_classes
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", classes])
+    model = helper.make_model(
+        helper.make_graph(graph.nodes, "fedhead", [images], [logits], graph.constants),
+        opset_imports=[helper.make_opsetid("", _OPSET)],
+        ir_version=_IR_VERSION,
+        producer_name="fedhead",
+    )
+    onnx.checker.check_model(model, full_check=True)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+class _Graph:
+    """Nodes in order; a value is known by its name."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def write(self, trained: TrainedModel, network: Network) -> None:
+        backbone, head = trained.backbone, trained.head
+        mean, std = backbone.module.mean.numpy(), backbone.module.std.numpy()
+        value = self._centered(self._float("images"), mean)
+        value = self._node("Div", value, self._constant(std))
+        results = [self._rounded(value, network.input_scale, network.input_zero_point)]
+        scales = [network.input_scale]
+        for step in network.steps:
+            inputs = [results[i] for i in step.inputs]
+            value = self._step(step, inputs, scales[step.inputs[0]])
+            results.append(self._rounded(value, step.scale, step.zero_point))
+            scales.append(step.scale)
+        pooled = self._node("ReduceMean", results[-1], axes=[2, 3], keepdims=0)
+        q = self._quantized(pooled, backbone.spec.feature_scale, backbone.spec.feature_zero_point)
+        x = self._centered(self._float(q), backbone.affine.center)
+        x = self._node("Mul", x, self._constant(backbone.affine.gain))
+        weight, bias = self._constant(head.weight), self._constant(head.bias)
+        self._node("Gemm", x, weight, bias, transB=1, result="logits")
+
+    def _step(self, step: Step, inputs: list[str], input_scale: float) -> str:
+        if step.convolution is not None:
+            value = self._convolution(step.convolution, inputs[0], input_scale)
+            return self._node("Relu", value) if step.kind == "conv_relu" else value
+        if step.kind == "hardsigmoid":
+            return self._node("HardSigmoid", *inputs, alpha=1 / 6, beta=0.5)
+        names = {"add": "Add", "mul": "Mul", "hardswish": "HardSwish", "pool": "GlobalAveragePool"}
+        return self._node(names[step.kind], *inputs)
+
+    def _convolution(self, conv: Convolution, value: str, input_scale: float) -> str:
+        middle = np.full(len(conv.bias), _MIDDLE, np.uint8)
+        unsigned = (conv.weight.astype(np.int16) + _MIDDLE).astype(np.uint8)
+        weight = self._dequantized(unsigned, conv.weight_scales, middle)
+        # The scale of the sums: as integers they need no rounding of their own.
+        steps = (conv.weight_scales * np.float32(input_scale)).astype(np.float32)
+        whole = np.rint(conv.bias.astype(np.float64) / steps).astype(np.int32)
+        bias = self._dequantized(whole, steps, np.zeros(len(steps), np.int32))
+        return self._node(
+            "Conv", value, weight, bias,
+            strides=conv.stride, pads=conv.padding * 2, group=conv.groups,
+        )  # fmt: skip
+
+    def _dequantized(self, whole: Array, scales: Array, zero_points: Array) -> str:
+        values = [self._constant(array) for array in (whole, scales, zero_points)]
+        return self._node("DequantizeLinear", *values, axis=0)
+
+    def _quantized(self, value: str, scale: float, zero_point: int) -> str:
+        return self._node("QuantizeLinear", value, *self._step_size(scale, zero_point))
+
+    def _rounded(self, value: str, scale: float, zero_point: int) -> str:
+        step = self._step_size(scale, zero_point)
+        return self._node("DequantizeLinear", self._node("QuantizeLinear", value, *step), *step)
+
+    def _step_size(self, scale: float, zero_point: int) -> tuple[str, str]:
+        return (
+            self._constant(np.array(scale, np.float32)),
+            self._constant(np.array(zero_point, np.uint8)),
+        )
+
+    def _float(self, value: str) -> str:
+        from onnx import TensorProto
+
+        return self._node("Cast", value, to=TensorProto.FLOAT)
+
+    def _centered(self, value: str, center: Array) -> str:
+        return self._node("Sub", value, self._constant(center))
+
+    def _constant(self, array: Array) -> str:
+        from onnx import numpy_helper
+
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def _node(self, kind: str, *inputs: str, result: str = "", **attributes: Any) -> str:
+        from onnx import helper
+
+        result = result or f"v{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [result], **attributes))
+        return result

@@ -1,0 +1,74 @@
+"""Files for runtimes other than torch: checked by tolerance, for each rounds in its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from common.errors import MissingExtraError
+from common.files import sha256_file, write_atomic
+from server.card import FileFacts, SelfCheck
+from server.export_check import fresh_process
+from server.parity import compare, other_runtime
+from server.targets.cards import ExportReport, draft_card, finish
+from server.trained import TrainedModel
+
+__all__ = ["check_installed", "export_checked"]
+
+_PACKAGES = {"onnx": ("onnx", "onnxruntime"), "executorch": ("executorch",)}
+
+
+def check_installed(target: str) -> None:
+    """Refuse a target whose runtime is not here; ask before the long work.
+
+    Raises:
+        MissingExtraError: names the command that installs it.
+    """
+    for package in _PACKAGES.get(target, ()):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, target, f"--target {target}")
+
+
+def export_checked(
+    trained: TrainedModel,
+    path: Path,
+    target: str,
+    build: Callable[[TrainedModel], bytes],
+    script: str,
+) -> ExportReport:
+    """Write a file that gives logits and nothing else.
+
+    Args:
+        trained: what to export.
+        path: of the file.
+        target: its key in ``server.export.FILES``.
+        build: makes the file's bytes.
+        script: of this package's parent; runs the file in a process that has its runtime alone.
+
+    Raises:
+        ExportError: the logits are off by more than the tolerance, or the file does not run.
+        MissingExtraError: the runtime is not installed.
+    """
+    check_installed(target)
+    count = len(trained.images)
+    own, labels = trained.logits[:count], trained.labels[:count]
+    tolerance = other_runtime(trained.backbone.spec.weights)
+    checks: list[SelfCheck] = []
+    facts: list[FileFacts] = []
+    # Started now: it imports the runtime while this process works.
+    with fresh_process(script) as process:
+        data = build(trained)
+
+        def write(temporary: Path) -> None:
+            temporary.write_bytes(data)
+            job = {"model": str(temporary)}
+            there, found = process.run(job, {"images": trained.images}, {"logits": own})
+            checks.append(compare(there["logits"], own, labels, tolerance))
+            facts.append(
+                FileFacts(bytes=len(data), sha256=sha256_file(temporary), runtime=found["runtime"])
+            )
+
+        write_atomic(path, write)
+    card = draft_card(trained, target, check=checks[0], engine=facts[0].runtime)
+    return finish(card, path, facts[0])

@@ -1,0 +1,82 @@
+"""What is exported: a backbone with its trained head, and real images to measure a file on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from common.backbone.frozen import FrozenBackbone
+from common.errors import ExportError
+from common.images import ByteArray
+from common.types import FloatArray, Head, IntArray
+
+__all__ = ["TrainedModel"]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """One run's result, as the training side knows it.
+
+    Attributes:
+        backbone: as the head was trained on.
+        head: float, for x as ``backbone.affine`` makes it.
+        classes: K names, in the order of the head's rows.
+        metrics: of the run, for the card.
+        images: uint8 (m, 3, H, W), m >= 1, real test images to run a file on.
+        features: uint8 (n, d), n >= m, of the images and of more of the test set: what can be
+            measured without running the backbone is measured on all.
+        labels: int64 (n,), the first m of them of the images.
+
+    Raises:
+        ExportError: these do not fit each other.
+    """
+
+    backbone: FrozenBackbone
+    head: Head
+    classes: tuple[str, ...]
+    metrics: Mapping[str, float]
+    images: ByteArray
+    features: ByteArray
+    labels: IntArray
+
+    def __post_init__(self) -> None:
+        spec, head = self.backbone.spec, self.head
+        if head.num_features != spec.num_features:
+            raise ExportError(
+                f"the head has {head.num_features} features, "
+                f"but the backbone has {spec.num_features}"
+            )
+        if len(self.classes) != head.num_classes:
+            raise ExportError(
+                f"the head has {head.num_classes} classes, but {len(self.classes)} names"
+            )
+        if not np.isfinite(head.matrix).all():
+            raise ExportError("the head is not finite")
+        size = spec.input_size
+        if self.images.dtype != np.uint8 or self.images.shape[1:] != (3, size, size):
+            raise ExportError(
+                f"images are {self.images.dtype} {self.images.shape}, "
+                f"expected uint8 (n, 3, {size}, {size})"
+            )
+        known = len(self.features)
+        if not 0 < len(self.images) <= known or self.labels.shape != (known,):
+            raise ExportError(
+                f"{len(self.images)} images to check the model on, {known} features, "
+                f"{self.labels.size} labels"
+            )
+        shape = (known, head.num_features)
+        if self.features.dtype != np.uint8 or self.features.shape != shape:
+            raise ExportError(
+                f"features are {self.features.dtype} {self.features.shape}, expected uint8 {shape}"
+            )
+
+    @cached_property
+    def logits(self) -> FloatArray:
+        """float32 (n, K): what the head that was trained says."""
+        logits: FloatArray = (
+            self.backbone.affine(self.features) @ self.head.weight.T + self.head.bias
+        )
+        return logits

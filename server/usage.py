@@ -1,0 +1,139 @@
+"""How to load an exported file, in the languages of the machines that run it: lines for cards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from common.backbone.spec import BackboneSpec
+
+__all__ = ["FILES", "elsewhere", "python"]
+
+FILES = {
+    "model": "model.pt",
+    "device": "device.pt",
+    "lite": "device.ptl",
+    "onnx": "model.onnx",
+    "executorch": "model.pte",
+    "head": "device-head.safetensors",
+}
+"""Each target's file name."""
+
+# LibTorch has no Swift interface of its own.
+_OBJECTIVE_CPP = "// in an Objective-C++ file that Swift calls:"
+
+_PYTHON = {
+    "model": (
+        'import torch; torch.backends.quantized.engine = "{engine}"  # before loading',
+        'model = torch.jit.load("{file}")',
+        "probabilities = model(images).softmax(1)  # images: {images}, RGB",
+    ),
+    "device": (
+        'import torch; torch.backends.quantized.engine = "{engine}"  # before loading',
+        'model = torch.jit.load("{file}")',
+        "features = model.features(images)  # images: {images}, RGB",
+        "losses = model.train_epochs(features, labels, 0.05, 5, 10, seed)",
+        "delta = model.head_delta()",
+    ),
+    "lite": (
+        'import torch; torch.backends.quantized.engine = "{engine}"  # before loading',
+        "from torch.jit.mobile import _load_for_lite_interpreter as load",
+        'model = load("{file}")',
+        'features = model.run_method("features", images)  # images: {images}, RGB',
+        'losses = model.run_method("train_epochs", features, labels, 0.05, 5, 10, seed)',
+        'delta = model.run_method("head_delta")',
+    ),
+    "onnx": (
+        "import onnxruntime",
+        'model = onnxruntime.InferenceSession("{file}")',
+        'logits = model.run(None, {{"images": images}})[0]  # images: {images}, RGB',
+    ),
+    "executorch": (
+        "from executorch.runtime import Runtime",
+        'method = Runtime.get().load_program("{file}").load_method("forward")',
+        "logits = method.execute([image])[0]  # image: uint8 (1, 3, {size}, {size}), RGB",
+    ),
+    "head": (
+        "from safetensors.torch import load_file",
+        'head = load_file("{file}")',
+        'device.set_head(head["weight"], head["bias"], fingerprint)  # device.pt or device.ptl',
+    ),
+}
+
+_CPP = {
+    "model": (
+        "at::globalContext().setQEngine(at::QEngine::QNNPACK);  // before loading",
+        'auto model = torch::jit::load("{file}");',
+        "auto logits = model.forward({{images}}).toTensor();",
+    ),
+    "device": (
+        "at::globalContext().setQEngine(at::QEngine::QNNPACK);  // before loading",
+        'auto model = torch::jit::load("{file}");',
+        'auto features = model.get_method("features")({{images}});',
+    ),
+    "lite": (
+        "at::globalContext().setQEngine(at::QEngine::QNNPACK);  // before loading",
+        'auto model = torch::jit::_load_for_mobile("{file}");',
+        'auto features = model.get_method("features")({{images}});',
+    ),
+    "onnx": ('Ort::Session model(env, "{file}", Ort::SessionOptions{{}});',),
+    "executorch": (
+        'executorch::extension::Module model("{file}");',
+        "auto logits = model.forward(image);",
+    ),
+    "head": (
+        'device.get_method("set_head")({{weight, bias, fingerprint}});  // see client/native',
+    ),
+}
+
+_KOTLIN = {
+    "model": (
+        'val model = org.pytorch.Module.load("{file}")  // pytorch_android',
+        "val image = Tensor.fromBlobUnsigned(pixels, longArrayOf(1, 3, {size}, {size}))",
+        "val logits = model.forward(IValue.from(image)).toTensor().dataAsFloatArray",
+    ),
+    "device": ('val model = org.pytorch.Module.load("{file}")  // pytorch_android',),
+    "lite": (
+        'val model = org.pytorch.LiteModuleLoader.load("{file}")  // pytorch_android_lite',
+        'val features = model.runMethod("features", IValue.from(images))  // see client/android',
+    ),
+    "onnx": ('val model = OrtEnvironment.getEnvironment().createSession("{file}")',),
+    "executorch": (
+        'val model = org.pytorch.executorch.Module.load("{file}")',
+        "val logits = model.forward(EValue.from(image))[0].toTensor().dataAsFloatArray",
+    ),
+    "head": ('model.runMethod("set_head", weight, bias, IValue.from(fingerprint))',),
+}
+
+_SWIFT = {
+    "model": (_OBJECTIVE_CPP, *_CPP["model"]),
+    "device": (_OBJECTIVE_CPP, *_CPP["device"]),
+    "lite": (_OBJECTIVE_CPP, *_CPP["lite"]),
+    "onnx": ('let model = try ORTSession(env: env, modelPath: "{file}", sessionOptions: nil)',),
+    "executorch": (
+        'let model = ExecuTorch.Module(filePath: "{file}")',
+        "let logits = try model.forward(image)",
+    ),
+    "head": (_OBJECTIVE_CPP, *_CPP["head"]),
+}
+
+
+def python(target: str, spec: BackboneSpec) -> tuple[str, ...]:
+    """Lines of Python."""
+    return _filled(_PYTHON, target, spec)
+
+
+def elsewhere(target: str, spec: BackboneSpec) -> dict[str, tuple[str, ...]]:
+    """Lines of C++, Kotlin and Swift."""
+    languages = {"c++": _CPP, "kotlin": _KOTLIN, "swift": _SWIFT}
+    return {name: _filled(lines, target, spec) for name, lines in languages.items()}
+
+
+def _filled(
+    lines: Mapping[str, tuple[str, ...]], target: str, spec: BackboneSpec
+) -> tuple[str, ...]:
+    size = spec.input_size
+    images = f"uint8 (n, 3, {size}, {size})"
+    return tuple(
+        line.format(file=FILES[target], engine=spec.engine, images=images, size=size)
+        for line in lines[target]
+    )

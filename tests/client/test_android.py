@@ -1,0 +1,87 @@
+"""The Kotlin source against the exported file: what cannot be compiled here is at least true.
+
+Each ``runMethod`` call is read from Phone.kt, its arguments are made as they stand there, and the
+file's lite interpreter runs it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.jit.mobile import _load_for_lite_interpreter
+
+from common.backbone._deprecations import accepted_deprecations
+from common.backbone.engine import quantized_engine
+from server.card import Card, card_path
+
+PHONE = Path(__file__).parent.parent.parent / "client/android/library/src/main/kotlin/dev/fedhead"
+SOURCE = (PHONE / "Phone.kt").read_text()
+# One call: the function's parameters, then the method, its arguments and how the result is read.
+CALL = re.compile(
+    r"fun \w+\((?P<parameters>[^)]*)\)[^=\n]*[={]\s*"
+    r"module\.runMethod\(\"(?P<method>\w+)\"(?P<arguments>[^\n]*?)\)(?P<result>(\.\w+(\(\))?)*)\n"
+)
+CALLS = [match.groupdict() for match in CALL.finditer(SOURCE)]
+SIZES = {"n": 4, "size": 32, "numFeatures": 1280, "numClasses": 10}
+KOTLIN = {"Double": 0.05, "Long": 2}
+RESULTS = {
+    ".toTensor().dataAsUnsignedByteArray": torch.uint8,
+    ".toTensor().dataAsFloatArray": torch.float32,
+    ".toDouble()": float,
+    ".toStr()": str,
+    "": type(None),
+}
+
+
+def tensor(kind: str, shape: str) -> torch.Tensor:
+    sizes = [SIZES[name] if name in SIZES else int(name) for name in re.split(r",\s*", shape)]
+    dtype = {"uint8": torch.uint8, "int64": torch.int64, "float32": torch.float32}[kind]
+    return torch.ones(sizes, dtype=dtype)
+
+
+def arguments(call: dict[str, str], fingerprint: str) -> list[Any]:
+    types = dict(re.findall(r"(\w+): (\w+)", call["parameters"]))
+    values: list[Any] = []
+    for made, name, shape in re.findall(
+        r"(uint8|int64|float32|IValue\.from)\((\w+)(?:, ([^)]*))?\)", call["arguments"]
+    ):
+        if made != "IValue.from":
+            values.append(tensor(made, shape))
+        else:
+            values.append(fingerprint if types[name] == "String" else KOTLIN[types[name]])
+    return values
+
+
+def test_every_call_in_the_source_is_read():
+    assert len(CALLS) == SOURCE.count("runMethod(") == 7
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call["method"])
+def test_a_call_in_kotlin_is_one_that_the_exported_file_takes(device_files, call):
+    path = device_files["lite"].path
+    card = Card.model_validate_json(card_path(path).read_text())
+    assert call["method"] in card.methods
+    with quantized_engine("qnnpack"), accepted_deprecations():
+        model = _load_for_lite_interpreter(str(path))
+        result = model.run_method(call["method"], *arguments(call, card.fingerprint))
+    expected = RESULTS[call["result"]]
+    found = result.dtype if isinstance(result, torch.Tensor) else type(result)
+    assert found == expected
+
+
+def test_what_kotlin_reads_from_the_card_is_there(device_files):
+    card = Card.model_validate_json(card_path(device_files["lite"].path).read_text())
+    for kind, key in re.findall(r"card\.get(Long|JSONArray)\(\"(\w+)\"\)", SOURCE):
+        assert isinstance(getattr(card, key), int if kind == "Long" else tuple)
+
+
+def test_the_runtime_that_gradle_names_reads_the_files_bytecode(device_files):
+    card = Card.model_validate_json(card_path(device_files["lite"].path).read_text())
+    gradle = (PHONE.parents[4] / "build.gradle.kts").read_text()
+    assert "org.pytorch:pytorch_android_lite:2.1.0" in gradle
+    assert card.bytecode_version is not None
+    assert card.bytecode_version <= 8  # what 2.1.0 reads at most

@@ -1,0 +1,312 @@
+"""The C++ device: the same features, steps and federated round as Python's, from compiled code."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, Message
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from torch.jit.mobile import _load_for_lite_interpreter
+
+import server.app
+from client.app import app as client_app
+from client.local import batch_orders
+from client.sgd import train_head
+from common.backbone._deprecations import accepted_deprecations
+from common.backbone.engine import quantized_engine
+from common.backbone.frozen import FrozenBackbone, load_by_fingerprint
+from common.experiment import client_shares, experiment_dataset, experiment_features, run_config
+from common.files import cache_root
+from common.messages import TrainReply, TrainRequest, payload_bytes
+from common.seeding import batch_seed
+from common.types import FeatureSet, Head, LocalTraining
+from server.app import run_experiment, trained_model
+from server.export import export
+from server.targets.cards import ExportReport
+from simulations.grid import InProcessGrid
+from simulations.run import read_summary
+
+pytestmark = pytest.mark.slow
+
+SOURCE = Path(__file__).parent.parent.parent / "client" / "native"
+NAMES = {"seed": 3, "round_number": 7, "client": 11}
+TRAINING = LocalTraining(lr=0.05, local_epochs=5, batch_size=6)
+FLAGS = ("--lr", "0.05", "--epochs", "5", "--batch-size", "6", "--seed", str(batch_seed(**NAMES)))
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built with CMake against the libtorch of the installed torch."""
+    for tool in ("cmake", "c++"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed: apt-get install cmake g++")
+    build = tmp_path_factory.mktemp("native")
+    prefix = f"-DCMAKE_PREFIX_PATH={Path(torch.__file__).parent}"
+    for command in (["-S", SOURCE, "-B", build, prefix], ["--build", build]):
+        done = subprocess.run(["cmake", *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return build / "fedhead-device"
+
+
+@pytest.fixture
+def run(program: Path, device_files: Any) -> Run:
+    def call(data: Path, *flags: object, model: Path | None = None) -> Any:
+        command = [program, model or device_files["lite"].path, data, *flags]
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+
+    return call
+
+
+@pytest.fixture
+def features_file(trained: Any, tmp_path: Path) -> Path:
+    path = tmp_path / "features.safetensors"
+    save_file({"features": trained.features, "labels": trained.labels}, path)
+    return path
+
+
+def write_images(folder: Path, images: Any, labels: Any) -> Path:
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        (folder / str(label)).mkdir(parents=True, exist_ok=True)
+        image.tofile(folder / str(label) / f"{i:05}.rgb")
+    return folder
+
+
+def reference(trained: Any) -> torch.Tensor:
+    """What ``client.sgd`` makes of the same examples, from the same head, in the same batches."""
+    backbone = trained.backbone
+    features = FeatureSet(trained.features, trained.labels, backbone.affine, backbone.fingerprint)
+    result = train_head(
+        torch.from_numpy(features.x),
+        torch.from_numpy(features.labels),
+        torch.from_numpy(trained.head.matrix),
+        TRAINING,
+        batch_orders(len(features), TRAINING, **NAMES),
+    )
+    assert result.steps == 50
+    return result.delta
+
+
+def test_fifty_steps_are_the_same_in_cpp_both_interpreters_and_the_reference(
+    trained, device_files, run, features_file, tmp_path
+):
+    done = run(features_file, "--out", tmp_path / "delta.safetensors", *FLAGS)
+    assert done.returncode == 0, done.stderr
+    native = load_file(tmp_path / "delta.safetensors")["delta"]
+    assert (native.dtype, native.shape) == (np.float32, (10, 1281))
+
+    arguments = (
+        torch.from_numpy(trained.features.copy()), torch.from_numpy(trained.labels.copy()),
+        TRAINING.lr, TRAINING.local_epochs, TRAINING.batch_size, batch_seed(**NAMES),
+    )  # fmt: skip
+    with quantized_engine("qnnpack"), accepted_deprecations():
+        full = torch.jit.load(str(device_files["device"].path))
+        lite = _load_for_lite_interpreter(str(device_files["lite"].path))
+    full.train_epochs(*arguments)
+    lite.run_method("train_epochs", *arguments)
+    expected = reference(trained)
+    assert expected.abs().max() > 0.01
+    for delta in (torch.from_numpy(native), full.head_delta(), lite.run_method("head_delta")):
+        torch.testing.assert_close(delta, expected, rtol=0, atol=1e-6)
+
+
+def test_raw_images_become_the_training_sides_features_and_the_same_delta(trained, run, tmp_path):
+    images = write_images(tmp_path / "images", trained.images, trained.labels)
+    features, delta = tmp_path / "features.safetensors", tmp_path / "delta.safetensors"
+    done = run(images, "--features", features, "--out", delta, *FLAGS)
+    assert done.returncode == 0, done.stderr
+    found = load_file(features)
+    np.testing.assert_array_equal(found["features"], trained.features)
+    np.testing.assert_array_equal(found["labels"], trained.labels)
+    native = torch.from_numpy(load_file(delta)["delta"])
+    torch.testing.assert_close(native, reference(trained), rtol=0, atol=1e-6)
+    assert run(features, "--out", tmp_path / "again", *FLAGS).stdout == done.stdout
+
+
+def test_the_update_says_of_whom_and_how_well(trained, run, features_file, tmp_path):
+    done = run(features_file, "--out", tmp_path / "delta.safetensors", *FLAGS)
+    with safe_open(tmp_path / "delta.safetensors", framework="numpy") as file:
+        metadata = file.metadata()
+    assert metadata["fingerprint"] == trained.backbone.fingerprint
+    assert metadata["num-examples"] == "60"
+    assert float(metadata["loss-before"]) > float(metadata["loss-after"]) > 0
+    assert len(done.stdout.splitlines()) == TRAINING.local_epochs + 1
+
+
+def test_an_exported_head_is_where_training_starts(trained, run, features_file, tmp_path):
+    export(trained, "head", tmp_path / "head.safetensors")
+    flags = ("--head", tmp_path / "head.safetensors", *FLAGS)
+    assert run(features_file, "--out", tmp_path / "a", *flags).returncode == 0
+    assert run(features_file, "--out", tmp_path / "b", *FLAGS).returncode == 0
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def truncated(path: Path) -> Path:
+    cut = path.parent / "cut.ptl"
+    cut.write_bytes(path.read_bytes()[:-1000])
+    return cut
+
+
+def foreign_head(path: Path) -> None:
+    arrays = {"weight": np.zeros((10, 1280), np.float32), "bias": np.zeros(10, np.float32)}
+    save_file(arrays, path, {"fingerprint": "0" * 64})
+
+
+def test_refusals_are_one_line_and_leave_no_update(
+    trained, device_files, run, features_file, tmp_path
+):
+    out = tmp_path / "delta"
+    foreign_head(tmp_path / "foreign")
+    q, labels = trained.features, trained.labels
+    save_file({"features": q, "labels": labels + 1}, tmp_path / "labels")
+    save_file({"features": q.astype(np.float32), "labels": labels}, tmp_path / "floats")
+    save_file({"features": q[:0], "labels": labels[:0]}, tmp_path / "empty")
+    (tmp_path / "cut").write_bytes(features_file.read_bytes()[:-1])
+    (tmp_path / "small" / "3").mkdir(parents=True)
+    (tmp_path / "small" / "3" / "a.rgb").write_bytes(bytes(3 * 31 * 31))
+    (tmp_path / "odd" / "3").mkdir(parents=True)
+    (tmp_path / "odd" / "3" / "a.rgb").write_bytes(bytes(1000))
+    cases = {
+        "labels lie in [1, 10], expected [0, 9]": run(tmp_path / "labels", "--out", out),
+        "features are float32, expected uint8": run(tmp_path / "floats", "--out", out),
+        "the batch holds no example": run(tmp_path / "empty", "--out", out),
+        "cut off": run(tmp_path / "cut", "--out", out),
+        "expected (n, 3, 32, 32)": run(tmp_path / "small", "--out", out),
+        "1000 bytes, expected a square": run(tmp_path / "odd", "--out", out),
+        "the head is of backbone 000000000000": run(
+            features_file, "--out", out, "--head", tmp_path / "foreign"
+        ),
+        "nowhere: cannot be read": run(tmp_path / "nowhere", "--out", out),
+        "cut.ptl": run(features_file, "--out", out, model=truncated(device_files["lite"].path)),
+        "lr is 0": run(features_file, "--out", out, "--lr", "0"),
+        "--epochs is x, expected a number": run(features_file, "--out", out, "--epochs", "x"),
+        "no such option: --speed": run(features_file, "--out", out, "--speed", "1"),
+        "--out is missing": run(features_file),
+    }
+    for message, done in cases.items():
+        assert done.returncode != 0, message
+        first = done.stderr.splitlines()[0]
+        assert first.startswith("fedhead-device: "), done.stderr
+        assert message in first
+        assert done.returncode == 2 or done.stderr.count("\n") == 1, done.stderr
+        assert not out.exists(), message
+
+
+# A federated round
+
+
+class _WithNativeClient:
+    """The real ClientApp, but one node is a phone that runs the C++ program on its own images."""
+
+    NODE = 2
+
+    def __init__(self, program: Path, folder: Path, config: Any) -> None:
+        self.program, self.folder, self.config = program, folder, config
+        self.trained = 0
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        is_native = context.node_config["partition-id"] == self.NODE
+        if not is_native or message.metadata.message_type != "train":
+            return client_app(message, context)
+        return Message(self._reply(TrainRequest.read(message.content)).write(), reply_to=message)
+
+    def _reply(self, request: TrainRequest) -> TrainReply:
+        (client,) = request.clients
+        backbone = load_by_fingerprint(request.fingerprint, cache_root())
+        assert backbone is not None
+        positions = client_shares(self.config)[client].train
+        dataset = experiment_dataset(self.config)
+        size = backbone.spec.input_size
+        images = write_images(
+            self.folder / "images", dataset.images(positions, size), dataset.labels[positions]
+        )
+        delta, head = self.folder / "delta", self.folder / "head"
+        arrays = {"weight": request.head.weight, "bias": request.head.bias}
+        save_file(arrays, head, {"fingerprint": request.fingerprint})
+        seed = batch_seed(seed=request.seed, round_number=request.round_number, client=client)
+        training = request.training
+        flags = {
+            "--head": head, "--out": delta, "--lr": training.lr, "--seed": seed,
+            "--epochs": training.local_epochs, "--batch-size": training.batch_size,
+        }  # fmt: skip
+        command = [self.program, self._model(backbone), images]
+        command += [part for flag in flags.items() for part in flag]
+        subprocess.run(list(map(str, command)), check=True, capture_output=True)
+        self.trained += 1
+        return self._read(delta, client, request)
+
+    def _model(self, backbone: FrozenBackbone) -> Path:
+        path = self.folder / "device.ptl"
+        test = experiment_features(self.config, backbone).select(
+            experiment_dataset(self.config).test
+        )
+        head = Head.zeros(10, backbone.spec.num_features)
+        export(trained_model(self.config, backbone, head, test), "lite", path)
+        return path
+
+    def _read(self, delta: Path, client: int, request: TrainRequest) -> TrainReply:
+        with safe_open(delta, framework="numpy") as file:
+            metadata, array = file.metadata(), file.get_tensor("delta")
+        n = int(metadata["num-examples"])
+        # A node sends the weighted sum of its clients.
+        fields = {"delta": (n * array.astype(np.float64)).astype(np.float32)[None]}
+        reply = TrainReply(
+            metadata["fingerprint"], (client,), (n,), (float(metadata["loss-before"]),),
+            (float(metadata["loss-after"]),), (0,), fields=fields,
+        )  # fmt: skip
+        assert request.reduce == "sum"
+        assert payload_bytes(reply.write()) > array.nbytes
+        return reply
+
+
+def test_a_round_with_a_cpp_client_gives_the_head_of_five_python_clients(
+    program, tiny, tmp_path, monkeypatch
+):
+    report = ExportReport("model", Path(), 0, "")
+    monkeypatch.setattr(server.app, "export", lambda *_: report)
+    options = (
+        "partition.num-clients=5", "simulation.nodes=5", "train.rounds=1",
+        "train.clients-per-round=0", "train.local-epochs=3", "strategy.name=fedavg",
+    )  # fmt: skip
+    heads = []
+    for name in ("python", "native"):
+        folder = tiny(*options, name=name)
+        values = {"experiment": str(folder / "config.toml"), "overrides": ""}
+        config = run_config(values)
+        native = _WithNativeClient(program, tmp_path, config)
+        app: Any = client_app if name == "python" else native
+        run_experiment(InProcessGrid(app, 5, values), config)
+        assert native.trained == (name == "native")
+        assert read_summary(folder)["valid_updates"] == 5
+        heads.append(load_file(folder / "head.safetensors"))
+    for key in ("weight", "bias"):
+        assert np.abs(heads[0][key]).max() > 1e-3
+        np.testing.assert_allclose(heads[1][key], heads[0][key], rtol=0, atol=1e-6)
+
+
+def test_a_cpp_update_of_another_backbone_is_refused_by_the_server(
+    program, tiny, tmp_path, monkeypatch, caplog
+):
+    report = ExportReport("model", Path(), 0, "")
+    monkeypatch.setattr(server.app, "export", lambda *_: report)
+    folder = tiny("simulation.nodes=8", "train.rounds=1", "train.clients-per-round=0")
+    values = {"experiment": str(folder / "config.toml"), "overrides": ""}
+    config = run_config(values)
+    native = _WithNativeClient(program, tmp_path, config)
+    read = native._read
+    monkeypatch.setattr(
+        native, "_read", lambda *args: dataclasses.replace(read(*args), fingerprint="f" * 64)
+    )
+    run_experiment(InProcessGrid(native, 8, values), config)  # type: ignore[arg-type]
+    summary = read_summary(folder)
+    assert (summary["valid_updates"], summary["rejected_updates"]) == (7, 1)

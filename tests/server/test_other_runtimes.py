@@ -1,0 +1,181 @@
+"""ONNX Runtime and ExecuTorch: the same network where each layer may round otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import server.targets.onnx
+import server.targets.other_runtime
+from common.backbone.engine import quantized_engine
+from common.errors import ExportError, MissingExtraError
+from common.types import Head
+from server.card import Card
+from server.export import export
+from server.targets.executorch import StandardModel
+from server.targets.network import Step, _Recorder, recorded
+from server.targets.onnx import onnx_file
+
+# Other networks' weights cannot be had offline.
+NETWORKS = {
+    "mobilenet_v2": "imagenet",
+    "mobilenet_v3_large": "random",
+    "mobilenet_v3_small": "random",
+}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def any_trained(request, make_trained):
+    return make_trained(request.param, NETWORKS[request.param], 64)
+
+
+@pytest.fixture(scope="module")
+def pretrained(make_trained):
+    return make_trained("mobilenet_v2", "imagenet", 64)
+
+
+def real_result(step: Step, inputs: list[torch.Tensor]) -> torch.Tensor:
+    """What a step computes before it rounds, in float64."""
+    conv = step.convolution
+    if conv is not None:
+        scales = torch.from_numpy(conv.weight_scales).double()[:, None, None, None]
+        weight = torch.from_numpy(conv.weight) * scales
+        bias = torch.from_numpy(conv.bias).double()
+        out = torch.conv2d(inputs[0], weight, bias, conv.stride, conv.padding, 1, conv.groups)
+        return out.relu() if step.kind == "conv_relu" else out
+    functions: dict[str, Callable[..., torch.Tensor]] = {
+        "add": torch.add,
+        "mul": torch.mul,
+        "pool": lambda x: x.mean((2, 3), keepdim=True),
+        "hardswish": torch.nn.functional.hardswish,
+        "hardsigmoid": torch.nn.functional.hardsigmoid,
+    }
+    return functions[step.kind](*inputs)
+
+
+def test_each_recorded_step_is_what_the_engine_computes(any_trained):
+    module = any_trained.backbone.module
+    images = torch.from_numpy(any_trained.images[:8].copy())
+    x = (images.float() - module.mean) / module.std
+    with quantized_engine("qnnpack"), torch.no_grad(), _Recorder() as recorder:
+        module.body(module.quant(x))
+    real = [result.dequantize().double() for result in recorder.results]
+    assert len(recorder.steps) == len(real) - 1 >= 52
+    for step, result in zip(recorder.steps, recorder.results[1:], strict=True):
+        out = real_result(step, [real[i] for i in step.inputs])
+        q = torch.clamp(torch.round(out / step.scale) + step.zero_point, 0, 255)
+        off = (q - result.int_repr()).abs()
+        # A tie may be rounded either way, and tables of hardswish by a step.
+        assert off.max() <= 1, step.kind
+        assert off.mean() < 0.5, step.kind
+
+
+def test_standard_operators_give_the_trained_logits(any_trained):
+    model = StandardModel(any_trained, recorded(any_trained.backbone)).eval()
+    with torch.no_grad():
+        logits = model(torch.from_numpy(any_trained.images.copy())).numpy()
+    # Random networks magnify each rounding, and their heads know half of the digits: classes
+    # that are nearly tied may change.
+    assert np.corrcoef(logits.ravel(), any_trained.logits.ravel())[0, 1] > 0.95
+
+
+# ONNX
+
+
+def test_an_onnx_file_agrees_in_its_own_runtime_and_its_card_says_how(any_trained, tmp_path):
+    pytest.importorskip("onnxruntime")
+    report = export(any_trained, "onnx", tmp_path / "model.onnx")
+    card = Card.model_validate_json((tmp_path / "model.onnx.json").read_text())
+    assert report.argmax_agreement is not None
+    assert report.argmax_agreement >= 0.9
+    assert card.engine.startswith("onnxruntime ")
+    assert card.file is not None
+    assert card.file.bytes == (tmp_path / "model.onnx").stat().st_size
+    assert card.self_check is not None
+    assert card.self_check.images == len(any_trained.images)
+
+
+def test_the_lines_on_an_onnx_card_run(pretrained, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    export(pretrained, "onnx", tmp_path / "model.onnx")
+    card = json.loads((tmp_path / "model.onnx.json").read_text())
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"images": pretrained.images}
+    exec("\n".join(card["usage"]), names)
+    assert names["logits"].shape == (len(pretrained.images), 10)
+
+
+def test_onnx_weights_are_unsigned_because_signed_ones_overflow_on_old_processors(pretrained):
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load_from_string(onnx_file(pretrained)).graph
+    arrays = {c.name: onnx.numpy_helper.to_array(c) for c in graph.initializer}
+    made_by = {node.output[0]: node for node in graph.node}
+    weights = [
+        arrays[made_by[node.input[1]].input[0]] for node in graph.node if node.op_type == "Conv"
+    ]
+    assert len(weights) == 52
+    assert {w.dtype for w in weights} == {np.dtype(np.uint8)}
+
+
+def test_the_same_model_gives_the_same_onnx_bytes(pretrained):
+    pytest.importorskip("onnx")
+    assert onnx_file(pretrained) == onnx_file(pretrained)
+
+
+def test_an_onnx_file_with_another_head_is_not_put_in_place(any_trained, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    wrong = Head(np.roll(any_trained.head.weight, 1, axis=0), any_trained.head.bias)
+    monkeypatch.setattr(
+        server.targets.onnx,
+        "onnx_file",
+        lambda right: onnx_file(dataclasses.replace(right, head=wrong)),
+    )
+    with pytest.raises(ExportError, match="logits are off|changes the class"):
+        export(any_trained, "onnx", tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "package"),
+    [("onnx", "onnx"), ("onnx", "onnxruntime"), ("executorch", "executorch")],
+)
+def test_a_runtime_that_is_not_installed_is_named_with_its_command(
+    trained, tmp_path, monkeypatch, target, package
+):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        server.targets.other_runtime,
+        "find_spec",
+        lambda name: None if name == package else find(name),
+    )
+    with pytest.raises(
+        MissingExtraError, match=rf"'{package}'.* pip install 'fedhead\[{target}\]'"
+    ):
+        export(trained, target, tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ExecuTorch
+
+
+@pytest.mark.slow
+def test_an_executorch_file_agrees_in_its_own_runtime(any_trained, tmp_path):
+    pytest.importorskip("executorch")
+    report = export(any_trained, "executorch", tmp_path / "model.pte")
+    card = Card.model_validate_json((tmp_path / "model.pte.json").read_text())
+    assert report.argmax_agreement is not None
+    assert report.argmax_agreement >= 0.9
+    assert card.engine.startswith("executorch ")
+    # A file of float weights would be four times as large.
+    assert report.model_bytes < 2 * sum(
+        step.convolution.weight.size
+        for step in recorded(any_trained.backbone).steps
+        if step.convolution is not None
+    )
