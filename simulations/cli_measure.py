@@ -56,3 +56,28 @@ def probe(
     for part in tables(found, verdict):
         console.print(part)
     print(near(str(out.resolve())))
+
+
+@measures.command()
+def profile(
+    model: Annotated[Path, typer.Argument(help="A model.pt that fedhead exported.")],
+    engine: Annotated[
+        str, typer.Option(help="Quantized engine; without it, the one in the model's card.")
+    ] = "",
+    trace: Annotated[
+        Path, typer.Option(help="Trace file, for chrome://tracing or ui.perfetto.dev.")
+    ] = Path("trace.json"),
+    json_: JsonFlag = False,
+) -> None:
+    """Where a model's time goes on this machine: layers, images per second, memory."""
+    from simulations.speed import profile_model
+    from simulations.speed.tables import as_json, tables
+
+    found = profile_model(model, engine=engine, trace=trace)
+    if json_:
+        print(json.dumps(as_json(found)))
+        return
+    console = Console()
+    for part in tables(found):
+        console.print(part)
+    print(near(str(trace.resolve())))
