@@ -39,7 +39,7 @@ test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
 
 quantization: $(STAMP)
-	$(BIN)/fedhead quantization
+	$(BIN)/fedhead quantize-report
 
 bench: $(STAMP)
 	$(BIN)/fedhead bench simulation

@@ -291,14 +291,6 @@ def partition(
     print(out)
 
 
-@cli.command()
-def quantization(seed: Annotated[int, typer.Option(help="Seed of the folds.")] = 0) -> None:
-    """Measure what quantization costs: accuracy, size and latency; some minutes."""
-    from simulations.quantization import measure_mnist5k, render
-
-    print(render(measure_mnist5k(seed=seed)))
-
-
 @bench.command("simulation")
 def bench_simulation(
     sizes: Annotated[

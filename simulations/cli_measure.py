@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from common.errors import ConfigError
 from simulations.terminal import JsonFlag, near
 
 __all__ = ["measures"]
 
 measures = typer.Typer()
+
+_ARCHS = ("mobilenet_v2", "mobilenet_v3_large")
 
 
 @measures.command()
@@ -81,3 +85,62 @@ def profile(
     for part in tables(found):
         console.print(part)
     print(near(str(trace.resolve())))
+
+
+@measures.command("quantize-report")
+def quantize_report(
+    data: Annotated[
+        str, typer.Option(help="Data set that heads are tested on, as data.source names it.")
+    ] = "mnist5k",
+    arch: Annotated[
+        list[str] | None,
+        typer.Option(help="Backbone; may be given several times. Without it, V2 and V3-Large."),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ARCH=WEIGHTS", help="A backbone's weights, as backbone.weights."),
+    ] = None,
+    examples: Annotated[int, typer.Option(min=50, help="Pictures to test on at most.")] = 5000,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of [data], or backbone.input-size."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for report and picture.")] = Path(
+        "quantize-report"
+    ),
+    json_: JsonFlag = False,
+) -> None:
+    """What each way of making a backbone small costs and gains, on each runtime; minutes.
+
+    Writes quantize.md, quantize.json and quantize.png.
+    """
+    from common.config import changed, load_config, parse_overrides
+    from simulations.quantization import as_json, notes, tables, write_report
+    from simulations.quantization import quantize_report as measure
+
+    config = changed(load_config(None, parse_overrides(set_ or [])), {"data": {"source": data}})
+    report = measure(config, _weights(arch, weights), examples=examples)
+    page = near(str(write_report(report, out).resolve()))
+    if json_:
+        print(json.dumps({**as_json(report), "report": page}))
+        return
+    console = Console()
+    for table in tables(report):
+        console.print(table)
+    for note in notes(report):
+        console.print(f"- {note}", highlight=False, markup=False)
+    print(page)
+
+
+def _weights(archs: Sequence[str] | None, given: Sequence[str] | None) -> dict[str, str]:
+    """Backbones to compare, each with its weights; "" for what is at hand."""
+    from common.backbone.networks import architecture
+
+    weights = {architecture(arch).name: "" for arch in archs or _ARCHS}
+    for item in given or []:
+        arch, separator, name = item.partition("=")
+        if not (separator and name) or arch not in weights:
+            known = ", ".join(weights)
+            raise ConfigError([f"--weights {item}: expected ARCH=WEIGHTS, ARCH one of {known}"])
+        weights[arch] = name
+    return weights

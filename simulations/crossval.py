@@ -12,7 +12,14 @@ from common.seeding import Purpose, permutation
 from common.statistics import ridge
 from common.types import FloatArray, IntArray
 
-__all__ = ["FOLDS", "CrossValidated", "cross_validate", "learning_curve", "split_folds"]
+__all__ = [
+    "FOLDS",
+    "CrossValidated",
+    "cross_validate",
+    "learning_curve",
+    "sample",
+    "split_folds",
+]
 
 FOLDS = 5
 _BLOCK = 4096  # bounds the float64 copy of the features
@@ -37,6 +44,14 @@ class CrossValidated:
     def accuracy(self, labels: IntArray) -> float:
         """Share of correct predictions, in [0, 1]."""
         return float((self.predictions == labels).mean())
+
+
+def sample(labels: IntArray, count: int, seed: int) -> IntArray:
+    """Positions of at most so many examples, ascending; each class keeps its share."""
+    order = permutation(len(labels), seed, Purpose.FOLDS)
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    places = np.linspace(0, len(labels) - 1, min(len(labels), count)).astype(np.int64)
+    return np.sort(by_class[places])
 
 
 def split_folds(labels: IntArray, seed: int) -> IntArray:

@@ -14,10 +14,9 @@ from common.errors import DataError
 from common.experiment import experiment_dataset
 from common.features import extract
 from common.files import cache_root
-from common.seeding import Purpose, permutation
 from common.types import FloatArray, IntArray
 from server.app import prepare
-from simulations.crossval import FOLDS, cross_validate, learning_curve, split_folds
+from simulations.crossval import FOLDS, cross_validate, learning_curve, sample, split_folds
 
 __all__ = ["CurvePoint", "Probe", "probe_data"]
 
@@ -110,7 +109,7 @@ def probe_data(config: Config, *, examples: int) -> Probe:
         DataError: a class with fewer pictures than folds.
     """
     dataset = experiment_dataset(config)
-    positions = _sample(dataset, examples, config.data_seed)
+    positions = sample(dataset.labels, examples, config.data_seed)
     labels = dataset.labels[positions]
     _check(dataset, labels)
     backbone = prepare(config, dataset)
@@ -139,14 +138,6 @@ def probe_data(config: Config, *, examples: int) -> Probe:
         ),
         commonest=float(counts.max() / len(labels)),
     )
-
-
-def _sample(dataset: Dataset, examples: int, seed: int) -> IntArray:
-    """Positions of at most so many pictures, ascending; each class keeps its share."""
-    n = len(dataset)
-    order = permutation(n, seed, Purpose.FOLDS)
-    by_class = order[np.argsort(dataset.labels[order], kind="stable")]
-    return np.sort(by_class[np.linspace(0, n - 1, min(n, examples)).astype(np.int64)])
 
 
 def _check(dataset: Dataset, labels: IntArray) -> None:

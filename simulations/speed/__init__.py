@@ -1,7 +1,7 @@
 """How fast a model file runs on this machine, in a process that has its runtime alone."""
 
 from simulations.speed.layers import Layer, layers, time_by_kind
-from simulations.speed.measure import Job, Measured, Timing, run_file
+from simulations.speed.measure import Job, Measured, Runtime, Timing, run_file
 from simulations.speed.profile import Profile, profile_model
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Layer",
     "Measured",
     "Profile",
+    "Runtime",
     "Timing",
     "layers",
     "profile_model",

@@ -34,7 +34,6 @@ class Job:
         file: the model.
         runtime: what runs it.
         engine: torch's quantized engine to set before loading; "" where none is used.
-        dtype: of the pixels, in [0, 255]: uint8, float32 or float16.
         threads: to measure with.
         batches: images a call, to measure with.
         seconds: to repeat each measurement for, about.
@@ -43,7 +42,6 @@ class Job:
     file: Path
     runtime: Runtime
     engine: str = ""
-    dtype: str = "uint8"
     threads: tuple[int, ...] = (1,)
     batches: tuple[int, ...] = (1,)
     seconds: float = 0.5
@@ -108,7 +106,6 @@ def run_file(job: Job, images: UInt8Array, *, features: bool = False) -> Measure
                 "file": str(job.file),
                 "runtime": job.runtime,
                 "engine": job.engine,
-                "dtype": job.dtype,
                 "threads": job.threads,
                 "batches": job.batches,
                 "seconds": job.seconds,

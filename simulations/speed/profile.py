@@ -71,5 +71,5 @@ def profile_model(model: Path, *, engine: str, trace: Path) -> Profile:
         found = layers(recorded, _CALLS, kernels)
         write_atomic(trace, recorded.read_bytes())
     threads = tuple(sorted({1, 2, cores()}))
-    measured = run_file(Job(model, "torchscript", engine, "uint8", threads, _BATCHES), images)
+    measured = run_file(Job(model, "torchscript", engine, threads, _BATCHES), images)
     return Profile(model, card, engine, tuple(found), measured, trace)

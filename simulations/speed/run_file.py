@@ -90,11 +90,10 @@ def _torch(job: dict[str, Any]) -> Callable[[int], Runner]:
     if job["engine"]:
         torch.backends.quantized.engine = job["engine"]
     torch.set_grad_enabled(False)
-    dtype = getattr(torch, job["dtype"])
     models: list[torch.nn.Module] = []
 
     def bind(batch: Array) -> Call:
-        tensor = torch.from_numpy(np.array(batch)).to(dtype)
+        tensor = torch.from_numpy(np.array(batch))
         return lambda: models[0](tensor)
 
     def open_file(threads: int) -> Runner:
@@ -123,7 +122,7 @@ def _onnx(job: dict[str, Any]) -> Callable[[int], Runner]:
         name = session.get_inputs()[0].name
 
         def bind(batch: Array) -> Call:
-            feed = {name: batch.astype(job["dtype"])}
+            feed = {name: np.array(batch)}
             return lambda: session.run(None, feed)
 
         return bind, lambda result: result[0]
@@ -137,15 +136,13 @@ def _executorch(job: dict[str, Any]) -> Callable[[int], Runner]:
     from executorch.extension.pybindings import portable_lib
     from executorch.runtime import Runtime
 
-    dtype = getattr(torch, job["dtype"])
-
     def open_file(threads: int) -> Runner:
         portable_lib._unsafe_reset_threadpool(threads)
         method = Runtime.get().load_program(job["file"]).load_method("forward")
 
         def bind(batch: Array) -> Call:
             # The program takes one image a call.
-            tensors = [torch.from_numpy(np.array(image[None])).to(dtype) for image in batch]
+            tensors = [torch.from_numpy(np.array(image[None])) for image in batch]
             return lambda: [method.execute([tensor])[0].clone() for tensor in tensors]
 
         return bind, lambda result: torch.cat(result).numpy()
