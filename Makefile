@@ -9,7 +9,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-slow lint browser quantization bench clean
+.PHONY: demo test test-slow lint browser quantization bench compare robustness clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -43,6 +43,26 @@ quantization: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/fedhead bench simulation
+
+# Every strategy at its own best settings, swept on held-out training images.
+compare: $(STAMP)
+	$(BIN)/fedhead compare simulations/experiments/compare.toml --strategies all \
+	    --partitions iid,dirichlet:0.1,pathological:2 --seeds 0,1,2 --out runs/compare \
+	    --sweep lr=0.003,0.01,0.03,0.1,0.3 --sweep fedprox.mu=0.01,0.1,1 \
+	    --sweep fedavgm.momentum=0.5,0.9 --sweep fedadagrad.server-lr=0.03,0.1,0.3 \
+	    --sweep fedadam.server-lr=0.003,0.01,0.03 --sweep fedyogi.server-lr=0.003,0.01,0.03 \
+	    --sweep qfedavg.q=0.1,1 --sweep feddyn.alpha=0.01,0.1,1 \
+	    --sweep centered_clipping.radius=0.1,1 --sweep norm_clipping.bound=0.3,1 \
+	    --sweep fed3r.lam=1,10,100 --sweep lda.shrinkage=0.03,0.1,0.3 --sweep fedcof.gamma=0.1,1,10
+
+# The same clients under two attacks, and left in peace.
+robustness: $(STAMP)
+	for kind in none sign-flip alie; do \
+	    $(BIN)/fedhead compare simulations/experiments/attack.toml --seeds 0,1,2 \
+	        --strategies fedavg,median,trimmed_mean,krum,multikrum,bulyan,geometric_median,centered_clipping,norm_clipping \
+	        --partitions iid,dirichlet:0.3 --set attack.kind=$$kind --out runs/robustness/$$kind || exit 1; \
+	done
+	$(BIN)/fedhead report runs/robustness --out runs/robustness
 
 clean:
 	rm -rf $(VENV) build *.egg-info

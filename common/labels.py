@@ -24,7 +24,7 @@ def noisy(labels: IntArray, share: float, num_classes: int, *, seed: int, client
 
     >>> import numpy as np
     >>> noisy(np.array([0, 1, 2, 0]), 0.5, 3, seed=0, client=0).tolist()
-    [2, 1, 1, 0]
+    [0, 2, 2, 1]
     """
     chosen = permutation(len(labels), seed, Purpose.LABEL_NOISE, client, _WHICH)
     chosen = chosen[: math.floor(share * len(labels) + 0.5)]

@@ -25,17 +25,9 @@ from simulations.compare.parse import parse_grid
 from simulations.run import run_cell, run_in_process
 
 ROOT = Path(__file__).parents[2]
-OWN = """
-import numpy as np
-from common.types import ClientPlan, Head
-from server.strategies.averaging import Stateless
-from server.strategy import Strategy, mean
-
-def signs(*, step: float = 0.01):
-    def aggregate(state, head, updates):
-        return state, Head.from_matrix(head.matrix + step * np.sign(mean(updates, "delta")))
-    return Strategy("signs", lambda _: Stateless(), lambda state, number: ClientPlan(), aggregate)
-"""
+# A strategy of a user's own, as the README shows it.
+OWN = (ROOT / "README.md").read_text().partition("In `mine.py`, anywhere:\n\n```python\n")[2]
+OWN = OWN.partition("```")[0]
 
 
 @pytest.fixture
