@@ -154,10 +154,10 @@ def _drop_unused(graph: Any) -> None:
 
 def executorch_file(module: nn.Module, image: Tensor) -> bytes:
     """``.pte`` for XNNPACK, one image a call."""
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
-
     with _own_warnings(), torch.no_grad():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
         program = torch.export.export(module, (image,))
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         data: bytes = lowered.to_executorch().buffer
@@ -171,13 +171,13 @@ def executorch_int8_file(module: nn.Module, images: Tensor) -> bytes:
         module: float, uint8 (1, 3, H, W) in.
         images: uint8 (n, 3, H, W), to calibrate on.
     """
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
     with _own_warnings(), torch.no_grad():
+        from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+            XNNPACKQuantizer,
+            get_symmetric_quantization_config,
+        )
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
         quantizer = XNNPACKQuantizer()
         quantizer.set_global(get_symmetric_quantization_config(is_per_channel=True))
         graph = torch.export.export(module, (images[:1],)).module()
@@ -190,7 +190,7 @@ def executorch_int8_file(module: nn.Module, images: Tensor) -> bytes:
 
 @contextmanager
 def _own_warnings() -> Iterator[None]:
-    """Keep what exporters say about themselves from the user."""
+    """Keep what exporters say about themselves, on import too, from the user."""
     before = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
