@@ -34,8 +34,8 @@ def markdown(report: Report) -> str:
         f"{report.machine}, torch {report.versions['torch']}. "
         "Files hold the backbone without its head; each ran in a fresh process with its runtime "
         "alone. Latency: median for one picture. Memory: how far loading and one picture raised "
-        "the process's peak. Accuracy: ridge heads on the features, the same five folds for all; "
-        "nothing was calibrated, pruned or distilled on these pictures.",
+        "the process's peak. Accuracy: ridge heads on the features, mean over five draws of "
+        "five folds, the same for all; nothing was calibrated, pruned or distilled on these pictures.",
     ]
     for arch in report.weights:
         lines += ["", f"## {NAMES[arch]}", "", f"Weights: {report.weights[arch]}.", "", _HEADER]

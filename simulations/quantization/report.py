@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +19,17 @@ from common.machine import cores, versions
 from common.progress import track
 from common.types import FloatArray, IntArray
 from simulations.compare.pool import process_pool
-from simulations.crossval import cross_validate, sample, split_folds
+from simulations.crossval import sample
 from simulations.quantization.build import FP32, Candidate, Task, build
 from simulations.quantization.claims import DynamicSizes, dynamic_sizes
 from simulations.quantization.files import missing_runtimes
 from simulations.quantization.weights import at_hand
+from simulations.quantization.yardstick import Accuracy, Yardstick
 from simulations.speed import Job, Measured, run_file
 
 __all__ = ["Report", "Row", "quantize_report"]
 
 _THREADS = (1, 2)
-_PENALTY = 100.0  # what cross-validation chooses for MobileNetV2, in fp32 and in int8
 _WITHOUT_ACCURACY = 512  # images are enough for a cosine
 _SAME = 64  # images on which the lite interpreter must give what TorchScript gives
 _SECONDS = 0.5
@@ -48,9 +48,9 @@ class Row:
         latency_ms: median for one image, by number of threads.
         memory_bytes: growth of a fresh process's peak by loading the file and running one image.
         cosine: mean cosine of an image's features to the float ones.
-        accuracy: of ridge heads on its features over five folds, in [0, 1]; None: not measured.
-        difference: of the accuracy to fp32's, on the same folds.
-        difference_error: standard error of that difference, from the pictures that change sides.
+        accuracy: of ridge heads on its features, see ``Yardstick``; None: not measured.
+        difference: of the accuracy to fp32's.
+        difference_error: standard error of that difference.
     """
 
     arch: str
@@ -201,24 +201,15 @@ def _rows(
     measured: Mapping[str, bool],
     seed: int,
 ) -> list[Row]:
-    """Compare each file with its backbone's fp32 TorchScript, which comes first.
-
-    Heads see all features of a backbone through one map and have one penalty, so that rows
-    differ by their features alone.
-    """
-    fold = split_folds(labels, seed)
+    """Compare each file with its backbone's fp32 TorchScript, which comes first."""
     rows: list[Row] = []
-    reference, expected, scale = features[0], None, _scale(features[0])
-    hits = np.zeros(len(labels), bool)
+    found: Accuracy | None = None
     for candidate, x, speed in zip(candidates, features, speeds, strict=True):
-        if candidate.mode == FP32 and candidate.runtime == "torchscript":
-            reference, expected, scale = x, None, _scale(x)
-        if measured[candidate.arch] and candidate.runtime != "lite":  # it gives what came before
-            hits = cross_validate(scale(x), labels, fold, [_PENALTY]).predictions == labels
-        if expected is None:
-            expected = hits
-        better, worse = int((hits & ~expected).sum()), int((expected & ~hits).sum())
         known = measured[candidate.arch]
+        if candidate.mode == FP32 and candidate.runtime == "torchscript":
+            yardstick = Yardstick(x, labels if known else None, seed)
+        if candidate.runtime != "lite":  # it gives what came before
+            found = yardstick.accuracy(x)
         rows.append(
             Row(
                 arch=candidate.arch,
@@ -228,23 +219,10 @@ def _rows(
                 file_bytes=candidate.file.stat().st_size,
                 latency_ms={t.threads: 1000 * t.seconds for t in speed.timings},
                 memory_bytes=speed.memory_bytes,
-                cosine=_cosine(x, reference),
-                accuracy=float(hits.mean()) if known else None,
-                difference=(better - worse) / len(labels) if known else None,
-                difference_error=(better + worse) ** 0.5 / len(labels) if known else None,
+                cosine=yardstick.cosine(x),
+                accuracy=found.accuracy if found else None,
+                difference=found.difference if found else None,
+                difference_error=found.difference_error if found else None,
             )
         )
     return rows
-
-
-def _scale(reference: FloatArray) -> Callable[[FloatArray], FloatArray]:
-    """Centers features and makes the reference's variance 1 on average, as trainers see them."""
-    center = reference.mean(axis=0)
-    gain = 1 / max(float(np.sqrt(reference.var(axis=0).mean())), 1e-12)
-    return lambda x: (x - center) * np.float32(gain)
-
-
-def _cosine(x: FloatArray, reference: FloatArray) -> float:
-    products = (x * reference).sum(axis=1)
-    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(reference, axis=1)
-    return float((products / np.maximum(norms, 1e-12)).mean())

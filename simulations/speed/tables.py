@@ -26,7 +26,7 @@ def tables(profile: Profile) -> Iterator[RenderableType]:
         f"{profile.model.name}: {card.arch}, {card.input_size} px, engine {profile.engine}, "
         f"{platform.machine()}"
     )
-    kinds = _table(f"One image on one thread: {total:.2f} ms, as the profiler sees it", "kind")
+    kinds = _table(f"One image on one thread: {total:.2f} ms", "kind")
     for name in ("layers", "ms", "share"):
         kinds.add_column(name, justify="right")
     for kind, (count, milliseconds, share) in time_by_kind(profile.layers).items():

@@ -31,6 +31,7 @@ from simulations.quantization.files import (
 )
 from simulations.quantization.prune import bottlenecks, pruned
 from simulations.quantization.weights import at_hand
+from simulations.quantization.yardstick import Yardstick
 from simulations.speed import Job, run_file
 
 Fedhead = Callable[..., tuple[int, str, str]]
@@ -186,6 +187,24 @@ def test_unsigned_onnx_weights_are_the_same_numbers_and_run_as_they_are_written(
 
 
 # --- figures
+
+
+def test_yardstick_compares_features_with_those_of_fp32_picture_by_picture() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    x = (5 + rng.normal(size=(300, 8)) + 1.2 * np.eye(3, 8)[labels]).astype(np.float32)
+    yardstick = Yardstick(x, labels, 0)
+    same = yardstick.accuracy(x)
+    assert same is not None
+    assert (same.difference, same.difference_error) == (0, 0)
+    assert yardstick.cosine(x) == pytest.approx(1)
+    noisy = (x + rng.normal(size=x.shape)).astype(np.float32)
+    worse = yardstick.accuracy(noisy)
+    assert worse is not None
+    assert worse.accuracy == pytest.approx(same.accuracy + worse.difference, abs=1e-6)
+    assert worse.difference < -worse.difference_error < 0
+    assert yardstick.cosine(noisy) < 0.99
+    assert Yardstick(x, None, 0).accuracy(x) is None
 
 
 def row(mode: str, runtime: str = "torchscript", engine: str = "", **figures: object) -> Row:
