@@ -20,7 +20,7 @@ _HEADER = (
     "|---|---|---|--:|--:|--:|--:|--:|--:|--:|"
 )
 NAMES = {"mobilenet_v2": "MobileNetV2", "mobilenet_v3_large": "MobileNetV3-Large",
-          "mobilenet_v3_small": "MobileNetV3-Small", "resnet18": "ResNet18"}  # fmt: skip
+          "mobilenet_v3_small": "MobileNetV3-Small"}  # fmt: skip
 _SHORT = {"torchscript": "torch", "lite": "lite", "onnx": "ONNX", "executorch": "ExecuTorch"}
 _QUARTER = 0.3  # of the size: what still counts as one
 _PHONE_MACHINES = ("arm64", "aarch64")
@@ -35,7 +35,8 @@ def markdown(report: Report) -> str:
         "Files hold the backbone without its head; each ran in a fresh process with its runtime "
         "alone. Latency: median for one picture. Memory: how far loading and one picture raised "
         "the process's peak. Accuracy: ridge heads on the features, mean over five draws of "
-        "five folds, the same for all; nothing was calibrated, pruned or distilled on these pictures.",
+        "five folds, the same for all; nothing was calibrated, pruned or distilled on these "
+        "pictures.",
     ]
     for arch in report.weights:
         lines += ["", f"## {NAMES[arch]}", "", f"Weights: {report.weights[arch]}.", "", _HEADER]
