@@ -39,7 +39,7 @@ test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
 
 quantization: $(STAMP)
-	$(BIN)/fedhead quantization
+	$(BIN)/fedhead quantize-report
 
 # A run's device.ptl on a phone's processor, emulated; fetches 120 MB the first time.
 RUN ?= runs/demo

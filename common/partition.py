@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from common.datasets.split import stratified_split
 from common.errors import DataError, MissingExtraError
-from common.files import write_atomic
+from common.pictures import new_figure, save_figure
 from common.seeding import Purpose, draws, permutation
 from common.types import IntArray
 
@@ -259,19 +259,14 @@ def plot_partition(
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.colors import PowerNorm
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as exc:
-        raise MissingExtraError("matplotlib", "simulation", "drawing the partition") from exc
     num_clients, num_classes = len(labels_per_client), len(classes)
     counts = np.stack([np.bincount(k, minlength=num_classes) for k in labels_per_client], axis=1)
     height = float(np.clip(0.22 * num_classes, 1.6, 9.0))
-    figure = Figure(figsize=(float(np.clip(0.2 * num_clients, 6, 14)), 2.4 + height), dpi=120)
-    FigureCanvasAgg(figure)
-    figure.set_layout_engine("constrained")
+    width = float(np.clip(0.2 * num_clients, 6, 14))
+    figure = new_figure(width, 2.4 + height, purpose="drawing the partition")
+    from matplotlib.colors import PowerNorm
+    from matplotlib.ticker import MaxNLocator
+
     sizes, shares = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, height])
 
     sizes.bar(np.arange(num_clients), counts.sum(axis=0), width=0.9, color="0.45")
@@ -290,4 +285,4 @@ def plot_partition(
     shares.set_xlabel("client")
     shares.xaxis.set_major_locator(MaxNLocator(nbins=25, integer=True))
     figure.colorbar(image, ax=shares, label="examples", pad=0.01)
-    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
+    save_figure(figure, path)

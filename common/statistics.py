@@ -155,9 +155,8 @@ def ridge(
     Returns:
         float64 (K, D), weight and bias.
     """
-    factor = np.linalg.cholesky(a + lam * np.eye(len(a)))
-    half = np.linalg.solve(factor, b.T)
-    weight: npt.NDArray[np.float64] = np.linalg.solve(factor.T, half).T
+    # NumPy solves no triangular systems: one LU is a third of Cholesky's factor and two LUs.
+    weight = np.asarray(np.linalg.solve(a + lam * np.eye(len(a)), b.T).T, np.float64)
     return unit_rows(weight) if normalize else weight
 
 

@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import ConfigError, FedheadError
+from simulations.cli_measure import measures
+from simulations.terminal import JsonFlag, near
 
 if TYPE_CHECKING:
     from server.export import ExportReport
@@ -47,8 +49,8 @@ cli = typer.Typer(
 
 bench = typer.Typer(no_args_is_help=True, help="Measure fedhead beside its rivals.")
 cli.add_typer(bench, name="bench")
+cli.add_typer(measures)
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")]
 TargetOption = Annotated[
     float | None,
     typer.Option(
@@ -239,7 +241,7 @@ def _report(runs: list[Path], folder: Path, target: float | None, json_: bool) -
         print(json.dumps({"report": str(files.page.resolve()), "leaderboard": rows}))
     else:
         Console().print(terminal_table(comparison, target))
-        print(_near(str(files.page.resolve())))
+        print(near(str(files.page.resolve())))
 
 
 @cli.command()
@@ -318,14 +320,6 @@ def partition(
         f"{sizes[0]} to {sizes[-1]} each, median {sizes[len(sizes) // 2]}"
     )
     print(out)
-
-
-@cli.command()
-def quantization(seed: Annotated[int, typer.Option(help="Seed of the folds.")] = 0) -> None:
-    """Measure what quantization costs: accuracy, size and latency; some minutes."""
-    from simulations.quantization import measure_mnist5k, render
-
-    print(render(measure_mnist5k(seed=seed)))
 
 
 @bench.command("simulation")
@@ -493,7 +487,7 @@ def _closing_table(s: Mapping[str, Any]) -> None:
         "downlink": _megabytes(s["downlink_bytes"]),
         "seconds": ", ".join(f"{key} {value}" for key, value in seconds.items()),
         "model.pt": _megabytes(s["model_bytes"]),
-        "run folder": _near(s["run"]),
+        "run folder": near(s["run"]),
     }
     if s["malicious_clients"]:
         rows["malicious clients"] = f"{s['malicious_clients']} ({s['attack']})"
@@ -508,12 +502,6 @@ def _closing_table(s: Mapping[str, Any]) -> None:
     for key, value in rows.items():
         table.add_row(key, value)
     Console().print(table)
-
-
-def _near(path: str) -> str:
-    """The path as it looks from here, where that is shorter."""
-    relative = os.path.relpath(path)
-    return relative if len(relative) < len(path) else path
 
 
 def _error(message: str) -> None:

@@ -1,5 +1,5 @@
 """The frozen int8 backbone: prepared once on a server, run everywhere.
 
 ``spec``, ``content``, ``module`` and ``frozen`` are the device path and never import
-torchvision; ``weights``, ``quantize`` and ``prepare`` are for the machine that builds it.
+torchvision; ``weights``, ``quantize``, ``int8`` and ``prepare`` are for the machine that builds it.
 """

@@ -34,6 +34,11 @@ ACCEPTED: tuple[tuple[str, type[Warning], str], ...] = (
         "TorchScript is what ships",
     ),
     (
+        r"Lite Interpreter is deprecated",
+        Warning,  # FutureWarning or DeprecationWarning, by the function
+        "PyTorch's runtime on phones loads nothing else of TorchScript",
+    ),
+    (
         r"must run observer before calling calculate_qparams",
         UserWarning,
         "blocks without a shortcut own an addition that never runs and is never observed",

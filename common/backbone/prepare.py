@@ -6,16 +6,14 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from common.backbone._deprecations import accepted_deprecations
 from common.backbone.assemble import assemble
 from common.backbone.frozen import (
     FrozenBackbone,
@@ -24,46 +22,44 @@ from common.backbone.frozen import (
     quantized_engine,
     store,
 )
-from common.backbone.networks import float_network, quantizable_network, random_network
-from common.backbone.quantize import (
-    Converted,
-    calibrate,
-    convert,
-    correct_bias,
-    distill,
-    fold,
-    prepare_student,
+from common.backbone.int8 import (
+    DISTILL_LR,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    batches,
+    normalize,
+    quantized,
 )
+from common.backbone.networks import float_network, quantizable_network, random_network
+from common.backbone.quantize import fold
 from common.backbone.spec import BackboneSpec, FeatureScaling
 from common.backbone.weights import Weights, load_weights
 from common.errors import BackboneError
 from common.files import write_atomic
-from common.progress import track
 from common.seeding import Purpose, permutation
 
 __all__ = [
     "DISTILL_LR",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "Recipe",
     "cached_backbone",
+    "draft_spec",
+    "float_teacher",
     "normalize",
     "prepare_backbone",
 ]
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-DISTILL_LR = 1e-5
-_DISTILL_BATCH = 16
-_BATCH = 32
 _CALIBRATION_IMAGES = 256
-_CORRECTION_IMAGES = 64
 _STATISTICS_IMAGES = 512
 
 _log = logging.getLogger("fedhead")
 
 
 @dataclass(frozen=True)
-class _Recipe:
+class Recipe:
+    """How a backbone is prepared; see ``prepare_backbone``."""
+
     arch: str
     weights: str
     input_size: int
@@ -105,7 +101,7 @@ def prepare_backbone(
         BackboneError: images, weights or engine that cannot be used.
         MissingExtraError: embedded weights without the package that holds them.
     """
-    recipe = _Recipe(
+    recipe = Recipe(
         arch, weights, input_size, engine, distill_steps, feature_scaling, seed, distill_lr
     )
     _check_images(images, input_size)
@@ -129,7 +125,7 @@ def cached_backbone(
 
     ``cache`` is the root of the caches; backbones lie in ``backbones/<fingerprint>`` below it.
     """
-    recipe = _Recipe(
+    recipe = Recipe(
         arch, weights, input_size, engine, distill_steps, feature_scaling, seed, distill_lr
     )
     _check_images(images, input_size)
@@ -153,7 +149,7 @@ def _from_key(key_file: Path, cache: Path) -> FrozenBackbone | None:
         return None
 
 
-def _cache_key(recipe: _Recipe, loaded: Weights, images: UInt8Array) -> str:
+def _cache_key(recipe: Recipe, loaded: Weights, images: UInt8Array) -> str:
     facts = {
         **dataclasses.asdict(recipe),
         "weights": loaded.identity,
@@ -174,63 +170,31 @@ def _check_images(images: UInt8Array, input_size: int) -> None:
         raise BackboneError("a backbone needs calibration images, but there is none")
 
 
-def normalize(images: UInt8Array) -> Tensor:
-    """uint8 (n, 3, S, S) to float32 as pretrained networks expect it."""
-    mean = torch.tensor(IMAGENET_MEAN).mul(255).reshape(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD).mul(255).reshape(1, 3, 1, 1)
-    return (torch.from_numpy(np.ascontiguousarray(images)).float() - mean) / std
-
-
-def _batches(images: UInt8Array) -> Iterator[Tensor]:
-    for start in range(0, len(images), _BATCH):
-        yield normalize(images[start : start + _BATCH])
-
-
-def _prepare(recipe: _Recipe, loaded: Weights, images: UInt8Array) -> FrozenBackbone:
+def _prepare(recipe: Recipe, loaded: Weights, images: UInt8Array) -> FrozenBackbone:
     order = permutation(len(images), recipe.seed, Purpose.CALIBRATION)
     sample = images[order[:_STATISTICS_IMAGES]]
-    teacher = _teacher(recipe, loaded, sample[:_CALIBRATION_IMAGES])
-    # Module constructors of torch.ao draw random weights, only to replace them.
-    with quantized_engine(recipe.engine), torch.random.fork_rng(devices=[]):
+    teacher = float_teacher(recipe, loaded, sample)
+    with quantized_engine(recipe.engine):
         folded = fold(quantizable_network(recipe.arch, teacher))
-        student = prepare_student(folded, recipe.engine)
-        calibrate(student, _batches(sample[:_CALIBRATION_IMAGES]))
-        correct_bias(student, folded, normalize(sample[:_CORRECTION_IMAGES]))
-        network = convert(student)
-        if recipe.distill_steps:
-            losses = distill(
-                student,
-                lambda batch: folded(batch).mean((2, 3)),
-                _distillation_batches(recipe, images),
-                steps=recipe.distill_steps,
-                lr=recipe.distill_lr,
-            )
-            _log.debug("distillation: loss %.4f to %.4f", losses[0], losses[-1])
-            network = _closest([network, convert(student)], folded, sample)
-        draft = _draft_spec(recipe, loaded, teacher)
-        return assemble(network, draft, _batches(sample))
+        network = quantized(
+            folded,
+            folded,
+            engine=recipe.engine,
+            steps=recipe.distill_steps,
+            lr=recipe.distill_lr,
+            sample=sample,
+            images=images,
+            seed=recipe.seed,
+        ).trained
+        draft = draft_spec(recipe, loaded, teacher)
+        return assemble(network, draft, batches(sample))
 
 
-def _closest(networks: list[Converted], folded: nn.Module, images: UInt8Array) -> Converted:
-    """The int8 network whose pooled features differ least from the float ones.
-
-    Rounding errors of a whole network are erratic: where post-training quantization happens to
-    do very well, some steps of training can end a little behind it.
-    """
-    errors = [0.0] * len(networks)
-    with torch.inference_mode(), accepted_deprecations():
-        for batch in _batches(images):
-            want = folded(batch).mean((2, 3))
-            for i, network in enumerate(networks):
-                got = network.body(network.quant(batch)).dequantize().mean((2, 3))
-                errors[i] += float((got - want).square().sum())
-    return networks[int(np.argmin(errors))]
-
-
-def _teacher(recipe: _Recipe, loaded: Weights, images: UInt8Array) -> nn.Module:
+def float_teacher(recipe: Recipe, loaded: Weights, images: UInt8Array) -> nn.Module:
+    """The float network; random weights get the batch statistics of the first images."""
     if loaded.state is None:
         features = random_network(recipe.arch, recipe.seed)
-        _calibrate_batch_norm(features, images)
+        _calibrate_batch_norm(features, images[:_CALIBRATION_IMAGES])
     else:
         features = float_network(recipe.arch, loaded.state)
     return features.eval().requires_grad_(False)
@@ -243,21 +207,12 @@ def _calibrate_batch_norm(features: nn.Module, images: UInt8Array) -> None:
             module.momentum = None  # the plain average over all batches
     features.train()
     with torch.no_grad():
-        for batch in _batches(images):
+        for batch in batches(images):
             # One more row: a last batch of one small image has no variance.
             features(torch.cat([batch, -batch[:1]]))
 
 
-def _distillation_batches(recipe: _Recipe, images: UInt8Array) -> Iterator[Tensor]:
-    size = min(_DISTILL_BATCH, len(images))
-    per_epoch = len(images) // size
-    for step in track(range(recipe.distill_steps), "Distilling", recipe.distill_steps):
-        epoch, position = divmod(step, per_epoch)
-        order = permutation(len(images), recipe.seed, Purpose.DISTILLATION, epoch)
-        yield normalize(images[order[position * size : (position + 1) * size]])
-
-
-def _draft_spec(recipe: _Recipe, loaded: Weights, teacher: nn.Module) -> BackboneSpec:
+def draft_spec(recipe: Recipe, loaded: Weights, teacher: nn.Module) -> BackboneSpec:
     """What is known before the int8 network has seen an image."""
     return BackboneSpec(
         arch=recipe.arch,

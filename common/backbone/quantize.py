@@ -200,7 +200,7 @@ def _run_hooked(
 
 
 def distill(
-    student: Student,
+    student: nn.Module,
     teacher: Callable[[Tensor], Tensor],
     batches: Iterator[Tensor],
     *,
@@ -210,7 +210,7 @@ def distill(
     """Teach the student the float network's pooled features; needs no labels.
 
     Args:
-        student: its weights change in place.
+        student: normalized images to activations; its weights change in place.
         teacher: normalized float32 (b, 3, H, W) to pooled float32 (b, d).
         batches: float32 (b, 3, H, W), normalized, at least ``steps`` of them.
         steps: how many to take.

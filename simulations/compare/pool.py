@@ -25,7 +25,7 @@ from simulations.compare.grid import Cell
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
 
-__all__ = ["run_cells"]
+__all__ = ["process_pool", "run_cells"]
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -50,7 +50,7 @@ def run_cells(cells: Sequence[Cell], folder: Path, jobs: int) -> Iterator[tuple[
     yield from ((cell, "") for cell in cells if is_finished(folder / cell.key))
     if not todo:
         return
-    with _pool(min(jobs, len(todo))) as pool:
+    with process_pool(min(jobs, len(todo))) as pool:
         running: dict[Future[str], Cell] = {
             pool.submit(_run, str(folder / cell.key), cell.config.to_toml()): cell for cell in todo
         }
@@ -74,7 +74,8 @@ def is_finished(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+def process_pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that share the cores out among themselves and end with this one."""
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     threads = max(1, cores() // jobs)
     before = {name: os.environ.get(name) for name in _THREADS}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,28 +16,6 @@ from server.strategies import STRATEGIES
 from simulations.cli import Target, main
 
 Fedhead = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def fedhead(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Iterator[Fedhead]:
-    """Runs the command in this process: exit code, standard output, standard error."""
-    logger = logging.getLogger("fedhead")
-    before = logger.handlers, logger.propagate, logger.level
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("sys.argv", ["fedhead", *map(str, args)])
-        monkeypatch.setenv("COLUMNS", "80")
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        code = caught.value.code
-        return int(code) if code else 0, out, err
-
-    yield run
-    logger.handlers, logger.propagate, logger.level = before
 
 
 @pytest.fixture

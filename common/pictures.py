@@ -1,0 +1,38 @@
+"""Pictures of results, drawn without a screen. Needs matplotlib, which an extra installs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import MissingExtraError
+from common.files import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["new_figure", "save_figure"]
+
+
+def new_figure(width: float, height: float, *, purpose: str) -> Figure:
+    """An empty figure of this size in inches.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed; says what for.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as exc:
+        raise MissingExtraError("matplotlib", "simulation", purpose) from exc
+    figure = Figure(figsize=(width, height), dpi=120)
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained")
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write it as PNG or, by the path's suffix, as SVG or PDF, whole or not at all."""
+    kind = path.suffix.lower().removeprefix(".")
+    kind = kind if kind in ("svg", "pdf") else "png"
+    write_atomic(path, lambda temporary: figure.savefig(temporary, format=kind))

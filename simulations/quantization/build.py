@@ -1,0 +1,207 @@
+"""All the files of one backbone: each mode, engine and runtime."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.ao.quantization as tq
+from torch import nn
+
+from common.backbone._deprecations import accepted_deprecations
+from common.backbone.assemble import assemble
+from common.backbone.frozen import UInt8Array, quantized_engine
+from common.backbone.int8 import (
+    DISTILL_LR,
+    Quantized,
+    batches,
+    distillation_batches,
+    pooled,
+    quantized,
+)
+from common.backbone.networks import quantizable_network
+from common.backbone.prepare import Recipe, draft_spec, float_teacher
+from common.backbone.quantize import Converted, distill, fold
+from common.backbone.weights import load_weights
+from common.types import Affine
+from simulations.quantization.files import (
+    FloatBackbone,
+    executorch_file,
+    executorch_int8_file,
+    int8_onnx_file,
+    lite_file,
+    missing_runtimes,
+    onnx_file,
+    torchscript_file,
+)
+from simulations.quantization.prune import pruned
+from simulations.speed import Runtime
+
+__all__ = ["FP16", "FP32", "POST_TRAINING", "QAT", "Candidate", "Task", "build", "engines"]
+
+FP32, QAT = "fp32", "QAT int8"
+FP16, _DYNAMIC, POST_TRAINING = "fp16", "dynamic int8", "PTQ int8"
+_RATES = (0.5, 0.75)
+_PRUNING_STEPS = 100
+_PRUNING_LR = 2e-4
+_DISTILL_STEPS = 40
+_PHONE = "qnnpack"  # its int8 network is the one that other runtimes get
+_SUFFIX = {"torchscript": ".pt", "lite": ".ptl", "onnx": ".onnx", "executorch": ".pte"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to build.
+
+    Attributes:
+        arch: see ``common.backbone.networks``.
+        weights: see ``load_weights``.
+        input_size: S, in pixels.
+        seed: of random weights and of the images' order.
+        folder: takes the files.
+    """
+
+    arch: str
+    weights: str
+    input_size: int
+    seed: int
+    folder: Path
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One file.
+
+    Attributes:
+        arch: of the backbone.
+        mode: how it was made small.
+        runtime: what runs it.
+        engine: torch's quantized engine; "" elsewhere.
+        file: where it lies.
+        affine: from what it gives to features; None where it gives features.
+    """
+
+    arch: str
+    mode: str
+    runtime: Runtime
+    engine: str
+    file: Path
+    affine: Affine | None
+
+
+def engines() -> list[str]:
+    """Those of this torch that are compared."""
+    return [e for e in (_PHONE, "x86") if e in torch.backends.quantized.supported_engines]
+
+
+def build(task: Task, images: UInt8Array) -> list[Candidate]:
+    """Make every file; runtimes that are not installed are left out.
+
+    Args:
+        task: what to build.
+        images: uint8 (n, 3, S, S), unlabelled, to calibrate, prune and distil on.
+
+    Returns:
+        Mode after mode; a file of the lite interpreter follows its TorchScript file.
+    """
+    candidates = list(_Builder(task, images).candidates())
+    modes = list(dict.fromkeys(candidate.mode for candidate in candidates))
+    return sorted(candidates, key=lambda candidate: modes.index(candidate.mode))
+
+
+class _Builder:
+    def __init__(self, task: Task, images: UInt8Array) -> None:
+        self._task, self._images = task, images
+        loaded = load_weights(task.arch, task.weights)
+        recipe = Recipe(
+            task.arch, task.weights, task.input_size, "", _DISTILL_STEPS, "none", task.seed,
+            DISTILL_LR,
+        )  # fmt: skip
+        teacher = float_teacher(recipe, loaded, images)
+        self._draft = draft_spec(recipe, loaded, teacher)
+        self._folded = fold(quantizable_network(task.arch, teacher))
+        self._image = torch.from_numpy(images[:1].copy())
+        self._others = [name for name in ("onnx", "executorch") if name not in missing_runtimes()]
+
+    def candidates(self) -> Iterator[Candidate]:
+        yield from self._floats()
+        small = {rate: self._smaller(rate) for rate in _RATES}
+        for engine in engines():
+            with quantized_engine(engine):
+                plain = self._quantized(self._folded, engine, _DISTILL_STEPS)
+                yield from self._int8(POST_TRAINING, plain.post_training, engine)
+                yield from self._int8(QAT, plain.trained, engine)
+                for rate, network in small.items():
+                    mode = f"{rate:.0%} pruned, {POST_TRAINING}"
+                    made = self._quantized(network, engine, 0)
+                    yield from self._int8(mode, made.post_training, engine)
+        if "executorch" in self._others:
+            calibration = torch.from_numpy(self._images)
+            float_module = FloatBackbone(self._folded).eval()
+            data = executorch_int8_file(float_module, calibration)
+            yield self._written(POST_TRAINING, "executorch", "", data)
+
+    def _floats(self) -> Iterator[Candidate]:
+        plain = FloatBackbone(self._folded).eval()
+        yield from self._torch(FP32, "", plain, None)
+        other: dict[Runtime, Callable[[nn.Module, torch.Tensor], bytes]] = {
+            "onnx": onnx_file,
+            "executorch": executorch_file,
+        }
+        for runtime, write in other.items():
+            if runtime in self._others:
+                yield self._written(FP32, runtime, "", write(plain, self._image))
+        yield from self._torch(FP16, "", copy.deepcopy(plain).half(), None)
+        with accepted_deprecations():
+            dynamic = tq.quantize_dynamic(plain, {nn.Linear})  # type: ignore[no-untyped-call]
+        yield from self._torch(_DYNAMIC, "", dynamic, None)
+
+    def _smaller(self, rate: float) -> nn.Module:
+        """The pruned network after distillation from the whole one."""
+        network = pruned(self._folded, rate, batches(self._images)).requires_grad_(True)
+        distill(
+            network,
+            lambda batch: pooled(self._folded, batch),
+            distillation_batches(self._images, _PRUNING_STEPS, self._task.seed),
+            steps=_PRUNING_STEPS,
+            lr=_PRUNING_LR,
+        )
+        return network.requires_grad_(False)
+
+    def _quantized(self, network: nn.Module, engine: str, steps: int) -> Quantized:
+        return quantized(
+            network,
+            self._folded,
+            engine=engine,
+            steps=steps,
+            lr=DISTILL_LR,
+            sample=self._images,
+            images=self._images,
+            seed=self._task.seed,
+        )
+
+    def _int8(self, mode: str, network: Converted, engine: str) -> Iterator[Candidate]:
+        draft = dataclasses.replace(self._draft, engine=engine)
+        backbone = assemble(network, draft, batches(self._images))
+        yield from self._torch(mode, engine, backbone.module, backbone.affine)
+        if engine == _PHONE and "onnx" in self._others:
+            yield self._written(mode, "onnx", "", int8_onnx_file(network, self._image))
+
+    def _torch(
+        self, mode: str, engine: str, module: nn.Module, affine: Affine | None
+    ) -> Iterator[Candidate]:
+        yield self._written(mode, "torchscript", engine, torchscript_file(module), affine)
+        yield self._written(mode, "lite", engine, lite_file(module), affine)
+
+    def _written(
+        self, mode: str, runtime: Runtime, engine: str, data: bytes, affine: Affine | None = None
+    ) -> Candidate:
+        name = re.sub("[^a-z0-9]+", "-", f"{self._task.arch} {mode} {engine}".lower()).strip("-")
+        file = self._task.folder / f"{name}{_SUFFIX[runtime]}"
+        file.write_bytes(data)
+        return Candidate(self._task.arch, mode, runtime, engine, file, affine)

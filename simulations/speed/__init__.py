@@ -1,0 +1,18 @@
+"""How fast a model file runs on this machine, in a process that has its runtime alone."""
+
+from simulations.speed.layers import Layer, layers, time_by_kind
+from simulations.speed.measure import Job, Measured, Runtime, Timing, run_file
+from simulations.speed.profile import Profile, profile_model
+
+__all__ = [
+    "Job",
+    "Layer",
+    "Measured",
+    "Profile",
+    "Runtime",
+    "Timing",
+    "layers",
+    "profile_model",
+    "run_file",
+    "time_by_kind",
+]

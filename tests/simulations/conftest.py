@@ -1,0 +1,35 @@
+"""What tests of the command line share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from simulations.cli import main
+
+Fedhead = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def fedhead(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Fedhead]:
+    """Runs the command in this process: exit code, standard output, standard error."""
+    logger = logging.getLogger("fedhead")
+    before = logger.handlers, logger.propagate, logger.level
+
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["fedhead", *map(str, args)])
+        monkeypatch.setenv("COLUMNS", "80")
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        code = caught.value.code
+        return int(code) if code else 0, out, err
+
+    yield run
+    logger.handlers, logger.propagate, logger.level = before
