@@ -100,6 +100,9 @@ def train(message: Message, context: Context) -> Message:
     if complete is None:
         reply = TrainReply(request.fingerprint, missing_constant=True)
         return Message(reply.write(), reply_to=message)
+    host.budget.begin(host.state)
+    if host.budget.max_threads:
+        torch.set_num_threads(host.budget.max_threads)
     reply = node_update(complete, frozen, host)
     if request.reduce != "stock":
         return Message(reply.write(), reply_to=message)

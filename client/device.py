@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from client.budget import Budget, device_budget
 from common.backbone.frozen import FrozenBackbone
 from common.datasets.base import Dataset
 from common.datasets.folder import load_folder
@@ -36,10 +37,12 @@ class Host(Protocol):
     Attributes:
         simulated: whether the clients' data is all on this machine.
         state: folder for what the clients of a run remember.
+        budget: what the node's owner allows.
     """
 
     simulated: bool
     state: Path
+    budget: Budget
 
     def describe(self, request: DescribeRequest) -> dict[int, int]:
         """Training examples by client id."""
@@ -87,6 +90,7 @@ class SimulatedHost:
     """Clients i, i + N, ... of an experiment whose data this machine can read."""
 
     simulated = True
+    budget = Budget()
 
     def __init__(self, index: int, count: int, run_config: Mapping[str, object]) -> None:
         # Configuration, data sets and partitions are heavy, and a phone needs none of them.
@@ -160,6 +164,7 @@ class _DeviceHost:
         # Flower's node ids are unsigned, its records hold signed integers.
         self._client = int(str(node_config.get("client-id", node_id % 2**63)))
         self.state = self._cache / "clients"
+        self.budget = device_budget(node_config)
 
     def describe(self, request: DescribeRequest) -> dict[int, int]:
         # The next message may find another process: what the task is has to be on disk.
@@ -199,7 +204,7 @@ class _DeviceHost:
     def _load(self, task: DescribeRequest) -> tuple[Dataset, tuple[IntArray, IntArray]]:
         dataset = load_folder(self._folder, classes=task.classes, strict=False)
         parts = local_split(
-            np.arange(len(dataset)),
+            self._used(dataset),
             dataset.labels,
             client=self._client,
             test_fraction=task.test_fraction,
@@ -207,21 +212,28 @@ class _DeviceHost:
         )
         return dataset, parts
 
+    def _used(self, dataset: Dataset) -> IntArray:
+        """Positions within the budget, of all classes alike: a folder's pictures are in order."""
+        count = min(self.budget.max_examples or len(dataset), len(dataset))
+        return np.arange(count, dtype=np.int64) * len(dataset) // count
+
     def _features(
         self, client: int, backbone: FrozenBackbone, run_id: str, part: int
     ) -> FeatureSet:
         if client != self._client:
             raise DataError(f"client {client} does not live here, {self._client} does")
         dataset, parts = self._load(self._task(run_id))
+        used = self._used(dataset)
         q = extract(
             backbone,
-            lambda index: dataset.images(index, backbone.spec.input_size),
-            len(dataset),
+            lambda index: dataset.images(used[index], backbone.spec.input_size),
+            len(used),
             content_key=dataset.images_key,
             cache=self._cache,
         )
-        features = FeatureSet(q, dataset.labels, backbone.affine, backbone.fingerprint)
-        return features.select(parts[part])
+        labels = dataset.labels[used]
+        features = FeatureSet(q, labels, backbone.affine, backbone.fingerprint)
+        return features.select(np.searchsorted(used, parts[part]))
 
 
 @lru_cache(maxsize=1)

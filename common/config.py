@@ -6,7 +6,6 @@ range; all problems of a file are reported together, an unknown key with the nea
 
 from __future__ import annotations
 
-import difflib
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tomli_w
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ByteSize, Field, model_validator
 
 from common.errors import ConfigError
+from common.toml_model import Section, read_toml, validated
 from common.types import LocalTraining
 
 __all__ = [
@@ -53,19 +52,7 @@ PARTITION_KEYS = {
 _USUAL_SCALES = {"sign-flip": 5.0, "alie": 1.5, "ipm": 2.0, "gaussian": 0.1, "inflate": 10.0}
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        alias_generator=lambda name: name.replace("_", "-"),
-        populate_by_name=False,
-        use_attribute_docstrings=True,
-    )
-
-
-class DataConfig(_Section):
+class DataConfig(Section):
     """[data]: where images come from."""
 
     source: str = Field("mnist5k", min_length=1)
@@ -88,7 +75,7 @@ class DataConfig(_Section):
     """Share of each simulated client's training labels that are of another class than the true."""
 
 
-class PartitionConfig(_Section):
+class PartitionConfig(Section):
     """[partition]: who owns which image, in simulation."""
 
     scheme: Literal["iid", "dirichlet", "pathological", "shard", "natural"] = "iid"
@@ -108,7 +95,7 @@ class PartitionConfig(_Section):
     """Part of a client's examples that it keeps to evaluate on."""
 
 
-class BackboneConfig(_Section):
+class BackboneConfig(Section):
     """[backbone]: the frozen network."""
 
     arch: Literal["mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small"] = "mobilenet_v2"
@@ -124,7 +111,7 @@ class BackboneConfig(_Section):
     """How trainers see features; folded into the head at export."""
 
 
-class StrategyConfig(_Section):
+class StrategyConfig(Section):
     """[strategy]: how the server aggregates."""
 
     name: str = Field("fedavg", min_length=1)
@@ -144,7 +131,7 @@ class StrategyConfig(_Section):
     """What is added to that Gram matrix before it is inverted."""
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """[train]: rounds, and what a client does in one."""
 
     rounds: Positive = 50
@@ -173,7 +160,7 @@ class TrainConfig(_Section):
         )
 
 
-class RoundConfig(_Section):
+class RoundConfig(Section):
     """[round]: when a round closes and what is kept of it."""
 
     deadline_seconds: Annotated[float, Field(gt=0)] = 3600.0
@@ -186,7 +173,7 @@ class RoundConfig(_Section):
     """How many rounds' checkpoints stay."""
 
 
-class AvailabilityConfig(_Section):
+class AvailabilityConfig(Section):
     """[availability]: which simulated phones answer, and when; seconds here are simulated."""
 
     dropout_rate: Fraction = 0.0
@@ -203,7 +190,7 @@ class AvailabilityConfig(_Section):
     """A round closes once this share of its clients has answered."""
 
 
-class AttackConfig(_Section):
+class AttackConfig(Section):
     """[attack]: simulated clients that try to spoil the model."""
 
     kind: Literal[
@@ -242,7 +229,7 @@ class AttackConfig(_Section):
         return ""
 
 
-class BaselineConfig(_Section):
+class BaselineConfig(Section):
     """[baseline]: what the same features give without federation."""
 
     epochs: Count = 30
@@ -253,7 +240,7 @@ class BaselineConfig(_Section):
     """Penalty of the ridge head."""
 
 
-class SimulationConfig(_Section):
+class SimulationConfig(Section):
     """[simulation]: the engines on this machine, in-process and Flower's."""
 
     nodes: Positive = 1
@@ -264,7 +251,7 @@ class SimulationConfig(_Section):
     """What a node's Gram matrices may take between rounds, for example "4GB"."""
 
 
-class Config(_Section):
+class Config(Section):
     """One experiment."""
 
     name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -372,31 +359,6 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _known_keys(location: tuple[str | int, ...]) -> list[str]:
-    model: type[BaseModel] = Config
-    for part in location:
-        field = model.model_fields.get(str(part).replace("-", "_"))
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return [name.replace("_", "-") for name in model.model_fields]
-
-
-def _describe(error: ErrorDetails) -> str:
-    location = error["loc"]
-    key = ".".join(str(part) for part in location)
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _known_keys(location[:-1]), n=1)
-        parent = ".".join(str(part) for part in location[:-1])
-        hint = f", did you mean {parent + '.' if parent else ''}{near[0]}?" if near else ""
-        return f"unknown key {key}{hint}"
-    message = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
-    if not location:
-        return message
-    return f"{key}={error['input']!r} {message}"
-
-
 def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
     """Read an experiment file (none: all defaults) and apply overrides.
 
@@ -404,15 +366,8 @@ def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -
         ConfigError: the file is missing or not TOML, or with all problems of its content.
     """
     where = str(path) if path else "configuration"
-    content: dict[str, Any] = {}
-    if path is not None:
-        try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as exc:
-            raise ConfigError(["no such file"], where) from exc
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-            raise ConfigError([f"not a readable TOML file: {exc}"], where) from exc
-    return _validated(_merge(content, overrides or {}), where)
+    content = read_toml(path) if path else {}
+    return validated(Config, _merge(content, overrides or {}), where)
 
 
 def changed(config: Config, overrides: Mapping[str, Any]) -> Config:
@@ -421,11 +376,4 @@ def changed(config: Config, overrides: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: with all problems.
     """
-    return _validated(_merge(config.model_dump(by_alias=True), overrides), "")
-
-
-def _validated(content: Mapping[str, Any], where: str) -> Config:
-    try:
-        return Config.model_validate(content)
-    except ValidationError as exc:
-        raise ConfigError([_describe(error) for error in exc.errors()], where) from exc
+    return validated(Config, _merge(config.model_dump(by_alias=True), overrides), "")

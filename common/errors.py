@@ -7,6 +7,7 @@
     ├── DataError          images, labels, partitions
     ├── BackboneError      weights, quantization, a saved backbone
     ├── ReplyError         an update that is not fit to count
+    ├── DeclinedError      a device that does not train now, by its owner's budget
     ├── ProtocolError      a message that does not follow common/messages
     ├── RunError           a run, its folder or its checkpoint
     ├── ExportError        a model file that could not be written or does not agree
@@ -23,6 +24,7 @@ __all__ = [
     "BackboneError",
     "ConfigError",
     "DataError",
+    "DeclinedError",
     "ExportError",
     "FedheadError",
     "MissingExtraError",
@@ -56,6 +58,10 @@ class BackboneError(FedheadError):
 
 class ReplyError(FedheadError):
     """An update that is not fit to be aggregated."""
+
+
+class DeclinedError(FedheadError):
+    """A device that does not train now."""
 
 
 class ProtocolError(FedheadError):

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import ConfigError, FedheadError
+from simulations.cli_deploy import deployments
 from simulations.cli_measure import measures
 from simulations.terminal import JsonFlag, near
 
@@ -50,6 +51,7 @@ cli = typer.Typer(
 bench = typer.Typer(no_args_is_help=True, help="Measure fedhead beside its rivals.")
 cli.add_typer(bench, name="bench")
 cli.add_typer(measures)
+cli.add_typer(deployments)
 
 TargetOption = Annotated[
     float | None,
@@ -69,6 +71,10 @@ class Engine(StrEnum):
     FLOWER = "flower"
 
 
+DeploymentOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder of fedhead deploy: on its real devices, instead of an engine here."),
+]
 EngineOption = Annotated[
     Engine, typer.Option(help="This process, or Flower's own simulation on Ray.")
 ]
@@ -83,6 +89,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Run folder; without it, runs/NAME.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing run folder.")] = False,
     engine: EngineOption = Engine.IN_PROCESS,
+    deployment: DeploymentOption = None,
     json_: JsonFlag = False,
 ) -> None:
     """Run an experiment and export its model."""
@@ -99,7 +106,7 @@ def run(
     config = load_config(experiment, overrides)
     path = new_run(config, overwrite=overwrite)
     try:
-        _run(path, engine, json_)
+        _run(path, engine, deployment, json_)
     except FedheadError:
         # A run that never began, for its data or partition, leaves nothing in the way.
         if not (path / "metrics.jsonl").exists() and not (path / "flower.log").exists():
@@ -111,26 +118,31 @@ def run(
 def resume(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     engine: EngineOption = Engine.IN_PROCESS,
+    deployment: DeploymentOption = None,
     json_: JsonFlag = False,
 ) -> None:
     """Go on with a run from its last finished round."""
     from simulations.run import open_run
 
     open_run(run_folder)
-    _run(run_folder.resolve(), engine, json_)
+    _run(run_folder.resolve(), engine, deployment, json_)
 
 
-def _run(path: Path, engine: Engine, json_: bool) -> None:
+def _run(path: Path, engine: Engine, deployment: Path | None, json_: bool) -> None:
+    from simulations.deploy.launch import run_deployed
     from simulations.flower import run_flower
     from simulations.run import num_nodes, open_run, run_in_process
 
     try:
-        if engine is Engine.FLOWER:
+        if deployment is not None:
+            summary = run_deployed(path, deployment)
+        elif engine is Engine.FLOWER:
             summary = run_flower(path, num_supernodes=num_nodes(open_run(path)))
         else:
             summary = run_in_process(path)
     except KeyboardInterrupt:
         option = f" --engine {engine}" if engine is Engine.FLOWER else ""
+        option = f" --deployment {deployment}" if deployment is not None else option
         _error(f"interrupted; go on with: fedhead resume {path}{option}")
         raise typer.Exit(130) from None
     if json_:

@@ -13,7 +13,7 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,15 @@ import tomli_w
 from common.errors import MissingExtraError, RunError
 from simulations.run import read_summary
 
-__all__ = ["check_ray", "run_flower", "superlink"]
+__all__ = [
+    "check_ray",
+    "command",
+    "flower_environment",
+    "run_app",
+    "run_flower",
+    "superlink",
+    "wait_for",
+]
 
 logger = logging.getLogger("fedhead")
 
@@ -43,6 +51,7 @@ kill -s KILL -- -$$
 
 # What server/app writes into Flower's log, and Flower's name for an exception in it.
 _OUR_LINE = re.compile(r"^fedhead (INFO|WARNING|ERROR): (.*)$")
+_STARTED = re.compile(r"Successfully started run (\d+)")
 _FAILURE = "Simulation failed with exception: "
 
 
@@ -72,11 +81,29 @@ def run_flower(path: Path, *, num_supernodes: int) -> dict[str, Any]:
     """
     check_ray()
     with superlink() as environment:
-        app = Path(environment["FLWR_HOME"]) / "app"
-        _write_app(app, experiment=path.resolve() / "config.toml")
-        log = path / "flower.log"
-        error = _stream(app, num_supernodes, environment, log)
-        status, details = _final_status(environment, log)
+        federation = f"num-supernodes={num_supernodes} client-resources-num-cpus=1"
+        return run_app(path, environment, ["--federation-config", federation])
+
+
+def run_app(path: Path, environment: Mapping[str, str], options: Sequence[str]) -> dict[str, Any]:
+    """Run a run folder's experiment on the SuperLink that an environment names.
+
+    Args:
+        path: the run folder; Flower's whole log is added to its flower.log.
+        environment: its FLWR_HOME is for this one run.
+        options: of ``flwr run``.
+
+    Returns:
+        The run's closing figures.
+
+    Raises:
+        RunError: the run did not complete, with the reason it gave.
+    """
+    app = Path(environment["FLWR_HOME"]) / "app"
+    _write_app(app, experiment=path.resolve() / "config.toml")
+    log = path / "flower.log"
+    error, run_id = _stream(app, options, environment, log)
+    status, details = _final_status(environment, run_id, log)
     if status != "finished:completed":
         raise RunError(error or f"Flower's run is {status}: {details} (its log: {log})")
     return read_summary(path)
@@ -94,13 +121,13 @@ def superlink() -> Iterator[dict[str, str]]:
     """
     with tempfile.TemporaryDirectory(prefix="fedhead-flower-", ignore_cleanup_errors=True) as home:
         port = _free_port()
-        environment = _environment(home)
+        environment = flower_environment() | {"FLWR_HOME": home}
         connection = {"address": f"127.0.0.1:{port}", "insecure": True}
         (Path(home) / "config.toml").write_text(
             tomli_w.dumps({"superlink": {"default": "fedhead", "fedhead": connection}})
         )
         names = ("flower-superlink", "flower-superexec")
-        commands = [_command(name, environment) for name in names]
+        commands = [command(name, environment) for name in names]
         log = Path(home) / "superlink.log"
         with log.open("wb") as output:
             keeper = subprocess.Popen(  # noqa: S603 - our own script and Flower's commands
@@ -112,13 +139,16 @@ def superlink() -> Iterator[dict[str, str]]:
                 start_new_session=True,
             )
         try:
-            _wait_for(port, log)
+            try:
+                wait_for("127.0.0.1", port, keeper)
+            except RunError as exc:
+                raise RunError(f"{exc}: {_last_line(log)}") from exc
             yield environment
         finally:
             keeper.communicate()  # closes the pipe
 
 
-def _environment(home: str) -> dict[str, str]:
+def flower_environment() -> dict[str, str]:
     """Flower's processes stay offline, and find the same fedhead, cache and folder as this one."""
     old = dict(os.environ)
     search = [sysconfig.get_path("scripts"), old.get("PATH", os.defpath)]
@@ -129,7 +159,6 @@ def _environment(home: str) -> dict[str, str]:
         "RAY_ADDRESS": "local",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         **old,
-        "FLWR_HOME": home,
         # It would put a second set of packages before the installed ones.
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "PATH": os.pathsep.join(search),
@@ -139,7 +168,12 @@ def _environment(home: str) -> dict[str, str]:
     }
 
 
-def _command(name: str, environment: Mapping[str, str]) -> str:
+def command(name: str, environment: Mapping[str, str]) -> str:
+    """Path of one of Flower's commands.
+
+    Raises:
+        RunError: it is not installed.
+    """
     found = shutil.which(name, path=environment["PATH"])
     if found is None:
         raise RunError(f"the command {name} of the package flwr is not on the PATH")
@@ -152,18 +186,20 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_for(port: int, log: Path) -> None:
+def wait_for(host: str, port: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a SuperLink listens, which it does once it is ready.
+
+    Raises:
+        RunError: it ends, or does not start in time.
+    """
     deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and process.poll() is None:
         try:
-            # It listens once it is ready.
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            socket.create_connection((host, port), timeout=1).close()
             return
         except OSError:
             time.sleep(0.1)
-    raise RunError(
-        f"Flower's SuperLink did not start within {_START_SECONDS:g} s: {_last_line(log)}"
-    )
+    raise RunError(f"Flower's SuperLink did not start within {_START_SECONDS:g} s")
 
 
 def _last_line(log: Path) -> str:
@@ -189,29 +225,29 @@ def _write_app(folder: Path, *, experiment: Path) -> None:
 
 
 def _stream(
-    app: Path, num_supernodes: int, environment: Mapping[str, str], log: Path
-) -> str | None:
+    app: Path, options: Sequence[str], environment: Mapping[str, str], log: Path
+) -> tuple[str | None, str | None]:
     """Run the app to its end; our own lines of its log go to our log, all of them to a file.
 
     Returns:
-        Our own last error.
+        Our own last error, and the id that Flower gave the run; None: it gave none.
     """
-    federation = f"num-supernodes={num_supernodes} client-resources-num-cpus=1"
     process = subprocess.Popen(  # noqa: S603 - Flower's command
-        [_command("flwr", environment), "run", str(app), "--stream",
-         "--federation-config", federation],
+        [command("flwr", environment), "run", str(app), "--stream", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=dict(environment),
         text=True,
         errors="replace",
-    )  # fmt: skip
-    error = None
+    )
+    error = run_id = None
     with process, log.open("a", encoding="utf-8") as file:
         try:
             for line in process.stdout or ():
                 file.write(line)
                 file.flush()
+                if match := _STARTED.search(line):
+                    run_id = match[1]
                 if match := _OUR_LINE.match(line):
                     level, message = match.groups()
                     if level == "ERROR":
@@ -220,26 +256,27 @@ def _stream(
                         logger.log(logging.getLevelNamesMapping()[level], "%s", message)
         finally:
             process.kill()
-    return error
+    return error, run_id
 
 
-def _final_status(environment: Mapping[str, str], log: Path) -> tuple[str, str]:
-    """Status and details of the one run; ``flwr run --stream`` exits with 0 either way.
+def _final_status(environment: Mapping[str, str], run_id: str | None, log: Path) -> tuple[str, str]:
+    """Status and details of a run; ``flwr run --stream`` exits with 0 either way.
 
     Raises:
         RunError: there is no run, or no SuperLink any more.
     """
     while True:
         answer = subprocess.run(  # noqa: S603 - Flower's command
-            [_command("flwr", environment), "ls", "--format", "json"],
+            [command("flwr", environment), "ls", "--format", "json"],
             capture_output=True,
             env=dict(environment),
             text=True,
             check=False,
         )
         try:
-            run = json.loads(answer.stdout)["runs"][0]
-        except (ValueError, LookupError) as exc:
+            runs = json.loads(answer.stdout)["runs"]
+            run = next(run for run in runs if str(run["run-id"]) == run_id)
+        except (ValueError, LookupError, StopIteration) as exc:
             raise RunError(f"Flower has lost the run: {_last_line(log)} (its log: {log})") from exc
         if run["status"].startswith("finished"):
             return run["status"], run["status-details"].removeprefix(_FAILURE)

@@ -1,0 +1,99 @@
+"""What a device gives to federated learning: its owner's limits, from the node's configuration."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import ConfigError, DeclinedError
+
+__all__ = ["Budget", "device_budget"]
+
+_ALLOW_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A device's limits; the defaults limit nothing.
+
+    Attributes:
+        max_examples: pictures to use, training and test part together; 0: all.
+        max_threads: processor threads; 0: as many as torch likes.
+        min_interval_seconds: rest between the starts of two trainings.
+        allow: shell command that must exit with 0 before each training; empty: none.
+    """
+
+    max_examples: int = 0
+    max_threads: int = 0
+    min_interval_seconds: float = 0
+    allow: str = ""
+
+    def begin(self, state: Path) -> None:
+        """Take note that a training begins, unless it must not.
+
+        Args:
+            state: the device's folder; keeps the time of the last training.
+
+        Raises:
+            DeclinedError: too early, or the owner's command says no.
+        """
+        stamp = state / "last-training"
+        if self.min_interval_seconds:
+            try:
+                # A clock that was set back must not keep a device silent for days.
+                since = abs(time.time() - stamp.stat().st_mtime)
+            except FileNotFoundError:
+                since = self.min_interval_seconds
+            if since < self.min_interval_seconds:
+                raise DeclinedError(
+                    f"trained {since:.0f} s ago, it rests {self.min_interval_seconds:g} s"
+                )
+        if self.allow:
+            self._ask_owner()
+        state.mkdir(parents=True, exist_ok=True)
+        stamp.touch()
+
+    def _ask_owner(self) -> None:
+        try:
+            done = subprocess.run(  # noqa: S602 - the device's owner wrote it
+                self.allow,
+                shell=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=_ALLOW_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise DeclinedError(f"{self.allow!r} took over {_ALLOW_SECONDS:g} s") from exc
+        if done.returncode:
+            raise DeclinedError(f"{self.allow!r} exited with {done.returncode}")
+
+
+def device_budget(node_config: Mapping[str, object]) -> Budget:
+    """The budget in a node's configuration.
+
+    Raises:
+        ConfigError: a limit is no number, or below 0.
+    """
+    problems, values = [], {}
+    for key, kind in (("max-examples", int), ("max-threads", int), ("min-interval-seconds", float)):
+        text = str(node_config.get(key, 0))
+        try:
+            values[key] = kind(text)
+        except ValueError:
+            values[key] = -1
+        if not values[key] >= 0:
+            problems.append(f"{key}={text} must be a number from 0 on")
+    if problems:
+        raise ConfigError(problems, "node config")
+    return Budget(
+        int(values["max-examples"]),
+        min(int(values["max-threads"]), os.cpu_count() or 1),
+        float(values["min-interval-seconds"]),
+        str(node_config.get("allow", "")),
+    )

@@ -1,0 +1,90 @@
+"""TOML files with keys that are known: every problem of a file at once, by name."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from common.errors import ConfigError
+
+__all__ = ["Section", "read_toml", "validated"]
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """Keys are kebab-case in TOML and snake_case in Python; none but the known ones is allowed."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        alias_generator=lambda name: name.replace("_", "-"),
+        populate_by_name=False,
+        use_attribute_docstrings=True,
+    )
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Raises:
+        ConfigError: the file is missing or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise ConfigError(["no such file"], str(path)) from exc
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigError([f"not a readable TOML file: {exc}"], str(path)) from exc
+
+
+def validated(model: type[M], content: Mapping[str, Any], where: str) -> M:
+    """Content as a model.
+
+    Args:
+        model: with :class:`Section` as its base, and as that of its sections.
+        content: kebab-case keys, as in a file.
+        where: the file's name, for the error.
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as exc:
+        raise ConfigError([_describe(model, error) for error in exc.errors()], where) from exc
+
+
+def _known_keys(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
+    for part in location:
+        field = model.model_fields.get(str(part).replace("-", "_"))
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return [name.replace("_", "-") for name in model.model_fields]
+
+
+def _describe(model: type[BaseModel], error: ErrorDetails) -> str:
+    location = error["loc"]
+    key = ".".join(str(part) for part in location)
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(model, location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1)
+        parent = ".".join(str(part) for part in location[:-1])
+        hint = f", did you mean {parent + '.' if parent else ''}{near[0]}?" if near else ""
+        return f"unknown key {key}{hint}"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    if not location:
+        return message
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    return f"{key}={error['input']!r} {message}"

@@ -1,0 +1,67 @@
+"""The command line of a deployment: ``fedhead deploy | serve | device``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["deployments"]
+
+
+deployments = typer.Typer()
+
+
+@deployments.command()
+def deploy(
+    folder: Annotated[Path, typer.Argument(help="Made when missing; keys that are there stay.")],
+    address: Annotated[
+        list[str],
+        typer.Option(help="Host name or IP address of the server; repeat it, the first is used."),
+    ],
+    device: Annotated[list[str], typer.Option(help="Name of a device; repeat it.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the server.")] = 9092,
+    days: Annotated[int, typer.Option(min=1, help="Validity of the server's certificate.")] = 365,
+) -> None:
+    """Write keys, settings and instructions for a server and its devices."""
+    from simulations.deploy.folder import write_deployment
+
+    write_deployment(folder, addresses=address, devices=device, port=port, days=days)
+    print(f"{folder}: read its README.md; keep authority/ca.key offline")
+
+
+@deployments.command()
+def serve(
+    server: Annotated[Path, typer.Argument(help="The deployment's server folder.")],
+) -> None:
+    """Start Flower's SuperLink for real devices, and register their keys."""
+    from simulations.deploy.launch import serve as start
+
+    with _until_ended():
+        raise typer.Exit(start(server, _say))
+
+
+@deployments.command()
+def device(
+    device: Annotated[Path, typer.Argument(help="The device's folder.")],
+) -> None:
+    """Start Flower's SuperNode on a device."""
+    from simulations.deploy.launch import run_device
+
+    with _until_ended():
+        run_device(device, _say)
+
+
+@contextmanager
+def _until_ended() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say("ended")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

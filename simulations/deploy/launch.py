@@ -1,0 +1,221 @@
+"""Flower's SuperLink and SuperNode, started from a deployment's folders.
+
+Thin on purpose: the command is printed, so that it can be used, and read about, without fedhead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tomli_w
+
+from common.errors import RunError
+from simulations.deploy.certificates import first_address
+from simulations.deploy.settings import read_device, read_server
+from simulations.flower import command, flower_environment, run_app, wait_for
+
+__all__ = [
+    "connection",
+    "device_command",
+    "run_deployed",
+    "run_device",
+    "serve",
+    "superlink_command",
+]
+
+Say = Callable[[str], None]
+
+_FIRST_PAUSE_SECONDS = 2.0
+_LONGEST_PAUSE_SECONDS = 60.0
+
+
+def superlink_command(server: Path) -> list[str]:
+    """Flower's command for a server's folder."""
+    settings = read_server(server)
+    return [
+        "flower-superlink",
+        "--ssl-certfile", _there(server / "server.crt"),
+        "--ssl-keyfile", _there(server / "server.key"),
+        "--ssl-ca-certfile", _there(server / "ca.crt"),
+        "--enable-supernode-auth",
+        "--disable-runtime-dependency-installation",
+        "--database", str(server / "superlink.db"),
+        "--host", settings.host,
+        "--port", str(settings.port),
+    ]  # fmt: skip
+
+
+def device_command(device: Path) -> list[str]:
+    """Flower's command for a device's folder."""
+    settings = read_device(device)
+    node_config = {
+        "data": f"folder:{device / Path(settings.data.removeprefix('folder:')).expanduser()}",
+        "state": str(device / Path(settings.state).expanduser()),
+        "max-examples": settings.max_examples,
+        "max-threads": settings.max_threads,
+        "min-interval-seconds": settings.min_interval_seconds,
+        "allow": settings.allow,
+    }
+    pairs = [f"{key}={json.dumps(value)}" for key, value in node_config.items()]
+    return [
+        "flower-supernode",
+        "--superlink", settings.server,
+        "--root-certificates", _there(device / "ca.crt"),
+        "--auth-supernode-private-key", _there(device / "device.key"),
+        "--port", str(settings.port),
+        "--node-config", " ".join(pairs),
+    ]  # fmt: skip
+
+
+def serve(server: Path, say: Say) -> int:
+    """Run a SuperLink until it ends, with the devices' keys registered.
+
+    Args:
+        server: the deployment's server folder.
+        say: gets the lines for the person who started it.
+
+    Returns:
+        The exit code of a SuperLink that ended by itself.
+
+    Raises:
+        ConfigError, RunError: a file is missing or wrong, or the SuperLink does not start.
+        KeyboardInterrupt: somebody ended it.
+    """
+    server = server.resolve()
+    settings = read_server(server)
+    environment = flower_environment() | {"FLWR_HOME": str(server / "flower")}
+
+    def register(process: subprocess.Popen[bytes]) -> None:
+        local = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
+        wait_for(local, settings.port, process)
+        with connection(server.parent) as home:
+            for key in sorted((server / "devices").glob("*.pub")):
+                say(f"device {key.stem}: {_register(key, environment | {'FLWR_HOME': str(home)})}")
+        say(f"serving at port {settings.port}; end with Ctrl-C")
+
+    return _run(superlink_command(server), environment, say, register)
+
+
+def run_device(device: Path, say: Say) -> NoReturn:
+    """Run a SuperNode until somebody ends it.
+
+    Flower's connects again by itself once it was let in, but gives up where it is not: before its
+    key is registered, or while the server has no valid certificate.
+
+    Raises:
+        ConfigError, RunError: a file is missing or wrong.
+        KeyboardInterrupt: somebody ended it.
+    """
+    device = device.resolve()
+    settings = read_device(device)
+    environment = flower_environment() | {
+        "FLWR_HOME": str(device / settings.state / "flower"),
+        "OMP_NUM_THREADS": str(settings.max_threads),
+    }
+    pause = _FIRST_PAUSE_SECONDS
+    while True:
+        started = time.monotonic()
+        code = _run(device_command(device), environment, say)
+        if time.monotonic() - started > _LONGEST_PAUSE_SECONDS:
+            pause = _FIRST_PAUSE_SECONDS  # it had been let in
+        say(
+            f"Flower's SuperNode ended with {code}. Is the key registered, the server reachable "
+            f"and its certificate valid? Again in {pause:g} s."
+        )
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+def run_deployed(path: Path, deployment: Path) -> dict[str, Any]:
+    """Run, or go on with, a run folder's experiment on a deployment's devices.
+
+    Returns:
+        The run's closing figures.
+
+    Raises:
+        ConfigError, RunError: no deployment, or the run did not complete, with the reason.
+    """
+    with connection(deployment) as home:
+        return run_app(path, flower_environment() | {"FLWR_HOME": str(home)}, [])
+
+
+@contextmanager
+def connection(deployment: Path) -> Iterator[Path]:
+    """A temporary FLWR_HOME in which ``flwr`` commands reach a deployment's SuperLink."""
+    server = deployment / "server"
+    address = first_address(server / "server.crt")
+    link = {
+        "address": f"{address}:{read_server(server).port}",
+        "root-certificates": str((server / "ca.crt").resolve()),
+    }
+    with tempfile.TemporaryDirectory(prefix="fedhead-flower-", ignore_cleanup_errors=True) as home:
+        content = {"superlink": {"default": "fedhead", "fedhead": link}}
+        (Path(home) / "config.toml").write_text(tomli_w.dumps(content))
+        yield Path(home)
+
+
+def _there(path: Path) -> str:
+    if not path.is_file():
+        raise RunError(f"{path} is missing: fedhead deploy writes it")
+    return str(path)
+
+
+def _run(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    say: Say,
+    ready: Callable[[subprocess.Popen[bytes]], None] = lambda _: None,
+) -> int:
+    """Run a process of Flower's to its end, or to ours: an interrupt ends it and is raised."""
+    say(f"$ {shlex.join(arguments)}")
+    with (
+        subprocess.Popen(  # noqa: S603 - Flower's own command
+            [command(arguments[0], environment), *arguments[1:]],
+            env=dict(environment),
+            start_new_session=True,
+        ) as process
+    ):
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            ready(process)
+            return process.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to end, and with it those that it started."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _register(key: Path, environment: Mapping[str, str]) -> str:
+    done = subprocess.run(  # noqa: S603 - Flower's own command
+        [command("flwr", environment), "supernode", "register", str(key), "--name", key.stem,
+         "--format", "json"],
+        env=dict(environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    if done.returncode == 0 and '"success": true' in done.stdout:
+        return "registered"
+    text = done.stdout + done.stderr
+    if "already" in text:
+        return "known"
+    raise RunError(f"{key}: cannot be registered: {' '.join(text.split())[:300]}")

@@ -1,0 +1,63 @@
+"""What a server and a device are told in their own TOML files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from common.toml_model import Section, read_toml, validated
+
+__all__ = ["DeviceSettings", "ServerSettings", "read_device", "read_server"]
+
+PORT = 9092
+
+
+class ServerSettings(Section):
+    """server.toml."""
+
+    host: str = Field("0.0.0.0", min_length=1)  # noqa: S104 - devices are on other machines
+    """Address to listen at."""
+    port: int = Field(PORT, ge=1, le=65535)
+    """Devices and operators both come here."""
+
+
+class DeviceSettings(Section):
+    """device.toml."""
+
+    server: str = Field(pattern=r"^[^\s:/]+:[0-9]{1,5}$")
+    """host:port of the server, by a name or address that its certificate holds."""
+    data: str = Field(pattern="^folder:.")
+    """folder:PATH with one sub-folder of pictures a class; relative to this file."""
+    state: str = Field("state", min_length=1)
+    """Folder for the backbone, features and what the device remembers; relative to this file."""
+    port: int = Field(9094, ge=1, le=65535)
+    """Free port on this device alone, for Flower's own processes."""
+    max_examples: int = Field(0, ge=0)
+    """Train on at most so many pictures; 0: all."""
+    max_threads: int = Field(1, ge=1)
+    """Processor threads."""
+    min_interval_seconds: float = Field(0, ge=0)
+    """Rest between two trainings."""
+    allow: str = ""
+    """Shell command that must exit with 0 before each training: on charge, on Wi-Fi, ..."""
+
+
+def read_server(folder: Path) -> ServerSettings:
+    """The settings in a server's folder.
+
+    Raises:
+        ConfigError: with all problems of the file.
+    """
+    path = folder / "server.toml"
+    return validated(ServerSettings, read_toml(path), str(path))
+
+
+def read_device(folder: Path) -> DeviceSettings:
+    """The settings in a device's folder.
+
+    Raises:
+        ConfigError: with all problems of the file.
+    """
+    path = folder / "device.toml"
+    return validated(DeviceSettings, read_toml(path), str(path))
