@@ -10,6 +10,7 @@
     ├── ProtocolError      a message that does not follow common/messages
     ├── RunError           a run, its folder or its checkpoint
     ├── ExportError        a model file that could not be written or does not agree
+    ├── DeliveryError      a model that could not be published, served or fetched
     └── MissingExtraError  an optional package is not installed
 
 The command line prints the message and exits with 1; a traceback means a bug.
@@ -23,6 +24,7 @@ __all__ = [
     "BackboneError",
     "ConfigError",
     "DataError",
+    "DeliveryError",
     "ExportError",
     "FedheadError",
     "MissingExtraError",
@@ -68,6 +70,10 @@ class RunError(FedheadError):
 
 class ExportError(FedheadError):
     """An exported model that could not be written or failed its own check."""
+
+
+class DeliveryError(FedheadError):
+    """A model that could not be published, served or fetched."""
 
 
 class MissingExtraError(FedheadError):

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import ConfigError, FedheadError
+from simulations.cli_delivery import delivery, publish
 
 __all__ = ["main"]
 
@@ -29,6 +30,8 @@ for _name, _value in {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # gRPC's own lines about a handshake that failed; fedhead's error says it in one.
+    "GRPC_VERBOSITY": "NONE",
     # Threads that spin while they wait make torch many times slower on a busy machine.
     "OMP_WAIT_POLICY": "PASSIVE",
 }.items():
@@ -44,6 +47,8 @@ cli = typer.Typer(
 
 bench = typer.Typer(no_args_is_help=True, help="Measure fedhead beside its rivals.")
 cli.add_typer(bench, name="bench")
+cli.add_typer(delivery, name="delivery")
+cli.command()(publish)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")]
 TargetOption = Annotated[
