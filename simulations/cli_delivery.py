@@ -55,7 +55,7 @@ def publish(
         del figures["card"]
         print(json.dumps(figures))
     else:
-        print(f"{artifact}: {artifact.size:,} bytes, sha256 {artifact.sha256}")
+        print(f"{artifact}: {artifact.size:,} bytes\nsha256 {artifact.sha256}")
 
 
 @delivery.command()
@@ -186,6 +186,8 @@ def report(
     from simulations.predict import measure
 
     shelf = Shelf(models, name)
+    if not shelf.current:
+        raise DeliveryError(f"{models}: no {name} in use yet; fedhead delivery fetch brings one")
     artifact = read_artifact(shelf.path, shelf.current)
     accuracy, num_examples = measure(shelf.model, data)
     with _remote(server, ca, token) as remote:

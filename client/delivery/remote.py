@@ -128,7 +128,8 @@ class Remote:
         if code is grpc.StatusCode.UNAVAILABLE and any(sign in details for sign in _NOT_TRUSTED):
             return DeliveryError(
                 f"{self._address}: not trusted: its certificate is not of the authority in "
-                f"{self._authority}, is for another name or has expired, or it speaks no TLS ({details})"
+                f"{self._authority}, is for another name or has expired, or it speaks no TLS "
+                f"({details})"
             )
         if code is grpc.StatusCode.CANCELLED:
             return DeliveryError(f"{self._address}: another download with this token has begun")

@@ -213,8 +213,10 @@ class Proxy:
     def _downward(self, device: socket.socket, server: socket.socket, number: int) -> None:
         cut = self._cuts[number] if number < len(self._cuts) else None
         with suppress(OSError), ExitStack() as stack:
-            stack.callback(device.close)
-            stack.callback(server.close)
+            for end in (device, server):
+                stack.callback(end.close)
+                # Wakes the other thread, whose read would keep the connection open.
+                stack.callback(end.shutdown, socket.SHUT_RDWR)
             while data := server.recv(65536):
                 count = self.received[number] + len(data)
                 if cut is not None and count > cut:

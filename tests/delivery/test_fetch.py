@@ -136,17 +136,15 @@ def test_a_file_tampered_with_on_the_server_is_refused_before_a_byte_is_sent(
 def test_a_file_that_changes_while_it_is_sent_is_refused_by_the_device(
     deployment, serve, shelf
 ) -> None:
-    deployment.publish(1, SIZE)
+    data = deployment.publish(1, SIZE)
     # The server waits for its rate behind the first chunk: then the disk changes the last byte.
     clock = Clock(lambda: 0.0, lambda seconds: change())
 
     def change() -> None:
         with deployment.file().open("r+b") as file:
             file.seek(SIZE - 1)
-            last = deployment.last ^ 1
-            file.write(bytes([last]))
+            file.write(bytes([data[-1] ^ 1]))
 
-    deployment.last = deployment.file().read_bytes()[-1]
     with (
         deployment.remote(serve(clock=clock)) as remote,
         pytest.raises(DeliveryError, match="refused and nothing kept of it: sha256"),

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_tools import protoc
 
-from common.delivery import delivery_pb2
+from common.delivery import delivery_pb2 as pb
 from common.delivery.versions import known_versions
 from common.errors import DeliveryError, ExportError
 from common.files import read_private, write_private
+from server.card import Card
 from server.delivery.publish import publish
 from server.delivery.reports import survey
 from server.delivery.service import Limits, start
@@ -33,7 +38,41 @@ def test_the_generated_messages_are_those_of_the_proto(tmp_path: Path) -> None:
     for message in compiled.message_type:
         for field in message.field:
             field.ClearField("json_name")
-    assert compiled.SerializeToString() == delivery_pb2.DESCRIPTOR.serialized_pb
+    assert compiled.SerializeToString() == pb.DESCRIPTOR.serialized_pb
+
+
+def test_a_stub_that_protoc_makes_talks_to_the_server(
+    deployment, serve, tmp_path, monkeypatch
+) -> None:
+    data = deployment.publish(1)
+    options = [f"-I{ROOT}", f"--grpc_python_out={tmp_path}"]
+    assert protoc.main(["", *options, str(ROOT / "common/delivery/delivery.proto")]) == 0
+    path = tmp_path / "common/delivery/delivery_pb2_grpc.py"
+    spec = importlib.util.spec_from_file_location("delivery_pb2_grpc", path)
+    stock = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(stock)
+    metadata = [("authorization", f"Bearer {deployment.token.read_text().strip()}")]
+    trust = grpc.ssl_channel_credentials((deployment.pki / "ca.crt").read_bytes())
+    with grpc.secure_channel(f"127.0.0.1:{serve()}", trust) as channel:
+        stub = stock.DeliveryStub(channel)
+        latest = stub.Latest(pb.LatestRequest(name="model.bin"), metadata=metadata)
+        assert (latest.version, latest.size) == (1, len(data))
+        assert Card.model_validate_json(latest.card).classes == ("cat", "dog")
+        request = pb.DownloadRequest(name="model.bin", version=1, offset=1000)
+        chunks = stub.Download(request, metadata=metadata)
+        assert b"".join(chunk.data for chunk in chunks) == data[1000:]
+        figures = pb.ReportRequest(name="model.bin", version=1, num_examples=8, accuracy=0.75)
+        stub.Report(figures, metadata=metadata)
+    assert survey(deployment.folder)[0].accuracy == 0.75
+
+
+def test_fetching_needs_nothing_heavy() -> None:
+    heavy = {"torch", "flwr", "pydantic", "numpy", "server", "torchvision"}
+    code = f"import sys, client.delivery.fetch; print(sorted(set(sys.modules) & {heavy!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
 
 
 def test_versions_are_numbered_and_kept(deployment) -> None:
