@@ -48,7 +48,6 @@ cli = typer.Typer(
 bench = typer.Typer(no_args_is_help=True, help="Measure fedhead beside its rivals.")
 cli.add_typer(bench, name="bench")
 cli.add_typer(delivery, name="delivery")
-cli.command()(publish)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")]
 TargetOption = Annotated[
@@ -247,6 +246,9 @@ def export(
         print(json.dumps(figures))
     else:
         _rows("export", figures)
+
+
+cli.command()(publish)
 
 
 @cli.command()

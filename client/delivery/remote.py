@@ -27,8 +27,13 @@ _WORTH_ANOTHER_TRY = {
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
 }
-# As BoringSSL and gRPC put it: authority or date; name; no TLS at all.
-_NOT_TRUSTED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification", "WRONG_VERSION_NUMBER")
+# As BoringSSL and gRPC put it: authority or date; name, in newer and older releases; no TLS at all.
+_NOT_TRUSTED = (
+    "CERTIFICATE_VERIFY_FAILED",
+    "Hostname Verification",
+    "is not in peer certificate",
+    "WRONG_VERSION_NUMBER",
+)
 
 
 class DeliveryInterruptedError(DeliveryError):
