@@ -186,9 +186,8 @@ def report(
     from simulations.predict import measure
 
     shelf = Shelf(models, name)
-    if not shelf.current:
-        raise DeliveryError(f"{models}: no {name} in use yet; fedhead delivery fetch brings one")
-    artifact = read_artifact(shelf.path, shelf.current)
+    with shelf.locked():
+        artifact = read_artifact(shelf.path, shelf.current)
     accuracy, num_examples = measure(shelf.model, data)
     with _remote(server, ca, token) as remote:
         remote.report(artifact, num_examples=num_examples, accuracy=accuracy)

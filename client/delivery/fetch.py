@@ -80,6 +80,7 @@ def fetch(
             promised. Then nothing of it is left, and what was in use stays.
         OSError: as the operating system says.
     """
+    shelf.path.mkdir(parents=True, exist_ok=True)
     with shelf.locked():
         tries = _Tries(sleep)
         artifact = _latest(remote, shelf.path.name, tries)

@@ -49,9 +49,10 @@ class Shelf:
         """Let no other process change the shelf meanwhile.
 
         Raises:
-            DeliveryError: one does; a process that died holds no lock.
+            DeliveryError: one does (a process that died holds no lock), or there is no shelf.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.path.is_dir():
+            raise DeliveryError(f"{self.path}: nothing was fetched to there yet")
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,7 +73,12 @@ class Shelf:
     @property
     def held(self) -> int:
         """The newest version that was rolled back; 0 if none was."""
-        return int(self._held.read_text()) if self._held.exists() else 0
+        try:
+            return int(self._held.read_text())
+        except FileNotFoundError:
+            return 0
+        except ValueError as exc:
+            raise DeliveryError(f"{self._held} is damaged, expected a version in it") from exc
 
     def partial(self, artifact: Artifact) -> Path:
         """Where a download of the version collects; those of other versions are removed."""
@@ -100,13 +106,19 @@ class Shelf:
         link.replace(self._current)
 
     def prune(self, keep: int) -> None:
-        """Remove all but the newest versions; the one in use and the one before it stay."""
+        """Remove all but the newest versions; the one in use and the one before it stay.
+
+        What an ``install`` that was killed had begun goes too.
+        """
         known = known_versions(self.path)
         before = [version for version in known if version < self.current]
         kept = {*known[-keep:], self.current, *before[-1:]}
         for version in known:
             if version not in kept:
                 shutil.rmtree(self.path / str(version))
+        for path in self.path.glob(".[0-9]*"):
+            if path.is_dir():
+                shutil.rmtree(path)
 
     def roll_back(self) -> Artifact:
         """Put the version before the one in use into use again.

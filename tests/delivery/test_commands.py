@@ -126,7 +126,7 @@ def test_a_device_killed_in_mid_download_goes_on_after_it(
     [
         (["publish", "nowhere", "--to", "x"], "nowhere/model.pt: no such file; fedhead export"),
         (["delivery", "status", "nowhere"], "nowhere: nothing is published there"),
-        (["delivery", "rollback", "nowhere"], "no intact version before the first"),
+        (["delivery", "rollback", "nowhere"], "nowhere/model.pt: nothing was fetched to there yet"),
         (["delivery", "revoke", "nowhere", "phone"], "phone has no token"),
         (["delivery", "token", "nowhere", "a/b", "--out", "x"], "'a/b' cannot name a device"),
     ],

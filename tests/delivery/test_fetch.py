@@ -273,6 +273,27 @@ def test_a_version_damaged_on_the_device_is_fetched_again(deployment, serve, she
     assert shelf.model.read_bytes() == data
 
 
+def test_a_device_that_died_while_it_installed_or_switched_recovers(
+    deployment, serve, shelf
+) -> None:
+    data = deployment.publish(1)
+    with deployment.remote(serve()) as remote:
+        fetch(remote, shelf, keep=2)
+        # What write_folder and a switch of the link leave behind when the power goes.
+        (shelf.path / "1").rename(shelf.path / ".1.old.x")
+        (shelf.path / ".1.y").mkdir()
+        (shelf.path / ".current").symlink_to("7")
+        assert fetch(remote, shelf, keep=2).received_bytes == len(data)
+        assert shelf.model.read_bytes() == data
+        # Installed, but not yet in use.
+        second = deployment.publish(2)
+        fetch(remote, shelf, keep=2)
+        shelf.use(1)
+        assert fetch(remote, shelf, keep=2).version == 2
+    assert shelf.model.read_bytes() == second
+    assert leftovers(shelf) == {"1", "2", "current"}
+
+
 def test_a_server_that_lost_its_newest_version_takes_nothing_back(deployment, serve, shelf) -> None:
     deployment.publish(1)
     data = deployment.publish(2)
@@ -309,6 +330,7 @@ def test_the_app_finds_the_old_model_or_the_new_one_at_any_moment(deployment, se
 
 def test_two_fetches_at_once_do_not_mix(deployment, serve, shelf) -> None:
     deployment.publish(1)
+    shelf.path.mkdir(parents=True)
     with (
         deployment.remote(serve()) as remote,
         shelf.locked(),
