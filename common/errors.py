@@ -11,6 +11,7 @@
     ├── ProtocolError      a message that does not follow common/messages
     ├── RunError           a run, its folder or its checkpoint
     ├── ExportError        a model file that could not be written or does not agree
+    ├── DeliveryError      a model that could not be published, served or fetched
     └── MissingExtraError  an optional package is not installed
 
 The command line prints the message and exits with 1; a traceback means a bug.
@@ -25,6 +26,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DeclinedError",
+    "DeliveryError",
     "ExportError",
     "FedheadError",
     "MissingExtraError",
@@ -74,6 +76,10 @@ class RunError(FedheadError):
 
 class ExportError(FedheadError):
     """An exported model that could not be written or failed its own check."""
+
+
+class DeliveryError(FedheadError):
+    """A model that could not be published, served or fetched."""
 
 
 class MissingExtraError(FedheadError):

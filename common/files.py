@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -10,7 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["cache_root", "sha256_file", "simulated_state", "write_atomic", "write_folder"]
+__all__ = [
+    "cache_root",
+    "read_private",
+    "sha256_file",
+    "simulated_state",
+    "sync",
+    "write_atomic",
+    "write_folder",
+    "write_private",
+]
 
 
 def cache_root() -> Path:
@@ -35,7 +45,8 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """A file or folder, down to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -68,10 +79,10 @@ def write_atomic(
             write(temporary)
         temporary.chmod(0o644)
         if durable:
-            _sync(temporary)
+            sync(temporary)
         temporary.replace(path)
         if durable:
-            _sync(path.parent)
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -89,7 +100,7 @@ def write_folder(path: Path) -> Iterator[Path]:
         temporary.chmod(0o755)
         for file in temporary.rglob("*"):
             if file.is_file():
-                _sync(file)
+                sync(file)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
             path.rename(old / "old")
@@ -97,7 +108,39 @@ def write_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         with suppress(FileNotFoundError):
             shutil.rmtree(temporary)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """A new file that only its owner can read: a key, a token.
+
+    Raises:
+        FileExistsError: there is one already; secrets are never overwritten.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+    except OSError:
+        path.unlink()
+        raise
+
+
+def read_private(path: Path) -> bytes:
+    """A secret file's content.
+
+    Raises:
+        PermissionError: others than its owner may read it.
+    """
+    with path.open("rb") as file:
+        mode = os.fstat(file.fileno()).st_mode & 0o777
+        if mode & 0o077:
+            problem = f"mode {mode:o} lets others read a secret; chmod 600"
+            raise PermissionError(errno.EACCES, problem, str(path))
+        return file.read()

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import ConfigError, FedheadError
+from simulations.cli_delivery import delivery, publish
 from simulations.cli_deploy import deployments
 from simulations.cli_measure import measures
 from simulations.terminal import JsonFlag, near
@@ -35,6 +36,8 @@ for _name, _value in {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # gRPC's own lines about a handshake that failed; fedhead's error says it in one.
+    "GRPC_VERBOSITY": "NONE",
     # Threads that spin while they wait make torch many times slower on a busy machine.
     "OMP_WAIT_POLICY": "PASSIVE",
 }.items():
@@ -52,6 +55,7 @@ bench = typer.Typer(no_args_is_help=True, help="Measure fedhead beside its rival
 cli.add_typer(bench, name="bench")
 cli.add_typer(measures)
 cli.add_typer(deployments)
+cli.add_typer(delivery, name="delivery")
 
 TargetOption = Annotated[
     float | None,
@@ -287,6 +291,9 @@ def export(
         print(json.dumps({"files": files}))
     else:
         _export_table(reports)
+
+
+cli.command()(publish)
 
 
 @cli.command()

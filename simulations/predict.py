@@ -12,11 +12,12 @@ from torch import Tensor
 
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.frozen import quantized_engine
+from common.datasets.folder import load_folder
 from common.errors import ExportError
 from common.images import ByteArray, decode_file
 from server.card import read_card
 
-__all__ = ["Prediction", "predict"]
+__all__ = ["Prediction", "measure", "predict"]
 
 # Bounds memory; logits do not depend on it.
 _BATCH = 32
@@ -66,6 +67,32 @@ def predict(model: Path, images: Sequence[Path]) -> list[Prediction]:
                 for path, k, probability in zip(paths, index.tolist(), best.tolist(), strict=True)
             ]
     return found
+
+
+def measure(model: Path, folder: Path) -> tuple[float, int]:
+    """How often an exported model is right on a device's own pictures.
+
+    Args:
+        model: a ``model.pt``.
+        folder: one sub-folder a class, named as the model's card does.
+
+    Returns:
+        The accuracy in [0, 1], and the number of pictures; broken ones are left out.
+
+    Raises:
+        As ``predict``, and DataError: no such folder, no pictures, or unknown classes.
+    """
+    card = read_card(model)
+    dataset = load_folder(folder, classes=card.classes)
+    right = 0
+    with quantized_engine(card.engine), torch.no_grad(), accepted_deprecations():
+        network = _load(model)
+        for start in range(0, len(dataset.train), _BATCH):
+            index = dataset.train[start : start + _BATCH]
+            pixels = dataset.images(index, card.input_size)
+            best = _logits(network, pixels, len(card.classes), model).argmax(dim=1)
+            right += int((best.numpy() == dataset.labels[index]).sum())
+    return right / len(dataset.train), len(dataset.train)
 
 
 def _load(model: Path) -> torch.nn.Module:

@@ -1,0 +1,145 @@
+"""The versions of a model on a device, and which of them is in use.
+
+Beside the versions (see common/delivery/versions) a shelf holds::
+
+    current -> 3      link to the version in use: the app loads current/model.pt
+    held              the version that was rolled back; it and older ones are not taken again
+    .3-SHA256.part    a download under way, or one that broke off
+    .lock             held by the process that changes the shelf
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from common.delivery.versions import Artifact, known_versions, read_artifact, shelf_of
+from common.errors import DeliveryError
+from common.files import write_atomic, write_folder
+
+__all__ = ["Shelf"]
+
+logger = logging.getLogger("fedhead.delivery")
+
+
+class Shelf:
+    """One model's versions on this device.
+
+    Args:
+        folder: of all models that are fetched.
+        name: of the artifact.
+
+    Raises:
+        DeliveryError: not a name.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.path = shelf_of(folder, name)
+        self.model = self.path / "current" / name
+        self._current = self.path / "current"
+        self._held = self.path / "held"
+
+    @contextmanager
+    def locked(self) -> Iterator[Self]:
+        """Let no other process change the shelf meanwhile.
+
+        Raises:
+            DeliveryError: one does (a process that died holds no lock), or there is no shelf.
+        """
+        if not self.path.is_dir():
+            raise DeliveryError(f"{self.path}: nothing was fetched to there yet")
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                raise DeliveryError(f"{self.path}: another process is at work there") from exc
+            yield self
+
+    @property
+    def current(self) -> int:
+        """The version in use; 0 if there is none."""
+        try:
+            return int(self._current.readlink().name)
+        except FileNotFoundError:
+            return 0
+        except (OSError, ValueError) as exc:
+            raise DeliveryError(f"{self._current} is not a link to a version") from exc
+
+    @property
+    def held(self) -> int:
+        """The newest version that was rolled back; 0 if none was."""
+        try:
+            return int(self._held.read_text())
+        except FileNotFoundError:
+            return 0
+        except ValueError as exc:
+            raise DeliveryError(f"{self._held} is damaged, expected a version in it") from exc
+
+    def partial(self, artifact: Artifact) -> Path:
+        """Where a download of the version collects; those of other versions are removed."""
+        path = self.path / f".{artifact.version}-{artifact.sha256}.part"
+        for other in self.path.glob(".*.part"):
+            if other != path:
+                other.unlink()
+        return path
+
+    def intact(self, artifact: Artifact) -> bool:
+        """Whether the version is here, undamaged."""
+        return not artifact.damage(artifact.path(self.path))
+
+    def install(self, artifact: Artifact, file: Path) -> None:
+        """Make a version of a file that has been checked; the file is moved."""
+        with write_folder(self.path / str(artifact.version)) as folder:
+            file.rename(folder / artifact.name)
+            artifact.describe(folder)
+
+    def use(self, version: int) -> None:
+        """Put a version into use, for every later look at ``current``."""
+        link = self.path / ".current"
+        link.unlink(missing_ok=True)
+        link.symlink_to(str(version))
+        link.replace(self._current)
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the newest versions; the one in use and the one before it stay.
+
+        What an ``install`` that was killed had begun goes too.
+        """
+        known = known_versions(self.path)
+        before = [version for version in known if version < self.current]
+        kept = {*known[-keep:], self.current, *before[-1:]}
+        for version in known:
+            if version not in kept:
+                shutil.rmtree(self.path / str(version))
+        for path in self.path.glob(".[0-9]*"):
+            if path.is_dir():
+                shutil.rmtree(path)
+
+    def roll_back(self) -> Artifact:
+        """Put the version before the one in use into use again.
+
+        The one in use is not taken again; the next that is published is.
+
+        Raises:
+            DeliveryError: there is no version before, or none that is undamaged.
+        """
+        current = self.current
+        before = [version for version in known_versions(self.path) if version < current]
+        for version in reversed(before):
+            try:
+                artifact = read_artifact(self.path, version)
+                problem = artifact.damage(artifact.path(self.path))
+            except DeliveryError as exc:
+                problem = str(exc)
+            if not problem:
+                # First: a fetch between the two would only find nothing to do.
+                write_atomic(self._held, str(max(self.held, current)).encode())
+                self.use(version)
+                return artifact
+            logger.warning("version %d is passed over: %s", version, problem)
+        raise DeliveryError(f"{self.path}: no intact version before {current or 'the first'}")

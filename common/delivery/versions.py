@@ -1,0 +1,135 @@
+"""Versions of a file on disk, on the server's side and the device's alike.
+
+::
+
+    model.pt/                 the shelf: one artifact, named as it is published
+        1/  model.pt          the file
+            artifact.json     version, size, sha256, card
+        2/  ...
+
+A version's folder appears whole, by one rename, and is never changed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import DeliveryError
+from common.files import sha256_file
+
+__all__ = ["Artifact", "check_name", "known_versions", "read_artifact", "shelf_of"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_DESCRIPTION = "artifact.json"
+
+
+def check_name(name: str, what: str = "artifact") -> str:
+    """The name, if it can name a file on any side without leading elsewhere.
+
+    Raises:
+        DeliveryError: it cannot.
+    """
+    if not _NAME.fullmatch(name):
+        raise DeliveryError(
+            f"{name!r} cannot name a {what}: a letter or digit, then at most 99 letters, digits, "
+            "'.', '_' or '-'"
+        )
+    return name
+
+
+def shelf_of(folder: Path, name: str) -> Path:
+    """Where a folder keeps the versions of an artifact.
+
+    Raises:
+        DeliveryError: not a name.
+    """
+    return folder / check_name(name)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One version of a file.
+
+    Attributes:
+        name: the file's.
+        version: from 1 up.
+        size: in bytes.
+        sha256: of the file, in hexadecimal.
+        card: what is in it, as JSON.
+
+    Raises:
+        DeliveryError: values that cannot be, whether from a disk or over the wire.
+    """
+
+    name: str
+    version: int
+    size: int
+    sha256: str
+    card: str
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        problem = ""
+        if self.version < 1:
+            problem = f"version {self.version}, expected 1 or more"
+        elif self.size < 0:
+            problem = f"{self.size} bytes"
+        elif not _SHA256.fullmatch(self.sha256):
+            problem = f"sha256 {self.sha256!r}, expected 64 hexadecimal digits"
+        if problem:
+            raise DeliveryError(f"{self.name}: {problem}")
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version}"
+
+    def path(self, shelf: Path) -> Path:
+        """Of the file, on its shelf."""
+        return shelf / str(self.version) / self.name
+
+    def describe(self, version_folder: Path) -> None:
+        """Write what is known of the file beside it."""
+        text = json.dumps(asdict(self), indent=1)
+        (version_folder / _DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+
+    def damage(self, path: Path) -> str:
+        """What is wrong with a file that should hold this version; empty if nothing is."""
+        try:
+            size = path.stat().st_size
+            if size != self.size:
+                return f"{size} bytes, expected {self.size}"
+            found = sha256_file(path)
+        except OSError as exc:
+            return exc.strerror or str(exc)
+        return "" if found == self.sha256 else f"sha256 {found}, expected {self.sha256}"
+
+
+def known_versions(shelf: Path) -> list[int]:
+    """Versions on a shelf, ascending; none if there is no such shelf."""
+    if not shelf.is_dir():
+        return []
+    names = [path.name for path in shelf.iterdir()]
+    return sorted(int(name) for name in names if re.fullmatch(r"[1-9][0-9]{0,17}", name))
+
+
+def read_artifact(shelf: Path, version: int) -> Artifact:
+    """What a shelf holds as a version.
+
+    Raises:
+        DeliveryError: no such version, or its description is damaged.
+    """
+    path = shelf / str(version) / _DESCRIPTION
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        artifact = Artifact(**values)
+    except FileNotFoundError as exc:
+        raise DeliveryError(f"{shelf.name}: there is no version {version}") from exc
+    except (OSError, ValueError, TypeError) as exc:
+        raise DeliveryError(f"{path} is damaged ({exc})") from exc
+    if (artifact.name, artifact.version) != (shelf.name, version):
+        raise DeliveryError(f"{path} is damaged (it describes {artifact})")
+    return artifact

@@ -1,0 +1,9 @@
+"""The server's half of artifact delivery: a folder of published models, served to devices.
+
+::
+
+    FOLDER/
+        artifacts/model.pt/1/ ...       versions, see common/delivery/versions
+        tokens/phone-1                  hash of the device's token
+        reports/model.pt/1/phone-1.json what the device measured with that version
+"""

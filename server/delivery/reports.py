@@ -1,0 +1,95 @@
+"""What devices measured with a version: one file a device, so that reports cannot pile up."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from common.delivery.versions import Artifact, known_versions, read_artifact, shelf_of
+from common.errors import DeliveryError
+from common.files import write_atomic
+from server.delivery.publish import artifacts_of
+
+__all__ = ["DeviceReport", "Published", "save_report", "survey"]
+
+
+@dataclass(frozen=True)
+class DeviceReport:
+    """One device's figures.
+
+    Attributes:
+        num_examples: its own labelled examples.
+        accuracy: on them, in [0, 1].
+
+    Raises:
+        DeliveryError: figures that cannot be.
+    """
+
+    num_examples: int
+    accuracy: float
+
+    def __post_init__(self) -> None:
+        # "not <=" also catches NaN.
+        if self.num_examples < 1 or not 0 <= self.accuracy <= 1:
+            raise DeliveryError(
+                f"accuracy {self.accuracy} on {self.num_examples} examples, expected 0 to 1 on at "
+                "least one"
+            )
+
+
+@dataclass(frozen=True)
+class Published:
+    """A version and what devices say of it.
+
+    Attributes:
+        artifact: the version.
+        reports: by device.
+    """
+
+    artifact: Artifact
+    reports: dict[str, DeviceReport]
+
+    @property
+    def accuracy(self) -> float | None:
+        """Over all devices' examples; None without any."""
+        examples = sum(report.num_examples for report in self.reports.values())
+        right = sum(report.num_examples * report.accuracy for report in self.reports.values())
+        return right / examples if examples else None
+
+
+def _reports_of(folder: Path, artifact: Artifact) -> Path:
+    return folder / "reports" / artifact.name / str(artifact.version)
+
+
+def save_report(folder: Path, artifact: Artifact, device: str, report: DeviceReport) -> None:
+    """Keep a device's report, in place of its earlier one on the version."""
+    path = _reports_of(folder, artifact) / f"{device}.json"
+    write_atomic(path, json.dumps(asdict(report)).encode(), durable=False)
+
+
+def survey(folder: Path) -> list[Published]:
+    """All that is published, by name and version, with its reports.
+
+    Raises:
+        DeliveryError: a file is damaged.
+    """
+    artifacts = artifacts_of(folder)
+    if not artifacts.is_dir():
+        raise DeliveryError(f"{folder}: nothing is published there")
+    found = []
+    for name in sorted(path.name for path in artifacts.glob("[!.]*")):
+        shelf = shelf_of(artifacts, name)
+        for version in known_versions(shelf):
+            artifact = read_artifact(shelf, version)
+            # Temporary files begin with a dot.
+            files = sorted(_reports_of(folder, artifact).glob("[!.]*.json"))
+            found.append(Published(artifact, {file.stem: _read(file) for file in files}))
+    return found
+
+
+def _read(path: Path) -> DeviceReport:
+    try:
+        return DeviceReport(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as exc:
+        raise DeliveryError(f"{path} is damaged ({exc})") from exc

@@ -1,0 +1,180 @@
+"""The gRPC service that devices fetch models from."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import grpc
+
+from common.delivery import delivery_pb2 as pb
+from common.delivery.versions import Artifact, known_versions, read_artifact, shelf_of
+from common.delivery.wire import SERVER_OPTIONS, handlers
+from common.errors import DeliveryError
+from common.files import read_private
+from server.delivery.limits import Clock, Places, RateLimit
+from server.delivery.publish import artifacts_of
+from server.delivery.reports import DeviceReport, save_report
+from server.delivery.tokens import device_of
+
+__all__ = ["Limits", "start"]
+
+logger = logging.getLogger("fedhead.delivery")
+
+_CHUNK = 64 * 1024
+# Beside downloads: short calls, and refusals of downloads that are too many.
+_SHORT_CALLS = 8
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the service may take.
+
+    Attributes:
+        downloads: at once.
+        bytes_per_second: of all downloads together.
+    """
+
+    downloads: int
+    bytes_per_second: float
+
+
+class _Delivery:
+    def __init__(self, folder: Path, limits: Limits, clock: Clock) -> None:
+        self._folder = folder
+        self._places = Places(limits.downloads)
+        self._rate = RateLimit(limits.bytes_per_second, clock)
+
+    def latest(self, request: pb.LatestRequest, context: grpc.ServicerContext) -> pb.Artifact:
+        self._device(context)
+        return pb.Artifact(**asdict(self._artifact(context, request.name)))
+
+    def download(
+        self, request: pb.DownloadRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.Chunk]:
+        device = self._device(context)
+        artifact = self._artifact(context, request.name, request.version)
+        if request.offset > artifact.size:
+            what = f"offset {request.offset}, but {artifact} has {artifact.size} bytes"
+            context.abort(grpc.StatusCode.OUT_OF_RANGE, what)
+        end = context.cancel
+        if not self._places.enter(device, end):
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many downloads at once")
+        # However the call ends; False: it has ended already.
+        if not context.add_callback(lambda: self._places.leave(device, end)):
+            self._places.leave(device, end)
+            return
+        logger.info("%s: downloads %s from byte %d", device, artifact, request.offset)
+        with _open(artifact, self._shelf(artifact.name), context) as file:
+            file.seek(request.offset)
+            while data := file.read(_CHUNK):
+                self._rate.take(len(data))
+                yield pb.Chunk(data=data)
+
+    def report(self, request: pb.ReportRequest, context: grpc.ServicerContext) -> pb.ReportReply:
+        device = self._device(context)
+        artifact = self._artifact(context, request.name, request.version)
+        try:
+            figures = DeviceReport(request.num_examples, request.accuracy)
+        except DeliveryError as exc:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(exc))
+        save_report(self._folder, artifact, device, figures)
+        logger.info("%s: %s is right in %.1f %%", device, artifact, 100 * figures.accuracy)
+        return pb.ReportReply()
+
+    def _shelf(self, name: str) -> Path:
+        return shelf_of(artifacts_of(self._folder), name)
+
+    def _device(self, context: grpc.ServicerContext) -> str:
+        """Who calls; others come no further."""
+        header = dict(context.invocation_metadata()).get("authorization", "")
+        device = device_of(self._folder, str(header).removeprefix("Bearer "))
+        if device is None:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is not valid")
+        return device
+
+    def _artifact(
+        self, context: grpc.ServicerContext, name: str, version: int | None = None
+    ) -> Artifact:
+        """A version, the newest if None."""
+        try:
+            shelf = self._shelf(name)
+        except DeliveryError as exc:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(exc))
+        known = known_versions(shelf)
+        if not known:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"nothing is published as {name}")
+        if version is not None and version not in known:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"{name} has no version {version}")
+        try:
+            return read_artifact(shelf, known[-1] if version is None else version)
+        except DeliveryError as exc:
+            # The device need not know the server's paths.
+            logger.warning("%s", exc)
+            context.abort(grpc.StatusCode.DATA_LOSS, f"{name} is damaged on the server")
+
+
+def _open(artifact: Artifact, shelf: Path, context: grpc.ServicerContext) -> BinaryIO:
+    """The file, read once before any of it goes out: the disk may have changed it."""
+    path = artifact.path(shelf)
+    if problem := artifact.damage(path):
+        logger.warning("%s is damaged: %s", artifact, problem)
+        context.abort(grpc.StatusCode.DATA_LOSS, f"{artifact} is damaged on the server")
+    return path.open("rb")
+
+
+def start(
+    folder: Path,
+    *,
+    address: str,
+    certificate: Path,
+    key: Path,
+    limits: Limits,
+    clock: Clock | None = None,
+) -> tuple[grpc.Server, int]:
+    """Serve a delivery folder over TLS.
+
+    Args:
+        folder: from ``publish``; what is published meanwhile is served from then on.
+        address: host and port to listen on; port 0 takes a free one.
+        certificate: PEM, of the deployment's authority, for the names that devices use.
+        key: PEM, its private key; refused if others than its owner can read it.
+        limits: of bytes and downloads.
+        clock: for the rate; the machine's own if None.
+
+    Returns:
+        The server, and the port it listens on.
+
+    Raises:
+        DeliveryError: no such folder, a port that is taken, or not a certificate and its key.
+        OSError: a file cannot be read.
+    """
+    if not folder.is_dir():
+        raise DeliveryError(f"{folder}: no such folder")
+    pair = read_private(key), certificate.read_bytes()
+    try:
+        # gRPC would say no more than that it cannot listen; the password keeps OpenSSL from asking.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except (ssl.SSLError, ValueError) as exc:
+        raise DeliveryError(f"{certificate} and {key}: not a certificate and its key") from exc
+    workers = limits.downloads + _SHORT_CALLS
+    server = grpc.server(
+        ThreadPoolExecutor(workers, thread_name_prefix="delivery"),
+        options=SERVER_OPTIONS,
+        # More are refused at once; they would only queue up in memory.
+        maximum_concurrent_rpcs=workers,
+    )
+    server.add_generic_rpc_handlers(
+        handlers(_Delivery(folder, limits, Clock() if clock is None else clock))
+    )
+    try:
+        port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+    except RuntimeError as exc:
+        raise DeliveryError(f"cannot listen on {address}: the port may be taken") from exc
+    server.start()
+    return server, port
