@@ -448,7 +448,7 @@ def _megabytes(value: float) -> str:
 
 def _export_table(reports: Sequence[ExportReport]) -> None:
     """Sizes and parity of exported files, on real test images."""
-    table = Table(title=_near(str(reports[0].path.parent)), title_justify="left")
+    table = Table(title=near(str(reports[0].path.parent)), title_justify="left")
     for name in ("file", "MB", "accuracy", "same\nclass", "logits\noff", "features"):
         table.add_column(name, justify="left" if name in ("file", "features") else "right")
     # Of random weights an accuracy says nothing; how far files differ does.

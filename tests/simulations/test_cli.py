@@ -13,7 +13,7 @@ from PIL import Image
 
 from server.export import FILES
 from server.strategies import STRATEGIES
-from simulations.cli import Target, main
+from simulations.cli import Target
 
 Fedhead = Callable[..., tuple[int, str, str]]
 
