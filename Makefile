@@ -54,12 +54,12 @@ bench: $(STAMP)
 compare: $(STAMP)
 	$(BIN)/fedhead compare simulations/experiments/compare.toml --strategies all \
 	    --partitions iid,dirichlet:0.1,pathological:2 --seeds 0,1,2 --out runs/compare \
-	    --sweep lr=0.003,0.01,0.03,0.1,0.3 --sweep fedprox.mu=0.01,0.1,1 \
-	    --sweep fedavgm.momentum=0.5,0.9 --sweep fedadagrad.server-lr=0.03,0.1,0.3 \
+	    --sweep lr=0.003,0.01,0.03,0.1,0.3,1 --sweep fedprox.mu=0.01,0.1,1 \
+	    --sweep fedavgm.momentum=0.5,0.9 --sweep fedadagrad.server-lr=0.01,0.03,0.1 \
 	    --sweep fedadam.server-lr=0.003,0.01,0.03 --sweep fedyogi.server-lr=0.003,0.01,0.03 \
 	    --sweep qfedavg.q=0.1,1 --sweep feddyn.alpha=0.01,0.1,1 \
-	    --sweep centered_clipping.radius=0.1,1 --sweep norm_clipping.bound=0.3,1 \
-	    --sweep fed3r.lam=1,10,100 --sweep lda.shrinkage=0.03,0.1,0.3 --sweep fedcof.gamma=0.1,1,10
+	    --sweep centered_clipping.radius=0.1,1,10 --sweep norm_clipping.bound=0.3,1,3 \
+	    --sweep fed3r.lam=10,100,1000 --sweep lda.shrinkage=0.03,0.1,0.3 --sweep fedcof.gamma=0.01,0.1,1
 
 # The same clients under two attacks, and left in peace.
 robustness: $(STAMP)
