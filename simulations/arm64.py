@@ -31,7 +31,10 @@ _PURE = ("filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "sy
          "typing_extensions")  # fmt: skip
 _DEBIAN = ("python3-minimal", "libpython3-stdlib", "libgomp1", "libstdc++6")
 _EXAMPLES = 16  # as many as ``run_exported`` trains on
-_BATCH, _EPOCHS, _LR, _SEED = 8, 25, 0.05, 7  # 50 steps
+_BATCH, _EPOCHS, _SEED = 8, 25, 7  # 50 steps
+# Features of noise are large. Steps too long for them are chaotic: a head that differs in its last
+# bit ends elsewhere on one and the same processor.
+_LR = 1e-5
 _TIMEOUT_SECONDS = 1200
 
 

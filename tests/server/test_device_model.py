@@ -298,3 +298,9 @@ def test_the_card_lists_methods_as_a_caller_sees_them(device_files):
         "forward", "features", "train_step", "train_epochs", "loss", "get_head", "set_head",
         "head_delta", "statistics", "fingerprint",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("target", INTERPRETERS)
+def test_mobilenet_v2_takes_at_most_2_7_megabytes(device_files, target):
+    path = device_files[target].path
+    assert path.stat().st_size == device_files[target].model_bytes <= 2_700_000

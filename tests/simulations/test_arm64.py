@@ -19,7 +19,7 @@ def test_features_have_the_same_bits_and_fifty_steps_the_same_head(device_files,
     report = compare_on_arm64(device_files[target].path, python)
     assert report.max_feature_difference == 0
     assert report.max_delta_difference <= 1e-6
-    assert report.max_delta > 0.01
+    assert report.max_delta > 1e-4  # a hundred times what is tolerated
 
 
 def test_where_it_cannot_be_had_it_says_why(tmp_path, monkeypatch):
