@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-import ipaddress
 import hashlib
+import ipaddress
 import random
 import socket
 import struct
