@@ -9,24 +9,20 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from common.errors import ConfigError, FedheadError
+from simulations.cli_compare import comparisons
 from simulations.cli_delivery import delivery, publish
 from simulations.cli_deploy import deployments
 from simulations.cli_measure import measures
-from simulations.terminal import JsonFlag, near
-
-if TYPE_CHECKING:
-    from server.export import ExportReport
+from simulations.tables import closing_table, export_table, rows_table
+from simulations.terminal import JsonFlag, print_error
 
 __all__ = ["main"]
 
@@ -53,19 +49,10 @@ cli = typer.Typer(
 
 bench = typer.Typer(no_args_is_help=True, help="Measure fedhead beside its rivals.")
 cli.add_typer(bench, name="bench")
+cli.add_typer(comparisons)
 cli.add_typer(measures)
 cli.add_typer(deployments)
 cli.add_typer(delivery, name="delivery")
-
-TargetOption = Annotated[
-    float | None,
-    typer.Option(
-        min=0,
-        max=1,
-        help="Accuracy to count rounds and bytes to; without it, 2 points below the centralized "
-        "head.",
-    ),
-]
 
 
 class Engine(StrEnum):
@@ -147,12 +134,12 @@ def _run(path: Path, engine: Engine, deployment: Path | None, json_: bool) -> No
     except KeyboardInterrupt:
         option = f" --engine {engine}" if engine is Engine.FLOWER else ""
         option = f" --deployment {deployment}" if deployment is not None else option
-        _error(f"interrupted; go on with: fedhead resume {path}{option}")
+        print_error(f"interrupted; go on with: fedhead resume {path}{option}")
         raise typer.Exit(130) from None
     if json_:
         print(json.dumps(summary))
     else:
-        _closing_table(summary)
+        closing_table(summary)
 
 
 class Target(StrEnum):
@@ -164,100 +151,6 @@ class Target(StrEnum):
     ONNX = "onnx"
     EXECUTORCH = "executorch"
     HEAD = "head"
-
-
-@cli.command()
-def compare(
-    experiment: Annotated[Path, typer.Argument(help="Experiment file (TOML) that all runs vary.")],
-    strategies: Annotated[
-        str,
-        typer.Option(
-            help="Names or module:function, +gram or +fed3r behind them; all: every one there is."
-        ),
-    ] = "all",
-    partitions: Annotated[
-        str,
-        typer.Option(help="iid,dirichlet:0.1,pathological:2; without it, the experiment's."),
-    ] = "",
-    seeds: Annotated[str, typer.Option(help="One run each.")] = "0,1,2",
-    sweep: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=V1,V2,...",
-            help="Try settings on held-out training images: lr, an argument of strategies, "
-            "STRATEGY.ARGUMENT, or any key.",
-        ),
-    ] = None,
-    validation_fraction: Annotated[
-        float, typer.Option(min=0.01, max=0.9, help="Of the training images, to sweep on.")
-    ] = 0.2,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")
-    ] = None,
-    target: TargetOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; without it, runs/NAME.")] = None,
-    jobs: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
-    json_: JsonFlag = False,
-) -> None:
-    """Compare strategies: the same data, clients and seeds, each at its best settings.
-
-    What has finished is kept: the same command goes on after an interruption, and a longer one
-    runs only what is new.
-    """
-    from common.config import load_config, parse_overrides
-    from common.machine import cores
-    from simulations.compare.compare import run_grid
-    from simulations.compare.parse import parse_grid
-    from simulations.report import check_installed
-
-    check_installed()  # before the long work
-    base = load_config(experiment, parse_overrides(set_ or []))
-    grid = parse_grid(
-        base,
-        strategies=strategies,
-        partitions=partitions,
-        seeds=seeds,
-        sweeps=sweep or [],
-        validation_fraction=validation_fraction,
-    )
-    folder = (out or Path("runs") / base.name).resolve()
-    try:
-        chosen = run_grid(grid, folder, jobs=jobs or cores())
-    except KeyboardInterrupt:
-        _error("interrupted; the same command goes on")
-        raise typer.Exit(130) from None
-    _report(list(chosen.runs), folder, target, json_)
-    if chosen.failed:
-        _error(f"{len(chosen.failed)} runs failed, the first: {chosen.failed[0][1]}")
-        raise typer.Exit(1)
-
-
-@cli.command()
-def report(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of runs.")
-    ],
-    target: TargetOption = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder; without it, RUN, or ./report for several.")
-    ] = None,
-    json_: JsonFlag = False,
-) -> None:
-    """Compare finished runs: a table here, one page, CSV and Markdown in a folder."""
-    _report(runs, out or (runs[0] if len(runs) == 1 else Path("report")), target, json_)
-
-
-def _report(runs: list[Path], folder: Path, target: float | None, json_: bool) -> None:
-    from simulations.report import leaderboard, load_runs, terminal_table, write_report
-
-    comparison = load_runs(runs)
-    files = write_report(comparison, folder, target=target)
-    if json_:
-        rows = [asdict(row) for row in leaderboard(comparison, target)]
-        print(json.dumps({"report": str(files.page.resolve()), "leaderboard": rows}))
-    else:
-        Console().print(terminal_table(comparison, target))
-        print(near(str(files.page.resolve())))
 
 
 @cli.command()
@@ -290,7 +183,7 @@ def export(
         files = [{**asdict(report), "path": str(report.path)} for report in reports]
         print(json.dumps({"files": files}))
     else:
-        _export_table(reports)
+        export_table(reports)
 
 
 cli.command()(publish)
@@ -414,117 +307,7 @@ def info(json_: JsonFlag = False) -> None:
     if json_:
         print(json.dumps(figures))
     else:
-        _rows("fedhead", figures)
-
-
-def _rows(title: str, values: Mapping[str, Any]) -> None:
-    table = Table(title=title, show_header=False, title_justify="left")
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for key, value in values.items():
-        table.add_row(key.replace("_", " "), _text(value))
-    Console().print(table)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4f}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {item}" for key, item in value.items())
-    return "-" if value is None else str(value)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
-
-
-def _spread(s: Mapping[str, Any], name: str) -> str:
-    return " / ".join(_percent(s[f"{name}_{part}"]) for part in ("mean", "p10", "min"))
-
-
-def _megabytes(value: float) -> str:
-    return f"{value / 1e6:,.2f} MB"
-
-
-def _export_table(reports: Sequence[ExportReport]) -> None:
-    """Sizes and parity of exported files, on real test images."""
-    table = Table(title=near(str(reports[0].path.parent)), title_justify="left")
-    for name in ("file", "MB", "accuracy", "same\nclass", "logits\noff", "features"):
-        table.add_column(name, justify="left" if name in ("file", "features") else "right")
-    # Of random weights an accuracy says nothing; how far files differ does.
-    is_random = reports[0].weights == "random"
-    for r in reports:
-        off = r.max_logit_difference
-        table.add_row(
-            r.path.name,
-            f"{r.model_bytes / 1e6:.2f}",
-            "-" if is_random else _percent(r.accuracy),
-            _percent(r.argmax_agreement),
-            "-" if off is None else f"{off:.2g}",
-            "bit-equal" if r.features_equal else "-",
-        )
-    Console().print(table)
-    for count in dict.fromkeys(r.images for r in reports if r.images is not None):
-        names = ", ".join(r.path.name for r in reports if r.images == count)
-        print(f"on {count:,} test images: {names}")
-    if is_random:
-        print("accuracy: not measured, the backbone's weights are random")
-        return
-    bound = [r for r in reports if r.default_engine is not None]
-    for r in bound:
-        accuracy = _percent(r.default_engine_accuracy)
-        print(f"{r.path.name}: {accuracy} with torch's default engine here, {r.default_engine}")
-    if bound:
-        print('set torch.backends.quantized.engine = "qnnpack" before loading')
-
-
-def _closing_table(s: Mapping[str, Any]) -> None:
-    saved = s["full_model_uplink_bytes"] / max(1, s["uplink_bytes"])
-    hidden = ("rounds_total", "training")
-    rounds = f"{s['rounds']}"
-    if lost := s["rounds"] - s["accepted_rounds"]:
-        rounds += f" ({lost} lost: too few valid updates)"
-    seconds = {key: f"{value:.1f}" for key, value in s["seconds"].items() if key not in hidden}
-    seconds["rounds"] += f" (training {s['seconds']['training']:.1f})"
-    personal = {}
-    if s["personal_accuracy_mean"] is not None:
-        personal["the same with personal heads"] = _spread(s, "personal_accuracy")
-    rows = {
-        f"accuracy, {s['strategy'].rpartition(':')[2]}": _percent(s["accuracy"]),
-        "accuracy, centralized SGD": _percent(s["centralized_accuracy"]),
-        "accuracy, ridge": _percent(s["ridge_accuracy"]),
-        "accuracy of model.pt": _percent(s["model_accuracy"]),
-        "clients' own: mean / p10 / worst": _spread(s, "client_accuracy"),
-        **personal,
-        "rounds": rounds,
-        "clients": str(s["clients"]),
-        "updates valid / refused / failed": (
-            f"{s['valid_updates']} / {s['rejected_updates']} / {s['failed_updates']}"
-        ),
-        "uplink": f"{_megabytes(s['uplink_bytes'])} (whole model: "
-        f"{_megabytes(s['full_model_uplink_bytes'])}, {saved:.0f}x)",
-        "downlink": _megabytes(s["downlink_bytes"]),
-        "seconds": ", ".join(f"{key} {value}" for key, value in seconds.items()),
-        "model.pt": _megabytes(s["model_bytes"]),
-        "run folder": near(s["run"]),
-    }
-    if s["malicious_clients"]:
-        rows["malicious clients"] = f"{s['malicious_clients']} ({s['attack']})"
-    if s["simulated_seconds"]:
-        rows["on phones (simulated)"] = (
-            f"{s['simulated_seconds']:,.1f} s, {s['dropped_updates']} never answered, "
-            f"{s['late_updates']} too late"
-        )
-    table = Table(show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for key, value in rows.items():
-        table.add_row(key, value)
-    Console().print(table)
-
-
-def _error(message: str) -> None:
-    print(f"fedhead: {message}", file=sys.stderr)
+        rows_table("fedhead", figures)
 
 
 def _start_log() -> None:
@@ -545,8 +328,8 @@ def main() -> None:
     try:
         cli()
     except FedheadError as exc:
-        _error(str(exc))
+        print_error(str(exc))
         sys.exit(1)
     except OSError as exc:
-        _error(f"{exc.filename or ''}: {exc.strerror or exc}".removeprefix(": "))
+        print_error(f"{exc.filename or ''}: {exc.strerror or exc}".removeprefix(": "))
         sys.exit(1)

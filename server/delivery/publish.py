@@ -11,7 +11,7 @@ from pathlib import Path
 from common.delivery.versions import Artifact, known_versions, shelf_of
 from common.errors import DeliveryError
 from common.files import sha256_file, sync
-from server.card import Card, read_card
+from server.card import Card, card_path, read_card
 
 __all__ = ["artifacts_of", "publish"]
 
@@ -27,7 +27,7 @@ def publish(source: Path, folder: Path, *, name: str) -> Artifact:
     Two publishes at once get two versions.
 
     Args:
-        source: a ``model.pt``, or another export with its card beside it (suffix .json).
+        source: an exported file; one that is not TorchScript has its card beside it.
         folder: to serve from; made when missing.
         name: what devices ask for.
 
@@ -38,7 +38,7 @@ def publish(source: Path, folder: Path, *, name: str) -> Artifact:
     """
     shelf = shelf_of(artifacts_of(folder), name)
     sha256 = sha256_file(source)
-    card = _card(source)
+    card = _card(source, sha256)
     shelf.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".publish.", dir=shelf))
     try:
@@ -54,16 +54,19 @@ def publish(source: Path, folder: Path, *, name: str) -> Artifact:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _card(source: Path) -> Card:
-    if source.suffix == ".pt":
+def _card(source: Path, sha256: str) -> Card:
+    if source.suffix in (".pt", ".ptl"):
         return read_card(source)
-    beside = source.with_suffix(".json")
+    beside = card_path(source)
     try:
-        return Card.model_validate_json(beside.read_bytes())
+        card = Card.model_validate_json(beside.read_bytes())
     except FileNotFoundError as exc:
         raise DeliveryError(f"{source} has no card, expected {beside}") from exc
     except ValueError as exc:
         raise DeliveryError(f"{beside}: not a card ({str(exc).splitlines()[0]})") from exc
+    if card.file is None or card.file.sha256 != sha256:
+        raise DeliveryError(f"{beside} is the card of another file than {source}")
+    return card
 
 
 def _take_version(temporary: Path, artifact: Artifact) -> Artifact:

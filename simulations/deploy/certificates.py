@@ -6,7 +6,6 @@ by its owner alone, and never replaced; a certificate is made anew.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -29,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import RunError
-from common.files import write_atomic
+from common.files import write_atomic, write_private
 
 __all__ = ["first_address", "write_authority", "write_device_keys", "write_server"]
 
@@ -121,11 +120,7 @@ def _both(key_file: Path, other: Path) -> bool:
 def _new_key(path: Path, form: PrivateFormat) -> EllipticCurvePrivateKey:
     key = generate_private_key(SECP384R1())
     content = key.private_bytes(Encoding.PEM, form, NoEncryption())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Never readable by others, not for a moment; never over another key.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
+    write_private(path, content)
     return key
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import ipaddress
 import random
 import socket
@@ -20,7 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from client.delivery.remote import Remote
 from common.files import write_private
-from server.card import Card, SelfCheck
+from server.card import Card, FileFacts, SelfCheck, card_path
 from server.delivery.limits import Clock
 from server.delivery.publish import publish
 from server.delivery.service import Limits, start
@@ -82,11 +83,14 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 CARD = Card(
+    target="model",
     usage=("",),
+    usage_elsewhere={},
     engine="qnnpack",
     classes=("cat", "dog"),
     arch="none",
     input="",
+    output="",
     input_size=8,
     mean=(0.0, 0.0, 0.0),
     std=(1.0, 1.0, 1.0),
@@ -125,7 +129,9 @@ class Deployment:
         data = random.Random(seed).randbytes(size)
         source = self._path / f"source-{seed}.bin"
         source.write_bytes(data)
-        source.with_suffix(".json").write_text(CARD.to_json())
+        digest = hashlib.sha256(data).hexdigest()
+        facts = FileFacts(bytes=size, sha256=digest, runtime="none")
+        card_path(source).write_text(CARD.model_copy(update={"file": facts}).to_json())
         publish(source, self.folder, name="model.bin")
         return data
 

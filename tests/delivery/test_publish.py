@@ -20,7 +20,7 @@ from common.delivery import delivery_pb2 as pb
 from common.delivery.versions import known_versions
 from common.errors import DeliveryError, ExportError
 from common.files import read_private, write_private
-from server.card import Card
+from server.card import Card, card_path
 from server.delivery.publish import publish
 from server.delivery.reports import survey
 from server.delivery.service import Limits, start
@@ -103,10 +103,18 @@ def test_what_is_no_export_is_not_published(deployment, tmp_path, file, card, wo
     source = tmp_path / file
     source.write_bytes(b"no model")
     if card is not None:
-        source.with_suffix(".json").write_text(card)
+        card_path(source).write_text(card)
     with pytest.raises((DeliveryError, ExportError), match=words):
         publish(source, deployment.folder, name=file)
     assert not (deployment.folder / "artifacts").exists()
+
+
+def test_the_card_of_another_file_is_noticed(deployment, tmp_path) -> None:
+    deployment.publish(1)
+    source = tmp_path / "source-1.bin"
+    source.write_bytes(b"other")
+    with pytest.raises(DeliveryError, match="card of another file"):
+        publish(source, deployment.folder, name="model.bin")
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "a b", "x" * 101, "a\n"])
