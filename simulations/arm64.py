@@ -1,6 +1,6 @@
-"""A phone's processor without a phone: ``python -m simulations.arm64 device.ptl``.
+"""A phone's processor without a phone: ``python -m simulations.arm64 RUN``.
 
-Runs an exported device file under emulated arm64 and here, and compares. The emulator (QEMU), a
+Runs a run's device.ptl under emulated arm64 and here, and compares. The emulator (QEMU), a
 Python and a torch for arm64 are fetched once (120 MB) from Debian and PyPI into a folder of the
 user's cache; nothing is installed into the system.
 """
@@ -22,6 +22,8 @@ import numpy.typing as npt
 from common.errors import FedheadError, RunError
 from server.card import read_card
 from server.export_check import fresh_process
+from server.trained import TrainedModel
+from simulations.run import trained_run
 
 __all__ = ["Arm64Report", "compare_on_arm64", "emulated_python"]
 
@@ -32,9 +34,7 @@ _PURE = ("filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "sy
 _DEBIAN = ("python3-minimal", "libpython3-stdlib", "libgomp1", "libstdc++6")
 _EXAMPLES = 16  # as many as ``run_exported`` trains on
 _BATCH, _EPOCHS, _SEED = 8, 25, 7  # 50 steps
-# Features of noise are large. Steps too long for them are chaotic: a head that differs in its last
-# bit ends elsewhere on one and the same processor.
-_LR = 1e-5
+_LR = 0.05
 _TIMEOUT_SECONDS = 1200
 
 
@@ -53,20 +53,19 @@ class Arm64Report:
     max_delta: float
 
 
-def compare_on_arm64(file: Path, python: Sequence[str]) -> Arm64Report:
-    """Features of noise images and 50 training steps, here and there.
+def compare_on_arm64(file: Path, trained: TrainedModel, python: Sequence[str]) -> Arm64Report:
+    """Features of real images and 50 training steps, here and there.
 
     Args:
         file: device.pt or device.ptl.
+        trained: what it was exported from.
         python: what ``emulated_python`` gave.
 
     Raises:
         ExportError: not such a file, or it does not run.
     """
     card = read_card(file)
-    shape = (_EXAMPLES, 3, card.input_size, card.input_size)
-    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    labels = np.arange(_EXAMPLES) % len(card.classes)
+    images, labels = trained.images[:_EXAMPLES], trained.labels[:_EXAMPLES]
     here = _outputs(file, card.target, images, labels, card.num_features, ())
     there = _outputs(file, card.target, images, labels, card.num_features, python)
     features = np.abs(here["features"].astype(np.int16) - there["features"])
@@ -195,11 +194,13 @@ def default_folder() -> Path:
 
 
 def main() -> None:
-    """Compare the file that the command line names."""
+    """Compare the device.ptl of the run that the command line names."""
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m simulations.arm64 DEVICE.ptl")
+        sys.exit("usage: python -m simulations.arm64 RUN")
+    run = Path(sys.argv[1]).resolve()
     try:
-        report = compare_on_arm64(Path(sys.argv[1]), emulated_python(default_folder()))
+        python = emulated_python(default_folder())
+        report = compare_on_arm64(run / "device.ptl", trained_run(run), python)
     except FedheadError as exc:
         sys.exit(f"fedhead: {exc}")
     print(f"features: largest difference {report.max_feature_difference} of 255")

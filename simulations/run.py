@@ -26,6 +26,7 @@ from server.runfolder import RunFolder, free_folder
 
 if TYPE_CHECKING:
     from server.export import ExportReport
+    from server.trained import TrainedModel
 
 __all__ = [
     "export_run",
@@ -35,6 +36,7 @@ __all__ = [
     "read_summary",
     "run_cell",
     "run_in_process",
+    "trained_run",
 ]
 
 
@@ -149,23 +151,33 @@ def export_run(
         out: file of a single target, folder of several; None for the run folder.
         bytecode: version of the lite file's bytecode.
     """
-    from common.experiment import experiment_features
-    from server.app import prepare, trained_model
     from server.export import FILES, check_installed, export
 
     for target in targets:
         check_installed(target)
+    trained = trained_run(path)
+    files = {target: (out or path) / FILES[target] for target in targets}
+    if out is not None and len(files) == 1:
+        files = dict.fromkeys(targets, out)
+    return [export(trained, target, file, bytecode=bytecode) for target, file in files.items()]
+
+
+def trained_run(path: Path) -> TrainedModel:
+    """A run's last head with its backbone and test images.
+
+    Raises:
+        RunError: there is no run, no finished round, or its data are not what they were.
+    """
+    from common.experiment import experiment_features
+    from server.app import prepare, trained_model
+
     config = open_run(path)
     head = _last_head(path)
     dataset = experiment_dataset(config)
     backbone = prepare(config, dataset)
     test = experiment_features(config, backbone).select(held_out_positions(config))
     RunFolder(path, config).bind(backbone.fingerprint, dataset.classes)
-    trained = trained_model(config, backbone, head, test)
-    files = {target: (out or path) / FILES[target] for target in targets}
-    if out is not None and len(files) == 1:
-        files = dict.fromkeys(targets, out)
-    return [export(trained, target, file, bytecode=bytecode) for target, file in files.items()]
+    return trained_model(config, backbone, head, test)
 
 
 def _last_head(path: Path) -> Head:
