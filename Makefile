@@ -9,7 +9,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-slow lint browser quantization arm64 bench compare robustness clean
+.PHONY: demo test test-slow lint browser test-deploy quantization arm64 bench compare robustness clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -37,6 +37,10 @@ test: lint browser
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
+
+# Real SuperLinks, SuperNodes and delivery servers on loopback addresses.
+test-deploy: $(STAMP)
+	$(BIN)/pytest -m slow tests/simulations/test_deploy.py tests/delivery
 
 quantization: $(STAMP)
 	$(BIN)/fedhead quantize-report
