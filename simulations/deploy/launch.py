@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import tomli_w
 
 from common.errors import RunError
+from common.files import write_atomic
 from simulations.deploy.certificates import first_address
 from simulations.deploy.settings import read_device, read_server
 from simulations.flower import command, flower_environment, run_app, wait_for
@@ -100,7 +101,8 @@ def serve(server: Path, say: Say) -> int:
         wait_for(local, settings.port, process)
         with connection(server.parent) as home:
             for key in sorted((server / "devices").glob("*.pub")):
-                say(f"device {key.stem}: {_register(key, environment | {'FLWR_HOME': str(home)})}")
+                client = _register(key, environment | {"FLWR_HOME": str(home)})
+                say(f"device {key.stem} is client {client}")
         say(f"serving at port {settings.port}; end with Ctrl-C")
 
     return _run(superlink_command(server), environment, say, register)
@@ -205,6 +207,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _register(key: Path, environment: Mapping[str, str]) -> str:
+    """Let the device with this public key in, and say what the logs of a run call it.
+
+    Flower tells a node's id when it registers it and never again: it is kept beside the key.
+    """
     done = subprocess.run(  # noqa: S603 - Flower's own command
         [command("flwr", environment), "supernode", "register", str(key), "--name", key.stem,
          "--format", "json"],
@@ -213,9 +219,14 @@ def _register(key: Path, environment: Mapping[str, str]) -> str:
         text=True,
         check=False,
     )  # fmt: skip
-    if done.returncode == 0 and '"success": true' in done.stdout:
-        return "registered"
-    text = done.stdout + done.stderr
-    if "already" in text:
-        return "known"
-    raise RunError(f"{key}: cannot be registered: {' '.join(text.split())[:300]}")
+    file = key.with_suffix(".client")
+    if "already in use" in done.stdout:
+        return file.read_text() if file.exists() else "known"
+    try:
+        node = int(json.loads(done.stdout)["node-id"])
+    except (ValueError, KeyError) as exc:
+        text = " ".join((done.stdout + done.stderr).split())[:300]
+        raise RunError(f"{key}: cannot be registered: {text}") from exc
+    client = str(node % 2**63)  # as client/device has it
+    write_atomic(file, client.encode())
+    return client

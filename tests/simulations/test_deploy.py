@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import socket
@@ -26,8 +25,7 @@ from client.app import app as client_app
 from common.errors import ConfigError, RunError
 from server.app import app as server_app
 from simulations.deploy.folder import write_deployment
-from simulations.deploy.launch import connection, device_command, run_deployed, superlink_command
-from simulations.flower import flower_environment
+from simulations.deploy.launch import device_command, run_deployed, superlink_command
 from simulations.grid import InProcessGrid
 
 Make = Callable[..., Path]
@@ -170,19 +168,6 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.5)
 
 
-def nodes(folder: Path) -> dict[str, int]:
-    """Node ids by device name, as the SuperLink has them."""
-    with connection(folder) as home:
-        done = subprocess.run(
-            ["flwr", "supernode", "list", "--format", "json"],
-            env=flower_environment() | {"FLWR_HOME": str(home)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    return {node["name"]: int(node["node-id"]) for node in json.loads(done.stdout)["nodes"]}
-
-
 class _SameDevices(InProcessGrid):
     """The deployed devices' folders and client ids, in this process."""
 
@@ -219,11 +204,13 @@ def test_five_devices_over_tls_give_the_head_of_the_in_process_engine(
         wait_until(lambda: "serving at port" in server_log.read_text(), 120)
         run = tiny(*options, name="deployed")
         summary = run_deployed(run, folder)
-        ids = nodes(folder)
     assert (summary["clients"], summary["valid_updates"]) == (5, 25)
     assert (summary["rejected_updates"], summary["failed_updates"]) == (0, 0)
 
-    _SameDevices.devices = {ids[name] % 2**63: folder / "devices" / name for name in names}
+    files = {name: folder / "server" / "devices" / f"{name}.client" for name in names}
+    _SameDevices.devices = {
+        int(files[name].read_text()): folder / "devices" / name for name in names
+    }
     reference = tiny(*options, name="reference")
     from flwr.app import Context, RecordDict
 
