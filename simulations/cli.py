@@ -124,6 +124,8 @@ def _run(path: Path, engine: Engine, deployment: Path | None, json_: bool) -> No
     from simulations.flower import run_flower
     from simulations.run import num_nodes, open_run, run_in_process
 
+    if deployment is not None and engine is not Engine.IN_PROCESS:
+        raise ConfigError([f"--deployment and --engine {engine} exclude each other"])
     try:
         if deployment is not None:
             summary = run_deployed(path, deployment)

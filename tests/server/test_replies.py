@@ -251,6 +251,21 @@ def test_devices_get_the_backbone_once_and_train_on_their_own_folders(
         assert list((device / "state" / "features").iterdir())
 
 
+def test_a_device_whose_owner_declines_counts_as_failed_with_the_reason(
+    tiny: Make, devices: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    class OneDeclines(_Devices):
+        def __init__(self, app: Any, nodes: int, values: dict[str, Any]) -> None:
+            super().__init__(app, nodes, values)
+            self._contexts[1].node_config["allow"] = "exit 3"
+
+    _Devices.folders = devices
+    folder = tiny("train.rounds=2", "train.clients-per-round=0")
+    summary = run(folder, lambda _: None, OneDeclines)
+    assert (summary["valid_updates"], summary["failed_updates"]) == (4, 2)
+    assert "client 101: DeclinedError: 'exit 3' exited with 3" in caplog.text
+
+
 def test_a_device_that_lost_its_backbone_gets_it_again(
     tiny: Make, devices: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
