@@ -21,7 +21,6 @@ from typing import Any
 import tomli_w
 
 from common.errors import MissingExtraError, RunError
-from simulations.run import read_summary
 
 __all__ = [
     "check_ray",
@@ -99,6 +98,9 @@ def run_app(path: Path, environment: Mapping[str, str], options: Sequence[str]) 
     Raises:
         RunError: the run did not complete, with the reason it gave.
     """
+    # It imports torch, and the processes that watch over a device or server stay without.
+    from simulations.run import read_summary
+
     app = Path(environment["FLWR_HOME"]) / "app"
     _write_app(app, experiment=path.resolve() / "config.toml")
     log = path / "flower.log"
