@@ -243,9 +243,13 @@ class StrategyEngine:
                 if plan.correction == "none"
                 else tuple(self._counted.get(client, 0) for client in clients)
             ),
+            oldest_round=self._oldest_round(round_number),
             constant_id=content_id(plan.constant),
             brings=bool(plan.constant) and lacks,
         )
+
+    def _oldest_round(self, round_number: int) -> int:
+        return max(0, round_number - self._task.config.round.keep_checkpoints)
 
     def _downlink_bytes(
         self, round_number: int, head: Head, plan: ClientPlan, cohort: list[int]
@@ -262,7 +266,8 @@ class StrategyEngine:
         """What a request to one client alone weighs; measured again when its layout changes."""
         arrays = {**plan.arrays, **(plan.constant if brings else {})}
         shapes = {name: array.shape for name, array in arrays.items()}
-        layout = (plan.kind, plan.fields, tuple(shapes.items()), round_number.bit_length())
+        lengths = (round_number.bit_length(), self._oldest_round(round_number).bit_length())
+        layout = (plan.kind, plan.fields, tuple(shapes.items()), lengths)
         if layout not in self._measured:
             alone = self._request(round_number, head, plan, [0])
             alone = dataclasses.replace(alone, brings=brings)
