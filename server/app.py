@@ -112,6 +112,12 @@ def run_experiment(grid: Grid, config: Config, *, is_cell: bool = False) -> Path
     """
     check_strategy(config)
     folder = RunFolder(free_folder(config), config)
+    with folder.at_work():
+        _run(grid, config, folder, is_cell=is_cell)
+    return folder.path
+
+
+def _run(grid: Grid, config: Config, folder: RunFolder, *, is_cell: bool) -> None:
     checkpoint = load_latest(folder.checkpoints)
     if checkpoint is not None:
         if is_stock(config.strategy.name):
@@ -206,7 +212,6 @@ def run_experiment(grid: Grid, config: Config, *, is_cell: bool = False) -> Path
     folder.write_json(folder.summary, summary)
     if registry.simulated:
         shutil.rmtree(simulated_state() / folder.run_id, ignore_errors=True)
-    return folder.path
 
 
 def prepare(config: Config, dataset: Dataset) -> FrozenBackbone:
@@ -269,6 +274,7 @@ def _registry(
         (backbone.fingerprint, backbone.to_bytes),
     )
     registry.wait_for(1, _JOIN_SECONDS)
+    folder.bind_clients(simulated=registry.simulated)
     if not registry.simulated:
         simulated = {
             "[availability]": config.availability != AvailabilityConfig(),
