@@ -38,6 +38,7 @@ __all__ = [
     "EvaluateRequest",
     "TrainReply",
     "TrainRequest",
+    "array_bytes",
     "content_id",
     "payload_bytes",
     "read_head",
@@ -53,6 +54,11 @@ T = TypeVar("T")
 def payload_bytes(content: RecordDict) -> int:
     """Size of a message's content as it is serialized."""
     return int(recorddict_to_proto(content).ByteSize())
+
+
+def array_bytes(content: RecordDict) -> int:
+    """What a message's arrays take as they came, before anything of them is read."""
+    return sum(len(a.data) for record in content.array_records.values() for a in record.values())
 
 
 def _config(content: RecordDict, name: str) -> ConfigRecord:

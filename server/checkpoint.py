@@ -25,10 +25,10 @@ from safetensors.numpy import load, save
 from common.errors import RunError
 from common.files import write_folder
 from common.types import Head
+from server.events import event
 
 __all__ = ["Checkpoint", "load_latest", "restore_state", "save_checkpoint"]
 
-logger = logging.getLogger("fedhead")
 _HEAD, _STATE, _META = "head.safetensors", "state.safetensors", "meta.json"
 _SUMS = "SHA256SUMS"
 S = TypeVar("S")
@@ -163,7 +163,8 @@ def load_latest(folder: Path) -> Checkpoint | None:
         try:
             return _load(path)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as exc:
-            logger.warning("checkpoint %s is damaged (%s), going back one", path, exc)
+            message = f"checkpoint {path} is damaged ({exc}), going back one"
+            event("checkpoint", message, level=logging.WARNING, path=str(path), reason=str(exc))
     if folders:
         raise RunError(
             f"{folder}: all {len(folders)} checkpoints are damaged; without this folder the run "

@@ -58,6 +58,8 @@ class RunFolder:
         self.model = path / "model.pt"
         self.summary = path / "summary.json"
         self.clients = path / "clients.json"
+        self.devices = path / "devices.csv"
+        self.events = path / "events.jsonl"
         text = config.model_copy(update={"out": str(path)}).to_toml()
         file = path / "config.toml"
         if file.exists():

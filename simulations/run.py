@@ -170,7 +170,7 @@ def trained_run(path: Path) -> TrainedModel:
         RunError: there is no run, no finished round, or its data are not what they were.
     """
     from common.experiment import experiment_features
-    from server.app import prepare, trained_model
+    from server.model import prepare, trained_model
 
     config = open_run(path)
     head = _last_head(path)
