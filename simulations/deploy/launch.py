@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import tomli_w
 
+from client import fork_server
 from common.errors import RunError
 from common.files import write_atomic
 from simulations.deploy.certificates import first_address
@@ -125,17 +126,19 @@ def run_device(device: Path, say: Say) -> NoReturn:
         "OMP_NUM_THREADS": str(settings.max_threads),
     }
     pause = _FIRST_PAUSE_SECONDS
-    while True:
-        started = time.monotonic()
-        code = _run(device_command(device), environment, say)
-        if time.monotonic() - started > _LONGEST_PAUSE_SECONDS:
-            pause = _FIRST_PAUSE_SECONDS  # it had been let in
-        say(
-            f"Flower's SuperNode ended with {code}. Is the key registered, the server reachable "
-            f"and its certificate valid? Again in {pause:g} s."
-        )
-        time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+    with tempfile.TemporaryDirectory(prefix="fedhead-device-", ignore_cleanup_errors=True) as own:
+        environment["PATH"] = fork_server.install(Path(own), environment["PATH"])
+        while True:
+            started = time.monotonic()
+            code = _run(device_command(device), environment, say)
+            if time.monotonic() - started > _LONGEST_PAUSE_SECONDS:
+                pause = _FIRST_PAUSE_SECONDS  # it had been let in
+            say(
+                f"Flower's SuperNode ended with {code}. Is the key registered, the server "
+                f"reachable and its certificate valid? Again in {pause:g} s."
+            )
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
 def run_deployed(path: Path, deployment: Path) -> dict[str, Any]:
