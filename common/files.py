@@ -90,7 +90,7 @@ def sync(path: Path) -> None:
 
 
 def write_atomic(
-    path: Path, write: bytes | Callable[[Path], None], *, durable: bool = True
+    path: Path, write: bytes | Callable[[Path], object], *, durable: bool = True
 ) -> None:
     """Put a file in place whole or not at all: temporary file, fsync, rename.
 

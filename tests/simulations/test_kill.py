@@ -19,8 +19,11 @@ from threading import Lock
 import numpy as np
 import pytest
 
+import server.app
+import server.rounds
 from common.files import simulated_state
 from server.checkpoint import load_latest
+from server.targets.cards import ExportReport
 from simulations.cli import main
 from simulations.run import run_in_process
 
@@ -158,9 +161,6 @@ def test_killed_at_20_moments_it_ends_with_the_bytes_of_an_undisturbed_run(tiny:
 def test_a_run_with_two_damaged_checkpoints_goes_back_further_to_the_same_bytes(
     tiny: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import server.app
-    from server.targets.cards import ExportReport
-
     report = ExportReport("model", Path(), 0, "")
     monkeypatch.setattr(server.app, "export", lambda *_: report)  # has tests of its own
     options = ("strategy.name=scaffold", "train.rounds=8", "train.clients-per-round=8")
@@ -181,6 +181,6 @@ def test_a_run_with_two_damaged_checkpoints_goes_back_further_to_the_same_bytes(
         file = run / "checkpoint" / f"{number:06d}" / "meta.json"
         file.write_bytes(file.read_bytes()[:-9])
     resumed = run_in_process(run)
-    assert "going on after round 4" in caplog.text
+    assert "000005 is damaged" in caplog.text
     assert resumed["failed_updates"] == 0
     assert resumed["head_sha256"] == whole["head_sha256"]
