@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from common.files import write_atomic
+
 if TYPE_CHECKING:
     from server.export import ExportReport
     from server.trained import TrainedModel
@@ -149,3 +151,25 @@ def device_files(
     return {
         target: export(trained, target, folder / FILES[target]) for target in ("device", "lite")
     }
+
+
+@pytest.fixture
+def set_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets the clock of all processes started from now on, by seconds, as often as wanted."""
+    libraries = [*Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")]
+    if not libraries:
+        pytest.skip("libfaketime is not here: apt-get install faketime")
+    file = tmp_path / "clock"
+
+    def set_clock(seconds: int) -> None:
+        write_atomic(file, f"{seconds:+d}s".encode())
+
+    set_clock(0)
+    for name, value in {
+        "LD_PRELOAD": libraries[0],
+        "FAKETIME_TIMESTAMP_FILE": file,
+        "FAKETIME_NO_CACHE": 1,
+        "FAKETIME_DONT_FAKE_MONOTONIC": 1,  # a clock that is set back leaves it alone
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    return set_clock

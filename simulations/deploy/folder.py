@@ -54,12 +54,12 @@ def write_deployment(
     server = folder / "server"
     write_authority(*authority)
     write_server(authority, server / "server.key", server / "server.crt", addresses, days)
-    shutil.copyfile(authority[1], server / "ca.crt")
+    _copy(authority[1], server / "ca.crt")
     settings = ServerSettings.model_validate({"port": port})
     _write_once(server / "server.toml", tomli_w.dumps(settings.model_dump(by_alias=True)))
     for name in devices:
         _write_device(folder, name, f"{addresses[0]}:{port}")
-        shutil.copyfile(authority[1], folder / "devices" / name / "ca.crt")
+        _copy(authority[1], folder / "devices" / name / "ca.crt")
     names = sorted(path.name for path in (folder / "devices").iterdir())
     values = {
         "address": addresses[0],
@@ -109,3 +109,7 @@ def _write_once(path: Path, content: str) -> None:
 
 def _template(name: str) -> Template:
     return Template((Path(__file__).parent / f"template.{name}").read_text(encoding="utf-8"))
+
+
+def _copy(source: Path, path: Path) -> None:
+    write_atomic(path, lambda temporary: shutil.copyfile(source, temporary))

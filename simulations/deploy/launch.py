@@ -22,9 +22,11 @@ import tomli_w
 from client import fork_server
 from common.errors import RunError
 from common.files import write_atomic
+from server.runfolder import RunFolder
 from simulations.deploy.certificates import first_address
 from simulations.deploy.settings import read_device, read_server
 from simulations.flower import command, flower_environment, run_app, wait_for
+from simulations.run import open_run
 
 __all__ = [
     "connection",
@@ -135,7 +137,7 @@ def run_device(device: Path, say: Say) -> NoReturn:
                 pause = _FIRST_PAUSE_SECONDS  # it had been let in
             say(
                 f"Flower's SuperNode ended with {code}. Is the key registered, the server "
-                f"reachable and its certificate valid? Again in {pause:g} s."
+                f"reachable, its certificate valid, the clock right? Again in {pause:g} s."
             )
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -150,6 +152,7 @@ def run_deployed(path: Path, deployment: Path) -> dict[str, Any]:
     Raises:
         ConfigError, RunError: no deployment, or the run did not complete, with the reason.
     """
+    RunFolder(path, open_run(path)).bind_clients(simulated=False)
     with connection(deployment) as home:
         return run_app(path, flower_environment() | {"FLWR_HOME": str(home)}, [])
 
