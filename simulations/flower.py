@@ -21,7 +21,6 @@ from typing import Any
 import tomli_w
 
 from common.errors import MissingExtraError, RunError
-from simulations.run import read_summary
 
 __all__ = [
     "check_ray",
@@ -99,6 +98,8 @@ def run_app(path: Path, environment: Mapping[str, str], options: Sequence[str]) 
     Raises:
         RunError: the run did not complete, with the reason it gave.
     """
+    from simulations.run import read_summary  # a device has no package of the server's
+
     app = Path(environment["FLWR_HOME"]) / "app"
     _write_app(app, experiment=path.resolve() / "config.toml")
     log = path / "flower.log"
