@@ -98,7 +98,7 @@ def run_app(path: Path, environment: Mapping[str, str], options: Sequence[str]) 
     Raises:
         RunError: the run did not complete, with the reason it gave.
     """
-    # It imports torch, and the processes that watch over a device or server stay without.
+    # It imports torch and what is a server's; what watches over a device stays without.
     from simulations.run import read_summary
 
     app = Path(environment["FLWR_HOME"]) / "app"

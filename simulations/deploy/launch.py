@@ -24,7 +24,7 @@ from common.errors import RunError
 from common.files import write_atomic
 from server.runfolder import RunFolder
 from simulations.deploy.certificates import first_address
-from simulations.deploy.settings import read_device, read_server
+from simulations.deploy.settings import endpoint, inside, read_device, read_server
 from simulations.flower import command, flower_environment, run_app, wait_for
 from simulations.run import open_run
 
@@ -63,8 +63,8 @@ def device_command(device: Path) -> list[str]:
     """Flower's command for a device's folder."""
     settings = read_device(device)
     node_config = {
-        "data": f"folder:{device / Path(settings.data.removeprefix('folder:')).expanduser()}",
-        "state": str(device / Path(settings.state).expanduser()),
+        "data": f"folder:{inside(device, settings.data)}",
+        "state": str(inside(device, settings.state)),
         "max-examples": settings.max_examples,
         "max-threads": settings.max_threads,
         "min-interval-seconds": settings.min_interval_seconds,
@@ -124,7 +124,7 @@ def run_device(device: Path, say: Say) -> NoReturn:
     device = device.resolve()
     settings = read_device(device)
     environment = flower_environment() | {
-        "FLWR_HOME": str(device / settings.state / "flower"),
+        "FLWR_HOME": str(inside(device, settings.state) / "flower"),
         "OMP_NUM_THREADS": str(settings.max_threads),
     }
     pause = _FIRST_PAUSE_SECONDS
@@ -163,7 +163,7 @@ def connection(deployment: Path) -> Iterator[Path]:
     server = deployment / "server"
     address = first_address(server / "server.crt")
     link = {
-        "address": f"{address}:{read_server(server).port}",
+        "address": endpoint(address, read_server(server).port),
         "root-certificates": str((server / "ca.crt").resolve()),
     }
     with tempfile.TemporaryDirectory(prefix="fedhead-flower-", ignore_cleanup_errors=True) as home:
