@@ -9,7 +9,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-slow lint browser test-deploy quantization arm64 bench compare robustness clean
+.PHONY: demo test test-slow lint browser faketime test-deploy quantization arm64 bench compare robustness clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -38,9 +38,16 @@ test: lint browser
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
 
-# Real SuperLinks, SuperNodes and delivery servers on loopback addresses.
-test-deploy: $(STAMP)
-	$(BIN)/pytest -m slow tests/simulations/test_deploy.py tests/delivery
+# It sets clocks back; without it the tests that do so are skipped and say so.
+faketime:
+	@command -v faketime >/dev/null \
+	|| { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq faketime; } >/dev/null 2>&1 \
+	|| echo "No libfaketime could be installed: no clock is set back in the tests."
+
+# Real SuperLinks, SuperNodes and delivery servers on loopback addresses; kills, full disks, clocks.
+test-deploy: $(STAMP) faketime
+	$(BIN)/pytest -m slow tests/deploy tests/delivery tests/simulations/test_deploy.py \
+	    tests/simulations/test_kill.py tests/simulations/test_environment.py
 
 quantization: $(STAMP)
 	$(BIN)/fedhead quantize-report

@@ -202,7 +202,8 @@ class _DeviceHost:
             raise FedheadError(f"{path} cannot be read: the server must describe first") from exc
 
     def _load(self, task: DescribeRequest) -> tuple[Dataset, tuple[IntArray, IntArray]]:
-        dataset = load_folder(self._folder, classes=task.classes, strict=False)
+        memory = self._cache / "pictures.json"
+        dataset = load_folder(self._folder, classes=task.classes, strict=False, memory=memory)
         parts = local_split(
             self._used(dataset),
             dataset.labels,

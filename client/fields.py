@@ -54,8 +54,13 @@ class ClientFields:
         Raises:
             FedheadError: the disk does not let it.
         """
-        counted = self._counted.get(client, 0)
-        self._store.save(client, self._request.round_number, control, counted_round=counted)
+        self._store.save(
+            client,
+            self._request.round_number,
+            control,
+            counted_round=self._counted.get(client, 0),
+            oldest_round=self._request.oldest_round,
+        )
 
     def of(
         self, client: int, delta: FloatArray, *, steps: int, loss: float

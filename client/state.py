@@ -65,21 +65,35 @@ class ControlStore:
         return control
 
     def save(
-        self, client: int, round_number: int, control: FloatArray, *, counted_round: int
+        self,
+        client: int,
+        round_number: int,
+        control: FloatArray,
+        *,
+        counted_round: int,
+        oldest_round: int,
     ) -> None:
-        """Keep what this round gave beside what counted last, and nothing else.
+        """Keep what this round gave beside what counted, and what did not count no longer.
+
+        Args:
+            client: its id.
+            round_number: of this round.
+            control: float32 (K, d + 1).
+            counted_round: the last round that counted; 0 for none.
+            oldest_round: to whose end the server may still go back; older ones are forgotten.
 
         Raises:
             FedheadError: the disk does not let it.
         """
         target = self._file(client, round_number)
-        kept = {target, self._file(client, counted_round)}
         try:
             content = save({"control": control})
             write_atomic(target, content, durable=self._durable)
-            for path in target.parent.glob("*.safetensors"):
-                if path not in kept:
-                    path.unlink()
+            rounds = sorted(int(path.stem) for path in target.parent.glob("*.safetensors"))
+            counted = [number for number in rounds if number <= counted_round]
+            last = max((number for number in counted if number <= oldest_round), default=0)
+            for number in set(rounds) - {round_number, *(n for n in counted if n >= last)}:
+                self._file(client, number).unlink()
         except OSError as exc:
             reason = exc.strerror or exc
             raise FedheadError(f"client {client}: {target} cannot be written: {reason}") from exc

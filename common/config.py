@@ -165,8 +165,11 @@ class RoundConfig(Section):
 
     deadline_seconds: Annotated[float, Field(gt=0)] = 3600.0
     """Real seconds that nodes have to answer; for simulated ones see [availability]."""
+    over_selection: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Share of clients asked beyond train.clients-per-round; a round closes once that many updates
+    are valid, and who is slower is late."""
     quorum: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of the cohort whose updates must be valid, else the head stays as it was."""
+    """Share of the clients that a round wants whose updates must be valid, else the head stays."""
     max_update_norm: Annotated[float, Field(ge=0)] = 0.0
     """An update of a larger L2 norm is refused; 0: no bound."""
     keep_checkpoints: Positive = 3
@@ -279,6 +282,10 @@ class Config(Section):
             raise ValueError(
                 f"train.clients-per-round={self.train.clients_per_round} is more than "
                 f"partition.num-clients={self.partition.num_clients}"
+            )
+        if self.round.over_selection and not self.train.clients_per_round:
+            raise ValueError(
+                "round.over-selection needs train.clients-per-round: nobody is beyond every client"
             )
         if self.partition.scheme == "natural" and not self.partition.column:
             raise ValueError("partition.scheme='natural' needs partition.column")

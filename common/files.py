@@ -13,7 +13,9 @@ from pathlib import Path
 
 __all__ = [
     "cache_root",
+    "is_empty",
     "read_private",
+    "remove_temporary",
     "sha256_file",
     "simulated_state",
     "sync",
@@ -21,6 +23,8 @@ __all__ = [
     "write_folder",
     "write_private",
 ]
+
+_SUFFIX = ".tmp"  # of a hidden name: a file or folder that is not in place yet
 
 
 def cache_root() -> Path:
@@ -45,6 +49,37 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_empty(folder: Path) -> bool:
+    """Whether nothing is there, or nothing but what a killed process had begun to write."""
+    return not folder.exists() or all(map(_is_temporary, folder.iterdir()))
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what killed processes had begun to write; no other may be writing there."""
+    for path in filter(_is_temporary, folder.glob("*")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(_SUFFIX)
+
+
+def _temporary_file(path: Path) -> Path:
+    """A new file beside ``path``, for its owner alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(_SUFFIX, f".{path.name}.", path.parent)
+    os.close(descriptor)
+    return Path(name)
+
+
+def _temporary_folder(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(_SUFFIX, f".{path.name}.", path.parent))
+
+
 def sync(path: Path) -> None:
     """A file or folder, down to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -55,7 +90,7 @@ def sync(path: Path) -> None:
 
 
 def write_atomic(
-    path: Path, write: bytes | Callable[[Path], None], *, durable: bool = True
+    path: Path, write: bytes | Callable[[Path], object], *, durable: bool = True
 ) -> None:
     """Put a file in place whole or not at all: temporary file, fsync, rename.
 
@@ -68,10 +103,7 @@ def write_atomic(
     Raises:
         OSError: as the operating system says (disk full, no permission); nothing is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary = _temporary_file(path)
     try:
         if isinstance(write, bytes):
             temporary.write_bytes(write)
@@ -93,43 +125,48 @@ def write_folder(path: Path) -> Iterator[Path]:
 
     An existing folder of that name is replaced; if the block raises, it stays as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = _temporary_folder(path)
     try:
         yield temporary
         temporary.chmod(0o755)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                sync(file)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            path.rename(old / "old")
-            temporary.rename(path)
+        for inner in (*temporary.rglob("*"), temporary):
+            sync(inner)
+        while not _renamed(temporary, path):
+            old = _temporary_folder(path)
+            with suppress(FileNotFoundError):  # another process has just done the same
+                path.rename(old / "old")
             shutil.rmtree(old, ignore_errors=True)
-        else:
-            temporary.rename(path)
         sync(path.parent)
     finally:
         with suppress(FileNotFoundError):
             shutil.rmtree(temporary)
 
 
+def _renamed(folder: Path, path: Path) -> bool:
+    """Whether it could take this name; not while another that holds something has it."""
+    try:
+        folder.rename(path)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
 def write_private(path: Path, data: bytes) -> None:
-    """A new file that only its owner can read: a key, a token.
+    """A new file that only its owner can read, whole or not at all: a key, a token.
 
     Raises:
         FileExistsError: there is one already; secrets are never overwritten.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    temporary = _temporary_file(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-    except OSError:
-        path.unlink()
-        raise
+        temporary.write_bytes(data)
+        sync(temporary)
+        path.hardlink_to(temporary)  # a rename would overwrite
+        sync(path.parent)
+    finally:
+        temporary.unlink()
 
 
 def read_private(path: Path) -> bytes:

@@ -38,6 +38,7 @@ __all__ = [
     "EvaluateRequest",
     "TrainReply",
     "TrainRequest",
+    "array_bytes",
     "content_id",
     "payload_bytes",
     "read_head",
@@ -53,6 +54,11 @@ T = TypeVar("T")
 def payload_bytes(content: RecordDict) -> int:
     """Size of a message's content as it is serialized."""
     return int(recorddict_to_proto(content).ByteSize())
+
+
+def array_bytes(content: RecordDict) -> int:
+    """What a message's arrays take as they came, before anything of them is read."""
+    return sum(len(a.data) for record in content.array_records.values() for a in record.values())
 
 
 def _config(content: RecordDict, name: str) -> ConfigRecord:
@@ -204,6 +210,8 @@ class TrainRequest:
         max_norm: bound on an update's norm, 0 for none.
         counted: for each client, the last round whose update counted and that it starts from,
             0 for none; empty where clients remember nothing.
+        oldest_round: to whose end the server may still go back, if its later checkpoints turn out
+            to be damaged; 0 is before the first.
         constant_id: see ``content_id``, of the plan's constant arrays; empty where it has none.
         brings: whether they are in this message; if not, the clients have kept them.
     """
@@ -219,6 +227,7 @@ class TrainRequest:
     reduce: Literal["sum", "individual", "stock"]
     max_norm: float = 0.0
     counted: tuple[int, ...] = ()
+    oldest_round: int = 0
     constant_id: str = ""
     brings: bool = False
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from flwr.app import Context, RecordDict
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from safetensors.numpy import save
 
 from common.backbone.frozen import FrozenBackbone
-from common.backbone.prepare import cached_backbone
-from common.config import AttackConfig, AvailabilityConfig, BackboneConfig, Config
+from common.config import AttackConfig, AvailabilityConfig, Config
 from common.datasets import Dataset
 from common.errors import ConfigError, FedheadError, RunError
 from common.evaluation import evaluate
@@ -30,34 +28,29 @@ from common.experiment import (
     malicious_clients,
     run_config,
 )
-from common.files import cache_root, simulated_state, write_atomic
-from common.machine import versions
-from common.messages import (
-    BaselineRequest,
-    DescribeRequest,
-    payload_bytes,
-    read_heads,
-    write_head,
-)
-from common.types import FeatureSet, Head
+from common.files import simulated_state, write_atomic
+from common.messages import DescribeRequest
+from common.types import Affine, FeatureSet, Head
+from server.baselines import baselines
 from server.build import check_strategy, make_engine
-from server.checkpoint import load_latest
+from server.checkpoint import Checkpoint, load_latest
 from server.client_figures import ask_clients, write_clients
 from server.engine import Task
-from server.exchange import Registry, ask
+from server.events import event_log
 from server.export import export
+from server.model import prepare, trained_model
+from server.progress import Progress
+from server.registry import Registry
 from server.rounds import run_rounds
 from server.runfolder import RunFolder, free_folder
 from server.stock import is_stock
-from server.trained import TrainedModel
+from server.summary import Outcome, of_export, summarize
 
 logger = logging.getLogger("fedhead")
 
 app = ServerApp()
 
 _JOIN_SECONDS = 120.0
-_BASELINE_SECONDS = 3600.0
-_SELF_CHECK_IMAGES = 128
 
 
 @app.main()
@@ -65,12 +58,27 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run config names."""
     in_flower = _start_log()
     try:
-        run_experiment(grid, run_config(context.run_config))
+        address = str(context.run_config.get("health", ""))
+        with _progress(address) as progress:
+            run_experiment(grid, run_config(context.run_config), progress=progress)
     except FedheadError as exc:
         if in_flower:
             # Flower prints the traceback; what a user can mend is one line.
             logger.error("%s", exc)  # noqa: TRY400
         raise
+
+
+@contextmanager
+def _progress(address: str) -> Iterator[Progress]:
+    """Tells a health service at an address how the run stands; nobody where there is none."""
+    if not address:
+        yield Progress()
+        return
+    from server.health import health_service
+
+    with health_service(address) as progress:
+        logger.info("answering health checks on %s", address)
+        yield progress
 
 
 def _start_log() -> bool:
@@ -98,20 +106,47 @@ class _Stages:
         self.seconds[name] = round(time.perf_counter() - started, 3)
 
 
-def run_experiment(grid: Grid, config: Config, *, is_cell: bool = False) -> Path:
+@dataclass(frozen=True, eq=False)
+class _Scene:
+    """What is there before the first round."""
+
+    folder: RunFolder
+    stages: _Stages
+    dataset: Dataset
+    backbone: FrozenBackbone
+    affine: Affine
+    test: FeatureSet
+    task: Task
+
+
+def run_experiment(
+    grid: Grid, config: Config, *, is_cell: bool = False, progress: Progress | None = None
+) -> Path:
     """Run or resume an experiment and return its run folder.
 
     Args:
         grid: reaches the nodes.
         config: what to do.
         is_cell: a cell of a comparison, of which only the figures are wanted: no model, no
-            TensorBoard events, no checkpoints; one that was cut off begins again.
+            TensorBoard events, no log, no checkpoints; one that was cut off begins again.
+        progress: is told how the run stands.
 
     Raises:
         FedheadError: as one clear line; finished rounds stay in the run folder.
     """
     check_strategy(config)
     folder = RunFolder(free_folder(config), config)
+    with folder.at_work(), nullcontext() if is_cell else event_log(folder.events):
+        checkpoint = _checkpoint(folder, config)
+        scene = _set_up(grid, config, folder, progress or Progress())
+        with scene.stages("baselines"):
+            without = baselines(scene.task, scene.dataset.num_classes, scene.test)
+        outcome = _train(scene, checkpoint, is_cell=is_cell)
+        _close(scene, outcome, without, is_cell=is_cell)
+    return folder.path
+
+
+def _checkpoint(folder: RunFolder, config: Config) -> Checkpoint | None:
     checkpoint = load_latest(folder.checkpoints)
     if checkpoint is not None:
         if is_stock(config.strategy.name):
@@ -120,6 +155,11 @@ def run_experiment(grid: Grid, config: Config, *, is_cell: bool = False) -> Path
                 "its state is private"
             )
         logger.info("going on after round %d in %s", checkpoint.round_number, folder.path)
+    return checkpoint
+
+
+def _set_up(grid: Grid, config: Config, folder: RunFolder, progress: Progress) -> _Scene:
+    """Data, backbone and features, and the clients gathered."""
     stages = _Stages()
     with stages("data"):
         dataset = experiment_dataset(config)
@@ -130,132 +170,61 @@ def run_experiment(grid: Grid, config: Config, *, is_cell: bool = False) -> Path
         features = experiment_features(config, backbone)
         test = features.select(held_out_positions(config))
     with stages("clients"):
-        registry = _registry(grid, config, folder, dataset, backbone)
+        registry = _registry(grid, config, folder, dataset, backbone, progress)
     if registry.simulated:
         _account(config, dataset)
     task = Task(config, folder.run_id, backbone.fingerprint, grid, registry)
-    engine = make_engine(task, features.affine, backbone.spec.feature_zero_point)
-    with stages("baselines"):
-        baselines = _baselines(task, dataset.num_classes, test)
-    with stages("rounds"):
+    return _Scene(folder, stages, dataset, backbone, features.affine, test, task)
+
+
+def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Outcome:
+    """All rounds, and what the clients make of the last head."""
+    task, backbone = scene.task, scene.backbone
+    engine = make_engine(task, scene.affine, backbone.spec.feature_zero_point)
+    with scene.stages("rounds"):
         head, rounds, counters = run_rounds(
             task,
             engine,
-            Head.zeros(dataset.num_classes, features.num_features),
-            test,
-            folder,
+            Head.zeros(scene.dataset.num_classes, backbone.spec.num_features),
+            scene.test,
+            scene.folder,
             checkpoint,
             is_cell=is_cell,
         )
     if not counters["accepted"]:
         raise RunError(f"no round of {rounds} had enough valid updates: nothing to export")
-    with stages("evaluation"):
+    with scene.stages("evaluation"):
         figures = ask_clients(task, head, engine.personal)
-        if registry.simulated:
-            write_clients(folder.clients, task, dataset, figures)
-    evaluation = evaluate(head, test)
-    exported = None
+        if task.registry.simulated:
+            write_clients(scene.folder.clients, task, scene.dataset, figures)
+    return Outcome(head, evaluate(head, scene.test), rounds, counters, figures)
+
+
+def _close(
+    scene: _Scene, outcome: Outcome, without: Mapping[str, float | None], *, is_cell: bool
+) -> None:
+    """Export the model and write what the run has come to."""
+    folder, task, head = scene.folder, scene.task, outcome.head
+    figures = {**summarize(task, scene.backbone, outcome), **without}
     if not is_cell:
-        with stages("export"):
-            trained = trained_model(config, backbone, head, test)
-            exported = export(trained, "model", folder.model)
+        with scene.stages("export"):
+            trained = trained_model(task.config, scene.backbone, head, scene.test)
+            figures |= of_export(export(trained, "model", folder.model), folder.model)
+        task.registry.accounts.write(folder.devices)
     write_atomic(folder.path / "head.safetensors", save({"weight": head.weight, "bias": head.bias}))
-    # What one client would send if the float32 backbone were trained and sent as well.
-    full_model_bytes = backbone.spec.float_model_bytes + payload_bytes(
-        RecordDict({"arrays": write_head(head)})
-    )
-    summary = {
-        "accuracy": evaluation.accuracy,
-        "loss": evaluation.loss,
-        **baselines,
-        **figures.summary(),
-        "rounds": rounds,
-        "accepted_rounds": int(counters["accepted"]),
-        "clients": len(registry.clients),
-        "valid_updates": int(counters["valid"]),
-        "rejected_updates": int(counters["rejected"]),
-        "failed_updates": int(counters["failed"]),
-        "dropped_updates": int(counters["dropped"]),
-        "late_updates": int(counters["late"]),
-        "attack": config.attack.kind,
-        "malicious_clients": len(malicious_clients(config)),
-        "uplink_bytes": int(counters["uplink-bytes"]),
-        "downlink_bytes": int(counters["downlink-bytes"]),
-        "full_model_uplink_bytes": full_model_bytes * int(counters["valid"]),
-        "backbone_bytes_sent": registry.backbone_bytes_sent,
-        "simulated_seconds": round(counters["simulated-seconds"], 3),
-        "seconds": {
-            **stages.seconds,
-            "rounds_total": round(counters["seconds"], 3),
-            "training": round(counters["train-seconds"], 3),
-        },
-        "strategy": config.strategy.name,
-        "run": str(folder.path),
-        "head_sha256": head.sha256,
-        "fingerprint": backbone.fingerprint,
-        "versions": versions(),
-    }
-    if exported is not None:
-        summary |= {
-            "model_path": str(folder.model),
-            "model_bytes": exported.model_bytes,
-            "model_accuracy": exported.accuracy,
-            "argmax_agreement": exported.argmax_agreement,
-            "max_logit_difference": exported.max_logit_difference,
-        }
-    folder.write_json(folder.summary, summary)
-    if registry.simulated:
+    figures["seconds"] = scene.stages.seconds | figures["seconds"]
+    folder.write_json(folder.summary, figures | {"run": str(folder.path)})
+    if task.registry.simulated:
         shutil.rmtree(simulated_state() / folder.run_id, ignore_errors=True)
-    return folder.path
-
-
-def prepare(config: Config, dataset: Dataset) -> FrozenBackbone:
-    """The configured backbone, quantized on the server's unlabelled images, or from the cache."""
-    calibration = calibration_positions(config)
-    return _prepared_backbone(config.backbone, dataset, calibration.tobytes(), config.data_seed)
-
-
-@lru_cache(maxsize=1)  # a comparison's runs share it
-def _prepared_backbone(
-    settings: BackboneConfig, dataset: Dataset, calibration: bytes, seed: int
-) -> FrozenBackbone:
-    positions = np.frombuffer(calibration, np.int64)
-    return cached_backbone(
-        arch=settings.arch,
-        weights=settings.weights,
-        input_size=settings.input_size,
-        engine=settings.engine,
-        distill_steps=settings.distill_steps,
-        feature_scaling=settings.feature_scaling,
-        images=dataset.images(positions, settings.input_size),
-        seed=seed,
-        cache=cache_root(),
-    )
-
-
-def trained_model(
-    config: Config, backbone: FrozenBackbone, head: Head, test: FeatureSet
-) -> TrainedModel:
-    """What an export needs: the head with its backbone, and the images of its test features."""
-    dataset, positions = experiment_dataset(config), held_out_positions(config)
-    evaluation = evaluate(head, test)
-    # The file itself runs on some images of all classes, evenly spread; its head on all.
-    count = min(_SELF_CHECK_IMAGES, len(test))
-    spread = np.linspace(0, len(test) - 1, count).astype(np.int64)
-    order = np.concatenate([spread, np.setdiff1d(np.arange(len(test)), spread)])
-    return TrainedModel(
-        backbone,
-        head,
-        classes=dataset.classes,
-        metrics={"accuracy": evaluation.accuracy, "loss": evaluation.loss},
-        images=dataset.images(positions[spread], backbone.spec.input_size),
-        features=test.q[order],
-        labels=test.labels[order],
-    )
 
 
 def _registry(
-    grid: Grid, config: Config, folder: RunFolder, dataset: Dataset, backbone: FrozenBackbone
+    grid: Grid,
+    config: Config,
+    folder: RunFolder,
+    dataset: Dataset,
+    backbone: FrozenBackbone,
+    progress: Progress,
 ) -> Registry:
     request = DescribeRequest(
         run_id=folder.run_id,
@@ -267,8 +236,11 @@ def _registry(
         grid,
         request,
         (backbone.fingerprint, backbone.to_bytes),
+        deadline_seconds=config.round.deadline_seconds,
+        progress=progress,
     )
     registry.wait_for(1, _JOIN_SECONDS)
+    folder.bind_clients(simulated=registry.simulated)
     if not registry.simulated:
         simulated = {
             "[availability]": config.availability != AvailabilityConfig(),
@@ -299,31 +271,3 @@ def _account(config: Config, dataset: Dataset) -> None:
         attack = config.attack
         scale = f" with scale {attack.strength:g}" if attack.strength else ""
         logger.info("%d clients are malicious: %s%s", len(malicious), attack.kind, scale)
-
-
-def _baselines(task: Task, num_classes: int, test: FeatureSet) -> dict[str, float | None]:
-    """Accuracy of the centralized and the ridge head; None where data cannot be in one place."""
-    config = task.config
-    if not (task.registry.simulated and config.baseline.epochs):
-        return {"centralized_accuracy": None, "ridge_accuracy": None}
-    settings = {"local_epochs": config.baseline.epochs, "lr": config.baseline.lr or config.train.lr}
-    training = config.train.model_copy(update=settings).local()
-    request = BaselineRequest(
-        training=training,
-        num_classes=num_classes,
-        ridge_lambda=config.baseline.ridge_lambda,
-        seed=config.seed,
-        fingerprint=task.fingerprint,
-    )
-    node = min(client.node for client in task.registry.clients.values())
-    answers, errors = ask(
-        task.grid,
-        "query.baselines",
-        lambda _: request.write(),
-        [node],
-        _BASELINE_SECONDS,
-    )
-    if node not in answers:
-        raise RunError(f"the baselines could not be computed: {errors.get(node, 'no answer')}")
-    heads = read_heads(answers[node])
-    return {f"{name}_accuracy": evaluate(head, test).accuracy for name, head in heads.items()}

@@ -20,14 +20,14 @@ class Availability:
 
     Attributes:
         present: clients whose answers arrive in time, ascending.
-        dropped: how many never answer.
-        late: how many answer after the round has closed.
+        dropped: those that never answer.
+        late: those that answer after the round has closed.
         seconds: simulated time until it closes.
     """
 
     present: tuple[int, ...]
-    dropped: int
-    late: int
+    dropped: tuple[int, ...]
+    late: tuple[int, ...]
     seconds: float
 
 
@@ -36,18 +36,20 @@ def simulate(
     work: Mapping[int, int],
     config: AvailabilityConfig,
     *,
+    wanted: int,
     seed: int,
     round_number: int,
 ) -> Availability:
     """Let clients drop out and straggle, and close the round.
 
-    A round closes when ``close-fraction`` of the cohort has answered, or at the deadline, or
-    when everybody who ever will has answered, whichever comes first.
+    A round closes when as many as it wants or ``close-fraction`` of the cohort have answered, or
+    at the deadline, or when everybody who ever will has answered, whichever comes first.
 
     Args:
         cohort: ids of the clients that are asked, ascending.
         work: examples times epochs of each.
         config: rates, speeds and when to close.
+        wanted: how many answers are enough, at least 1.
         seed: of the run.
         round_number: decides who drops out; who is slow never changes.
     """
@@ -59,8 +61,8 @@ def simulate(
     seconds = amount * config.example_seconds * np.where(slow, config.straggler_factor, 1.0)
     arrivals = np.sort(seconds[alive])
     if not len(arrivals):
-        return Availability((), len(ids), 0, config.deadline_seconds)
-    enough = math.ceil(config.close_fraction * len(ids) - 1e-9)
+        return Availability((), tuple(ids.tolist()), (), config.deadline_seconds)
+    enough = min(wanted, math.ceil(config.close_fraction * len(ids) - 1e-9))
     closes = float(arrivals[min(enough, len(arrivals)) - 1])
     if config.deadline_seconds and (closes > config.deadline_seconds or len(arrivals) < enough):
         # Who waits for answers that never come waits for the deadline.
@@ -72,7 +74,7 @@ def simulate(
         present[arrived[last]] = False
     return Availability(
         present=tuple(ids[present].tolist()),
-        dropped=int((~alive).sum()),
-        late=int((alive & ~present).sum()),
+        dropped=tuple(ids[~alive].tolist()),
+        late=tuple(ids[alive & ~present].tolist()),
         seconds=closes,
     )

@@ -37,6 +37,8 @@ def _stock_problem(config: Config) -> str | None:
         return "strategy.init and precondition need one of fedhead's strategies"
     if config.availability != AvailabilityConfig():
         return "[availability] needs one of fedhead's strategies: Flower's sample nodes alone"
+    if config.round.over_selection:
+        return "round.over-selection needs one of fedhead's strategies"
     if config.attack.changes_updates:
         return f"attack.kind={config.attack.kind!r} needs one of fedhead's strategies"
     return None

@@ -1,7 +1,8 @@
 """Checkpoints: the head, the strategy's state and the counters after each round.
 
-A checkpoint is a folder that appears whole or not at all; ``meta.json`` holds the hash of its
-other files, and one that does not verify is passed over for the one before.
+A checkpoint is a folder that appears whole or not at all. ``SHA256SUMS`` holds the hashes of its
+files, as ``sha256sum --check`` reads them; one that does not verify is passed over for the one
+before.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from safetensors.numpy import load, save
 from common.errors import RunError
 from common.files import write_folder
 from common.types import Head
+from server.events import event
 
 __all__ = ["Checkpoint", "load_latest", "restore_state", "save_checkpoint"]
 
-logger = logging.getLogger("fedhead")
+_HEAD, _STATE, _META = "head.safetensors", "state.safetensors", "meta.json"
+_SUMS = "SHA256SUMS"
 S = TypeVar("S")
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -108,42 +111,42 @@ def save_checkpoint(
     counters: Mapping[str, float],
     keep: int,
 ) -> None:
-    """Write the checkpoint of a round and drop all but the newest ``keep``."""
+    """Write the checkpoint of a round and drop all but it and the ``keep - 1`` before it."""
     arrays, scalars = _flatten(state)
+    meta = {"round": round_number, "scalars": scalars, "counters": dict(counters)}
     files = {
-        "head.safetensors": save({"weight": head.weight, "bias": head.bias}),
-        "state.safetensors": save({name: np.ascontiguousarray(a) for name, a in arrays.items()}),
+        _HEAD: save({"weight": head.weight, "bias": head.bias}),
+        _STATE: save({name: np.ascontiguousarray(a) for name, a in arrays.items()}),
+        _META: json.dumps(meta, indent=1).encode(),
     }
-    meta = {
-        "round": round_number,
-        "scalars": scalars,
-        "counters": dict(counters),
-        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
-    }
+    files[_SUMS] = _sums(files)
     with write_folder(folder / f"{round_number:06d}") as temporary:
         for name, data in files.items():
             (temporary / name).write_bytes(data)
-        (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
-    for old in _folders(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    for path in _folders(folder):
+        # A later one was found damaged: the run has gone another way since.
+        if not round_number - keep < int(path.name) <= round_number:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
+    return sorted(path for path in folder.glob("[0-9]*") if path.name.isdecimal())
+
+
+def _sums(files: Mapping[str, bytes]) -> bytes:
+    lines = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
+    return "".join(lines).encode()
 
 
 def _load(path: Path) -> Checkpoint:
-    meta = json.loads((path / "meta.json").read_text())
-    content = {}
-    for name, expected in meta["sha256"].items():
-        content[name] = (path / name).read_bytes()
-        if hashlib.sha256(content[name]).hexdigest() != expected:
-            raise ValueError(f"{name} has changed")
-    head = load(content["head.safetensors"])
+    files = {name: (path / name).read_bytes() for name in (_HEAD, _STATE, _META)}
+    if _sums(files) != (path / _SUMS).read_bytes():
+        raise ValueError(f"its files are not those of {_SUMS}")
+    head, meta = load(files[_HEAD]), json.loads(files[_META])
     return Checkpoint(
         round_number=meta["round"],
         head=Head(head["weight"], head["bias"]),
-        arrays=load(content["state.safetensors"]),
+        arrays=load(files[_STATE]),
         scalars=meta["scalars"],
         counters=meta["counters"],
     )
@@ -160,7 +163,11 @@ def load_latest(folder: Path) -> Checkpoint | None:
         try:
             return _load(path)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as exc:
-            logger.warning("checkpoint %s is damaged (%s), going back one", path, exc)
+            message = f"checkpoint {path} is damaged ({exc}), going back one"
+            event("checkpoint", message, level=logging.WARNING, path=str(path), reason=str(exc))
     if folders:
-        raise RunError(f"{folder}: all {len(folders)} checkpoints are damaged")
+        raise RunError(
+            f"{folder}: all {len(folders)} checkpoints are damaged; without this folder the run "
+            "begins again"
+        )
     return None

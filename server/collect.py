@@ -19,8 +19,9 @@ from common.messages import TrainReply, TrainRequest, payload_bytes
 from common.types import ClientPlan, Head, UpdateBatch
 from common.updates import client_weights
 from common.validate import check_counts, check_fields, field_shapes
-from server.engine import RoundResult, Task, check_reply
-from server.exchange import error_reason, exchange
+from server.engine import RoundResult, Task, check_reply, check_size
+from server.events import event
+from server.exchange import Exchange, error_reason, is_from_device
 
 __all__ = ["Collector"]
 
@@ -68,8 +69,9 @@ class Collector:
         for start in range(0, max(map(len, by_node.values())), size):
             wave = {node: part for node, c in by_node.items() if (part := c[start : start + size])}
             for node in silent & set(wave):
-                self._no_answer(wave.pop(node))
+                self.result.fail(wave.pop(node), "no answer")
             for reply in self._wave(wave, ends, silent):
+                self.result.valid += len(reply.clients)
                 yield dataclasses.replace(reply, fields={}), self._batch(reply)
 
     def check_row(
@@ -117,16 +119,19 @@ class Collector:
     def _wave(
         self, by_node: dict[int, list[int]], ends: float, silent: set[int]
     ) -> Iterator[TrainReply]:
-        """Valid replies as they arrive, until ``ends``; nodes without one join ``silent``."""
-        task, result = self.task, self.result
+        """Valid replies, until the round closes; nodes that give no answer join ``silent``."""
+        task, missed = self.task, dict[int, list[int]]()
         for attempt in range(2):
             again = attempt > 0
             messages = [self._message(node, by_node[node], again) for node in sorted(by_node)]
             if again:
-                result.downlink_bytes += sum(payload_bytes(m.content) for m in messages)
+                for message in messages:
+                    first = by_node[message.metadata.dst_node_id][:1]
+                    self.result.send(first, payload_bytes(message.content))
             lacking: dict[int, list[int]] = {}
             seconds = max(0.0, ends - time.monotonic())
-            for node, message in exchange(task.grid, messages, seconds):
+            exchange = Exchange(task.grid, messages, seconds, task.registry.look)
+            for node, message in exchange:
                 clients = by_node.pop(node)
                 reply = self._read(message, clients)
                 if reply is None:
@@ -136,16 +141,38 @@ class Collector:
                     continue
                 if reply.clients:
                     yield reply
-                for client in set(clients) - {*reply.clients, *reply.rejected_clients}:
-                    result.failed += 1
-                    result.reasons.append(f"client {client}: not in its node's answer")
-            if not lacking:
+                left_out = set(clients) - {*reply.clients, *reply.rejected_clients}
+                self.result.fail(sorted(left_out), "not in its node's answer")
+                if self._has_enough():
+                    break
+            late = {name: tuple(by_node[node]) for name, node in exchange.outstanding.items()}
+            task.registry.stragglers.add(self.result.round_number, late)
+            missed |= by_node
+            by_node = lacking
+            if not lacking or self._has_enough():
                 break
             task.registry.deliver_backbone(sorted(lacking))
-            by_node |= lacking
-        for node, clients in by_node.items():
-            silent.add(node)
-            self._no_answer(clients)
+        silent |= set(missed)
+        self._close(missed | by_node)
+
+    def _has_enough(self) -> bool:
+        """Whether a round of real devices need wait for nobody else.
+
+        The clock of simulated ones has said already whose answers come in time.
+        """
+        result = self.result
+        return not self.task.registry.simulated and result.valid >= result.wanted
+
+    def _close(self, by_node: Mapping[int, list[int]]) -> None:
+        """Count those who have not answered: slower than others, or not in time."""
+        clients = sorted(client for some in by_node.values() for client in some)
+        if clients and self._has_enough():
+            number, valid = self.result.round_number, self.result.valid
+            self.result.miss(clients)
+            message = f"round {number}: closed with {valid} valid updates, {len(clients)} to come"
+            event("closed", message, round=number, valid=valid, missing=len(clients))
+        else:
+            self.result.fail(clients, "no answer")
 
     def _message(self, node: int, clients: list[int], brings_all: bool) -> Message:
         request = self.request(clients, brings_all)
@@ -158,12 +185,14 @@ class Collector:
 
     def _read(self, message: Message, clients: list[int]) -> TrainReply | None:
         result = self.result
+        if is_from_device(message) and not self.task.registry.simulated:
+            result.accounts.see(clients)
         if message.has_error():
-            reason = error_reason(message)
-            result.failed += len(clients)
-            result.reasons += [f"client {client}: {reason}" for client in clients]
+            result.fail(clients, error_reason(message))
             return None
         try:
+            rows = 1 if self.reduce == "sum" else len(clients)
+            check_size(message.content, self._shapes.values(), rows)
             reply = TrainReply.read(message.content)
             if not (reply.missing_backbone or reply.missing_constant):
                 check_reply(reply, self.task, set(clients), self.task.fingerprint)
@@ -206,7 +235,3 @@ class Collector:
             )
         ids = tuple((client,) for client in reply.clients)
         return UpdateBatch(ids, examples, weights, reply.fields)
-
-    def _no_answer(self, clients: list[int]) -> None:
-        self.result.failed += len(clients)
-        self.result.reasons += [f"client {client}: no answer" for client in clients]

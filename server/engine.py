@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from common.config import Config
 from common.errors import ReplyError
-from common.messages import TrainReply
+from common.messages import TrainReply, array_bytes
 from common.seeding import Purpose, smallest
 from common.types import Head
+from server.accounts import Accounts
 from server.checkpoint import Checkpoint
-from server.exchange import Registry
+from server.events import event
+from server.registry import Registry
 
-__all__ = ["Engine", "RoundResult", "Task", "check_reply", "sample_cohort"]
+__all__ = [
+    "Engine",
+    "RoundResult",
+    "Task",
+    "check_reply",
+    "check_size",
+    "quorum",
+    "sample_cohort",
+    "tell_lost",
+    "tell_no_quorum",
+]
+
+_LONGEST_REASON = 300
+_LARGEST_NUMBER = 8  # bytes: statistics may come as uint64
+_ARRAY_HEADER = 1000  # bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +56,16 @@ class RoundResult:
     """Figures of one round's training; counts are of clients.
 
     Attributes:
-        cohort: how many were asked.
+        round_number: from 1.
+        accounts: gets the same figures by client.
+        cohort: how many were asked; each gave a valid update, a rejected one, or failed.
+        wanted: how many valid updates the round was after.
         valid: how many updates counted.
         rejected: updates refused, by node or server.
         failed: clients without an answer: errors, missed deadlines, simulated absence.
         dropped: of those, simulated clients that never answered.
-        late: of those, simulated clients that answered after the round had closed.
+        late: answers to a round that had closed: simulated clients' to this one, and real ones'
+            to earlier ones.
         accepted: whether the head is a new one.
         simulated_seconds: what the round would have taken on phones; None if not simulated.
         train_seconds: what it took here, from the plan to the new head.
@@ -52,7 +76,10 @@ class RoundResult:
         loss_after: the same of the clients' own heads.
     """
 
+    round_number: int
+    accounts: Accounts
     cohort: int = 0
+    wanted: int = 0
     valid: int = 0
     rejected: int = 0
     failed: int = 0
@@ -66,23 +93,59 @@ class RoundResult:
     downlink_bytes: int = 0
     loss_before: float | None = None
     loss_after: float | None = None
-    reasons: list[str] = field(default_factory=list)
 
     def reject(self, client: int, reason: str) -> None:
+        """An update is refused."""
         self.rejected += 1
-        self.reasons.append(f"client {client}: {reason}")
+        self.accounts.add("rejected", [client])
+        self._tell("rejected", client, reason)
 
-    def count(self, replies: list[TrainReply]) -> None:
+    def fail(self, clients: Sequence[int], reason: str) -> None:
+        """Clients give no update, and the reason is worth a line for each."""
+        self.miss(clients)
+        for client in clients:
+            self._tell("failed", client, reason)
+
+    def miss(self, clients: Sequence[int]) -> None:
+        """Clients give no update."""
+        self.failed += len(clients)
+        self.accounts.add("failed", clients)
+
+    def answered_late(self, clients: Sequence[int]) -> None:
+        """Clients answer when their round has closed."""
+        self.late += len(clients)
+        self.accounts.add("late", clients)
+
+    def send(self, clients: Sequence[int], size: int) -> None:
+        """Each of some clients gets so many bytes."""
+        self.downlink_bytes += size * len(clients)
+        self.accounts.add("downlink_bytes", clients, size)
+
+    def count(self, replies: Sequence[TrainReply]) -> None:
         """Add up what valid replies report."""
-        counts = np.array([n for r in replies for n in r.num_examples], np.float64)
-        if not counts.size:
+        clients = [client for r in replies for client in r.clients]
+        self.valid = len(clients)
+        if not clients:
             return
-        self.valid, self.num_examples = len(counts), int(counts.sum())
-        self.uplink_bytes = sum(b for r in replies for b in r.payload_bytes)
+        counts = np.array([n for r in replies for n in r.num_examples], np.float64)
+        sizes = [size for r in replies for size in r.payload_bytes]
+        self.num_examples = int(counts.sum())
+        self.uplink_bytes = sum(sizes)
+        self.accounts.add("valid", clients)
+        self.accounts.add("uplink_bytes", clients, sizes)
         before = np.array([v for r in replies for v in r.loss_before])
         after = np.array([v for r in replies for v in r.loss_after])
         self.loss_before = float(before @ counts / counts.sum())
         self.loss_after = float(after @ counts / counts.sum())
+
+    def _tell(self, name: str, client: int, reason: str) -> None:
+        # A device's own words must not look like other lines of the log.
+        reason = "".join(c if c.isprintable() else " " for c in reason)[:_LONGEST_REASON]
+        number = self.round_number
+        event(
+            name, f"round {number}: client {client}: {reason}",
+            level=logging.WARNING, round=number, client=client, reason=reason,
+        )  # fmt: skip
 
 
 class Engine(Protocol):
@@ -108,11 +171,66 @@ class Engine(Protocol):
         ...
 
 
-def sample_cohort(clients: list[int], size: int, seed: int, round_number: int) -> list[int]:
-    """The clients of one round, ascending: those with the smallest draws, or all for size 0."""
-    ids = np.array(sorted(clients), np.int64)
-    chosen: list[int] = smallest(ids, size or len(ids), seed, Purpose.COHORT, round_number).tolist()
-    return chosen
+def sample_cohort(
+    task: Task, round_number: int, *, excluded: Collection[int] = (), everyone: bool = False
+) -> tuple[list[int], int]:
+    """The clients of one round: those with the smallest draws.
+
+    Who still owes the answer to an earlier round is not asked.
+
+    Args:
+        task: grid, registry and configuration.
+        round_number: from 1.
+        excluded: are not asked.
+        everyone: all others are, whatever the configuration says.
+
+    Returns:
+        Ids, ascending, and how many valid updates the round wants; 0 when every client that has
+        ever been there is excluded.
+    """
+    config, registry = task.config, task.registry
+    eligible = len(registry.known.difference(excluded))
+    size = 0 if everyone else min(config.train.clients_per_round, eligible)
+    away = registry.stragglers.busy().union(excluded)
+    ids = np.array(sorted(registry.clients.keys() - away), np.int64)
+    wanted = size or min(eligible, max(1, len(ids)))
+    asked = math.ceil(wanted * (1 + (config.round.over_selection if size else 0)) - 1e-9)
+    chosen: list[int] = smallest(ids, asked, config.seed, Purpose.COHORT, round_number).tolist()
+    return chosen, wanted
+
+
+def tell_lost(round_number: int, why: str) -> None:
+    """Log that a round leaves the head as it was."""
+    message = f"round {round_number}: {why}: head unchanged"
+    event("unchanged", message, level=logging.WARNING, round=round_number, reason=why)
+
+
+def tell_no_quorum(result: RoundResult, config: Config) -> None:
+    """Log that too few updates are valid."""
+    share = config.round.quorum
+    why = f"{result.valid} of {result.wanted} updates are valid, the quorum is {share:g}"
+    tell_lost(result.round_number, why)
+
+
+def quorum(config: Config, wanted: int) -> int:
+    """How many updates must be valid where so many are wanted."""
+    return max(1, math.ceil(config.round.quorum * wanted - 1e-9))
+
+
+def check_size(content: RecordDict, shapes: Iterable[tuple[int, ...]], rows: int) -> None:
+    """Refuse, before any of it is read, a reply far larger than its arrays can be.
+
+    Args:
+        content: as it came.
+        shapes: of the arrays of one row.
+        rows: how many of them there can be.
+
+    Raises:
+        ReplyError: names both sizes.
+    """
+    most = sum(_LARGEST_NUMBER * rows * math.prod(shape) + _ARRAY_HEADER for shape in shapes)
+    if (size := array_bytes(content)) > most:
+        raise ReplyError(f"its arrays take {size} bytes, more than the {most} that they can")
 
 
 def check_reply(reply: TrainReply, task: Task, asked: set[int], fingerprint: str) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 from common.evaluation import Evaluation, evaluate
 from common.types import FeatureSet, Head
 from server.checkpoint import Checkpoint, save_checkpoint
-from server.engine import Engine, RoundResult, Task
+from server.engine import Engine, RoundResult, Task, quorum
+from server.events import event
+from server.registry import Registry
 from server.runfolder import MetricsLog, RunFolder
 
 __all__ = ["run_rounds"]
@@ -80,12 +82,13 @@ def run_rounds(
     with MetricsLog(folder.path, done, events=not is_cell) as log:
         for round_number in range(done + 1, config.train.rounds + 1):
             started = time.perf_counter()
-            task.registry.refresh()
+            _gather(task, round_number)
             step = engine.step(round_number, head)
             if step is None:
                 logger.info("every client has been asked: done after %d rounds", done)
                 break
             head, result = step
+            _count_late(task.registry, result)
             evaluation = evaluate(head, test)
             metrics = _metrics(result, evaluation, time.perf_counter() - started)
             for name in _COUNTED:
@@ -100,17 +103,49 @@ def run_rounds(
                     counters=counters,
                     keep=config.round.keep_checkpoints,
                 )
+            if not task.registry.simulated:
+                task.registry.accounts.write(folder.devices)
             done = round_number
             _report(round_number, config.train.rounds, result, evaluation)
     return head, done, counters
 
 
+def _gather(task: Task, round_number: int) -> None:
+    """See who is there; wait for real devices that the round cannot do without.
+
+    If they do not come by the deadline, the round is lost.
+    """
+    config, registry = task.config, task.registry
+    registry.refresh()
+    wanted = min(config.train.clients_per_round or len(registry.clients), len(registry.known))
+    needed = quorum(config, wanted)
+    registry.progress.update(round_number=round_number, rounds=config.train.rounds, quorum=needed)
+    if not registry.simulated:
+        registry.gather(needed, config.round.deadline_seconds)
+
+
+def _count_late(registry: Registry, result: RoundResult) -> None:
+    """Count answers to earlier rounds that have come since; they are not looked at."""
+    registry.stragglers.poll()
+    for reply in registry.stragglers.take():
+        result.answered_late(reply.clients)
+        if not registry.simulated:
+            registry.accounts.see(reply.clients)
+        for client in reply.clients:
+            event(
+                "late", f"round {reply.round_number}: client {client}: answered after it closed",
+                level=logging.WARNING, round=reply.round_number, client=client,
+            )  # fmt: skip
+
+
 def _report(number: int, rounds: int, result: RoundResult, evaluation: Evaluation) -> None:
-    for reason in result.reasons:
-        logger.warning("round %d: %s", number, reason)
     loss = "-" if result.loss_before is None else f"{result.loss_before:.3f}"
-    logger.info(
-        "round %*d/%d  accuracy %.4f  loss %.4f  train %s  clients %d/%d  up %.2f MB",
-        len(str(rounds)), number, rounds, evaluation.accuracy, evaluation.loss, loss,
-        result.valid, result.cohort, result.uplink_bytes / 1e6,
+    event(
+        "round",
+        f"round {number:{len(str(rounds))}}/{rounds}  accuracy {evaluation.accuracy:.4f}  "
+        f"loss {evaluation.loss:.4f}  train {loss}  clients {result.valid}/{result.cohort}  "
+        f"up {result.uplink_bytes / 1e6:.2f} MB",
+        round=number, accepted=result.accepted, accuracy=evaluation.accuracy,
+        cohort=result.cohort, valid=result.valid, rejected=result.rejected,
+        failed=result.failed, late=result.late,
     )  # fmt: skip

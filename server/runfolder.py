@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from common.config import Config
 from common.errors import RunError
-from common.files import write_atomic
+from common.files import is_empty, remove_temporary, write_atomic
 
-__all__ = ["MetricsLog", "RunFolder", "free_folder", "read_run_json"]
+__all__ = ["MetricsLog", "RunFolder", "free_folder", "read_run_json", "resume_command"]
+
+# What the disk says, and not the network, whose errors are of the same type.
+_DISK = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+}  # fmt: skip
 
 
 def free_folder(config: Config) -> Path:
@@ -46,14 +58,18 @@ class RunFolder:
         self.model = path / "model.pt"
         self.summary = path / "summary.json"
         self.clients = path / "clients.json"
+        self.devices = path / "devices.csv"
+        self.events = path / "events.jsonl"
         text = config.model_copy(update={"out": str(path)}).to_toml()
         file = path / "config.toml"
         if file.exists():
             if file.read_text() != text:
                 raise RunError(f"{path} holds a run of another configuration, choose another out")
-        elif path.exists() and any(path.iterdir()):
+        elif not is_empty(path) and not (path / "run.json").exists():
             raise RunError(f"{path} is not empty and holds no run, choose another out")
         else:
+            # First, for it says that this folder is a run's.
+            self.run_id = self._run_id()
             write_atomic(file, text.encode())
         self.run_id = self._run_id()
 
@@ -63,21 +79,60 @@ class RunFolder:
             write_atomic(file, json.dumps({"run-id": uuid.uuid4().hex}).encode())
         return str(read_run_json(self.path)["run-id"])
 
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Let no other process work on the run meanwhile, and tidy up after one that was killed.
+
+        Raises:
+            RunError: one does (a process that died does not), or the disk fails; what finished
+                rounds left stays.
+        """
+        try:
+            with (self.path / ".lock").open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for folder in (self.path, self.checkpoints):
+                    remove_temporary(folder)
+                yield
+        except BlockingIOError as exc:
+            raise RunError(f"{self.path}: another process is at work on this run") from exc
+        except OSError as exc:
+            if exc.errno not in _DISK:
+                raise
+            raise RunError(
+                f"{exc.filename or self.path}: {exc.strerror}; finished rounds are safe: mend "
+                f"that, then {resume_command(self.path)}"
+            ) from exc
+
     def bind(self, fingerprint: str, classes: Sequence[str]) -> None:
         """Tie the run to its backbone and classes, or check that they are still the same.
 
         Raises:
             RunError: data, weights or packages have changed since the run began.
         """
-        known = read_run_json(self.path)
-        now = {"run-id": self.run_id, "fingerprint": fingerprint, "classes": list(classes)}
-        if "fingerprint" not in known:
-            self.write_json(self.path / "run.json", now)
-        elif known != now:
+        if not self._same({"fingerprint": fingerprint, "classes": list(classes)}):
             raise RunError(
                 f"{self.path}: data, weights or packages have changed since the run began, its "
                 "head is of another backbone or other classes"
             )
+
+    def bind_clients(self, *, simulated: bool) -> None:
+        """Tie the run to simulated clients or to real ones.
+
+        Raises:
+            RunError: it began with the others.
+        """
+        if not self._same({"simulated": simulated}):
+            began = "real devices" if simulated else "simulated clients"
+            raise RunError(f"{self.path} began with {began}: {resume_command(self.path)}")
+
+    def _same(self, facts: Mapping[str, Any]) -> bool:
+        """Whether what is known of the run agrees; what is not yet known is from now on."""
+        known = read_run_json(self.path)
+        now = {**known, **facts}
+        if now != known and not known.keys() & facts.keys():
+            self.write_json(self.path / "run.json", now)
+            return True
+        return now == known
 
     def write_json(self, path: Path, value: Mapping[str, Any]) -> None:
         """A small JSON file, whole or not at all."""
@@ -96,6 +151,12 @@ def read_run_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise RunError(f"{path / 'run.json'} is missing or damaged ({exc})") from exc
     return content
+
+
+def resume_command(path: Path) -> str:
+    """What goes on with a run, where it began; the deployment's folder only its owner knows."""
+    devices = read_run_json(path).get("simulated") is False
+    return f"fedhead resume {path}{' --deployment DEPLOYMENT' if devices else ''}"
 
 
 class MetricsLog:
@@ -121,7 +182,7 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8")
         self._events = None
         if events:
-            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=last_round + 1)
+            self._events = _Events(folder / "tensorboard", last_round)
 
     def __enter__(self) -> Self:
         return self
@@ -137,12 +198,37 @@ class MetricsLog:
             self._events.close()
 
     def write(self, round_number: int, values: Mapping[str, Any]) -> None:
-        """One round's values; numbers also go to TensorBoard."""
+        """One round's values, down to the disk; numbers also go to TensorBoard."""
         self._file.write(json.dumps({"round": round_number, **values}) + "\n")
         self._file.flush()
-        if not self._events:
-            return
+        os.fsync(self._file.fileno())
+        if self._events:
+            self._events.write(round_number, values)
+
+
+class _Events:
+    """TensorBoard events of the rounds after one.
+
+    tensorboardX's own SummaryWriter writes in a thread, which ends where the disk is full, and
+    then the run waits for it for ever.
+    """
+
+    def __init__(self, folder: Path, last_round: int) -> None:
+        folder.mkdir(exist_ok=True)
+        # TensorBoard reads files in the order of their names, and a clock may have been set back.
+        self._file = EventsWriter(str(folder / f"events-{last_round:06d}"))
+        first = last_round + 1
+        self._file.write_event(Event(step=first, file_version="brain.Event:2"))
+        start = SessionLog(status=SessionLog.START)  # earlier events from this step on are void
+        self._file.write_event(Event(step=first, session_log=start))
+
+    def write(self, round_number: int, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                self._events.add_scalar(name, value, round_number)
-        self._events.flush()
+                summary = scalar(name, value)
+                event = Event(wall_time=time.time(), step=round_number, summary=summary)
+                self._file.write_event(event)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()

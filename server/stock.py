@@ -6,10 +6,10 @@ fedhead's reproducible ones, and it gets only replies that passed the same check
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +23,20 @@ from common.messages import TrainReply, TrainRequest, payload_bytes, read_head, 
 from common.types import ClientPlan, Head
 from common.validate import check_fields, field_shapes
 from server.checkpoint import Checkpoint
-from server.engine import RoundResult, Task, check_reply, sample_cohort
-from server.exchange import error_reason, exchange
+from server.engine import (
+    RoundResult,
+    Task,
+    check_reply,
+    check_size,
+    quorum,
+    sample_cohort,
+    tell_lost,
+    tell_no_quorum,
+)
+from server.exchange import Exchange, error_reason
 from server.strategies import import_strategy
 
 __all__ = ["StockEngine", "build_stock", "is_stock"]
-
-logger = logging.getLogger("fedhead")
 
 _OURS = ("fraction_train", "min_train_nodes", "min_available_nodes")
 
@@ -128,46 +135,58 @@ class StockEngine:
 
     def step(self, round_number: int, head: Head) -> tuple[Head, RoundResult] | None:
         task, config = self._task, self._task.config
-        known = task.registry.clients
-        cohort = sample_cohort(
-            list(known), config.train.clients_per_round, config.seed, round_number
-        )
-        client_of = {known[client].node: client for client in cohort}
+        cohort, wanted = sample_cohort(task, round_number)
+        client_of = {task.registry.clients[client].node: client for client in cohort}
         request = self._request(round_number, head)
-        messages = list(
-            self._strategy.configure_train(
-                round_number, write_head(head), request.config(), _CohortGrid(list(client_of))
+        messages: list[Message] = []
+        if cohort:  # without nodes a strategy would wait for some for ever
+            grid = _CohortGrid(list(client_of))
+            messages += self._strategy.configure_train(
+                round_number, write_head(head), request.config(), grid
             )
-        )
         started = time.perf_counter()
-        result = RoundResult(cohort=len(cohort))
-        result.downlink_bytes = sum(payload_bytes(m.content) for m in messages)
-        valid: list[tuple[int, Message, TrainReply]] = []
-        replies = list(exchange(task.grid, messages, config.round.deadline_seconds))
-        result.failed = len(messages) - len(replies)
-        for node, message in replies:
-            client = client_of[node]
-            if message.has_error():
-                result.failed += 1
-                result.reasons.append(f"client {client}: {error_reason(message)}")
-                continue
-            try:
-                valid.append((client, message, self._read(message, client, head)))
-            except FedheadError as exc:
-                result.reject(client, str(exc))
-        valid.sort(key=lambda item: item[0])
+        result = RoundResult(
+            round_number, task.registry.accounts, cohort=len(cohort), wanted=wanted
+        )
+        valid = sorted(self._collect(messages, client_of, head, result), key=lambda item: item[0])
         result.count([reply for _, _, reply in valid])
-        result.uplink_bytes = sum(payload_bytes(message.content) for _, message, _ in valid)
-        if result.valid >= max(1.0, config.round.quorum * len(cohort)):
+        if result.valid >= quorum(config, wanted):
             arrays, _ = self._strategy.aggregate_train(round_number, [m for _, m, _ in valid])
             if arrays is not None:
                 new = read_head(RecordDict({"arrays": arrays}))
                 if np.isfinite(new.matrix).all():
                     head, result.accepted = new, True
                 else:
-                    logger.warning("round %d: the new head is not finite", round_number)
+                    tell_lost(round_number, "the new head is not finite")
+        else:
+            tell_no_quorum(result, config)
         result.train_seconds = time.perf_counter() - started
         return head, result
+
+    def _collect(
+        self, messages: list[Message], client_of: dict[int, int], head: Head, result: RoundResult
+    ) -> Iterator[tuple[int, Message, TrainReply]]:
+        """Client, message and report of each valid reply; the others are counted."""
+        task = self._task
+        for message in messages:
+            result.send([client_of[message.metadata.dst_node_id]], payload_bytes(message.content))
+        seconds = task.config.round.deadline_seconds
+        exchange = Exchange(task.grid, messages, seconds, task.registry.look)
+        for node, message in exchange:
+            client = client_of.pop(node)
+            if message.has_error():
+                result.fail([client], error_reason(message))
+                continue
+            try:
+                reply = self._read(message, client, head)
+            except FedheadError as exc:
+                result.reject(client, str(exc))
+                continue
+            size = payload_bytes(message.content)
+            yield client, message, dataclasses.replace(reply, payload_bytes=(size,))
+        late = {name: (client_of[node],) for name, node in exchange.outstanding.items()}
+        task.registry.stragglers.add(result.round_number, late)
+        result.fail(sorted(client_of.values()), "no answer")
 
     def _request(self, round_number: int, head: Head) -> TrainRequest:
         config = self._task.config
@@ -185,6 +204,7 @@ class StockEngine:
         )
 
     def _read(self, message: Message, client: int, head: Head) -> TrainReply:
+        check_size(message.content, [head.weight.shape, head.bias.shape], 1)
         reply = TrainReply.read(message.content)
         if reply.missing_backbone:
             self._task.registry.deliver_backbone([self._task.registry.clients[client].node])

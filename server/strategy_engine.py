@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,16 +15,22 @@ from common.experiment import malicious_clients
 from common.messages import TrainReply, TrainRequest, content_id, payload_bytes
 from common.types import ClientPlan, Head, IntArray, UpdateBatch
 from common.updates import added_up, joined, taken
+from server.accounts import Accounts
 from server.attacks import corrupt
 from server.availability import simulate
 from server.checkpoint import Checkpoint, restore_state
 from server.collect import Collector
-from server.engine import RoundResult, Task, sample_cohort
+from server.engine import (
+    RoundResult,
+    Task,
+    quorum,
+    sample_cohort,
+    tell_lost,
+    tell_no_quorum,
+)
 from server.strategy import Strategy
 
 __all__ = ["StrategyEngine"]
-
-logger = logging.getLogger("fedhead")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +42,14 @@ class _EngineState:
         clients: int64 (m,), those that remember something of their own.
         counted: int64 (m,), the last round in which each one's update counted.
         equipped: int64 (k,), those that have kept the plan's constant arrays.
+        accounts: int64 (n, 9), see Accounts.
     """
 
     strategy: Any
     clients: IntArray
     counted: IntArray
     equipped: IntArray
+    accounts: IntArray
 
 
 class StrategyEngine:
@@ -60,13 +67,20 @@ class StrategyEngine:
     def state(self) -> _EngineState:
         clients = sorted(self._counted)
         rounds = [self._counted[client] for client in clients]
-        lists = (clients, rounds, sorted(self._equipped))
-        return _EngineState(self._state, *(np.array(numbers, np.int64) for numbers in lists))
+        return _EngineState(
+            strategy=self._state,
+            clients=np.array(clients, np.int64),
+            counted=np.array(rounds, np.int64),
+            equipped=np.array(sorted(self._equipped), np.int64),
+            accounts=self._task.registry.accounts.table,
+        )
 
     def start(self, head: Head, checkpoint: Checkpoint | None) -> None:
         self._state, self._counted, self._equipped = self._strategy.init(head), {}, set()
         if checkpoint is not None:
-            kept = restore_state(self.state, checkpoint)
+            fresh = dataclasses.replace(self.state, accounts=Accounts.empty())
+            kept = restore_state(fresh, checkpoint)
+            self._task.registry.accounts.merge(kept.accounts)
             self._state = kept.strategy
             self._counted = dict(zip(kept.clients.tolist(), kept.counted.tolist(), strict=True))
             self._equipped = set(kept.equipped.tolist())
@@ -74,22 +88,22 @@ class StrategyEngine:
     def step(self, round_number: int, head: Head) -> tuple[Head, RoundResult] | None:
         config, task = self._task.config, self._task
         plan = self._strategy.plan(self._state, round_number)
-        excluded = set(plan.exclude)
-        cohort = sample_cohort(
-            [client for client in task.registry.clients if client not in excluded],
-            0 if plan.everyone else config.train.clients_per_round,
-            config.seed,
-            round_number,
+        cohort, wanted = sample_cohort(
+            task, round_number, excluded=plan.exclude, everyone=plan.everyone
         )
-        if not cohort:
+        if not wanted:
             return None
         started = time.perf_counter()
-        result = RoundResult(cohort=len(cohort))
-        result.downlink_bytes = self._downlink_bytes(round_number, head, plan, cohort)
-        present = self._answering(round_number, plan, cohort, result)
-        needed = max(1.0, config.round.quorum * len(cohort))
+        result = RoundResult(
+            round_number, task.registry.accounts, cohort=len(cohort), wanted=wanted
+        )
+        self._count_downlink(result, head, plan, cohort)
+        present = self._answering(plan, cohort, result)
+        needed = quorum(config, wanted)
         if len(present) < needed:
-            present = []  # the round is lost already: nobody need train for it
+            # The round is lost already: nobody need train for it.
+            result.miss(present)
+            present = []
         collector = self._collector(round_number, head, plan, result)
         attacked = self._corrupts(plan)
         digest = self._strategy.each is not None and not (plan.everyone or attacked)
@@ -110,30 +124,28 @@ class StrategyEngine:
                 clients = [client for reply, _ in valid for client in reply.clients]
                 self._counted |= dict.fromkeys(clients, round_number)
         else:
-            logger.warning(
-                "round %d: %d of %d updates are valid, the quorum is %g: head unchanged",
-                round_number, result.valid, len(cohort), config.round.quorum,
-            )  # fmt: skip
+            tell_no_quorum(result, config)
         result.train_seconds = time.perf_counter() - started
         return head, result
 
-    def _answering(
-        self, round_number: int, plan: ClientPlan, cohort: list[int], result: RoundResult
-    ) -> list[int]:
+    def _answering(self, plan: ClientPlan, cohort: list[int], result: RoundResult) -> list[int]:
         """The clients that simulated availability leaves."""
         task, config = self._task, self._task.config
-        if config.availability == AvailabilityConfig():
+        always = config.availability == AvailabilityConfig() and len(cohort) <= result.wanted
+        if always or not task.registry.simulated:
             return cohort
         epochs = config.train.local_epochs if plan.kind == "sgd" else 1
         outcome = simulate(
             cohort,
             {client: task.registry.clients[client].num_examples * epochs for client in cohort},
             config.availability,
+            wanted=result.wanted,
             seed=config.seed,
-            round_number=round_number,
+            round_number=result.round_number,
         )
-        result.dropped, result.late = outcome.dropped, outcome.late
-        result.failed += outcome.dropped + outcome.late
+        result.dropped = len(outcome.dropped)
+        result.miss([*outcome.dropped, *outcome.late])
+        result.answered_late(outcome.late)
         result.simulated_seconds = outcome.seconds
         return list(outcome.present)
 
@@ -204,10 +216,10 @@ class StrategyEngine:
         try:
             state, new = self._strategy.aggregate(self._state, head, updates)
         except np.linalg.LinAlgError as exc:
-            logger.warning("round %d: aggregation failed (%s): head unchanged", round_number, exc)
+            tell_lost(round_number, f"aggregation failed ({exc})")
             return head, False
         if not np.isfinite(new.matrix).all():
-            logger.warning("round %d: the new head is not finite: head unchanged", round_number)
+            tell_lost(round_number, "the new head is not finite")
             return head, False
         self._state = state
         return new, True
@@ -243,26 +255,30 @@ class StrategyEngine:
                 if plan.correction == "none"
                 else tuple(self._counted.get(client, 0) for client in clients)
             ),
+            oldest_round=self._oldest_round(round_number),
             constant_id=content_id(plan.constant),
             brings=bool(plan.constant) and lacks,
         )
 
-    def _downlink_bytes(
-        self, round_number: int, head: Head, plan: ClientPlan, cohort: list[int]
-    ) -> int:
+    def _oldest_round(self, round_number: int) -> int:
+        return max(0, round_number - self._task.config.round.keep_checkpoints)
+
+    def _count_downlink(
+        self, result: RoundResult, head: Head, plan: ClientPlan, cohort: list[int]
+    ) -> None:
         """What requests to clients that are phones of their own weigh."""
         lacking = set(cohort) - self._equipped if plan.constant else set()
-        return sum(
-            self._request_bytes(round_number, head, plan, brings) * count
-            for brings, count in ((True, len(lacking)), (False, len(cohort) - len(lacking)))
-            if count
-        )
+        for brings, clients in ((True, lacking), (False, set(cohort) - lacking)):
+            if clients:
+                size = self._request_bytes(result.round_number, head, plan, brings)
+                result.send(sorted(clients), size)
 
     def _request_bytes(self, round_number: int, head: Head, plan: ClientPlan, brings: bool) -> int:
         """What a request to one client alone weighs; measured again when its layout changes."""
         arrays = {**plan.arrays, **(plan.constant if brings else {})}
         shapes = {name: array.shape for name, array in arrays.items()}
-        layout = (plan.kind, plan.fields, tuple(shapes.items()), round_number.bit_length())
+        lengths = (round_number.bit_length(), self._oldest_round(round_number).bit_length())
+        layout = (plan.kind, plan.fields, tuple(shapes.items()), lengths)
         if layout not in self._measured:
             alone = self._request(round_number, head, plan, [0])
             alone = dataclasses.replace(alone, brings=brings)

@@ -21,7 +21,6 @@ from typing import Any
 import tomli_w
 
 from common.errors import MissingExtraError, RunError
-from simulations.run import read_summary
 
 __all__ = [
     "check_ray",
@@ -99,14 +98,27 @@ def run_app(path: Path, environment: Mapping[str, str], options: Sequence[str]) 
     Raises:
         RunError: the run did not complete, with the reason it gave.
     """
+    # It imports torch and what is a server's; what watches over a device stays without.
+    from simulations.run import read_summary
+
     app = Path(environment["FLWR_HOME"]) / "app"
     _write_app(app, experiment=path.resolve() / "config.toml")
     log = path / "flower.log"
     error, run_id = _stream(app, options, environment, log)
-    status, details = _final_status(environment, run_id, log)
+    try:
+        status, details = _final_status(environment, run_id)
+    except RunError as exc:
+        raise RunError(f"{exc} (its log: {log}); {_go_on(path)}") from exc
     if status != "finished:completed":
-        raise RunError(error or f"Flower's run is {status}: {details} (its log: {log})")
+        reason = f"Flower's run is {status}: {details} (its log: {log}); {_go_on(path)}"
+        raise RunError(error or reason)
     return read_summary(path)
+
+
+def _go_on(path: Path) -> str:
+    from server.runfolder import resume_command
+
+    return f"finished rounds are safe: once the SuperLink runs, {resume_command(path)}"
 
 
 @contextmanager
@@ -254,30 +266,38 @@ def _stream(
                         error = message
                     else:
                         logger.log(logging.getLevelNamesMapping()[level], "%s", message)
+        except KeyboardInterrupt:
+            if run_id is not None:
+                _flwr(environment, "stop", run_id)  # a deployment's would go on unseen
+            raise
         finally:
             process.kill()
     return error, run_id
 
 
-def _final_status(environment: Mapping[str, str], run_id: str | None, log: Path) -> tuple[str, str]:
+def _final_status(environment: Mapping[str, str], run_id: str | None) -> tuple[str, str]:
     """Status and details of a run; ``flwr run --stream`` exits with 0 either way.
 
     Raises:
         RunError: there is no run, or no SuperLink any more.
     """
     while True:
-        answer = subprocess.run(  # noqa: S603 - Flower's command
-            [command("flwr", environment), "ls", "--format", "json"],
-            capture_output=True,
-            env=dict(environment),
-            text=True,
-            check=False,
-        )
         try:
-            runs = json.loads(answer.stdout)["runs"]
+            runs = json.loads(_flwr(environment, "ls"))["runs"]
             run = next(run for run in runs if str(run["run-id"]) == run_id)
         except (ValueError, LookupError, StopIteration) as exc:
-            raise RunError(f"Flower has lost the run: {_last_line(log)} (its log: {log})") from exc
+            raise RunError("Flower's SuperLink does not answer, or has lost the run") from exc
         if run["status"].startswith("finished"):
             return run["status"], run["status-details"].removeprefix(_FAILURE)
         time.sleep(_STATUS_PAUSE_SECONDS)  # the log's stream was cut
+
+
+def _flwr(environment: Mapping[str, str], *arguments: str) -> str:
+    """What one of Flower's commands answers, as JSON if it could."""
+    return subprocess.run(  # noqa: S603 - Flower's command
+        [command("flwr", environment), *arguments, "--format", "json"],
+        capture_output=True,
+        env=dict(environment),
+        text=True,
+        check=False,
+    ).stdout

@@ -20,9 +20,10 @@ from common.experiment import (
     held_out_positions,
     run_config,
 )
+from common.files import is_empty
 from common.types import Head
 from server.checkpoint import load_latest
-from server.runfolder import RunFolder, free_folder
+from server.runfolder import RunFolder, free_folder, resume_command
 
 if TYPE_CHECKING:
     from server.export import ExportReport
@@ -50,7 +51,7 @@ def new_run(config: Config, *, overwrite: bool) -> Path:
 
     check_strategy(config)  # before anything is removed
     path = free_folder(config)
-    if path.exists() and any(path.iterdir()):
+    if not is_empty(path):
         if not overwrite:
             raise RunError(
                 f"{path} is not empty: fedhead resume {path}, or fedhead run ... --overwrite"
@@ -85,7 +86,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     """
     file = path / "summary.json"
     if not file.exists():
-        raise RunError(f"{path} has not finished: fedhead resume {path}")
+        raise RunError(f"{path} has not finished: {resume_command(path)}")
     summary: dict[str, Any] = json.loads(file.read_text())
     return summary
 
@@ -169,7 +170,7 @@ def trained_run(path: Path) -> TrainedModel:
         RunError: there is no run, no finished round, or its data are not what they were.
     """
     from common.experiment import experiment_features
-    from server.app import prepare, trained_model
+    from server.model import prepare, trained_model
 
     config = open_run(path)
     head = _last_head(path)

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.numpy
 import torch
-from safetensors import SafetensorError
 
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.content import content_fingerprint
 from common.backbone.engine import quantized_engine
+from common.backbone.payload import Arrays, pack, unpack
 from common.backbone.spec import BackboneSpec
 from common.errors import BackboneError
 from common.files import write_atomic
@@ -29,7 +30,6 @@ from common.types import Affine
 __all__ = ["FrozenBackbone", "load_by_fingerprint", "probe_images", "quantized_engine", "store"]
 
 UInt8Array = npt.NDArray[np.uint8]
-_Arrays = dict[str, npt.NDArray[Any]]  # safetensors' own type
 
 _FILE = "backbone.safetensors"
 _log = logging.getLogger("fedhead")
@@ -39,16 +39,20 @@ class FrozenBackbone:
     """An int8 network that turns images into uint8 features, always the same.
 
     Args:
-        module: scripted ``Int8Backbone``.
+        module: scripted ``Int8Backbone``, or what makes it when it is first needed.
         spec: its description.
         affine: how trainers see the features, ``x = gain * (q - center)``.
         fingerprint: SHA-256 over all three; both sides of a federation compare it.
     """
 
     def __init__(
-        self, module: torch.jit.ScriptModule, spec: BackboneSpec, affine: Affine, fingerprint: str
+        self,
+        module: torch.jit.ScriptModule | Callable[[], torch.jit.ScriptModule],
+        spec: BackboneSpec,
+        affine: Affine,
+        fingerprint: str,
     ) -> None:
-        self.module = module
+        self._module, self._lock = module, Lock()
         self.spec = spec
         self.affine = affine
         self.fingerprint = fingerprint
@@ -58,6 +62,18 @@ class FrozenBackbone:
             f"FrozenBackbone({self.spec.arch}, {self.spec.input_size} px, {self.spec.engine}, "
             f"{self.fingerprint[:12]})"
         )
+
+    @property
+    def module(self) -> torch.jit.ScriptModule:
+        """The network.
+
+        Raises:
+            BackboneError: it was not loaded before, and ``from_bytes`` says why it cannot be.
+        """
+        with self._lock:  # several threads may compute features
+            if not isinstance(self._module, torch.jit.ScriptModule):
+                self._module = self._module()
+            return self._module
 
     def features(self, images: torch.Tensor | UInt8Array) -> UInt8Array:
         """Pooled features of a batch; they do not depend on how images are batched.
@@ -88,55 +104,47 @@ class FrozenBackbone:
         buffer = io.BytesIO()
         with quantized_engine(self.spec.engine), accepted_deprecations():
             torch.jit.save(self.module, buffer)
-        tensors: _Arrays = {
+        tensors: Arrays = {
             "module": np.frombuffer(buffer.getvalue(), np.uint8),
             "gain": self.affine.gain,
             "center": self.affine.center,
         }
-        spec = self.spec.to_json()
-        metadata = {
-            "spec": spec,
-            "fingerprint": self.fingerprint,
-            "sha256": _checksum(tensors, spec, self.fingerprint),
-        }
-        return safetensors.numpy.save(tensors, metadata)
+        return pack(tensors, self.spec, self.fingerprint)
 
     @classmethod
-    def from_bytes(cls, data: bytes, expected_fingerprint: str | None = None) -> FrozenBackbone:
+    def from_bytes(
+        cls, data: bytes, expected_fingerprint: str | None = None, *, opened: bool = True
+    ) -> FrozenBackbone:
         """Read ``to_bytes``' payload. Nothing in it is unpickled.
+
+        Args:
+            data: the payload.
+            expected_fingerprint: None: any.
+            opened: False: the network is loaded, and its content compared with the fingerprint,
+                when features are first computed: most of the work, and cached features need
+                none of it. For payloads that this machine has checked before.
 
         Raises:
             BackboneError: damaged, of another fingerprint, or for an engine this torch lacks.
         """
-        tensors, spec, stated = _unpack(data)
+        tensors, spec, stated = unpack(data)
         if expected_fingerprint is not None and stated != expected_fingerprint:
             raise BackboneError(
                 f"backbone has fingerprint {stated[:12]}, expected {expected_fingerprint[:12]}"
             )
         affine = Affine(tensors["gain"], tensors["center"])
-        with quantized_engine(spec.engine), accepted_deprecations():
-            try:
-                archive = io.BytesIO(tensors["module"].tobytes())
-                module = torch.jit.load(archive)  # type: ignore[no-untyped-call]
-                computed = content_fingerprint(module, spec, affine)
-            except (RuntimeError, AttributeError) as exc:
-                reason = str(exc).strip().splitlines()[0]
-                raise BackboneError(f"backbone cannot be loaded: {reason}") from exc
-        if computed != stated:
-            raise BackboneError(
-                f"backbone says fingerprint {stated[:12]}, but its content has {computed[:12]}"
-            )
-        backbone = cls(module, spec, affine, stated)
-        backbone.check_probe()
-        return backbone
+        open_module = partial(_open, tensors["module"], spec, affine, stated)
+        return cls(open_module() if opened else open_module, spec, affine, stated)
 
     def save(self, folder: Path) -> None:
         """Write ``to_bytes`` into the folder, whole or not at all."""
         write_atomic(Path(folder) / _FILE, self.to_bytes())
 
     @classmethod
-    def load(cls, folder: Path, expected_fingerprint: str | None = None) -> FrozenBackbone:
-        """Read what ``save`` wrote.
+    def load(
+        cls, folder: Path, expected_fingerprint: str | None = None, *, opened: bool = True
+    ) -> FrozenBackbone:
+        """Read what ``save`` wrote; ``opened`` as in ``from_bytes``.
 
         Raises:
             BackboneError: missing or unreadable, and as ``from_bytes`` says.
@@ -145,25 +153,45 @@ class FrozenBackbone:
             data = (Path(folder) / _FILE).read_bytes()
         except OSError as exc:
             raise BackboneError(f"no backbone in {folder}: {exc.strerror or exc}") from exc
-        return cls.from_bytes(data, expected_fingerprint)
+        return cls.from_bytes(data, expected_fingerprint, opened=opened)
 
-    def check_probe(self) -> None:
-        """Compute the features of two fixed images and compare them with the maker's.
 
-        Raises:
-            BackboneError: the bits differ on qnnpack, which promises them on every machine.
-                Other engines choose their arithmetic by processor: there it is a warning.
-        """
-        computed = probe_digest(self.features(probe_images(self.spec.input_size)))
-        if computed == self.spec.probe:
-            return
-        line = (
-            f"backbone {self.fingerprint[:12]} computes other features on this machine "
-            f"than where it was made (engine {self.spec.engine}, torch {torch.__version__})"
+def _open(
+    archive: npt.NDArray[np.uint8], spec: BackboneSpec, affine: Affine, stated: str
+) -> torch.jit.ScriptModule:
+    """The network in an archive, if it is what the fingerprint states."""
+    with quantized_engine(spec.engine), accepted_deprecations():
+        try:
+            module = torch.jit.load(io.BytesIO(archive.tobytes()))  # type: ignore[no-untyped-call]
+            computed = content_fingerprint(module, spec, affine)
+        except (RuntimeError, AttributeError) as exc:
+            reason = str(exc).strip().splitlines()[0]
+            raise BackboneError(f"backbone cannot be loaded: {reason}") from exc
+    if computed != stated:
+        raise BackboneError(
+            f"backbone says fingerprint {stated[:12]}, but its content has {computed[:12]}"
         )
-        if self.spec.engine == "qnnpack":
-            raise BackboneError(line)
-        _log.warning("%s", line)
+    _check_probe(FrozenBackbone(module, spec, affine, stated))
+    return cast("torch.jit.ScriptModule", module)
+
+
+def _check_probe(backbone: FrozenBackbone) -> None:
+    """Compute the features of two fixed images and compare them with the maker's.
+
+    Raises:
+        BackboneError: the bits differ on qnnpack, which promises them on every machine.
+            Other engines choose their arithmetic by processor: there it is a warning.
+    """
+    spec = backbone.spec
+    if probe_digest(backbone.features(probe_images(spec.input_size))) == spec.probe:
+        return
+    line = (
+        f"backbone {backbone.fingerprint[:12]} computes other features on this machine "
+        f"than where it was made (engine {spec.engine}, torch {torch.__version__})"
+    )
+    if spec.engine == "qnnpack":
+        raise BackboneError(line)
+    _log.warning("%s", line)
 
 
 def _as_tensor(images: UInt8Array) -> torch.Tensor:
@@ -187,41 +215,6 @@ def probe_digest(features: UInt8Array) -> str:
     return hashlib.sha256(np.ascontiguousarray(features).tobytes()).hexdigest()
 
 
-def _checksum(tensors: _Arrays, spec: str, fingerprint: str) -> str:
-    digest = hashlib.sha256(f"{spec}\n{fingerprint}\n".encode())
-    for name in ("module", "gain", "center"):
-        digest.update(tensors[name].tobytes())
-    return digest.hexdigest()
-
-
-def _unpack(data: bytes) -> tuple[_Arrays, BackboneSpec, str]:
-    try:
-        tensors = safetensors.numpy.load(data)
-        metadata = _metadata(data)
-        damaged = metadata["sha256"] != _checksum(
-            tensors, metadata["spec"], metadata["fingerprint"]
-        )
-    except (SafetensorError, ValueError, KeyError, TypeError) as exc:
-        raise BackboneError(f"backbone is damaged: {exc}") from exc
-    if damaged:
-        raise BackboneError("backbone is damaged: its content does not match its SHA-256")
-    spec = BackboneSpec.from_json(metadata["spec"])
-    for name in ("gain", "center"):
-        got = tensors[name]
-        if got.dtype != np.float32 or got.shape != (spec.num_features,):
-            raise BackboneError(
-                f"backbone's {name} is {got.dtype} {got.shape}, "
-                f"expected float32 ({spec.num_features},)"
-            )
-    return tensors, spec, metadata["fingerprint"]
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    return dict(header["__metadata__"])
-
-
 def store(backbone: FrozenBackbone, cache: Path) -> Path:
     """Keep a backbone under its fingerprint; returns its folder."""
     folder = _folder(cache, backbone.fingerprint)
@@ -230,12 +223,12 @@ def store(backbone: FrozenBackbone, cache: Path) -> Path:
 
 
 def load_by_fingerprint(fingerprint: str, cache: Path) -> FrozenBackbone | None:
-    """The backbone of this fingerprint, or None if it is not there or damaged."""
+    """The backbone of this fingerprint, not opened; None if it is not there or damaged."""
     folder = _folder(cache, fingerprint)
     if not (folder / _FILE).exists():
         return None
     try:
-        return FrozenBackbone.load(folder, fingerprint)
+        return FrozenBackbone.load(folder, fingerprint, opened=False)
     except BackboneError as exc:
         _log.warning("cached backbone %s is not usable: %s", fingerprint[:12], exc)
         return None

@@ -20,9 +20,21 @@ from common.progress import track
 from common.seeding import Purpose
 from common.types import IntArray
 
-__all__ = ["ArrayImages", "Dataset", "EncodedImages", "Images", "assemble", "cut", "verify"]
+__all__ = [
+    "ArrayImages",
+    "Dataset",
+    "EncodedImages",
+    "Images",
+    "Verified",
+    "assemble",
+    "cut",
+    "verify",
+]
 
 logger = logging.getLogger("fedhead")
+
+Verified = tuple[IntArray, str, tuple[str, ...]]
+"""Positions of the good pictures (int64, ascending), the key of their bytes, others' errors."""
 
 _BLOCK = 4096  # files in flight: bounds what the thread pool has queued
 
@@ -207,14 +219,8 @@ def cut(kept: IntArray, num_train: int) -> tuple[IntArray, IntArray]:
     return np.flatnonzero(kept < num_train), np.flatnonzero(kept >= num_train)
 
 
-def verify(
-    images: EncodedImages, *, name: str, strict: bool
-) -> tuple[IntArray, str, tuple[str, ...]]:
+def verify(images: EncodedImages, *, name: str, strict: bool) -> Verified:
     """Decode every picture once, with all cores, keeping none.
-
-    Returns:
-        Positions of the good ones (int64, ascending), the key of their bytes, and the errors
-        of the others.
 
     Raises:
         DataError: ``strict`` and a picture is broken, or all are.

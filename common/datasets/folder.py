@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from common.datasets.base import Dataset, EncodedImages, assemble, cut, verify
+from common.datasets.base import Dataset, EncodedImages, Verified, assemble, cut, verify
 from common.errors import DataError
+from common.files import write_atomic
 
 __all__ = ["file_images", "load_folder", "load_split_folder"]
 
@@ -24,7 +28,11 @@ _TEST_NAMES = ("test", "val", "valid", "validation")
 
 
 def load_folder(
-    path: Path, *, classes: Sequence[str] | None = None, strict: bool = False
+    path: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    strict: bool = False,
+    memory: Path | None = None,
 ) -> Dataset:
     """A device's own pictures; the server says which classes there are.
 
@@ -32,6 +40,8 @@ def load_folder(
         path: holds one sub-folder a class; classes the device has no pictures of may be missing.
         classes: all K class names, in the server's order; None: the names of the sub-folders.
         strict: a broken picture is an error instead of being skipped with a warning.
+        memory: file that keeps what was found, so that pictures whose names, sizes and times
+            have not changed since are not decoded again.
 
     Returns:
         A data set whose pictures are all in ``train``.
@@ -49,7 +59,10 @@ def load_folder(
             f"its classes are {known}"
         )
     files = [(file, folder.name) for folder in folders for file in _images(folder)]
-    return _load(path, files, tuple(classes), None, strict=strict, test_fraction=0.0, seed=0)
+    return _load(
+        path, files, tuple(classes), None,
+        strict=strict, test_fraction=0.0, seed=0, memory=memory,
+    )  # fmt: skip
 
 
 def load_split_folder(path: Path, *, strict: bool, test_fraction: float, seed: int) -> Dataset:
@@ -96,18 +109,56 @@ def _load(
     strict: bool,
     test_fraction: float,
     seed: int,
+    memory: Path | None = None,
 ) -> Dataset:
     if not files:
         raise DataError(f"{path}: no images")
     label_of = {name: k for k, name in enumerate(classes)}
-    images = file_images([file for file, _ in files])
-    kept, key, skipped = verify(images, name=str(path), strict=strict)
+    paths = [file for file, _ in files]
+    images = file_images(paths)
+    if memory is None:
+        kept, key, skipped = verify(images, name=str(path), strict=strict)
+    else:
+        listing = _listing(paths)  # before they are read: what changes meanwhile is read again
+        kept, key, skipped = _recalled(memory, listing) or _remembered(
+            memory, listing, verify(images, name=str(path), strict=strict)
+        )
     labels = np.array([label_of[files[i][1]] for i in kept.tolist()], np.int64)
     split = cut(kept, num_train) if num_train is not None else None
     return assemble(
         f"folder:{path}", classes, labels, images.keep(kept), key, split=split,
         test_fraction=test_fraction, seed=seed, skipped=skipped,
     )  # fmt: skip
+
+
+def _listing(files: Sequence[Path]) -> str:
+    """SHA-256 over the files' names, sizes and times of change, hex."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            stat = file.stat()
+        except OSError as exc:
+            raise DataError(f"{file}: cannot be read ({exc.strerror})") from exc
+        digest.update(f"{file}\0{stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _recalled(memory: Path, listing: str) -> Verified | None:
+    try:
+        found = json.loads(memory.read_text())
+        if found["listing"] != listing:
+            return None
+        return np.array(found["kept"], np.int64), str(found["key"]), tuple(found["skipped"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # as good as none
+
+
+def _remembered(memory: Path, listing: str, found: Verified) -> Verified:
+    kept, key, skipped = found
+    content = {"listing": listing, "kept": kept.tolist(), "key": key, "skipped": skipped}
+    with suppress(OSError):  # a full disk: then they are decoded again
+        write_atomic(memory, json.dumps(content).encode())
+    return found
 
 
 def _folders(path: Path) -> list[Path]:

@@ -24,7 +24,8 @@ from common.messages import (
 )
 from common.types import FeatureSet, Head
 from server.engine import Task
-from server.exchange import Registry
+from server.progress import Progress
+from server.registry import Registry
 from server.strategies.averaging import fedavg
 from server.strategy_engine import StrategyEngine
 from simulations.bench.work import Data, Result, Work, read_work
@@ -73,7 +74,13 @@ def _engine(work: Work, cohort: Cohort) -> StrategyEngine:
     )
     grid = InProcessGrid(_client_app(cohort), 1, {})
     request = DescribeRequest("bench", tuple(map(str, range(work.classes))), 0.0, work.seed)
-    registry = Registry(grid, request, (_FINGERPRINT, lambda: b""))
+    registry = Registry(
+        grid,
+        request,
+        (_FINGERPRINT, lambda: b""),
+        deadline_seconds=config.round.deadline_seconds,
+        progress=Progress(),
+    )
     registry.wait_for(work.clients, 60.0)
     return StrategyEngine(Task(config, "bench", _FINGERPRINT, grid, registry), fedavg())
 

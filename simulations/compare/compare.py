@@ -72,7 +72,7 @@ def run_grid(grid: Grid, folder: Path, *, jobs: int) -> Chosen:
 def _warm(grid: Grid) -> None:
     """Make the backbone and its features once, before several processes ask for them."""
     from common.experiment import experiment_dataset, experiment_features
-    from server.app import prepare
+    from server.model import prepare
 
     experiment_features(grid.base, prepare(grid.base, experiment_dataset(grid.base)))
 

@@ -15,7 +15,7 @@ from common.experiment import experiment_dataset
 from common.features import extract
 from common.files import cache_root
 from common.types import FloatArray, IntArray
-from server.app import prepare
+from server.model import prepare
 from simulations.crossval import FOLDS, cross_validate, learning_curve, sample, split_folds
 
 __all__ = ["CurvePoint", "Probe", "probe_data"]

@@ -29,8 +29,9 @@ from common.files import cache_root
 from common.messages import TrainReply, TrainRequest, payload_bytes
 from common.seeding import batch_seed
 from common.types import FeatureSet, Head, LocalTraining
-from server.app import run_experiment, trained_model
+from server.app import run_experiment
 from server.export import export
+from server.model import trained_model
 from server.targets.cards import ExportReport
 from simulations.grid import InProcessGrid
 from simulations.run import read_summary

@@ -44,7 +44,7 @@ def reply(
 
 def test_a_damaged_memory_costs_its_client_alone(tmp_path: Path) -> None:
     control = ControlStore(tmp_path)
-    control.save(1, 4, np.zeros((K, D + 1), np.float32), counted_round=0)
+    control.save(1, 4, np.zeros((K, D + 1), np.float32), counted_round=0, oldest_round=0)
     (tmp_path / "1" / "00000004.safetensors").write_bytes(b"x")
     answer = reply(tmp_path, SCAFFOLD)
     assert answer.clients == (0, 2, 3)

@@ -23,38 +23,52 @@ def names(folder: Path) -> list[str]:
 def test_starts_at_zero_and_remembers(tmp_path: Path) -> None:
     store = ControlStore(tmp_path)
     assert not store.load(7, 0, SHAPE).any()
-    store.save(7, 1, value(1), counted_round=0)
+    store.save(7, 1, value(1), counted_round=0, oldest_round=0)
     np.testing.assert_array_equal(ControlStore(tmp_path).load(7, 1, SHAPE), value(1))
     assert not store.load(8, 0, SHAPE).any()
 
 
 def test_a_round_that_did_not_count_is_as_if_it_had_never_been(tmp_path: Path) -> None:
     store = ControlStore(tmp_path)
-    store.save(7, 3, value(3), counted_round=0)
-    store.save(7, 5, value(5), counted_round=3)  # refused, or lost with the server
+    store.save(7, 3, value(3), counted_round=0, oldest_round=0)
+    store.save(7, 5, value(5), counted_round=3, oldest_round=0)  # refused, or lost with the server
     np.testing.assert_array_equal(store.load(7, 3, SHAPE), value(3))
-    store.save(7, 6, value(6), counted_round=3)
+    store.save(7, 6, value(6), counted_round=3, oldest_round=0)
     assert names(tmp_path) == ["00000003.safetensors", "00000006.safetensors"]
 
 
 def test_a_first_round_asked_again_starts_from_zero(tmp_path: Path) -> None:
     store = ControlStore(tmp_path)
-    store.save(7, 2, value(2), counted_round=0)
+    store.save(7, 2, value(2), counted_round=0, oldest_round=0)
     assert not store.load(7, 0, SHAPE).any()
 
 
 def test_keeps_what_counted_and_what_is_new(tmp_path: Path) -> None:
     store = ControlStore(tmp_path)
     for number, counted in ((1, 0), (4, 1), (6, 4)):
-        store.save(7, number, value(number), counted_round=counted)
+        store.save(7, number, value(number), counted_round=counted, oldest_round=number - 1)
     assert names(tmp_path) == ["00000004.safetensors", "00000006.safetensors"]
     with pytest.raises(FedheadError, match="client 7: its state after round 1 is gone"):
         store.load(7, 1, SHAPE)
 
 
+def test_keeps_what_the_server_may_go_back_to(tmp_path: Path) -> None:
+    store = ControlStore(tmp_path)
+    for number, counted, oldest in ((1, 0, 0), (4, 1, 1), (6, 4, 3), (7, 4, 4), (8, 7, 5)):
+        store.save(7, number, value(number), counted_round=counted, oldest_round=oldest)
+        # What counted at the end of every round from the oldest on.
+        for end, wanted in {3: 1, 4: 4, 5: 4, 6: 4, 7: 7}.items():
+            if oldest <= end < number:
+                np.testing.assert_array_equal(store.load(7, wanted, SHAPE), value(wanted))
+    assert names(tmp_path) == [f"{n:08d}.safetensors" for n in (4, 7, 8)]
+    store.save(7, 6, value(-6), counted_round=4, oldest_round=3)  # the server has gone back
+    assert names(tmp_path) == [f"{n:08d}.safetensors" for n in (4, 6)]
+    np.testing.assert_array_equal(store.load(7, 6, SHAPE), value(-6))
+
+
 def test_damaged_file_names_client_and_path(tmp_path: Path) -> None:
     store = ControlStore(tmp_path)
-    store.save(7, 1, value(1), counted_round=0)
+    store.save(7, 1, value(1), counted_round=0, oldest_round=0)
     path = tmp_path / "7" / "00000001.safetensors"
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(FedheadError, match=r"client 7: .*00000001\.safetensors is damaged"):
@@ -62,7 +76,7 @@ def test_damaged_file_names_client_and_path(tmp_path: Path) -> None:
 
 
 def test_other_shape_is_refused(tmp_path: Path) -> None:
-    ControlStore(tmp_path).save(7, 1, value(1), counted_round=0)
+    ControlStore(tmp_path).save(7, 1, value(1), counted_round=0, oldest_round=0)
     with pytest.raises(FedheadError, match=r"expected \(2, 4\)"):
         ControlStore(tmp_path).load(7, 1, (2, 4))
 
@@ -70,7 +84,7 @@ def test_other_shape_is_refused(tmp_path: Path) -> None:
 def test_a_disk_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "7").write_text("a file where a folder should be")
     with pytest.raises(FedheadError, match="client 7: .* cannot be written"):
-        ControlStore(tmp_path).save(7, 1, value(1), counted_round=0)
+        ControlStore(tmp_path).save(7, 1, value(1), counted_round=0, oldest_round=0)
 
 
 def asks(constant: dict[str, np.ndarray], *, brings: bool) -> TrainRequest:

@@ -16,7 +16,7 @@ import safetensors.numpy
 import torch
 
 import common.backbone.prepare as prepare_module
-from common.backbone import frozen
+from common.backbone import payload
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.content import content_fingerprint
 from common.backbone.frozen import (
@@ -68,7 +68,7 @@ def reload_with(data: bytes, **changes: object) -> bytes:
             tensors[name] = value
         else:
             metadata[name] = value
-    metadata["sha256"] = frozen._checksum(tensors, metadata["spec"], metadata["fingerprint"])
+    metadata["sha256"] = payload._checksum(tensors, metadata["spec"], metadata["fingerprint"])
     return safetensors.numpy.save(tensors, metadata)
 
 
@@ -471,6 +471,18 @@ def test_store_and_find_by_fingerprint(backbone, images, tmp_path, caplog):
     file.write_bytes(file.read_bytes()[:-1])
     assert load_by_fingerprint(backbone.fingerprint, tmp_path) is None
     assert len(caplog.records) == 1
+
+
+def test_a_kept_backbone_is_opened_when_features_are_needed(backbone, images, tmp_path):
+    noise = np.frombuffer(b"no archive", np.uint8)
+    folder = store(backbone, tmp_path)
+    next(folder.iterdir()).write_bytes(reload_with(backbone.to_bytes(), module=noise))
+    found = load_by_fingerprint(backbone.fingerprint, tmp_path)
+    assert found.spec == backbone.spec
+    assert np.array_equal(found.affine.gain, backbone.affine.gain)
+    for _ in range(2):
+        with pytest.raises(BackboneError, match="cannot be loaded"):
+            found.features(images)
 
 
 @pytest.mark.parametrize("name", ["", "abc", "../" * 21 + "x", "Z" * 64])

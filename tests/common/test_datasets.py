@@ -1,5 +1,6 @@
 """Data sets from packages, folders and Hugging Face: what they hold, and what they refuse."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -343,6 +344,33 @@ def test_a_device_skips_or_refuses_broken_pictures(tmp_path):
     assert len(load_folder(tmp_path, classes=sorted(COLOURS))) == 13
     with pytest.raises(DataError, match=r"1\.png"):
         load_folder(tmp_path, classes=sorted(COLOURS), strict=True)
+
+
+def test_a_devices_unchanged_pictures_are_not_read_again(tmp_path):
+    picture, memory = fill(tmp_path / "data") / "dog" / "0.png", tmp_path / "memory.json"
+    first = load_folder(tmp_path / "data", memory=memory)
+    before = picture.stat()
+    picture.write_bytes(bytes(before.st_size))
+    os.utime(picture, ns=(before.st_atime_ns, before.st_mtime_ns))
+    again = load_folder(tmp_path / "data", memory=memory)
+    assert again.images_key == first.images_key
+    assert np.array_equal(again.labels, first.labels)
+
+    os.utime(picture)
+    changed = load_folder(tmp_path / "data", memory=memory)
+    assert len(changed) == len(first) - 1
+    assert changed.images_key != first.images_key
+    assert load_folder(tmp_path / "data", memory=memory).skipped == changed.skipped
+    (tmp_path / "data" / "owl" / "3.png").unlink()
+    assert len(load_folder(tmp_path / "data", memory=memory)) == len(first) - 2
+
+
+def test_a_memory_that_cannot_be_read_is_made_again(tmp_path):
+    memory = tmp_path / "memory.json"
+    memory.write_text("{")
+    first = load_folder(fill(tmp_path / "data"), memory=memory)
+    assert load_folder(tmp_path / "data", memory=memory).images_key == first.images_key
+    assert '"kept"' in memory.read_text()
 
 
 def test_a_device_needs_neither_torch_nor_any_data_set_library(tmp_path):

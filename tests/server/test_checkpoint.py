@@ -1,5 +1,5 @@
 import dataclasses
-import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -59,30 +59,54 @@ def test_the_last_n_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["000004", "000005"]
 
 
-@pytest.mark.parametrize("file", ["head.safetensors", "state.safetensors", "meta.json"])
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+FILES = ["head.safetensors", "state.safetensors", "meta.json", "SHA256SUMS"]
+
+
+def damage(path: Path, how: str, position: float = 0.5) -> None:
+    data = bytearray(path.read_bytes())
+    if how == "remove":
+        path.unlink()
+    elif how == "truncate":
+        path.write_bytes(data[: int(len(data) * position)])
+    else:
+        data[int(len(data) * position)] ^= 1
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("how", ["truncate", "flip", "remove"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    tmp_path: Path, file: str, damage: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, file: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(tmp_path, 1)
-    save(tmp_path, 2)
-    path = tmp_path / "000002" / file
-    data = bytearray(path.read_bytes())
-    if damage == "remove":
-        path.unlink()
-    elif damage == "truncate":
-        path.write_bytes(data[: len(data) // 2])
-    elif file == "meta.json":
-        meta = json.loads(data)
-        meta["sha256"]["head.safetensors"] = "0" * 64
-        path.write_text(json.dumps(meta))
-    else:
-        data[-1] ^= 1
-        path.write_bytes(data)
+    for position in (0.0, 0.1, 0.5, 0.9, 0.999):
+        save(tmp_path, 2)
+        damage(tmp_path / "000002" / file, how, position)
+        caplog.clear()
+        checkpoint = load_latest(tmp_path)
+        assert checkpoint is not None
+        assert (checkpoint.round_number, checkpoint.counters["uplink-bytes"]) == (1, 10)
+        assert "000002 is damaged" in caplog.text
+
+
+def test_two_damaged_checkpoints_fall_back_two_rounds_and_are_dropped_later(tmp_path: Path) -> None:
+    for number in range(1, 6):
+        save(tmp_path, number)
+    for number in (4, 5):
+        damage(tmp_path / f"{number:06d}" / "state.safetensors", "flip")
     checkpoint = load_latest(tmp_path)
     assert checkpoint is not None
-    assert checkpoint.round_number == 1
-    assert "000002 is damaged" in caplog.text
+    assert checkpoint.round_number == 3
+    save(tmp_path, 4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000003", "000004"]
+
+
+def test_the_sums_are_what_sha256sum_checks(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    command = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
+    assert subprocess.run(command, cwd=tmp_path / "000001", check=False).returncode == 0
+    names = {path.name for path in (tmp_path / "000001").iterdir()}
+    assert {*names} == {*FILES}
 
 
 def test_only_damaged_checkpoints_are_an_error_and_none_is_none(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""What each client of a run has given and cost: updates by fate, bytes, and when it was seen."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from common.files import write_atomic
+from common.types import IntArray
+from server.events import utc
+
+__all__ = ["Accounts"]
+
+Column = Literal[
+    "valid", "rejected", "failed", "late", "uplink_bytes", "downlink_bytes", "backbone_bytes"
+]
+_COLUMNS: tuple[Column, ...] = (
+    "valid", "rejected", "failed", "late", "uplink_bytes", "downlink_bytes", "backbone_bytes",
+)  # fmt: skip
+_WIDTH = len(_COLUMNS) + 2
+
+
+class Accounts:
+    """A table that grows by a row with each new client.
+
+    The counts add up to those of the run: every client that was asked gave a valid update, a
+    rejected one or failed, and late ones are among the failed. ``uplink_bytes`` are those of
+    valid updates. A simulated client is never seen: its time is not of this world.
+
+    Attributes:
+        table: int64 (m, 9), ascending: client, the counts, last seen in ms since 1970 or 0.
+    """
+
+    def __init__(self) -> None:
+        self.table: IntArray = self.empty()
+
+    @staticmethod
+    def empty() -> IntArray:
+        """A table without rows."""
+        return np.zeros((0, _WIDTH), np.int64)
+
+    def add(self, column: Column, clients: Sequence[int], amount: int | Sequence[int] = 1) -> None:
+        """Count something for each of some clients; who is named twice counts twice."""
+        rows = self._rows(np.asarray(clients, np.int64))
+        np.add.at(self.table[:, 1 + _COLUMNS.index(column)], rows, amount)
+
+    def see(self, clients: Sequence[int]) -> None:
+        """Remember that these were there a moment ago."""
+        self.table[self._rows(np.asarray(clients, np.int64)), -1] = time.time_ns() // 1_000_000
+
+    def merge(self, earlier: IntArray) -> None:
+        """Add a checkpoint's table."""
+        rows = self._rows(earlier[:, 0])
+        self.table[rows, 1:-1] += earlier[:, 1:-1]
+        self.table[rows, -1] = np.maximum(self.table[rows, -1], earlier[:, -1])
+
+    def total(self, column: Column) -> int:
+        """Over all clients."""
+        return int(self.table[:, 1 + _COLUMNS.index(column)].sum())
+
+    def write(self, path: Path) -> None:
+        """A line a client, as CSV."""
+        text = io.StringIO()
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(["client", *_COLUMNS, "last_seen"])
+        for *numbers, seen in self.table.tolist():
+            lines.writerow([*numbers, utc(seen / 1000) if seen else ""])
+        # After a loss of power the next round writes it again.
+        write_atomic(path, text.getvalue().encode(), durable=False)
+
+    def _rows(self, clients: IntArray) -> IntArray:
+        """Where each client's row is; new ones get one."""
+        if len(new := np.setdiff1d(clients, self.table[:, 0])):
+            rows = np.zeros((len(new), _WIDTH), np.int64)
+            rows[:, 0] = new
+            both = np.concatenate([self.table, rows])
+            self.table = both[np.argsort(both[:, 0])]
+        return np.searchsorted(self.table[:, 0], clients)

@@ -1,0 +1,42 @@
+"""What the same features give without federation: the heads of all clients' data in one place."""
+
+from __future__ import annotations
+
+from common.errors import RunError
+from common.evaluation import evaluate
+from common.messages import BaselineRequest, read_heads
+from common.types import FeatureSet
+from server.engine import Task
+from server.exchange import ask
+
+__all__ = ["baselines"]
+
+_SECONDS = 3600.0
+
+
+def baselines(task: Task, num_classes: int, test: FeatureSet) -> dict[str, float | None]:
+    """Accuracy of the centralized and the ridge head; None where data cannot be in one place."""
+    config = task.config
+    if not (task.registry.simulated and config.baseline.epochs):
+        return {"centralized_accuracy": None, "ridge_accuracy": None}
+    settings = {"local_epochs": config.baseline.epochs, "lr": config.baseline.lr or config.train.lr}
+    training = config.train.model_copy(update=settings).local()
+    request = BaselineRequest(
+        training=training,
+        num_classes=num_classes,
+        ridge_lambda=config.baseline.ridge_lambda,
+        seed=config.seed,
+        fingerprint=task.fingerprint,
+    )
+    node = min(client.node for client in task.registry.clients.values())
+    answers, errors = ask(
+        task.grid,
+        "query.baselines",
+        lambda _: request.write(),
+        [node],
+        _SECONDS,
+    )
+    if node not in answers:
+        raise RunError(f"the baselines could not be computed: {errors.get(node, 'no answer')}")
+    heads = read_heads(answers[node])
+    return {f"{name}_accuracy": evaluate(head, test).accuracy for name, head in heads.items()}

@@ -1,0 +1,66 @@
+"""The backbone that a run's head is trained on, and the two together once it is."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from common.backbone.frozen import FrozenBackbone
+from common.backbone.prepare import cached_backbone
+from common.config import BackboneConfig, Config
+from common.datasets import Dataset
+from common.evaluation import evaluate
+from common.experiment import calibration_positions, experiment_dataset, held_out_positions
+from common.files import cache_root
+from common.types import FeatureSet, Head
+from server.trained import TrainedModel
+
+__all__ = ["prepare", "trained_model"]
+
+_SELF_CHECK_IMAGES = 128
+
+
+def prepare(config: Config, dataset: Dataset) -> FrozenBackbone:
+    """The configured backbone, quantized on the server's unlabelled images, or from the cache."""
+    calibration = calibration_positions(config)
+    return _prepared_backbone(config.backbone, dataset, calibration.tobytes(), config.data_seed)
+
+
+@lru_cache(maxsize=1)  # a comparison's runs share it
+def _prepared_backbone(
+    settings: BackboneConfig, dataset: Dataset, calibration: bytes, seed: int
+) -> FrozenBackbone:
+    positions = np.frombuffer(calibration, np.int64)
+    return cached_backbone(
+        arch=settings.arch,
+        weights=settings.weights,
+        input_size=settings.input_size,
+        engine=settings.engine,
+        distill_steps=settings.distill_steps,
+        feature_scaling=settings.feature_scaling,
+        images=dataset.images(positions, settings.input_size),
+        seed=seed,
+        cache=cache_root(),
+    )
+
+
+def trained_model(
+    config: Config, backbone: FrozenBackbone, head: Head, test: FeatureSet
+) -> TrainedModel:
+    """What an export needs: the head with its backbone, and the images of its test features."""
+    dataset, positions = experiment_dataset(config), held_out_positions(config)
+    evaluation = evaluate(head, test)
+    # The file itself runs on some images of all classes, evenly spread; its head on all.
+    count = min(_SELF_CHECK_IMAGES, len(test))
+    spread = np.linspace(0, len(test) - 1, count).astype(np.int64)
+    order = np.concatenate([spread, np.setdiff1d(np.arange(len(test)), spread)])
+    return TrainedModel(
+        backbone,
+        head,
+        classes=dataset.classes,
+        metrics={"accuracy": evaluation.accuracy, "loss": evaluation.loss},
+        images=dataset.images(positions[spread], backbone.spec.input_size),
+        features=test.q[order],
+        labels=test.labels[order],
+    )

@@ -1,0 +1,88 @@
+"""summary.json: what a run has come to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.app import RecordDict
+
+from common.backbone.frozen import FrozenBackbone
+from common.evaluation import Evaluation
+from common.experiment import malicious_clients
+from common.machine import versions
+from common.messages import payload_bytes, write_head
+from common.types import Head
+from server.client_figures import ClientFigures
+from server.engine import Task
+from server.targets.cards import ExportReport
+
+__all__ = ["Outcome", "of_export", "summarize"]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What training gave.
+
+    Attributes:
+        head: the last one.
+        evaluation: of it, on the server's test set.
+        rounds: how many were finished.
+        counters: totals over them.
+        figures: of the clients' own test parts.
+    """
+
+    head: Head
+    evaluation: Evaluation
+    rounds: int
+    counters: Mapping[str, float]
+    figures: ClientFigures
+
+
+def summarize(task: Task, backbone: FrozenBackbone, outcome: Outcome) -> dict[str, Any]:
+    """The figures of a run's training."""
+    config, counters, head = task.config, outcome.counters, outcome.head
+    # What one client would send if the float32 backbone were trained and sent as well.
+    full_model_bytes = backbone.spec.float_model_bytes + payload_bytes(
+        RecordDict({"arrays": write_head(head)})
+    )
+    return {
+        "accuracy": outcome.evaluation.accuracy,
+        "loss": outcome.evaluation.loss,
+        **outcome.figures.summary(),
+        "rounds": outcome.rounds,
+        "accepted_rounds": int(counters["accepted"]),
+        "clients": len(task.registry.clients),
+        **{
+            f"{fate}_updates": int(counters[fate])
+            for fate in ("valid", "rejected", "failed", "dropped", "late")
+        },
+        "attack": config.attack.kind,
+        "malicious_clients": len(malicious_clients(config)),
+        "uplink_bytes": int(counters["uplink-bytes"]),
+        "downlink_bytes": int(counters["downlink-bytes"]),
+        "full_model_uplink_bytes": full_model_bytes * int(counters["valid"]),
+        "backbone_bytes_sent": task.registry.accounts.total("backbone_bytes"),
+        "simulated_seconds": round(counters["simulated-seconds"], 3),
+        "seconds": {
+            "rounds_total": round(counters["seconds"], 3),
+            "training": round(counters["train-seconds"], 3),
+        },
+        "strategy": config.strategy.name,
+        "head_sha256": head.sha256,
+        "fingerprint": backbone.fingerprint,
+        "versions": versions(),
+    }
+
+
+def of_export(exported: ExportReport, path: Path) -> dict[str, Any]:
+    """The figures of its exported model."""
+    return {
+        "model_path": str(path),
+        "model_bytes": exported.model_bytes,
+        "model_accuracy": exported.accuracy,
+        "argmax_agreement": exported.argmax_agreement,
+        "max_logit_difference": exported.max_logit_difference,
+    }

@@ -1,0 +1,121 @@
+"""Flower's real command through the fork server: a process for each call, imports for one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from client.fork_server import install
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent.parent
+# Nobody listens at port 1: Flower's command tries again and again.
+WAITING = ("--runtime-api-address", "127.0.0.1:1", "--token", "t", "--insecure")
+
+
+class SuperNode:
+    """Starts the command by its name, as Flower's SuperExec does, and waits for no call's end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True)
+        found = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+        self.flowers = dict(os.environ) | {"PYTHONPATH": str(ROOT), "PATH": found}
+        self.environment = self.flowers | {"PATH": install(folder, found)}
+        self.calls: list[subprocess.Popen[bytes]] = []
+
+    def call(self, *arguments: str) -> Path:
+        """The file with what the call says."""
+        output = self.folder / f"{len(self.calls)}.log"
+        with output.open("wb") as file:
+            self.calls.append(
+                subprocess.Popen(
+                    ["flwr-clientapp", *arguments],
+                    env=self.environment,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+        return output
+
+    def help(self) -> str:
+        """What Flower's own command says."""
+        arguments = ["flwr-clientapp", "--help"]
+        done = subprocess.run(arguments, env=self.flowers, capture_output=True, text=True)
+        return done.stdout
+
+
+@pytest.fixture
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperNode]:
+    node = SuperNode(tmp_path_factory.mktemp("n") / "s")
+    yield node
+    for call in node.calls:
+        call.kill()
+        call.wait()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def children(call: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(call.pid).children()
+
+
+def test_each_call_is_flowers_command_in_a_process_of_its_own(node: SuperNode) -> None:
+    says = node.help()
+    first = node.call("--help")
+    wait_until(lambda: first.read_text() == says)
+    server = node.calls[0]
+
+    node.call("--help")
+    assert node.calls[1].wait(60) == 0
+    wait_until(lambda: first.read_text() == 2 * says)
+    wait_until(lambda: not children(server))
+
+    node.call(*WAITING)
+    assert node.calls[2].wait(60) == 0
+    (child,) = children(server)
+    child.kill()
+    wait_until(lambda: not children(server))
+    node.call("--help")
+    assert node.calls[3].wait(60) == 0
+    assert server.poll() is None, "a call that died took the server along"
+
+    server.kill()
+    server.wait()
+    last = node.call("--help")
+    wait_until(lambda: last.read_text() == says)
+    assert node.calls[4].poll() is None, "the next call takes the dead server's place"
+
+
+def test_the_server_ends_with_the_supernode(node: SuperNode) -> None:
+    code = "import subprocess, sys; subprocess.Popen(['flwr-clientapp', *sys.argv[1:]]); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *WAITING], env=node.environment, stdin=subprocess.PIPE
+    ) as parent:
+        wait_until(lambda: any(c.children() for c in children(parent)))
+        (server,) = children(parent)
+        parent.kill()
+    wait_until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_without_a_fork_server_flower_goes_its_own_way(tmp_path: Path) -> None:
+    node = SuperNode(tmp_path / ("d" * 100))  # too long for a socket's address
+    output = node.call("--help")
+    assert node.calls[0].wait(60) == 0
+    said = output.read_text()
+    assert said.startswith("fedhead: no fork server, Flower goes its own way: ")
+    assert said.endswith(node.help())

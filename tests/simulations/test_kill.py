@@ -1,0 +1,186 @@
+"""SIGKILL at random moments: every run goes on to the bytes of one that was left in peace."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import pytest
+
+import server.app
+import server.rounds
+from common.files import simulated_state
+from server.checkpoint import load_latest
+from server.targets.cards import ExportReport
+from simulations.cli import main
+from simulations.run import run_in_process
+
+Make = Callable[..., Path]
+
+MOMENTS = 20
+ROUNDS = 100
+COMMAND_LINES = 3  # of the moments; the others fork a process that has imported everything
+STRATEGIES = {
+    "scaffold": ("strategy.name=scaffold",),
+    "fedadam": ("strategy.name=fedadam", "train.momentum=0.5"),
+}
+MEASURED = {"seconds", "train-seconds", "run", "model_path"}
+
+
+def steady(values: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in values.items() if key not in MEASURED}
+
+
+def outcome(run: Path) -> dict[str, object]:
+    """Everything that a run leaves but what it measured."""
+    names = ("head.safetensors", "model.pt", "model.json", "clients.json")
+    files: dict[str, object] = {name: (run / name).read_bytes() for name in names}
+    last = run / "checkpoint" / f"{ROUNDS:06d}"
+    files["state"] = (last / "state.safetensors").read_bytes()
+    meta = json.loads((last / "meta.json").read_text())
+    files["counters"] = steady(meta.pop("counters"))
+    files["meta"] = meta
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    files["metrics"] = [steady(json.loads(line)) for line in lines]
+    files["summary"] = steady(json.loads((run / "summary.json").read_text()))
+    return files
+
+
+class Forks:
+    """``fedhead resume RUN`` in processes of their own, at a tenth of a start's price."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(
+            ["sklearn.datasets", "server.app", "client.app", "client.cohort", "simulations.grid",
+             "simulations.deploy.launch", "simulations.cli"]
+        )  # fmt: skip
+        self._starting = Lock()  # a process takes its command line from this one's
+
+    @contextmanager
+    def resume(self, run: Path) -> Iterator[multiprocessing.process.BaseProcess]:
+        process = self._context.Process(target=main)
+        with self._starting, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["fedhead", "resume", str(run), "--json"])
+            process.start()
+        yield process
+        process.join()
+
+    def to_the_end(self, run: Path) -> float:
+        """The seconds that it takes."""
+        started = time.monotonic()
+        with self.resume(run) as process:
+            pass
+        assert process.exitcode == 0
+        return time.monotonic() - started
+
+    def kill(self, run: Path, moment: float) -> bool:
+        """Whether it was still at work then."""
+        with self.resume(run) as process:
+            time.sleep(moment)
+            process.kill()
+        return process.exitcode == -signal.SIGKILL
+
+
+def kill_command(run: Path, moment: float) -> bool:
+    """The same by the command line, from the moment when it takes the run in hand."""
+    command = [sys.executable, "-m", "simulations", "resume", str(run), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while not (run / ".lock").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(moment)
+        process.kill()
+    return process.returncode == -signal.SIGKILL
+
+
+def stage(run: Path) -> str:
+    """What a killed process was at."""
+    checkpoint = load_latest(run / "checkpoint")
+    done = checkpoint.round_number if checkpoint else 0
+    if not (run / "metrics.jsonl").exists():
+        return "configure"
+    if list((run / "checkpoint").glob(".*.tmp")):
+        return "checkpoint"
+    if done < ROUNDS:
+        return "round"
+    return "end" if (run / "summary.json").exists() else "export"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_20_moments_it_ends_with_the_bytes_of_an_undisturbed_run(tiny: Make) -> None:
+    forks, rng = Forks(), np.random.default_rng(6)
+    options = (f"train.rounds={ROUNDS}", "round.keep-checkpoints=2")
+
+    def make(strategy: str, name: str) -> Path:
+        return tiny(*options, *STRATEGIES[strategy], name=name)
+
+    whole = {strategy: make(strategy, f"whole-{strategy}") for strategy in STRATEGIES}
+    forks.to_the_end(make("fedadam", "first"))  # fills the caches
+    with ThreadPoolExecutor(2) as two:
+        seconds = dict(zip(whole, two.map(forks.to_the_end, whole.values()), strict=True))
+    expected = {strategy: outcome(run) for strategy, run in whole.items()}
+    stages: Counter[str] = Counter()
+
+    def one(number: int, strategy: str, draws: list[float]) -> None:
+        run = make(strategy, str(number))
+        moment = seconds[strategy] * (number + draws[0]) / MOMENTS
+        kill = kill_command if number % (MOMENTS // COMMAND_LINES) == 0 else forks.kill
+        while not kill(run, moment):
+            # It was faster this time.
+            run, moment = make(strategy, f"{number}-{moment:.3f}"), 0.9 * moment
+        stages[stage(run)] += 1
+        if number % 2 and forks.kill(run, seconds[strategy] * draws[1] / 2):
+            stages[stage(run)] += 1
+        forks.to_the_end(run)
+        assert outcome(run) == expected[strategy], (number, moment)
+        assert not [path for path in run.rglob(".*") if path.name != ".lock"]
+        run_id = json.loads((run / "run.json").read_text())["run-id"]
+        assert not (simulated_state() / run_id).exists()
+
+    jobs = range(MOMENTS), cycle(STRATEGIES), rng.random((MOMENTS, 2)).tolist()
+    with ThreadPoolExecutor(2) as two:
+        list(two.map(one, *jobs))
+    print(dict(stages))
+    assert {"configure", "round", "export"} <= stages.keys()
+
+
+def test_a_run_with_two_damaged_checkpoints_goes_back_further_to_the_same_bytes(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    report = ExportReport("model", Path(), 0, "")
+    monkeypatch.setattr(server.app, "export", lambda *_: report)  # has tests of its own
+    options = ("strategy.name=scaffold", "train.rounds=8", "train.clients-per-round=8")
+    whole = run_in_process(tiny(*options, name="whole"))
+    run = tiny(*options, name="cut")
+    save = server.rounds.save_checkpoint
+
+    def cut(*args: object, round_number: int, **kwargs: object) -> None:
+        if round_number == 7:
+            raise KeyboardInterrupt
+        save(*args, round_number=round_number, **kwargs)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.rounds, "save_checkpoint", cut)
+        with pytest.raises(KeyboardInterrupt):
+            run_in_process(run)
+    for number in (5, 6):
+        file = run / "checkpoint" / f"{number:06d}" / "meta.json"
+        file.write_bytes(file.read_bytes()[:-9])
+    resumed = run_in_process(run)
+    assert "000005 is damaged" in caplog.text
+    assert resumed["failed_updates"] == 0
+    assert resumed["head_sha256"] == whole["head_sha256"]
