@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import client.app
 from simulations.grid import InProcessGrid
 
 
@@ -30,8 +32,11 @@ def devices(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def device_grid(devices: list[Path]) -> type[InProcessGrid]:
+def device_grid(devices: list[Path], monkeypatch: pytest.MonkeyPatch) -> type[InProcessGrid]:
     """Nodes 1, 2, 3 are these phones, clients 101, 102, 103."""
+    # Three phones share this process, which keeps two backbones loaded.
+    load = lru_cache(maxsize=3)(client.app._load_backbone.__wrapped__)
+    monkeypatch.setattr(client.app, "_load_backbone", load)
 
     class Devices(InProcessGrid):
         def __init__(self, app: Any, _nodes: int, values: dict[str, Any]) -> None:
