@@ -52,7 +52,8 @@ class Accounts:
 
     def see(self, clients: Sequence[int]) -> None:
         """Remember that these were there a moment ago."""
-        self.table[self._rows(np.asarray(clients, np.int64)), -1] = time.time_ns() // 1_000_000
+        rows = self._rows(np.asarray(clients, np.int64))
+        self.table[rows, -1] = time.time_ns() // 1_000_000
 
     def merge(self, earlier: IntArray) -> None:
         """Add a checkpoint's table."""

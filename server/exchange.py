@@ -30,8 +30,9 @@ class Exchange:
         meanwhile: called between polls, about twice a second.
 
     Attributes:
-        outstanding: the node asked, by message id, of those without a reply so far. A message
-            that could not even be pushed has no id.
+        outstanding: the node asked, by message id, of those whose reply has not been handed out.
+            A message that could not even be pushed has no id.
+        unread: the replies among them that have arrived, where the iteration was left early.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Exchange:
             for name, message in zip(names, messages, strict=True)
             if name
         }
+        self.unread: dict[str, Message] = {}
 
     def __iter__(self) -> Iterator[tuple[int, Message]]:
         """At most one reply for each message, errors included, with the node that was asked.
@@ -61,8 +63,12 @@ class Exchange:
             for reply in self._grid.pull_messages(list(self.outstanding)):
                 answered = reply.metadata.reply_to_message_id
                 if answered in self.outstanding:
-                    yield self.outstanding.pop(answered), reply
-                    pause = _POLL_SECONDS
+                    self.unread.setdefault(answered, reply)
+            while self.unread:
+                answered = next(iter(self.unread))
+                reply = self.unread.pop(answered)
+                yield self.outstanding.pop(answered), reply
+                pause = _POLL_SECONDS
             if not self.outstanding or time.monotonic() >= self._deadline:
                 return
             self._meanwhile()

@@ -143,8 +143,13 @@ def run_device(device: Path, say: Say) -> NoReturn:
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
-def run_deployed(path: Path, deployment: Path) -> dict[str, Any]:
+def run_deployed(path: Path, deployment: Path, *, health: str = "") -> dict[str, Any]:
     """Run, or go on with, a run folder's experiment on a deployment's devices.
+
+    Args:
+        path: the run folder.
+        deployment: the folder that ``fedhead deploy`` wrote.
+        health: HOST:PORT where health checks are answered meanwhile; empty for none.
 
     Returns:
         The run's closing figures.
@@ -158,7 +163,8 @@ def run_deployed(path: Path, deployment: Path) -> dict[str, Any]:
 
     RunFolder(path, open_run(path)).bind_clients(simulated=False)
     with connection(deployment) as home:
-        return run_app(path, flower_environment() | {"FLWR_HOME": str(home)}, [])
+        environment = flower_environment() | {"FLWR_HOME": str(home)}
+        return run_app(path, environment, health=health)
 
 
 @contextmanager
