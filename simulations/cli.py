@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from common.errors import ConfigError, FedheadError
+from common.errors import ConfigError, FedheadError, MissingExtraError
 from simulations.cli_compare import comparisons
 from simulations.cli_delivery import delivery, publish
 from simulations.cli_deploy import deployments
@@ -38,6 +38,9 @@ for _name, _value in {
     "OMP_WAIT_POLICY": "PASSIVE",
 }.items():
     os.environ.setdefault(_name, _value)
+
+# The extra `server`, which `simulation` holds.
+_NOT_ON_DEVICES = ("psutil", "tensorboardX", "torchvision")
 
 cli = typer.Typer(
     name="fedhead",
@@ -331,6 +334,11 @@ def main() -> None:
         cli()
     except FedheadError as exc:
         print_error(str(exc))
+        sys.exit(1)
+    except ModuleNotFoundError as exc:
+        if exc.name not in _NOT_ON_DEVICES:
+            raise
+        print_error(str(MissingExtraError(exc.name, "simulation", "this command")))
         sys.exit(1)
     except OSError as exc:
         print_error(f"{exc.filename or ''}: {exc.strerror or exc}".removeprefix(": "))

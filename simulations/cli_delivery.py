@@ -17,26 +17,26 @@ from common.errors import DeliveryError
 
 if TYPE_CHECKING:
     from client.delivery.remote import Remote
+    from client.delivery.shelf import Shelf
 
 __all__ = ["delivery", "publish"]
 
 delivery = typer.Typer(no_args_is_help=True, help="Bring published models to devices over gRPC.")
 
 _GRACE_SECONDS = 5
+_HERE = Path()
+_MODEL = "model.pt"
 
-FolderArgument = Annotated[Path, typer.Argument(help="Folder of what is published.")]
-DeviceArgument = Annotated[str, typer.Argument(help="Name of the device.")]
-ModelsArgument = Annotated[Path, typer.Argument(help="Folder for models on this device.")]
-ServerArgument = Annotated[str, typer.Argument(metavar="HOST:PORT", help="Delivery server.")]
-CaOption = Annotated[Path, typer.Option(help="Certificate of the deployment's authority (PEM).")]
-TokenOption = Annotated[Path, typer.Option(help="This device's token file.")]
+ServerArgument = Annotated[Path, typer.Argument(help="The deployment's server folder.")]
+DeviceArgument = Annotated[Path, typer.Argument(help="The device's folder; without it, this one.")]
+NameArgument = Annotated[str, typer.Argument(help="Name of the device.")]
 NameOption = Annotated[str, typer.Option(help="Artifact, as it was published.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def publish(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
-    to: Annotated[Path, typer.Option(help="Folder that fedhead delivery serve serves.")],
+    to: Annotated[Path, typer.Option(help="The deployment's server folder.")],
     file: Annotated[str, typer.Option(help="Exported file in RUN.")] = "model.pt",
     name: Annotated[
         str | None, typer.Option(help="What devices ask for; without it, the file's name.")
@@ -49,7 +49,7 @@ def publish(
     source = run_folder / file
     if not source.is_file():
         raise DeliveryError(f"{source}: no such file; fedhead export {run_folder} writes model.pt")
-    artifact = put_up(source, to, name=name or source.name)
+    artifact = put_up(source, _published(to), name=name or source.name)
     if json_:
         figures = asdict(artifact)
         del figures["card"]
@@ -60,33 +60,32 @@ def publish(
 
 @delivery.command()
 def token(
-    folder: FolderArgument,
-    device: DeviceArgument,
+    server: ServerArgument,
+    device: NameArgument,
     out: Annotated[Path, typer.Option(help="Token file to carry to the device.")],
 ) -> None:
-    """Let a device in: write its token file; only a hash stays here."""
+    """Let one more device fetch, a phone for example: write its token file.
+
+    The server keeps only a hash. Devices of fedhead deploy have their token already.
+    """
     from server.delivery.tokens import issue_token
 
-    issue_token(folder, device, out)
+    issue_token(_published(server), device, out)
     print(f"{device} may fetch with {out}")
 
 
 @delivery.command()
-def revoke(folder: FolderArgument, device: DeviceArgument) -> None:
-    """Let a device in no more."""
+def revoke(server: ServerArgument, device: NameArgument) -> None:
+    """Let a device fetch no more."""
     from server.delivery.tokens import revoke_token
 
-    revoke_token(folder, device)
+    revoke_token(_published(server), device)
     print(f"{device} may fetch no more")
 
 
 @delivery.command()
 def serve(
-    folder: FolderArgument,
-    cert: Annotated[Path, typer.Option(help="Server certificate (PEM).")],
-    key: Annotated[Path, typer.Option(help="Its private key (PEM).")],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",  # noqa: S104 - devices come from outside
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 9095,
+    server: ServerArgument,
     downloads: Annotated[int, typer.Option(min=1, help="Downloads at once.")] = 16,
     rate: Annotated[
         float, typer.Option(min=0.001, help="MB a second, all downloads together.")
@@ -94,28 +93,30 @@ def serve(
 ) -> None:
     """Serve published models until Ctrl-C or SIGTERM; what is published meanwhile too."""
     from server.delivery.service import Limits, start
+    from simulations.deploy.settings import endpoint, read_server
 
+    settings = read_server(server)
     # A service manager's stop is as good as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
-    server, port = start(
-        folder,
-        address=f"{host}:{port}",
-        certificate=cert,
-        key=key,
+    running, port = start(
+        _published(server),
+        address=endpoint(settings.host, settings.delivery_port),
+        certificate=server / "server.crt",
+        key=server / "server.key",
         limits=Limits(downloads, 1e6 * rate),
     )
-    print(f"serving {folder} on {host}:{port}", flush=True)
+    print(f"serving models at port {port}; end with Ctrl-C", flush=True)
     with suppress(KeyboardInterrupt):
-        server.wait_for_termination()
-    server.stop(_GRACE_SECONDS).wait()
+        running.wait_for_termination()
+    running.stop(_GRACE_SECONDS).wait()
 
 
 @delivery.command()
-def status(folder: FolderArgument, json_: JsonFlag = False) -> None:
+def status(server: ServerArgument, json_: JsonFlag = False) -> None:
     """What is published, and how right devices found it on their own data."""
     from server.delivery.reports import survey
 
-    found = survey(folder)
+    found = survey(_published(server))
     if json_:
         rows = [
             {
@@ -148,20 +149,16 @@ def status(folder: FolderArgument, json_: JsonFlag = False) -> None:
 
 @delivery.command()
 def fetch(
-    server: ServerArgument,
-    models: ModelsArgument,
-    ca: CaOption,
-    token: TokenOption,
-    name: NameOption = "model.pt",
+    device: DeviceArgument = _HERE,
+    name: NameOption = _MODEL,
     keep: Annotated[int, typer.Option(min=2, help="Versions to keep.")] = 3,
     json_: JsonFlag = False,
 ) -> None:
     """On a device: fetch the newest model, if it is new, and put it into use."""
     from client.delivery.fetch import fetch as bring
-    from client.delivery.shelf import Shelf
 
-    with _remote(server, ca, token) as remote:
-        fetched = bring(remote, Shelf(models, name), keep=keep)
+    with _remote(device) as remote:
+        fetched = bring(remote, _shelf(device, name), keep=keep)
     if json_:
         print(json.dumps(asdict(fetched), default=str))
     else:
@@ -169,42 +166,50 @@ def fetch(
 
 
 @delivery.command()
-def report(
-    server: ServerArgument,
-    models: ModelsArgument,
-    data: Annotated[Path, typer.Option(help="This device's pictures, one sub-folder a class.")],
-    ca: CaOption,
-    token: TokenOption,
-    name: NameOption = "model.pt",
-) -> None:
-    """On a device: measure the model in use on own pictures and tell the server the accuracy.
+def report(device: DeviceArgument = _HERE, name: NameOption = _MODEL) -> None:
+    """On a device: measure the model in use on its own pictures, and tell the accuracy.
 
     Nothing else is told: no picture, no label, no prediction.
     """
-    from client.delivery.shelf import Shelf
     from common.delivery.versions import read_artifact
+    from simulations.deploy.settings import inside, read_device
     from simulations.predict import measure
 
-    shelf = Shelf(models, name)
+    settings, shelf = read_device(device), _shelf(device, name)
     with shelf.locked():
         artifact = read_artifact(shelf.path, shelf.current)
-    accuracy, num_examples = measure(shelf.model, data)
-    with _remote(server, ca, token) as remote:
+    accuracy, num_examples = measure(shelf.model, inside(device, settings.data))
+    with _remote(device) as remote:
         remote.report(artifact, num_examples=num_examples, accuracy=accuracy)
-    print(f"{artifact}: right in {100 * accuracy:.2f} % of {num_examples} pictures, told {server}")
+    right = f"right in {100 * accuracy:.2f} % of {num_examples} pictures"
+    print(f"{artifact}: {right}, told {settings.delivery}")
 
 
 @delivery.command()
-def rollback(models: ModelsArgument, name: NameOption = "model.pt") -> None:
+def rollback(device: DeviceArgument = _HERE, name: NameOption = _MODEL) -> None:
     """On a device: use the version before again, until one newer than today's is published."""
-    from client.delivery.shelf import Shelf
-
-    with Shelf(models, name).locked() as shelf:
+    with _shelf(device, name).locked() as shelf:
         artifact = shelf.roll_back()
     print(f"{shelf.model}: back to {artifact}")
 
 
-def _remote(server: str, ca: Path, token: Path) -> Remote:
-    from client.delivery.remote import Remote
+def _published(server: Path) -> Path:
+    from simulations.deploy.settings import delivery_of, read_server
 
-    return Remote(server, authority=ca, token=token)
+    read_server(server)  # or a mistyped folder would become one
+    return delivery_of(server)
+
+
+def _remote(device: Path) -> Remote:
+    from client.delivery.remote import Remote
+    from simulations.deploy.settings import read_device
+
+    address = read_device(device).delivery
+    return Remote(address, authority=device / "ca.crt", token=device / "delivery.token")
+
+
+def _shelf(device: Path, name: str) -> Shelf:
+    from client.delivery.shelf import Shelf
+    from simulations.deploy.settings import inside, read_device
+
+    return Shelf(inside(device, read_device(device).models), name)

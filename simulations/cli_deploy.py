@@ -23,13 +23,25 @@ def deploy(
         typer.Option(help="Host name or IP address of the server; repeat it, the first is used."),
     ],
     device: Annotated[list[str], typer.Option(help="Name of a device; repeat it.")],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the server.")] = 9092,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Of the server; without it, 9092.")
+    ] = None,
+    delivery_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="For models; without it, 9095.")
+    ] = None,
     days: Annotated[int, typer.Option(min=1, help="Validity of the server's certificate.")] = 365,
 ) -> None:
     """Write keys, settings and instructions for a server and its devices."""
     from simulations.deploy.folder import write_deployment
 
-    write_deployment(folder, addresses=address, devices=device, port=port, days=days)
+    write_deployment(
+        folder,
+        addresses=address,
+        devices=device,
+        days=days,
+        port=port,
+        delivery_port=delivery_port,
+    )
     print(f"{folder}: read its README.md; keep authority/ca.key offline")
 
 

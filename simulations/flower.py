@@ -21,8 +21,6 @@ from typing import Any
 import tomli_w
 
 from common.errors import MissingExtraError, RunError
-from server.runfolder import resume_command
-from simulations.run import read_summary
 
 __all__ = [
     "check_ray",
@@ -100,6 +98,9 @@ def run_app(path: Path, environment: Mapping[str, str], options: Sequence[str]) 
     Raises:
         RunError: the run did not complete, with the reason it gave.
     """
+    # It imports torch and what is a server's; what watches over a device stays without.
+    from simulations.run import read_summary
+
     app = Path(environment["FLWR_HOME"]) / "app"
     _write_app(app, experiment=path.resolve() / "config.toml")
     log = path / "flower.log"
@@ -115,6 +116,8 @@ def run_app(path: Path, environment: Mapping[str, str], options: Sequence[str]) 
 
 
 def _go_on(path: Path) -> str:
+    from server.runfolder import resume_command
+
     return f"finished rounds are safe: once the SuperLink runs, {resume_command(path)}"
 
 

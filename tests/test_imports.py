@@ -67,3 +67,13 @@ def test_the_device_path_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_what_watches_over_a_device_or_server_goes_without_torch() -> None:
+    code = (
+        "import sys, simulations.deploy.launch\nprint({'torch', 'numpy', 'flwr'} & {*sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"

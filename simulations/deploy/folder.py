@@ -3,8 +3,10 @@
 ::
 
     authority/       ca.key, ca.crt; the key signs the server's certificate and can go offline
-    server/          server.toml, server.key, server.crt, ca.crt, devices/NAME.pub
-    devices/NAME/    device.toml, device.key, ca.crt, fedhead-device.service: copied to the device
+    server/          server.toml, server.key, server.crt, ca.crt, devices/NAME.pub,
+                     delivery/: hashes of tokens, and what is published
+    devices/NAME/    device.toml, device.key, delivery.token, ca.crt and systemd's units:
+                     copied to the device
     README.md        the commands
 """
 
@@ -12,7 +14,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from string import Template
 
@@ -20,32 +23,49 @@ import tomli_w
 
 from common.errors import ConfigError, RunError
 from common.files import write_atomic
+from server.delivery.tokens import issue_token
 from simulations.deploy.certificates import write_authority, write_device_keys, write_server
-from simulations.deploy.settings import DeviceSettings, ServerSettings
+from simulations.deploy.settings import (
+    DeviceSettings,
+    ServerSettings,
+    delivery_of,
+    endpoint,
+    read_server,
+)
 
 __all__ = ["write_deployment"]
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:]+")
+_UNITS = ("fedhead-device.service", "fedhead-fetch.service", "fedhead-fetch.timer")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 
 
 def write_deployment(
-    folder: Path, *, addresses: Sequence[str], devices: Sequence[str], port: int, days: int
+    folder: Path,
+    *,
+    addresses: Sequence[str],
+    devices: Sequence[str],
+    days: int,
+    port: int | None = None,
+    delivery_port: int | None = None,
 ) -> None:
     """Write a deployment's folder, or add devices and renew the server's certificate in one.
 
-    Keys and settings files that are there stay as they are.
+    Keys, tokens and settings files that are there stay as they are.
 
     Args:
         folder: made when missing.
         addresses: host names and IP addresses of the server; devices use the first.
-        devices: names; each gets keys and a folder of its own.
-        port: of the server.
+        devices: names; each gets keys, a token and a folder of its own.
         days: how long the server's certificate is valid.
+        port: of the server; None: as in its settings.
+        delivery_port: of the server, for models; likewise.
 
     Raises:
-        ConfigError: with all names and addresses that cannot be used.
+        ConfigError: with all names and addresses that cannot be used, or other ports than those
+            that devices have been given.
         RunError: the folder holds something else, or half of a pair of keys.
+        DeliveryError: a device's token is missing, and the server knows it.
     """
     _check(addresses, devices)
     if folder.exists() and any(folder.iterdir()) and not (folder / "authority").is_dir():
@@ -53,19 +73,20 @@ def write_deployment(
     authority = folder / "authority" / "ca.key", folder / "authority" / "ca.crt"
     server = folder / "server"
     write_authority(*authority)
+    settings = _server_settings(server, {"port": port, "delivery-port": delivery_port})
     write_server(authority, server / "server.key", server / "server.crt", addresses, days)
     _copy(authority[1], server / "ca.crt")
-    settings = ServerSettings.model_validate({"port": port})
-    _write_once(server / "server.toml", tomli_w.dumps(settings.model_dump(by_alias=True)))
     for name in devices:
-        _write_device(folder, name, f"{addresses[0]}:{port}")
+        _write_device(folder, name, addresses[0], settings)
         _copy(authority[1], folder / "devices" / name / "ca.crt")
     names = sorted(path.name for path in (folder / "devices").iterdir())
     values = {
         "address": addresses[0],
-        "port": port,
+        "port": settings.port,
+        "delivery_port": settings.delivery_port,
         "device": names[0],
         "devices": ", ".join(names),
+        "version": version("fedhead"),
     }
     write_atomic(folder / "README.md", _template("README.md").substitute(values).encode())
 
@@ -92,19 +113,46 @@ def _check(addresses: Sequence[str], devices: Sequence[str]) -> None:
         raise ConfigError(problems, "deployment")
 
 
-def _write_device(folder: Path, name: str, server: str) -> None:
+def _server_settings(server: Path, ports: Mapping[str, int | None]) -> ServerSettings:
+    """The settings in a server's folder, written first if there are none.
+
+    Raises:
+        ConfigError: they have other ports.
+    """
+    given = {key: port for key, port in ports.items() if port is not None}
+    _write_once(server / "server.toml", ServerSettings.model_validate(given))
+    settings = read_server(server)
+    there = settings.model_dump(by_alias=True)
+    problems = [
+        f"{key}={there[key]}, not {port}: devices know it; change it there and in each device.toml"
+        for key, port in given.items()
+        if there[key] != port
+    ]
+    if problems:
+        raise ConfigError(problems, str(server / "server.toml"))
+    return settings
+
+
+def _write_device(folder: Path, name: str, address: str, server: ServerSettings) -> None:
     device = folder / "devices" / name
     write_device_keys(device / "device.key", folder / "server" / "devices" / f"{name}.pub")
-    content = {"server": server, "data": "folder:pictures"}
-    settings = DeviceSettings.model_validate(content)
-    _write_once(device / "device.toml", tomli_w.dumps(settings.model_dump(by_alias=True)))
-    unit = _template("fedhead-device.service").substitute(device=name)
-    write_atomic(device / "fedhead-device.service", unit.encode())
+    # One that was revoked has its token still, and stays out.
+    if not (device / "delivery.token").exists():
+        issue_token(delivery_of(folder / "server"), name, device / "delivery.token")
+    content = {
+        "server": endpoint(address, server.port),
+        "delivery": endpoint(address, server.delivery_port),
+        "data": "folder:pictures",
+    }
+    _write_once(device / "device.toml", DeviceSettings.model_validate(content))
+    values = {"device": name, "sandbox": _template("sandbox").substitute(device=name)}
+    for unit in _UNITS:
+        write_atomic(device / unit, _template(unit).substitute(values).encode())
 
 
-def _write_once(path: Path, content: str) -> None:
+def _write_once(path: Path, settings: ServerSettings | DeviceSettings) -> None:
     if not path.exists():
-        write_atomic(path, content.encode())
+        write_atomic(path, tomli_w.dumps(settings.model_dump(by_alias=True)).encode())
 
 
 def _template(name: str) -> Template:

@@ -22,11 +22,9 @@ import tomli_w
 from client import fork_server
 from common.errors import RunError
 from common.files import write_atomic
-from server.runfolder import RunFolder
 from simulations.deploy.certificates import first_address
-from simulations.deploy.settings import read_device, read_server
+from simulations.deploy.settings import endpoint, inside, read_device, read_server
 from simulations.flower import command, flower_environment, run_app, wait_for
-from simulations.run import open_run
 
 __all__ = [
     "connection",
@@ -63,8 +61,8 @@ def device_command(device: Path) -> list[str]:
     """Flower's command for a device's folder."""
     settings = read_device(device)
     node_config = {
-        "data": f"folder:{device / Path(settings.data.removeprefix('folder:')).expanduser()}",
-        "state": str(device / Path(settings.state).expanduser()),
+        "data": f"folder:{inside(device, settings.data)}",
+        "state": str(inside(device, settings.state)),
         "max-examples": settings.max_examples,
         "max-threads": settings.max_threads,
         "min-interval-seconds": settings.min_interval_seconds,
@@ -108,7 +106,8 @@ def serve(server: Path, say: Say) -> int:
                 say(f"device {key.stem} is client {client}")
         say(f"serving at port {settings.port}; end with Ctrl-C")
 
-    return _run(superlink_command(server), environment, say, register)
+    with _terminable():
+        return _run(superlink_command(server), environment, say, register)
 
 
 def run_device(device: Path, say: Say) -> NoReturn:
@@ -124,11 +123,12 @@ def run_device(device: Path, say: Say) -> NoReturn:
     device = device.resolve()
     settings = read_device(device)
     environment = flower_environment() | {
-        "FLWR_HOME": str(device / settings.state / "flower"),
+        "FLWR_HOME": str(inside(device, settings.state) / "flower"),
         "OMP_NUM_THREADS": str(settings.max_threads),
     }
     pause = _FIRST_PAUSE_SECONDS
-    with tempfile.TemporaryDirectory(prefix="fedhead-device-", ignore_cleanup_errors=True) as own:
+    own_folder = tempfile.TemporaryDirectory(prefix="fedhead-device-", ignore_cleanup_errors=True)
+    with _terminable(), own_folder as own:
         environment["PATH"] = fork_server.install(Path(own), environment["PATH"])
         while True:
             started = time.monotonic()
@@ -152,6 +152,10 @@ def run_deployed(path: Path, deployment: Path) -> dict[str, Any]:
     Raises:
         ConfigError, RunError: no deployment, or the run did not complete, with the reason.
     """
+    # What watches over a device stays without torch and without the server's packages.
+    from server.runfolder import RunFolder
+    from simulations.run import open_run
+
     RunFolder(path, open_run(path)).bind_clients(simulated=False)
     with connection(deployment) as home:
         return run_app(path, flower_environment() | {"FLWR_HOME": str(home)}, [])
@@ -163,7 +167,7 @@ def connection(deployment: Path) -> Iterator[Path]:
     server = deployment / "server"
     address = first_address(server / "server.crt")
     link = {
-        "address": f"{address}:{read_server(server).port}",
+        "address": endpoint(address, read_server(server).port),
         "root-certificates": str((server / "ca.crt").resolve()),
     }
     with tempfile.TemporaryDirectory(prefix="fedhead-flower-", ignore_cleanup_errors=True) as home:
@@ -193,13 +197,21 @@ def _run(
             start_new_session=True,
         ) as process
     ):
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             ready(process)
             return process.wait()
         finally:
-            signal.signal(signal.SIGTERM, before)
             _end(process)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Inside, SIGTERM is an interrupt as Ctrl-C is: processes and folders are cleaned up."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

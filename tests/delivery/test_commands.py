@@ -1,111 +1,132 @@
-"""A run's model from ``fedhead publish`` to a device and back, each command a real process."""
+"""A run's model from ``fedhead publish`` to a device and back, each command a real process.
+
+What the device runs has no more than an install of the device brings.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import random
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from simulations.deploy.folder import write_deployment
+from simulations.deploy.settings import delivery_of
 from simulations.run import run_in_process
 
-ROOT = Path(__file__).parent.parent.parent
 FEDHEAD = [sys.executable, "-m", "simulations"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
 
 
-def fedhead(*args: object) -> tuple[int, str, str]:
+def fedhead(*args: object, environment: Mapping[str, str] = ENVIRONMENT) -> tuple[int, str, str]:
     """Exit code, standard output, standard error."""
     done = subprocess.run(
-        [*FEDHEAD, *map(str, args)], capture_output=True, text=True, env=ENVIRONMENT, check=False
+        [*FEDHEAD, *map(str, args)], capture_output=True, text=True, env=environment, check=False
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, done.stdout, done.stderr
 
 
-def succeed(*args: object) -> str:
-    code, out, err = fedhead(*args)
+def succeed(*args: object, environment: Mapping[str, str] = ENVIRONMENT) -> str:
+    code, out, err = fedhead(*args, environment=environment)
     assert code == 0, err
     return out
 
 
+@pytest.fixture
+def deployed(tmp_path: Path) -> tuple[Path, Path]:
+    """A deployment's server folder, and that of its device kitchen as it was carried there."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    folder = tmp_path / "garden"
+    write_deployment(
+        folder, addresses=["localhost"], devices=["kitchen"], days=1, delivery_port=port
+    )
+    device = shutil.copytree(folder / "devices" / "kitchen", tmp_path / "elsewhere" / "kitchen")
+    return folder / "server", device
+
+
 @contextmanager
-def serving(folder: Path, pki: Path, *options: str) -> Iterator[str]:
-    """A server process; gives its address, and ends it as a service manager does."""
-    command = [*FEDHEAD, "delivery", "serve", folder, "--cert", pki / "server.crt"]
-    command += ["--key", pki / "server.key", "--host", "127.0.0.1", "--port", "0", *options]
-    with subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
-    ) as server:
+def serving(server: Path, *options: str) -> Iterator[None]:
+    """A delivery server's process, ended as a service manager ends it."""
+    command = [*FEDHEAD, "delivery", "serve", str(server), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         try:
-            line = server.stdout.readline()
-            assert line.startswith(f"serving {folder} on 127.0.0.1:")
-            yield line.split()[-1]
+            assert process.stdout.readline().startswith("serving models at port ")
+            yield
         finally:
-            server.send_signal(signal.SIGTERM)
-            assert server.wait(30) == 0
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
 
 
 @pytest.mark.slow
 def test_a_model_goes_from_a_run_to_a_device_is_judged_and_rolled_back(
-    tiny: Callable[..., Path], pki: Path, tmp_path: Path
+    tiny: Callable[..., Path], deployed: tuple[Path, Path], on_device: Mapping[str, str]
 ) -> None:
     from sklearn.datasets import load_digits
 
     first, second = tiny("train.rounds=1"), tiny("train.rounds=2", name="second")
     run_in_process(first)
     run_in_process(second)
-    folder, models, token = tmp_path / "delivery", tmp_path / "models", tmp_path / "phone-1.token"
-    device = ["--ca", pki / "ca.crt", "--token", token]
+    server, device = deployed
     digits = load_digits()
     for number in range(40):
-        picture = tmp_path / "mine" / str(digits.target[number]) / f"{number}.png"
+        picture = device / "pictures" / str(digits.target[number]) / f"{number}.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((digits.images[number] * 15.9).astype("uint8")).save(picture)
 
-    assert succeed("publish", first, "--to", folder).startswith("model.pt version 1: ")
-    succeed("delivery", "token", folder, "phone-1", "--out", token)
-    with serving(folder, pki) as server:
-        assert "now model.pt version 1; " in succeed("delivery", "fetch", server, models, *device)
-        assert json.loads(succeed("publish", second, "--to", folder, "--json"))["version"] == 2
-        fetched = json.loads(succeed("delivery", "fetch", server, models, *device, "--json"))
+    def there(command: str, *options: str) -> str:
+        return succeed("delivery", command, device, *options, environment=on_device)
+
+    assert succeed("publish", first, "--to", server).startswith("model.pt version 1: ")
+    with serving(server):
+        assert "now model.pt version 1; " in there("fetch")
+        assert json.loads(succeed("publish", second, "--to", server, "--json"))["version"] == 2
+        fetched = json.loads(there("fetch", "--json"))
         assert fetched["version"] == 2
-        model = Path(fetched["model"])
+        model = device / "models" / "model.pt" / "current" / "model.pt"
+        assert Path(fetched["model"]) == model
         assert model.read_bytes() == (second / "model.pt").read_bytes()
-        told = succeed("delivery", "report", server, models, "--data", tmp_path / "mine", *device)
-        assert " of 40 pictures, told " in told
-        accuracy = json.loads(succeed("delivery", "status", folder, "--json"))[1]["accuracy"]
-        assert f"right in {100 * accuracy:.2f} %" in told
-        assert accuracy > 0.5
-        assert f"{100 * accuracy:.2f} %" in succeed("delivery", "status", folder)
-        assert "back to model.pt version 1" in succeed("delivery", "rollback", models)
+        told = there("report")
+        assert " of 40 pictures, told localhost:" in told
+        status = json.loads(succeed("delivery", "status", server, "--json"))[1]
+        assert list(status["reports"]) == ["kitchen"]
+        assert f"right in {100 * status['accuracy']:.2f} %" in told
+        assert status["accuracy"] > 0.5
+        assert f"{100 * status['accuracy']:.2f} %" in succeed("delivery", "status", server)
+        assert "back to model.pt version 1" in there("rollback")
         assert model.read_bytes() == (first / "model.pt").read_bytes()
-        assert "was rolled back" in succeed("delivery", "fetch", server, models, *device)
-        succeed("delivery", "revoke", folder, "phone-1")
-        code, _, err = fedhead("delivery", "fetch", server, models, *device)
-        assert (code, err) == (1, f"fedhead: {server}: the token is not valid\n")
+        assert "was rolled back" in there("fetch")
+        succeed("delivery", "revoke", server, "kitchen")
+        code, _, err = fedhead("delivery", "fetch", device, environment=on_device)
+        assert code == 1
+        assert re.fullmatch(r"fedhead: localhost:\d+: the token is not valid\n", err)
 
 
 @pytest.mark.slow
 def test_a_device_killed_in_mid_download_goes_on_after_it(
-    deployment, pki: Path, tmp_path: Path
+    deployment, deployed: tuple[Path, Path]
 ) -> None:
     size = 3_000_000
+    server, device = deployed
+    deployment.folder = delivery_of(server)
     data = deployment.publish(1, size)
-    shelf = deployment.models / "model.bin"
-    device = ["--ca", pki / "ca.crt", "--token", deployment.token, "--name", "model.bin"]
-    with serving(deployment.folder, pki, "--rate", "2") as server:
-        command = [*FEDHEAD, "delivery", "fetch", server, deployment.models, *device]
-        killed = subprocess.Popen(list(map(str, command)), env=ENVIRONMENT)
+    shelf = device / "models" / "model.bin"
+    fetch = ["delivery", "fetch", str(device), "--name", "model.bin"]
+    with serving(server, "--rate", "2"):
+        killed = subprocess.Popen([*FEDHEAD, *fetch], env=ENVIRONMENT)
         enough = random.Random(0).randrange(200_000, size // 2)
         while not (parts := list(shelf.glob(".*.part"))) or parts[0].stat().st_size < enough:
             assert killed.poll() is None
@@ -114,9 +135,7 @@ def test_a_device_killed_in_mid_download_goes_on_after_it(
         killed.wait()
         have = parts[0].stat().st_size
         assert enough <= have < size
-        fetched = json.loads(
-            succeed("delivery", "fetch", server, deployment.models, *device, "--json")
-        )
+        fetched = json.loads(succeed(*fetch, "--json"))
     assert fetched["received_bytes"] == size - have
     assert Path(fetched["model"]).read_bytes() == data
 
@@ -124,20 +143,28 @@ def test_a_device_killed_in_mid_download_goes_on_after_it(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["publish", "nowhere", "--to", "x"], "nowhere/model.pt: no such file; fedhead export"),
-        (["delivery", "status", "nowhere"], "nowhere: nothing is published there"),
-        (["delivery", "rollback", "nowhere"], "nowhere/model.pt: nothing was fetched to there yet"),
-        (["delivery", "revoke", "nowhere", "phone"], "phone has no token"),
-        (["delivery", "token", "nowhere", "a/b", "--out", "x"], "'a/b' cannot name a device"),
+        (
+            ["publish", "nowhere", "--to", "SERVER"],
+            "nowhere/model.pt: no such file; fedhead export",
+        ),
+        (["delivery", "status", "SERVER"], "server/delivery: nothing is published there"),
+        (["delivery", "status", "nowhere"], "nowhere/server.toml: 1 problem: no such file"),
+        (["delivery", "revoke", "SERVER", "phone"], "phone has no token"),
+        (["delivery", "token", "SERVER", "a/b", "--out", "x"], "'a/b' cannot name a device"),
+        (["delivery", "token", "SERVER", "kitchen", "--out", "x"], "kitchen has a token already"),
+        (["delivery", "rollback", "DEVICE"], "models/model.pt: nothing was fetched to there yet"),
+        (["delivery", "report", "DEVICE"], "models/model.pt: nothing was fetched to there yet"),
+        (["delivery", "fetch"], "device.toml: 1 problem: no such file"),
     ],
 )
 def test_what_can_be_mended_is_one_clear_line(
-    args, words, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
+    args, words, deployed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
 ) -> None:
     from simulations.cli import main
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["fedhead", *args])
+    folders = dict(zip(("SERVER", "DEVICE"), map(str, deployed), strict=True))
+    monkeypatch.setattr("sys.argv", ["fedhead", *(folders.get(arg, arg) for arg in args)])
     with pytest.raises(SystemExit) as caught:
         main()
     err = capsys.readouterr().err

@@ -1,0 +1,221 @@
+"""A deployment on loopback: the real SuperLink and the real devices, each a process of its own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from flwr.app import Context, Message, RecordDict
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from client.app import app as client_app
+from common.messages import TrainRequest
+from server.app import app as server_app
+from simulations.deploy.folder import write_deployment
+from simulations.deploy.launch import run_deployed
+from simulations.flower import flower_environment
+from simulations.grid import InProcessGrid
+
+FAULTS = Path(__file__).parent / "faults"
+FEDHEAD = [sys.executable, "-m", "simulations"]
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports: list[int] = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class Deployment:
+    """A deployment's folder, and the processes started from it.
+
+    Attributes:
+        folder: as ``fedhead deploy`` writes it.
+        port: of the server, on loopback.
+        logs: what each process said, by the name it was started under.
+    """
+
+    def __init__(self, folder: Path, *names: str, address: str = "localhost") -> None:
+        self.folder, (self.port,) = folder, free_ports(1)
+        write_deployment(
+            folder, addresses=[address, "127.0.0.1"], devices=names, port=self.port, days=30
+        )
+        self.logs: dict[str, Path] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        for name, port in zip(names, free_ports(len(names)), strict=True):
+            self.set(name, port=port)
+
+    def device(self, name: str) -> Path:
+        return self.folder / "devices" / name
+
+    def set(self, name: str, **values: object) -> None:
+        """Change lines of a device's settings."""
+        path = self.device(name) / "device.toml"
+        text = path.read_text()
+        for key, value in values.items():
+            text = re.sub(rf"(?m)^{key} = .*", f"{key} = {value}", text)
+        path.write_text(text)
+
+    def give_pictures(self, name: str, number: int, count: int = 60) -> None:
+        """A device's own part of scikit-learn's digits."""
+        pytest.importorskip("sklearn", reason="pip install 'fedhead[demo]'")
+        from PIL import Image
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        for i in range(number * count, number * count + count):
+            path = self.device(name) / "pictures" / str(digits.target[i]) / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((digits.images[i] * (255 / 16)).astype(np.uint8)).save(path)
+
+    def client(self, name: str) -> int:
+        """What the logs of a run call a device."""
+        return int((self.folder / "server" / "devices" / f"{name}.client").read_text())
+
+    def start(
+        self, name: str, command: list[str], environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start any process; it has ended when the test has."""
+        self.logs[name] = self.folder.parent / f"{name}.log"
+        with self.logs[name].open("wb") as output:
+            process = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
+        self.processes[name] = process
+        return process
+
+    def start_server(self) -> None:
+        self.start("server", [*FEDHEAD, "serve", str(self.folder / "server")])
+        self.wait_for("server", "serving at port")
+
+    def start_device(self, name: str, *, fault: str = "", seconds: float = 0) -> None:
+        """Start a device as its owner would, or one that is broken as faults/ says."""
+        environment = flower_environment()
+        if fault:
+            found = [str(FAULTS), environment["PYTHONPATH"]]
+            environment |= {
+                "PYTHONPATH": os.pathsep.join(found),
+                "FAULT": fault,
+                "FAULT_SECONDS": str(seconds),
+            }
+        self.start(name, [*FEDHEAD, "device", str(self.device(name))], environment)
+
+    def said(self, name: str) -> str:
+        return self.logs[name].read_text(errors="replace")
+
+    def wait_for(self, name: str, words: str, seconds: float = 120) -> None:
+        """Wait until a process has said something."""
+        deadline = time.monotonic() + seconds
+        while words not in self.said(name):
+            assert time.monotonic() < deadline, self.said(name)
+            time.sleep(0.2)
+
+    def run(self, run: Path) -> dict[str, Any]:
+        """Run a run folder's experiment on the devices; its closing figures."""
+        return run_deployed(run, self.folder)
+
+    def kill(self, name: str) -> None:
+        """A device loses its power."""
+        process = psutil.Process(self.processes[name].pid)
+        for part in [process, *process.children(recursive=True)]:
+            part.kill()
+
+    def end(self) -> None:
+        """End what still runs, as its owner would; all of it must do so."""
+        running = [p for p in self.processes.values() if p.poll() is None]
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        try:
+            codes = [process.wait(30) for process in running]
+        finally:
+            for process in running:
+                process.kill()
+        assert codes == [0] * len(running)
+
+
+class SameDevices(InProcessGrid):
+    """The pictures and client ids of deployed devices, in this process.
+
+    Args:
+        devices: folders by client id.
+        run_config: Flower's.
+        trains: whether a client answers in a round.
+    """
+
+    def __init__(
+        self,
+        devices: Mapping[int, Path],
+        run_config: dict[str, Any],
+        trains: Callable[[int, int], bool],
+    ) -> None:
+        def app(message: Message, context: Context) -> Message:
+            client = int(str(context.node_config["client-id"]))
+            if message.metadata.message_type == "train":
+                number = TrainRequest.read(message.content).round_number
+                if not trains(client, number):
+                    raise RuntimeError("does not count in the deployment")
+            return client_app(message, context)
+
+        super().__init__(app, len(devices), run_config)
+        for context, (client, folder) in zip(
+            self._contexts.values(), sorted(devices.items()), strict=True
+        ):
+            context.node_config = {
+                "data": f"folder:{folder / 'pictures'}",
+                "state": str(folder / "other-state"),
+                "client-id": client,
+            }
+
+
+@pytest.fixture
+def head_in_process(tiny: Callable[..., Path]) -> Callable[..., dict[str, NDArray[np.float32]]]:
+    """Runs the same on a deployment's pictures in this process; gives the head."""
+
+    def run(
+        deployed: Deployment,
+        *options: str,
+        trains: Callable[[int, int], bool] = lambda client, number: True,
+    ) -> dict[str, NDArray[np.float32]]:
+        path = tiny(*options, name="reference")
+        values = {"experiment": str(path / "config.toml"), "overrides": ""}
+        devices = {
+            deployed.client(file.stem): deployed.device(file.stem)
+            for file in (deployed.folder / "server" / "devices").glob("*.client")
+        }
+        context = Context(
+            run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=values
+        )
+        server_app(SameDevices(devices, values, trains), context)
+        return load_file(path / "head.safetensors")
+
+    return run
+
+
+@pytest.fixture
+def deployment(tmp_path: Path) -> Iterator[Callable[..., Deployment]]:
+    """Makes a deployment for devices of these names."""
+    numbers = itertools.count()
+    with ExitStack() as stack:
+
+        def make(*names: str, **options: str) -> Deployment:
+            made = Deployment(tmp_path / str(next(numbers)) / "deployment", *names, **options)
+            stack.callback(made.end)
+            return made
+
+        yield make

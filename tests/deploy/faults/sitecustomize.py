@@ -1,0 +1,57 @@
+"""Makes the device whose Python path begins here a bad one; FAULT says how.
+
+Python imports this file at its start, before anything of the device's. What the device's own checks
+would refuse is done after them: the server has to notice.
+"""
+
+import dataclasses
+import importlib.abc
+import importlib.util
+import os
+import sys
+import time
+
+
+def nan(request, reply):
+    return dataclasses.replace(reply, fields={k: v * float("nan") for k, v in reply.fields.items()})
+
+
+def foreign(request, reply):
+    return dataclasses.replace(reply, fingerprint="f" * 64)
+
+
+def slow(request, reply):
+    time.sleep(float(os.environ["FAULT_SECONDS"]))
+    return reply
+
+
+def stuck(request, reply):
+    """From round 2 on."""
+    while request.round_number > 1:
+        time.sleep(1)
+    return reply
+
+
+FAULT = globals()[os.environ["FAULT"]]
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Finds the device's app as Python does, and puts the fault into it once it is loaded."""
+
+    def find_spec(self, name, path, target=None):
+        if name != "client.app":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+
+        def load_with_fault(module):
+            load(module)
+            update = module.node_update
+            module.node_update = lambda request, *rest: FAULT(request, update(request, *rest))
+
+        spec.loader.exec_module = load_with_fault
+        return spec
+
+
+sys.meta_path.insert(0, Finder())

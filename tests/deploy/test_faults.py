@@ -1,0 +1,112 @@
+"""Devices that break off, lie, loiter or do not belong: real processes, broken from outside."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from numpy.linalg import norm
+from safetensors.numpy import load_file
+
+from simulations.deploy.folder import write_deployment
+from simulations.flower import command, flower_environment
+
+if TYPE_CHECKING:
+    from tests.deploy.conftest import Deployment
+
+DEADLINE = 12
+FINGERPRINT = "f" * 12
+
+
+@pytest.mark.slow
+def test_a_run_finishes_with_the_honest_devices(
+    deployment: Callable[..., Deployment],
+    head_in_process: Callable[..., dict],
+    tiny: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    faults = {"a": "", "b": "", "nan": "nan", "foreign": "foreign", "slow": "slow", "dies": "stuck"}
+    deployed = deployment(*faults)
+    deployed.start_server()
+    for number, (name, fault) in enumerate(faults.items()):
+        deployed.give_pictures(name, number)
+        deployed.start_device(name, fault=fault, seconds=3 * DEADLINE)
+    intruders(deployed)
+    options = (
+        "train.rounds=4",
+        f"train.clients-per-round={len(faults)}",
+        f"round.deadline-seconds={DEADLINE}",
+        "round.quorum=0.3",
+    )
+    run = tiny(*options, name="deployed")
+    with caplog.at_level(logging.INFO, "fedhead"), ThreadPoolExecutor(1) as pool:
+        summary = pool.submit(deployed.run, run)
+        deployed.wait_for("dies", "ROUND 2]")
+        deployed.kill("dies")
+        closing = summary.result()
+
+    assert closing["clients"] == len(faults), "nobody else got in"
+    assert closing["accepted_rounds"] == 4
+    rounds = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [r["valid"] for r in rounds] == [3, 2, 2, 2]
+    assert [r["rejected"] for r in rounds] == [2, 2, 2, 2]
+    assert [r["failed"] for r in rounds] == [1, 2, 2, 2]
+    assert sum(r["late"] for r in rounds) == 1
+
+    events = [
+        match.groups()
+        for line in caplog.messages
+        if (match := re.match(r"round (\d): client (\d+): (.*)", line))
+    ]
+    said = {
+        name: [(int(n), why) for n, client, why in events if int(client) == deployed.client(name)]
+        for name in faults
+    }
+    assert said["a"] == said["b"] == []
+    for name, expected, reason in (
+        ("nan", [1, 2, 3, 4], "not finite"),
+        ("foreign", [1, 2, 3, 4], f"fingerprint {FINGERPRINT}"),
+        ("slow", [1, 2, 3, 4], "no answer"),
+        ("dies", [2, 3, 4], "no answer"),
+    ):
+        assert [n for n, _ in said[name]] == expected, name
+        assert all(reason in why for _, why in said[name]), said[name]
+
+    def is_honest(client: int, round_number: int) -> bool:
+        honest = {deployed.client("a"), deployed.client("b")}
+        return client in honest or (round_number == 1 and client == deployed.client("dies"))
+
+    head = load_file(run / "head.safetensors")
+    for key, expected in head_in_process(deployed, *options, trains=is_honest).items():
+        assert norm(head[key] - expected) <= 1e-5 * norm(expected), key
+    refused(deployed)
+
+
+def intruders(deployed: Deployment) -> None:
+    """One device whose key nobody registered, and one that does not speak TLS."""
+    write_deployment(
+        deployed.folder, addresses=["localhost"], devices=["stranger"], port=deployed.port, days=30
+    )
+    deployed.start_device("stranger")
+    deployed.start(
+        "plaintext",
+        [
+            command("flower-supernode", flower_environment()),
+            "--insecure",
+            "--superlink",
+            f"localhost:{deployed.port}",
+        ],
+    )
+
+
+def refused(deployed: Deployment) -> None:
+    print(deployed.said("stranger"))
+    print(deployed.said("plaintext"))
+    print(deployed.said("server"))
+    raise AssertionError

@@ -1,0 +1,113 @@
+"""What an install of the device alone can do, and what the units that start it say."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from server.export import ExportReport
+from server.trained import TrainedModel
+from simulations.deploy.folder import write_deployment
+from simulations.predict import measure
+
+FEDHEAD = ["-m", "simulations"]
+
+
+def python(environment: Mapping[str, str], *args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, args)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Path:
+    write_deployment(tmp_path / "d", addresses=["localhost"], devices=["kitchen"], days=1)
+    return tmp_path / "d" / "devices" / "kitchen"
+
+
+@pytest.mark.parametrize("module", ["torchvision", "flwr_datasets", "pandas", "ray", "numba"])
+def test_a_device_has_no_package_of_simulations(on_device: Mapping[str, str], module: str) -> None:
+    done = python(on_device, "-c", f"import {module}")
+    assert f"ModuleNotFoundError: No module named '{module}'" in done.stderr
+
+
+def test_a_device_does_all_its_work_without_them(
+    on_device: Mapping[str, str], trained: TrainedModel, exported: ExportReport, device: Path
+) -> None:
+    for number, (picture, label) in enumerate(zip(trained.images, trained.labels, strict=True)):
+        path = device / "pictures" / str(label) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.moveaxis(picture, 0, -1)).save(path)
+    backbone = device / "backbone"
+    backbone.write_bytes(trained.backbone.to_bytes())
+    script = Path(__file__).parent / "device_life.py"
+    done = python(on_device, script, device, backbone, trained.backbone.fingerprint, exported.path)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["present"]
+    assert (figures["clients"], figures["reasons"]) == (1, [])
+    assert figures["moved"]
+    assert figures["own"] >= 1
+    assert figures["measured"] == list(measure(exported.path, device / "pictures"))
+
+
+def test_the_command_line_starts_there_and_says_what_a_simulation_needs(
+    on_device: Mapping[str, str], tiny_toml: str, tmp_path: Path
+) -> None:
+    listed = python(on_device, *FEDHEAD, "--help").stdout
+    for command in ("run", "device", "deploy", "delivery", "predict"):
+        assert re.search(rf"│ {command} ", listed), command
+    experiment = tmp_path / "tiny.toml"
+    experiment.write_text(tiny_toml)
+    for arguments in (["run", experiment], ["probe", tmp_path]):
+        done = python(on_device, *FEDHEAD, *arguments)
+        assert done.returncode == 1
+        words = (
+            r"fedhead: this command needs the package '\w+': pip install 'fedhead\[simulation\]'\n"
+        )
+        assert re.fullmatch(words, done.stderr)
+
+
+def test_systemd_takes_the_units(device: Path) -> None:
+    if not (analyze := shutil.which("systemd-analyze")):
+        pytest.skip("systemd-analyze is not installed: apt-get install systemd")
+    units = sorted(device.glob("fedhead-*"))
+    assert {unit.suffix for unit in units} == {".service", ".timer"}
+    for unit in units:  # of the program it wants to see only that it is there
+        unit.write_text(unit.read_text().replace("/opt/fedhead/bin/fedhead", sys.executable))
+    done = subprocess.run(
+        [analyze, "verify", "--man=no", *units], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_units_run_the_readmes_commands_as_another_user_who_can_write_one_folder(
+    device: Path,
+) -> None:
+    readme = (device.parent.parent / "README.md").read_text()
+    for name, command in (("device", "device"), ("fetch", "delivery fetch")):
+        text = (device / f"fedhead-{name}.service").read_text()
+        assert f"ExecStart=/opt/fedhead/bin/fedhead {command} /var/lib/fedhead/kitchen\n" in text
+        assert f"/opt/fedhead/bin/fedhead {command}" in readme
+        assert "$" not in text
+        for line in (
+            "User=fedhead",
+            "NoNewPrivileges=true",
+            "ProtectSystem=strict",
+            "ReadWritePaths=/var/lib/fedhead/kitchen",
+        ):
+            assert f"{line}\n" in text
+    assert "enable --now fedhead-device.service fedhead-fetch.timer" in readme
