@@ -98,8 +98,8 @@ def serve(server: Path, say: Say) -> int:
     environment = flower_environment() | {"FLWR_HOME": str(server / "flower")}
 
     def register(process: subprocess.Popen[bytes]) -> None:
-        local = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
-        wait_for(local, settings.port, process)
+        local = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - all addresses
+        wait_for(local.get(settings.host, settings.host), settings.port, process)
         with connection(server.parent) as home:
             for key in sorted((server / "devices").glob("*.pub")):
                 client = _register(key, environment | {"FLWR_HOME": str(home)})
