@@ -42,6 +42,19 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def write_digits(folder: Path, start: int = 0, end: int | None = None) -> None:
+    """Some of scikit-learn's digits as pictures, a sub-folder a class."""
+    pytest.importorskip("sklearn", reason="pip install 'fedhead[demo]'")
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for i in range(len(digits.target))[start:end]:
+        path = folder / str(digits.target[i]) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((digits.images[i] * (255 / 16)).astype(np.uint8)).save(path)
+
+
 class Deployment:
     """A deployment's folder, and the processes started from it.
 
@@ -74,15 +87,7 @@ class Deployment:
 
     def give_pictures(self, name: str, number: int, count: int = 60) -> None:
         """A device's own part of scikit-learn's digits."""
-        pytest.importorskip("sklearn", reason="pip install 'fedhead[demo]'")
-        from PIL import Image
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        for i in range(number * count, number * count + count):
-            path = self.device(name) / "pictures" / str(digits.target[i]) / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((digits.images[i] * (255 / 16)).astype(np.uint8)).save(path)
+        write_digits(self.device(name) / "pictures", number * count, number * count + count)
 
     def client(self, name: str) -> int:
         """What the logs of a run call a device."""
@@ -119,7 +124,7 @@ class Deployment:
     def said(self, name: str) -> str:
         return self.logs[name].read_text(errors="replace")
 
-    def wait_for(self, name: str, words: str, seconds: float = 120) -> None:
+    def wait_for(self, name: str, words: str, seconds: float = 240) -> None:
         """Wait until a process has said something."""
         deadline = time.monotonic() + seconds
         while words not in self.said(name):
@@ -205,6 +210,13 @@ def head_in_process(tiny: Callable[..., Path]) -> Callable[..., dict[str, NDArra
         return load_file(path / "head.safetensors")
 
     return run
+
+
+@pytest.fixture
+def all_digits(tmp_path: Path) -> Path:
+    """A folder with 1,797 pictures of ten classes."""
+    write_digits(tmp_path / "digits")
+    return tmp_path / "digits"
 
 
 @pytest.fixture

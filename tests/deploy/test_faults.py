@@ -20,11 +20,12 @@ from simulations.flower import command, flower_environment
 if TYPE_CHECKING:
     from tests.deploy.conftest import Deployment
 
-DEADLINE = 12
+DEADLINE = 15
 FINGERPRINT = "f" * 12
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_finishes_with_the_honest_devices(
     deployment: Callable[..., Deployment],
     head_in_process: Callable[..., dict],

@@ -1,25 +1,128 @@
-"""A thousand phones on twenty real SuperNodes."""
+"""A thousand phones on twenty real SuperNodes: every update counts once, memory stays."""
 
 from __future__ import annotations
 
+import csv
 import json
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from time import sleep
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
 import pytest
 from numpy.linalg import norm
 from safetensors.numpy import load_file
-from scipy import stats
 
+from client import fork_server
+from common.config import load_config, parse_overrides
+from common.experiment import client_shares
+from simulations.deploy.launch import connection, device_command
+from simulations.flower import command, flower_environment, run_app
 from simulations.run import run_in_process
 
 if TYPE_CHECKING:
     from tests.deploy.conftest import Deployment
 
 NODES, CLIENTS, ROUNDS = 20, 1000, 10
-MOST_KB_A_ROUND = 1024.0  # a leak of one round's 20 replies would be 1,000 kB
+OPTIONS = (
+    "partition.scheme=iid",
+    "partition.min-examples=1",
+    f"partition.num-clients={CLIENTS}",
+    f"train.clients-per-round={CLIENTS}",
+    f"train.rounds={ROUNDS}",
+    "simulation.trainer=reference",
+)
+PROCESSES = ("flower-superlink", "flwr-serverapp")
+WARM_UP = 3  # rounds in which buffers find their size
+# A process that kept the replies of a round would grow by 20 heads, 1,000 kB.
+MOST_KB_A_ROUND = 500
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_no_update_of_a_thousand_phones_is_lost_or_counted_twice(
+    deployment: Callable[..., Deployment],
+    tiny: Callable[..., Path],
+    all_digits: Path,
+    tmp_path: Path,
+) -> None:
+    names = [f"n{i:02}" for i in range(NODES)]
+    deployed = deployment(*names)
+    deployed.start_server()
+    for number, name in enumerate(names):
+        start_host(deployed, name, number)
+    source = f"data.source=folder:{all_digits}"
+    run = tiny(source, *OPTIONS, name="deployed")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run_hosts, deployed, run)
+        memory = watch(deployed, run, running)
+        summary = running.result()
+
+    shares = client_shares(load_config(run / "config.toml", parse_overrides([])))
+    examples = sum(len(share.train) for share in shares)
+    rounds = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(rounds) == ROUNDS
+    for line in rounds:
+        assert (line["cohort"], line["valid"], line["num-examples"]) == (CLIENTS, CLIENTS, examples)
+        assert (line["rejected"], line["failed"], line["late"], line["dropped"]) == (0, 0, 0, 0)
+    with (run / "devices.csv").open() as file:
+        accounts = {int(row["client"]): int(row["valid"]) for row in csv.DictReader(file)}
+    assert accounts == dict.fromkeys(range(CLIENTS), ROUNDS)
+    assert summary["valid_updates"] == CLIENTS * ROUNDS
+
+    reference = tiny(source, *OPTIONS, f"simulation.nodes={NODES}", name="reference")
+    run_in_process(reference)
+    head, same = (load_file(path / "head.safetensors") for path in (run, reference))
+    for key, expected in same.items():
+        assert norm(head[key] - expected) <= 1e-5 * norm(expected), key
+
+    growth = {name: slope(np.array(memory[name])[WARM_UP:]) for name in PROCESSES}
+    report = {name: {"rss-kb": memory[name], "kb-a-round": growth[name]} for name in PROCESSES}
+    (tmp_path / "memory.json").write_text(json.dumps(report))
+    print(json.dumps(report))
+    for name, (_, _, high) in growth.items():
+        assert high < MOST_KB_A_ROUND, f"{name} grows: {report[name]}"
+
+
+def start_host(deployed: Deployment, name: str, number: int) -> None:
+    """Flower's command of a device, hosting fifty simulated phones in place of its own pictures."""
+    *arguments, _ = device_command(deployed.device(name))
+    own = deployed.folder.parent / name
+    own.mkdir()
+    environment = flower_environment() | {"FLWR_HOME": str(own / "flower")}
+    environment["PATH"] = fork_server.install(own, environment["PATH"])
+    arguments.append(f"partition-id={number} num-partitions={NODES}")
+    deployed.start(name, [command(arguments[0], environment), *arguments[1:]], environment)
+
+
+def run_hosts(deployed: Deployment, run: Path) -> dict[str, Any]:
+    with connection(deployed.folder) as home:
+        return run_app(run, flower_environment() | {"FLWR_HOME": str(home)}, [])
+
+
+def watch(deployed: Deployment, run: Path, running: Future[object]) -> dict[str, list[int]]:
+    """Resident kilobytes of the server's processes after each round."""
+    memory: dict[str, list[int]] = {name: [] for name in PROCESSES}
+    metrics = run / "metrics.jsonl"
+    while not running.done():
+        rounds = metrics.read_text().count("\n") if metrics.exists() else 0
+        if rounds > len(memory[PROCESSES[0]]):
+            found = psutil.Process(deployed.processes["server"].pid).children(recursive=True)
+            for name in PROCESSES:
+                (process,) = (p for p in found if any(name in part for part in p.cmdline()))
+                memory[name].append(process.memory_info().rss // 1024)
+        sleep(0.2)
+    return memory
+
+
+def slope(values: np.ndarray) -> tuple[float, float, float]:
+    """Least squares: growth a step, and the ends of its 95 % confidence interval."""
+    from scipy import stats
+
+    steps = np.arange(len(values))
+    fit = stats.linregress(steps, values)
+    half = stats.t.ppf(0.975, len(values) - 2) * fit.stderr
+    return float(fit.slope), float(fit.slope - half), float(fit.slope + half)
