@@ -52,7 +52,8 @@ class Accounts:
 
     def see(self, clients: Sequence[int]) -> None:
         """Remember that these were there a moment ago."""
-        self.table[self._rows(np.asarray(clients, np.int64)), -1] = time.time_ns() // 1_000_000
+        rows = self._rows(np.asarray(clients, np.int64))
+        self.table[rows, -1] = time.time_ns() // 1_000_000
 
     def merge(self, earlier: IntArray) -> None:
         """Add a checkpoint's table."""
@@ -76,9 +77,13 @@ class Accounts:
 
     def _rows(self, clients: IntArray) -> IntArray:
         """Where each client's row is; new ones get one."""
-        if len(new := np.setdiff1d(clients, self.table[:, 0])):
-            rows = np.zeros((len(new), _WIDTH), np.int64)
-            rows[:, 0] = new
-            both = np.concatenate([self.table, rows])
-            self.table = both[np.argsort(both[:, 0])]
+        ids = self.table[:, 0]
+        rows = np.searchsorted(ids, clients)
+        if len(ids) and (ids[np.minimum(rows, len(ids) - 1)] == clients).all():
+            return rows
+        fresh = np.setdiff1d(clients, ids)
+        new = np.zeros((len(fresh), _WIDTH), np.int64)
+        new[:, 0] = fresh
+        both = np.concatenate([self.table, new])
+        self.table = both[np.argsort(both[:, 0])]
         return np.searchsorted(self.table[:, 0], clients)

@@ -15,21 +15,17 @@ from flwr.serverapp import Grid, ServerApp
 from safetensors.numpy import save
 
 from common.backbone.frozen import FrozenBackbone
-from common.config import AttackConfig, AvailabilityConfig, Config
+from common.config import Config
 from common.datasets import Dataset
-from common.errors import ConfigError, FedheadError, RunError
+from common.errors import FedheadError, RunError
 from common.evaluation import evaluate
 from common.experiment import (
-    calibration_positions,
-    client_shares,
     experiment_dataset,
     experiment_features,
     held_out_positions,
-    malicious_clients,
     run_config,
 )
 from common.files import simulated_state, write_atomic
-from common.messages import DescribeRequest
 from common.types import Affine, FeatureSet, Head
 from server.baselines import baselines
 from server.build import check_strategy, make_engine
@@ -38,9 +34,9 @@ from server.client_figures import ask_clients, write_clients
 from server.engine import Task
 from server.events import event_log
 from server.export import export
+from server.join import join
 from server.model import prepare, trained_model
 from server.progress import Progress
-from server.registry import Registry
 from server.rounds import run_rounds
 from server.runfolder import RunFolder, free_folder
 from server.stock import is_stock
@@ -49,8 +45,6 @@ from server.summary import Outcome, of_export, summarize
 logger = logging.getLogger("fedhead")
 
 app = ServerApp()
-
-_JOIN_SECONDS = 120.0
 
 
 @app.main()
@@ -170,9 +164,8 @@ def _set_up(grid: Grid, config: Config, folder: RunFolder, progress: Progress) -
         features = experiment_features(config, backbone)
         test = features.select(held_out_positions(config))
     with stages("clients"):
-        registry = _registry(grid, config, folder, dataset, backbone, progress)
-    if registry.simulated:
-        _account(config, dataset)
+        registry = join(grid, config, folder.run_id, dataset, backbone, progress)
+    folder.bind_clients(simulated=registry.simulated)
     task = Task(config, folder.run_id, backbone.fingerprint, grid, registry)
     return _Scene(folder, stages, dataset, backbone, features.affine, test, task)
 
@@ -216,58 +209,3 @@ def _close(
     folder.write_json(folder.summary, figures | {"run": str(folder.path)})
     if task.registry.simulated:
         shutil.rmtree(simulated_state() / folder.run_id, ignore_errors=True)
-
-
-def _registry(
-    grid: Grid,
-    config: Config,
-    folder: RunFolder,
-    dataset: Dataset,
-    backbone: FrozenBackbone,
-    progress: Progress,
-) -> Registry:
-    request = DescribeRequest(
-        run_id=folder.run_id,
-        classes=dataset.classes,
-        test_fraction=config.partition.test_fraction,
-        seed=config.seed,
-    )
-    registry = Registry(
-        grid,
-        request,
-        (backbone.fingerprint, backbone.to_bytes),
-        deadline_seconds=config.round.deadline_seconds,
-        progress=progress,
-    )
-    registry.wait_for(1, _JOIN_SECONDS)
-    folder.bind_clients(simulated=registry.simulated)
-    if not registry.simulated:
-        simulated = {
-            "[availability]": config.availability != AvailabilityConfig(),
-            "[attack]": config.attack != AttackConfig(),
-            "data.label-noise": config.data.label_noise > 0,
-        }
-        if wrong := [key for key, given in simulated.items() if given]:
-            raise ConfigError([f"{key} is for simulated clients, these are real" for key in wrong])
-        registry.wait_for(config.train.clients_per_round, _JOIN_SECONDS)
-    else:
-        # All simulated nodes are there from the start, so each client is or never will be.
-        expected = {i for i, share in enumerate(client_shares(config)) if len(share.train)}
-        if missing := sorted(expected - set(registry.clients)):
-            raise RunError(f"no node hosts the clients {missing[:10]}")
-    return registry
-
-
-def _account(config: Config, dataset: Dataset) -> None:
-    """Where the images of a simulation have gone."""
-    shares = client_shares(config)
-    train, test = (sum(len(getattr(s, part)) for s in shares) for part in ("train", "test"))
-    logger.info(
-        "%d images: %d to test with on the server, %d to quantize with",
-        len(dataset), len(held_out_positions(config)), len(calibration_positions(config)),
-    )  # fmt: skip
-    logger.info("%d clients train on %d and keep %d to test with", len(shares), train, test)
-    if malicious := malicious_clients(config):
-        attack = config.attack
-        scale = f" with scale {attack.strength:g}" if attack.strength else ""
-        logger.info("%d clients are malicious: %s%s", len(malicious), attack.kind, scale)

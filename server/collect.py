@@ -19,9 +19,10 @@ from common.messages import TrainReply, TrainRequest, payload_bytes
 from common.types import ClientPlan, Head, UpdateBatch
 from common.updates import client_weights
 from common.validate import check_counts, check_fields, field_shapes
-from server.engine import RoundResult, Task, check_reply, check_size
+from server.engine import RoundResult, Task
 from server.events import event
 from server.exchange import Exchange, error_reason, is_from_device
+from server.replies import check_reply, check_size
 
 __all__ = ["Collector"]
 
@@ -145,8 +146,7 @@ class Collector:
                 self.result.fail(sorted(left_out), "not in its node's answer")
                 if self._has_enough():
                     break
-            late = {name: tuple(by_node[node]) for name, node in exchange.outstanding.items()}
-            task.registry.stragglers.add(self.result.round_number, late)
+            task.registry.stragglers.add(self.result.round_number, exchange, by_node)
             missed |= by_node
             by_node = lacking
             if not lacking or self._has_enough():

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from common.config import Config
-from common.errors import ReplyError
-from common.messages import TrainReply, array_bytes
+from common.messages import TrainReply
 from common.seeding import Purpose, smallest
 from common.types import Head
 from server.accounts import Accounts
@@ -27,8 +24,6 @@ __all__ = [
     "Engine",
     "RoundResult",
     "Task",
-    "check_reply",
-    "check_size",
     "quorum",
     "sample_cohort",
     "tell_lost",
@@ -36,8 +31,6 @@ __all__ = [
 ]
 
 _LONGEST_REASON = 300
-_LARGEST_NUMBER = 8  # bytes: statistics may come as uint64
-_ARRAY_HEADER = 1000  # bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,44 +208,3 @@ def tell_no_quorum(result: RoundResult, config: Config) -> None:
 def quorum(config: Config, wanted: int) -> int:
     """How many updates must be valid where so many are wanted."""
     return max(1, math.ceil(config.round.quorum * wanted - 1e-9))
-
-
-def check_size(content: RecordDict, shapes: Iterable[tuple[int, ...]], rows: int) -> None:
-    """Refuse, before any of it is read, a reply far larger than its arrays can be.
-
-    Args:
-        content: as it came.
-        shapes: of the arrays of one row.
-        rows: how many of them there can be.
-
-    Raises:
-        ReplyError: names both sizes.
-    """
-    most = sum(_LARGEST_NUMBER * rows * math.prod(shape) + _ARRAY_HEADER for shape in shapes)
-    if (size := array_bytes(content)) > most:
-        raise ReplyError(f"its arrays take {size} bytes, more than the {most} that they can")
-
-
-def check_reply(reply: TrainReply, task: Task, asked: set[int], fingerprint: str) -> None:
-    """What must hold of any reply before its arrays are looked at.
-
-    Raises:
-        ReplyError: a foreign fingerprint, a client that was not asked or is named twice, or
-            another number of examples than the client described.
-    """
-    if reply.fingerprint != fingerprint:
-        raise ReplyError(
-            f"features are of backbone {reply.fingerprint[:12]}, expected {fingerprint[:12]}"
-        )
-    if repeated := [c for c, n in Counter(reply.clients).items() if n > 1]:
-        raise ReplyError(f"names client {repeated[0]} twice")
-    if both := set(reply.clients) & set(reply.rejected_clients):
-        raise ReplyError(f"client {min(both)} is in the update and refused")
-    if strangers := {*reply.clients, *reply.rejected_clients} - asked:
-        raise ReplyError(f"speaks for client {min(strangers)}, which it was not asked for")
-    for client, count in zip(reply.clients, reply.num_examples, strict=True):
-        known = task.registry.clients[client].num_examples
-        if count != known:
-            raise ReplyError(f"client {client} reports {count} examples, described {known}")
-    if not np.isfinite([*reply.loss_before, *reply.loss_after]).all():
-        raise ReplyError("a loss is not finite")

@@ -30,7 +30,8 @@ def event(name: str, message: str, *, level: int = logging.INFO, **values: Value
         values: round, client, reason, ...
     """
     # As an argument, so that a % in a device's own words stays one.
-    logger.log(level, "%s", message, extra={"event": name, "values": values})
+    extra = {"event": name, "values": values}
+    logger.log(level, "%s", message, extra=extra, stacklevel=2)
 
 
 def utc(seconds: float) -> str:

@@ -30,8 +30,9 @@ class Exchange:
         meanwhile: called between polls, about twice a second.
 
     Attributes:
-        outstanding: the node asked, by message id, of those without a reply so far. A message
-            that could not even be pushed has no id.
+        outstanding: the node asked, by message id, of those whose reply has not been handed out.
+            A message that could not even be pushed has no id.
+        unread: the replies among them that have arrived, where the iteration was left early.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class Exchange:
         self._deadline = time.monotonic() + deadline_seconds
         self.outstanding = {
             str(name): message.metadata.dst_node_id
-            for name, message in zip(names, messages, strict=True)
+            # Flower gives no ids at all where all messages together are too large.
+            for name, message in zip(names, messages, strict=False)
             if name
         }
+        self.unread: dict[str, Message] = {}
 
     def __iter__(self) -> Iterator[tuple[int, Message]]:
         """At most one reply for each message, errors included, with the node that was asked.
@@ -61,8 +64,12 @@ class Exchange:
             for reply in self._grid.pull_messages(list(self.outstanding)):
                 answered = reply.metadata.reply_to_message_id
                 if answered in self.outstanding:
-                    yield self.outstanding.pop(answered), reply
-                    pause = _POLL_SECONDS
+                    self.unread.setdefault(answered, reply)
+            while self.unread:
+                answered = next(iter(self.unread))
+                reply = self.unread.pop(answered)
+                yield self.outstanding.pop(answered), reply
+                pause = _POLL_SECONDS
             if not self.outstanding or time.monotonic() >= self._deadline:
                 return
             self._meanwhile()

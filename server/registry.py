@@ -87,9 +87,7 @@ class Registry:
     def refresh(self, timeout_seconds: float = _LATECOMER_SECONDS) -> None:
         """Ask nodes that have come since the last time what they host."""
         present = set(self._grid.get_node_ids())
-        for client in [i for i, c in self.clients.items() if c.node not in present]:
-            del self.clients[client]
-            event("gone", f"client {client} has lost its connection", client=client)
+        self._drop({client.node for client in self.clients.values()} - present)
         new = sorted(present - self._nodes)
         self._nodes = present
         if new or self._describing:
@@ -97,6 +95,17 @@ class Registry:
         if not self.simulated:
             self.accounts.see(list(self.clients))
         self.progress.update(connected=len(self.clients))
+
+    def _drop(self, gone: set[int]) -> None:
+        for node in sorted(gone):
+            lost = [i for i, client in self.clients.items() if client.node == node]
+            for client in lost:
+                del self.clients[client]
+            who = f"client {lost[0]}" if len(lost) == 1 else f"node {node}, {len(lost)} clients,"
+            event(
+                "gone", f"{who} has lost its connection",
+                level=logging.WARNING, node=node, client=lost[0], clients=len(lost),
+            )  # fmt: skip
 
     def look(self) -> None:
         """Tell, every few seconds, how many clients are connected while a round is under way."""
@@ -151,6 +160,9 @@ class Registry:
             else:
                 self.clients[client] = Client(node, num_examples)
                 self.known.add(client)
+                if not reply.simulated:
+                    message = f"client {client} has joined with {num_examples} examples"
+                    event("joined", message, client=client, num_examples=num_examples)
 
     def deliver_backbone(self, nodes: Sequence[int]) -> None:
         """Send the backbone to those of the nodes that lack it."""

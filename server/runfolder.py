@@ -67,11 +67,9 @@ class RunFolder:
                 raise RunError(f"{path} holds a run of another configuration, choose another out")
         elif not is_empty(path) and not (path / "run.json").exists():
             raise RunError(f"{path} is not empty and holds no run, choose another out")
-        else:
-            # First, for it says that this folder is a run's.
-            self.run_id = self._run_id()
+        self.run_id = self._run_id()  # its file comes first: it says that this folder is a run's
+        if not file.exists():
             write_atomic(file, text.encode())
-        self.run_id = self._run_id()
 
     def _run_id(self) -> str:
         file = self.path / "run.json"
@@ -201,8 +199,8 @@ class MetricsLog:
         """One round's values, down to the disk; numbers also go to TensorBoard."""
         self._file.write(json.dumps({"round": round_number, **values}) + "\n")
         self._file.flush()
-        os.fsync(self._file.fileno())
-        if self._events:
+        if self._events:  # a cell of a comparison begins again when it is cut off
+            os.fsync(self._file.fileno())
             self._events.write(round_number, values)
 
 

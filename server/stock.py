@@ -26,14 +26,13 @@ from server.checkpoint import Checkpoint
 from server.engine import (
     RoundResult,
     Task,
-    check_reply,
-    check_size,
     quorum,
     sample_cohort,
     tell_lost,
     tell_no_quorum,
 )
 from server.exchange import Exchange, error_reason
+from server.replies import check_reply, check_size
 from server.strategies import import_strategy
 
 __all__ = ["StockEngine", "build_stock", "is_stock"]
@@ -184,8 +183,8 @@ class StockEngine:
                 continue
             size = payload_bytes(message.content)
             yield client, message, dataclasses.replace(reply, payload_bytes=(size,))
-        late = {name: (client_of[node],) for name, node in exchange.outstanding.items()}
-        task.registry.stragglers.add(result.round_number, late)
+        left = {node: [client] for node, client in client_of.items()}
+        task.registry.stragglers.add(result.round_number, exchange, left)
         result.fail(sorted(client_of.values()), "no answer")
 
     def _request(self, round_number: int, head: Head) -> TrainRequest:

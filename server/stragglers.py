@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from flwr.app import Message
 from flwr.serverapp import Grid
+
+from server.exchange import Exchange
 
 __all__ = ["LateReply", "Stragglers"]
 
@@ -44,16 +47,21 @@ class Stragglers:
         self._waiting: dict[str, _Waiting] = {}
         self._late: list[LateReply] = []
 
-    def add(self, round_number: int, messages: Mapping[str, tuple[int, ...]]) -> None:
-        """Wait no longer for these messages' answers.
+    def add(
+        self, round_number: int, exchange: Exchange, clients: Mapping[int, Sequence[int]]
+    ) -> None:
+        """Remember what a round has left outstanding.
 
         Args:
             round_number: that has closed.
-            messages: the clients that each was for, by its id.
+            exchange: its messages.
+            clients: that each node was asked for.
         """
         free_at = time.monotonic() + self._patience
-        for name, clients in messages.items():
-            self._waiting[name] = _Waiting(LateReply(round_number, clients), free_at)
+        for name, node in exchange.outstanding.items():
+            reply = LateReply(round_number, tuple(clients[node]))
+            self._waiting[name] = _Waiting(reply, free_at)
+        self._take_in(exchange.unread.values())
 
     def busy(self) -> set[int]:
         """The clients that are not to be asked now."""
@@ -67,9 +75,11 @@ class Stragglers:
 
     def poll(self) -> None:
         """Take in what has come, without waiting."""
-        if not self._waiting:
-            return
-        for message in self._grid.pull_messages(list(self._waiting)):
+        if self._waiting:
+            self._take_in(self._grid.pull_messages(list(self._waiting)))
+
+    def _take_in(self, messages: Iterable[Message]) -> None:
+        for message in messages:
             waiting = self._waiting.pop(message.metadata.reply_to_message_id, None)
             # An error is Flower's word that no answer will come, or the device's that it failed.
             if waiting is not None and not message.has_error():

@@ -69,6 +69,9 @@ DeploymentOption = Annotated[
     Path | None,
     typer.Option(help="Folder of fedhead deploy: on its real devices, instead of an engine here."),
 ]
+HealthOption = Annotated[
+    str, typer.Option(metavar="HOST:PORT", help="Answer gRPC health checks here meanwhile.")
+]
 EngineOption = Annotated[
     Engine, typer.Option(help="This process, or Flower's own simulation on Ray.")
 ]
@@ -84,6 +87,7 @@ def run(
     overwrite: Annotated[bool, typer.Option(help="Replace an existing run folder.")] = False,
     engine: EngineOption = Engine.IN_PROCESS,
     deployment: DeploymentOption = None,
+    health: HealthOption = "",
     json_: JsonFlag = False,
 ) -> None:
     """Run an experiment and export its model."""
@@ -100,7 +104,7 @@ def run(
     config = load_config(experiment, overrides)
     path = new_run(config, overwrite=overwrite)
     try:
-        _run(path, engine, deployment, json_)
+        _run(path, engine, deployment, health, json_)
     except FedheadError:
         # A run that never began, for its data or partition, leaves nothing in the way.
         if not (path / "metrics.jsonl").exists() and not (path / "flower.log").exists():
@@ -113,29 +117,33 @@ def resume(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     engine: EngineOption = Engine.IN_PROCESS,
     deployment: DeploymentOption = None,
+    health: HealthOption = "",
     json_: JsonFlag = False,
 ) -> None:
     """Go on with a run from its last finished round."""
     from simulations.run import open_run
 
     open_run(run_folder)
-    _run(run_folder.resolve(), engine, deployment, json_)
+    _run(run_folder.resolve(), engine, deployment, health, json_)
 
 
-def _run(path: Path, engine: Engine, deployment: Path | None, json_: bool) -> None:
+def _run(path: Path, engine: Engine, deployment: Path | None, health: str, json_: bool) -> None:
     from simulations.deploy.launch import run_deployed
     from simulations.flower import run_flower
     from simulations.run import num_nodes, open_run, run_in_process
 
     if deployment is not None and engine is not Engine.IN_PROCESS:
         raise ConfigError([f"--deployment and --engine {engine} exclude each other"])
+    if health and not re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[^\s:]+):[0-9]{1,5}", health):
+        raise ConfigError([f"--health {health!r} must be HOST:PORT, for example 127.0.0.1:9096"])
     try:
         if deployment is not None:
-            summary = run_deployed(path, deployment)
+            summary = run_deployed(path, deployment, health=health)
         elif engine is Engine.FLOWER:
-            summary = run_flower(path, num_supernodes=num_nodes(open_run(path)))
+            nodes = num_nodes(open_run(path))
+            summary = run_flower(path, num_supernodes=nodes, health=health)
         else:
-            summary = run_in_process(path)
+            summary = run_in_process(path, health=health)
     except KeyboardInterrupt:
         option = f" --engine {engine}" if engine is Engine.FLOWER else ""
         option = f" --deployment {deployment}" if deployment is not None else option

@@ -96,8 +96,8 @@ def serve(
     from simulations.deploy.settings import endpoint, read_server
 
     settings = read_server(server)
-    # A service manager's stop is as good as Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    # A service manager's stop is as good as Ctrl-C, which a shell's `&` lets a process ignore.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     running, port = start(
         _published(server),
         address=endpoint(settings.host, settings.delivery_port),

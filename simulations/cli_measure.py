@@ -100,7 +100,7 @@ def quantize_report(
         list[str] | None,
         typer.Option(metavar="ARCH=WEIGHTS", help="A backbone's weights, as backbone.weights."),
     ] = None,
-    examples: Annotated[int, typer.Option(min=50, help="Pictures to test on at most.")] = 5000,
+    examples: Annotated[int, typer.Option(min=50, help="Pictures to test on at most.")] = 4000,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A key of [data], or backbone.input-size."),

@@ -64,12 +64,13 @@ def check_ray() -> None:
         raise MissingExtraError("ray", "flower", "Flower's simulation engine")
 
 
-def run_flower(path: Path, *, num_supernodes: int) -> dict[str, Any]:
+def run_flower(path: Path, *, num_supernodes: int, health: str = "") -> dict[str, Any]:
     """Run, or go on with, the experiment whose configuration lies in a run folder.
 
     Args:
         path: the run folder; Flower's whole log is added to its flower.log.
         num_supernodes: simulated nodes; Ray runs as many at a time as there are CPUs.
+        health: HOST:PORT where health checks are answered meanwhile; empty for none.
 
     Returns:
         The run's closing figures.
@@ -81,16 +82,20 @@ def run_flower(path: Path, *, num_supernodes: int) -> dict[str, Any]:
     check_ray()
     with superlink() as environment:
         federation = f"num-supernodes={num_supernodes} client-resources-num-cpus=1"
-        return run_app(path, environment, ["--federation-config", federation])
+        options = ["--federation-config", federation]
+        return run_app(path, environment, options, health=health)
 
 
-def run_app(path: Path, environment: Mapping[str, str], options: Sequence[str]) -> dict[str, Any]:
+def run_app(
+    path: Path, environment: Mapping[str, str], options: Sequence[str] = (), *, health: str = ""
+) -> dict[str, Any]:
     """Run a run folder's experiment on the SuperLink that an environment names.
 
     Args:
         path: the run folder; Flower's whole log is added to its flower.log.
         environment: its FLWR_HOME is for this one run.
         options: of ``flwr run``.
+        health: HOST:PORT where health checks are answered meanwhile; empty for none.
 
     Returns:
         The run's closing figures.
@@ -99,10 +104,10 @@ def run_app(path: Path, environment: Mapping[str, str], options: Sequence[str]) 
         RunError: the run did not complete, with the reason it gave.
     """
     # It imports torch and what is a server's; what watches over a device stays without.
-    from simulations.run import read_summary
+    from simulations.run import read_summary, run_values
 
     app = Path(environment["FLWR_HOME"]) / "app"
-    _write_app(app, experiment=path.resolve() / "config.toml")
+    _write_app(app, {**run_values(path.resolve()), "health": health})
     log = path / "flower.log"
     error, run_id = _stream(app, options, environment, log)
     try:
@@ -219,7 +224,7 @@ def _last_line(log: Path) -> str:
     return next((line for line in reversed(lines) if re.search(r"\w", line)), "it wrote no log")
 
 
-def _write_app(folder: Path, *, experiment: Path) -> None:
+def _write_app(folder: Path, config: Mapping[str, str]) -> None:
     """A Flower app that consists of the installed fedhead and one experiment.
 
     Flower reads every file below an app's folder, 50,000 of them where a virtual environment
@@ -228,7 +233,7 @@ def _write_app(folder: Path, *, experiment: Path) -> None:
     app = {
         "publisher": "fedhead",
         "components": {"serverapp": "server.app:app", "clientapp": "client.app:app"},
-        "config": {"experiment": str(experiment), "overrides": ""},
+        "config": dict(config),
     }
     project = {"name": "fedhead", "version": "0"}
     folder.mkdir()

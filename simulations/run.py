@@ -37,6 +37,7 @@ __all__ = [
     "read_summary",
     "run_cell",
     "run_in_process",
+    "run_values",
     "trained_run",
 ]
 
@@ -99,15 +100,23 @@ def num_nodes(config: Config) -> int:
     return len(shares) if is_stock(config.strategy.name) else config.simulation.nodes
 
 
-def run_in_process(path: Path) -> dict[str, Any]:
-    """Run, or go on with, the experiment whose configuration lies in a run folder."""
+def run_in_process(path: Path, *, health: str = "") -> dict[str, Any]:
+    """Run, or go on with, the experiment whose configuration lies in a run folder.
+
+    Args:
+        path: the run folder.
+        health: HOST:PORT where health checks are answered meanwhile; empty for none.
+
+    Returns:
+        The run's closing figures.
+    """
     from flwr.app import Context, RecordDict
 
     from client.app import app as client_app
     from server.app import app as server_app
     from simulations.grid import InProcessGrid
 
-    values = _run_config(path)
+    values = {**run_values(path), "health": health}
     grid = InProcessGrid(client_app, num_nodes(run_config(values)), values)
     context = Context(
         run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(values)
@@ -131,12 +140,12 @@ def run_cell(path: Path, toml: str) -> None:
     config = Config.model_validate({**tomllib.loads(toml), "out": str(path)})
     check_strategy(config)
     RunFolder(path, config)
-    values = _run_config(path)
+    values = run_values(path)
     grid = InProcessGrid(client_app, num_nodes(config), values)
     run_experiment(grid, run_config(values), is_cell=True)
 
 
-def _run_config(path: Path) -> dict[str, str]:
+def run_values(path: Path) -> dict[str, str]:
     """Flower's run config for the experiment in a run folder."""
     return {"experiment": str(path / "config.toml"), "overrides": ""}
 

@@ -169,7 +169,13 @@ def set_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int]
         write_atomic(file, f"{seconds:+d}s".encode())
 
     set_clock(0)
+    # libfaketime takes an absolute time on the monotonic clock, as time.sleep has it, for nonsense.
+    sleep = "import select, time\ntime.sleep = lambda seconds: select.select([], [], [], seconds)\n"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(sleep)
+    search = filter(None, [str(tmp_path / "site"), os.environ.get("PYTHONPATH")])
     for name, value in {
+        "PYTHONPATH": os.pathsep.join(search),
         "LD_PRELOAD": libraries[0],
         "FAKETIME_TIMESTAMP_FILE": file,
         "FAKETIME_NO_CACHE": 1,

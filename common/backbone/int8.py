@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.backbone._deprecations import accepted_deprecations
+from common.backbone.equalize import equalized
 from common.backbone.frozen import UInt8Array
 from common.backbone.quantize import (
     Converted,
@@ -37,7 +38,7 @@ __all__ = [
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-DISTILL_LR = 1e-5
+DISTILL_LR = 3e-6
 _DISTILL_BATCH = 16
 _BATCH = 32
 _CALIBRATION_IMAGES = 256
@@ -51,7 +52,7 @@ class Quantized:
     """One network in int8 twice.
 
     Attributes:
-        post_training: calibrated, its biases corrected.
+        post_training: its channels equalized, calibrated, its biases corrected.
         trained: the same after quantization-aware distillation, or the one before where that
             follows the float network more closely.
     """
@@ -87,9 +88,10 @@ def quantized(
     """
     # Module constructors of torch.ao draw random weights, only to replace them.
     with torch.random.fork_rng(devices=[]):
-        student = prepare_student(folded, engine)
+        alike = equalized(folded, batches(sample[:_CALIBRATION_IMAGES]))
+        student = prepare_student(alike, engine)
         calibrate(student, batches(sample[:_CALIBRATION_IMAGES]))
-        correct_bias(student, folded, normalize(sample[:_CORRECTION_IMAGES]))
+        correct_bias(student, alike, normalize(sample[:_CORRECTION_IMAGES]))
         first = convert(student)
         if not steps:
             return Quantized(first, first)

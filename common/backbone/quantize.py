@@ -1,7 +1,7 @@
 """Everything that touches torch's quantization: from a float network to an int8 one.
 
-Recipe: fold batch norm, fake-quantize, observe unlabelled images, correct biases, distil,
-convert.
+Recipe: fold batch norm, equalize channels (in ``equalize``), fake-quantize, observe unlabelled
+images, correct biases, distil, convert.
 """
 
 from __future__ import annotations

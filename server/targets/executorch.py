@@ -14,12 +14,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from common.backbone.frozen import FrozenBackbone
+from common.types import Head
 from server.targets.cards import ExportReport
-from server.targets.network import Convolution, Network, Step, recorded
+from server.targets.network import Convolution, Step, recorded
 from server.targets.other_runtime import export_checked
 from server.trained import TrainedModel
 
-__all__ = ["StandardModel", "executorch_file", "export_executorch"]
+__all__ = ["StandardModel", "executorch_file", "export_executorch", "lowered"]
 
 # XNNPACK's activations are int8: what is q in uint8 is q - 128 there.
 _SHIFT = 128
@@ -34,20 +36,30 @@ def export_executorch(trained: TrainedModel, path: Path) -> ExportReport:
         ExportError: its logits are off by more than the tolerance, or it does not run.
         MissingExtraError: executorch is not installed.
     """
-    return export_checked(trained, path, "executorch", executorch_file, "run_executorch.py")
+    return export_checked(
+        trained,
+        path,
+        "executorch",
+        lambda t: executorch_file(t.backbone, t.head),
+        "run_executorch.py",
+    )
 
 
-def executorch_file(trained: TrainedModel) -> bytes:
-    """uint8 images (1, 3, H, W) to float32 logits (1, K)."""
-    model = StandardModel(trained, recorded(trained.backbone)).eval()
-    image = torch.from_numpy(trained.images[:1].copy())
+def executorch_file(backbone: FrozenBackbone, head: Head | None) -> bytes:
+    """uint8 images (1, 3, H, W) to float32 logits (1, K), or to features (1, d)."""
+    return lowered(StandardModel(backbone, head).eval(), backbone.spec.input_size)
+
+
+def lowered(model: nn.Module, input_size: int) -> bytes:
+    """The file of any module that takes one uint8 image of that size."""
+    image = torch.zeros((1, 3, input_size, input_size), dtype=torch.uint8)
     with _own_warnings(), torch.no_grad():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
         program = torch.export.export(model, (image,))
-        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-        data: bytes = lowered.to_executorch().buffer
+        edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        data: bytes = edge.to_executorch().buffer
     return data
 
 
@@ -65,21 +77,30 @@ def _own_warnings() -> Iterator[None]:
 
 
 class StandardModel(nn.Module):
-    """The recorded network in torch's standard operators, each step rounded to int8."""
+    """The recorded network in torch's standard operators, each step rounded to int8.
 
-    def __init__(self, trained: TrainedModel, network: Network) -> None:
+    With a head it gives logits, without one the features of ``FrozenBackbone.features``.
+    """
+
+    def __init__(self, backbone: FrozenBackbone, head: Head | None) -> None:
         super().__init__()
         # Registers the operators quantized_decomposed.
         from torch.ao.quantization.fx import _decomposed  # noqa: F401
 
-        backbone, head = trained.backbone, trained.head
-        self.network = network
+        self.network = network = recorded(backbone)
         self.spec = backbone.spec
         self.mean, self.std = backbone.module.mean.clone(), backbone.module.std.clone()
         self.gain = torch.from_numpy(backbone.affine.gain.copy())
         self.center = torch.from_numpy(backbone.affine.center.copy())
-        self.weight = nn.Parameter(torch.from_numpy(head.weight.copy()), requires_grad=False)
-        self.bias = nn.Parameter(torch.from_numpy(head.bias.copy()), requires_grad=False)
+        self.head: nn.Linear | None = None
+        if head is not None:
+            self.head = nn.Linear(head.num_features, head.num_classes, device="meta")
+            values = {"weight": head.weight, "bias": head.bias}
+            self.head.load_state_dict(
+                {name: torch.from_numpy(value.copy()) for name, value in values.items()},
+                assign=True,
+            )
+            self.head.requires_grad_(False)
         for i, step in enumerate(network.steps):
             if step.convolution is not None:
                 conv = step.convolution
@@ -102,7 +123,10 @@ class StandardModel(nn.Module):
             results.append(_Rounded(value, step.scale, step.zero_point))
         pooled = results[-1].values().mean([2, 3])
         q = torch.clamp(torch.round(pooled / spec.feature_scale) + spec.feature_zero_point, 0, 255)
-        return nn.functional.linear((q - self.center) * self.gain, self.weight, self.bias)
+        if self.head is None:
+            return q
+        logits: Tensor = self.head((q - self.center) * self.gain)
+        return logits
 
     def _step(self, i: int, step: Step, inputs: list[Tensor]) -> Tensor:
         if step.convolution is not None:

@@ -16,7 +16,7 @@ __all__ = ["bytecode_version", "lite_operators", "save_lite"]
 _OLDEST_BYTECODE = 4
 
 
-def save_lite(scripted: torch.jit.ScriptModule, bytecode: int | None) -> bytes:
+def save_lite(scripted: torch.jit.ScriptModule, bytecode: int | None = None) -> bytes:
     """The file's bytes, in this torch's own bytecode version or an older one.
 
     Raises:

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.backbone.frozen import FrozenBackbone
+from common.types import Affine, Head
 from server.targets.cards import ExportReport
-from server.targets.network import Convolution, Network, Step, recorded
+from server.targets.network import Convolution, Step, recorded
 from server.targets.other_runtime import export_checked
 from server.trained import TrainedModel
 
@@ -34,22 +36,28 @@ def export_onnx(trained: TrainedModel, path: Path) -> ExportReport:
         ExportError: its logits are off by more than the tolerance, or it does not run.
         MissingExtraError: onnx or onnxruntime is not installed.
     """
-    return export_checked(trained, path, "onnx", onnx_file, "run_onnx.py")
+    return export_checked(
+        trained, path, "onnx", lambda t: onnx_file(t.backbone, t.head), "run_onnx.py"
+    )
 
 
-def onnx_file(trained: TrainedModel) -> bytes:
-    """uint8 "images" (n, 3, H, W) to float32 "logits" (n, K)."""
+def onnx_file(backbone: FrozenBackbone, head: Head | None) -> bytes:
+    """uint8 "images" (n, 3, H, W) to float32 "logits" (n, K), or to uint8 "features" (n, d)."""
     import onnx
     from onnx import TensorProto, helper
 
-    size = trained.backbone.spec.input_size
-    graph = _Graph()
-    graph.write(trained, recorded(trained.backbone))
+    size = backbone.spec.input_size
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 3, size, size])
-    classes = trained.head.num_classes
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", classes])
+    graph = _Graph()
+    features = graph.backbone(backbone)
+    if head is None:
+        width = backbone.spec.num_features
+        result = helper.make_tensor_value_info(features, TensorProto.UINT8, ["n", width])
+    else:
+        logits = graph.head(features, backbone.affine, head)
+        result = helper.make_tensor_value_info(logits, TensorProto.FLOAT, ["n", head.num_classes])
     model = helper.make_model(
-        helper.make_graph(graph.nodes, "fedhead", [images], [logits], graph.constants),
+        helper.make_graph(graph.nodes, "fedhead", [images], [result], graph.constants),
         opset_imports=[helper.make_opsetid("", _OPSET)],
         ir_version=_IR_VERSION,
         producer_name="fedhead",
@@ -66,8 +74,8 @@ class _Graph:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
-    def write(self, trained: TrainedModel, network: Network) -> None:
-        backbone, head = trained.backbone, trained.head
+    def backbone(self, backbone: FrozenBackbone) -> str:
+        network = recorded(backbone)
         mean, std = backbone.module.mean.numpy(), backbone.module.std.numpy()
         value = self._centered(self._float("images"), mean)
         value = self._node("Div", value, self._constant(std))
@@ -79,11 +87,15 @@ class _Graph:
             results.append(self._rounded(value, step.scale, step.zero_point))
             scales.append(step.scale)
         pooled = self._node("ReduceMean", results[-1], axes=[2, 3], keepdims=0)
-        q = self._quantized(pooled, backbone.spec.feature_scale, backbone.spec.feature_zero_point)
-        x = self._centered(self._float(q), backbone.affine.center)
-        x = self._node("Mul", x, self._constant(backbone.affine.gain))
+        spec = backbone.spec
+        size = self._step_size(spec.feature_scale, spec.feature_zero_point)
+        return self._node("QuantizeLinear", pooled, *size, result="features")
+
+    def head(self, features: str, affine: Affine, head: Head) -> str:
+        x = self._centered(self._float(features), affine.center)
+        x = self._node("Mul", x, self._constant(affine.gain))
         weight, bias = self._constant(head.weight), self._constant(head.bias)
-        self._node("Gemm", x, weight, bias, transB=1, result="logits")
+        return self._node("Gemm", x, weight, bias, transB=1, result="logits")
 
     def _step(self, step: Step, inputs: list[str], input_scale: float) -> str:
         if step.convolution is not None:
@@ -110,9 +122,6 @@ class _Graph:
     def _dequantized(self, whole: Array, scales: Array, zero_points: Array) -> str:
         values = [self._constant(array) for array in (whole, scales, zero_points)]
         return self._node("DequantizeLinear", *values, axis=0)
-
-    def _quantized(self, value: str, scale: float, zero_point: int) -> str:
-        return self._node("QuantizeLinear", value, *self._step_size(scale, zero_point))
 
     def _rounded(self, value: str, scale: float, zero_point: int) -> str:
         step = self._step_size(scale, zero_point)

@@ -14,9 +14,15 @@ from server.parity import compare, other_runtime
 from server.targets.cards import ExportReport, draft_card, finish
 from server.trained import TrainedModel
 
-__all__ = ["check_installed", "export_checked"]
+__all__ = ["OTHER_RUNTIMES", "check_installed", "export_checked", "is_installed"]
 
-_PACKAGES = {"onnx": ("onnx", "onnxruntime"), "executorch": ("executorch",)}
+OTHER_RUNTIMES = {"onnx": ("onnx", "onnxruntime"), "executorch": ("executorch",)}
+"""Packages that a target needs beside torch; the extra has the target's name."""
+
+
+def is_installed(target: str) -> bool:
+    """Whether all of a target's packages are here."""
+    return all(map(find_spec, OTHER_RUNTIMES.get(target, ())))
 
 
 def check_installed(target: str) -> None:
@@ -25,7 +31,7 @@ def check_installed(target: str) -> None:
     Raises:
         MissingExtraError: names the command that installs it.
     """
-    for package in _PACKAGES.get(target, ()):
+    for package in OTHER_RUNTIMES.get(target, ()):
         if find_spec(package) is None:
             raise MissingExtraError(package, target, f"--target {target}")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +16,12 @@ from common.errors import ExportError
 from common.files import sha256_file, write_atomic
 from common.seeding import batch_seed
 from common.types import FloatArray
-from server.card import CARD_RECORD, Card, FileFacts, SelfCheck
+from server.card import CARD_RECORD, FileFacts, SelfCheck
 from server.device_model import DeviceModel, head_logits
 from server.export_check import FreshProcess, fresh_process
 from server.parity import FLOAT, INT8_HEAD, compare, other_runtime
 from server.phone_model import PhoneHead, PhoneModel, quantize_head
+from server.targets.archive import compact, save_script
 from server.targets.cards import ExportReport, draft_card, finish
 from server.targets.lite import bytecode_version, lite_operators, save_lite
 from server.trained import TrainedModel
@@ -61,12 +60,12 @@ class _Candidate:
 
 def export_model(trained: TrainedModel, path: Path) -> ExportReport:
     """model.pt: backbone and int8 head, to predict with."""
-    return _export(trained, path, "model", _model, _save)
+    return _export(trained, path, "model", _model, save_script)
 
 
 def export_device(trained: TrainedModel, path: Path) -> ExportReport:
     """device.pt: backbone and float head, to train with in the full interpreter."""
-    return _export(trained, path, "device", _device("device"), _save)
+    return _export(trained, path, "device", _device("device"), save_script)
 
 
 def export_lite(trained: TrainedModel, path: Path, bytecode: int | None = None) -> ExportReport:
@@ -98,7 +97,7 @@ def _export(
             scripted = torch.jit.script(candidate.network.eval())
             saved = save(scripted)
         card = card.model_copy(update=_interface(scripted, saved, target))
-        data = _archive(saved, card)
+        data = compact(saved, {CARD_RECORD: card.to_json()})
         facts: list[FileFacts] = []
 
         def write(temporary: Path) -> None:
@@ -134,12 +133,6 @@ def _device(kind: str) -> Callable[[TrainedModel], _Candidate]:
     return build
 
 
-def _save(scripted: torch.jit.ScriptModule) -> bytes:
-    buffer = io.BytesIO()
-    torch.jit.save(scripted, buffer)
-    return buffer.getvalue()
-
-
 def _interface(scripted: torch.jit.ScriptModule, saved: bytes, target: str) -> dict[str, Any]:
     """What a runtime must know of the file: methods, operators, bytecode."""
     names: list[str] = torch.jit.export_opnames(scripted)  # type: ignore[no-untyped-call]
@@ -158,32 +151,6 @@ def _signature(schema: torch.FunctionSchema) -> str:
     """A method as its callers see it: "(Tensor images) -> Tensor"."""
     arguments = ", ".join(f"{a.type} {a.name}" for a in schema.arguments[1:])
     return f"({arguments}) -> {schema.returns[0].type}"
-
-
-def _archive(saved: bytes, card: Card) -> bytes:
-    """The file's bytes: the same for the same model and card.
-
-    TorchScript's own archive holds the paths and lines of the Python source (``debug_pkl``,
-    for tracebacks) and an identifier over everything, which would differ from one
-    installation to the next. Both are left out; no loader needs them. Compressing takes a
-    sixth off, for each zero point of a channel is eight bytes of zeros.
-    """
-    target = io.BytesIO()
-    with (
-        zipfile.ZipFile(io.BytesIO(saved)) as source,
-        zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive,
-    ):
-        for record in source.infolist():
-            if not record.filename.endswith((".debug_pkl", "/.data/serialization_id")):
-                archive.writestr(_entry(record.filename), source.read(record))
-        archive.writestr(_entry(CARD_RECORD), card.to_json())
-    return target.getvalue()
-
-
-def _entry(name: str) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name)  # its time stamp is 1980
-    info.compress_type = zipfile.ZIP_DEFLATED
-    return info
 
 
 def _check_file(

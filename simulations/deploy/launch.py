@@ -100,8 +100,8 @@ def serve(server: Path, say: Say) -> int:
     environment = flower_environment() | {"FLWR_HOME": str(server / "flower")}
 
     def register(process: subprocess.Popen[bytes]) -> None:
-        local = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
-        wait_for(local, settings.port, process)
+        local = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - all addresses
+        wait_for(local.get(settings.host, settings.host), settings.port, process)
         with connection(server.parent) as home:
             keys = sorted((server / "devices").glob("*.pub"))
             there = environment | {"FLWR_HOME": str(home)}
@@ -146,8 +146,13 @@ def run_device(device: Path, say: Say) -> NoReturn:
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
-def run_deployed(path: Path, deployment: Path) -> dict[str, Any]:
+def run_deployed(path: Path, deployment: Path, *, health: str = "") -> dict[str, Any]:
     """Run, or go on with, a run folder's experiment on a deployment's devices.
+
+    Args:
+        path: the run folder.
+        deployment: the folder that ``fedhead deploy`` wrote.
+        health: HOST:PORT where health checks are answered meanwhile; empty for none.
 
     Returns:
         The run's closing figures.
@@ -161,7 +166,8 @@ def run_deployed(path: Path, deployment: Path) -> dict[str, Any]:
 
     RunFolder(path, open_run(path)).bind_clients(simulated=False)
     with connection(deployment) as home:
-        return run_app(path, flower_environment() | {"FLWR_HOME": str(home)}, [])
+        environment = flower_environment() | {"FLWR_HOME": str(home)}
+        return run_app(path, environment, health=health)
 
 
 @contextmanager

@@ -29,14 +29,13 @@ from common.backbone.prepare import Recipe, draft_spec, float_teacher
 from common.backbone.quantize import Converted, distill, fold
 from common.backbone.weights import load_weights
 from common.types import Affine
+from server.targets.executorch import executorch_file, lowered
+from server.targets.onnx import onnx_file
+from server.targets.other_runtime import is_installed
 from simulations.quantization.files import (
     FloatBackbone,
-    executorch_file,
-    executorch_int8_file,
-    int8_onnx_file,
+    float_onnx_file,
     lite_file,
-    missing_runtimes,
-    onnx_file,
     torchscript_file,
 )
 from simulations.quantization.prune import pruned
@@ -125,8 +124,6 @@ class _Builder:
         teacher = float_teacher(recipe, loaded, images)
         self._draft = draft_spec(recipe, loaded, teacher)
         self._folded = fold(quantizable_network(task.arch, teacher))
-        self._image = torch.from_numpy(images[:1].copy())
-        self._others = [name for name in ("onnx", "executorch") if name not in missing_runtimes()]
 
     def candidates(self) -> Iterator[Candidate]:
         yield from self._floats()
@@ -140,22 +137,17 @@ class _Builder:
                     mode = f"{rate:.0%} pruned, {POST_TRAINING}"
                     made = self._quantized(network, engine, 0)
                     yield from self._int8(mode, made.post_training, engine)
-        if "executorch" in self._others:
-            calibration = torch.from_numpy(self._images)
-            float_module = FloatBackbone(self._folded).eval()
-            data = executorch_int8_file(float_module, calibration)
-            yield self._written(POST_TRAINING, "executorch", "", data)
 
     def _floats(self) -> Iterator[Candidate]:
         plain = FloatBackbone(self._folded).eval()
         yield from self._torch(FP32, "", plain, None)
-        other: dict[Runtime, Callable[[nn.Module, torch.Tensor], bytes]] = {
-            "onnx": onnx_file,
-            "executorch": executorch_file,
+        other: dict[Runtime, Callable[[nn.Module, int], bytes]] = {
+            "onnx": float_onnx_file,
+            "executorch": lowered,
         }
         for runtime, write in other.items():
-            if runtime in self._others:
-                yield self._written(FP32, runtime, "", write(plain, self._image))
+            if is_installed(runtime):
+                yield self._written(FP32, runtime, "", write(plain, self._task.input_size))
         yield from self._torch(FP16, "", copy.deepcopy(plain).half(), None)
         with accepted_deprecations():
             dynamic = tq.quantize_dynamic(plain, {nn.Linear})  # type: ignore[no-untyped-call]
@@ -189,8 +181,14 @@ class _Builder:
         draft = dataclasses.replace(self._draft, engine=engine)
         backbone = assemble(network, draft, batches(self._images))
         yield from self._torch(mode, engine, backbone.module, backbone.affine)
-        if engine == _PHONE and "onnx" in self._others:
-            yield self._written(mode, "onnx", "", int8_onnx_file(network, self._image))
+        if engine != _PHONE:
+            return
+        if is_installed("onnx"):
+            yield self._written(mode, "onnx", "", onnx_file(backbone, None), backbone.affine)
+        # Lowering for ExecuTorch takes longest of all: the network that is exported, no other.
+        if mode == QAT and is_installed("executorch"):
+            data = executorch_file(backbone, None)
+            yield self._written(mode, "executorch", "", data, backbone.affine)
 
     def _torch(
         self, mode: str, engine: str, module: nn.Module, affine: Affine | None

@@ -18,11 +18,11 @@ from common.experiment import calibration_positions, experiment_dataset
 from common.machine import cores, versions
 from common.progress import track
 from common.types import FloatArray, IntArray
+from server.targets.other_runtime import OTHER_RUNTIMES, is_installed
 from simulations.compare.pool import process_pool
 from simulations.crossval import sample
 from simulations.quantization.build import FP32, Candidate, Task, build
 from simulations.quantization.claims import DynamicSizes, dynamic_sizes
-from simulations.quantization.files import missing_runtimes
 from simulations.quantization.weights import at_hand
 from simulations.quantization.yardstick import Accuracy, Yardstick
 from simulations.speed import Job, Measured, run_file
@@ -134,7 +134,7 @@ def quantize_report(config: Config, weights: Mapping[str, str], *, examples: int
         machine=platform.machine(),
         versions=versions(("fedhead", "torch", "torchvision", "onnxruntime", "executorch")),
         weights={arch: found[arch].label for arch in weights},
-        missing=tuple(missing_runtimes()),
+        missing=tuple(name for name in OTHER_RUNTIMES if not is_installed(name)),
         rows=tuple(rows),
         dynamic=tuple(dynamic_sizes((*weights, "resnet18"))),
     )

@@ -326,8 +326,8 @@ def test_int8_features_follow_float(prepare):
         made = prepare(
             train, weights="imagenet", input_size=64, feature_scaling="none", distill_steps=steps
         )
-        # Without bias correction it is about 0.85.
-        assert mean_cosine(made, test, reference) > 0.95
+        # Without equalization it is about 0.98, without bias correction 0.85.
+        assert mean_cosine(made, test, reference) > 0.985
 
 
 # --- files and payloads

@@ -45,6 +45,7 @@ def test_snake_case_keys_are_unknown(tmp_path: Path) -> None:
         "[partition]\nscheme = 'natural'\n",
         "[backbone]\narch = 'resnet18'\n",
         "[round]\nquorum = 1.1\n",
+        "[round]\nover-selection = 0.2\n",  # of every client?
         "name = '../elsewhere'\n",
         "train = 3\n",
     ],

@@ -60,8 +60,9 @@ def deployed(tmp_path: Path) -> tuple[Path, Path]:
 
 @contextmanager
 def serving(server: Path, *options: str) -> Iterator[None]:
-    """A delivery server's process, ended as a service manager ends it."""
-    command = [*FEDHEAD, "delivery", "serve", str(server), *options]
+    """A delivery server's process, begun as by a shell's ``&`` and ended by a service manager."""
+    begin = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
+    command = [*begin, *FEDHEAD, "delivery", "serve", str(server), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         try:
             assert process.stdout.readline().startswith("serving models at port ")

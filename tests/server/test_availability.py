@@ -104,12 +104,15 @@ def test_everybody_is_accounted_for(
     assert len(outcome.present) <= wanted
 
 
-def test_stock_strategies_sample_for_themselves() -> None:
-    config = Config.model_validate(
-        {
-            "strategy": {"name": "flwr.serverapp.strategy:FedAvg"},
-            "availability": {"dropout-rate": 0.1},
-        }
-    )
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"availability": {"dropout-rate": 0.1}},
+        {"round": {"over-selection": 0.1}, "train": {"clients-per-round": 5}},
+    ],
+)
+def test_stock_strategies_sample_for_themselves(settings: dict[str, dict[str, float]]) -> None:
+    strategy = {"name": "flwr.serverapp.strategy:FedAvg"}
+    config = Config.model_validate({"strategy": strategy, **settings})
     with pytest.raises(ConfigError, match="needs one of fedhead's strategies"):
         check_strategy(config)

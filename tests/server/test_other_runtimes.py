@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 from collections.abc import Callable
@@ -78,7 +77,7 @@ def test_each_recorded_step_is_what_the_engine_computes(any_trained):
 
 
 def test_standard_operators_give_the_trained_logits(any_trained):
-    model = StandardModel(any_trained, recorded(any_trained.backbone)).eval()
+    model = StandardModel(any_trained.backbone, any_trained.head).eval()
     with torch.no_grad():
         logits = model(torch.from_numpy(any_trained.images.copy())).numpy()
     # Random networks magnify each rounding, and their heads know half of the digits: classes
@@ -114,7 +113,8 @@ def test_the_lines_on_an_onnx_card_run(pretrained, tmp_path, monkeypatch):
 
 def test_onnx_weights_are_unsigned_because_signed_ones_overflow_on_old_processors(pretrained):
     onnx = pytest.importorskip("onnx")
-    graph = onnx.load_from_string(onnx_file(pretrained)).graph
+    data = onnx_file(pretrained.backbone, pretrained.head)
+    graph = onnx.load_from_string(data).graph
     arrays = {c.name: onnx.numpy_helper.to_array(c) for c in graph.initializer}
     made_by = {node.output[0]: node for node in graph.node}
     weights = [
@@ -126,16 +126,15 @@ def test_onnx_weights_are_unsigned_because_signed_ones_overflow_on_old_processor
 
 def test_the_same_model_gives_the_same_onnx_bytes(pretrained):
     pytest.importorskip("onnx")
-    assert onnx_file(pretrained) == onnx_file(pretrained)
+    first, second = (onnx_file(pretrained.backbone, pretrained.head) for _ in range(2))
+    assert first == second
 
 
 def test_an_onnx_file_with_another_head_is_not_put_in_place(any_trained, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     wrong = Head(np.roll(any_trained.head.weight, 1, axis=0), any_trained.head.bias)
     monkeypatch.setattr(
-        server.targets.onnx,
-        "onnx_file",
-        lambda right: onnx_file(dataclasses.replace(right, head=wrong)),
+        server.targets.onnx, "onnx_file", lambda backbone, _: onnx_file(backbone, wrong)
     )
     with pytest.raises(ExportError, match="logits are off|changes the class"):
         export(any_trained, "onnx", tmp_path / "model.onnx")
@@ -162,7 +161,28 @@ def test_a_runtime_that_is_not_installed_is_named_with_its_command(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_a_head_an_onnx_file_gives_the_backbones_features(pretrained):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    data = onnx_file(pretrained.backbone, None)
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    features = session.run(["features"], {"images": pretrained.images})[0]
+    own = pretrained.features[: len(pretrained.images)]
+    assert features.dtype == own.dtype
+    x, y = (pretrained.backbone.affine(q) for q in (features, own))
+    cosine = (x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
+    assert cosine.mean() > 0.95
+
+
 # ExecuTorch
+
+
+def test_without_a_head_standard_operators_give_the_backbones_features(pretrained):
+    model = StandardModel(pretrained.backbone, None).eval()
+    with torch.no_grad():
+        q = model(torch.from_numpy(pretrained.images[:8].copy())).numpy()
+    off = np.abs(q - pretrained.features[:8].astype(np.float32))
+    assert np.array_equal(q, q.astype(np.uint8))
+    assert off.mean() < 1
 
 
 @pytest.mark.slow

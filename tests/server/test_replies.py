@@ -24,6 +24,7 @@ from simulations.run import read_summary
 
 Make = Callable[..., Path]
 Change = Callable[[RecordDict], None]
+Grid = type[InProcessGrid]
 BAD_NODE = 2  # node 3, which hosts client 2
 
 
@@ -101,6 +102,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "a list too long": (report("clients", [2, 2]), "differ in length"),
     "unreadable bytes": (garbage, "cannot be read"),
     "a missing record": (drop, "record 'report' is missing"),
+    "far too much": (delta(np.zeros((1, 30, 1281), np.float32)), "its arrays take 153848 bytes"),
 }  # fmt: skip
 
 
@@ -202,46 +204,11 @@ def test_stock_strategies_get_only_replies_that_passed(
     assert "client 2: " in caplog.text
 
 
-class _Devices(InProcessGrid):
-    """Nodes that are phones: each with its own folder of pictures and its own state."""
-
-    folders: list[Path]
-
-    def __init__(self, app: Any, _nodes: int, values: dict[str, Any]) -> None:
-        super().__init__(app, len(self.folders), values)
-        for node, folder in enumerate(self.folders, start=1):
-            context = self._contexts[node]
-            context.node_config = {
-                "data": f"folder:{folder / 'pictures'}",
-                "state": str(folder / "state"),
-                "client-id": 100 + node,
-                "partition-id": node - 1,  # for _Faulty; a device ignores it
-            }
-
-
-@pytest.fixture
-def devices(tmp_path: Path) -> list[Path]:
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    folders = []
-    for number in range(3):
-        folder = tmp_path / f"phone{number}"
-        for i in range(number * 60, number * 60 + 60):
-            path = folder / "pictures" / str(digits.target[i]) / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((digits.images[i] * (255 / 16)).astype(np.uint8)).save(path)
-        folders.append(folder)
-    return folders
-
-
 def test_devices_get_the_backbone_once_and_train_on_their_own_folders(
-    tiny: Make, devices: list[Path], caplog: pytest.LogCaptureFixture
+    tiny: Make, devices: list[Path], device_grid: Grid, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _Devices.folders = devices
     folder = tiny("train.rounds=3", "train.clients-per-round=0", "train.local-epochs=5")
-    summary = run(folder, lambda _: None, _Devices)
+    summary = run(folder, lambda _: None, device_grid)
     assert (summary["clients"], summary["valid_updates"]) == (3, 9)
     assert summary["centralized_accuracy"] is None  # nobody has the data in one place
     assert summary["accuracy"] > 0.6
@@ -252,14 +219,13 @@ def test_devices_get_the_backbone_once_and_train_on_their_own_folders(
 
 
 def test_a_device_whose_owner_declines_counts_as_failed_with_the_reason(
-    tiny: Make, devices: list[Path], caplog: pytest.LogCaptureFixture
+    tiny: Make, devices: list[Path], device_grid: Grid, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class OneDeclines(_Devices):
+    class OneDeclines(device_grid):  # type: ignore[valid-type,misc]
         def __init__(self, app: Any, nodes: int, values: dict[str, Any]) -> None:
             super().__init__(app, nodes, values)
             self._contexts[1].node_config["allow"] = "exit 3"
 
-    _Devices.folders = devices
     folder = tiny("train.rounds=2", "train.clients-per-round=0")
     summary = run(folder, lambda _: None, OneDeclines)
     assert (summary["valid_updates"], summary["failed_updates"]) == (4, 2)
@@ -267,9 +233,8 @@ def test_a_device_whose_owner_declines_counts_as_failed_with_the_reason(
 
 
 def test_a_device_that_lost_its_backbone_gets_it_again(
-    tiny: Make, devices: list[Path], caplog: pytest.LogCaptureFixture
+    tiny: Make, devices: list[Path], device_grid: Grid, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _Devices.folders = devices
     folder = tiny("train.rounds=2", "train.clients-per-round=0")
 
     def lose(_content: RecordDict) -> None:
@@ -278,30 +243,28 @@ def test_a_device_that_lost_its_backbone_gets_it_again(
         shutil.rmtree(devices[BAD_NODE] / "state" / "backbones", ignore_errors=True)
         _load_backbone.cache_clear()
 
-    summary = run(folder, lose, _Devices)
+    summary = run(folder, lose, device_grid)
     assert summary["valid_updates"] == 6
     assert "sending the backbone to 1 nodes" in caplog.text
 
 
 def test_a_device_with_a_class_that_the_task_does_not_have_is_named(
-    tiny: Make, devices: list[Path], caplog: pytest.LogCaptureFixture
+    tiny: Make, devices: list[Path], device_grid: Grid, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _Devices.folders = devices
     (devices[0] / "pictures" / "3").rename(devices[0] / "pictures" / "three")
-    summary = run(tiny("train.rounds=1", "train.clients-per-round=2"), lambda _: None, _Devices)
+    summary = run(tiny("train.rounds=1", "train.clients-per-round=2"), lambda _: None, device_grid)
     assert summary["clients"] == 2
     assert "node 1 cannot take part: DataError" in caplog.text
     assert "three" in caplog.text
 
 
 def test_no_client_at_all_is_one_clear_line(
-    tiny: Make, devices: list[Path], monkeypatch: pytest.MonkeyPatch
+    tiny: Make, devices: list[Path], device_grid: Grid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.app, "_JOIN_SECONDS", 0.1)
+    monkeypatch.setattr("server.join._JOIN_SECONDS", 0.1)
     for device in devices:
         shutil.rmtree(device / "pictures")
-    _Devices.folders = devices
     with pytest.raises(
         RunError, match="0 clients .* are needed; node 1: DataError: .*no such folder"
     ):
-        run(tiny("train.rounds=1", "train.clients-per-round=0"), lambda _: None, _Devices)
+        run(tiny("train.rounds=1", "train.clients-per-round=0"), lambda _: None, device_grid)

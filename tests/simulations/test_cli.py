@@ -253,3 +253,13 @@ def test_lost_rounds_and_absent_phones_are_in_the_table(fedhead: Fedhead, experi
     assert "lost: too few valid updates" in out
     assert "never answered" in out
     assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("address", ["9096", "localhost", "a b:1", "::1:9096"])
+def test_health_wants_an_address(
+    fedhead: Fedhead, experiment: Path, tmp_path: Path, address: str
+) -> None:
+    code, _, err = fedhead("run", experiment, "--out", "r", "--health", address)
+    assert code == 1
+    assert f"--health {address!r} must be HOST:PORT" in err
+    assert not (tmp_path / "r").exists()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import math
+import multiprocessing.connection
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import cycle
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Lock
 
@@ -22,7 +24,6 @@ import pytest
 import server.app
 import server.rounds
 from common.files import simulated_state
-from server.checkpoint import load_latest
 from server.targets.cards import ExportReport
 from simulations.cli import main
 from simulations.run import run_in_process
@@ -30,8 +31,8 @@ from simulations.run import run_in_process
 Make = Callable[..., Path]
 
 MOMENTS = 20
-ROUNDS = 100
-COMMAND_LINES = 3  # of the moments; the others fork a process that has imported everything
+ROUNDS = 40
+COMMAND_LINES = 4  # of the moments; the others fork a process that has imported everything
 STRATEGIES = {
     "scaffold": ("strategy.name=scaffold",),
     "fedadam": ("strategy.name=fedadam", "train.momentum=0.5"),
@@ -58,6 +59,44 @@ def outcome(run: Path) -> dict[str, object]:
     return files
 
 
+@dataclass(frozen=True)
+class Timeline:
+    """Seconds of an undisturbed run: before its first round, all rounds, what comes after."""
+
+    configure: float
+    rounds: float
+    export: float
+
+    def moment(self, x: float) -> tuple[int, float]:
+        """A moment for each x in [0, 1): the round to wait for, and the seconds after its end.
+
+        Counted from what the run has reached, so that a busy machine does not shift it. A fifth
+        lies before the first round, and half in rounds.
+        """
+        if x < 0.2:
+            return 0, x / 0.2 * self.configure
+        if x < 0.7:
+            part, number = math.modf((x - 0.2) / 0.5 * ROUNDS)
+            return int(number), part * self.rounds / ROUNDS
+        return ROUNDS, (x - 0.7) / 0.3 * self.export
+
+
+def done(run: Path) -> int:
+    return max((int(path.name) for path in (run / "checkpoint").glob("[0-9]*")), default=0)
+
+
+def wait_for(run: Path, moment: tuple[int, float], ended: Callable[[], bool]) -> None:
+    """Wait for a moment of a run, or until its process has ended."""
+    number, seconds = moment
+    while done(run) < number and not ended():
+        time.sleep(0.001)
+    time.sleep(seconds)
+
+
+def has_ended(process: BaseProcess) -> bool:
+    return bool(multiprocessing.connection.wait([process.sentinel], 0))
+
+
 class Forks:
     """``fedhead resume RUN`` in processes of their own, at a tenth of a start's price."""
 
@@ -69,54 +108,55 @@ class Forks:
         )  # fmt: skip
         self._starting = Lock()  # a process takes its command line from this one's
 
-    @contextmanager
-    def resume(self, run: Path) -> Iterator[multiprocessing.process.BaseProcess]:
+    def resume(self, run: Path) -> BaseProcess:
         process = self._context.Process(target=main)
         with self._starting, pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["fedhead", "resume", str(run), "--json"])
             process.start()
-        yield process
-        process.join()
+        return process
 
-    def to_the_end(self, run: Path) -> float:
-        """The seconds that it takes."""
-        started = time.monotonic()
-        with self.resume(run) as process:
-            pass
-        assert process.exitcode == 0
-        return time.monotonic() - started
+    def to_the_end(self, run: Path) -> Timeline:
+        process, times = self.resume(run), [time.monotonic()]
+        for reached in (lambda: (run / "metrics.jsonl").exists(), lambda: done(run) == ROUNDS):
+            while not reached() and not has_ended(process):
+                time.sleep(0.001)
+            times.append(time.monotonic())
+        assert self._exit_code(process) == 0
+        return Timeline(*np.diff([*times, time.monotonic()]).tolist())
 
-    def kill(self, run: Path, moment: float) -> bool:
+    def kill(self, run: Path, moment: tuple[int, float]) -> bool:
         """Whether it was still at work then."""
-        with self.resume(run) as process:
-            time.sleep(moment)
-            process.kill()
-        return process.exitcode == -signal.SIGKILL
+        process = self.resume(run)
+        wait_for(run, moment, lambda: has_ended(process))
+        process.kill()
+        return self._exit_code(process) == -signal.SIGKILL
+
+    def _exit_code(self, process: BaseProcess) -> int | None:
+        multiprocessing.connection.wait([process.sentinel])
+        with self._starting:  # a start in another thread looks after all processes
+            process.join()
+        return process.exitcode
 
 
-def kill_command(run: Path, moment: float) -> bool:
+def kill_command(run: Path, moment: tuple[int, float]) -> bool:
     """The same by the command line, from the moment when it takes the run in hand."""
     command = [sys.executable, "-m", "simulations", "resume", str(run), "--json"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while not (run / ".lock").exists():
             assert process.poll() is None
             time.sleep(0.01)
-        time.sleep(moment)
+        wait_for(run, moment, lambda: process.poll() is not None)
         process.kill()
     return process.returncode == -signal.SIGKILL
 
 
 def stage(run: Path) -> str:
     """What a killed process was at."""
-    checkpoint = load_latest(run / "checkpoint")
-    done = checkpoint.round_number if checkpoint else 0
     if not (run / "metrics.jsonl").exists():
         return "configure"
     if list((run / "checkpoint").glob(".*.tmp")):
         return "checkpoint"
-    if done < ROUNDS:
-        return "round"
-    return "end" if (run / "summary.json").exists() else "export"
+    return "round" if done(run) < ROUNDS else "export"
 
 
 @pytest.mark.slow
@@ -131,22 +171,22 @@ def test_killed_at_20_moments_it_ends_with_the_bytes_of_an_undisturbed_run(tiny:
     whole = {strategy: make(strategy, f"whole-{strategy}") for strategy in STRATEGIES}
     forks.to_the_end(make("fedadam", "first"))  # fills the caches
     with ThreadPoolExecutor(2) as two:
-        seconds = dict(zip(whole, two.map(forks.to_the_end, whole.values()), strict=True))
+        timelines = dict(zip(whole, two.map(forks.to_the_end, whole.values()), strict=True))
     expected = {strategy: outcome(run) for strategy, run in whole.items()}
     stages: Counter[str] = Counter()
 
     def one(number: int, strategy: str, draws: list[float]) -> None:
-        run = make(strategy, str(number))
-        moment = seconds[strategy] * (number + draws[0]) / MOMENTS
-        kill = kill_command if number % (MOMENTS // COMMAND_LINES) == 0 else forks.kill
-        while not kill(run, moment):
+        run, x = make(strategy, str(number)), (number + draws[0]) / MOMENTS
+        timeline = timelines[strategy]
+        killed = kill_command if number % (MOMENTS // COMMAND_LINES) == 0 else forks.kill
+        while not killed(run, timeline.moment(x)):
             # It was faster this time.
-            run, moment = make(strategy, f"{number}-{moment:.3f}"), 0.9 * moment
+            run, x = make(strategy, f"{number}-{x:.3f}"), 0.95 * x
         stages[stage(run)] += 1
-        if number % 2 and forks.kill(run, seconds[strategy] * draws[1] / 2):
+        if number % 2 and forks.kill(run, timeline.moment(x + (1 - x) * draws[1])):
             stages[stage(run)] += 1
         forks.to_the_end(run)
-        assert outcome(run) == expected[strategy], (number, moment)
+        assert outcome(run) == expected[strategy], (number, x)
         assert not [path for path in run.rglob(".*") if path.name != ".lock"]
         run_id = json.loads((run / "run.json").read_text())["run-id"]
         assert not (simulated_state() / run_id).exists()

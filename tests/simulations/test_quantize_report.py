@@ -13,20 +13,17 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from common.backbone.frozen import UInt8Array, quantized_engine
-from common.backbone.int8 import batches, pooled, quantized
+from common.backbone.frozen import UInt8Array
+from common.backbone.int8 import batches, pooled
 from common.backbone.networks import ARCHITECTURES, quantizable_network, random_network
 from common.backbone.quantize import fold
-from common.types import FloatArray
+from server.targets.other_runtime import is_installed
 from simulations.quantization import Report, Row, as_json, notes, tables, write_report
 from simulations.quantization.claims import DynamicSizes, dynamic_sizes
 from simulations.quantization.files import (
-    DequantizedBackbone,
     FloatBackbone,
-    int8_onnx_file,
+    float_onnx_file,
     lite_file,
-    missing_runtimes,
-    onnx_file,
     torchscript_file,
 )
 from simulations.quantization.prune import bottlenecks, pruned
@@ -141,8 +138,8 @@ def test_every_float_file_gives_the_networks_features(folded: nn.Module, tmp_pat
         "torchscript": torchscript_file(module),
         "lite": lite_file(module),
     }
-    if "onnx" not in missing_runtimes():
-        files["onnx"] = onnx_file(module, torch.from_numpy(images[:1]))
+    if is_installed("onnx"):
+        files["onnx"] = float_onnx_file(module, images.shape[-1])
     for runtime, data in files.items():
         path = tmp_path / runtime
         path.write_bytes(data)
@@ -151,39 +148,6 @@ def test_every_float_file_gives_the_networks_features(folded: nn.Module, tmp_pat
         np.testing.assert_allclose(found.features, want, rtol=1e-3, atol=1e-3 * want.max())
         assert found.memory_bytes > 0
         assert [timing.threads for timing in found.timings] == [1]
-
-
-def test_unsigned_onnx_weights_are_the_same_numbers_and_run_as_they_are_written(
-    folded: nn.Module, tmp_path: Path
-) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'fedhead[onnx]'")
-    images = make_images(32)
-    with quantized_engine("qnnpack"):
-        network = quantized(
-            folded, folded, engine="qnnpack", steps=0, lr=0.0, sample=images, images=images, seed=0
-        ).trained
-        module = DequantizedBackbone(network).eval()
-        signed = onnx_file(module, torch.from_numpy(images[:1]))
-        data = int8_onnx_file(network, torch.from_numpy(images[:1]))
-
-    def literal(content: bytes) -> FloatArray:
-        """Each operator by itself, in floats: no kernels of integers."""
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        features: FloatArray = onnxruntime.InferenceSession(content, options).run(
-            None, {"images": images}
-        )[0]
-        return features
-
-    want = literal(signed)
-    np.testing.assert_allclose(literal(data), want, rtol=1e-5, atol=1e-5)
-    (tmp_path / "int8.onnx").write_bytes(data)
-    found = run_file(Job(tmp_path / "int8.onnx", "onnx", threads=()), images, features=True)
-    assert found.features is not None
-    cosine = (found.features * want).sum(1) / (
-        np.linalg.norm(found.features, axis=1) * np.linalg.norm(want, axis=1)
-    )
-    assert cosine.mean() > 0.95
 
 
 # --- figures

@@ -1,0 +1,88 @@
+"""Before the first round: the clients come, and simulated ones are told what they have."""
+
+from __future__ import annotations
+
+import logging
+
+from flwr.serverapp import Grid
+
+from common.backbone.frozen import FrozenBackbone
+from common.config import AttackConfig, AvailabilityConfig, Config
+from common.datasets import Dataset
+from common.errors import ConfigError, RunError
+from common.experiment import (
+    calibration_positions,
+    client_shares,
+    held_out_positions,
+    malicious_clients,
+)
+from common.messages import DescribeRequest
+from server.progress import Progress
+from server.registry import Registry
+
+__all__ = ["join"]
+
+logger = logging.getLogger("fedhead")
+
+_JOIN_SECONDS = 120.0
+
+
+def join(
+    grid: Grid,
+    config: Config,
+    run_id: str,
+    dataset: Dataset,
+    backbone: FrozenBackbone,
+    progress: Progress,
+) -> Registry:
+    """The clients of a run; real ones as many as a round wants.
+
+    Raises:
+        ConfigError: the configuration is for simulated clients, and these are real.
+        RunError: they are not all there, or did not come in time.
+    """
+    request = DescribeRequest(
+        run_id=run_id,
+        classes=dataset.classes,
+        test_fraction=config.partition.test_fraction,
+        seed=config.seed,
+    )
+    registry = Registry(
+        grid,
+        request,
+        (backbone.fingerprint, backbone.to_bytes),
+        deadline_seconds=config.round.deadline_seconds,
+        progress=progress,
+    )
+    registry.wait_for(1, _JOIN_SECONDS)
+    if not registry.simulated:
+        simulated = {
+            "[availability]": config.availability != AvailabilityConfig(),
+            "[attack]": config.attack != AttackConfig(),
+            "data.label-noise": config.data.label_noise > 0,
+        }
+        if wrong := [key for key, given in simulated.items() if given]:
+            raise ConfigError([f"{key} is for simulated clients, these are real" for key in wrong])
+        registry.wait_for(config.train.clients_per_round, _JOIN_SECONDS)
+    else:
+        # All simulated nodes are there from the start, so each client is or never will be.
+        expected = {i for i, share in enumerate(client_shares(config)) if len(share.train)}
+        if missing := sorted(expected - set(registry.clients)):
+            raise RunError(f"no node hosts the clients {missing[:10]}")
+        _account(config, dataset)
+    return registry
+
+
+def _account(config: Config, dataset: Dataset) -> None:
+    """Where the images of a simulation have gone."""
+    shares = client_shares(config)
+    train, test = (sum(len(getattr(s, part)) for s in shares) for part in ("train", "test"))
+    logger.info(
+        "%d images: %d to test with on the server, %d to quantize with",
+        len(dataset), len(held_out_positions(config)), len(calibration_positions(config)),
+    )  # fmt: skip
+    logger.info("%d clients train on %d and keep %d to test with", len(shares), train, test)
+    if malicious := malicious_clients(config):
+        attack = config.attack
+        scale = f" with scale {attack.strength:g}" if attack.strength else ""
+        logger.info("%d clients are malicious: %s%s", len(malicious), attack.kind, scale)

@@ -1,0 +1,103 @@
+"""Channels made alike before quantization: the same function, and narrower ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.backbone.equalize import _streams, equalized
+from common.backbone.networks import ARCHITECTURES, quantizable_network, random_network
+from common.backbone.quantize import fold
+
+Network = Callable[[str], nn.Module]
+
+
+@pytest.fixture(scope="module")
+def batch() -> Tensor:
+    coarse = np.random.default_rng(0).normal(size=(32, 3, 4, 4))
+    return torch.from_numpy(coarse.repeat(8, 2).repeat(8, 3)).double()
+
+
+@pytest.fixture(scope="module")
+def network(batch: Tensor) -> Network:
+    """Random weights with the batch statistics of the images, channels of very unlike ranges."""
+
+    def make(arch: str) -> nn.Module:
+        features = random_network(arch, 0)
+        generator = torch.Generator().manual_seed(0)
+        for module in features.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None
+                with torch.no_grad():
+                    factors = torch.randn(len(module.weight), generator=generator)
+                    module.weight.mul_((1.5 * factors).exp())
+        with torch.no_grad():
+            features.train()(batch.float())
+        folded = fold(quantizable_network(arch, features.eval()))
+        return folded.double()  # so that rounding hides nothing
+
+    return make
+
+
+def spread(features: nn.Module, batch: Tensor) -> float:
+    """Largest over mean range of a stream's channels, the mean over streams."""
+    found = []
+    for stream in _streams(features):
+        with torch.inference_mode():
+            outputs: list[Tensor] = []
+            handle = stream.writers[0].register_forward_hook(
+                lambda _m, _i, out, seen=outputs: seen.append(out)
+            )
+            features(batch)
+            handle.remove()
+        width = outputs[0].amax((0, 2, 3)) - outputs[0].amin((0, 2, 3))
+        found.append(float(width.max() / width.mean()))
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize("arch", list(ARCHITECTURES))
+def test_an_equalized_network_computes_the_same(network: Network, batch: Tensor, arch: str) -> None:
+    folded = network(arch)
+    before = {name: value.clone() for name, value in folded.state_dict().items()}
+    alike = equalized(folded, [batch])
+    with torch.inference_mode():
+        want, got = folded(batch), alike(batch)
+    assert (got - want).norm() < 1e-9 * want.norm()
+    for name, value in folded.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("arch", list(ARCHITECTURES))
+def test_every_stream_between_activations_is_found(network: Network, arch: str) -> None:
+    streams = _streams(network(arch))
+    # V3-Large's first block adds to what an activation gave: that stream stays as it is.
+    expected = {
+        "mobilenet_v2": (7, 17),
+        "mobilenet_v3_large": (5, 14),
+        "mobilenet_v3_small": (5, 11),
+    }
+    assert (len(streams), sum(len(s.writers) for s in streams)) == expected[arch]
+    for stream in streams:
+        assert {w.out_channels for w in stream.writers} == {
+            r.in_channels for r, _ in stream.readers
+        }
+
+
+def test_the_ranges_of_a_streams_channels_come_closer(network: Network, batch: Tensor) -> None:
+    folded = network("mobilenet_v2")
+    assert spread(equalized(folded, [batch]), batch) < 0.7 * spread(folded, batch)
+
+
+def test_a_dead_channel_stays_finite(network: Network, batch: Tensor) -> None:
+    folded = network("mobilenet_v2")
+    writer = _streams(folded)[0].writers[0]
+    with torch.no_grad():
+        writer.weight[0].zero_()
+        writer.bias[0].zero_()
+        want = folded(batch)
+        got = equalized(folded, [batch])(batch)
+    assert (got - want).norm() < 1e-9 * want.norm()

@@ -1,0 +1,52 @@
+"""Real devices in this process: each with its own folder of pictures and its own state."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import client.app
+from simulations.grid import InProcessGrid
+
+
+@pytest.fixture
+def devices(tmp_path: Path) -> list[Path]:
+    """Three phones' folders."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    folders = []
+    for number in range(3):
+        folder = tmp_path / f"phone{number}"
+        for i in range(number * 60, number * 60 + 60):
+            path = folder / "pictures" / str(digits.target[i]) / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((digits.images[i] * (255 / 16)).astype(np.uint8)).save(path)
+        folders.append(folder)
+    return folders
+
+
+@pytest.fixture
+def device_grid(devices: list[Path], monkeypatch: pytest.MonkeyPatch) -> type[InProcessGrid]:
+    """Nodes 1, 2, 3 are these phones, clients 101, 102, 103."""
+    # Three phones share this process, which keeps two backbones loaded.
+    load = lru_cache(maxsize=3)(client.app._load_backbone.__wrapped__)
+    monkeypatch.setattr(client.app, "_load_backbone", load)
+
+    class Devices(InProcessGrid):
+        def __init__(self, app: Any, _nodes: int, values: dict[str, Any]) -> None:
+            super().__init__(app, len(devices), values)
+            for node, folder in enumerate(devices, start=1):
+                self._contexts[node].node_config = {
+                    "data": f"folder:{folder / 'pictures'}",
+                    "state": str(folder / "state"),
+                    "client-id": 100 + node,
+                    "partition-id": node - 1,  # tests tell them apart by it; a device ignores it
+                }
+
+    return Devices
