@@ -2,12 +2,14 @@
 
 Flower's SuperNode starts this command for each message, by its name, and most of what that costs is
 the import of torch. ``install`` makes a folder with a command of that name to stand first on the
-SuperNode's PATH. Its first call loads the app and stays; those after it hand over their arguments
-and end, and for each the first forks a child, which shares the imports' memory. So a message still
-has a process of its own, and one that crashes takes nothing along.
+SuperNode's PATH. The first call leaves the message to Flower's own command; once that has ended it
+imports the app and stays. The calls after it hand over their arguments and environment and end, and
+for each the first forks a child, which shares the imports' memory. So a message still has a process
+of its own, and one that crashes takes nothing along.
 
-Nothing of Flower's is replaced: a child runs Flower's own command with Flower's own arguments.
-Where anything fails the call becomes that command, as if this file were not there.
+Nothing of Flower's is replaced: a child runs Flower's own command. A call that cannot be handed
+over at once, for whatever reason, becomes that command, as if this file were not there: Flower
+gives up on a message that nobody works on for half a minute.
 """
 
 from __future__ import annotations
@@ -18,19 +20,20 @@ import os
 import shlex
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
 
 __all__ = ["install"]
 
 _COMMAND = "flwr-clientapp"
 _SOCKET = "socket"
-_TAKEN = b"taken"
+_READY, _TAKEN = b"ready", b"taken"
+_READY_SECONDS = 1.0
 _PARENT_POLL_SECONDS = 2.0
 # Rounds that are farther apart pay for the imports, and the device has its memory back.
 _IDLE_SECONDS = 300.0
@@ -56,39 +59,55 @@ def install(folder: Path, path: str) -> str:
 
 
 def main() -> int:
-    """Answer one call of the command; the first answers those that follow too."""
+    """Answer one call of the command; where no server is, answer those that follow too."""
     script, *arguments = sys.argv[1:]
     folder = Path(script).parent
+    flowers = [_COMMAND, *arguments]
+    # Flower's own command stands behind this one on the PATH.
+    rest = [part for part in os.get_exec_path() if Path(part) != folder]
+    environment = dict(os.environ) | {"PATH": os.pathsep.join(rest)}
+    server = None
     try:
-        if _hand_over(folder / _SOCKET, arguments):
-            return 0
-        server = _listen(folder / _SOCKET)
-        command = _load()
-        _fork(command, arguments, server)
-    except Exception as exc:
-        print(f"fedhead: no fork server, Flower goes its own way: {exc!r}", file=sys.stderr)
-        _become_flowers(folder, arguments)
-    _serve(command, server)
+        taken = _hand_over(folder / _SOCKET, arguments, environment)
+    except OSError:
+        taken, server = False, _listen(folder / _SOCKET)
+    if server:
+        with server:
+            subprocess.run(flowers, env=environment, check=False)  # noqa: S603 - Flower's command
+            _serve(server, _load())
+    elif not taken:
+        os.execvpe(_COMMAND, flowers, environment)  # noqa: S606 - no shell is wanted
     return 0
 
 
-def _hand_over(path: Path, arguments: Sequence[str]) -> bool:
-    """Whether there is a server, and it has made a child for these arguments."""
+def _hand_over(path: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Whether a server has made a child; False: it is not ready, or did not get that far.
+
+    Raises:
+        OSError: there is no server.
+    """
     with socket.socket(socket.AF_UNIX) as server:
-        try:
-            server.connect(str(path))
-            server.sendall(json.dumps(arguments).encode())
-            server.shutdown(socket.SHUT_WR)
-            return _received(server) == _TAKEN
-        except (FileNotFoundError, ConnectionError):
-            return False
+        server.connect(str(path))
+        with suppress(TimeoutError, ConnectionError):
+            server.settimeout(_READY_SECONDS)
+            if server.recv(len(_READY)) == _READY:
+                server.settimeout(None)
+                server.sendall(json.dumps([arguments, dict(environment)]).encode())
+                server.shutdown(socket.SHUT_WR)
+                return server.recv(len(_TAKEN)) == _TAKEN
+    return False
 
 
-def _listen(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)  # its server is dead
+def _listen(path: Path) -> socket.socket | None:
+    """A socket for the calls to come; None: the system allows none at this path."""
     server = socket.socket(socket.AF_UNIX)
-    server.bind(str(path))
-    server.listen()
+    try:
+        path.unlink(missing_ok=True)  # its server is dead
+        server.bind(str(path))
+        server.listen()
+    except OSError:
+        server.close()
+        return None
     return server
 
 
@@ -106,42 +125,38 @@ def _load() -> Callable[[], object]:
     return command
 
 
-def _become_flowers(folder: Path, arguments: Sequence[str]) -> NoReturn:
-    """Become Flower's own command, which stands behind this one on the PATH."""
-    rest = [part for part in os.get_exec_path() if Path(part) != folder]
-    environment = dict(os.environ) | {"PATH": os.pathsep.join(rest)}
-    os.execvpe(_COMMAND, [_COMMAND, *arguments], environment)  # noqa: S606 - no shell is wanted
-
-
-def _serve(command: Callable[[], object], server: socket.socket) -> None:
+def _serve(server: socket.socket, command: Callable[[], object]) -> None:
     """Fork for each call that comes, while the parent lives and calls."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that end leave nothing behind
     parent = os.getppid()
     server.settimeout(_PARENT_POLL_SECONDS)
     last = time.monotonic()
     while os.getppid() == parent and time.monotonic() - last < _IDLE_SECONDS:
+        # A caller that had no patience has gone, and sends nothing.
         with suppress(TimeoutError, ConnectionError, ValueError):
             connection, _ = server.accept()
             with connection:
                 connection.settimeout(_PARENT_POLL_SECONDS)
-                _fork(command, json.loads(_received(connection)), server, connection)
+                connection.sendall(_READY)
+                received = b"".join(iter(lambda: connection.recv(65536), b""))  # noqa: B023
+                arguments, environment = json.loads(received)
+                if os.fork() == 0:
+                    server.close()
+                    connection.close()
+                    _run(command, arguments, environment)
                 last = time.monotonic()
                 connection.sendall(_TAKEN)
 
 
-def _received(connection: socket.socket) -> bytes:
-    return b"".join(iter(lambda: connection.recv(65536), b""))
-
-
-def _fork(command: Callable[[], object], arguments: Sequence[str], *sockets: socket.socket) -> None:
-    """Run Flower's command in a child; the imports start no thread that a child would miss."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that end leave nothing behind
-    if os.fork():
-        return
+def _run(
+    command: Callable[[], object], arguments: Sequence[str], environment: Mapping[str, str]
+) -> None:
+    """Be Flower's command, in a child; the imports start no thread that it would miss."""
     code: object = 1
     try:
-        for connection in sockets:
-            connection.close()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.environ.clear()
+        os.environ.update(environment)
         sys.argv = [_COMMAND, *arguments]
         code = command()
     except SystemExit as exc:

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +24,7 @@ from client import fork_server
 from common.errors import RunError
 from common.files import write_atomic
 from simulations.deploy.certificates import first_address
+from simulations.deploy.handshake import obstacle
 from simulations.deploy.settings import endpoint, inside, read_device, read_server
 from simulations.flower import command, flower_environment, run_app, wait_for
 
@@ -101,9 +103,12 @@ def serve(server: Path, say: Say) -> int:
         local = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - all addresses
         wait_for(local.get(settings.host, settings.host), settings.port, process)
         with connection(server.parent) as home:
-            for key in sorted((server / "devices").glob("*.pub")):
-                client = _register(key, environment | {"FLWR_HOME": str(home)})
-                say(f"device {key.stem} is client {client}")
+            keys = sorted((server / "devices").glob("*.pub"))
+            there = environment | {"FLWR_HOME": str(home)}
+            with ThreadPoolExecutor(os.cpu_count()) as pool:  # each is a process of seconds
+                clients = pool.map(lambda key: _register(key, there), keys)
+                for key, client in zip(keys, clients, strict=True):
+                    say(f"device {key.stem} is client {client}")
         say(f"serving at port {settings.port}; end with Ctrl-C")
 
     with _terminable():
@@ -135,10 +140,8 @@ def run_device(device: Path, say: Say) -> NoReturn:
             code = _run(device_command(device), environment, say)
             if time.monotonic() - started > _LONGEST_PAUSE_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS  # it had been let in
-            say(
-                f"Flower's SuperNode ended with {code}. Is the key registered, the server "
-                f"reachable, its certificate valid, the clock right? Again in {pause:g} s."
-            )
+            why = obstacle(settings.server, device / "ca.crt")
+            say(f"Flower's SuperNode ended with {code}: {why}. Again in {pause:g} s.")
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 

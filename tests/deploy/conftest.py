@@ -34,7 +34,7 @@ FAULTS = Path(__file__).parent / "faults"
 FEDHEAD = [sys.executable, "-m", "simulations"]
 
 
-def free_ports(count: int) -> list[int]:
+def _free_ports(count: int) -> list[int]:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports: list[int] = [s.getsockname()[1] for s in sockets]
     for s in sockets:
@@ -71,7 +71,7 @@ class Deployment:
         )
         self.logs: dict[str, Path] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        for name, port in zip(names, free_ports(len(names)), strict=True):
+        for name, port in zip(names, _free_ports(len(names)), strict=True):
             self.set(name, port=port)
 
     def device(self, name: str) -> Path:
@@ -142,16 +142,17 @@ class Deployment:
             part.kill()
 
     def end(self) -> None:
-        """End what still runs, as its owner would; all of it must do so."""
+        """End what still runs, as its owner would; fedhead's own processes must do so cleanly."""
         running = [p for p in self.processes.values() if p.poll() is None]
         for process in running:
             process.send_signal(signal.SIGTERM)
         try:
-            codes = [process.wait(30) for process in running]
+            codes = {tuple(process.args): process.wait(60) for process in running}
         finally:
             for process in running:
                 process.kill()
-        assert codes == [0] * len(running)
+        ours = tuple(FEDHEAD)
+        assert not [command for command, code in codes.items() if code and command[:3] == ours]
 
 
 class SameDevices(InProcessGrid):
@@ -210,6 +211,12 @@ def head_in_process(tiny: Callable[..., Path]) -> Callable[..., dict[str, NDArra
         return load_file(path / "head.safetensors")
 
     return run
+
+
+@pytest.fixture
+def free_ports() -> Callable[[int], list[int]]:
+    """Finds so many."""
+    return _free_ports
 
 
 @pytest.fixture

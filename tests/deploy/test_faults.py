@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 from numpy.linalg import norm
 from safetensors.numpy import load_file
 
+from simulations.deploy.certificates import write_server
 from simulations.deploy.folder import write_deployment
+from simulations.deploy.launch import superlink_command
 from simulations.flower import command, flower_environment
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ def test_a_run_finishes_with_the_honest_devices(
     deployment: Callable[..., Deployment],
     head_in_process: Callable[..., dict],
     tiny: Callable[..., Path],
+    free_ports: Callable[[int], list[int]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     faults = {"a": "", "b": "", "nan": "nan", "foreign": "foreign", "slow": "slow", "dies": "stuck"}
@@ -38,7 +42,7 @@ def test_a_run_finishes_with_the_honest_devices(
     for number, (name, fault) in enumerate(faults.items()):
         deployed.give_pictures(name, number)
         deployed.start_device(name, fault=fault, seconds=3 * DEADLINE)
-    intruders(deployed)
+    intruders(deployed, *free_ports(2))
     options = (
         "train.rounds=4",
         f"train.clients-per-round={len(faults)}",
@@ -86,28 +90,62 @@ def test_a_run_finishes_with_the_honest_devices(
     head = load_file(run / "head.safetensors")
     for key, expected in head_in_process(deployed, *options, trains=is_honest).items():
         assert norm(head[key] - expected) <= 1e-5 * norm(expected), key
-    refused(deployed)
+    assert_refused(deployed)
 
 
-def intruders(deployed: Deployment) -> None:
-    """One device whose key nobody registered, and one that does not speak TLS."""
-    write_deployment(
-        deployed.folder, addresses=["localhost"], devices=["stranger"], port=deployed.port, days=30
-    )
+def intruders(deployed: Deployment, port: int, other: int) -> None:
+    """One device whose key nobody has registered, and one that does not speak TLS."""
+    write_deployment(deployed.folder, addresses=["localhost"], devices=["stranger"], days=30)
+    deployed.set("stranger", port=port)
     deployed.start_device("stranger")
-    deployed.start(
-        "plaintext",
-        [
-            command("flower-supernode", flower_environment()),
-            "--insecure",
-            "--superlink",
-            f"localhost:{deployed.port}",
-        ],
-    )
+    start_flower(
+        deployed, "plaintext", "flower-supernode", "--insecure",
+        "--superlink", f"localhost:{deployed.port}", "--port", str(other),
+    )  # fmt: skip
 
 
-def refused(deployed: Deployment) -> None:
-    print(deployed.said("stranger"))
-    print(deployed.said("plaintext"))
-    print(deployed.said("server"))
-    raise AssertionError
+def assert_refused(deployed: Deployment) -> None:
+    """Both have tried, and were told no."""
+    said = deployed.said("stranger")
+    assert "is this device's key registered" in said
+    assert "SuperNode ID" not in said + deployed.said("plaintext")
+    assert "Connection attempt failed" in deployed.said("plaintext")
+    refused = re.findall("Attempted to register SuperNode", deployed.said("server"))
+    assert len(refused) == said.count("$ flower-supernode"), "one line for each attempt"
+
+
+def start_flower(deployed: Deployment, name: str, *arguments: str) -> None:
+    environment = flower_environment() | {"FLWR_HOME": str(deployed.folder.parent / name)}
+    first, *rest = arguments
+    deployed.start(name, [command(first, environment), *rest], environment)
+
+
+@pytest.mark.slow
+def test_a_device_refuses_a_server_that_is_not_its_own(
+    deployment: Callable[..., Deployment],
+) -> None:
+    valid, expired = deployment("name", "authority"), deployment("time")
+    valid.set("name", server=f'"127.0.0.2:{valid.port}"')
+    foreign = expired.folder / "server" / "ca.crt"
+    shutil.copyfile(foreign, valid.device("authority") / "ca.crt")
+    authority, server = expired.folder / "authority", expired.folder / "server"
+    write_server(
+        (authority / "ca.key", authority / "ca.crt"),
+        server / "server.key", server / "server.crt", ["localhost"], days=0,
+    )  # fmt: skip
+    for deployed in (valid, expired):
+        start_flower(deployed, "server", *superlink_command(deployed.folder / "server"))
+        deployed.wait_for("server", "Uvicorn running")
+    for deployed, name, reason in (
+        (valid, "name", "not valid for '127.0.0.2'"),
+        (valid, "authority", "unable to get local issuer certificate"),
+        (expired, "time", "certificate has expired"),
+    ):
+        deployed.start_device(name)
+        deployed.wait_for(name, "Again in")
+        said = next(line for line in deployed.said(name).splitlines() if "Again in" in line)
+        assert "is refused" in said
+        assert reason in said
+        assert "SuperNode ID" not in deployed.said(name)
+    for deployed in (valid, expired):
+        assert "/v1/fleet/" not in deployed.said("server"), "nothing was sent to it"

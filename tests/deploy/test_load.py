@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from time import sleep
@@ -52,8 +52,9 @@ def test_no_update_of_a_thousand_phones_is_lost_or_counted_twice(
     names = [f"n{i:02}" for i in range(NODES)]
     deployed = deployment(*names)
     deployed.start_server()
+    environment = start_fork_server(deployed)
     for number, name in enumerate(names):
-        start_host(deployed, name, number)
+        start_host(deployed, name, number, environment)
     source = f"data.source=folder:{all_digits}"
     run = tiny(source, *OPTIONS, name="deployed")
     with ThreadPoolExecutor(1) as pool:
@@ -87,13 +88,20 @@ def test_no_update_of_a_thousand_phones_is_lost_or_counted_twice(
         assert high < MOST_KB_A_ROUND, f"{name} grows: {report[name]}"
 
 
-def start_host(deployed: Deployment, name: str, number: int) -> None:
+def start_fork_server(deployed: Deployment) -> dict[str, str]:
+    """An environment in which all hosts share what a device has for itself alone."""
+    folder = deployed.folder.parent / "fork-server"
+    folder.mkdir()
+    environment = flower_environment()
+    environment["PATH"] = fork_server.install(folder, environment["PATH"])
+    deployed.start("imports", [command("flwr-clientapp", environment), "--help"], environment)
+    return environment
+
+
+def start_host(deployed: Deployment, name: str, number: int, shared: Mapping[str, str]) -> None:
     """Flower's command of a device, hosting fifty simulated phones in place of its own pictures."""
     *arguments, _ = device_command(deployed.device(name))
-    own = deployed.folder.parent / name
-    own.mkdir()
-    environment = flower_environment() | {"FLWR_HOME": str(own / "flower")}
-    environment["PATH"] = fork_server.install(own, environment["PATH"])
+    environment = {**shared, "FLWR_HOME": str(deployed.folder.parent / name)}
     arguments.append(f"partition-id={number} num-partitions={NODES}")
     deployed.start(name, [command(arguments[0], environment), *arguments[1:]], environment)
 
