@@ -163,7 +163,7 @@ def set_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int]
     libraries = [*Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")]
     if not libraries:
         pytest.skip("libfaketime is not here: apt-get install faketime")
-    file = tmp_path / "clock"
+    file = tmp_path / "clock-is-off-by"
 
     def set_clock(seconds: int) -> None:
         write_atomic(file, f"{seconds:+d}s".encode())
