@@ -36,6 +36,8 @@ from simulations.deploy.settings import (
 __all__ = ["write_deployment"]
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:]+")
+# Where Flower's own processes on the server reach it, over TLS as everybody.
+_LOOPBACK = ("127.0.0.1", "::1")
 _UNITS = ("fedhead-device.service", "fedhead-fetch.service", "fedhead-fetch.timer")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 
@@ -74,18 +76,19 @@ def write_deployment(
     server = folder / "server"
     write_authority(*authority)
     settings = _server_settings(server, {"port": port, "delivery-port": delivery_port})
-    write_server(authority, server / "server.key", server / "server.crt", addresses, days)
+    names = list(dict.fromkeys([*addresses, *_LOOPBACK]))
+    write_server(authority, server / "server.key", server / "server.crt", names, days)
     _copy(authority[1], server / "ca.crt")
     for name in devices:
         _write_device(folder, name, addresses[0], settings)
         _copy(authority[1], folder / "devices" / name / "ca.crt")
-    names = sorted(path.name for path in (folder / "devices").iterdir())
+    known = sorted(path.name for path in (folder / "devices").iterdir())
     values = {
         "address": addresses[0],
         "port": settings.port,
         "delivery_port": settings.delivery_port,
-        "device": names[0],
-        "devices": ", ".join(names),
+        "device": known[0],
+        "devices": ", ".join(known),
         "version": version("fedhead"),
     }
     write_atomic(folder / "README.md", _template("README.md").substitute(values).encode())

@@ -25,7 +25,7 @@ class ServerSettings(Section):
     """server.toml."""
 
     host: str = Field("0.0.0.0", min_length=1)  # noqa: S104 - devices are on other machines
-    """Address to listen at."""
+    """Address to listen at; another than 0.0.0.0 and :: must be in the certificate."""
     port: int = Field(9092, ge=1, le=65535)
     """Devices and operators both come here."""
     delivery_port: int = Field(9095, ge=1, le=65535)
