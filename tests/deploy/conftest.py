@@ -66,9 +66,7 @@ class Deployment:
 
     def __init__(self, folder: Path, *names: str, address: str = "localhost") -> None:
         self.folder, (self.port,) = folder, _free_ports(1)
-        write_deployment(
-            folder, addresses=[address, "127.0.0.1"], devices=names, port=self.port, days=30
-        )
+        write_deployment(folder, addresses=[address], devices=names, port=self.port, days=30)
         self.logs: dict[str, Path] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         for name, port in zip(names, _free_ports(len(names)), strict=True):
