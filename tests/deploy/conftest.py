@@ -65,7 +65,7 @@ class Deployment:
     """
 
     def __init__(self, folder: Path, *names: str, address: str = "localhost") -> None:
-        self.folder, (self.port,) = folder, free_ports(1)
+        self.folder, (self.port,) = folder, _free_ports(1)
         write_deployment(
             folder, addresses=[address, "127.0.0.1"], devices=names, port=self.port, days=30
         )
