@@ -18,7 +18,7 @@ _BATCH = 16
 
 
 def load(kind: str, path: str) -> Callable[..., Any]:
-    """A function that calls the file's methods by name; the engine binds here."""
+    """A function that calls the file's methods by name; the engine must be set, and stay so."""
     if kind == "lite":
         from torch.jit.mobile import _load_for_lite_interpreter
 

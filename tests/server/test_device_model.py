@@ -34,14 +34,17 @@ INTERPRETERS = ("device", "lite")
 
 
 def load(files: Files, target: str, engine: str = "qnnpack") -> Call:
-    """Calls a file's methods by name."""
+    """Calls a file's methods by name, with the engine that it was loaded for."""
     path = str(files[target].path)
     with quantized_engine(engine), accepted_deprecations():
-        if target == "lite":
-            lite = _load_for_lite_interpreter(path)
-            return lambda name, *args: lite.run_method(name, *args)
-        module = torch.jit.load(path)
-        return lambda name, *args: getattr(module, name)(*args)
+        lite = _load_for_lite_interpreter(path) if target == "lite" else None
+        module = None if lite else torch.jit.load(path)
+
+    def call(name: str, *args: Any) -> Any:
+        with quantized_engine(engine), accepted_deprecations():
+            return lite.run_method(name, *args) if lite else getattr(module, name)(*args)
+
+    return call
 
 
 @pytest.fixture(params=INTERPRETERS)

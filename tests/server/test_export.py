@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import server.export
 import server.targets.torchscript as torchscript
 from common.backbone._deprecations import accepted_deprecations
+from common.backbone.engine import quantized_engine
 from common.errors import ExportError
 from common.files import sha256_file
 from common.types import Affine, Head
@@ -62,7 +63,7 @@ def load(path):
 
 
 def run(model, images):
-    with torch.no_grad(), accepted_deprecations():
+    with quantized_engine("qnnpack"), torch.no_grad(), accepted_deprecations():
         return model(torch.from_numpy(images)).numpy()
 
 
@@ -320,12 +321,12 @@ def test_a_wrong_head_fails_the_check_and_leaves_nothing(trained, tmp_path, monk
 
 def tampered(change):
     """An archive writer whose result is changed, checksums and all."""
-    original = torchscript._archive
+    original = torchscript.compact
 
-    def archive(saved, card):
+    def archive(saved, records):
         target = io.BytesIO()
         with (
-            zipfile.ZipFile(io.BytesIO(original(saved, card))) as source,
+            zipfile.ZipFile(io.BytesIO(original(saved, records))) as source,
             zipfile.ZipFile(target, "w") as out,
         ):
             for record in source.infolist():
@@ -345,7 +346,7 @@ def test_a_file_with_other_weights_than_were_checked_in_memory_is_not_put_in_pla
         is_head = name.startswith("archive/data/") and len(data) == trained.head.weight.size
         return bytes(byte ^ 1 for byte in data) if is_head else data
 
-    monkeypatch.setattr(torchscript, "_archive", tampered(flip))
+    monkeypatch.setattr(torchscript, "compact", tampered(flip))
     with pytest.raises(ExportError, match="exported file's logits are off"):
         export(trained, "model", path)
     assert files_in(tmp_path) == ["model.pt"]
@@ -359,7 +360,7 @@ def test_a_file_that_does_not_load_elsewhere_is_not_put_in_place(
     def cut(name, data):
         return b"" if name in ("archive/data.pkl", "archive/bytecode.pkl") else data
 
-    monkeypatch.setattr(torchscript, "_archive", tampered(cut))
+    monkeypatch.setattr(torchscript, "compact", tampered(cut))
     with pytest.raises(ExportError, match=r"does not run in a fresh process: .*Error"):
         export(trained, target, tmp_path / "file")
     assert files_in(tmp_path) == []
@@ -380,7 +381,7 @@ def test_a_device_file_that_trains_otherwise_is_not_put_in_place(trained, tmp_pa
         is_step = name == "archive/code/__torch__/common/softmax.py"
         return data.replace(b"mul(direction2, lr)", b"mul(direction2, 0.9)") if is_step else data
 
-    monkeypatch.setattr(torchscript, "_archive", tampered(slower))
+    monkeypatch.setattr(torchscript, "compact", tampered(slower))
     with pytest.raises(ExportError, match="trains to a head that is off by"):
         export(trained, "device", tmp_path / "device.pt")
     assert files_in(tmp_path) == []

