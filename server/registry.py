@@ -23,7 +23,7 @@ __all__ = ["Client", "Registry"]
 logger = logging.getLogger("fedhead")
 
 _PAUSE_SECONDS = 0.5
-_SETUP_SECONDS = 600.0  # a node may have to start, read its data and quantize nothing yet
+_SETUP_SECONDS = 600.0  # a node may have to start and to read its data
 _LATECOMER_SECONDS = 10.0  # while a run is on, nobody waits long for a new node
 _LOOK_SECONDS = 5.0
 

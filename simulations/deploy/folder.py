@@ -22,7 +22,7 @@ from string import Template
 import tomli_w
 
 from common.errors import ConfigError, RunError
-from common.files import write_atomic
+from common.files import is_empty, write_atomic
 from server.delivery.tokens import issue_token
 from simulations.deploy.certificates import write_authority, write_device_keys, write_server
 from simulations.deploy.settings import (
@@ -70,7 +70,7 @@ def write_deployment(
         DeliveryError: a device's token is missing, and the server knows it.
     """
     _check(addresses, devices)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "authority").is_dir():
+    if not is_empty(folder) and not (folder / "authority").is_dir():
         raise RunError(f"{folder} is not empty and holds no deployment: nothing was written")
     authority = folder / "authority" / "ca.key", folder / "authority" / "ca.crt"
     server = folder / "server"
