@@ -8,7 +8,7 @@ for each the first forks a child, which shares the imports' memory. So a message
 of its own, and one that crashes takes nothing along.
 
 Nothing of Flower's is replaced: a child runs Flower's own command. A call that cannot be handed
-over at once, for whatever reason, becomes that command, as if this file were not there: Flower
+over soon, for whatever reason, becomes that command, as if this file were not there: Flower
 gives up on a message that nobody works on for half a minute.
 """
 
@@ -33,7 +33,8 @@ __all__ = ["install"]
 _COMMAND = "flwr-clientapp"
 _SOCKET = "socket"
 _READY, _TAKEN = b"ready", b"taken"
-_READY_SECONDS = 1.0
+# Below the half minute that Flower waits. Imports of its own cost a busy machine more than waiting.
+_READY_SECONDS = 10.0
 _PARENT_POLL_SECONDS = 2.0
 # Rounds that are farther apart pay for the imports, and the device has its memory back.
 _IDLE_SECONDS = 300.0

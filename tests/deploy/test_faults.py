@@ -69,7 +69,7 @@ def test_a_run_finishes_with_the_honest_devices(
     events = [
         match.groups()
         for line in caplog.messages
-        if (match := re.match(r"round (\d): client (\d+): (.*)", line))
+        if (match := re.match(r"round (\d+): client (\d+): (.*)", line))
     ]
     said = {
         name: [(int(n), why) for n, client, why in events if int(client) == deployed.client(name)]

@@ -112,16 +112,20 @@ def run_hosts(deployed: Deployment, run: Path) -> dict[str, Any]:
 
 
 def watch(deployed: Deployment, run: Path, running: Future[object]) -> dict[str, list[int]]:
-    """Resident kilobytes of the server's processes after each round."""
+    """Resident kilobytes of the server's processes in each round: the least, between messages."""
     memory: dict[str, list[int]] = {name: [] for name in PROCESSES}
     metrics = run / "metrics.jsonl"
     while not running.done():
         rounds = metrics.read_text().count("\n") if metrics.exists() else 0
-        if rounds > len(memory[PROCESSES[0]]):
+        if metrics.exists() and rounds < ROUNDS:
             found = psutil.Process(deployed.processes["server"].pid).children(recursive=True)
-            for name in PROCESSES:
+            for name, least in memory.items():
                 (process,) = (p for p in found if any(name in part for part in p.cmdline()))
-                memory[name].append(process.memory_info().rss // 1024)
+                now = process.memory_info().rss // 1024
+                if rounds < len(least):
+                    least[rounds] = min(least[rounds], now)
+                else:
+                    least.append(now)
         sleep(0.2)
     return memory
 
