@@ -2,10 +2,11 @@
 
 Flower's SuperNode starts this command for each message, by its name, and most of what that costs is
 the import of torch. ``install`` makes a folder with a command of that name to stand first on the
-SuperNode's PATH. The first call leaves the message to Flower's own command; once that has ended it
-imports the app and stays. The calls after it hand over their arguments and environment and end, and
-for each the first forks a child, which shares the imports' memory. So a message still has a process
-of its own, and one that crashes takes nothing along.
+SuperNode's PATH. Started without arguments, before the first message comes, it imports the app and
+stays. The calls hand over their arguments and environment and end, and for each a child is forked,
+which shares the imports' memory. So a message still has a process of its own, and one that crashes
+takes nothing along. A call that finds no server leaves its message to Flower's own command, and
+becomes the server once that has ended.
 
 Nothing of Flower's is replaced: a child runs Flower's own command. A call that cannot be handed
 over soon, for whatever reason, becomes that command, as if this file were not there: Flower
@@ -60,7 +61,7 @@ def install(folder: Path, path: str) -> str:
 
 
 def main() -> int:
-    """Answer one call of the command; where no server is, answer those that follow too."""
+    """Answer a call of the command, if it is one; where no server is, those that follow too."""
     script, *arguments = sys.argv[1:]
     folder = Path(script).parent
     flowers = [_COMMAND, *arguments]
@@ -74,7 +75,8 @@ def main() -> int:
         taken, server = False, _listen(folder / _SOCKET)
     if server:
         with server:
-            subprocess.run(flowers, env=environment, check=False)  # noqa: S603 - Flower's command
+            if arguments:
+                subprocess.run(flowers, env=environment, check=False)  # noqa: S603 - Flower's own
             _serve(server, _load())
     elif not taken:
         os.execvpe(_COMMAND, flowers, environment)  # noqa: S606 - no shell is wanted

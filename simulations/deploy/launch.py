@@ -135,15 +135,16 @@ def run_device(device: Path, say: Say) -> NoReturn:
     own_folder = tempfile.TemporaryDirectory(prefix="fedhead-device-", ignore_cleanup_errors=True)
     with _terminable(), own_folder as own:
         environment["PATH"] = fork_server.install(Path(own), environment["PATH"])
-        while True:
-            started = time.monotonic()
-            code = _run(device_command(device), environment, say)
-            if time.monotonic() - started > _LONGEST_PAUSE_SECONDS:
-                pause = _FIRST_PAUSE_SECONDS  # it had been let in
-            why = obstacle(settings.server, device / "ca.crt")
-            say(f"Flower's SuperNode ended with {code}: {why}. Again in {pause:g} s.")
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        with _running(["flwr-clientapp"], environment):  # imports while the SuperNode starts
+            while True:
+                started = time.monotonic()
+                code = _run(device_command(device), environment, say)
+                if time.monotonic() - started > _LONGEST_PAUSE_SECONDS:
+                    pause = _FIRST_PAUSE_SECONDS  # it had been let in
+                why = obstacle(settings.server, device / "ca.crt")
+                say(f"Flower's SuperNode ended with {code}: {why}. Again in {pause:g} s.")
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
 def run_deployed(path: Path, deployment: Path, *, health: str = "") -> dict[str, Any]:
@@ -199,6 +200,16 @@ def _run(
 ) -> int:
     """Run a process of Flower's to its end, or to ours: an interrupt ends it and is raised."""
     say(f"$ {shlex.join(arguments)}")
+    with _running(arguments, environment) as process:
+        ready(process)
+        return process.wait()
+
+
+@contextmanager
+def _running(
+    arguments: Sequence[str], environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of Flower's, and those it starts, until the block's end."""
     with (
         subprocess.Popen(  # noqa: S603 - Flower's own command
             [command(arguments[0], environment), *arguments[1:]],
@@ -207,8 +218,7 @@ def _run(
         ) as process
     ):
         try:
-            ready(process)
-            return process.wait()
+            yield process
         finally:
             _end(process)
 

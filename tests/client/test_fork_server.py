@@ -111,6 +111,14 @@ def test_each_call_is_flowers_command_in_a_process_of_its_own(node: SuperNode) -
     assert node.calls[3].poll() is None, "the next call takes the dead server's place"
 
 
+def test_it_is_ready_before_the_first_call(node: SuperNode) -> None:
+    server = node.call()
+    wait_until(node.is_ready)
+    node.call("--help")
+    assert node.calls[1].wait(60) == 0
+    wait_until(lambda: server.read_text() == node.help())
+
+
 def test_a_call_does_not_wait_for_a_server_that_is_not_ready(node: SuperNode) -> None:
     node.call(*WAITING)
     wait_until(lambda: bool(children(node.calls[0])))

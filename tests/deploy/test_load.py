@@ -94,7 +94,7 @@ def start_fork_server(deployed: Deployment) -> dict[str, str]:
     folder.mkdir()
     environment = flower_environment()
     environment["PATH"] = fork_server.install(folder, environment["PATH"])
-    deployed.start("imports", [command("flwr-clientapp", environment), "--help"], environment)
+    deployed.start("imports", [command("flwr-clientapp", environment)], environment)
     return environment
 
 
