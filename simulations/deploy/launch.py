@@ -10,10 +10,10 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +25,7 @@ from common.errors import RunError
 from common.files import write_atomic
 from simulations.deploy.certificates import first_address
 from simulations.deploy.handshake import obstacle
+from simulations.deploy.register import RECORD_SEPARATOR
 from simulations.deploy.settings import endpoint, inside, read_device, read_server
 from simulations.flower import command, flower_environment, run_app, wait_for
 
@@ -104,11 +105,9 @@ def serve(server: Path, say: Say) -> int:
         wait_for(local.get(settings.host, settings.host), settings.port, process)
         with connection(server.parent) as home:
             keys = sorted((server / "devices").glob("*.pub"))
-            there = environment | {"FLWR_HOME": str(home)}
-            with ThreadPoolExecutor(os.cpu_count()) as pool:  # each is a process of seconds
-                clients = pool.map(lambda key: _register(key, there), keys)
-                for key, client in zip(keys, clients, strict=True):
-                    say(f"device {key.stem} is client {client}")
+            clients = _register(keys, environment | {"FLWR_HOME": str(home)})
+            for name, client in clients.items():
+                say(f"device {name} is client {client}")
         say(f"serving at port {settings.port}; end with Ctrl-C")
 
     with _terminable():
@@ -243,27 +242,31 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _register(key: Path, environment: Mapping[str, str]) -> str:
-    """Let the device with this public key in, and say what the logs of a run call it.
-
-    Flower tells a node's id when it registers it and never again: it is kept beside the key.
-    """
-    done = subprocess.run(  # noqa: S603 - Flower's own command
-        [command("flwr", environment), "supernode", "register", str(key), "--name", key.stem,
-         "--format", "json"],
+def _register(keys: Sequence[Path], environment: Mapping[str, str]) -> dict[str, str]:
+    """Let the devices with these public keys in; for each name what the logs of a run call it."""
+    done = subprocess.run(  # noqa: S603 - Flower's own command, for all of them
+        [sys.executable, "-P", "-m", "simulations.deploy.register", *map(str, keys)],
         env=dict(environment),
         capture_output=True,
         text=True,
         check=False,
-    )  # fmt: skip
+    )
+    if done.returncode:
+        text = " ".join(done.stderr.split())[-300:]
+        raise RunError(f"the devices' keys cannot be registered: {text}")
+    said = done.stdout.split(RECORD_SEPARATOR)
+    return {key.stem: _client(key, text) for key, text in zip(keys, said, strict=False)}
+
+
+def _client(key: Path, said: str) -> str:
+    """A device's id, from what Flower said: it tells it once, so it is kept beside the key."""
     file = key.with_suffix(".client")
-    if "already in use" in done.stdout:
+    if "already in use" in said:
         return file.read_text() if file.exists() else "known"
     try:
-        node = int(json.loads(done.stdout)["node-id"])
+        node = int(json.loads(said)["node-id"])
     except (ValueError, KeyError) as exc:
-        text = " ".join((done.stdout + done.stderr).split())[:300]
-        raise RunError(f"{key}: cannot be registered: {text}") from exc
+        raise RunError(f"{key}: cannot be registered: {' '.join(said.split())[:300]}") from exc
     client = str(node % 2**63)  # as client/device has it
     write_atomic(file, client.encode())
     return client

@@ -43,19 +43,6 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def write_digits(folder: Path, start: int = 0, end: int | None = None) -> None:
-    """Some of scikit-learn's digits as pictures, a sub-folder a class."""
-    pytest.importorskip("sklearn", reason="pip install 'fedhead[demo]'")
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    for i in range(len(digits.target))[start:end]:
-        path = folder / str(digits.target[i]) / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((digits.images[i] * (255 / 16)).astype(np.uint8)).save(path)
-
-
 class Deployment:
     """A deployment's folder, and the processes started from it.
 
@@ -85,8 +72,16 @@ class Deployment:
         path.write_text(text)
 
     def give_pictures(self, name: str, number: int, count: int = 60) -> None:
-        """A device's own part of scikit-learn's digits."""
-        write_digits(self.device(name) / "pictures", number * count, number * count + count)
+        """A device's own part of scikit-learn's digits, a sub-folder a class."""
+        pytest.importorskip("sklearn", reason="pip install 'fedhead[demo]'")
+        from PIL import Image
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        for i in range(number * count, (number + 1) * count):
+            path = self.device(name) / "pictures" / str(digits.target[i]) / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((digits.images[i] * (255 / 16)).astype(np.uint8)).save(path)
 
     def client(self, name: str) -> int:
         """What the logs of a run call a device."""
@@ -216,13 +211,6 @@ def head_in_process(tiny: Callable[..., Path]) -> Callable[..., dict[str, NDArra
 def free_ports() -> Callable[[int], list[int]]:
     """Finds so many."""
     return _free_ports
-
-
-@pytest.fixture
-def all_digits(tmp_path: Path) -> Path:
-    """A folder with 1,797 pictures of ten classes."""
-    write_digits(tmp_path / "digits")
-    return tmp_path / "digits"
 
 
 @pytest.fixture
