@@ -138,7 +138,9 @@ def superlink() -> Iterator[dict[str, str]]:
     """
     with tempfile.TemporaryDirectory(prefix="fedhead-flower-", ignore_cleanup_errors=True) as home:
         port = _free_port()
-        environment = flower_environment() | {"FLWR_HOME": home}
+        # Ten looks a second for something to start: here they cost little, on a device too much.
+        quick = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+        environment = quick | flower_environment() | {"FLWR_HOME": home}
         connection = {"address": f"127.0.0.1:{port}", "insecure": True}
         (Path(home) / "config.toml").write_text(
             tomli_w.dumps({"superlink": {"default": "fedhead", "fedhead": connection}})
@@ -174,7 +176,6 @@ def flower_environment() -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ADDRESS": "local",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         **old,
         # It would put a second set of packages before the installed ones.
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",

@@ -180,6 +180,7 @@ def set_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int]
         "FAKETIME_TIMESTAMP_FILE": file,
         "FAKETIME_NO_CACHE": 1,
         "FAKETIME_DONT_FAKE_MONOTONIC": 1,  # a clock that is set back leaves it alone
+        "FAKETIME_FORCE_MONOTONIC_FIX": 0,  # it lets threads that wait for Python's lock spin
     }.items():
         monkeypatch.setenv(name, str(value))
     return set_clock
