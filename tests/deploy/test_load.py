@@ -57,6 +57,8 @@ def test_no_update_of_a_thousand_phones_is_lost_or_counted_twice(
     deployed.start_server()
     for number, name in enumerate(names):
         start_host(deployed, name, number, environment)
+    for name in names:
+        deployed.wait_for(name, "SuperNode ID")
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run_hosts, deployed, run)
         memory = watch(deployed, run, running)
