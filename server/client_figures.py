@@ -57,7 +57,9 @@ class ClientFigures:
 
 
 def ask_clients(task: Task, head: Head, personal: float) -> ClientFigures:
-    """Let every client evaluate a head; who does not answer, or badly, is left out.
+    """Let clients evaluate a head; who does not answer, or badly, is left out.
+
+    So is who has not answered a round yet: it would keep everybody for another deadline.
 
     Args:
         task: grid, registry and configuration.
@@ -65,8 +67,10 @@ def ask_clients(task: Task, head: Head, personal: float) -> ClientFigures:
         personal: lambda of the clients' own heads, 0 for none.
     """
     by_node: dict[int, list[int]] = {}
+    busy = task.registry.stragglers.busy()
     for number, client in sorted(task.registry.clients.items()):
-        by_node.setdefault(client.node, []).append(number)
+        if number not in busy:
+            by_node.setdefault(client.node, []).append(number)
     answers, errors = ask(
         task.grid,
         "evaluate",

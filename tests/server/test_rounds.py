@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -59,13 +59,16 @@ def slow(base: Grid, held: dict[int, int], node: int = 3) -> Grid:
     class Slow(base):  # type: ignore[valid-type,misc]
         current = 0
         waiting: dict[str, int]
+        evaluated: ClassVar[set[int]] = set()
 
         def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
             messages = list(messages)
             ids = list(super().push_messages(messages))
             self.waiting = getattr(self, "waiting", {})
             for name, message in zip(ids, messages, strict=True):
-                if message.metadata.message_type == "train":
+                if message.metadata.message_type == "evaluate":
+                    self.evaluated.add(message.metadata.dst_node_id)
+                elif message.metadata.message_type == "train":
                     self.current = int(message.metadata.group_id)
                     if message.metadata.dst_node_id == node and self.current in held:
                         self.waiting[name] = held[self.current]
@@ -112,8 +115,10 @@ def test_a_late_answer_counts_once_as_late_and_never_as_an_update(
     assert summary["late_updates"] == 2
     assert [(e["round"], e["client"]) for e in events(folder, "late")] == [(1, 103), (3, 103)]
     assert [e["missing"] for e in events(folder, "closed")] == [1, 1]
-    # The head is that of the two quick ones.
-    assert summary["head_sha256"] == run(alone, slow(device_grid, {1: 0}))["head_sha256"]
+    # The head is that of the two quick ones, and so is the last word on it.
+    grid = slow(device_grid, {1: 0})
+    assert summary["head_sha256"] == run(alone, grid)["head_sha256"]
+    assert grid.evaluated == {1, 2}
 
 
 def test_a_slow_device_holds_a_round_up_to_its_deadline_and_no_longer(
