@@ -6,7 +6,7 @@ SuperNode's PATH. Started without arguments, before the first message comes, it 
 stays. The calls hand over their arguments and environment and end, and for each a child is forked,
 which shares the imports' memory. So a message still has a process of its own, and one that crashes
 takes nothing along. A call that finds no server leaves its message to Flower's own command, and
-becomes the server once that has ended.
+becomes the server once that has ended: where rounds are farther apart than the server's patience.
 
 Nothing of Flower's is replaced: a child runs Flower's own command. A call that cannot be handed
 over soon, for whatever reason, becomes that command, as if this file were not there: Flower
@@ -34,8 +34,8 @@ __all__ = ["install"]
 _COMMAND = "flwr-clientapp"
 _SOCKET = "socket"
 _READY, _TAKEN = b"ready", b"taken"
-# Below the half minute that Flower waits. Imports of its own cost a busy machine more than waiting.
-_READY_SECONDS = 10.0
+# With the import that a call then has to pay for itself, it is less than Flower's half minute.
+_READY_SECONDS = 5.0
 _PARENT_POLL_SECONDS = 2.0
 # Rounds that are farther apart pay for the imports, and the device has its memory back.
 _IDLE_SECONDS = 300.0
@@ -64,7 +64,7 @@ def main() -> int:
     """Answer a call of the command, if it is one; where no server is, those that follow too."""
     script, *arguments = sys.argv[1:]
     folder = Path(script).parent
-    flowers = [_COMMAND, *arguments]
+    flowers, parent = [_COMMAND, *arguments], os.getppid()
     # Flower's own command stands behind this one on the PATH.
     rest = [part for part in os.get_exec_path() if Path(part) != folder]
     environment = dict(os.environ) | {"PATH": os.pathsep.join(rest)}
@@ -77,8 +77,8 @@ def main() -> int:
         with server:
             if arguments:
                 subprocess.run(flowers, env=environment, check=False)  # noqa: S603 - Flower's own
-            _serve(server, _load())
-    elif not taken:
+            _serve(server, _load(), parent)
+    elif arguments and not taken:
         os.execvpe(_COMMAND, flowers, environment)  # noqa: S606 - no shell is wanted
     return 0
 
@@ -128,10 +128,9 @@ def _load() -> Callable[[], object]:
     return command
 
 
-def _serve(server: socket.socket, command: Callable[[], object]) -> None:
+def _serve(server: socket.socket, command: Callable[[], object], parent: int) -> None:
     """Fork for each call that comes, while the parent lives and calls."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that end leave nothing behind
-    parent = os.getppid()
     server.settimeout(_PARENT_POLL_SECONDS)
     last = time.monotonic()
     while os.getppid() == parent and time.monotonic() - last < _IDLE_SECONDS:

@@ -67,7 +67,9 @@ def ask_clients(task: Task, head: Head, personal: float) -> ClientFigures:
         personal: lambda of the clients' own heads, 0 for none.
     """
     by_node: dict[int, list[int]] = {}
-    busy = task.registry.stragglers.busy()
+    task.registry.stragglers.poll()
+    if busy := task.registry.stragglers.busy() & task.registry.clients.keys():
+        logger.info("%d clients still owe a round an answer and do not evaluate", len(busy))
     for number, client in sorted(task.registry.clients.items()):
         if number not in busy:
             by_node.setdefault(client.node, []).append(number)

@@ -54,7 +54,7 @@ def summarize(task: Task, backbone: FrozenBackbone, outcome: Outcome) -> dict[st
         **outcome.figures.summary(),
         "rounds": outcome.rounds,
         "accepted_rounds": int(counters["accepted"]),
-        "clients": len(task.registry.known),
+        "clients": max(len(task.registry.known), len(task.registry.accounts.table)),
         **{
             f"{fate}_updates": int(counters[fate])
             for fate in ("valid", "rejected", "failed", "dropped", "late")

@@ -105,8 +105,7 @@ def serve(server: Path, say: Say) -> int:
         wait_for(local.get(settings.host, settings.host), settings.port, process)
         with connection(server.parent) as home:
             keys = sorted((server / "devices").glob("*.pub"))
-            clients = _register(keys, environment | {"FLWR_HOME": str(home)})
-            for name, client in clients.items():
+            for name, client in _register(keys, environment | {"FLWR_HOME": str(home)}):
                 say(f"device {name} is client {client}")
         say(f"serving at port {settings.port}; end with Ctrl-C")
 
@@ -134,16 +133,17 @@ def run_device(device: Path, say: Say) -> NoReturn:
     own_folder = tempfile.TemporaryDirectory(prefix="fedhead-device-", ignore_cleanup_errors=True)
     with _terminable(), own_folder as own:
         environment["PATH"] = fork_server.install(Path(own), environment["PATH"])
-        with _running(["flwr-clientapp"], environment):  # imports while the SuperNode starts
-            while True:
-                started = time.monotonic()
+        while True:
+            started = time.monotonic()
+            # It imports while the SuperNode starts; messages' processes end with both.
+            with _running(["flwr-clientapp"], environment):
                 code = _run(device_command(device), environment, say)
-                if time.monotonic() - started > _LONGEST_PAUSE_SECONDS:
-                    pause = _FIRST_PAUSE_SECONDS  # it had been let in
-                why = obstacle(settings.server, device / "ca.crt")
-                say(f"Flower's SuperNode ended with {code}: {why}. Again in {pause:g} s.")
-                time.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            if time.monotonic() - started > _LONGEST_PAUSE_SECONDS:
+                pause = _FIRST_PAUSE_SECONDS  # it had been let in
+            why = obstacle(settings.server, device / "ca.crt")
+            say(f"Flower's SuperNode ended with {code}: {why}. Again in {pause:g} s.")
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
 def run_deployed(path: Path, deployment: Path, *, health: str = "") -> dict[str, Any]:
@@ -242,20 +242,35 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _register(keys: Sequence[Path], environment: Mapping[str, str]) -> dict[str, str]:
-    """Let the devices with these public keys in; for each name what the logs of a run call it."""
-    done = subprocess.run(  # noqa: S603 - Flower's own command, for all of them
-        [sys.executable, "-P", "-m", "simulations.deploy.register", *map(str, keys)],
-        env=dict(environment),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        text = " ".join(done.stderr.split())[-300:]
-        raise RunError(f"the devices' keys cannot be registered: {text}")
-    said = done.stdout.split(RECORD_SEPARATOR)
-    return {key.stem: _client(key, text) for key, text in zip(keys, said, strict=False)}
+def _register(keys: Sequence[Path], environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Let the devices with these public keys in; each one's name, and what a run's logs call it.
+
+    Raises:
+        RunError: the first that Flower refuses, with its reason; those before it are let in.
+    """
+    done = 0
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-P", "-m", "simulations.deploy.register", *map(str, keys)],
+            env=dict(environment),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
+        said: list[str] = []
+        for line in process.stdout or ():
+            if line == f"{RECORD_SEPARATOR}\n":
+                yield keys[done].stem, _client(keys[done], "".join(said))
+                said, done = [], done + 1
+            else:
+                said.append(line)
+        if done < len(keys):
+            errors.seek(0)
+            said.append(errors.read().decode(errors="replace"))
+            text = " ".join(" ".join(said).split())
+            raise RunError(f"{keys[done]}: cannot be registered: {text[:300]}")
 
 
 def _client(key: Path, said: str) -> str:

@@ -22,9 +22,10 @@ from flwr.app import Context, Message, RecordDict
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+import server.app
 from client.app import app as client_app
 from common.messages import TrainRequest
-from server.app import app as server_app
+from server.targets.cards import ExportReport
 from simulations.deploy.folder import write_deployment
 from simulations.deploy.launch import run_deployed
 from simulations.flower import flower_environment
@@ -184,8 +185,11 @@ class SameDevices(InProcessGrid):
 
 
 @pytest.fixture
-def head_in_process(tiny: Callable[..., Path]) -> Callable[..., dict[str, NDArray[np.float32]]]:
+def head_in_process(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, NDArray[np.float32]]]:
     """Runs the same on a deployment's pictures in this process; gives the head."""
+    report = ExportReport("model", Path(), 0, "")
 
     def run(
         deployed: Deployment,
@@ -201,7 +205,9 @@ def head_in_process(tiny: Callable[..., Path]) -> Callable[..., dict[str, NDArra
         context = Context(
             run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=values
         )
-        server_app(SameDevices(devices, values, trains), context)
+        with monkeypatch.context() as patch:
+            patch.setattr(server.app, "export", lambda *_: report)  # nobody looks at its model
+            server.app.app(SameDevices(devices, values, trains), context)
         return load_file(path / "head.safetensors")
 
     return run

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 from numpy.linalg import norm
 from safetensors.numpy import load_file
+
+FEDHEAD = [sys.executable, "-m", "simulations"]
 
 if TYPE_CHECKING:
     from tests.deploy.conftest import Deployment
@@ -34,3 +39,32 @@ def test_five_devices_over_tls_give_the_head_of_the_in_process_engine(
     head = load_file(run / "head.safetensors")
     for key, expected in head_in_process(deployed, *options).items():
         assert norm(head[key] - expected) <= 1e-5 * norm(expected), key
+
+    device = deployed.processes["a"]
+    parts = psutil.Process(device.pid).children(recursive=True)
+    assert len(parts) >= 3, "SuperNode, SuperExec and the process that has imported torch"
+    device.terminate()
+    device.wait(60)
+    _, left = psutil.wait_procs(parts, timeout=10)
+    assert not left
+
+
+@pytest.mark.slow
+def test_a_bad_key_is_named_and_those_before_it_are_let_in(
+    deployment: Callable[..., Deployment],
+) -> None:
+    deployed = deployment("a", "b", "c")
+    keys = deployed.folder / "server" / "devices"
+    good = (keys / "b.pub").read_bytes()
+    (keys / "b.pub").write_text("no key")
+    deployed.start("server", [*FEDHEAD, "serve", str(deployed.folder / "server")])
+    assert deployed.processes["server"].wait(120) == 1
+    said = " ".join(deployed.said("server").split())
+    assert re.search("devices/b.pub: cannot be registered: .*valid elliptic curve public key", said)
+    assert [path.stem for path in keys.glob("*.client")] == ["a"]
+    (keys / "b.pub").write_bytes(good)
+    before = deployed.client("a")
+    deployed.start_server()
+    assert len({deployed.client(name) for name in "abc"}) == 3
+    assert deployed.client("a") == before
+    assert f"device a is client {before}" in deployed.said("server")

@@ -38,9 +38,9 @@ OPTIONS = (
 )
 PROCESSES = ("flower-superlink", "flwr-serverapp")
 WARM_UP = 3  # rounds in which buffers find their size
-# A process that kept the replies of a round would grow by 20 heads, 1,000 kB. SQLite's and
-# Python's own buffers come and go with some thousand.
-MOST_KB_A_ROUND = 500
+# A process that kept the replies of a round would grow by 20 heads, 1,000 kB, beside what its
+# buffers do: 300 to 600.
+MOST_KB_A_ROUND = 900
 
 
 @pytest.mark.slow
@@ -86,8 +86,8 @@ def test_no_update_of_a_thousand_phones_is_lost_or_counted_twice(
     report = {name: {"rss-kb": memory[name], "kb-a-round": growth[name]} for name in PROCESSES}
     (tmp_path / "memory.json").write_text(json.dumps(report))
     print(json.dumps(report))
-    for name, (likely, low, _) in growth.items():
-        assert likely < MOST_KB_A_ROUND or low < 0, f"{name} grows: {report[name]}"
+    for name, (likely, _, _) in growth.items():
+        assert likely < MOST_KB_A_ROUND, f"{name} grows: {report[name]}"
 
 
 READ_AND_SERVE = """
