@@ -217,7 +217,9 @@ def wait_for(host: str, port: int, process: subprocess.Popen[bytes]) -> None:
             return
         except OSError:
             time.sleep(0.1)
-    raise RunError(f"Flower's SuperLink did not start within {_START_SECONDS:g} s")
+    if process.poll() is None:
+        raise RunError(f"Flower's SuperLink did not start within {_START_SECONDS:g} s")
+    raise RunError("Flower's SuperLink ended before it was ready")
 
 
 def _last_line(log: Path) -> str:

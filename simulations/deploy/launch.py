@@ -100,16 +100,16 @@ def serve(server: Path, say: Say) -> int:
     settings = read_server(server)
     environment = flower_environment() | {"FLWR_HOME": str(server / "flower")}
 
-    def register(process: subprocess.Popen[bytes]) -> None:
-        local = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - all addresses
-        wait_for(local.get(settings.host, settings.host), settings.port, process)
-        with connection(server.parent) as home:
+    with _terminable(), connection(server.parent) as home:
+
+        def register(process: subprocess.Popen[bytes]) -> None:
+            local = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - all addresses
+            wait_for(local.get(settings.host, settings.host), settings.port, process)
             keys = sorted((server / "devices").glob("*.pub"))
             for name, client in _register(keys, environment | {"FLWR_HOME": str(home)}):
                 say(f"device {name} is client {client}")
-        say(f"serving at port {settings.port}; end with Ctrl-C")
+            say(f"serving at port {settings.port}; end with Ctrl-C")
 
-    with _terminable():
         return _run(superlink_command(server), environment, say, register)
 
 

@@ -14,7 +14,7 @@ from cryptography.x509.verification import PolicyBuilder, Store
 
 from common.errors import ConfigError, RunError
 from simulations.deploy.folder import write_deployment
-from simulations.deploy.launch import device_command, superlink_command
+from simulations.deploy.launch import device_command, serve, superlink_command
 
 
 def deploy(folder: Path, *devices: str, port: int = 9092) -> Path:
@@ -94,6 +94,13 @@ def test_flowers_commands_name_the_folders_files_and_the_budget(tmp_path: Path) 
     server = superlink_command(folder / "server")
     assert "--enable-supernode-auth" in server
     assert "--insecure" not in server
+
+
+def test_a_damaged_certificate_is_named_before_anything_starts(tmp_path: Path) -> None:
+    server = deploy(tmp_path / "d", "kitchen") / "server"
+    (server / "server.crt").write_text("junk")
+    with pytest.raises(RunError, match=r"server\.crt"):
+        serve(server, lambda line: pytest.fail(line))
 
 
 def test_a_wrong_key_in_device_toml_names_file_and_key(tmp_path: Path) -> None:
