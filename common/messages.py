@@ -1,15 +1,19 @@
 """What travels between server and node: the only place where Flower's record keys live.
 
-===============  ==============================================  ==============================
-message          content                                         reply
-===============  ==============================================  ==============================
-query.describe   config                                          report
-query.backbone   config: the fingerprint, with or without bytes  report
-train            arrays (head), plan (arrays), config            arrays (fields), report
-train (stock)    arrays (head), config                           arrays (head), metrics, report
-evaluate         arrays (head), config                           report
-query.baselines  config                                          arrays (two heads)
-===============  ==============================================  ==============================
+===============  =================================================  ==============================
+message          content                                            reply
+===============  =================================================  ==============================
+query.describe   config                                             report
+query.backbone   config: the fingerprint, with or without bytes     report
+train            config: head, and arrays of the plan where it has  report: arrays
+train (stock)    arrays (head), config                              arrays (head), metrics, report
+evaluate         config: head                                       report
+query.baselines  config                                             report: arrays (two heads)
+===============  =================================================  ==============================
+
+A message is one record, its arrays in it as safetensors: a SuperLink stores each record, array and
+piece of an array as an object of its own, with requests of its own, and they are what it has time
+for. A stock strategy gets the arrays and metrics that it knows.
 """
 
 from __future__ import annotations
@@ -17,12 +21,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Self, TypeVar, cast
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
+from safetensors.numpy import load, save
 
 from common.errors import ProtocolError
 from common.records import from_record, to_record
@@ -50,6 +55,8 @@ __all__ = [
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 T = TypeVar("T")
 
+_NO_ARRAYS = save({})
+
 
 def payload_bytes(content: RecordDict) -> int:
     """Size of a message's content as it is serialized."""
@@ -57,8 +64,11 @@ def payload_bytes(content: RecordDict) -> int:
 
 
 def array_bytes(content: RecordDict) -> int:
-    """What a message's arrays take as they came, before anything of them is read."""
-    return sum(len(a.data) for record in content.array_records.values() for a in record.values())
+    """What a reply's arrays take as they came, before anything of them is read."""
+    stock = sum(len(a.data) for record in content.array_records.values() for a in record.values())
+    report = content.get("report")
+    packed = report.get("arrays") if isinstance(report, ConfigRecord) else None
+    return stock + (len(packed) if isinstance(packed, bytes) else 0)
 
 
 def _config(content: RecordDict, name: str) -> ConfigRecord:
@@ -68,19 +78,18 @@ def _config(content: RecordDict, name: str) -> ConfigRecord:
     return record
 
 
-def _pack(arrays: Arrays) -> ArrayRecord:
-    return ArrayRecord({key: Array(np.ascontiguousarray(a)) for key, a in arrays.items()})
+def _pack(arrays: Arrays) -> bytes:
+    return save({key: np.ascontiguousarray(a) for key, a in arrays.items()})
 
 
-def _unpack(content: RecordDict, name: str) -> dict[str, npt.NDArray[Any]]:
-    record = content.get(name)
-    if not isinstance(record, ArrayRecord):
-        raise ProtocolError(f"record {name!r} is missing")
+def _unpack(record: Mapping[str, Any], key: str) -> dict[str, npt.NDArray[Any]]:
+    """Arrays of a record; none where it has not got the key."""
+    packed = record.get(key, _NO_ARRAYS)
     try:
-        return {str(key): array.numpy() for key, array in record.items()}
+        return load(packed)
     except Exception as exc:
-        # numpy raises many kinds on foreign bytes; none of them may end a server.
-        raise ProtocolError(f"record {name!r} holds an array that cannot be read") from exc
+        # Foreign bytes raise many kinds; none of them may end a server.
+        raise ProtocolError(f"{key} holds an array that cannot be read") from exc
 
 
 def content_id(arrays: Arrays) -> str:
@@ -94,14 +103,11 @@ def content_id(arrays: Arrays) -> str:
     return digest.hexdigest()
 
 
-def write_head(head: Head) -> ArrayRecord:
-    """The head as Flower arrays; the keys a stock strategy averages."""
-    return _pack({"head.weight": head.weight, "head.bias": head.bias})
+def _named(head: Head) -> dict[str, FloatArray]:
+    return {"head.weight": head.weight, "head.bias": head.bias}
 
 
-def read_head(content: RecordDict) -> Head:
-    """The reverse of write_head; float64 sums of a stock strategy become float32."""
-    arrays = _unpack(content, "arrays")
+def _head(arrays: Arrays) -> Head:
     if set(arrays) != {"head.weight", "head.bias"}:
         raise ProtocolError(f"arrays are {sorted(arrays)}, expected head.bias and head.weight")
     weight, bias = arrays["head.weight"], arrays["head.bias"]
@@ -112,14 +118,34 @@ def read_head(content: RecordDict) -> Head:
     return Head(weight.astype(np.float32), bias.astype(np.float32))
 
 
+def write_head(head: Head) -> ArrayRecord:
+    """The head as Flower arrays; the keys a stock strategy averages."""
+    return ArrayRecord({key: Array(np.ascontiguousarray(a)) for key, a in _named(head).items()})
+
+
+def read_head(content: RecordDict) -> Head:
+    """The reverse of write_head; float64 sums of a stock strategy become float32."""
+    record = content.get("arrays")
+    if not isinstance(record, ArrayRecord):
+        raise ProtocolError("record 'arrays' is missing")
+    try:
+        arrays = {str(key): array.numpy() for key, array in record.items()}
+    except Exception as exc:
+        # numpy raises many kinds on foreign bytes.
+        raise ProtocolError("record 'arrays' holds an array that cannot be read") from exc
+    return _head(arrays)
+
+
 def write_heads(heads: Mapping[str, Head]) -> RecordDict:
     """Several named heads in one reply."""
-    return RecordDict({"arrays": _pack({name: head.matrix for name, head in heads.items()})})
+    packed = _pack({name: head.matrix for name, head in heads.items()})
+    return RecordDict({"report": ConfigRecord({"arrays": packed})})
 
 
 def read_heads(content: RecordDict) -> dict[str, Head]:
     """The reverse of write_heads."""
-    return {name: Head.from_matrix(matrix) for name, matrix in _unpack(content, "arrays").items()}
+    arrays = _unpack(_config(content, "report"), "arrays")
+    return {name: Head.from_matrix(matrix) for name, matrix in arrays.items()}
 
 
 def _same_length(first: Sized, *others: Sized) -> None:
@@ -236,12 +262,13 @@ class TrainRequest:
         return to_record(self, skip=("head", "arrays", "constant", "exclude", "everyone"))
 
     def write(self) -> RecordDict:
-        content = RecordDict({"arrays": write_head(self.head), "config": self.config()})
+        config = self.config()
+        config["head"] = _pack(_named(self.head))
         if self.plan.arrays:
-            content["plan"] = _pack(self.plan.arrays)
+            config["plan"] = _pack(self.plan.arrays)
         if self.brings:
-            content["constant"] = _pack(self.plan.constant)
-        return content
+            config["constant"] = _pack(self.plan.constant)
+        return RecordDict({"config": config})
 
     @classmethod
     def read(cls, content: RecordDict) -> TrainRequest:
@@ -249,14 +276,13 @@ class TrainRequest:
         # Flower's FedProx writes its coefficient under this name.
         if "proximal-mu" in config:
             config["mu"] = config["proximal-mu"]
-        arrays, constant = (
-            cast("dict[str, FloatArray]", _unpack(content, name) if name in content else {})
-            for name in ("plan", "constant")
-        )
+        arrays, constant = (_unpack(config, name) for name in ("plan", "constant"))
         plan = from_record(
             ClientPlan, config, arrays=arrays, constant=constant, exclude=(), everyone=False
         )
-        return from_record(cls, config, head=read_head(content), plan=plan)
+        stock = "head" not in config
+        head = read_head(content) if stock else _head(_unpack(config, "head"))
+        return from_record(cls, config, head=head, plan=plan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,9 +322,9 @@ class TrainReply:
         _same_length(self.rejected_clients, self.rejected_reasons)
 
     def write(self) -> RecordDict:
-        return RecordDict(
-            {"arrays": _pack(self.fields), "report": to_record(self, skip=("fields",))}
-        )
+        report = to_record(self, skip=("fields",))
+        report["arrays"] = _pack(self.fields)
+        return RecordDict({"report": report})
 
     def only(self, index: Sequence[int]) -> TrainReply:
         """What it reports of the clients at these positions, without arrays."""
@@ -331,7 +357,8 @@ class TrainReply:
 
     @classmethod
     def read(cls, content: RecordDict) -> TrainReply:
-        return from_record(cls, _config(content, "report"), fields=_unpack(content, "arrays"))
+        report = _config(content, "report")
+        return from_record(cls, report, fields=_unpack(report, "arrays"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -354,11 +381,13 @@ class EvaluateRequest:
 
     def write(self) -> RecordDict:
         config = to_record(self, skip=("head",))
-        return RecordDict({"arrays": write_head(self.head), "config": config})
+        config["head"] = _pack(_named(self.head))
+        return RecordDict({"config": config})
 
     @classmethod
     def read(cls, content: RecordDict) -> EvaluateRequest:
-        return from_record(cls, _config(content, "config"), head=read_head(content))
+        config = _config(content, "config")
+        return from_record(cls, config, head=_head(_unpack(config, "head")))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
 from common.errors import ProtocolError
@@ -13,8 +13,10 @@ from common.messages import (
     EvaluateRequest,
     TrainReply,
     TrainRequest,
+    array_bytes,
     payload_bytes,
     read_heads,
+    write_head,
     write_heads,
 )
 from common.types import ClientPlan, Head, LocalTraining
@@ -112,15 +114,48 @@ def test_a_malformed_message_names_its_key(key: str, value: object, message: str
         TrainRequest.read(content)
 
 
+PICKLE = b"\x80\x04K\x01."
+
+
 def test_missing_records_and_unreadable_arrays_are_protocol_errors() -> None:
     with pytest.raises(ProtocolError, match="record 'config' is missing"):
         TrainRequest.read(RecordDict())
     content = request().write()
-    arrays = content["arrays"]
-    assert isinstance(arrays, ArrayRecord)
-    arrays["head.bias"].data = b"\x80\x04K\x01."  # a pickle
+    config = content["config"]
+    assert isinstance(config, ConfigRecord)
+    for damaged in (PICKLE, b"", config["head"][:-1], "text"):  # type: ignore[index]
+        config["head"] = damaged
+        with pytest.raises(ProtocolError, match="head holds an array that cannot be read"):
+            TrainRequest.read(content)
+    del config["head"]
+    with pytest.raises(ProtocolError, match="record 'arrays' is missing"):
+        TrainRequest.read(content)
+
+
+def test_a_stock_strategys_head_is_read_from_its_arrays() -> None:
+    arrays = write_head(HEAD)
+    content = RecordDict({"arrays": arrays, "config": request().config()})
+    assert TrainRequest.read(over_the_wire(content)).head.sha256 == HEAD.sha256
+    arrays["head.bias"].data = PICKLE
     with pytest.raises(ProtocolError, match="cannot be read"):
         TrainRequest.read(content)
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_a_replys_arrays_are_measured_before_they_are_read(stock: bool) -> None:
+    reply = TrainReply("f", (1,), (2,), (1.0,), (1.0,), (5,), fields={"delta": HEAD.matrix[None]})
+    content = reply.write_stock(HEAD) if stock else reply.write()
+    assert HEAD.matrix.nbytes < array_bytes(content) < HEAD.matrix.nbytes + 400
+
+
+def test_a_message_is_one_record() -> None:
+    reply = TrainReply("f", (1,), (2,), (1.0,), (1.0,), (5,), fields={"delta": HEAD.matrix[None]})
+    for content in (
+        request().write(),
+        reply.write(),
+        EvaluateRequest(HEAD, (1,), "f", "r").write(),
+    ):
+        assert len(content) == len(content.config_records) == 1
 
 
 def test_lists_of_different_length_are_refused() -> None:
