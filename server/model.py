@@ -6,8 +6,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from common.backbone.cache import cached_backbone
 from common.backbone.frozen import FrozenBackbone
-from common.backbone.prepare import cached_backbone
+from common.backbone.recipe import Recipe
 from common.config import BackboneConfig, Config
 from common.datasets import Dataset
 from common.evaluation import evaluate
@@ -32,17 +33,16 @@ def _prepared_backbone(
     settings: BackboneConfig, dataset: Dataset, calibration: bytes, seed: int
 ) -> FrozenBackbone:
     positions = np.frombuffer(calibration, np.int64)
-    return cached_backbone(
+    recipe = Recipe(
         arch=settings.arch,
         weights=settings.weights,
         input_size=settings.input_size,
         engine=settings.engine,
         distill_steps=settings.distill_steps,
         feature_scaling=settings.feature_scaling,
-        images=dataset.images(positions, settings.input_size),
         seed=seed,
-        cache=cache_root(),
     )
+    return cached_backbone(recipe, dataset.images(positions, settings.input_size), cache_root())
 
 
 def trained_model(

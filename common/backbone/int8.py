@@ -25,7 +25,6 @@ from common.progress import track
 from common.seeding import Purpose, permutation
 
 __all__ = [
-    "DISTILL_LR",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "Quantized",
@@ -38,7 +37,6 @@ __all__ = [
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-DISTILL_LR = 3e-6
 _DISTILL_BATCH = 16
 _BATCH = 32
 _CALIBRATION_IMAGES = 256

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import logging
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 import safetensors.torch
 import torch
 from torch import nn
 
 from common.backbone.assemble import assemble
-from common.backbone.frozen import (
-    FrozenBackbone,
-    UInt8Array,
-    load_by_fingerprint,
-    quantized_engine,
-    store,
-)
+from common.backbone.frozen import FrozenBackbone, UInt8Array, quantized_engine
 from common.backbone.int8 import (
-    DISTILL_LR,
     IMAGENET_MEAN,
     IMAGENET_STD,
     batches,
@@ -32,18 +18,15 @@ from common.backbone.int8 import (
 )
 from common.backbone.networks import float_network, quantizable_network, random_network
 from common.backbone.quantize import fold
+from common.backbone.recipe import DISTILL_LR, Recipe
 from common.backbone.spec import BackboneSpec, FeatureScaling
 from common.backbone.weights import Weights, load_weights
 from common.errors import BackboneError
-from common.files import write_atomic
 from common.seeding import Purpose, permutation
 
 __all__ = [
-    "DISTILL_LR",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
-    "Recipe",
-    "cached_backbone",
     "draft_spec",
     "float_teacher",
     "normalize",
@@ -52,22 +35,6 @@ __all__ = [
 
 _CALIBRATION_IMAGES = 256
 _STATISTICS_IMAGES = 512
-
-_log = logging.getLogger("fedhead")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a backbone is prepared; see ``prepare_backbone``."""
-
-    arch: str
-    weights: str
-    input_size: int
-    engine: str
-    distill_steps: int
-    feature_scaling: FeatureScaling
-    seed: int
-    distill_lr: float
 
 
 def prepare_backbone(
@@ -106,58 +73,6 @@ def prepare_backbone(
     )
     _check_images(images, input_size)
     return _prepare(recipe, load_weights(arch, weights), images)
-
-
-def cached_backbone(
-    *,
-    arch: str,
-    weights: str,
-    input_size: int,
-    engine: str,
-    distill_steps: int,
-    feature_scaling: FeatureScaling,
-    images: UInt8Array,
-    seed: int,
-    cache: Path,
-    distill_lr: float = DISTILL_LR,
-) -> FrozenBackbone:
-    """``prepare_backbone``, done once for the same arguments, images, weights and torch.
-
-    ``cache`` is the root of the caches; backbones lie in ``backbones/<fingerprint>`` below it.
-    """
-    recipe = Recipe(
-        arch, weights, input_size, engine, distill_steps, feature_scaling, seed, distill_lr
-    )
-    _check_images(images, input_size)
-    loaded = load_weights(arch, weights)
-    key_file = cache / "backbones" / "keys" / _cache_key(recipe, loaded, images)
-    if key_file.exists():
-        kept = _from_key(key_file, cache)
-        if kept is not None:
-            return kept
-    backbone = _prepare(recipe, loaded, images)
-    store(backbone, cache)
-    write_atomic(key_file, backbone.fingerprint.encode())
-    return backbone
-
-
-def _from_key(key_file: Path, cache: Path) -> FrozenBackbone | None:
-    try:
-        return load_by_fingerprint(key_file.read_text("ascii").strip(), cache)
-    except (BackboneError, OSError, ValueError):
-        _log.warning("backbone cache entry %s is damaged: preparing again", key_file.name[:12])
-        return None
-
-
-def _cache_key(recipe: Recipe, loaded: Weights, images: UInt8Array) -> str:
-    facts = {
-        **dataclasses.asdict(recipe),
-        "weights": loaded.identity,
-        "images": hashlib.sha256(np.ascontiguousarray(images).data).hexdigest(),
-        "shape": images.shape,
-        "torch": torch.__version__,
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _check_images(images: UInt8Array, input_size: int) -> None:

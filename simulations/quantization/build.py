@@ -17,7 +17,6 @@ from common.backbone._deprecations import accepted_deprecations
 from common.backbone.assemble import assemble
 from common.backbone.frozen import UInt8Array, quantized_engine
 from common.backbone.int8 import (
-    DISTILL_LR,
     Quantized,
     batches,
     distillation_batches,
@@ -25,8 +24,9 @@ from common.backbone.int8 import (
     quantized,
 )
 from common.backbone.networks import quantizable_network
-from common.backbone.prepare import Recipe, draft_spec, float_teacher
+from common.backbone.prepare import draft_spec, float_teacher
 from common.backbone.quantize import Converted, distill, fold
+from common.backbone.recipe import DISTILL_LR, Recipe
 from common.backbone.weights import load_weights
 from common.types import Affine
 from server.targets.executorch import executorch_file, lowered
@@ -118,9 +118,8 @@ class _Builder:
         self._task, self._images = task, images
         loaded = load_weights(task.arch, task.weights)
         recipe = Recipe(
-            task.arch, task.weights, task.input_size, "", _DISTILL_STEPS, "none", task.seed,
-            DISTILL_LR,
-        )  # fmt: skip
+            task.arch, task.weights, task.input_size, "", _DISTILL_STEPS, "none", task.seed
+        )
         teacher = float_teacher(recipe, loaded, images)
         self._draft = draft_spec(recipe, loaded, teacher)
         self._folded = fold(quantizable_network(task.arch, teacher))

@@ -18,6 +18,7 @@ import torch
 import common.backbone.prepare as prepare_module
 from common.backbone import payload
 from common.backbone._deprecations import accepted_deprecations
+from common.backbone.cache import cached_backbone
 from common.backbone.content import content_fingerprint
 from common.backbone.frozen import (
     FrozenBackbone,
@@ -26,8 +27,9 @@ from common.backbone.frozen import (
     store,
 )
 from common.backbone.networks import float_network, quantizable_network, random_network
-from common.backbone.prepare import cached_backbone, normalize
+from common.backbone.prepare import normalize
 from common.backbone.quantize import calibrate, convert, distill, fold, prepare_student
+from common.backbone.recipe import Recipe
 from common.backbone.weights import load_weights
 from common.errors import BackboneError
 from common.seeding import Purpose, permutation
@@ -491,19 +493,19 @@ def test_only_a_fingerprint_can_name_a_folder(name, tmp_path):
         load_by_fingerprint(name, tmp_path)
 
 
+ARGUMENTS = {
+    "arch": "mobilenet_v2",
+    "weights": "random",
+    "input_size": 32,
+    "engine": "qnnpack",
+    "distill_steps": 1,
+    "feature_scaling": "standardize",
+    "seed": 3,
+}
+
+
 def cached(images, cache, **changes) -> FrozenBackbone:
-    arguments = {
-        "arch": "mobilenet_v2",
-        "weights": "random",
-        "input_size": 32,
-        "engine": "qnnpack",
-        "distill_steps": 1,
-        "feature_scaling": "standardize",
-        "images": images,
-        "seed": 3,
-        "cache": cache,
-    }
-    return cached_backbone(**{**arguments, **changes})
+    return cached_backbone(Recipe(**{**ARGUMENTS, **changes}), images, cache)
 
 
 @pytest.fixture
@@ -540,6 +542,23 @@ def test_cache_is_used_for_the_same_work_only(backbone, images, tmp_path, prepar
     ):
         cached(**{"images": images, "cache": tmp_path, **changes})
         assert len(prepared) == number, changes
+
+
+def test_who_finds_one_does_without_torchvision(images, tmp_path, prepared):
+    cached(images, tmp_path)
+    np.save(tmp_path / "images.npy", images)
+    code = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import server.app
+from common.backbone.cache import cached_backbone
+from common.backbone.recipe import Recipe
+cache = Path(sys.argv[1])
+cached_backbone(Recipe(**json.loads(sys.argv[2])), np.load(cache / "images.npy"), cache)
+print(*{"torchvision", "torch._dynamo"}.intersection(sys.modules))
+"""
+    assert not fresh_process(code, str(tmp_path), json.dumps(ARGUMENTS)).strip()
 
 
 @pytest.mark.parametrize(

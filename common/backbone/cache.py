@@ -1,0 +1,65 @@
+"""Prepared backbones, kept; who finds one does without torchvision, whose import costs seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.backbone.frozen import FrozenBackbone, UInt8Array, load_by_fingerprint, store
+from common.backbone.recipe import Recipe
+from common.backbone.sources import weights_identity
+from common.errors import BackboneError
+from common.files import write_atomic
+
+__all__ = ["cached_backbone"]
+
+_log = logging.getLogger("fedhead")
+
+
+def cached_backbone(recipe: Recipe, images: UInt8Array, cache: Path) -> FrozenBackbone:
+    """``prepare_backbone``, done once for the same recipe, images, weights and torch.
+
+    Args:
+        recipe: how.
+        images: uint8 (n, 3, S, S), unlabelled.
+        cache: root of the caches; backbones lie in ``backbones/<fingerprint>`` below it.
+
+    Raises:
+        BackboneError, MissingExtraError: as ``prepare_backbone``.
+    """
+    key_file = cache / "backbones" / "keys" / _key(recipe, images)
+    if key_file.exists():
+        kept = _from_key(key_file, cache)
+        if kept is not None:
+            return kept
+    from common.backbone.prepare import prepare_backbone
+
+    backbone = prepare_backbone(**dataclasses.asdict(recipe), images=images)
+    store(backbone, cache)
+    write_atomic(key_file, backbone.fingerprint.encode())
+    return backbone
+
+
+def _from_key(key_file: Path, cache: Path) -> FrozenBackbone | None:
+    try:
+        return load_by_fingerprint(key_file.read_text("ascii").strip(), cache)
+    except (BackboneError, OSError, ValueError):
+        _log.warning("backbone cache entry %s is damaged: preparing again", key_file.name[:12])
+        return None
+
+
+def _key(recipe: Recipe, images: UInt8Array) -> str:
+    facts = {
+        **dataclasses.asdict(recipe),
+        "weights": weights_identity(recipe.arch, recipe.weights),
+        "images": hashlib.sha256(np.ascontiguousarray(images).data).hexdigest(),
+        "shape": images.shape,
+        "torch": torch.__version__,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
