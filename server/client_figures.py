@@ -118,7 +118,7 @@ def write_clients(path: Path, task: Task, dataset: Dataset, figures: ClientFigur
     """Write who holds what and how it fares, a list entry for each simulated client, as JSON.
 
     ``train_label_counts`` are those of the true labels, whatever noise or attack there is; a
-    client without a test part has 0 examples there.
+    client without a test part, or one that did not say how it fares, has 0 examples there.
     """
     shares, k = client_shares(task.config), dataset.num_classes
     clients = sorted(task.registry.clients)

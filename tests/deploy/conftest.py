@@ -100,9 +100,11 @@ class Deployment:
         self.processes[name] = process
         return process
 
-    def start_server(self) -> None:
+    def start_server(self, *, waits: bool = True) -> None:
+        """Start the server as its owner would; it is ready, unless that is not waited for."""
         self.start("server", [*FEDHEAD, "serve", str(self.folder / "server")])
-        self.wait_for("server", "serving at port")
+        if waits:
+            self.wait_for("server", "serving at port")
 
     def start_device(self, name: str, *, fault: str = "", seconds: float = 0) -> None:
         """Start a device as its owner would, or one that is broken as faults/ says."""

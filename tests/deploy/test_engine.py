@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +11,6 @@ import psutil
 import pytest
 from numpy.linalg import norm
 from safetensors.numpy import load_file
-
-FEDHEAD = [sys.executable, "-m", "simulations"]
 
 if TYPE_CHECKING:
     from tests.deploy.conftest import Deployment
@@ -57,7 +54,7 @@ def test_a_bad_key_is_named_and_those_before_it_are_let_in(
     keys = deployed.folder / "server" / "devices"
     good = (keys / "b.pub").read_bytes()
     (keys / "b.pub").write_text("no key")
-    deployed.start("server", [*FEDHEAD, "serve", str(deployed.folder / "server")])
+    deployed.start_server(waits=False)
     assert deployed.processes["server"].wait(120) == 1
     said = " ".join(deployed.said("server").split())
     assert re.search("devices/b.pub: cannot be registered: .*valid elliptic curve public key", said)

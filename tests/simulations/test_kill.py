@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing.connection
+import runpy
 import signal
 import subprocess
 import sys
@@ -25,7 +26,6 @@ import server.app
 import server.rounds
 from common.files import simulated_state
 from server.targets.cards import ExportReport
-from simulations.cli import main
 from simulations.run import run_in_process
 
 Make = Callable[..., Path]
@@ -37,6 +37,7 @@ STRATEGIES = {
     "scaffold": ("strategy.name=scaffold",),
     "fedadam": ("strategy.name=fedadam", "train.momentum=0.5"),
 }
+RESUME = str(Path(__file__).with_name("forked_resume.py"))
 MEASURED = {"seconds", "train-seconds", "run", "model_path"}
 
 
@@ -104,12 +105,12 @@ class Forks:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(
             ["sklearn.datasets", "server.app", "client.app", "client.cohort", "simulations.grid",
-             "simulations.deploy.launch", "simulations.cli"]
+             "simulations.deploy.launch", "simulations.cli", "server.targets.torchscript"]
         )  # fmt: skip
         self._starting = Lock()  # a process takes its command line from this one's
 
     def resume(self, run: Path) -> BaseProcess:
-        process = self._context.Process(target=main)
+        process = self._context.Process(target=runpy.run_path, args=(RESUME, None, "__main__"))
         with self._starting, pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["fedhead", "resume", str(run), "--json"])
             process.start()
