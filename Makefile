@@ -45,9 +45,11 @@ faketime:
 	|| echo "No libfaketime could be installed: no clock is set back in the tests."
 
 # Real SuperLinks, SuperNodes and delivery servers on loopback addresses; kills, full disks, clocks.
+# So many processes need no threads beside them.
 test-deploy: $(STAMP) faketime
-	$(BIN)/pytest -m slow tests/deploy tests/delivery tests/simulations/test_deploy.py \
-	    tests/simulations/test_kill.py tests/simulations/test_environment.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 2 --maxschedchunk=1 tests/deploy/test_load.py tests/deploy \
+	    tests/simulations/test_kill.py tests/simulations/test_environment.py \
+	    tests/delivery tests/simulations/test_deploy.py
 
 quantization: $(STAMP)
 	$(BIN)/fedhead quantize-report

@@ -24,7 +24,7 @@ from simulations.flower import command, flower_environment
 if TYPE_CHECKING:
     from tests.deploy.conftest import Deployment
 
-DEADLINE = 15
+DEADLINE = 20
 ROUNDS = 10  # the slow one answers before the last
 FINGERPRINT = "f" * 12
 
