@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import psutil
@@ -89,13 +89,17 @@ class Deployment:
         return int((self.folder / "server" / "devices" / f"{name}.client").read_text())
 
     def start(
-        self, name: str, command: list[str], environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        command: list[str],
+        environment: Mapping[str, str] | None = None,
+        stdin: IO[bytes] | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start any process; it has ended when the test has."""
         self.logs[name] = self.folder.parent / f"{name}.log"
         with self.logs[name].open("wb") as output:
             process = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=subprocess.STDOUT
+                command, env=environment, stdin=stdin, stdout=output, stderr=subprocess.STDOUT
             )
         self.processes[name] = process
         return process

@@ -56,6 +56,7 @@ def test_a_run_finishes_with_the_honest_devices(
         summary = pool.submit(deployed.run, run)
         deployed.wait_for("dies", "ROUND 2]")
         deployed.kill("dies")
+        deployed.kill("stranger")
         closing = summary.result()
 
     assert closing["clients"] == len(faults), "nobody else got in"
@@ -118,7 +119,9 @@ def assert_refused(deployed: Deployment) -> None:
     assert "SuperNode ID" not in said + deployed.said("plaintext")
     assert "Connection attempt failed" in deployed.said("plaintext")
     refused = re.findall("Attempted to register SuperNode", deployed.said("server"))
-    assert len(refused) == said.count("$ flower-supernode"), "one line for each attempt"
+    attempts = said.count("$ flower-supernode")
+    assert refused
+    assert attempts - 1 <= len(refused) <= attempts, "one line for each attempt but a cut one"
 
 
 def start_flower(deployed: Deployment, name: str, *arguments: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from time import sleep
@@ -21,6 +21,7 @@ from client import fork_server
 from common.config import load_config, parse_overrides
 from common.experiment import client_shares
 from simulations.deploy.launch import connection, device_command
+from simulations.deploy.settings import read_device
 from simulations.flower import command, flower_environment, run_app
 from simulations.run import run_in_process
 
@@ -36,6 +37,7 @@ OPTIONS = (
     f"train.rounds={ROUNDS}",
     "simulation.trainer=reference",
 )
+FORKED_NODES = str(Path(__file__).with_name("forked_nodes.py"))
 PROCESSES = ("flower-superlink", "flwr-serverapp")
 WARM_UP = 3  # rounds in which buffers find their size
 # A process that kept the replies of a round would grow by 20 heads, 1,000 kB, beside what its
@@ -55,8 +57,7 @@ def test_no_update_of_a_thousand_phones_is_lost_or_counted_twice(
     run = tiny(*OPTIONS, name="deployed")
     environment = start_fork_server(deployed, run)
     deployed.start_server()
-    for number, name in enumerate(names):
-        start_host(deployed, name, number, environment)
+    start_hosts(deployed, names, environment)
     for name in names:
         deployed.wait_for(name, "SuperNode ID")
     with ThreadPoolExecutor(1) as pool:
@@ -110,12 +111,22 @@ def start_fork_server(deployed: Deployment, run: Path) -> dict[str, str]:
     return environment
 
 
-def start_host(deployed: Deployment, name: str, number: int, shared: Mapping[str, str]) -> None:
-    """Flower's command of a device, hosting fifty simulated phones in place of its own pictures."""
-    *arguments, _ = device_command(deployed.device(name))
-    environment = {**shared, "FLWR_HOME": str(deployed.folder.parent / name)}
-    arguments.append(f"partition-id={number} num-partitions={NODES}")
-    deployed.start(name, [command(arguments[0], environment), *arguments[1:]], environment)
+def start_hosts(deployed: Deployment, names: Sequence[str], shared: Mapping[str, str]) -> None:
+    """Flower's commands of devices, each hosting fifty simulated phones in place of pictures."""
+    children = []
+    for number, name in enumerate(names):
+        log, port = deployed.folder.parent / f"{name}.log", read_device(deployed.device(name)).port
+        *supernode, _ = device_command(deployed.device(name))
+        supernode += [f"partition-id={number} num-partitions={NODES}", "--isolation", "process"]
+        superexec = ["flower-superexec", "--insecure", "--runtime-api-address", f"127.0.0.1:{port}"]
+        home = {"FLWR_HOME": str(deployed.folder.parent / name)}
+        children += [(str(log), home, supernode), (str(log), home, superexec)]
+        log.touch()
+        deployed.logs[name] = log
+    orders = deployed.folder.parent / "nodes.json"
+    orders.write_text(json.dumps(children))
+    with orders.open("rb") as file:
+        deployed.start("nodes", [sys.executable, FORKED_NODES], shared, stdin=file)
 
 
 def run_hosts(deployed: Deployment, run: Path) -> dict[str, Any]:
