@@ -26,14 +26,17 @@ def start(log: str, environment: dict[str, str], arguments: list[str]) -> int:
     sys.exit(COMMANDS[arguments[0]]())
 
 
-children = [start(*child) for child in json.load(sys.stdin)]
+def main() -> None:
+    children = [start(*child) for child in json.load(sys.stdin)]
 
+    def end(*_: object) -> None:
+        for child in children:
+            os.kill(child, signal.SIGKILL)  # their farewells take as long as a round
 
-def end(*_: object) -> None:
+    signal.signal(signal.SIGTERM, end)
     for child in children:
-        os.kill(child, signal.SIGKILL)  # their farewells take as long as a round
+        os.waitpid(child, 0)
 
 
-signal.signal(signal.SIGTERM, end)
-for child in children:
-    os.waitpid(child, 0)
+if __name__ == "__main__":
+    main()
