@@ -72,7 +72,11 @@ def test_the_command_line_starts_there_and_says_what_a_simulation_needs(
         assert re.search(rf"│ {command} ", listed), command
     experiment = tmp_path / "tiny.toml"
     experiment.write_text(tiny_toml)
-    for arguments in (["run", experiment], ["probe", tmp_path]):
+    for number in range(40):
+        path = tmp_path / "pictures" / str(number % 2) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (32, 32), 6 * number).save(path)
+    for arguments in (["run", experiment], ["probe", tmp_path / "pictures"]):
         done = python(on_device, *FEDHEAD, *arguments)
         assert done.returncode == 1
         words = (
