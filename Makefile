@@ -47,7 +47,7 @@ faketime:
 # Real SuperLinks, SuperNodes and delivery servers on loopback addresses; kills, full disks, clocks.
 # So many processes need no threads beside them.
 test-deploy: $(STAMP) faketime
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 2 --maxschedchunk=1 tests/deploy/test_load.py tests/deploy \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 2 --maxschedchunk=1 tests/deploy tests/client/test_fork_server.py \
 	    tests/simulations/test_kill.py tests/simulations/test_environment.py \
 	    tests/delivery tests/simulations/test_deploy.py
 

@@ -1,19 +1,20 @@
 """What travels between server and node: the only place where Flower's record keys live.
 
-===============  =================================================  ==============================
-message          content                                            reply
-===============  =================================================  ==============================
-query.describe   config                                             report
-query.backbone   config: the fingerprint, with or without bytes     report
-train            config: head, and arrays of the plan where it has  report: arrays
-train (stock)    arrays (head), config                              arrays (head), metrics, report
-evaluate         config: head                                       report
-query.baselines  config                                             report: arrays (two heads)
-===============  =================================================  ==============================
+===============  ==============================================  ==============================
+message          content                                         reply
+===============  ==============================================  ==============================
+query.describe   config                                          report
+query.backbone   config: the fingerprint, with or without bytes  report
+train            config, shared: head, arrays of the plan        report: arrays
+train (stock)    arrays (head), config                           arrays (head), metrics, report
+evaluate         config, shared: head                            report
+query.baselines  config                                          report: arrays (two heads)
+===============  ==============================================  ==============================
 
-A message is one record, its arrays in it as safetensors: a SuperLink stores each record, array and
-piece of an array as an object of its own, with requests of its own, and they are what it has time
-for. A stock strategy gets the arrays and metrics that it knows.
+Arrays lie in a record of values as safetensors: a SuperLink keeps each record, array and piece of
+an array as an object of its own, with requests of its own, and they are what it has time for. Equal
+objects are kept and sent to it once, so what all nodes get is in a record of its own. A stock
+strategy gets the arrays and metrics that it knows.
 """
 
 from __future__ import annotations
@@ -55,8 +56,6 @@ __all__ = [
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 T = TypeVar("T")
 
-_NO_ARRAYS = save({})
-
 
 def payload_bytes(content: RecordDict) -> int:
     """Size of a message's content as it is serialized."""
@@ -83,13 +82,13 @@ def _pack(arrays: Arrays) -> bytes:
 
 
 def _unpack(record: Mapping[str, Any], key: str) -> dict[str, npt.NDArray[Any]]:
-    """Arrays of a record; none where it has not got the key."""
-    packed = record.get(key, _NO_ARRAYS)
+    if key not in record:
+        raise ProtocolError(f"{key} is missing")
     try:
-        return load(packed)
+        return load(record[key])
     except Exception as exc:
         # Foreign bytes raise many kinds; none of them may end a server.
-        raise ProtocolError(f"{key} holds an array that cannot be read") from exc
+        raise ProtocolError(f"{key!r} holds arrays that cannot be read") from exc
 
 
 def content_id(arrays: Arrays) -> str:
@@ -262,13 +261,12 @@ class TrainRequest:
         return to_record(self, skip=("head", "arrays", "constant", "exclude", "everyone"))
 
     def write(self) -> RecordDict:
-        config = self.config()
-        config["head"] = _pack(_named(self.head))
+        shared = ConfigRecord({"head": _pack(_named(self.head))})
         if self.plan.arrays:
-            config["plan"] = _pack(self.plan.arrays)
+            shared["plan"] = _pack(self.plan.arrays)
         if self.brings:
-            config["constant"] = _pack(self.plan.constant)
-        return RecordDict({"config": config})
+            shared["constant"] = _pack(self.plan.constant)
+        return RecordDict({"config": self.config(), "shared": shared})
 
     @classmethod
     def read(cls, content: RecordDict) -> TrainRequest:
@@ -276,12 +274,18 @@ class TrainRequest:
         # Flower's FedProx writes its coefficient under this name.
         if "proximal-mu" in config:
             config["mu"] = config["proximal-mu"]
-        arrays, constant = (_unpack(config, name) for name in ("plan", "constant"))
+        arrays, constant = {}, {}
+        if config.get("reduce") == "stock":
+            head = read_head(content)
+        else:
+            shared = _config(content, "shared")
+            head = _head(_unpack(shared, "head"))
+            arrays, constant = (
+                _unpack(shared, name) if name in shared else {} for name in ("plan", "constant")
+            )
         plan = from_record(
             ClientPlan, config, arrays=arrays, constant=constant, exclude=(), everyone=False
         )
-        stock = "head" not in config
-        head = read_head(content) if stock else _head(_unpack(config, "head"))
         return from_record(cls, config, head=head, plan=plan)
 
 
@@ -358,7 +362,8 @@ class TrainReply:
     @classmethod
     def read(cls, content: RecordDict) -> TrainReply:
         report = _config(content, "report")
-        return from_record(cls, report, fields=_unpack(report, "arrays"))
+        fields = {} if "arrays" in content else _unpack(report, "arrays")  # the stock form's head
+        return from_record(cls, report, fields=fields)
 
 
 @dataclass(frozen=True, eq=False)
@@ -380,14 +385,13 @@ class EvaluateRequest:
     personal: float = 0.0
 
     def write(self) -> RecordDict:
-        config = to_record(self, skip=("head",))
-        config["head"] = _pack(_named(self.head))
-        return RecordDict({"config": config})
+        shared = ConfigRecord({"head": _pack(_named(self.head))})
+        return RecordDict({"config": to_record(self, skip=("head",)), "shared": shared})
 
     @classmethod
     def read(cls, content: RecordDict) -> EvaluateRequest:
-        config = _config(content, "config")
-        return from_record(cls, config, head=_head(_unpack(config, "head")))
+        head = _head(_unpack(_config(content, "shared"), "head"))
+        return from_record(cls, _config(content, "config"), head=head)
 
 
 @dataclass(frozen=True)

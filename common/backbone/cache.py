@@ -1,4 +1,7 @@
-"""Prepared backbones, kept; who finds one does without torchvision, whose import costs seconds."""
+"""Prepared backbones, kept.
+
+Who finds one does without torchvision, whose import costs seconds, unless the weights are its own.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,8 @@ def cached_backbone(recipe: Recipe, images: UInt8Array, cache: Path) -> FrozenBa
 
     backbone = prepare_backbone(**dataclasses.asdict(recipe), images=images)
     store(backbone, cache)
-    write_atomic(key_file, backbone.fingerprint.encode())
+    if _key(recipe, images) == key_file.name:  # nobody has replaced the weights meanwhile
+        write_atomic(key_file, backbone.fingerprint.encode())
     return backbone
 
 

@@ -59,6 +59,7 @@ def load_weights(arch: str, weights: str) -> Weights:
         BackboneError: unknown name, unreadable file, or weights that do not fit.
         MissingExtraError: the package that holds the embedded weights is not installed.
     """
+    architecture(arch)
     if weights == "random":
         return Weights("random", "none: random numbers", "random", None)
     if weights.startswith("file:"):

@@ -133,17 +133,18 @@ def run_device(device: Path, say: Say) -> NoReturn:
     own_folder = tempfile.TemporaryDirectory(prefix="fedhead-device-", ignore_cleanup_errors=True)
     with _terminable(), own_folder as own:
         environment["PATH"] = fork_server.install(Path(own), environment["PATH"])
-        # It imports while the SuperNode starts, and once, however often that is refused.
-        with _running(["flwr-clientapp"], environment):
-            while True:
-                started = time.monotonic()
-                code = _run(device_command(device), environment, say)
-                if time.monotonic() - started > _LONGEST_PAUSE_SECONDS:
-                    pause = _FIRST_PAUSE_SECONDS  # it had been let in
-                why = obstacle(settings.server, device / "ca.crt")
-                say(f"Flower's SuperNode ended with {code}: {why}. Again in {pause:g} s.")
-                time.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        while True:
+            # It imports while the SuperNode starts, and once, however often that is refused.
+            with _running(["flwr-clientapp"], environment) as imported:
+                while imported.poll() is None:
+                    started = time.monotonic()
+                    code = _run(device_command(device), environment, say)
+                    if time.monotonic() - started > _LONGEST_PAUSE_SECONDS:
+                        pause = _FIRST_PAUSE_SECONDS  # it had been let in
+                    why = obstacle(settings.server, device / "ca.crt")
+                    say(f"Flower's SuperNode ended with {code}: {why}. Again in {pause:g} s.")
+                    time.sleep(pause)
+                    pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
 def run_deployed(path: Path, deployment: Path, *, health: str = "") -> dict[str, Any]:

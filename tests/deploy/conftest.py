@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -140,7 +140,8 @@ class Deployment:
         """A device loses its power."""
         process = psutil.Process(self.processes[name].pid)
         for part in [process, *process.children(recursive=True)]:
-            part.kill()
+            with suppress(psutil.NoSuchProcess):
+                part.kill()
 
     def end(self) -> None:
         """End what still runs, as its owner would; fedhead's own processes must do so cleanly."""

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from server.checkpoint import load_latest
 
-OPTIONS = ("strategy.name=scaffold", "train.rounds=2", "train.clients-per-round=2")
+OPTIONS = ("strategy.name=scaffold", "train.rounds=3", "train.clients-per-round=2")
 
 
 def rounds(run: Path) -> int:
@@ -77,7 +77,7 @@ def test_neither_a_clock_set_back_nor_a_superlink_restarted_changes_the_head(
     wanted = head_in_process(made, *OPTIONS)
     for run in (clock, restart):
         summary = json.loads((run / "summary.json").read_text())
-        assert (summary["valid_updates"], summary["failed_updates"]) == (4, 0), run
+        assert (summary["valid_updates"], summary["failed_updates"]) == (6, 0), run
         for key, array in load_file(run / "head.safetensors").items():
             distance = np.linalg.norm(array - wanted[key])
             assert distance <= 1e-5 * np.linalg.norm(wanted[key]), (run, key)
