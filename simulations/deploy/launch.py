@@ -136,7 +136,7 @@ def run_device(device: Path, say: Say) -> NoReturn:
         while True:
             # It imports while the SuperNode starts, and once, however often that is refused.
             with _running(["flwr-clientapp"], environment) as imported:
-                while imported.poll() is None:
+                while True:
                     started = time.monotonic()
                     code = _run(device_command(device), environment, say)
                     if time.monotonic() - started > _LONGEST_PAUSE_SECONDS:
@@ -145,6 +145,8 @@ def run_device(device: Path, say: Say) -> NoReturn:
                     say(f"Flower's SuperNode ended with {code}: {why}. Again in {pause:g} s.")
                     time.sleep(pause)
                     pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                    if imported.poll() is not None:
+                        break
 
 
 def run_deployed(path: Path, deployment: Path, *, health: str = "") -> dict[str, Any]:
