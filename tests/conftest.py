@@ -93,6 +93,7 @@ def make_trained() -> Callable[..., TrainedModel]:
     from sklearn.datasets import load_digits
 
     from common.backbone.prepare import prepare_backbone
+    from common.backbone.recipe import Recipe
     from common.images import decode_array
     from common.types import Head
     from server.trained import TrainedModel
@@ -104,16 +105,8 @@ def make_trained() -> Callable[..., TrainedModel]:
     @lru_cache
     def make(arch: str, weights: str, size: int) -> TrainedModel:
         images = np.stack([decode_array(picture, size) for picture in pixels])
-        backbone = prepare_backbone(
-            arch=arch,
-            weights=weights,
-            input_size=size,
-            engine="qnnpack",
-            distill_steps=0,
-            feature_scaling="standardize",
-            images=images[:64],
-            seed=0,
-        )
+        recipe = Recipe(arch, weights, size, "qnnpack", 0, "standardize", seed=0)
+        backbone = prepare_backbone(recipe, images[:64])
         features = np.concatenate([backbone.features(part) for part in np.split(images, 10)])
         x = np.ones((400, backbone.spec.num_features + 1))
         x[:, :-1] = backbone.affine(features[:400])

@@ -43,7 +43,7 @@ def cached_backbone(recipe: Recipe, images: UInt8Array, cache: Path) -> FrozenBa
             return kept
     from common.backbone.prepare import prepare_backbone
 
-    backbone = prepare_backbone(**dataclasses.asdict(recipe), images=images)
+    backbone = prepare_backbone(recipe, images)
     store(backbone, cache)
     if _key(recipe, images) == key_file.name:  # nobody has replaced the weights meanwhile
         write_atomic(key_file, backbone.fingerprint.encode())

@@ -18,8 +18,8 @@ from common.backbone.int8 import (
 )
 from common.backbone.networks import float_network, quantizable_network, random_network
 from common.backbone.quantize import fold
-from common.backbone.recipe import DISTILL_LR, Recipe
-from common.backbone.spec import BackboneSpec, FeatureScaling
+from common.backbone.recipe import Recipe
+from common.backbone.spec import BackboneSpec
 from common.backbone.weights import Weights, load_weights
 from common.errors import BackboneError
 from common.seeding import Purpose, permutation
@@ -37,42 +37,21 @@ _CALIBRATION_IMAGES = 256
 _STATISTICS_IMAGES = 512
 
 
-def prepare_backbone(
-    *,
-    arch: str,
-    weights: str,
-    input_size: int,
-    engine: str,
-    distill_steps: int,
-    feature_scaling: FeatureScaling,
-    images: UInt8Array,
-    seed: int,
-    distill_lr: float = DISTILL_LR,
-) -> FrozenBackbone:
+def prepare_backbone(recipe: Recipe, images: UInt8Array) -> FrozenBackbone:
     """Quantize a pretrained network so that its int8 features follow the float ones.
 
     The same arguments on the same machine give the same fingerprint.
 
     Args:
-        arch: "mobilenet_v2", "mobilenet_v3_large" or "mobilenet_v3_small".
-        weights: see ``load_weights``.
-        input_size: S, height and width in pixels.
-        engine: "qnnpack" (a phone's arithmetic) or another engine of this torch.
-        distill_steps: quantization-aware training steps; 0 is post-training quantization.
-        feature_scaling: see ``FeatureScaling``.
+        recipe: how.
         images: uint8 (n, 3, S, S), unlabelled.
-        seed: of the order of the images and of random weights.
-        distill_lr: peak learning rate of the distillation.
 
     Raises:
         BackboneError: images, weights or engine that cannot be used.
         MissingExtraError: embedded weights without the package that holds them.
     """
-    recipe = Recipe(
-        arch, weights, input_size, engine, distill_steps, feature_scaling, seed, distill_lr
-    )
-    _check_images(images, input_size)
-    return _prepare(recipe, load_weights(arch, weights), images)
+    _check_images(images, recipe.input_size)
+    return _prepare(recipe, load_weights(recipe.arch, recipe.weights), images)
 
 
 def _check_images(images: UInt8Array, input_size: int) -> None:

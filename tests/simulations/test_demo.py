@@ -12,6 +12,7 @@ import torch
 
 from common.backbone.networks import float_network
 from common.backbone.prepare import normalize, prepare_backbone
+from common.backbone.recipe import Recipe
 from common.backbone.weights import load_weights
 from common.config import load_config
 from common.experiment import calibration_positions, experiment_dataset
@@ -57,11 +58,8 @@ def test_distillation_brings_int8_features_closer_to_the_float_ones(images: str)
     chosen = calibration_positions(config) if images == "of the demo" else everything
 
     def cosine(steps: int) -> float:
-        backbone = prepare_backbone(
-            arch="mobilenet_v2", weights="imagenet", input_size=96, engine="qnnpack",
-            distill_steps=steps, feature_scaling="none", seed=0,
-            images=dataset.images(chosen, 96),
-        )  # fmt: skip
+        recipe = Recipe("mobilenet_v2", "imagenet", 96, "qnnpack", steps, "none", seed=0)
+        backbone = prepare_backbone(recipe, dataset.images(chosen, 96))
         x = backbone.affine(backbone.features(test))
         norms = np.linalg.norm(x, axis=1) * np.linalg.norm(reference, axis=1)
         return float(np.mean((x * reference).sum(axis=1) / norms))

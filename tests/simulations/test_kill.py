@@ -31,7 +31,7 @@ from simulations.run import run_in_process
 Make = Callable[..., Path]
 
 MOMENTS = 20
-ROUNDS = 30
+ROUNDS = 40
 COMMAND_LINES = 4  # of the moments; the others fork a process that has imported everything
 STRATEGIES = {
     "scaffold": ("strategy.name=scaffold",),
