@@ -107,8 +107,6 @@ CARD = Card(
         argmax_agreement=1.0,
         max_logit_difference=0.0,
         logit_spread=1.0,
-        tolerated_disagreement=0.0,
-        tolerated_difference=0.0,
     ),
 )
 

@@ -15,6 +15,7 @@ import server.targets.onnx
 import server.targets.other_runtime
 from common.backbone.engine import quantized_engine
 from common.errors import ExportError, MissingExtraError
+from common.machine import processor
 from common.types import Head
 from server.card import Card
 from server.export import export
@@ -130,14 +131,37 @@ def test_the_same_model_gives_the_same_onnx_bytes(pretrained):
     assert first == second
 
 
-def test_an_onnx_file_with_another_head_is_not_put_in_place(any_trained, tmp_path, monkeypatch):
-    pytest.importorskip("onnxruntime")
-    wrong = Head(np.roll(any_trained.head.weight, 1, axis=0), any_trained.head.bias)
+def patched_head(monkeypatch, head):
     monkeypatch.setattr(
-        server.targets.onnx, "onnx_file", lambda backbone, _: onnx_file(backbone, wrong)
+        server.targets.onnx, "onnx_file", lambda backbone, _: onnx_file(backbone, head)
     )
-    with pytest.raises(ExportError, match="logits are off|changes the class"):
-        export(any_trained, "onnx", tmp_path / "model.onnx")
+
+
+def test_an_onnx_file_that_gives_other_classes_is_told_and_its_card_says_so(
+    any_trained, tmp_path, monkeypatch, caplog
+):
+    pytest.importorskip("onnxruntime")
+    caplog.set_level("WARNING", "fedhead")
+    head = any_trained.head
+    patched_head(monkeypatch, Head(np.roll(head.weight, 1, axis=0), head.bias))
+    report = export(any_trained, "onnx", tmp_path / "model.onnx")
+    card = Card.model_validate_json((tmp_path / "model.onnx.json").read_text())
+    assert card.self_check is not None
+    assert card.self_check.argmax_agreement == report.argmax_agreement
+    assert card.self_check.argmax_agreement < 0.5
+    assert card.file is not None
+    assert card.file.processor == processor()
+    (line,) = caplog.messages
+    assert "model.onnx in onnxruntime" in line
+    assert "another class than the trained head" in line
+
+
+def test_an_onnx_file_that_gives_no_numbers_is_not_put_in_place(pretrained, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    head = pretrained.head
+    patched_head(monkeypatch, Head(head.weight * np.float32("nan"), head.bias))
+    with pytest.raises(ExportError, match="logits are not finite"):
+        export(pretrained, "onnx", tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
