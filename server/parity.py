@@ -97,9 +97,8 @@ def tell(check: SelfCheck, who: str, advice: str) -> None:
         who: what computes otherwise.
         advice: what to do about it.
     """
-    if 1 - check.argmax_agreement > _MUCH:
-        changed = round((1 - check.argmax_agreement) * check.images)
+    changed = round((1 - check.argmax_agreement) * check.images)
+    if changed > _MUCH * check.images:
         logger.warning(
-            "%s gives %d of %d images another class than the trained head: %s",
-            who, changed, check.images, advice,
-        )  # fmt: skip
+            "%s gives %d of %d images another class; %s", who, changed, check.images, advice
+        )

@@ -81,6 +81,6 @@ def export_checked(
             )
 
         write_atomic(path, write)
-    tell(checks[0], f"{path.name} in {facts[0].runtime}", "see how accurate it is on your phones")
+    tell(checks[0], f"{path.name}: {facts[0].runtime} here", "measure it where it is to run")
     card = draft_card(trained, target, check=checks[0], engine=facts[0].runtime)
     return finish(card, path, facts[0])

@@ -18,7 +18,7 @@ from common.files import sha256_file, write_atomic
 from common.machine import processor
 from common.seeding import batch_seed
 from common.types import FloatArray, Head
-from server.card import CARD_RECORD, DefaultEngine, FileFacts, SelfCheck
+from server.card import CARD_RECORD, DefaultEngine, FileFacts, SelfCheck, card_path
 from server.device_model import DeviceModel, head_logits, trainer_view
 from server.export_check import FreshProcess, fresh_process
 from server.parity import check_within, measure, rounding, tell
@@ -140,7 +140,7 @@ def _model(trained: TrainedModel) -> _Candidate:
     bound += rounding(x, trained.head.weight) + np.spacing(np.abs(logits))
     check_within(logits, trained.logits, bound, "the int8 head")
     check = measure(logits, trained.logits, trained.labels)
-    tell(check, "the int8 head", "its classes are nearly tied, or its weights of very unlike size")
+    tell(check, "the int8 head", "its classes are nearly tied")
     exact = np.zeros_like(logits)  # sums of integers, the same in any order
     return _Candidate("model", PhoneModel(backbone.module, head), logits, check, exact)
 
@@ -221,10 +221,10 @@ def _check_file(
 def _tell_by_default(name: str, engine: str, default: DefaultEngine | None) -> None:
     if default is None or default.engine == engine:
         return
-    who = f"{name} with torch's default engine here, {default.engine},"
-    advice = f'set torch.backends.quantized.engine = "{engine}" before loading'
+    who = f"{name}: torch's default here, {default.engine},"
+    advice = f"load it as {card_path(Path(name))} says"
     if default.check is None:
-        logger.warning("%s does not run (%s): %s", who, default.problem, advice)
+        logger.warning("%s does not run it (%s); %s", who, default.problem, advice)
     else:
         tell(default.check, who, advice)
 
