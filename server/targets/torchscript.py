@@ -222,7 +222,7 @@ def _tell_by_default(name: str, engine: str, default: DefaultEngine | None) -> N
     if default is None or default.engine == engine:
         return
     who = f"{name}: torch's default here, {default.engine},"
-    advice = f"load it as {card_path(Path(name))} says"
+    advice = f"load as {card_path(Path(name))} says"
     if default.check is None:
         logger.warning("%s does not run it (%s); %s", who, default.problem, advice)
     else:
