@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,6 +46,11 @@ class ExportReport:
     features_equal: bool | None = None
     default_engine: DefaultEngine | None = None
     weights: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """What JSON can hold of it."""
+        default = self.default_engine and self.default_engine.model_dump()
+        return {**asdict(self), "path": str(self.path), "default_engine": default}
 
 
 def draft_card(
