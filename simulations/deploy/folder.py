@@ -23,9 +23,10 @@ import tomli_w
 
 from common.errors import ConfigError, RunError
 from common.files import is_empty, write_atomic
-from server.delivery.tokens import issue_token
+from server.delivery.tokens import issue_token, token_states
 from simulations.deploy.authority import ensure_authority, sign_server, spread
-from simulations.deploy.certificates import addresses_of, write_device_keys
+from simulations.deploy.certificates import addresses_of, public_half, write_device_keys
+from simulations.deploy.device_keys import key_id, revoked_keys
 from simulations.deploy.settings import (
     DeviceSettings,
     ServerSettings,
@@ -90,8 +91,10 @@ def write_deployment(
         raise RunError(f"{folder} is not empty and holds no deployment: nothing was written")
     settings = _server_settings(server, {"port": port, "delivery-port": delivery_port})
     ensure_authority(folder)
-    if days is not None or {*names} != {*known}:
-        sign_server(folder, [*names, *_LOOPBACK], days or DAYS)
+    certified = [*dict.fromkeys([*names, *_LOOPBACK])]
+    certificate = server / "server.crt"
+    if days or not certificate.exists() or {*certified} != {*addresses_of(certificate)}:
+        sign_server(folder, certified, days or DAYS)
     for name in devices:
         _write_device(folder, name, names[0], settings)
     spread(folder)
@@ -103,7 +106,8 @@ def _known_addresses(server: Path) -> list[str]:
     certificate = server / "server.crt"
     if not certificate.exists():
         return []
-    return [a for a in addresses_of(certificate) if a not in _LOOPBACK]
+    there = addresses_of(certificate)
+    return [a for a in there if a not in _LOOPBACK] or there[:1]
 
 
 def _write_readme(folder: Path, address: str, settings: ServerSettings) -> None:
@@ -179,10 +183,12 @@ def _server_settings(server: Path, ports: Mapping[str, int | None]) -> ServerSet
 
 def _write_device(folder: Path, name: str, address: str, server: ServerSettings) -> None:
     device = folder / "devices" / name
+    _put_aside_revoked(folder / "server", device)
     write_device_keys(device / "device.key", folder / "server" / "devices" / f"{name}.pub")
+    token, delivery = device / "delivery.token", delivery_of(folder / "server")
     # One that was revoked has its token still, and stays out.
-    if not (device / "delivery.token").exists():
-        issue_token(delivery_of(folder / "server"), name, device / "delivery.token")
+    if not token.exists() or token_states(delivery).get(name) == "unfinished":
+        issue_token(delivery, name, token)
     content = {
         "server": endpoint(address, server.port),
         "delivery": endpoint(address, server.delivery_port),
@@ -192,6 +198,14 @@ def _write_device(folder: Path, name: str, address: str, server: ServerSettings)
     values = {"device": name, "sandbox": _template("sandbox").substitute(device=name)}
     for unit in _UNITS:
         write_atomic(device / unit, _template(unit).substitute(values).encode())
+
+
+def _put_aside_revoked(server: Path, device: Path) -> None:
+    """Remove a device's key that was revoked, and its token: it gets new ones."""
+    key = device / "device.key"
+    if key.exists() and key_id(public_half(key)) in {key_id(k) for k in revoked_keys(server)}:
+        (device / "delivery.token").unlink(missing_ok=True)
+        key.unlink()
 
 
 def _write_once(path: Path, settings: ServerSettings | DeviceSettings) -> None:
