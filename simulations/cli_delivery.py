@@ -92,6 +92,7 @@ def serve(
     ] = 10.0,
 ) -> None:
     """Serve published models until Ctrl-C or SIGTERM; what is published meanwhile too."""
+    from server.delivery.identity import Identity
     from server.delivery.service import Limits, start
     from simulations.deploy.settings import endpoint, read_server
 
@@ -101,8 +102,7 @@ def serve(
     running, port = start(
         _published(server),
         address=endpoint(settings.host, settings.delivery_port),
-        certificate=server / "server.crt",
-        key=server / "server.key",
+        identity=Identity(server / "server.crt", server / "server.key", server / "ca.crt"),
         limits=Limits(downloads, 1e6 * rate),
     )
     print(f"serving models at port {port}; end with Ctrl-C", flush=True)
