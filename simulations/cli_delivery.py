@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import DeliveryError
+from simulations.terminal import print_error
 
 if TYPE_CHECKING:
     from client.delivery.remote import Remote
@@ -156,13 +157,35 @@ def fetch(
 ) -> None:
     """On a device: fetch the newest model, if it is new, and put it into use."""
     from client.delivery.fetch import fetch as bring
+    from client.delivery.remote import DeliveryInterruptedError
 
     with _remote(device) as remote:
-        fetched = bring(remote, _shelf(device, name), keep=keep)
+        try:
+            fetched = bring(remote, _shelf(device, name), keep=keep)
+        except DeliveryInterruptedError:
+            raise
+        except DeliveryError:  # nothing is published yet: it checks in nevertheless
+            with suppress(DeliveryError):
+                _check_in(device, remote)
+            raise
+        try:
+            _check_in(device, remote)
+        except DeliveryError as exc:
+            print_error(str(exc))
     if json_:
         print(json.dumps(asdict(fetched), default=str))
     else:
         print(f"{fetched.model}: {fetched.note}; {fetched.received_bytes:,} bytes received")
+
+
+@delivery.command("check-in")
+def check_in(device: DeviceArgument = _HERE) -> None:
+    """On a device: tell the server what it runs, and trust the authorities that it hands out.
+
+    fetch does so too, and fedhead device every hour.
+    """
+    with _remote(device) as remote:
+        _check_in(device, remote)
 
 
 @delivery.command()
@@ -206,6 +229,25 @@ def _remote(device: Path) -> Remote:
 
     address = read_device(device).delivery
     return Remote(address, authority=device / "ca.crt", token=device / "delivery.token")
+
+
+def _check_in(device: Path, remote: Remote) -> None:
+    from importlib.metadata import version
+
+    from client.delivery.authorities import check_in
+    from client.delivery.shelf import shelves
+    from simulations.deploy.settings import inside, read_device
+
+    settings = read_device(device)
+    new = check_in(
+        remote,
+        device / "ca.crt",
+        [settings.server, settings.delivery],
+        app=f"fedhead {version('fedhead')}",
+        in_use={s.path.name: s.current for s in shelves(inside(device, settings.models))},
+    )
+    if new:
+        print(f"{device / 'ca.crt'}: new authorities are trusted")
 
 
 def _shelf(device: Path, name: str) -> Shelf:

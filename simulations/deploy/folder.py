@@ -89,8 +89,8 @@ def write_deployment(
     _check([*addresses, *dropped], devices, names)
     if not is_empty(folder) and not (folder / "authority").is_dir():
         raise RunError(f"{folder} is not empty and holds no deployment: nothing was written")
+    ensure_authority(folder)  # first: it says that this folder is a deployment's
     settings = _server_settings(server, {"port": port, "delivery-port": delivery_port})
-    ensure_authority(folder)
     certified = [*dict.fromkeys([*names, *_LOOPBACK])]
     certificate = server / "server.crt"
     if days or not certificate.exists() or {*certified} != {*addresses_of(certificate)}:
