@@ -20,6 +20,7 @@ from typing import Any
 
 import tomli_w
 
+from common.bundle import NAME, PUBLISHER, installed_version
 from common.errors import MissingExtraError, RunError
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "run_app",
     "run_flower",
     "superlink",
-    "wait_for",
 ]
 
 logger = logging.getLogger("fedhead")
@@ -159,7 +159,7 @@ def superlink() -> Iterator[dict[str, str]]:
             )
         try:
             try:
-                wait_for("127.0.0.1", port, keeper)
+                _wait_for("127.0.0.1", port, keeper)
             except RunError as exc:
                 raise RunError(f"{exc}: {_last_line(log)}") from exc
             yield environment
@@ -204,7 +204,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(host: str, port: int, process: subprocess.Popen[bytes]) -> None:
+def _wait_for(host: str, port: int, process: subprocess.Popen[bytes]) -> None:
     """Wait until a SuperLink listens, which it does once it is ready.
 
     Raises:
@@ -234,11 +234,11 @@ def _write_app(folder: Path, config: Mapping[str, str]) -> None:
     lies in a checkout, and an installed fedhead has no such folder.
     """
     app = {
-        "publisher": "fedhead",
+        "publisher": PUBLISHER,
         "components": {"serverapp": "server.app:app", "clientapp": "client.app:app"},
         "config": dict(config),
     }
-    project = {"name": "fedhead", "version": "0"}
+    project = {"name": NAME, "version": installed_version()}
     folder.mkdir()
     content = tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}})
     (folder / "pyproject.toml").write_text(content)

@@ -38,7 +38,6 @@ from common.files import write_atomic, write_private
 __all__ = [
     "addresses_of",
     "certificates_in",
-    "first_address",
     "public_half",
     "vouch",
     "write_authority",
@@ -263,15 +262,6 @@ def _usage(*, certificates: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
-
-
-def first_address(certificate_file: Path) -> str:
-    """The first name or address that a server's certificate holds.
-
-    Raises:
-        RunError: the file cannot be read as such a certificate.
-    """
-    return addresses_of(certificate_file)[0]
 
 
 def addresses_of(certificate_file: Path) -> list[str]:

@@ -172,9 +172,9 @@ def _keys(
     server: Path, nodes: Sequence[Node] | None, tokens: set[str]
 ) -> Iterator[tuple[str, str | None, State, datetime | None]]:
     """Name, key, state and since when, of each device that is known, in the order of names."""
-    found: dict[str, tuple[str | None, State, datetime | None]] = {
-        name: (None, "token only", None) for name in tokens
-    }
+    found: dict[str, tuple[str | None, State, datetime | None]] = {}
+    for name in tokens:
+        found[name] = None, "token only", None
     for name, (*_, path) in revoked_names(server).items():
         found[name] = key_id(read_key(path)), "revoked", _changed(path)
     by_key = {key_id(node.public_key): node for node in nodes or ()}
@@ -183,8 +183,8 @@ def _keys(
             found[node.name] = key_id(node.public_key), *_standing(node)
     for name, path in admitted_keys(server).items():
         key = key_id(read_key(path))
-        if node := by_key.get(key):
-            found[name] = key, *_standing(node)
+        if key in by_key:
+            found[name] = key, *_standing(by_key[key])
         else:
             # The SuperLink's id is written beside the key when it is registered.
             known = nodes is None and path.with_suffix(".client").exists()

@@ -70,9 +70,7 @@ def fleet_lines(fleet: Fleet, remedy: dict[str, str]) -> Iterator[str]:
 def fleet_json(fleet: Fleet) -> dict[str, Any]:
     """The same, and all that the table has no room for."""
     return {
-        "devices": [
-            {**_plain(asdict(row)), "in-use": dict(row.in_use)} for row in fleet.devices
-        ],
+        "devices": [{**_plain(asdict(row)), "in-use": dict(row.in_use)} for row in fleet.devices],
         "superlink": {"asked": fleet.down is None, "problem": fleet.down},
         "doors": [asdict(door) for door in fleet.doors],
         "ends": _plain(dict(fleet.ends)),

@@ -4,6 +4,7 @@
 
     authority/       ca.key, ca.crt; the key signs the server's certificate and can go offline
     server/          server.toml, server.key, server.crt, ca.crt, devices/NAME.pub, revoked/,
+                     operator.secret: who can read it is an operator,
                      delivery/: hashes of tokens, and what is published
     devices/NAME/    device.toml, device.key, delivery.token, ca.crt and systemd's units:
                      copied to the device
@@ -13,6 +14,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,16 +24,18 @@ from urllib.parse import urlsplit
 import tomli_w
 
 from common.errors import ConfigError, RunError
-from common.files import is_empty, write_atomic
+from common.files import is_empty, write_atomic, write_private
 from server.delivery.tokens import issue_token, token_states
 from simulations.deploy.authority import ensure_authority, sign_server, spread
 from simulations.deploy.certificates import addresses_of, public_half, write_device_keys
 from simulations.deploy.device_keys import key_id, revoked_keys
 from simulations.deploy.settings import (
+    OPERATORS_HOST,
     DeviceSettings,
     ServerSettings,
     delivery_of,
     endpoint,
+    operator_secret,
     read_device,
     read_server,
 )
@@ -41,8 +45,6 @@ __all__ = ["DAYS", "write_deployment"]
 DAYS = 365
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:]+")
-# Where Flower's own processes on the server reach it, over TLS as everybody.
-_LOOPBACK = ("127.0.0.1", "::1")
 _UNITS = ("fedhead-device.service", "fedhead-fetch.service", "fedhead-fetch.timer")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 
@@ -55,6 +57,7 @@ def write_deployment(
     dropped: Sequence[str] = (),
     days: int | None = None,
     port: int | None = None,
+    operator_port: int | None = None,
     delivery_port: int | None = None,
 ) -> list[str]:
     """Write a deployment's folder, or add devices and addresses to one.
@@ -71,6 +74,7 @@ def write_deployment(
         days: how long the server's certificate is valid. None: a year, and one that is there
             stays where its addresses do.
         port: of the server; None: as in its settings.
+        operator_port: of the server, for operators; likewise.
         delivery_port: of the server, for models; likewise.
 
     Returns:
@@ -90,8 +94,11 @@ def write_deployment(
     if not is_empty(folder) and not (folder / "authority").is_dir():
         raise RunError(f"{folder} is not empty and holds no deployment: nothing was written")
     ensure_authority(folder)  # first: it says that this folder is a deployment's
-    settings = _server_settings(server, {"port": port, "delivery-port": delivery_port})
-    certified = [*dict.fromkeys([*names, *_LOOPBACK])]
+    ports = {"port": port, "operator-port": operator_port, "delivery-port": delivery_port}
+    settings = _server_settings(server, ports)
+    if not operator_secret(server).exists():
+        write_private(operator_secret(server), secrets.token_hex(32).encode() + b"\n")
+    certified = [*dict.fromkeys([*names, OPERATORS_HOST])]
     certificate = server / "server.crt"
     if days or not certificate.exists() or {*certified} != {*addresses_of(certificate)}:
         sign_server(folder, certified, days or DAYS)
@@ -107,7 +114,7 @@ def _known_addresses(server: Path) -> list[str]:
     if not certificate.exists():
         return []
     there = addresses_of(certificate)
-    return [a for a in there if a not in _LOOPBACK] or there[:1]
+    return [a for a in there if a != OPERATORS_HOST] or there[:1]
 
 
 def _write_readme(folder: Path, address: str, settings: ServerSettings) -> None:
@@ -115,6 +122,7 @@ def _write_readme(folder: Path, address: str, settings: ServerSettings) -> None:
     values = {
         "address": address,
         "port": settings.port,
+        "operator_port": settings.operator_port,
         "delivery_port": settings.delivery_port,
         "device": known[0],
         "devices": ", ".join(known),
@@ -131,7 +139,7 @@ def _address_notes(folder: Path, names: Sequence[str]) -> list[str]:
         used.setdefault(host, []).append(device.parent.name)
     if {*used} == {names[0].lower()}:
         return []
-    certain = {name.lower() for name in (*names, *_LOOPBACK)}
+    certain = {name.lower() for name in (*names, OPERATORS_HOST)}
     return [
         f"{host} is used by {', '.join(devices)}"
         + ("" if host in certain else ", and the server's certificate no longer names it")
