@@ -20,6 +20,7 @@ from common.errors import ConfigError, FedheadError, MissingExtraError
 from simulations.cli_compare import comparisons
 from simulations.cli_delivery import delivery, publish
 from simulations.cli_deploy import deployments
+from simulations.cli_fleet import fleet
 from simulations.cli_measure import measures
 from simulations.tables import closing_table, export_table, rows_table
 from simulations.terminal import JsonFlag, print_error
@@ -56,6 +57,7 @@ cli.add_typer(comparisons)
 cli.add_typer(measures)
 cli.add_typer(deployments)
 cli.add_typer(delivery, name="delivery")
+cli.add_typer(fleet, name="fleet")
 
 
 class Engine(StrEnum):

@@ -18,7 +18,7 @@ Each step may be killed anywhere; taken again it goes on from the files that it 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -51,6 +51,11 @@ Stage = Literal["settled", "begun", "both trusted", "dropping"]
 
 _KEY, _CERTIFICATE, _VOUCHER = "ca.key", "ca.crt", "voucher.crt"
 _WARNING = timedelta(days=30)
+
+_REMEDIES = {
+    "server's certificate": "fedhead fleet DEPLOYMENT renew",
+    "authority": "fedhead fleet DEPLOYMENT renew --authority",
+}
 
 
 def stage(folder: Path) -> Stage:
@@ -155,19 +160,14 @@ def expiries(server: Path) -> dict[str, datetime]:
     }
 
 
-def expiry_warnings(ends: dict[str, datetime], remedy: dict[str, str]) -> list[str]:
-    """A line for each that ends within 30 days.
-
-    Args:
-        ends: by name.
-        remedy: what to do, by the same names.
-    """
+def expiry_warnings(ends: Mapping[str, datetime]) -> list[str]:
+    """A line for each that ends within 30 days, by the names that ``expiries`` has."""
     now = datetime.now(UTC)
     lines = []
     for name, end in ends.items():
         if end - now < _WARNING:
             when = f"ended on {end:%Y-%m-%d}" if end < now else f"ends on {end:%Y-%m-%d}"
-            lines.append(f"the {name} {when}: {remedy[name]}")
+            lines.append(f"the {name} {when}: {_REMEDIES[name]}")
     return lines
 
 

@@ -24,7 +24,16 @@ from simulations.deploy.settings import (
     read_server,
 )
 
-__all__ = ["DeviceRow", "Door", "Fleet", "State", "lagging", "look", "server_folder"]
+__all__ = [
+    "DeviceRow",
+    "Door",
+    "Fleet",
+    "State",
+    "is_served",
+    "lagging",
+    "look",
+    "server_folder",
+]
 
 State = Literal["online", "offline", "registered", "waiting", "revoked", "token only"]
 
@@ -113,13 +122,21 @@ def look(server: Path) -> Fleet:
         ConfigError, RunError, DeliveryError: a file of the server is missing or damaged.
     """
     down, nodes = None, None
-    try:
-        with control(server) as api:
-            nodes = api.nodes()
-    except RunError as exc:
-        down = str(exc)
+    if not is_served(server):
+        down = "fedhead serve does not run; this is what its files tell"
+    else:
+        try:
+            with control(server) as api:
+                nodes = api.nodes()
+        except RunError as exc:
+            down = str(exc)
     last_run = read_last_run(server)
     return Fleet(_rows(server, nodes, last_run), down, _doors(server), expiries(server), last_run)
+
+
+def is_served(server: Path) -> bool:
+    """Whether the SuperLink of a server's folder runs."""
+    return _listens(OPERATORS_HOST, read_server(server).operator_port)
 
 
 def lagging(server: Path) -> dict[str, datetime | None]:

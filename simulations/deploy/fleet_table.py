@@ -42,13 +42,8 @@ def fleet_table(fleet: Fleet) -> Table:
     return table
 
 
-def fleet_lines(fleet: Fleet, remedy: dict[str, str]) -> Iterator[str]:
-    """What is below the table: failures, doors, ends, and what is to be done.
-
-    Args:
-        fleet: the deployment.
-        remedy: commands by what ends.
-    """
+def fleet_lines(fleet: Fleet) -> Iterator[str]:
+    """What is below the table: failures, doors, ends, and what is to be done."""
     if fleet.down:
         yield f"not asked: {fleet.down}"
     for row in fleet.devices:
@@ -62,7 +57,7 @@ def fleet_lines(fleet: Fleet, remedy: dict[str, str]) -> Iterator[str]:
     for door in fleet.doors:
         yield f"door for {door.name}: {door.address}, {'open' if door.is_open else 'closed'}"
     yield "; ".join(f"the {name} ends on {end:%Y-%m-%d}" for name, end in fleet.ends.items())
-    yield from (f"warning: {line}" for line in expiry_warnings(dict(fleet.ends), remedy))
+    yield from (f"warning: {line}" for line in expiry_warnings(fleet.ends))
     if fleet.last_run:
         yield f"last run: {fleet.last_run.path}"
 

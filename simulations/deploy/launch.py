@@ -24,6 +24,7 @@ from client import fork_server
 from common.errors import RunError
 from simulations.deploy.certificates import certificates_in
 from simulations.deploy.handshake import obstacle
+from simulations.deploy.last_run import remember_run
 from simulations.deploy.operator import door, folder_keys, read_secret
 from simulations.deploy.settings import OPERATORS_HOST, inside, read_device, read_server
 from simulations.deploy.standin import install, operator_environment
@@ -162,6 +163,7 @@ def run_deployed(path: Path, deployment: Path, *, health: str = "") -> dict[str,
 
     RunFolder(path, open_run(path)).bind_clients(simulated=False)
     with connection(deployment) as environment:
+        remember_run(deployment / "server", path)
         return run_app(path, environment, health=health)
 
 

@@ -29,6 +29,7 @@ from common.errors import FedheadError, RunError
 from simulations.deploy.doors import DevicesDoor, OperatorsDoor
 from simulations.deploy.gate import Gate, Limits, protocol
 from simulations.deploy.operator import control, read_secret, register_folder
+from simulations.deploy.presented import Presented, keep_presented
 from simulations.deploy.settings import (
     OPERATORS_HOST,
     ServerSettings,
@@ -147,6 +148,7 @@ async def _serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, end)
     serving = [loop.create_task(operators_door.serve())]
+    keeping = loop.create_task(_keep(server, devices_door, operators_door))
     try:
         await operators_door.opened.wait()
         if not operators_door.should_exit:
@@ -154,10 +156,21 @@ async def _serve(
             serving.append(loop.create_task(devices_door.serve()))
             await devices_door.opened.wait()
             _tell(server, settings, count)
+        await asyncio.gather(*serving)
     finally:
+        keeping.cancel()
         if len(serving) == 1:
             end()
         await asyncio.gather(*serving)
+
+
+async def _keep(server: Path, *doors: _Door) -> None:
+    """Take up a renewed certificate at both doors, once they are open."""
+    for door in doors:
+        await door.opened.wait()
+    devices, operators = (door.config.ssl for door in doors)
+    if devices and operators:
+        await keep_presented(server, Presented(server, devices, operators), _say)
 
 
 def _let_in(server: Path) -> int:

@@ -208,14 +208,13 @@ def test_a_new_address_joins_the_old_ones_and_who_uses_which_is_said(garden: Pat
 
 def test_what_ends_within_a_month_is_warned_of(garden: Path) -> None:
     ends = expiries(garden / "server")
-    remedy = {name: f"renew the {name}" for name in ends}
-    (line,) = expiry_warnings(ends, remedy)
+    (line,) = expiry_warnings(ends)
     day = format(ends["server's certificate"], "%Y-%m-%d")
-    assert line == f"the server's certificate ends on {day}: renew the server's certificate"
+    assert line == f"the server's certificate ends on {day}: fedhead fleet DEPLOYMENT renew"
     sign_server(garden, ["fed.example.org"], 32)
-    assert expiry_warnings(expiries(garden / "server"), remedy) == []
+    assert expiry_warnings(expiries(garden / "server")) == []
     yesterday = datetime.now(UTC) - timedelta(days=1)
-    (line,) = expiry_warnings({"authority": yesterday}, remedy)
+    (line,) = expiry_warnings({"authority": yesterday})
     assert line.startswith(f"the authority ended on {yesterday:%Y-%m-%d}")
 
 
