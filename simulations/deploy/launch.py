@@ -6,15 +6,12 @@ Thin on purpose: the command is printed, so that it can be used, and read about,
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,9 +22,10 @@ from common.errors import RunError
 from common.files import write_atomic
 from simulations.deploy.certificates import first_address
 from simulations.deploy.handshake import obstacle
+from simulations.deploy.processes import run, running, terminable
 from simulations.deploy.register import RECORD_SEPARATOR
 from simulations.deploy.settings import endpoint, inside, read_device, read_server
-from simulations.flower import command, flower_environment, run_app, wait_for
+from simulations.flower import flower_environment, run_app, wait_for
 
 __all__ = [
     "connection",
@@ -100,7 +98,7 @@ def serve(server: Path, say: Say) -> int:
     settings = read_server(server)
     environment = flower_environment() | {"FLWR_HOME": str(server / "flower")}
 
-    with _terminable(), connection(server.parent) as home:
+    with terminable(), connection(server.parent) as home:
 
         def register(process: subprocess.Popen[bytes]) -> None:
             local = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - all addresses
@@ -110,7 +108,7 @@ def serve(server: Path, say: Say) -> int:
                 say(f"device {name} is client {client}")
             say(f"serving at port {settings.port}; end with Ctrl-C")
 
-        return _run(superlink_command(server), environment, say, register)
+        return run(superlink_command(server), environment, say, register)
 
 
 def run_device(device: Path, say: Say) -> NoReturn:
@@ -131,14 +129,14 @@ def run_device(device: Path, say: Say) -> NoReturn:
     }
     pause = _FIRST_PAUSE_SECONDS
     own_folder = tempfile.TemporaryDirectory(prefix="fedhead-device-", ignore_cleanup_errors=True)
-    with _terminable(), own_folder as own:
+    with terminable(), own_folder as own:
         environment["PATH"] = fork_server.install(Path(own), environment["PATH"])
         while True:
             # It imports while the SuperNode starts, and once, however often that is refused.
-            with _running(["flwr-clientapp"], environment) as imported:
+            with running(["flwr-clientapp"], environment) as imported:
                 while True:
                     started = time.monotonic()
-                    code = _run(device_command(device), environment, say)
+                    code = run(device_command(device), environment, say)
                     if time.monotonic() - started > _LONGEST_PAUSE_SECONDS:
                         pause = _FIRST_PAUSE_SECONDS  # it had been let in
                     why = obstacle(settings.server, device / "ca.crt")
@@ -192,57 +190,6 @@ def _there(path: Path) -> str:
     if not path.is_file():
         raise RunError(f"{path} is missing: fedhead deploy writes it")
     return str(path)
-
-
-def _run(
-    arguments: Sequence[str],
-    environment: Mapping[str, str],
-    say: Say,
-    ready: Callable[[subprocess.Popen[bytes]], None] = lambda _: None,
-) -> int:
-    """Run a process of Flower's to its end, or to ours: an interrupt ends it and is raised."""
-    say(f"$ {shlex.join(arguments)}")
-    with _running(arguments, environment) as process:
-        ready(process)
-        return process.wait()
-
-
-@contextmanager
-def _running(
-    arguments: Sequence[str], environment: Mapping[str, str]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of Flower's, and those it starts, until the block's end."""
-    with (
-        subprocess.Popen(  # noqa: S603 - Flower's own command
-            [command(arguments[0], environment), *arguments[1:]],
-            env=dict(environment),
-            start_new_session=True,
-        ) as process
-    ):
-        try:
-            yield process
-        finally:
-            _end(process)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Inside, SIGTERM is an interrupt as Ctrl-C is: processes and folders are cleaned up."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to end, and with it those that it started."""
-    if process.poll() is None:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _register(keys: Sequence[Path], environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
