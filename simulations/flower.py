@@ -20,6 +20,7 @@ from typing import Any
 
 import tomli_w
 
+from common.bundle import NAME, PUBLISHER, installed_version
 from common.errors import MissingExtraError, RunError
 
 __all__ = [
@@ -234,11 +235,11 @@ def _write_app(folder: Path, config: Mapping[str, str]) -> None:
     lies in a checkout, and an installed fedhead has no such folder.
     """
     app = {
-        "publisher": "fedhead",
+        "publisher": PUBLISHER,
         "components": {"serverapp": "server.app:app", "clientapp": "client.app:app"},
         "config": dict(config),
     }
-    project = {"name": "fedhead", "version": "0"}
+    project = {"name": NAME, "version": installed_version()}
     folder.mkdir()
     content = tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}})
     (folder / "pyproject.toml").write_text(content)

@@ -6,6 +6,7 @@ Thin on purpose: the command is printed, so that it can be used, and read about,
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -17,12 +18,11 @@ from typing import Any, NoReturn
 
 import tomli_w
 
-from client import fork_server
 from common.errors import RunError
 from common.files import write_atomic
 from simulations.deploy.certificates import first_address
 from simulations.deploy.handshake import obstacle
-from simulations.deploy.processes import run, running, terminable
+from simulations.deploy.processes import Process, alone, first_end, run, running, terminable
 from simulations.deploy.register import RECORD_SEPARATOR
 from simulations.deploy.settings import endpoint, inside, read_device, read_server
 from simulations.flower import flower_environment, run_app, wait_for
@@ -40,6 +40,7 @@ Say = Callable[[str], None]
 
 _FIRST_PAUSE_SECONDS = 2.0
 _LONGEST_PAUSE_SECONDS = 60.0
+_LONGEST_SOCKET = 100  # bytes of its path: Linux allows 107, others 103
 
 
 def superlink_command(server: Path) -> list[str]:
@@ -58,8 +59,8 @@ def superlink_command(server: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def device_command(device: Path) -> list[str]:
-    """Flower's command for a device's folder."""
+def device_command(device: Path, own: Path) -> list[str]:
+    """The command of a device's SuperNode: Flower's, behind a socket in a folder of its own."""
     settings = read_device(device)
     node_config = {
         "data": f"folder:{inside(device, settings.data)}",
@@ -71,11 +72,10 @@ def device_command(device: Path) -> list[str]:
     }
     pairs = [f"{key}={json.dumps(value)}" for key, value in node_config.items()]
     return [
-        "flower-supernode",
+        sys.executable, "-P", "-m", "client.supernode", _socket(own), str(own / "refused"),
         "--superlink", settings.server,
         "--root-certificates", _there(device / "ca.crt"),
         "--auth-supernode-private-key", _there(device / "device.key"),
-        "--port", str(settings.port),
         "--node-config", " ".join(pairs),
     ]  # fmt: skip
 
@@ -118,7 +118,7 @@ def run_device(device: Path, say: Say) -> NoReturn:
     key is registered, or while the server has no valid certificate.
 
     Raises:
-        ConfigError, RunError: a file is missing or wrong.
+        ConfigError, RunError: a file is missing or wrong, or the device runs already.
         KeyboardInterrupt: somebody ended it.
     """
     device = device.resolve()
@@ -127,24 +127,54 @@ def run_device(device: Path, say: Say) -> NoReturn:
         "FLWR_HOME": str(inside(device, settings.state) / "flower"),
         "OMP_NUM_THREADS": str(settings.max_threads),
     }
-    pause = _FIRST_PAUSE_SECONDS
     own_folder = tempfile.TemporaryDirectory(prefix="fedhead-device-", ignore_cleanup_errors=True)
-    with terminable(), own_folder as own:
-        environment["PATH"] = fork_server.install(Path(own), environment["PATH"])
+    with terminable(), alone(device, "fedhead device"), own_folder as name:
+        own, pause = Path(name), _FIRST_PAUSE_SECONDS
+        answers = [sys.executable, "-P", "-m", "client.fork_server", _socket(own)]
         while True:
             # It imports while the SuperNode starts, and once, however often that is refused.
-            with running(["flwr-clientapp"], environment) as imported:
-                while True:
+            with running(answers, environment) as answering:
+                while answering.poll() is None:
                     started = time.monotonic()
-                    code = run(device_command(device), environment, say)
+                    code = _run_node(device_command(device, own), environment, say, answering)
                     if time.monotonic() - started > _LONGEST_PAUSE_SECONDS:
                         pause = _FIRST_PAUSE_SECONDS  # it had been let in
-                    why = obstacle(settings.server, device / "ca.crt")
+                    why = obstacle(settings.server, device / "ca.crt", _refused(own))
+                    if answering.poll() is not None:
+                        why = f"what answers its messages has ended with {answering.returncode}"
                     say(f"Flower's SuperNode ended with {code}: {why}. Again in {pause:g} s.")
                     time.sleep(pause)
                     pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-                    if imported.poll() is not None:
-                        break
+
+
+def _run_node(
+    arguments: Sequence[str], environment: Mapping[str, str], say: Say, answering: Process
+) -> int:
+    """Run a SuperNode until it ends, or nobody answers its messages any more."""
+    say(f"$ {shlex.join(arguments)}")
+    with running(arguments, environment) as node:
+        first_end(node, answering)
+    return node.wait()
+
+
+def _socket(own: Path) -> str:
+    """Where a device's processes meet: in a folder that only their owner may enter.
+
+    Raises:
+        RunError: the system's temporary folder has too long a name.
+    """
+    path = str(own / "socket")
+    if len(path.encode()) > _LONGEST_SOCKET:
+        raise RunError(f"{path} is too long for a socket: set TMPDIR to a folder with a short name")
+    return path
+
+
+def _refused(own: Path) -> str:
+    """What Flower said when the server did not let the device in; empty: it said nothing."""
+    file = own / "refused"
+    said = file.read_text() if file.exists() else ""
+    file.unlink(missing_ok=True)
+    return said
 
 
 def run_deployed(path: Path, deployment: Path, *, health: str = "") -> dict[str, Any]:

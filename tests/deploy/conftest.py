@@ -58,8 +58,6 @@ class Deployment:
         write_deployment(folder, addresses=[address], devices=names, port=self.port, days=30)
         self.logs: dict[str, Path] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        for name, port in zip(names, _free_ports(len(names)), strict=True):
-            self.set(name, port=port)
 
     def device(self, name: str) -> Path:
         return self.folder / "devices" / name
