@@ -124,7 +124,8 @@ def _installed(app: App, app_id: str, version: str) -> App:
             return app(message, context)
         except FedheadError as exc:
             log(logging.WARNING, "%s", exc)
-            error = Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=str(exc))
+            reason = f"{type(exc)}:<'{exc}'>"  # as Flower writes it
+            error = Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason)
             return Message(error, reply_to=message)
 
     return answer

@@ -35,6 +35,7 @@ from server.engine import Task
 from server.events import event_log
 from server.export import export
 from server.join import join
+from server.lease import follow
 from server.model import prepare, trained_model
 from server.progress import Progress
 from server.rounds import run_rounds
@@ -51,6 +52,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run config names."""
     in_flower = _start_log()
+    if lease := str(context.run_config.get("lease", "")):
+        follow(Path(lease))
     try:
         address = str(context.run_config.get("health", ""))
         with _progress(address) as progress:
