@@ -131,6 +131,7 @@ def resume(
 
 def _run(path: Path, engine: Engine, deployment: Path | None, health: str, json_: bool) -> None:
     from simulations.deploy.launch import run_deployed
+    from simulations.deploy.processes import terminable
     from simulations.flower import run_flower
     from simulations.run import num_nodes, open_run, run_in_process
 
@@ -139,13 +140,14 @@ def _run(path: Path, engine: Engine, deployment: Path | None, health: str, json_
     if health and not re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[^\s:]+):[0-9]{1,5}", health):
         raise ConfigError([f"--health {health!r} must be HOST:PORT, for example 127.0.0.1:9096"])
     try:
-        if deployment is not None:
-            summary = run_deployed(path, deployment, health=health)
-        elif engine is Engine.FLOWER:
-            nodes = num_nodes(open_run(path))
-            summary = run_flower(path, num_supernodes=nodes, health=health)
-        else:
-            summary = run_in_process(path, health=health)
+        with terminable():
+            if deployment is not None:
+                summary = run_deployed(path, deployment, health=health)
+            elif engine is Engine.FLOWER:
+                nodes = num_nodes(open_run(path))
+                summary = run_flower(path, num_supernodes=nodes, health=health)
+            else:
+                summary = run_in_process(path, health=health)
     except KeyboardInterrupt:
         option = f" --engine {engine}" if engine is Engine.FLOWER else ""
         option = f" --deployment {deployment}" if deployment is not None else option

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 from contextlib import suppress
 from dataclasses import asdict
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["delivery", "publish"]
 
 delivery = typer.Typer(no_args_is_help=True, help="Bring published models to devices over gRPC.")
+
+logger = logging.getLogger("fedhead.delivery")
 
 _GRACE_SECONDS = 5
 _HERE = Path()
@@ -236,6 +239,7 @@ def _check_in(device: Path, remote: Remote) -> None:
 
     from client.delivery.authorities import check_in
     from client.delivery.shelf import shelves
+    from simulations.deploy.authority import end_of_trust, expiry_warnings
     from simulations.deploy.settings import inside, read_device
 
     settings = read_device(device)
@@ -247,7 +251,9 @@ def _check_in(device: Path, remote: Remote) -> None:
         in_use={s.path.name: s.current for s in shelves(inside(device, settings.models))},
     )
     if new:
-        print(f"{device / 'ca.crt'}: new authorities are trusted")
+        logger.info("%s: other authorities are trusted", device / "ca.crt")
+    for line in expiry_warnings({"authority": end_of_trust(device / "ca.crt")}):
+        logger.warning("warning: %s", line)
 
 
 def _shelf(device: Path, name: str) -> Shelf:

@@ -18,6 +18,8 @@ MAY_IMPORT = {
 # Strategies and trainers see arrays, never messages.
 MAY_IMPORT_FLWR = {
     "client/app.py",
+    "client/fork_server.py",
+    "client/supernode.py",
     "common/messages.py",
     "common/records.py",
     "server/app.py",

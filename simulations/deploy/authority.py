@@ -38,6 +38,7 @@ from simulations.deploy.certificates import (
 __all__ = [
     "Stage",
     "drop_old",
+    "end_of_trust",
     "ensure_authority",
     "expiries",
     "expiry_warnings",
@@ -156,8 +157,17 @@ def expiries(server: Path) -> dict[str, datetime]:
     """
     return {
         "server's certificate": certificates_in(server / "server.crt")[0].not_valid_after_utc,
-        "authority": certificates_in(server / _CERTIFICATE)[-1].not_valid_after_utc,
+        "authority": end_of_trust(server / _CERTIFICATE),
     }
+
+
+def end_of_trust(authorities: Path) -> datetime:
+    """When the last of the authorities in a file ends.
+
+    Raises:
+        RunError: a certificate cannot be read.
+    """
+    return max(certificate.not_valid_after_utc for certificate in certificates_in(authorities))
 
 
 def expiry_warnings(ends: Mapping[str, datetime]) -> list[str]:

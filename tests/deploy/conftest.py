@@ -66,8 +66,6 @@ class Deployment:
         )
         self.logs: dict[str, Path] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        for name, port in zip(names, _free_ports(len(names)), strict=True):
-            self.set(name, port=port)
 
     def device(self, name: str) -> Path:
         return self.folder / "devices" / name
