@@ -14,6 +14,7 @@ from common.errors import RunError
 from server.delivery.checkins import CheckIn, check_ins
 from server.delivery.tokens import TokenState, token_states
 from simulations.deploy.authority import expiries
+from simulations.deploy.certificates import certificates_in
 from simulations.deploy.device_keys import admitted_keys, key_id, read_key, revoked_names
 from simulations.deploy.last_run import LastRun, Part, read_last_run
 from simulations.deploy.operator import Node, control
@@ -93,6 +94,8 @@ class Fleet:
         down: why the SuperLink was not asked; None: it was.
         doors: of the server.
         ends: when the server's certificate and its authority end.
+        still_old: while one authority follows another, who is not known to trust the new one;
+            None: none follows.
         last_run: the devices' last run.
     """
 
@@ -100,6 +103,7 @@ class Fleet:
     down: str | None
     doors: Sequence[Door]
     ends: Mapping[str, datetime]
+    still_old: Sequence[str] | None
     last_run: LastRun | None
 
 
@@ -131,7 +135,15 @@ def look(server: Path) -> Fleet:
         except RunError as exc:
             down = str(exc)
     last_run = read_last_run(server)
-    return Fleet(_rows(server, nodes, last_run), down, _doors(server), expiries(server), last_run)
+    follows = len(certificates_in(server / "ca.crt")) > 1
+    return Fleet(
+        devices=_rows(server, nodes, last_run),
+        down=down,
+        doors=_doors(server),
+        ends=expiries(server),
+        still_old=[*lagging(server)] if follows else None,
+        last_run=last_run,
+    )
 
 
 def is_served(server: Path) -> bool:

@@ -52,8 +52,11 @@ def fleet_lines(fleet: Fleet) -> Iterator[str]:
         if len(row.in_use) > 1:
             models = ", ".join(f"{name} version {v}" for name, v in sorted(row.in_use.items()))
             yield f"{row.name} uses {models}"
-    if behind := [row.name for row in fleet.devices if row.trusts_all is False]:
-        yield f"{', '.join(behind)}: the newest list of authorities is not taken yet"
+    if fleet.still_old:
+        yield f"another authority signs now, and is not yet known to {', '.join(fleet.still_old)}"
+    elif fleet.still_old is not None:
+        yield "another authority signs now, and all devices trust it; the old one can be dropped:"
+        yield "fedhead fleet DEPLOYMENT renew --authority"
     for door in fleet.doors:
         yield f"door for {door.name}: {door.address}, {'open' if door.is_open else 'closed'}"
     yield "; ".join(f"the {name} ends on {end:%Y-%m-%d}" for name, end in fleet.ends.items())
@@ -69,6 +72,7 @@ def fleet_json(fleet: Fleet) -> dict[str, Any]:
         "superlink": {"asked": fleet.down is None, "problem": fleet.down},
         "doors": [asdict(door) for door in fleet.doors],
         "ends": _plain(dict(fleet.ends)),
+        "still-old": fleet.still_old,
         "last-run": str(fleet.last_run.path) if fleet.last_run else None,
     }
 
