@@ -1,4 +1,7 @@
-"""A running device checks in with delivery each hour, in a process of its own that soon ends."""
+"""A running device checks in with delivery each hour, in a process of its own that soon ends.
+
+A server that cannot be reached is asked again after ten minutes.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from simulations.deploy.processes import Process, running
 
 __all__ = ["CheckingIn"]
 
-_SECONDS = 3600.0
+_SECONDS, _AGAIN_SECONDS = 3600.0, 600.0
 
 
 class CheckingIn:
@@ -58,10 +61,11 @@ class CheckingIn:
     def poll(self) -> int | None:
         """0 once other authorities are trusted than a while ago; None before."""
         if self._process is not None and self._process.poll() is not None:
+            # Devices that lost power together do not all come at once for ever.
+            pause = _AGAIN_SECONDS if self._process.returncode else _SECONDS
+            self._due = time.monotonic() + pause * random.uniform(0.9, 1.1)  # noqa: S311
             self._tell()
         elif self._process is None and time.monotonic() > self._due:
-            # Devices that lost power together do not all come at once for ever.
-            self._due = time.monotonic() + _SECONDS * random.uniform(0.9, 1.1)  # noqa: S311
             output = self._stack.enter_context(self._log.open("wb"))
             started = running(self._command, self._environment, output)
             self._process = self._stack.enter_context(started)

@@ -11,6 +11,7 @@ A name may come back with a new key, a revoked key never, under whatever name.
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -36,7 +37,7 @@ def read_key(path: Path) -> bytes:
     try:
         return _plain(path.read_bytes())
     except (OSError, ValueError, UnsupportedAlgorithm) as exc:
-        raise RunError(f"{path} cannot be read as a device's public key: {exc}") from exc
+        raise RunError(f"{path}: cannot be registered: {exc}") from exc
 
 
 def _plain(key: bytes) -> bytes:
@@ -83,9 +84,10 @@ def put_out(server: Path, name: str, key: bytes) -> None:
 
     Args:
         server: the server's folder.
-        name: of the device, as its key was registered.
+        name: of the device, as its key was registered; Flower takes any words.
         key: in OpenSSH's form or as PEM.
     """
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", name)
     kept = server / "revoked" / f"{name}.{key_id(key)}.pub"
     if not kept.exists():
         write_atomic(kept, _plain(key) + b"\n")

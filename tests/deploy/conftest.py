@@ -51,17 +51,20 @@ class Deployment:
         folder: as ``fedhead deploy`` writes it.
         port: of the server, on loopback, for devices.
         operator_port: likewise, for operators.
+        delivery_port: likewise, for models.
         logs: what each process said, by the name it was started under.
     """
 
     def __init__(self, folder: Path, *names: str, address: str = "localhost") -> None:
-        self.folder, (self.port, self.operator_port) = folder, _free_ports(2)
+        self.folder = folder
+        self.port, self.operator_port, self.delivery_port = _free_ports(3)
         write_deployment(
             folder,
             addresses=[address],
             devices=names,
             port=self.port,
             operator_port=self.operator_port,
+            delivery_port=self.delivery_port,
             days=30,
         )
         self.logs: dict[str, Path] = {}

@@ -72,7 +72,7 @@ def test_a_bad_key_is_named_before_anything_starts_and_ids_outlive_a_restart(
     said = deployed.said("server")
     assert [deployed.client(name) for name in "ab"] == before[:2]
     assert "already in use" not in said
-    assert "device c: its key is in" in said
+    assert "c is let in no more: its key is no longer in" in said
     assert not (keys / "c.client").exists()
     with control(deployed.folder / "server") as api:
         assert {n.name: n.status for n in api.nodes()} == {
