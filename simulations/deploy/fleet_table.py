@@ -7,7 +7,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from simulations.deploy.authority import expiry_warnings
@@ -20,7 +19,7 @@ _UNKNOWN = "-"
 
 def fleet_table(fleet: Fleet) -> Table:
     """A line a device; times are those of this machine's clock and zone."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("device", overflow="fold", min_width=6)
     for title in ("key", "state", "since", "version"):
         table.add_column(title, no_wrap=True)

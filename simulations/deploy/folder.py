@@ -25,7 +25,7 @@ import tomli_w
 
 from common.errors import ConfigError, RunError
 from common.files import is_empty, write_atomic, write_private
-from server.delivery.tokens import issue_token, token_states
+from server.delivery.tokens import issue_token, revoke_token, token_states
 from simulations.deploy.authority import ensure_authority, sign_server, spread
 from simulations.deploy.certificates import addresses_of, public_half, write_device_keys
 from simulations.deploy.device_keys import key_id, revoked_keys
@@ -212,8 +212,11 @@ def _put_aside_revoked(server: Path, device: Path) -> None:
     """Remove a device's key that was revoked, and its token: it gets new ones."""
     key = device / "device.key"
     if key.exists() and key_id(public_half(key)) in {key_id(k) for k in revoked_keys(server)}:
+        delivery = delivery_of(server)
+        if token_states(delivery).get(device.name) == "valid":
+            revoke_token(delivery, device.name)
         (device / "delivery.token").unlink(missing_ok=True)
-        key.unlink()
+        key.unlink()  # last: it says that there is something to put aside
 
 
 def _write_once(path: Path, settings: ServerSettings | DeviceSettings) -> None:

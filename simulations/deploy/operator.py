@@ -270,13 +270,24 @@ def register_folder(api: Control, server: Path, say: Callable[[str], None]) -> d
         if key in known:
             nodes[name] = known[key].node_id
         else:
-            nodes[name] = api.register(name, key)
+            nodes[name] = _register(api, name, key)
             say(f"{name} is registered")
         client = str(nodes[name] % 2**63)  # as client/device has it
         write_atomic(folder / f"{name}.client", client.encode())
     for name in keys.keys() - nodes:
         say(f"{name} is not let in: its key was revoked; fedhead deploy makes a new one")
     return nodes
+
+
+def _register(api: Control, name: str, key: bytes) -> int:
+    try:
+        return api.register(name, key)
+    except RunError:
+        # Another process may have been faster.
+        for node in api.nodes():
+            if node.public_key == key and node.status != "unregistered":
+                return node.node_id
+        raise
 
 
 def _time(text: str) -> datetime | None:
