@@ -122,7 +122,8 @@ def test_the_fleet_is_a_table_of_80_columns(fedhead: Fedhead, lived_in: Path) ->
     lines = out.splitlines()
     assert max(map(len, lines)) <= 80
     assert "…" not in out
-    table = {line.split()[0]: line.split() for line in lines[:10]}
+    end = lines.index("hall failed last for: on battery")
+    table = {line.split()[0]: line.split() for line in lines[:end]}
     long = lines[1].split()
     assert long[0] == "a" * len(long[0])
     assert long[2:] == ["waiting", "never", "-", "-", "-", "-", "valid"]
@@ -135,7 +136,6 @@ def test_the_fleet_is_a_table_of_80_columns(fedhead: Fedhead, lived_in: Path) ->
     assert table["cellar"][2:] == ["registered", "never", "-", "-", "-", "-", "valid"]
     assert table["attic"][2:] == ["revoked", table["attic"][3], "-", "-", "-", "-", "revoked"]
     assert table["phone"] == ["phone", "-", "token", "only", "-", "-", "-", "-", "-", "valid"]
-    assert "hall failed last for: on battery" in lines
     assert "kitchen" not in out.partition("hall failed")[2]
 
 
