@@ -76,6 +76,7 @@ class _Delivery:
             file.seek(request.offset)
             while data := file.read(_CHUNK):
                 self._rate.take(len(data))
+                self._device(context)  # its token may be revoked by now
                 yield pb.Chunk(data=data)
 
     def report(self, request: pb.ReportRequest, context: grpc.ServicerContext) -> pb.ReportReply:
