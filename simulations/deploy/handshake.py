@@ -37,11 +37,7 @@ def obstacle(server: str, authority: Path, refused: str) -> str:
 
 
 def _refusal(server: str, said: str) -> str:
-    if "401 Unauthorized" in said:
-        now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-        return (
-            f"{server} does not believe this device's signature: is the clock right? It has {now}"
-        )
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     if "Failed to activate SuperNode" in said:
         # Flower tells no more.
         return (
@@ -49,6 +45,10 @@ def _refusal(server: str, said: str) -> str:
             "server takes it to be connected still: for a minute after power or network was lost, "
             "or because another process has its key"
         )
-    return f"{server} can be reached" + (
-        f", and Flower says: {said[-_LONGEST_SAID:]}" if said else ""
-    )
+    if not said or "401 Unauthorized" in said:
+        # Then Flower ends without a word, or with this one.
+        return (
+            f"{server} can be reached and does not let this device in: its key is not registered, "
+            f"or was revoked, or the clock is wrong; it has {now}"
+        )
+    return f"{server} can be reached, and Flower says: {said[-_LONGEST_SAID:]}"

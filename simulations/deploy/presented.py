@@ -82,6 +82,7 @@ async def keep_presented(server: Path, presented: Presented, say: Callable[[str]
         try:
             if presented.refresh():
                 say(f"{server / 'server.crt'}: the new certificate is in use")
+                warned = -_WARN_SECONDS
             if time.monotonic() - warned > _WARN_SECONDS:
                 warned = time.monotonic()
                 for line in expiry_warnings(expiries(server)):

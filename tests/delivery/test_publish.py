@@ -21,8 +21,8 @@ from common.delivery.versions import known_versions
 from common.errors import DeliveryError, ExportError
 from common.files import read_private, write_private
 from server.card import Card, card_path
-from server.delivery.publish import publish
 from server.delivery.identity import Identity
+from server.delivery.publish import publish
 from server.delivery.reports import survey
 from server.delivery.service import Limits, start
 from server.delivery.tokens import issue_token, revoke_token
