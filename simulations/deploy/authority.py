@@ -135,6 +135,8 @@ def drop_old(folder: Path) -> None:
     new = authority / "next"
     _hand_out(folder, [new / _CERTIFICATE])
     write_atomic(server, certificates_in(server)[0].public_bytes(Encoding.PEM))
+    if not (new / _KEY).exists():  # it is kept offline, and the old one is of no use any more
+        (authority / _KEY).unlink(missing_ok=True)
     (new / _CERTIFICATE).replace(authority / _CERTIFICATE)
     _finish(authority)
 

@@ -272,8 +272,10 @@ def register_folder(api: Control, server: Path, say: Callable[[str], None]) -> d
         else:
             nodes[name] = _register(api, name, key)
             say(f"{name} is registered")
-        client = str(nodes[name] % 2**63)  # as client/device has it
-        write_atomic(folder / f"{name}.client", client.encode())
+        client = str(nodes[name] % 2**63).encode()  # as client/device has it
+        file = folder / f"{name}.client"
+        if not file.exists() or file.read_bytes() != client:
+            write_atomic(file, client)
     for name in keys.keys() - nodes:
         say(f"{name} is not let in: its key was revoked; fedhead deploy makes a new one")
     return nodes
