@@ -98,7 +98,7 @@ def serve(server: Path, say: Say) -> int:
     settings = read_server(server)
     environment = flower_environment() | {"FLWR_HOME": str(server / "flower")}
 
-    with terminable(), connection(server.parent) as home:
+    with terminable(), alone(server, "fedhead serve"), connection(server.parent) as home:
 
         def register(process: subprocess.Popen[bytes]) -> None:
             local = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - all addresses
