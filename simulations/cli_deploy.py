@@ -26,6 +26,10 @@ def deploy(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Of the server; without it, 9092.")
     ] = None,
+    operator_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="For operators, on loopback; without it, 9093."),
+    ] = None,
     delivery_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="For models; without it, 9095.")
     ] = None,
@@ -40,6 +44,7 @@ def deploy(
         devices=device,
         days=days,
         port=port,
+        operator_port=operator_port,
         delivery_port=delivery_port,
     )
     print(f"{folder}: read its README.md; keep authority/ca.key offline")

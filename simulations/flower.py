@@ -32,7 +32,6 @@ __all__ = [
     "run_app",
     "run_flower",
     "superlink",
-    "wait_for",
 ]
 
 logger = logging.getLogger("fedhead")
@@ -166,7 +165,7 @@ def superlink() -> Iterator[dict[str, str]]:
             )
         try:
             try:
-                wait_for("127.0.0.1", port, keeper)
+                _wait_for("127.0.0.1", port, keeper)
             except RunError as exc:
                 raise RunError(f"{exc}: {_last_line(log)}") from exc
             yield environment
@@ -211,7 +210,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(host: str, port: int, process: subprocess.Popen[bytes]) -> None:
+def _wait_for(host: str, port: int, process: subprocess.Popen[bytes]) -> None:
     """Wait until a SuperLink listens, which it does once it is ready.
 
     Raises:

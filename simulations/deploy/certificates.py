@@ -30,7 +30,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from common.errors import RunError
 from common.files import write_atomic, write_private
 
-__all__ = ["first_address", "write_authority", "write_device_keys", "write_server"]
+__all__ = ["read_certificate", "write_authority", "write_device_keys", "write_server"]
 
 _AUTHORITY_DAYS = 3650
 # A device whose clock is a little slow must not find the certificate to lie in its future.
@@ -74,7 +74,7 @@ def write_server(
     Raises:
         RunError: a file cannot be read, or the authority's certificate is not for its key.
     """
-    issuer_key, issuer = _read_key(authority[0]), _read_certificate(authority[1])
+    issuer_key, issuer = _read_key(authority[0]), read_certificate(authority[1])
     if issuer.public_key() != issuer_key.public_key():
         raise RunError(f"{authority[1]} is not the certificate of {authority[0]}")
     key = _read_key(key_file) if key_file.exists() else _new_key(key_file, PrivateFormat.PKCS8)
@@ -134,7 +134,12 @@ def _read_key(path: Path) -> EllipticCurvePrivateKey:
     return key
 
 
-def _read_certificate(path: Path) -> x509.Certificate:
+def read_certificate(path: Path) -> x509.Certificate:
+    """A certificate from its file.
+
+    Raises:
+        RunError: the file holds none.
+    """
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as exc:
@@ -184,17 +189,3 @@ def _usage(*, certificates: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
-
-
-def first_address(certificate_file: Path) -> str:
-    """The first name or address that a server's certificate holds.
-
-    Raises:
-        RunError: the file cannot be read as such a certificate.
-    """
-    certificate = _read_certificate(certificate_file)
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound as exc:
-        raise RunError(f"{certificate_file} names no address") from exc
-    return str(next(iter(names)).value)

@@ -4,6 +4,7 @@
 
     authority/       ca.key, ca.crt; the key signs the server's certificate and can go offline
     server/          server.toml, server.key, server.crt, ca.crt, systemd's units, devices/NAME.pub,
+                     operator.secret: who can read it is an operator,
                      delivery/: hashes of tokens, and what is published
     devices/NAME/    device.toml, device.key, delivery.token, ca.crt and systemd's units:
                      copied to the device
@@ -13,6 +14,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -22,22 +24,22 @@ from string import Template
 import tomli_w
 
 from common.errors import ConfigError, RunError
-from common.files import is_empty, write_atomic
+from common.files import is_empty, write_atomic, write_private
 from server.delivery.tokens import issue_token
 from simulations.deploy.certificates import write_authority, write_device_keys, write_server
 from simulations.deploy.settings import (
+    OPERATORS_HOST,
     DeviceSettings,
     ServerSettings,
     delivery_of,
     endpoint,
+    operator_secret,
     read_server,
 )
 
 __all__ = ["write_deployment"]
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:]+")
-# Where Flower's own processes on the server reach it, over TLS as everybody.
-_LOOPBACK = ("127.0.0.1", "::1")
 _UNITS = ("fedhead-device.service", "fedhead-fetch.service", "fedhead-fetch.timer")
 _SERVER_UNITS = ("fedhead-server.service", "fedhead-delivery.service")
 _INSTALLED = "/var/lib/fedhead"  # where units expect a folder
@@ -51,6 +53,7 @@ def write_deployment(
     devices: Sequence[str],
     days: int,
     port: int | None = None,
+    operator_port: int | None = None,
     delivery_port: int | None = None,
 ) -> None:
     """Write a deployment's folder, or add devices and renew the server's certificate in one.
@@ -63,6 +66,7 @@ def write_deployment(
         devices: names; each gets keys, a token and a folder of its own.
         days: how long the server's certificate is valid.
         port: of the server; None: as in its settings.
+        operator_port: of the server, for operators; likewise.
         delivery_port: of the server, for models; likewise.
 
     Raises:
@@ -77,8 +81,11 @@ def write_deployment(
     authority = folder / "authority" / "ca.key", folder / "authority" / "ca.crt"
     server = folder / "server"
     write_authority(*authority)
-    settings = _server_settings(server, {"port": port, "delivery-port": delivery_port})
-    names = list(dict.fromkeys([*addresses, *_LOOPBACK]))
+    ports = {"port": port, "operator-port": operator_port, "delivery-port": delivery_port}
+    settings = _server_settings(server, ports)
+    if not operator_secret(server).exists():
+        write_private(operator_secret(server), secrets.token_hex(32).encode() + b"\n")
+    names = list(dict.fromkeys([*addresses, OPERATORS_HOST]))
     write_server(authority, server / "server.key", server / "server.crt", names, days)
     _copy(authority[1], server / "ca.crt")
     _write_units(server, _SERVER_UNITS, folder=_INSTALLED)
@@ -89,6 +96,7 @@ def write_deployment(
     values = {
         "address": addresses[0],
         "port": settings.port,
+        "operator_port": settings.operator_port,
         "delivery_port": settings.delivery_port,
         "device": known[0],
         "devices": ", ".join(known),

@@ -1,13 +1,12 @@
 """Flower's SuperLink and SuperNode, started from a deployment's folders.
 
-Thin on purpose: the command is printed, so that it can be used, and read about, without fedhead.
+Thin on purpose: the command is printed, with Flower's own options, so that it can be read about.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,13 +18,13 @@ from typing import Any, NoReturn
 import tomli_w
 
 from common.errors import RunError
-from common.files import write_atomic
-from simulations.deploy.certificates import first_address
+from simulations.deploy.certificates import read_certificate
 from simulations.deploy.handshake import obstacle
+from simulations.deploy.operator import door, folder_keys, read_secret
 from simulations.deploy.processes import Process, alone, first_end, run, running, terminable
-from simulations.deploy.register import RECORD_SEPARATOR
-from simulations.deploy.settings import endpoint, inside, read_device, read_server
-from simulations.flower import flower_environment, run_app, wait_for
+from simulations.deploy.settings import OPERATORS_HOST, inside, read_device, read_server
+from simulations.deploy.standin import install, operator_environment
+from simulations.flower import flower_environment, run_app
 
 __all__ = [
     "connection",
@@ -44,18 +43,18 @@ _LONGEST_SOCKET = 100  # bytes of its path: Linux allows 107, others 103
 
 
 def superlink_command(server: Path) -> list[str]:
-    """Flower's command for a server's folder."""
+    """The command that serves a server's folder: our two doors, and Flower's own options."""
     settings = read_server(server)
     return [
-        "flower-superlink",
+        sys.executable, "-P", "-m", "simulations.deploy.superlink", str(server),
         "--ssl-certfile", _there(server / "server.crt"),
         "--ssl-keyfile", _there(server / "server.key"),
         "--ssl-ca-certfile", _there(server / "ca.crt"),
         "--enable-supernode-auth",
         "--disable-runtime-dependency-installation",
         "--database", str(server / "superlink.db"),
-        "--host", settings.host,
-        "--port", str(settings.port),
+        "--host", OPERATORS_HOST,
+        "--port", str(settings.operator_port),
     ]  # fmt: skip
 
 
@@ -81,7 +80,7 @@ def device_command(device: Path, own: Path) -> list[str]:
 
 
 def serve(server: Path, say: Say) -> int:
-    """Run a SuperLink until it ends, with the devices' keys registered.
+    """Run a SuperLink behind our doors until it ends, with the devices' keys registered.
 
     Args:
         server: the deployment's server folder.
@@ -95,20 +94,13 @@ def serve(server: Path, say: Say) -> int:
         KeyboardInterrupt: somebody ended it.
     """
     server = server.resolve()
-    settings = read_server(server)
     environment = flower_environment() | {"FLWR_HOME": str(server / "flower")}
-
-    with terminable(), alone(server, "fedhead serve"), connection(server.parent) as home:
-
-        def register(process: subprocess.Popen[bytes]) -> None:
-            local = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - all addresses
-            wait_for(local.get(settings.host, settings.host), settings.port, process)
-            keys = sorted((server / "devices").glob("*.pub"))
-            for name, client in _register(keys, environment | {"FLWR_HOME": str(home)}):
-                say(f"device {name} is client {client}")
-            say(f"serving at port {settings.port}; end with Ctrl-C")
-
-        return run(superlink_command(server), environment, say, register)
+    # What can be known to be wrong is said before anything starts.
+    read_secret(server)
+    read_certificate(server / "server.crt")
+    folder_keys(server)
+    with terminable(), alone(server, "fedhead serve"):
+        return run(superlink_command(server), environment, say)
 
 
 def run_device(device: Path, say: Say) -> NoReturn:
@@ -196,72 +188,30 @@ def run_deployed(path: Path, deployment: Path, *, health: str = "") -> dict[str,
     from simulations.run import open_run
 
     RunFolder(path, open_run(path)).bind_clients(simulated=False)
-    with connection(deployment) as home:
-        environment = flower_environment() | {"FLWR_HOME": str(home)}
+    with connection(deployment) as environment:
         return run_app(path, environment, health=health)
 
 
 @contextmanager
-def connection(deployment: Path) -> Iterator[Path]:
-    """A temporary FLWR_HOME in which ``flwr`` commands reach a deployment's SuperLink."""
-    server = deployment / "server"
-    address = first_address(server / "server.crt")
-    link = {
-        "address": endpoint(address, read_server(server).port),
-        "root-certificates": str((server / "ca.crt").resolve()),
-    }
+def connection(deployment: Path) -> Iterator[dict[str, str]]:
+    """An environment in which ``flwr`` commands reach a deployment's SuperLink as its operator.
+
+    Raises:
+        ConfigError, RunError: no deployment, or no operator's secret that could be read.
+    """
+    server = (deployment / "server").resolve()
+    read_secret(server)
+    link = {"address": door(server), "root-certificates": _there(server / "ca.crt")}
     with tempfile.TemporaryDirectory(prefix="fedhead-flower-", ignore_cleanup_errors=True) as home:
         content = {"superlink": {"default": "fedhead", "fedhead": link}}
         (Path(home) / "config.toml").write_text(tomli_w.dumps(content))
-        yield Path(home)
+        (Path(home) / "bin").mkdir()
+        environment = flower_environment() | operator_environment(server)
+        environment["PATH"] = install(Path(home) / "bin", environment["PATH"], ["flwr"])
+        yield environment | {"FLWR_HOME": home}
 
 
 def _there(path: Path) -> str:
     if not path.is_file():
         raise RunError(f"{path} is missing: fedhead deploy writes it")
     return str(path)
-
-
-def _register(keys: Sequence[Path], environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Let the devices with these public keys in; each one's name, and what a run's logs call it.
-
-    Raises:
-        RunError: the first that Flower refuses, with its reason; those before it are let in.
-    """
-    done = 0
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-P", "-m", "simulations.deploy.register", *map(str, keys)],
-            env=dict(environment),
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        ) as process,
-    ):
-        said: list[str] = []
-        for line in process.stdout or ():
-            if line == f"{RECORD_SEPARATOR}\n":
-                yield keys[done].stem, _client(keys[done], "".join(said))
-                said, done = [], done + 1
-            else:
-                said.append(line)
-        if done < len(keys):
-            errors.seek(0)
-            said.append(errors.read().decode(errors="replace"))
-            text = " ".join(" ".join(said).split())
-            raise RunError(f"{keys[done]}: cannot be registered: {text[:300]}")
-
-
-def _client(key: Path, said: str) -> str:
-    """A device's id, from what Flower said: it tells it once, so it is kept beside the key."""
-    file = key.with_suffix(".client")
-    if "already in use" in said:
-        return file.read_text() if file.exists() else "known"
-    try:
-        node = int(json.loads(said)["node-id"])
-    except (ValueError, KeyError) as exc:
-        raise RunError(f"{key}: cannot be registered: {' '.join(said.split())[:300]}") from exc
-    client = str(node % 2**63)  # as client/device has it
-    write_atomic(file, client.encode())
-    return client

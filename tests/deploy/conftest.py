@@ -49,13 +49,21 @@ class Deployment:
 
     Attributes:
         folder: as ``fedhead deploy`` writes it.
-        port: of the server, on loopback.
+        port: of the server, on loopback, for devices.
+        operator_port: likewise, for operators.
         logs: what each process said, by the name it was started under.
     """
 
     def __init__(self, folder: Path, *names: str, address: str = "localhost") -> None:
-        self.folder, (self.port,) = folder, _free_ports(1)
-        write_deployment(folder, addresses=[address], devices=names, port=self.port, days=30)
+        self.folder, (self.port, self.operator_port) = folder, _free_ports(2)
+        write_deployment(
+            folder,
+            addresses=[address],
+            devices=names,
+            port=self.port,
+            operator_port=self.operator_port,
+            days=30,
+        )
         self.logs: dict[str, Path] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 

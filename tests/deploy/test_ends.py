@@ -70,8 +70,7 @@ def is_free(port: int) -> bool:
 
 
 def run_status(deployed: Deployment) -> list[str]:
-    with connection(deployed.folder) as home:
-        environment = flower_environment() | {"FLWR_HOME": str(home)}
+    with connection(deployed.folder) as environment:
         listed = subprocess.run(
             [command("flwr", environment), "ls", "--format", "json"],
             env=environment, capture_output=True, text=True, check=True,

@@ -38,7 +38,7 @@ OPTIONS = (
     "simulation.trainer=reference",
 )
 FORKED_NODES = str(Path(__file__).with_name("forked_nodes.py"))
-PROCESSES = ("flower-superlink", "flwr-serverapp")
+PROCESSES = ("simulations.deploy.superlink", "flwr-serverapp")
 WARM_UP = 3  # rounds in which buffers find their size
 # A process that kept the replies of a round would grow by 20 heads, 1,000 kB, beside what its
 # buffers do: 300 to 600.
@@ -130,8 +130,8 @@ def start_hosts(deployed: Deployment, names: Sequence[str], shared: Mapping[str,
 
 
 def run_hosts(deployed: Deployment, run: Path) -> dict[str, Any]:
-    with connection(deployed.folder) as home:
-        return run_app(run, flower_environment() | {"FLWR_HOME": str(home)}, [])
+    with connection(deployed.folder) as environment:
+        return run_app(run, environment)
 
 
 def watch(deployed: Deployment, run: Path, running: Future[object]) -> dict[str, list[int]]:
