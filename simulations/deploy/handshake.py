@@ -40,15 +40,14 @@ def _refusal(server: str, said: str) -> str:
     if "401 Unauthorized" in said:
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         return (
-            f"{server} does not believe this device's signature: is the clock right? It has {now}"
+            f"{server} does not know it: is this device's key registered, and the clock right? "
+            f"It says {now}"
         )
     if "Failed to activate SuperNode" in said:
-        # Flower tells no more.
         return (
-            f"{server} lets no such device in now: is this device's key registered? If it is, the "
-            "server takes it to be connected still: for a minute after power or network was lost, "
-            "or because another process has its key"
+            f"{server} takes this device to be connected still: for a minute after its power or "
+            "network was lost, or because another process has its key"
         )
-    return f"{server} can be reached" + (
-        f", and Flower says: {said[-_LONGEST_SAID:]}" if said else ""
-    )
+    if said:
+        return f"{server} says: {said[-_LONGEST_SAID:]}"
+    return f"{server} can be reached"

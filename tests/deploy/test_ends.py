@@ -160,7 +160,7 @@ def test_nothing_is_left_of_what_was_ended(
     deployed.processes["device"].wait()
     start(deployed, "device", "device", device)
     deployed.wait_for("device", "Again in")
-    assert "the server takes it to be connected still" in deployed.said("device")
+    assert "takes this device to be connected still" in deployed.said("device")
 
     # The server: the run says so, and its port is free.
     for number in (signal.SIGKILL, signal.SIGTERM):

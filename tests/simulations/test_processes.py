@@ -64,6 +64,16 @@ def test_a_command_and_its_descendants_end_with_their_owner(
         wait_until(lambda: not any(map(runs, pids)))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process")
+def test_a_command_ends_with_its_keeper(tmp_path: Path) -> None:
+    with running(["sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 3600"], ENVIRONMENT) as keeper:
+        wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+        pid = int((tmp_path / "pid").read_text())
+        assert runs(pid)
+        keeper.kill()
+        wait_until(lambda: not runs(pid))
+
+
 def test_what_a_command_started_ends_with_it(tmp_path: Path) -> None:
     said: list[str] = []
     script = f"sleep 3600 & echo $! > {tmp_path}/pid; exit 7"
