@@ -32,6 +32,9 @@ from client.supernode import flowers
 from common.bundle import installed_version
 from common.messages import BackboneRequest
 
+# flwr builds bundles with what pathspec would rather have otherwise.
+pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
+
 ROOT = Path(__file__).parent.parent.parent
 NODE, OURS = 7, ("fedhead/fedhead", installed_version())
 
@@ -57,7 +60,7 @@ class SuperNode:
 
     def start(self, python: list[str]) -> None:
         environment = dict(os.environ) | {
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "FLWR_HOME": str(self.folder / "flower"),
             "OMP_NUM_THREADS": "1",
         }
