@@ -15,12 +15,12 @@ _LONGEST_SAID = 300
 
 
 def obstacle(server: str, authority: Path, refused: str) -> str:
-    """Why a device is not let in, as far as Flower and a handshake of its own tell.
+    """Why a device is not let in, as far as its refusal and a handshake tell.
 
     Args:
         server: host:port.
         authority: its certificate.
-        refused: what Flower said last of the server's refusal; empty: it did not come so far.
+        refused: status and words of the server's last refusal; empty: there was none.
     """
     address = urlsplit(f"//{server}")
     context = ssl.create_default_context(cafile=authority)
@@ -37,7 +37,7 @@ def obstacle(server: str, authority: Path, refused: str) -> str:
 
 
 def _refusal(server: str, said: str) -> str:
-    if "401 Unauthorized" in said:
+    if said.startswith("401"):
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         return (
             f"{server} does not know it: is this device's key registered, and the clock right? "

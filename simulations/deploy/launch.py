@@ -162,7 +162,7 @@ def _socket(own: Path) -> str:
 
 
 def _refused(own: Path) -> str:
-    """What Flower said when the server did not let the device in; empty: it said nothing."""
+    """What the server said last when it refused a device; empty: nothing."""
     file = own / "refused"
     said = file.read_text() if file.exists() else ""
     file.unlink(missing_ok=True)
