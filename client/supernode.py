@@ -12,7 +12,7 @@ import importlib
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 import httpx
 import uvicorn
@@ -53,16 +53,14 @@ class SocketClient(RuntimeHttpClient):
 def main() -> None:
     """Be ``flower-supernode``.
 
-    Its arguments: the socket, a file that gets what Flower says when the server does not let the
-    device in, and Flower's own.
+    Its arguments: the socket, a file that gets the server's last refusal, and Flower's own.
     """
     socket, refused, *arguments = sys.argv[1:]
     cli = flowers(
         "flwr.supernode.cli.flower_supernode",
         "uvicorn", "_start_supernode_http_api", "flower_supernode",
     )  # fmt: skip
-    connection = flowers("flwr.supernode.fleet_http_connection", "flwr_exit")
-    leave = connection.flwr_exit
+    connection = flowers("flwr.supernode.fleet_http_connection", "FleetHttpClient")
 
     class OwnersConfig(uvicorn.Config):
         """Listens on the socket, whatever port Flower names."""
@@ -70,14 +68,21 @@ def main() -> None:
         def __init__(self, **options: Any) -> None:
             super().__init__(**options, uds=socket)
 
-    def flwr_exit(code: int, message: str, *rest: Any, **options: Any) -> NoReturn:
-        write_atomic(Path(refused), message.encode(), durable=False)
-        leave(code, message, *rest, **options)
-        raise AssertionError  # it does not return
+    class TellingClient(connection.FleetHttpClient):  # type: ignore[misc,name-defined]
+        """Keeps what the server said last when it refused something: Flower may end without."""
+
+        def _unary_unary(self, **options: Any) -> Any:
+            try:
+                return super()._unary_unary(**options)
+            except httpx.HTTPStatusError as exc:
+                if exc.response.is_client_error:
+                    said = f"{exc.response.status_code} {exc.response.text}"
+                    write_atomic(Path(refused), said.encode(), durable=False)
+                raise
 
     # Whatever else Flower may ask of uvicorn is an error, and no open port.
     cli.uvicorn = SimpleNamespace(Config=OwnersConfig, Server=uvicorn.Server)  # type: ignore[attr-defined]
-    connection.flwr_exit = flwr_exit  # type: ignore[attr-defined]
+    connection.FleetHttpClient = TellingClient  # type: ignore[attr-defined]
     sys.argv = ["flower-supernode", "--isolation", "process", *arguments]
     cli.flower_supernode()
 

@@ -19,10 +19,9 @@ from threading import Thread
 from typing import NoReturn
 
 from common.errors import RunError
+from server.events import event
 
 __all__ = ["follow", "held", "lease_of"]
-
-logger = logging.getLogger("fedhead")
 
 _PAUSE_SECONDS = 0.5
 _LEFT_SECONDS = 15.0  # in which a run whose operator was killed has ended
@@ -74,7 +73,8 @@ def _follow(path: Path) -> None:
 
 
 def _end() -> NoReturn:
-    logger.error("the process that started this run has ended, and so does the run")
+    why = "the process that started this run has ended, and so does the run"
+    event("ended", why, level=logging.ERROR)
     os.kill(os.getpid(), signal.SIGTERM)  # Flower says goodbye to its SuperLink
     time.sleep(_FAREWELL_SECONDS)
     os._exit(1)

@@ -34,6 +34,7 @@ MAY_IMPORT_FLWR = {
     "server/summary.py",
     "simulations/bench/run_fedhead.py",
     "simulations/bench/run_flower.py",
+    "simulations/deploy/app.py",
     "simulations/deploy/operator.py",
     "simulations/deploy/serverapp.py",
     "simulations/deploy/standin.py",

@@ -10,6 +10,7 @@ import base64
 import binascii
 import hmac
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
@@ -31,10 +32,6 @@ _STRANGERS_PER_SECOND, _STRANGERS_AT_ONCE = 20.0, 100.0
 _AT_ONCE_SECONDS = 10.0
 # Of one device at the same time: Flower's SuperNode sends two objects and a heartbeat.
 _MOST_UPLOADS = 8
-
-
-class _TooLargeError(Exception):
-    """A request's body has more bytes than a device may send."""
 
 
 class DevicesDoor:
@@ -67,7 +64,7 @@ class DevicesDoor:
         self._devices = Buckets(rate, _AT_ONCE_SECONDS * rate)
         self._strangers = Buckets(_STRANGERS_PER_SECOND, _STRANGERS_AT_ONCE)
         self._seen: dict[bytes, float] = {}
-        self._uploads: dict[bytes, int] = {}
+        self._uploads: Counter[bytes] = Counter()
 
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -80,16 +77,9 @@ class DevicesDoor:
             return
         self._gate.prove(connection, key)
         connection.enter("receiving")
-        self._uploads[key] = self._uploads.get(key, 0) + 1
-        try:
-            body = await self._body(scope, receive)
-        except _TooLargeError:
-            await _refuse(send, 413)
-            return
-        finally:
-            self._uploads[key] -= 1
-            if not self._uploads[key]:
-                del self._uploads[key]
+        self._uploads[key] += 1
+        body = await _body(receive)
+        self._uploads -= Counter([key])
         if body is None:
             return
         connection.enter("answering")
@@ -113,9 +103,13 @@ class DevicesDoor:
             return 503, b""
         if not await self._knows(key):
             return 401, b""
-        if not self._devices.take(key) or self._uploads.get(key, 0) >= _MOST_UPLOADS:
+        if not self._devices.take(key) or self._uploads[key] >= _MOST_UPLOADS:
             return 503, b""
-        return 0, key
+        # Flower's clients say how long a request is; h11 holds them, and others, to it.
+        length = _only(scope, b"content-length")
+        if length is None or any(name == b"transfer-encoding" for name, _ in scope["headers"]):
+            return 411, b""
+        return (413, b"") if int(length) > self._most_bytes else (0, key)
 
     async def _knows(self, key: bytes) -> bool:
         """Whether a key is registered, or was seconds ago; Flower itself looks each time."""
@@ -127,27 +121,6 @@ class DevicesDoor:
             return True
         self._seen.pop(key, None)
         return False
-
-    async def _body(self, scope: Event, receive: Receive) -> bytes | None:
-        """A request's whole body, as Flower would keep it anyway; None: it was broken off.
-
-        Raises:
-            _TooLargeError: it is, or says that it will be.
-        """
-        declared = _only(scope, b"content-length")
-        if declared is not None and int(declared) > self._most_bytes:
-            raise _TooLargeError
-        body = bytearray()
-        more = True
-        while more:
-            event = await receive()
-            if event["type"] == "http.disconnect":
-                return None
-            body += event.get("body", b"")
-            if len(body) > self._most_bytes:
-                raise _TooLargeError
-            more = event.get("more_body", False)
-        return bytes(body)
 
 
 class OperatorsDoor:
@@ -184,6 +157,19 @@ def _only(scope: Event, name: bytes) -> bytes | None:
     """A header's value; None: there is none, or more than one."""
     values = [value for key, value in scope["headers"] if key == name]
     return values[0] if len(values) == 1 else None
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """A request's whole body, as Flower would keep it anyway; None: it was broken off."""
+    body = bytearray()
+    more = True
+    while more:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            return None
+        body += event["body"]
+        more = event["more_body"]
+    return bytes(body)
 
 
 def _key(scope: Event) -> bytes | None:

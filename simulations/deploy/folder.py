@@ -3,7 +3,8 @@
 ::
 
     authority/       ca.key, ca.crt; the key signs the server's certificate and can go offline
-    server/          server.toml, server.key, server.crt, ca.crt, devices/NAME.pub, revoked/,
+    server/          server.toml, server.key, server.crt, ca.crt, systemd's units, devices/NAME.pub,
+                     revoked/: keys that are let in no more,
                      operator.secret: who can read it is an operator,
                      delivery/: hashes of tokens, and what is published
     devices/NAME/    device.toml, device.key, delivery.token, ca.crt and systemd's units:
@@ -46,6 +47,8 @@ DAYS = 365
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:]+")
 _UNITS = ("fedhead-device.service", "fedhead-fetch.service", "fedhead-fetch.timer")
+_SERVER_UNITS = ("fedhead-server.service", "fedhead-delivery.service")
+_INSTALLED = "/var/lib/fedhead"  # where units expect a folder
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 
 
@@ -102,6 +105,7 @@ def write_deployment(
     certificate = server / "server.crt"
     if days or not certificate.exists() or {*certified} != {*addresses_of(certificate)}:
         sign_server(folder, certified, days or DAYS)
+    _write_units(server, _SERVER_UNITS, folder=_INSTALLED)
     for name in devices:
         _write_device(folder, name, names[0], settings)
     spread(folder)
@@ -203,9 +207,15 @@ def _write_device(folder: Path, name: str, address: str, server: ServerSettings)
         "data": "folder:pictures",
     }
     _write_once(device / "device.toml", DeviceSettings.model_validate(content))
-    values = {"device": name, "sandbox": _template("sandbox").substitute(device=name)}
-    for unit in _UNITS:
-        write_atomic(device / unit, _template(unit).substitute(values).encode())
+    _write_units(device, _UNITS, folder=f"{_INSTALLED}/{name}", device=name)
+
+
+def _write_units(place: Path, units: Sequence[str], *, folder: str, **values: str) -> None:
+    """The systemd units of a server or device, which may write in one folder."""
+    sandbox = _template("sandbox").substitute(folder=folder)
+    for unit in units:
+        content = _template(unit).substitute(values, sandbox=sandbox)
+        write_atomic(place / unit, content.encode())
 
 
 def _put_aside_revoked(server: Path, device: Path) -> None:

@@ -15,12 +15,12 @@ _LONGEST_SAID = 300
 
 
 def obstacle(server: str, authority: Path, refused: str) -> str:
-    """Why a device is not let in, as far as Flower and a handshake of its own tell.
+    """Why a device is not let in, as far as its refusal and a handshake tell.
 
     Args:
         server: host:port.
         authority: its certificate.
-        refused: what Flower said last of the server's refusal; empty: it did not come so far.
+        refused: status and words of the server's last refusal; empty: there was none.
     """
     address = urlsplit(f"//{server}")
     context = ssl.create_default_context(cafile=authority)
@@ -37,18 +37,17 @@ def obstacle(server: str, authority: Path, refused: str) -> str:
 
 
 def _refusal(server: str, said: str) -> str:
-    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    if said.startswith("401"):
+        now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        return (
+            f"{server} does not know it: is this device's key registered and not revoked, and the "
+            f"clock right? It says {now}"
+        )
     if "Failed to activate SuperNode" in said:
-        # Flower tells no more.
         return (
-            f"{server} lets no such device in now: is this device's key registered? If it is, the "
-            "server takes it to be connected still: for a minute after power or network was lost, "
-            "or because another process has its key"
+            f"{server} takes this device to be connected still: for a minute after its power or "
+            "network was lost, or because another process has its key"
         )
-    if not said or "401 Unauthorized" in said:
-        # Then Flower ends without a word, or with this one.
-        return (
-            f"{server} can be reached and does not let this device in: its key is not registered, "
-            f"or was revoked, or the clock is wrong; it has {now}"
-        )
-    return f"{server} can be reached, and Flower says: {said[-_LONGEST_SAID:]}"
+    if said:
+        return f"{server} says: {said[-_LONGEST_SAID:]}"
+    return f"{server} can be reached"

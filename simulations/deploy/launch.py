@@ -101,7 +101,7 @@ def serve(server: Path, say: Say) -> int:
     read_secret(server)
     certificates_in(server / "server.crt")
     folder_keys(server)
-    with terminable():
+    with terminable(), alone(server, "fedhead serve"):
         return run(superlink_command(server), environment, say)
 
 
@@ -174,7 +174,7 @@ def _socket(own: Path) -> str:
 
 
 def _refused(own: Path) -> str:
-    """What Flower said when the server did not let the device in; empty: it said nothing."""
+    """What the server said last when it refused a device; empty: nothing."""
     file = own / "refused"
     said = file.read_text() if file.exists() else ""
     file.unlink(missing_ok=True)

@@ -40,10 +40,7 @@ _LOOK_SECONDS = 0.5
 
 
 def run(
-    arguments: Sequence[str],
-    environment: Mapping[str, str],
-    say: Callable[[str], None],
-    ready: Callable[[Process], None] = lambda _: None,
+    arguments: Sequence[str], environment: Mapping[str, str], say: Callable[[str], None]
 ) -> int:
     """Run a command to its end, or to ours: an interrupt ends it and is raised.
 
@@ -51,14 +48,12 @@ def run(
         arguments: the command.
         environment: its environment, whose PATH finds it.
         say: gets the command line, for the person who started it.
-        ready: called once it is started.
 
     Returns:
         Its exit code, as a shell has it.
     """
     say(f"$ {shlex.join(arguments)}")
     with running(arguments, environment) as process:
-        ready(process)
         return process.wait()
 
 

@@ -17,7 +17,6 @@ import socket
 import ssl
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from common.errors import FedheadError, RunError
+from simulations.deploy.app import devices_routes, flower_app, key_lookup, started_commands
 from simulations.deploy.doors import DevicesDoor, OperatorsDoor
 from simulations.deploy.gate import Gate, Limits, protocol
 from simulations.deploy.operator import control, read_secret, register_folder
@@ -49,7 +49,6 @@ _ANSWER_SECONDS = 900.0
 _MOST_OPERATORS = 256
 _SPARE_DESCRIPTORS = 256
 _GOODBYE_SECONDS = 3
-_STATE_BUSY_MILLISECONDS = 20_000
 
 
 def main(server: Path) -> int:
@@ -66,47 +65,11 @@ def main(server: Path) -> int:
         _listen(OPERATORS_HOST, settings.operator_port, "operator-port"),
     )
     with tempfile.TemporaryDirectory(prefix="fedhead-server-", ignore_cleanup_errors=True) as own:
-        app, config = _flower(server, Path(own))
+        os.environ["PATH"] = install(Path(own), os.environ["PATH"], started_commands())
+        os.environ.update(operator_environment(server))
+        app, config = flower_app()
         asyncio.run(_serve(server, settings, secret, app, config, *listeners))
     return 0
-
-
-def _flower(server: Path, own: Path) -> tuple[FastAPI, Any]:
-    """Flower's app and configuration, from this process's arguments."""
-    from flwr.supercore import sql_mixin
-    from flwr.supercore.constant import SQLITE_PRAGMAS, TASK_TYPE_TO_COMMAND
-    from flwr.superlink.cli.flower_superlink import (
-        SuperLinkLifespan,
-        _parse_superlink_lifespan_config,
-    )
-    from flwr.superlink.main import create_app
-
-    names = {"flower-superexec", *TASK_TYPE_TO_COMMAND.values()}
-    os.environ["PATH"] = install(own, os.environ["PATH"], sorted(names))
-    os.environ.update(operator_environment(server))
-    state: Any = sql_mixin
-    state.SQLITE_PRAGMAS = (*SQLITE_PRAGMAS, ("busy_timeout", str(_STATE_BUSY_MILLISECONDS)))
-    config = _parse_superlink_lifespan_config()
-    app = create_app(config, SuperLinkLifespan)
-    _answer_busy(app)
-    return app, config
-
-
-def _answer_busy(app: FastAPI) -> None:
-    """Have what Flower's database is too busy for asked again.
-
-    Flower answers 500, which its clients take for final: a device's reply would be lost.
-    """
-    from sqlalchemy import exc as errors
-    from starlette.responses import JSONResponse
-
-    async def busy(_: object, exc: Exception) -> JSONResponse:
-        if isinstance(exc, errors.OperationalError) and "locked" not in str(exc.orig):
-            raise exc
-        return JSONResponse({"detail": "busy"}, 503)
-
-    app.add_exception_handler(errors.OperationalError, busy)
-    app.add_exception_handler(errors.TimeoutError, busy)  # no connection to it was free
 
 
 async def _serve(
@@ -135,7 +98,7 @@ async def _serve(
         app,
         outer,
         devices_routes(),
-        _registered(app),
+        key_lookup(app),
         most_bytes=settings.max_request_megabytes << 20,
         rate=settings.max_requests_per_second,
     )
@@ -151,12 +114,12 @@ async def _serve(
     keeping = loop.create_task(_keep(server, devices_door, operators_door))
     try:
         await operators_door.opened.wait()
-        if not operators_door.should_exit:
-            count = await asyncio.to_thread(_let_in, server)
-            serving.append(loop.create_task(devices_door.serve()))
-            await devices_door.opened.wait()
-            _tell(server, settings, count)
-        await asyncio.gather(*serving)
+        if not operators_door.started:
+            raise RunError("Flower's SuperLink did not start, for the reason above")
+        count = await asyncio.to_thread(_let_in, server)
+        serving.append(loop.create_task(devices_door.serve()))
+        await devices_door.opened.wait()
+        _tell(server, settings, count)
     finally:
         keeping.cancel()
         if len(serving) == 1:
@@ -185,28 +148,6 @@ def _tell(server: Path, settings: ServerSettings, count: int) -> None:
     operators = endpoint(OPERATORS_HOST, settings.operator_port)
     _say(f"operators: {operators}, from this machine and with {operator_secret(server)}")
     _say(f"serving at port {settings.port}; end with Ctrl-C")
-
-
-def devices_routes() -> set[tuple[str, str]]:
-    """Methods and paths of Flower's routes for devices."""
-    from fastapi.routing import APIRoute
-    from flwr.superlink.routers.fleet.router import router
-
-    return {
-        (method, route.path)
-        for route in router.routes
-        if isinstance(route, APIRoute)
-        for method in route.methods or ()
-    }
-
-
-def _registered(app: FastAPI) -> Callable[[bytes], Awaitable[bool]]:
-    """Looks a public key up in Flower's state."""
-
-    def look(key: bytes) -> bool:
-        return app.state.linkstate_factory.state().get_node_id_by_public_key(key) is not None
-
-    return lambda key: asyncio.to_thread(look, key)
 
 
 class _Door(uvicorn.Server):
@@ -252,7 +193,7 @@ class _Door(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open."""
         await super().startup(sockets=[])
-        if not self.should_exit:
+        if self.started:
             context: ssl.SSLContext | None = self.config.ssl
             if context is None:
                 raise RunError("no certificate")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import os
 import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import psutil
 import pytest
 import uvicorn
 from flwr.app import Context, Message, RecordDict
+from flwr.cli.build import build_fab_from_files
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
 from flwr.supercore.object_store import ObjectStoreFactory
@@ -32,6 +31,9 @@ from client import fork_server
 from client.supernode import flowers
 from common.bundle import installed_version
 from common.messages import BackboneRequest
+
+# flwr builds bundles with what pathspec would rather have otherwise.
+pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 
 ROOT = Path(__file__).parent.parent.parent
 NODE, OURS = 7, ("fedhead/fedhead", installed_version())
@@ -58,7 +60,7 @@ class SuperNode:
 
     def start(self, python: list[str]) -> None:
         environment = dict(os.environ) | {
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "FLWR_HOME": str(self.folder / "flower"),
             "OMP_NUM_THREADS": "1",
         }
@@ -106,12 +108,9 @@ publisher = "{publisher}"
 clientapp = "client.app:app"
 serverapp = "server.app:app"
 """
-        packed = io.BytesIO()
-        with zipfile.ZipFile(packed, "w") as archive:
-            archive.writestr("pyproject.toml", project)
-            for file in ("client/app.py", "client/__init__.py", "server/app.py", "torch.py"):
-                archive.writestr(file, evil)
-        return packed.getvalue()
+        modules = ("client/app.py", "client/__init__.py", "server/app.py", "torch.py")
+        files = {"pyproject.toml": project.encode()} | dict.fromkeys(modules, evil.encode())
+        return build_fab_from_files(files)[0]
 
     def answer(self, seconds: float = 120) -> Message:
         found: list[Message] = []
@@ -190,6 +189,25 @@ def test_only_the_installed_app_answers_in_a_process_of_its_own(
     node.send(OURS)
     assert node.answer().metadata.run_id
     assert node.process.poll() is None
+
+
+FLOWERS_WAY = """
+import sys
+from pathlib import Path
+import client.fork_server as server
+import flwr.supernode.runtime.run_clientapp as flowers
+flowers.RuntimeHttpClient = server.SocketClient
+server._load = lambda: flowers.run_clientapp
+server.serve(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_flowers_own_way_would_run_the_same_bundles_code(start: Callable[..., SuperNode]) -> None:
+    node = start(FLOWERS_WAY)
+    node.send(("stranger/evil", "1.0.0"))
+    node.answer()
+    assert node.stolen.exists()
 
 
 IDLE = """
