@@ -35,10 +35,11 @@ from server.engine import Task
 from server.events import event_log
 from server.export import export
 from server.join import join
+from server.lease import follow
 from server.model import prepare, trained_model
 from server.progress import Progress
 from server.rounds import run_rounds
-from server.runfolder import RunFolder, free_folder
+from server.runfolder import RunFolder, free_folder, read_run_json
 from server.stock import is_stock
 from server.summary import Outcome, of_export, summarize
 
@@ -51,6 +52,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run config names."""
     in_flower = _start_log()
+    if lease := str(context.run_config.get("lease", "")):
+        follow(Path(lease))
     try:
         address = str(context.run_config.get("health", ""))
         with _progress(address) as progress:
@@ -132,7 +135,9 @@ def run_experiment(
     folder = RunFolder(free_folder(config), config)
     with folder.at_work(), nullcontext() if is_cell else event_log(folder.events):
         checkpoint = _checkpoint(folder, config)
-        scene = _set_up(grid, config, folder, progress or Progress())
+        scene = _set_up(
+            grid, config, folder, progress or Progress(), resumes=checkpoint is not None
+        )
         with scene.stages("baselines"):
             without = baselines(scene.task, scene.dataset.num_classes, scene.test)
         outcome = _train(scene, checkpoint, is_cell=is_cell)
@@ -152,7 +157,9 @@ def _checkpoint(folder: RunFolder, config: Config) -> Checkpoint | None:
     return checkpoint
 
 
-def _set_up(grid: Grid, config: Config, folder: RunFolder, progress: Progress) -> _Scene:
+def _set_up(
+    grid: Grid, config: Config, folder: RunFolder, progress: Progress, *, resumes: bool
+) -> _Scene:
     """Data, backbone and features, and the clients gathered."""
     stages = _Stages()
     with stages("data"):
@@ -164,7 +171,11 @@ def _set_up(grid: Grid, config: Config, folder: RunFolder, progress: Progress) -
         features = experiment_features(config, backbone)
         test = features.select(held_out_positions(config))
     with stages("clients"):
-        registry = join(grid, config, folder.run_id, dataset, backbone, progress)
+        devices = read_run_json(folder.path).get("simulated") is False
+        registry = join(
+            grid, config, folder.run_id, dataset, backbone, progress,
+            devices=devices, resumes=resumes,
+        )  # fmt: skip
     folder.bind_clients(simulated=registry.simulated)
     task = Task(config, folder.run_id, backbone.fingerprint, grid, registry)
     return _Scene(folder, stages, dataset, backbone, features.affine, test, task)

@@ -17,6 +17,7 @@ from common.experiment import (
     malicious_clients,
 )
 from common.messages import DescribeRequest
+from server.engine import quorum
 from server.progress import Progress
 from server.registry import Registry
 
@@ -34,8 +35,21 @@ def join(
     dataset: Dataset,
     backbone: FrozenBackbone,
     progress: Progress,
+    *,
+    devices: bool = False,
+    resumes: bool = False,
 ) -> Registry:
-    """The clients of a run; real ones as many as a round wants.
+    """The clients of a run; real ones as many as a round wants, or a run that goes on can do with.
+
+    Args:
+        grid: to reach the nodes.
+        config: of the run.
+        run_id: names the run in a node's state folder.
+        dataset: what the server tests on, with the names of the classes.
+        backbone: whose features the head reads.
+        progress: is told how many clients are connected.
+        devices: whether they are known to be real: a node may be dead and Flower not know it yet.
+        resumes: whether rounds have been finished before.
 
     Raises:
         ConfigError: the configuration is for simulated clients, and these are real.
@@ -54,7 +68,12 @@ def join(
         deadline_seconds=config.round.deadline_seconds,
         progress=progress,
     )
-    registry.wait_for(1, _JOIN_SECONDS)
+    wanted = config.train.clients_per_round
+    needed = quorum(config, wanted) if resumes else max(1, wanted)
+    if devices:
+        registry.wait_for(needed, _JOIN_SECONDS, _JOIN_SECONDS)
+    else:
+        registry.wait_for(1, _JOIN_SECONDS)
     if not registry.simulated:
         simulated = {
             "[availability]": config.availability != AvailabilityConfig(),
@@ -63,7 +82,7 @@ def join(
         }
         if wrong := [key for key, given in simulated.items() if given]:
             raise ConfigError([f"{key} is for simulated clients, these are real" for key in wrong])
-        registry.wait_for(config.train.clients_per_round, _JOIN_SECONDS)
+        registry.wait_for(needed, _JOIN_SECONDS)
     else:
         # All simulated nodes are there from the start, so each client is or never will be.
         expected = {i for i, share in enumerate(client_shares(config)) if len(share.train)}

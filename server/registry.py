@@ -201,21 +201,30 @@ class Registry:
         while self.ready() < count and time.monotonic() < deadline:
             time.sleep(_PAUSE_SECONDS)
             self.stragglers.poll()
-            self.refresh(answer_seconds)
+            self.refresh(min(answer_seconds, max(0.0, deadline - time.monotonic())))
         return self.ready() >= count
 
-    def wait_for(self, count: int, timeout_seconds: float) -> None:
+    def wait_for(
+        self, count: int, timeout_seconds: float, answer_seconds: float = _SETUP_SECONDS
+    ) -> None:
         """Gather ``count`` clients before the first round.
+
+        Args:
+            count: at least 1.
+            timeout_seconds: to wait for them.
+            answer_seconds: that nodes which are there from the start have to say what they host.
 
         Raises:
             RunError: they did not come in time.
         """
-        self.refresh(_SETUP_SECONDS)
-        if not self.gather(count, timeout_seconds, _SETUP_SECONDS):
+        started = time.monotonic()
+        self.refresh(answer_seconds)
+        left = timeout_seconds - (time.monotonic() - started)
+        if not self.gather(count, left, _SETUP_SECONDS):
             why = "".join(
                 f"; node {node}: {reason}" for node, reason in sorted(self._errors.items())
             )
             raise RunError(
                 f"{len(self.clients)} clients with training examples are there after "
-                f"{timeout_seconds:g} s, {count} are needed{why}"
+                f"{time.monotonic() - started:.0f} s, {count} are needed{why}"
             )

@@ -19,6 +19,7 @@ from common.errors import ConfigError, FedheadError, MissingExtraError
 from simulations.cli_compare import comparisons
 from simulations.cli_delivery import delivery, publish
 from simulations.cli_deploy import deployments
+from simulations.cli_fleet import fleet
 from simulations.cli_measure import measures
 from simulations.tables import closing_table, export_table, rows_table
 from simulations.terminal import JsonFlag, print_error
@@ -55,6 +56,7 @@ cli.add_typer(comparisons)
 cli.add_typer(measures)
 cli.add_typer(deployments)
 cli.add_typer(delivery, name="delivery")
+cli.add_typer(fleet, name="fleet")
 
 
 class Engine(StrEnum):
@@ -128,6 +130,7 @@ def resume(
 
 def _run(path: Path, engine: Engine, deployment: Path | None, health: str, json_: bool) -> None:
     from simulations.deploy.launch import run_deployed
+    from simulations.deploy.processes import terminable
     from simulations.flower import run_flower
     from simulations.run import num_nodes, open_run, run_in_process
 
@@ -136,13 +139,14 @@ def _run(path: Path, engine: Engine, deployment: Path | None, health: str, json_
     if health and not re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[^\s:]+):[0-9]{1,5}", health):
         raise ConfigError([f"--health {health!r} must be HOST:PORT, for example 127.0.0.1:9096"])
     try:
-        if deployment is not None:
-            summary = run_deployed(path, deployment, health=health)
-        elif engine is Engine.FLOWER:
-            nodes = num_nodes(open_run(path))
-            summary = run_flower(path, num_supernodes=nodes, health=health)
-        else:
-            summary = run_in_process(path, health=health)
+        with terminable():
+            if deployment is not None:
+                summary = run_deployed(path, deployment, health=health)
+            elif engine is Engine.FLOWER:
+                nodes = num_nodes(open_run(path))
+                summary = run_flower(path, num_supernodes=nodes, health=health)
+            else:
+                summary = run_in_process(path, health=health)
     except KeyboardInterrupt:
         option = f" --engine {engine}" if engine is Engine.FLOWER else ""
         option = f" --deployment {deployment}" if deployment is not None else option

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 from contextlib import suppress
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import DeliveryError
+from simulations.terminal import print_error
 
 if TYPE_CHECKING:
     from client.delivery.remote import Remote
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["delivery", "publish"]
 
 delivery = typer.Typer(no_args_is_help=True, help="Bring published models to devices over gRPC.")
+
+logger = logging.getLogger("fedhead.delivery")
 
 _GRACE_SECONDS = 5
 _HERE = Path()
@@ -92,6 +96,7 @@ def serve(
     ] = 10.0,
 ) -> None:
     """Serve published models until Ctrl-C or SIGTERM; what is published meanwhile too."""
+    from server.delivery.identity import Identity
     from server.delivery.service import Limits, start
     from simulations.deploy.settings import endpoint, read_server
 
@@ -101,8 +106,7 @@ def serve(
     running, port = start(
         _published(server),
         address=endpoint(settings.host, settings.delivery_port),
-        certificate=server / "server.crt",
-        key=server / "server.key",
+        identity=Identity(server / "server.crt", server / "server.key", server / "ca.crt"),
         limits=Limits(downloads, 1e6 * rate),
     )
     print(f"serving models at port {port}; end with Ctrl-C", flush=True)
@@ -156,13 +160,35 @@ def fetch(
 ) -> None:
     """On a device: fetch the newest model, if it is new, and put it into use."""
     from client.delivery.fetch import fetch as bring
+    from client.delivery.remote import DeliveryInterruptedError
 
     with _remote(device) as remote:
-        fetched = bring(remote, _shelf(device, name), keep=keep)
+        try:
+            fetched = bring(remote, _shelf(device, name), keep=keep)
+        except DeliveryInterruptedError:
+            raise
+        except DeliveryError:  # nothing is published yet: it checks in nevertheless
+            with suppress(DeliveryError):
+                _check_in(device, remote)
+            raise
+        try:
+            _check_in(device, remote)
+        except DeliveryError as exc:
+            print_error(str(exc))
     if json_:
         print(json.dumps(asdict(fetched), default=str))
     else:
         print(f"{fetched.model}: {fetched.note}; {fetched.received_bytes:,} bytes received")
+
+
+@delivery.command("check-in")
+def check_in(device: DeviceArgument = _HERE) -> None:
+    """On a device: tell the server what it runs, and trust the authorities that it hands out.
+
+    fetch does so too, and fedhead device every hour.
+    """
+    with _remote(device) as remote:
+        _check_in(device, remote)
 
 
 @delivery.command()
@@ -206,6 +232,28 @@ def _remote(device: Path) -> Remote:
 
     address = read_device(device).delivery
     return Remote(address, authority=device / "ca.crt", token=device / "delivery.token")
+
+
+def _check_in(device: Path, remote: Remote) -> None:
+    from importlib.metadata import version
+
+    from client.delivery.authorities import check_in
+    from client.delivery.shelf import shelves
+    from simulations.deploy.authority import end_of_trust, expiry_warnings
+    from simulations.deploy.settings import inside, read_device
+
+    settings = read_device(device)
+    new = check_in(
+        remote,
+        device / "ca.crt",
+        [settings.server, settings.delivery],
+        app=f"fedhead {version('fedhead')}",
+        in_use={s.path.name: s.current for s in shelves(inside(device, settings.models))},
+    )
+    if new:
+        logger.info("%s: other authorities are trusted", device / "ca.crt")
+    for line in expiry_warnings({"authority": end_of_trust(device / "ca.crt")}):
+        logger.warning("warning: %s", line)
 
 
 def _shelf(device: Path, name: str) -> Shelf:

@@ -14,13 +14,16 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import tomli_w
 
+from common.bundle import NAME, PUBLISHER, installed_version
 from common.errors import MissingExtraError, RunError
+from simulations.deploy.processes import Process, running
 
 __all__ = [
     "check_ray",
@@ -29,7 +32,6 @@ __all__ = [
     "run_app",
     "run_flower",
     "superlink",
-    "wait_for",
 ]
 
 logger = logging.getLogger("fedhead")
@@ -37,6 +39,8 @@ logger = logging.getLogger("fedhead")
 _ROOT = Path(__file__).resolve().parent.parent
 _START_SECONDS = 60.0
 _STATUS_PAUSE_SECONDS = 1.0
+_WARN_SECONDS, _GIVE_UP_SECONDS = 20.0, 90.0  # from a busy machine's start to none
+_NOT_STARTED = ("pending", "starting")
 
 # The shell leads the process group in which SuperLink, SuperExec, the ServerApp and Ray live.
 # When the pipe to fedhead closes, for whatever reason, they all end: what a run must not lose
@@ -104,16 +108,18 @@ def run_app(
         RunError: the run did not complete, with the reason it gave.
     """
     # It imports torch and what is a server's; what watches over a device stays without.
+    from server.lease import held, lease_of
     from simulations.run import read_summary, run_values
 
-    app = Path(environment["FLWR_HOME"]) / "app"
-    _write_app(app, {**run_values(path.resolve()), "health": health})
+    app, lease = Path(environment["FLWR_HOME"]) / "app", lease_of(path.resolve())
+    _write_app(app, {**run_values(path.resolve()), "health": health, "lease": str(lease)})
     log = path / "flower.log"
-    error, run_id = _stream(app, options, environment, log)
-    try:
-        status, details = _final_status(environment, run_id)
-    except RunError as exc:
-        raise RunError(f"{exc} (its log: {log}); {_go_on(path)}") from exc
+    with held(lease):
+        error, run_id = _stream(app, options, environment, log)
+        try:
+            status, details = _final_status(environment, run_id)
+        except RunError as exc:
+            raise RunError(f"{exc} (its log: {log}); {_go_on(path)}") from exc
     if status != "finished:completed":
         reason = f"Flower's run is {status}: {details} (its log: {log}); {_go_on(path)}"
         raise RunError(error or reason)
@@ -159,7 +165,7 @@ def superlink() -> Iterator[dict[str, str]]:
             )
         try:
             try:
-                wait_for("127.0.0.1", port, keeper)
+                _wait_for("127.0.0.1", port, keeper)
             except RunError as exc:
                 raise RunError(f"{exc}: {_last_line(log)}") from exc
             yield environment
@@ -204,7 +210,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(host: str, port: int, process: subprocess.Popen[bytes]) -> None:
+def _wait_for(host: str, port: int, process: subprocess.Popen[bytes]) -> None:
     """Wait until a SuperLink listens, which it does once it is ready.
 
     Raises:
@@ -234,11 +240,11 @@ def _write_app(folder: Path, config: Mapping[str, str]) -> None:
     lies in a checkout, and an installed fedhead has no such folder.
     """
     app = {
-        "publisher": "fedhead",
+        "publisher": PUBLISHER,
         "components": {"serverapp": "server.app:app", "clientapp": "client.app:app"},
         "config": dict(config),
     }
-    project = {"name": "fedhead", "version": "0"}
+    project = {"name": NAME, "version": installed_version()}
     folder.mkdir()
     content = tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}})
     (folder / "pyproject.toml").write_text(content)
@@ -252,22 +258,21 @@ def _stream(
     Returns:
         Our own last error, and the id that Flower gave the run; None: it gave none.
     """
-    process = subprocess.Popen(  # noqa: S603 - Flower's command
-        [command("flwr", environment), "run", str(app), "--stream", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=dict(environment),
-        text=True,
-        errors="replace",
-    )
     error = run_id = None
-    with process, log.open("a", encoding="utf-8") as file:
+    arguments = ["flwr", "run", str(app), "--stream", *options]
+    with (
+        running(arguments, environment, subprocess.PIPE) as process,
+        log.open("a", encoding="utf-8") as file,
+    ):
+        start = _Start(environment, process)
         try:
-            for line in process.stdout or ():
+            for raw in process.stdout or ():
+                line = raw.decode(errors="replace")
                 file.write(line)
                 file.flush()
                 if match := _STARTED.search(line):
                     run_id = match[1]
+                    start.watch(run_id)
                 if match := _OUR_LINE.match(line):
                     level, message = match.groups()
                     if level == "ERROR":
@@ -279,8 +284,50 @@ def _stream(
                 _flwr(environment, "stop", run_id)  # a deployment's would go on unseen
             raise
         finally:
-            process.kill()
-    return error, run_id
+            start.over.set()
+    return start.error or error, run_id
+
+
+class _Start:
+    """Watches, in a thread, over the start of a run: Flower itself would wait for ever.
+
+    Args:
+        environment: of Flower's commands.
+        stream: reads the run's log; is ended with the run that does not start.
+
+    Attributes:
+        over: whether nothing is to be watched any more.
+        error: why the run was given up.
+    """
+
+    def __init__(self, environment: Mapping[str, str], stream: Process) -> None:
+        self._environment, self._stream = environment, stream
+        self.over, self.error = Event(), ""
+
+    def watch(self, run_id: str) -> None:
+        """Begin, now that Flower has taken the run."""
+        Thread(target=self._watch, args=(run_id,), daemon=True).start()
+
+    def _watch(self, run_id: str) -> None:
+        waited = 0.0
+        for until in (_WARN_SECONDS, _GIVE_UP_SECONDS):
+            if self.over.wait(until - waited):
+                return
+            waited = until
+            with suppress(RunError):
+                status, _ = _status(self._environment, run_id)
+                if status in _NOT_STARTED:
+                    why = f"the server has not started the run within {until:g} s ({status})"
+                    self._tell(f"{why}: do its SuperExec and its ServerApp start?", run_id, until)
+
+    def _tell(self, why: str, run_id: str, waited: float) -> None:
+        if waited < _GIVE_UP_SECONDS:
+            logger.warning("%s", why)
+            return
+        self.error = why
+        _flwr(self._environment, "stop", run_id)
+        if self._stream.stdin:
+            self._stream.stdin.close()  # the keeper ends it
 
 
 def _final_status(environment: Mapping[str, str], run_id: str | None) -> tuple[str, str]:
@@ -290,14 +337,24 @@ def _final_status(environment: Mapping[str, str], run_id: str | None) -> tuple[s
         RunError: there is no run, or no SuperLink any more.
     """
     while True:
-        try:
-            runs = json.loads(_flwr(environment, "ls"))["runs"]
-            run = next(run for run in runs if str(run["run-id"]) == run_id)
-        except (ValueError, LookupError, StopIteration) as exc:
-            raise RunError("Flower's SuperLink does not answer, or has lost the run") from exc
-        if run["status"].startswith("finished"):
-            return run["status"], run["status-details"].removeprefix(_FAILURE)
+        status, details = _status(environment, run_id)
+        if status.startswith("finished"):
+            return status, details.removeprefix(_FAILURE)
         time.sleep(_STATUS_PAUSE_SECONDS)  # the log's stream was cut
+
+
+def _status(environment: Mapping[str, str], run_id: str | None) -> tuple[str, str]:
+    """Status and details of a run.
+
+    Raises:
+        RunError: there is no run, or no SuperLink any more.
+    """
+    try:
+        runs = json.loads(_flwr(environment, "ls"))["runs"]
+        run = next(run for run in runs if str(run["run-id"]) == run_id)
+    except (ValueError, LookupError, StopIteration) as exc:
+        raise RunError("Flower's SuperLink does not answer, or has lost the run") from exc
+    return str(run["status"]), str(run["status-details"])
 
 
 def _flwr(environment: Mapping[str, str], *arguments: str) -> str:

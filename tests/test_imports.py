@@ -18,6 +18,8 @@ MAY_IMPORT = {
 # Strategies and trainers see arrays, never messages.
 MAY_IMPORT_FLWR = {
     "client/app.py",
+    "client/fork_server.py",
+    "client/supernode.py",
     "common/messages.py",
     "common/records.py",
     "server/app.py",
@@ -32,6 +34,11 @@ MAY_IMPORT_FLWR = {
     "server/summary.py",
     "simulations/bench/run_fedhead.py",
     "simulations/bench/run_flower.py",
+    "simulations/deploy/app.py",
+    "simulations/deploy/operator.py",
+    "simulations/deploy/serverapp.py",
+    "simulations/deploy/standin.py",
+    "simulations/deploy/superlink.py",
     "simulations/grid.py",
     "simulations/run.py",
 }

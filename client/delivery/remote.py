@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -45,7 +45,7 @@ class Remote:
 
     Args:
         address: host and port; the host must be a name in the server's certificate.
-        authority: PEM certificate of the only authority to trust.
+        authority: PEM certificates of the only authorities to trust.
         token: file of the device's token; refused if others than its owner can read it.
 
     Raises:
@@ -119,6 +119,30 @@ class Remote:
         with self._failures():
             self._stub.report(request, metadata=self._metadata, timeout=_TIMEOUT_SECONDS)
 
+    def check_in(
+        self, app: str, authorities_sha256: str, in_use: Mapping[str, int]
+    ) -> tuple[bytes, bytes]:
+        """Tell what this device runs and trusts.
+
+        Args:
+            app: program and version.
+            authorities_sha256: of the file of authorities.
+            in_use: version in use, by artifact.
+
+        Returns:
+            The file of authorities to trust from now on, empty if it is the one told; and what
+            vouches for a new one in it.
+
+        Raises:
+            DeliveryInterruptedError, DeliveryError: as ``latest``.
+        """
+        request = pb.CheckInRequest(
+            app=app, authorities_sha256=authorities_sha256, in_use=dict(in_use)
+        )
+        with self._failures():
+            reply = self._stub.check_in(request, metadata=self._metadata, timeout=_TIMEOUT_SECONDS)
+        return reply.authorities, reply.voucher
+
     @contextmanager
     def _failures(self) -> Iterator[None]:
         try:
@@ -132,7 +156,7 @@ class Remote:
     def _explain(self, code: grpc.StatusCode, details: str) -> DeliveryError:
         if code is grpc.StatusCode.UNAVAILABLE and any(sign in details for sign in _NOT_TRUSTED):
             return DeliveryError(
-                f"{self._address}: not trusted: its certificate is not of the authority in "
+                f"{self._address}: not trusted: its certificate is not of an authority in "
                 f"{self._authority}, is for another name or has expired, or it speaks no TLS "
                 f"({details})"
             )

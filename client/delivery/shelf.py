@@ -22,7 +22,7 @@ from common.delivery.versions import Artifact, known_versions, read_artifact, sh
 from common.errors import DeliveryError
 from common.files import write_atomic, write_folder
 
-__all__ = ["Shelf"]
+__all__ = ["Shelf", "shelves"]
 
 logger = logging.getLogger("fedhead.delivery")
 
@@ -143,3 +143,8 @@ class Shelf:
                 return artifact
             logger.warning("version %d is passed over: %s", version, problem)
         raise DeliveryError(f"{self.path}: no intact version before {current or 'the first'}")
+
+
+def shelves(folder: Path) -> list[Shelf]:
+    """All models that are in use on this device."""
+    return [Shelf(folder, path.parent.name) for path in sorted(folder.glob("[!.]*/current"))]

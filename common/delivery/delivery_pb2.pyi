@@ -1,5 +1,7 @@
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -55,3 +57,28 @@ class ReportRequest(_message.Message):
 class ReportReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class CheckInRequest(_message.Message):
+    __slots__ = ("app", "authorities_sha256", "in_use")
+    class InUseEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    APP_FIELD_NUMBER: _ClassVar[int]
+    AUTHORITIES_SHA256_FIELD_NUMBER: _ClassVar[int]
+    IN_USE_FIELD_NUMBER: _ClassVar[int]
+    app: str
+    authorities_sha256: str
+    in_use: _containers.ScalarMap[str, int]
+    def __init__(self, app: _Optional[str] = ..., authorities_sha256: _Optional[str] = ..., in_use: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class CheckInReply(_message.Message):
+    __slots__ = ("authorities", "voucher")
+    AUTHORITIES_FIELD_NUMBER: _ClassVar[int]
+    VOUCHER_FIELD_NUMBER: _ClassVar[int]
+    authorities: bytes
+    voucher: bytes
+    def __init__(self, authorities: _Optional[bytes] = ..., voucher: _Optional[bytes] = ...) -> None: ...

@@ -1,33 +1,32 @@
 """Flower's SuperLink and SuperNode, started from a deployment's folders.
 
-Thin on purpose: the command is printed, so that it can be used, and read about, without fedhead.
+Thin on purpose: the command is printed, with Flower's own options, so that it can be read about.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import tomli_w
 
-from client import fork_server
 from common.errors import RunError
-from common.files import write_atomic
-from simulations.deploy.certificates import first_address
+from simulations.deploy.certificates import certificates_in
+from simulations.deploy.checking_in import CheckingIn
 from simulations.deploy.handshake import obstacle
-from simulations.deploy.register import RECORD_SEPARATOR
-from simulations.deploy.settings import endpoint, inside, read_device, read_server
-from simulations.flower import command, flower_environment, run_app, wait_for
+from simulations.deploy.last_run import remember_run
+from simulations.deploy.operator import door, folder_keys, read_secret
+from simulations.deploy.processes import Polled, alone, first_end, run, running, terminable
+from simulations.deploy.settings import OPERATORS_HOST, inside, read_device, read_server
+from simulations.deploy.standin import install, operator_environment
+from simulations.flower import flower_environment, run_app
 
 __all__ = [
     "connection",
@@ -42,26 +41,27 @@ Say = Callable[[str], None]
 
 _FIRST_PAUSE_SECONDS = 2.0
 _LONGEST_PAUSE_SECONDS = 60.0
+_LONGEST_SOCKET = 100  # bytes of its path: Linux allows 107, others 103
 
 
 def superlink_command(server: Path) -> list[str]:
-    """Flower's command for a server's folder."""
+    """The command that serves a server's folder: our two doors, and Flower's own options."""
     settings = read_server(server)
     return [
-        "flower-superlink",
+        sys.executable, "-P", "-m", "simulations.deploy.superlink", str(server),
         "--ssl-certfile", _there(server / "server.crt"),
         "--ssl-keyfile", _there(server / "server.key"),
         "--ssl-ca-certfile", _there(server / "ca.crt"),
         "--enable-supernode-auth",
         "--disable-runtime-dependency-installation",
         "--database", str(server / "superlink.db"),
-        "--host", settings.host,
-        "--port", str(settings.port),
+        "--host", OPERATORS_HOST,
+        "--port", str(settings.operator_port),
     ]  # fmt: skip
 
 
-def device_command(device: Path) -> list[str]:
-    """Flower's command for a device's folder."""
+def device_command(device: Path, own: Path) -> list[str]:
+    """The command of a device's SuperNode: Flower's, behind a socket in a folder of its own."""
     settings = read_device(device)
     node_config = {
         "data": f"folder:{inside(device, settings.data)}",
@@ -73,17 +73,16 @@ def device_command(device: Path) -> list[str]:
     }
     pairs = [f"{key}={json.dumps(value)}" for key, value in node_config.items()]
     return [
-        "flower-supernode",
+        sys.executable, "-P", "-m", "client.supernode", _socket(own), str(own / "refused"),
         "--superlink", settings.server,
         "--root-certificates", _there(device / "ca.crt"),
         "--auth-supernode-private-key", _there(device / "device.key"),
-        "--port", str(settings.port),
         "--node-config", " ".join(pairs),
     ]  # fmt: skip
 
 
 def serve(server: Path, say: Say) -> int:
-    """Run a SuperLink until it ends, with the devices' keys registered.
+    """Run a SuperLink behind our doors until it ends, with the devices' keys registered.
 
     Args:
         server: the deployment's server folder.
@@ -97,20 +96,13 @@ def serve(server: Path, say: Say) -> int:
         KeyboardInterrupt: somebody ended it.
     """
     server = server.resolve()
-    settings = read_server(server)
     environment = flower_environment() | {"FLWR_HOME": str(server / "flower")}
-
-    with _terminable(), connection(server.parent) as home:
-
-        def register(process: subprocess.Popen[bytes]) -> None:
-            local = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - all addresses
-            wait_for(local.get(settings.host, settings.host), settings.port, process)
-            keys = sorted((server / "devices").glob("*.pub"))
-            for name, client in _register(keys, environment | {"FLWR_HOME": str(home)}):
-                say(f"device {name} is client {client}")
-            say(f"serving at port {settings.port}; end with Ctrl-C")
-
-        return _run(superlink_command(server), environment, say, register)
+    # What can be known to be wrong is said before anything starts.
+    read_secret(server)
+    certificates_in(server / "server.crt")
+    folder_keys(server)
+    with terminable(), alone(server, "fedhead serve"):
+        return run(superlink_command(server), environment, say)
 
 
 def run_device(device: Path, say: Say) -> NoReturn:
@@ -120,7 +112,7 @@ def run_device(device: Path, say: Say) -> NoReturn:
     key is registered, or while the server has no valid certificate.
 
     Raises:
-        ConfigError, RunError: a file is missing or wrong.
+        ConfigError, RunError: a file is missing or wrong, or the device runs already.
         KeyboardInterrupt: somebody ended it.
     """
     device = device.resolve()
@@ -129,24 +121,64 @@ def run_device(device: Path, say: Say) -> NoReturn:
         "FLWR_HOME": str(inside(device, settings.state) / "flower"),
         "OMP_NUM_THREADS": str(settings.max_threads),
     }
-    pause = _FIRST_PAUSE_SECONDS
     own_folder = tempfile.TemporaryDirectory(prefix="fedhead-device-", ignore_cleanup_errors=True)
-    with _terminable(), own_folder as own:
-        environment["PATH"] = fork_server.install(Path(own), environment["PATH"])
+    with (
+        terminable(),
+        alone(device, "fedhead device"),
+        own_folder as name,
+        CheckingIn(device, environment, Path(name) / "check-in.log", say) as checking_in,
+    ):
+        own, pause = Path(name), _FIRST_PAUSE_SECONDS
+        answers = [sys.executable, "-P", "-m", "client.fork_server", _socket(own)]
         while True:
             # It imports while the SuperNode starts, and once, however often that is refused.
-            with _running(["flwr-clientapp"], environment) as imported:
-                while True:
+            with running(answers, environment) as answering:
+                while answering.poll() is None:
                     started = time.monotonic()
-                    code = _run(device_command(device), environment, say)
+                    checking_in.remember()
+                    arguments = device_command(device, own)
+                    code = _run_node(arguments, environment, say, answering, checking_in)
+                    if checking_in.poll() is not None:
+                        say("other authorities are trusted: Flower's SuperNode starts again")
+                        continue
                     if time.monotonic() - started > _LONGEST_PAUSE_SECONDS:
                         pause = _FIRST_PAUSE_SECONDS  # it had been let in
-                    why = obstacle(settings.server, device / "ca.crt")
+                    why = obstacle(settings.server, device / "ca.crt", _refused(own))
+                    if answering.poll() is not None:
+                        why = f"what answers its messages has ended with {answering.returncode}"
                     say(f"Flower's SuperNode ended with {code}: {why}. Again in {pause:g} s.")
                     time.sleep(pause)
                     pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-                    if imported.poll() is not None:
-                        break
+
+
+def _run_node(
+    arguments: Sequence[str], environment: Mapping[str, str], say: Say, *others: Polled
+) -> int:
+    """Run a SuperNode until it ends, or another has: what answers its messages, for one."""
+    say(f"$ {shlex.join(arguments)}")
+    with running(arguments, environment) as node:
+        first_end(node, *others)
+    return node.wait()
+
+
+def _socket(own: Path) -> str:
+    """Where a device's processes meet: in a folder that only their owner may enter.
+
+    Raises:
+        RunError: the system's temporary folder has too long a name.
+    """
+    path = str(own / "socket")
+    if len(path.encode()) > _LONGEST_SOCKET:
+        raise RunError(f"{path} is too long for a socket: set TMPDIR to a folder with a short name")
+    return path
+
+
+def _refused(own: Path) -> str:
+    """What the server said last when it refused a device; empty: nothing."""
+    file = own / "refused"
+    said = file.read_text() if file.exists() else ""
+    file.unlink(missing_ok=True)
+    return said
 
 
 def run_deployed(path: Path, deployment: Path, *, health: str = "") -> dict[str, Any]:
@@ -168,123 +200,31 @@ def run_deployed(path: Path, deployment: Path, *, health: str = "") -> dict[str,
     from simulations.run import open_run
 
     RunFolder(path, open_run(path)).bind_clients(simulated=False)
-    with connection(deployment) as home:
-        environment = flower_environment() | {"FLWR_HOME": str(home)}
+    with connection(deployment) as environment:
+        remember_run(deployment / "server", path)
         return run_app(path, environment, health=health)
 
 
 @contextmanager
-def connection(deployment: Path) -> Iterator[Path]:
-    """A temporary FLWR_HOME in which ``flwr`` commands reach a deployment's SuperLink."""
-    server = deployment / "server"
-    address = first_address(server / "server.crt")
-    link = {
-        "address": endpoint(address, read_server(server).port),
-        "root-certificates": str((server / "ca.crt").resolve()),
-    }
+def connection(deployment: Path) -> Iterator[dict[str, str]]:
+    """An environment in which ``flwr`` commands reach a deployment's SuperLink as its operator.
+
+    Raises:
+        ConfigError, RunError: no deployment, or no operator's secret that could be read.
+    """
+    server = (deployment / "server").resolve()
+    read_secret(server)
+    link = {"address": door(server), "root-certificates": _there(server / "ca.crt")}
     with tempfile.TemporaryDirectory(prefix="fedhead-flower-", ignore_cleanup_errors=True) as home:
         content = {"superlink": {"default": "fedhead", "fedhead": link}}
         (Path(home) / "config.toml").write_text(tomli_w.dumps(content))
-        yield Path(home)
+        (Path(home) / "bin").mkdir()
+        environment = flower_environment() | operator_environment(server)
+        environment["PATH"] = install(Path(home) / "bin", environment["PATH"], ["flwr"])
+        yield environment | {"FLWR_HOME": home}
 
 
 def _there(path: Path) -> str:
     if not path.is_file():
         raise RunError(f"{path} is missing: fedhead deploy writes it")
     return str(path)
-
-
-def _run(
-    arguments: Sequence[str],
-    environment: Mapping[str, str],
-    say: Say,
-    ready: Callable[[subprocess.Popen[bytes]], None] = lambda _: None,
-) -> int:
-    """Run a process of Flower's to its end, or to ours: an interrupt ends it and is raised."""
-    say(f"$ {shlex.join(arguments)}")
-    with _running(arguments, environment) as process:
-        ready(process)
-        return process.wait()
-
-
-@contextmanager
-def _running(
-    arguments: Sequence[str], environment: Mapping[str, str]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of Flower's, and those it starts, until the block's end."""
-    with (
-        subprocess.Popen(  # noqa: S603 - Flower's own command
-            [command(arguments[0], environment), *arguments[1:]],
-            env=dict(environment),
-            start_new_session=True,
-        ) as process
-    ):
-        try:
-            yield process
-        finally:
-            _end(process)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Inside, SIGTERM is an interrupt as Ctrl-C is: processes and folders are cleaned up."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to end, and with it those that it started."""
-    if process.poll() is None:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def _register(keys: Sequence[Path], environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Let the devices with these public keys in; each one's name, and what a run's logs call it.
-
-    Raises:
-        RunError: the first that Flower refuses, with its reason; those before it are let in.
-    """
-    done = 0
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-P", "-m", "simulations.deploy.register", *map(str, keys)],
-            env=dict(environment),
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        ) as process,
-    ):
-        said: list[str] = []
-        for line in process.stdout or ():
-            if line == f"{RECORD_SEPARATOR}\n":
-                yield keys[done].stem, _client(keys[done], "".join(said))
-                said, done = [], done + 1
-            else:
-                said.append(line)
-        if done < len(keys):
-            errors.seek(0)
-            said.append(errors.read().decode(errors="replace"))
-            text = " ".join(" ".join(said).split())
-            raise RunError(f"{keys[done]}: cannot be registered: {text[:300]}")
-
-
-def _client(key: Path, said: str) -> str:
-    """A device's id, from what Flower said: it tells it once, so it is kept beside the key."""
-    file = key.with_suffix(".client")
-    if "already in use" in said:
-        return file.read_text() if file.exists() else "known"
-    try:
-        node = int(json.loads(said)["node-id"])
-    except (ValueError, KeyError) as exc:
-        raise RunError(f"{key}: cannot be registered: {' '.join(said.split())[:300]}") from exc
-    client = str(node % 2**63)  # as client/device has it
-    write_atomic(file, client.encode())
-    return client

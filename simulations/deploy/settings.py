@@ -9,15 +9,19 @@ from pydantic import Field
 from common.toml_model import Section, read_toml, validated
 
 __all__ = [
+    "OPERATORS_HOST",
     "DeviceSettings",
     "ServerSettings",
     "delivery_of",
     "endpoint",
     "inside",
+    "operator_secret",
     "read_device",
     "read_server",
 ]
 
+# Where operators and Flower's own processes on the server reach it, over TLS as everybody.
+OPERATORS_HOST = "127.0.0.1"
 _ADDRESS = r"^([^\s:/\[\]]+|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}$"
 
 
@@ -25,11 +29,23 @@ class ServerSettings(Section):
     """server.toml."""
 
     host: str = Field("0.0.0.0", min_length=1)  # noqa: S104 - devices are on other machines
-    """Address to listen at; another than 0.0.0.0 and :: must be in the certificate."""
+    """Address at which devices are listened for."""
     port: int = Field(9092, ge=1, le=65535)
-    """Devices and operators both come here."""
+    """Devices come here, and nobody else."""
+    operator_port: int = Field(9093, ge=1, le=65535)
+    """Operators come here, from this machine alone and with the operator's secret."""
     delivery_port: int = Field(9095, ge=1, le=65535)
     """Devices fetch models here."""
+    max_connections: int = Field(1000, ge=1)
+    """Open connections of devices; strangers' are dropped first, the oldest of them first."""
+    max_connections_per_address: int = Field(500, ge=1)
+    """Likewise from one address, behind which there may be many devices."""
+    max_request_megabytes: int = Field(64, ge=1)
+    """Largest request of a device: what it sends in one piece, a head or a Gram matrix."""
+    max_request_seconds: float = Field(300, gt=0)
+    """A device's request must have arrived by then."""
+    max_requests_per_second: float = Field(100, gt=0)
+    """Of one device, on average; ten seconds' worth at once."""
 
 
 class DeviceSettings(Section):
@@ -45,8 +61,6 @@ class DeviceSettings(Section):
     """Folder for the backbone, features and what the device remembers; relative to this file."""
     models: str = Field("models", min_length=1)
     """Folder for the models that are fetched; relative to this file."""
-    port: int = Field(9094, ge=1, le=65535)
-    """Free port on this device alone, for Flower's own processes."""
     max_examples: int = Field(0, ge=0)
     """Train on at most so many pictures; 0: all."""
     max_threads: int = Field(1, ge=1)
@@ -60,6 +74,11 @@ class DeviceSettings(Section):
 def delivery_of(server: Path) -> Path:
     """Where a server's folder keeps published models, tokens' hashes and reports."""
     return server / "delivery"
+
+
+def operator_secret(server: Path) -> Path:
+    """The file in a server's folder whose content lets an operator in."""
+    return server / "operator.secret"
 
 
 def endpoint(host: str, port: int) -> str:

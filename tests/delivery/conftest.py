@@ -22,6 +22,7 @@ from cryptography.x509.oid import NameOID
 from client.delivery.remote import Remote
 from common.files import write_private
 from server.card import Card, FileFacts, SelfCheck, card_path
+from server.delivery.identity import Identity
 from server.delivery.limits import Clock
 from server.delivery.publish import publish
 from server.delivery.service import Limits, start
@@ -163,8 +164,10 @@ def serve(deployment: Deployment) -> Iterator[Serve]:
         server, port = start(
             deployment.folder,
             address="127.0.0.1:0",
-            certificate=deployment.pki / f"{certificate}.crt",
-            key=deployment.pki / f"{certificate}.key",
+            identity=Identity(
+                *(deployment.pki / name for name in (f"{certificate}.crt", f"{certificate}.key")),
+                authorities=deployment.pki / "ca.crt",
+            ),
             limits=limits,
             clock=clock,
         )

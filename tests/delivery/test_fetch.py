@@ -7,6 +7,7 @@ import hashlib
 import random
 import shutil
 import threading
+from contextlib import suppress
 
 import grpc
 import pytest
@@ -224,6 +225,22 @@ def test_a_token_that_is_not_valid_gets_nothing(
     assert good.rpartition(".")[2] not in caplog.text
     assert leftovers(shelf) == set()
     assert survey(deployment.folder)[0].reports == {}
+
+
+def test_a_download_under_way_ends_with_its_token(deployment, serve, shelf) -> None:
+    deployment.publish(1, SIZE)
+    clock = Clock(lambda: 0.0, lambda seconds: revoke())
+
+    def revoke() -> None:
+        with suppress(DeliveryError):  # it is revoked already
+            revoke_token(deployment.folder, "phone-1")
+
+    with (
+        deployment.remote(serve(clock=clock)) as remote,
+        pytest.raises(DeliveryError, match="the token is not valid"),
+    ):
+        fetch(remote, shelf, keep=2)
+    assert shelf.current == 0
 
 
 def test_a_secret_that_others_can_read_is_refused(deployment, serve) -> None:

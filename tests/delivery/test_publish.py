@@ -21,6 +21,7 @@ from common.delivery.versions import known_versions
 from common.errors import DeliveryError, ExportError
 from common.files import read_private, write_private
 from server.card import Card, card_path
+from server.delivery.identity import Identity
 from server.delivery.publish import publish
 from server.delivery.reports import survey
 from server.delivery.service import Limits, start
@@ -36,7 +37,8 @@ def test_the_generated_messages_are_those_of_the_proto(tmp_path: Path) -> None:
     (compiled,) = FileDescriptorSet.FromString(out.read_bytes()).file
     # json_name is derived, and only some versions of protoc write it.
     for message in compiled.message_type:
-        for field in message.field:
+        nested = [field for inner in message.nested_type for field in inner.field]
+        for field in (*message.field, *nested):
             field.ClearField("json_name")
     assert compiled.SerializeToString() == pb.DESCRIPTOR.serialized_pb
 
@@ -188,8 +190,10 @@ def begin(deployment, **changes):
         "certificate": deployment.pki / "server.crt",
         "key": deployment.pki / "server.key",
         "limits": Limits(1, 1e6),
-    }
-    return start(deployment.folder, **values | changes)
+    } | changes
+    files = values.pop("certificate"), values.pop("key")
+    identity = Identity(*files, authorities=deployment.pki / "ca.crt")
+    return start(deployment.folder, identity=identity, **values)
 
 
 def test_a_port_has_one_server(deployment, serve) -> None:

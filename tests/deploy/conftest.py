@@ -49,17 +49,26 @@ class Deployment:
 
     Attributes:
         folder: as ``fedhead deploy`` writes it.
-        port: of the server, on loopback.
+        port: of the server, on loopback, for devices.
+        operator_port: likewise, for operators.
+        delivery_port: likewise, for models.
         logs: what each process said, by the name it was started under.
     """
 
     def __init__(self, folder: Path, *names: str, address: str = "localhost") -> None:
-        self.folder, (self.port,) = folder, _free_ports(1)
-        write_deployment(folder, addresses=[address], devices=names, port=self.port, days=30)
+        self.folder = folder
+        self.port, self.operator_port, self.delivery_port = _free_ports(3)
+        write_deployment(
+            folder,
+            addresses=[address],
+            devices=names,
+            port=self.port,
+            operator_port=self.operator_port,
+            delivery_port=self.delivery_port,
+            days=30,
+        )
         self.logs: dict[str, Path] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        for name, port in zip(names, _free_ports(len(names)), strict=True):
-            self.set(name, port=port)
 
     def device(self, name: str) -> Path:
         return self.folder / "devices" / name

@@ -12,6 +12,8 @@ import pytest
 from numpy.linalg import norm
 from safetensors.numpy import load_file
 
+from simulations.deploy.operator import control
+
 if TYPE_CHECKING:
     from tests.deploy.conftest import Deployment
 
@@ -47,7 +49,7 @@ def test_five_devices_over_tls_give_the_head_of_the_in_process_engine(
 
 
 @pytest.mark.slow
-def test_a_bad_key_is_named_and_those_before_it_are_let_in(
+def test_a_bad_key_is_named_before_anything_starts_and_ids_outlive_a_restart(
     deployment: Callable[..., Deployment],
 ) -> None:
     deployed = deployment("a", "b", "c")
@@ -57,11 +59,22 @@ def test_a_bad_key_is_named_and_those_before_it_are_let_in(
     deployed.start_server(waits=False)
     assert deployed.processes["server"].wait(120) == 1
     said = " ".join(deployed.said("server").split())
-    assert re.search("devices/b.pub: cannot be registered: .*valid elliptic curve public key", said)
-    assert [path.stem for path in keys.glob("*.client")] == ["a"]
+    assert re.fullmatch("fedhead: .*/devices/b.pub: cannot be registered: .*", said)
+    assert not list(keys.glob("*.client"))
     (keys / "b.pub").write_bytes(good)
-    before = deployed.client("a")
     deployed.start_server()
-    assert len({deployed.client(name) for name in "abc"}) == 3
-    assert deployed.client("a") == before
-    assert f"device a is client {before}" in deployed.said("server")
+    before = [deployed.client(name) for name in "abc"]
+    assert len(set(before)) == 3
+    deployed.processes["server"].terminate()
+    assert deployed.processes["server"].wait(60) == 0
+    (keys / "c.pub").unlink()
+    deployed.start_server()
+    said = deployed.said("server")
+    assert [deployed.client(name) for name in "ab"] == before[:2]
+    assert "already in use" not in said
+    assert "c is let in no more: its key is no longer in" in said
+    assert not (keys / "c.client").exists()
+    with control(deployed.folder / "server") as api:
+        assert {n.name: n.status for n in api.nodes()} == {
+            "a": "registered", "b": "registered", "c": "unregistered",
+        }  # fmt: skip

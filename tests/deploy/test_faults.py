@@ -45,7 +45,7 @@ def test_a_run_finishes_with_the_honest_devices(
     for number, (name, fault) in enumerate(faults.items()):
         deployed.give_pictures(name, number)
         deployed.start_device(name, fault=fault, seconds=3 * DEADLINE)
-    intruders(deployed, *free_ports(2))
+    intruders(deployed, *free_ports(1))
     options = (
         f"train.rounds={ROUNDS}",
         f"train.clients-per-round={len(faults)}",
@@ -103,14 +103,13 @@ def test_a_run_finishes_with_the_honest_devices(
     assert_refused(deployed)
 
 
-def intruders(deployed: Deployment, port: int, other: int) -> None:
+def intruders(deployed: Deployment, port: int) -> None:
     """One device whose key nobody has registered, and one that does not speak TLS."""
     write_deployment(deployed.folder, addresses=["localhost"], devices=["stranger"], days=30)
-    deployed.set("stranger", port=port)
     deployed.start_device("stranger")
     start_flower(
         deployed, "plaintext", "flower-supernode", "--insecure",
-        "--superlink", f"localhost:{deployed.port}", "--port", str(other),
+        "--superlink", f"localhost:{deployed.port}", "--port", str(port),
     )  # fmt: skip
 
 
@@ -120,8 +119,7 @@ def assert_refused(deployed: Deployment) -> None:
     assert REFUSED in said
     assert "SuperNode ID" not in said + deployed.said("plaintext")
     assert "Connection attempt failed" in deployed.said("plaintext")
-    refused = re.findall("Attempted to register SuperNode", deployed.said("server"))
-    assert len(refused) == said.count("$ flower-supernode"), "one line for each attempt"
+    assert "Attempted to register SuperNode" not in deployed.said("server"), "it came no further"
 
 
 def start_flower(deployed: Deployment, name: str, *arguments: str) -> None:

@@ -1,0 +1,51 @@
+"""What a run of Flower's must claim to be: the fedhead that is installed here.
+
+Flower hands each run's app from the operator to the server and the devices as a bundle, whose
+code it would install and run. A deployment runs what its owners installed instead, and only for
+a run that asks for just that, so that both sides mean the same by a message.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from common.errors import RunError
+
+__all__ = ["NAME", "PUBLISHER", "check_claim", "installed_version"]
+
+PUBLISHER = NAME = "fedhead"
+_LONGEST_SHOWN = 80
+
+
+def installed_version() -> str:
+    """The version of the fedhead that is installed here."""
+    return version("fedhead")
+
+
+def check_claim(app: str, asked: str) -> None:
+    """Make sure that a run asks for the installed fedhead.
+
+    Args:
+        app: publisher and name as the run claims them, Flower's ``fab_id``; from a stranger.
+        asked: the version it claims, ``fab_version``; likewise.
+
+    Raises:
+        RunError: it asks for something else; names that and what is installed, in one line.
+
+    >>> check_claim("fedhead/fedhead", installed_version())
+    >>> check_claim("stranger/app", "1.0.0")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    common.errors.RunError: the run asks for stranger/app 1.0.0, and only fedhead/fedhead ... is...
+    """
+    here = installed_version()
+    if (app, asked) != (f"{PUBLISHER}/{NAME}", here):
+        raise RunError(
+            f"the run asks for {_shown(app)} {_shown(asked)}, and only {PUBLISHER}/{NAME} {here} "
+            "is installed here: nothing else runs"
+        )
+
+
+def _shown(text: str) -> str:
+    """A stranger's words, fit for a log: short, on one line, no control characters."""
+    short = text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+    return short if short.isascii() and short.isprintable() else ascii(short)

@@ -1,0 +1,96 @@
+"""Flower's SuperLink as an ASGI app, with what a deployment needs of it.
+
+Flower answers 500 when its database is busy for longer than it waits, which its clients take for
+final: a device's message would be lost. Here it waits longer, answers 503, which they try again,
+and does not count a message as fetched whose fetching failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from types import ModuleType
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from flwr.supercore import sql_mixin
+from flwr.supercore.constant import SQLITE_PRAGMAS, TASK_TYPE_TO_COMMAND
+from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
+from flwr.superlink.config_loader import SuperLinkLifespanConfig
+from flwr.superlink.main import create_app
+from flwr.superlink.routers.fleet.router import router
+from flwr.superlink.servicer.fleet import fleet_handlers
+from flwr.superlink.servicer.runtime import runtime_handlers
+from sqlalchemy import exc as sql_errors
+
+__all__ = ["devices_routes", "flower_app", "key_lookup", "patient", "started_commands"]
+
+# Less than the 30 s after which Flower's clients ask again by themselves.
+_BUSY_MILLISECONDS = 20_000
+
+
+def flower_app() -> tuple[FastAPI, SuperLinkLifespanConfig]:
+    """Flower's app and configuration, from this process's arguments."""
+    state: Any = sql_mixin
+    state.SQLITE_PRAGMAS = (*SQLITE_PRAGMAS, ("busy_timeout", str(_BUSY_MILLISECONDS)))
+    config = _parse_superlink_lifespan_config()
+    return patient(create_app(config, SuperLinkLifespan)), config
+
+
+def patient(app: FastAPI) -> FastAPI:
+    """Flower's app, which has what its database is too busy for asked again."""
+    for module in (fleet_handlers, runtime_handlers):
+        _at_once(module, "pull_messages")
+    app.add_exception_handler(sql_errors.OperationalError, _busy)
+    app.add_exception_handler(sql_errors.TimeoutError, _busy)  # no connection to it was free
+    return app
+
+
+def devices_routes() -> set[tuple[str, str]]:
+    """Methods and paths of Flower's routes for devices."""
+    return {
+        (method, route.path)
+        for route in router.routes
+        if isinstance(route, APIRoute)
+        for method in route.methods or ()
+    }
+
+
+def key_lookup(app: FastAPI) -> Callable[[bytes], Awaitable[bool]]:
+    """Tells whether a public key is registered in Flower's state."""
+
+    def look(key: bytes) -> bool:
+        return app.state.linkstate_factory.state().get_node_id_by_public_key(key) is not None
+
+    return lambda key: asyncio.to_thread(look, key)
+
+
+def started_commands() -> set[str]:
+    """The commands that Flower's SuperLink and SuperExec start by their names."""
+    return {"flower-superexec", *TASK_TYPE_TO_COMMAND.values()}
+
+
+def _at_once(module: ModuleType, name: str) -> None:
+    """Make what a handler of Flower's changes one transaction: all of it, or nothing.
+
+    It notes that messages are fetched first, and may fail after that.
+    """
+    handler = getattr(module, name)
+    if hasattr(handler, "__wrapped__"):
+        return
+
+    @wraps(handler)
+    def whole(request: Any, state: Any, *rest: Any, **more: Any) -> Any:
+        with state.session():
+            return handler(request, state, *rest, **more)
+
+    setattr(module, name, whole)
+
+
+async def _busy(_: object, exc: Exception) -> JSONResponse:
+    if isinstance(exc, sql_errors.OperationalError) and "locked" not in str(exc.orig):
+        raise exc
+    return JSONResponse({"detail": "busy"}, 503)

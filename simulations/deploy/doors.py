@@ -1,0 +1,200 @@
+"""What a port lets through to Flower's SuperLink: the devices' routes, or an operator's request.
+
+ASGI middleware. Both answer a stranger with a status and nothing else, and let nothing of
+Flower's see a request before they have let it in.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from typing import Any
+
+from simulations.deploy.gate import Buckets, Connection, Gate
+from simulations.deploy.operator import SECRET_HEADER
+
+__all__ = ["DevicesDoor", "OperatorsDoor"]
+
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+App = Callable[[Event, Receive, Send], Awaitable[None]]
+
+_PUBLIC_KEY_HEADER = b"flwr-public-key"  # Flower's
+
+_LONGEST_KEY = 1024
+_LOOK_AGAIN_SECONDS = 10.0
+_STRANGERS_PER_SECOND, _STRANGERS_AT_ONCE = 20.0, 100.0
+_AT_ONCE_SECONDS = 10.0
+# Of one device at the same time: Flower's SuperNode sends two objects and a heartbeat.
+_MOST_UPLOADS = 8
+
+
+class DevicesDoor:
+    """Lets devices whose keys are registered through to Flower's routes for devices.
+
+    That a device holds the private key to the public one it names is for Flower to check; a
+    stranger does not know a registered public key, so that even its quota is out of his reach.
+
+    Args:
+        app: Flower's.
+        gate: of this port.
+        routes: methods and paths that are let through, exactly as they are spelt.
+        is_registered: whether a public key is; may take a while.
+        most_bytes: of one request.
+        rate: requests a second of one device.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        gate: Gate,
+        routes: Collection[tuple[str, str]],
+        is_registered: Callable[[bytes], Awaitable[bool]],
+        *,
+        most_bytes: int,
+        rate: float,
+    ) -> None:
+        self._app, self._gate, self._routes = app, gate, frozenset(routes)
+        self._is_registered, self._most_bytes = is_registered, most_bytes
+        self._devices = Buckets(rate, _AT_ONCE_SECONDS * rate)
+        self._strangers = Buckets(_STRANGERS_PER_SECOND, _STRANGERS_AT_ONCE)
+        self._seen: dict[bytes, float] = {}
+        self._uploads: Counter[bytes] = Counter()
+
+    async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            raise NotImplementedError(scope["type"])
+        connection: Connection = scope["state"]["connection"]
+        refusal, key = await self._check(scope, connection)
+        if refusal:
+            await _refuse(send, refusal)
+            return
+        self._gate.prove(connection, key)
+        connection.enter("receiving")
+        self._uploads[key] += 1
+        body = await _body(receive)
+        self._uploads -= Counter([key])
+        if body is None:
+            return
+        connection.enter("answering")
+        # Nothing but the body is for Flower: no other spelling, no state of ours.
+        await self._app({**scope, "query_string": b"", "state": {}}, _replay(body, receive), send)
+        connection.enter("waiting")
+
+    async def _check(self, scope: Event, connection: Connection) -> tuple[int, bytes]:
+        """The status of a refusal, or 0 and the public key of the device that asks.
+
+        503 and not 429 where there is too much: Flower's clients try the former again.
+        """
+        path = scope["path"]
+        spelt = path.isascii() and scope["raw_path"] == path.encode()
+        if not spelt or (scope["method"], path) not in self._routes:
+            return 404, b""
+        key = _key(scope)
+        if key is None:
+            return 401, b""
+        if key not in self._seen and not self._strangers.take(connection.address):
+            return 503, b""
+        if not await self._knows(key):
+            return 401, b""
+        if not self._devices.take(key) or self._uploads[key] >= _MOST_UPLOADS:
+            return 503, b""
+        # Flower's clients say how long a request is; h11 holds them, and others, to it.
+        length = _only(scope, b"content-length")
+        if length is None or any(name == b"transfer-encoding" for name, _ in scope["headers"]):
+            return 411, b""
+        return (413, b"") if int(length) > self._most_bytes else (0, key)
+
+    async def _knows(self, key: bytes) -> bool:
+        """Whether a key is registered, or was seconds ago; Flower itself looks each time."""
+        now = time.monotonic()
+        if now - self._seen.get(key, -_LOOK_AGAIN_SECONDS) < _LOOK_AGAIN_SECONDS:
+            return True
+        if await self._is_registered(key):
+            self._seen[key] = now
+            return True
+        self._seen.pop(key, None)
+        return False
+
+
+class OperatorsDoor:
+    """Lets requests through that carry the operator's secret.
+
+    Args:
+        app: Flower's.
+        gate: of this port.
+        secret: the operator's.
+    """
+
+    def __init__(self, app: App, gate: Gate, secret: bytes) -> None:
+        self._app, self._gate, self._secret = app, gate, secret
+
+    async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
+        """Answer one request, or begin and end with the app."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            raise NotImplementedError(scope["type"])
+        connection: Connection = scope["state"]["connection"]
+        given = _only(scope, SECRET_HEADER.encode())
+        if given is None or not hmac.compare_digest(given, self._secret):
+            await _refuse(send, 401)
+            return
+        self._gate.prove(connection, id(connection))  # an operator has as many as he likes
+        connection.enter("answering")
+        await self._app({**scope, "state": {}}, receive, send)
+        connection.enter("waiting")
+
+
+def _only(scope: Event, name: bytes) -> bytes | None:
+    """A header's value; None: there is none, or more than one."""
+    values = [value for key, value in scope["headers"] if key == name]
+    return values[0] if len(values) == 1 else None
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """A request's whole body, as Flower would keep it anyway; None: it was broken off."""
+    body = bytearray()
+    more = True
+    while more:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            return None
+        body += event["body"]
+        more = event["more_body"]
+    return bytes(body)
+
+
+def _key(scope: Event) -> bytes | None:
+    """The public key that a request names; None: not one."""
+    value = _only(scope, _PUBLIC_KEY_HEADER)
+    if value is None or len(value) > _LONGEST_KEY:
+        return None
+    try:
+        return base64.b64decode(value, validate=True)
+    except binascii.Error:
+        return None
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Gives a body that has been received, and then what else comes."""
+    events: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def next_event() -> Event:
+        return events.pop() if events else await receive()
+
+    return next_event
+
+
+async def _refuse(send: Send, status: int) -> None:
+    """A status and nothing else; what else was sent on the connection goes unread."""
+    headers = [(b"content-length", b"0"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,296 @@
+"""What an operator asks of a deployment's SuperLink: who is registered, and who shall be.
+
+Through Flower's own API for operators, at the door that asks for the operator's secret. All of it
+needs no more than the server's folder, and that ``fedhead serve`` runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_ssh_public_key,
+)
+
+from common.errors import RunError
+from common.files import read_private, write_atomic
+from simulations.deploy.device_keys import admitted_keys, put_out
+from simulations.deploy.settings import OPERATORS_HOST, endpoint, operator_secret, read_server
+
+if TYPE_CHECKING:
+    from flwr.supercore.control import ControlHttpClient
+    from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
+
+__all__ = [
+    "SECRET_HEADER",
+    "Control",
+    "Node",
+    "OperatorSecret",
+    "control",
+    "door",
+    "folder_keys",
+    "node_key",
+    "read_secret",
+    "register_folder",
+]
+
+# Not Authorization: Flower's own processes use that for other things.
+SECRET_HEADER = "fedhead-operator-secret"  # noqa: S105 - a name
+
+
+@dataclass(frozen=True)
+class Node:
+    """A device as the SuperLink knows it.
+
+    Attributes:
+        name: that of the file with its key when it was registered.
+        node_id: Flower's.
+        public_key: PEM, as :func:`node_key` has it.
+        status: registered (and never seen), online, offline or unregistered.
+        registered: when.
+        activated: when it last came; None: never.
+        deactivated: when it last went; None: never.
+        unregistered: when its key was put out; None: it is registered.
+        online_until: when it counts as gone unless it is heard of before; None: it is not online.
+    """
+
+    name: str
+    node_id: int
+    public_key: bytes
+    status: str
+    registered: datetime
+    activated: datetime | None
+    deactivated: datetime | None
+    unregistered: datetime | None
+    online_until: datetime | None
+
+
+def door(server: Path) -> str:
+    """HOST:PORT of the operators' door of the server with this folder."""
+    return endpoint(OPERATORS_HOST, read_server(server).operator_port)
+
+
+def read_secret(server: Path) -> str:
+    """The secret in a server's folder.
+
+    Raises:
+        RunError: it is missing, or others than its owner can read it.
+    """
+    try:
+        return read_private(operator_secret(server)).decode().strip()
+    except FileNotFoundError as exc:
+        raise RunError(f"{operator_secret(server)} is missing: fedhead deploy writes it") from exc
+    except OSError as exc:
+        raise RunError(f"{operator_secret(server)}: {exc.strerror}") from exc
+
+
+class OperatorSecret:
+    """Sends the operator's secret along with what a client of Flower's sends."""
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        """Add it to a request."""
+        context.request.headers[SECRET_HEADER] = self._secret
+        return call_next(context)
+
+
+@contextmanager
+def control(server: Path) -> Iterator[Control]:
+    """Flower's API for operators of the server with this folder.
+
+    Raises:
+        ConfigError, RunError: a file of the folder is missing or wrong.
+    """
+    from flwr.supercore.control import ControlHttpClient
+    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+    address = door(server)
+    with ControlHttpClient.from_server_address(
+        address,
+        insecure=False,
+        root_certificates=(server / "ca.crt").read_bytes(),
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="fedhead"),
+            OperatorSecret(read_secret(server)),
+        ],
+    ) as client:
+        yield Control(client, address)
+
+
+class Control:
+    """Who is registered at a SuperLink.
+
+    Args:
+        client: Flower's.
+        address: where it goes, for errors.
+    """
+
+    def __init__(self, client: ControlHttpClient, address: str) -> None:
+        self._client, self._address = client, address
+
+    def nodes(self) -> list[Node]:
+        """All that are registered, and those that were.
+
+        Raises:
+            RunError: the server does not answer.
+        """
+        from flwr.proto.control_pb2 import ListNodesRequest
+
+        with self._told():
+            answer = self._client.ListNodes(ListNodesRequest())
+        return [
+            Node(
+                name=node.name,
+                node_id=node.node_id,
+                public_key=node.public_key,
+                status=node.status,
+                registered=datetime.fromisoformat(node.registered_at),
+                activated=_time(node.last_activated_at),
+                deactivated=_time(node.last_deactivated_at),
+                unregistered=_time(node.unregistered_at),
+                online_until=(
+                    datetime.fromtimestamp(node.online_until, tz=datetime.now().astimezone().tzinfo)
+                    if node.HasField("online_until") and node.online_until
+                    else None
+                ),
+            )
+            for node in answer.nodes_info
+        ]
+
+    def register(self, name: str, public_key: bytes) -> int:
+        """Let a device in.
+
+        Args:
+            name: the device's.
+            public_key: PEM, as :func:`node_key` has it.
+
+        Returns:
+            Flower's id of it.
+
+        Raises:
+            RunError: the server does not answer, or does not take the key.
+        """
+        from flwr.proto.control_pb2 import RegisterNodeRequest
+
+        with self._told():
+            request = RegisterNodeRequest(public_key=public_key, name=name)
+            return self._client.RegisterNode(request).node_id
+
+    def unregister(self, node_id: int) -> None:
+        """Let a device in no more: its SuperNode is refused from its next call on.
+
+        Raises:
+            RunError: the server does not answer, or knows no such node.
+        """
+        from flwr.proto.control_pb2 import UnregisterNodeRequest
+
+        with self._told():
+            self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What goes wrong inside is told in a line."""
+        from flwr.supercore.error import FlowerError
+
+        try:
+            yield
+        except httpx.HTTPStatusError as exc:
+            error = FlowerError.from_json(exc.response.text)
+            reason = error.message if error else f"status {exc.response.status_code}"
+            raise RunError(f"the server at {self._address} refuses: {reason}") from exc
+        except httpx.HTTPError as exc:
+            raise RunError(
+                f"the server at {self._address} does not answer: {exc}; does fedhead serve run?"
+            ) from exc
+
+
+def node_key(file: Path) -> bytes:
+    """A device's public key as Flower has it, from its file in OpenSSH's format.
+
+    Raises:
+        RunError: the file holds no such key.
+    """
+    try:
+        key = load_ssh_public_key(file.read_bytes())
+    except (OSError, ValueError, UnsupportedAlgorithm) as exc:
+        raise RunError(f"{file}: cannot be registered: {exc}") from exc
+    if not isinstance(key, EllipticCurvePublicKey):
+        raise RunError(f"{file}: cannot be registered: not a key on an elliptic curve")
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def folder_keys(server: Path) -> dict[str, bytes]:
+    """The public keys in a server's folder that are to be let in, by the names of their devices.
+
+    Raises:
+        RunError: a file holds no such key.
+    """
+    return {name: node_key(file) for name, file in admitted_keys(server).items()}
+
+
+def register_folder(api: Control, server: Path, say: Callable[[str], None]) -> dict[str, int]:
+    """Let the devices in whose keys are in a server's folder, and no others any more.
+
+    Args:
+        api: of the server.
+        server: its folder; ``devices/NAME.client`` tells what a run's logs call a device.
+        say: gets a line for each change, and for each device that stays out.
+
+    Returns:
+        Flower's node ids by the names of devices.
+
+    Raises:
+        RunError: a file holds no key, and nothing was changed; or the server does not answer.
+    """
+    folder = server / "devices"
+    # In this order: a key that another process registers meanwhile was in the folder before.
+    known = {node.public_key: node for node in api.nodes()}
+    keys = folder_keys(server)
+    for key, node in known.items():
+        # Flower never takes a key again that it has put out.
+        if node.status == "unregistered" or key not in keys.values():
+            put_out(server, node.name, key)
+        if node.status != "unregistered" and key not in keys.values():
+            api.unregister(node.node_id)
+            say(f"{node.name} is let in no more: its key is no longer in {folder}")
+    nodes = {}
+    for name, key in folder_keys(server).items():
+        if key in known:
+            nodes[name] = known[key].node_id
+        else:
+            nodes[name] = _register(api, name, key)
+            say(f"{name} is registered")
+        client = str(nodes[name] % 2**63).encode()  # as client/device has it
+        file = folder / f"{name}.client"
+        if not file.exists() or file.read_bytes() != client:
+            write_atomic(file, client)
+    for name in keys.keys() - nodes:
+        say(f"{name} is not let in: its key was revoked; fedhead deploy makes a new one")
+    return nodes
+
+
+def _register(api: Control, name: str, key: bytes) -> int:
+    try:
+        return api.register(name, key)
+    except RunError:
+        # Another process may have been faster.
+        for node in api.nodes():
+            if node.public_key == key and node.status != "unregistered":
+                return node.node_id
+        raise
+
+
+def _time(text: str) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

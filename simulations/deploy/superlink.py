@@ -1,0 +1,247 @@
+"""Flower's SuperLink behind two doors, in one process: one for devices, one for operators.
+
+Flower's own has one port for both, and asks an operator for nothing: whoever reaches it can
+register keys, and start runs of apps that the server and all devices would execute. So its ASGI
+app is served here twice, by uvicorn as Flower does: to devices the routes that are theirs, and to
+operators, on loopback and with a secret, all of it. Started as a module with a server's folder
+and the arguments of flower-superlink.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import ssl
+import sys
+import tempfile
+from contextlib import nullcontext, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from common.errors import FedheadError, RunError
+from simulations.deploy.app import devices_routes, flower_app, key_lookup, started_commands
+from simulations.deploy.doors import DevicesDoor, OperatorsDoor
+from simulations.deploy.gate import Gate, Limits, protocol
+from simulations.deploy.operator import control, read_secret, register_folder
+from simulations.deploy.presented import Presented, keep_presented
+from simulations.deploy.settings import (
+    OPERATORS_HOST,
+    ServerSettings,
+    endpoint,
+    operator_secret,
+    read_server,
+)
+from simulations.deploy.standin import install, operator_environment
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_BACKLOG = 1024
+# Longer than Flower's clients keep a connection, so that none is closed as they use it again.
+_KEEP_ALIVE_SECONDS = 15
+_ANSWER_SECONDS = 900.0
+_MOST_OPERATORS = 256
+_SPARE_DESCRIPTORS = 256
+_GOODBYE_SECONDS = 3
+
+
+def main(server: Path) -> int:
+    """Serve until a signal comes.
+
+    Raises:
+        FedheadError: a file or port cannot be used.
+    """
+    settings = read_server(server)
+    secret = read_secret(server)
+    _raise_descriptors(settings.max_connections + _MOST_OPERATORS + _SPARE_DESCRIPTORS)
+    listeners = (
+        _listen(settings.host, settings.port, "port"),
+        _listen(OPERATORS_HOST, settings.operator_port, "operator-port"),
+    )
+    with tempfile.TemporaryDirectory(prefix="fedhead-server-", ignore_cleanup_errors=True) as own:
+        os.environ["PATH"] = install(Path(own), os.environ["PATH"], started_commands())
+        os.environ.update(operator_environment(server))
+        app, config = flower_app()
+        asyncio.run(_serve(server, settings, secret, app, config, *listeners))
+    return 0
+
+
+async def _serve(
+    server: Path,
+    settings: ServerSettings,
+    secret: str,
+    app: FastAPI,
+    config: Any,
+    devices: socket.socket,
+    operators: socket.socket,
+) -> None:
+    """Open the operators' door, register the devices' keys through it, and open theirs."""
+    inner = Gate(Limits(_MOST_OPERATORS, _MOST_OPERATORS, 60, None))
+    operators_door = _Door(
+        config, OperatorsDoor(app, inner, secret.encode()), inner, operators, "on"
+    )
+    outer = Gate(
+        Limits(
+            settings.max_connections,
+            settings.max_connections_per_address,
+            settings.max_request_seconds,
+            _ANSWER_SECONDS,
+        )
+    )
+    outside = DevicesDoor(
+        app,
+        outer,
+        devices_routes(),
+        key_lookup(app),
+        most_bytes=settings.max_request_megabytes << 20,
+        rate=settings.max_requests_per_second,
+    )
+    devices_door = _Door(config, outside, outer, devices, "off")
+
+    def end(*_: object) -> None:
+        operators_door.should_exit = devices_door.should_exit = True
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, end)
+    serving = [loop.create_task(operators_door.serve())]
+    keeping = loop.create_task(_keep(server, devices_door, operators_door))
+    try:
+        await operators_door.opened.wait()
+        if not operators_door.started:
+            raise RunError("Flower's SuperLink did not start, for the reason above")
+        count = await asyncio.to_thread(_let_in, server)
+        serving.append(loop.create_task(devices_door.serve()))
+        await devices_door.opened.wait()
+        _tell(server, settings, count)
+    finally:
+        keeping.cancel()
+        if len(serving) == 1:
+            end()
+        await asyncio.gather(*serving)
+
+
+async def _keep(server: Path, *doors: _Door) -> None:
+    """Take up a renewed certificate at both doors, once they are open."""
+    for door in doors:
+        await door.opened.wait()
+    devices, operators = (door.config.ssl for door in doors)
+    if devices and operators:
+        await keep_presented(server, Presented(server, devices, operators), _say)
+
+
+def _let_in(server: Path) -> int:
+    """Register the keys that are in the server's folder, and no others; how many they are."""
+    with control(server) as api:
+        return len(register_folder(api, server, _say))
+
+
+def _tell(server: Path, settings: ServerSettings, count: int) -> None:
+    """Say which doors are open, and to whom."""
+    _say(f"devices: {endpoint(settings.host, settings.port)} over TLS, {count} registered")
+    operators = endpoint(OPERATORS_HOST, settings.operator_port)
+    _say(f"operators: {operators}, from this machine and with {operator_secret(server)}")
+    _say(f"serving at port {settings.port}; end with Ctrl-C")
+
+
+class _Door(uvicorn.Server):
+    """uvicorn's server for what a gate lets in.
+
+    Args:
+        config: Flower's.
+        app: ASGI.
+        gate: accepts.
+        listener: where.
+        lifespan: "on" for the door whose opening and closing are the app's.
+    """
+
+    def __init__(
+        self, config: Any, app: Any, gate: Gate, listener: socket.socket, lifespan: Any
+    ) -> None:
+        from flwr.supercore.http_logging import get_uvicorn_log_config
+        from flwr.supercore.logger import console_handler
+
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="h11",
+                ws="none",
+                lifespan=lifespan,
+                log_config=get_uvicorn_log_config(console_handler.level),
+                ssl_certfile=config.ssl_certfile,
+                ssl_keyfile=config.ssl_keyfile,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=_GOODBYE_SECONDS,
+                proxy_headers=False,
+                server_header=False,
+            )
+        )
+        self._gate, self._listener = gate, listener
+        self._accepting: asyncio.Task[None] | None = None
+        self.opened = asyncio.Event()
+
+    def capture_signals(self) -> Any:
+        """Signals are for both doors."""
+        return nullcontext()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open."""
+        await super().startup(sockets=[])
+        if self.started:
+            context: ssl.SSLContext | None = self.config.ssl
+            if context is None:
+                raise RunError("no certificate")
+            make = partial(protocol, self._gate, config=self.config, server_state=self.server_state)
+            self._accepting = asyncio.create_task(self._gate.accept(self._listener, context, make))
+        self.opened.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._accepting
+        self._listener.close()
+        await super().shutdown(sockets=[])
+
+
+def _listen(host: str, port: int, key: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as exc:
+        raise RunError(f"{key} = {port} of server.toml cannot be used: {exc.strerror}") from exc
+
+
+def _raise_descriptors(wanted: int) -> None:
+    """Allow as many open files as connections need.
+
+    Raises:
+        RunError: the system does not.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise RunError(
+            f"max-connections needs {wanted} open files, and the system allows {hard} "
+            "(ulimit -Hn): lower it in server.toml"
+        )
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv.pop(1))
+    try:
+        sys.exit(main(folder))
+    except FedheadError as error:
+        sys.exit(f"fedhead: {error}")
