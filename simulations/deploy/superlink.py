@@ -204,7 +204,8 @@ def _listen(host: str, port: int, key: str) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as exc:
-        raise RunError(f"{key} = {port} of server.toml cannot be used: {exc.strerror}") from exc
+        reason = os.strerror(exc.errno) if exc.errno else exc
+        raise RunError(f"{key} = {port} of server.toml cannot be used: {reason}") from exc
 
 
 def _raise_descriptors(wanted: int) -> None:
