@@ -59,7 +59,7 @@ def ask(app: Any, path: str, message: Any, keys: Any) -> int:
     url = f"http://server{path}"
     content = message.SerializeToString()
     unsigned = httpx.Request(
-        "POST", url, content=content, headers={"content-type": "application/x-protobuf"}
+        "POST", url, content=content, headers={"content-type": "application/protobuf"}
     )
     context = ProtobufRequestContext("", message, unsigned)
     NodeAuthHttpInterceptor(*keys).intercept(context, lambda _: httpx.Response(200))
