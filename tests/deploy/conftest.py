@@ -102,7 +102,7 @@ class Deployment:
         name: str,
         command: list[str],
         environment: Mapping[str, str] | None = None,
-        stdin: IO[bytes] | None = None,
+        stdin: IO[bytes] | int | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start any process; it has ended when the test has."""
         self.logs[name] = self.folder.parent / f"{name}.log"
