@@ -12,6 +12,8 @@ from common.statistics import triangle_size
 
 __all__ = ["check_counts", "check_fields", "field_shapes"]
 
+_LARGEST = 255  # features are uint8
+
 Fields = Mapping[str, npt.NDArray[np.generic]]
 
 
@@ -67,8 +69,13 @@ def check_counts(fields: Fields, num_examples: int) -> None:
     """Refuse statistics that do not add up to the examples they are said to be of.
 
     Raises:
-        ReplyError: the sum of squares of the constant 1, or the class counts, are another number.
+        ReplyError: the sum of squares of the constant 1, or the class counts, are another number,
+            or a sum is more than so many examples can give.
     """
+    for name, largest in (("moments", _LARGEST), ("gram", _LARGEST**2)):
+        top = int(fields[name].max()) if name in fields else 0
+        if top > largest * num_examples:
+            raise ReplyError(f"{name} holds {top}, too much for {num_examples} examples")
     counted = int(np.sum(fields["moments"][:, -1]))
     ones = int(fields["gram"][-1]) if "gram" in fields else counted
     if (ones, counted) != (num_examples, num_examples):

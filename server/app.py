@@ -26,6 +26,7 @@ from common.experiment import (
     run_config,
 )
 from common.files import simulated_state, write_atomic
+from common.log import start_log
 from common.types import Affine, FeatureSet, Head
 from server.baselines import baselines
 from server.build import check_strategy, make_engine
@@ -37,6 +38,7 @@ from server.export import export
 from server.join import join
 from server.model import prepare, trained_model
 from server.progress import Progress
+from server.roster import Roster
 from server.rounds import run_rounds
 from server.runfolder import RunFolder, free_folder
 from server.stock import is_stock
@@ -50,11 +52,14 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run config names."""
-    in_flower = _start_log()
+    in_flower = start_log()
     try:
         address = str(context.run_config.get("health", ""))
+        deployment = str(context.run_config.get("deployment", ""))
+        roster = Roster(Path(deployment)) if deployment else None
         with _progress(address) as progress:
-            run_experiment(grid, run_config(context.run_config), progress=progress)
+            config = run_config(context.run_config)
+            run_experiment(grid, config, progress=progress, roster=roster)
     except FedheadError as exc:
         if in_flower:
             # Flower prints the traceback; what a user can mend is one line.
@@ -73,17 +78,6 @@ def _progress(address: str) -> Iterator[Progress]:
     with health_service(address) as progress:
         logger.info("answering health checks on %s", address)
         yield progress
-
-
-def _start_log() -> bool:
-    """Give the log a handler where the process has none, as in Flower's own engines."""
-    if logger.hasHandlers():
-        return False
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("fedhead %(levelname)s: %(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    return True
 
 
 class _Stages:
@@ -114,7 +108,12 @@ class _Scene:
 
 
 def run_experiment(
-    grid: Grid, config: Config, *, is_cell: bool = False, progress: Progress | None = None
+    grid: Grid,
+    config: Config,
+    *,
+    is_cell: bool = False,
+    progress: Progress | None = None,
+    roster: Roster | None = None,
 ) -> Path:
     """Run or resume an experiment and return its run folder.
 
@@ -124,6 +123,7 @@ def run_experiment(
         is_cell: a cell of a comparison, of which only the figures are wanted: no model, no
             TensorBoard events, no log, no checkpoints; one that was cut off begins again.
         progress: is told how the run stands.
+        roster: the devices of the deployment that it runs on; None: it runs on none.
 
     Raises:
         FedheadError: as one clear line; finished rounds stay in the run folder.
@@ -132,7 +132,7 @@ def run_experiment(
     folder = RunFolder(free_folder(config), config)
     with folder.at_work(), nullcontext() if is_cell else event_log(folder.events):
         checkpoint = _checkpoint(folder, config)
-        scene = _set_up(grid, config, folder, progress or Progress())
+        scene = _set_up(grid, config, folder, progress or Progress(), roster)
         with scene.stages("baselines"):
             without = baselines(scene.task, scene.dataset.num_classes, scene.test)
         outcome = _train(scene, checkpoint, is_cell=is_cell)
@@ -152,7 +152,9 @@ def _checkpoint(folder: RunFolder, config: Config) -> Checkpoint | None:
     return checkpoint
 
 
-def _set_up(grid: Grid, config: Config, folder: RunFolder, progress: Progress) -> _Scene:
+def _set_up(
+    grid: Grid, config: Config, folder: RunFolder, progress: Progress, roster: Roster | None
+) -> _Scene:
     """Data, backbone and features, and the clients gathered."""
     stages = _Stages()
     with stages("data"):
@@ -164,7 +166,7 @@ def _set_up(grid: Grid, config: Config, folder: RunFolder, progress: Progress) -
         features = experiment_features(config, backbone)
         test = features.select(held_out_positions(config))
     with stages("clients"):
-        registry = join(grid, config, folder.run_id, dataset, backbone, progress)
+        registry = join(grid, config, folder.run_id, dataset, backbone, progress, roster)
     folder.bind_clients(simulated=registry.simulated)
     task = Task(config, folder.run_id, backbone.fingerprint, grid, registry)
     return _Scene(folder, stages, dataset, backbone, features.affine, test, task)

@@ -17,14 +17,17 @@ from common.experiment import (
     malicious_clients,
 )
 from common.messages import DescribeRequest
+from server.admission import Admission
 from server.progress import Progress
 from server.registry import Registry
+from server.roster import Roster
 
 __all__ = ["join"]
 
 logger = logging.getLogger("fedhead")
 
 _JOIN_SECONDS = 120.0
+_DEVICE_EXAMPLES = 1000  # see round.max-examples-per-client
 
 
 def join(
@@ -34,23 +37,37 @@ def join(
     dataset: Dataset,
     backbone: FrozenBackbone,
     progress: Progress,
+    roster: Roster | None = None,
 ) -> Registry:
     """The clients of a run; real ones as many as a round wants.
+
+    Args:
+        grid: to reach the nodes.
+        config: of the run.
+        run_id: names the run in a node's state folder.
+        dataset: what the server tests on, with the names of the classes.
+        backbone: whose features the head reads.
+        progress: is told how many clients are connected.
+        roster: the deployment's devices; None: there is no deployment.
 
     Raises:
         ConfigError: the configuration is for simulated clients, and these are real.
         RunError: they are not all there, or did not come in time.
     """
+    most = config.round.max_examples_per_client or (_DEVICE_EXAMPLES if roster else 0)
     request = DescribeRequest(
         run_id=run_id,
         classes=dataset.classes,
         test_fraction=config.partition.test_fraction,
         seed=config.seed,
+        name=config.name,
+        max_examples=most,
     )
     registry = Registry(
         grid,
         request,
         (backbone.fingerprint, backbone.to_bytes),
+        admission=Admission(roster, max_clients=config.partition.num_clients, max_examples=most),
         deadline_seconds=config.round.deadline_seconds,
         progress=progress,
     )
