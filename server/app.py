@@ -43,6 +43,7 @@ from server.rounds import run_rounds
 from server.runfolder import RunFolder, free_folder
 from server.stock import is_stock
 from server.summary import Outcome, of_export, summarize
+from server.unreadable import survive_unreadable_replies
 
 logger = logging.getLogger("fedhead")
 
@@ -53,6 +54,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run config names."""
     in_flower = start_log()
+    if in_flower:
+        survive_unreadable_replies()
     try:
         address = str(context.run_config.get("health", ""))
         deployment = str(context.run_config.get("deployment", ""))

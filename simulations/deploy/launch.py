@@ -23,6 +23,7 @@ import tomli_w
 from client import fork_server
 from common.errors import RunError
 from common.files import write_atomic
+from common.identity import client_of_node
 from simulations.deploy.certificates import first_address
 from simulations.deploy.handshake import obstacle
 from simulations.deploy.register import RECORD_SEPARATOR
@@ -170,7 +171,8 @@ def run_deployed(path: Path, deployment: Path, *, health: str = "") -> dict[str,
     RunFolder(path, open_run(path)).bind_clients(simulated=False)
     with connection(deployment) as home:
         environment = flower_environment() | {"FLWR_HOME": str(home)}
-        return run_app(path, environment, health=health)
+        server = str((deployment / "server").resolve())
+        return run_app(path, environment, health=health, deployment=server)
 
 
 @contextmanager
@@ -285,6 +287,6 @@ def _client(key: Path, said: str) -> str:
         node = int(json.loads(said)["node-id"])
     except (ValueError, KeyError) as exc:
         raise RunError(f"{key}: cannot be registered: {' '.join(said.split())[:300]}") from exc
-    client = str(node % 2**63)  # as client/device has it
+    client = str(client_of_node(node))
     write_atomic(file, client.encode())
     return client
