@@ -52,7 +52,7 @@ def _nobodys() -> Message:
         group_id="",
         created_at=0.0,
         ttl=0.0,
-        message_type="",
+        message_type="query",
     )
     message: Any = Message
     skipped: Message = message(metadata=metadata, error=_UNREADABLE)
