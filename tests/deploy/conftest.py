@@ -110,7 +110,9 @@ class Deployment:
         if waits:
             self.wait_for("server", "serving at port")
 
-    def start_device(self, name: str, *, fault: str = "", seconds: float = 0) -> None:
+    def start_device(
+        self, name: str, *, fault: str = "", seconds: float = 0, client: int = 0
+    ) -> None:
         """Start a device as its owner would, or one that is broken as faults/ says."""
         environment = flower_environment()
         if fault:
@@ -119,6 +121,7 @@ class Deployment:
                 "PYTHONPATH": os.pathsep.join(found),
                 "FAULT": fault,
                 "FAULT_SECONDS": str(seconds),
+                "FAULT_CLIENT": str(client),
             }
         self.start(name, [*FEDHEAD, "device", str(self.device(name))], environment)
 
