@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -205,12 +205,14 @@ def head_in_process(
         deployed: Deployment,
         *options: str,
         trains: Callable[[int, int], bool] = lambda client, number: True,
+        without: Sequence[str] = (),
     ) -> dict[str, NDArray[np.float32]]:
         path = tiny(*options, name="reference")
         values = {"experiment": str(path / "config.toml"), "overrides": ""}
         devices = {
             deployed.client(file.stem): deployed.device(file.stem)
             for file in (deployed.folder / "server" / "devices").glob("*.client")
+            if file.stem not in without
         }
         context = Context(
             run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=values

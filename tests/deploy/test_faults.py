@@ -74,7 +74,7 @@ def test_a_run_finishes_with_the_honest_devices(
     assert [r["valid"] for r in rounds] == [3] + [2] * (ROUNDS - 1)
     assert [r["rejected"] for r in rounds] == [2] * ROUNDS
     # Who is still busy with an earlier round, or gone, is not asked again.
-    assert [r["failed"] for r in rounds][:4] == [2, 1, 0, 0]
+    assert [r["failed"] for r in rounds][:4] == [2, 2, 1, 1]
 
     events = [
         match.groups()
@@ -92,12 +92,14 @@ def test_a_run_finishes_with_the_honest_devices(
         assert [n for n, _ in said[name]] == expected, name
         assert all(reason in why for _, why in said[name]), said[name]
     assert said["slow"][:2] == [(1, "no answer"), (1, "answered after it closed")]
-    assert said["garbled"][0] == (1, "no answer")
-    assert {why for _, why in said["garbled"]} == {"no answer"}
+    # Flower has handed its reply out, and has no other.
+    assert [n for n, _ in said["garbled"]] == every
+    assert all("Message Unavailable" in why for _, why in said["garbled"])
+    assert any("cannot be read and is thrown away" in line for line in caplog.messages)
     whys = Counter(why for _, why in said["slow"])
     assert whys.keys() == {"no answer", "answered after it closed"}
     assert sum(r["late"] for r in rounds) == whys["answered after it closed"]
-    failed = 1 + whys["no answer"] + len(said["garbled"])
+    failed = 1 + whys["no answer"] + ROUNDS
     assert sum(r["failed"] for r in rounds) == failed == closing["failed_updates"]
 
     def is_honest(client: int, round_number: int) -> bool:
@@ -105,7 +107,8 @@ def test_a_run_finishes_with_the_honest_devices(
         return client in honest or (round_number == 1 and client == deployed.client("dies"))
 
     head = load_file(run / "head.safetensors")
-    for key, expected in head_in_process(deployed, *options, trains=is_honest).items():
+    reference = head_in_process(deployed, *options, trains=is_honest, without=liars)
+    for key, expected in reference.items():
         assert norm(head[key] - expected) <= 1e-5 * norm(expected), key
     assert_refused(deployed)
 
