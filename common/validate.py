@@ -10,7 +10,7 @@ import numpy.typing as npt
 from common.errors import ReplyError
 from common.statistics import triangle_size
 
-__all__ = ["check_counts", "check_fields", "field_shapes"]
+__all__ = ["check_counts", "check_fields", "check_scales", "field_shapes"]
 
 _LARGEST = 255  # features are uint8
 
@@ -63,6 +63,24 @@ def check_fields(fields: Fields, shapes: Mapping[str, tuple[int, ...]], max_norm
         norm = float(np.linalg.norm(fields["delta"].astype(np.float64)))
         if norm > max_norm:
             raise ReplyError(f"delta has norm {norm:.3g}, above the bound {max_norm:g}")
+
+
+def check_scales(fields: Fields, most_steps: float) -> None:
+    """Refuse the numbers by which a sum of updates is divided, where no client can have them.
+
+    Args:
+        fields: one client's arrays, or one row of a reply.
+        most_steps: that FedNova's effective steps can be.
+
+    Raises:
+        ReplyError: they are not above 0, or more steps than there can have been.
+    """
+    for name in ("effective_steps", "fair_scale"):
+        if name in fields and not fields[name].min() > 0:
+            raise ReplyError(f"{name} is {fields[name].min():g}, expected more than 0")
+    if "effective_steps" in fields and fields["effective_steps"].max() > most_steps * (1 + 1e-5):
+        steps = fields["effective_steps"].max()
+        raise ReplyError(f"effective_steps is {steps:g}, expected at most {most_steps:g}")
 
 
 def check_counts(fields: Fields, num_examples: int) -> None:

@@ -100,7 +100,7 @@ class Admission:
             if client < 0:
                 raise ReplyError(f"speaks for client {client}, and ids begin at 0")
             if not 0 <= count <= (self._max_examples or _MOST_EXAMPLES):
-                raise ReplyError(f"claims {count} examples, {self._limit} are possible")
+                raise ReplyError(f"claims {count} examples, expected {self._limit}")
 
     @property
     def _limit(self) -> str:

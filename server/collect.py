@@ -18,7 +18,7 @@ from common.errors import FedheadError, ReplyError, RunError
 from common.messages import TrainReply, TrainRequest, payload_bytes
 from common.types import ClientPlan, Head, UpdateBatch
 from common.updates import client_weights
-from common.validate import check_counts, check_fields, field_shapes
+from common.validate import check_counts, check_fields, check_scales, field_shapes
 from server.engine import RoundResult, Task
 from server.events import event
 from server.exchange import Exchange, is_from_device
@@ -94,6 +94,7 @@ class Collector:
         check_fields(fields, self._shapes, self._max_norm * scale * (1 + 1e-5))
         if "moments" in fields:
             check_counts(fields, num_examples)
+        check_scales(fields, scale * self.task.config.train.local().most_steps(num_examples))
 
     @property
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from secrets import token_hex
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -19,6 +20,7 @@ logger = logging.getLogger("fedhead")
 
 Refuse = Callable[[int, str], None]
 
+_SECRET_BYTES = 16
 _POLL_SECONDS = 0.02
 _SLOWEST_POLL_SECONDS = 0.5
 _DEVICE_ERRORS = (1, 2)  # Flower's codes for an exception in a device's ClientApp
@@ -55,6 +57,10 @@ class Exchange:
         refuse: Refuse = lambda _node, _reason: None,
     ) -> None:
         messages = list(messages)
+        for message in messages:
+            # A reply is matched by the hash of its message: with this nobody else knows it.
+            group = f"{message.metadata.group_id} {token_hex(_SECRET_BYTES)}"
+            message.metadata.group_id = group.strip()
         names = grid.push_messages(messages)
         self._grid, self._meanwhile, self._refuse = grid, meanwhile, refuse
         self._answered: dict[str, int] = {}
@@ -91,8 +97,8 @@ class Exchange:
     def _take(self, reply: Message) -> None:
         """Keep the first reply to a message that is open, from the node that was asked.
 
-        Flower hands out one reply for a message, and checks who gives it, as far as it can: a
-        device writes the record that both stand in by itself.
+        Flower hands out one reply for a message, but does not check who gives it: a device
+        writes sender and message into its reply itself, and so must not know others' messages.
         """
         answered = reply.metadata.reply_to_message_id
         node = self.outstanding.get(answered, self._answered.get(answered))

@@ -35,15 +35,15 @@ def check_lengths(content: RecordDict, most: int) -> None:
         ReplyError: names what is too long.
     """
     if len(content) > _MOST_RECORDS:
-        raise ReplyError(f"sends {len(content)} records, at most {_MOST_RECORDS} are possible")
+        raise ReplyError(f"sends {len(content)} records, expected at most {_MOST_RECORDS}")
     for record in content.values():
         if not isinstance(record, ConfigRecord | MetricRecord):
             continue
         if len(record) > _MOST_KEYS:
-            raise ReplyError(f"sends {len(record)} values, at most {_MOST_KEYS} are possible")
+            raise ReplyError(f"sends {len(record)} values, expected at most {_MOST_KEYS}")
         for key, value in record.items():
             if isinstance(value, list) and len(value) > most:
-                raise ReplyError(f"lists {len(value)} {key[:_MOST_KEYS]}, {most} are possible")
+                raise ReplyError(f"lists {len(value)} {key[:_MOST_KEYS]}, expected at most {most}")
 
 
 def check_size(content: RecordDict, shapes: Iterable[tuple[int, ...]], rows: int) -> None:
@@ -71,7 +71,7 @@ def check_payloads(reply: TrainReply, shapes: Iterable[tuple[int, ...]]) -> None
     most = _ARRAY_HEADER + sum(_LARGEST_NUMBER * math.prod(s) + _ARRAY_HEADER for s in shapes)
     for size in reply.payload_bytes:
         if not 0 <= size <= most:
-            raise ReplyError(f"reports a payload of {size} bytes, at most {most} are possible")
+            raise ReplyError(f"reports a payload of {size} bytes, expected at most {most}")
 
 
 def check_reply(reply: TrainReply, task: Task, asked: set[int], fingerprint: str) -> None:

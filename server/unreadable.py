@@ -13,17 +13,26 @@ from typing import Any
 from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.superlink.grid import http_grid
 
+from common.errors import RunError
+
 __all__ = ["survive_unreadable_replies"]
 
 logger = logging.getLogger("fedhead")
 
+_INFLATE = "inflate_object_from_contents"
 _UNREADABLE = Error(0, "its reply cannot be read")
 
 
 def survive_unreadable_replies() -> None:
-    """From now on, let Flower's grid skip them; the only use of this internal name."""
+    """From now on, let Flower's grid skip them; the only use of this internal name.
+
+    Raises:
+        RunError: this version of Flower has no such name.
+    """
     module: Any = http_grid
-    module.inflate_object_from_contents = _guarded(module.inflate_object_from_contents)
+    if not hasattr(module, _INFLATE):
+        raise RunError(f"this version of flwr is not supported: it has no {_INFLATE}")
+    setattr(module, _INFLATE, _guarded(getattr(module, _INFLATE)))
 
 
 def _guarded(inflate: Callable[..., Any]) -> Callable[..., Message]:

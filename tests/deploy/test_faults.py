@@ -63,7 +63,7 @@ def test_a_run_finishes_with_the_honest_devices(
         summary = pool.submit(deployed.run, run)
         deployed.wait_for("stranger", REFUSED)
         deployed.kill("stranger")  # while it pauses
-        deployed.wait_for("dies", "ROUND 2]")
+        deployed.wait_for("dies", "ROUND 2 ")
         deployed.kill("dies")
         closing = summary.result()
 
@@ -119,9 +119,9 @@ def assert_named(run: Path, liars: Iterable[str]) -> None:
     refused = {e["name"]: e["message"] for e in lines if e["event"] == "refused"}
     assert refused == {
         "thief": "thief speaks for a, which it is not: refused",
-        "giant": f"giant claims {2**62} examples, at most 1000 "
-        "(round.max-examples-per-client) are possible: refused",
-        "crowd": "crowd describes itself badly, lists 100000 clients, 1 are possible: refused",
+        "giant": f"giant claims {2**62} examples, expected at most 1000 "
+        "(round.max-examples-per-client): refused",
+        "crowd": "crowd describes itself badly, lists 100000 clients, expected at most 1: refused",
         "virtual": "virtual says that it is simulated: refused",
     }
     with (run / "devices.csv").open() as file:

@@ -99,6 +99,11 @@ CASES: dict[str, tuple[Change, str]] = {
     "another client's name": (report("clients", [5]), "speaks for client 5"),
     "more examples than described": (report("num-examples", [10**9]), "reports 1000000000"),
     "a loss of NaN": (report("loss-before", [float("nan")]), "a loss is not finite"),
+    "a loss beyond numbers": (report("loss-after", [1e300]), "a loss is 1e+300"),
+    "a loss below nothing": (report("loss-before", [-1.0]), "which no loss is"),
+    "2^62 examples": (report("num-examples", [2**62]), "reports 4611686018427387904 examples for"),
+    "a payload of 2^62 bytes": (report("payload-bytes", [2**62]), f"reports a payload of {2**62}"),
+    "a million clients": (report("clients", [2] * 10**6), "lists 1000000 clients, expected"),
     "a missing key": (lambda c: c["report"].pop("clients"), "clients is missing"),  # type: ignore[union-attr]
     "a list too long": (report("clients", []), "differ in length"),
     "unreadable bytes": (garbage, "cannot be read"),
@@ -165,7 +170,7 @@ def test_a_client_named_twice_in_one_reply_is_refused(
 
     summary = run(tiny(*OPTIONS), twice)
     assert summary["rejected_updates"] == 2
-    assert "client 2: lists 2 clients, 1 are possible" in caplog.text
+    assert "client 2: lists 2 clients, expected at most 1" in caplog.text
 
 
 def test_an_update_above_the_norm_bound_is_refused_on_the_node(
