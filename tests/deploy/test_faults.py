@@ -25,7 +25,7 @@ from simulations.flower import command, flower_environment
 if TYPE_CHECKING:
     from tests.deploy.conftest import Deployment
 
-DEADLINE = 20
+DEADLINE = 30
 ROUNDS = 10  # the slow one answers before the last
 REFUSED = "is this device's key registered"
 FINGERPRINT = "f" * 12
