@@ -95,10 +95,11 @@ def check_reply(reply: TrainReply, task: Task, asked: set[int], fingerprint: str
     for client, count in zip(reply.clients, reply.num_examples, strict=True):
         known = task.registry.clients[client].num_examples
         if count != known:
-            raise ReplyError(f"{name(client)} reports {count} examples, described {known}")
+            whose = f" of {name(client)}" if len(asked) > 1 else ""
+            raise ReplyError(f"reports {count} examples{whose}, described {known}")
     losses = np.array([*reply.loss_before, *reply.loss_after])
     if not np.isfinite(losses).all():
         raise ReplyError("a loss is not finite")
     # A mean over the round must stay finite as well.
-    if losses.size and not 0 <= losses.min() <= losses.max() <= _LARGEST_LOSS:
-        raise ReplyError(f"a loss is {losses.min():g} or {losses.max():g}, which no loss is")
+    if (impossible := losses[(losses < 0) | (losses > _LARGEST_LOSS)]).size:
+        raise ReplyError(f"a loss is {impossible[0]:g}, which no loss is")
