@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from common.backbone.frozen import FrozenBackbone
 from common.config import Config
 from common.datasets import Dataset
-from common.errors import FedheadError, RunError
+from common.errors import ExportError, FedheadError, RunError
 from common.evaluation import evaluate
 from common.experiment import (
     experiment_dataset,
@@ -201,16 +201,30 @@ def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Ou
 def _close(
     scene: _Scene, outcome: Outcome, without: Mapping[str, float | None], *, is_cell: bool
 ) -> None:
-    """Export the model and write what the run has come to."""
+    """Write what the run has come to, and export the model.
+
+    Raises:
+        RunError: the model could not be exported; the head and all figures are kept.
+    """
     folder, task, head = scene.folder, scene.task, outcome.head
     figures = {**summarize(task, scene.backbone, outcome), **without}
+    write_atomic(folder.path / "head.safetensors", save({"weight": head.weight, "bias": head.bias}))
+    refused: ExportError | None = None
     if not is_cell:
+        task.registry.accounts.write(folder.devices)
         with scene.stages("export"):
             trained = trained_model(task.config, scene.backbone, head, scene.test)
-            figures |= of_export(export(trained, "model", folder.model), folder.model)
-        task.registry.accounts.write(folder.devices)
-    write_atomic(folder.path / "head.safetensors", save({"weight": head.weight, "bias": head.bias}))
+            try:
+                exported = export(trained, "model", folder.model)
+            except ExportError as exc:
+                exported, refused = None, exc
+            figures |= of_export(exported, folder.model)
     figures["seconds"] = scene.stages.seconds | figures["seconds"]
     folder.write_json(folder.summary, figures | {"run": str(folder.path)})
     if task.registry.simulated:
         shutil.rmtree(simulated_state() / folder.run_id, ignore_errors=True)
+    if refused:
+        raise RunError(
+            f"{folder.model}: {refused}; the trained head is in {folder.path}, which fedhead "
+            "export writes for other targets too"
+        ) from refused

@@ -78,12 +78,12 @@ def summarize(task: Task, backbone: FrozenBackbone, outcome: Outcome) -> dict[st
     }
 
 
-def of_export(exported: ExportReport, path: Path) -> dict[str, Any]:
-    """The figures of its exported model."""
+def of_export(exported: ExportReport | None, path: Path) -> dict[str, Any]:
+    """The figures of its exported model; None: it could not be exported."""
     return {
-        "model_path": str(path),
-        "model_bytes": exported.model_bytes,
-        "model_accuracy": exported.accuracy,
-        "argmax_agreement": exported.argmax_agreement,
-        "max_logit_difference": exported.max_logit_difference,
+        "model_path": str(path) if exported else None,
+        "model_bytes": exported and exported.model_bytes,
+        "model_accuracy": exported and exported.accuracy,
+        "argmax_agreement": exported and exported.argmax_agreement,
+        "max_logit_difference": exported and exported.max_logit_difference,
     }
