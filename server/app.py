@@ -26,6 +26,7 @@ from common.experiment import (
     run_config,
 )
 from common.files import simulated_state, write_atomic
+from common.log import start_log
 from common.types import Affine, FeatureSet, Head
 from server.baselines import baselines
 from server.build import check_strategy, make_engine
@@ -38,10 +39,12 @@ from server.join import join
 from server.lease import follow
 from server.model import prepare, trained_model
 from server.progress import Progress
+from server.roster import Roster
 from server.rounds import run_rounds
 from server.runfolder import RunFolder, free_folder, read_run_json
 from server.stock import is_stock
 from server.summary import Outcome, of_export, summarize
+from server.unreadable import survive_unreadable_replies
 
 logger = logging.getLogger("fedhead")
 
@@ -51,13 +54,18 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run config names."""
-    in_flower = _start_log()
+    in_flower = start_log()
+    if in_flower:
+        survive_unreadable_replies()
     if lease := str(context.run_config.get("lease", "")):
         follow(Path(lease))
     try:
         address = str(context.run_config.get("health", ""))
+        deployment = str(context.run_config.get("deployment", ""))
+        roster = Roster(Path(deployment)) if deployment else None
         with _progress(address) as progress:
-            run_experiment(grid, run_config(context.run_config), progress=progress)
+            config = run_config(context.run_config)
+            run_experiment(grid, config, progress=progress, roster=roster)
     except FedheadError as exc:
         if in_flower:
             # Flower prints the traceback; what a user can mend is one line.
@@ -76,17 +84,6 @@ def _progress(address: str) -> Iterator[Progress]:
     with health_service(address) as progress:
         logger.info("answering health checks on %s", address)
         yield progress
-
-
-def _start_log() -> bool:
-    """Give the log a handler where the process has none, as in Flower's own engines."""
-    if logger.hasHandlers():
-        return False
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("fedhead %(levelname)s: %(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    return True
 
 
 class _Stages:
@@ -117,7 +114,12 @@ class _Scene:
 
 
 def run_experiment(
-    grid: Grid, config: Config, *, is_cell: bool = False, progress: Progress | None = None
+    grid: Grid,
+    config: Config,
+    *,
+    is_cell: bool = False,
+    progress: Progress | None = None,
+    roster: Roster | None = None,
 ) -> Path:
     """Run or resume an experiment and return its run folder.
 
@@ -127,6 +129,7 @@ def run_experiment(
         is_cell: a cell of a comparison, of which only the figures are wanted: no model, no
             TensorBoard events, no log, no checkpoints; one that was cut off begins again.
         progress: is told how the run stands.
+        roster: the devices of the deployment that it runs on; None: it runs on none.
 
     Raises:
         FedheadError: as one clear line; finished rounds stay in the run folder.
@@ -135,9 +138,8 @@ def run_experiment(
     folder = RunFolder(free_folder(config), config)
     with folder.at_work(), nullcontext() if is_cell else event_log(folder.events):
         checkpoint = _checkpoint(folder, config)
-        scene = _set_up(
-            grid, config, folder, progress or Progress(), resumes=checkpoint is not None
-        )
+        resumes = checkpoint is not None
+        scene = _set_up(grid, config, folder, progress or Progress(), roster, resumes=resumes)
         with scene.stages("baselines"):
             without = baselines(scene.task, scene.dataset.num_classes, scene.test)
         outcome = _train(scene, checkpoint, is_cell=is_cell)
@@ -158,7 +160,13 @@ def _checkpoint(folder: RunFolder, config: Config) -> Checkpoint | None:
 
 
 def _set_up(
-    grid: Grid, config: Config, folder: RunFolder, progress: Progress, *, resumes: bool
+    grid: Grid,
+    config: Config,
+    folder: RunFolder,
+    progress: Progress,
+    roster: Roster | None,
+    *,
+    resumes: bool,
 ) -> _Scene:
     """Data, backbone and features, and the clients gathered."""
     stages = _Stages()
@@ -173,7 +181,7 @@ def _set_up(
     with stages("clients"):
         devices = read_run_json(folder.path).get("simulated") is False
         registry = join(
-            grid, config, folder.run_id, dataset, backbone, progress,
+            grid, config, folder.run_id, dataset, backbone, progress, roster,
             devices=devices, resumes=resumes,
         )  # fmt: skip
     folder.bind_clients(simulated=registry.simulated)

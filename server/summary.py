@@ -54,11 +54,12 @@ def summarize(task: Task, backbone: FrozenBackbone, outcome: Outcome) -> dict[st
         **outcome.figures.summary(),
         "rounds": outcome.rounds,
         "accepted_rounds": int(counters["accepted"]),
-        "clients": max(len(task.registry.known), len(task.registry.accounts.table)),
+        "clients": max(len(task.registry.known), task.registry.accounts.num_clients),
         **{
             f"{fate}_updates": int(counters[fate])
             for fate in ("valid", "rejected", "failed", "dropped", "late")
         },
+        "refused_answers": task.registry.accounts.total("refused"),
         "attack": config.attack.kind,
         "malicious_clients": len(malicious_clients(config)),
         "uplink_bytes": int(counters["uplink-bytes"]),

@@ -81,7 +81,12 @@ def run_flower(path: Path, *, num_supernodes: int, health: str = "") -> dict[str
 
 
 def run_app(
-    path: Path, environment: Mapping[str, str], options: Sequence[str] = (), *, health: str = ""
+    path: Path,
+    environment: Mapping[str, str],
+    options: Sequence[str] = (),
+    *,
+    health: str = "",
+    deployment: str = "",
 ) -> dict[str, Any]:
     """Run a run folder's experiment on the SuperLink that an environment names.
 
@@ -90,6 +95,7 @@ def run_app(
         environment: its FLWR_HOME is for this one run.
         options: of ``flwr run``.
         health: HOST:PORT where health checks are answered meanwhile; empty for none.
+        deployment: server folder of the deployment whose devices take part; empty for none.
 
     Returns:
         The run's closing figures.
@@ -102,7 +108,8 @@ def run_app(
     from simulations.run import read_summary, run_values
 
     app, lease = Path(environment["FLWR_HOME"]) / "app", lease_of(path.resolve())
-    _write_app(app, {**run_values(path.resolve()), "health": health, "lease": str(lease)})
+    values = {**run_values(path.resolve()), "health": health, "deployment": deployment}
+    _write_app(app, {**values, "lease": str(lease)})
     log = path / "flower.log"
     with held(lease):
         error, run_id = stream(app, options, environment, log)

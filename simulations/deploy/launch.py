@@ -200,9 +200,10 @@ def run_deployed(path: Path, deployment: Path, *, health: str = "") -> dict[str,
     from simulations.run import open_run
 
     RunFolder(path, open_run(path)).bind_clients(simulated=False)
+    server = (deployment / "server").resolve()
     with connection(deployment) as environment:
-        remember_run(deployment / "server", path)
-        return run_app(path, environment, health=health)
+        remember_run(server, path)
+        return run_app(path, environment, health=health, deployment=str(server))
 
 
 @contextmanager

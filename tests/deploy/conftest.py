@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -119,7 +119,9 @@ class Deployment:
         if waits:
             self.wait_for("server", "serving at port")
 
-    def start_device(self, name: str, *, fault: str = "", seconds: float = 0) -> None:
+    def start_device(
+        self, name: str, *, fault: str = "", seconds: float = 0, client: int = 0
+    ) -> None:
         """Start a device as its owner would, or one that is broken as faults/ says."""
         environment = flower_environment()
         if fault:
@@ -128,6 +130,7 @@ class Deployment:
                 "PYTHONPATH": os.pathsep.join(found),
                 "FAULT": fault,
                 "FAULT_SECONDS": str(seconds),
+                "FAULT_CLIENT": str(client),
             }
         self.start(name, [*FEDHEAD, "device", str(self.device(name))], environment)
 
@@ -211,12 +214,14 @@ def head_in_process(
         deployed: Deployment,
         *options: str,
         trains: Callable[[int, int], bool] = lambda client, number: True,
+        without: Sequence[str] = (),
     ) -> dict[str, NDArray[np.float32]]:
         path = tiny(*options, name="reference")
         values = {"experiment": str(path / "config.toml"), "overrides": ""}
         devices = {
             deployed.client(file.stem): deployed.device(file.stem)
             for file in (deployed.folder / "server" / "devices").glob("*.client")
+            if file.stem not in without
         }
         context = Context(
             run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=values
