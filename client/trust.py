@@ -63,7 +63,7 @@ class Trust:
         statement = self.keys.verify(signed, what)
         if statement.kind != kind:
             raise SignatureError(f"{what} is refused: it was signed as a {statement.kind}")
-        version, sha256 = max(self._last(kind, statement.name), before)
+        version, sha256 = max(before, self._last(kind, statement.name), key=lambda last: last[0])
         if statement.version < version:
             raise SignatureError(
                 f"{what} is refused: {statement} is older than version {version}, which was "

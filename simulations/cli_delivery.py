@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,11 +13,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from common.errors import DeliveryError
+from common.errors import DeliveryError, SignatureError
 
 if TYPE_CHECKING:
     from client.delivery.remote import Remote
     from client.delivery.shelf import Shelf
+    from client.trust import Trust
+    from common.delivery.versions import Artifact
+    from server.delivery.publish import Candidate
 
 __all__ = ["delivery", "publish"]
 
@@ -30,32 +33,114 @@ _MODEL = "model.pt"
 ServerArgument = Annotated[Path, typer.Argument(help="The deployment's server folder.")]
 DeviceArgument = Annotated[Path, typer.Argument(help="The device's folder; without it, this one.")]
 NameArgument = Annotated[str, typer.Argument(help="Name of the device.")]
+KeyOption = Annotated[Path | None, typer.Option(help="Signing key of fedhead keys new.")]
+StatementOption = Annotated[
+    Path | None,
+    typer.Option(help="Put nothing up; write what fedhead keys sign is to sign elsewhere."),
+]
+SignedOption = Annotated[Path | None, typer.Option(help="What fedhead keys sign wrote elsewhere.")]
+ExpiresOption = Annotated[int, typer.Option(min=1, help="Days that the signature holds.")]
 NameOption = Annotated[str, typer.Option(help="Artifact, as it was published.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
+@dataclass(frozen=True)
+class Signing:
+    """The options of commands that put something up.
+
+    Raises:
+        DeliveryError: more than one way to sign.
+    """
+
+    key: Path | None
+    statement: Path | None
+    signed: Path | None
+    days: int
+
+    def __post_init__(self) -> None:
+        if sum(way is not None for way in (self.key, self.statement, self.signed)) > 1:
+            raise DeliveryError("--key, --statement and --signed exclude each other")
+
+
+def _put_up(candidate: Candidate, server: Path, signing: Signing, *, json_: bool) -> None:
+    from common.signing.statement import Statement, utc
+    from server.delivery.publish import put_up
+    from simulations.signing import draft, signer
+
+    if signing.statement:
+        drafted = draft(candidate, signing.statement, signing.days)
+        print(f"{signing.statement}: {drafted}, to be signed by fedhead keys sign")
+        return
+    sign = signer(server, key=signing.key, signed=signing.signed, days=signing.days)
+    release = put_up(candidate, sign)
+    artifact = release.artifact
+    if json_:
+        print(json.dumps({**_figures(artifact), "new": release.is_new}))
+        return
+    news = f"{artifact.size:,} bytes" if release.is_new else "published already, the same bytes"
+    print(f"{artifact}: {news}\nsha256 {artifact.sha256}")
+    if artifact.signed:
+        print(f"signed until {utc(Statement.from_bytes(artifact.signed.statement).expires)}")
+
+
 def publish(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    what: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|EXPERIMENT.toml", help="Run folder; or experiment, to sign its backbone."
+        ),
+    ],
     to: Annotated[Path, typer.Option(help="The deployment's server folder.")],
     file: Annotated[str, typer.Option(help="Exported file in RUN.")] = "model.pt",
     name: Annotated[
         str | None, typer.Option(help="What devices ask for; without it, the file's name.")
     ] = None,
+    key: KeyOption = None,
+    statement: StatementOption = None,
+    signed: SignedOption = None,
+    expires: ExpiresOption = 365,
     json_: JsonFlag = False,
 ) -> None:
-    """Put a run's exported model up for devices, as a new version."""
-    from server.delivery.publish import publish as put_up
+    """Put a run's exported model up for devices, as a new version, signed or not.
 
-    source = run_folder / file
-    if not source.is_file():
-        raise DeliveryError(f"{source}: no such file; fedhead export {run_folder} writes model.pt")
-    artifact = put_up(source, _published(to), name=name or source.name)
-    if json_:
-        figures = asdict(artifact)
-        del figures["card"]
-        print(json.dumps(figures))
+    What is published already stays as it is; with a key, its signature is renewed.
+    """
+    from common.config import load_config
+    from server.delivery.publish import exported
+    from simulations.signing import backbone_candidate
+
+    delivered = _published(to)
+    if what.suffix == ".toml":
+        if not (key or statement or signed):
+            raise SignatureError(f"{what}: a backbone is put up to be signed: give --key FILE")
+        candidate = backbone_candidate(load_config(what), to)
     else:
-        print(f"{artifact}: {artifact.size:,} bytes\nsha256 {artifact.sha256}")
+        source = what / file
+        if not source.is_file():
+            raise DeliveryError(f"{source}: no such file; fedhead export {what} writes model.pt")
+        candidate = exported(source, delivered, name=name or source.name)
+    _put_up(candidate, to, Signing(key, statement, signed, expires), json_=json_)
+
+
+@delivery.command()
+def restore(
+    server: ServerArgument,
+    version: Annotated[int, typer.Argument(min=1, help="Version with the content wanted.")],
+    name: NameOption = _MODEL,
+    key: KeyOption = None,
+    statement: StatementOption = None,
+    signed: SignedOption = None,
+    expires: ExpiresOption = 365,
+    json_: JsonFlag = False,
+) -> None:
+    """Give devices an earlier version's content again, as a new version.
+
+    Devices never go back to a lower number: an old version must not be forced on them.
+    """
+    from server.delivery.publish import earlier
+
+    candidate = earlier(_published(server), name=name, version=version)
+    _put_up(candidate, server, Signing(key, statement, signed, expires), json_=json_)
 
 
 @delivery.command()
@@ -94,6 +179,7 @@ def serve(
     """Serve published models until Ctrl-C or SIGTERM; what is published meanwhile too."""
     from server.delivery.service import Limits, start
     from simulations.deploy.settings import endpoint, read_server
+    from simulations.deploy.trust import signing_state
 
     settings = read_server(server)
     # A service manager's stop is as good as Ctrl-C, which a shell's `&` lets a process ignore.
@@ -106,6 +192,7 @@ def serve(
         limits=Limits(downloads, 1e6 * rate),
     )
     print(f"serving models at port {port}; end with Ctrl-C", flush=True)
+    print(signing_state(server), flush=True)
     with suppress(KeyboardInterrupt):
         running.wait_for_termination()
     running.stop(_GRACE_SECONDS).wait()
@@ -120,10 +207,7 @@ def status(server: ServerArgument, json_: JsonFlag = False) -> None:
     if json_:
         rows = [
             {
-                "name": entry.artifact.name,
-                "version": entry.artifact.version,
-                "size": entry.artifact.size,
-                "sha256": entry.artifact.sha256,
+                **_figures(entry.artifact),
                 "accuracy": entry.accuracy,
                 "reports": {device: asdict(report) for device, report in entry.reports.items()},
             }
@@ -132,17 +216,17 @@ def status(server: ServerArgument, json_: JsonFlag = False) -> None:
         print(json.dumps(rows))
         return
     table = Table()
-    for title in ("artifact", "version", "bytes", "devices", "accuracy", "worst"):
+    for title in ("artifact", "version", "bytes", "signed until", "devices", "accuracy", "worst"):
         table.add_column(title, justify="left" if title == "artifact" else "right")
     for entry in found:
-        accuracies = [report.accuracy for report in entry.reports.values()]
         table.add_row(
             entry.artifact.name,
             str(entry.artifact.version),
             f"{entry.artifact.size:,}",
-            str(len(accuracies)),
+            _until(entry.artifact),
+            str(len(entry.reports)),
             "-" if entry.accuracy is None else f"{100 * entry.accuracy:.2f} %",
-            f"{100 * min(accuracies):.2f} %" if accuracies else "-",
+            entry.worst or "-",
         )
     Console().print(table)
 
@@ -158,7 +242,7 @@ def fetch(
     from client.delivery.fetch import fetch as bring
 
     with _remote(device) as remote:
-        fetched = bring(remote, _shelf(device, name), keep=keep)
+        fetched = bring(remote, _shelf(device, name), keep=keep, trust=_trust(device))
     if json_:
         print(json.dumps(asdict(fetched), default=str))
     else:
@@ -169,20 +253,16 @@ def fetch(
 def report(device: DeviceArgument = _HERE, name: NameOption = _MODEL) -> None:
     """On a device: measure the model in use on its own pictures, and tell the accuracy.
 
+    On those that it keeps to test with, if it has taken part in a run with the model's classes.
     Nothing else is told: no picture, no label, no prediction.
     """
-    from common.delivery.versions import read_artifact
-    from simulations.deploy.settings import inside, read_device
-    from simulations.predict import measure
+    from simulations.deploy.grade import grade
+    from simulations.deploy.settings import read_device
 
-    settings, shelf = read_device(device), _shelf(device, name)
-    with shelf.locked():
-        artifact = read_artifact(shelf.path, shelf.current)
-    accuracy, num_examples = measure(shelf.model, inside(device, settings.data))
+    artifact, figures = grade(device, _shelf(device, name), _trust(device))
     with _remote(device) as remote:
-        remote.report(artifact, num_examples=num_examples, accuracy=accuracy)
-    right = f"right in {100 * accuracy:.2f} % of {num_examples} pictures"
-    print(f"{artifact}: {right}, told {settings.delivery}")
+        remote.report(artifact, **asdict(figures))
+    print(f"{artifact}: right in {figures}, told {read_device(device).delivery}")
 
 
 @delivery.command()
@@ -191,6 +271,20 @@ def rollback(device: DeviceArgument = _HERE, name: NameOption = _MODEL) -> None:
     with _shelf(device, name).locked() as shelf:
         artifact = shelf.roll_back()
     print(f"{shelf.model}: back to {artifact}")
+
+
+def _figures(artifact: Artifact) -> dict[str, object]:
+    """What a program wants to know of a version."""
+    names = ("name", "version", "size", "sha256")
+    return {name: getattr(artifact, name) for name in names} | {"signed": bool(artifact.signed)}
+
+
+def _until(artifact: Artifact) -> str:
+    from common.signing.statement import Statement, utc
+
+    if artifact.signed is None:
+        return "unsigned"
+    return utc(Statement.from_bytes(artifact.signed.statement).expires)
 
 
 def _published(server: Path) -> Path:
@@ -206,6 +300,17 @@ def _remote(device: Path) -> Remote:
 
     address = read_device(device).delivery
     return Remote(address, authority=device / "ca.crt", token=device / "delivery.token")
+
+
+def _trust(device: Path) -> Trust | None:
+    from client.trust import Trust
+    from simulations.deploy.settings import inside, read_device
+    from simulations.deploy.trust import trusted_of
+
+    folder = trusted_of(device)
+    if not folder.exists():
+        return None
+    return Trust.of(folder, inside(device, read_device(device).state))
 
 
 def _shelf(device: Path, name: str) -> Shelf:

@@ -30,6 +30,10 @@ def deploy(
         int | None, typer.Option(min=1, max=65535, help="For models; without it, 9095.")
     ] = None,
     days: Annotated[int, typer.Option(min=1, help="Validity of the server's certificate.")] = 365,
+    trust: Annotated[
+        list[Path] | None,
+        typer.Option(help="Public signing key of fedhead keys new, for all devices; twice at most."),
+    ] = None,
 ) -> None:
     """Write keys, settings and instructions for a server and its devices."""
     from simulations.deploy.folder import write_deployment
@@ -41,6 +45,7 @@ def deploy(
         days=days,
         port=port,
         delivery_port=delivery_port,
+        trust=trust or [],
     )
     print(f"{folder}: read its README.md; keep authority/ca.key offline")
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from common.delivery.versions import Artifact, known_versions, read_artifact, shelf_of
+from common.delivery.versions import Artifact, known_versions, read_artifact, renew, shelf_of
 from common.errors import DeliveryError
 from common.files import write_atomic, write_folder
 
@@ -70,6 +70,15 @@ class Shelf:
         except (OSError, ValueError) as exc:
             raise DeliveryError(f"{self._current} is not a link to a version") from exc
 
+    def in_use(self) -> tuple[int, str]:
+        """The version in use and its sha256; 0 and nothing if there is none, or it is damaged."""
+        if not self.current:
+            return 0, ""
+        try:
+            return self.current, read_artifact(self.path, self.current).sha256
+        except DeliveryError:
+            return 0, ""
+
     @property
     def held(self) -> int:
         """The newest version that was rolled back; 0 if none was."""
@@ -97,6 +106,11 @@ class Shelf:
         with write_folder(self.path / str(artifact.version)) as folder:
             file.rename(folder / artifact.name)
             artifact.describe(folder)
+
+    def keep_signature(self, artifact: Artifact) -> None:
+        """Keep the newest signed statement of a version that is here."""
+        if artifact.signed and artifact.signed != read_artifact(self.path, artifact.version).signed:
+            renew(self.path, artifact, artifact.signed)
 
     def use(self, version: int) -> None:
         """Put a version into use, for every later look at ``current``."""

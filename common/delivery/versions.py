@@ -25,7 +25,15 @@ from common.errors import DeliveryError, SignatureError
 from common.files import sha256_file, write_atomic
 from common.signing.statement import NAME_PATTERN, Kind, Signed, Statement, read_signed
 
-__all__ = ["Artifact", "check_name", "known_versions", "read_artifact", "renew", "shelf_of"]
+__all__ = [
+    "Artifact",
+    "check_name",
+    "fingerprint_of",
+    "known_versions",
+    "read_artifact",
+    "renew",
+    "shelf_of",
+]
 
 _NAME = re.compile(NAME_PATTERN)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -143,6 +151,18 @@ class Artifact:
         except OSError as exc:
             return exc.strerror or str(exc)
         return "" if found == self.sha256 else f"sha256 {found}, expected {self.sha256}"
+
+
+def fingerprint_of(artifact: Artifact) -> str:
+    """Of the backbone, as a model's card says.
+
+    Raises:
+        DeliveryError: the card says nothing of it.
+    """
+    try:
+        return str(json.loads(artifact.card)["fingerprint"])
+    except (ValueError, LookupError, TypeError) as exc:
+        raise DeliveryError(f"{artifact}: its card names no fingerprint") from exc
 
 
 def known_versions(shelf: Path) -> list[int]:

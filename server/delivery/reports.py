@@ -21,6 +21,7 @@ class DeviceReport:
     Attributes:
         num_examples: its own labelled examples.
         accuracy: on them, in [0, 1].
+        held_out: whether it has never trained on any of them, as far as it knows.
 
     Raises:
         DeliveryError: figures that cannot be.
@@ -28,6 +29,7 @@ class DeviceReport:
 
     num_examples: int
     accuracy: float
+    held_out: bool
 
     def __post_init__(self) -> None:
         # "not <=" also catches NaN.
@@ -36,6 +38,10 @@ class DeviceReport:
                 f"accuracy {self.accuracy} on {self.num_examples} examples, expected 0 to 1 on at "
                 "least one"
             )
+
+    def __str__(self) -> str:
+        seen = "held-out" if self.held_out else "own, perhaps trained on,"
+        return f"{100 * self.accuracy:.2f} % of {self.num_examples} {seen} examples"
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,15 @@ class Published:
         examples = sum(report.num_examples for report in self.reports.values())
         right = sum(report.num_examples * report.accuracy for report in self.reports.values())
         return right / examples if examples else None
+
+    @property
+    def worst(self) -> str:
+        """The device with the lowest accuracy, and what it measured; empty without any."""
+        if not self.reports:
+            return ""
+        device, report = min(self.reports.items(), key=lambda entry: entry[1].accuracy)
+        trained = "" if report.held_out else ", perhaps trained on"
+        return f"{device} {100 * report.accuracy:.2f} %{trained}"
 
 
 def _reports_of(folder: Path, artifact: Artifact) -> Path:

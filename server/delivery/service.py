@@ -6,7 +6,7 @@ import logging
 import ssl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +17,7 @@ from common.delivery.versions import Artifact, known_versions, read_artifact, sh
 from common.delivery.wire import SERVER_OPTIONS, handlers
 from common.errors import DeliveryError
 from common.files import read_private
+from common.signing.statement import Signed
 from server.delivery.limits import Clock, Places, RateLimit
 from server.delivery.publish import artifacts_of
 from server.delivery.reports import DeviceReport, save_report
@@ -52,7 +53,17 @@ class _Delivery:
 
     def latest(self, request: pb.LatestRequest, context: grpc.ServicerContext) -> pb.Artifact:
         self._device(context)
-        return pb.Artifact(**asdict(self._artifact(context, request.name)))
+        artifact = self._artifact(context, request.name)
+        signed = artifact.signed or Signed(b"", b"")
+        return pb.Artifact(
+            name=artifact.name,
+            version=artifact.version,
+            size=artifact.size,
+            sha256=artifact.sha256,
+            card=artifact.card,
+            statement=signed.statement,
+            signature=signed.signature,
+        )
 
     def download(
         self, request: pb.DownloadRequest, context: grpc.ServicerContext
@@ -80,11 +91,13 @@ class _Delivery:
         device = self._device(context)
         artifact = self._artifact(context, request.name, request.version)
         try:
-            figures = DeviceReport(request.num_examples, request.accuracy)
+            figures = DeviceReport(
+                request.num_examples, request.accuracy, held_out=request.held_out
+            )
         except DeliveryError as exc:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(exc))
         save_report(self._folder, artifact, device, figures)
-        logger.info("%s: %s is right in %.1f %%", device, artifact, 100 * figures.accuracy)
+        logger.info("%s: %s is right in %s", device, artifact, figures)
         return pb.ReportReply()
 
     def _shelf(self, name: str) -> Path:

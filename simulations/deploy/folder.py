@@ -4,9 +4,10 @@
 
     authority/       ca.key, ca.crt; the key signs the server's certificate and can go offline
     server/          server.toml, server.key, server.crt, ca.crt, devices/NAME.pub,
-                     delivery/: hashes of tokens, and what is published
-    devices/NAME/    device.toml, device.key, delivery.token, ca.crt and systemd's units:
-                     copied to the device
+                     delivery/: hashes of tokens, and what is published;
+                     trusted/, backbones/: where it signs, public keys and signed backbones
+    devices/NAME/    device.toml, device.key, delivery.token, ca.crt, trusted/ and systemd's
+                     units: copied to the device
     README.md        the commands
 """
 
@@ -32,6 +33,7 @@ from simulations.deploy.settings import (
     endpoint,
     read_server,
 )
+from simulations.deploy.trust import read_keys, write_trusted
 
 __all__ = ["write_deployment"]
 
@@ -50,6 +52,7 @@ def write_deployment(
     days: int,
     port: int | None = None,
     delivery_port: int | None = None,
+    trust: Sequence[Path] = (),
 ) -> None:
     """Write a deployment's folder, or add devices and renew the server's certificate in one.
 
@@ -62,14 +65,17 @@ def write_deployment(
         days: how long the server's certificate is valid.
         port: of the server; None: as in its settings.
         delivery_port: of the server, for models; likewise.
+        trust: public signing keys, for all its devices; none: as the server has them.
 
     Raises:
         ConfigError: with all names and addresses that cannot be used, or other ports than those
             that devices have been given.
+        SignatureError: a file is no public signing key.
         RunError: the folder holds something else, or half of a pair of keys.
         DeliveryError: a device's token is missing, and the server knows it.
     """
     _check(addresses, devices)
+    keys = read_keys(trust)
     if not is_empty(folder) and not (folder / "authority").is_dir():
         raise RunError(f"{folder} is not empty and holds no deployment: nothing was written")
     authority = folder / "authority" / "ca.key", folder / "authority" / "ca.crt"
@@ -82,6 +88,7 @@ def write_deployment(
     for name in devices:
         _write_device(folder, name, addresses[0], settings)
         _copy(authority[1], folder / "devices" / name / "ca.crt")
+    write_trusted(folder, keys)
     known = sorted(path.name for path in (folder / "devices").iterdir())
     values = {
         "address": addresses[0],

@@ -27,6 +27,7 @@ from simulations.deploy.certificates import first_address
 from simulations.deploy.handshake import obstacle
 from simulations.deploy.register import RECORD_SEPARATOR
 from simulations.deploy.settings import endpoint, inside, read_device, read_server
+from simulations.deploy.trust import signing_state, trusted_of
 from simulations.flower import command, flower_environment, run_app, wait_for
 
 __all__ = [
@@ -71,6 +72,8 @@ def device_command(device: Path) -> list[str]:
         "min-interval-seconds": settings.min_interval_seconds,
         "allow": settings.allow,
     }
+    if trusted_of(device).exists():
+        node_config["trusted"] = str(trusted_of(device))
     pairs = [f"{key}={json.dumps(value)}" for key, value in node_config.items()]
     return [
         "flower-supernode",
@@ -98,6 +101,7 @@ def serve(server: Path, say: Say) -> int:
     """
     server = server.resolve()
     settings = read_server(server)
+    say(str(signing_state(server)))
     environment = flower_environment() | {"FLWR_HOME": str(server / "flower")}
 
     with _terminable(), connection(server.parent) as home:
@@ -149,28 +153,35 @@ def run_device(device: Path, say: Say) -> NoReturn:
                         break
 
 
-def run_deployed(path: Path, deployment: Path, *, health: str = "") -> dict[str, Any]:
+def run_deployed(
+    path: Path, deployment: Path, *, health: str = "", key: Path | None = None
+) -> dict[str, Any]:
     """Run, or go on with, a run folder's experiment on a deployment's devices.
 
     Args:
         path: the run folder.
         deployment: the folder that ``fedhead deploy`` wrote.
         health: HOST:PORT where health checks are answered meanwhile; empty for none.
+        key: signs the backbone, where that is not signed yet; None: nothing is signed.
 
     Returns:
         The run's closing figures.
 
     Raises:
+        SignatureError: the devices take signed backbones only, and the run's is not.
         ConfigError, RunError: no deployment, or the run did not complete, with the reason.
     """
     # What watches over a device stays without torch and without the server's packages.
     from server.runfolder import RunFolder
     from simulations.run import open_run
+    from simulations.signing import signed_backbones
 
-    RunFolder(path, open_run(path)).bind_clients(simulated=False)
+    config = open_run(path)
+    RunFolder(path, config).bind_clients(simulated=False)
+    backbones = signed_backbones(config, deployment / "server", key)
     with connection(deployment) as home:
         environment = flower_environment() | {"FLWR_HOME": str(home)}
-        return run_app(path, environment, health=health)
+        return run_app(path, environment, health=health, backbones=backbones)
 
 
 @contextmanager
