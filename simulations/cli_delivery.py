@@ -181,7 +181,7 @@ def serve(
     from simulations.deploy.settings import endpoint, read_server
     from simulations.deploy.trust import signing_state
 
-    settings = read_server(server)
+    settings, signing = read_server(server), signing_state(server)
     # A service manager's stop is as good as Ctrl-C, which a shell's `&` lets a process ignore.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     running, port = start(
@@ -192,7 +192,7 @@ def serve(
         limits=Limits(downloads, 1e6 * rate),
     )
     print(f"serving models at port {port}; end with Ctrl-C", flush=True)
-    print(signing_state(server), flush=True)
+    print(signing, flush=True)
     with suppress(KeyboardInterrupt):
         running.wait_for_termination()
     running.stop(_GRACE_SECONDS).wait()
@@ -284,7 +284,7 @@ def _until(artifact: Artifact) -> str:
 
     if artifact.signed is None:
         return "unsigned"
-    return utc(Statement.from_bytes(artifact.signed.statement).expires)
+    return utc(Statement.from_bytes(artifact.signed.statement).expires)[:10]
 
 
 def _published(server: Path) -> Path:

@@ -32,7 +32,7 @@ def deploy(
     days: Annotated[int, typer.Option(min=1, help="Validity of the server's certificate.")] = 365,
     trust: Annotated[
         list[Path] | None,
-        typer.Option(help="Public signing key of fedhead keys new, for all devices; twice at most."),
+        typer.Option(help="Public signing key, for all devices; twice at most."),
     ] = None,
 ) -> None:
     """Write keys, settings and instructions for a server and its devices."""

@@ -11,18 +11,15 @@ __all__ = ["keys"]
 
 keys = typer.Typer(
     no_args_is_help=True,
-    help="The key that signs models and backbones; it belongs on no server and on no device.",
-)
-
-_PASSPHRASE = (
-    "The passphrase is asked for, or taken from FEDHEAD_PASSPHRASE or from the file that "
-    "FEDHEAD_PASSPHRASE_FILE names."
+    help="The key that signs models and backbones; it belongs on no server and on no device. "
+    "Its passphrase is asked for, or taken from FEDHEAD_PASSPHRASE, or from the file that "
+    "FEDHEAD_PASSPHRASE_FILE names.",
 )
 
 
-@keys.command(help=f"Make a signing key, and its public half in FILE.pub. {_PASSPHRASE}")
+@keys.command()
 def new(file: Annotated[Path, typer.Argument(help="Never replaced.")]) -> None:
-    """Make a signing key, and its public half beside it."""
+    """Make a signing key, and its public half in FILE.pub."""
     from simulations.signing_key import new_key, new_passphrase, public_file
 
     name = new_key(file, new_passphrase())
@@ -45,7 +42,7 @@ def show(file: Annotated[Path, typer.Argument(help="Private or public key.")]) -
     print(f"{file}: {what} {key_id(key)}, ECDSA on P-256")
 
 
-@keys.command(help=f"Sign a statement that another machine wrote. {_PASSPHRASE}")
+@keys.command()
 def sign(
     statement: Annotated[Path, typer.Argument(help="From fedhead publish --statement.")],
     key: Annotated[Path, typer.Option(help="Signing key of fedhead keys new.")],
@@ -68,6 +65,4 @@ def sign(
         raise SignatureError(f"{statement}: {exc}") from exc
     target = out or statement.with_name(f"{statement.name}.signed")
     write_atomic(target, sign_with(read_key(key), read).to_file())
-    print(
-        f"{target}: {read}, {read.size:,} bytes, until {utc(read.expires)}\nsha256 {read.sha256}"
-    )
+    print(f"{target}: {read}, {read.size:,} bytes, until {utc(read.expires)}\nsha256 {read.sha256}")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from common.config import Config
 from common.delivery.versions import Artifact, shelf_of
-from common.errors import FedheadError, SignatureError
+from common.errors import SignatureError
 from common.files import sha256_file, write_atomic
 from common.signing.statement import Signed, Statement, read_signed, utc
 from common.signing.trust import TrustedKeys, key_id
@@ -147,9 +146,9 @@ def signed_backbones(config: Config, server: Path, key: Path | None) -> Path | N
         logger.info("%s is signed as version %d", what, artifact.version)
     elif problem:
         raise SignatureError(
-            f"{problem}: give --key FILE; if the key is elsewhere, fedhead publish EXPERIMENT.toml "
-            f"--to {server} --statement FILE, then there fedhead keys sign, then here the same with "
-            "--signed FILE"
+            f"{problem}: give --key FILE; if the key is elsewhere, fedhead publish "
+            f"EXPERIMENT.toml --to {server} --statement FILE, then there fedhead keys sign, then "
+            "here the same with --signed FILE"
         )
     elif ends < time.time() + _SOON_SECONDS:
         logger.warning("the signature of %s ends on %s: give --key to renew it", what, utc(ends))

@@ -1,7 +1,7 @@
 """The operator's signing key: one file that is on no server and on no device.
 
-ECDSA on P-256, PKCS8 in PEM, readable by its owner alone, under a passphrase or not. Its public half
-lies beside it, in NAME.pub. See common/signing for what is signed.
+ECDSA on P-256, PKCS8 in PEM, readable by its owner alone, under a passphrase or not. Its public
+half lies beside it, in NAME.pub. See common/signing for what is signed.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ class DeviceReport:
             )
 
     def __str__(self) -> str:
-        seen = "held-out" if self.held_out else "own, perhaps trained on,"
-        return f"{100 * self.accuracy:.2f} % of {self.num_examples} {seen} examples"
+        seen = "held-out pictures" if self.held_out else "pictures, perhaps trained on"
+        return f"{100 * self.accuracy:.2f} % of {self.num_examples} {seen}"
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def serve(server: Path, say: Say) -> int:
     """
     server = server.resolve()
     settings = read_server(server)
-    say(str(signing_state(server)))
+    signing = signing_state(server)
     environment = flower_environment() | {"FLWR_HOME": str(server / "flower")}
 
     with _terminable(), connection(server.parent) as home:
@@ -112,6 +112,7 @@ def serve(server: Path, say: Say) -> int:
             keys = sorted((server / "devices").glob("*.pub"))
             for name, client in _register(keys, environment | {"FLWR_HOME": str(home)}):
                 say(f"device {name} is client {client}")
+            say(str(signing))
             say(f"serving at port {settings.port}; end with Ctrl-C")
 
         return _run(superlink_command(server), environment, say, register)
