@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import (
     ECDSA,
     SECP256R1,
@@ -107,7 +108,7 @@ def read_key(path: Path, passphrase: str | None = None) -> EllipticCurvePrivateK
         else:
             secret = _asked_passphrase(path) if passphrase is None else passphrase
             key = load_pem_private_key(data, password=secret.encode())
-    except (ValueError, TypeError) as exc:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
         raise SignatureError(
             f"{path}: not a private key of fedhead keys new, or the wrong passphrase"
         ) from exc

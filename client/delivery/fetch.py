@@ -157,7 +157,8 @@ def _download(remote: Remote, artifact: Artifact, partial: Path, tries: _Tries) 
                 for data in remote.download(artifact, offset):
                     file.write(data)
                     digest.update(data)
-                    tries.progress()
+                    if data:  # or a server could keep a device at it for ever
+                        tries.progress()
                     if file.tell() > artifact.size:
                         break
                 if file.tell() < artifact.size:

@@ -122,14 +122,16 @@ class Shelf:
     def prune(self, keep: int) -> None:
         """Remove all but the newest versions; the one in use and the one before it stay.
 
-        What an ``install`` that was killed had begun goes too.
+        What an ``install`` or a ``prune`` that was killed had begun goes too.
         """
         known = known_versions(self.path)
         before = [version for version in known if version < self.current]
         kept = {*known[-keep:], self.current, *before[-1:]}
         for version in known:
-            if version not in kept:
-                shutil.rmtree(self.path / str(version))
+            if (
+                version not in kept
+            ):  # one that is cut off in the middle must not look like a version
+                (self.path / str(version)).rename(self.path / f".{version}.old")
         for path in self.path.glob(".[0-9]*"):
             if path.is_dir():
                 shutil.rmtree(path)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import (
     ECDSA,
     SECP256R1,
@@ -58,7 +58,7 @@ def read_public_key(path: Path) -> EllipticCurvePublicKey:
         raise SignatureError(f"{path}: mode {mode:o} lets others replace a trusted key; chmod 644")
     try:
         key = load_pem_public_key(data)
-    except ValueError as exc:
+    except (ValueError, UnsupportedAlgorithm) as exc:
         private = " but a private one" if b"PRIVATE KEY" in data else ""
         raise SignatureError(
             f"{path}: not a public key in PEM{private}; fedhead keys new writes one, NAME.pub"

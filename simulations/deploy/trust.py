@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from common.errors import ConfigError
-from common.files import write_folder
+from common.files import write_atomic
 from common.signing.trust import MAX_KEYS, TrustedKeys, key_id, read_public_key
 
 __all__ = ["SigningState", "read_keys", "signing_state", "trusted_of", "write_trusted"]
@@ -75,15 +74,23 @@ def write_trusted(folder: Path, keys: dict[str, bytes]) -> None:
         keys: from ``read_keys``; none: those that the server has, for devices that are new.
     """
     server = trusted_of(folder / "server")
-    if not keys and not server.exists():
-        return
     devices = sorted(path for path in (folder / "devices").iterdir() if path.is_dir())
-    for target in [*map(trusted_of, devices), server]:
-        if not keys and target.exists():
-            continue
-        with write_folder(target) as temporary:
-            for name, pem in keys.items():
-                (temporary / f"{name}.pub").write_bytes(pem)
-                (temporary / f"{name}.pub").chmod(0o644)
-            if not keys:
-                shutil.copytree(server, temporary, dirs_exist_ok=True)
+    targets = [*map(trusted_of, devices), server]
+    if not keys:
+        if not server.exists():
+            return
+        keys = {path.stem: path.read_bytes() for path in server.glob("*.pub")}
+        targets = [path for path in targets if not path.exists()]
+    for target in targets:
+        _exchange(target, keys)
+
+
+def _exchange(target: Path, keys: dict[str, bytes]) -> None:
+    """Whenever it is cut off, there are one or two keys, old or new: none would mean unsigned."""
+    stale = [path for path in sorted(target.glob("*.pub")) if path.stem not in keys]
+    for name, pem in keys.items():
+        if stale and len([*target.glob("*.pub")]) == MAX_KEYS:
+            stale.pop().unlink()
+        write_atomic(target / f"{name}.pub", pem)
+    for path in stale:
+        path.unlink()

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import SignatureError
@@ -102,6 +102,7 @@ def test_another_implementation_verifies_it(tmp_path) -> None:
 
 
 @given(st.integers(0, 8 * len(GOLDEN + SIGNATURE) - 1))
+@settings(deadline=None)
 def test_any_flipped_bit_of_statement_or_signature_is_refused(bit) -> None:
     data = bytearray(GOLDEN + SIGNATURE)
     data[bit // 8] ^= 1 << bit % 8
@@ -111,6 +112,7 @@ def test_any_flipped_bit_of_statement_or_signature_is_refused(bit) -> None:
 
 
 @given(st.integers(0, 8 * len(SIGNED.to_file()) - 1))
+@settings(deadline=None)
 def test_any_flipped_bit_of_the_file_is_refused(bit) -> None:
     data = bytearray(SIGNED.to_file())
     data[bit // 8] ^= 1 << bit % 8
@@ -119,6 +121,7 @@ def test_any_flipped_bit_of_the_file_is_refused(bit) -> None:
 
 
 @given(st.binary(max_size=1200), st.binary(max_size=200))
+@settings(deadline=None)
 def test_foreign_bytes_are_an_error_and_never_a_statement(statement, signature) -> None:
     for read in (Statement.from_bytes, Signed.from_file):
         with pytest.raises(SignatureError):
@@ -141,6 +144,7 @@ def test_foreign_bytes_are_an_error_and_never_a_statement(statement, signature) 
         expires=st.integers(1, 10**11 - 1),
     )
 )
+@settings(deadline=None)
 def test_every_statement_is_read_as_it_was_written_and_bounded(statement) -> None:
     assert Statement.from_bytes(statement.to_bytes()) == statement
     file = signed(statement).to_file()
