@@ -80,7 +80,10 @@ class Backbones:
         except FileNotFoundError:
             return None
         data = self._bytes(statement)
-        return None if data is None else FrozenBackbone.from_bytes(data, fingerprint, opened=False)
+        if data is None:
+            return None
+        trust.accept(statement)  # where the process was killed before it came to that
+        return FrozenBackbone.from_bytes(data, fingerprint, opened=False)
 
     def _receive_signed(self, request: BackboneRequest, trust: Trust) -> bool:
         signed = Signed(request.statement, request.signature)
@@ -95,8 +98,8 @@ class Backbones:
             write_atomic(backbone_file(self.cache, request.fingerprint), request.data)
         elif self._bytes(statement) is None:
             return False
-        trust.accept(statement)
         write_atomic(self._statement(request.fingerprint), signed.to_file())
+        trust.accept(statement)
         return True
 
     def _bytes(self, statement: Statement) -> bytes | None:
