@@ -18,10 +18,11 @@ import typer
 
 from common.errors import ConfigError, FedheadError, MissingExtraError
 from simulations.cli_compare import comparisons
-from simulations.cli_delivery import delivery, publish
+from simulations.cli_delivery import delivery
 from simulations.cli_deploy import deployments
 from simulations.cli_keys import keys
 from simulations.cli_measure import measures
+from simulations.cli_publish import publish
 from simulations.tables import closing_table, export_table, rows_table
 from simulations.terminal import JsonFlag, print_error
 

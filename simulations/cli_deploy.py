@@ -37,6 +37,7 @@ def deploy(
 ) -> None:
     """Write keys, settings and instructions for a server and its devices."""
     from simulations.deploy.folder import write_deployment
+    from simulations.deploy.trust import signing_state
 
     write_deployment(
         folder,
@@ -48,6 +49,7 @@ def deploy(
         trust=trust or [],
     )
     print(f"{folder}: read its README.md; keep authority/ca.key offline")
+    print(signing_state(folder / "server"))
 
 
 @deployments.command()

@@ -58,9 +58,11 @@ class Published:
 
     @property
     def accuracy(self) -> float | None:
-        """Over all devices' examples; None without any."""
-        examples = sum(report.num_examples for report in self.reports.values())
-        right = sum(report.num_examples * report.accuracy for report in self.reports.values())
+        """Over all devices' examples, of held-out ones if there are any; None without any."""
+        kept = [report for report in self.reports.values() if report.held_out]
+        reports = kept or list(self.reports.values())
+        examples = sum(report.num_examples for report in reports)
+        right = sum(report.num_examples * report.accuracy for report in reports)
         return right / examples if examples else None
 
     @property

@@ -72,7 +72,7 @@ def device_command(device: Path) -> list[str]:
         "min-interval-seconds": settings.min_interval_seconds,
         "allow": settings.allow,
     }
-    if trusted_of(device).exists():
+    if signing_state(device).keys:
         node_config["trusted"] = str(trusted_of(device))
     pairs = [f"{key}={json.dumps(value)}" for key, value in node_config.items()]
     return [

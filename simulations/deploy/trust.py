@@ -39,13 +39,13 @@ class SigningState:
         )
 
 
-def signing_state(server: Path) -> SigningState:
-    """What a server's folder says of signatures.
+def signing_state(folder: Path) -> SigningState:
+    """What a server's folder, or a device's, says of signatures.
 
     Raises:
         SignatureError: the keys in it cannot be used.
     """
-    keys = TrustedKeys.where_there_are(trusted_of(server))
+    keys = TrustedKeys.where_there_are(trusted_of(folder))
     return SigningState(tuple(keys.keys) if keys else ())
 
 

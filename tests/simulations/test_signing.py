@@ -378,6 +378,7 @@ def test_keys_that_cannot_be_used_are_noticed_before_a_device_or_server_starts(
         serve(garden / "server", lambda line: pytest.fail(line))
     assert "server/trusted: 0 files" in fedhead("delivery", "serve", "garden/server")
     assert "hall/trusted: 0 files" in fedhead("delivery", "fetch", "garden/devices/hall")
+    assert "hall/trusted: 0 files" in fedhead("device", "garden/devices/hall")
 
 
 def test_a_new_deployment_signs_from_its_first_moment(tmp_path) -> None:
