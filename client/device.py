@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from client.cohort import Cohort
     from common.experiment import ClientShare
 
-__all__ = ["Host", "Part", "SimulatedHost", "host_of", "run_folder"]
+__all__ = ["Host", "Part", "SimulatedHost", "host_of", "run_folder", "used_positions"]
 
 logger = logging.getLogger("fedhead")
 
@@ -187,17 +187,21 @@ class _DeviceHost:
         start_log()
 
     def describe(self, request: DescribeRequest) -> DescribeReply:
-        # The next message may find another process: what the task is has to be on disk.
+        dataset, (train, test) = self._load(request)
+        # The next message may find another process: what the task is has to be on disk. The last
+        # three are for client/held_out.
         task = {
             "classes": list(request.classes),
             "test-fraction": request.test_fraction,
             "seed": request.seed,
             "name": request.name,
             "max-examples": request.max_examples,
+            "client": self._client,
+            "budget": self.budget.max_examples,
+            "pictures": dataset.content_key,
         }
         write_atomic(self._task_file(request.run_id), json.dumps(task).encode())
-        dataset, (train, test) = self._load(request)
-        allowed = len(evenly(len(dataset), self.budget.max_examples))
+        allowed = len(used_positions(dataset, self.budget.max_examples))
         unused = allowed - len(train) - len(test)
         self.tell(request.run_id, f"joined it with {len(train)} examples to train on")
         if unused:
@@ -245,18 +249,13 @@ class _DeviceHost:
         memory = self._cache / "pictures.json"
         dataset = load_folder(self._folder, classes=task.classes, strict=False, memory=memory)
         parts = local_split(
-            self._used(dataset, task),
+            used_positions(dataset, self.budget.max_examples, task.max_examples),
             dataset.labels,
             client=self._client,
             test_fraction=task.test_fraction,
             seed=task.seed,
         )
         return dataset, parts
-
-    def _used(self, dataset: Dataset, task: DescribeRequest) -> IntArray:
-        """Positions of as many pictures as the owner's budget and the run both allow."""
-        limits = [limit for limit in (self.budget.max_examples, task.max_examples) if limit]
-        return evenly(len(dataset), min(limits, default=0))
 
     def _features(
         self, client: int, backbone: FrozenBackbone, run_id: str, part: int
@@ -265,7 +264,7 @@ class _DeviceHost:
             raise DataError(f"client {client} does not live here, {self._client} does")
         task = self._task(run_id)
         dataset, parts = self._load(task)
-        used = self._used(dataset, task)
+        used = used_positions(dataset, self.budget.max_examples, task.max_examples)
         q = extract(
             backbone,
             lambda index: dataset.images(used[index], backbone.spec.input_size),
@@ -276,6 +275,11 @@ class _DeviceHost:
         labels = dataset.labels[used]
         features = FeatureSet(q, labels, backbone.affine, backbone.fingerprint)
         return features.select(np.searchsorted(used, parts[part]))
+
+
+def used_positions(dataset: Dataset, *limits: int) -> IntArray:
+    """Positions of as many pictures as all limits allow; 0 limits nothing."""
+    return evenly(len(dataset), min((limit for limit in limits if limit), default=0))
 
 
 @lru_cache(maxsize=1)

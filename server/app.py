@@ -28,6 +28,7 @@ from common.experiment import (
 from common.files import simulated_state, write_atomic
 from common.log import start_log
 from common.types import Affine, FeatureSet, Head
+from server.backbones import offer
 from server.baselines import baselines
 from server.build import check_strategy, make_engine
 from server.checkpoint import Checkpoint, load_latest
@@ -64,8 +65,14 @@ def main(grid: Grid, context: Context) -> None:
         deployment = str(context.run_config.get("deployment", ""))
         roster = Roster(Path(deployment)) if deployment else None
         with _progress(address) as progress:
-            config = run_config(context.run_config)
-            run_experiment(grid, config, progress=progress, roster=roster)
+            folder = str(context.run_config.get("backbones", ""))
+            run_experiment(
+                grid,
+                run_config(context.run_config),
+                progress=progress,
+                roster=roster,
+                backbones=Path(folder) if folder else None,
+            )
     except FedheadError as exc:
         if in_flower:
             # Flower prints the traceback; what a user can mend is one line.
@@ -120,6 +127,7 @@ def run_experiment(
     is_cell: bool = False,
     progress: Progress | None = None,
     roster: Roster | None = None,
+    backbones: Path | None = None,
 ) -> Path:
     """Run or resume an experiment and return its run folder.
 
@@ -130,6 +138,7 @@ def run_experiment(
             TensorBoard events, no log, no checkpoints; one that was cut off begins again.
         progress: is told how the run stands.
         roster: the devices of the deployment that it runs on; None: it runs on none.
+        backbones: folder of signed ones, for devices that take no others.
 
     Raises:
         FedheadError: as one clear line; finished rounds stay in the run folder.
@@ -139,7 +148,9 @@ def run_experiment(
     with folder.at_work(), nullcontext() if is_cell else event_log(folder.events):
         checkpoint = _checkpoint(folder, config)
         resumes = checkpoint is not None
-        scene = _set_up(grid, config, folder, progress or Progress(), roster, resumes=resumes)
+        scene = _set_up(
+            grid, config, folder, progress or Progress(), roster, backbones, resumes=resumes
+        )
         with scene.stages("baselines"):
             without = baselines(scene.task, scene.dataset.num_classes, scene.test)
         outcome = _train(scene, checkpoint, is_cell=is_cell)
@@ -165,6 +176,7 @@ def _set_up(
     folder: RunFolder,
     progress: Progress,
     roster: Roster | None,
+    backbones: Path | None,
     *,
     resumes: bool,
 ) -> _Scene:
@@ -175,13 +187,14 @@ def _set_up(
     with stages("backbone"):
         backbone = prepare(config, dataset)
     folder.bind(backbone.fingerprint, dataset.classes)
+    offered = offer(backbone, config.name, backbones)
     with stages("features"):
         features = experiment_features(config, backbone)
         test = features.select(held_out_positions(config))
     with stages("clients"):
         devices = read_run_json(folder.path).get("simulated") is False
         registry = join(
-            grid, config, folder.run_id, dataset, backbone, progress, roster,
+            grid, config, folder.run_id, dataset, offered, progress, roster,
             devices=devices, resumes=resumes,
         )  # fmt: skip
     folder.bind_clients(simulated=registry.simulated)

@@ -6,7 +6,6 @@ import logging
 
 from flwr.serverapp import Grid
 
-from common.backbone.frozen import FrozenBackbone
 from common.config import AttackConfig, AvailabilityConfig, Config
 from common.datasets import Dataset
 from common.errors import ConfigError, RunError
@@ -18,6 +17,7 @@ from common.experiment import (
 )
 from common.messages import DescribeRequest
 from server.admission import Admission
+from server.backbones import Offer
 from server.engine import quorum
 from server.progress import Progress
 from server.registry import Registry
@@ -36,7 +36,7 @@ def join(
     config: Config,
     run_id: str,
     dataset: Dataset,
-    backbone: FrozenBackbone,
+    backbone: Offer,
     progress: Progress,
     roster: Roster | None = None,
     *,
@@ -72,7 +72,7 @@ def join(
     registry = Registry(
         grid,
         request,
-        (backbone.fingerprint, backbone.to_bytes),
+        backbone,
         admission=Admission(roster, max_clients=config.partition.num_clients, max_examples=most),
         deadline_seconds=config.round.deadline_seconds,
         progress=progress,

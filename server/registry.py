@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
@@ -12,9 +12,10 @@ from flwr.serverapp import Grid
 
 from common.errors import FedheadError, ReplyError, RunError
 from common.identity import one_line
-from common.messages import BackboneReply, BackboneRequest, DescribeReply, DescribeRequest
+from common.messages import BackboneReply, DescribeReply, DescribeRequest
 from server.accounts import Accounts
 from server.admission import Admission
+from server.backbones import Offer
 from server.events import event
 from server.exchange import Exchange, ask, error_reason
 from server.progress import Progress
@@ -46,7 +47,7 @@ class Registry:
     Args:
         grid: to reach the nodes.
         request: what each node is told about the task.
-        backbone: fingerprint, and how to get the bytes for a node that lacks it.
+        backbone: for nodes that lack it.
         admission: who is let in.
         deadline_seconds: of a round.
         progress: is told how many clients are connected.
@@ -63,14 +64,14 @@ class Registry:
         self,
         grid: Grid,
         request: DescribeRequest,
-        backbone: tuple[str, Callable[[], bytes]],
+        backbone: Offer,
         *,
         admission: Admission,
         deadline_seconds: float,
         progress: Progress,
     ) -> None:
         self._grid, self._request = grid, request
-        self._fingerprint, self._backbone_bytes = backbone
+        self._backbone = backbone
         self._nodes: set[int] = set()
         self._admission = admission
         self._errors: dict[int, str] = {}
@@ -229,15 +230,16 @@ class Registry:
 
     def deliver_backbone(self, nodes: Sequence[int]) -> None:
         """Send the backbone to those of the nodes that lack it."""
-        question = BackboneRequest(self._fingerprint)
-        answers, _ = ask(
+        question = self._backbone.request(brings=False)
+        answers, refusals = ask(
             self._grid, "query.backbone", lambda _: question.write(), nodes, _SETUP_SECONDS,
             self.refuse,
         )  # fmt: skip
+        self._warn(refusals, "does not take the backbone")
         lacking = [node for node, answer in sorted(answers.items()) if self._lacks(node, answer)]
         if not lacking:
             return
-        delivery = BackboneRequest(self._fingerprint, self._backbone_bytes())
+        delivery = self._backbone.request(brings=True)
         size = len(delivery.data)
         first = {c.node: i for i, c in sorted(self.clients.items(), reverse=True)}
         self.accounts.add("backbone_bytes", [first[n] for n in lacking if n in first], size)
@@ -246,8 +248,11 @@ class Registry:
             self._grid, "query.backbone", lambda _: delivery.write(), lacking, _SETUP_SECONDS,
             self.refuse,
         )  # fmt: skip
+        self._warn(errors, "did not take the backbone")
+
+    def _warn(self, errors: Mapping[int, str], what: str) -> None:
         for node, reason in errors.items():
-            logger.warning("%s did not take the backbone: %s", self.node_name(node), reason)
+            logger.warning("%s %s: %s", self.node_name(node), what, reason)
 
     def _lacks(self, node: int, answer: RecordDict) -> bool:
         try:

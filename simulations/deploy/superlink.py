@@ -38,6 +38,7 @@ from simulations.deploy.settings import (
     read_server,
 )
 from simulations.deploy.standin import install, operator_environment
+from simulations.deploy.trust import signing_state
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -148,6 +149,7 @@ def _tell(server: Path, settings: ServerSettings, count: int) -> None:
     _say(f"devices: {endpoint(settings.host, settings.port)} over TLS, {count} registered")
     operators = endpoint(OPERATORS_HOST, settings.operator_port)
     _say(f"operators: {operators}, from this machine and with {operator_secret(server)}")
+    _say(str(signing_state(server)))
     _say(f"serving at port {settings.port}; end with Ctrl-C")
 
 
