@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import socket
-import subprocess
 import sysconfig
 import tempfile
 import time
@@ -20,7 +19,7 @@ import tomli_w
 
 from common.bundle import NAME, PUBLISHER, installed_version
 from common.errors import MissingExtraError, RunError
-from simulations.deploy.processes import command
+from simulations.deploy.processes import Process, command, running
 from simulations.stream import final_status, stream
 
 __all__ = [
@@ -37,14 +36,11 @@ logger = logging.getLogger("fedhead")
 _ROOT = Path(__file__).resolve().parent.parent
 _START_SECONDS = 60.0
 
-# The shell leads the process group in which SuperLink, SuperExec, the ServerApp and Ray live.
-# When the pipe to fedhead closes, for whatever reason, they all end: what a run must not lose
-# is on disk, and a run that went on unseen would write into the folder that is resumed.
-_KEEPER = """
-"$1" --insecure --simulation --isolation process --host 127.0.0.1 --port "$3" &
-"$2" --insecure --runtime-api-address "127.0.0.1:$3" --parent-pid $! &
-read _
-kill -s KILL -- -$$
+# What a run must not lose is on disk, and a run that went on unseen would write into the folder
+# that is resumed: so the keeper takes SuperLink, SuperExec, the ServerApp and Ray along.
+_PROCESSES = """
+flower-superlink --insecure --simulation --isolation process --host 127.0.0.1 --port "$1" &
+exec flower-superexec --insecure --runtime-api-address "127.0.0.1:$1" --parent-pid $!
 """
 
 
@@ -151,26 +147,16 @@ def superlink() -> Iterator[dict[str, str]]:
         (Path(home) / "config.toml").write_text(
             tomli_w.dumps({"superlink": {"default": "fedhead", "fedhead": connection}})
         )
-        names = ("flower-superlink", "flower-superexec")
-        commands = [command(name, environment) for name in names]
+        for name in ("flower-superlink", "flower-superexec"):
+            command(name, environment)  # or the shell would say that it is not there
         log = Path(home) / "superlink.log"
-        with log.open("wb") as output:
-            keeper = subprocess.Popen(  # noqa: S603 - our own script and Flower's commands
-                ["/bin/sh", "-c", _KEEPER, "fedhead", *commands, str(port)],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
-        try:
+        arguments = ["sh", "-c", _PROCESSES, "fedhead", str(port)]
+        with log.open("wb") as output, running(arguments, environment, output) as process:
             try:
-                _wait_for("127.0.0.1", port, keeper)
+                _wait_for("127.0.0.1", port, process)
             except RunError as exc:
                 raise RunError(f"{exc}: {_last_line(log)}") from exc
             yield environment
-        finally:
-            keeper.communicate()  # closes the pipe
 
 
 def flower_environment() -> dict[str, str]:
@@ -198,7 +184,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_for(host: str, port: int, process: subprocess.Popen[bytes]) -> None:
+def _wait_for(host: str, port: int, process: Process) -> None:
     """Wait until a SuperLink listens, which it does once it is ready.
 
     Raises:
