@@ -193,7 +193,7 @@ class _DeviceHost:
             "test-fraction": request.test_fraction,
             "seed": request.seed,
             "name": request.name,
-            "max-examples": request.max_examples,
+            "allowed-examples": request.max_examples,
         }
         write_atomic(self._task_file(request.run_id), json.dumps(task).encode())
         dataset, (train, test) = self._load(request)
@@ -236,7 +236,7 @@ class _DeviceHost:
                 float(task["test-fraction"]),
                 int(task["seed"]),
                 str(task["name"]),
-                int(task["max-examples"]),
+                int(task["allowed-examples"]),
             )
         except (OSError, ValueError, KeyError) as exc:
             raise FedheadError(f"{path} cannot be read: the server must describe first") from exc
@@ -254,9 +254,13 @@ class _DeviceHost:
         return dataset, parts
 
     def _used(self, dataset: Dataset, task: DescribeRequest) -> IntArray:
-        """Positions of as many pictures as the owner's budget and the run both allow."""
-        limits = [limit for limit in (self.budget.max_examples, task.max_examples) if limit]
-        return evenly(len(dataset), min(limits, default=0))
+        """Positions of the pictures that take part."""
+        return evenly(len(dataset), self._limit(task))
+
+    def _limit(self, task: DescribeRequest) -> int:
+        """How many pictures the owner's budget and the run both allow; 0: all."""
+        limits = (self.budget.max_examples, task.max_examples)
+        return min(filter(None, limits), default=0)
 
     def _features(
         self, client: int, backbone: FrozenBackbone, run_id: str, part: int
