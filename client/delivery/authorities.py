@@ -79,6 +79,7 @@ def accept(offered: bytes, voucher: bytes, trusted: bytes) -> None:
             raise DeliveryError(f"the new authority {name} is no authority, and is not taken")
         if not any(
             (word.subject, word.public_key()) == (authority.subject, authority.public_key())
+            and now < word.not_valid_after_utc
             and any(_issued(word, old) and now < old.not_valid_after_utc for old in known)
             for word in words
         ):

@@ -68,9 +68,11 @@ def revoke(server: Path, name: str, say: Say) -> None:
     if tokens.get(name) == "valid":
         revoke_token(delivery, name)
         say(f"{name} fetches no more: its token is revoked")
+    elif not keys and name not in revoked:
+        say(f"{name} was revoked before")
     forget(delivery, name)
     if not keys and name not in revoked:
-        return
+        return  # a phone, which has no SuperNode
     if is_served(server):
         _unregister(server, name)
         say(f"{name} is let in no more: its SuperNode is refused from now on")

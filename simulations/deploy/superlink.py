@@ -121,10 +121,12 @@ async def _serve(
             await devices_door.opened.wait()
             _tell(server, settings, count)
     finally:
-        keeping.cancel()
         if len(serving) == 1:
             end()
-        await asyncio.gather(*serving)
+        try:
+            await asyncio.gather(*serving)
+        finally:
+            keeping.cancel()
     if not operators_door.started:
         raise RunError("Flower's SuperLink did not start, for the reason above")
 

@@ -213,6 +213,16 @@ def test_a_revoked_device_is_out_at_both_doors_and_its_key_never_returns(
     assert device_of(server / "delivery", token) is None
 
 
+def test_a_phone_that_can_only_fetch_is_revoked_by_the_same_command(
+    fedhead: Fedhead, garden: Path, tmp_path: Path
+) -> None:
+    delivery = garden / "server" / "delivery"
+    issue_token(delivery, "phone", tmp_path / "phone.token")
+    for said in ("phone fetches no more: its token is revoked\n", "phone was revoked before\n"):
+        assert fedhead("fleet", garden, "revoke", "phone")[:2] == (0, said)
+        assert device_of(delivery, (tmp_path / "phone.token").read_text().strip()) is None
+
+
 def test_revoking_names_those_that_are_there(fedhead: Fedhead, garden: Path) -> None:
     code, _, err = fedhead("fleet", garden, "revoke", "attic")
     assert code == 1
