@@ -112,16 +112,17 @@ async def _serve(
     serving = [loop.create_task(operators_door.serve())]
     try:
         await operators_door.opened.wait()
-        if not operators_door.started:
-            raise RunError("Flower's SuperLink did not start, for the reason above")
-        count = await asyncio.to_thread(_let_in, server)
-        serving.append(loop.create_task(devices_door.serve()))
-        await devices_door.opened.wait()
-        _tell(server, settings, count)
+        if not operators_door.should_exit:
+            count = await asyncio.to_thread(_let_in, server)
+            serving.append(loop.create_task(devices_door.serve()))
+            await devices_door.opened.wait()
+            _tell(server, settings, count)
     finally:
         if len(serving) == 1:
             end()
         await asyncio.gather(*serving)
+    if not operators_door.started:
+        raise RunError("Flower's SuperLink did not start, for the reason above")
 
 
 def _let_in(server: Path) -> int:
@@ -204,7 +205,8 @@ def _listen(host: str, port: int, key: str) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as exc:
-        raise RunError(f"{key} = {port} of server.toml cannot be used: {exc.strerror}") from exc
+        reason = os.strerror(exc.errno) if exc.errno else exc
+        raise RunError(f"{key} = {port} of server.toml cannot be used: {reason}") from exc
 
 
 def _raise_descriptors(wanted: int) -> None:
