@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 import psutil
 import pytest
+import tomli_w
 from flwr.app import Context, Message, RecordDict
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
@@ -28,7 +29,7 @@ from common.messages import TrainRequest
 from server.targets.cards import ExportReport
 from simulations.deploy.folder import write_deployment
 from simulations.deploy.launch import run_deployed
-from simulations.flower import flower_environment
+from simulations.flower import command, flower_environment
 from simulations.grid import InProcessGrid
 
 FAULTS = Path(__file__).parent / "faults"
@@ -101,7 +102,7 @@ class Deployment:
         name: str,
         command: list[str],
         environment: Mapping[str, str] | None = None,
-        stdin: IO[bytes] | None = None,
+        stdin: IO[bytes] | int | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start any process; it has ended when the test has."""
         self.logs[name] = self.folder.parent / f"{name}.log"
@@ -117,6 +118,38 @@ class Deployment:
         self.start("server", [*FEDHEAD, "serve", str(self.folder / "server")])
         if waits:
             self.wait_for("server", "serving at port")
+
+    def start_plain_server(self) -> dict[str, str]:
+        """Start Flower's own SuperLink at the devices' port, which runs whatever app it is given.
+
+        Returns:
+            An environment in which ``flwr`` commands reach it.
+        """
+        server, home = self.folder / "server", self.folder.parent / "plain"
+        home.mkdir()
+        link = {"address": f"localhost:{self.port}", "root-certificates": str(server / "ca.crt")}
+        connection = {"superlink": {"default": "plain", "plain": link}}
+        (home / "config.toml").write_text(tomli_w.dumps(connection))
+        environment = flower_environment() | {"FLWR_HOME": str(home)}
+        options = {
+            "ssl-certfile": server / "server.crt",
+            "ssl-keyfile": server / "server.key",
+            "ssl-ca-certfile": server / "ca.crt",
+            "database": server / "superlink.db",
+            "host": "0.0.0.0",
+            "port": self.port,
+        }
+        self.start(
+            "plain",
+            [
+                command("flower-superlink", environment),
+                *[f"--{key}={value}" for key, value in options.items()],
+                *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
+            ],
+            environment,
+        )
+        self.wait_for("plain", "Uvicorn running")
+        return environment
 
     def start_device(self, name: str, *, fault: str = "", seconds: float = 0) -> None:
         """Start a device as its owner would, or one that is broken as faults/ says."""
