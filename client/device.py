@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from client.cohort import Cohort
     from common.experiment import ClientShare
 
-__all__ = ["Host", "Part", "SimulatedHost", "host_of", "run_folder"]
+__all__ = ["Host", "Part", "SimulatedHost", "host_of", "run_folder", "used_positions"]
 
 Part = Literal["train", "test"]
 
@@ -167,14 +167,19 @@ class _DeviceHost:
         self.budget = device_budget(node_config)
 
     def describe(self, request: DescribeRequest) -> dict[int, int]:
-        # The next message may find another process: what the task is has to be on disk.
+        dataset, (train, _) = self._load(request)
+        # The next message may find another process: what the task is has to be on disk. The last
+        # three are for client/held_out.
         task = {
             "classes": list(request.classes),
             "test-fraction": request.test_fraction,
             "seed": request.seed,
+            "client": self._client,
+            "max-examples": self.budget.max_examples,
+            "pictures": dataset.content_key,
         }
         write_atomic(self._task_file(request.run_id), json.dumps(task).encode())
-        return {self._client: len(self._load(request)[1][0])}
+        return {self._client: len(train)}
 
     def clients(self) -> tuple[int, ...]:
         return (self._client,)
@@ -205,7 +210,7 @@ class _DeviceHost:
         memory = self._cache / "pictures.json"
         dataset = load_folder(self._folder, classes=task.classes, strict=False, memory=memory)
         parts = local_split(
-            self._used(dataset),
+            used_positions(dataset, self.budget.max_examples),
             dataset.labels,
             client=self._client,
             test_fraction=task.test_fraction,
@@ -213,18 +218,13 @@ class _DeviceHost:
         )
         return dataset, parts
 
-    def _used(self, dataset: Dataset) -> IntArray:
-        """Positions within the budget, of all classes alike: a folder's pictures are in order."""
-        count = min(self.budget.max_examples or len(dataset), len(dataset))
-        return np.arange(count, dtype=np.int64) * len(dataset) // count
-
     def _features(
         self, client: int, backbone: FrozenBackbone, run_id: str, part: int
     ) -> FeatureSet:
         if client != self._client:
             raise DataError(f"client {client} does not live here, {self._client} does")
         dataset, parts = self._load(self._task(run_id))
-        used = self._used(dataset)
+        used = used_positions(dataset, self.budget.max_examples)
         q = extract(
             backbone,
             lambda index: dataset.images(used[index], backbone.spec.input_size),
@@ -235,6 +235,12 @@ class _DeviceHost:
         labels = dataset.labels[used]
         features = FeatureSet(q, labels, backbone.affine, backbone.fingerprint)
         return features.select(np.searchsorted(used, parts[part]))
+
+
+def used_positions(dataset: Dataset, max_examples: int) -> IntArray:
+    """Positions within a budget, of all classes alike: a folder's pictures are in order."""
+    count = min(max_examples or len(dataset), len(dataset))
+    return np.arange(count, dtype=np.int64) * len(dataset) // count
 
 
 @lru_cache(maxsize=1)

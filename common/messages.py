@@ -205,10 +205,15 @@ class DescribeReply(_Flat, record="report"):
 
 @dataclass(frozen=True)
 class BackboneRequest(_Flat):
-    """Asks whether a node has a backbone (no data), or brings it."""
+    """Asks whether a node has a backbone (no data), or brings it.
+
+    Statement and signature are those of ``common.signing``, empty where nothing is signed.
+    """
 
     fingerprint: str
     data: bytes = b""
+    statement: bytes = b""
+    signature: bytes = b""
 
 
 @dataclass(frozen=True)

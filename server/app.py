@@ -27,6 +27,7 @@ from common.experiment import (
 )
 from common.files import simulated_state, write_atomic
 from common.types import Affine, FeatureSet, Head
+from server.backbones import offer
 from server.baselines import baselines
 from server.build import check_strategy, make_engine
 from server.checkpoint import Checkpoint, load_latest
@@ -57,7 +58,13 @@ def main(grid: Grid, context: Context) -> None:
     try:
         address = str(context.run_config.get("health", ""))
         with _progress(address) as progress:
-            run_experiment(grid, run_config(context.run_config), progress=progress)
+            folder = str(context.run_config.get("backbones", ""))
+            run_experiment(
+                grid,
+                run_config(context.run_config),
+                progress=progress,
+                backbones=Path(folder) if folder else None,
+            )
     except FedheadError as exc:
         if in_flower:
             # Flower prints the traceback; what a user can mend is one line.
@@ -117,7 +124,12 @@ class _Scene:
 
 
 def run_experiment(
-    grid: Grid, config: Config, *, is_cell: bool = False, progress: Progress | None = None
+    grid: Grid,
+    config: Config,
+    *,
+    is_cell: bool = False,
+    progress: Progress | None = None,
+    backbones: Path | None = None,
 ) -> Path:
     """Run or resume an experiment and return its run folder.
 
@@ -127,6 +139,7 @@ def run_experiment(
         is_cell: a cell of a comparison, of which only the figures are wanted: no model, no
             TensorBoard events, no log, no checkpoints; one that was cut off begins again.
         progress: is told how the run stands.
+        backbones: folder of signed ones, for devices that take no others.
 
     Raises:
         FedheadError: as one clear line; finished rounds stay in the run folder.
@@ -136,7 +149,7 @@ def run_experiment(
     with folder.at_work(), nullcontext() if is_cell else event_log(folder.events):
         checkpoint = _checkpoint(folder, config)
         scene = _set_up(
-            grid, config, folder, progress or Progress(), resumes=checkpoint is not None
+            grid, config, folder, progress or Progress(), backbones, resumes=checkpoint is not None
         )
         with scene.stages("baselines"):
             without = baselines(scene.task, scene.dataset.num_classes, scene.test)
@@ -158,7 +171,13 @@ def _checkpoint(folder: RunFolder, config: Config) -> Checkpoint | None:
 
 
 def _set_up(
-    grid: Grid, config: Config, folder: RunFolder, progress: Progress, *, resumes: bool
+    grid: Grid,
+    config: Config,
+    folder: RunFolder,
+    progress: Progress,
+    backbones: Path | None,
+    *,
+    resumes: bool,
 ) -> _Scene:
     """Data, backbone and features, and the clients gathered."""
     stages = _Stages()
@@ -167,13 +186,14 @@ def _set_up(
     with stages("backbone"):
         backbone = prepare(config, dataset)
     folder.bind(backbone.fingerprint, dataset.classes)
+    offered = offer(backbone, config.name, backbones)
     with stages("features"):
         features = experiment_features(config, backbone)
         test = features.select(held_out_positions(config))
     with stages("clients"):
         devices = read_run_json(folder.path).get("simulated") is False
         registry = join(
-            grid, config, folder.run_id, dataset, backbone, progress,
+            grid, config, folder.run_id, dataset, offered, progress,
             devices=devices, resumes=resumes,
         )  # fmt: skip
     folder.bind_clients(simulated=registry.simulated)

@@ -6,7 +6,6 @@ import logging
 
 from flwr.serverapp import Grid
 
-from common.backbone.frozen import FrozenBackbone
 from common.config import AttackConfig, AvailabilityConfig, Config
 from common.datasets import Dataset
 from common.errors import ConfigError, RunError
@@ -17,6 +16,7 @@ from common.experiment import (
     malicious_clients,
 )
 from common.messages import DescribeRequest
+from server.backbones import Offer
 from server.engine import quorum
 from server.progress import Progress
 from server.registry import Registry
@@ -33,7 +33,7 @@ def join(
     config: Config,
     run_id: str,
     dataset: Dataset,
-    backbone: FrozenBackbone,
+    backbone: Offer,
     progress: Progress,
     *,
     devices: bool = False,
@@ -64,7 +64,7 @@ def join(
     registry = Registry(
         grid,
         request,
-        (backbone.fingerprint, backbone.to_bytes),
+        backbone,
         deadline_seconds=config.round.deadline_seconds,
         progress=progress,
     )

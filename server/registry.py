@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from common.errors import FedheadError, RunError
-from common.messages import BackboneReply, BackboneRequest, DescribeReply, DescribeRequest
+from common.messages import BackboneReply, DescribeReply, DescribeRequest
 from server.accounts import Accounts
+from server.backbones import Offer
 from server.events import event
 from server.exchange import Exchange, ask, error_reason
 from server.progress import Progress
@@ -50,7 +51,7 @@ class Registry:
     Args:
         grid: to reach the nodes.
         request: what each node is told about the task.
-        backbone: fingerprint, and how to get the bytes for a node that lacks it.
+        backbone: for nodes that lack it.
         deadline_seconds: of a round.
         progress: is told how many clients are connected.
 
@@ -67,13 +68,13 @@ class Registry:
         self,
         grid: Grid,
         request: DescribeRequest,
-        backbone: tuple[str, Callable[[], bytes]],
+        backbone: Offer,
         *,
         deadline_seconds: float,
         progress: Progress,
     ) -> None:
         self._grid, self._request = grid, request
-        self._fingerprint, self._backbone_bytes = backbone
+        self._backbone = backbone
         self._nodes: set[int] = set()
         self._errors: dict[int, str] = {}
         self._describing: list[Exchange] = []
@@ -166,14 +167,16 @@ class Registry:
 
     def deliver_backbone(self, nodes: Sequence[int]) -> None:
         """Send the backbone to those of the nodes that lack it."""
-        question = BackboneRequest(self._fingerprint)
-        answers, _ = ask(
+        question = self._backbone.request(brings=False)
+        answers, refusals = ask(
             self._grid, "query.backbone", lambda _: question.write(), nodes, _SETUP_SECONDS
         )
+        for node, reason in refusals.items():
+            logger.warning("node %d does not take the backbone: %s", node, reason)
         lacking = [node for node, answer in sorted(answers.items()) if not _present(node, answer)]
         if not lacking:
             return
-        delivery = BackboneRequest(self._fingerprint, self._backbone_bytes())
+        delivery = self._backbone.request(brings=True)
         size = len(delivery.data)
         first = {c.node: i for i, c in sorted(self.clients.items(), reverse=True)}
         self.accounts.add("backbone_bytes", [first[n] for n in lacking if n in first], size)

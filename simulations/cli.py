@@ -18,10 +18,12 @@ import typer
 
 from common.errors import ConfigError, FedheadError, MissingExtraError
 from simulations.cli_compare import comparisons
-from simulations.cli_delivery import delivery, publish
+from simulations.cli_delivery import delivery
 from simulations.cli_deploy import deployments
 from simulations.cli_fleet import fleet
+from simulations.cli_keys import keys
 from simulations.cli_measure import measures
+from simulations.cli_publish import publish
 from simulations.tables import closing_table, export_table, rows_table
 from simulations.terminal import JsonFlag, print_error
 
@@ -58,6 +60,7 @@ cli.add_typer(measures)
 cli.add_typer(deployments)
 cli.add_typer(delivery, name="delivery")
 cli.add_typer(fleet, name="fleet")
+cli.add_typer(keys, name="keys")
 
 
 class Engine(StrEnum):
@@ -70,6 +73,10 @@ class Engine(StrEnum):
 DeploymentOption = Annotated[
     Path | None,
     typer.Option(help="Folder of fedhead deploy: on its real devices, instead of an engine here."),
+]
+KeyOption = Annotated[
+    Path | None,
+    typer.Option(help="Signing key, for a deployment whose devices take signed backbones only."),
 ]
 HealthOption = Annotated[
     str, typer.Option(metavar="HOST:PORT", help="Answer gRPC health checks here meanwhile.")
@@ -89,6 +96,7 @@ def run(
     overwrite: Annotated[bool, typer.Option(help="Replace an existing run folder.")] = False,
     engine: EngineOption = Engine.IN_PROCESS,
     deployment: DeploymentOption = None,
+    key: KeyOption = None,
     health: HealthOption = "",
     json_: JsonFlag = False,
 ) -> None:
@@ -106,7 +114,7 @@ def run(
     config = load_config(experiment, overrides)
     path = new_run(config, overwrite=overwrite)
     try:
-        _run(path, engine, deployment, health, json_)
+        _run(path, engine, deployment, key, health, json_)
     except FedheadError:
         # A run that never began, for its data or partition, leaves nothing in the way.
         if not (path / "metrics.jsonl").exists() and not (path / "flower.log").exists():
@@ -119,6 +127,7 @@ def resume(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     engine: EngineOption = Engine.IN_PROCESS,
     deployment: DeploymentOption = None,
+    key: KeyOption = None,
     health: HealthOption = "",
     json_: JsonFlag = False,
 ) -> None:
@@ -126,10 +135,17 @@ def resume(
     from simulations.run import open_run
 
     open_run(run_folder)
-    _run(run_folder.resolve(), engine, deployment, health, json_)
+    _run(run_folder.resolve(), engine, deployment, key, health, json_)
 
 
-def _run(path: Path, engine: Engine, deployment: Path | None, health: str, json_: bool) -> None:
+def _run(
+    path: Path,
+    engine: Engine,
+    deployment: Path | None,
+    key: Path | None,
+    health: str,
+    json_: bool,
+) -> None:
     from simulations.deploy.launch import run_deployed
     from simulations.deploy.processes import terminable
     from simulations.flower import run_flower
@@ -137,12 +153,14 @@ def _run(path: Path, engine: Engine, deployment: Path | None, health: str, json_
 
     if deployment is not None and engine is not Engine.IN_PROCESS:
         raise ConfigError([f"--deployment and --engine {engine} exclude each other"])
+    if key is not None and deployment is None:
+        raise ConfigError(["--key is for --deployment: nothing else asks for signatures"])
     if health and not re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[^\s:]+):[0-9]{1,5}", health):
         raise ConfigError([f"--health {health!r} must be HOST:PORT, for example 127.0.0.1:9096"])
     try:
         with terminable():
             if deployment is not None:
-                summary = run_deployed(path, deployment, health=health)
+                summary = run_deployed(path, deployment, health=health, key=key)
             elif engine is Engine.FLOWER:
                 nodes = num_nodes(open_run(path))
                 summary = run_flower(path, num_supernodes=nodes, health=health)

@@ -43,6 +43,10 @@ def deploy(
         int | None,
         typer.Option(min=1, help="Validity of a new certificate for the server; without it, 365."),
     ] = None,
+    trust: Annotated[
+        list[Path] | None,
+        typer.Option(help="Public signing key, for all devices; twice at most."),
+    ] = None,
 ) -> None:
     """Write keys, settings and instructions for a server and its devices, or for more of them.
 
@@ -50,6 +54,7 @@ def deploy(
     """
     from simulations.deploy.changes import let_in
     from simulations.deploy.folder import write_deployment
+    from simulations.deploy.trust import signing_state
 
     notes = write_deployment(
         folder,
@@ -60,12 +65,14 @@ def deploy(
         port=port,
         operator_port=operator_port,
         delivery_port=delivery_port,
+        trust=trust or [],
     )
     for note in notes:
         print(note)
     if not let_in(folder / "server", print):
         print(f"fedhead serve {folder / 'server'} registers the devices when it starts")
     print(f"{folder}: read its README.md; keep authority/ca.key offline")
+    print(signing_state(folder / "server"))
 
 
 @deployments.command()

@@ -91,7 +91,12 @@ def run_flower(path: Path, *, num_supernodes: int, health: str = "") -> dict[str
 
 
 def run_app(
-    path: Path, environment: Mapping[str, str], options: Sequence[str] = (), *, health: str = ""
+    path: Path,
+    environment: Mapping[str, str],
+    options: Sequence[str] = (),
+    *,
+    health: str = "",
+    backbones: Path | None = None,
 ) -> dict[str, Any]:
     """Run a run folder's experiment on the SuperLink that an environment names.
 
@@ -100,6 +105,7 @@ def run_app(
         environment: its FLWR_HOME is for this one run.
         options: of ``flwr run``.
         health: HOST:PORT where health checks are answered meanwhile; empty for none.
+        backbones: folder of signed ones; None: the nodes take others.
 
     Returns:
         The run's closing figures.
@@ -112,7 +118,9 @@ def run_app(
     from simulations.run import read_summary, run_values
 
     app, lease = Path(environment["FLWR_HOME"]) / "app", lease_of(path.resolve())
-    _write_app(app, {**run_values(path.resolve()), "health": health, "lease": str(lease)})
+    signed = str(backbones.resolve()) if backbones else ""
+    values = {"health": health, "lease": str(lease), "backbones": signed}
+    _write_app(app, {**run_values(path.resolve()), **values})
     log = path / "flower.log"
     with held(lease):
         error, run_id = _stream(app, options, environment, log)

@@ -15,6 +15,7 @@ from common.delivery.versions import Artifact
 from common.delivery.wire import CHANNEL_OPTIONS, Stub
 from common.errors import DeliveryError
 from common.files import read_private
+from common.signing.statement import Signed
 
 __all__ = ["DeliveryInterruptedError", "Remote"]
 
@@ -91,7 +92,15 @@ class Remote:
             )
         if reply.name != name:
             raise DeliveryError(f"{self._address}: was asked for {name}, answers {reply.name}")
-        return Artifact(reply.name, reply.version, reply.size, reply.sha256, reply.card)
+        signed = Signed(reply.statement, reply.signature)
+        return Artifact(
+            reply.name,
+            reply.version,
+            reply.size,
+            reply.sha256,
+            reply.card,
+            signed if reply.statement else None,
+        )
 
     def download(self, artifact: Artifact, offset: int) -> Iterator[bytes]:
         """The file's bytes from an offset on, as they come.
@@ -104,8 +113,16 @@ class Remote:
             for chunk in self._stub.download(request, metadata=self._metadata):
                 yield chunk.data
 
-    def report(self, artifact: Artifact, *, num_examples: int, accuracy: float) -> None:
+    def report(
+        self, artifact: Artifact, *, num_examples: int, accuracy: float, held_out: bool
+    ) -> None:
         """Tell how often a version is right on the device's own examples.
+
+        Args:
+            artifact: the version.
+            num_examples: at least 1.
+            accuracy: in [0, 1].
+            held_out: whether the device has never trained on any of them.
 
         Raises:
             DeliveryInterruptedError, DeliveryError: as ``latest``.
@@ -115,6 +132,7 @@ class Remote:
             version=artifact.version,
             num_examples=num_examples,
             accuracy=accuracy,
+            held_out=held_out,
         )
         with self._failures():
             self._stub.report(request, metadata=self._metadata, timeout=_TIMEOUT_SECONDS)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63ommon/delivery/delivery.proto\x12\x13\x66\x65\x64head.delivery.v1\"\x1d\n\rLatestRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"U\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x0c\n\x04\x63\x61rd\x18\x05 \x01(\t\"@\n\x0f\x44ownloadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"V\n\rReportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x14\n\x0cnum_examples\x18\x03 \x01(\x04\x12\x10\n\x08\x61\x63\x63uracy\x18\x04 \x01(\x01\"\r\n\x0bReportReply\"\xa7\x01\n\x0e\x43heckInRequest\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\x1a\n\x12\x61uthorities_sha256\x18\x02 \x01(\t\x12>\n\x06in_use\x18\x03 \x03(\x0b\x32..fedhead.delivery.v1.CheckInRequest.InUseEntry\x1a,\n\nInUseEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"4\n\x0c\x43heckInReply\x12\x13\n\x0b\x61uthorities\x18\x01 \x01(\x0c\x12\x0f\n\x07voucher\x18\x02 \x01(\x0c\x32\xca\x02\n\x08\x44\x65livery\x12K\n\x06Latest\x12\".fedhead.delivery.v1.LatestRequest\x1a\x1d.fedhead.delivery.v1.Artifact\x12N\n\x08\x44ownload\x12$.fedhead.delivery.v1.DownloadRequest\x1a\x1a.fedhead.delivery.v1.Chunk0\x01\x12N\n\x06Report\x12\".fedhead.delivery.v1.ReportRequest\x1a .fedhead.delivery.v1.ReportReply\x12Q\n\x07\x43heckIn\x12#.fedhead.delivery.v1.CheckInRequest\x1a!.fedhead.delivery.v1.CheckInReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63ommon/delivery/delivery.proto\x12\x13\x66\x65\x64head.delivery.v1\"\x1d\n\rLatestRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"{\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x0c\n\x04\x63\x61rd\x18\x05 \x01(\t\x12\x11\n\tstatement\x18\x06 \x01(\x0c\x12\x11\n\tsignature\x18\x07 \x01(\x0c\"@\n\x0f\x44ownloadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"h\n\rReportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x14\n\x0cnum_examples\x18\x03 \x01(\x04\x12\x10\n\x08\x61\x63\x63uracy\x18\x04 \x01(\x01\x12\x10\n\x08held_out\x18\x05 \x01(\x08\"\r\n\x0bReportReply\"\xa7\x01\n\x0e\x43heckInRequest\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\x1a\n\x12\x61uthorities_sha256\x18\x02 \x01(\t\x12>\n\x06in_use\x18\x03 \x03(\x0b\x32..fedhead.delivery.v1.CheckInRequest.InUseEntry\x1a,\n\nInUseEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"4\n\x0c\x43heckInReply\x12\x13\n\x0b\x61uthorities\x18\x01 \x01(\x0c\x12\x0f\n\x07voucher\x18\x02 \x01(\x0c\x32\xca\x02\n\x08\x44\x65livery\x12K\n\x06Latest\x12\".fedhead.delivery.v1.LatestRequest\x1a\x1d.fedhead.delivery.v1.Artifact\x12N\n\x08\x44ownload\x12$.fedhead.delivery.v1.DownloadRequest\x1a\x1a.fedhead.delivery.v1.Chunk0\x01\x12N\n\x06Report\x12\".fedhead.delivery.v1.ReportRequest\x1a .fedhead.delivery.v1.ReportReply\x12Q\n\x07\x43heckIn\x12#.fedhead.delivery.v1.CheckInRequest\x1a!.fedhead.delivery.v1.CheckInReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,21 +36,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LATESTREQUEST']._serialized_start=55
   _globals['_LATESTREQUEST']._serialized_end=84
   _globals['_ARTIFACT']._serialized_start=86
-  _globals['_ARTIFACT']._serialized_end=171
-  _globals['_DOWNLOADREQUEST']._serialized_start=173
-  _globals['_DOWNLOADREQUEST']._serialized_end=237
-  _globals['_CHUNK']._serialized_start=239
-  _globals['_CHUNK']._serialized_end=260
-  _globals['_REPORTREQUEST']._serialized_start=262
-  _globals['_REPORTREQUEST']._serialized_end=348
-  _globals['_REPORTREPLY']._serialized_start=350
-  _globals['_REPORTREPLY']._serialized_end=363
-  _globals['_CHECKINREQUEST']._serialized_start=366
-  _globals['_CHECKINREQUEST']._serialized_end=533
-  _globals['_CHECKINREQUEST_INUSEENTRY']._serialized_start=489
-  _globals['_CHECKINREQUEST_INUSEENTRY']._serialized_end=533
-  _globals['_CHECKINREPLY']._serialized_start=535
-  _globals['_CHECKINREPLY']._serialized_end=587
-  _globals['_DELIVERY']._serialized_start=590
-  _globals['_DELIVERY']._serialized_end=920
+  _globals['_ARTIFACT']._serialized_end=209
+  _globals['_DOWNLOADREQUEST']._serialized_start=211
+  _globals['_DOWNLOADREQUEST']._serialized_end=275
+  _globals['_CHUNK']._serialized_start=277
+  _globals['_CHUNK']._serialized_end=298
+  _globals['_REPORTREQUEST']._serialized_start=300
+  _globals['_REPORTREQUEST']._serialized_end=404
+  _globals['_REPORTREPLY']._serialized_start=406
+  _globals['_REPORTREPLY']._serialized_end=419
+  _globals['_CHECKINREQUEST']._serialized_start=422
+  _globals['_CHECKINREQUEST']._serialized_end=589
+  _globals['_CHECKINREQUEST_INUSEENTRY']._serialized_start=545
+  _globals['_CHECKINREQUEST_INUSEENTRY']._serialized_end=589
+  _globals['_CHECKINREPLY']._serialized_start=591
+  _globals['_CHECKINREPLY']._serialized_end=643
+  _globals['_DELIVERY']._serialized_start=646
+  _globals['_DELIVERY']._serialized_end=976
 # @@protoc_insertion_point(module_scope)

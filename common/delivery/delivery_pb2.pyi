@@ -13,18 +13,22 @@ class LatestRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class Artifact(_message.Message):
-    __slots__ = ("name", "version", "size", "sha256", "card")
+    __slots__ = ("name", "version", "size", "sha256", "card", "statement", "signature")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     CARD_FIELD_NUMBER: _ClassVar[int]
+    STATEMENT_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     size: int
     sha256: str
     card: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ..., card: _Optional[str] = ...) -> None: ...
+    statement: bytes
+    signature: bytes
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ..., card: _Optional[str] = ..., statement: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class DownloadRequest(_message.Message):
     __slots__ = ("name", "version", "offset")
@@ -43,16 +47,18 @@ class Chunk(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class ReportRequest(_message.Message):
-    __slots__ = ("name", "version", "num_examples", "accuracy")
+    __slots__ = ("name", "version", "num_examples", "accuracy", "held_out")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    HELD_OUT_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     num_examples: int
     accuracy: float
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., num_examples: _Optional[int] = ..., accuracy: _Optional[float] = ...) -> None: ...
+    held_out: bool
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., num_examples: _Optional[int] = ..., accuracy: _Optional[float] = ..., held_out: bool = ...) -> None: ...
 
 class ReportReply(_message.Message):
     __slots__ = ()

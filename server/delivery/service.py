@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +16,7 @@ from common.delivery import delivery_pb2 as pb
 from common.delivery.versions import Artifact, known_versions, read_artifact, shelf_of
 from common.delivery.wire import SERVER_OPTIONS, handlers
 from common.errors import DeliveryError
+from common.signing.statement import Signed
 from server.delivery.checkins import CheckIn, save_check_in
 from server.delivery.identity import Identity
 from server.delivery.limits import Clock, Places, RateLimit
@@ -54,7 +55,17 @@ class _Delivery:
 
     def latest(self, request: pb.LatestRequest, context: grpc.ServicerContext) -> pb.Artifact:
         self._device(context)
-        return pb.Artifact(**asdict(self._artifact(context, request.name)))
+        artifact = self._artifact(context, request.name)
+        signed = artifact.signed or Signed(b"", b"")
+        return pb.Artifact(
+            name=artifact.name,
+            version=artifact.version,
+            size=artifact.size,
+            sha256=artifact.sha256,
+            card=artifact.card,
+            statement=signed.statement,
+            signature=signed.signature,
+        )
 
     def download(
         self, request: pb.DownloadRequest, context: grpc.ServicerContext
@@ -83,11 +94,13 @@ class _Delivery:
         device = self._device(context)
         artifact = self._artifact(context, request.name, request.version)
         try:
-            figures = DeviceReport(request.num_examples, request.accuracy)
+            figures = DeviceReport(
+                request.num_examples, request.accuracy, held_out=request.held_out
+            )
         except DeliveryError as exc:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(exc))
         save_report(self._folder, artifact, device, figures)
-        logger.info("%s: %s is right in %.1f %%", device, artifact, 100 * figures.accuracy)
+        logger.info("%s: %s is right in %s", device, artifact, figures)
         return pb.ReportReply()
 
     def check_in(

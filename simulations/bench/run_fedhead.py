@@ -23,6 +23,7 @@ from common.messages import (
     TrainRequest,
 )
 from common.types import FeatureSet, Head
+from server.backbones import Offer
 from server.engine import Task
 from server.progress import Progress
 from server.registry import Registry
@@ -77,7 +78,7 @@ def _engine(work: Work, cohort: Cohort) -> StrategyEngine:
     registry = Registry(
         grid,
         request,
-        (_FINGERPRINT, lambda: b""),
+        Offer(_FINGERPRINT, bytes),
         deadline_seconds=config.round.deadline_seconds,
         progress=Progress(),
     )

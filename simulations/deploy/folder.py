@@ -6,9 +6,10 @@
     server/          server.toml, server.key, server.crt, ca.crt, systemd's units, devices/NAME.pub,
                      revoked/: keys that are let in no more,
                      operator.secret: who can read it is an operator,
-                     delivery/: hashes of tokens, and what is published
-    devices/NAME/    device.toml, device.key, delivery.token, ca.crt and systemd's units:
-                     copied to the device
+                     delivery/: hashes of tokens, and what is published;
+                     trusted/, backbones/: where it signs, public keys and signed backbones
+    devices/NAME/    device.toml, device.key, delivery.token, ca.crt, trusted/ and systemd's
+                     units: copied to the device
     README.md        the commands
 """
 
@@ -40,6 +41,7 @@ from simulations.deploy.settings import (
     read_device,
     read_server,
 )
+from simulations.deploy.trust import read_keys, write_trusted
 
 __all__ = ["DAYS", "write_deployment"]
 
@@ -62,6 +64,7 @@ def write_deployment(
     port: int | None = None,
     operator_port: int | None = None,
     delivery_port: int | None = None,
+    trust: Sequence[Path] = (),
 ) -> list[str]:
     """Write a deployment's folder, or add devices and addresses to one.
 
@@ -79,6 +82,7 @@ def write_deployment(
         port: of the server; None: as in its settings.
         operator_port: of the server, for operators; likewise.
         delivery_port: of the server, for models; likewise.
+        trust: public signing keys, for all its devices; none: as the server has them.
 
     Returns:
         What its owner has to know of the addresses that devices use, in lines.
@@ -86,6 +90,7 @@ def write_deployment(
     Raises:
         ConfigError: with all names and addresses that cannot be used, or other ports than those
             that devices have been given.
+        SignatureError: a file is no public signing key.
         RunError: the folder holds something else, or half of a pair of keys.
         DeliveryError: a device's token is missing, and the server knows it.
     """
@@ -94,6 +99,7 @@ def write_deployment(
     unwanted = {*dropped} - {*addresses}
     names = [a for a in dict.fromkeys([*addresses, *known]) if a not in unwanted]
     _check([*addresses, *dropped], devices, names)
+    keys = read_keys(trust)
     if not is_empty(folder) and not (folder / "authority").is_dir():
         raise RunError(f"{folder} is not empty and holds no deployment: nothing was written")
     ensure_authority(folder)  # first: it says that this folder is a deployment's
@@ -109,6 +115,7 @@ def write_deployment(
     for name in devices:
         _write_device(folder, name, names[0], settings)
     spread(folder)
+    write_trusted(folder, keys)
     _write_readme(folder, names[0], settings)
     return _address_notes(folder, names)
 

@@ -26,6 +26,7 @@ from simulations.deploy.operator import door, folder_keys, read_secret
 from simulations.deploy.processes import Polled, alone, first_end, run, running, terminable
 from simulations.deploy.settings import OPERATORS_HOST, inside, read_device, read_server
 from simulations.deploy.standin import install, operator_environment
+from simulations.deploy.trust import signing_state, trusted_of
 from simulations.flower import flower_environment, run_app
 
 __all__ = [
@@ -71,6 +72,8 @@ def device_command(device: Path, own: Path) -> list[str]:
         "min-interval-seconds": settings.min_interval_seconds,
         "allow": settings.allow,
     }
+    if signing_state(device).keys:
+        node_config["trusted"] = str(trusted_of(device))
     pairs = [f"{key}={json.dumps(value)}" for key, value in node_config.items()]
     return [
         sys.executable, "-P", "-m", "client.supernode", _socket(own), str(own / "refused"),
@@ -101,6 +104,7 @@ def serve(server: Path, say: Say) -> int:
     read_secret(server)
     certificates_in(server / "server.crt")
     folder_keys(server)
+    say(str(signing_state(server)))
     with terminable(), alone(server, "fedhead serve"):
         return run(superlink_command(server), environment, say)
 
@@ -181,28 +185,35 @@ def _refused(own: Path) -> str:
     return said
 
 
-def run_deployed(path: Path, deployment: Path, *, health: str = "") -> dict[str, Any]:
+def run_deployed(
+    path: Path, deployment: Path, *, health: str = "", key: Path | None = None
+) -> dict[str, Any]:
     """Run, or go on with, a run folder's experiment on a deployment's devices.
 
     Args:
         path: the run folder.
         deployment: the folder that ``fedhead deploy`` wrote.
         health: HOST:PORT where health checks are answered meanwhile; empty for none.
+        key: signs the backbone, where that is not signed yet; None: nothing is signed.
 
     Returns:
         The run's closing figures.
 
     Raises:
+        SignatureError: the devices take signed backbones only, and the run's is not.
         ConfigError, RunError: no deployment, or the run did not complete, with the reason.
     """
     # What watches over a device stays without torch and without the server's packages.
     from server.runfolder import RunFolder
     from simulations.run import open_run
+    from simulations.signing import signed_backbones
 
-    RunFolder(path, open_run(path)).bind_clients(simulated=False)
+    config = open_run(path)
+    RunFolder(path, config).bind_clients(simulated=False)
+    backbones = signed_backbones(config, deployment / "server", key)
     with connection(deployment) as environment:
         remember_run(deployment / "server", path)
-        return run_app(path, environment, health=health)
+        return run_app(path, environment, health=health, backbones=backbones)
 
 
 @contextmanager

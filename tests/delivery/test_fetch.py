@@ -220,7 +220,7 @@ def test_a_token_that_is_not_valid_gets_nothing(
         with pytest.raises(DeliveryError, match="the token is not valid"):
             next(remote.download(artifact, 0))
         with pytest.raises(DeliveryError, match="the token is not valid"):
-            remote.report(artifact, num_examples=1, accuracy=1.0)
+            remote.report(artifact, num_examples=1, accuracy=1.0, held_out=True)
     assert caplog.text.count("refused: ") == 3
     assert good.rpartition(".")[2] not in caplog.text
     assert leftovers(shelf) == set()
@@ -401,14 +401,14 @@ def test_reports_are_one_a_device_and_version(deployment, serve, tmp_path) -> No
     artifact = survey(deployment.folder)[0].artifact
     port = serve()
     with deployment.remote(port) as one, deployment.remote(port, token=other) as two:
-        one.report(artifact, num_examples=5, accuracy=0.2)
-        one.report(artifact, num_examples=10, accuracy=0.5)
-        two.report(artifact, num_examples=30, accuracy=0.9)
+        one.report(artifact, num_examples=5, accuracy=0.2, held_out=True)
+        one.report(artifact, num_examples=10, accuracy=0.5, held_out=True)
+        two.report(artifact, num_examples=30, accuracy=0.9, held_out=True)
         for accuracy in (float("nan"), -0.1, 1.1):
             with pytest.raises(DeliveryError, match="expected 0 to 1"):
-                two.report(artifact, num_examples=30, accuracy=accuracy)
+                two.report(artifact, num_examples=30, accuracy=accuracy, held_out=True)
         with pytest.raises(DeliveryError, match="expected 0 to 1 on at least one"):
-            two.report(artifact, num_examples=0, accuracy=0.5)
+            two.report(artifact, num_examples=0, accuracy=0.5, held_out=True)
     (published,) = survey(deployment.folder)
     assert sorted(published.reports) == ["phone-1", "phone-2"]
     assert published.accuracy == pytest.approx((10 * 0.5 + 30 * 0.9) / 40)

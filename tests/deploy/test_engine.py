@@ -12,27 +12,40 @@ import pytest
 from numpy.linalg import norm
 from safetensors.numpy import load_file
 
+from common.errors import SignatureError
+from simulations.deploy.launch import run_deployed
 from simulations.deploy.operator import control
+from simulations.deploy.trust import read_keys, write_trusted
+from simulations.signing_key import new_key, public_file
 
 if TYPE_CHECKING:
     from tests.deploy.conftest import Deployment
 
 
 @pytest.mark.slow
-def test_five_devices_over_tls_give_the_head_of_the_in_process_engine(
+def test_five_devices_over_tls_and_a_signed_backbone_give_the_head_of_the_in_process_engine(
     deployment: Callable[..., Deployment],
     head_in_process: Callable[..., dict],
     tiny: Callable[..., Path],
 ) -> None:
     names = ["a", "b", "c", "d", "e"]
     deployed = deployment(*names)
+    key = deployed.folder.parent / "signing.key"
+    new_key(key, "")
+    write_trusted(deployed.folder, read_keys([public_file(key)]))
     deployed.start_server()
+    assert "signed: devices take only what key " in deployed.said("server")
     for number, name in enumerate(names):
         deployed.give_pictures(name, number)
         deployed.start_device(name)
     options = ("train.rounds=5", f"train.clients-per-round={len(names)}")
     run = tiny(*options, name="deployed")
-    summary = deployed.run(run)
+    with pytest.raises(SignatureError, match="backbone tiny .* is not signed: give --key"):
+        deployed.run(run)
+    summary = run_deployed(run, deployed.folder, key=key)
+    for name in names:
+        (signed,) = (deployed.device(name) / "state" / "backbones").glob("*/signed")
+        assert b"\nkind backbone\nname tiny\nversion 1\n" in signed.read_bytes()
     assert (summary["clients"], summary["valid_updates"]) == (5, 25)
     assert (summary["rejected_updates"], summary["failed_updates"]) == (0, 0)
     head = load_file(run / "head.safetensors")

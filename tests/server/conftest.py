@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import client.app
+import client.backbones
 from simulations.grid import InProcessGrid
 
 
@@ -35,8 +35,8 @@ def devices(tmp_path: Path) -> list[Path]:
 def device_grid(devices: list[Path], monkeypatch: pytest.MonkeyPatch) -> type[InProcessGrid]:
     """Nodes 1, 2, 3 are these phones, clients 101, 102, 103."""
     # Three phones share this process, which keeps two backbones loaded.
-    load = lru_cache(maxsize=3)(client.app._load_backbone.__wrapped__)
-    monkeypatch.setattr(client.app, "_load_backbone", load)
+    load = lru_cache(maxsize=3)(client.backbones._load.__wrapped__)
+    monkeypatch.setattr(client.backbones, "_load", load)
 
     class Devices(InProcessGrid):
         def __init__(self, app: Any, _nodes: int, values: dict[str, Any]) -> None:

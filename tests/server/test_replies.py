@@ -239,10 +239,10 @@ def test_a_device_that_lost_its_backbone_gets_it_again(
     folder = tiny("train.rounds=2", "train.clients-per-round=0")
 
     def lose(_content: RecordDict) -> None:
-        from client.app import _load_backbone
+        from client.backbones import _load
 
         shutil.rmtree(devices[BAD_NODE] / "state" / "backbones", ignore_errors=True)
-        _load_backbone.cache_clear()
+        _load.cache_clear()
 
     summary = run(folder, lose, device_grid)
     assert summary["valid_updates"] == 6

@@ -145,6 +145,7 @@ def test_the_fleet_is_a_table_of_80_columns(fedhead: Fedhead, lived_in: Path) ->
     assert table["attic"][2:] == ["revoked", table["attic"][3], "-", "-", "-", "-", "revoked"]
     assert table["phone"] == ["phone", "-", "token", "only", "-", "-", "-", "-", "-", "valid"]
     assert "kitchen" not in out.partition("hall failed")[2]
+    assert "unsigned: devices take whatever this server offers" in out
 
 
 def test_programs_get_all_of_it_as_json(fedhead: Fedhead, lived_in: Path) -> None:
