@@ -24,6 +24,7 @@ from simulations.deploy.settings import (
     endpoint,
     read_server,
 )
+from simulations.deploy.trust import SigningState, signing_state
 
 __all__ = [
     "DeviceRow",
@@ -92,6 +93,7 @@ class Fleet:
     Attributes:
         devices: by name.
         down: why the SuperLink was not asked; None: it was.
+        signing: whose signatures devices ask for, if anybody's.
         doors: of the server.
         ends: when the server's certificate and its authority end.
         still_old: while one authority follows another, who is not known to trust the new one;
@@ -101,6 +103,7 @@ class Fleet:
 
     devices: Sequence[DeviceRow]
     down: str | None
+    signing: SigningState
     doors: Sequence[Door]
     ends: Mapping[str, datetime]
     still_old: Sequence[str] | None
@@ -139,6 +142,7 @@ def look(server: Path) -> Fleet:
     return Fleet(
         devices=_rows(server, nodes, last_run),
         down=down,
+        signing=signing_state(server),
         doors=_doors(server),
         ends=expiries(server),
         still_old=[*lagging(server)] if follows else None,

@@ -56,6 +56,7 @@ def fleet_lines(fleet: Fleet) -> Iterator[str]:
     elif fleet.still_old is not None:
         yield "another authority signs now, and all devices trust it; the old one can be dropped:"
         yield "fedhead fleet DEPLOYMENT renew --authority"
+    yield str(fleet.signing)
     for door in fleet.doors:
         yield f"door for {door.name}: {door.address}, {'open' if door.is_open else 'closed'}"
     yield "; ".join(f"the {name} ends on {end:%Y-%m-%d}" for name, end in fleet.ends.items())
@@ -69,6 +70,7 @@ def fleet_json(fleet: Fleet) -> dict[str, Any]:
     return {
         "devices": [{**_plain(asdict(row)), "in-use": dict(row.in_use)} for row in fleet.devices],
         "superlink": {"asked": fleet.down is None, "problem": fleet.down},
+        "signing-keys": list(fleet.signing.keys),
         "doors": [asdict(door) for door in fleet.doors],
         "ends": _plain(dict(fleet.ends)),
         "still-old": fleet.still_old,

@@ -277,6 +277,8 @@ def register_folder(api: Control, server: Path, say: Callable[[str], None]) -> d
         file = folder / f"{name}.client"
         if not file.exists() or file.read_bytes() != client:
             write_atomic(file, client)
+    for name in nodes.keys() - folder_keys(server):
+        api.unregister(nodes.pop(name))  # revoked while this was under way
     for name in keys.keys() - nodes:
         say(f"{name} is not let in: its key was revoked; fedhead deploy makes a new one")
     return nodes

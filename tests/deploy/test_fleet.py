@@ -8,7 +8,8 @@ import shutil
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,14 +40,16 @@ FEDHEAD = [sys.executable, "-m", "simulations"]
 class Key:
     """Speaks to the devices' door with a device's key, as its SuperNode does."""
 
-    def __init__(self, deployed: Deployment, private: Path) -> None:
+    def __init__(self, deployed: Deployment, private: Path, stack: ExitStack) -> None:
         key: Any = load_ssh_private_key(private.read_bytes(), None)
         self.public = public_key_to_bytes(key.public_key())
-        self.client = FleetHttpClient.from_server_address(
-            f"localhost:{deployed.port}",
-            insecure=False,
-            root_certificates=(deployed.folder / "server" / "ca.crt").read_bytes(),
-            interceptors=[NodeAuthHttpInterceptor(key, key.public_key())],
+        self.client = stack.enter_context(
+            FleetHttpClient.from_server_address(
+                f"localhost:{deployed.port}",
+                insecure=False,
+                root_certificates=(deployed.folder / "server" / "ca.crt").read_bytes(),
+                interceptors=[NodeAuthHttpInterceptor(key, key.public_key())],
+            )
         )
 
     def activate(self) -> int:
@@ -80,6 +83,12 @@ def wait(what: Callable[[], bool], seconds: float = 300) -> None:
         time.sleep(0.3)
 
 
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as entered:
+        yield entered
+
+
 class Garden:
     """A deployment whose devices were carried away: what deploy writes reaches them no more."""
 
@@ -102,6 +111,7 @@ def test_devices_come_and_go_and_authorities_follow_while_the_server_runs(
     tiny: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    stack: ExitStack,
 ) -> None:
     deployed = deployment("kitchen", "hall")
     garden = Garden(deployed)
@@ -148,7 +158,7 @@ def test_devices_come_and_go_and_authorities_follow_while_the_server_runs(
     with control(server) as api:
         node = next(known.node_id for known in api.nodes() if known.name == "kitchen")
     kitchen = garden.device("kitchen")
-    old = Key(deployed, kitchen / "device.key")
+    old = Key(deployed, kitchen / "device.key", stack)
     old.pull(node)
     assert fedhead("fleet", folder, "revoke", "kitchen").splitlines() == [
         "kitchen fetches no more: its token is revoked",
@@ -166,10 +176,11 @@ def test_devices_come_and_go_and_authorities_follow_while_the_server_runs(
     assert (row("kitchen")["state"], row("kitchen")["token"]) == ("revoked", "revoked")
     part = row("hall")["part"]
     assert (part["examples"], part["valid"]) == (54, 3)
+    assert 6 < json.loads((run / "summary.json").read_text())["valid_updates"] < 9
 
     # Its name comes back with another key, its key does not.
     assert "kitchen is registered\n" in fedhead("deploy", folder, "--device", "kitchen")
-    new = Key(deployed, folder / "devices" / "kitchen" / "device.key")
+    new = Key(deployed, folder / "devices" / "kitchen" / "device.key", stack)
     assert new.public != old.public
     new.pull(new.activate())
     assert old.is_refused(node)

@@ -145,6 +145,7 @@ def test_the_fleet_is_a_table_of_80_columns(fedhead: Fedhead, lived_in: Path) ->
     assert table["attic"][2:] == ["revoked", table["attic"][3], "-", "-", "-", "-", "revoked"]
     assert table["phone"] == ["phone", "-", "token", "only", "-", "-", "-", "-", "-", "valid"]
     assert "kitchen" not in out.partition("hall failed")[2]
+    assert "unsigned: devices take whatever this server offers" in out
 
 
 def test_programs_get_all_of_it_as_json(fedhead: Fedhead, lived_in: Path) -> None:
@@ -273,6 +274,24 @@ def test_a_key_that_is_taken_out_of_the_folder_is_put_out_when_the_server_starts
     assert node_key(server / "devices" / "kitchen.pub") != pem
     changes.let_in(server, said.append)
     assert said[-1] == "kitchen is registered"
+
+
+def test_a_device_that_is_revoked_while_a_server_starts_stays_out(
+    garden: Path, superlink: FakeSuperLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = garden / "server"
+    pem = node_key(server / "devices" / "kitchen.pub")
+    monkeypatch.setattr(changes, "is_served", lambda _: False)
+    register = superlink.register
+
+    def late(name: str, key: bytes) -> int:
+        if key == pem:
+            changes.revoke(server, "kitchen", quiet)  # its files have been read by now
+        return register(name, key)
+
+    monkeypatch.setattr(superlink, "register", late)
+    register_folder(superlink, server, quiet)  # type: ignore[arg-type]
+    assert superlink.known[pem].status == "unregistered"
 
 
 def test_words_that_flower_was_given_as_a_name_lead_to_no_other_folder(garden: Path) -> None:
