@@ -26,7 +26,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from simulations import flower
 from simulations.deploy.launch import connection
 from simulations.deploy.operator import SECRET_HEADER, control
-from simulations.flower import command, flower_environment
+from simulations.flower import command
 
 if TYPE_CHECKING:
     from tests.deploy.conftest import Deployment
@@ -218,10 +218,7 @@ def test_strangers_find_no_door_and_their_code_runs_nowhere(
     app = stranger(tmp_path / "stranger", file)
     with connection(deployed.folder) as environment:
         assert secret not in "".join(environment.values())
-        flwr = [command("flwr", environment), "run", str(app), "--stream"]
-        subprocess.run(flwr, env=environment, check=False, timeout=120, capture_output=True)
-        (sent,) = json.loads(flower._flwr(environment, "ls"))["runs"]
-        status, details = flower._final_status(environment, sent["run-id"])
+        status, details = run(environment, app)
     assert status == "finished:failed"
     assert "the run asks for stranger/stranger 6.6.6, and only fedhead/fedhead" in details
     # The same code in a bundle that claims to be ours: ours runs, to the end.
@@ -231,16 +228,17 @@ def test_strangers_find_no_door_and_their_code_runs_nowhere(
         ours(folder, config)
         hostile(folder, file)
 
-    run = tiny("train.rounds=1", "train.clients-per-round=1", name="impostor")
+    impostor = tiny("train.rounds=1", "train.clients-per-round=1", name="impostor")
     with monkeypatch.context() as patch:
         patch.setattr(flower, "_write_app", write_app)
-        assert deployed.run(run)["valid_updates"] == 1
+        assert deployed.run(impostor)["valid_updates"] == 1
     assert list(tmp_path.glob("written*")) == []
 
     # A server that is itself the stranger: a device takes nothing from it.
     deployed.processes["server"].terminate()
     deployed.processes["server"].wait(60)
-    run_at_strangers_server(deployed, app)
+    environment = deployed.start_plain_server()
+    assert run(environment, app)[0] == "finished:completed"
     (written,) = tmp_path.glob("written*")
     assert written.name == "written.server"
     assert "the run asks for stranger/stranger 6.6.6" in written.read_text()
@@ -254,35 +252,28 @@ def wait_online(deployed: Deployment) -> None:
             time.sleep(0.5)
 
 
+def run(environment: Mapping[str, str], app: Path) -> tuple[str, str]:
+    """Run an app to its end; status and details."""
+
+    def flwr(*arguments: str) -> Any:
+        done = subprocess.run(
+            [command("flwr", environment), *arguments, "--format", "json"],
+            env=environment,
+            check=True,
+            stdout=subprocess.PIPE,
+        )
+        return json.loads(done.stdout)
+
+    sent, deadline = str(flwr("run", str(app))["run-id"]), time.monotonic() + 240
+    while True:
+        (found,) = (r for r in flwr("ls")["runs"] if str(r["run-id"]) == sent)
+        if found["status"].startswith("finished"):
+            return found["status"], found["status-details"]
+        assert time.monotonic() < deadline, found
+        time.sleep(1)
+
+
 def command_lines() -> str:
     """What every user of the machine sees of all processes."""
     done = subprocess.run(["ps", "-e", "-o", "args"], capture_output=True, text=True, check=True)
     return done.stdout
-
-
-def run_at_strangers_server(deployed: Deployment, app: Path) -> None:
-    """Run an app on a plain SuperLink that has the server's key, and runs anything."""
-    server, home = deployed.folder / "server", deployed.folder.parent / "theirs"
-    environment = flower_environment() | {"FLWR_HOME": str(home)}
-    deployed.start(
-        "theirs",
-        [
-            command("flower-superlink", environment), "--enable-supernode-auth",
-            "--ssl-certfile", str(server / "server.crt"),
-            "--ssl-keyfile", str(server / "server.key"),
-            "--ssl-ca-certfile", str(server / "ca.crt"), "--host", "0.0.0.0",
-            "--port", str(deployed.port), "--database", str(server / "superlink.db"),
-            "--disable-runtime-dependency-installation",
-        ],
-        environment,
-    )  # fmt: skip
-    deployed.wait_for("theirs", "Uvicorn running")
-    home.mkdir(exist_ok=True)
-    link = f'address = "localhost:{deployed.port}"\nroot-certificates = "{server / "ca.crt"}"'
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "theirs"\n[superlink.theirs]\n{link}\n'
-    )
-    flwr = [command("flwr", environment), "run", str(app), "--format", "json"]
-    sent = subprocess.run(flwr, env=environment, check=True, stdout=subprocess.PIPE)
-    status, details = flower._final_status(environment, json.loads(sent.stdout)["run-id"])
-    assert status == "finished:completed", details

@@ -18,7 +18,6 @@ from safetensors.numpy import load_file
 
 from simulations.deploy.certificates import write_server
 from simulations.deploy.folder import write_deployment
-from simulations.deploy.launch import superlink_command
 from simulations.flower import command, flower_environment
 
 if TYPE_CHECKING:
@@ -120,8 +119,7 @@ def assert_refused(deployed: Deployment) -> None:
     assert REFUSED in said
     assert "SuperNode ID" not in said + deployed.said("plaintext")
     assert "Connection attempt failed" in deployed.said("plaintext")
-    refused = re.findall("Attempted to register SuperNode", deployed.said("server"))
-    assert len(refused) == said.count("$ flower-supernode"), "one line for each attempt"
+    assert "Attempted to register SuperNode" not in deployed.said("server"), "it came no further"
 
 
 def start_flower(deployed: Deployment, name: str, *arguments: str) -> None:
@@ -144,8 +142,7 @@ def test_a_device_refuses_a_server_that_is_not_its_own(
         server / "server.key", server / "server.crt", ["localhost"], days=0,
     )  # fmt: skip
     for deployed in (valid, expired):
-        start_flower(deployed, "server", *superlink_command(deployed.folder / "server"))
-        deployed.wait_for("server", "Uvicorn running")
+        deployed.start_plain_server()  # ours does not start where its certificate has expired
     for deployed, name, reason in (
         (valid, "name", "not valid for '127.0.0.2'"),
         (valid, "authority", "unable to get local issuer certificate"),
@@ -158,4 +155,4 @@ def test_a_device_refuses_a_server_that_is_not_its_own(
         assert reason in said
         assert "SuperNode ID" not in deployed.said(name)
     for deployed in (valid, expired):
-        assert "/v1/fleet/" not in deployed.said("server"), "nothing was sent to it"
+        assert "/v1/fleet/" not in deployed.said("plain"), "nothing was sent to it"
