@@ -6,6 +6,7 @@ import asyncio
 import io
 import socket
 import sqlite3
+import stat
 import subprocess
 import sys
 import types
@@ -201,6 +202,21 @@ def test_the_secret_goes_to_the_operators_door_and_nowhere_else(
     assert seen.pop("https://127.0.0.1:9093/") == secret
     assert len(seen) == 4
     assert set(seen.values()) == {None}
+
+
+def test_the_operators_secret_is_its_owners_alone_and_never_replaced(tmp_path: Path) -> None:
+    folder, other = tmp_path / "d", tmp_path / "other"
+    for path in (folder, other):
+        write_deployment(path, addresses=["localhost"], devices=["a"], days=1)
+    file = folder / "server" / "operator.secret"
+    secret = file.read_text()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert len(bytes.fromhex(secret)) == 32
+    assert secret != (other / "server" / "operator.secret").read_text()
+    write_deployment(folder, addresses=["localhost"], devices=["b"], days=1)
+    assert file.read_text() == secret
+    for path in (folder / "devices").rglob("*"):
+        assert path.is_dir() or secret.strip() not in path.read_text(), "it stays on the server"
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o666])
