@@ -15,21 +15,22 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from client.backbones import Backbones
 from client.device import Host, SimulatedHost, host_of, run_folder
 from client.local import batch_orders
 from client.node import node_update
 from client.personal import personal_correct
 from client.sgd import train_head
 from client.state import with_constant
-from common.backbone.frozen import FrozenBackbone, load_by_fingerprint, store
-from common.errors import ProtocolError, ReplyError
+from client.trust import Trust
+from common.backbone.frozen import FrozenBackbone
+from common.errors import DeclinedError, ProtocolError, ReplyError
 from common.evaluation import evaluate as evaluate_head
 from common.files import cache_root
 from common.messages import (
     BackboneReply,
     BackboneRequest,
     BaselineRequest,
-    DescribeReply,
     DescribeRequest,
     EvaluateReply,
     EvaluateRequest,
@@ -43,20 +44,11 @@ from common.types import FeatureSet, Head
 app = ClientApp()
 
 
-@lru_cache(maxsize=2)
-def _load_backbone(fingerprint: str, cache: Path) -> FrozenBackbone | None:
-    return load_by_fingerprint(fingerprint, cache)
-
-
-def _backbone(fingerprint: str, cache: Path) -> FrozenBackbone | None:
-    backbone = _load_backbone(fingerprint, cache)
-    if backbone is None:
-        _load_backbone.cache_clear()  # it may arrive later
-    return backbone
-
-
-def _cache(context: Context) -> Path:
-    return Path(str(context.node_config.get("state", cache_root()))).expanduser()
+def _backbones(context: Context) -> Backbones:
+    config = context.node_config
+    cache = Path(str(config.get("state", cache_root()))).expanduser()
+    trusted = config.get("trusted")
+    return Backbones(cache, Trust.of(Path(str(trusted)), cache) if trusted else None)
 
 
 def _host(context: Context) -> Host:
@@ -68,20 +60,14 @@ def describe(message: Message, context: Context) -> Message:
     """Which clients this node hosts, and how many examples each has."""
     request = DescribeRequest.read(message.content)
     host = _host(context)
-    counts = host.describe(request)
-    reply = DescribeReply(tuple(counts), tuple(counts.values()), host.simulated)
-    return Message(reply.write(), reply_to=message)
+    return Message(host.describe(request).write(), reply_to=message)
 
 
 @app.query("backbone")
 def backbone(message: Message, context: Context) -> Message:
     """Whether the backbone is here; if the message brings it, check it and keep it."""
     request = BackboneRequest.read(message.content)
-    cache = _cache(context)
-    if request.data:
-        received = FrozenBackbone.from_bytes(request.data, request.fingerprint)
-        store(received, cache)
-    present = _backbone(request.fingerprint, cache) is not None
+    present = _backbones(context).receive(request)
     return Message(BackboneReply(present).write(), reply_to=message)
 
 
@@ -89,7 +75,7 @@ def backbone(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train the clients that the message lists, or sum up their statistics."""
     request = TrainRequest.read(message.content)
-    frozen = _backbone(request.fingerprint, _cache(context))
+    frozen = _backbones(context).get(request.fingerprint)
     if frozen is None:
         reply = TrainReply(request.fingerprint, missing_backbone=True)
         return Message(reply.write(), reply_to=message)
@@ -100,10 +86,15 @@ def train(message: Message, context: Context) -> Message:
     if complete is None:
         reply = TrainReply(request.fingerprint, missing_constant=True)
         return Message(reply.write(), reply_to=message)
-    host.budget.begin(host.state)
+    try:
+        host.budget.begin(host.state)
+    except DeclinedError as exc:
+        host.tell(request.run_id, f"round {request.round_number}: declined: {exc}")
+        raise
     if host.budget.max_threads:
         torch.set_num_threads(host.budget.max_threads)
     reply = node_update(complete, frozen, host)
+    host.tell(request.run_id, f"round {request.round_number}: {_result(reply)}")
     if request.reduce != "stock":
         return Message(reply.write(), reply_to=message)
     if not reply.clients:
@@ -112,11 +103,19 @@ def train(message: Message, context: Context) -> Message:
     return Message(reply.write_stock(local), reply_to=message)
 
 
+def _result(reply: TrainReply) -> str:
+    """What a round has come to on a device."""
+    if not reply.clients:
+        return "nothing to send"  # the reason has been logged
+    loss = f"loss {reply.loss_before[0]:.3f} -> {reply.loss_after[0]:.3f}"
+    return f"trained on {reply.num_examples[0]} examples, {loss}"
+
+
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """How well a head, and each client's own near it, does on the client's own test part."""
     request = EvaluateRequest.read(message.content)
-    frozen = _backbone(request.fingerprint, _cache(context))
+    frozen = _backbones(context).get(request.fingerprint)
     if frozen is None:
         raise ProtocolError("the backbone is not here")
     host = _host(context)
@@ -125,6 +124,7 @@ def evaluate(message: Message, context: Context) -> Message:
     personal: tuple[int, ...] = ()
     if request.personal:
         personal = tuple(personal_correct(request, client, frozen, host) for client in clients)
+    host.tell(request.run_id, f"evaluated its head: {sum(correct)} of {sum(counts)} are right")
     reply = EvaluateReply(clients, counts, correct, losses, personal)
     return Message(reply.write(), reply_to=message)
 
@@ -153,7 +153,7 @@ def _evaluate(
 def baselines(message: Message, context: Context) -> Message:
     """In simulation only: the heads that all clients' examples in one place would give."""
     request = BaselineRequest.read(message.content)
-    frozen, host = _backbone(request.fingerprint, _cache(context)), _host(context)
+    frozen, host = _backbones(context).get(request.fingerprint), _host(context)
     if frozen is None or not isinstance(host, SimulatedHost):
         raise ProtocolError("baselines need a simulated node that has the backbone")
     heads = _baseline_heads(request, host.all_train_features(frozen))

@@ -1,166 +1,146 @@
-"""Flower's command ``flwr-clientapp`` for a device, without its seconds of imports.
+"""Answers a device's messages with the fedhead that is installed, a process for each.
 
-Flower's SuperNode starts this command for each message, by its name, and most of what that costs is
-the import of torch. ``install`` makes a folder with a command of that name to stand first on the
-SuperNode's PATH. Started without arguments, before the first message comes, it imports the app and
-stays. The calls hand over their arguments and environment and end, and for each a child is forked,
-which shares the imports' memory. So a message still has a process of its own, and one that crashes
-takes nothing along. A call that finds no server leaves its message to Flower's own command, and
-becomes the server once that has ended: where rounds are farther apart than the server's patience.
+Flower's way is a command that installs the app which the server sends and runs its code, and most
+of its time goes into importing torch. This takes its place, and Flower's SuperExec's: it imports
+``client.app`` before the first message comes, asks the SuperNode for tasks, and forks a child for
+each, which shares the imports' memory. So a message has a process of its own, and one that crashes
+takes nothing along.
 
-Nothing of Flower's is replaced: a child runs Flower's own command. A call that cannot be handed
-over soon, for whatever reason, becomes that command, as if this file were not there: Flower
-gives up on a message that nobody works on for half a minute.
+A child is Flower's own ``run_clientapp``, without what would install or load code: the bundle is
+taken from it before it is looked at. A run that asks for another app, or another version, is
+declined. A task's token never appears in a command line, where other users could read it.
 """
 
 from __future__ import annotations
 
 import gc
-import json
+import logging
 import os
-import shlex
 import signal
-import socket
-import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NoReturn
 
-__all__ = ["install"]
+import httpx
+from flwr.app import Context, Error, Message
+from flwr.common.constant import ErrorCode
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore import log
+from flwr.supercore.constant import TaskType
 
-_COMMAND = "flwr-clientapp"
-_SOCKET = "socket"
-_READY, _TAKEN = b"ready", b"taken"
-# With the import that a call then has to pay for itself, it is less than Flower's half minute.
-_READY_SECONDS = 5.0
-_PARENT_POLL_SECONDS = 2.0
+from client.supernode import SocketClient, flowers
+from common.bundle import check_claim
+from common.errors import DeclinedError, FedheadError, RunError
+
+__all__ = ["serve"]
+
+App = Callable[[Message, Context], Message]
+
+_POLL_SECONDS = 1.0
 # Rounds that are farther apart pay for the imports, and the device has its memory back.
 _IDLE_SECONDS = 300.0
+_IDLE = "--idle"
+# All that a SuperNode makes of a message; the installed app answers either.
+_TASKS = (TaskType.CLIENT_APP, TaskType.AGENT_APP)
 
 
-def install(folder: Path, path: str) -> str:
-    """Make the command in a folder of its own.
+def serve(socket: Path, *, idle: bool = False) -> NoReturn:
+    """Take tasks as long as the process lives that started this one.
 
     Args:
-        folder: only its owner can write in it: who reaches the socket runs code as its owner.
-        path: the PATH on which Flower's own command is found.
-
-    Returns:
-        The PATH with the folder before it.
+        socket: of the SuperNode; there, or to come.
+        idle: import nothing before the first message.
     """
-    script = folder / _COMMAND
-    call = "import sys; from client.fork_server import main; sys.exit(main())"
-    # -P: a folder named client where the SuperNode was started must not be taken for ours.
-    start = shlex.join(["exec", sys.executable, "-P", "-c", call])
-    script.write_text(f'#!/bin/sh\n{start} "$0" "$@"\n')
-    script.chmod(0o700)
-    return os.pathsep.join([str(folder), path])
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that end leave nothing behind
+    parent, last = os.getppid(), time.monotonic()
+    command = None if idle else _load()
+    # No task is looked for while the imports last: Flower gives one that is taken half a minute.
+    client = SocketClient(f"http://{socket}")
+    request = AcquireTaskRequest(supported_task_types=_TASKS)
+    while os.getppid() == parent:
+        try:
+            answer = client.AcquireTask(request)
+        except httpx.TransportError:
+            answer = None  # the SuperNode is starting, or has ended
+        if answer and answer.token:
+            command, last = command or _load(), time.monotonic()
+            if os.fork() == 0:
+                _run(command, str(socket), answer.token)
+        elif command and time.monotonic() - last > _IDLE_SECONDS:
+            again = [sys.executable, "-P", "-m", "client.fork_server", str(socket), _IDLE]
+            os.execv(again[0], again)  # noqa: S606 - itself, without what it had imported
+        time.sleep(_POLL_SECONDS)
+    raise SystemExit
 
 
-def main() -> int:
-    """Answer a call of the command, if it is one; where no server is, those that follow too."""
-    script, *arguments = sys.argv[1:]
-    folder = Path(script).parent
-    flowers, parent = [_COMMAND, *arguments], os.getppid()
-    # Flower's own command stands behind this one on the PATH.
-    rest = [part for part in os.get_exec_path() if Path(part) != folder]
-    environment = dict(os.environ) | {"PATH": os.pathsep.join(rest)}
-    server = None
-    try:
-        taken = _hand_over(folder / _SOCKET, arguments, environment)
-    except OSError:
-        taken, server = False, _listen(folder / _SOCKET)
-    if server:
-        with server:
-            if arguments:
-                subprocess.run(flowers, env=environment, check=False)  # noqa: S603 - Flower's own
-            _serve(server, _load(), parent)
-    elif arguments and not taken:
-        os.execvpe(_COMMAND, flowers, environment)  # noqa: S606 - no shell is wanted
-    return 0
+def _load() -> Callable[..., object]:
+    """Flower's own command without its ways to install and load code, and all it needs imported."""
+    from client.app import app
 
+    module = flowers(
+        "flwr.supernode.runtime.run_clientapp",
+        "run_clientapp", "RuntimeHttpClient", "pull_task_input", "install_from_fab",
+        "get_project_dir", "install_app_dependencies", "get_load_client_app_fn",
+    )  # fmt: skip
+    pull = module.pull_task_input
 
-def _hand_over(path: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Whether a server has made a child; False: it is not ready, or did not get that far.
+    def pull_without_code(client: object) -> tuple[Any, ...]:
+        message, context, run, fab = pull(client)
+        return message, context, run, replace(fab, content=b"")
 
-    Raises:
-        OSError: there is no server.
-    """
-    with socket.socket(socket.AF_UNIX) as server:
-        server.connect(str(path))
-        with suppress(TimeoutError, ConnectionError):
-            server.settimeout(_READY_SECONDS)
-            if server.recv(len(_READY)) == _READY:
-                server.settimeout(None)
-                server.sendall(json.dumps([arguments, dict(environment)]).encode())
-                server.shutdown(socket.SHUT_WR)
-                return server.recv(len(_TAKEN)) == _TAKEN
-    return False
+    def load_installed(app_id: str, version: str, _: str) -> App:
+        return _installed(app, app_id, version)
 
-
-def _listen(path: Path) -> socket.socket | None:
-    """A socket for the calls to come; None: the system allows none at this path."""
-    server = socket.socket(socket.AF_UNIX)
-    try:
-        path.unlink(missing_ok=True)  # its server is dead
-        server.bind(str(path))
-        server.listen()
-    except OSError:
-        server.close()
-        return None
-    return server
-
-
-def _load() -> Callable[[], object]:
-    """Flower's own command, with everything imported that it and the app need."""
-    from importlib.metadata import entry_points
-
-    import client.app  # noqa: F401
-
-    (entry,) = entry_points(group="console_scripts", name=_COMMAND)
-    command: Callable[[], object] = entry.load()
+    replaced = {
+        "RuntimeHttpClient": SocketClient,
+        "pull_task_input": pull_without_code,
+        "install_from_fab": lambda *_, **__: None,
+        "get_project_dir": lambda *_: None,
+        "install_app_dependencies": _refuse,
+        "get_load_client_app_fn": lambda **_: load_installed,
+    }
+    for name, stand_in in replaced.items():
+        setattr(module, name, stand_in)
     # A child's collector would write to all objects and so copy the pages it shares.
     gc.collect()
     gc.freeze()
+    command: Callable[..., object] = module.run_clientapp
     return command
 
 
-def _serve(server: socket.socket, command: Callable[[], object], parent: int) -> None:
-    """Fork for each call that comes, while the parent lives and calls."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that end leave nothing behind
-    server.settimeout(_PARENT_POLL_SECONDS)
-    last = time.monotonic()
-    while os.getppid() == parent and time.monotonic() - last < _IDLE_SECONDS:
-        # A caller that had no patience has gone, and sends nothing.
-        with suppress(TimeoutError, ConnectionError, ValueError):
-            connection, _ = server.accept()
-            with connection:
-                connection.settimeout(_PARENT_POLL_SECONDS)
-                connection.sendall(_READY)
-                received = b"".join(iter(lambda: connection.recv(65536), b""))  # noqa: B023
-                arguments, environment = json.loads(received)
-                if os.fork() == 0:
-                    server.close()
-                    connection.close()
-                    _run(command, arguments, environment)
-                last = time.monotonic()
-                connection.sendall(_TAKEN)
+def _installed(app: App, app_id: str, version: str) -> App:
+    """The installed app, for a run that asks for it; its errors are one line on both sides."""
+
+    def answer(message: Message, context: Context) -> Message:
+        try:
+            try:
+                check_claim(app_id, version)
+            except RunError as exc:
+                raise DeclinedError(f"declined: {exc}") from exc
+            return app(message, context)
+        except FedheadError as exc:
+            log(logging.WARNING, "%s", exc)
+            reason = f"{type(exc)}:<'{exc}'>"  # as Flower writes it
+            error = Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason)
+            return Message(error, reply_to=message)
+
+    return answer
 
 
-def _run(
-    command: Callable[[], object], arguments: Sequence[str], environment: Mapping[str, str]
-) -> None:
+def _refuse(*_: object, **__: object) -> NoReturn:
+    raise RunError("a device installs nothing for a run")
+
+
+def _run(command: Callable[..., object], socket: str, token: str) -> NoReturn:
     """Be Flower's command, in a child; the imports start no thread that it would miss."""
     code: object = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.environ.clear()
-        os.environ.update(environment)
-        sys.argv = [_COMMAND, *arguments]
-        code = command()
+        code = command(socket, token, insecure=True, parent_pid=os.getppid())
     except SystemExit as exc:
         code = exc.code
     except BaseException:
@@ -170,3 +150,7 @@ def _run(
         sys.stderr.flush()
         # The server's exit handlers are not the child's.
         os._exit(code if isinstance(code, int) else bool(code))
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), idle=_IDLE in sys.argv)

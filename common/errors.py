@@ -12,6 +12,7 @@
     ├── RunError           a run, its folder or its checkpoint
     ├── ExportError        a model file that could not be written or does not agree
     ├── DeliveryError      a model that could not be published, served or fetched
+    ├── SignatureError     a model or backbone that is not signed as it must be; a signing key
     └── MissingExtraError  an optional package is not installed
 
 The command line prints the message and exits with 1; a traceback means a bug.
@@ -33,6 +34,7 @@ __all__ = [
     "ProtocolError",
     "ReplyError",
     "RunError",
+    "SignatureError",
 ]
 
 
@@ -80,6 +82,10 @@ class ExportError(FedheadError):
 
 class DeliveryError(FedheadError):
     """A model that could not be published, served or fetched."""
+
+
+class SignatureError(FedheadError):
+    """A model or backbone that is not signed as it must be, or a key that cannot be used."""
 
 
 class MissingExtraError(FedheadError):

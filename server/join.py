@@ -6,7 +6,6 @@ import logging
 
 from flwr.serverapp import Grid
 
-from common.backbone.frozen import FrozenBackbone
 from common.config import AttackConfig, AvailabilityConfig, Config
 from common.datasets import Dataset
 from common.errors import ConfigError, RunError
@@ -17,14 +16,19 @@ from common.experiment import (
     malicious_clients,
 )
 from common.messages import DescribeRequest
+from server.admission import Admission
+from server.backbones import Offer
+from server.engine import quorum
 from server.progress import Progress
 from server.registry import Registry
+from server.roster import Roster
 
 __all__ = ["join"]
 
 logger = logging.getLogger("fedhead")
 
 _JOIN_SECONDS = 120.0
+_DEVICE_EXAMPLES = 1000  # see round.max-examples-per-client
 
 
 def join(
@@ -32,29 +36,53 @@ def join(
     config: Config,
     run_id: str,
     dataset: Dataset,
-    backbone: FrozenBackbone,
+    backbone: Offer,
     progress: Progress,
+    roster: Roster | None = None,
+    *,
+    devices: bool = False,
+    resumes: bool = False,
 ) -> Registry:
-    """The clients of a run; real ones as many as a round wants.
+    """The clients of a run; real ones as many as a round wants, or a run that goes on can do with.
+
+    Args:
+        grid: to reach the nodes.
+        config: of the run.
+        run_id: names the run in a node's state folder.
+        dataset: what the server tests on, with the names of the classes.
+        backbone: whose features the head reads.
+        progress: is told how many clients are connected.
+        roster: the deployment's devices; None: there is no deployment.
+        devices: whether they are known to be real: a node may be dead and Flower not know it yet.
+        resumes: whether rounds have been finished before.
 
     Raises:
         ConfigError: the configuration is for simulated clients, and these are real.
         RunError: they are not all there, or did not come in time.
     """
+    most = config.round.max_examples_per_client or (_DEVICE_EXAMPLES if roster else 0)
     request = DescribeRequest(
         run_id=run_id,
         classes=dataset.classes,
         test_fraction=config.partition.test_fraction,
         seed=config.seed,
+        name=config.name,
+        max_examples=most,
     )
     registry = Registry(
         grid,
         request,
-        (backbone.fingerprint, backbone.to_bytes),
+        backbone,
+        admission=Admission(roster, max_clients=config.partition.num_clients, max_examples=most),
         deadline_seconds=config.round.deadline_seconds,
         progress=progress,
     )
-    registry.wait_for(1, _JOIN_SECONDS)
+    wanted = config.train.clients_per_round
+    needed = quorum(config, wanted) if resumes else max(1, wanted)
+    if devices:
+        registry.wait_for(needed, _JOIN_SECONDS, _JOIN_SECONDS)
+    else:
+        registry.wait_for(1, _JOIN_SECONDS)
     if not registry.simulated:
         simulated = {
             "[availability]": config.availability != AvailabilityConfig(),
@@ -63,7 +91,7 @@ def join(
         }
         if wrong := [key for key, given in simulated.items() if given]:
             raise ConfigError([f"{key} is for simulated clients, these are real" for key in wrong])
-        registry.wait_for(config.train.clients_per_round, _JOIN_SECONDS)
+        registry.wait_for(needed, _JOIN_SECONDS)
     else:
         # All simulated nodes are there from the start, so each client is or never will be.
         expected = {i for i, share in enumerate(client_shares(config)) if len(share.train)}

@@ -9,7 +9,6 @@ import re
 import shutil
 import sys
 import textwrap
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -18,9 +17,12 @@ import typer
 
 from common.errors import ConfigError, FedheadError, MissingExtraError
 from simulations.cli_compare import comparisons
-from simulations.cli_delivery import delivery, publish
+from simulations.cli_delivery import delivery
 from simulations.cli_deploy import deployments
+from simulations.cli_fleet import fleet
+from simulations.cli_keys import keys
 from simulations.cli_measure import measures
+from simulations.cli_publish import publish
 from simulations.tables import closing_table, export_table, rows_table
 from simulations.terminal import JsonFlag, print_error
 
@@ -56,6 +58,8 @@ cli.add_typer(comparisons)
 cli.add_typer(measures)
 cli.add_typer(deployments)
 cli.add_typer(delivery, name="delivery")
+cli.add_typer(fleet, name="fleet")
+cli.add_typer(keys, name="keys")
 
 
 class Engine(StrEnum):
@@ -68,6 +72,10 @@ class Engine(StrEnum):
 DeploymentOption = Annotated[
     Path | None,
     typer.Option(help="Folder of fedhead deploy: on its real devices, instead of an engine here."),
+]
+KeyOption = Annotated[
+    Path | None,
+    typer.Option(help="Signing key, for a deployment whose devices take signed backbones only."),
 ]
 HealthOption = Annotated[
     str, typer.Option(metavar="HOST:PORT", help="Answer gRPC health checks here meanwhile.")
@@ -87,6 +95,7 @@ def run(
     overwrite: Annotated[bool, typer.Option(help="Replace an existing run folder.")] = False,
     engine: EngineOption = Engine.IN_PROCESS,
     deployment: DeploymentOption = None,
+    key: KeyOption = None,
     health: HealthOption = "",
     json_: JsonFlag = False,
 ) -> None:
@@ -104,7 +113,7 @@ def run(
     config = load_config(experiment, overrides)
     path = new_run(config, overwrite=overwrite)
     try:
-        _run(path, engine, deployment, health, json_)
+        _run(path, engine, deployment, key, health, json_)
     except FedheadError:
         # A run that never began, for its data or partition, leaves nothing in the way.
         if not (path / "metrics.jsonl").exists() and not (path / "flower.log").exists():
@@ -117,6 +126,7 @@ def resume(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     engine: EngineOption = Engine.IN_PROCESS,
     deployment: DeploymentOption = None,
+    key: KeyOption = None,
     health: HealthOption = "",
     json_: JsonFlag = False,
 ) -> None:
@@ -124,26 +134,37 @@ def resume(
     from simulations.run import open_run
 
     open_run(run_folder)
-    _run(run_folder.resolve(), engine, deployment, health, json_)
+    _run(run_folder.resolve(), engine, deployment, key, health, json_)
 
 
-def _run(path: Path, engine: Engine, deployment: Path | None, health: str, json_: bool) -> None:
+def _run(
+    path: Path,
+    engine: Engine,
+    deployment: Path | None,
+    key: Path | None,
+    health: str,
+    json_: bool,
+) -> None:
     from simulations.deploy.launch import run_deployed
+    from simulations.deploy.processes import terminable
     from simulations.flower import run_flower
     from simulations.run import num_nodes, open_run, run_in_process
 
     if deployment is not None and engine is not Engine.IN_PROCESS:
         raise ConfigError([f"--deployment and --engine {engine} exclude each other"])
+    if key is not None and deployment is None:
+        raise ConfigError(["--key is for --deployment: nothing else asks for signatures"])
     if health and not re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[^\s:]+):[0-9]{1,5}", health):
         raise ConfigError([f"--health {health!r} must be HOST:PORT, for example 127.0.0.1:9096"])
     try:
-        if deployment is not None:
-            summary = run_deployed(path, deployment, health=health)
-        elif engine is Engine.FLOWER:
-            nodes = num_nodes(open_run(path))
-            summary = run_flower(path, num_supernodes=nodes, health=health)
-        else:
-            summary = run_in_process(path, health=health)
+        with terminable():
+            if deployment is not None:
+                summary = run_deployed(path, deployment, health=health, key=key)
+            elif engine is Engine.FLOWER:
+                nodes = num_nodes(open_run(path))
+                summary = run_flower(path, num_supernodes=nodes, health=health)
+            else:
+                summary = run_in_process(path, health=health)
     except KeyboardInterrupt:
         option = f" --engine {engine}" if engine is Engine.FLOWER else ""
         option = f" --deployment {deployment}" if deployment is not None else option
@@ -193,8 +214,7 @@ def export(
         raise ConfigError(["--bytecode is for --target lite"])
     reports = export_run(run_folder.resolve(), targets, out, bytecode=bytecode)
     if json_:
-        files = [{**asdict(report), "path": str(report.path)} for report in reports]
-        print(json.dumps({"files": files}))
+        print(json.dumps({"files": [report.as_json() for report in reports]}))
     else:
         export_table(reports)
 

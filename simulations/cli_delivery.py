@@ -1,8 +1,9 @@
-"""The command line of artifact delivery: ``fedhead publish`` and ``fedhead delivery ...``."""
+"""The command line of artifact delivery, but for what puts models up: ``fedhead delivery ...``."""
 
 from __future__ import annotations
 
 import json
+import logging
 import signal
 from contextlib import suppress
 from dataclasses import asdict
@@ -14,48 +15,28 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import DeliveryError
+from simulations.cli_publish import NameOption, ServerArgument, figures_of, published_in, restore
+from simulations.terminal import JsonFlag, print_error
 
 if TYPE_CHECKING:
     from client.delivery.remote import Remote
     from client.delivery.shelf import Shelf
+    from client.trust import Trust
+    from common.delivery.versions import Artifact
 
-__all__ = ["delivery", "publish"]
+__all__ = ["delivery"]
 
 delivery = typer.Typer(no_args_is_help=True, help="Bring published models to devices over gRPC.")
+delivery.command()(restore)
+
+logger = logging.getLogger("fedhead.delivery")
 
 _GRACE_SECONDS = 5
 _HERE = Path()
 _MODEL = "model.pt"
 
-ServerArgument = Annotated[Path, typer.Argument(help="The deployment's server folder.")]
 DeviceArgument = Annotated[Path, typer.Argument(help="The device's folder; without it, this one.")]
 NameArgument = Annotated[str, typer.Argument(help="Name of the device.")]
-NameOption = Annotated[str, typer.Option(help="Artifact, as it was published.")]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-
-
-def publish(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
-    to: Annotated[Path, typer.Option(help="The deployment's server folder.")],
-    file: Annotated[str, typer.Option(help="Exported file in RUN.")] = "model.pt",
-    name: Annotated[
-        str | None, typer.Option(help="What devices ask for; without it, the file's name.")
-    ] = None,
-    json_: JsonFlag = False,
-) -> None:
-    """Put a run's exported model up for devices, as a new version."""
-    from server.delivery.publish import publish as put_up
-
-    source = run_folder / file
-    if not source.is_file():
-        raise DeliveryError(f"{source}: no such file; fedhead export {run_folder} writes model.pt")
-    artifact = put_up(source, _published(to), name=name or source.name)
-    if json_:
-        figures = asdict(artifact)
-        del figures["card"]
-        print(json.dumps(figures))
-    else:
-        print(f"{artifact}: {artifact.size:,} bytes\nsha256 {artifact.sha256}")
 
 
 @delivery.command()
@@ -70,7 +51,7 @@ def token(
     """
     from server.delivery.tokens import issue_token
 
-    issue_token(_published(server), device, out)
+    issue_token(published_in(server), device, out)
     print(f"{device} may fetch with {out}")
 
 
@@ -79,7 +60,7 @@ def revoke(server: ServerArgument, device: NameArgument) -> None:
     """Let a device fetch no more."""
     from server.delivery.tokens import revoke_token
 
-    revoke_token(_published(server), device)
+    revoke_token(published_in(server), device)
     print(f"{device} may fetch no more")
 
 
@@ -92,20 +73,22 @@ def serve(
     ] = 10.0,
 ) -> None:
     """Serve published models until Ctrl-C or SIGTERM; what is published meanwhile too."""
+    from server.delivery.identity import Identity
     from server.delivery.service import Limits, start
     from simulations.deploy.settings import endpoint, read_server
+    from simulations.deploy.trust import signing_state
 
-    settings = read_server(server)
+    settings, signing = read_server(server), signing_state(server)
     # A service manager's stop is as good as Ctrl-C, which a shell's `&` lets a process ignore.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     running, port = start(
-        _published(server),
+        published_in(server),
         address=endpoint(settings.host, settings.delivery_port),
-        certificate=server / "server.crt",
-        key=server / "server.key",
+        identity=Identity(server / "server.crt", server / "server.key", server / "ca.crt"),
         limits=Limits(downloads, 1e6 * rate),
     )
     print(f"serving models at port {port}; end with Ctrl-C", flush=True)
+    print(signing, flush=True)
     with suppress(KeyboardInterrupt):
         running.wait_for_termination()
     running.stop(_GRACE_SECONDS).wait()
@@ -116,14 +99,11 @@ def status(server: ServerArgument, json_: JsonFlag = False) -> None:
     """What is published, and how right devices found it on their own data."""
     from server.delivery.reports import survey
 
-    found = survey(_published(server))
+    found = survey(published_in(server))
     if json_:
         rows = [
             {
-                "name": entry.artifact.name,
-                "version": entry.artifact.version,
-                "size": entry.artifact.size,
-                "sha256": entry.artifact.sha256,
+                **figures_of(entry.artifact),
                 "accuracy": entry.accuracy,
                 "reports": {device: asdict(report) for device, report in entry.reports.items()},
             }
@@ -132,17 +112,17 @@ def status(server: ServerArgument, json_: JsonFlag = False) -> None:
         print(json.dumps(rows))
         return
     table = Table()
-    for title in ("artifact", "version", "bytes", "devices", "accuracy", "worst"):
+    for title in ("artifact", "version", "bytes", "signed until", "devices", "accuracy", "worst"):
         table.add_column(title, justify="left" if title == "artifact" else "right")
     for entry in found:
-        accuracies = [report.accuracy for report in entry.reports.values()]
         table.add_row(
             entry.artifact.name,
             str(entry.artifact.version),
             f"{entry.artifact.size:,}",
-            str(len(accuracies)),
+            _until(entry.artifact),
+            str(len(entry.reports)),
             "-" if entry.accuracy is None else f"{100 * entry.accuracy:.2f} %",
-            f"{100 * min(accuracies):.2f} %" if accuracies else "-",
+            entry.worst or "-",
         )
     Console().print(table)
 
@@ -156,33 +136,51 @@ def fetch(
 ) -> None:
     """On a device: fetch the newest model, if it is new, and put it into use."""
     from client.delivery.fetch import fetch as bring
+    from client.delivery.remote import DeliveryInterruptedError
 
     with _remote(device) as remote:
-        fetched = bring(remote, _shelf(device, name), keep=keep)
+        try:
+            fetched = bring(remote, _shelf(device, name), keep=keep, trust=_trust(device))
+        except DeliveryInterruptedError:
+            raise
+        except DeliveryError:  # nothing is published yet: it checks in nevertheless
+            with suppress(DeliveryError):
+                _check_in(device, remote)
+            raise
+        try:
+            _check_in(device, remote)
+        except DeliveryError as exc:
+            print_error(str(exc))
     if json_:
         print(json.dumps(asdict(fetched), default=str))
     else:
         print(f"{fetched.model}: {fetched.note}; {fetched.received_bytes:,} bytes received")
 
 
+@delivery.command("check-in")
+def check_in(device: DeviceArgument = _HERE) -> None:
+    """On a device: tell the server what it runs, and trust the authorities that it hands out.
+
+    fetch does so too, and fedhead device every hour.
+    """
+    with _remote(device) as remote:
+        _check_in(device, remote)
+
+
 @delivery.command()
 def report(device: DeviceArgument = _HERE, name: NameOption = _MODEL) -> None:
     """On a device: measure the model in use on its own pictures, and tell the accuracy.
 
+    On those that it keeps to test with, if it has taken part in a run with the model's classes.
     Nothing else is told: no picture, no label, no prediction.
     """
-    from common.delivery.versions import read_artifact
-    from simulations.deploy.settings import inside, read_device
-    from simulations.predict import measure
+    from simulations.deploy.grade import grade
+    from simulations.deploy.settings import read_device
 
-    settings, shelf = read_device(device), _shelf(device, name)
-    with shelf.locked():
-        artifact = read_artifact(shelf.path, shelf.current)
-    accuracy, num_examples = measure(shelf.model, inside(device, settings.data))
+    artifact, figures = grade(device, _shelf(device, name), _trust(device))
     with _remote(device) as remote:
-        remote.report(artifact, num_examples=num_examples, accuracy=accuracy)
-    right = f"right in {100 * accuracy:.2f} % of {num_examples} pictures"
-    print(f"{artifact}: {right}, told {settings.delivery}")
+        remote.report(artifact, **asdict(figures))
+    print(f"{artifact}: right in {figures}, told {read_device(device).delivery}")
 
 
 @delivery.command()
@@ -193,11 +191,12 @@ def rollback(device: DeviceArgument = _HERE, name: NameOption = _MODEL) -> None:
     print(f"{shelf.model}: back to {artifact}")
 
 
-def _published(server: Path) -> Path:
-    from simulations.deploy.settings import delivery_of, read_server
+def _until(artifact: Artifact) -> str:
+    from common.signing.statement import Statement, utc
 
-    read_server(server)  # or a mistyped folder would become one
-    return delivery_of(server)
+    if artifact.signed is None:
+        return "unsigned"
+    return utc(Statement.from_bytes(artifact.signed.statement).expires)[:10]
 
 
 def _remote(device: Path) -> Remote:
@@ -206,6 +205,39 @@ def _remote(device: Path) -> Remote:
 
     address = read_device(device).delivery
     return Remote(address, authority=device / "ca.crt", token=device / "delivery.token")
+
+
+def _check_in(device: Path, remote: Remote) -> None:
+    from importlib.metadata import version
+
+    from client.delivery.authorities import check_in
+    from client.delivery.shelf import shelves
+    from simulations.deploy.authority import end_of_trust, expiry_warnings
+    from simulations.deploy.settings import inside, read_device
+
+    settings = read_device(device)
+    new = check_in(
+        remote,
+        device / "ca.crt",
+        [settings.server, settings.delivery],
+        app=f"fedhead {version('fedhead')}",
+        in_use={s.path.name: s.current for s in shelves(inside(device, settings.models))},
+    )
+    if new:
+        logger.info("%s: other authorities are trusted", device / "ca.crt")
+    for line in expiry_warnings({"authority": end_of_trust(device / "ca.crt")}):
+        logger.warning("warning: %s", line)
+
+
+def _trust(device: Path) -> Trust | None:
+    from client.trust import Trust
+    from simulations.deploy.settings import inside, read_device
+    from simulations.deploy.trust import trusted_of
+
+    folder = trusted_of(device)
+    if not folder.exists():
+        return None
+    return Trust.of(folder, inside(device, read_device(device).state))
 
 
 def _shelf(device: Path, name: str) -> Shelf:

@@ -18,11 +18,17 @@ deployments = typer.Typer()
 @deployments.command()
 def deploy(
     folder: Annotated[Path, typer.Argument(help="Made when missing; keys that are there stay.")],
-    address: Annotated[
-        list[str],
-        typer.Option(help="Host name or IP address of the server; repeat it, the first is used."),
-    ],
     device: Annotated[list[str], typer.Option(help="Name of a device; repeat it.")],
+    address: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Host name or IP address of the server; repeat it, these devices use the first. "
+            "Those that are known stay."
+        ),
+    ] = None,
+    drop_address: Annotated[
+        list[str] | None, typer.Option(help="Host name or IP address that is known no longer.")
+    ] = None,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Of the server; without it, 9092.")
     ] = None,
@@ -33,21 +39,40 @@ def deploy(
     delivery_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="For models; without it, 9095.")
     ] = None,
-    days: Annotated[int, typer.Option(min=1, help="Validity of the server's certificate.")] = 365,
+    days: Annotated[
+        int | None,
+        typer.Option(min=1, help="Validity of a new certificate for the server; without it, 365."),
+    ] = None,
+    trust: Annotated[
+        list[Path] | None,
+        typer.Option(help="Public signing key, for all devices; twice at most."),
+    ] = None,
 ) -> None:
-    """Write keys, settings and instructions for a server and its devices."""
-    from simulations.deploy.folder import write_deployment
+    """Write keys, settings and instructions for a server and its devices, or for more of them.
 
-    write_deployment(
+    Where the server runs, devices are let in at once.
+    """
+    from simulations.deploy.changes import let_in
+    from simulations.deploy.folder import write_deployment
+    from simulations.deploy.trust import signing_state
+
+    notes = write_deployment(
         folder,
-        addresses=address,
+        addresses=address or [],
+        dropped=drop_address or [],
         devices=device,
         days=days,
         port=port,
         operator_port=operator_port,
         delivery_port=delivery_port,
+        trust=trust or [],
     )
+    for note in notes:
+        print(note)
+    if not let_in(folder / "server", print):
+        print(f"fedhead serve {folder / 'server'} registers the devices when it starts")
     print(f"{folder}: read its README.md; keep authority/ca.key offline")
+    print(signing_state(folder / "server"))
 
 
 @deployments.command()

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import os
 import re
-import shutil
 import socket
-import subprocess
 import sysconfig
 import tempfile
 import time
@@ -22,6 +19,8 @@ import tomli_w
 
 from common.bundle import NAME, PUBLISHER, installed_version
 from common.errors import MissingExtraError, RunError
+from simulations.deploy.processes import Process, command, running
+from simulations.stream import final_status, stream
 
 __all__ = [
     "check_ray",
@@ -36,22 +35,13 @@ logger = logging.getLogger("fedhead")
 
 _ROOT = Path(__file__).resolve().parent.parent
 _START_SECONDS = 60.0
-_STATUS_PAUSE_SECONDS = 1.0
 
-# The shell leads the process group in which SuperLink, SuperExec, the ServerApp and Ray live.
-# When the pipe to fedhead closes, for whatever reason, they all end: what a run must not lose
-# is on disk, and a run that went on unseen would write into the folder that is resumed.
-_KEEPER = """
-"$1" --insecure --simulation --isolation process --host 127.0.0.1 --port "$3" &
-"$2" --insecure --runtime-api-address "127.0.0.1:$3" --parent-pid $! &
-read _
-kill -s KILL -- -$$
+# What a run must not lose is on disk, and a run that went on unseen would write into the folder
+# that is resumed: so the keeper takes SuperLink, SuperExec, the ServerApp and Ray along.
+_PROCESSES = """
+flower-superlink --insecure --simulation --isolation process --host 127.0.0.1 --port "$1" &
+exec flower-superexec --insecure --runtime-api-address "127.0.0.1:$1" --parent-pid $!
 """
-
-# What server/app writes into Flower's log, and Flower's name for an exception in it.
-_OUR_LINE = re.compile(r"^fedhead (INFO|WARNING|ERROR): (.*)$")
-_STARTED = re.compile(r"Successfully started run (\d+)")
-_FAILURE = "Simulation failed with exception: "
 
 
 def check_ray() -> None:
@@ -87,7 +77,13 @@ def run_flower(path: Path, *, num_supernodes: int, health: str = "") -> dict[str
 
 
 def run_app(
-    path: Path, environment: Mapping[str, str], options: Sequence[str] = (), *, health: str = ""
+    path: Path,
+    environment: Mapping[str, str],
+    options: Sequence[str] = (),
+    *,
+    health: str = "",
+    deployment: Path | None = None,
+    backbones: Path | None = None,
 ) -> dict[str, Any]:
     """Run a run folder's experiment on the SuperLink that an environment names.
 
@@ -96,6 +92,8 @@ def run_app(
         environment: its FLWR_HOME is for this one run.
         options: of ``flwr run``.
         health: HOST:PORT where health checks are answered meanwhile; empty for none.
+        deployment: server folder of the deployment whose devices take part; None for none.
+        backbones: folder of signed ones; None: the nodes take others.
 
     Returns:
         The run's closing figures.
@@ -104,16 +102,20 @@ def run_app(
         RunError: the run did not complete, with the reason it gave.
     """
     # It imports torch and what is a server's; what watches over a device stays without.
+    from server.lease import held, lease_of
     from simulations.run import read_summary, run_values
 
-    app = Path(environment["FLWR_HOME"]) / "app"
-    _write_app(app, {**run_values(path.resolve()), "health": health})
+    app, lease = Path(environment["FLWR_HOME"]) / "app", lease_of(path.resolve())
+    folders = {"lease": lease, "deployment": deployment, "backbones": backbones}
+    values = {key: str(folder.resolve()) if folder else "" for key, folder in folders.items()}
+    _write_app(app, {**run_values(path.resolve()), "health": health, **values})
     log = path / "flower.log"
-    error, run_id = _stream(app, options, environment, log)
-    try:
-        status, details = _final_status(environment, run_id)
-    except RunError as exc:
-        raise RunError(f"{exc} (its log: {log}); {_go_on(path)}") from exc
+    with held(lease):
+        error, run_id = stream(app, options, environment, log)
+        try:
+            status, details = final_status(environment, run_id)
+        except RunError as exc:
+            raise RunError(f"{exc} (its log: {log}); {_go_on(path)}") from exc
     if status != "finished:completed":
         reason = f"Flower's run is {status}: {details} (its log: {log}); {_go_on(path)}"
         raise RunError(error or reason)
@@ -145,26 +147,16 @@ def superlink() -> Iterator[dict[str, str]]:
         (Path(home) / "config.toml").write_text(
             tomli_w.dumps({"superlink": {"default": "fedhead", "fedhead": connection}})
         )
-        names = ("flower-superlink", "flower-superexec")
-        commands = [command(name, environment) for name in names]
+        for name in ("flower-superlink", "flower-superexec"):
+            command(name, environment)  # or the shell would say that it is not there
         log = Path(home) / "superlink.log"
-        with log.open("wb") as output:
-            keeper = subprocess.Popen(  # noqa: S603 - our own script and Flower's commands
-                ["/bin/sh", "-c", _KEEPER, "fedhead", *commands, str(port)],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
-        try:
+        arguments = ["sh", "-c", _PROCESSES, "fedhead", str(port)]
+        with log.open("wb") as output, running(arguments, environment, output) as process:
             try:
-                _wait_for("127.0.0.1", port, keeper)
+                _wait_for("127.0.0.1", port, process)
             except RunError as exc:
                 raise RunError(f"{exc}: {_last_line(log)}") from exc
             yield environment
-        finally:
-            keeper.communicate()  # closes the pipe
 
 
 def flower_environment() -> dict[str, str]:
@@ -186,25 +178,13 @@ def flower_environment() -> dict[str, str]:
     }
 
 
-def command(name: str, environment: Mapping[str, str]) -> str:
-    """Path of one of Flower's commands.
-
-    Raises:
-        RunError: it is not installed.
-    """
-    found = shutil.which(name, path=environment["PATH"])
-    if found is None:
-        raise RunError(f"the command {name} of the package flwr is not on the PATH")
-    return found
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _wait_for(host: str, port: int, process: subprocess.Popen[bytes]) -> None:
+def _wait_for(host: str, port: int, process: Process) -> None:
     """Wait until a SuperLink listens, which it does once it is ready.
 
     Raises:
@@ -242,70 +222,3 @@ def _write_app(folder: Path, config: Mapping[str, str]) -> None:
     folder.mkdir()
     content = tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}})
     (folder / "pyproject.toml").write_text(content)
-
-
-def _stream(
-    app: Path, options: Sequence[str], environment: Mapping[str, str], log: Path
-) -> tuple[str | None, str | None]:
-    """Run the app to its end; our own lines of its log go to our log, all of them to a file.
-
-    Returns:
-        Our own last error, and the id that Flower gave the run; None: it gave none.
-    """
-    process = subprocess.Popen(  # noqa: S603 - Flower's command
-        [command("flwr", environment), "run", str(app), "--stream", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=dict(environment),
-        text=True,
-        errors="replace",
-    )
-    error = run_id = None
-    with process, log.open("a", encoding="utf-8") as file:
-        try:
-            for line in process.stdout or ():
-                file.write(line)
-                file.flush()
-                if match := _STARTED.search(line):
-                    run_id = match[1]
-                if match := _OUR_LINE.match(line):
-                    level, message = match.groups()
-                    if level == "ERROR":
-                        error = message
-                    else:
-                        logger.log(logging.getLevelNamesMapping()[level], "%s", message)
-        except KeyboardInterrupt:
-            if run_id is not None:
-                _flwr(environment, "stop", run_id)  # a deployment's would go on unseen
-            raise
-        finally:
-            process.kill()
-    return error, run_id
-
-
-def _final_status(environment: Mapping[str, str], run_id: str | None) -> tuple[str, str]:
-    """Status and details of a run; ``flwr run --stream`` exits with 0 either way.
-
-    Raises:
-        RunError: there is no run, or no SuperLink any more.
-    """
-    while True:
-        try:
-            runs = json.loads(_flwr(environment, "ls"))["runs"]
-            run = next(run for run in runs if str(run["run-id"]) == run_id)
-        except (ValueError, LookupError, StopIteration) as exc:
-            raise RunError("Flower's SuperLink does not answer, or has lost the run") from exc
-        if run["status"].startswith("finished"):
-            return run["status"], run["status-details"].removeprefix(_FAILURE)
-        time.sleep(_STATUS_PAUSE_SECONDS)  # the log's stream was cut
-
-
-def _flwr(environment: Mapping[str, str], *arguments: str) -> str:
-    """What one of Flower's commands answers, as JSON if it could."""
-    return subprocess.run(  # noqa: S603 - Flower's command
-        [command("flwr", environment), *arguments, "--format", "json"],
-        capture_output=True,
-        env=dict(environment),
-        text=True,
-        check=False,
-    ).stdout

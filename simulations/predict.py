@@ -12,9 +12,10 @@ from torch import Tensor
 
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.frozen import quantized_engine
-from common.datasets.folder import load_folder
+from common.datasets.base import Dataset
 from common.errors import ExportError
 from common.images import ByteArray, decode_file
+from common.types import IntArray
 from server.card import read_card
 
 __all__ = ["Prediction", "measure", "predict"]
@@ -69,30 +70,30 @@ def predict(model: Path, images: Sequence[Path]) -> list[Prediction]:
     return found
 
 
-def measure(model: Path, folder: Path) -> tuple[float, int]:
-    """How often an exported model is right on a device's own pictures.
+def measure(model: Path, dataset: Dataset, positions: IntArray) -> float:
+    """How often an exported model is right on labelled pictures.
 
     Args:
         model: a ``model.pt``.
-        folder: one sub-folder a class, named as the model's card does.
+        dataset: pictures, with the classes of the model's card.
+        positions: of those to look at, at least one.
 
     Returns:
-        The accuracy in [0, 1], and the number of pictures; broken ones are left out.
+        The accuracy in [0, 1].
 
     Raises:
-        As ``predict``, and DataError: no such folder, no pictures, or unknown classes.
+        As ``predict``.
     """
     card = read_card(model)
-    dataset = load_folder(folder, classes=card.classes)
     right = 0
     with quantized_engine(card.engine), torch.no_grad(), accepted_deprecations():
         network = _load(model)
-        for start in range(0, len(dataset.train), _BATCH):
-            index = dataset.train[start : start + _BATCH]
+        for start in range(0, len(positions), _BATCH):
+            index = positions[start : start + _BATCH]
             pixels = dataset.images(index, card.input_size)
             best = _logits(network, pixels, len(card.classes), model).argmax(dim=1)
             right += int((best.numpy() == dataset.labels[index]).sum())
-    return right / len(dataset.train), len(dataset.train)
+    return right / len(positions)
 
 
 def _load(model: Path) -> torch.nn.Module:

@@ -18,8 +18,11 @@ MAY_IMPORT = {
 # Strategies and trainers see arrays, never messages.
 MAY_IMPORT_FLWR = {
     "client/app.py",
+    "client/fork_server.py",
+    "client/supernode.py",
     "common/messages.py",
     "common/records.py",
+    "server/admission.py",
     "server/app.py",
     "server/exchange.py",
     "server/engine.py",
@@ -30,6 +33,7 @@ MAY_IMPORT_FLWR = {
     "server/replies.py",
     "server/stragglers.py",
     "server/summary.py",
+    "server/unreadable.py",
     "simulations/bench/run_fedhead.py",
     "simulations/bench/run_flower.py",
     "simulations/deploy/app.py",

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from client.delivery.remote import DeliveryInterruptedError, Remote
 from client.delivery.shelf import Shelf
-from common.delivery.versions import Artifact
+from client.trust import Trust
+from common.delivery.versions import Artifact, fingerprint_of
 from common.errors import DeliveryError
+from common.signing.statement import Statement
 
 __all__ = ["Fetched", "fetch"]
 
@@ -63,7 +65,12 @@ class Fetched:
 
 
 def fetch(
-    remote: Remote, shelf: Shelf, *, keep: int, sleep: Callable[[float], None] = time.sleep
+    remote: Remote,
+    shelf: Shelf,
+    *,
+    keep: int,
+    trust: Trust | None = None,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Fetched:
     """Bring a shelf up to the newest version.
 
@@ -71,6 +78,7 @@ def fetch(
         remote: the server.
         shelf: of the model to fetch.
         keep: versions to keep, at least 2: one in use, one to roll back to.
+        trust: what must have been signed, and by whom; None: nothing.
         sleep: between tries.
 
     Raises:
@@ -78,12 +86,14 @@ def fetch(
             and another fetch goes on from there.
         DeliveryError: the server refuses or is not to be trusted, or the file is not what was
             promised. Then nothing of it is left, and what was in use stays.
+        SignatureError: it is not signed as it must be; likewise.
         OSError: as the operating system says.
     """
     shelf.path.mkdir(parents=True, exist_ok=True)
     with shelf.locked():
         tries = _Tries(sleep)
         artifact = _latest(remote, shelf.path.name, tries)
+        statement = _check(artifact, shelf, trust) if trust else None
         current = shelf.current
         if artifact.version < current:
             note = f"the server has only version {artifact.version}"
@@ -91,10 +101,9 @@ def fetch(
         if artifact.version <= shelf.held:
             note = f"version {artifact.version} was rolled back; waiting for a newer one"
             return Fetched(current, shelf.model, 0, note)
-        received = 0
+        received, partial = 0, shelf.partial(artifact)
         intact = shelf.intact(artifact)
         if not intact:
-            partial = shelf.partial(artifact)
             try:
                 received = _download(remote, artifact, partial, tries)
             except DeliveryInterruptedError:
@@ -102,11 +111,27 @@ def fetch(
             except DeliveryError:
                 partial.unlink()
                 raise
+        if trust and statement:
+            trust.accept(statement)
+        if intact:
+            shelf.keep_signature(artifact)
+        else:
             shelf.install(artifact, partial)
         shelf.use(artifact.version)
         shelf.prune(keep)
     note = "up to date" if intact and artifact.version == current else f"now {artifact}"
     return Fetched(artifact.version, shelf.model, received, note)
+
+
+def _check(artifact: Artifact, shelf: Shelf, trust: Trust) -> Statement:
+    """The statement that vouches for an artifact.
+
+    Raises:
+        SignatureError: there is none that holds, or the artifact is older than what was here.
+    """
+    statement = trust.check(artifact.signed, "model", str(artifact), shelf.in_use())
+    artifact.check(statement, "model", fingerprint_of(artifact))
+    return statement
 
 
 def _latest(remote: Remote, name: str, tries: _Tries) -> Artifact:
@@ -132,7 +157,8 @@ def _download(remote: Remote, artifact: Artifact, partial: Path, tries: _Tries) 
                 for data in remote.download(artifact, offset):
                     file.write(data)
                     digest.update(data)
-                    tries.progress()
+                    if data:  # or a server could keep a device at it for ever
+                        tries.progress()
                     if file.tell() > artifact.size:
                         break
                 if file.tell() < artifact.size:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from common.delivery.versions import Artifact
 from common.delivery.wire import CHANNEL_OPTIONS, Stub
 from common.errors import DeliveryError
 from common.files import read_private
+from common.signing.statement import Signed
 
 __all__ = ["DeliveryInterruptedError", "Remote"]
 
@@ -45,7 +46,7 @@ class Remote:
 
     Args:
         address: host and port; the host must be a name in the server's certificate.
-        authority: PEM certificate of the only authority to trust.
+        authority: PEM certificates of the only authorities to trust.
         token: file of the device's token; refused if others than its owner can read it.
 
     Raises:
@@ -91,7 +92,15 @@ class Remote:
             )
         if reply.name != name:
             raise DeliveryError(f"{self._address}: was asked for {name}, answers {reply.name}")
-        return Artifact(reply.name, reply.version, reply.size, reply.sha256, reply.card)
+        signed = Signed(reply.statement, reply.signature)
+        return Artifact(
+            reply.name,
+            reply.version,
+            reply.size,
+            reply.sha256,
+            reply.card,
+            signed if reply.statement else None,
+        )
 
     def download(self, artifact: Artifact, offset: int) -> Iterator[bytes]:
         """The file's bytes from an offset on, as they come.
@@ -104,8 +113,16 @@ class Remote:
             for chunk in self._stub.download(request, metadata=self._metadata):
                 yield chunk.data
 
-    def report(self, artifact: Artifact, *, num_examples: int, accuracy: float) -> None:
+    def report(
+        self, artifact: Artifact, *, num_examples: int, accuracy: float, held_out: bool
+    ) -> None:
         """Tell how often a version is right on the device's own examples.
+
+        Args:
+            artifact: the version.
+            num_examples: at least 1.
+            accuracy: in [0, 1].
+            held_out: whether the device has never trained on any of them.
 
         Raises:
             DeliveryInterruptedError, DeliveryError: as ``latest``.
@@ -115,9 +132,34 @@ class Remote:
             version=artifact.version,
             num_examples=num_examples,
             accuracy=accuracy,
+            held_out=held_out,
         )
         with self._failures():
             self._stub.report(request, metadata=self._metadata, timeout=_TIMEOUT_SECONDS)
+
+    def check_in(
+        self, app: str, authorities_sha256: str, in_use: Mapping[str, int]
+    ) -> tuple[bytes, bytes]:
+        """Tell what this device runs and trusts.
+
+        Args:
+            app: program and version.
+            authorities_sha256: of the file of authorities.
+            in_use: version in use, by artifact.
+
+        Returns:
+            The file of authorities to trust from now on, empty if it is the one told; and what
+            vouches for a new one in it.
+
+        Raises:
+            DeliveryInterruptedError, DeliveryError: as ``latest``.
+        """
+        request = pb.CheckInRequest(
+            app=app, authorities_sha256=authorities_sha256, in_use=dict(in_use)
+        )
+        with self._failures():
+            reply = self._stub.check_in(request, metadata=self._metadata, timeout=_TIMEOUT_SECONDS)
+        return reply.authorities, reply.voucher
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -132,7 +174,7 @@ class Remote:
     def _explain(self, code: grpc.StatusCode, details: str) -> DeliveryError:
         if code is grpc.StatusCode.UNAVAILABLE and any(sign in details for sign in _NOT_TRUSTED):
             return DeliveryError(
-                f"{self._address}: not trusted: its certificate is not of the authority in "
+                f"{self._address}: not trusted: its certificate is not of an authority in "
                 f"{self._authority}, is for another name or has expired, or it speaks no TLS "
                 f"({details})"
             )

@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from common.delivery.versions import Artifact, known_versions, read_artifact, shelf_of
+from common.delivery.versions import Artifact, known_versions, read_artifact, renew, shelf_of
 from common.errors import DeliveryError
 from common.files import write_atomic, write_folder
 
-__all__ = ["Shelf"]
+__all__ = ["Shelf", "shelves"]
 
 logger = logging.getLogger("fedhead.delivery")
 
@@ -70,6 +70,15 @@ class Shelf:
         except (OSError, ValueError) as exc:
             raise DeliveryError(f"{self._current} is not a link to a version") from exc
 
+    def in_use(self) -> tuple[int, str]:
+        """The version in use and its sha256; 0 and nothing if there is none, or it is damaged."""
+        if not self.current:
+            return 0, ""
+        try:
+            return self.current, read_artifact(self.path, self.current).sha256
+        except DeliveryError:
+            return 0, ""
+
     @property
     def held(self) -> int:
         """The newest version that was rolled back; 0 if none was."""
@@ -98,6 +107,11 @@ class Shelf:
             file.rename(folder / artifact.name)
             artifact.describe(folder)
 
+    def keep_signature(self, artifact: Artifact) -> None:
+        """Keep the newest signed statement of a version that is here."""
+        if artifact.signed and artifact.signed != read_artifact(self.path, artifact.version).signed:
+            renew(self.path, artifact, artifact.signed)
+
     def use(self, version: int) -> None:
         """Put a version into use, for every later look at ``current``."""
         link = self.path / ".current"
@@ -108,14 +122,16 @@ class Shelf:
     def prune(self, keep: int) -> None:
         """Remove all but the newest versions; the one in use and the one before it stay.
 
-        What an ``install`` that was killed had begun goes too.
+        What an ``install`` or a ``prune`` that was killed had begun goes too.
         """
         known = known_versions(self.path)
         before = [version for version in known if version < self.current]
         kept = {*known[-keep:], self.current, *before[-1:]}
         for version in known:
-            if version not in kept:
-                shutil.rmtree(self.path / str(version))
+            if (
+                version not in kept
+            ):  # one that is cut off in the middle must not look like a version
+                (self.path / str(version)).rename(self.path / f".{version}.old")
         for path in self.path.glob(".[0-9]*"):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -143,3 +159,8 @@ class Shelf:
                 return artifact
             logger.warning("version %d is passed over: %s", version, problem)
         raise DeliveryError(f"{self.path}: no intact version before {current or 'the first'}")
+
+
+def shelves(folder: Path) -> list[Shelf]:
+    """All models that are in use on this device."""
+    return [Shelf(folder, path.parent.name) for path in sorted(folder.glob("[!.]*/current"))]

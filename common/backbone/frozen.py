@@ -27,7 +27,14 @@ from common.errors import BackboneError
 from common.files import write_atomic
 from common.types import Affine
 
-__all__ = ["FrozenBackbone", "load_by_fingerprint", "probe_images", "quantized_engine", "store"]
+__all__ = [
+    "FrozenBackbone",
+    "backbone_file",
+    "load_by_fingerprint",
+    "probe_images",
+    "quantized_engine",
+    "store",
+]
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -217,24 +224,29 @@ def probe_digest(features: UInt8Array) -> str:
 
 def store(backbone: FrozenBackbone, cache: Path) -> Path:
     """Keep a backbone under its fingerprint; returns its folder."""
-    folder = _folder(cache, backbone.fingerprint)
+    folder = backbone_file(cache, backbone.fingerprint).parent
     backbone.save(folder)
     return folder
 
 
 def load_by_fingerprint(fingerprint: str, cache: Path) -> FrozenBackbone | None:
     """The backbone of this fingerprint, not opened; None if it is not there or damaged."""
-    folder = _folder(cache, fingerprint)
-    if not (folder / _FILE).exists():
+    file = backbone_file(cache, fingerprint)
+    if not file.exists():
         return None
     try:
-        return FrozenBackbone.load(folder, fingerprint, opened=False)
+        return FrozenBackbone.load(file.parent, fingerprint, opened=False)
     except BackboneError as exc:
         _log.warning("cached backbone %s is not usable: %s", fingerprint[:12], exc)
         return None
 
 
-def _folder(cache: Path, fingerprint: str) -> Path:
+def backbone_file(cache: Path, fingerprint: str) -> Path:
+    """Where a cache keeps the payload of a fingerprint.
+
+    Raises:
+        BackboneError: not a fingerprint.
+    """
     if len(fingerprint) != 64 or not set(fingerprint) <= set("0123456789abcdef"):
         raise BackboneError(f"{fingerprint!r} is not a fingerprint (64 hex digits)")
-    return Path(cache) / "backbones" / fingerprint
+    return Path(cache) / "backbones" / fingerprint / _FILE

@@ -5,27 +5,40 @@
     model.pt/                 the shelf: one artifact, named as it is published
         1/  model.pt          the file
             artifact.json     version, size, sha256, card
+            signed            statement and signature, where the deployment signs
         2/  ...
 
-A version's folder appears whole, by one rename, and is never changed.
+A version's folder appears whole, by one rename. Nothing in it is changed, but ``signed`` may be
+renewed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common.errors import DeliveryError
-from common.files import sha256_file
+from common.errors import DeliveryError, SignatureError
+from common.files import sha256_file, write_atomic
+from common.signing.statement import NAME_PATTERN, Kind, Signed, Statement, read_signed
 
-__all__ = ["Artifact", "check_name", "known_versions", "read_artifact", "shelf_of"]
+__all__ = [
+    "Artifact",
+    "check_name",
+    "fingerprint_of",
+    "known_versions",
+    "read_artifact",
+    "renew",
+    "shelf_of",
+]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NAME = re.compile(NAME_PATTERN)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DESCRIPTION = "artifact.json"
+_SIGNED = "signed"
 
 
 def check_name(name: str, what: str = "artifact") -> str:
@@ -60,7 +73,8 @@ class Artifact:
         version: from 1 up.
         size: in bytes.
         sha256: of the file, in hexadecimal.
-        card: what is in it, as JSON.
+        card: what is in it, as JSON; empty for a backbone.
+        signed: by whom it is vouched for, if by anybody; not yet checked.
 
     Raises:
         DeliveryError: values that cannot be, whether from a disk or over the wire.
@@ -71,6 +85,7 @@ class Artifact:
     size: int
     sha256: str
     card: str
+    signed: Signed | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -93,8 +108,38 @@ class Artifact:
 
     def describe(self, version_folder: Path) -> None:
         """Write what is known of the file beside it."""
-        text = json.dumps(asdict(self), indent=1)
+        facts = {name: value for name, value in vars(self).items() if name != "signed"}
+        text = json.dumps(facts, indent=1)
         (version_folder / _DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+        if self.signed:
+            (version_folder / _SIGNED).write_bytes(self.signed.to_file())
+
+    def statement(self, kind: Kind, fingerprint: str, created: int, expires: int) -> Statement:
+        """What an operator signs for this version."""
+        return Statement(
+            kind=kind,
+            name=self.name,
+            version=self.version,
+            size=self.size,
+            sha256=self.sha256,
+            card=hashlib.sha256(self.card.encode()).hexdigest(),
+            fingerprint=fingerprint,
+            created=created,
+            expires=expires,
+        )
+
+    def check(self, statement: Statement, kind: Kind, fingerprint: str) -> None:
+        """Make sure that a statement is about this version, whole.
+
+        Raises:
+            SignatureError: it is about something else; names the first thing that differs.
+        """
+        mine = self.statement(kind, fingerprint, statement.created, statement.expires)
+        for name, value in vars(mine).items():
+            if (stated := getattr(statement, name)) != value:
+                raise SignatureError(
+                    f"{self} is refused: its {name} is {value}, and {stated} was signed"
+                )
 
     def damage(self, path: Path) -> str:
         """What is wrong with a file that should hold this version; empty if nothing is."""
@@ -106,6 +151,18 @@ class Artifact:
         except OSError as exc:
             return exc.strerror or str(exc)
         return "" if found == self.sha256 else f"sha256 {found}, expected {self.sha256}"
+
+
+def fingerprint_of(artifact: Artifact) -> str:
+    """Of the backbone, as a model's card says.
+
+    Raises:
+        DeliveryError: the card says nothing of it.
+    """
+    try:
+        return str(json.loads(artifact.card)["fingerprint"])
+    except (ValueError, LookupError, TypeError) as exc:
+        raise DeliveryError(f"{artifact}: its card names no fingerprint") from exc
 
 
 def known_versions(shelf: Path) -> list[int]:
@@ -125,7 +182,7 @@ def read_artifact(shelf: Path, version: int) -> Artifact:
     path = shelf / str(version) / _DESCRIPTION
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        artifact = Artifact(**values)
+        artifact = Artifact(**values, signed=_signed(path.with_name(_SIGNED)))
     except FileNotFoundError as exc:
         raise DeliveryError(f"{shelf.name}: there is no version {version}") from exc
     except (OSError, ValueError, TypeError) as exc:
@@ -133,3 +190,18 @@ def read_artifact(shelf: Path, version: int) -> Artifact:
     if (artifact.name, artifact.version) != (shelf.name, version):
         raise DeliveryError(f"{path} is damaged (it describes {artifact})")
     return artifact
+
+
+def _signed(path: Path) -> Signed | None:
+    try:
+        return read_signed(path)
+    except FileNotFoundError:
+        return None
+    except SignatureError as exc:
+        raise DeliveryError(str(exc)) from exc
+
+
+def renew(shelf: Path, artifact: Artifact, signed: Signed) -> Artifact:
+    """Put another signed statement in the place of a version's, whole or not at all."""
+    write_atomic(shelf / str(artifact.version) / _SIGNED, signed.to_file())
+    return replace(artifact, signed=signed)

@@ -1,6 +1,6 @@
 """The service of ``delivery.proto`` for grpcio: stub, handlers, channel options.
 
-Written out, for three methods, so that of the generated code only the messages are needed. Those,
+Written out, for four methods, so that of the generated code only the messages are needed. Those,
 ``delivery_pb2``, are made again after a change of the .proto by grpcio-tools (of the oldest
 protobuf to be supported) with
 
@@ -16,6 +16,8 @@ import grpc
 
 from common.delivery.delivery_pb2 import (
     Artifact,
+    CheckInReply,
+    CheckInRequest,
     Chunk,
     DownloadRequest,
     LatestRequest,
@@ -57,6 +59,10 @@ class Servicer(Protocol):
         """A device's accuracy."""
         ...
 
+    def check_in(self, request: CheckInRequest, context: grpc.ServicerContext) -> CheckInReply:
+        """What a device runs and trusts; whom it is to trust."""
+        ...
+
 
 def handlers(servicer: Servicer) -> Iterable[grpc.GenericRpcHandler]:
     """The service as ``grpc.Server.add_generic_rpc_handlers`` takes it."""
@@ -69,6 +75,9 @@ def handlers(servicer: Servicer) -> Iterable[grpc.GenericRpcHandler]:
         ),
         "Report": grpc.unary_unary_rpc_method_handler(
             servicer.report, ReportRequest.FromString, ReportReply.SerializeToString
+        ),
+        "CheckIn": grpc.unary_unary_rpc_method_handler(
+            servicer.check_in, CheckInRequest.FromString, CheckInReply.SerializeToString
         ),
     }
     return (grpc.method_handlers_generic_handler(_SERVICE, methods),)
@@ -86,4 +95,7 @@ class Stub:
         )
         self.report = channel.unary_unary(
             f"/{_SERVICE}/Report", ReportRequest.SerializeToString, ReportReply.FromString
+        )
+        self.check_in = channel.unary_unary(
+            f"/{_SERVICE}/CheckIn", CheckInRequest.SerializeToString, CheckInReply.FromString
         )

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import errno
+import fcntl
+import os
 import shutil
-import tempfile
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.delivery.versions import Artifact, known_versions, shelf_of
+from common.delivery.versions import (
+    Artifact,
+    fingerprint_of,
+    known_versions,
+    read_artifact,
+    renew,
+    shelf_of,
+)
 from common.errors import DeliveryError
-from common.files import sha256_file, sync
+from common.files import remove_temporary, sha256_file, write_folder
+from common.signing.statement import Kind, Signed, Statement
 from server.card import Card, card_path, read_card
 
-__all__ = ["artifacts_of", "publish"]
+__all__ = ["Candidate", "Release", "Sign", "artifacts_of", "earlier", "exported", "put_up"]
 
 
 def artifacts_of(folder: Path) -> Path:
@@ -21,37 +31,149 @@ def artifacts_of(folder: Path) -> Path:
     return folder / "artifacts"
 
 
-def publish(source: Path, folder: Path, *, name: str) -> Artifact:
-    """Put an exported file up as the next version, whole or not at all.
+@dataclass(frozen=True)
+class Candidate:
+    """A file that is to become the newest version on a shelf.
 
-    Two publishes at once get two versions.
+    Attributes:
+        source: the file.
+        shelf: of all its versions.
+        kind: what it is.
+        card: as JSON; empty for a backbone.
+        fingerprint: of the backbone.
+        sha256: of the file, as it was when it was looked at.
+        least: the lowest number that a new version of it may get.
+    """
+
+    source: Path
+    shelf: Path
+    kind: Kind
+    card: str
+    fingerprint: str
+    sha256: str
+    least: int = 1
+
+    def newest(self) -> Artifact | None:
+        """The newest version, if it is this file already, undamaged."""
+        known = known_versions(self.shelf)
+        if not known:
+            return None
+        try:
+            artifact = read_artifact(self.shelf, known[-1])
+        except DeliveryError:
+            return None  # damaged: what is published after it is what devices get
+        if (artifact.sha256, artifact.card) != (self.sha256, self.card):
+            return None
+        return None if artifact.damage(artifact.path(self.shelf)) else artifact
+
+    def next(self) -> Artifact:
+        """What it becomes if nothing else is published before."""
+        version = max(max(known_versions(self.shelf), default=0) + 1, self.least)
+        size = self.source.stat().st_size
+        return Artifact(self.shelf.name, version, size, self.sha256, self.card)
+
+    def statement(self, artifact: Artifact, created: int, expires: int) -> Statement:
+        """What is signed of it as this version."""
+        return artifact.statement(self.kind, self.fingerprint, created, expires)
+
+
+@dataclass(frozen=True)
+class Release:
+    """What putting a file up came to.
+
+    Attributes:
+        artifact: the newest version now.
+        is_new: whether it was not before.
+    """
+
+    artifact: Artifact
+    is_new: bool
+
+
+Sign = Callable[[Candidate, Artifact], Signed]
+"""Has a version signed, or says why not by an error."""
+
+
+def exported(source: Path, folder: Path, *, name: str) -> Candidate:
+    """An exported file, to be published.
 
     Args:
-        source: an exported file; one that is not TorchScript has its card beside it.
-        folder: to serve from; made when missing.
+        source: the file; one that is not TorchScript has its card beside it.
+        folder: of the delivery.
         name: what devices ask for.
 
     Raises:
-        DeliveryError: not a name, no card, or the file changed meanwhile.
+        DeliveryError: not a name, or no card.
         ExportError: the file is damaged, or not an export.
-        OSError: as the operating system says (disk full, no permission); nothing is left.
     """
     shelf = shelf_of(artifacts_of(folder), name)
     sha256 = sha256_file(source)
     card = _card(source, sha256)
+    return Candidate(source, shelf, "model", card.to_json(), card.fingerprint, sha256)
+
+
+def earlier(folder: Path, *, name: str, version: int) -> Candidate:
+    """A version that was published before, to be published again: devices never go back by number.
+
+    Raises:
+        DeliveryError: there is no such version, or it is damaged.
+    """
+    shelf = shelf_of(artifacts_of(folder), name)
+    artifact = read_artifact(shelf, version)
+    if problem := artifact.damage(artifact.path(shelf)):
+        raise DeliveryError(f"{artifact.path(shelf)} is damaged: {problem}")
+    fingerprint = fingerprint_of(artifact)
+    return Candidate(
+        artifact.path(shelf), shelf, "model", artifact.card, fingerprint, artifact.sha256
+    )
+
+
+def put_up(candidate: Candidate, sign: Sign | None = None) -> Release:
+    """Make a candidate the newest version, whole or not at all.
+
+    If it is that already, only its signature is renewed. Two at once get two versions.
+
+    Args:
+        candidate: what.
+        sign: has it signed; None: nobody vouches for it.
+
+    Raises:
+        DeliveryError: the file changed meanwhile.
+        SignatureError: from ``sign``.
+        OSError: as the operating system says (disk full, no permission); nothing is left.
+    """
+    shelf = candidate.shelf
     shelf.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".publish.", dir=shelf))
+    with _alone(shelf):
+        remove_temporary(shelf)  # of one that was killed
+        newest = candidate.newest()
+        artifact = newest or candidate.next()
+        signed = sign(candidate, artifact) if sign else None
+        if newest is not None:
+            return Release(renew(shelf, newest, signed) if signed else newest, is_new=False)
+        artifact = replace(artifact, signed=signed)
+        with write_folder(shelf / str(artifact.version)) as folder:
+            copy = folder / artifact.name
+            shutil.copyfile(candidate.source, copy)
+            # Or the card could be that of another file.
+            if problem := artifact.damage(copy):
+                raise DeliveryError(
+                    f"{candidate.source} changed while it was being published, try again "
+                    f"({problem})"
+                )
+            artifact.describe(folder)
+    return Release(artifact, is_new=True)
+
+
+@contextmanager
+def _alone(shelf: Path) -> Iterator[None]:
+    """Inside, no other process publishes on the shelf; one that was killed holds no lock."""
+    descriptor = os.open(shelf, os.O_RDONLY)
     try:
-        copy = temporary / name
-        shutil.copyfile(source, copy)
-        # Or the card could be that of another file.
-        if sha256_file(copy) != sha256:
-            raise DeliveryError(f"{source} changed while it was being published, try again")
-        temporary.chmod(0o755)
-        size = copy.stat().st_size
-        return _take_version(temporary, Artifact(name, 1, size, sha256, card.to_json()))
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _card(source: Path, sha256: str) -> Card:
@@ -67,23 +189,3 @@ def _card(source: Path, sha256: str) -> Card:
     if card.file is None or card.file.sha256 != sha256:
         raise DeliveryError(f"{beside} is the card of another file than {source}")
     return card
-
-
-def _take_version(temporary: Path, artifact: Artifact) -> Artifact:
-    """Rename to the first free number; a folder that is not empty cannot be renamed onto."""
-    shelf = temporary.parent
-    version = max(known_versions(shelf), default=0) + 1
-    while True:
-        artifact = replace(artifact, version=version)
-        artifact.describe(temporary)
-        for path in (*temporary.iterdir(), temporary):
-            sync(path)
-        try:
-            temporary.rename(shelf / str(version))
-        except OSError as exc:
-            if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            version += 1
-        else:
-            sync(shelf)
-            return artifact

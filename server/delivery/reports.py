@@ -21,6 +21,7 @@ class DeviceReport:
     Attributes:
         num_examples: its own labelled examples.
         accuracy: on them, in [0, 1].
+        held_out: whether it has never trained on any of them, as far as it knows.
 
     Raises:
         DeliveryError: figures that cannot be.
@@ -28,6 +29,7 @@ class DeviceReport:
 
     num_examples: int
     accuracy: float
+    held_out: bool
 
     def __post_init__(self) -> None:
         # "not <=" also catches NaN.
@@ -36,6 +38,10 @@ class DeviceReport:
                 f"accuracy {self.accuracy} on {self.num_examples} examples, expected 0 to 1 on at "
                 "least one"
             )
+
+    def __str__(self) -> str:
+        seen = "held-out pictures" if self.held_out else "pictures, perhaps trained on"
+        return f"{100 * self.accuracy:.2f} % of {self.num_examples} {seen}"
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,21 @@ class Published:
 
     @property
     def accuracy(self) -> float | None:
-        """Over all devices' examples; None without any."""
-        examples = sum(report.num_examples for report in self.reports.values())
-        right = sum(report.num_examples * report.accuracy for report in self.reports.values())
+        """Over all devices' examples, of held-out ones if there are any; None without any."""
+        kept = [report for report in self.reports.values() if report.held_out]
+        reports = kept or list(self.reports.values())
+        examples = sum(report.num_examples for report in reports)
+        right = sum(report.num_examples * report.accuracy for report in reports)
         return right / examples if examples else None
+
+    @property
+    def worst(self) -> str:
+        """The device with the lowest accuracy, and what it measured; empty without any."""
+        if not self.reports:
+            return ""
+        device, report = min(self.reports.items(), key=lambda entry: entry[1].accuracy)
+        trained = "" if report.held_out else ", perhaps trained on"
+        return f"{device} {100 * report.accuracy:.2f} %{trained}"
 
 
 def _reports_of(folder: Path, artifact: Artifact) -> Path:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import ssl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +16,9 @@ from common.delivery import delivery_pb2 as pb
 from common.delivery.versions import Artifact, known_versions, read_artifact, shelf_of
 from common.delivery.wire import SERVER_OPTIONS, handlers
 from common.errors import DeliveryError
-from common.files import read_private
+from common.signing.statement import Signed
+from server.delivery.checkins import CheckIn, save_check_in
+from server.delivery.identity import Identity
 from server.delivery.limits import Clock, Places, RateLimit
 from server.delivery.publish import artifacts_of
 from server.delivery.reports import DeviceReport, save_report
@@ -45,14 +47,25 @@ class Limits:
 
 
 class _Delivery:
-    def __init__(self, folder: Path, limits: Limits, clock: Clock) -> None:
+    def __init__(self, folder: Path, identity: Identity, limits: Limits, clock: Clock) -> None:
         self._folder = folder
+        self._identity = identity
         self._places = Places(limits.downloads)
         self._rate = RateLimit(limits.bytes_per_second, clock)
 
     def latest(self, request: pb.LatestRequest, context: grpc.ServicerContext) -> pb.Artifact:
         self._device(context)
-        return pb.Artifact(**asdict(self._artifact(context, request.name)))
+        artifact = self._artifact(context, request.name)
+        signed = artifact.signed or Signed(b"", b"")
+        return pb.Artifact(
+            name=artifact.name,
+            version=artifact.version,
+            size=artifact.size,
+            sha256=artifact.sha256,
+            card=artifact.card,
+            statement=signed.statement,
+            signature=signed.signature,
+        )
 
     def download(
         self, request: pb.DownloadRequest, context: grpc.ServicerContext
@@ -74,18 +87,35 @@ class _Delivery:
             file.seek(request.offset)
             while data := file.read(_CHUNK):
                 self._rate.take(len(data))
+                self._device(context)  # its token may be revoked by now
                 yield pb.Chunk(data=data)
 
     def report(self, request: pb.ReportRequest, context: grpc.ServicerContext) -> pb.ReportReply:
         device = self._device(context)
         artifact = self._artifact(context, request.name, request.version)
         try:
-            figures = DeviceReport(request.num_examples, request.accuracy)
+            figures = DeviceReport(
+                request.num_examples, request.accuracy, held_out=request.held_out
+            )
         except DeliveryError as exc:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(exc))
         save_report(self._folder, artifact, device, figures)
-        logger.info("%s: %s is right in %.1f %%", device, artifact, 100 * figures.accuracy)
+        logger.info("%s: %s is right in %s", device, artifact, figures)
         return pb.ReportReply()
+
+    def check_in(
+        self, request: pb.CheckInRequest, context: grpc.ServicerContext
+    ) -> pb.CheckInReply:
+        device = self._device(context)
+        try:
+            words = CheckIn(request.app, request.authorities_sha256, dict(request.in_use))
+        except DeliveryError as exc:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(exc))
+        save_check_in(self._folder, device, words)
+        authorities = self._identity.authorities.read_bytes()
+        if hashlib.sha256(authorities).hexdigest() == words.authorities_sha256:
+            return pb.CheckInReply()
+        return pb.CheckInReply(authorities=authorities, voucher=self._identity.voucher())
 
     def _shelf(self, name: str) -> Path:
         return shelf_of(artifacts_of(self._folder), name)
@@ -132,8 +162,7 @@ def start(
     folder: Path,
     *,
     address: str,
-    certificate: Path,
-    key: Path,
+    identity: Identity,
     limits: Limits,
     clock: Clock | None = None,
 ) -> tuple[grpc.Server, int]:
@@ -142,8 +171,7 @@ def start(
     Args:
         folder: from ``publish``; what is published meanwhile is served from then on.
         address: host and port to listen on; port 0 takes a free one.
-        certificate: PEM, of the deployment's authority, for the names that devices use.
-        key: PEM, its private key; refused if others than its owner can read it.
+        identity: of the server; its certificate may be renewed meanwhile.
         limits: of bytes and downloads.
         clock: for the rate; the machine's own if None.
 
@@ -156,12 +184,7 @@ def start(
     """
     if not folder.is_dir():
         raise DeliveryError(f"{folder}: no such folder")
-    pair = read_private(key), certificate.read_bytes()
-    try:
-        # gRPC would say no more than that it cannot listen; the password keeps OpenSSL from asking.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
-    except (ssl.SSLError, ValueError) as exc:
-        raise DeliveryError(f"{certificate} and {key}: not a certificate and its key") from exc
+    credentials = identity.credentials()
     workers = limits.downloads + _SHORT_CALLS
     server = grpc.server(
         ThreadPoolExecutor(workers, thread_name_prefix="delivery"),
@@ -170,10 +193,10 @@ def start(
         maximum_concurrent_rpcs=workers,
     )
     server.add_generic_rpc_handlers(
-        handlers(_Delivery(folder, limits, Clock() if clock is None else clock))
+        handlers(_Delivery(folder, identity, limits, Clock() if clock is None else clock))
     )
     try:
-        port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+        port = server.add_secure_port(address, credentials)
     except RuntimeError as exc:
         raise DeliveryError(f"cannot listen on {address}: the port may be taken") from exc
     server.start()

@@ -1,24 +1,33 @@
 """A token for each device. The server keeps only its hash.
 
 A token is ``DEVICE.SECRET``: the secret, 32 random bytes in URL-safe Base64, has no dot. It is no
-password that could be guessed, so one SHA-256 is enough.
+password that could be guessed, so one SHA-256 is enough. A token that was revoked leaves a word to
+say so.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import logging
+import os
 import secrets
 from pathlib import Path
+from typing import Literal
 
 from common.delivery.versions import check_name
 from common.errors import DeliveryError
-from common.files import read_private, write_private
+from common.files import read_private, write_atomic, write_private
 
-__all__ = ["device_of", "issue_token", "revoke_token"]
+__all__ = ["TokenState", "device_of", "issue_token", "revoke_token", "token_states"]
 
 logger = logging.getLogger("fedhead.delivery")
+
+TokenState = Literal["valid", "revoked", "unfinished"]
+
+_REVOKED, _UNFINISHED = b"revoked", b"unfinished"
+_WORDS: dict[bytes, TokenState] = {_REVOKED: "revoked", _UNFINISHED: "unfinished"}
 
 
 def _path(folder: Path, device: str) -> Path:
@@ -32,6 +41,9 @@ def _hash(token: str) -> str:
 def issue_token(folder: Path, device: str, out: Path) -> None:
     """Make a device's token, for its owner's eyes alone, and remember the hash.
 
+    A process that is killed meanwhile leaves a token that does not work yet; the next call with
+    the same arguments completes it.
+
     Args:
         folder: the delivery folder.
         device: a name of its own.
@@ -42,15 +54,19 @@ def issue_token(folder: Path, device: str, out: Path) -> None:
         FileExistsError: there is such a file.
     """
     path = _path(folder, device)
-    if path.exists():
+    state = _state(path)
+    if state == "valid":
         raise DeliveryError(f"{device} has a token already; revoke it to make another")
-    token = f"{device}.{secrets.token_urlsafe(32)}"
-    write_private(out, f"{token}\n".encode())
-    try:
-        write_private(path, _hash(token).encode())
-    except OSError:
-        out.unlink()
-        raise
+    if state != "unfinished":
+        if out.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(out))
+        write_atomic(path, _UNFINISHED)
+    if not out.exists():
+        write_private(out, f"{device}.{secrets.token_urlsafe(32)}\n".encode())
+    new = path.with_name(f".{device}.new")
+    new.unlink(missing_ok=True)
+    write_private(new, _hash(read_private(out).decode().strip()).encode())
+    new.replace(path)
 
 
 def revoke_token(folder: Path, device: str) -> None:
@@ -59,21 +75,38 @@ def revoke_token(folder: Path, device: str) -> None:
     Raises:
         DeliveryError: it has no token.
     """
+    path = _path(folder, device)
+    if _state(path) != "valid":
+        raise DeliveryError(f"{device} has no token")
+    write_atomic(path, _REVOKED)
+
+
+def token_states(folder: Path) -> dict[str, TokenState]:
+    """Who has a token, or had one."""
+    found = {path.name: _state(path) for path in sorted((folder / "tokens").glob("[!.]*"))}
+    return {device: state for device, state in found.items() if state is not None}
+
+
+def _state(path: Path) -> TokenState | None:
     try:
-        _path(folder, device).unlink()
-    except FileNotFoundError as exc:
-        raise DeliveryError(f"{device} has no token") from exc
+        return _WORDS.get(path.read_bytes(), "valid")
+    except FileNotFoundError:
+        return None
 
 
 def device_of(folder: Path, token: str) -> str | None:
     """Whose token it is, or None; the log says why not."""
     device = token.rpartition(".")[0]
     try:
-        known = read_private(_path(folder, device)).decode()
+        path = _path(folder, device)
+        if (state := _state(path)) in ("revoked", "unfinished"):
+            logger.warning("refused: the token of %s is %s", device, state)
+            return None
+        known = read_private(path).decode()
     except DeliveryError:
         logger.warning("refused: a token that names no device")
     except FileNotFoundError:
-        logger.warning("refused: %s has no token, or it was revoked", device)
+        logger.warning("refused: %s has no token", device)
     except OSError as exc:
         logger.warning("refused: %s, for %s", exc, device)
     else:

@@ -23,6 +23,8 @@ from common.messages import (
     TrainRequest,
 )
 from common.types import FeatureSet, Head
+from server.admission import Admission
+from server.backbones import Offer
 from server.engine import Task
 from server.progress import Progress
 from server.registry import Registry
@@ -77,7 +79,8 @@ def _engine(work: Work, cohort: Cohort) -> StrategyEngine:
     registry = Registry(
         grid,
         request,
-        (_FINGERPRINT, lambda: b""),
+        Offer(_FINGERPRINT, bytes),
+        admission=Admission(None, max_clients=work.clients),
         deadline_seconds=config.round.deadline_seconds,
         progress=Progress(),
     )

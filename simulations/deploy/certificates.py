@@ -1,7 +1,8 @@
 """The keys of a deployment: an authority, its certificate for the server, a pair for each device.
 
 All on the curve P-384, which Flower's node authentication takes. A key is written once, readable
-by its owner alone, and never replaced; a certificate is made anew.
+by its owner alone, and never replaced; a certificate is made anew. How an authority is followed by
+another is in authority.py.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from secrets import token_hex
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import (
     SECP384R1,
     EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
     generate_private_key,
 )
 from cryptography.hazmat.primitives.hashes import SHA384
@@ -24,13 +28,22 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
     load_pem_private_key,
+    load_ssh_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import RunError
 from common.files import write_atomic, write_private
 
-__all__ = ["read_certificate", "write_authority", "write_device_keys", "write_server"]
+__all__ = [
+    "addresses_of",
+    "certificates_in",
+    "public_half",
+    "vouch",
+    "write_authority",
+    "write_device_keys",
+    "write_server",
+]
 
 _AUTHORITY_DAYS = 3650
 # A device whose clock is a little slow must not find the certificate to lie in its future.
@@ -46,13 +59,32 @@ def write_authority(key_file: Path, certificate_file: Path) -> None:
     if _both(key_file, certificate_file):
         return
     key = _new_key(key_file, PrivateFormat.PKCS8)
-    name = _name("fedhead authority")
-    builder = (
-        _certificate(name, name, key, _AUTHORITY_DAYS)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(certificates=True), critical=True)
+    # Each authority has a name of its own: an old and a new one may be trusted at once.
+    name = _name(f"fedhead authority {token_hex(4)}")
+    end = datetime.now(UTC) + timedelta(days=_AUTHORITY_DAYS)
+    # It may vouch for the authority that follows it, which then signs for the server.
+    write_atomic(
+        certificate_file, _sign(_authority(name, name, key.public_key(), end, path_length=1), key)
     )
-    _sign(certificate_file, builder, key)
+
+
+def vouch(old: tuple[Path, Path], new_certificate: Path) -> bytes:
+    """The certificate by which an authority vouches for the one that follows it, as PEM.
+
+    Args:
+        old: key and certificate of the authority that is trusted.
+        new_certificate: of the other; its key stays where it is.
+
+    Raises:
+        RunError: a file cannot be read, or the old certificate is not for the old key.
+    """
+    key, issuer = _issuer(old)
+    (new, *_) = certificates_in(new_certificate)
+    public = new.public_key()
+    if not isinstance(public, EllipticCurvePublicKey):
+        raise RunError(f"{new_certificate} is of no key on an elliptic curve")
+    end = issuer.not_valid_after_utc
+    return _sign(_authority(new.subject, issuer.subject, public, end, path_length=0), key)
 
 
 def write_server(
@@ -61,6 +93,7 @@ def write_server(
     certificate_file: Path,
     addresses: Sequence[str],
     days: int,
+    chain: bytes = b"",
 ) -> None:
     """Write the server's key, unless it is there, and the authority's certificate for it.
 
@@ -69,40 +102,59 @@ def write_server(
         key_file: the server's key.
         certificate_file: replaced.
         addresses: host names and IP addresses by which devices reach the server, at least one.
-        days: how long the certificate is valid.
+        days: how long the certificate is valid; it ends with the authority's at the latest.
+        chain: what leads from the authority to one that devices trust, as PEM.
 
     Raises:
         RunError: a file cannot be read, or the authority's certificate is not for its key.
     """
-    issuer_key, issuer = _read_key(authority[0]), read_certificate(authority[1])
-    if issuer.public_key() != issuer_key.public_key():
-        raise RunError(f"{authority[1]} is not the certificate of {authority[0]}")
+    issuer_key, issuer = _issuer(authority)
     key = _read_key(key_file) if key_file.exists() else _new_key(key_file, PrivateFormat.PKCS8)
+    end = min(datetime.now(UTC) + timedelta(days=days), issuer.not_valid_after_utc)
     alternatives = x509.SubjectAlternativeName([_general_name(a) for a in addresses])
     identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key())
     server_only = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
     builder = (
-        _certificate(_name("fedhead server"), issuer.subject, key, days)
+        _certificate(_name("fedhead server"), issuer.subject, key.public_key(), end)
         .add_extension(alternatives, critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(certificates=False), critical=True)
         .add_extension(server_only, critical=False)
         .add_extension(identifier, critical=False)
     )
-    _sign(certificate_file, builder, issuer_key)
+    write_atomic(certificate_file, _sign(builder, issuer_key) + chain)
 
 
 def write_device_keys(private_file: Path, public_file: Path) -> None:
     """Write the pair by which a device proves who it is, in OpenSSH's format, unless it is there.
 
     Raises:
-        RunError: only one of the two is there.
+        RunError: only the public key is there.
     """
-    if _both(private_file, public_file):
-        return
-    key = _new_key(private_file, PrivateFormat.OpenSSH)
-    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    write_atomic(public_file, public + b"\n")
+    if private_file.exists() and not public_file.exists():
+        write_atomic(public_file, public_half(private_file))  # a killed process had begun
+    elif not _both(private_file, public_file):
+        key = _new_key(private_file, PrivateFormat.OpenSSH)
+        write_atomic(public_file, _public_bytes(key))
+
+
+def public_half(private_file: Path) -> bytes:
+    """What the file of a device's public key holds, from its private key.
+
+    Raises:
+        RunError: the file cannot be read as such a key.
+    """
+    try:
+        key = load_ssh_private_key(private_file.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as exc:
+        raise RunError(f"{private_file} cannot be read as a device's key: {exc}") from exc
+    if not isinstance(key, EllipticCurvePrivateKey):
+        raise RunError(f"{private_file} holds no key on an elliptic curve")
+    return _public_bytes(key)
+
+
+def _public_bytes(key: EllipticCurvePrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n"
 
 
 def _both(key_file: Path, other: Path) -> bool:
@@ -134,36 +186,57 @@ def _read_key(path: Path) -> EllipticCurvePrivateKey:
     return key
 
 
-def read_certificate(path: Path) -> x509.Certificate:
-    """A certificate from its file.
+def certificates_in(path: Path) -> list[x509.Certificate]:
+    """The certificates in a file, in their order; at least one.
 
     Raises:
-        RunError: the file holds none.
+        RunError: the file cannot be read as such.
     """
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
+        return x509.load_pem_x509_certificates(path.read_bytes())
     except (OSError, ValueError) as exc:
         raise RunError(f"{path} cannot be read as a certificate: {exc}") from exc
 
 
+def _issuer(authority: tuple[Path, Path]) -> tuple[EllipticCurvePrivateKey, x509.Certificate]:
+    key, (certificate, *_) = _read_key(authority[0]), certificates_in(authority[1])
+    if certificate.public_key() != key.public_key():
+        raise RunError(f"{authority[1]} is not the certificate of {authority[0]}")
+    return key, certificate
+
+
 def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: EllipticCurvePrivateKey, days: int
+    subject: x509.Name, issuer: x509.Name, key: EllipticCurvePublicKey, end: datetime
 ) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _CLOCK_SKEW)
-        .not_valid_after(now + timedelta(days=days))
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .not_valid_before(datetime.now(UTC) - _CLOCK_SKEW)
+        .not_valid_after(end)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 
 
-def _sign(path: Path, builder: x509.CertificateBuilder, key: EllipticCurvePrivateKey) -> None:
-    write_atomic(path, builder.sign(key, SHA384()).public_bytes(Encoding.PEM))
+def _authority(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: EllipticCurvePublicKey,
+    end: datetime,
+    *,
+    path_length: int,
+) -> x509.CertificateBuilder:
+    return (
+        _certificate(subject, issuer, key, end)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
+        .add_extension(_usage(certificates=True), critical=True)
+    )
+
+
+def _sign(builder: x509.CertificateBuilder, key: EllipticCurvePrivateKey) -> bytes:
+    return builder.sign(key, SHA384()).public_bytes(Encoding.PEM)
 
 
 def _name(common_name: str) -> x509.Name:
@@ -189,3 +262,17 @@ def _usage(*, certificates: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
+
+
+def addresses_of(certificate_file: Path) -> list[str]:
+    """The names and addresses that a server's certificate holds, at least one.
+
+    Raises:
+        RunError: the file cannot be read as such a certificate.
+    """
+    (certificate, *_) = certificates_in(certificate_file)
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound as exc:
+        raise RunError(f"{certificate_file} names no address") from exc
+    return [str(name.value) for name in names]

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import socket
 import ssl
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 __all__ = ["obstacle"]
 
 _SECONDS = 10.0
+_LONGEST_SAID = 300
 
 
-def obstacle(server: str, authority: Path) -> str:
-    """Why a device is not let in, as far as a handshake of its own tells."""
+def obstacle(server: str, authority: Path, refused: str) -> str:
+    """Why a device is not let in, as far as its refusal and a handshake tell.
+
+    Args:
+        server: host:port.
+        authority: its certificate.
+        refused: status and words of the server's last refusal; empty: there was none.
+    """
     address = urlsplit(f"//{server}")
     context = ssl.create_default_context(cafile=authority)
     try:
@@ -21,8 +29,25 @@ def obstacle(server: str, authority: Path) -> str:
             socket.create_connection((address.hostname, address.port), _SECONDS) as link,
             context.wrap_socket(link, server_hostname=address.hostname),
         ):
-            return f"{server} is there; is this device's key registered, and the clock right?"
+            return _refusal(server, " ".join(refused.split()))
     except ssl.SSLCertVerificationError as exc:
         return f"the certificate of {server} is refused: {exc.verify_message}"
     except OSError as exc:
         return f"{server} cannot be reached: {exc}"
+
+
+def _refusal(server: str, said: str) -> str:
+    if said.startswith("401"):
+        now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        return (
+            f"{server} does not know it: is this device's key registered and not revoked, and the "
+            f"clock right? It says {now}"
+        )
+    if "Failed to activate SuperNode" in said:
+        return (
+            f"{server} takes this device to be connected still: for a minute after its power or "
+            "network was lost, or because another process has its key"
+        )
+    if said:
+        return f"{server} says: {said[-_LONGEST_SAID:]}"
+    return f"{server} can be reached"

@@ -6,28 +6,28 @@ Thin on purpose: the command is printed, with Flower's own options, so that it c
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import tomli_w
 
-from client import fork_server
 from common.errors import RunError
-from simulations.deploy.certificates import read_certificate
+from simulations.deploy.certificates import certificates_in
+from simulations.deploy.checking_in import CheckingIn
 from simulations.deploy.handshake import obstacle
+from simulations.deploy.last_run import remember_run
 from simulations.deploy.operator import door, folder_keys, read_secret
+from simulations.deploy.processes import Polled, alone, first_end, run, running, terminable
 from simulations.deploy.settings import OPERATORS_HOST, inside, read_device, read_server
 from simulations.deploy.standin import install, operator_environment
-from simulations.flower import command, flower_environment, run_app
+from simulations.deploy.trust import signing_state, trusted_of
+from simulations.flower import flower_environment, run_app
 
 __all__ = [
     "connection",
@@ -42,6 +42,7 @@ Say = Callable[[str], None]
 
 _FIRST_PAUSE_SECONDS = 2.0
 _LONGEST_PAUSE_SECONDS = 60.0
+_LONGEST_SOCKET = 100  # bytes of its path: Linux allows 107, others 103
 
 
 def superlink_command(server: Path) -> list[str]:
@@ -60,8 +61,8 @@ def superlink_command(server: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def device_command(device: Path) -> list[str]:
-    """Flower's command for a device's folder."""
+def device_command(device: Path, own: Path) -> list[str]:
+    """The command of a device's SuperNode: Flower's, behind a socket in a folder of its own."""
     settings = read_device(device)
     node_config = {
         "data": f"folder:{inside(device, settings.data)}",
@@ -71,13 +72,14 @@ def device_command(device: Path) -> list[str]:
         "min-interval-seconds": settings.min_interval_seconds,
         "allow": settings.allow,
     }
+    if signing_state(device).keys:
+        node_config["trusted"] = str(trusted_of(device))
     pairs = [f"{key}={json.dumps(value)}" for key, value in node_config.items()]
     return [
-        "flower-supernode",
+        sys.executable, "-P", "-m", "client.supernode", _socket(own), str(own / "refused"),
         "--superlink", settings.server,
         "--root-certificates", _there(device / "ca.crt"),
         "--auth-supernode-private-key", _there(device / "device.key"),
-        "--port", str(settings.port),
         "--node-config", " ".join(pairs),
     ]  # fmt: skip
 
@@ -100,10 +102,11 @@ def serve(server: Path, say: Say) -> int:
     environment = flower_environment() | {"FLWR_HOME": str(server / "flower")}
     # What can be known to be wrong is said before anything starts.
     read_secret(server)
-    read_certificate(server / "server.crt")
+    certificates_in(server / "server.crt")
     folder_keys(server)
-    with _terminable():
-        return _run(superlink_command(server), environment, say)
+    signing_state(server)
+    with terminable(), alone(server, "fedhead serve"):
+        return run(superlink_command(server), environment, say)
 
 
 def run_device(device: Path, say: Say) -> NoReturn:
@@ -113,7 +116,7 @@ def run_device(device: Path, say: Say) -> NoReturn:
     key is registered, or while the server has no valid certificate.
 
     Raises:
-        ConfigError, RunError: a file is missing or wrong.
+        ConfigError, RunError: a file is missing or wrong, or the device runs already.
         KeyboardInterrupt: somebody ended it.
     """
     device = device.resolve()
@@ -122,47 +125,95 @@ def run_device(device: Path, say: Say) -> NoReturn:
         "FLWR_HOME": str(inside(device, settings.state) / "flower"),
         "OMP_NUM_THREADS": str(settings.max_threads),
     }
-    pause = _FIRST_PAUSE_SECONDS
     own_folder = tempfile.TemporaryDirectory(prefix="fedhead-device-", ignore_cleanup_errors=True)
-    with _terminable(), own_folder as own:
-        environment["PATH"] = fork_server.install(Path(own), environment["PATH"])
+    with (
+        terminable(),
+        alone(device, "fedhead device"),
+        own_folder as name,
+        CheckingIn(device, environment, Path(name) / "check-in.log", say) as checking_in,
+    ):
+        own, pause = Path(name), _FIRST_PAUSE_SECONDS
+        answers = [sys.executable, "-P", "-m", "client.fork_server", _socket(own)]
         while True:
             # It imports while the SuperNode starts, and once, however often that is refused.
-            with _running(["flwr-clientapp"], environment) as imported:
-                while True:
+            with running(answers, environment) as answering:
+                while answering.poll() is None:
                     started = time.monotonic()
-                    code = _run(device_command(device), environment, say)
+                    checking_in.remember()
+                    arguments = device_command(device, own)
+                    code = _run_node(arguments, environment, say, answering, checking_in)
+                    if checking_in.poll() is not None:
+                        say("other authorities are trusted: Flower's SuperNode starts again")
+                        continue
                     if time.monotonic() - started > _LONGEST_PAUSE_SECONDS:
                         pause = _FIRST_PAUSE_SECONDS  # it had been let in
-                    why = obstacle(settings.server, device / "ca.crt")
+                    why = obstacle(settings.server, device / "ca.crt", _refused(own))
+                    if answering.poll() is not None:
+                        why = f"what answers its messages has ended with {answering.returncode}"
                     say(f"Flower's SuperNode ended with {code}: {why}. Again in {pause:g} s.")
                     time.sleep(pause)
                     pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-                    if imported.poll() is not None:
-                        break
 
 
-def run_deployed(path: Path, deployment: Path, *, health: str = "") -> dict[str, Any]:
+def _run_node(
+    arguments: Sequence[str], environment: Mapping[str, str], say: Say, *others: Polled
+) -> int:
+    """Run a SuperNode until it ends, or another has: what answers its messages, for one."""
+    say(f"$ {shlex.join(arguments)}")
+    with running(arguments, environment) as node:
+        first_end(node, *others)
+    return node.wait()
+
+
+def _socket(own: Path) -> str:
+    """Where a device's processes meet: in a folder that only their owner may enter.
+
+    Raises:
+        RunError: the system's temporary folder has too long a name.
+    """
+    path = str(own / "socket")
+    if len(path.encode()) > _LONGEST_SOCKET:
+        raise RunError(f"{path} is too long for a socket: set TMPDIR to a folder with a short name")
+    return path
+
+
+def _refused(own: Path) -> str:
+    """What the server said last when it refused a device; empty: nothing."""
+    file = own / "refused"
+    said = file.read_text() if file.exists() else ""
+    file.unlink(missing_ok=True)
+    return said
+
+
+def run_deployed(
+    path: Path, deployment: Path, *, health: str = "", key: Path | None = None
+) -> dict[str, Any]:
     """Run, or go on with, a run folder's experiment on a deployment's devices.
 
     Args:
         path: the run folder.
         deployment: the folder that ``fedhead deploy`` wrote.
         health: HOST:PORT where health checks are answered meanwhile; empty for none.
+        key: signs the backbone, where that is not signed yet; None: nothing is signed.
 
     Returns:
         The run's closing figures.
 
     Raises:
+        SignatureError: the devices take signed backbones only, and the run's is not.
         ConfigError, RunError: no deployment, or the run did not complete, with the reason.
     """
     # What watches over a device stays without torch and without the server's packages.
     from server.runfolder import RunFolder
     from simulations.run import open_run
+    from simulations.signing import signed_backbones
 
-    RunFolder(path, open_run(path)).bind_clients(simulated=False)
+    config, server = open_run(path), (deployment / "server").resolve()
+    RunFolder(path, config).bind_clients(simulated=False)
+    backbones = signed_backbones(config, server, key)
     with connection(deployment) as environment:
-        return run_app(path, environment, health=health)
+        remember_run(server, path)
+        return run_app(path, environment, health=health, deployment=server, backbones=backbones)
 
 
 @contextmanager
@@ -188,48 +239,3 @@ def _there(path: Path) -> str:
     if not path.is_file():
         raise RunError(f"{path} is missing: fedhead deploy writes it")
     return str(path)
-
-
-def _run(arguments: Sequence[str], environment: Mapping[str, str], say: Say) -> int:
-    """Run a process of Flower's to its end, or to ours: an interrupt ends it and is raised."""
-    say(f"$ {shlex.join(arguments)}")
-    with _running(arguments, environment) as process:
-        return process.wait()
-
-
-@contextmanager
-def _running(
-    arguments: Sequence[str], environment: Mapping[str, str]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of Flower's, and those it starts, until the block's end."""
-    with (
-        subprocess.Popen(  # noqa: S603 - Flower's own command
-            [command(arguments[0], environment), *arguments[1:]],
-            env=dict(environment),
-            start_new_session=True,
-        ) as process
-    ):
-        try:
-            yield process
-        finally:
-            _end(process)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Inside, SIGTERM is an interrupt as Ctrl-C is: processes and folders are cleaned up."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to end, and with it those that it started."""
-    if process.poll() is None:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)

@@ -24,6 +24,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from common.errors import RunError
 from common.files import read_private, write_atomic
+from common.identity import client_of_node
+from simulations.deploy.device_keys import admitted_keys, put_out
 from simulations.deploy.settings import OPERATORS_HOST, endpoint, operator_secret, read_server
 
 if TYPE_CHECKING:
@@ -231,12 +233,12 @@ def node_key(file: Path) -> bytes:
 
 
 def folder_keys(server: Path) -> dict[str, bytes]:
-    """The public keys in a server's folder, by the names of their devices.
+    """The public keys in a server's folder that are to be let in, by the names of their devices.
 
     Raises:
         RunError: a file holds no such key.
     """
-    return {file.stem: node_key(file) for file in sorted((server / "devices").glob("*.pub"))}
+    return {name: node_key(file) for name, file in admitted_keys(server).items()}
 
 
 def register_folder(api: Control, server: Path, say: Callable[[str], None]) -> dict[str, int]:
@@ -245,7 +247,7 @@ def register_folder(api: Control, server: Path, say: Callable[[str], None]) -> d
     Args:
         api: of the server.
         server: its folder; ``devices/NAME.client`` tells what a run's logs call a device.
-        say: gets a line for each change.
+        say: gets a line for each change, and for each device that stays out.
 
     Returns:
         Flower's node ids by the names of devices.
@@ -253,22 +255,44 @@ def register_folder(api: Control, server: Path, say: Callable[[str], None]) -> d
     Raises:
         RunError: a file holds no key, and nothing was changed; or the server does not answer.
     """
-    keys, folder = folder_keys(server), server / "devices"
-    there = {node.public_key: node for node in api.nodes() if node.status != "unregistered"}
-    for key, node in there.items():
-        if key not in keys.values():
+    folder = server / "devices"
+    # In this order: a key that another process registers meanwhile was in the folder before.
+    known = {node.public_key: node for node in api.nodes()}
+    keys = folder_keys(server)
+    for key, node in known.items():
+        # Flower never takes a key again that it has put out.
+        if node.status == "unregistered" or key not in keys.values():
+            put_out(server, node.name, key)
+        if node.status != "unregistered" and key not in keys.values():
             api.unregister(node.node_id)
-            say(f"device {node.name}: its key is in {folder} no more, and it is let in no more")
-            if node.name not in keys:
-                (folder / f"{node.name}.client").unlink(missing_ok=True)
+            say(f"{node.name} is let in no more: its key is no longer in {folder}")
     nodes = {}
-    for name, key in keys.items():
-        known = there.get(key)
-        nodes[name] = known.node_id if known else api.register(name, key)
-        client = str(nodes[name] % 2**63)  # as client/device has it
-        write_atomic(folder / f"{name}.client", client.encode())
-        say(f"device {name} is client {client}{'' if known else ', registered now'}")
+    for name, key in folder_keys(server).items():
+        if key in known:
+            nodes[name] = known[key].node_id
+        else:
+            nodes[name] = _register(api, name, key)
+            say(f"{name} is registered")
+        client = str(client_of_node(nodes[name])).encode()
+        file = folder / f"{name}.client"
+        if not file.exists() or file.read_bytes() != client:
+            write_atomic(file, client)
+    for name in nodes.keys() - folder_keys(server):
+        api.unregister(nodes.pop(name))  # revoked while this was under way
+    for name in keys.keys() - nodes:
+        say(f"{name} is not let in: its key was revoked; fedhead deploy makes a new one")
     return nodes
+
+
+def _register(api: Control, name: str, key: bytes) -> int:
+    try:
+        return api.register(name, key)
+    except RunError:
+        # Another process may have been faster.
+        for node in api.nodes():
+            if node.public_key == key and node.status != "unregistered":
+                return node.node_id
+        raise
 
 
 def _time(text: str) -> datetime | None:

@@ -61,8 +61,6 @@ class DeviceSettings(Section):
     """Folder for the backbone, features and what the device remembers; relative to this file."""
     models: str = Field("models", min_length=1)
     """Folder for the models that are fetched; relative to this file."""
-    port: int = Field(9094, ge=1, le=65535)
-    """Free port on this device alone, for Flower's own processes."""
     max_examples: int = Field(0, ge=0)
     """Train on at most so many pictures; 0: all."""
     max_threads: int = Field(1, ge=1)

@@ -29,6 +29,7 @@ from simulations.deploy.app import devices_routes, flower_app, key_lookup, start
 from simulations.deploy.doors import DevicesDoor, OperatorsDoor
 from simulations.deploy.gate import Gate, Limits, protocol
 from simulations.deploy.operator import control, read_secret, register_folder
+from simulations.deploy.presented import Presented, keep_presented
 from simulations.deploy.settings import (
     OPERATORS_HOST,
     ServerSettings,
@@ -37,6 +38,7 @@ from simulations.deploy.settings import (
     read_server,
 )
 from simulations.deploy.standin import install, operator_environment
+from simulations.deploy.trust import signing_state
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -110,6 +112,7 @@ async def _serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, end)
     serving = [loop.create_task(operators_door.serve())]
+    keeping = loop.create_task(_keep(server, devices_door, operators_door))
     try:
         await operators_door.opened.wait()
         if not operators_door.should_exit:
@@ -120,9 +123,21 @@ async def _serve(
     finally:
         if len(serving) == 1:
             end()
-        await asyncio.gather(*serving)
+        try:
+            await asyncio.gather(*serving)
+        finally:
+            keeping.cancel()
     if not operators_door.started:
         raise RunError("Flower's SuperLink did not start, for the reason above")
+
+
+async def _keep(server: Path, *doors: _Door) -> None:
+    """Take up a renewed certificate at both doors, once they are open."""
+    for door in doors:
+        await door.opened.wait()
+    devices, operators = (door.config.ssl for door in doors)
+    if devices and operators:
+        await keep_presented(server, Presented(server, devices, operators), _say)
 
 
 def _let_in(server: Path) -> int:
@@ -136,6 +151,7 @@ def _tell(server: Path, settings: ServerSettings, count: int) -> None:
     _say(f"devices: {endpoint(settings.host, settings.port)} over TLS, {count} registered")
     operators = endpoint(OPERATORS_HOST, settings.operator_port)
     _say(f"operators: {operators}, from this machine and with {operator_secret(server)}")
+    _say(str(signing_state(server)))
     _say(f"serving at port {settings.port}; end with Ctrl-C")
 
 

@@ -22,8 +22,9 @@ from cryptography.x509.oid import NameOID
 from client.delivery.remote import Remote
 from common.files import write_private
 from server.card import Card, FileFacts, SelfCheck, card_path
+from server.delivery.identity import Identity
 from server.delivery.limits import Clock
-from server.delivery.publish import publish
+from server.delivery.publish import Sign, exported, put_up
 from server.delivery.service import Limits, start
 from server.delivery.tokens import issue_token
 
@@ -97,7 +98,7 @@ CARD = Card(
     num_features=3,
     weights="none",
     weights_licence="none",
-    fingerprint="0",
+    fingerprint="f" * 64,
     head_sha256="0",
     torch_version="",
     metrics={},
@@ -107,8 +108,6 @@ CARD = Card(
         argmax_agreement=1.0,
         max_logit_difference=0.0,
         logit_spread=1.0,
-        tolerated_disagreement=0.0,
-        tolerated_difference=0.0,
     ),
 )
 
@@ -124,15 +123,15 @@ class Deployment:
         self._path = path
         issue_token(self.folder, "phone-1", self.token)
 
-    def publish(self, seed: int, size: int = 300_000) -> bytes:
+    def publish(self, seed: int, size: int = 300_000, sign: Sign | None = None) -> bytes:
         """Put random bytes up as the next version of model.bin."""
         data = random.Random(seed).randbytes(size)
         source = self._path / f"source-{seed}.bin"
         source.write_bytes(data)
         digest = hashlib.sha256(data).hexdigest()
-        facts = FileFacts(bytes=size, sha256=digest, runtime="none")
+        facts = FileFacts(bytes=size, sha256=digest, runtime="none", processor="none")
         card_path(source).write_text(CARD.model_copy(update={"file": facts}).to_json())
-        publish(source, self.folder, name="model.bin")
+        put_up(exported(source, self.folder, name="model.bin"), sign)
         return data
 
     def file(self, version: int = 1) -> Path:
@@ -165,8 +164,10 @@ def serve(deployment: Deployment) -> Iterator[Serve]:
         server, port = start(
             deployment.folder,
             address="127.0.0.1:0",
-            certificate=deployment.pki / f"{certificate}.crt",
-            key=deployment.pki / f"{certificate}.key",
+            identity=Identity(
+                *(deployment.pki / name for name in (f"{certificate}.crt", f"{certificate}.key")),
+                authorities=deployment.pki / "ca.crt",
+            ),
             limits=limits,
             clock=clock,
         )

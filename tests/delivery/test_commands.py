@@ -91,17 +91,23 @@ def test_a_model_goes_from_a_run_to_a_device_is_judged_and_rolled_back(
     def there(command: str, *options: str) -> str:
         return succeed("delivery", command, device, *options, environment=on_device)
 
-    assert succeed("publish", first, "--to", server).startswith("model.pt version 1: ")
+    key = server.parent.parent / "signing.key"
+    succeed("keys", "new", key)
+    again = ["--address", "localhost", "--device", "kitchen", "--trust", f"{key}.pub"]
+    succeed("deploy", server.parent, *again)
+    shutil.copytree(server.parent / "devices" / "kitchen" / "trusted", device / "trusted")
+    signed = ["--to", server, "--key", key]
+    assert succeed("publish", first, *signed).startswith("model.pt version 1: ")
     with serving(server):
         assert "now model.pt version 1; " in there("fetch")
-        assert json.loads(succeed("publish", second, "--to", server, "--json"))["version"] == 2
+        assert json.loads(succeed("publish", second, *signed, "--json"))["version"] == 2
         fetched = json.loads(there("fetch", "--json"))
         assert fetched["version"] == 2
         model = device / "models" / "model.pt" / "current" / "model.pt"
         assert Path(fetched["model"]) == model
         assert model.read_bytes() == (second / "model.pt").read_bytes()
         told = there("report")
-        assert " of 40 pictures, told localhost:" in told
+        assert " of 40 pictures, perhaps trained on, told localhost:" in told
         status = json.loads(succeed("delivery", "status", server, "--json"))[1]
         assert list(status["reports"]) == ["kitchen"]
         assert f"right in {100 * status['accuracy']:.2f} %" in told
@@ -110,6 +116,17 @@ def test_a_model_goes_from_a_run_to_a_device_is_judged_and_rolled_back(
         assert "back to model.pt version 1" in there("rollback")
         assert model.read_bytes() == (first / "model.pt").read_bytes()
         assert "was rolled back" in there("fetch")
+        third = server / "delivery" / "artifacts" / "model.pt" / "3"
+        shutil.copytree(third.with_name("1"), third)
+        facts = third / "artifact.json"
+        facts.write_text(facts.read_text().replace('"version": 1', '"version": 3'))
+        code, _, err = fedhead("delivery", "fetch", device, environment=on_device)
+        assert code == 1
+        assert re.fullmatch(r"fedhead: model.pt version 3 is refused: .* is older than .*\n", err)
+        assert model.read_bytes() == (first / "model.pt").read_bytes()
+        shutil.rmtree(third)
+        succeed("delivery", "restore", server, "1", "--key", key)
+        assert "now model.pt version 3; " in there("fetch")
         succeed("delivery", "revoke", server, "kitchen")
         code, _, err = fedhead("delivery", "fetch", device, environment=on_device)
         assert code == 1

@@ -7,6 +7,7 @@ import hashlib
 import random
 import shutil
 import threading
+from contextlib import suppress
 
 import grpc
 import pytest
@@ -219,11 +220,27 @@ def test_a_token_that_is_not_valid_gets_nothing(
         with pytest.raises(DeliveryError, match="the token is not valid"):
             next(remote.download(artifact, 0))
         with pytest.raises(DeliveryError, match="the token is not valid"):
-            remote.report(artifact, num_examples=1, accuracy=1.0)
+            remote.report(artifact, num_examples=1, accuracy=1.0, held_out=True)
     assert caplog.text.count("refused: ") == 3
     assert good.rpartition(".")[2] not in caplog.text
     assert leftovers(shelf) == set()
     assert survey(deployment.folder)[0].reports == {}
+
+
+def test_a_download_under_way_ends_with_its_token(deployment, serve, shelf) -> None:
+    deployment.publish(1, SIZE)
+    clock = Clock(lambda: 0.0, lambda seconds: revoke())
+
+    def revoke() -> None:
+        with suppress(DeliveryError):  # it is revoked already
+            revoke_token(deployment.folder, "phone-1")
+
+    with (
+        deployment.remote(serve(clock=clock)) as remote,
+        pytest.raises(DeliveryError, match="the token is not valid"),
+    ):
+        fetch(remote, shelf, keep=2)
+    assert shelf.current == 0
 
 
 def test_a_secret_that_others_can_read_is_refused(deployment, serve) -> None:
@@ -384,14 +401,14 @@ def test_reports_are_one_a_device_and_version(deployment, serve, tmp_path) -> No
     artifact = survey(deployment.folder)[0].artifact
     port = serve()
     with deployment.remote(port) as one, deployment.remote(port, token=other) as two:
-        one.report(artifact, num_examples=5, accuracy=0.2)
-        one.report(artifact, num_examples=10, accuracy=0.5)
-        two.report(artifact, num_examples=30, accuracy=0.9)
+        one.report(artifact, num_examples=5, accuracy=0.2, held_out=True)
+        one.report(artifact, num_examples=10, accuracy=0.5, held_out=True)
+        two.report(artifact, num_examples=30, accuracy=0.9, held_out=True)
         for accuracy in (float("nan"), -0.1, 1.1):
             with pytest.raises(DeliveryError, match="expected 0 to 1"):
-                two.report(artifact, num_examples=30, accuracy=accuracy)
+                two.report(artifact, num_examples=30, accuracy=accuracy, held_out=True)
         with pytest.raises(DeliveryError, match="expected 0 to 1 on at least one"):
-            two.report(artifact, num_examples=0, accuracy=0.5)
+            two.report(artifact, num_examples=0, accuracy=0.5, held_out=True)
     (published,) = survey(deployment.folder)
     assert sorted(published.reports) == ["phone-1", "phone-2"]
     assert published.accuracy == pytest.approx((10 * 0.5 + 30 * 0.9) / 40)

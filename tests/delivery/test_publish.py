@@ -21,7 +21,8 @@ from common.delivery.versions import known_versions
 from common.errors import DeliveryError, ExportError
 from common.files import read_private, write_private
 from server.card import Card, card_path
-from server.delivery.publish import publish
+from server.delivery.identity import Identity
+from server.delivery.publish import exported
 from server.delivery.reports import survey
 from server.delivery.service import Limits, start
 from server.delivery.tokens import issue_token, revoke_token
@@ -36,7 +37,8 @@ def test_the_generated_messages_are_those_of_the_proto(tmp_path: Path) -> None:
     (compiled,) = FileDescriptorSet.FromString(out.read_bytes()).file
     # json_name is derived, and only some versions of protoc write it.
     for message in compiled.message_type:
-        for field in message.field:
+        nested = [field for inner in message.nested_type for field in inner.field]
+        for field in (*message.field, *nested):
             field.ClearField("json_name")
     assert compiled.SerializeToString() == pb.DESCRIPTOR.serialized_pb
 
@@ -61,7 +63,9 @@ def test_a_stub_that_protoc_makes_talks_to_the_server(
         request = pb.DownloadRequest(name="model.bin", version=1, offset=1000)
         chunks = stub.Download(request, metadata=metadata)
         assert b"".join(chunk.data for chunk in chunks) == data[1000:]
-        figures = pb.ReportRequest(name="model.bin", version=1, num_examples=8, accuracy=0.75)
+        figures = pb.ReportRequest(
+            name="model.bin", version=1, num_examples=8, accuracy=0.75, held_out=True
+        )
         stub.Report(figures, metadata=metadata)
     assert survey(deployment.folder)[0].accuracy == 0.75
 
@@ -105,7 +109,7 @@ def test_what_is_no_export_is_not_published(deployment, tmp_path, file, card, wo
     if card is not None:
         card_path(source).write_text(card)
     with pytest.raises((DeliveryError, ExportError), match=words):
-        publish(source, deployment.folder, name=file)
+        exported(source, deployment.folder, name=file)
     assert not (deployment.folder / "artifacts").exists()
 
 
@@ -114,13 +118,13 @@ def test_the_card_of_another_file_is_noticed(deployment, tmp_path) -> None:
     source = tmp_path / "source-1.bin"
     source.write_bytes(b"other")
     with pytest.raises(DeliveryError, match="card of another file"):
-        publish(source, deployment.folder, name="model.bin")
+        exported(source, deployment.folder, name="model.bin")
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "a b", "x" * 101, "a\n"])
 def test_a_name_leads_nowhere_else(deployment, tmp_path, name) -> None:
     with pytest.raises(DeliveryError, match="cannot name"):
-        publish(tmp_path / "model.bin", deployment.folder, name=name)
+        exported(tmp_path / "model.bin", deployment.folder, name=name)
     with pytest.raises(DeliveryError, match="cannot name"):
         issue_token(deployment.folder, name, tmp_path / "out.token")
 
@@ -188,8 +192,10 @@ def begin(deployment, **changes):
         "certificate": deployment.pki / "server.crt",
         "key": deployment.pki / "server.key",
         "limits": Limits(1, 1e6),
-    }
-    return start(deployment.folder, **values | changes)
+    } | changes
+    files = values.pop("certificate"), values.pop("key")
+    identity = Identity(*files, authorities=deployment.pki / "ca.crt")
+    return start(deployment.folder, identity=identity, **values)
 
 
 def test_a_port_has_one_server(deployment, serve) -> None:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -52,23 +52,24 @@ class Deployment:
         folder: as ``fedhead deploy`` writes it.
         port: of the server, on loopback, for devices.
         operator_port: likewise, for operators.
+        delivery_port: likewise, for models.
         logs: what each process said, by the name it was started under.
     """
 
     def __init__(self, folder: Path, *names: str, address: str = "localhost") -> None:
-        self.folder, (self.port, self.operator_port) = folder, _free_ports(2)
+        self.folder = folder
+        self.port, self.operator_port, self.delivery_port = _free_ports(3)
         write_deployment(
             folder,
             addresses=[address],
             devices=names,
             port=self.port,
             operator_port=self.operator_port,
+            delivery_port=self.delivery_port,
             days=30,
         )
         self.logs: dict[str, Path] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        for name, port in zip(names, _free_ports(len(names)), strict=True):
-            self.set(name, port=port)
 
     def device(self, name: str) -> Path:
         return self.folder / "devices" / name
@@ -151,7 +152,9 @@ class Deployment:
         self.wait_for("plain", "Uvicorn running")
         return environment
 
-    def start_device(self, name: str, *, fault: str = "", seconds: float = 0) -> None:
+    def start_device(
+        self, name: str, *, fault: str = "", seconds: float = 0, client: int = 0
+    ) -> None:
         """Start a device as its owner would, or one that is broken as faults/ says."""
         environment = flower_environment()
         if fault:
@@ -160,6 +163,7 @@ class Deployment:
                 "PYTHONPATH": os.pathsep.join(found),
                 "FAULT": fault,
                 "FAULT_SECONDS": str(seconds),
+                "FAULT_CLIENT": str(client),
             }
         self.start(name, [*FEDHEAD, "device", str(self.device(name))], environment)
 
@@ -243,12 +247,14 @@ def head_in_process(
         deployed: Deployment,
         *options: str,
         trains: Callable[[int, int], bool] = lambda client, number: True,
+        without: Sequence[str] = (),
     ) -> dict[str, NDArray[np.float32]]:
         path = tiny(*options, name="reference")
         values = {"experiment": str(path / "config.toml"), "overrides": ""}
         devices = {
             deployed.client(file.stem): deployed.device(file.stem)
             for file in (deployed.folder / "server" / "devices").glob("*.client")
+            if file.stem not in without
         }
         context = Context(
             run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=values

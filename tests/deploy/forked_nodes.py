@@ -1,21 +1,25 @@
-"""Commands of Flower's for many nodes, forked from one process: their imports take a minute.
+"""Devices' processes for many nodes, forked from one that has imported and read all they need.
 
-Standard input: a JSON list with the log file, the environment and the arguments of each. SIGTERM
-kills them all.
+Standard input: JSON with the experiment whose data they share, and for each node a log file, its
+environment and the arguments of its SuperNode. SIGTERM kills them all.
 """
 
+import gc
 import json
 import os
 import signal
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
-from flwr.supercore.cli import flower_superexec
-from flwr.supernode.cli import flower_supernode
+import flwr.supernode.start_client_internal  # noqa: F401 - the imports are what is shared
 
-COMMANDS = {"flower-supernode": flower_supernode, "flower-superexec": flower_superexec}
+import client.app  # noqa: F401
+from client import fork_server, supernode
+from common.experiment import client_shares, run_config
 
 
-def start(log: str, environment: dict[str, str], arguments: list[str]) -> int:
+def start(log: str, environment: dict[str, str], command: Callable[[], object]) -> int:
     if pid := os.fork():
         return pid
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -23,10 +27,7 @@ def start(log: str, environment: dict[str, str], arguments: list[str]) -> int:
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.environ.update(environment)
-    sys.argv = arguments
-    if arguments[0] == "flower-superexec":
-        sys.argv += ["--parent-pid", str(os.getppid())]
-    sys.exit(COMMANDS[arguments[0]]())
+    sys.exit(command())
 
 
 def main() -> None:
@@ -38,8 +39,14 @@ def main() -> None:
         sys.exit()
 
     signal.signal(signal.SIGTERM, end)
-    for child in json.load(sys.stdin):
-        children.add(start(*child))
+    orders = json.load(sys.stdin)
+    client_shares(run_config({"experiment": orders["experiment"]}))
+    gc.freeze()  # a collection in a child would copy what it shares
+    for log, environment, arguments in orders["nodes"]:
+        sys.argv = ["supernode", *arguments]
+        children.add(start(log, environment, supernode.main))
+        socket = Path(arguments[0])
+        children.add(start(log, environment, lambda socket=socket: fork_server.serve(socket)))
     while children:
         children.remove(os.wait()[0])
 

@@ -14,7 +14,11 @@ import pytest
 from numpy.linalg import norm
 from safetensors.numpy import load_file
 
+from common.errors import SignatureError
+from simulations.deploy.launch import run_deployed
 from simulations.deploy.operator import control
+from simulations.deploy.trust import read_keys, write_trusted
+from simulations.signing_key import new_key, public_file
 
 if TYPE_CHECKING:
     from tests.deploy.conftest import Deployment
@@ -29,14 +33,23 @@ def test_five_devices_behind_a_crowd_give_the_head_of_the_in_process_engine(
 ) -> None:
     names = ["a", "b", "c", "d", "e"]
     deployed = deployment(*names)
+    key = deployed.folder.parent / "signing.key"
+    new_key(key, "")
+    write_trusted(deployed.folder, read_keys([public_file(key)]))
     deployed.start_server()
+    assert "signed: devices take only what key " in deployed.said("server")
     crowd = start_crowd(deployed)
     for number, name in enumerate(names):
         deployed.give_pictures(name, number)
         deployed.start_device(name)
     options = ("train.rounds=5", f"train.clients-per-round={len(names)}")
     run = tiny(*options, name="deployed")
-    summary = deployed.run(run)
+    with pytest.raises(SignatureError, match="backbone tiny .* is not signed: give --key"):
+        deployed.run(run)
+    summary = run_deployed(run, deployed.folder, key=key)
+    for name in names:
+        (signed,) = (deployed.device(name) / "state" / "backbones").glob("*/signed")
+        assert b"\nkind backbone\nname tiny\nversion 1\n" in signed.read_bytes()
     assert (summary["clients"], summary["valid_updates"]) == (5, 25)
     assert (summary["rejected_updates"], summary["failed_updates"]) == (0, 0)
     head = load_file(run / "head.safetensors")
@@ -94,7 +107,7 @@ def test_a_bad_key_is_named_before_anything_starts_and_ids_outlive_a_restart(
     said = deployed.said("server")
     assert [deployed.client(name) for name in "ab"] == before[:2]
     assert "already in use" not in said
-    assert "device c: its key is in" in said
+    assert "c is let in no more: its key is no longer in" in said
     assert not (keys / "c.client").exists()
     with control(deployed.folder / "server") as api:
         assert {n.name: n.status for n in api.nodes()} == {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from time import sleep
@@ -17,12 +17,10 @@ import pytest
 from numpy.linalg import norm
 from safetensors.numpy import load_file
 
-from client import fork_server
 from common.config import load_config, parse_overrides
 from common.experiment import client_shares
 from simulations.deploy.launch import connection, device_command
-from simulations.deploy.settings import read_device
-from simulations.flower import command, flower_environment, run_app
+from simulations.flower import flower_environment, run_app
 from simulations.run import run_in_process
 
 if TYPE_CHECKING:
@@ -37,6 +35,7 @@ OPTIONS = (
     f"train.rounds={ROUNDS}",
     "simulation.trainer=reference",
 )
+MODULE = "client.supernode"
 FORKED_NODES = str(Path(__file__).with_name("forked_nodes.py"))
 PROCESSES = ("simulations.deploy.superlink", "flwr-serverapp")
 WARM_UP = 3  # rounds in which buffers find their size
@@ -55,9 +54,8 @@ def test_no_update_of_a_thousand_phones_is_lost_or_counted_twice(
     names = [f"n{i:02}" for i in range(NODES)]
     deployed = deployment(*names)
     run = tiny(*OPTIONS, name="deployed")
-    environment = start_fork_server(deployed, run)
     deployed.start_server()
-    start_hosts(deployed, names, environment)
+    start_hosts(deployed, names, run)
     for name in names:
         deployed.wait_for(name, "SuperNode ID")
     with ThreadPoolExecutor(1) as pool:
@@ -91,42 +89,22 @@ def test_no_update_of_a_thousand_phones_is_lost_or_counted_twice(
         assert likely < MOST_KB_A_ROUND, f"{name} grows: {report[name]}"
 
 
-READ_AND_SERVE = """
-import sys
-from client.fork_server import main
-from common.experiment import client_shares, run_config
-client_shares(run_config({"experiment": sys.argv.pop()}))
-main()
-"""
-
-
-def start_fork_server(deployed: Deployment, run: Path) -> dict[str, str]:
-    """An environment in which all hosts share what a device has for itself alone, and the data."""
-    folder = deployed.folder.parent / "fork-server"
-    folder.mkdir()
-    environment = flower_environment()
-    environment["PATH"] = fork_server.install(folder, environment["PATH"])
-    name, experiment = command("flwr-clientapp", environment), str(run / "config.toml")
-    deployed.start("data", [sys.executable, "-c", READ_AND_SERVE, name, experiment], environment)
-    return environment
-
-
-def start_hosts(deployed: Deployment, names: Sequence[str], shared: Mapping[str, str]) -> None:
-    """Flower's commands of devices, each hosting fifty simulated phones in place of pictures."""
-    children = []
+def start_hosts(deployed: Deployment, names: Sequence[str], run: Path) -> None:
+    """The processes of devices, each hosting fifty simulated phones in place of pictures."""
+    nodes = []
     for number, name in enumerate(names):
-        log, port = deployed.folder.parent / f"{name}.log", read_device(deployed.device(name)).port
-        *supernode, _ = device_command(deployed.device(name))
-        supernode += [f"partition-id={number} num-partitions={NODES}", "--isolation", "process"]
-        superexec = ["flower-superexec", "--insecure", "--runtime-api-address", f"127.0.0.1:{port}"]
-        home = {"FLWR_HOME": str(deployed.folder.parent / name)}
-        children += [(str(log), home, supernode), (str(log), home, superexec)]
+        own = deployed.folder.parent / name
+        own.mkdir()
+        *supernode, _ = device_command(deployed.device(name), own)
+        supernode += [f"partition-id={number} num-partitions={NODES}"]
+        log = deployed.folder.parent / f"{name}.log"
+        nodes.append((str(log), {"FLWR_HOME": str(own)}, supernode[supernode.index(MODULE) + 1 :]))
         log.touch()
         deployed.logs[name] = log
     orders = deployed.folder.parent / "nodes.json"
-    orders.write_text(json.dumps(children))
+    orders.write_text(json.dumps({"experiment": str(run / "config.toml"), "nodes": nodes}))
     with orders.open("rb") as file:
-        deployed.start("nodes", [sys.executable, FORKED_NODES], shared, stdin=file)
+        deployed.start("nodes", [sys.executable, FORKED_NODES], flower_environment(), stdin=file)
 
 
 def run_hosts(deployed: Deployment, run: Path) -> dict[str, Any]:
@@ -142,8 +120,9 @@ def watch(deployed: Deployment, run: Path, running: Future[object]) -> dict[str,
         rounds = metrics.read_text().count("\n") if metrics.exists() else 0
         if metrics.exists() and rounds < ROUNDS:
             found = psutil.Process(deployed.processes["server"].pid).children(recursive=True)
+            lines = {p: " ".join(p.cmdline()) for p in found}
             for name, least in memory.items():
-                (process,) = (p for p in found if any(name in part for part in p.cmdline()))
+                (process,) = (p for p, c in lines.items() if name in c and "keeper.py" not in c)
                 now = process.memory_info().rss // 1024
                 if rounds < len(least):
                     least[rounds] = min(least[rounds], now)

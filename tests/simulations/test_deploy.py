@@ -87,7 +87,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
 def test_flowers_commands_name_the_folders_files_and_the_budget(tmp_path: Path) -> None:
     folder = deploy(tmp_path / "d", "kitchen", port=9400)
     device = folder / "devices" / "kitchen"
-    text = device_command(device)
+    text = device_command(device, tmp_path)
     assert text[text.index("--superlink") + 1] == "localhost:9400"
     assert f'data="folder:{device}/pictures"' in text[-1]
     assert "max-threads=1" in text[-1]
@@ -108,4 +108,4 @@ def test_a_wrong_key_in_device_toml_names_file_and_key(tmp_path: Path) -> None:
     with (device / "device.toml").open("a") as file:
         file.write("max-thread = 2\n")
     with pytest.raises(ConfigError, match=r"device\.toml: 1 problem.*did you mean max-threads"):
-        device_command(device)
+        device_command(device, tmp_path)

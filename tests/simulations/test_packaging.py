@@ -20,6 +20,7 @@ from simulations.deploy.folder import write_deployment
 from simulations.predict import measure
 
 FEDHEAD = ["-m", "simulations"]
+UNITS = {f"fedhead-{name}" for name in ("device", "fetch", "server", "delivery")}
 
 
 def python(environment: Mapping[str, str], *args: object) -> subprocess.CompletedProcess[str]:
@@ -88,8 +89,9 @@ def test_the_command_line_starts_there_and_says_what_a_simulation_needs(
 def test_systemd_takes_the_units(device: Path) -> None:
     if not (analyze := shutil.which("systemd-analyze")):
         pytest.skip("systemd-analyze is not installed: apt-get install systemd")
-    units = sorted(device.glob("fedhead-*"))
-    assert {unit.suffix for unit in units} == {".service", ".timer"}
+    server = device.parent.parent / "server"
+    units = sorted([*device.glob("fedhead-*"), *server.glob("fedhead-*")])
+    assert {unit.stem for unit in units} == UNITS
     for unit in units:  # of the program it wants to see only that it is there
         unit.write_text(unit.read_text().replace("/opt/fedhead/bin/fedhead", sys.executable))
     done = subprocess.run(
@@ -102,16 +104,24 @@ def test_the_units_run_the_readmes_commands_as_another_user_who_can_write_one_fo
     device: Path,
 ) -> None:
     readme = (device.parent.parent / "README.md").read_text()
-    for name, command in (("device", "device"), ("fetch", "delivery fetch")):
-        text = (device / f"fedhead-{name}.service").read_text()
-        assert f"ExecStart=/opt/fedhead/bin/fedhead {command} /var/lib/fedhead/kitchen\n" in text
-        assert f"/opt/fedhead/bin/fedhead {command}" in readme
+    server = device.parent.parent / "server"
+    for folder, name, command, own in (
+        (device, "device", "device", "kitchen"),
+        (device, "fetch", "delivery fetch", "kitchen"),
+        (server, "server", "serve", "server"),
+        (server, "delivery", "delivery serve", "server"),
+    ):
+        text = (folder / f"fedhead-{name}.service").read_text()
+        assert f"ExecStart=/opt/fedhead/bin/fedhead {command} /var/lib/fedhead/{own}\n" in text
+        assert f"fedhead {command} " in readme
+        writes = "/var/lib/fedhead" if folder == server else "/var/lib/fedhead/kitchen"
         assert "$" not in text
         for line in (
             "User=fedhead",
             "NoNewPrivileges=true",
             "ProtectSystem=strict",
-            "ReadWritePaths=/var/lib/fedhead/kitchen",
+            f"ReadWritePaths={writes}",
         ):
             assert f"{line}\n" in text
     assert "enable --now fedhead-device.service fedhead-fetch.timer" in readme
+    assert "enable --now fedhead-server.service fedhead-delivery.service" in readme

@@ -1,0 +1,59 @@
+"""The pictures that a device keeps to test with, long after the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from client.device import used_positions
+from common.datasets.base import Dataset
+from common.partition import local_split
+from common.types import IntArray
+
+__all__ = ["held_out"]
+
+
+def held_out(
+    dataset: Dataset, state: Path, classes: Sequence[str], *, max_examples: int
+) -> IntArray | None:
+    """The test part of the last run with these classes that the device took part in.
+
+    Args:
+        dataset: all its pictures.
+        state: its state folder.
+        classes: of a model.
+        max_examples: its budget now.
+
+    Returns:
+        Positions, at least one; None: there was no such run, it left no test part, or pictures or
+        budget have changed since, so that nobody knows what was trained on.
+    """
+    tasks = sorted((state / "clients").glob("*/task.json"), key=_age)
+    task = next((task for task in map(_read, tasks) if task.get("classes") == [*classes]), None)
+    if task is None:
+        return None
+    now = {"pictures": dataset.content_key, "budget": max_examples}
+    if any(task.get(key) != value for key, value in now.items()):
+        return None
+    _, test = local_split(
+        used_positions(dataset, max_examples, task["max-examples"]),
+        dataset.labels,
+        client=task["client"],
+        test_fraction=task["test-fraction"],
+        seed=task["seed"],
+    )
+    return test if len(test) else None
+
+
+def _age(path: Path) -> int:
+    return -path.stat().st_mtime_ns
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        task = json.loads(path.read_text())
+    except ValueError:
+        return {}
+    return task if isinstance(task, dict) else {}

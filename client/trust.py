@@ -1,0 +1,97 @@
+"""What a device takes: what its owner's operator has signed, and never what is older than it has.
+
+A device's folder holds one or two public keys in ``trusted/``, put there by who set it up. What it
+took last lies in its state folder::
+
+    accepted/model/model.pt     VERSION SHA256
+    accepted/backbone/mine
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from common.errors import SignatureError
+from common.files import write_atomic
+from common.signing.statement import Kind, Signed, Statement
+from common.signing.trust import TrustedKeys
+
+__all__ = ["Trust"]
+
+
+@dataclass(frozen=True)
+class Trust:
+    """The keys that a device trusts, and what it has accepted of them.
+
+    Attributes:
+        keys: one or two.
+        accepted: folder of what was accepted last.
+    """
+
+    keys: TrustedKeys
+    accepted: Path
+
+    @classmethod
+    def of(cls, trusted: Path, state: Path) -> Self:
+        """As a device's folders have it.
+
+        Raises:
+            SignatureError: what is in the folder of keys cannot be used.
+        """
+        return cls(TrustedKeys.read(trusted), state / "accepted")
+
+    def check(
+        self, signed: Signed | None, kind: Kind, what: str, before: tuple[int, str] = (0, "")
+    ) -> Statement:
+        """The statement, if it is signed, valid now, and no older than what was accepted.
+
+        The version that was accepted last is accepted again, for the same bytes: an interrupted
+        fetch goes on, and a signature is renewed.
+
+        Args:
+            signed: as it came.
+            kind: what it must be about.
+            what: what it is said to be about, for the error.
+            before: a version and its sha256 that were in use before there were keys.
+
+        Raises:
+            SignatureError: it is refused; one line that says why.
+        """
+        statement = self.keys.verify(signed, what)
+        if statement.kind != kind:
+            raise SignatureError(f"{what} is refused: it was signed as a {statement.kind}")
+        version, sha256 = max(before, self._last(kind, statement.name), key=lambda last: last[0])
+        if statement.version < version:
+            raise SignatureError(
+                f"{what} is refused: {statement} is older than version {version}, which was "
+                "accepted here before"
+            )
+        if statement.version == version and statement.sha256 != sha256:
+            raise SignatureError(
+                f"{what} is refused: as version {version} another file was accepted here before "
+                f"(sha256 {sha256})"
+            )
+        return statement
+
+    def accept(self, statement: Statement) -> None:
+        """Remember, down to the disk, that nothing older than this is accepted any more."""
+        if self._last(statement.kind, statement.name)[0] < statement.version:
+            content = f"{statement.version} {statement.sha256}\n"
+            write_atomic(self._file(statement.kind, statement.name), content.encode())
+
+    def _last(self, kind: Kind, name: str) -> tuple[int, str]:
+        path = self._file(kind, name)
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            return 0, ""
+        match = re.fullmatch(r"([1-9][0-9]{0,17}) ([0-9a-f]{64})\n", text)
+        if match is None:
+            raise SignatureError(f"{path} is damaged, expected VERSION SHA256")
+        return int(match[1]), match[2]
+
+    def _file(self, kind: Kind, name: str) -> Path:
+        return self.accepted / kind / name

@@ -1,0 +1,83 @@
+"""What nodes are sent as a run's backbone: its bytes, and who vouches for them.
+
+A deployment that signs keeps the signed ones in its server's folder, as artifacts named after the
+experiment (see common/delivery/versions)::
+
+    backbones/mine/1/ ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.backbone.frozen import FrozenBackbone
+from common.delivery.versions import Artifact, known_versions, read_artifact, shelf_of
+from common.errors import RunError
+from common.messages import BackboneRequest
+from common.signing.statement import Signed, Statement
+
+__all__ = ["Offer", "newest_signed", "offer"]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A backbone for the nodes that lack it.
+
+    Attributes:
+        fingerprint: its own.
+        read: gives the payload.
+        signed: by whom it is vouched for, if by anybody.
+    """
+
+    fingerprint: str
+    read: Callable[[], bytes]
+    signed: Signed | None = None
+
+    def request(self, *, brings: bool) -> BackboneRequest:
+        """Asks a node whether it has it, or brings it."""
+        signed = self.signed or Signed(b"", b"")
+        data = self.read() if brings else b""
+        return BackboneRequest(self.fingerprint, data, signed.statement, signed.signature)
+
+
+def newest_signed(folder: Path, name: str) -> tuple[Artifact, Statement] | None:
+    """The last backbone that was signed for an experiment, with what its statement says.
+
+    Raises:
+        DeliveryError, SignatureError: what is kept is damaged.
+    """
+    shelf = shelf_of(folder, name)
+    versions = known_versions(shelf)
+    if not versions:
+        return None
+    artifact = read_artifact(shelf, versions[-1])
+    return artifact, Statement.from_bytes(artifact.signed.statement if artifact.signed else b"")
+
+
+def offer(backbone: FrozenBackbone, name: str, folder: Path | None) -> Offer:
+    """What to send.
+
+    Args:
+        backbone: of the run.
+        name: of the experiment.
+        folder: of the signed ones; None: the deployment does not sign, or it is a simulation.
+
+    Raises:
+        RunError: another was signed, or its file is damaged.
+    """
+    if folder is None:
+        return Offer(backbone.fingerprint, backbone.to_bytes)
+    found = newest_signed(folder, name)
+    if found is None or found[1].fingerprint != backbone.fingerprint:
+        signed = found[1].fingerprint[:12] if found else "none"
+        raise RunError(
+            f"{folder}: the backbone signed for {name} is {signed}, the run's is "
+            f"{backbone.fingerprint[:12]}: does the SuperLink run with the same packages and data?"
+        )
+    artifact = found[0]
+    path = artifact.path(shelf_of(folder, name))
+    if problem := artifact.damage(path):
+        raise RunError(f"{path} is damaged: {problem}")
+    return Offer(backbone.fingerprint, path.read_bytes, artifact.signed)

@@ -1,0 +1,83 @@
+"""What devices say of themselves when they check in: one file a device."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from common.delivery.versions import check_name
+from common.errors import DeliveryError
+from common.files import write_atomic
+
+__all__ = ["CheckIn", "check_ins", "forget", "save_check_in"]
+
+_APP = re.compile(r"[A-Za-z0-9 ._+-]{0,64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MOST_ARTIFACTS = 20
+
+
+@dataclass(frozen=True)
+class CheckIn:
+    """A device's own words, checked for their form alone.
+
+    Attributes:
+        app: program and version.
+        authorities_sha256: of the authorities that it trusts.
+        in_use: version in use, by artifact.
+        time: in seconds since 1970, by the server's clock.
+
+    Raises:
+        DeliveryError: words that cannot be.
+    """
+
+    app: str
+    authorities_sha256: str
+    in_use: Mapping[str, int]
+    time: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        problem = ""
+        if not _APP.fullmatch(self.app):
+            problem = f"app {self.app[:80]!r}, expected a name and a version"
+        elif not _SHA256.fullmatch(self.authorities_sha256):
+            problem = "authorities_sha256, expected 64 hexadecimal digits"
+        elif len(self.in_use) > _MOST_ARTIFACTS:
+            problem = f"{len(self.in_use)} artifacts in use, expected at most {_MOST_ARTIFACTS}"
+        if problem:
+            raise DeliveryError(problem)
+        for name in self.in_use:
+            check_name(name)
+
+
+def _folder(folder: Path) -> Path:
+    return folder / "check-ins"
+
+
+def save_check_in(folder: Path, device: str, words: CheckIn) -> None:
+    """Keep what a device says, in place of what it said before."""
+    path = _folder(folder) / f"{device}.json"
+    write_atomic(path, json.dumps(asdict(words)).encode(), durable=False)
+
+
+def check_ins(folder: Path) -> dict[str, CheckIn]:
+    """What each device said last.
+
+    Raises:
+        DeliveryError: a file is damaged.
+    """
+    found = {}
+    for path in sorted(_folder(folder).glob("[!.]*.json")):
+        try:
+            found[path.stem] = CheckIn(**json.loads(path.read_text()))
+        except (ValueError, TypeError) as exc:
+            raise DeliveryError(f"{path} is damaged ({exc})") from exc
+    return found
+
+
+def forget(folder: Path, device: str) -> None:
+    """A name that gets a new key is another device."""
+    (_folder(folder) / f"{check_name(device)}.json").unlink(missing_ok=True)

@@ -1,0 +1,276 @@
+"""The devices of a deployment as its operator sees them, from the server's files and its doors."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from common.errors import RunError
+from server.delivery.checkins import CheckIn, check_ins
+from server.delivery.tokens import TokenState, token_states
+from simulations.deploy.authority import expiries
+from simulations.deploy.certificates import certificates_in
+from simulations.deploy.device_keys import admitted_keys, key_id, read_key, revoked_names
+from simulations.deploy.last_run import LastRun, Part, read_last_run
+from simulations.deploy.operator import Node, control
+from simulations.deploy.settings import (
+    OPERATORS_HOST,
+    delivery_of,
+    endpoint,
+    read_server,
+)
+from simulations.deploy.trust import SigningState, signing_state
+
+__all__ = [
+    "DeviceRow",
+    "Door",
+    "Fleet",
+    "State",
+    "is_served",
+    "lagging",
+    "look",
+    "server_folder",
+]
+
+State = Literal["online", "offline", "registered", "waiting", "revoked", "token only"]
+
+_CONNECT_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class DeviceRow:
+    """A device.
+
+    Attributes:
+        name: that its owner gave it.
+        key: short id of its public key; None: it has none, and can only fetch.
+        state: registered: never seen; waiting: its key is here, the SuperLink has not got it.
+        since: of the state, for one that is online, offline or revoked; None: not known.
+        seen: when it was last heard of, by SuperLink, delivery or a run; None: never.
+        app: program and version, as it said; None: it never did.
+        in_use: version of each model in use, as it said.
+        trusts_all: whether it trusts all authorities that it is to; None: it never said.
+        token: of delivery; None: it never had one.
+        part: in the last run.
+    """
+
+    name: str
+    key: str | None
+    state: State
+    since: datetime | None = None
+    seen: datetime | None = None
+    app: str | None = None
+    in_use: Mapping[str, int] = field(default_factory=dict)
+    trusts_all: bool | None = None
+    token: TokenState | None = None
+    part: Part | None = None
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where a server is reached.
+
+    Attributes:
+        name: for whom.
+        address: host:port it listens at.
+        is_open: whether it does.
+    """
+
+    name: str
+    address: str
+    is_open: bool
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A deployment.
+
+    Attributes:
+        devices: by name.
+        down: why the SuperLink was not asked; None: it was.
+        signing: whose signatures devices ask for, if anybody's.
+        doors: of the server.
+        ends: when the server's certificate and its authority end.
+        still_old: while one authority follows another, who is not known to trust the new one;
+            None: none follows.
+        last_run: the devices' last run.
+    """
+
+    devices: Sequence[DeviceRow]
+    down: str | None
+    signing: SigningState
+    doors: Sequence[Door]
+    ends: Mapping[str, datetime]
+    still_old: Sequence[str] | None
+    last_run: LastRun | None
+
+
+def server_folder(folder: Path) -> Path:
+    """The server's folder of a deployment, or itself.
+
+    Raises:
+        RunError: neither.
+    """
+    for server in (folder / "server", folder):
+        if (server / "server.toml").is_file():
+            return server.resolve()
+    raise RunError(f"{folder} holds no deployment and no server: fedhead deploy writes them")
+
+
+def look(server: Path) -> Fleet:
+    """All that is known of a deployment's devices now.
+
+    Raises:
+        ConfigError, RunError, DeliveryError: a file of the server is missing or damaged.
+    """
+    down, nodes = None, None
+    if not is_served(server):
+        down = "fedhead serve does not run; this is what its files tell"
+    else:
+        try:
+            with control(server) as api:
+                nodes = api.nodes()
+        except RunError as exc:
+            down = str(exc)
+    last_run = read_last_run(server)
+    follows = len(certificates_in(server / "ca.crt")) > 1
+    return Fleet(
+        devices=_rows(server, nodes, last_run),
+        down=down,
+        signing=signing_state(server),
+        doors=_doors(server),
+        ends=expiries(server),
+        still_old=[*lagging(server)] if follows else None,
+        last_run=last_run,
+    )
+
+
+def is_served(server: Path) -> bool:
+    """Whether the SuperLink of a server's folder runs."""
+    return _listens(OPERATORS_HOST, read_server(server).operator_port)
+
+
+def lagging(server: Path) -> dict[str, datetime | None]:
+    """Who has not said that it trusts all authorities that it is to; when it last said a word.
+
+    Raises:
+        RunError, DeliveryError: a file is damaged.
+    """
+    delivery = delivery_of(server)
+    wanted = _digest(server)
+    may_fetch = {name for name, state in token_states(delivery).items() if state == "valid"}
+    said = check_ins(delivery)
+    return {
+        name: _time(said.get(name))
+        for name in sorted({*admitted_keys(server)} | may_fetch)
+        if name not in said or said[name].authorities_sha256 != wanted
+    }
+
+
+def _rows(server: Path, nodes: Sequence[Node] | None, last_run: LastRun | None) -> list[DeviceRow]:
+    delivery = delivery_of(server)
+    said, tokens = check_ins(delivery), token_states(delivery)
+    wanted = _digest(server)
+    rows = []
+    for name, key, state, since in _keys(server, nodes, {*tokens}):
+        words = said.get(name) if state != "revoked" else None
+        client = _client(server, name) if state != "revoked" else None
+        part = last_run.parts.get(client) if last_run and client is not None else None
+        times = [_time(words), part.seen if part else None]
+        if state in ("online", "offline"):
+            times.append(datetime.now(UTC) if state == "online" else since)
+        rows.append(
+            DeviceRow(
+                name,
+                key,
+                state,
+                since,
+                seen=max(filter(None, times), default=None),
+                app=words.app if words else None,
+                in_use=words.in_use if words else {},
+                trusts_all=words.authorities_sha256 == wanted if words else None,
+                token=tokens.get(name),
+                part=part,
+            )
+        )
+    return rows
+
+
+def _keys(
+    server: Path, nodes: Sequence[Node] | None, tokens: set[str]
+) -> Iterator[tuple[str, str | None, State, datetime | None]]:
+    """Name, key, state and since when, of each device that is known, in the order of names."""
+    found: dict[str, tuple[str | None, State, datetime | None]] = {}
+    for name in tokens:
+        found[name] = None, "token only", None
+    for name, (*_, path) in revoked_names(server).items():
+        found[name] = key_id(read_key(path)), "revoked", _changed(path)
+    by_key = {key_id(node.public_key): node for node in nodes or ()}
+    for node in by_key.values():
+        if node.status != "unregistered":  # else known from its file
+            found[node.name] = key_id(node.public_key), *_standing(node)
+    for name, path in admitted_keys(server).items():
+        key = key_id(read_key(path))
+        if key in by_key:
+            found[name] = key, *_standing(by_key[key])
+        else:
+            # The SuperLink's id is written beside the key when it is registered.
+            known = nodes is None and path.with_suffix(".client").exists()
+            found[name] = key, "registered" if known else "waiting", None
+    for name in sorted(found):
+        yield name, *found[name]
+
+
+def _standing(node: Node) -> tuple[State, datetime | None]:
+    if node.status == "online":
+        return "online", node.activated
+    if node.status == "offline":
+        return "offline", node.deactivated
+    if node.status == "unregistered":
+        return "revoked", node.unregistered
+    return "registered", None
+
+
+def _client(server: Path, name: str) -> int | None:
+    file = server / "devices" / f"{name}.client"
+    try:
+        return int(file.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _digest(server: Path) -> str:
+    """Of the authorities that devices are to trust."""
+    return hashlib.sha256((server / "ca.crt").read_bytes()).hexdigest()
+
+
+def _time(words: CheckIn | None) -> datetime | None:
+    return datetime.fromtimestamp(words.time, UTC) if words else None
+
+
+def _changed(path: Path) -> datetime:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+
+
+def _doors(server: Path) -> list[Door]:
+    settings = read_server(server)
+    places = [
+        ("devices", settings.host, settings.port),
+        ("operators", OPERATORS_HOST, settings.operator_port),
+        ("models", settings.host, settings.delivery_port),
+    ]
+    return [Door(name, endpoint(host, port), _listens(host, port)) for name, host, port in places]
+
+
+def _listens(host: str, port: int) -> bool:
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - all addresses
+    try:
+        socket.create_connection((here, port), _CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True

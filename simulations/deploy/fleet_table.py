@@ -1,0 +1,107 @@
+"""A deployment's devices as a table of at most 80 columns, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.table import Table
+
+from simulations.deploy.authority import expiry_warnings
+from simulations.deploy.fleet import DeviceRow, Fleet
+
+__all__ = ["fleet_json", "fleet_lines", "fleet_table"]
+
+_UNKNOWN = "-"
+
+
+def fleet_table(fleet: Fleet) -> Table:
+    """A line a device; times are those of this machine's clock and zone."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("device", overflow="fold", min_width=6)
+    for title in ("key", "state", "since", "version"):
+        table.add_column(title, no_wrap=True)
+    for title in ("model", "examples", "failed"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("token", no_wrap=True)
+    for row in fleet.devices:
+        table.add_row(
+            row.name,
+            row.key or _UNKNOWN,
+            row.state,
+            _since(row),
+            row.app.removeprefix("fedhead ") if row.app else _UNKNOWN,
+            _models(row),
+            _number(row.part.examples if row.part else None),
+            _number(row.part.failed + row.part.rejected if row.part else None),
+            row.token or "none",
+        )
+    return table
+
+
+def fleet_lines(fleet: Fleet) -> Iterator[str]:
+    """What is below the table: failures, doors, ends, and what is to be done."""
+    if fleet.down:
+        yield f"not asked: {fleet.down}"
+    for row in fleet.devices:
+        if row.part and row.part.reason:
+            yield f"{row.name} failed last for: {row.part.reason}"
+        if len(row.in_use) > 1:
+            models = ", ".join(f"{name} version {v}" for name, v in sorted(row.in_use.items()))
+            yield f"{row.name} uses {models}"
+    if fleet.still_old:
+        yield f"another authority signs now, and is not yet known to {', '.join(fleet.still_old)}"
+    elif fleet.still_old is not None:
+        yield "another authority signs now, and all devices trust it; the old one can be dropped:"
+        yield "fedhead fleet DEPLOYMENT renew --authority"
+    yield str(fleet.signing)
+    for door in fleet.doors:
+        yield f"door for {door.name}: {door.address}, {'open' if door.is_open else 'closed'}"
+    yield "; ".join(f"the {name} ends on {end:%Y-%m-%d}" for name, end in fleet.ends.items())
+    yield from (f"warning: {line}" for line in expiry_warnings(fleet.ends))
+    if fleet.last_run:
+        yield f"last run: {fleet.last_run.path}"
+
+
+def fleet_json(fleet: Fleet) -> dict[str, Any]:
+    """The same, and all that the table has no room for."""
+    return {
+        "devices": [{**_plain(asdict(row)), "in-use": dict(row.in_use)} for row in fleet.devices],
+        "superlink": {"asked": fleet.down is None, "problem": fleet.down},
+        "signing-keys": list(fleet.signing.keys),
+        "doors": [asdict(door) for door in fleet.doors],
+        "ends": _plain(dict(fleet.ends)),
+        "still-old": fleet.still_old,
+        "last-run": str(fleet.last_run.path) if fleet.last_run else None,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Times as ISO 8601, keys with hyphens."""
+    if isinstance(value, dict):
+        return {str(key).replace("_", "-"): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="seconds")
+    return value
+
+
+def _since(row: DeviceRow) -> str:
+    """When the state began; for one of which nothing is known, when it was last heard of."""
+    moment = row.since or row.seen
+    if moment is None:
+        return _UNKNOWN if row.state == "token only" else "never"
+    local, now = moment.astimezone(), datetime.now().astimezone()
+    if local.date() == now.date():
+        return f"{local:%H:%M}"
+    return f"{local:%d %b}" if (now - local).days < 300 else f"{local:%Y-%m}"
+
+
+def _models(row: DeviceRow) -> str:
+    versions = sorted(row.in_use.values())
+    return ",".join(map(str, versions)) if versions else _UNKNOWN
+
+
+def _number(value: int | None) -> str:
+    return _UNKNOWN if value is None else str(value)

@@ -1,0 +1,52 @@
+"""How right the model in use is on a device's own pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from client.delivery.shelf import Shelf
+from client.held_out import held_out
+from client.trust import Trust
+from common.datasets.folder import load_folder
+from common.delivery.versions import Artifact, fingerprint_of, read_artifact
+from common.errors import DeliveryError
+from server.card import read_card
+from server.delivery.reports import DeviceReport
+from simulations.deploy.settings import inside, read_device
+from simulations.predict import measure
+
+__all__ = ["grade"]
+
+
+def grade(device: Path, shelf: Shelf, trust: Trust | None) -> tuple[Artifact, DeviceReport]:
+    """Measure the model in use, on pictures that the device keeps to test with if it has any.
+
+    Args:
+        device: the device's folder.
+        shelf: of the model.
+        trust: whose signature the model must have before it is loaded; None: nobody's. It may
+            have expired since the model was put into use.
+
+    Raises:
+        DeliveryError: nothing was fetched, or the file is damaged.
+        SignatureError: it is not signed as it must be.
+        FedheadError: as ``simulations.predict.measure``.
+    """
+    settings = read_device(device)
+    with shelf.locked():
+        artifact = read_artifact(shelf.path, shelf.current)
+        # It is loaded below: its bytes must be those that were fetched, and signed.
+        if problem := artifact.damage(shelf.model):
+            raise DeliveryError(f"{shelf.model} is damaged: {problem}; fedhead delivery fetch")
+        if trust:
+            statement = trust.keys.verify(artifact.signed, str(artifact), expires=False)
+            artifact.check(statement, "model", fingerprint_of(artifact))
+        path = artifact.path(shelf.path)
+    classes = read_card(path).classes
+    dataset = load_folder(inside(device, settings.data), classes=classes)
+    kept = held_out(
+        dataset, inside(device, settings.state), classes, max_examples=settings.max_examples
+    )
+    positions = dataset.train if kept is None else kept
+    accuracy = measure(path, dataset, positions)
+    return artifact, DeviceReport(len(positions), accuracy, held_out=kept is not None)

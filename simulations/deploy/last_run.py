@@ -1,0 +1,123 @@
+"""What a deployment's last run says of its devices: examples, failures, and the last reason."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from common.errors import RunError
+from common.files import write_atomic
+
+__all__ = ["LastRun", "Part", "read_last_run", "remember_run"]
+
+_TROUBLE = ("failed", "declined", "rejected", "refused", "late", "node")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a device did in a run.
+
+    Attributes:
+        examples: that it trained on; None: it did not come.
+        valid: updates that counted.
+        failed: rounds in which it gave none, late ones too.
+        rejected: updates that were not fit to count, or not its to give.
+        reason: of the last that failed or was rejected; empty: none did.
+        seen: when it was there; None: never.
+    """
+
+    examples: int | None = None
+    valid: int = 0
+    failed: int = 0
+    rejected: int = 0
+    reason: str = ""
+    seen: datetime | None = None
+
+
+@dataclass(frozen=True)
+class LastRun:
+    """A run and its devices.
+
+    Attributes:
+        path: its folder.
+        parts: by client id.
+    """
+
+    path: Path
+    parts: Mapping[int, Part]
+
+
+def remember_run(server: Path, path: Path) -> None:
+    """Keep which run folder a deployment's devices last worked for."""
+    write_atomic(server / "last-run.json", json.dumps({"path": str(path.resolve())}).encode())
+
+
+def read_last_run(server: Path) -> LastRun | None:
+    """The last run; None: there was none, or its folder is elsewhere by now.
+
+    Raises:
+        RunError: a file of it is damaged.
+    """
+    file = server / "last-run.json"
+    try:
+        path = Path(json.loads(file.read_text())["path"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as exc:
+        raise RunError(f"{file} is damaged: {exc}") from exc
+    if not path.is_dir():
+        return None
+    examples, reasons = _said(path / "events.jsonl")
+    parts = {client: Part(examples=count) for client, count in examples.items()}
+    for row in _accounts(path / "devices.csv"):
+        client = int(row["client"])
+        parts[client] = Part(
+            examples=examples.get(client),
+            valid=int(row["valid"]),
+            failed=int(row["failed"]),
+            rejected=int(row["rejected"]) + int(row.get("refused") or 0),
+            reason=reasons.get(client, ""),
+            seen=datetime.fromisoformat(row["last_seen"]) if row["last_seen"] else None,
+        )
+    return LastRun(path, parts)
+
+
+def _accounts(path: Path) -> Iterator[dict[str, str]]:
+    if not path.exists():
+        return
+    try:
+        with path.open(newline="") as file:
+            yield from csv.DictReader(file)
+    except (ValueError, KeyError, csv.Error) as exc:
+        raise RunError(f"{path} is damaged: {exc}") from exc
+
+
+def _said(path: Path) -> tuple[dict[int, int], dict[int, str]]:
+    """Examples and the last reason of trouble, by client id."""
+    examples, reasons = dict[int, int](), dict[int, str]()
+    if not path.exists():
+        return examples, reasons
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            event = _event(line)
+            client = event.get("client")
+            if client is None:
+                continue
+            if event["event"] == "joined":
+                examples[int(client)] = int(event["num_examples"])
+            elif event["event"] in _TROUBLE:
+                reasons[int(client)] = str(event.get("reason") or event["event"])
+    return examples, reasons
+
+
+def _event(line: str) -> dict[str, Any]:
+    """A line of the log; an unfinished last one says nothing."""
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        return {}

@@ -1,0 +1,163 @@
+"""Processes that end together, however the one that started them ends.
+
+Each command is started through ``keeper``, which holds one end of a pipe: when this process is
+gone, be it by SIGKILL, the pipe closes and the keeper ends the command and all that it started.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Protocol
+
+from common.errors import RunError
+
+__all__ = ["Polled", "Process", "alone", "command", "first_end", "run", "running", "terminable"]
+
+Process = subprocess.Popen[bytes]
+
+
+class Polled(Protocol):
+    """A process, or what ends as one does."""
+
+    def poll(self) -> int | None:
+        """None until it has ended."""
+        ...
+
+
+_KEEPER = Path(__file__).with_name("keeper.py")
+_END_SECONDS = 10.0  # more than the keeper's grace
+_LOOK_SECONDS = 0.5
+
+
+def run(
+    arguments: Sequence[str], environment: Mapping[str, str], say: Callable[[str], None]
+) -> int:
+    """Run a command to its end, or to ours: an interrupt ends it and is raised.
+
+    Args:
+        arguments: the command.
+        environment: its environment, whose PATH finds it.
+        say: gets the command line, for the person who started it.
+
+    Returns:
+        Its exit code, as a shell has it.
+    """
+    say(f"$ {shlex.join(arguments)}")
+    with running(arguments, environment) as process:
+        return process.wait()
+
+
+@contextmanager
+def running(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    output: int | IO[bytes] | None = None,
+) -> Iterator[Process]:
+    """A command, and all that it starts, until the block's end or that of this process.
+
+    Args:
+        arguments: the command.
+        environment: its environment, whose PATH finds it.
+        output: where it writes, errors too; None: where this process does.
+
+    Yields:
+        Its keeper, whose exit code is the command's.
+
+    Raises:
+        RunError: the command is not on the PATH.
+    """
+    name, *rest = arguments
+    keeper = [sys.executable, "-I", "-S", str(_KEEPER), command(name, environment), *rest]
+    errors = None if output is None else subprocess.STDOUT
+    with subprocess.Popen(  # noqa: S603 - the caller's command
+        keeper,
+        env=dict(environment),
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=errors,
+        start_new_session=True,  # Ctrl-C is for this process
+    ) as process:
+        try:
+            yield process
+        finally:
+            _end(process)
+
+
+def command(name: str, environment: Mapping[str, str]) -> str:
+    """Path of a command.
+
+    Raises:
+        RunError: it is not installed.
+    """
+    found = shutil.which(name, path=environment["PATH"])
+    if found is None:
+        raise RunError(f"the command {name} is not on the PATH")
+    return found
+
+
+def _end(process: Process) -> None:
+    """Let the keeper end what it keeps."""
+    if process.stdin:
+        process.stdin.close()
+    try:
+        process.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def first_end(*processes: Polled) -> None:
+    """Wait until one of them has ended."""
+    while all(process.poll() is None for process in processes):
+        time.sleep(_LOOK_SECONDS)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Inside, SIGTERM is an interrupt as Ctrl-C is: processes and folders are cleaned up."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def alone(folder: Path, what: str) -> Iterator[None]:
+    """Let no second one of its kind run from a folder.
+
+    Args:
+        folder: is there; what a process that was killed left in it hinders nobody.
+        what: the command, for the message.
+
+    Raises:
+        RunError: one runs already, or the folder cannot be written.
+    """
+    path = folder / ".lock"
+    try:
+        file = path.open("a+")
+    except OSError as exc:
+        raise RunError(f"{path}: {exc.strerror}") from exc
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            file.seek(0)
+            raise RunError(f"{folder}: {what} runs already, as process {file.read()}") from exc
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                file.truncate(0)

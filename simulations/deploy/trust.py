@@ -1,0 +1,96 @@
+"""Whose signatures a deployment's devices ask for: one public key, or two while keys change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from common.errors import ConfigError
+from common.files import write_atomic
+from common.signing.trust import MAX_KEYS, TrustedKeys, key_id, read_public_key
+
+__all__ = ["SigningState", "read_keys", "signing_state", "trusted_of", "write_trusted"]
+
+
+def trusted_of(folder: Path) -> Path:
+    """Where a server's or a device's folder keeps the public keys."""
+    return folder / "trusted"
+
+
+@dataclass(frozen=True)
+class SigningState:
+    """What a deployment asks of models and backbones.
+
+    Attributes:
+        keys: ids of those whose signatures its devices take; none: it is unsigned.
+    """
+
+    keys: tuple[str, ...]
+
+    def __str__(self) -> str:
+        if self.keys:
+            return f"signed: devices take only what key {' or '.join(self.keys)} has signed"
+        return (
+            "unsigned: devices take whatever this server offers, also from whoever can write on "
+            "it; see Signing in the deployment's README.md"
+        )
+
+
+def signing_state(folder: Path) -> SigningState:
+    """What a server's folder, or a device's, says of signatures.
+
+    Raises:
+        SignatureError: the keys in it cannot be used.
+    """
+    keys = TrustedKeys.where_there_are(trusted_of(folder))
+    return SigningState(tuple(keys.keys) if keys else ())
+
+
+def read_keys(files: Sequence[Path]) -> dict[str, bytes]:
+    """Public keys as PEM, by id.
+
+    Raises:
+        ConfigError: more than two.
+        SignatureError: one of the files holds no such key.
+    """
+    keys = {key_id(key): key for key in map(read_public_key, files)}
+    if len(keys) > MAX_KEYS:
+        raise ConfigError(
+            [f"--trust names {len(keys)} keys, expected {MAX_KEYS} at most: the current, the next"],
+            "deployment",
+        )
+    pem = Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+    return {name: key.public_bytes(*pem) for name, key in keys.items()}
+
+
+def write_trusted(folder: Path, keys: dict[str, bytes]) -> None:
+    """Give all of a deployment's devices, and last its server, these keys in place of others.
+
+    Args:
+        folder: of the deployment.
+        keys: from ``read_keys``; none: those that the server has, for devices that are new.
+    """
+    server = trusted_of(folder / "server")
+    devices = sorted(path for path in (folder / "devices").iterdir() if path.is_dir())
+    targets = [*map(trusted_of, devices), server]
+    if not keys:
+        if not server.exists():
+            return
+        keys = {path.stem: path.read_bytes() for path in server.glob("*.pub")}
+        targets = [path for path in targets if not path.exists()]
+    for target in targets:
+        _exchange(target, keys)
+
+
+def _exchange(target: Path, keys: dict[str, bytes]) -> None:
+    """Whenever it is cut off, there are one or two keys, old or new: none would mean unsigned."""
+    stale = [path for path in sorted(target.glob("*.pub")) if path.stem not in keys]
+    for name, pem in keys.items():
+        if stale and len([*target.glob("*.pub")]) == MAX_KEYS:
+            stale.pop().unlink()
+        write_atomic(target / f"{name}.pub", pem)
+    for path in stale:
+        path.unlink()

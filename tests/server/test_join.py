@@ -1,0 +1,58 @@
+"""A run waits for its devices as long as it says, and one that goes on for a quorum of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from flwr.app import Message
+from flwr.supercore.task_identity import TaskIdentity
+
+from common.config import load_config
+from common.errors import RunError
+from server.join import join
+from server.progress import Progress
+
+Make = Callable[..., Path]
+
+
+class Silent:
+    """Nodes that Flower takes to be there, and that do not answer; none of them: no node."""
+
+    def __init__(self, *nodes: int) -> None:
+        self.nodes = nodes
+
+    def get_node_ids(self) -> Sequence[int]:
+        return self.nodes
+
+    def push_messages(self, messages: Sequence[Message]) -> list[str]:
+        return [str(number) for number, _ in enumerate(messages)]
+
+    def pull_messages(self, _: Sequence[str]) -> list[Message]:
+        return []
+
+
+def wait(run: Path, grid: Any, *, resumes: bool) -> None:
+    config = load_config(run / "config.toml")
+    dataset: Any = SimpleNamespace(classes=("0", "1"))
+    backbone: Any = SimpleNamespace(fingerprint="f" * 64, to_bytes=bytes)
+    join(grid, config, "run", dataset, backbone, Progress(), devices=True, resumes=resumes)
+
+
+@pytest.mark.parametrize("nodes", [(), (1,)])
+@pytest.mark.parametrize(("resumes", "needed"), [(False, 4), (True, 3)])
+def test_without_an_answer_it_ends_when_it_says(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, nodes: tuple[int, ...], resumes: bool, needed: int
+) -> None:
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    monkeypatch.setattr("server.join._JOIN_SECONDS", 2.0)
+    run = tiny("train.clients-per-round=4", "round.quorum=0.6")
+    started = time.monotonic()
+    with pytest.raises(RunError, match=f"0 clients .* after 2 s, {needed} are needed"):
+        wait(run, Silent(*nodes), resumes=resumes)
+    assert time.monotonic() - started < 60  # ten minutes, where a node that is dead was waited for

@@ -1,0 +1,68 @@
+"""What a device's owner is told when the server does not let the device in."""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from simulations.deploy.folder import write_deployment
+from simulations.deploy.handshake import obstacle
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("d") / "d"
+    write_deployment(folder, addresses=["localhost"], devices=["kitchen"], days=1)
+    return folder
+
+
+@pytest.fixture
+def address(deployed: Path) -> Iterator[str]:
+    """A server with the deployment's certificate, which only shakes hands."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(deployed / "server" / "server.crt", deployed / "server" / "server.key")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            link, _ = listener.accept()
+            with context.wrap_socket(link, server_side=True, suppress_ragged_eofs=True):
+                pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"localhost:{listener.getsockname()[1]}"
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        (
+            "401 ",
+            r"localhost:\d+ does not know it: is this device's key registered and not "
+            r"revoked, and the clock right\? It says \d{4}-\d\d-\d\d \d\d:\d\d UTC",
+        ),
+        (
+            '412 {"code":2004,"detail":"Failed to activate SuperNode."}',
+            r"localhost:\d+ takes this device to be connected still: .* process has its key",
+        ),
+        ("404 Something\nnew", r"localhost:\d+ says: 404 Something new"),
+        ("", r"localhost:\d+ can be reached"),
+    ],
+)
+def test_a_refusal_is_told_as_what_it_is(
+    deployed: Path, address: str, said: str, hint: str
+) -> None:
+    authority = deployed / "devices" / "kitchen" / "ca.crt"
+    assert re.fullmatch(hint, obstacle(address, authority, said))
+
+
+def test_a_server_that_is_not_there_is_told(deployed: Path) -> None:
+    authority = deployed / "devices" / "kitchen" / "ca.crt"
+    assert "localhost:1 cannot be reached" in obstacle("localhost:1", authority, "401")
