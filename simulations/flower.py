@@ -7,19 +7,23 @@ import logging
 import os
 import re
 import socket
+import sys
 import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import tomli_w
 
 from common.bundle import NAME, PUBLISHER, installed_version
 from common.errors import MissingExtraError, RunError
+from common.files import write_private
 from simulations.deploy.processes import Process, command, running
+from simulations.deploy.standin import carrying, install
 from simulations.stream import final_status, stream
 
 __all__ = [
@@ -39,7 +43,8 @@ _START_SECONDS = 60.0
 # What a run must not lose is on disk, and a run that went on unseen would write into the folder
 # that is resumed: so the keeper takes SuperLink, SuperExec, the ServerApp and Ray along.
 _PROCESSES = """
-flower-superlink --insecure --simulation --isolation process --host 127.0.0.1 --port "$1" &
+"$2" -P -m simulations.private_superlink "$3" \\
+    --insecure --simulation --isolation process --host 127.0.0.1 --port "$1" &
 exec flower-superexec --insecure --runtime-api-address "127.0.0.1:$1" --parent-pid $!
 """
 
@@ -147,10 +152,15 @@ def superlink() -> Iterator[dict[str, str]]:
         (Path(home) / "config.toml").write_text(
             tomli_w.dumps({"superlink": {"default": "fedhead", "fedhead": connection}})
         )
-        for name in ("flower-superlink", "flower-superexec"):
-            command(name, environment)  # or the shell would say that it is not there
+        command("flower-superexec", environment)  # or the shell would say that it is not there
+        secret, own = Path(home) / "secret", Path(home) / "bin"
+        write_private(secret, token_hex(32).encode())
+        own.mkdir()
+        names = ("flower-superexec", "flwr-simulation", "flwr")
+        environment["PATH"] = install(own, environment["PATH"], names)
+        environment |= carrying(secret, f"http://127.0.0.1:{port}")
         log = Path(home) / "superlink.log"
-        arguments = ["sh", "-c", _PROCESSES, "fedhead", str(port)]
+        arguments = ["sh", "-c", _PROCESSES, "fedhead", str(port), sys.executable, str(secret)]
         with log.open("wb") as output, running(arguments, environment, output) as process:
             try:
                 _wait_for("127.0.0.1", port, process)

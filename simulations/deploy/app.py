@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from functools import wraps
 from types import ModuleType
 from typing import Any
@@ -84,7 +85,8 @@ def _at_once(module: ModuleType, name: str) -> None:
 
     @wraps(handler)
     def whole(request: Any, state: Any, *rest: Any, **more: Any) -> Any:
-        with state.session():
+        in_one = state.session() if isinstance(state, sql_mixin.SqlMixin) else nullcontext()
+        with in_one:
             return handler(request, state, *rest, **more)
 
     setattr(module, name, whole)

@@ -42,6 +42,7 @@ __all__ = [
     "folder_keys",
     "node_key",
     "read_secret",
+    "read_secret_file",
     "register_folder",
 ]
 
@@ -87,12 +88,21 @@ def read_secret(server: Path) -> str:
     Raises:
         RunError: it is missing, or others than its owner can read it.
     """
+    return read_secret_file(operator_secret(server))
+
+
+def read_secret_file(file: Path) -> str:
+    """The secret in a file.
+
+    Raises:
+        RunError: it is missing, or others than its owner can read it.
+    """
     try:
-        return read_private(operator_secret(server)).decode().strip()
+        return read_private(file).decode().strip()
     except FileNotFoundError as exc:
-        raise RunError(f"{operator_secret(server)} is missing: fedhead deploy writes it") from exc
+        raise RunError(f"{file} is missing: fedhead deploy writes it") from exc
     except OSError as exc:
-        raise RunError(f"{operator_secret(server)}: {exc.strerror}") from exc
+        raise RunError(f"{file}: {exc.strerror}") from exc
 
 
 class OperatorSecret:

@@ -1,10 +1,10 @@
-"""Flower's commands as a deployment has them: with the operator's secret, without strangers' code.
+"""Flower's commands with the operator's secret, and without strangers' code.
 
 Flower's SuperLink and SuperExec start further processes of Flower's by their names. ``install``
 makes a folder with commands of these names to stand first on their PATH. Each runs Flower's own
-command in this module, which sends the operator's secret along, and only to the door it is for.
-``flwr-serverapp`` runs the ServerApp that is installed here. Those by which Flower would run
-other things from a bundle refuse.
+command in this module, which sends the secret along, and only to the door it is for. Of a
+deployment, ``flwr-serverapp`` runs the ServerApp that is installed here, and those by which Flower
+would run other things from a bundle refuse.
 """
 
 from __future__ import annotations
@@ -17,58 +17,64 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from simulations.deploy.operator import OperatorSecret, door, read_secret
+from simulations.deploy.operator import OperatorSecret, door, read_secret_file
+from simulations.deploy.settings import operator_secret
 
-__all__ = ["install", "operator_environment"]
+__all__ = ["INSTALLED_SERVERAPP", "carrying", "install", "operator_environment"]
 
-_SERVER = "FEDHEAD_OPERATOR_SERVER"
-_SERVERAPP = "flwr-serverapp"
-_TRUSTED = frozenset({"flwr", "flower-superexec", _SERVERAPP})
+INSTALLED_SERVERAPP = "flwr-serverapp"
+_SECRET, _DOOR = "FEDHEAD_OPERATOR_SECRET_FILE", "FEDHEAD_OPERATOR_DOOR"
+_REFUSAL = "is not run here: a deployment runs only the installed fedhead"
 
 
-def install(folder: Path, path: str, names: Iterable[str]) -> str:
+def install(folder: Path, path: str, names: Iterable[str], refused: Iterable[str] = ()) -> str:
     """Make commands in a folder of their own.
 
     Args:
         folder: only its owner can write in it.
         path: the PATH on which Flower's own commands are found.
-        names: of Flower's commands.
+        names: of Flower's commands that carry the secret.
+        refused: of those that do nothing.
 
     Returns:
         The PATH with the folder before it.
     """
     # -P: a folder named simulations where Flower was started must not be taken for ours.
     start = shlex.join(["exec", sys.executable, "-P", "-m", "simulations.deploy.standin"])
-    for name in names:
+    lines = {name: f'{start} {shlex.quote(name)} "$@"' for name in names}
+    lines |= {name: f'echo "fedhead: {name} {_REFUSAL}" >&2; exit 1' for name in refused}
+    for name, line in lines.items():
         script = folder / name
-        script.write_text(f'#!/bin/sh\n{start} {shlex.quote(name)} "$@"\n')
+        script.write_text(f"#!/bin/sh\n{line}\n")
         script.chmod(0o700)
     return os.pathsep.join([str(folder), path])
 
 
 def operator_environment(server: Path) -> dict[str, str]:
-    """Variables by which stand-ins find the operator's secret; it is in none of them."""
-    return {_SERVER: str(server.resolve())}
+    """Variables by which stand-ins find the door and the secret of the server with this folder."""
+    return carrying(operator_secret(server).resolve(), f"https://{door(server)}")
+
+
+def carrying(secret: Path, address: str) -> dict[str, str]:
+    """Variables by which stand-ins find a file with a secret, and the URL it is for."""
+    return {_SECRET: str(secret), _DOOR: address}
 
 
 def main(name: str, environment: Mapping[str, str]) -> object:
     """Be one of Flower's commands, to its end."""
-    if name not in _TRUSTED:
-        return f"fedhead: {name} is not run here: a deployment runs only the installed fedhead"
     (entry,) = entry_points(group="console_scripts", name=name)
-    _send_secret(Path(environment[_SERVER]))
-    if name == _SERVERAPP:
+    _send_secret(read_secret_file(Path(environment[_SECRET])), environment[_DOOR])
+    if name == INSTALLED_SERVERAPP:
         from simulations.deploy.serverapp import use_installed
 
         use_installed()
     return entry.load()()
 
 
-def _send_secret(server: Path) -> None:
-    """Have Flower's clients carry the secret where they speak to the operators' door."""
+def _send_secret(secret: str, address: str) -> None:
+    """Have Flower's clients carry the secret where they speak to that address."""
     from flwr.supercore.protobuf.client import ProtobufClient, ProtobufClientInterceptor
 
-    secret, address = OperatorSecret(read_secret(server)), f"https://{door(server)}"
     flowers = ProtobufClient.__init__
 
     def init(
@@ -78,7 +84,7 @@ def _send_secret(server: Path) -> None:
         interceptors: Sequence[ProtobufClientInterceptor] = (),
         **options: Any,
     ) -> None:
-        ours = (secret,) if base_url.rstrip("/") == address else ()
+        ours = (OperatorSecret(secret),) if base_url.rstrip("/") == address else ()
         flowers(self, base_url, interceptors=(*interceptors, *ours), **options)
 
     ProtobufClient.__init__ = init  # type: ignore[method-assign]

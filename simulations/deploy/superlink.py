@@ -37,7 +37,7 @@ from simulations.deploy.settings import (
     operator_secret,
     read_server,
 )
-from simulations.deploy.standin import install, operator_environment
+from simulations.deploy.standin import INSTALLED_SERVERAPP, install, operator_environment
 from simulations.deploy.trust import signing_state
 
 if TYPE_CHECKING:
@@ -66,7 +66,9 @@ def main(server: Path) -> int:
         _listen(OPERATORS_HOST, settings.operator_port, "operator-port"),
     )
     with tempfile.TemporaryDirectory(prefix="fedhead-server-", ignore_cleanup_errors=True) as own:
-        os.environ["PATH"] = install(Path(own), os.environ["PATH"], started_commands())
+        ours = {"flower-superexec", INSTALLED_SERVERAPP}
+        refused = started_commands() - ours
+        os.environ["PATH"] = install(Path(own), os.environ["PATH"], ours, refused)
         os.environ.update(operator_environment(server))
         app, config = flower_app()
         asyncio.run(_serve(server, settings, secret, app, config, *listeners))
@@ -85,7 +87,7 @@ async def _serve(
     """Open the operators' door, register the devices' keys through it, and open theirs."""
     inner = Gate(Limits(_MOST_OPERATORS, _MOST_OPERATORS, 60, None))
     operators_door = _Door(
-        config, OperatorsDoor(app, inner, secret.encode()), inner, operators, "on"
+        config, OperatorsDoor(app, secret.encode(), inner), inner, operators, "on"
     )
     outer = Gate(
         Limits(

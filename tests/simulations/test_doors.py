@@ -266,7 +266,7 @@ def test_a_bucket_fills_again_and_their_number_is_bounded(monkeypatch: pytest.Mo
 )
 def test_the_operators_door_opens_for_the_secret_alone(headers: list[tuple[bytes, bytes]]) -> None:
     flower = Flower()
-    door = OperatorsDoor(flower, Gate(LIMITS), SECRET)
+    door = OperatorsDoor(flower, SECRET, Gate(LIMITS))
     for path in ("/v1/control/list-nodes", "/docs", PULL):
         assert ask(door, path=path, headers=headers) == (401, b"")
     assert not flower.reached

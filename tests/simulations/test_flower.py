@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
@@ -124,11 +126,22 @@ def test_plain_flwr_run_of_a_fresh_checkout(tiny: Make, tmp_path: Path) -> None:
             "finished:completed"
         )
         (bundle,) = (Path(environment["FLWR_HOME"]) / "apps").iterdir()
+        assert_nobody_else_is_answered(environment)
         top = {path.name for path in bundle.iterdir()} - {".info"}
         assert top == {"client", "common", "server", "simulations", "pyproject.toml", "LICENSE"}
     assert "fedhead INFO: round 2/2" in log
     assert (run / "model.pt").exists()
     assert_same_head(run, reference)
+
+
+def assert_nobody_else_is_answered(environment: Mapping[str, str]) -> None:
+    """Another user of this machine reaches the SuperLink's port, and has no secret."""
+    home = Path(environment["FLWR_HOME"])
+    connection = tomllib.loads((home / "config.toml").read_text())["superlink"]["fedhead"]
+    for path in ("/docs", "/health", "/v1/control/start-run", "/v1/runtime/acquire-task"):
+        answer = httpx.post(f"http://{connection['address']}{path}")
+        assert (answer.status_code, answer.content) == (401, b"")
+    assert home.stat().st_mode & 0o77 == 0
 
 
 @pytest.mark.slow
@@ -190,7 +203,7 @@ def test_a_killed_fedhead_takes_its_superlink_along(tmp_path: Path, cache: Path)
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"up\n"
-    assert any("flower-superlink" in c for c in processes_with(f"FEDHEAD_CACHE={cache}").values())
+    assert any("private_superlink" in c for c in processes_with(f"FEDHEAD_CACHE={cache}").values())
     process.kill()
     process.communicate()
     assert_alone(cache)

@@ -6,6 +6,7 @@ import asyncio
 import io
 import socket
 import sqlite3
+import stat
 import subprocess
 import sys
 import types
@@ -157,20 +158,17 @@ def test_a_bundle_that_cannot_be_read_is_one_line(content: bytes) -> None:
     assert len(str(error.value)) < 300
 
 
-def test_commands_that_would_run_other_code_refuse_and_all_that_flower_starts_are_ours(
-    tmp_path: Path,
-) -> None:
-    names = app_module.started_commands()
-    path = standin.install(tmp_path, "/rest", names)
+def test_a_command_that_would_run_other_code_refuses(tmp_path: Path) -> None:
+    ours = {"flower-superexec", "flwr-serverapp"}
+    refused = app_module.started_commands() - ours
+    assert {"flwr-simulation", "flwr-clientapp", "flwr-agentapp"} <= refused
+    path = standin.install(tmp_path, "/rest", ours, refused)
     assert path.split(":")[0] == str(tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == names
-    refusing = names - {"flower-superexec", "flwr-serverapp"}
-    assert {"flwr-simulation", "flwr-clientapp", "flwr-agentapp"} <= refusing
-    for name in sorted(refusing):
-        assert "runs only the installed fedhead" in str(standin.main(name, {}))
-    done = subprocess.run([tmp_path / "flwr-simulation"], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith("fedhead: flwr-simulation is not run here")
+    assert {file.name for file in tmp_path.iterdir()} == ours | refused
+    for name in sorted(refused):
+        done = subprocess.run([tmp_path / name, "--token", "x"], capture_output=True, text=True)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"fedhead: {name} is not run here")
 
 
 def test_the_secret_goes_to_the_operators_door_and_nowhere_else(
@@ -180,7 +178,9 @@ def test_the_secret_goes_to_the_operators_door_and_nowhere_else(
     write_deployment(tmp_path / "d", addresses=["localhost"], devices=["a"], days=1)
     server = tmp_path / "d" / "server"
     secret = (server / "operator.secret").read_text().strip()
-    standin._send_secret(server)
+    environment = standin.operator_environment(server)
+    assert secret not in "".join(environment.values())
+    standin._send_secret(secret, environment["FEDHEAD_OPERATOR_DOOR"])
     seen: dict[str, str | None] = {}
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -201,6 +201,21 @@ def test_the_secret_goes_to_the_operators_door_and_nowhere_else(
     assert seen.pop("https://127.0.0.1:9093/") == secret
     assert len(seen) == 4
     assert set(seen.values()) == {None}
+
+
+def test_the_operators_secret_is_its_owners_alone_and_never_replaced(tmp_path: Path) -> None:
+    folder, other = tmp_path / "d", tmp_path / "other"
+    for path in (folder, other):
+        write_deployment(path, addresses=["localhost"], devices=["a"], days=1)
+    file = folder / "server" / "operator.secret"
+    secret = file.read_text()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert len(bytes.fromhex(secret)) == 32
+    assert secret != (other / "server" / "operator.secret").read_text()
+    write_deployment(folder, addresses=["localhost"], devices=["b"], days=1)
+    assert file.read_text() == secret
+    for path in (folder / "devices").rglob("*"):
+        assert path.is_dir() or secret.strip() not in path.read_text(), "it stays on the server"
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o666])

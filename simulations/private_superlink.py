@@ -1,0 +1,35 @@
+"""Flower's SuperLink for simulations, which answers nobody but who has started it.
+
+It listens on loopback, where every user of the machine could start a run of an app that is then
+executed as the user whose simulation it is. Started as a module with a file that holds a secret,
+and the arguments of flower-superlink.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from simulations.deploy.app import flower_app
+from simulations.deploy.doors import OperatorsDoor
+from simulations.deploy.operator import read_secret_file
+
+__all__ = ["main"]
+
+
+def main(secret: str) -> None:
+    """Serve until a signal comes."""
+    app, config = flower_app()
+    uvicorn.run(
+        OperatorsDoor(app, secret.encode()),
+        host=config.host,
+        port=config.port,
+        ws="none",
+        proxy_headers=False,
+    )
+
+
+if __name__ == "__main__":
+    main(read_secret_file(Path(sys.argv.pop(1))))
