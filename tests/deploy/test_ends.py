@@ -164,7 +164,7 @@ def test_nothing_is_left_of_what_was_ended(
 
     # The server: the run says so, and its port is free.
     for number in (signal.SIGKILL, signal.SIGTERM):
-        end(deployed, "server", number, least=4)
+        end(deployed, "server", number, least=3)
         wait_until(lambda: is_free(deployed.port), "the port", GONE_SECONDS)
         if number == signal.SIGKILL:
             assert deployed.processes["run"].wait(60) == 1
