@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import stat
@@ -154,17 +155,16 @@ def test_nothing_is_left_of_what_was_ended(
         runs.wait_for_round()
         assert "Again in" not in deployed.said("device")
 
-    # A loss of power, after which Flower takes it to be there still.
-    for pid in of(deployed, "device"):
-        psutil.Process(pid).kill()
-    deployed.processes["device"].wait()
-    start(deployed, "device", "device", device)
-    deployed.wait_for("device", "Again in")
-    assert "takes this device to be connected still" in deployed.said("device")
+    # Another process with its key, as after a loss of power: Flower takes it to be there already.
+    copy = shutil.copytree(device, device.with_name("copy"))
+    start(deployed, "copy", "device", copy)
+    deployed.wait_for("copy", "Again in")
+    assert "takes this device to be connected still" in deployed.said("copy")
+    end(deployed, "copy", signal.SIGTERM, least=3)
 
     # The server: the run says so, and its port is free.
     for number in (signal.SIGKILL, signal.SIGTERM):
-        end(deployed, "server", number, least=4)
+        end(deployed, "server", number, least=3)
         wait_until(lambda: is_free(deployed.port), "the port", GONE_SECONDS)
         if number == signal.SIGKILL:
             assert deployed.processes["run"].wait(60) == 1
