@@ -64,7 +64,7 @@ def serve(socket: Path, *, idle: bool = False) -> NoReturn:
     while os.getppid() == parent:
         try:
             answer = client.AcquireTask(request)
-        except httpx.HTTPError:
+        except httpx.TransportError:
             answer = None  # the SuperNode is starting, or has ended
         if answer and answer.token:
             command, last = command or _load(), time.monotonic()

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import os
 import re
-import shutil
 import socket
-import subprocess
 import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 import tomli_w
 
 from common.bundle import NAME, PUBLISHER, installed_version
 from common.errors import MissingExtraError, RunError
-from simulations.deploy.processes import Process, running
+from simulations.deploy.processes import Process, command, running
+from simulations.stream import final_status, stream
 
 __all__ = [
     "check_ray",
@@ -38,24 +35,13 @@ logger = logging.getLogger("fedhead")
 
 _ROOT = Path(__file__).resolve().parent.parent
 _START_SECONDS = 60.0
-_STATUS_PAUSE_SECONDS = 1.0
-_WARN_SECONDS, _GIVE_UP_SECONDS = 20.0, 90.0  # from a busy machine's start to none
-_NOT_STARTED = ("pending", "starting")
 
-# The shell leads the process group in which SuperLink, SuperExec, the ServerApp and Ray live.
-# When the pipe to fedhead closes, for whatever reason, they all end: what a run must not lose
-# is on disk, and a run that went on unseen would write into the folder that is resumed.
-_KEEPER = """
-"$1" --insecure --simulation --isolation process --host 127.0.0.1 --port "$3" &
-"$2" --insecure --runtime-api-address "127.0.0.1:$3" --parent-pid $! &
-read _
-kill -s KILL -- -$$
+# What a run must not lose is on disk, and a run that went on unseen would write into the folder
+# that is resumed: so the keeper takes SuperLink, SuperExec, the ServerApp and Ray along.
+_PROCESSES = """
+flower-superlink --insecure --simulation --isolation process --host 127.0.0.1 --port "$1" &
+exec flower-superexec --insecure --runtime-api-address "127.0.0.1:$1" --parent-pid $!
 """
-
-# What server/app writes into Flower's log, and Flower's name for an exception in it.
-_OUR_LINE = re.compile(r"^fedhead (INFO|WARNING|ERROR): (.*)$")
-_STARTED = re.compile(r"Successfully started run (\d+)")
-_FAILURE = "Simulation failed with exception: "
 
 
 def check_ray() -> None:
@@ -123,9 +109,9 @@ def run_app(
     _write_app(app, {**run_values(path.resolve()), **values})
     log = path / "flower.log"
     with held(lease):
-        error, run_id = _stream(app, options, environment, log)
+        error, run_id = stream(app, options, environment, log)
         try:
-            status, details = _final_status(environment, run_id)
+            status, details = final_status(environment, run_id)
         except RunError as exc:
             raise RunError(f"{exc} (its log: {log}); {_go_on(path)}") from exc
     if status != "finished:completed":
@@ -159,26 +145,16 @@ def superlink() -> Iterator[dict[str, str]]:
         (Path(home) / "config.toml").write_text(
             tomli_w.dumps({"superlink": {"default": "fedhead", "fedhead": connection}})
         )
-        names = ("flower-superlink", "flower-superexec")
-        commands = [command(name, environment) for name in names]
+        for name in ("flower-superlink", "flower-superexec"):
+            command(name, environment)  # or the shell would say that it is not there
         log = Path(home) / "superlink.log"
-        with log.open("wb") as output:
-            keeper = subprocess.Popen(  # noqa: S603 - our own script and Flower's commands
-                ["/bin/sh", "-c", _KEEPER, "fedhead", *commands, str(port)],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
-        try:
+        arguments = ["sh", "-c", _PROCESSES, "fedhead", str(port)]
+        with log.open("wb") as output, running(arguments, environment, output) as process:
             try:
-                _wait_for("127.0.0.1", port, keeper)
+                _wait_for("127.0.0.1", port, process)
             except RunError as exc:
                 raise RunError(f"{exc}: {_last_line(log)}") from exc
             yield environment
-        finally:
-            keeper.communicate()  # closes the pipe
 
 
 def flower_environment() -> dict[str, str]:
@@ -200,25 +176,13 @@ def flower_environment() -> dict[str, str]:
     }
 
 
-def command(name: str, environment: Mapping[str, str]) -> str:
-    """Path of one of Flower's commands.
-
-    Raises:
-        RunError: it is not installed.
-    """
-    found = shutil.which(name, path=environment["PATH"])
-    if found is None:
-        raise RunError(f"the command {name} of the package flwr is not on the PATH")
-    return found
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _wait_for(host: str, port: int, process: subprocess.Popen[bytes]) -> None:
+def _wait_for(host: str, port: int, process: Process) -> None:
     """Wait until a SuperLink listens, which it does once it is ready.
 
     Raises:
@@ -256,121 +220,3 @@ def _write_app(folder: Path, config: Mapping[str, str]) -> None:
     folder.mkdir()
     content = tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}})
     (folder / "pyproject.toml").write_text(content)
-
-
-def _stream(
-    app: Path, options: Sequence[str], environment: Mapping[str, str], log: Path
-) -> tuple[str | None, str | None]:
-    """Run the app to its end; our own lines of its log go to our log, all of them to a file.
-
-    Returns:
-        Our own last error, and the id that Flower gave the run; None: it gave none.
-    """
-    error = run_id = None
-    arguments = ["flwr", "run", str(app), "--stream", *options]
-    with (
-        running(arguments, environment, subprocess.PIPE) as process,
-        log.open("a", encoding="utf-8") as file,
-    ):
-        start = _Start(environment, process)
-        try:
-            for raw in process.stdout or ():
-                line = raw.decode(errors="replace")
-                file.write(line)
-                file.flush()
-                if match := _STARTED.search(line):
-                    run_id = match[1]
-                    start.watch(run_id)
-                if match := _OUR_LINE.match(line):
-                    level, message = match.groups()
-                    if level == "ERROR":
-                        error = message
-                    else:
-                        logger.log(logging.getLevelNamesMapping()[level], "%s", message)
-        except KeyboardInterrupt:
-            if run_id is not None:
-                _flwr(environment, "stop", run_id)  # a deployment's would go on unseen
-            raise
-        finally:
-            start.over.set()
-    return start.error or error, run_id
-
-
-class _Start:
-    """Watches, in a thread, over the start of a run: Flower itself would wait for ever.
-
-    Args:
-        environment: of Flower's commands.
-        stream: reads the run's log; is ended with the run that does not start.
-
-    Attributes:
-        over: whether nothing is to be watched any more.
-        error: why the run was given up.
-    """
-
-    def __init__(self, environment: Mapping[str, str], stream: Process) -> None:
-        self._environment, self._stream = environment, stream
-        self.over, self.error = Event(), ""
-
-    def watch(self, run_id: str) -> None:
-        """Begin, now that Flower has taken the run."""
-        Thread(target=self._watch, args=(run_id,), daemon=True).start()
-
-    def _watch(self, run_id: str) -> None:
-        waited = 0.0
-        for until in (_WARN_SECONDS, _GIVE_UP_SECONDS):
-            if self.over.wait(until - waited):
-                return
-            waited = until
-            with suppress(RunError):
-                status, _ = _status(self._environment, run_id)
-                if status in _NOT_STARTED:
-                    why = f"the server has not started the run within {until:g} s ({status})"
-                    self._tell(f"{why}: do its SuperExec and its ServerApp start?", run_id, until)
-
-    def _tell(self, why: str, run_id: str, waited: float) -> None:
-        if waited < _GIVE_UP_SECONDS:
-            logger.warning("%s", why)
-            return
-        self.error = why
-        _flwr(self._environment, "stop", run_id)
-        if self._stream.stdin:
-            self._stream.stdin.close()  # the keeper ends it
-
-
-def _final_status(environment: Mapping[str, str], run_id: str | None) -> tuple[str, str]:
-    """Status and details of a run; ``flwr run --stream`` exits with 0 either way.
-
-    Raises:
-        RunError: there is no run, or no SuperLink any more.
-    """
-    while True:
-        status, details = _status(environment, run_id)
-        if status.startswith("finished"):
-            return status, details.removeprefix(_FAILURE)
-        time.sleep(_STATUS_PAUSE_SECONDS)  # the log's stream was cut
-
-
-def _status(environment: Mapping[str, str], run_id: str | None) -> tuple[str, str]:
-    """Status and details of a run.
-
-    Raises:
-        RunError: there is no run, or no SuperLink any more.
-    """
-    try:
-        runs = json.loads(_flwr(environment, "ls"))["runs"]
-        run = next(run for run in runs if str(run["run-id"]) == run_id)
-    except (ValueError, LookupError, StopIteration) as exc:
-        raise RunError("Flower's SuperLink does not answer, or has lost the run") from exc
-    return str(run["status"]), str(run["status-details"])
-
-
-def _flwr(environment: Mapping[str, str], *arguments: str) -> str:
-    """What one of Flower's commands answers, as JSON if it could."""
-    return subprocess.run(  # noqa: S603 - Flower's command
-        [command("flwr", environment), *arguments, "--format", "json"],
-        capture_output=True,
-        env=dict(environment),
-        text=True,
-        check=False,
-    ).stdout

@@ -21,7 +21,7 @@ from typing import IO, Protocol
 
 from common.errors import RunError
 
-__all__ = ["Polled", "Process", "alone", "first_end", "run", "running", "terminable"]
+__all__ = ["Polled", "Process", "alone", "command", "first_end", "run", "running", "terminable"]
 
 Process = subprocess.Popen[bytes]
 
@@ -77,10 +77,7 @@ def running(
         RunError: the command is not on the PATH.
     """
     name, *rest = arguments
-    found = shutil.which(name, path=environment["PATH"])
-    if found is None:
-        raise RunError(f"the command {name} is not on the PATH")
-    keeper = [sys.executable, "-I", "-S", str(_KEEPER), found, *rest]
+    keeper = [sys.executable, "-I", "-S", str(_KEEPER), command(name, environment), *rest]
     errors = None if output is None else subprocess.STDOUT
     with subprocess.Popen(  # noqa: S603 - the caller's command
         keeper,
@@ -94,6 +91,18 @@ def running(
             yield process
         finally:
             _end(process)
+
+
+def command(name: str, environment: Mapping[str, str]) -> str:
+    """Path of a command.
+
+    Raises:
+        RunError: it is not installed.
+    """
+    found = shutil.which(name, path=environment["PATH"])
+    if found is None:
+        raise RunError(f"the command {name} is not on the PATH")
+    return found
 
 
 def _end(process: Process) -> None:

@@ -172,7 +172,20 @@ def test_nothing_is_left_of_what_was_ended(
             wait_until(lambda: not of(deployed, "run"), "of the run", GONE_SECONDS)
             start(deployed, "server", "serve", server)
             deployed.wait_for("server", "serving at port")
+            assert_says_that_it_does_not_start(runs)
     end(deployed, "device", signal.SIGTERM, least=3)
+
+
+def assert_says_that_it_does_not_start(runs: Runs) -> None:
+    """Where nobody starts ServerApps any more."""
+    deployed = runs.deployed
+    (superexec,) = (
+        pid for pid, line in of(deployed, "server").items() if "flower-superexec" in " ".join(line)
+    )
+    psutil.Process(superexec).kill()
+    start(deployed, "run", "resume", runs.folder, "--deployment", deployed.folder)
+    deployed.wait_for("run", "the server has not started the run within 20 s (pending)")
+    assert end(deployed, "run", signal.SIGTERM, least=3) == 130
 
 
 def assert_owners_alone(deployed: Deployment) -> None:

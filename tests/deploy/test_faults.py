@@ -143,7 +143,7 @@ def test_a_device_refuses_a_server_that_is_not_its_own(
     )  # fmt: skip
     for deployed in (valid, expired):
         start_flower(deployed, "server", *superlink_command(deployed.folder / "server"))
-        deployed.wait_for("server", "Uvicorn running")
+        deployed.wait_for("server", "serving at port")
     for deployed, name, reason in (
         (valid, "name", "not valid for '127.0.0.2'"),
         (valid, "authority", "unable to get local issuer certificate"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-import simulations.flower
+import simulations.stream
 from common.errors import RunError
 from server.lease import follow, held
 from simulations.deploy.processes import alone, first_end, run, running
@@ -191,9 +191,9 @@ def test_a_run_that_does_not_start_is_said_and_then_given_up(
     (tmp_path / "flwr").write_text(FLWR.replace("STATUS", str(status)))
     (tmp_path / "flwr").chmod(0o700)
     environment = ENVIRONMENT | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    monkeypatch.setattr(simulations.flower, "_WARN_SECONDS", 0.5)
-    monkeypatch.setattr(simulations.flower, "_GIVE_UP_SECONDS", 1.5)
-    error, run_id = simulations.flower._stream(tmp_path, (), environment, tmp_path / "log")
+    monkeypatch.setattr(simulations.stream, "_WARN_SECONDS", 0.5)
+    monkeypatch.setattr(simulations.stream, "_GIVE_UP_SECONDS", 1.5)
+    error, run_id = simulations.stream.stream(tmp_path, (), environment, tmp_path / "log")
     assert (error, run_id) == (
         "the server has not started the run within 1.5 s (pending): do its SuperExec and its "
         "ServerApp start?",
