@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,6 +61,10 @@ def publish(
     name: Annotated[
         str | None, typer.Option(help="What devices ask for; without it, the file's name.")
     ] = None,
+    version: Annotated[
+        int,
+        typer.Option(min=1, help="Lowest number it may get, where a server has lost its versions."),
+    ] = 1,
     key: KeyOption = None,
     statement: StatementOption = None,
     signed: SignedOption = None,
@@ -85,6 +89,7 @@ def publish(
         if not source.is_file():
             raise DeliveryError(f"{source}: no such file; fedhead export {what} writes model.pt")
         candidate = exported(source, delivered, name=name or source.name)
+    candidate = replace(candidate, least=version)
     _put_up(candidate, to, _Signing(key, statement, signed, expires), json_=json_)
 
 

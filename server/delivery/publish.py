@@ -42,6 +42,7 @@ class Candidate:
         card: as JSON; empty for a backbone.
         fingerprint: of the backbone.
         sha256: of the file, as it was when it was looked at.
+        least: the lowest number that a new version of it may get.
     """
 
     source: Path
@@ -50,6 +51,7 @@ class Candidate:
     card: str
     fingerprint: str
     sha256: str
+    least: int = 1
 
     def newest(self) -> Artifact | None:
         """The newest version, if it is this file already, undamaged."""
@@ -66,7 +68,7 @@ class Candidate:
 
     def next(self) -> Artifact:
         """What it becomes if nothing else is published before."""
-        version = max(known_versions(self.shelf), default=0) + 1
+        version = max(max(known_versions(self.shelf), default=0) + 1, self.least)
         size = self.source.stat().st_size
         return Artifact(self.shelf.name, version, size, self.sha256, self.card)
 

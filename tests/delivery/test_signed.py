@@ -213,6 +213,20 @@ def test_an_older_version_is_refused_also_where_the_models_are_gone(device) -> N
         device.fetch()
 
 
+def test_a_server_that_has_lost_its_versions_goes_on_above_them(device, tmp_path) -> None:
+    for seed in (1, 2):
+        device.deployment.publish(seed, sign=by(CURRENT))
+        device.fetch()
+    candidate = earlier(device.deployment.folder, name="model.bin", version=1)
+    kept = replace(candidate, source=shutil.copy(candidate.source, tmp_path / "kept"))
+    shutil.rmtree(candidate.shelf)
+    assert put_up(kept, by(CURRENT)).artifact.version == 1
+    device.refuses("model.bin version 1 is older than version 2")
+    shutil.rmtree(candidate.shelf)
+    assert put_up(replace(kept, least=3), by(CURRENT)).artifact.version == 3
+    assert device.fetch().note == "now model.bin version 3"
+
+
 def test_other_bytes_as_the_same_version_are_refused_even_if_signed(device) -> None:
     first = device.deployment.publish(1, sign=by(CURRENT))
     device.fetch()
