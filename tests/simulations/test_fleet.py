@@ -269,6 +269,7 @@ def test_a_key_that_is_taken_out_of_the_folder_is_put_out_when_the_server_starts
     assert said == [f"kitchen is let in no more: its key is no longer in {server / 'devices'}"]
     assert superlink.known[pem].status == "unregistered"
     assert len(revoked_keys(server)) == 1
+    assert not (server / "devices" / "kitchen.client").exists()
     # deploy used to refuse it a new key.
     write_deployment(garden, devices=["kitchen"])
     assert node_key(server / "devices" / "kitchen.pub") != pem
