@@ -32,7 +32,11 @@ browser:
 	|| { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver; } >/dev/null 2>&1 \
 	|| echo "No Chromium could be installed: the report is not tested in a browser."
 
+# What is exported depends on no processor's kernels: once with the plainest ones, then all tests with
+# this processor's own.
 test: lint browser
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/pytest -m 'not slow' -n 2 -q \
+	    tests/server/test_export.py tests/server/test_other_runtimes.py
 	$(BIN)/pytest -m 'not slow' -n 2
 
 test-slow: $(STAMP)

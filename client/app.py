@@ -24,14 +24,13 @@ from client.sgd import train_head
 from client.state import with_constant
 from client.trust import Trust
 from common.backbone.frozen import FrozenBackbone
-from common.errors import ProtocolError, ReplyError
+from common.errors import DeclinedError, ProtocolError, ReplyError
 from common.evaluation import evaluate as evaluate_head
 from common.files import cache_root
 from common.messages import (
     BackboneReply,
     BackboneRequest,
     BaselineRequest,
-    DescribeReply,
     DescribeRequest,
     EvaluateReply,
     EvaluateRequest,
@@ -61,9 +60,7 @@ def describe(message: Message, context: Context) -> Message:
     """Which clients this node hosts, and how many examples each has."""
     request = DescribeRequest.read(message.content)
     host = _host(context)
-    counts = host.describe(request)
-    reply = DescribeReply(tuple(counts), tuple(counts.values()), host.simulated)
-    return Message(reply.write(), reply_to=message)
+    return Message(host.describe(request).write(), reply_to=message)
 
 
 @app.query("backbone")
@@ -89,16 +86,29 @@ def train(message: Message, context: Context) -> Message:
     if complete is None:
         reply = TrainReply(request.fingerprint, missing_constant=True)
         return Message(reply.write(), reply_to=message)
-    host.budget.begin(host.state)
+    try:
+        host.budget.begin(host.state)
+    except DeclinedError as exc:
+        host.tell(request.run_id, f"round {request.round_number}: declined: {exc}")
+        raise
     if host.budget.max_threads:
         torch.set_num_threads(host.budget.max_threads)
     reply = node_update(complete, frozen, host)
+    host.tell(request.run_id, f"round {request.round_number}: {_result(reply)}")
     if request.reduce != "stock":
         return Message(reply.write(), reply_to=message)
     if not reply.clients:
         raise ReplyError("; ".join(reply.rejected_reasons) or "no client")
     local = Head.from_matrix(request.head.matrix + np.asarray(reply.fields["delta"][0], np.float32))
     return Message(reply.write_stock(local), reply_to=message)
+
+
+def _result(reply: TrainReply) -> str:
+    """What a round has come to on a device."""
+    if not reply.clients:
+        return "nothing to send"  # the reason has been logged
+    loss = f"loss {reply.loss_before[0]:.3f} -> {reply.loss_after[0]:.3f}"
+    return f"trained on {reply.num_examples[0]} examples, {loss}"
 
 
 @app.evaluate()
@@ -114,6 +124,7 @@ def evaluate(message: Message, context: Context) -> Message:
     personal: tuple[int, ...] = ()
     if request.personal:
         personal = tuple(personal_correct(request, client, frozen, host) for client in clients)
+    host.tell(request.run_id, f"evaluated its head: {sum(correct)} of {sum(counts)} are right")
     reply = EvaluateReply(clients, counts, correct, losses, personal)
     return Message(reply.write(), reply_to=message)
 

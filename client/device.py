@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -18,8 +19,10 @@ from common.datasets.folder import load_folder
 from common.errors import ConfigError, DataError, FedheadError, ProtocolError
 from common.features import extract
 from common.files import cache_root, simulated_state, write_atomic
-from common.messages import DescribeRequest
-from common.partition import local_split
+from common.identity import client_of_node, one_line
+from common.log import start_log
+from common.messages import DescribeReply, DescribeRequest
+from common.partition import evenly, local_split
 from common.types import FeatureSet, IntArray
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from common.experiment import ClientShare
 
 __all__ = ["Host", "Part", "SimulatedHost", "host_of", "run_folder", "used_positions"]
+
+logger = logging.getLogger("fedhead")
 
 Part = Literal["train", "test"]
 
@@ -44,8 +49,8 @@ class Host(Protocol):
     state: Path
     budget: Budget
 
-    def describe(self, request: DescribeRequest) -> dict[int, int]:
-        """Training examples by client id."""
+    def describe(self, request: DescribeRequest) -> DescribeReply:
+        """Which clients live here, and how many training examples each has."""
         ...
 
     def clients(self) -> tuple[int, ...]:
@@ -62,6 +67,14 @@ class Host(Protocol):
 
     def cohort(self, backbone: FrozenBackbone, part: Part) -> Cohort | None:
         """All clients' examples for an engine that trains them together; None: one by one."""
+        ...
+
+    def name(self, client: int) -> str:
+        """What the node's log calls a client."""
+        ...
+
+    def tell(self, run_id: str, words: str) -> None:
+        """Tell a device's owner what it does."""
         ...
 
 
@@ -101,13 +114,14 @@ class SimulatedHost:
         self._index, self._count = index, count
         self.state = simulated_state()
 
-    def describe(self, request: DescribeRequest) -> dict[int, int]:
+    def describe(self, request: DescribeRequest) -> DescribeReply:
         if self._config.simulation.trainer == "cohort":
             from client.cohort import warm_up
 
             warm_up()
         shares = self._experiment.client_shares(self._config)
-        return {i: len(shares[i].train) for i in self.clients()}
+        clients = self.clients()
+        return DescribeReply(clients, tuple(len(shares[i].train) for i in clients), True)
 
     def clients(self) -> tuple[int, ...]:
         total = len(self._experiment.client_shares(self._config))
@@ -128,6 +142,12 @@ class SimulatedHost:
             part,
             int(self._config.simulation.cohort_memory),
         )
+
+    def name(self, client: int) -> str:
+        return f"client {client}"
+
+    def tell(self, run_id: str, words: str) -> None:
+        """Nobody owns a simulated client, and there are thousands."""
 
     def all_train_features(self, backbone: FrozenBackbone) -> FeatureSet:
         """The training examples of all clients, as if in one place; nobody attacks."""
@@ -161,25 +181,33 @@ class _DeviceHost:
             raise ConfigError([f"data={node_config['data']!r} must be folder:PATH"], "node config")
         self._folder = Path(path).expanduser()
         self._cache = Path(str(node_config.get("state", cache_root()))).expanduser()
-        # Flower's node ids are unsigned, its records hold signed integers.
-        self._client = int(str(node_config.get("client-id", node_id % 2**63)))
+        self._client = int(str(node_config.get("client-id", client_of_node(node_id))))
         self.state = self._cache / "clients"
         self.budget = device_budget(node_config)
+        start_log()
 
-    def describe(self, request: DescribeRequest) -> dict[int, int]:
-        dataset, (train, _) = self._load(request)
+    def describe(self, request: DescribeRequest) -> DescribeReply:
+        dataset, (train, test) = self._load(request)
         # The next message may find another process: what the task is has to be on disk. The last
         # three are for client/held_out.
         task = {
             "classes": list(request.classes),
             "test-fraction": request.test_fraction,
             "seed": request.seed,
+            "name": request.name,
+            "max-examples": request.max_examples,
             "client": self._client,
-            "max-examples": self.budget.max_examples,
+            "budget": self.budget.max_examples,
             "pictures": dataset.content_key,
         }
         write_atomic(self._task_file(request.run_id), json.dumps(task).encode())
-        return {self._client: len(train)}
+        allowed = len(used_positions(dataset, self.budget.max_examples))
+        unused = allowed - len(train) - len(test)
+        self.tell(request.run_id, f"joined it with {len(train)} examples to train on")
+        if unused:
+            bound = f"it takes at most {request.max_examples} pictures of a device"
+            self.tell(request.run_id, f"{bound}, {unused} others are left out, evenly")
+        return DescribeReply((self._client,), (len(train),), False, unused)
 
     def clients(self) -> tuple[int, ...]:
         return (self._client,)
@@ -193,6 +221,12 @@ class _DeviceHost:
     def cohort(self, backbone: FrozenBackbone, part: Part) -> Cohort | None:
         return None
 
+    def name(self, client: int) -> str:
+        return "this device"
+
+    def tell(self, run_id: str, words: str) -> None:
+        logger.info("run %s: %s", one_line(self._task(run_id).name), words)
+
     def _task_file(self, run_id: str) -> Path:
         return run_folder(self.state, run_id) / "task.json"
 
@@ -201,7 +235,12 @@ class _DeviceHost:
         try:
             task = json.loads(path.read_text())
             return DescribeRequest(
-                run_id, tuple(task["classes"]), float(task["test-fraction"]), int(task["seed"])
+                run_id,
+                tuple(task["classes"]),
+                float(task["test-fraction"]),
+                int(task["seed"]),
+                str(task["name"]),
+                int(task["max-examples"]),
             )
         except (OSError, ValueError, KeyError) as exc:
             raise FedheadError(f"{path} cannot be read: the server must describe first") from exc
@@ -210,7 +249,7 @@ class _DeviceHost:
         memory = self._cache / "pictures.json"
         dataset = load_folder(self._folder, classes=task.classes, strict=False, memory=memory)
         parts = local_split(
-            used_positions(dataset, self.budget.max_examples),
+            used_positions(dataset, self.budget.max_examples, task.max_examples),
             dataset.labels,
             client=self._client,
             test_fraction=task.test_fraction,
@@ -223,8 +262,9 @@ class _DeviceHost:
     ) -> FeatureSet:
         if client != self._client:
             raise DataError(f"client {client} does not live here, {self._client} does")
-        dataset, parts = self._load(self._task(run_id))
-        used = used_positions(dataset, self.budget.max_examples)
+        task = self._task(run_id)
+        dataset, parts = self._load(task)
+        used = used_positions(dataset, self.budget.max_examples, task.max_examples)
         q = extract(
             backbone,
             lambda index: dataset.images(used[index], backbone.spec.input_size),
@@ -237,10 +277,9 @@ class _DeviceHost:
         return features.select(np.searchsorted(used, parts[part]))
 
 
-def used_positions(dataset: Dataset, max_examples: int) -> IntArray:
-    """Positions within a budget, of all classes alike: a folder's pictures are in order."""
-    count = min(max_examples or len(dataset), len(dataset))
-    return np.arange(count, dtype=np.int64) * len(dataset) // count
+def used_positions(dataset: Dataset, *limits: int) -> IntArray:
+    """Positions of as many pictures as all limits allow; 0 limits nothing."""
+    return evenly(len(dataset), min((limit for limit in limits if limit), default=0))
 
 
 @lru_cache(maxsize=1)

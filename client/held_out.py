@@ -34,11 +34,11 @@ def held_out(
     task = next((task for task in map(_read, tasks) if task.get("classes") == [*classes]), None)
     if task is None:
         return None
-    now = {"pictures": dataset.content_key, "max-examples": max_examples}
+    now = {"pictures": dataset.content_key, "budget": max_examples}
     if any(task.get(key) != value for key, value in now.items()):
         return None
     _, test = local_split(
-        used_positions(dataset, max_examples),
+        used_positions(dataset, max_examples, task["max-examples"]),
         dataset.labels,
         client=task["client"],
         test_fraction=task["test-fraction"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -70,7 +70,8 @@ def node_update(request: TrainRequest, frozen: FrozenBackbone, host: Host) -> Tr
     clients = host.clients() if request.reduce == "stock" else request.clients
     cohort = host.cohort(frozen, "train")
     if cohort is None:
-        return _reply(request, _one_by_one(request, clients, frozen, host, control))
+        parts = _one_by_one(request, clients, frozen, host, control)
+        return _reply(request, parts, host.name)
     return update_together(request, clients, cohort, control, residents=host.clients())
 
 
@@ -261,12 +262,16 @@ def _separate(request: TrainRequest, chunk: Chunk, made: ClientFields) -> _Part:
     return part
 
 
-def _reply(request: TrainRequest, parts: Iterable[_Part]) -> TrainReply:
+def _reply(
+    request: TrainRequest,
+    parts: Iterable[_Part],
+    name: Callable[[int], str] = lambda client: f"client {client}",
+) -> TrainReply:
     whole, sums = _Part(), FieldSums()
     for part in parts:
         for client, reason in part.rejected:
             logger.warning(
-                "client %d left out of round %d: %s", client, request.round_number, reason
+                "%s left out of round %d: %s", name(client), request.round_number, reason
             )
         if part.total is not None:
             sums.add(part.total)

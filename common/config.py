@@ -172,6 +172,9 @@ class RoundConfig(Section):
     """Share of the clients that a round wants whose updates must be valid, else the head stays."""
     max_update_norm: Annotated[float, Field(ge=0)] = 0.0
     """An update of a larger L2 norm is refused; 0: no bound."""
+    max_examples_per_client: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Pictures that a client uses at most, evenly spread, training and test part together; a device
+    that claims more is refused. 0: 1,000 on a deployment's devices, in a simulation no bound."""
     keep_checkpoints: Positive = 3
     """How many rounds' checkpoints stay."""
 

@@ -25,7 +25,7 @@ from common.errors import ConfigError, DataError
 from common.features import extract
 from common.files import cache_root, write_atomic
 from common.labels import flipped, noisy
-from common.partition import local_split, partition_clients
+from common.partition import evenly, local_split, partition_clients
 from common.seeding import Purpose, permutation, smallest
 from common.types import FeatureSet, IntArray
 
@@ -128,7 +128,8 @@ def client_shares(config: Config) -> tuple[ClientShare, ...]:
         DataError: the partition cannot be made as configured.
     """
     data = config.data.model_copy(update={"label_noise": 0.0})  # the shares do not depend on it
-    return _shares(data, config.partition, config.data_seed, config.seed)
+    most = config.round.max_examples_per_client
+    return _shares(data, config.partition, config.data_seed, config.seed, most)
 
 
 def malicious_clients(config: Config) -> frozenset[int]:
@@ -142,7 +143,7 @@ def malicious_clients(config: Config) -> frozenset[int]:
 
 @lru_cache(maxsize=2)
 def _shares(
-    data: DataConfig, partition: PartitionConfig, data_seed: int, seed: int
+    data: DataConfig, partition: PartitionConfig, data_seed: int, seed: int, most: int
 ) -> tuple[ClientShare, ...]:
     config = Config(data=data.model_copy(update={"seed": data_seed}))
     dataset = experiment_dataset(config)
@@ -177,7 +178,7 @@ def _shares(
     return tuple(
         ClientShare(
             *local_split(
-                part,
+                part[evenly(len(part), most)],
                 dataset.labels,
                 client=client,
                 test_fraction=partition.test_fraction,

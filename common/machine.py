@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
-__all__ = ["cores", "versions"]
+__all__ = ["cores", "processor", "versions"]
+
+# What decides which integer kernels a library picks.
+_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve")
+_KERNEL_SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
 
 
 def cores() -> int:
@@ -14,6 +20,19 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # macOS and Windows do not tell
+
+
+def processor() -> str:
+    """Its name, what it can, and what the environment keeps libraries from using."""
+    fields: dict[str, str] = {}
+    with suppress(OSError):  # only Linux has it
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    there = set((fields.get("flags") or fields.get("Features") or "").split())
+    limits = [f"{key}={os.environ[key]}" for key in _KERNEL_SETTINGS if key in os.environ]
+    return ", ".join([name, *(flag for flag in _FLAGS if flag in there), *limits])
 
 
 def versions(packages: Sequence[str] = ("fedhead", "flwr", "torch", "numpy")) -> dict[str, str]:

@@ -177,12 +177,16 @@ class DescribeRequest(_Flat):
         classes: names of the classes, in label order.
         test_fraction: part of a device's examples kept for its own evaluation.
         seed: of the run.
+        name: of the run, for people.
+        max_examples: pictures that a client may use at most; 0: all.
     """
 
     run_id: str
     classes: tuple[str, ...]
     test_fraction: float
     seed: int
+    name: str = ""
+    max_examples: int = 0
 
 
 @dataclass(frozen=True)
@@ -193,11 +197,13 @@ class DescribeReply(_Flat, record="report"):
         clients: ids of the node's clients.
         num_examples: training examples of each.
         simulated: whether the node stands for phones, so that all data is on this machine.
+        unused: pictures that are left out because of the request's bound.
     """
 
     clients: tuple[int, ...]
     num_examples: tuple[int, ...]
     simulated: bool
+    unused: int = 0
 
     def __post_init__(self) -> None:
         _same_length(self.clients, self.num_examples)

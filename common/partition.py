@@ -27,7 +27,7 @@ from common.pictures import new_figure, save_figure
 from common.seeding import Purpose, draws, permutation
 from common.types import IntArray
 
-__all__ = ["Scheme", "local_split", "partition_clients", "plot_partition"]
+__all__ = ["Scheme", "evenly", "local_split", "partition_clients", "plot_partition"]
 
 logger = logging.getLogger("fedhead")
 
@@ -112,6 +112,18 @@ def partition_clients(  # the config's partition section, key by key
     if dropped:
         logger.warning("%s: %d of %d examples belong to no client", request, dropped, len(order))
     return [np.sort(order[part]) for part in parts]
+
+
+def evenly(total: int, most: int) -> IntArray:
+    """Positions of at most ``most`` (0: all) of so many examples, evenly spread.
+
+    A folder's pictures are in the order of their classes, and so all classes get their share.
+
+    >>> evenly(10, 4).tolist()
+    [0, 2, 5, 7]
+    """
+    count = min(most or total, total)
+    return np.arange(count, dtype=np.int64) * total // max(count, 1)
 
 
 def local_split(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -161,6 +162,15 @@ class LocalTraining:
     batch_size: int = 10
     momentum: float = 0.0
     weight_decay: float = 0.0
+
+    def most_steps(self, num_examples: int) -> float:
+        """What FedNova's effective steps are at most.
+
+        >>> LocalTraining(0.1, local_epochs=2, momentum=0.5).most_steps(25)
+        12.0
+        """
+        steps = self.local_epochs * math.ceil(num_examples / self.batch_size)
+        return steps / (1 - self.momentum)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,9 @@ import numpy.typing as npt
 from common.errors import ReplyError
 from common.statistics import triangle_size
 
-__all__ = ["check_counts", "check_fields", "field_shapes"]
+__all__ = ["check_counts", "check_fields", "check_scales", "field_shapes"]
+
+_LARGEST = 255  # features are uint8
 
 Fields = Mapping[str, npt.NDArray[np.generic]]
 
@@ -63,12 +65,35 @@ def check_fields(fields: Fields, shapes: Mapping[str, tuple[int, ...]], max_norm
             raise ReplyError(f"delta has norm {norm:.3g}, above the bound {max_norm:g}")
 
 
+def check_scales(fields: Fields, most_steps: float) -> None:
+    """Refuse the numbers by which a sum of updates is divided, where no client can have them.
+
+    Args:
+        fields: one client's arrays, or one row of a reply.
+        most_steps: that FedNova's effective steps can be.
+
+    Raises:
+        ReplyError: they are not above 0, or more steps than there can have been.
+    """
+    for name in ("effective_steps", "fair_scale"):
+        if name in fields and not fields[name].min() > 0:
+            raise ReplyError(f"{name} is {fields[name].min():g}, expected more than 0")
+    if "effective_steps" in fields and fields["effective_steps"].max() > most_steps * (1 + 1e-5):
+        steps = fields["effective_steps"].max()
+        raise ReplyError(f"effective_steps is {steps:g}, expected at most {most_steps:g}")
+
+
 def check_counts(fields: Fields, num_examples: int) -> None:
     """Refuse statistics that do not add up to the examples they are said to be of.
 
     Raises:
-        ReplyError: the sum of squares of the constant 1, or the class counts, are another number.
+        ReplyError: the sum of squares of the constant 1, or the class counts, are another number,
+            or a sum is more than so many examples can give.
     """
+    for name, largest in (("moments", _LARGEST), ("gram", _LARGEST**2)):
+        top = int(fields[name].max()) if name in fields else 0
+        if top > largest * num_examples:
+            raise ReplyError(f"{name} holds {top}, too much for {num_examples} examples")
     counted = int(np.sum(fields["moments"][:, -1]))
     ones = int(fields["gram"][-1]) if "gram" in fields else counted
     if (ones, counted) != (num_examples, num_examples):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,10 +18,12 @@ from server.events import utc
 __all__ = ["Accounts"]
 
 Column = Literal[
-    "valid", "rejected", "failed", "late", "uplink_bytes", "downlink_bytes", "backbone_bytes"
-]
+    "valid", "rejected", "failed", "late", "refused",
+    "uplink_bytes", "downlink_bytes", "backbone_bytes",
+]  # fmt: skip
 _COLUMNS: tuple[Column, ...] = (
-    "valid", "rejected", "failed", "late", "uplink_bytes", "downlink_bytes", "backbone_bytes",
+    "valid", "rejected", "failed", "late", "refused",
+    "uplink_bytes", "downlink_bytes", "backbone_bytes",
 )  # fmt: skip
 _WIDTH = len(_COLUMNS) + 2
 
@@ -30,15 +32,20 @@ class Accounts:
     """A table that grows by a row with each new client.
 
     The counts add up to those of the run: every client that was asked gave a valid update, a
-    rejected one or failed, and late ones are among the failed. ``uplink_bytes`` are those of
-    valid updates. A simulated client is never seen: its time is not of this world.
+    rejected one or failed, and late ones are among the failed. ``refused`` is what a device said
+    that was not its to say, beside all rounds. ``uplink_bytes`` are those of valid updates. A
+    simulated client is never seen: its time is not of this world.
+
+    Args:
+        name: what a person calls a client.
 
     Attributes:
-        table: int64 (m, 9), ascending: client, the counts, last seen in ms since 1970 or 0.
+        name: as given.
+        table: int64 (m, 10), ascending: client, the counts, last seen in ms since 1970 or 0.
     """
 
-    def __init__(self) -> None:
-        self.table: IntArray = self.empty()
+    def __init__(self, name: Callable[[int], str]) -> None:
+        self.name, self.table = name, self.empty()
 
     @staticmethod
     def empty() -> IntArray:
@@ -65,13 +72,19 @@ class Accounts:
         """Over all clients."""
         return int(self.table[:, 1 + _COLUMNS.index(column)].sum())
 
+    @property
+    def num_clients(self) -> int:
+        """How many have taken part; who was only refused has not."""
+        refused = 1 + _COLUMNS.index("refused")
+        return int(np.delete(self.table[:, 1:], refused - 1, axis=1).any(axis=1).sum())
+
     def write(self, path: Path) -> None:
         """A line a client, as CSV."""
         text = io.StringIO()
         lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(["client", *_COLUMNS, "last_seen"])
-        for *numbers, seen in self.table.tolist():
-            lines.writerow([*numbers, utc(seen / 1000) if seen else ""])
+        lines.writerow(["client", "name", *_COLUMNS, "last_seen"])
+        for client, *numbers, seen in self.table.tolist():
+            lines.writerow([client, self.name(client), *numbers, utc(seen / 1000) if seen else ""])
         # After a loss of power the next round writes it again.
         write_atomic(path, text.getvalue().encode(), durable=False)
 

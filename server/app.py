@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from common.backbone.frozen import FrozenBackbone
 from common.config import Config
 from common.datasets import Dataset
-from common.errors import FedheadError, RunError
+from common.errors import ExportError, FedheadError, RunError
 from common.evaluation import evaluate
 from common.experiment import (
     experiment_dataset,
@@ -26,6 +26,7 @@ from common.experiment import (
     run_config,
 )
 from common.files import simulated_state, write_atomic
+from common.log import start_log
 from common.types import Affine, FeatureSet, Head
 from server.backbones import offer
 from server.baselines import baselines
@@ -39,10 +40,12 @@ from server.join import join
 from server.lease import follow
 from server.model import prepare, trained_model
 from server.progress import Progress
+from server.roster import Roster
 from server.rounds import run_rounds
 from server.runfolder import RunFolder, free_folder, read_run_json
 from server.stock import is_stock
 from server.summary import Outcome, of_export, summarize
+from server.unreadable import survive_unreadable_replies
 
 logger = logging.getLogger("fedhead")
 
@@ -52,17 +55,22 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run config names."""
-    in_flower = _start_log()
+    in_flower = start_log()
+    if in_flower:
+        survive_unreadable_replies()
     if lease := str(context.run_config.get("lease", "")):
         follow(Path(lease))
     try:
         address = str(context.run_config.get("health", ""))
+        deployment = str(context.run_config.get("deployment", ""))
+        roster = Roster(Path(deployment)) if deployment else None
         with _progress(address) as progress:
             folder = str(context.run_config.get("backbones", ""))
             run_experiment(
                 grid,
                 run_config(context.run_config),
                 progress=progress,
+                roster=roster,
                 backbones=Path(folder) if folder else None,
             )
     except FedheadError as exc:
@@ -83,17 +91,6 @@ def _progress(address: str) -> Iterator[Progress]:
     with health_service(address) as progress:
         logger.info("answering health checks on %s", address)
         yield progress
-
-
-def _start_log() -> bool:
-    """Give the log a handler where the process has none, as in Flower's own engines."""
-    if logger.hasHandlers():
-        return False
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("fedhead %(levelname)s: %(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    return True
 
 
 class _Stages:
@@ -129,6 +126,7 @@ def run_experiment(
     *,
     is_cell: bool = False,
     progress: Progress | None = None,
+    roster: Roster | None = None,
     backbones: Path | None = None,
 ) -> Path:
     """Run or resume an experiment and return its run folder.
@@ -139,6 +137,7 @@ def run_experiment(
         is_cell: a cell of a comparison, of which only the figures are wanted: no model, no
             TensorBoard events, no log, no checkpoints; one that was cut off begins again.
         progress: is told how the run stands.
+        roster: the devices of the deployment that it runs on; None: it runs on none.
         backbones: folder of signed ones, for devices that take no others.
 
     Raises:
@@ -148,8 +147,9 @@ def run_experiment(
     folder = RunFolder(free_folder(config), config)
     with folder.at_work(), nullcontext() if is_cell else event_log(folder.events):
         checkpoint = _checkpoint(folder, config)
+        resumes = checkpoint is not None
         scene = _set_up(
-            grid, config, folder, progress or Progress(), backbones, resumes=checkpoint is not None
+            grid, config, folder, progress or Progress(), roster, backbones, resumes=resumes
         )
         with scene.stages("baselines"):
             without = baselines(scene.task, scene.dataset.num_classes, scene.test)
@@ -175,6 +175,7 @@ def _set_up(
     config: Config,
     folder: RunFolder,
     progress: Progress,
+    roster: Roster | None,
     backbones: Path | None,
     *,
     resumes: bool,
@@ -193,7 +194,7 @@ def _set_up(
     with stages("clients"):
         devices = read_run_json(folder.path).get("simulated") is False
         registry = join(
-            grid, config, folder.run_id, dataset, offered, progress,
+            grid, config, folder.run_id, dataset, offered, progress, roster,
             devices=devices, resumes=resumes,
         )  # fmt: skip
     folder.bind_clients(simulated=registry.simulated)
@@ -227,16 +228,30 @@ def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Ou
 def _close(
     scene: _Scene, outcome: Outcome, without: Mapping[str, float | None], *, is_cell: bool
 ) -> None:
-    """Export the model and write what the run has come to."""
+    """Write what the run has come to, and export the model.
+
+    Raises:
+        RunError: the model could not be exported; the head and all figures are kept.
+    """
     folder, task, head = scene.folder, scene.task, outcome.head
     figures = {**summarize(task, scene.backbone, outcome), **without}
+    write_atomic(folder.path / "head.safetensors", save({"weight": head.weight, "bias": head.bias}))
+    refused: ExportError | None = None
     if not is_cell:
+        task.registry.accounts.write(folder.devices)
         with scene.stages("export"):
             trained = trained_model(task.config, scene.backbone, head, scene.test)
-            figures |= of_export(export(trained, "model", folder.model), folder.model)
-        task.registry.accounts.write(folder.devices)
-    write_atomic(folder.path / "head.safetensors", save({"weight": head.weight, "bias": head.bias}))
+            try:
+                exported = export(trained, "model", folder.model)
+            except ExportError as exc:
+                exported, refused = None, exc
+            figures |= of_export(exported, folder.model)
     figures["seconds"] = scene.stages.seconds | figures["seconds"]
     folder.write_json(folder.summary, figures | {"run": str(folder.path)})
     if task.registry.simulated:
         shutil.rmtree(simulated_state() / folder.run_id, ignore_errors=True)
+    if refused:
+        raise RunError(
+            f"{folder.model}: {refused}; the trained head is in {folder.path}, which fedhead "
+            "export writes for other targets too"
+        ) from refused

@@ -16,7 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import ExportError
 
-__all__ = ["CARD_RECORD", "Card", "FileFacts", "SelfCheck", "card_path", "read_card"]
+__all__ = [
+    "CARD_RECORD",
+    "Card",
+    "DefaultEngine",
+    "FileFacts",
+    "SelfCheck",
+    "card_path",
+    "read_card",
+]
 
 CARD_RECORD = "archive/extra/card.json"
 """Where ``torch.jit.save(..., _extra_files={"card.json": ...})`` puts it."""
@@ -39,8 +47,6 @@ class SelfCheck(_Frozen):
         max_logit_difference: largest absolute difference of a logit.
         logit_spread: mean over images of largest minus smallest logit (with one class: of its
             absolute value); the yardstick.
-        tolerated_disagreement: share of images that may change their class; one always may.
-        tolerated_difference: what ``max_logit_difference`` may be.
     """
 
     images: int
@@ -48,8 +54,20 @@ class SelfCheck(_Frozen):
     argmax_agreement: float
     max_logit_difference: float
     logit_spread: float
-    tolerated_disagreement: float
-    tolerated_difference: float
+
+
+class DefaultEngine(_Frozen):
+    """What the file gives with torch's own choice of an engine: about this machine, not the file.
+
+    Attributes:
+        engine: that torch takes here if nobody sets one.
+        check: beside the trained head; None where the file did not run with it.
+        problem: why not, else empty.
+    """
+
+    engine: str
+    check: SelfCheck | None = None
+    problem: str = ""
 
 
 class FileFacts(_Frozen):
@@ -59,19 +77,18 @@ class FileFacts(_Frozen):
         bytes: its size.
         sha256: of its content.
         runtime: what ran it, with its version.
+        processor: on which it ran; other kinds round otherwise, except in the card's engine.
         features_equal: whether its features were the training side's to the bit; None where it
             computes none.
-        default_engine: torch's own choice on the machine that exported; None for files without
-            a choice.
-        default_engine_accuracy: of the file on the images when that engine loads it.
+        default_engine: None for files whose runtime has no choice.
     """
 
     bytes: int
     sha256: str
     runtime: str
+    processor: str
     features_equal: bool | None = None
-    default_engine: str | None = None
-    default_engine_accuracy: float | None = None
+    default_engine: DefaultEngine | None = None
 
 
 class Card(_Frozen):

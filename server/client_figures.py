@@ -18,6 +18,7 @@ from common.messages import EvaluateReply, EvaluateRequest
 from common.types import Head
 from server.engine import Task
 from server.exchange import ask
+from server.replies import check_lengths
 
 __all__ = ["ClientFigures", "ask_clients", "write_clients"]
 
@@ -81,15 +82,18 @@ def ask_clients(task: Task, head: Head, personal: float) -> ClientFigures:
         ).write(),
         sorted(by_node),
         task.config.round.deadline_seconds,
+        task.registry.refuse,
     )
     for node, reason in errors.items():
-        logger.warning("node %d did not evaluate: %s", node, reason)
+        logger.warning("%s did not evaluate: %s", task.registry.node_name(node), reason)
     counts: dict[int, tuple[int, ...]] = {}
     for node in sorted(answers):
+        asked = by_node[node]
         try:
-            counts |= _counts(EvaluateReply.read(answers[node]), set(by_node[node]), personal)
+            check_lengths(answers[node], len(asked))
+            counts |= _counts(EvaluateReply.read(answers[node]), set(asked), personal)
         except FedheadError as exc:
-            logger.warning("node %d evaluated badly: %s", node, exc)
+            task.registry.refuse(node, f"evaluates badly, {exc}")
     columns = [{client: row[i] for client, row in sorted(counts.items())} for i in range(3)]
     return ClientFigures(columns[0], columns[1], columns[2] if personal else None)
 
@@ -105,12 +109,14 @@ def _counts(reply: EvaluateReply, asked: set[int], personal: float) -> dict[int,
     for row in zip(reply.clients, reply.num_examples, reply.correct, own, strict=False):
         client, total, *correct = row
         if client not in asked:
-            raise ReplyError(f"speaks for client {client}, which it was not asked for")
-        if not (total >= 1 and all(0 <= right <= total for right in correct)):
-            raise ReplyError(f"client {client} counts {correct} of {total} examples as correct")
+            raise ReplyError(f"it speaks for client {client}, which it was not asked for")
+        if not (1 <= total < 2**31 and all(0 <= right <= total for right in correct)):
+            raise ReplyError(f"it counts {max(correct)} of {total} examples as correct")
         counts[client] = (total, *correct)
+    if not np.isfinite(reply.loss).all():
+        raise ReplyError("a loss is not finite")
     if len(counts) != len(reply.clients):
-        raise ReplyError("names a client twice, or has no count of a client's own head")
+        raise ReplyError("it names a client twice, or has no count of a client's own head")
     return counts
 
 

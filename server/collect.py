@@ -18,11 +18,11 @@ from common.errors import FedheadError, ReplyError, RunError
 from common.messages import TrainReply, TrainRequest, payload_bytes
 from common.types import ClientPlan, Head, UpdateBatch
 from common.updates import client_weights
-from common.validate import check_counts, check_fields, field_shapes
+from common.validate import check_counts, check_fields, check_scales, field_shapes
 from server.engine import RoundResult, Task
 from server.events import event
-from server.exchange import Exchange, error_reason, is_from_device
-from server.replies import check_reply, check_size
+from server.exchange import Exchange, is_from_device
+from server.replies import check_lengths, check_payloads, check_reply, check_size
 
 __all__ = ["Collector"]
 
@@ -94,6 +94,7 @@ class Collector:
         check_fields(fields, self._shapes, self._max_norm * scale * (1 + 1e-5))
         if "moments" in fields:
             check_counts(fields, num_examples)
+        check_scales(fields, scale * self.task.config.train.local().most_steps(num_examples))
 
     @property
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -131,7 +132,8 @@ class Collector:
                     self.result.send(first, payload_bytes(message.content))
             lacking: dict[int, list[int]] = {}
             seconds = max(0.0, ends - time.monotonic())
-            exchange = Exchange(task.grid, messages, seconds, task.registry.look)
+            registry = task.registry
+            exchange = Exchange(task.grid, messages, seconds, registry.look, registry.refuse)
             for node, message in exchange:
                 clients = by_node.pop(node)
                 reply = self._read(message, clients)
@@ -188,14 +190,16 @@ class Collector:
         if is_from_device(message) and not self.task.registry.simulated:
             result.accounts.see(clients)
         if message.has_error():
-            result.fail(clients, error_reason(message))
+            result.fail_with(clients, message)
             return None
         try:
             rows = 1 if self.reduce == "sum" else len(clients)
+            check_lengths(message.content, len(clients))
             check_size(message.content, self._shapes.values(), rows)
             reply = TrainReply.read(message.content)
             if not (reply.missing_backbone or reply.missing_constant):
                 check_reply(reply, self.task, set(clients), self.task.fingerprint)
+                check_payloads(reply, self._shapes.values())
                 self._check_rows(reply)
         except FedheadError as exc:
             for client in clients:

@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common.config import Config
+from common.identity import one_line
 from common.messages import TrainReply
 from common.seeding import Purpose, smallest
 from common.types import Head
 from server.accounts import Accounts
 from server.checkpoint import Checkpoint
 from server.events import event
+from server.exchange import error_reason, has_declined
 from server.registry import Registry
 
 __all__ = [
@@ -29,8 +32,6 @@ __all__ = [
     "tell_lost",
     "tell_no_quorum",
 ]
-
-_LONGEST_REASON = 300
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +100,13 @@ class RoundResult:
         for client in clients:
             self._tell("failed", client, reason)
 
+    def fail_with(self, clients: Sequence[int], error: Message) -> None:
+        """Their node answers with an error, or Flower does in its place."""
+        verb, kind = (" declines", "declined") if has_declined(error) else ("", "failed")
+        self.miss(clients)
+        for client in clients:
+            self._tell(kind, client, error_reason(error), verb)
+
     def miss(self, clients: Sequence[int]) -> None:
         """Clients give no update."""
         self.failed += len(clients)
@@ -131,13 +139,12 @@ class RoundResult:
         self.loss_before = float(before @ counts / counts.sum())
         self.loss_after = float(after @ counts / counts.sum())
 
-    def _tell(self, name: str, client: int, reason: str) -> None:
+    def _tell(self, kind: str, client: int, reason: str, verb: str = "") -> None:
         # A device's own words must not look like other lines of the log.
-        reason = "".join(c if c.isprintable() else " " for c in reason)[:_LONGEST_REASON]
-        number = self.round_number
+        number, name, reason = self.round_number, self.accounts.name(client), one_line(reason)
         event(
-            name, f"round {number}: client {client}: {reason}",
-            level=logging.WARNING, round=number, client=client, reason=reason,
+            kind, f"round {number}: {name}{verb}: {reason}",
+            level=logging.WARNING, round=number, client=client, name=name, reason=reason,
         )  # fmt: skip
 
 

@@ -20,17 +20,17 @@ logger = logging.getLogger("fedhead")
 Value = str | int | float | bool | None
 
 
-def event(name: str, message: str, *, level: int = logging.INFO, **values: Value) -> None:
+def event(kind: str, message: str, /, *, level: int = logging.INFO, **values: Value) -> None:
     """Log something that a machine may look for.
 
     Args:
-        name: what kind of event, a word that never changes.
+        kind: what has happened, a word that never changes.
         message: for people.
         level: of the logging module.
-        values: round, client, reason, ...
+        values: round, client, name, reason, ...
     """
     # As an argument, so that a % in a device's own words stays one.
-    extra = {"event": name, "values": values}
+    extra = {"event": kind, "values": values}
     logger.log(level, "%s", message, extra=extra, stacklevel=2)
 
 

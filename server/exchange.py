@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from secrets import token_hex
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-__all__ = ["Exchange", "ask", "error_reason", "is_from_device"]
+from common.errors import DeclinedError
+from common.identity import one_line
+
+__all__ = ["Exchange", "Refuse", "ask", "error_reason", "has_declined", "is_from_device"]
 
 logger = logging.getLogger("fedhead")
 
+Refuse = Callable[[int, str], None]
+
+_SECRET_BYTES = 16
 _POLL_SECONDS = 0.02
 _SLOWEST_POLL_SECONDS = 0.5
 _DEVICE_ERRORS = (1, 2)  # Flower's codes for an exception in a device's ClientApp
+# As its engines write an exception; ours need no name, their message is one clear line.
+_EXCEPTION = re.compile(r"<class '(common\.errors\.)?(?:\w+\.)*(\w+)'>:<'(.*)'>", re.DOTALL)
+_LONGEST_REASON = 2000
+_DECLINED = f"{DeclinedError}:"
 
 
 class Exchange:
@@ -28,6 +40,7 @@ class Exchange:
         messages: sent at once.
         deadline_seconds: from now.
         meanwhile: called between polls, about twice a second.
+        refuse: is told of a node that answers twice, or another's message, and how.
 
     Attributes:
         outstanding: the node asked, by message id, of those whose reply has not been handed out.
@@ -41,10 +54,16 @@ class Exchange:
         messages: Iterable[Message],
         deadline_seconds: float,
         meanwhile: Callable[[], None] = lambda: None,
+        refuse: Refuse = lambda _node, _reason: None,
     ) -> None:
         messages = list(messages)
+        for message in messages:
+            # A reply is matched by the hash of its message: with this nobody else knows it.
+            group = f"{message.metadata.group_id} {token_hex(_SECRET_BYTES)}"
+            message.metadata.group_id = group.strip()
         names = grid.push_messages(messages)
-        self._grid, self._meanwhile = grid, meanwhile
+        self._grid, self._meanwhile, self._refuse = grid, meanwhile, refuse
+        self._answered: dict[str, int] = {}
         self._deadline = time.monotonic() + deadline_seconds
         self.outstanding = {
             str(name): message.metadata.dst_node_id
@@ -62,19 +81,36 @@ class Exchange:
         pause = _POLL_SECONDS
         while self.outstanding:
             for reply in self._grid.pull_messages(list(self.outstanding)):
-                answered = reply.metadata.reply_to_message_id
-                if answered in self.outstanding:
-                    self.unread.setdefault(answered, reply)
+                self._take(reply)
             while self.unread:
                 answered = next(iter(self.unread))
                 reply = self.unread.pop(answered)
-                yield self.outstanding.pop(answered), reply
+                node = self._answered[answered] = self.outstanding.pop(answered)
+                yield node, reply
                 pause = _POLL_SECONDS
             if not self.outstanding or time.monotonic() >= self._deadline:
                 return
             self._meanwhile()
             time.sleep(min(pause, max(0.0, self._deadline - time.monotonic())))
             pause = min(pause * 1.5, _SLOWEST_POLL_SECONDS)
+
+    def _take(self, reply: Message) -> None:
+        """Keep the first reply to a message that is open, from the node that was asked.
+
+        Flower hands out one reply for a message, but does not check who gives it: a device
+        writes sender and message into its reply itself, and so must not know others' messages.
+        """
+        answered = reply.metadata.reply_to_message_id
+        node = self.outstanding.get(answered, self._answered.get(answered))
+        if node is None:
+            return
+        sender = reply.metadata.src_node_id
+        if not reply.has_error() and sender != node:
+            self._refuse(sender, "answers a message that another was sent")
+        elif answered in self.unread or answered in self._answered:
+            self._refuse(node, "answers a message twice")
+        else:
+            self.unread[answered] = reply
 
 
 def ask(
@@ -83,8 +119,17 @@ def ask(
     content: Callable[[int], RecordDict],
     nodes: Sequence[int],
     deadline_seconds: float,
+    refuse: Refuse = lambda _node, _reason: None,
 ) -> tuple[dict[int, RecordDict], dict[int, str]]:
     """Ask each node a question.
+
+    Args:
+        grid: to reach the nodes.
+        kind: of message.
+        content: for a node.
+        nodes: are asked.
+        deadline_seconds: from now.
+        refuse: see Exchange.
 
     Returns:
         Content of the good replies and reasons of the errors, by node id; a node that did not
@@ -95,7 +140,7 @@ def ask(
     ]
     answers: dict[int, RecordDict] = {}
     errors: dict[int, str] = {}
-    exchange = Exchange(grid, messages, deadline_seconds)
+    exchange = Exchange(grid, messages, deadline_seconds, refuse=refuse)
     for node, reply in exchange:
         if reply.has_error():
             errors[node] = error_reason(reply)
@@ -110,9 +155,17 @@ def ask(
 
 
 def error_reason(reply: Message) -> str:
-    """The last line of a remote error: the exception itself."""
-    lines = (reply.error.reason or f"error {reply.error.code}").strip().splitlines()
-    return lines[-1] if lines else "no reason given"
+    """What went wrong on a node, on one line; our own errors without their kind."""
+    words = (reply.error.reason or f"error {reply.error.code}")[:_LONGEST_REASON].strip()
+    if match := _EXCEPTION.fullmatch(words):
+        ours, kind, message = match.groups()
+        words = message if ours else f"{kind}: {message}"
+    return one_line(words) or "no reason given"
+
+
+def has_declined(reply: Message) -> bool:
+    """Whether a device says that it does not train now, by its owner's word."""
+    return (reply.error.reason or "").startswith(_DECLINED)
 
 
 def is_from_device(reply: Message) -> bool:

@@ -39,9 +39,9 @@ def export(
         bytecode: version of the lite file's bytecode, for an older runtime.
 
     Raises:
-        ExportError: a file that does not agree with the head within the tolerance, or that
-            does not give the same when it is loaded in a fresh process. Then nothing is left
-            of it, and a file that was there before stays.
+        ExportError: a file that gives something else, when it is loaded in a fresh process, than
+            was promised of it; never because another engine or runtime rounds otherwise on this
+            machine. Then nothing is left of it, and a file that was there before stays.
         MissingExtraError: the target's runtime is not installed.
         OSError: as the operating system says (disk full, no permission); no half file is left.
     """

@@ -16,16 +16,19 @@ from common.experiment import (
     malicious_clients,
 )
 from common.messages import DescribeRequest
+from server.admission import Admission
 from server.backbones import Offer
 from server.engine import quorum
 from server.progress import Progress
 from server.registry import Registry
+from server.roster import Roster
 
 __all__ = ["join"]
 
 logger = logging.getLogger("fedhead")
 
 _JOIN_SECONDS = 120.0
+_DEVICE_EXAMPLES = 1000  # see round.max-examples-per-client
 
 
 def join(
@@ -35,6 +38,7 @@ def join(
     dataset: Dataset,
     backbone: Offer,
     progress: Progress,
+    roster: Roster | None = None,
     *,
     devices: bool = False,
     resumes: bool = False,
@@ -48,6 +52,7 @@ def join(
         dataset: what the server tests on, with the names of the classes.
         backbone: whose features the head reads.
         progress: is told how many clients are connected.
+        roster: the deployment's devices; None: there is no deployment.
         devices: whether they are known to be real: a node may be dead and Flower not know it yet.
         resumes: whether rounds have been finished before.
 
@@ -55,16 +60,20 @@ def join(
         ConfigError: the configuration is for simulated clients, and these are real.
         RunError: they are not all there, or did not come in time.
     """
+    most = config.round.max_examples_per_client or (_DEVICE_EXAMPLES if roster else 0)
     request = DescribeRequest(
         run_id=run_id,
         classes=dataset.classes,
         test_fraction=config.partition.test_fraction,
         seed=config.seed,
+        name=config.name,
+        max_examples=most,
     )
     registry = Registry(
         grid,
         request,
         backbone,
+        admission=Admission(roster, max_clients=config.partition.num_clients, max_examples=most),
         deadline_seconds=config.round.deadline_seconds,
         progress=progress,
     )

@@ -22,7 +22,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from common.types import Affine, Head
+from common.images import ByteArray
+from common.types import Affine, FloatArray, Head
 
 __all__ = ["Int8Head", "PhoneHead", "PhoneModel", "quantize_head"]
 
@@ -46,6 +47,15 @@ class Int8Head:
     feature_scale: npt.NDArray[np.int32]
     class_scale: npt.NDArray[np.float64]
     bias: npt.NDArray[np.float64]
+
+    def error_bound(self, q: ByteArray, center: FloatArray) -> FloatArray:
+        """What the rounded weights may change in the logits of uint8 features (n, d): (n, K).
+
+        Half a step for each weight, times how far the feature is from its center.
+        """
+        step = (self.class_scale[:, None] * self.feature_scale).astype(np.float32)
+        bound: FloatArray = np.abs(q - center) @ (step / 2).T
+        return bound
 
 
 def quantize_head(head: Head, affine: Affine) -> Int8Head:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from common.errors import FedheadError, RunError
+from common.errors import FedheadError, ReplyError, RunError
+from common.identity import one_line
 from common.messages import BackboneReply, DescribeReply, DescribeRequest
 from server.accounts import Accounts
+from server.admission import Admission
 from server.backbones import Offer
 from server.events import event
 from server.exchange import Exchange, ask, error_reason
 from server.progress import Progress
+from server.replies import check_lengths
 from server.stragglers import Stragglers
 
 __all__ = ["Client", "Registry"]
@@ -27,14 +30,7 @@ _PAUSE_SECONDS = 0.5
 _SETUP_SECONDS = 600.0  # a node may have to start and to read its data
 _LATECOMER_SECONDS = 10.0  # while a run is on, nobody waits long for a new node
 _LOOK_SECONDS = 5.0
-
-
-def _present(node: int, answer: RecordDict) -> bool:
-    try:
-        return BackboneReply.read(answer).present
-    except FedheadError as exc:
-        logger.warning("node %d answered badly: %s", node, exc)
-        return True  # it will say so when it is to train
+_MOST_NAMED = 5  # in one line
 
 
 @dataclass(frozen=True)
@@ -52,6 +48,7 @@ class Registry:
         grid: to reach the nodes.
         request: what each node is told about the task.
         backbone: for nodes that lack it.
+        admission: who is let in.
         deadline_seconds: of a round.
         progress: is told how many clients are connected.
 
@@ -59,7 +56,6 @@ class Registry:
         progress: as given.
         clients: those that are there, by id.
         known: ids of all that ever were.
-        simulated: whether they stand for phones, and all data are on this machine.
         stragglers: those whose answer to an earlier round is still to come.
         accounts: what they have given and cost.
     """
@@ -70,24 +66,66 @@ class Registry:
         request: DescribeRequest,
         backbone: Offer,
         *,
+        admission: Admission,
         deadline_seconds: float,
         progress: Progress,
     ) -> None:
         self._grid, self._request = grid, request
         self._backbone = backbone
         self._nodes: set[int] = set()
+        self._admission = admission
         self._errors: dict[int, str] = {}
+        self._refused: dict[int, str] = {}
+        self._strangers: set[int] = set()
         self._describing: list[Exchange] = []
         self.progress, self._looked = progress, 0.0
         self.clients: dict[int, Client] = {}
         self.known: set[int] = set()
-        self.simulated = False
         self.stragglers = Stragglers(grid, deadline_seconds)
-        self.accounts = Accounts()
+        self.accounts = Accounts(admission.name)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether clients stand for phones, and all data are on this machine."""
+        return bool(self._admission.simulated)
+
+    def name(self, client: int) -> str:
+        """What a person calls a client."""
+        return self._admission.name(client)
+
+    def node_name(self, node: int) -> str:
+        """What a person calls a node: as its client, where it has one alone."""
+        if self._admission.is_unknown(node):
+            return "a node with an unknown key"
+        clients = self._clients_of(node)
+        return self.name(clients[0]) if len(clients) == 1 else f"node {node}"
+
+    def refuse(self, node: int, reason: str) -> None:
+        """Count, and say once, that a node does what it may not.
+
+        Args:
+            node: as Flower has it.
+            reason: what it does, as a verb that follows its name.
+        """
+        self.accounts.add("refused", self._clients_of(node))
+        # A node that says it again and again must not fill the log.
+        if self._refused.get(node) != reason:
+            self._refused[node] = reason
+            name = self.node_name(node)
+            event(
+                "refused", f"{name} {one_line(reason)}: refused",
+                level=logging.WARNING, node=node, name=name, reason=one_line(reason),
+            )  # fmt: skip
+
+    def _clients_of(self, node: int) -> list[int]:
+        if own := self._admission.own_clients(node):
+            return list(own)
+        return [i for i, client in self.clients.items() if client.node == node]
 
     def refresh(self, timeout_seconds: float = _LATECOMER_SECONDS) -> None:
         """Ask nodes that have come since the last time what they host."""
-        present = set(self._grid.get_node_ids())
+        self._admission.refresh()
+        present = self._registered(set(self._grid.get_node_ids()))
         self._drop({client.node for client in self.clients.values()} - present)
         new = sorted(present - self._nodes)
         self._nodes = present
@@ -97,15 +135,23 @@ class Registry:
             self.accounts.see(list(self.clients))
         self.progress.update(connected=len(self.clients))
 
+    def _registered(self, nodes: set[int]) -> set[int]:
+        """Those that may take part; of each other there is one line."""
+        strangers = {node for node in nodes if not self._admission.is_registered(node)}
+        for node in sorted(strangers - self._strangers):
+            self.refuse(node, "is connected, but not registered in this deployment")
+        self._strangers = strangers
+        return nodes - strangers
+
     def _drop(self, gone: set[int]) -> None:
         for node in sorted(gone):
             lost = [i for i, client in self.clients.items() if client.node == node]
+            name = self.node_name(node) + (f", {len(lost)} clients," if len(lost) > 1 else "")
             for client in lost:
                 del self.clients[client]
-            who = f"client {lost[0]}" if len(lost) == 1 else f"node {node}, {len(lost)} clients,"
             event(
-                "gone", f"{who} has lost its connection",
-                level=logging.WARNING, node=node, client=lost[0], clients=len(lost),
+                "gone", f"{name} is gone",
+                level=logging.WARNING, node=node, client=lost[0], name=name, clients=len(lost),
             )  # fmt: skip
 
     def look(self) -> None:
@@ -126,7 +172,8 @@ class Registry:
             Message(content=self._request.write(), dst_node_id=node, message_type="query.describe")
             for node in new
         ]
-        self._describing.append(Exchange(self._grid, messages, timeout_seconds))
+        exchange = Exchange(self._grid, messages, timeout_seconds, refuse=self.refuse)
+        self._describing.append(exchange)
         answers, errors = {}, {}
         for exchange in self._describing:
             for node, reply in exchange:
@@ -139,41 +186,57 @@ class Registry:
         self._nodes -= set(errors)
         for node, reason in errors.items():
             if self._errors.get(node) != reason:
-                message = f"node {node} cannot take part: {reason}"
-                event("node", message, level=logging.WARNING, node=node, reason=reason)
+                name = self.node_name(node)
+                message = f"{name} cannot take part: {reason}"
+                event("node", message, level=logging.WARNING, node=node, name=name, reason=reason)
         self._errors = errors
-        for node in sorted(answers):
-            self._add(node, answers[node])
-        self.deliver_backbone(sorted(answers))
+        self.deliver_backbone(sorted(self._admitted(answers)))
 
-    def _add(self, node: int, answer: RecordDict) -> None:
-        try:
-            reply = DescribeReply.read(answer)
-        except FedheadError as exc:
-            logger.warning("node %d described itself badly: %s", node, exc)
-            return
-        self.simulated = self.simulated or reply.simulated
-        for client, num_examples in zip(reply.clients, reply.num_examples, strict=True):
-            if client in self.clients:
-                logger.warning("node %d: client %d lives elsewhere already", node, client)
-            elif num_examples < 1:
-                logger.warning("client %d has no training examples and is left out", client)
+    def _admitted(self, answers: Mapping[int, RecordDict]) -> set[int]:
+        """The nodes whose description holds; their clients are there from now on."""
+        replies, admitted = dict[int, DescribeReply](), set[int]()
+        for node in sorted(answers):
+            try:
+                replies[node] = self._admission.read(answers[node])
+            except FedheadError as exc:
+                self.refuse(node, f"describes itself badly, {exc}")
+        self._admission.settle(replies.values())
+        for node, reply in replies.items():
+            try:
+                self._admission.check(node, reply)
+                if taken := self.clients.keys() & set(reply.clients):
+                    name = self.name(min(taken))
+                    raise ReplyError(f"speaks for {name}, which lives on another node")
+            except FedheadError as exc:
+                self.refuse(node, str(exc))
             else:
-                self.clients[client] = Client(node, num_examples)
-                self.known.add(client)
-                if not reply.simulated:
-                    message = f"client {client} has joined with {num_examples} examples"
-                    event("joined", message, client=client, num_examples=num_examples)
+                admitted.add(node)
+                self._add(node, reply)
+        return admitted
+
+    def _add(self, node: int, reply: DescribeReply) -> None:
+        for client, num_examples in zip(reply.clients, reply.num_examples, strict=True):
+            name = self.name(client)
+            if not num_examples:
+                logger.warning("%s has no training examples and is left out", name)
+                continue
+            self.clients[client] = Client(node, num_examples)
+            self.known.add(client)
+            if not reply.simulated:
+                message = f"{name} has joined with {num_examples} examples"
+                if reply.unused > 0:
+                    message += f", {reply.unused} more pictures than a device may use are left out"
+                event("joined", message, client=client, name=name, num_examples=num_examples)
 
     def deliver_backbone(self, nodes: Sequence[int]) -> None:
         """Send the backbone to those of the nodes that lack it."""
         question = self._backbone.request(brings=False)
         answers, refusals = ask(
-            self._grid, "query.backbone", lambda _: question.write(), nodes, _SETUP_SECONDS
-        )
-        for node, reason in refusals.items():
-            logger.warning("node %d does not take the backbone: %s", node, reason)
-        lacking = [node for node, answer in sorted(answers.items()) if not _present(node, answer)]
+            self._grid, "query.backbone", lambda _: question.write(), nodes, _SETUP_SECONDS,
+            self.refuse,
+        )  # fmt: skip
+        self._warn(refusals, "does not take the backbone")
+        lacking = [node for node, answer in sorted(answers.items()) if self._lacks(node, answer)]
         if not lacking:
             return
         delivery = self._backbone.request(brings=True)
@@ -182,10 +245,22 @@ class Registry:
         self.accounts.add("backbone_bytes", [first[n] for n in lacking if n in first], size)
         event("backbone", f"sending the backbone to {len(lacking)} nodes", bytes_each=size)
         _, errors = ask(
-            self._grid, "query.backbone", lambda _: delivery.write(), lacking, _SETUP_SECONDS
-        )
+            self._grid, "query.backbone", lambda _: delivery.write(), lacking, _SETUP_SECONDS,
+            self.refuse,
+        )  # fmt: skip
+        self._warn(errors, "did not take the backbone")
+
+    def _warn(self, errors: Mapping[int, str], what: str) -> None:
         for node, reason in errors.items():
-            logger.warning("node %d did not take the backbone: %s", node, reason)
+            logger.warning("%s %s: %s", self.node_name(node), what, reason)
+
+    def _lacks(self, node: int, answer: RecordDict) -> bool:
+        try:
+            check_lengths(answer, 0)
+            return not BackboneReply.read(answer).present
+        except FedheadError as exc:
+            self.refuse(node, f"does not say whether it has the backbone, {exc}")
+            return False  # it will say so when it is to train
 
     def gather(
         self, count: int, seconds: float, answer_seconds: float = _LATECOMER_SECONDS
@@ -224,9 +299,11 @@ class Registry:
         self.refresh(answer_seconds)
         left = timeout_seconds - (time.monotonic() - started)
         if not self.gather(count, left, _SETUP_SECONDS):
-            why = "".join(
-                f"; node {node}: {reason}" for node, reason in sorted(self._errors.items())
-            )
+            reasons = [f"{self.node_name(n)}: {why}" for n, why in sorted(self._errors.items())]
+            reasons += [f"{self.node_name(n)} {why}" for n, why in sorted(self._refused.items())]
+            why = "".join(f"; {reason}" for reason in reasons[:_MOST_NAMED])
+            if (more := len(reasons) - _MOST_NAMED) > 0:
+                why += f"; and {more} more nodes"
             raise RunError(
                 f"{len(self.clients)} clients with training examples are there after "
                 f"{time.monotonic() - started:.0f} s, {count} are needed{why}"

@@ -132,9 +132,10 @@ def _count_late(registry: Registry, result: RoundResult) -> None:
         if not registry.simulated:
             registry.accounts.see(reply.clients)
         for client in reply.clients:
+            name = registry.name(client)
             event(
-                "late", f"round {reply.round_number}: client {client}: answered after it closed",
-                level=logging.WARNING, round=reply.round_number, client=client,
+                "late", f"round {reply.round_number}: {name}: answered after it closed",
+                level=logging.WARNING, round=reply.round_number, client=client, name=name,
             )  # fmt: skip
 
 

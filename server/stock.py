@@ -31,8 +31,8 @@ from server.engine import (
     tell_lost,
     tell_no_quorum,
 )
-from server.exchange import Exchange, error_reason
-from server.replies import check_reply, check_size
+from server.exchange import Exchange
+from server.replies import check_lengths, check_reply, check_size
 from server.strategies import import_strategy
 
 __all__ = ["StockEngine", "build_stock", "is_stock"]
@@ -170,11 +170,12 @@ class StockEngine:
         for message in messages:
             result.send([client_of[message.metadata.dst_node_id]], payload_bytes(message.content))
         seconds = task.config.round.deadline_seconds
-        exchange = Exchange(task.grid, messages, seconds, task.registry.look)
+        registry = task.registry
+        exchange = Exchange(task.grid, messages, seconds, registry.look, registry.refuse)
         for node, message in exchange:
             client = client_of.pop(node)
             if message.has_error():
-                result.fail([client], error_reason(message))
+                result.fail_with([client], message)
                 continue
             try:
                 reply = self._read(message, client, head)
@@ -203,6 +204,7 @@ class StockEngine:
         )
 
     def _read(self, message: Message, client: int, head: Head) -> TrainReply:
+        check_lengths(message.content, 1)
         check_size(message.content, [head.weight.shape, head.bias.shape], 1)
         reply = TrainReply.read(message.content)
         if reply.missing_backbone:

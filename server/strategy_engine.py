@@ -42,7 +42,7 @@ class _EngineState:
         clients: int64 (m,), those that remember something of their own.
         counted: int64 (m,), the last round in which each one's update counted.
         equipped: int64 (k,), those that have kept the plan's constant arrays.
-        accounts: int64 (n, 9), see Accounts.
+        accounts: int64 (n, 10), see Accounts.
     """
 
     strategy: Any

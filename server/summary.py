@@ -54,11 +54,12 @@ def summarize(task: Task, backbone: FrozenBackbone, outcome: Outcome) -> dict[st
         **outcome.figures.summary(),
         "rounds": outcome.rounds,
         "accepted_rounds": int(counters["accepted"]),
-        "clients": max(len(task.registry.known), len(task.registry.accounts.table)),
+        "clients": max(len(task.registry.known), task.registry.accounts.num_clients),
         **{
             f"{fate}_updates": int(counters[fate])
             for fate in ("valid", "rejected", "failed", "dropped", "late")
         },
+        "refused_answers": task.registry.accounts.total("refused"),
         "attack": config.attack.kind,
         "malicious_clients": len(malicious_clients(config)),
         "uplink_bytes": int(counters["uplink-bytes"]),
@@ -77,12 +78,12 @@ def summarize(task: Task, backbone: FrozenBackbone, outcome: Outcome) -> dict[st
     }
 
 
-def of_export(exported: ExportReport, path: Path) -> dict[str, Any]:
-    """The figures of its exported model."""
+def of_export(exported: ExportReport | None, path: Path) -> dict[str, Any]:
+    """The figures of its exported model; None: it could not be exported."""
     return {
-        "model_path": str(path),
-        "model_bytes": exported.model_bytes,
-        "model_accuracy": exported.accuracy,
-        "argmax_agreement": exported.argmax_agreement,
-        "max_logit_difference": exported.max_logit_difference,
+        "model_path": str(path) if exported else None,
+        "model_bytes": exported and exported.model_bytes,
+        "model_accuracy": exported and exported.accuracy,
+        "argmax_agreement": exported and exported.argmax_agreement,
+        "max_logit_difference": exported and exported.max_logit_difference,
     }

@@ -9,7 +9,6 @@ import re
 import shutil
 import sys
 import textwrap
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -215,8 +214,7 @@ def export(
         raise ConfigError(["--bytecode is for --target lite"])
     reports = export_run(run_folder.resolve(), targets, out, bytecode=bytecode)
     if json_:
-        files = [{**asdict(report), "path": str(report.path)} for report in reports]
-        print(json.dumps({"files": files}))
+        print(json.dumps({"files": [report.as_json() for report in reports]}))
     else:
         export_table(reports)
 

@@ -56,7 +56,7 @@ class InProcessGrid(Grid):
             try:
                 reply = self._app(message, self._contexts[message.metadata.dst_node_id])
             except Exception as exc:
-                error = Error(_CLIENT_APP_RAISED, f"{type(exc).__name__}: {exc}")
+                error = Error(_CLIENT_APP_RAISED, f"{type(exc)}:<'{exc}'>")
                 reply = Message(error, reply_to=message)
             self._replies[name] = reply
             ids.append(name)

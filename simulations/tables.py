@@ -70,12 +70,10 @@ def export_table(reports: Sequence[ExportReport]) -> None:
     if is_random:
         print("accuracy: not measured, the backbone's weights are random")
         return
-    bound = [r for r in reports if r.default_engine is not None]
-    for r in bound:
-        accuracy = _percent(r.default_engine_accuracy)
-        print(f"{r.path.name}: {accuracy} with torch's default engine here, {r.default_engine}")
-    if bound:
-        print('set torch.backends.quantized.engine = "qnnpack" before loading')
+    for r in reports:
+        if (default := r.default_engine) and default.check:
+            accuracy, engine = _percent(default.check.accuracy), default.engine
+            print(f"{r.path.name}: {accuracy} with torch's default engine here, {engine}")
 
 
 def closing_table(s: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from common.files import write_atomic
+from common.machine import processor
 
 if TYPE_CHECKING:
     from server.export import ExportReport
@@ -25,6 +26,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which processor the tests ran on: kernels, and so roundings, depend on it."""
+    import torch
+
+    kernels = torch.backends.cpu.get_cpu_capability()
+    terminalreporter.write_line(f"processor: {processor()}; torch's kernels: {kernels}")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -58,7 +58,7 @@ class ReportRequest(_message.Message):
     num_examples: int
     accuracy: float
     held_out: bool
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., num_examples: _Optional[int] = ..., accuracy: _Optional[float] = ..., held_out: bool = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., num_examples: _Optional[int] = ..., accuracy: _Optional[float] = ..., held_out: _Optional[bool] = ...) -> None: ...
 
 class ReportReply(_message.Message):
     __slots__ = ()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from common.files import write_atomic
-from server.card import Card, FileFacts, SelfCheck, card_path
+from server.card import Card, DefaultEngine, FileFacts, SelfCheck, card_path
 from server.trained import TrainedModel
 from server.usage import elsewhere, python
 
@@ -30,8 +31,7 @@ class ExportReport:
         accuracy: of the exported model on the images, in [0, 1].
         images: how many that were.
         features_equal: whether its features are the training side's to the bit.
-        default_engine: what torch would run it with if nobody said otherwise.
-        default_engine_accuracy: its accuracy then.
+        default_engine: what torch's own choice of an engine gives on this machine.
         weights: label of the backbone's pretrained weights.
     """
 
@@ -44,9 +44,13 @@ class ExportReport:
     accuracy: float | None = None
     images: int | None = None
     features_equal: bool | None = None
-    default_engine: str | None = None
-    default_engine_accuracy: float | None = None
+    default_engine: DefaultEngine | None = None
     weights: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """What JSON can hold of it."""
+        default = self.default_engine and self.default_engine.model_dump()
+        return {**asdict(self), "path": str(self.path), "default_engine": default}
 
 
 def draft_card(
@@ -100,7 +104,6 @@ def finish(card: Card, path: Path, facts: FileFacts) -> ExportReport:
         sha256=facts.sha256,
         features_equal=facts.features_equal,
         default_engine=facts.default_engine,
-        default_engine_accuracy=facts.default_engine_accuracy,
         weights=card.weights,
     )
     if card.self_check is None:

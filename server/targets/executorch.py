@@ -33,7 +33,7 @@ def export_executorch(trained: TrainedModel, path: Path) -> ExportReport:
     """Write the file, for one image a call.
 
     Raises:
-        ExportError: its logits are off by more than the tolerance, or it does not run.
+        ExportError: it does not run, or its logits are not finite.
         MissingExtraError: executorch is not installed.
     """
     return export_checked(

@@ -10,6 +10,7 @@ from safetensors.numpy import save
 
 from common.errors import ExportError
 from common.files import sha256_file, write_atomic
+from common.machine import processor
 from server.card import FileFacts
 from server.export_check import fresh_process
 from server.targets.cards import ExportReport, draft_card, finish
@@ -50,4 +51,8 @@ def export_head(trained: TrainedModel, path: Path) -> ExportReport:
 
         write_atomic(path, write)
     size, digest = path.stat().st_size, sha256_file(path)
-    return finish(card, path, FileFacts(bytes=size, sha256=digest, runtime=facts["runtime"]))
+    return finish(
+        card,
+        path,
+        FileFacts(bytes=size, sha256=digest, runtime=facts["runtime"], processor=processor()),
+    )

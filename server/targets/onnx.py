@@ -33,7 +33,7 @@ def export_onnx(trained: TrainedModel, path: Path) -> ExportReport:
     """Write the file.
 
     Raises:
-        ExportError: its logits are off by more than the tolerance, or it does not run.
+        ExportError: it does not run, or its logits are not finite.
         MissingExtraError: onnx or onnxruntime is not installed.
     """
     return export_checked(

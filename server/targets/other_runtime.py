@@ -1,4 +1,4 @@
-"""Files for runtimes other than torch: checked by tolerance, for each rounds in its own way."""
+"""Files for runtimes other than torch: measured, not promised, for each rounds in its own way."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 from common.errors import MissingExtraError
 from common.files import sha256_file, write_atomic
+from common.machine import processor
 from server.card import FileFacts, SelfCheck
 from server.export_check import fresh_process
-from server.parity import compare, other_runtime
+from server.parity import measure, tell
 from server.targets.cards import ExportReport, draft_card, finish
 from server.trained import TrainedModel
 
@@ -53,13 +54,12 @@ def export_checked(
         script: of this package's parent; runs the file in a process that has its runtime alone.
 
     Raises:
-        ExportError: the logits are off by more than the tolerance, or the file does not run.
+        ExportError: the file does not run, or its logits are not finite.
         MissingExtraError: the runtime is not installed.
     """
     check_installed(target)
     count = len(trained.images)
     own, labels = trained.logits[:count], trained.labels[:count]
-    tolerance = other_runtime(trained.backbone.spec.weights)
     checks: list[SelfCheck] = []
     facts: list[FileFacts] = []
     # Started now: it imports the runtime while this process works.
@@ -70,11 +70,17 @@ def export_checked(
             temporary.write_bytes(data)
             job = {"model": str(temporary)}
             there, found = process.run(job, {"images": trained.images}, {"logits": own})
-            checks.append(compare(there["logits"], own, labels, tolerance))
+            checks.append(measure(there["logits"], own, labels))
             facts.append(
-                FileFacts(bytes=len(data), sha256=sha256_file(temporary), runtime=found["runtime"])
+                FileFacts(
+                    bytes=len(data),
+                    sha256=sha256_file(temporary),
+                    runtime=found["runtime"],
+                    processor=processor(),
+                )
             )
 
         write_atomic(path, write)
+    tell(checks[0], f"{path.name}: {facts[0].runtime} here", "measure it where it is to run")
     card = draft_card(trained, target, check=checks[0], engine=facts[0].runtime)
     return finish(card, path, facts[0])

@@ -23,6 +23,7 @@ from common.messages import (
     TrainRequest,
 )
 from common.types import FeatureSet, Head
+from server.admission import Admission
 from server.backbones import Offer
 from server.engine import Task
 from server.progress import Progress
@@ -79,6 +80,7 @@ def _engine(work: Work, cohort: Cohort) -> StrategyEngine:
         grid,
         request,
         Offer(_FINGERPRINT, bytes),
+        admission=Admission(None, max_clients=work.clients),
         deadline_seconds=config.round.deadline_seconds,
         progress=Progress(),
     )

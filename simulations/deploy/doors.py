@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
@@ -18,6 +19,8 @@ from simulations.deploy.gate import Buckets, Connection, Gate
 from simulations.deploy.operator import SECRET_HEADER
 
 __all__ = ["DevicesDoor", "OperatorsDoor"]
+
+logger = logging.getLogger("uvicorn.error")  # where Flower's SuperLink writes what it serves
 
 Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
@@ -30,6 +33,7 @@ _LONGEST_KEY = 1024
 _LOOK_AGAIN_SECONDS = 10.0
 _STRANGERS_PER_SECOND, _STRANGERS_AT_ONCE = 20.0, 100.0
 _AT_ONCE_SECONDS = 10.0
+_TELL_SECONDS = 60.0
 # Of one device at the same time: Flower's SuperNode sends two objects and a heartbeat.
 _MOST_UPLOADS = 8
 
@@ -65,6 +69,7 @@ class DevicesDoor:
         self._strangers = Buckets(_STRANGERS_PER_SECOND, _STRANGERS_AT_ONCE)
         self._seen: dict[bytes, float] = {}
         self._uploads: Counter[bytes] = Counter()
+        self._told, self._unknown = -_TELL_SECONDS, 0
 
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -102,6 +107,7 @@ class DevicesDoor:
         if key not in self._seen and not self._strangers.take(connection.address):
             return 503, b""
         if not await self._knows(key):
+            self._tell(connection.address)
             return 401, b""
         if not self._devices.take(key) or self._uploads[key] >= _MOST_UPLOADS:
             return 503, b""
@@ -110,6 +116,17 @@ class DevicesDoor:
         if length is None or any(name == b"transfer-encoding" for name, _ in scope["headers"]):
             return 411, b""
         return (413, b"") if int(length) > self._most_bytes else (0, key)
+
+    def _tell(self, address: str) -> None:
+        """Say that somebody's key is not registered; not often, or it would fill a disk."""
+        self._unknown += 1
+        if time.monotonic() - self._told > _TELL_SECONDS:
+            logger.warning(
+                "refused %d requests of devices that are not registered, the last from %s",
+                self._unknown,
+                address,
+            )
+            self._told, self._unknown = time.monotonic(), 0
 
     async def _knows(self, key: bytes) -> bool:
         """Whether a key is registered, or was seconds ago; Flower itself looks each time."""

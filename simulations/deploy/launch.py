@@ -104,7 +104,7 @@ def serve(server: Path, say: Say) -> int:
     read_secret(server)
     certificates_in(server / "server.crt")
     folder_keys(server)
-    say(str(signing_state(server)))
+    signing_state(server)
     with terminable(), alone(server, "fedhead serve"):
         return run(superlink_command(server), environment, say)
 
@@ -208,12 +208,12 @@ def run_deployed(
     from simulations.run import open_run
     from simulations.signing import signed_backbones
 
-    config = open_run(path)
+    config, server = open_run(path), (deployment / "server").resolve()
     RunFolder(path, config).bind_clients(simulated=False)
-    backbones = signed_backbones(config, deployment / "server", key)
+    backbones = signed_backbones(config, server, key)
     with connection(deployment) as environment:
-        remember_run(deployment / "server", path)
-        return run_app(path, environment, health=health, backbones=backbones)
+        remember_run(server, path)
+        return run_app(path, environment, health=health, deployment=server, backbones=backbones)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from common.errors import RunError
 from common.files import read_private, write_atomic
+from common.identity import client_of_node
 from simulations.deploy.device_keys import admitted_keys, put_out
 from simulations.deploy.settings import OPERATORS_HOST, endpoint, operator_secret, read_server
 
@@ -272,7 +273,7 @@ def register_folder(api: Control, server: Path, say: Callable[[str], None]) -> d
         else:
             nodes[name] = _register(api, name, key)
             say(f"{name} is registered")
-        client = str(nodes[name] % 2**63).encode()  # as client/device has it
+        client = str(client_of_node(nodes[name])).encode()
         file = folder / f"{name}.client"
         if not file.exists() or file.read_bytes() != client:
             write_atomic(file, client)

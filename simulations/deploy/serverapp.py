@@ -9,6 +9,7 @@ import importlib
 import io
 import tomllib
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,9 @@ def read_bundle(content: bytes) -> dict[str, Any]:
             "version": project["project"]["version"],
             "config": app.get("config", {}),
         }
-    except (ValueError, LookupError, TypeError, zipfile.BadZipFile, RuntimeError) as exc:
+    except (
+        *(ValueError, LookupError, TypeError, RuntimeError, EOFError),
+        *(zipfile.BadZipFile, zlib.error),
+    ) as exc:
         raise RunError(f"the run's bundle cannot be read: {exc}") from exc
     return said

@@ -38,6 +38,7 @@ from simulations.deploy.settings import (
     read_server,
 )
 from simulations.deploy.standin import install, operator_environment
+from simulations.deploy.trust import signing_state
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -114,12 +115,11 @@ async def _serve(
     keeping = loop.create_task(_keep(server, devices_door, operators_door))
     try:
         await operators_door.opened.wait()
-        if not operators_door.started:
-            raise RunError("Flower's SuperLink did not start, for the reason above")
-        count = await asyncio.to_thread(_let_in, server)
-        serving.append(loop.create_task(devices_door.serve()))
-        await devices_door.opened.wait()
-        _tell(server, settings, count)
+        if not operators_door.should_exit:
+            count = await asyncio.to_thread(_let_in, server)
+            serving.append(loop.create_task(devices_door.serve()))
+            await devices_door.opened.wait()
+            _tell(server, settings, count)
     finally:
         if len(serving) == 1:
             end()
@@ -127,6 +127,8 @@ async def _serve(
             await asyncio.gather(*serving)
         finally:
             keeping.cancel()
+    if not operators_door.started:
+        raise RunError("Flower's SuperLink did not start, for the reason above")
 
 
 async def _keep(server: Path, *doors: _Door) -> None:
@@ -149,6 +151,7 @@ def _tell(server: Path, settings: ServerSettings, count: int) -> None:
     _say(f"devices: {endpoint(settings.host, settings.port)} over TLS, {count} registered")
     operators = endpoint(OPERATORS_HOST, settings.operator_port)
     _say(f"operators: {operators}, from this machine and with {operator_secret(server)}")
+    _say(str(signing_state(server)))
     _say(f"serving at port {settings.port}; end with Ctrl-C")
 
 
@@ -218,7 +221,8 @@ def _listen(host: str, port: int, key: str) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as exc:
-        raise RunError(f"{key} = {port} of server.toml cannot be used: {exc.strerror}") from exc
+        reason = os.strerror(exc.errno) if exc.errno else exc
+        raise RunError(f"{key} = {port} of server.toml cannot be used: {reason}") from exc
 
 
 def _raise_descriptors(wanted: int) -> None:

@@ -3,8 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.errors import ReplyError
 from common.statistics import Statistics, feature_statistics, ridge, triangle_size
 from common.types import Affine, FeatureSet
+from common.validate import check_counts, check_scales
 
 
 def make(n: int, d: int, k: int, seed: int) -> FeatureSet:
@@ -104,3 +106,25 @@ def test_small_sums_travel_in_four_bytes_and_large_ones_in_eight() -> None:
 def test_feature_set_refuses_other_dtypes_and_shapes(bad: np.ndarray) -> None:
     with pytest.raises(Exception, match="expected uint8"):
         FeatureSet(bad, np.zeros(2, np.int64), Affine(np.ones(3), np.zeros(3)), "f")
+
+
+def test_sums_that_so_many_examples_cannot_give_are_refused() -> None:
+    sums = feature_statistics(make(20, 6, 3, 3), 3)
+    fields = {"gram": sums.gram, "moments": sums.moments}
+    check_counts(fields, 20)
+    for name, largest in (("gram", 20 * 255**2), ("moments", 20 * 255)):
+        for value in (largest + 1, 2**63):
+            bad = fields[name].astype(np.uint64)
+            bad.flat[0] = value
+            with pytest.raises(ReplyError, match=f"{name} holds {value}, too much for 20 examples"):
+                check_counts({**fields, name: bad}, 20)
+
+
+def test_numbers_that_updates_are_divided_by_are_bounded() -> None:
+    good = {"effective_steps": np.array([12.0], np.float32)}
+    check_scales(good, 12.0)
+    for value, words in ((12.1, "12.1, expected at most 12"), (0.0, "0, expected more than 0")):
+        with pytest.raises(ReplyError, match=words):
+            check_scales({"effective_steps": np.array([value], np.float32)}, 12.0)
+    with pytest.raises(ReplyError, match="fair_scale is -1, expected more than 0"):
+        check_scales({"fair_scale": np.array([-1.0], np.float32)}, 12.0)

@@ -108,8 +108,6 @@ CARD = Card(
         argmax_agreement=1.0,
         max_logit_difference=0.0,
         logit_spread=1.0,
-        tolerated_disagreement=0.0,
-        tolerated_difference=0.0,
     ),
 )
 
@@ -131,7 +129,7 @@ class Deployment:
         source = self._path / f"source-{seed}.bin"
         source.write_bytes(data)
         digest = hashlib.sha256(data).hexdigest()
-        facts = FileFacts(bytes=size, sha256=digest, runtime="none")
+        facts = FileFacts(bytes=size, sha256=digest, runtime="none", processor="none")
         card_path(source).write_text(CARD.model_copy(update={"file": facts}).to_json())
         put_up(exported(source, self.folder, name="model.bin"), sign)
         return data

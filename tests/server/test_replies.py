@@ -99,8 +99,13 @@ CASES: dict[str, tuple[Change, str]] = {
     "another client's name": (report("clients", [5]), "speaks for client 5"),
     "more examples than described": (report("num-examples", [10**9]), "reports 1000000000"),
     "a loss of NaN": (report("loss-before", [float("nan")]), "a loss is not finite"),
+    "a loss beyond numbers": (report("loss-after", [1e300]), "a loss is 1e+300"),
+    "a loss below nothing": (report("loss-before", [-1.0]), "which no loss is"),
+    "2^62 examples": (report("num-examples", [2**62]), f"reports {2**62} examples, described"),
+    "a payload of 2^62 bytes": (report("payload-bytes", [2**62]), f"reports a payload of {2**62}"),
+    "a million clients": (report("clients", [2] * 10**6), "lists 1000000 clients, expected"),
     "a missing key": (lambda c: c["report"].pop("clients"), "clients is missing"),  # type: ignore[union-attr]
-    "a list too long": (report("clients", [2, 2]), "differ in length"),
+    "a list too long": (report("clients", []), "differ in length"),
     "unreadable bytes": (garbage, "cannot be read"),
     "a missing record": (drop, "record 'report' is missing"),
     "far too much": (delta(np.zeros((1, 30, 1281), np.float32)), "its arrays take 153800 bytes"),
@@ -165,7 +170,7 @@ def test_a_client_named_twice_in_one_reply_is_refused(
 
     summary = run(tiny(*OPTIONS), twice)
     assert summary["rejected_updates"] == 2
-    assert "names client 2 twice" in caplog.text
+    assert "client 2: lists 2 clients, expected at most 1" in caplog.text
 
 
 def test_an_update_above_the_norm_bound_is_refused_on_the_node(
@@ -230,7 +235,7 @@ def test_a_device_whose_owner_declines_counts_as_failed_with_the_reason(
     folder = tiny("train.rounds=2", "train.clients-per-round=0")
     summary = run(folder, lambda _: None, OneDeclines)
     assert (summary["valid_updates"], summary["failed_updates"]) == (4, 2)
-    assert "client 101: DeclinedError: 'exit 3' exited with 3" in caplog.text
+    assert "client 101 declines: 'exit 3' exited with 3" in caplog.text
 
 
 def test_a_device_that_lost_its_backbone_gets_it_again(
@@ -255,7 +260,7 @@ def test_a_device_with_a_class_that_the_task_does_not_have_is_named(
     (devices[0] / "pictures" / "3").rename(devices[0] / "pictures" / "three")
     summary = run(tiny("train.rounds=1", "train.clients-per-round=2"), lambda _: None, device_grid)
     assert summary["clients"] == 2
-    assert "node 1 cannot take part: DataError" in caplog.text
+    assert "node 1 cannot take part: /" in caplog.text
     assert "three" in caplog.text
 
 
@@ -265,7 +270,5 @@ def test_no_client_at_all_is_one_clear_line(
     monkeypatch.setattr("server.join._JOIN_SECONDS", 0.1)
     for device in devices:
         shutil.rmtree(device / "pictures")
-    with pytest.raises(
-        RunError, match="0 clients .* are needed; node 1: DataError: .*no such folder"
-    ):
+    with pytest.raises(RunError, match="0 clients .* are needed; node 1: /.*no such folder"):
         run(tiny("train.rounds=1", "train.clients-per-round=0"), lambda _: None, device_grid)

@@ -69,7 +69,7 @@ def slow(base: Grid, held: dict[int, int], node: int = 3) -> Grid:
                 if message.metadata.message_type == "evaluate":
                     self.evaluated.add(message.metadata.dst_node_id)
                 elif message.metadata.message_type == "train":
-                    self.current = int(message.metadata.group_id)
+                    self.current = int(message.metadata.group_id.split()[0])
                     if message.metadata.dst_node_id == node and self.current in held:
                         self.waiting[name] = held[self.current]
             return ids

@@ -54,8 +54,6 @@ def write_model(path, module=None, classes=("red", "green", "blue"), **changes):
             argmax_agreement=1.0,
             max_logit_difference=0.0,
             logit_spread=1.0,
-            tolerated_disagreement=0.0,
-            tolerated_difference=0.0,
         ),
     ).model_copy(update=changes)
     buffer = io.BytesIO()

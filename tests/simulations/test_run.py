@@ -23,13 +23,13 @@ import server.app
 import server.collect
 import server.rounds
 from client.state import ControlStore
-from common.errors import ConfigError, DataError, RunError
+from common.errors import ConfigError, DataError, ExportError, RunError
 from common.files import simulated_state
 from common.types import Head, UpdateBatch
 from server.strategies import STRATEGIES
 from server.strategies.averaging import fedavg
 from server.targets.cards import ExportReport
-from simulations.run import open_run, run_in_process
+from simulations.run import export_run, open_run, read_summary, run_in_process
 
 Make = Callable[..., Path]
 
@@ -79,6 +79,24 @@ def test_a_run_leaves_everything_it_promises(tiny: Make) -> None:
     assert summary["accuracy"] > 0.5  # chance is 0.1
     confusion = np.array(lines(run)[-1]["confusion"])
     assert np.trace(confusion) / confusion.sum() == pytest.approx(summary["accuracy"])
+
+
+def test_a_model_that_is_refused_leaves_the_head_and_all_figures(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ExportError("features differ")
+
+    run = tiny("train.rounds=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(server.app, "export", refuse)
+        with pytest.raises(RunError, match=r"model\.pt: features differ; the trained head is in"):
+            run_in_process(run)
+    summary = read_summary(run)
+    assert summary["accuracy"] > 0.1
+    assert summary["model_bytes"] is None
+    for report in export_run(run, ["head", "model"], None):
+        assert report.path.exists()
 
 
 def test_v3_small_runs_and_its_exported_file_gives_the_same_bits(tiny: Make) -> None:

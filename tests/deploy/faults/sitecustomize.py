@@ -32,7 +32,42 @@ def stuck(request, reply):
     return reply
 
 
+def garbled(request, reply):
+    """Its reply, to Flower's header, is bytes that no message begins with."""
+    from flwr.app import Message
+    from flwr.supercore.inflatable.inflatable_object import add_header_to_object_body
+
+    Message.deflate = lambda message: add_header_to_object_body(b"\xff" * 64, message)
+    return reply
+
+
+def thief(description):
+    """Says that it is the device that has said what it is already."""
+    return dataclasses.replace(description, clients=(int(os.environ["FAULT_CLIENT"]),))
+
+
+def giant(description):
+    return dataclasses.replace(description, num_examples=(2**62,))
+
+
+def crowd(description):
+    many = (*description.clients, *range(1, 100_000))
+    examples = description.num_examples * len(many)
+    return dataclasses.replace(description, clients=many, num_examples=examples)
+
+
+def virtual(description):
+    return dataclasses.replace(description, simulated=True)
+
+
+LIES = (thief, giant, crowd, virtual)
 FAULT = globals()[os.environ["FAULT"]]
+
+
+def lying(host):
+    describe = host.describe
+    host.describe = lambda request: FAULT(describe(request))
+    return host
 
 
 class Finder(importlib.abc.MetaPathFinder):
@@ -47,8 +82,11 @@ class Finder(importlib.abc.MetaPathFinder):
 
         def load_with_fault(module):
             load(module)
-            update = module.node_update
-            module.node_update = lambda request, *rest: FAULT(request, update(request, *rest))
+            update, host_of = module.node_update, module.host_of
+            if FAULT in LIES:
+                module.host_of = lambda *config: lying(host_of(*config))
+            else:
+                module.node_update = lambda request, *rest: FAULT(request, update(request, *rest))
 
         spec.loader.exec_module = load_with_fault
         return spec

@@ -1,0 +1,104 @@
+"""The devices of a deployment: which name belongs to which key, and which client that is.
+
+``fedhead deploy`` writes a device's public key, and its registration the client id that Flower
+gave to this key, both into the server's folder. So who a node is follows from the key that it has
+proved to have, never from what it says.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import RunError
+from common.identity import client_of_node
+
+__all__ = ["Device", "Roster", "client_file", "read_roster"]
+
+logger = logging.getLogger("fedhead")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A registered device.
+
+    Attributes:
+        name: that its owner gave it.
+        client: its client id.
+        key: file of its public key.
+    """
+
+    name: str
+    client: int
+    key: Path
+
+
+def client_file(key: Path) -> Path:
+    """Where the client id that belongs to a public key is kept."""
+    return key.with_suffix(".client")
+
+
+def read_roster(server: Path) -> dict[str, Device]:
+    """The registered devices of a server's folder, by name; a key alone is not registered yet.
+
+    Raises:
+        RunError: there is no such folder.
+    """
+    folder = server / "devices"
+    if not folder.is_dir():
+        raise RunError(f"{folder} is missing: fedhead deploy writes it")
+    found = {}
+    for key in sorted(folder.glob("*.pub")):
+        file = client_file(key)
+        try:
+            found[key.stem] = Device(key.stem, int(file.read_text()), key)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as exc:
+            logger.warning("%s holds no client id, %s is left out: %s", file, key.stem, exc)
+    return found
+
+
+class Roster:
+    """The registered devices as a run needs them; they come and go while it is on.
+
+    Args:
+        server: the deployment's server folder.
+
+    Raises:
+        RunError: there is no such folder.
+    """
+
+    def __init__(self, server: Path) -> None:
+        self._server = server
+        self._names: dict[int, str] = {}
+        self._devices: Mapping[int, Device] = {}
+        self._changed = 0
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the folder again if it has changed.
+
+        Raises:
+            RunError: it is gone.
+        """
+        try:
+            changed = (self._server / "devices").stat().st_mtime_ns
+        except OSError:
+            changed = 0
+        if changed and changed == self._changed:
+            return
+        self._devices = {d.client: d for d in read_roster(self._server).values()}
+        self._changed = changed
+        # One that is revoked is still called by its name.
+        self._names |= {client: device.name for client, device in self._devices.items()}
+
+    def device(self, node: int) -> Device | None:
+        """Whose key a node has shown; None: nobody's that is registered."""
+        return self._devices.get(client_of_node(node))
+
+    def name(self, client: int) -> str | None:
+        """The name of a device that is or was registered."""
+        return self._names.get(client)
