@@ -93,6 +93,6 @@ def put_out(server: Path, name: str, key: bytes) -> None:
         write_atomic(kept, _plain(key) + b"\n")
     file = server / "devices" / f"{name}.pub"
     # The name may have a new key by now.
-    if file.exists() and read_key(file) == _plain(key):
+    if not file.exists() or read_key(file) == _plain(key):
         file.with_suffix(".client").unlink(missing_ok=True)
-        file.unlink()
+        file.unlink(missing_ok=True)

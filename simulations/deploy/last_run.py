@@ -12,6 +12,7 @@ from typing import Any
 
 from common.errors import RunError
 from common.files import write_atomic
+from common.identity import client_of_node
 
 __all__ = ["LastRun", "Part", "read_last_run", "remember_run"]
 
@@ -105,7 +106,9 @@ def _said(path: Path) -> tuple[dict[int, int], dict[int, str]]:
     with path.open(encoding="utf-8") as file:
         for line in file:
             event = _event(line)
-            client = event.get("client")
+            # What a node is refused for need not be about its client.
+            node = client_of_node(int(event["node"])) if "node" in event else None
+            client = event.get("client", node)
             if client is None:
                 continue
             if event["event"] == "joined":
