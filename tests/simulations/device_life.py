@@ -11,6 +11,7 @@ from flwr.app import Message, RecordDict
 from flwr.common.config import parse_config_args
 
 from client.app import app
+from common.datasets.folder import load_folder
 from common.messages import (
     BackboneReply,
     BackboneRequest,
@@ -22,6 +23,7 @@ from common.messages import (
     TrainRequest,
 )
 from common.types import ClientPlan, Head, LocalTraining
+from server.card import read_card
 from simulations.deploy.launch import device_command
 from simulations.grid import InProcessGrid
 from simulations.predict import measure
@@ -30,7 +32,7 @@ from simulations.predict import measure
 def main(device: Path, backbone: Path, fingerprint: str, model: Path) -> dict[str, object]:
     grid = InProcessGrid(app, 1, {})
     (context,) = grid._contexts.values()
-    context.node_config = parse_config_args(device_command(device)[-1:])
+    context.node_config = parse_config_args(device_command(device, device)[-1:])
 
     def ask(kind: str, content: RecordDict) -> RecordDict:
         message = Message(content=content, dst_node_id=1, message_type=kind)
@@ -55,8 +57,14 @@ def main(device: Path, backbone: Path, fingerprint: str, model: Path) -> dict[st
         "reasons": update.rejected_reasons,
         "moved": bool(update.fields["delta"].any()),
         "own": sum(own.num_examples),
-        "measured": measure(model, device / "pictures"),
+        "measured": measured(model, device / "pictures"),
     }
+
+
+def measured(model: Path, pictures: Path) -> float:
+    """How right the model is on all of a device's pictures."""
+    dataset = load_folder(pictures, classes=read_card(model).classes)
+    return measure(model, dataset, dataset.train)
 
 
 if __name__ == "__main__":
