@@ -14,6 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from common.config import load_config
 from common.errors import RunError
+from server.backbones import Offer
 from server.join import join
 from server.progress import Progress
 
@@ -39,7 +40,7 @@ class Silent:
 def wait(run: Path, grid: Any, *, resumes: bool) -> None:
     config = load_config(run / "config.toml")
     dataset: Any = SimpleNamespace(classes=("0", "1"))
-    backbone: Any = SimpleNamespace(fingerprint="f" * 64, to_bytes=bytes)
+    backbone = Offer("f" * 64, bytes)
     join(grid, config, "run", dataset, backbone, Progress(), devices=True, resumes=resumes)
 
 

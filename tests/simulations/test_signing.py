@@ -142,7 +142,7 @@ def test_a_passphrase_is_asked_for_at_the_prompt(tmp_path, monkeypatch) -> None:
 
 def test_deploy_gives_all_devices_the_keys_and_newcomers_too(fedhead, garden, tmp_path) -> None:
     assert str(signing_state(garden / "server")).startswith("unsigned: devices take whatever")
-    assert "trusted=" not in device_command(garden / "devices" / "hall")[-1]
+    assert "trusted=" not in device_command(garden / "devices" / "hall", garden)[-1]
     trust(fedhead, "signing.key.pub")
     name = key_id(read_public_key(tmp_path / "signing.key.pub"))
     assert str(signing_state(garden / "server")) == (
@@ -152,7 +152,7 @@ def test_deploy_gives_all_devices_the_keys_and_newcomers_too(fedhead, garden, tm
     for device in ("hall", "kitchen", "new"):
         folder = garden / "devices" / device
         assert list(TrustedKeys.read(folder / "trusted").keys) == [name]
-        assert f'trusted="{folder}/trusted"' in device_command(folder)[-1]
+        assert f'trusted="{folder}/trusted"' in device_command(folder, garden)[-1]
     for number in ("next", "third"):
         fedhead("keys", "new", f"{number}.key")
     assert trust(fedhead, "signing.key.pub", "next.key.pub").startswith("garden: ")
@@ -300,7 +300,7 @@ class Hall:
         config = {"data": f"folder:{self.folder / 'pictures'}", "state": str(self.folder / "state")}
         host = host_of(config, {}, 12345)
         request = DescribeRequest(run, classes, fraction, seed=3)
-        ((_, count),) = host.describe(request).items()
+        (count,) = host.describe(request).num_examples
         return count
 
 
