@@ -155,7 +155,7 @@ def test_deploy_gives_all_devices_the_keys_and_newcomers_too(fedhead, garden, tm
         assert f'trusted="{folder}/trusted"' in device_command(folder, garden)[-1]
     for number in ("next", "third"):
         fedhead("keys", "new", f"{number}.key")
-    assert trust(fedhead, "signing.key.pub", "next.key.pub").startswith("garden: ")
+    assert "\ngarden: read its README" in trust(fedhead, "signing.key.pub", "next.key.pub")
     assert len(signing_state(garden / "server").keys) == 2
     assert "--trust names 3 keys" in trust(
         fedhead, "signing.key.pub", "next.key.pub", "third.key.pub"
