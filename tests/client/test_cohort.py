@@ -146,6 +146,7 @@ TYPICAL = Case([50, 7, 1, 30], 8, 4, 0.9, 0.05, 0.3, True, True, [3, 1, 2, 2], [
                1 << 20, 1024)  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases())
 @example(TYPICAL)

@@ -164,6 +164,7 @@ def command(folder: Path, out: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_grid_killed_in_the_middle_goes_on_to_the_same_table(
     base: Config, tmp_path: Path
 ) -> None:

@@ -101,6 +101,7 @@ def shuffled_digits(folder: Path, count: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_digits_suffice_and_the_same_digits_shuffled_look_far_from_imagenet(
     fedhead: Fedhead, tmp_path: Path
 ) -> None:
@@ -128,6 +129,7 @@ def test_digits_suffice_and_the_same_digits_shuffled_look_far_from_imagenet(
     assert picture.read_text().startswith("<?xml")
 
 
+@pytest.mark.slow
 def test_probing_again_gives_the_same_figures(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     config = load_config(None, parse_overrides(["data.source=digits", *SMALL]))
