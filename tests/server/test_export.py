@@ -313,12 +313,14 @@ def test_the_file_says_nothing_about_the_machine_it_was_made_on(exported):
 
 # Stands in for a processor whose default engine computes anything, or nothing.
 ODD = """
-import runpy, sys, torch
+import os, runpy, sys, torch
 load = torch.jit.load
 
 def odd(path):
     if torch.backends.quantized.engine == "qnnpack":
         return load(path)
+    if "{kind}" == "dies":
+        os.abort()
     if "{kind}" == "fails":
         raise RuntimeError("Didn't find engine for operation\\nquantized::conv2d_prepack")
     size = {{"noise": 1e4, "nothing": float("nan")}}["{kind}"]
@@ -362,7 +364,11 @@ def test_a_default_engine_of_noise_is_told_and_the_model_is_exported(
 
 @pytest.mark.parametrize(
     ("kind", "problem"),
-    [("fails", "RuntimeError: quantized::conv2d_prepack"), ("nothing", "not finite")],
+    [
+        ("fails", "quantized::conv2d_prepack"),
+        ("nothing", "not finite"),
+        ("dies", "it ended the process"),
+    ],
 )
 def test_a_default_engine_that_cannot_run_the_file_is_told_and_the_model_is_exported(
     trained, exported, tmp_path, odd_processor, caplog, kind, problem
