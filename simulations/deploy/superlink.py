@@ -114,9 +114,9 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, end)
-    serving = [loop.create_task(operators_door.serve())]
     # What is wrong with the certificate is said before a door opens.
     presented = Presented(server, devices_door.context, operators_door.context)
+    serving = [loop.create_task(operators_door.serve())]
     keeping = loop.create_task(keep_presented(server, presented, _say))
     try:
         await operators_door.opened.wait()

@@ -287,3 +287,16 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
     (line,) = done.stderr.splitlines()
     assert line.startswith("fedhead: operator-port = ")
     assert line.endswith("of server.toml cannot be used: Address already in use")
+
+
+def test_a_certificate_that_cannot_be_shown_is_one_line(tmp_path: Path) -> None:
+    for name in ("d", "other"):
+        write_deployment(tmp_path / name, addresses=["localhost"], devices=["a"], days=1)
+    server = tmp_path / "d" / "server"
+    (tmp_path / "other" / "server" / "server.key").rename(server / "server.key")
+    command = [sys.executable, "-m", "simulations", "serve", str(server)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"fedhead: {server / 'server.crt'} cannot be shown: ")
+    assert "serving" not in done.stdout
