@@ -64,8 +64,8 @@ def serve(socket: Path, *, idle: bool = False) -> NoReturn:
     while os.getppid() == parent:
         try:
             answer = client.AcquireTask(request)
-        except httpx.TransportError:
-            answer = None  # the SuperNode is starting, or has ended
+        except httpx.HTTPError:
+            answer = None  # the SuperNode is starting, has ended, or is busy
         if answer and answer.token:
             command, last = command or _load(), time.monotonic()
             if os.fork() == 0:

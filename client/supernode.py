@@ -19,8 +19,9 @@ import uvicorn
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from common.files import write_atomic
+from common.identity import one_line
 
-__all__ = ["SocketClient", "flowers"]
+__all__ = ["SocketClient", "flowers", "note_refusal"]
 
 
 def flowers(name: str, *attributes: str) -> ModuleType:
@@ -50,6 +51,13 @@ class SocketClient(RuntimeHttpClient):
         )
 
 
+def note_refusal(response: httpx.Response, file: Path) -> None:
+    """Keep what the server says when it refuses something, for the device's owner to read."""
+    if response.is_client_error:
+        said = f"{response.status_code} {one_line(response.text)}"
+        write_atomic(file, said.encode(), durable=False)
+
+
 def main() -> None:
     """Be ``flower-supernode``.
 
@@ -75,9 +83,7 @@ def main() -> None:
             try:
                 return super()._unary_unary(**options)
             except httpx.HTTPStatusError as exc:
-                if exc.response.is_client_error:
-                    said = f"{exc.response.status_code} {exc.response.text}"
-                    write_atomic(Path(refused), said.encode(), durable=False)
+                note_refusal(exc.response, Path(refused))
                 raise
 
     # Whatever else Flower may ask of uvicorn is an error, and no open port.

@@ -87,8 +87,6 @@ def run_app(
     options: Sequence[str] = (),
     *,
     health: str = "",
-    deployment: Path | None = None,
-    backbones: Path | None = None,
 ) -> dict[str, Any]:
     """Run a run folder's experiment on the SuperLink that an environment names.
 
@@ -97,8 +95,6 @@ def run_app(
         environment: its FLWR_HOME is for this one run.
         options: of ``flwr run``.
         health: HOST:PORT where health checks are answered meanwhile; empty for none.
-        deployment: server folder of the deployment whose devices take part; None for none.
-        backbones: folder of signed ones; None: the nodes take others.
 
     Returns:
         The run's closing figures.
@@ -111,9 +107,8 @@ def run_app(
     from simulations.run import read_summary, run_values
 
     app, lease = Path(environment["FLWR_HOME"]) / "app", lease_of(path.resolve())
-    folders = {"lease": lease, "deployment": deployment, "backbones": backbones}
-    values = {key: str(folder.resolve()) if folder else "" for key, folder in folders.items()}
-    _write_app(app, {**run_values(path.resolve()), "health": health, **values})
+    values = {"health": health, "lease": str(lease)}
+    _write_app(app, {**run_values(path.resolve()), **values})
     log = path / "flower.log"
     with held(lease):
         error, run_id = stream(app, options, environment, log)

@@ -17,7 +17,7 @@ from server.delivery.publish import Candidate, Sign, put_up
 from simulations.deploy.trust import trusted_of
 from simulations.signing_key import read_key, sign
 
-__all__ = ["backbone_candidate", "draft", "signed_backbones", "signer"]
+__all__ = ["backbone_candidate", "backbones_of", "draft", "signed_backbones", "signer"]
 
 logger = logging.getLogger("fedhead")
 

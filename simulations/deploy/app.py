@@ -10,15 +10,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
+from datetime import datetime
 from functools import wraps
 from types import ModuleType
 from typing import Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
 from flwr.supercore import sql_mixin
 from flwr.supercore.constant import SQLITE_PRAGMAS, TASK_TYPE_TO_COMMAND
+from flwr.supercore.date import now
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.main import create_app
@@ -27,7 +32,14 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
 from sqlalchemy import exc as sql_errors
 
-__all__ = ["devices_routes", "flower_app", "key_lookup", "patient", "started_commands"]
+__all__ = [
+    "devices_routes",
+    "flower_app",
+    "has_signed",
+    "key_lookup",
+    "patient",
+    "started_commands",
+]
 
 # Less than the 30 s after which Flower's clients ask again by themselves.
 _BUSY_MILLISECONDS = 20_000
@@ -67,6 +79,17 @@ def key_lookup(app: FastAPI) -> Callable[[bytes], Awaitable[bool]]:
         return app.state.linkstate_factory.state().get_node_id_by_public_key(key) is not None
 
     return lambda key: asyncio.to_thread(look, key)
+
+
+def has_signed(key: bytes, moment: bytes, signature: bytes) -> bool:
+    """Whether a device's private key has signed the time just now, by the rule of Flower's own."""
+    try:
+        age = (now() - datetime.fromisoformat(moment.decode("ascii"))).total_seconds()
+        if not -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE:
+            return False
+        return verify_signature(bytes_to_public_key(key), moment, signature)
+    except (ValueError, TypeError, AttributeError, UnsupportedAlgorithm):
+        return False  # no time, no key, or a key of another kind
 
 
 def started_commands() -> set[str]:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
+from simulations.deploy.app import has_signed
 from simulations.deploy.gate import Buckets, Connection, Gate
 from simulations.deploy.operator import SECRET_HEADER
 
@@ -27,22 +28,24 @@ Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 App = Callable[[Event, Receive, Send], Awaitable[None]]
 
-_PUBLIC_KEY_HEADER = b"flwr-public-key"  # Flower's
+# Flower's.
+_PUBLIC_KEY_HEADER, _SIGNATURE_HEADER = b"flwr-public-key", b"flwr-signature"
+_TIMESTAMP_HEADER = b"flwr-timestamp"
 
-_LONGEST_KEY = 1024
+_LONGEST_HEADER = 1024
 _LOOK_AGAIN_SECONDS = 10.0
 _STRANGERS_PER_SECOND, _STRANGERS_AT_ONCE = 20.0, 100.0
 _AT_ONCE_SECONDS = 10.0
 _TELL_SECONDS = 60.0
-# Of one device at the same time: Flower's SuperNode sends two objects and a heartbeat.
-_MOST_UPLOADS = 8
+# Largest requests at the same time. Flower's SuperNode sends two objects and a heartbeat.
+_MOST_OF_A_DEVICE, _MOST_TOGETHER = 3, 16
 
 
 class DevicesDoor:
     """Lets devices whose keys are registered through to Flower's routes for devices.
 
-    That a device holds the private key to the public one it names is for Flower to check; a
-    stranger does not know a registered public key, so that even its quota is out of his reach.
+    A public key is no secret: who names one has also signed the time with the private one, before
+    he counts as the device, or anything is taken from what it may send. Flower checks that again.
 
     Args:
         app: Flower's.
@@ -68,7 +71,7 @@ class DevicesDoor:
         self._devices = Buckets(rate, _AT_ONCE_SECONDS * rate)
         self._strangers = Buckets(_STRANGERS_PER_SECOND, _STRANGERS_AT_ONCE)
         self._seen: dict[bytes, float] = {}
-        self._uploads: Counter[bytes] = Counter()
+        self._bytes: Counter[bytes] = Counter()  # of requests not yet answered, by device
         self._told, self._unknown = -_TELL_SECONDS, 0
 
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
@@ -76,53 +79,67 @@ class DevicesDoor:
         if scope["type"] != "http":
             raise NotImplementedError(scope["type"])
         connection: Connection = scope["state"]["connection"]
-        refusal, key = await self._check(scope, connection)
+        refusal, key, length = await self._check(scope, connection)
         if refusal:
             await _refuse(send, refusal)
             return
         self._gate.prove(connection, key)
         connection.enter("receiving")
-        self._uploads[key] += 1
-        body = await _body(receive)
-        self._uploads -= Counter([key])
-        if body is None:
-            return
-        connection.enter("answering")
-        # Nothing but the body is for Flower: no other spelling, no state of ours.
-        await self._app({**scope, "query_string": b"", "state": {}}, _replay(body, receive), send)
-        connection.enter("waiting")
+        held = Counter({key: length})
+        self._bytes += held
+        try:
+            body = await _body(receive)
+            if body is None:
+                return
+            connection.enter("answering")
+            # Nothing but the body is for Flower: no other spelling, no state of ours.
+            scope = {**scope, "query_string": b"", "state": {}}
+            await self._app(scope, _replay(body, receive), send)
+            connection.enter("waiting")
+        finally:
+            self._bytes -= held
 
-    async def _check(self, scope: Event, connection: Connection) -> tuple[int, bytes]:
-        """The status of a refusal, or 0 and the public key of the device that asks.
+    async def _check(self, scope: Event, connection: Connection) -> tuple[int, bytes, int]:
+        """The status of a refusal, or 0, the public key of the device that asks, and how much.
 
         503 and not 429 where there is too much: Flower's clients try the former again.
         """
         path = scope["path"]
         spelt = path.isascii() and scope["raw_path"] == path.encode()
         if not spelt or (scope["method"], path) not in self._routes:
-            return 404, b""
-        key = _key(scope)
+            return _no(404)
+        key = _decoded(scope, _PUBLIC_KEY_HEADER)
         if key is None:
-            return 401, b""
+            return _no(401)
         if key not in self._seen and not self._strangers.take(connection.address):
-            return 503, b""
-        if not await self._knows(key):
+            return _no(503)
+        if not await self._knows(key) or not _signed(scope, key):
             self._tell(connection.address)
-            return 401, b""
-        if not self._devices.take(key) or self._uploads[key] >= _MOST_UPLOADS:
-            return 503, b""
+            return _no(401)
+        if not self._devices.take(key):
+            return _no(503)
         # Flower's clients say how long a request is; h11 holds them, and others, to it.
-        length = _only(scope, b"content-length")
-        if length is None or any(name == b"transfer-encoding" for name, _ in scope["headers"]):
-            return 411, b""
-        return (413, b"") if int(length) > self._most_bytes else (0, key)
+        said = _only(scope, b"content-length")
+        if said is None or any(name == b"transfer-encoding" for name, _ in scope["headers"]):
+            return _no(411)
+        length = int(said)
+        if length > self._most_bytes:
+            return _no(413)
+        return (0, key, length) if self._has_room(key, length) else _no(503)
+
+    def _has_room(self, key: bytes, length: int) -> bool:
+        """Whether memory is left for a request: of the device's share, and of all."""
+        return (
+            self._bytes[key] + length <= _MOST_OF_A_DEVICE * self._most_bytes
+            and self._bytes.total() + length <= _MOST_TOGETHER * self._most_bytes
+        )
 
     def _tell(self, address: str) -> None:
-        """Say that somebody's key is not registered; not often, or it would fill a disk."""
+        """Say that somebody is no registered device; not often, or it would fill a disk."""
         self._unknown += 1
         if time.monotonic() - self._told > _TELL_SECONDS:
             logger.warning(
-                "refused %d requests of devices that are not registered, the last from %s",
+                "refused %d requests that no registered device has just signed, the last from %s",
                 self._unknown,
                 address,
             )
@@ -192,15 +209,25 @@ async def _body(receive: Receive) -> bytes | None:
     return bytes(body)
 
 
-def _key(scope: Event) -> bytes | None:
-    """The public key that a request names; None: not one."""
-    value = _only(scope, _PUBLIC_KEY_HEADER)
-    if value is None or len(value) > _LONGEST_KEY:
+def _no(status: int) -> tuple[int, bytes, int]:
+    return status, b"", 0
+
+
+def _decoded(scope: Event, name: bytes) -> bytes | None:
+    """The bytes that a header holds in base64; None: it holds none."""
+    value = _only(scope, name)
+    if value is None or len(value) > _LONGEST_HEADER:
         return None
     try:
         return base64.b64decode(value, validate=True)
     except binascii.Error:
         return None
+
+
+def _signed(scope: Event, key: bytes) -> bool:
+    """Whether a request comes from who holds the private key to this public one."""
+    moment, signature = _only(scope, _TIMESTAMP_HEADER), _decoded(scope, _SIGNATURE_HEADER)
+    return moment is not None and signature is not None and has_signed(key, moment, signature)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -102,6 +102,8 @@ def write_deployment(
     keys = read_keys(trust)
     if not is_empty(folder) and not (folder / "authority").is_dir():
         raise RunError(f"{folder} is not empty and holds no deployment: nothing was written")
+    for place in (folder / "authority", server):
+        _owners(place)
     ensure_authority(folder)  # first: it says that this folder is a deployment's
     ports = {"port": port, "operator-port": operator_port, "delivery-port": delivery_port}
     settings = _server_settings(server, ports)
@@ -202,6 +204,7 @@ def _server_settings(server: Path, ports: Mapping[str, int | None]) -> ServerSet
 
 def _write_device(folder: Path, name: str, address: str, server: ServerSettings) -> None:
     device = folder / "devices" / name
+    _owners(device)
     _put_aside_revoked(folder / "server", device)
     write_device_keys(device / "device.key", folder / "server" / "devices" / f"{name}.pub")
     token, delivery = device / "delivery.token", delivery_of(folder / "server")
@@ -215,6 +218,12 @@ def _write_device(folder: Path, name: str, address: str, server: ServerSettings)
     }
     _write_once(device / "device.toml", DeviceSettings.model_validate(content))
     _write_units(device, _UNITS, folder=f"{_INSTALLED}/{name}", device=name)
+
+
+def _owners(place: Path) -> None:
+    """A folder that no other user of the machine may enter, whatever is written in it later."""
+    place.mkdir(parents=True, exist_ok=True)
+    place.chmod(0o700)
 
 
 def _write_units(place: Path, units: Sequence[str], *, folder: str, **values: str) -> None:

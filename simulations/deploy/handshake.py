@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from common.identity import one_line
+
 __all__ = ["obstacle"]
 
 _SECONDS = 10.0
-_LONGEST_SAID = 300
 
 
 def obstacle(server: str, authority: Path, refused: str) -> str:
@@ -29,7 +30,7 @@ def obstacle(server: str, authority: Path, refused: str) -> str:
             socket.create_connection((address.hostname, address.port), _SECONDS) as link,
             context.wrap_socket(link, server_hostname=address.hostname),
         ):
-            return _refusal(server, " ".join(refused.split()))
+            return _refusal(server, one_line(refused))
     except ssl.SSLCertVerificationError as exc:
         return f"the certificate of {server} is refused: {exc.verify_message}"
     except OSError as exc:
@@ -49,5 +50,5 @@ def _refusal(server: str, said: str) -> str:
             "network was lost, or because another process has its key"
         )
     if said:
-        return f"{server} says: {said[-_LONGEST_SAID:]}"
+        return f"{server} says: {said}"
     return f"{server} can be reached"

@@ -210,10 +210,10 @@ def run_deployed(
 
     config, server = open_run(path), (deployment / "server").resolve()
     RunFolder(path, config).bind_clients(simulated=False)
-    backbones = signed_backbones(config, server, key)
+    signed_backbones(config, server, key)
     with connection(deployment) as environment:
         remember_run(server, path)
-        return run_app(path, environment, health=health, deployment=server, backbones=backbones)
+        return run_app(path, environment, health=health)
 
 
 @contextmanager

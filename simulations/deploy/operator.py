@@ -6,6 +6,7 @@ needs no more than the server's folder, and that ``fedhead serve`` runs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ __all__ = [
 
 # Not Authorization: Flower's own processes use that for other things.
 SECRET_HEADER = "fedhead-operator-secret"  # noqa: S105 - a name
+_SECRET = re.compile(r"[!-~]{32,}")
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,20 @@ def read_secret_file(file: Path) -> str:
     """The secret in a file.
 
     Raises:
-        RunError: it is missing, or others than its owner can read it.
+        RunError: it is missing or too short, or others than its owner can read it.
     """
     try:
-        return read_private(file).decode().strip()
+        secret = read_private(file).decode(errors="replace").strip()
     except FileNotFoundError as exc:
         raise RunError(f"{file} is missing: fedhead deploy writes it") from exc
     except OSError as exc:
         raise RunError(f"{file}: {exc.strerror}") from exc
+    if not _SECRET.fullmatch(secret):
+        raise RunError(
+            f"{file} holds no secret, expected 32 letters and digits or more: remove it, and "
+            "fedhead deploy writes another"
+        )
+    return secret
 
 
 class OperatorSecret:

@@ -1,6 +1,7 @@
 """Flower's ServerApp process with the installed ServerApp, whatever the run's bundle holds.
 
 Of the bundle only the run config is used, read as data: nothing of it is unpacked or imported.
+Who is registered, and whose signatures count, is the deployment's to say and not a run's.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ from typing import Any
 
 from common.bundle import check_claim
 from common.errors import RunError
+from simulations.deploy.trust import signing_state
 
-__all__ = ["read_bundle", "use_installed"]
+__all__ = ["of_deployment", "read_bundle", "use_installed"]
 
 _MOST_BYTES = 1 << 20  # of a pyproject.toml, unpacked
 
 
-def use_installed() -> None:
+def use_installed(server: Path) -> None:
     """Put ours in place of the functions by which Flower installs and loads an app.
+
+    Args:
+        server: the deployment's server folder.
 
     Raises:
         RunError: this version of Flower has no such function, so that ours would be passed by.
@@ -52,8 +57,8 @@ def use_installed() -> None:
         "get_project_config": lambda _: {
             "tool": {"flwr": {"app": {"components": {"serverapp": "the installed one"}}}}
         },
-        "get_fused_config_from_dir": lambda _, overrides: fuse_dicts(
-            flatten_dict(bundle["config"]), overrides
+        "get_fused_config_from_dir": lambda _, overrides: (
+            fuse_dicts(flatten_dict(bundle["config"]), overrides) | of_deployment(server)
         ),
         "install_app_dependencies": refuse,
         "run_": run_installed,
@@ -64,6 +69,18 @@ def use_installed() -> None:
                 f"this version of flwr is not supported: {module.__name__} has no {name}"
             )
         setattr(module, name, function)
+
+
+def of_deployment(server: Path) -> dict[str, str]:
+    """What a run's config says on a deployment, whatever whoever started it wrote there.
+
+    Raises:
+        SignatureError: the keys whose signatures count cannot be used.
+    """
+    from simulations.signing import backbones_of
+
+    signed = str(backbones_of(server)) if signing_state(server).keys else ""
+    return {"deployment": str(server), "backbones": signed}
 
 
 def read_bundle(content: bytes) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def main(name: str, environment: Mapping[str, str]) -> object:
     if name == INSTALLED_SERVERAPP:
         from simulations.deploy.serverapp import use_installed
 
-        use_installed()
+        use_installed(Path(environment[_SECRET]).parent)
     return entry.load()()
 
 

@@ -60,6 +60,7 @@ def main(server: Path) -> int:
     """
     settings = read_server(server)
     secret = read_secret(server)
+    os.umask(0o077)  # the database, and what Flower's other processes write, are the owner's
     _raise_descriptors(settings.max_connections + _MOST_OPERATORS + _SPARE_DESCRIPTORS)
     listeners = (
         _listen(settings.host, settings.port, "port"),
@@ -113,8 +114,10 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, end)
+    # What is wrong with the certificate is said before a door opens.
+    presented = Presented(server, devices_door.context, operators_door.context)
     serving = [loop.create_task(operators_door.serve())]
-    keeping = loop.create_task(_keep(server, devices_door, operators_door))
+    keeping = loop.create_task(keep_presented(server, presented, _say))
     try:
         await operators_door.opened.wait()
         if not operators_door.should_exit:
@@ -131,15 +134,6 @@ async def _serve(
             keeping.cancel()
     if not operators_door.started:
         raise RunError("Flower's SuperLink did not start, for the reason above")
-
-
-async def _keep(server: Path, *doors: _Door) -> None:
-    """Take up a renewed certificate at both doors, once they are open."""
-    for door in doors:
-        await door.opened.wait()
-    devices, operators = (door.config.ssl for door in doors)
-    if devices and operators:
-        await keep_presented(server, Presented(server, devices, operators), _say)
 
 
 def _let_in(server: Path) -> int:
@@ -166,6 +160,13 @@ class _Door(uvicorn.Server):
         gate: accepts.
         listener: where.
         lifespan: "on" for the door whose opening and closing are the app's.
+
+    Attributes:
+        context: its side of TLS.
+        opened: it is open, or does not open.
+
+    Raises:
+        RunError: the certificate, or its key, cannot be used.
     """
 
     def __init__(
@@ -189,6 +190,13 @@ class _Door(uvicorn.Server):
                 server_header=False,
             )
         )
+        try:
+            self.config.load()
+        except OSError as exc:  # an SSLError is one
+            raise RunError(f"{config.ssl_certfile} cannot be shown: {exc}") from exc
+        if self.config.ssl is None:
+            raise RunError("no certificate")
+        self.context: ssl.SSLContext = self.config.ssl
         self._gate, self._listener = gate, listener
         self._accepting: asyncio.Task[None] | None = None
         self.opened = asyncio.Event()
@@ -201,11 +209,10 @@ class _Door(uvicorn.Server):
         """Open."""
         await super().startup(sockets=[])
         if self.started:
-            context: ssl.SSLContext | None = self.config.ssl
-            if context is None:
-                raise RunError("no certificate")
             make = partial(protocol, self._gate, config=self.config, server_state=self.server_state)
-            self._accepting = asyncio.create_task(self._gate.accept(self._listener, context, make))
+            self._accepting = asyncio.create_task(
+                self._gate.accept(self._listener, self.context, make)
+            )
         self.opened.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

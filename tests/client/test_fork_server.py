@@ -11,7 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
+import httpx
 import psutil
 import pytest
 import uvicorn
@@ -257,6 +259,31 @@ def test_it_ends_with_what_started_it(tmp_path: Path) -> None:
         assert server.is_running(), "it waits for a SuperNode that is not there yet"
         parent.kill()
     wait_until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_supernode_that_answers_an_error_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = httpx.Request("POST", "http://supernode")
+    failures: list[Exception] = [
+        httpx.HTTPStatusError("", request=request, response=httpx.Response(status))
+        for status in (401, 500, 503)
+    ]
+    failures += [httpx.ConnectError(""), httpx.RemoteProtocolError("")]
+    left = list(failures)
+
+    class Failing:
+        def __init__(self, _: str) -> None: ...
+
+        def AcquireTask(self, _: object) -> NoReturn:  # noqa: N802 - Flower's
+            raise left.pop()
+
+    monkeypatch.setattr(fork_server, "SocketClient", Failing)
+    monkeypatch.setattr(fork_server, "_POLL_SECONDS", 0)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    parents = iter([1] * (1 + len(failures)))
+    monkeypatch.setattr("os.getppid", lambda: next(parents, 2))
+    with pytest.raises(SystemExit):
+        fork_server.serve(Path("none"), idle=True)
+    assert not left
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,12 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
+def _with_fault(fault: str) -> dict[str, str]:
+    environment = flower_environment()
+    found = [str(FAULTS), environment["PYTHONPATH"]]
+    return environment | {"PYTHONPATH": os.pathsep.join(found), "FAULT": fault}
+
+
 class Deployment:
     """A deployment's folder, and the processes started from it.
 
@@ -114,9 +120,15 @@ class Deployment:
         self.processes[name] = process
         return process
 
-    def start_server(self, *, waits: bool = True) -> None:
-        """Start the server as its owner would; it is ready, unless that is not waited for."""
-        self.start("server", [*FEDHEAD, "serve", str(self.folder / "server")])
+    def start_server(self, *, waits: bool = True, fault: str = "") -> None:
+        """Start the server as its owner would; it is ready, unless that is not waited for.
+
+        Args:
+            waits: until it is ready.
+            fault: of faults/.
+        """
+        command = [*FEDHEAD, "serve", str(self.folder / "server")]
+        self.start("server", command, _with_fault(fault) if fault else None)
         if waits:
             self.wait_for("server", "serving at port")
 
@@ -158,13 +170,8 @@ class Deployment:
         """Start a device as its owner would, or one that is broken as faults/ says."""
         environment = flower_environment()
         if fault:
-            found = [str(FAULTS), environment["PYTHONPATH"]]
-            environment |= {
-                "PYTHONPATH": os.pathsep.join(found),
-                "FAULT": fault,
-                "FAULT_SECONDS": str(seconds),
-                "FAULT_CLIENT": str(client),
-            }
+            more = {"FAULT_SECONDS": str(seconds), "FAULT_CLIENT": str(client)}
+            environment = _with_fault(fault) | more
         self.start(name, [*FEDHEAD, "device", str(self.device(name))], environment)
 
     def said(self, name: str) -> str:

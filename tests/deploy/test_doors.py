@@ -204,6 +204,11 @@ def test_strangers_find_no_door_and_their_code_runs_nowhere(
     assert f"{deployed.port} over TLS, 1 registered" in said
     assert f"operators: 127.0.0.1:{deployed.operator_port}, from this machine" in said
 
+    # No other user of the machine reads what the server keeps.
+    written = [server, *server.glob("superlink.db*"), *(server / "flower").rglob("*")]
+    assert len(written) > 1
+    assert [path for path in written if path.stat().st_mode & 0o077] == []
+
     before = state(server)
     assert len(routes.others) > 50
     assert refusals(deployed, routes, secret) == []

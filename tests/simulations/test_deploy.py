@@ -57,6 +57,17 @@ def test_keys_are_their_owners_alone_and_never_replaced(tmp_path: Path) -> None:
     assert "hall, kitchen" in (folder / "README.md").read_text()
 
 
+def test_no_other_user_enters_a_folder_that_holds_keys(tmp_path: Path) -> None:
+    folder = deploy(tmp_path / "d", "kitchen")
+    own = [folder / name for name in ("authority", "server", "devices/kitchen")]
+    for path in own:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+        path.chmod(0o755)
+    deploy(folder, "kitchen")
+    for path in own:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
 def test_half_a_pair_of_keys_is_refused(tmp_path: Path) -> None:
     folder = deploy(tmp_path / "d", "kitchen")
     (folder / "devices" / "kitchen" / "device.key").unlink()

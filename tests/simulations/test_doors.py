@@ -7,14 +7,22 @@ import base64
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Hashable, Iterable
 from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from flwr.supercore.date import now
+from flwr.supercore.primitives.asymmetric import (
+    generate_key_pairs,
+    public_key_to_bytes,
+    sign_message,
+)
 
 from simulations.deploy import gate as gate_module
 from simulations.deploy.app import devices_routes
@@ -24,8 +32,10 @@ from simulations.deploy.gate import Buckets, Connection, Gate, Limits, protocol
 from simulations.deploy.operator import SECRET_HEADER
 
 PULL = "/v1/fleet/pull-messages"
-KEY, OTHER = b"a registered key", b"another"
+(PRIVATE, _), (OTHERS, _) = PAIRS = generate_key_pairs(), generate_key_pairs()
+KEY, OTHER = (public_key_to_bytes(public) for _, public in PAIRS)
 SECRET = b"0123456789abcdef"
+OWNERS = {KEY: PRIVATE, OTHER: OTHERS}
 LIMITS = Limits(connections=8, per_address=8, request_seconds=60, answer_seconds=60)
 LARGEST = 1000
 
@@ -47,11 +57,23 @@ class Flower:
         await send({"type": "http.response.body", "body": b"from flower"})
 
 
+class Noting(Gate):
+    """Remembers who has proved himself."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits)
+        self.proved: list[Hashable] = []
+
+    def prove(self, connection: Connection, guest: Hashable) -> None:
+        self.proved.append(guest)
+        super().prove(connection, guest)
+
+
 class Devices:
     """A door for devices, without a network."""
 
     def __init__(self, rate: float = 100) -> None:
-        self.flower, self.gate, self.registered = Flower(), Gate(LIMITS), {KEY}
+        self.flower, self.gate, self.registered = Flower(), Noting(LIMITS), {KEY}
         self.asked: list[bytes] = []
 
         async def is_registered(key: bytes) -> bool:
@@ -62,17 +84,56 @@ class Devices:
             self.flower, self.gate, devices_routes(), is_registered, most_bytes=LARGEST, rate=rate
         )
 
+    async def status(self, key: bytes, length: int, *, ends: bool = True) -> int:
+        """Of the answer to a request with so long a body, which comes at once or never."""
+        self.registered.add(key)
+        headers = [*signed(key), (b"content-length", str(length).encode())]
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            if not ends:
+                await asyncio.Event().wait()
+            return {"type": "http.request", "body": b"x" * length, "more_body": False}
+
+        async def send(event: Any) -> None:
+            sent.append(event)
+
+        await self.door(a_scope(headers=headers), receive, send)
+        return int(sent[0]["status"])
+
     def ask(self, **request: Any) -> tuple[int, bytes]:
         return ask(self.door, **{"headers": named(KEY), **request})
 
 
 def named(key: bytes) -> list[tuple[bytes, bytes]]:
     """Headers of an ordinary request of a device."""
-    return [signed(key), (b"content-length", b"1")]
+    return [*signed(key), (b"content-length", b"1")]
 
 
-def signed(key: bytes) -> tuple[bytes, bytes]:
-    return b"flwr-public-key", base64.b64encode(key)
+def signed(
+    key: bytes, by: EllipticCurvePrivateKey | None = None, seconds: float = 0
+) -> list[tuple[bytes, bytes]]:
+    """Flower's headers for a key, signed by its private half or another's, some time ago."""
+    moment = (now() - timedelta(seconds=seconds)).isoformat().encode()
+    return [
+        (b"flwr-public-key", base64.b64encode(key)),
+        (b"flwr-timestamp", moment),
+        (b"flwr-signature", base64.b64encode(sign_message(by or OWNERS.get(key, OTHERS), moment))),
+    ]
+
+
+def a_scope(
+    kind: str = "http",
+    method: str = "POST",
+    path: str = PULL,
+    raw_path: bytes | None = None,
+    headers: Iterable[tuple[bytes, bytes]] = (),
+) -> dict[str, Any]:
+    return {
+        "type": kind, "method": method, "path": path, "query_string": b"", "headers": headers,
+        "raw_path": path.encode() if raw_path is None else raw_path,
+        "state": {"connection": Connection("10.0.0.1", time.monotonic())},
+    }  # fmt: skip
 
 
 def ask(
@@ -89,11 +150,7 @@ def ask(
     """The status and body of an answer, 0 for none; the request's body comes in pieces."""
     sent: list[Any] = []
     pieces = iter(body)
-    scope = {
-        "type": kind, "method": method, "path": path, "query_string": b"", "headers": headers,
-        "raw_path": path.encode() if raw_path is None else raw_path,
-        "state": {"connection": Connection("10.0.0.1", time.monotonic())},
-    }  # fmt: skip
+    scope = a_scope(kind, method, path, raw_path, headers)
 
     async def receive() -> Any:
         piece = next(pieces, None)
@@ -165,13 +222,13 @@ def test_nothing_but_http_is_spoken_at_the_devices_door(kind: str) -> None:
     "headers",
     [
         [],
-        [signed(OTHER)],
-        [signed(KEY), signed(KEY)],
-        [signed(OTHER), signed(KEY)],
+        signed(OTHER),
+        [*signed(KEY), *signed(KEY)],
+        [*signed(OTHER), *signed(KEY)],
         [(b"flwr-public-key", KEY)],
         [(b"flwr-public-key", b"")],
         [(b"flwr-public-key", b"A" * 100_000)],
-        [(b"flwr-public-key", base64.b64encode(KEY) + b"\xff")],
+        [(b"flwr-public-key", base64.b64encode(KEY) + b"\xff"), *signed(KEY)[1:]],
         [(SECRET_HEADER.encode(), SECRET)],
     ],
 )
@@ -179,6 +236,83 @@ def test_who_names_no_registered_key_reaches_nothing(headers: list[tuple[bytes, 
     devices = Devices()
     assert devices.ask(headers=headers, body=[b"x" * 10]) == (401, b"")
     assert not devices.flower.reached
+
+
+def stolen() -> list[list[tuple[bytes, bytes]]]:
+    """What somebody can send who knows a registered public key, and no more."""
+    key, moment, signature = signed(KEY)
+    other, late = signed(KEY, OTHERS), signed(KEY, seconds=1)[1]
+    return [
+        [key], [key, moment], [key, signature], other, [key, late, signature],
+        [key, moment, *signed(OTHER)[2:]], signed(KEY, seconds=400), signed(KEY, seconds=-60),
+        [key, moment, (b"flwr-signature", b"")], [key, moment, (b"flwr-signature", b"\xff")],
+        [key, (b"flwr-timestamp", b"now"), signature],
+        [key, (b"flwr-timestamp", b"\xff"), signature],
+        [key, (b"flwr-timestamp", b"2026-11-28T00:00:00"), signature],
+        [key, key, moment, signature], [key, moment, moment, signature],
+        [key, moment, signature, signature],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(stolen())))
+def test_a_public_key_without_its_private_one_is_refused_and_costs_the_device_nothing(
+    number: int,
+) -> None:
+    headers = stolen()[number]  # signed now, not when tests were collected
+    devices = Devices(rate=0.2)  # two at once
+    assert devices.ask() == (200, b"from flower")
+    for _ in range(20):
+        unread = iter([b"x"])
+        length = (b"content-length", str(LARGEST).encode())
+        assert devices.ask(headers=[*headers, length], body=unread) == (401, b"")
+        assert list(unread) == [b"x"]
+    assert devices.gate.proved == [KEY]
+    assert devices.ask() == (200, b"from flower")
+
+
+def test_large_bodies_have_little_room_of_one_device_and_of_all() -> None:
+    devices = Devices()
+    pairs = [generate_key_pairs() for _ in range(5)]
+    keys = [public_key_to_bytes(public) for _, public in pairs]
+    OWNERS.update(zip(keys, (private for private, _ in pairs), strict=True))
+
+    async def crowd() -> None:
+        waiting = [asyncio.create_task(devices.status(KEY, LARGEST, ends=False)) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert await devices.status(KEY, 1) == 503, "it has its share"
+        assert await devices.status(OTHER, 1) == 200, "and others have theirs"
+        for key in keys[:4]:
+            waiting += [
+                asyncio.create_task(devices.status(key, LARGEST, ends=False)) for _ in range(3)
+            ]
+        waiting += [asyncio.create_task(devices.status(keys[4], LARGEST, ends=False))]
+        await asyncio.sleep(0.1)
+        assert await devices.status(OTHER, 1) == 503
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        # What is cut off leaves its room.
+        assert await devices.status(OTHER, LARGEST) == 200
+        assert await devices.status(KEY, LARGEST) == 200
+
+    asyncio.run(crowd())
+
+
+def test_a_request_that_fails_leaves_its_room() -> None:
+    devices = Devices()
+
+    async def fail(*_: object) -> None:
+        raise RuntimeError
+
+    devices.door._app = fail
+    length = (b"content-length", str(LARGEST).encode())
+    for _ in range(5):
+        with pytest.raises(RuntimeError):
+            devices.ask(headers=[*signed(KEY), length])
+    for _ in range(5):
+        assert devices.ask(headers=[*signed(KEY), length], breaks_off=True) == (0, b"")
+    devices.door._app = devices.flower
+    assert devices.ask(headers=[*signed(KEY), length])[0] == 200
 
 
 def test_a_key_counts_from_when_it_is_registered_and_no_more_soon_after_it_is_not(
@@ -210,7 +344,7 @@ def test_a_body_is_refused_unread_unless_its_length_is_said_and_small(
 ) -> None:
     devices = Devices()
     unread = iter([b"x"])
-    assert devices.ask(headers=[signed(KEY), *headers], body=unread)[0] == status
+    assert devices.ask(headers=[*signed(KEY), *headers], body=unread)[0] == status
     assert list(unread) == ([] if status == 200 else [b"x"])
 
 
@@ -261,7 +395,7 @@ def test_a_bucket_fills_again_and_their_number_is_bounded(monkeypatch: pytest.Mo
         [(SECRET_HEADER.encode(), b"\xff" * 16)],
         [(SECRET_HEADER.encode(), SECRET)] * 2,
         [(b"authorization", b"Bearer " + SECRET)],
-        [signed(KEY)],
+        signed(KEY),
     ],
 )
 def test_the_operators_door_opens_for_the_secret_alone(headers: list[tuple[bytes, bytes]]) -> None:
@@ -327,10 +461,10 @@ class Port:
 
 
 def request(key: bytes = KEY, body: bytes = b"x", length: int | None = None) -> bytes:
-    name, value = signed(key)
+    lines = b"".join(name + b": " + value + b"\r\n" for name, value in signed(key))
     count = len(body) if length is None else length
     head = f"POST {PULL} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {count}\r\n"
-    return head.encode() + name + b": " + value + b"\r\n\r\n" + body
+    return head.encode() + lines + b"\r\n" + body
 
 
 async def is_closed(reader: asyncio.StreamReader, seconds: float = 5) -> bool:

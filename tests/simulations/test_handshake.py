@@ -9,8 +9,10 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
+from client.supernode import note_refusal
 from simulations.deploy.folder import write_deployment
 from simulations.deploy.handshake import obstacle
 
@@ -61,6 +63,22 @@ def test_a_refusal_is_told_as_what_it_is(
 ) -> None:
     authority = deployed / "devices" / "kitchen" / "ca.crt"
     assert re.fullmatch(hint, obstacle(address, authority, said))
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_servers_words_are_short_and_move_no_cursor(
+    deployed: Path, address: str, tmp_path: Path, noted: bool
+) -> None:
+    said = "\x1b[2J\x1b]0;x\x07\r\nkitchen: all is well\u202e\x9b1A" + "x" * 1_000_000
+    if noted:
+        file = tmp_path / "refused"
+        note_refusal(httpx.Response(404, text=said), file)
+        assert file.stat().st_size < 1000
+        said = file.read_text()
+    told = obstacle(address, deployed / "devices" / "kitchen" / "ca.crt", said)
+    assert told.isprintable()
+    assert len(told) < 500
+    assert "kitchen: all is well" in told
 
 
 def test_a_server_that_is_not_there_is_told(deployed: Path) -> None:

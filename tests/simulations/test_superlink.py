@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import io
 import socket
 import sqlite3
@@ -28,12 +29,14 @@ from flwr.superlink.servicer.runtime import runtime_handlers
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from sqlalchemy.exc import OperationalError
 
+from common.bundle import installed_version
 from common.errors import RunError
 from simulations.deploy import app as app_module
-from simulations.deploy import standin
+from simulations.deploy import serverapp, standin, superlink
 from simulations.deploy.folder import write_deployment
-from simulations.deploy.operator import SECRET_HEADER
+from simulations.deploy.operator import SECRET_HEADER, read_secret_file
 from simulations.deploy.serverapp import read_bundle
+from simulations.signing_key import new_key
 
 # Flower's, when it makes its database.
 pytestmark = pytest.mark.filterwarnings("ignore:No path_separator found:DeprecationWarning")
@@ -231,6 +234,47 @@ def test_a_secret_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> 
     )
 
 
+@pytest.mark.parametrize(
+    "content", ["", "\n", " " * 64, "0123456789abcdef" * 2 + "\0", "0" * 31, "\xff" * 40]
+)
+def test_a_secret_that_can_be_guessed_opens_no_door(tmp_path: Path, content: str) -> None:
+    write_deployment(tmp_path / "d", addresses=["localhost"], devices=["a"], days=1)
+    file = tmp_path / "d" / "server" / "operator.secret"
+    file.write_text(content)
+    with pytest.raises(RunError) as error:
+        superlink.main(tmp_path / "d" / "server")
+    assert str(error.value).startswith(f"{file} holds no secret, expected 32 letters and digits")
+    file.write_text(" " + "0" * 32 + "\n")
+    assert read_secret_file(file) == "0" * 32
+
+
+@pytest.mark.parametrize("signs", [False, True])
+def test_who_takes_part_and_who_signs_is_not_for_a_run_to_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signs: bool
+) -> None:
+    module = importlib.import_module("flwr.superlink.runtime.run_serverapp")
+    for name in (
+        "get_fab_metadata", "get_project_dir", "get_project_config", "run_", "install_from_fab",
+        "get_fused_config_from_dir", "install_app_dependencies",
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, getattr(module, name))  # is put back
+    server = tmp_path / "server"
+    if signs:
+        new_key(tmp_path / "signing.key", "")
+        (server / "trusted").mkdir(parents=True)
+        (tmp_path / "signing.key.pub").rename(server / "trusted" / "0.pub")
+    serverapp.use_installed(server)
+    ours = PYPROJECT.replace('"app"', '"fedhead"').replace("stranger", "fedhead")
+    ours = ours.replace('"1.0"', f'"{installed_version()}"')
+    signed = str(server / "backbones") if signs else ""
+    expected = {"experiment": "y.toml", "deployment": str(server), "backbones": signed}
+    for claim in ("", 'deployment = ""\nbackbones = ""', 'deployment = "/x"\nbackbones = "/y"'):
+        module.install_from_fab(zipped(pyproject_toml=ours + claim), skip_prompt=True)
+        overrides = {"experiment": "y.toml"} | ({"deployment": "/z"} if claim else {})
+        config = module.get_fused_config_from_dir(tmp_path, overrides)
+        assert config == expected
+
+
 def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         write_deployment(
@@ -243,3 +287,16 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
     (line,) = done.stderr.splitlines()
     assert line.startswith("fedhead: operator-port = ")
     assert line.endswith("of server.toml cannot be used: Address already in use")
+
+
+def test_a_certificate_that_cannot_be_shown_is_one_line(tmp_path: Path) -> None:
+    for name in ("d", "other"):
+        write_deployment(tmp_path / name, addresses=["localhost"], devices=["a"], days=1)
+    server = tmp_path / "d" / "server"
+    (tmp_path / "other" / "server" / "server.key").rename(server / "server.key")
+    command = [sys.executable, "-m", "simulations", "serve", str(server)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"fedhead: {server / 'server.crt'} cannot be shown: ")
+    assert "serving" not in done.stdout

@@ -1,4 +1,4 @@
-"""Makes the device whose Python path begins here a bad one; FAULT says how.
+"""Makes the device, or server, whose Python path this is on another one; FAULT says how.
 
 Python imports this file at its start, before anything of the device's. What the device's own checks
 would refuse is done after them: the server has to notice.
@@ -60,6 +60,11 @@ def virtual(description):
     return dataclasses.replace(description, simulated=True)
 
 
+def hosts(module):
+    """A server whose runs take simulated clients, who are in no roster."""
+    module.of_deployment = lambda server: {}
+
+
 LIES = (thief, giant, crowd, virtual)
 FAULT = globals()[os.environ["FAULT"]]
 
@@ -71,10 +76,10 @@ def lying(host):
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Finds the device's app as Python does, and puts the fault into it once it is loaded."""
+    """Finds a module as Python does, and puts the fault into it once it is loaded."""
 
     def find_spec(self, name, path, target=None):
-        if name != "client.app":
+        if name != ("simulations.deploy.serverapp" if FAULT is hosts else "client.app"):
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -82,6 +87,9 @@ class Finder(importlib.abc.MetaPathFinder):
 
         def load_with_fault(module):
             load(module)
+            if FAULT is hosts:
+                hosts(module)
+                return
             update, host_of = module.node_update, module.host_of
             if FAULT in LIES:
                 module.host_of = lambda *config: lying(host_of(*config))
