@@ -20,7 +20,6 @@ from common.errors import ConfigError, DataError, FedheadError, ProtocolError
 from common.features import extract
 from common.files import cache_root, simulated_state, write_atomic
 from common.identity import client_of_node, one_line
-from common.log import start_log
 from common.messages import DescribeReply, DescribeRequest
 from common.partition import evenly, local_split
 from common.types import FeatureSet, IntArray
@@ -184,7 +183,6 @@ class _DeviceHost:
         self._client = int(str(node_config.get("client-id", client_of_node(node_id))))
         self.state = self._cache / "clients"
         self.budget = device_budget(node_config)
-        start_log()
 
     def describe(self, request: DescribeRequest) -> DescribeReply:
         dataset, (train, test) = self._load(request)

@@ -35,6 +35,7 @@ from flwr.supercore.constant import TaskType
 from client.supernode import SocketClient, flowers
 from common.bundle import check_claim
 from common.errors import DeclinedError, FedheadError, RunError
+from common.log import start_log
 
 __all__ = ["serve"]
 
@@ -140,6 +141,7 @@ def _run(command: Callable[..., object], socket: str, token: str) -> NoReturn:
     code: object = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        start_log()
         code = command(socket, token, insecure=True, parent_pid=os.getppid())
     except SystemExit as exc:
         code = exc.code
