@@ -183,6 +183,31 @@ def test_a_server_that_is_down_is_said_and_its_files_are_told(
         "deploy writes them\n"  # fmt: skip
 
 
+def test_a_damaged_file_costs_no_more_than_what_it_says(
+    fedhead: Fedhead, lived_in: Path, tmp_path: Path
+) -> None:
+    (lived_in / "server" / "delivery" / "check-ins" / "hall.json").touch()  # power was lost
+    with (tmp_path / "run" / "events.jsonl").open("ab") as log:
+        log.write(b'\n7\n{"node": "\xff"}\n{"event": "joined", "client": 1}\n')
+    code, out, _ = fedhead("fleet", lived_in, "--json")
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads(out)["devices"]}
+    assert rows["hall"]["app"] is None
+    assert (rows["kitchen"]["app"], rows["hall"]["part"]["examples"]) == ("fedhead 0.1.0", 1234)
+    logging.getLogger("fedhead").handlers.clear()
+
+
+@pytest.mark.parametrize("text", ["client,valid\n1,2\n", "client\nkitchen\n"])
+def test_a_damaged_account_of_devices_is_named_in_a_line(
+    fedhead: Fedhead, lived_in: Path, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "run" / "devices.csv").write_text(text)
+    code, _, err = fedhead("fleet", lived_in)
+    assert code == 1
+    assert err.startswith(f"fedhead: {tmp_path / 'run' / 'devices.csv'} is damaged: ")
+    assert err.count("\n") == 1
+
+
 def test_a_revoked_device_is_out_at_both_doors_and_its_key_never_returns(
     fedhead: Fedhead, garden: Path, superlink: FakeSuperLink
 ) -> None:
