@@ -18,6 +18,7 @@ from simulations.deploy.certificates import certificates_in
 from simulations.deploy.device_keys import admitted_keys, key_id, read_key, revoked_names
 from simulations.deploy.last_run import LastRun, Part, read_last_run
 from simulations.deploy.operator import Node, control
+from simulations.deploy.processes import is_held
 from simulations.deploy.settings import (
     OPERATORS_HOST,
     delivery_of,
@@ -151,8 +152,13 @@ def look(server: Path) -> Fleet:
 
 
 def is_served(server: Path) -> bool:
-    """Whether the SuperLink of a server's folder runs."""
-    return _listens(OPERATORS_HOST, read_server(server).operator_port)
+    """Whether the SuperLink of a server's folder runs, and takes an operator's words.
+
+    Raises:
+        ConfigError, RunError: a file of the server is missing or wrong.
+    """
+    # Another program may listen there, and one that starts still reads the folder afterwards.
+    return is_held(server) and _listens(OPERATORS_HOST, read_server(server).operator_port)
 
 
 def lagging(server: Path) -> dict[str, datetime | None]:

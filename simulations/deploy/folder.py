@@ -191,7 +191,8 @@ def _server_settings(server: Path, ports: Mapping[str, int | None]) -> ServerSet
     settings = read_server(server)
     there = settings.model_dump(by_alias=True)
     problems = [
-        f"{key}={there[key]}, not {port}: devices know it; change it there and in each device.toml"
+        f"{key}={there[key]}, not {port}: change it there"
+        + ("" if key == "operator-port" else " and in each device.toml: devices know it")
         for key, port in given.items()
         if there[key] != port
     ]

@@ -21,6 +21,8 @@ from simulations.deploy.device_keys import admitted_keys, key_id, put_out, revok
 from simulations.deploy.folder import write_deployment
 from simulations.deploy.last_run import remember_run
 from simulations.deploy.operator import Node, folder_keys, node_key, register_folder
+from simulations.deploy.processes import alone
+from simulations.deploy.settings import read_server
 
 Fedhead = Callable[..., tuple[int, str, str]]
 NOW = datetime.now(UTC)
@@ -181,6 +183,18 @@ def test_a_server_that_is_down_is_said_and_its_files_are_told(
     assert code == 1
     assert err == f"fedhead: {garden / 'devices'} holds no deployment and no server: fedhead " \
         "deploy writes them\n"  # fmt: skip
+
+
+def test_another_program_at_the_operators_port_is_no_server(fedhead: Fedhead, garden: Path) -> None:
+    server = garden / "server"
+    with socket.create_server(("127.0.0.1", read_server(server).operator_port)):
+        code, out, err = fedhead("deploy", garden, "--device", "attic")
+        assert (code, err) == (0, "")
+        assert f"fedhead serve {server} registers the devices when it starts" in out
+        with alone(server, "fedhead serve"):
+            assert fleet.is_served(server)
+    with alone(server, "fedhead serve"):  # it starts, and reads the folder later
+        assert not fleet.is_served(server)
 
 
 def test_a_damaged_file_costs_no_more_than_what_it_says(
