@@ -8,7 +8,6 @@ which is computed from what was loaded, comes too late.
 from __future__ import annotations
 
 import hashlib
-import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,8 +24,6 @@ from common.messages import BackboneRequest
 from common.signing.statement import Signed, Statement, read_signed
 
 __all__ = ["Backbones"]
-
-logger = logging.getLogger("fedhead")
 
 
 @lru_cache(maxsize=2)  # the nodes of a simulation share it

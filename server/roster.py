@@ -27,17 +27,15 @@ class Device:
     Attributes:
         name: that its owner gave it.
         client: its client id.
-        key: file of its public key.
     """
 
     name: str
     client: int
-    key: Path
 
 
-def client_file(key: Path) -> Path:
-    """Where the client id that belongs to a public key is kept."""
-    return key.with_suffix(".client")
+def client_file(server: Path, name: str) -> Path:
+    """Where the client id of a device is kept, beside its public key."""
+    return server / "devices" / f"{name}.client"
 
 
 def read_roster(server: Path) -> dict[str, Device]:
@@ -50,10 +48,10 @@ def read_roster(server: Path) -> dict[str, Device]:
     if not folder.is_dir():
         raise RunError(f"{folder} is missing: fedhead deploy writes it")
     found = {}
-    for key in sorted(folder.glob("*.pub")):
-        file = client_file(key)
+    for key in sorted(folder.glob("[!.]*.pub")):
+        file = client_file(server, key.stem)
         try:
-            found[key.stem] = Device(key.stem, int(file.read_text()), key)
+            found[key.stem] = Device(key.stem, int(file.read_text()))
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as exc:

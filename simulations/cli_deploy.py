@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from simulations.deploy import VALID_DAYS
+
 __all__ = ["deployments"]
 
 
@@ -41,7 +43,9 @@ def deploy(
     ] = None,
     days: Annotated[
         int | None,
-        typer.Option(min=1, help="Validity of a new certificate for the server; without it, 365."),
+        typer.Option(
+            min=1, help=f"Validity of a new certificate for the server; without it, {VALID_DAYS}."
+        ),
     ] = None,
     trust: Annotated[
         list[Path] | None,

@@ -11,6 +11,7 @@ from click import Context
 from rich.console import Console
 from typer.core import TyperGroup
 
+from simulations.deploy import VALID_DAYS
 from simulations.terminal import JsonFlag
 
 __all__ = ["fleet"]
@@ -74,7 +75,7 @@ def renew(
         bool,
         typer.Option("--anyway", help="Drop the old authority though devices still need it."),
     ] = False,
-    days: Days = 365,
+    days: Days = VALID_DAYS,
 ) -> None:
     """Give the server a new certificate; servers that run take it up."""
     from simulations.deploy.changes import renew_authority, renew_certificate

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.errors import DeliveryError, SignatureError
+from simulations.deploy import VALID_DAYS
 from simulations.terminal import JsonFlag
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def publish(
     key: KeyOption = None,
     statement: StatementOption = None,
     signed: SignedOption = None,
-    expires: ExpiresOption = 365,
+    expires: ExpiresOption = VALID_DAYS,
     json_: JsonFlag = False,
 ) -> None:
     """Put a run's exported model up for devices, as a new version, signed or not.
@@ -100,7 +101,7 @@ def restore(
     key: KeyOption = None,
     statement: StatementOption = None,
     signed: SignedOption = None,
-    expires: ExpiresOption = 365,
+    expires: ExpiresOption = VALID_DAYS,
     json_: JsonFlag = False,
 ) -> None:
     """Give devices an earlier version's content again, as a new version.

@@ -14,6 +14,7 @@ from common.signing.statement import Signed, Statement, read_signed, utc
 from common.signing.trust import TrustedKeys, key_id
 from server.backbones import newest_signed
 from server.delivery.publish import Candidate, Sign, put_up
+from simulations.deploy import VALID_DAYS
 from simulations.deploy.trust import trusted_of
 from simulations.signing_key import read_key, sign
 
@@ -21,16 +22,13 @@ __all__ = ["backbone_candidate", "backbones_of", "draft", "signed_backbones", "s
 
 logger = logging.getLogger("fedhead")
 
-DAYS = 365
-"""How long a signature holds if nothing else is said."""
-
 _DAY_SECONDS = 86_400
 # A signature that ends sooner is renewed where the key is at hand, and spoken of where it is not.
 _SOON_SECONDS = 30 * _DAY_SECONDS
 
 
 def signer(
-    server: Path, *, key: Path | None = None, signed: Path | None = None, days: int = DAYS
+    server: Path, *, key: Path | None = None, signed: Path | None = None, days: int = VALID_DAYS
 ) -> Sign | None:
     """What has candidates signed, checked by the keys that the deployment's devices trust.
 
@@ -80,7 +78,7 @@ def signer(
     return brings
 
 
-def draft(candidate: Candidate, path: Path, days: int = DAYS) -> Statement:
+def draft(candidate: Candidate, path: Path, days: int = VALID_DAYS) -> Statement:
     """Write what is to be signed elsewhere, for a candidate as it would be put up now."""
     artifact = candidate.newest() or candidate.next()
     statement = candidate.statement(artifact, *_period(days))

@@ -65,6 +65,8 @@ def accept(offered: bytes, voucher: bytes, trusted: bytes) -> None:
     Raises:
         DeliveryError: one is not.
     """
+    if not offered.isascii():
+        raise DeliveryError("not a list of authorities: it holds other than ASCII text")
     now = datetime.now(UTC)
     known = _certificates(trusted)
     words = _certificates(voucher) if voucher else []

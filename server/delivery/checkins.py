@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from common.errors import DeliveryError
 from common.files import write_atomic
 
 __all__ = ["CheckIn", "check_ins", "forget", "save_check_in"]
+
+logger = logging.getLogger("fedhead.delivery")
 
 _APP = re.compile(r"[A-Za-z0-9 ._+-]{0,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -64,17 +67,13 @@ def save_check_in(folder: Path, device: str, words: CheckIn) -> None:
 
 
 def check_ins(folder: Path) -> dict[str, CheckIn]:
-    """What each device said last.
-
-    Raises:
-        DeliveryError: a file is damaged.
-    """
+    """What each device said last; what a loss of power has damaged is left out."""
     found = {}
     for path in sorted(_folder(folder).glob("[!.]*.json")):
         try:
             found[path.stem] = CheckIn(**json.loads(path.read_text()))
-        except (ValueError, TypeError) as exc:
-            raise DeliveryError(f"{path} is damaged ({exc})") from exc
+        except (ValueError, TypeError, DeliveryError) as exc:
+            logger.warning("%s is damaged, and left out: %s", path, exc)
     return found
 
 

@@ -1,1 +1,4 @@
 """A federation on real devices: its keys, its folder, and Flower's own SuperLink and SuperNode."""
+
+VALID_DAYS = 365
+"""How long a server's certificate and a signature hold if nothing else is said."""

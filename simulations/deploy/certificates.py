@@ -112,7 +112,6 @@ def write_server(
     key = _read_key(key_file) if key_file.exists() else _new_key(key_file, PrivateFormat.PKCS8)
     end = min(datetime.now(UTC) + timedelta(days=days), issuer.not_valid_after_utc)
     alternatives = x509.SubjectAlternativeName([_general_name(a) for a in addresses])
-    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key())
     server_only = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
     builder = (
         _certificate(_name("fedhead server"), issuer.subject, key.public_key(), end)
@@ -120,7 +119,6 @@ def write_server(
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(certificates=False), critical=True)
         .add_extension(server_only, critical=False)
-        .add_extension(identifier, critical=False)
     )
     write_atomic(certificate_file, _sign(builder, issuer_key) + chain)
 
@@ -236,7 +234,10 @@ def _authority(
 
 
 def _sign(builder: x509.CertificateBuilder, key: EllipticCurvePrivateKey) -> bytes:
-    return builder.sign(key, SHA384()).public_bytes(Encoding.PEM)
+    # Python 3.13 and later ask every certificate for it.
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
+    signed = builder.add_extension(identifier, critical=False).sign(key, SHA384())
+    return signed.public_bytes(Encoding.PEM)
 
 
 def _name(common_name: str) -> x509.Name:

@@ -15,7 +15,13 @@ from server.delivery.checkins import forget
 from server.delivery.tokens import revoke_token, token_states
 from simulations.deploy.authority import drop_old, follow, sign_server, spread, stage
 from simulations.deploy.certificates import addresses_of, public_half
-from simulations.deploy.device_keys import admitted_keys, key_id, put_out, read_key, revoked_names
+from simulations.deploy.device_keys import (
+    admitted_keys,
+    comparable,
+    put_out,
+    read_key,
+    revoked_names,
+)
 from simulations.deploy.fleet import is_served, lagging
 from simulations.deploy.operator import control, register_folder
 from simulations.deploy.settings import delivery_of
@@ -57,9 +63,9 @@ def revoke(server: Path, name: str, say: Say) -> None:
     tokens = token_states(delivery)
     admitted, revoked = admitted_keys(server), revoked_names(server)
     own = server.parent / "devices" / name / "device.key"
-    keys = [read_key(admitted[name])] if name in admitted else []
+    keys = [admitted[name]] if name in admitted else []
     if own.is_file():
-        keys.append(public_half(own))
+        keys.append(comparable(public_half(own)))
     if not keys and name not in revoked and name not in tokens:
         known = sorted({*admitted, *tokens}) or ["none"]
         raise RunError(f"no device is called {name}; there are: {', '.join(known)}")
@@ -82,12 +88,12 @@ def revoke(server: Path, name: str, say: Say) -> None:
 
 def _unregister(server: Path, name: str) -> None:
     """Put out whatever key the SuperLink knows by this name or by its files."""
-    out = {key_id(read_key(path)) for path in revoked_names(server).get(name, [])}
+    out = {read_key(path) for path in revoked_names(server).get(name, [])}
     with control(server) as api:
         for node in api.nodes():
             if node.status == "unregistered":
                 continue
-            if node.name == name or key_id(node.public_key) in out:
+            if node.name == name or node.public_key in out:
                 put_out(server, name, node.public_key)
                 api.unregister(node.node_id)
 

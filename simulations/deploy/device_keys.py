@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -24,51 +25,70 @@ from cryptography.hazmat.primitives.serialization import (
 
 from common.errors import RunError
 from common.files import write_atomic
+from server.roster import client_file
 
-__all__ = ["admitted_keys", "key_id", "put_out", "read_key", "revoked_keys", "revoked_names"]
+__all__ = [
+    "admitted_keys",
+    "comparable",
+    "key_id",
+    "put_out",
+    "read_key",
+    "revoked_keys",
+    "revoked_names",
+]
+
+
+def comparable(key: bytes) -> bytes:
+    """A device's public key in the one form that keys are compared in: PEM, as Flower has them.
+
+    Args:
+        key: in OpenSSH's format, as files have it.
+
+    Raises:
+        ValueError, UnsupportedAlgorithm: it is no such key.
+    """
+    loaded = load_ssh_public_key(key)
+    if not isinstance(loaded, EllipticCurvePublicKey):
+        raise ValueError("not a key on an elliptic curve")  # noqa: TRY004 - of the file
+    return loaded.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def read_key(path: Path) -> bytes:
-    """A device's public key, in the one form that keys are compared in.
+    """The key in a file, as :func:`comparable` has it.
 
     Raises:
         RunError: the file holds no such key.
     """
     try:
-        return _plain(path.read_bytes())
+        return comparable(path.read_bytes())
     except (OSError, ValueError, UnsupportedAlgorithm) as exc:
         raise RunError(f"{path}: cannot be registered: {exc}") from exc
 
 
-def _plain(key: bytes) -> bytes:
-    """OpenSSH's form without a comment; Flower keeps keys as PEM."""
-    load = load_pem_public_key if key.startswith(b"-----") else load_ssh_public_key
-    return load(key).public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-
-
 def key_id(key: bytes) -> str:
-    """The short id by which people compare keys."""
-    return hashlib.sha256(_plain(key)).hexdigest()[:8]
+    """The short id by which people, and they alone, compare keys."""
+    return hashlib.sha256(key).hexdigest()[:8]
 
 
-def admitted_keys(server: Path) -> dict[str, Path]:
-    """The files of the keys that are let in, by the device's name.
+def admitted_keys(server: Path) -> dict[str, bytes]:
+    """The keys that are let in, by the device's name.
 
     Raises:
         RunError: a key cannot be read.
     """
     revoked = revoked_keys(server)
-    found = {path.stem: path for path in sorted((server / "devices").glob("[!.]*.pub"))}
-    return {name: path for name, path in found.items() if read_key(path) not in revoked}
+    files = sorted((server / "devices").glob("[!.]*.pub"))
+    keys = {path.stem: read_key(path) for path in files}
+    return {name: key for name, key in keys.items() if key not in revoked}
 
 
-def revoked_keys(server: Path) -> dict[bytes, Path]:
-    """The keys that were revoked, and the file of each.
+def revoked_keys(server: Path) -> set[bytes]:
+    """The keys that were revoked.
 
     Raises:
         RunError: a key cannot be read.
     """
-    return {read_key(path): path for path in sorted((server / "revoked").glob("[!.]*.pub"))}
+    return {read_key(path) for path in (server / "revoked").glob("[!.]*.pub")}
 
 
 def revoked_names(server: Path) -> dict[str, list[Path]]:
@@ -85,14 +105,15 @@ def put_out(server: Path, name: str, key: bytes) -> None:
     Args:
         server: the server's folder.
         name: of the device, as its key was registered; Flower takes any words.
-        key: in OpenSSH's form or as PEM.
+        key: as :func:`comparable` has it.
     """
     name = re.sub(r"[^A-Za-z0-9_-]", "_", name)
     kept = server / "revoked" / f"{name}.{key_id(key)}.pub"
     if not kept.exists():
-        write_atomic(kept, _plain(key) + b"\n")
+        public = load_pem_public_key(key).public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        write_atomic(kept, public + b"\n")
     file = server / "devices" / f"{name}.pub"
     # The name may have a new key by now.
-    if not file.exists() or read_key(file) == _plain(key):
-        file.with_suffix(".client").unlink(missing_ok=True)
+    if not file.exists() or read_key(file) == key:
+        client_file(server, name).unlink(missing_ok=True)
         file.unlink(missing_ok=True)

@@ -13,11 +13,13 @@ from typing import Literal
 from common.errors import RunError
 from server.delivery.checkins import CheckIn, check_ins
 from server.delivery.tokens import TokenState, token_states
+from server.roster import read_roster
 from simulations.deploy.authority import expiries
 from simulations.deploy.certificates import certificates_in
 from simulations.deploy.device_keys import admitted_keys, key_id, read_key, revoked_names
 from simulations.deploy.last_run import LastRun, Part, read_last_run
 from simulations.deploy.operator import Node, control
+from simulations.deploy.processes import is_held
 from simulations.deploy.settings import (
     OPERATORS_HOST,
     delivery_of,
@@ -151,8 +153,13 @@ def look(server: Path) -> Fleet:
 
 
 def is_served(server: Path) -> bool:
-    """Whether the SuperLink of a server's folder runs."""
-    return _listens(OPERATORS_HOST, read_server(server).operator_port)
+    """Whether the SuperLink of a server's folder runs, and takes an operator's words.
+
+    Raises:
+        ConfigError, RunError: a file of the server is missing or wrong.
+    """
+    # Another program may listen there, and one that starts still reads the folder afterwards.
+    return is_held(server) and _listens(OPERATORS_HOST, read_server(server).operator_port)
 
 
 def lagging(server: Path) -> dict[str, datetime | None]:
@@ -175,11 +182,11 @@ def lagging(server: Path) -> dict[str, datetime | None]:
 def _rows(server: Path, nodes: Sequence[Node] | None, last_run: LastRun | None) -> list[DeviceRow]:
     delivery = delivery_of(server)
     said, tokens = check_ins(delivery), token_states(delivery)
-    wanted = _digest(server)
+    wanted, roster = _digest(server), read_roster(server)
     rows = []
-    for name, key, state, since in _keys(server, nodes, {*tokens}):
+    for name, key, state, since in _keys(server, nodes, {*tokens}, {*roster}):
         words = said.get(name) if state != "revoked" else None
-        client = _client(server, name) if state != "revoked" else None
+        client = roster[name].client if state != "revoked" and name in roster else None
         part = last_run.parts.get(client) if last_run and client is not None else None
         times = [_time(words), part.seen if part else None]
         if state in ("online", "offline"):
@@ -202,7 +209,7 @@ def _rows(server: Path, nodes: Sequence[Node] | None, last_run: LastRun | None) 
 
 
 def _keys(
-    server: Path, nodes: Sequence[Node] | None, tokens: set[str]
+    server: Path, nodes: Sequence[Node] | None, tokens: set[str], roster: set[str]
 ) -> Iterator[tuple[str, str | None, State, datetime | None]]:
     """Name, key, state and since when, of each device that is known, in the order of names."""
     found: dict[str, tuple[str | None, State, datetime | None]] = {}
@@ -210,18 +217,16 @@ def _keys(
         found[name] = None, "token only", None
     for name, (*_, path) in revoked_names(server).items():
         found[name] = key_id(read_key(path)), "revoked", _changed(path)
-    by_key = {key_id(node.public_key): node for node in nodes or ()}
+    by_key = {node.public_key: node for node in nodes or ()}
     for node in by_key.values():
         if node.status != "unregistered":  # else known from its file
             found[node.name] = key_id(node.public_key), *_standing(node)
-    for name, path in admitted_keys(server).items():
-        key = key_id(read_key(path))
+    for name, key in admitted_keys(server).items():
         if key in by_key:
-            found[name] = key, *_standing(by_key[key])
+            found[name] = key_id(key), *_standing(by_key[key])
         else:
-            # The SuperLink's id is written beside the key when it is registered.
-            known = nodes is None and path.with_suffix(".client").exists()
-            found[name] = key, "registered" if known else "waiting", None
+            known = nodes is None and name in roster
+            found[name] = key_id(key), "registered" if known else "waiting", None
     for name in sorted(found):
         yield name, *found[name]
 
@@ -234,14 +239,6 @@ def _standing(node: Node) -> tuple[State, datetime | None]:
     if node.status == "unregistered":
         return "revoked", node.unregistered
     return "registered", None
-
-
-def _client(server: Path, name: str) -> int | None:
-    file = server / "devices" / f"{name}.client"
-    try:
-        return int(file.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 def _digest(server: Path) -> str:

@@ -28,9 +28,10 @@ import tomli_w
 from common.errors import ConfigError, RunError
 from common.files import is_empty, write_atomic, write_private
 from server.delivery.tokens import issue_token, revoke_token, token_states
+from simulations.deploy import VALID_DAYS
 from simulations.deploy.authority import ensure_authority, sign_server, spread
 from simulations.deploy.certificates import addresses_of, public_half, write_device_keys
-from simulations.deploy.device_keys import key_id, revoked_keys
+from simulations.deploy.device_keys import comparable, revoked_keys
 from simulations.deploy.settings import (
     OPERATORS_HOST,
     DeviceSettings,
@@ -43,9 +44,7 @@ from simulations.deploy.settings import (
 )
 from simulations.deploy.trust import read_keys, write_trusted
 
-__all__ = ["DAYS", "write_deployment"]
-
-DAYS = 365
+__all__ = ["write_deployment"]
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:]+")
 _UNITS = ("fedhead-device.service", "fedhead-fetch.service", "fedhead-fetch.timer")
@@ -112,7 +111,7 @@ def write_deployment(
     certified = [*dict.fromkeys([*names, OPERATORS_HOST])]
     certificate = server / "server.crt"
     if days or not certificate.exists() or {*certified} != {*addresses_of(certificate)}:
-        sign_server(folder, certified, days or DAYS)
+        sign_server(folder, certified, days or VALID_DAYS)
     _write_units(server, _SERVER_UNITS, folder=_INSTALLED)
     for name in devices:
         _write_device(folder, name, names[0], settings)
@@ -193,7 +192,8 @@ def _server_settings(server: Path, ports: Mapping[str, int | None]) -> ServerSet
     settings = read_server(server)
     there = settings.model_dump(by_alias=True)
     problems = [
-        f"{key}={there[key]}, not {port}: devices know it; change it there and in each device.toml"
+        f"{key}={there[key]}, not {port}: change it there"
+        + ("" if key == "operator-port" else " and in each device.toml: devices know it")
         for key, port in given.items()
         if there[key] != port
     ]
@@ -237,7 +237,7 @@ def _write_units(place: Path, units: Sequence[str], *, folder: str, **values: st
 def _put_aside_revoked(server: Path, device: Path) -> None:
     """Remove a device's key that was revoked, and its token: it gets new ones."""
     key = device / "device.key"
-    if key.exists() and key_id(public_half(key)) in {key_id(k) for k in revoked_keys(server)}:
+    if key.exists() and comparable(public_half(key)) in revoked_keys(server):
         delivery = delivery_of(server)
         if token_states(delivery).get(device.name) == "valid":
             revoke_token(delivery, device.name)

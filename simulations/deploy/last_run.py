@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -75,52 +76,46 @@ def read_last_run(server: Path) -> LastRun | None:
         return None
     examples, reasons = _said(path / "events.jsonl")
     parts = {client: Part(examples=count) for client, count in examples.items()}
-    for row in _accounts(path / "devices.csv"):
-        client = int(row["client"])
-        parts[client] = Part(
-            examples=examples.get(client),
-            valid=int(row["valid"]),
-            failed=int(row["failed"]),
-            rejected=int(row["rejected"]) + int(row.get("refused") or 0),
-            reason=reasons.get(client, ""),
-            seen=datetime.fromisoformat(row["last_seen"]) if row["last_seen"] else None,
-        )
+    for client, part in _accounts(path / "devices.csv"):
+        parts[client] = replace(part, examples=examples.get(client), reason=reasons.get(client, ""))
     return LastRun(path, parts)
 
 
-def _accounts(path: Path) -> Iterator[dict[str, str]]:
+def _accounts(path: Path) -> Iterator[tuple[int, Part]]:
     if not path.exists():
         return
     try:
         with path.open(newline="") as file:
-            yield from csv.DictReader(file)
-    except (ValueError, KeyError, csv.Error) as exc:
+            for row in csv.DictReader(file):
+                yield (
+                    int(row["client"]),
+                    Part(
+                        valid=int(row["valid"]),
+                        failed=int(row["failed"]),
+                        rejected=int(row["rejected"]) + int(row.get("refused") or 0),
+                        seen=datetime.fromisoformat(row["last_seen"]) if row["last_seen"] else None,
+                    ),
+                )
+    except (ValueError, KeyError, TypeError, csv.Error) as exc:
         raise RunError(f"{path} is damaged: {exc}") from exc
 
 
 def _said(path: Path) -> tuple[dict[int, int], dict[int, str]]:
-    """Examples and the last reason of trouble, by client id."""
+    """Examples and the last reason of trouble, by client id; an unfinished line says nothing."""
     examples, reasons = dict[int, int](), dict[int, str]()
     if not path.exists():
         return examples, reasons
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            event = _event(line)
-            # What a node is refused for need not be about its client.
-            node = client_of_node(int(event["node"])) if "node" in event else None
-            client = event.get("client", node)
-            if client is None:
-                continue
-            if event["event"] == "joined":
-                examples[int(client)] = int(event["num_examples"])
-            elif event["event"] in _TROUBLE:
-                reasons[int(client)] = str(event.get("reason") or event["event"])
+            with suppress(ValueError, KeyError, TypeError):
+                event: dict[str, Any] = dict(json.loads(line))
+                # What a node is refused for need not be about its client.
+                node = client_of_node(int(event["node"])) if "node" in event else None
+                client = event.get("client", node)
+                if client is None:
+                    continue
+                if event["event"] == "joined":
+                    examples[int(client)] = int(event["num_examples"])
+                elif event["event"] in _TROUBLE:
+                    reasons[int(client)] = str(event.get("reason") or event["event"])
     return examples, reasons
-
-
-def _event(line: str) -> dict[str, Any]:
-    """A line of the log; an unfinished last one says nothing."""
-    try:
-        return dict(json.loads(line))
-    except ValueError:
-        return {}

@@ -20,9 +20,10 @@ import tomli_w
 from common.errors import RunError
 from simulations.deploy.certificates import certificates_in
 from simulations.deploy.checking_in import CheckingIn
+from simulations.deploy.device_keys import admitted_keys
 from simulations.deploy.handshake import obstacle
 from simulations.deploy.last_run import remember_run
-from simulations.deploy.operator import door, folder_keys, read_secret
+from simulations.deploy.operator import door, read_secret
 from simulations.deploy.processes import Polled, alone, first_end, run, running, terminable
 from simulations.deploy.settings import OPERATORS_HOST, inside, read_device, read_server
 from simulations.deploy.standin import install, operator_environment
@@ -103,7 +104,7 @@ def serve(server: Path, say: Say) -> int:
     # What can be known to be wrong is said before anything starts.
     read_secret(server)
     certificates_in(server / "server.crt")
-    folder_keys(server)
+    admitted_keys(server)
     signing_state(server)
     with terminable(), alone(server, "fedhead serve"):
         return run(superlink_command(server), environment, say)

@@ -15,17 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_ssh_public_key,
-)
 
 from common.errors import RunError
 from common.files import read_private, write_atomic
 from common.identity import client_of_node
+from server.roster import client_file
 from simulations.deploy.device_keys import admitted_keys, put_out
 from simulations.deploy.settings import OPERATORS_HOST, endpoint, operator_secret, read_server
 
@@ -40,8 +34,6 @@ __all__ = [
     "OperatorSecret",
     "control",
     "door",
-    "folder_keys",
-    "node_key",
     "read_secret",
     "read_secret_file",
     "register_folder",
@@ -59,24 +51,20 @@ class Node:
     Attributes:
         name: that of the file with its key when it was registered.
         node_id: Flower's.
-        public_key: PEM, as :func:`node_key` has it.
+        public_key: as device_keys' ``comparable`` has it.
         status: registered (and never seen), online, offline or unregistered.
-        registered: when.
         activated: when it last came; None: never.
         deactivated: when it last went; None: never.
         unregistered: when its key was put out; None: it is registered.
-        online_until: when it counts as gone unless it is heard of before; None: it is not online.
     """
 
     name: str
     node_id: int
     public_key: bytes
     status: str
-    registered: datetime
     activated: datetime | None
     deactivated: datetime | None
     unregistered: datetime | None
-    online_until: datetime | None
 
 
 def door(server: Path) -> str:
@@ -175,15 +163,9 @@ class Control:
                 node_id=node.node_id,
                 public_key=node.public_key,
                 status=node.status,
-                registered=datetime.fromisoformat(node.registered_at),
                 activated=_time(node.last_activated_at),
                 deactivated=_time(node.last_deactivated_at),
                 unregistered=_time(node.unregistered_at),
-                online_until=(
-                    datetime.fromtimestamp(node.online_until, tz=datetime.now().astimezone().tzinfo)
-                    if node.HasField("online_until") and node.online_until
-                    else None
-                ),
             )
             for node in answer.nodes_info
         ]
@@ -193,7 +175,7 @@ class Control:
 
         Args:
             name: the device's.
-            public_key: PEM, as :func:`node_key` has it.
+            public_key: as device_keys' ``comparable`` has it.
 
         Returns:
             Flower's id of it.
@@ -235,30 +217,6 @@ class Control:
             ) from exc
 
 
-def node_key(file: Path) -> bytes:
-    """A device's public key as Flower has it, from its file in OpenSSH's format.
-
-    Raises:
-        RunError: the file holds no such key.
-    """
-    try:
-        key = load_ssh_public_key(file.read_bytes())
-    except (OSError, ValueError, UnsupportedAlgorithm) as exc:
-        raise RunError(f"{file}: cannot be registered: {exc}") from exc
-    if not isinstance(key, EllipticCurvePublicKey):
-        raise RunError(f"{file}: cannot be registered: not a key on an elliptic curve")
-    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-
-
-def folder_keys(server: Path) -> dict[str, bytes]:
-    """The public keys in a server's folder that are to be let in, by the names of their devices.
-
-    Raises:
-        RunError: a file holds no such key.
-    """
-    return {name: node_key(file) for name, file in admitted_keys(server).items()}
-
-
 def register_folder(api: Control, server: Path, say: Callable[[str], None]) -> dict[str, int]:
     """Let the devices in whose keys are in a server's folder, and no others any more.
 
@@ -276,7 +234,7 @@ def register_folder(api: Control, server: Path, say: Callable[[str], None]) -> d
     folder = server / "devices"
     # In this order: a key that another process registers meanwhile was in the folder before.
     known = {node.public_key: node for node in api.nodes()}
-    keys = folder_keys(server)
+    keys = admitted_keys(server)
     for key, node in known.items():
         # Flower never takes a key again that it has put out.
         if node.status == "unregistered" or key not in keys.values():
@@ -285,17 +243,17 @@ def register_folder(api: Control, server: Path, say: Callable[[str], None]) -> d
             api.unregister(node.node_id)
             say(f"{node.name} is let in no more: its key is no longer in {folder}")
     nodes = {}
-    for name, key in folder_keys(server).items():
+    for name, key in admitted_keys(server).items():
         if key in known:
             nodes[name] = known[key].node_id
         else:
             nodes[name] = _register(api, name, key)
             say(f"{name} is registered")
         client = str(client_of_node(nodes[name])).encode()
-        file = folder / f"{name}.client"
+        file = client_file(server, name)
         if not file.exists() or file.read_bytes() != client:
             write_atomic(file, client)
-    for name in nodes.keys() - folder_keys(server):
+    for name in nodes.keys() - admitted_keys(server):
         api.unregister(nodes.pop(name))  # revoked while this was under way
     for name in keys.keys() - nodes:
         say(f"{name} is not let in: its key was revoked; fedhead deploy makes a new one")

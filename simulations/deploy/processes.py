@@ -21,7 +21,17 @@ from typing import IO, Protocol
 
 from common.errors import RunError
 
-__all__ = ["Polled", "Process", "alone", "command", "first_end", "run", "running", "terminable"]
+__all__ = [
+    "Polled",
+    "Process",
+    "alone",
+    "command",
+    "first_end",
+    "is_held",
+    "run",
+    "running",
+    "terminable",
+]
 
 Process = subprocess.Popen[bytes]
 
@@ -37,6 +47,7 @@ class Polled(Protocol):
 _KEEPER = Path(__file__).with_name("keeper.py")
 _END_SECONDS = 10.0  # more than the keeper's grace
 _LOOK_SECONDS = 0.5
+_LOCK = ".lock"
 
 
 def run(
@@ -142,7 +153,7 @@ def alone(folder: Path, what: str) -> Iterator[None]:
     Raises:
         RunError: one runs already, or the folder cannot be written.
     """
-    path = folder / ".lock"
+    path = folder / _LOCK
     try:
         file = path.open("a+")
     except OSError as exc:
@@ -161,3 +172,22 @@ def alone(folder: Path, what: str) -> Iterator[None]:
         finally:
             with suppress(OSError):
                 file.truncate(0)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process runs from a folder that lets no second one of its kind do so.
+
+    Raises:
+        RunError: its lock cannot be read.
+    """
+    path = folder / _LOCK
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False  # nothing ever ran from it
+    except BlockingIOError:
+        return True
+    except OSError as exc:
+        raise RunError(f"{path}: {exc.strerror}") from exc
+    return False

@@ -143,6 +143,12 @@ def test_junk_is_no_list_of_authorities(garden: Garden, offered: bytes) -> None:
         accept(offered, b"", garden.authorities.read_bytes())
 
 
+def test_a_list_with_words_around_it_that_tls_cannot_read_is_not_taken(garden: Garden) -> None:
+    trusted = garden.authorities.read_bytes()
+    with pytest.raises(DeliveryError, match="not a list of authorities"):
+        accept("of the Küche\n".encode() + trusted, b"", trusted)
+
+
 @pytest.mark.parametrize(
     ("app", "digest", "in_use"),
     [

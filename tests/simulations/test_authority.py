@@ -36,6 +36,7 @@ def trusts(authorities: bytes, server: Path, there: ssl.SSLContext | None = None
     """Whether a TLS client with these authorities alone would go on with the server."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.load_verify_locations(cadata=authorities.decode("ascii"))
+    client.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python has it from 3.13 on
     a, b = ssl.MemoryBIO(), ssl.MemoryBIO()
     here = client.wrap_bio(a, b, server_hostname="fed.example.org")
     other = (there or shown(server)).wrap_bio(b, a, server_side=True)

@@ -16,11 +16,13 @@ import pytest
 from common.errors import RunError
 from server.delivery.checkins import CheckIn, save_check_in
 from server.delivery.tokens import device_of, issue_token, token_states
-from simulations.deploy import changes, fleet, operator
-from simulations.deploy.device_keys import admitted_keys, key_id, put_out, revoked_keys
+from simulations.deploy import changes, device_keys, fleet, operator
+from simulations.deploy.device_keys import admitted_keys, key_id, put_out, read_key, revoked_keys
 from simulations.deploy.folder import write_deployment
 from simulations.deploy.last_run import remember_run
-from simulations.deploy.operator import Node, folder_keys, node_key, register_folder
+from simulations.deploy.operator import Node, register_folder
+from simulations.deploy.processes import alone
+from simulations.deploy.settings import read_server
 
 Fedhead = Callable[..., tuple[int, str, str]]
 NOW = datetime.now(UTC)
@@ -46,9 +48,9 @@ class FakeSuperLink:
         return self.known[public_key].node_id
 
     def put(self, name: str, key: bytes, status: str, **values: Any) -> None:
-        times = {"activated": None, "deactivated": None, "unregistered": None, "online_until": None}
+        times = {"activated": None, "deactivated": None, "unregistered": None}
         node_id = self.known[key].node_id if key in self.known else 2**63 + len(self.known)
-        self.known[key] = Node(name, node_id, key, status, NOW, **{**times, **values})
+        self.known[key] = Node(name, node_id, key, status, **{**times, **values})
 
     def unregister(self, node_id: int) -> None:
         (key,) = (k for k, node in self.known.items() if node.node_id == node_id)
@@ -89,7 +91,7 @@ def lived_in(garden: Path, superlink: FakeSuperLink, tmp_path: Path) -> Path:
     """A deployment that has had a run, with devices in all states."""
     server = garden / "server"
     changes.let_in(server, quiet)
-    keys = folder_keys(server)
+    keys = admitted_keys(server)
     superlink.put("kitchen", keys["kitchen"], "online", activated=NOW - timedelta(hours=2))
     superlink.put("hall", keys["hall"], "offline", deactivated=NOW - timedelta(days=3))
     for name, device in (("attic", "attic"), ("a" * 32, "long")):
@@ -155,7 +157,7 @@ def test_programs_get_all_of_it_as_json(fedhead: Fedhead, lived_in: Path) -> Non
     found = json.loads(out)
     rows = {row["name"]: row for row in found["devices"]}
     kitchen = rows["kitchen"]
-    key = admitted_keys(lived_in / "server")["kitchen"].read_bytes()
+    key = admitted_keys(lived_in / "server")["kitchen"]
     assert (kitchen["key"], kitchen["state"]) == (key_id(key), "online")
     assert kitchen["in-use"] == {"model_1.pt": 3}
     assert kitchen["trusts-all"] is False
@@ -183,13 +185,50 @@ def test_a_server_that_is_down_is_said_and_its_files_are_told(
         "deploy writes them\n"  # fmt: skip
 
 
+def test_another_program_at_the_operators_port_is_no_server(fedhead: Fedhead, garden: Path) -> None:
+    server = garden / "server"
+    with socket.create_server(("127.0.0.1", read_server(server).operator_port)):
+        code, out, err = fedhead("deploy", garden, "--device", "attic")
+        assert (code, err) == (0, "")
+        assert f"fedhead serve {server} registers the devices when it starts" in out
+        with alone(server, "fedhead serve"):
+            assert fleet.is_served(server)
+    with alone(server, "fedhead serve"):  # it starts, and reads the folder later
+        assert not fleet.is_served(server)
+
+
+def test_a_damaged_file_costs_no_more_than_what_it_says(
+    fedhead: Fedhead, lived_in: Path, tmp_path: Path
+) -> None:
+    (lived_in / "server" / "delivery" / "check-ins" / "hall.json").touch()  # power was lost
+    with (tmp_path / "run" / "events.jsonl").open("ab") as log:
+        log.write(b'\n7\n{"node": "\xff"}\n{"event": "joined", "client": 1}\n')
+    code, out, _ = fedhead("fleet", lived_in, "--json")
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads(out)["devices"]}
+    assert rows["hall"]["app"] is None
+    assert (rows["kitchen"]["app"], rows["hall"]["part"]["examples"]) == ("fedhead 0.1.0", 1234)
+    logging.getLogger("fedhead").handlers.clear()
+
+
+@pytest.mark.parametrize("text", ["client,valid\n1,2\n", "client\nkitchen\n"])
+def test_a_damaged_account_of_devices_is_named_in_a_line(
+    fedhead: Fedhead, lived_in: Path, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "run" / "devices.csv").write_text(text)
+    code, _, err = fedhead("fleet", lived_in)
+    assert code == 1
+    assert err.startswith(f"fedhead: {tmp_path / 'run' / 'devices.csv'} is damaged: ")
+    assert err.count("\n") == 1
+
+
 def test_a_revoked_device_is_out_at_both_doors_and_its_key_never_returns(
     fedhead: Fedhead, garden: Path, superlink: FakeSuperLink
 ) -> None:
     server, device = garden / "server", garden / "devices" / "kitchen"
     changes.let_in(server, quiet)
     public = (server / "devices" / "kitchen.pub").read_bytes()
-    pem = node_key(server / "devices" / "kitchen.pub")
+    pem = read_key(server / "devices" / "kitchen.pub")
     token = (device / "delivery.token").read_text().strip()
     code, out, _ = fedhead("fleet", garden, "revoke", "kitchen")
     assert code == 0
@@ -209,10 +248,24 @@ def test_a_revoked_device_is_out_at_both_doors_and_its_key_never_returns(
     code, out, _ = fedhead("deploy", garden, "--device", "kitchen")
     assert code == 0
     assert "kitchen is registered" in out
-    assert node_key(server / "devices" / "kitchen.pub") != pem
+    assert read_key(server / "devices" / "kitchen.pub") != pem
     new = (device / "delivery.token").read_text().strip()
     assert device_of(server / "delivery", new) == "kitchen"
     assert device_of(server / "delivery", token) is None
+
+
+def test_keys_with_one_short_id_are_two_keys(
+    garden: Path, superlink: FakeSuperLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = garden / "server"
+    for module in (device_keys, fleet):
+        monkeypatch.setattr(module, "key_id", lambda _: "c0111de5")
+    changes.let_in(server, quiet)
+    changes.revoke(server, "kitchen", quiet)
+    states = {node.name: node.status for node in superlink.nodes()}
+    assert states == {"cellar": "registered", "hall": "registered", "kitchen": "unregistered"}
+    rows = {row.name: row.state for row in fleet.look(server).devices}
+    assert rows == {"cellar": "registered", "hall": "registered", "kitchen": "revoked"}
 
 
 def test_a_phone_that_can_only_fetch_is_revoked_by_the_same_command(
@@ -237,7 +290,7 @@ def test_a_revocation_that_is_killed_is_completed_by_the_next(
 ) -> None:
     server = garden / "server"
     changes.let_in(server, quiet)
-    pem = node_key(server / "devices" / "kitchen.pub")
+    pem = read_key(server / "devices" / "kitchen.pub")
     steps = ["put_out", "revoke_token", "forget", "_unregister"]
 
     class Killed(BaseException):
@@ -263,7 +316,7 @@ def test_a_key_that_is_taken_out_of_the_folder_is_put_out_when_the_server_starts
 ) -> None:
     server = garden / "server"
     changes.let_in(server, quiet)
-    pem = node_key(server / "devices" / "kitchen.pub")
+    pem = read_key(server / "devices" / "kitchen.pub")
     (server / "devices" / "kitchen.pub").unlink()
     said: list[str] = []
     register_folder(superlink, server, said.append)  # type: ignore[arg-type]
@@ -273,7 +326,7 @@ def test_a_key_that_is_taken_out_of_the_folder_is_put_out_when_the_server_starts
     assert not (server / "devices" / "kitchen.client").exists()
     # deploy used to refuse it a new key.
     write_deployment(garden, devices=["kitchen"])
-    assert node_key(server / "devices" / "kitchen.pub") != pem
+    assert read_key(server / "devices" / "kitchen.pub") != pem
     changes.let_in(server, said.append)
     assert said[-1] == "kitchen is registered"
 
@@ -282,7 +335,7 @@ def test_a_device_that_is_revoked_while_a_server_starts_stays_out(
     garden: Path, superlink: FakeSuperLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = garden / "server"
-    pem = node_key(server / "devices" / "kitchen.pub")
+    pem = read_key(server / "devices" / "kitchen.pub")
     monkeypatch.setattr(changes, "is_served", lambda _: False)
     register = superlink.register
 
@@ -298,7 +351,7 @@ def test_a_device_that_is_revoked_while_a_server_starts_stays_out(
 
 def test_words_that_flower_was_given_as_a_name_lead_to_no_other_folder(garden: Path) -> None:
     server = garden / "server"
-    put_out(server, "../../x", (server / "devices" / "hall.pub").read_bytes())
+    put_out(server, "../../x", admitted_keys(server)["hall"])
     assert [path.parent for path in (garden.parent).rglob("*.pub") if "x" in path.stem] == [
         server / "revoked"
     ]
@@ -310,7 +363,7 @@ def test_a_device_that_another_process_lets_in_meanwhile_stays_in(
     """Another process registers a device between two looks of this one."""
     server = garden / "server"
     changes.let_in(server, quiet)
-    listed = operator.folder_keys
+    listed = operator.admitted_keys
 
     def late(folder: Path) -> dict[str, bytes]:
         keys = listed(folder)
@@ -320,7 +373,7 @@ def test_a_device_that_another_process_lets_in_meanwhile_stays_in(
             superlink.register("attic", new["attic"])
         return keys
 
-    monkeypatch.setattr(operator, "folder_keys", late)
+    monkeypatch.setattr(operator, "admitted_keys", late)
     changes.let_in(server, quiet)
     changes.let_in(server, quiet)
     assert {node.status for node in superlink.nodes()} == {"registered"}

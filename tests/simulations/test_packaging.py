@@ -123,4 +123,7 @@ def test_the_units_run_the_readmes_commands_as_another_user_who_can_write_one_fo
         ):
             assert f"{line}\n" in text
     assert "enable --now fedhead-device.service fedhead-fetch.timer" in readme
+    # What stayed behind would drift from what is served.
+    moved = readme.split("&& mv ")[1].split(" /var/lib/fedhead/\n")[0].split()
+    assert sorted(moved) == sorted(path.name for path in device.parent.parent.iterdir())
     assert "enable --now fedhead-server.service fedhead-delivery.service" in readme

@@ -16,7 +16,7 @@ import pytest
 import simulations.stream
 from common.errors import RunError
 from server.lease import follow, held
-from simulations.deploy.processes import alone, first_end, run, running
+from simulations.deploy.processes import alone, first_end, is_held, run, running
 
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
@@ -102,8 +102,11 @@ def test_one_of_a_kind_runs_from_a_folder(tmp_path: Path) -> None:
     taken = f"fedhead device runs already, as process {os.getpid()}"
     with alone(tmp_path, "fedhead device"), pytest.raises(RunError, match=taken):
         alone(tmp_path, "fedhead device").__enter__()
+    assert not is_held(tmp_path)
     with alone(tmp_path, "fedhead device"):
-        pass
+        assert is_held(tmp_path)
+    assert not is_held(tmp_path)
+    assert not is_held(tmp_path / "none")
     with pytest.raises(RunError, match="No such file"), alone(tmp_path / "none", "fedhead device"):
         pass
 
