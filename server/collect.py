@@ -153,7 +153,8 @@ class Collector:
             by_node = lacking
             if not lacking or self._has_enough():
                 break
-            task.registry.deliver_backbone(sorted(lacking))
+            seconds = max(0.0, ends - time.monotonic())
+            task.registry.deliver_backbone(sorted(lacking), seconds)
         silent |= set(missed)
         self._close(missed | by_node)
 
