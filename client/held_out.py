@@ -1,4 +1,4 @@
-"""The pictures that a device keeps to test with, long after the run."""
+"""The pictures that a device kept out of its last training, to test with long after it."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Collector:
         reduce: whether a node sends the weighted sum of its clients or each one's own fields.
         request: makes the request to some of a node's clients; with True it brings all arrays.
         result: takes the counts and the reasons of what went wrong.
-        whole: who needs the updates of all clients in memory at once; empty if nobody does.
+        needs_all: who needs the updates of all clients in memory at once; empty if nobody does.
     """
 
     task: Task
@@ -49,7 +49,7 @@ class Collector:
     reduce: Literal["sum", "individual"]
     request: Callable[[list[int], bool], TrainRequest]
     result: RoundResult
-    whole: str
+    needs_all: str
 
     def collect(self, cohort: list[int]) -> Iterator[tuple[TrainReply, UpdateBatch]]:
         """Valid replies, without their arrays, each with its rows; the others are counted.
@@ -110,9 +110,9 @@ class Collector:
             return cohort
         row_bytes = 4 * sum(math.prod(shape) for shape in self._shapes.values())
         needed = 3 * row_bytes * cohort  # as they arrive, side by side, and in float64
-        if self.whole and needed > (free := psutil.virtual_memory().available):
+        if self.needs_all and needed > (free := psutil.virtual_memory().available):
             raise RunError(
-                f"{self.whole} needs the updates of all {cohort} clients at once, "
+                f"{self.needs_all} needs the updates of all {cohort} clients at once, "
                 f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: "
                 "lower train.clients-per-round"
             )
@@ -153,7 +153,8 @@ class Collector:
             by_node = lacking
             if not lacking or self._has_enough():
                 break
-            task.registry.deliver_backbone(sorted(lacking))
+            seconds = max(0.0, ends - time.monotonic())
+            task.registry.deliver_backbone(sorted(lacking), seconds)
         silent |= set(missed)
         self._close(missed | by_node)
 

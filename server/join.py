@@ -92,6 +92,9 @@ def join(
         if wrong := [key for key, given in simulated.items() if given]:
             raise ConfigError([f"{key} is for simulated clients, these are real" for key in wrong])
         registry.wait_for(needed, _JOIN_SECONDS)
+        if resumes and roster and not wanted:
+            # All clients are wanted: not the first that comes is to go on alone.
+            registry.gather(quorum(config, roster.size), _JOIN_SECONDS, _JOIN_SECONDS)
     else:
         # All simulated nodes are there from the start, so each client is or never will be.
         expected = {i for i, share in enumerate(client_shares(config)) if len(share.train)}

@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import NoReturn
@@ -65,16 +65,18 @@ def follow(path: Path) -> None:
 
 
 def _follow(path: Path) -> None:
-    # Shared, and kept: who resumes the run meanwhile waits until this process has ended.
-    with suppress(OSError), path.open() as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        _end()
-    _end()
+    why = "the process that started this run has ended"
+    with ExitStack() as stack:
+        try:
+            # Shared, and kept: who resumes the run meanwhile waits until this process has ended.
+            fcntl.flock(stack.enter_context(path.open()), fcntl.LOCK_SH)
+        except OSError as exc:
+            why = f"{path}: {exc.strerror}: nobody knows whether this run is still wanted"
+        _end(why)
 
 
-def _end() -> NoReturn:
-    why = "the process that started this run has ended, and so does the run"
-    event("ended", why, level=logging.ERROR)
+def _end(why: str) -> NoReturn:
+    event("ended", f"{why}, and so the run ends", level=logging.ERROR)
     os.kill(os.getpid(), signal.SIGTERM)  # Flower says goodbye to its SuperLink
     time.sleep(_FAREWELL_SECONDS)
     os._exit(1)

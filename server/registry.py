@@ -190,7 +190,7 @@ class Registry:
                 message = f"{name} cannot take part: {reason}"
                 event("node", message, level=logging.WARNING, node=node, name=name, reason=reason)
         self._errors = errors
-        self.deliver_backbone(sorted(self._admitted(answers)))
+        self.deliver_backbone(sorted(self._admitted(answers)), timeout_seconds)
 
     def _admitted(self, answers: Mapping[int, RecordDict]) -> set[int]:
         """The nodes whose description holds; their clients are there from now on."""
@@ -228,11 +228,19 @@ class Registry:
                     message += f", {reply.unused} more pictures than a device may use are left out"
                 event("joined", message, client=client, name=name, num_examples=num_examples)
 
-    def deliver_backbone(self, nodes: Sequence[int]) -> None:
-        """Send the backbone to those of the nodes that lack it."""
+    def deliver_backbone(
+        self, nodes: Sequence[int], timeout_seconds: float = _LATECOMER_SECONDS
+    ) -> None:
+        """Send the backbone to those of the nodes that lack it.
+
+        Args:
+            nodes: are asked.
+            timeout_seconds: to say whether they lack it, and again to take it. What has been sent
+                arrives later too: a node that still lacks it says so when it is to train.
+        """
         question = self._backbone.request(brings=False)
         answers, refusals = ask(
-            self._grid, "query.backbone", lambda _: question.write(), nodes, _SETUP_SECONDS,
+            self._grid, "query.backbone", lambda _: question.write(), nodes, timeout_seconds,
             self.refuse,
         )  # fmt: skip
         self._warn(refusals, "does not take the backbone")
@@ -245,7 +253,7 @@ class Registry:
         self.accounts.add("backbone_bytes", [first[n] for n in lacking if n in first], size)
         event("backbone", f"sending the backbone to {len(lacking)} nodes", bytes_each=size)
         _, errors = ask(
-            self._grid, "query.backbone", lambda _: delivery.write(), lacking, _SETUP_SECONDS,
+            self._grid, "query.backbone", lambda _: delivery.write(), lacking, timeout_seconds,
             self.refuse,
         )  # fmt: skip
         self._warn(errors, "did not take the backbone")

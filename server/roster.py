@@ -93,6 +93,11 @@ class Roster:
         # One that is revoked is still called by its name.
         self._names |= {client: device.name for client, device in self._devices.items()}
 
+    @property
+    def size(self) -> int:
+        """How many devices are registered."""
+        return len(self._devices)
+
     def device(self, node: int) -> Device | None:
         """Whose key a node has shown; None: nobody's that is registered."""
         return self._devices.get(client_of_node(node))

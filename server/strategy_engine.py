@@ -156,11 +156,11 @@ class StrategyEngine:
     def _collector(
         self, round_number: int, head: Head, plan: ClientPlan, result: RoundResult
     ) -> Collector:
-        whole = ""
+        needs_all = ""
         if self._corrupts(plan):
-            whole = "an attack"
+            needs_all = "an attack"
         elif self._strategy.each is None:
-            whole = self._strategy.name
+            needs_all = self._strategy.name
         return Collector(
             self._task,
             plan,
@@ -168,7 +168,7 @@ class StrategyEngine:
             self._reduce(plan),
             lambda clients, brings: self._request(round_number, head, plan, clients, brings),
             result,
-            whole,
+            needs_all,
         )
 
     def _corrupted(

@@ -91,7 +91,7 @@ def publish(
             raise DeliveryError(f"{source}: no such file; fedhead export {what} writes model.pt")
         candidate = exported(source, delivered, name=name or source.name)
     candidate = replace(candidate, least=version)
-    _put_up(candidate, to, _Signing(key, statement, signed, expires), json_=json_)
+    _publish(candidate, to, _Signing(key, statement, signed, expires), json_=json_)
 
 
 def restore(
@@ -111,12 +111,12 @@ def restore(
     from server.delivery.publish import earlier
 
     candidate = earlier(published_in(server), name=name, version=version)
-    _put_up(candidate, server, _Signing(key, statement, signed, expires), json_=json_)
+    _publish(candidate, server, _Signing(key, statement, signed, expires), json_=json_)
 
 
-def _put_up(candidate: Candidate, server: Path, signing: _Signing, *, json_: bool) -> None:
+def _publish(candidate: Candidate, server: Path, signing: _Signing, *, json_: bool) -> None:
     from common.signing.statement import Statement, utc
-    from server.delivery.publish import put_up
+    from server.delivery.publish import publish_version
     from simulations.deploy.trust import signing_state
     from simulations.signing import draft, signer
 
@@ -125,7 +125,7 @@ def _put_up(candidate: Candidate, server: Path, signing: _Signing, *, json_: boo
         print(f"{signing.statement}: {drafted}, to be signed by fedhead keys sign")
         return
     sign = signer(server, key=signing.key, signed=signing.signed, days=signing.days)
-    release = put_up(candidate, sign)
+    release = publish_version(candidate, sign)
     artifact = release.artifact
     if json_:
         print(json.dumps({**figures_of(artifact), "new": release.is_new}))

@@ -13,7 +13,7 @@ from common.files import sha256_file, write_atomic
 from common.signing.statement import Signed, Statement, read_signed, utc
 from common.signing.trust import TrustedKeys, key_id
 from server.backbones import newest_signed
-from server.delivery.publish import Candidate, Sign, put_up
+from server.delivery.publish import Candidate, Sign, publish_version
 from simulations.deploy import VALID_DAYS
 from simulations.deploy.trust import trusted_of
 from simulations.signing_key import read_key, sign
@@ -68,14 +68,14 @@ def signer(
         return None
     brought = read_signed(signed)
 
-    def brings(candidate: Candidate, artifact: Artifact) -> Signed:
+    def elsewhere(candidate: Candidate, artifact: Artifact) -> Signed:
         statement = Statement.from_bytes(brought.statement)
         if trusted:
             trusted.verify(brought, str(signed))
         artifact.check(statement, candidate.kind, candidate.fingerprint)
         return brought
 
-    return brings
+    return elsewhere
 
 
 def draft(candidate: Candidate, path: Path, days: int = VALID_DAYS) -> Statement:
@@ -140,7 +140,7 @@ def signed_backbones(config: Config, server: Path, key: Path | None) -> Path | N
     what = f"backbone {config.name} ({candidate.fingerprint[:12]})"
     problem, ends = _problem(candidate, trusted, what)
     if key is not None and (problem or ends < time.time() + _SOON_SECONDS):
-        artifact = put_up(candidate, signer(server, key=key)).artifact
+        artifact = publish_version(candidate, signer(server, key=key)).artifact
         logger.info("%s is signed as version %d", what, artifact.version)
     elif problem:
         raise SignatureError(

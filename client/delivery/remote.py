@@ -122,7 +122,7 @@ class Remote:
             artifact: the version.
             num_examples: at least 1.
             accuracy: in [0, 1].
-            held_out: whether the device has never trained on any of them.
+            held_out: whether the device kept all of them out of its last training.
 
         Raises:
             DeliveryInterruptedError, DeliveryError: as ``latest``.

@@ -128,9 +128,8 @@ class Shelf:
         before = [version for version in known if version < self.current]
         kept = {*known[-keep:], self.current, *before[-1:]}
         for version in known:
-            if (
-                version not in kept
-            ):  # one that is cut off in the middle must not look like a version
+            if version not in kept:
+                # One that is cut off in the middle must not look like a version.
                 (self.path / str(version)).rename(self.path / f".{version}.old")
         for path in self.path.glob(".[0-9]*"):
             if path.is_dir():

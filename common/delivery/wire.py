@@ -1,8 +1,8 @@
 """The service of ``delivery.proto`` for grpcio: stub, handlers, channel options.
 
-Written out, for four methods, so that of the generated code only the messages are needed. Those,
-``delivery_pb2``, are made again after a change of the .proto by grpcio-tools (of the oldest
-protobuf to be supported) with
+Written out, so that of the generated code only the messages are needed. Those, ``delivery_pb2``,
+are made again after a change of the .proto by grpcio-tools (of the oldest protobuf to be supported)
+with
 
     python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. common/delivery/delivery.proto
 """

@@ -23,7 +23,7 @@ from common.files import remove_temporary, sha256_file, write_folder
 from common.signing.statement import Kind, Signed, Statement
 from server.card import Card, card_path, read_card
 
-__all__ = ["Candidate", "Release", "Sign", "artifacts_of", "earlier", "exported", "put_up"]
+__all__ = ["Candidate", "Release", "Sign", "artifacts_of", "earlier", "exported", "publish_version"]
 
 
 def artifacts_of(folder: Path) -> Path:
@@ -128,7 +128,7 @@ def earlier(folder: Path, *, name: str, version: int) -> Candidate:
     )
 
 
-def put_up(candidate: Candidate, sign: Sign | None = None) -> Release:
+def publish_version(candidate: Candidate, sign: Sign | None = None) -> Release:
     """Make a candidate the newest version, whole or not at all.
 
     If it is that already, only its signature is renewed. Two at once get two versions.

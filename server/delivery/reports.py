@@ -21,7 +21,7 @@ class DeviceReport:
     Attributes:
         num_examples: its own labelled examples.
         accuracy: on them, in [0, 1].
-        held_out: whether it has never trained on any of them, as far as it knows.
+        held_out: whether it kept all of them out of its last training.
 
     Raises:
         DeliveryError: figures that cannot be.

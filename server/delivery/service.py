@@ -18,6 +18,7 @@ from common.delivery.wire import SERVER_OPTIONS, handlers
 from common.errors import DeliveryError
 from common.signing.statement import Signed
 from server.delivery.checkins import CheckIn, save_check_in
+from server.delivery.door import Door
 from server.delivery.identity import Identity
 from server.delivery.limits import Clock, Places, RateLimit
 from server.delivery.publish import artifacts_of
@@ -31,6 +32,8 @@ logger = logging.getLogger("fedhead.delivery")
 _CHUNK = 64 * 1024
 # Beside downloads: short calls, and refusals of downloads that are too many.
 _SHORT_CALLS = 8
+# Of one device, at once: what it has going on, and what is left of connections that broke.
+_DEVICE_CALLS = 4
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,16 @@ class _Delivery:
         self._places = Places(limits.downloads)
         self._rate = RateLimit(limits.bytes_per_second, clock)
 
+    def device(self, context: grpc.ServicerContext) -> str:
+        """Who calls; others come no further."""
+        header = dict(context.invocation_metadata()).get("authorization", "")
+        device = device_of(self._folder, str(header).removeprefix("Bearer "))
+        if device is None:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is not valid")
+        return device
+
     def latest(self, request: pb.LatestRequest, context: grpc.ServicerContext) -> pb.Artifact:
-        self._device(context)
+        self.device(context)
         artifact = self._artifact(context, request.name)
         signed = artifact.signed or Signed(b"", b"")
         return pb.Artifact(
@@ -70,7 +81,7 @@ class _Delivery:
     def download(
         self, request: pb.DownloadRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.Chunk]:
-        device = self._device(context)
+        device = self.device(context)
         artifact = self._artifact(context, request.name, request.version)
         if request.offset > artifact.size:
             what = f"offset {request.offset}, but {artifact} has {artifact.size} bytes"
@@ -87,11 +98,11 @@ class _Delivery:
             file.seek(request.offset)
             while data := file.read(_CHUNK):
                 self._rate.take(len(data))
-                self._device(context)  # its token may be revoked by now
+                self.device(context)  # its token may be revoked by now
                 yield pb.Chunk(data=data)
 
     def report(self, request: pb.ReportRequest, context: grpc.ServicerContext) -> pb.ReportReply:
-        device = self._device(context)
+        device = self.device(context)
         artifact = self._artifact(context, request.name, request.version)
         try:
             figures = DeviceReport(
@@ -106,7 +117,7 @@ class _Delivery:
     def check_in(
         self, request: pb.CheckInRequest, context: grpc.ServicerContext
     ) -> pb.CheckInReply:
-        device = self._device(context)
+        device = self.device(context)
         try:
             words = CheckIn(request.app, request.authorities_sha256, dict(request.in_use))
         except DeliveryError as exc:
@@ -119,14 +130,6 @@ class _Delivery:
 
     def _shelf(self, name: str) -> Path:
         return shelf_of(artifacts_of(self._folder), name)
-
-    def _device(self, context: grpc.ServicerContext) -> str:
-        """Who calls; others come no further."""
-        header = dict(context.invocation_metadata()).get("authorization", "")
-        device = device_of(self._folder, str(header).removeprefix("Bearer "))
-        if device is None:
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is not valid")
-        return device
 
     def _artifact(
         self, context: grpc.ServicerContext, name: str, version: int | None = None
@@ -185,16 +188,16 @@ def start(
     if not folder.is_dir():
         raise DeliveryError(f"{folder}: no such folder")
     credentials = identity.credentials()
+    delivery = _Delivery(folder, identity, limits, Clock() if clock is None else clock)
     workers = limits.downloads + _SHORT_CALLS
     server = grpc.server(
         ThreadPoolExecutor(workers, thread_name_prefix="delivery"),
+        interceptors=[Door(delivery.device, _DEVICE_CALLS)],
         options=SERVER_OPTIONS,
         # More are refused at once; they would only queue up in memory.
         maximum_concurrent_rpcs=workers,
     )
-    server.add_generic_rpc_handlers(
-        handlers(_Delivery(folder, identity, limits, Clock() if clock is None else clock))
-    )
+    server.add_generic_rpc_handlers(handlers(delivery))
     try:
         port = server.add_secure_port(address, credentials)
     except RuntimeError as exc:

@@ -107,12 +107,12 @@ def _at_once(module: ModuleType, name: str) -> None:
         return
 
     @wraps(handler)
-    def whole(request: Any, state: Any, *rest: Any, **more: Any) -> Any:
-        in_one = state.session() if isinstance(state, sql_mixin.SqlMixin) else nullcontext()
-        with in_one:
+    def in_one_transaction(request: Any, state: Any, *rest: Any, **more: Any) -> Any:
+        transaction = state.session() if isinstance(state, sql_mixin.SqlMixin) else nullcontext()
+        with transaction:
             return handler(request, state, *rest, **more)
 
-    setattr(module, name, whole)
+    setattr(module, name, in_one_transaction)
 
 
 async def _busy(_: object, exc: Exception) -> JSONResponse:

@@ -24,7 +24,7 @@ from common.files import write_private
 from server.card import Card, FileFacts, SelfCheck, card_path
 from server.delivery.identity import Identity
 from server.delivery.limits import Clock
-from server.delivery.publish import Sign, exported, put_up
+from server.delivery.publish import Sign, exported, publish_version
 from server.delivery.service import Limits, start
 from server.delivery.tokens import issue_token
 
@@ -131,7 +131,7 @@ class Deployment:
         digest = hashlib.sha256(data).hexdigest()
         facts = FileFacts(bytes=size, sha256=digest, runtime="none", processor="none")
         card_path(source).write_text(CARD.model_copy(update={"file": facts}).to_json())
-        put_up(exported(source, self.folder, name="model.bin"), sign)
+        publish_version(exported(source, self.folder, name="model.bin"), sign)
         return data
 
     def file(self, version: int = 1) -> Path:

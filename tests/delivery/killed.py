@@ -26,7 +26,7 @@ from common.delivery.versions import Artifact, known_versions, read_artifact
 from common.errors import SignatureError
 from common.signing.statement import Signed
 from common.signing.trust import TrustedKeys, key_id, read_public_key
-from server.delivery.publish import Candidate, put_up
+from server.delivery.publish import Candidate, publish_version
 from simulations.deploy.trust import read_keys, write_trusted
 from simulations.signing_key import new_key, public_file, read_key, sign
 
@@ -88,20 +88,20 @@ def check_shelf(shelf: Path) -> list[int]:
 
 def publish(folder: Path, _variant: int) -> Iterator[Callable[[], object]]:
     first, second = candidate(folder, 1), candidate(folder, 2)
-    put_up(first, lambda _, artifact: signed(artifact))
-    yield lambda: put_up(second, lambda _, artifact: signed(artifact))
+    publish_version(first, lambda _, artifact: signed(artifact))
+    yield lambda: publish_version(second, lambda _, artifact: signed(artifact))
     assert check_shelf(second.shelf) in ([1], [1, 2])
-    put_up(second, lambda _, artifact: signed(artifact))
+    publish_version(second, lambda _, artifact: signed(artifact))
     assert check_shelf(second.shelf) == [1, 2]
     assert {path.name for path in second.shelf.iterdir()} == {"1", "2"}
 
 
 def renew(folder: Path, _variant: int) -> Iterator[Callable[[], object]]:
     same = candidate(folder, 1)
-    put_up(same, lambda _, artifact: signed(artifact))
-    yield lambda: put_up(same, lambda _, artifact: signed(artifact))
+    publish_version(same, lambda _, artifact: signed(artifact))
+    yield lambda: publish_version(same, lambda _, artifact: signed(artifact))
     assert check_shelf(same.shelf) == [1]
-    assert not put_up(same, lambda _, artifact: signed(artifact)).is_new
+    assert not publish_version(same, lambda _, artifact: signed(artifact)).is_new
 
 
 def new(folder: Path, _variant: int) -> Iterator[Callable[[], object]]:

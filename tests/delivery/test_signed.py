@@ -27,7 +27,7 @@ from common.delivery.versions import Artifact, known_versions, read_artifact, re
 from common.errors import DeliveryError, SignatureError
 from common.signing.statement import Signed
 from common.signing.trust import TrustedKeys, key_id
-from server.delivery.publish import Candidate, earlier, put_up
+from server.delivery.publish import Candidate, earlier, publish_version
 from simulations.signing_key import sign
 
 ROOT = Path(__file__).parent.parent.parent
@@ -220,10 +220,10 @@ def test_a_server_that_has_lost_its_versions_goes_on_above_them(device, tmp_path
     candidate = earlier(device.deployment.folder, name="model.bin", version=1)
     kept = replace(candidate, source=shutil.copy(candidate.source, tmp_path / "kept"))
     shutil.rmtree(candidate.shelf)
-    assert put_up(kept, by(CURRENT)).artifact.version == 1
+    assert publish_version(kept, by(CURRENT)).artifact.version == 1
     device.refuses("model.bin version 1 is older than version 2")
     shutil.rmtree(candidate.shelf)
-    assert put_up(replace(kept, least=3), by(CURRENT)).artifact.version == 3
+    assert publish_version(replace(kept, least=3), by(CURRENT)).artifact.version == 3
     assert device.fetch().note == "now model.bin version 3"
 
 
@@ -330,11 +330,13 @@ def test_earlier_content_comes_again_as_a_new_version(device) -> None:
     device.deployment.publish(2, sign=by(CURRENT))
     assert device.fetch().version == 2
     candidate = earlier(device.deployment.folder, name="model.bin", version=1)
-    release = put_up(candidate, by(CURRENT))
+    release = publish_version(candidate, by(CURRENT))
     assert (release.artifact.version, release.is_new) == (3, True)
     assert device.fetch().version == 3
     assert device.shelf.model.read_bytes() == first
-    again = put_up(earlier(device.deployment.folder, name="model.bin", version=1), by(CURRENT))
+    again = publish_version(
+        earlier(device.deployment.folder, name="model.bin", version=1), by(CURRENT)
+    )
     assert (again.artifact.version, again.is_new) == (3, False)
     with pytest.raises(DeliveryError, match="there is no version 9"):
         earlier(device.deployment.folder, name="model.bin", version=9)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +19,18 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 import server.app
 from client.app import app as client_app
+from common.config import load_config
 from common.errors import RunError
 from common.experiment import run_config
 from common.identity import client_of_node
+from common.messages import DescribeRequest
+from server.admission import Admission
 from server.app import run_experiment
+from server.backbones import Offer
 from server.exchange import Exchange, error_reason
+from server.join import join
+from server.progress import Progress
+from server.registry import Registry
 from server.roster import Roster, read_roster
 from server.targets.cards import ExportReport
 from simulations.grid import InProcessGrid
@@ -267,6 +276,55 @@ def test_who_answers_twice_or_for_another_is_refused_and_the_first_answer_counts
     rows = accounts(second)
     assert int(rows["attic"]["refused"]) >= 4
     assert rows["kitchen"]["refused"] == rows["hall"]["refused"] == "0"
+
+
+class Late(Garden):
+    """Only kitchen is there when it is asked for the first few times."""
+
+    asked, few = 0, 4
+
+    def get_node_ids(self) -> Iterable[int]:
+        self.asked += 1
+        return super().get_node_ids() if self.asked > self.few else [NODES["kitchen"]]
+
+
+class Endless(Late):
+    few = 10**6
+
+
+@pytest.mark.parametrize(("grid", "resumes", "clients"), [
+    (Late, True, 3), (Endless, True, 1), (Late, False, 1),
+])  # fmt: skip
+def test_a_run_of_all_clients_goes_on_with_a_quorum_of_the_registered_if_they_come(
+    tiny: Make, devices: list[Path], garden: Path, monkeypatch: pytest.MonkeyPatch,
+    grid: type[Late], resumes: bool, clients: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("server.join._JOIN_SECONDS", 60.0 if grid is Late else 2.0)
+    config = load_config(tiny(*OPTIONS) / "config.toml")
+    data: Any = SimpleNamespace(classes=tuple("0123456789"))
+    registry = join(
+        grid(devices), config, "run", data, Offer("f" * 64, bytes), Progress(), Roster(garden),
+        devices=True, resumes=resumes,
+    )  # fmt: skip
+    assert len(registry.clients) == clients
+
+
+def test_a_latecomer_that_says_nothing_of_the_backbone_is_not_waited_for(
+    tiny: Make, devices: list[Path], garden: Path
+) -> None:
+    class Mute(Garden):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            replies = super().pull_messages(message_ids)
+            return [r for r in replies if r.metadata.message_type != "query.backbone"]
+
+    registry = Registry(
+        Mute(devices), DescribeRequest("run", tuple("0123456789"), 0.1, 3), Offer("f" * 64, bytes),
+        admission=Admission(Roster(garden)), deadline_seconds=60, progress=Progress(),
+    )  # fmt: skip
+    started = time.monotonic()
+    registry.refresh(1.0)
+    assert sorted(registry.clients) == sorted(CLIENTS.values())
+    assert time.monotonic() - started < 60  # ten minutes, where it was waited for
 
 
 FALSE_FIGURES: dict[str, tuple[Change, str]] = {

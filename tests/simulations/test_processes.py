@@ -166,8 +166,8 @@ def test_a_second_operator_is_told_that_one_is_at_work(
         held(tmp_path / "lease").__enter__()
 
 
-def test_a_lease_that_is_not_there_has_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_lease_that_cannot_be_read_ends_the_run_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ended: list[int] = []
     monkeypatch.setattr("server.lease._FAREWELL_SECONDS", 0)
@@ -175,6 +175,8 @@ def test_a_lease_that_is_not_there_has_ended(
     monkeypatch.setattr("os._exit", ended.append)
     follow(tmp_path / "none")
     wait_until(lambda: ended[:2] == [signal.SIGTERM, 1])
+    assert f"{tmp_path}/none: No such file or directory" in caplog.text
+    assert "has ended" not in caplog.text
 
 
 FLWR = """#!/bin/sh

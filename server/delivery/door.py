@@ -1,0 +1,85 @@
+"""Who comes in to the delivery service: strangers not at all, a device with few calls at once.
+
+gRPC waits, in a thread of the service, for the request of a call that has one, for as long as it
+takes. So here each call is taken as one that sends a stream of requests, which looks the same from
+outside: who calls is known before the first is waited for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+__all__ = ["Door"]
+
+
+class Door(grpc.ServerInterceptor):
+    """Stands before all methods.
+
+    Args:
+        device: tells whose call it is; aborts that of a stranger.
+        most: calls of one device at once.
+    """
+
+    def __init__(self, device: Callable[[grpc.ServicerContext], str], most: int) -> None:
+        self._device = device
+        self._most = most
+        self._lock = threading.Lock()
+        self._calls: Counter[str] = Counter()
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """The method behind the door; None where there is none."""
+        method = continuation(handler_call_details)
+        if method is None:
+            return None
+        coding = method.request_deserializer, method.response_serializer
+        if method.unary_stream:
+            stream = self._stream(method.unary_stream)
+            return grpc.stream_stream_rpc_method_handler(stream, *coding)
+        if method.unary_unary:
+            return grpc.stream_unary_rpc_method_handler(self._unary(method.unary_unary), *coding)
+        return None
+
+    def _unary(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def behind(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
+            with self._inside(context):
+                return method(_first(requests, context), context)
+
+        return behind
+
+    def _stream(self, method: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+        def behind(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            with self._inside(context):
+                yield from method(_first(requests, context), context)
+
+        return behind
+
+    @contextmanager
+    def _inside(self, context: grpc.ServicerContext) -> Iterator[None]:
+        device = self._device(context)
+        with self._lock:
+            has_room = self._calls[device] < self._most
+            self._calls[device] += has_room
+        if not has_room:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls at once")
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls[device] -= 1
+
+
+def _first(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
+    request = next(requests, None)
+    if request is None:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a call without a request")
+    return request
