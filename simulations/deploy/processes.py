@@ -45,7 +45,7 @@ class Polled(Protocol):
 
 
 _KEEPER = Path(__file__).with_name("keeper.py")
-_END_SECONDS = 10.0  # more than the keeper's grace
+_END_SECONDS = 8.0  # more than the keeper's grace, and all is gone within ten
 _LOOK_SECONDS = 0.5
 _LOCK = ".lock"
 

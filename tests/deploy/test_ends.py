@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FEDHEAD = [command("python", flower_environment()), "-m", "simulations"]
 MARK = "FEDHEAD_TEST_MARK"
-GONE_SECONDS = 20  # ten, on a machine that has nothing else to do
+GONE_SECONDS = 10
 ENDLESS = ("train.rounds=100000", "train.clients-per-round=1", "round.deadline-seconds=30")
 
 
