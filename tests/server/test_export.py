@@ -132,7 +132,9 @@ def test_logits_agree_with_the_head_that_was_trained(trained, exported):
     logits = run(load(exported.path), trained.images)
     assert logits.dtype == np.float32
     assert np.abs(logits - expected).max() == pytest.approx(exported.max_logit_difference)
-    assert (logits.argmax(1) == expected.argmax(1)).mean() == exported.argmax_agreement >= 0.99
+    assert (logits.argmax(1) == expected.argmax(1)).mean() == exported.argmax_agreement
+    # One class may be nearly a tie: which ones are depends on the float kernels that made them.
+    assert exported.argmax_agreement >= 1 - 1 / len(expected)
     assert exported.max_logit_difference < 0.03 * np.ptp(expected, axis=1).mean()
 
 
