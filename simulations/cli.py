@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from common.errors import ConfigError, FedheadError, MissingExtraError
+from common.errors import ConfigError, FedheadError, MissingExtraError, RunError
 from simulations.cli_compare import comparisons
 from simulations.cli_delivery import delivery
 from simulations.cli_deploy import deployments
@@ -101,6 +101,7 @@ def run(
 ) -> None:
     """Run an experiment and export its model."""
     from common.config import load_config, parse_overrides
+    from simulations.deploy.launch import check_served
     from simulations.flower import check_ray
     from simulations.run import new_run
 
@@ -111,6 +112,8 @@ def run(
     if out is not None:
         overrides["out"] = str(out)
     config = load_config(experiment, overrides)
+    if deployment is not None:
+        check_served(deployment)  # likewise
     path = new_run(config, overwrite=overwrite)
     try:
         _run(path, engine, deployment, key, health, json_)
@@ -131,9 +134,16 @@ def resume(
     json_: JsonFlag = False,
 ) -> None:
     """Go on with a run from its last finished round."""
+    from server.runfolder import read_run_json, resume_command
+    from simulations.deploy.launch import check_served
     from simulations.run import open_run
 
     open_run(run_folder)
+    if deployment is not None:
+        check_served(deployment)
+    elif read_run_json(run_folder).get("simulated") is False:
+        command = resume_command(run_folder)
+        raise RunError(f"{run_folder} began with real devices: {command}")
     _run(run_folder.resolve(), engine, deployment, key, health, json_)
 
 

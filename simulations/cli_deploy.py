@@ -20,7 +20,10 @@ deployments = typer.Typer()
 @deployments.command()
 def deploy(
     folder: Annotated[Path, typer.Argument(help="Made when missing; keys that are there stay.")],
-    device: Annotated[list[str], typer.Option(help="Name of a device; repeat it.")],
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a device; repeat it. Those that are known stay."),
+    ] = None,
     address: Annotated[
         list[str] | None,
         typer.Option(
@@ -64,7 +67,7 @@ def deploy(
         folder,
         addresses=address or [],
         dropped=drop_address or [],
-        devices=device,
+        devices=device or [],
         days=days,
         port=port,
         operator_port=operator_port,

@@ -22,9 +22,11 @@ def new(file: Annotated[Path, typer.Argument(help="Never replaced.")]) -> None:
     """Make a signing key, and its public half in FILE.pub."""
     from simulations.signing_key import new_key, new_passphrase, public_file
 
-    name = new_key(file, new_passphrase())
+    passphrase = new_passphrase()
+    name = new_key(file, passphrase)
+    locked = "" if passphrase else " (no passphrase: who has the file can sign)"
     print(
-        f"{file}: signing key {name}; keep it offline, with a copy\n"
+        f"{file}: signing key {name}; keep it offline, with a copy{locked}\n"
         f"{public_file(file)}: its public half, for fedhead deploy --trust"
     )
 

@@ -125,7 +125,7 @@ def signed_backbones(config: Config, server: Path, key: Path | None) -> Path | N
     Args:
         config: of the run.
         server: the deployment's server folder.
-        key: private key; used only where there is no signature, or one that ends soon.
+        key: private key; it signs only where there is no signature, or one that ends soon.
 
     Returns:
         The folder of signed backbones; None: nobody asks for signatures.
@@ -136,11 +136,12 @@ def signed_backbones(config: Config, server: Path, key: Path | None) -> Path | N
     trusted = TrustedKeys.where_there_are(trusted_of(server))
     if trusted is None and key is None:
         return None
+    sign_now = signer(server, key=key) if key else None  # a wrong key is said, needed or not
     candidate = backbone_candidate(config, server)
     what = f"backbone {config.name} ({candidate.fingerprint[:12]})"
     problem, ends = _problem(candidate, trusted, what)
-    if key is not None and (problem or ends < time.time() + _SOON_SECONDS):
-        artifact = publish_version(candidate, signer(server, key=key)).artifact
+    if sign_now and (problem or ends < time.time() + _SOON_SECONDS):
+        artifact = publish_version(candidate, sign_now).artifact
         logger.info("%s is signed as version %d", what, artifact.version)
     elif problem:
         raise SignatureError(

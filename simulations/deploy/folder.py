@@ -72,7 +72,7 @@ def write_deployment(
 
     Args:
         folder: made when missing.
-        devices: names; each gets keys, a token and a folder of its own.
+        devices: names; each gets keys, a token and a folder of its own. Those that are known stay.
         addresses: host names and IP addresses of the server, beside those that its certificate
             has; devices use the first. Without any, the first in the certificate.
         dropped: addresses that its certificate is to have no longer.
@@ -97,7 +97,8 @@ def write_deployment(
     known = _known_addresses(server)
     unwanted = {*dropped} - {*addresses}
     names = [a for a in dict.fromkeys([*addresses, *known]) if a not in unwanted]
-    _check([*addresses, *dropped], devices, names)
+    there = folder / "devices"
+    _check([*addresses, *dropped], devices, names, has_devices=there.is_dir())
     keys = read_keys(trust)
     if not is_empty(folder) and not (folder / "authority").is_dir():
         raise RunError(f"{folder} is not empty and holds no deployment: nothing was written")
@@ -159,7 +160,9 @@ def _address_notes(folder: Path, names: Sequence[str]) -> list[str]:
     ]
 
 
-def _check(addresses: Sequence[str], devices: Sequence[str], names: Sequence[str]) -> None:
+def _check(
+    addresses: Sequence[str], devices: Sequence[str], names: Sequence[str], *, has_devices: bool
+) -> None:
     problems = [
         f"address '{a}' is neither a host name nor an IP address"
         for a in addresses
@@ -175,7 +178,7 @@ def _check(addresses: Sequence[str], devices: Sequence[str], names: Sequence[str
     ]
     if not names and not problems:
         problems.append("no address of the server")
-    if not devices:
+    if not devices and not has_devices:
         problems.append("no device")
     if problems:
         raise ConfigError(problems, "deployment")

@@ -12,25 +12,35 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 import tomli_w
 
 from common.errors import RunError
-from simulations.deploy.certificates import certificates_in
+from simulations.deploy.authority import expiries
 from simulations.deploy.checking_in import CheckingIn
 from simulations.deploy.device_keys import admitted_keys
 from simulations.deploy.handshake import obstacle
 from simulations.deploy.last_run import remember_run
 from simulations.deploy.operator import door, read_secret
-from simulations.deploy.processes import Polled, alone, first_end, run, running, terminable
+from simulations.deploy.processes import (
+    Polled,
+    alone,
+    first_end,
+    is_held,
+    run,
+    running,
+    terminable,
+)
 from simulations.deploy.settings import OPERATORS_HOST, inside, read_device, read_server
 from simulations.deploy.standin import install, operator_environment
 from simulations.deploy.trust import signing_state, trusted_of
 from simulations.flower import flower_environment, run_app
 
 __all__ = [
+    "check_served",
     "connection",
     "device_command",
     "run_deployed",
@@ -103,7 +113,10 @@ def serve(server: Path, say: Say) -> int:
     environment = flower_environment() | {"FLWR_HOME": str(server / "flower")}
     # What can be known to be wrong is said before anything starts.
     read_secret(server)
-    certificates_in(server / "server.crt")
+    if (end := expiries(server)["server's certificate"]) < datetime.now(UTC):
+        raise RunError(
+            f"{server / 'server.crt'} ended on {end:%Y-%m-%d}: fedhead fleet {server.parent} renew"
+        )
     admitted_keys(server)
     signing_state(server)
     with terminable(), alone(server, "fedhead serve"):
@@ -184,6 +197,18 @@ def _refused(own: Path) -> str:
     said = file.read_text() if file.exists() else ""
     file.unlink(missing_ok=True)
     return said
+
+
+def check_served(deployment: Path) -> None:
+    """Make sure that a deployment's server runs on this machine, before there is a run folder.
+
+    Raises:
+        ConfigError, RunError: it does not, or there is no deployment.
+    """
+    server = deployment / "server"
+    read_secret(server)
+    if not is_held(server):
+        raise RunError(f"no server of {deployment} runs here: fedhead serve {server}")
 
 
 def run_deployed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
+from collections.abc import Callable
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
@@ -13,8 +14,13 @@ from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from common.errors import ConfigError, RunError
+from server.runfolder import RunFolder
+from simulations.deploy.authority import sign_server
 from simulations.deploy.folder import write_deployment
 from simulations.deploy.launch import device_command, serve, superlink_command
+from simulations.run import open_run
+
+Fedhead = Callable[..., tuple[int, str, str]]
 
 
 def deploy(folder: Path, *devices: str, port: int = 9092) -> Path:
@@ -120,3 +126,33 @@ def test_a_wrong_key_in_device_toml_names_file_and_key(tmp_path: Path) -> None:
         file.write("max-thread = 2\n")
     with pytest.raises(ConfigError, match=r"device\.toml: 1 problem.*did you mean max-threads"):
         device_command(device, tmp_path)
+
+
+def test_a_server_whose_certificate_has_ended_says_what_renews_it(tmp_path: Path) -> None:
+    folder = deploy(tmp_path / "d", "kitchen")
+    sign_server(folder, ["localhost"], days=0)
+    with pytest.raises(RunError, match=rf"server\.crt ended on .*: fedhead fleet {folder} renew"):
+        serve(folder / "server", print)
+
+
+def test_a_run_without_its_server_is_refused_before_it_has_a_folder(
+    fedhead: Fedhead, tiny_toml: str, tmp_path: Path
+) -> None:
+    folder = deploy(tmp_path / "d", "kitchen")
+    (tmp_path / "tiny.toml").write_text(tiny_toml)
+    run = tmp_path / "runs" / "tiny"
+    code, _, err = fedhead("run", tmp_path / "tiny.toml", "--out", run, "--deployment", folder)
+    assert code == 1
+    words = " ".join(err.split())
+    assert words == f"fedhead: no server of {folder} runs here: fedhead serve {folder / 'server'}"
+    assert not run.exists()
+
+
+def test_a_run_of_real_devices_goes_on_with_them_only(
+    fedhead: Fedhead, tiny: Callable[..., Path]
+) -> None:
+    run = tiny()
+    RunFolder(run, open_run(run)).bind_clients(simulated=False)
+    code, _, err = fedhead("resume", run)
+    assert code == 1
+    assert f"{run} began with real devices: fedhead resume" in " ".join(err.split())

@@ -18,6 +18,7 @@ from PIL import Image
 from client.delivery.shelf import Shelf
 from client.device import host_of
 from client.trust import Trust
+from common.config import Config
 from common.delivery.versions import read_artifact
 from common.errors import DeliveryError, SignatureError
 from common.messages import DescribeRequest
@@ -30,6 +31,7 @@ from simulations.deploy.grade import grade
 from simulations.deploy.launch import device_command
 from simulations.deploy.settings import delivery_of
 from simulations.deploy.trust import signing_state
+from simulations.signing import signed_backbones
 from simulations.signing_key import new_key, read_key
 
 Say = Callable[..., str]
@@ -64,7 +66,7 @@ def garden(fedhead: Say, tmp_path: Path) -> Path:
 
 def trust(fedhead: Say, *files: str) -> str:
     options = [part for file in files for part in ("--trust", file)]
-    return fedhead("deploy", "garden", "--address", "localhost", "--device", "hall", *options)
+    return fedhead("deploy", "garden", *options)
 
 
 @pytest.fixture
@@ -166,6 +168,23 @@ def test_deploy_gives_all_devices_the_keys_and_newcomers_too(fedhead, garden, tm
     assert len(TrustedKeys.read(garden / "devices" / "new" / "trusted").keys) == 1
     everything = [file.read_bytes() for file in garden.rglob("*") if file.is_file()]
     assert (tmp_path / "signing.key").read_bytes() not in everything
+
+
+def test_a_key_that_is_not_the_deployments_is_said_before_anything_else(
+    fedhead, garden, tmp_path, monkeypatch
+) -> None:
+    trust(fedhead, "signing.key.pub")
+    fedhead("keys", "new", "other.key")
+    monkeypatch.setattr("simulations.signing.backbone_candidate", None)  # never asked for
+    for name, words in (("other.key", "other.key is key"), ("none.key", "none.key")):
+        with pytest.raises((SignatureError, OSError), match=words):
+            signed_backbones(Config(), garden / "server", tmp_path / name)
+
+
+def test_a_key_without_a_passphrase_says_so(fedhead, tmp_path, monkeypatch) -> None:
+    assert "(no passphrase: who has the file can sign)" in fedhead("keys", "new", "open.key")
+    monkeypatch.setenv("FEDHEAD_PASSPHRASE", "correct horse")
+    assert "passphrase" not in fedhead("keys", "new", "locked.key")
 
 
 def test_the_same_model_again_is_no_new_version(fedhead, garden, run) -> None:
