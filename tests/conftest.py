@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -47,6 +48,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["FEDHEAD_CACHE"]
     else:
         os.environ["FEDHEAD_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """No test leaves a handler behind: what it writes to is closed with the test."""
+    logger = logging.getLogger("fedhead")
+    before = [*logger.handlers], logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate, logger.level = before
 
 
 # scikit-learn's 8x8 digits, scaled up to 64 pixels: seconds of work, and learnable.

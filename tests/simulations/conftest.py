@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,8 @@ Fedhead = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def fedhead(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Iterator[Fedhead]:
+) -> Fedhead:
     """Runs the command in this process: exit code, standard output, standard error."""
-    logger = logging.getLogger("fedhead")
-    before = logger.handlers, logger.propagate, logger.level
 
     def run(*args: object) -> tuple[int, str, str]:
         monkeypatch.chdir(tmp_path)
@@ -31,5 +28,4 @@ def fedhead(
         code = caught.value.code
         return int(code) if code else 0, out, err
 
-    yield run
-    logger.handlers, logger.propagate, logger.level = before
+    return run
