@@ -55,7 +55,14 @@ def test_a_command_and_its_descendants_end_with_their_owner(
     number: signal.Signals, command: str
 ) -> None:
     arguments = [sys.executable, "-c", OWNER, command]
-    with subprocess.Popen(arguments, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as owner:
+    with subprocess.Popen(
+        arguments,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's `&` has what it starts ignore Ctrl-C, and these tests may be started so.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as owner:
         assert owner.stderr
         pids = [int(owner.stderr.readline()) for _ in range(2)]
         assert all(map(runs, pids))
