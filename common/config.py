@@ -56,7 +56,8 @@ class DataConfig(Section):
     """[data]: where images come from."""
 
     source: str = Field("mnist5k", min_length=1)
-    """mnist5k, digits, a torchvision data set's name, folder:PATH or hf:NAME."""
+    """mnist5k, digits, a torchvision data set's name, folder:PATH (one sub-folder a class),
+    folder-by-client:PATH (one folder a client, one sub-folder a class in each) or hf:NAME."""
     root: str = ""
     """Folder of torchvision data sets; empty: the data folder in the cache."""
     download: bool = False
@@ -87,8 +88,8 @@ class PartitionConfig(Section):
     """Of the pathological partition."""
     shards_per_client: Positive = 2
     """Of the shard partition."""
-    column: str = ""
-    """Column of the natural partition, for example a user id."""
+    column: str = "client"
+    """Column of the natural partition, for example a user id; folder-by-client gives "client"."""
     min_examples: Count = 2
     """What every client gets at least, before it keeps its test part."""
     test_fraction: Fraction = 0.1
@@ -290,8 +291,6 @@ class Config(Section):
             raise ValueError(
                 "round.over-selection needs train.clients-per-round: nobody is beyond every client"
             )
-        if self.partition.scheme == "natural" and not self.partition.column:
-            raise ValueError("partition.scheme='natural' needs partition.column")
         if problem := self.attack.problem(self.partition.num_clients):
             raise ValueError(problem)
         return self

@@ -152,7 +152,10 @@ def _shares(
     if partition.scheme == "natural":
         if partition.column not in dataset.columns:
             known = ", ".join(dataset.columns) or "none"
-            raise DataError(f"{dataset.name} has no column '{partition.column}' (known: {known})")
+            raise DataError(
+                f"{dataset.name} has no column '{partition.column}', the partition.column "
+                f"(known: {known})"
+            )
         column = dataset.columns[partition.column]
 
     def draw() -> list[IntArray]:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ __all__ = [
     "read_private",
     "remove_temporary",
     "sha256_file",
+    "shown",
     "simulated_state",
     "sync",
     "write_atomic",
@@ -24,6 +26,7 @@ __all__ = [
     "write_private",
 ]
 
+_CONTROLS = ("Cc", "Zl", "Zp")  # of Unicode: control characters, separators of lines
 _SUFFIX = ".tmp"  # of a hidden name: a file or folder that is not in place yet
 
 
@@ -47,6 +50,21 @@ def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's content, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shown(path: Path | str) -> str:
+    r"""A path or file name as people and logs may have it: any bytes, one line, no controls.
+
+    What is not UTF-8 or would move a terminal's cursor is escaped; all else is as it was.
+
+    >>> shown(os.fsdecode(b"caf\xe9\n.png"))
+    'caf\\xe9\\n.png'
+    """
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _CONTROLS else c
+        for c in text
+    )
 
 
 def is_empty(folder: Path) -> bool:

@@ -6,29 +6,61 @@ and ``fedhead predict``, so that a picture becomes the same pixels everywhere.
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import stat
+from contextlib import suppress
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
 
 from common.errors import DataError
+from common.files import shown
 
-__all__ = ["ByteArray", "check_image", "decode_array", "decode_bytes", "decode_file"]
+__all__ = [
+    "HEIC_REMEDY",
+    "ByteArray",
+    "check_image",
+    "decode_array",
+    "decode_bytes",
+    "decode_file",
+    "heic_is_read",
+    "read_picture",
+]
 
 ByteArray = npt.NDArray[np.uint8]
 
-# PIL warns from here on and refuses at twice this; a phone's camera makes an eighth of it.
+HEIC_REMEDY = "pip install 'fedhead[heic]'"
+"""What makes a machine read the pictures of an iPhone."""
+
+# PIL warns from here on and refuses at twice this. Most cameras of phones make an eighth of it;
+# those of 108 and 200 megapixels write JPEG, which is decoded at half its size beyond this.
 _MAX_PIXELS = 89_478_485
+_MAX_JPEG_PIXELS = 4 * _MAX_PIXELS
+_MAX_BYTES = 300_000_000  # so many pixels of eight-bit RGB, not compressed, and some room
+# Of what PIL reads, what people keep pictures in: no readers that nobody here tries, and none that
+# starts another program, as that of EPS does.
+_FORMATS = ("PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"})
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_NO_PICTURES = {
+    b"version https://git-lfs": "a pointer of Git LFS instead of a picture: git lfs pull",
+    b"<!doctype html": "a web page instead of a picture",
+    b"<html": "a web page instead of a picture",
+}
 
 
 def decode_file(path: Path, size: int) -> ByteArray:
     """Read one picture.
 
     Args:
-        path: PNG, JPEG, WebP, BMP or whatever else PIL reads.
+        path: PNG, JPEG, GIF, BMP, PPM, WebP, TIFF, JPEG 2000 or AVIF; with the extra ``heic``
+            also HEIC.
         size: side of the square, in pixels.
 
     Returns:
@@ -38,11 +70,42 @@ def decode_file(path: Path, size: int) -> ByteArray:
     Raises:
         DataError: not a picture, damaged or too large; names the file.
     """
+    return decode_bytes(read_picture(path), size, name=shown(path))
+
+
+def read_picture(path: Path, *, follow_links: bool = True) -> bytes:
+    """The bytes of a picture's file; never waits for a pipe, never reads without a bound.
+
+    Args:
+        path: of the file.
+        follow_links: whether it may be a symbolic link.
+
+    Raises:
+        DataError: it cannot be read, is no regular file, or too large; names the file.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
     try:
-        data = path.read_bytes()
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(f"{shown(path)}: not a regular file")
+            if status.st_size > _MAX_BYTES:
+                raise DataError(
+                    f"{shown(path)}: {status.st_size:,} bytes, more than {_MAX_BYTES:,} allowed"
+                )
+            return file.read(status.st_size)
     except OSError as exc:
-        raise DataError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
-    return decode_bytes(data, size, name=str(path))
+        if exc.errno == errno.ELOOP and not follow_links:
+            raise DataError(f"{shown(path)}: a link, and links are not followed") from exc
+        raise DataError(f"{shown(path)}: cannot be read ({exc.strerror or exc})") from exc
+
+
+@lru_cache(maxsize=1)
+def heic_is_read() -> bool:
+    """Whether the package is there that reads HEIC; it is not imported."""
+    with suppress(ImportError):  # a finder of modules may say no in this way
+        return find_spec("pillow_heif") is not None
+    return False
 
 
 def decode_bytes(data: bytes, size: int, *, name: str) -> ByteArray:
@@ -94,12 +157,17 @@ def check_image(data: bytes, *, name: str) -> None:
 
 def _open(data: bytes, name: str, *, draft: bool = False) -> Image.Image:
     try:
-        image: Image.Image = Image.open(io.BytesIO(data))
+        image = _identified(data, name)
         width, height = image.size
-        if width * height > _MAX_PIXELS:
-            raise DataError(f"{name}: {width} x {height} pixels, more than {_MAX_PIXELS:,} allowed")
-        if draft:  # JPEG only: reads every coefficient, but computes an eighth of the pixels
-            image.draft(None, (1, 1))
+        most = _MAX_PIXELS
+        if isinstance(image, JpegImagePlugin.JpegImageFile):
+            most = _MAX_JPEG_PIXELS
+            if draft:  # reads every coefficient, but computes an eighth of the pixels
+                image.draft(None, (1, 1))
+            elif width * height > _MAX_PIXELS:
+                image.draft(None, (width // 2, height // 2))
+        if width * height > most:
+            raise DataError(f"{name}: {width} x {height} pixels, more than {most:,} allowed")
         image.load()
         return _opaque(_upright(image))
     except DataError:
@@ -107,11 +175,43 @@ def _open(data: bytes, name: str, *, draft: bool = False) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise DataError(f"{name}: more than {_MAX_PIXELS:,} pixels") from exc
     except UnidentifiedImageError as exc:
-        raise DataError(f"{name}: not a picture") from exc
+        start = data[:64].lstrip().lower()
+        kinds = (kind for sign, kind in _NO_PICTURES.items() if start.startswith(sign))
+        kind = next(kinds, "not a picture" if data else "an empty file, not a picture")
+        raise DataError(f"{name}: {kind}") from exc
     # PIL's readers let through whatever a damaged file makes them do: OSError, SyntaxError,
     # ValueError, IndexError, struct.error, zlib.error, ...
     except Exception as exc:
         raise DataError(f"{name}: damaged or unsupported picture ({exc})") from exc
+
+
+def _identified(data: bytes, name: str) -> Image.Image:
+    """By its first bytes, whatever the file is called; nothing is decoded yet."""
+    file = io.BytesIO(data)
+    if data.startswith(b"\xff\xd8\xff"):
+        # Image.open would refuse 200 megapixels before they could be asked for at half the size.
+        return JpegImagePlugin.jpeg_factory(file)
+    if not _is_heic(data):
+        return Image.open(file, formats=_FORMATS)
+    if not heic_is_read():
+        raise DataError(f"{name}: an HEIC picture, which this machine does not read: {HEIC_REMEDY}")
+    _register_heic()
+    return Image.open(file, formats=("HEIF",))
+
+
+def _is_heic(data: bytes) -> bool:
+    """Whether its brands say so (ISO/IEC 14496-12, the box ``ftyp``)."""
+    if data[4:8] != b"ftyp":
+        return False
+    end = min(int.from_bytes(data[:4], "big"), 256)
+    return any(data[i : i + 4] in _HEIC_BRANDS for i in range(8, end, 4))
+
+
+@lru_cache(maxsize=1)
+def _register_heic() -> None:
+    import pillow_heif  # an extra, and only where such a picture is met
+
+    pillow_heif.register_heif_opener()
 
 
 def _upright(image: Image.Image) -> Image.Image:

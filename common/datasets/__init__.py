@@ -11,12 +11,14 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from common.datasets.base import Dataset
-from common.datasets.folder import load_folder, load_split_folder
+from common.datasets.folder import load_client_folder, load_folder, load_split_folder
 from common.datasets.split import stratified_split
 from common.errors import DataError
 from common.files import cache_root
 
 __all__ = ["Dataset", "load_dataset", "load_folder", "stratified_split"]
+
+_FOLDERS = {"folder": load_split_folder, "folder-by-client": load_client_folder}
 
 
 def load_dataset(
@@ -32,7 +34,7 @@ def load_dataset(
 
     Args:
         source: "mnist5k", "digits", a torchvision class name such as "CIFAR10",
-            "folder:PATH" or "hf:NAME".
+            "folder:PATH", "folder-by-client:PATH" or "hf:NAME".
         root: where data sets lie (default: a folder of fedhead's cache); a relative PATH is
             looked up below it.
         download: whether a missing data set may be fetched.
@@ -53,9 +55,9 @@ def load_dataset(
         from common.datasets.builtin import load_digits
 
         return load_digits(test_fraction=test_fraction, seed=seed)
-    if colon and kind == "folder":
+    if colon and kind in _FOLDERS:
         path = Path(rest).expanduser()
-        return load_split_folder(
+        return _FOLDERS[kind](
             root / path if root else path, strict=strict, test_fraction=test_fraction, seed=seed
         )
     data_root = (root or cache_root() / "data").expanduser()
@@ -82,4 +84,8 @@ def _nearest(source: str, table: Iterable[str]) -> str:
     known = {name.lower(): name for name in ("mnist5k", "digits", *table)}
     near = get_close_matches(source.lower(), known, n=3, cutoff=0.5)
     names = ", ".join(known[name] for name in near or known)
-    return f"nearest known: {names}" if near else f"known: {names}, folder:PATH, hf:NAME"
+    return (
+        f"nearest known: {names}"
+        if near
+        else f"known: {names}, folder:PATH, folder-by-client:PATH, hf:NAME"
+    )

@@ -219,14 +219,23 @@ def cut(kept: IntArray, num_train: int) -> tuple[IntArray, IntArray]:
     return np.flatnonzero(kept < num_train), np.flatnonzero(kept >= num_train)
 
 
-def verify(images: EncodedImages, *, name: str, strict: bool) -> Verified:
+def verify(
+    images: EncodedImages, *, name: str, strict: bool, groups: Sequence[str] | None = None
+) -> Verified:
     """Decode every picture once, with all cores, keeping none.
 
+    Args:
+        images: n pictures.
+        name: of the data set, for errors.
+        strict: a broken picture is an error.
+        groups: for each picture what must not be left without any, such as its class, in words;
+            None: all of them together.
+
     Raises:
-        DataError: ``strict`` and a picture is broken, or all are.
+        DataError: ``strict`` and a picture is broken, or all of a group are.
     """
     kept: list[int] = []
-    skipped: list[str] = []
+    skipped: dict[int, str] = {}
     digest = hashlib.sha256()
     for i, result in enumerate(track(_checks(images), f"checking {name}", len(images))):
         if isinstance(result, bytes):
@@ -235,16 +244,27 @@ def verify(images: EncodedImages, *, name: str, strict: bool) -> Verified:
         elif strict:
             raise result
         else:
-            skipped.append(str(result))
+            skipped[i] = str(result)
+    reasons = tuple(skipped.values())
     if skipped and not kept:
-        raise DataError(f"{name}: none of {len(images)} images can be read ({skipped[0]})")
+        raise DataError(f"{name}: none of {len(images)} images can be read ({reasons[0]})")
+    if groups:
+        _refuse_emptied(groups, kept, skipped)
     if skipped:
         logger.warning(
             "%s: skipped %d of %d images that cannot be read: %s%s",
-            name, len(skipped), len(images), "; ".join(skipped[:5]),
+            name, len(skipped), len(images), "; ".join(reasons[:5]),
             "; ..." if len(skipped) > 5 else "",
         )  # fmt: skip
-    return np.array(kept, np.int64), digest.hexdigest(), tuple(skipped)
+    return np.array(kept, np.int64), digest.hexdigest(), reasons
+
+
+def _refuse_emptied(groups: Sequence[str], kept: Sequence[int], skipped: Mapping[int, str]) -> None:
+    left = {groups[i] for i in kept}
+    for i, reason in skipped.items():
+        if groups[i] not in left:
+            count = sum(group == groups[i] for group in groups)
+            raise DataError(f"{groups[i]}: none of its {count} images can be read ({reason})")
 
 
 def _checks(images: EncodedImages) -> Iterable[bytes | DataError]:

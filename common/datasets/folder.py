@@ -13,32 +13,25 @@ from pathlib import Path
 import numpy as np
 
 from common.datasets.base import Dataset, EncodedImages, Verified, assemble, cut, verify
+from common.datasets.layout import Labelled, by_class, by_client, by_split, unused
+from common.datasets.tree import Folder, scan
 from common.errors import DataError
-from common.files import write_atomic
+from common.files import shown, write_atomic
+from common.images import heic_is_read, read_picture
 
-__all__ = ["file_images", "load_folder", "load_split_folder"]
+__all__ = ["file_images", "load_client_folder", "load_folder", "load_split_folder"]
 
-EXTENSIONS = (
-    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png",
-    ".pnm", ".ppm", ".tif", ".tiff", ".webp",
-)  # fmt: skip
 logger = logging.getLogger("fedhead")
-
-_TEST_NAMES = ("test", "val", "valid", "validation")
 
 
 def load_folder(
-    path: Path,
-    *,
-    classes: Sequence[str] | None = None,
-    strict: bool = False,
-    memory: Path | None = None,
+    path: Path, *, classes: Sequence[str], strict: bool = False, memory: Path | None = None
 ) -> Dataset:
     """A device's own pictures; the server says which classes there are.
 
     Args:
         path: holds one sub-folder a class; classes the device has no pictures of may be missing.
-        classes: all K class names, in the server's order; None: the names of the sub-folders.
+        classes: all K class names, in the server's order.
         strict: a broken picture is an error instead of being skipped with a warning.
         memory: file that keeps what was found, so that pictures whose names, sizes and times
             have not changed since are not decoded again.
@@ -49,149 +42,152 @@ def load_folder(
     Raises:
         DataError: no such folder, no images, or a sub-folder that is no class of the server's.
     """
-    folders = _folders(path)
-    if classes is None:
-        classes = [folder.name for folder in folders]
-    if unknown := [folder.name for folder in folders if folder.name not in classes]:
-        known = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
-        raise DataError(
-            f"{path}: folders that name no class of the server: {', '.join(unknown)}; "
-            f"its classes are {known}"
-        )
-    files = [(file, folder.name) for folder in folders for file in _images(folder)]
-    return _load(
-        path, files, tuple(classes), None,
-        strict=strict, test_fraction=0.0, seed=0, memory=memory,
-    )  # fmt: skip
+    root = scan(path)
+    rows = by_class(root, classes)
+    images = _images(root, rows)
+    listing = _listing(rows)  # before they are read: what changes meanwhile is read again
+    found = _recalled(memory, listing, len(rows)) if memory else None
+    if found is None:
+        _account(root, rows)
+        found = verify(images, name=shown(path), strict=strict)
+        if memory:
+            _remember(memory, listing, found)
+    return _assembled(root, rows, classes, images, found, None, test_fraction=0.0, seed=0)
 
 
 def load_split_folder(path: Path, *, strict: bool, test_fraction: float, seed: int) -> Dataset:
     """The server's or a simulation's folder, with a test set.
 
     Args:
-        path: one sub-folder a class, or ``train`` and ``test`` (or ``val``) with those below.
+        path: one sub-folder a class, or splits (``train``, ``Training_Set``; ``test``, ``val``)
+            with those below.
         strict: a broken picture is an error instead of being skipped with a warning.
         test_fraction: cut off by ``seed`` where there is no test folder.
         seed: the run's seed.
 
     Raises:
-        DataError: no such folder, an empty class folder, fewer than two classes.
+        DataError: no such folder, fewer than two classes, a class folder without pictures that can
+            be read, or one that holds only folders.
     """
-    folders = {folder.name: folder for folder in _folders(path)}
-    test_name = next((name for name in _TEST_NAMES if name in folders), None)
-    if "train" not in folders or (test_name is None and len(folders) > 1):
-        train, test = _classes(path), []
-    else:
-        if unused := sorted(folders.keys() - {"train", test_name}):
-            logger.warning("%s: not used: %s", path, ", ".join(unused))
-        train = _classes(folders["train"])
-        test = _classes(folders[test_name]) if test_name else []
-    classes = tuple(sorted({label for _, label in train}))
-    if unknown := sorted({label for _, label in test} - set(classes)):
-        raise DataError(f"{path}: classes in {test_name} but not in train: {', '.join(unknown)}")
+    root = scan(path)
+    train, test = by_split(root)
     return _load(
-        path, train + test, classes, len(train) if test else None,
+        root, train + test, len(train) if test else None,
         strict=strict, test_fraction=test_fraction, seed=seed,
     )  # fmt: skip
 
 
-def file_images(files: Sequence[Path]) -> EncodedImages:
+def load_client_folder(path: Path, *, strict: bool, test_fraction: float, seed: int) -> Dataset:
+    """A simulation's folder of clients: one folder a client, one sub-folder a class in each.
+
+    Args:
+        path: of the folder.
+        strict: a broken picture is an error instead of being skipped with a warning.
+        test_fraction: cut off by ``seed``, from the pictures of all clients.
+        seed: the run's seed.
+
+    Returns:
+        A data set with a column "client".
+
+    Raises:
+        DataError: as :func:`load_split_folder`; a client may lack classes.
+    """
+    root = scan(path)
+    rows = by_client(root)
+    return _load(root, rows, None, strict=strict, test_fraction=test_fraction, seed=seed)
+
+
+def file_images(files: Sequence[Path], *, follow_links: bool = True) -> EncodedImages:
     """Pictures in files."""
-    return EncodedImages([str(file) for file in files], lambda i: files[i].read_bytes())
+    return EncodedImages(
+        [shown(file) for file in files],
+        lambda i: read_picture(files[i], follow_links=follow_links),
+    )
 
 
 def _load(
-    path: Path,
-    files: Sequence[tuple[Path, str]],
-    classes: tuple[str, ...],
+    root: Folder,
+    rows: Sequence[Labelled],
     num_train: int | None,
     *,
     strict: bool,
     test_fraction: float,
     seed: int,
-    memory: Path | None = None,
 ) -> Dataset:
-    if not files:
-        raise DataError(f"{path}: no images")
-    label_of = {name: k for k, name in enumerate(classes)}
-    paths = [file for file, _ in files]
-    images = file_images(paths)
-    if memory is None:
-        kept, key, skipped = verify(images, name=str(path), strict=strict)
-    else:
-        listing = _listing(paths)  # before they are read: what changes meanwhile is read again
-        kept, key, skipped = _recalled(memory, listing) or _remembered(
-            memory, listing, verify(images, name=str(path), strict=strict)
-        )
-    labels = np.array([label_of[files[i][1]] for i in kept.tolist()], np.int64)
-    split = cut(kept, num_train) if num_train is not None else None
+    _account(root, rows)
+    images = _images(root, rows)
+    groups = [row.group for row in rows]
+    found = verify(images, name=shown(root.path), strict=strict, groups=groups)
+    classes = sorted({row.label for row in rows})
+    return _assembled(
+        root, rows, classes, images, found, num_train, test_fraction=test_fraction, seed=seed
+    )
+
+
+def _images(root: Folder, rows: Sequence[Labelled]) -> EncodedImages:
+    if not rows:
+        raise DataError(f"{shown(root.path)}: no images")
+    return file_images([row.path for row in rows], follow_links=False)
+
+
+def _account(root: Folder, rows: Sequence[Labelled]) -> None:
+    if words := unused(root, rows):
+        logger.warning("%s: not used: %s", shown(root.path), words)
+
+
+def _assembled(  # what a data set consists of
+    root: Folder,
+    rows: Sequence[Labelled],
+    classes: Sequence[str],
+    images: EncodedImages,
+    found: Verified,
+    num_train: int | None,
+    *,
+    test_fraction: float,
+    seed: int,
+) -> Dataset:
+    kept, key, skipped = found
+    number = {label: k for k, label in enumerate(classes)}
+    used = [rows[i] for i in kept.tolist()]
+    columns = {"client": np.array([row.client for row in used])} if rows[0].client else {}
     return assemble(
-        f"folder:{path}", classes, labels, images.keep(kept), key, split=split,
-        test_fraction=test_fraction, seed=seed, skipped=skipped,
+        f"folder:{shown(root.path)}", classes,
+        np.array([number[row.label] for row in used], np.int64), images.keep(kept), key,
+        split=None if num_train is None else cut(kept, num_train),
+        test_fraction=test_fraction, seed=seed, columns=columns, skipped=skipped,
     )  # fmt: skip
 
 
-def _listing(files: Sequence[Path]) -> str:
-    """SHA-256 over the files' names, sizes and times of change, hex."""
-    digest = hashlib.sha256()
-    for file in files:
+def _listing(rows: Sequence[Labelled]) -> str:
+    """SHA-256 over the files' names, sizes and times of change, hex, and over what reads them."""
+    digest = hashlib.sha256(f"2 heic={heic_is_read()}\n".encode())
+    for row in rows:
         try:
-            stat = file.stat()
-        except OSError as exc:
-            raise DataError(f"{file}: cannot be read ({exc.strerror})") from exc
-        digest.update(f"{file}\0{stat.st_size} {stat.st_mtime_ns}\n".encode())
+            status = row.path.lstat()
+            state = f"{status.st_mode} {status.st_size} {status.st_mtime_ns}"
+        except OSError:  # told when it is read
+            state = "gone"
+        digest.update(os.fsencode(row.path) + f"\0{state}\n".encode())
     return digest.hexdigest()
 
 
-def _recalled(memory: Path, listing: str) -> Verified | None:
+def _recalled(memory: Path, listing: str, count: int) -> Verified | None:
     try:
         found = json.loads(memory.read_text())
         if found["listing"] != listing:
             return None
-        return np.array(found["kept"], np.int64), str(found["key"]), tuple(found["skipped"])
-    except (OSError, ValueError, KeyError, TypeError):
+        kept, skipped = np.array(found["kept"], np.int64), tuple(map(str, found["skipped"]))
+        if not len(kept) or len(kept) + len(skipped) != count:
+            return None
+        if kept[0] < 0 or kept[-1] >= count or (np.diff(kept) <= 0).any():
+            return None
+        return kept, str(found["key"]), skipped
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None  # as good as none
 
 
-def _remembered(memory: Path, listing: str, found: Verified) -> Verified:
+def _remember(memory: Path, listing: str, found: Verified) -> None:
     kept, key, skipped = found
     content = {"listing": listing, "kept": kept.tolist(), "key": key, "skipped": skipped}
     with suppress(OSError):  # a full disk: then they are decoded again
         write_atomic(memory, json.dumps(content).encode())
-    return found
-
-
-def _folders(path: Path) -> list[Path]:
-    if not path.is_dir():
-        raise DataError(f"{path}: no such folder")
-    try:
-        folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    except OSError as exc:
-        raise DataError(f"{path}: cannot be read ({exc.strerror})") from exc
-    if not folders:
-        raise DataError(f"{path}: no class folders in it; one sub-folder a class is expected")
-    return folders
-
-
-def _classes(path: Path) -> list[tuple[Path, str]]:
-    found = []
-    for folder in _folders(path):
-        files = _images(folder)
-        if not files:
-            others = [file.name for file in folder.iterdir() if file.is_file()]
-            hint = f" (it holds {len(others)} other files, such as {min(others)})" if others else ""
-            raise DataError(f"{folder}: class folder without images{hint}")
-        found += [(file, folder.name) for file in files]
-    return found
-
-
-def _images(folder: Path) -> list[Path]:
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(parent, name)
-            for name in sorted(names)
-            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
-        ]
-    return found

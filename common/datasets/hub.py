@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from common.datasets.base import Dataset, EncodedImages, assemble, cut, verify
 from common.errors import DataError, MissingExtraError
+from common.images import read_picture
 from common.types import IntArray
 
 __all__ = ["load_hub"]
@@ -60,7 +61,13 @@ def load_hub(
     classes, labels = _labels(name, list(parts.values()), label)
     columns = _columns(list(parts.values()), exclude=(image, label))
     images = _images(name, parts, image)
-    kept, key, skipped = verify(images, name=f"hf:{name}", strict=strict)
+    owners = (split for split, part in parts.items() for _ in range(len(part)))
+    known = dict(enumerate(classes))
+    groups = [
+        f"hf:{name} {split}: class {known.get(k, k)}"
+        for split, k in zip(owners, labels.tolist(), strict=True)
+    ]
+    kept, key, skipped = verify(images, name=f"hf:{name}", strict=strict, groups=groups)
     return assemble(
         f"hf:{name}", classes, labels[kept], images.keep(kept), key,
         split=cut(kept, len(train)) if len(parts) > 1 else None,
@@ -194,7 +201,7 @@ def _images(name: str, parts: Mapping[str, Any], image: str) -> EncodedImages:
         cell = rows[k][row][image] or {}
         data = cell.get("bytes")
         if data is None and cell.get("path"):
-            data = Path(cell["path"]).read_bytes()
+            data = read_picture(Path(cell["path"]))
         return bytes(data or b"")
 
     return EncodedImages(names, load)

@@ -60,7 +60,12 @@ def load_vision(
             order = np.argsort([str(path) for path in part], kind="stable")
             pictures[i], labels[i] = [Path(part[j]) for j in order], labels[i][order]
         files = file_images([Path(path) for part in pictures for path in part])
-        kept, key, skipped = verify(files, name=name, strict=strict)
+        groups = [
+            f"{name} {kwargs}: class {classes[k]}"
+            for kwargs, part in zip(arguments, labels, strict=True)
+            for k in part.tolist()
+        ]
+        kept, key, skipped = verify(files, name=name, strict=strict, groups=groups)
         source = files.keep(kept)
     num_train = sum(len(part) for part in labels[: len(spec.train)])
     return assemble(

@@ -42,7 +42,6 @@ def test_snake_case_keys_are_unknown(tmp_path: Path) -> None:
         "[train]\nrounds = 1.5\n",
         "[partition]\nscheme = 'random'\n",
         "[partition]\nnum-clients = 5\n[train]\nclients-per-round = 6\n",
-        "[partition]\nscheme = 'natural'\n",
         "[backbone]\narch = 'resnet18'\n",
         "[round]\nquorum = 1.1\n",
         "[round]\nover-selection = 0.2\n",  # of every client?

@@ -1,5 +1,6 @@
 """Data sets from packages, folders and Hugging Face: what they hold, and what they refuse."""
 
+import json
 import os
 import socket
 import subprocess
@@ -153,10 +154,10 @@ def test_folder_with_train_and_test(tmp_path):
 def test_folder_with_train_and_val_and_something_else(tmp_path, caplog):
     fill(tmp_path / "train", each=2)
     fill(tmp_path / "val", each=1)
-    (tmp_path / "notes").mkdir()
+    save(tmp_path / "notes" / "page.png", (1, 2, 3))
     dataset = folder(tmp_path)
     assert (len(dataset.train), len(dataset.test)) == (6, 3)
-    assert "not used: notes" in caplog.text
+    assert "not used: 1 outside class folders (1 in notes)" in caplog.text
 
 
 def test_folder_with_train_alone_is_split(tmp_path):
@@ -263,8 +264,8 @@ def test_bad_folders_are_refused_in_one_line(tmp_path):
     (tmp_path / "dog").mkdir()
     with pytest.raises(DataError, match=r"dog: class folder without images$"):
         folder(tmp_path)
-    (tmp_path / "dog" / "IMG_1.heic").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"dog: .* 1 other files, such as IMG_1\.heic"):
+    (tmp_path / "dog" / "IMG_1.dng").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"dog: .* \(it holds 1 \.dng\)"):
         folder(tmp_path)
 
 
@@ -309,6 +310,10 @@ def test_the_key_covers_labels_and_split():
 # --- a device's own folder -------------------------------------------------------------------
 
 
+def device(path, **options):
+    return load_folder(path, classes=sorted(COLOURS), **options)
+
+
 def test_a_device_takes_the_classes_from_the_server(tmp_path):
     fill(tmp_path, ["owl"])
     dataset = load_folder(tmp_path, classes=["owl", "dog", "cat", "fish"])
@@ -316,10 +321,6 @@ def test_a_device_takes_the_classes_from_the_server(tmp_path):
     assert dataset.labels.tolist() == [0] * 5
     assert dataset.train.tolist() == [0, 1, 2, 3, 4]
     assert dataset.test.tolist() == []
-
-
-def test_a_device_without_a_list_names_its_own_classes(tmp_path):
-    assert load_folder(fill(tmp_path)).classes == ("cat", "dog", "owl")
 
 
 def test_a_device_may_have_empty_class_folders(tmp_path):
@@ -341,43 +342,53 @@ def test_a_device_without_pictures_is_refused(tmp_path):
 
 def test_a_device_skips_or_refuses_broken_pictures(tmp_path):
     break_two(fill(tmp_path))
-    assert len(load_folder(tmp_path, classes=sorted(COLOURS))) == 13
+    assert len(device(tmp_path)) == 13
     with pytest.raises(DataError, match=r"1\.png"):
-        load_folder(tmp_path, classes=sorted(COLOURS), strict=True)
+        device(tmp_path, strict=True)
 
 
 def test_a_devices_unchanged_pictures_are_not_read_again(tmp_path):
     picture, memory = fill(tmp_path / "data") / "dog" / "0.png", tmp_path / "memory.json"
-    first = load_folder(tmp_path / "data", memory=memory)
+    first = device(tmp_path / "data", memory=memory)
     before = picture.stat()
     picture.write_bytes(bytes(before.st_size))
     os.utime(picture, ns=(before.st_atime_ns, before.st_mtime_ns))
-    again = load_folder(tmp_path / "data", memory=memory)
+    again = device(tmp_path / "data", memory=memory)
     assert again.images_key == first.images_key
     assert np.array_equal(again.labels, first.labels)
 
     os.utime(picture)
-    changed = load_folder(tmp_path / "data", memory=memory)
+    changed = device(tmp_path / "data", memory=memory)
     assert len(changed) == len(first) - 1
     assert changed.images_key != first.images_key
-    assert load_folder(tmp_path / "data", memory=memory).skipped == changed.skipped
+    assert device(tmp_path / "data", memory=memory).skipped == changed.skipped
     (tmp_path / "data" / "owl" / "3.png").unlink()
-    assert len(load_folder(tmp_path / "data", memory=memory)) == len(first) - 2
+    assert len(device(tmp_path / "data", memory=memory)) == len(first) - 2
 
 
 def test_a_memory_that_cannot_be_read_is_made_again(tmp_path):
     memory = tmp_path / "memory.json"
     memory.write_text("{")
-    first = load_folder(fill(tmp_path / "data"), memory=memory)
-    assert load_folder(tmp_path / "data", memory=memory).images_key == first.images_key
+    first = device(fill(tmp_path / "data"), memory=memory)
+    assert device(tmp_path / "data", memory=memory).images_key == first.images_key
     assert '"kept"' in memory.read_text()
+
+
+@pytest.mark.parametrize("kept", [[], [99], [-1], [1, 0], [0.5], "all"])
+def test_a_memory_of_pictures_that_are_not_there_is_made_again(tmp_path, kept):
+    memory = tmp_path / "memory.json"
+    first = device(fill(tmp_path / "data"), memory=memory)
+    memory.write_text(json.dumps({**json.loads(memory.read_text()), "kept": kept}))
+    again = device(tmp_path / "data", memory=memory)
+    assert (len(again), again.content_key) == (len(first), first.content_key)
 
 
 def test_a_device_needs_neither_torch_nor_any_data_set_library(tmp_path):
     code = (
         "import sys; from pathlib import Path; from common.datasets import load_folder\n"
         "import common.partition\n"
-        f"d = load_folder(Path({str(fill(tmp_path))!r})); d.images(d.train, 8)\n"
+        f"d = load_folder(Path({str(fill(tmp_path))!r}), classes={sorted(COLOURS)})\n"
+        "d.images(d.train, 8)\n"
         "heavy = {'torch', 'torchvision', 'datasets', 'flwr_datasets', 'sklearn', 'mlxtend',"
         " 'pandas', 'matplotlib', 'scipy', 'rich'}\n"
         "print(sorted(heavy & set(sys.modules)))"
@@ -542,6 +553,13 @@ class TestHub:
         assert "skipped 2 of 15" in caplog.text
         with pytest.raises(DataError, match=r"train\[1\]"):
             load(f"hf:{tmp_path}", strict=True)
+
+    def test_a_class_of_broken_rows_is_refused(self, tmp_path):
+        fill(tmp_path)
+        for path in (tmp_path / "dog").iterdir():
+            path.write_text("no picture")
+        with pytest.raises(DataError, match="train: class dog: none of its 5 images can be read"):
+            load(f"hf:{tmp_path}")
 
     def test_missing_columns_are_named(self, tmp_path):
         import datasets

@@ -229,6 +229,54 @@ def test_a_good_picture_passes_the_check(kind):
     check_image(encode(Image.fromarray(noise(33, 65)), kind), name="x")
 
 
+def resized_header(data, width, height):
+    """A JPEG that says it were so large."""
+    at = data.index(b"\xff\xc0") + 5  # SOF0: length, precision, height, width
+    return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+def test_a_phones_108_megapixels_are_read_at_half_the_size(kind):
+    halves = Image.new("L", (12_000, 9_000))
+    halves.paste(200, (6_000, 0, 12_000, 9_000))
+    more = {"save_all": True, "append_images": [Image.new("L", (8, 8))]} if kind == "MPO" else {}
+    data = encode(halves, kind, **more)
+    check_image(data, name="x")
+    got = decode_bytes(data, 8, name="x")
+    np.testing.assert_allclose(got[0, :, [0, 1, 2]], 0, atol=2)  # between them it is blended
+    np.testing.assert_allclose(got[0, :, [5, 6, 7]], 200, atol=2)
+
+
+def test_jpegs_within_the_bound_are_not_read_at_half_the_size():
+    pixels = noise(64, 64)
+    data = encode(Image.fromarray(pixels), "JPEG", quality=95)
+    with Image.open(io.BytesIO(data)) as image:
+        want = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(decode_bytes(data, 64, name="x"), want.transpose(2, 0, 1))
+
+
+def test_a_jpeg_beyond_four_times_the_bound_is_refused_before_it_is_decoded():
+    data = resized_header(encode(Image.new("RGB", (8, 8)), "JPEG"), 65_000, 65_000)
+    for read in (
+        lambda: decode_bytes(data, 8, name="x.jpg"),
+        lambda: check_image(data, name="x.jpg"),
+    ):
+        with pytest.raises(DataError, match=r"x\.jpg: 65000 x 65000 pixels, more than 357,913,940"):
+            read()
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "MPO"])
+def test_what_cameras_and_the_web_write_is_read(kind):
+    got = decode_bytes(encode(Image.new("RGB", (64, 64), (200, 100, 50)), kind), 8, name="x")
+    np.testing.assert_allclose(got[:, 4, 4], [200, 100, 50], atol=6)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "PCX", "TGA"])
+def test_what_nobody_keeps_pictures_in_is_not_read(kind):
+    with pytest.raises(DataError, match="x: not a picture"):
+        decode_bytes(encode(Image.new("RGB", (64, 64)), kind), 8, name="x")
+
+
 @pytest.mark.parametrize("side", [10_000, 100_000])
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(side):
     data = png(side, side, 8, 2, b"")

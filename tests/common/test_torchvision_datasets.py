@@ -519,6 +519,16 @@ def test_broken_pictures_are_skipped_with_their_labels(name, tmp_path, monkeypat
         load(name, tmp_path)
 
 
+def test_a_class_of_broken_pictures_is_refused(tmp_path, monkeypatch):
+    WRITERS["EuroSAT"](tmp_path, monkeypatch, "EuroSAT")
+    whole = load("EuroSAT", tmp_path)
+    for name in whole.source.names:
+        if Path(name).parent.name == whole.classes[1]:
+            Path(name).write_text("not a picture")
+    with pytest.raises(DataError, match=f"class {whole.classes[1]}: none of its"):
+        load("EuroSAT", tmp_path, strict=False)
+
+
 @pytest.mark.parametrize("name", [*WRITERS, "SEMEION"])
 def test_data_that_are_not_there_are_one_line_that_says_what_to_do(name, tmp_path):
     with pytest.raises(DataError, match=f"^{name}: not found in .*put it there$") as caught:

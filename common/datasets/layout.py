@@ -1,0 +1,290 @@
+"""Which picture of a folder belongs to which class, split and client; part of the device path.
+
+A class is never guessed from a level of folders that may mean something else: that is refused,
+with what to do about it. What is read otherwise than it lies there is said in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.datasets.tree import Folder, class_name, left_out, some
+from common.errors import DataError
+from common.files import shown
+
+__all__ = ["Labelled", "by_class", "by_client", "by_split", "unused"]
+
+logger = logging.getLogger("fedhead")
+
+_SPLITS = {
+    **dict.fromkeys(("train", "training", "trn", "trainval"), "train"),
+    **dict.fromkeys(("test", "testing", "tests", "tst"), "test"),
+    **dict.fromkeys(
+        ("val", "valid", "validation", "validate", "dev", "development", "eval", "evaluation",
+         "holdout"), "val",
+    ),
+}  # fmt: skip
+_FILLERS = (
+    "set", "sets", "data", "dataset", "split", "folder", "image", "images", "img", "imgs", "photos",
+    "pics", "pictures", "samples",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A picture by its place.
+
+    Attributes:
+        path: of its file.
+        label: its class.
+        group: what must not be left without a readable picture, in words.
+        client: whose it is; empty where nobody says.
+    """
+
+    path: Path
+    label: str
+    group: str
+    client: str = ""
+
+
+def by_split(root: Folder) -> tuple[list[Labelled], list[Labelled]]:
+    """Training and test pictures of one sub-folder a class, or of splits with those below.
+
+    With both a validation and a test split the first joins the training pictures, as it does in
+    torchvision's data sets; without a test split it is the test set.
+
+    Returns:
+        Training pictures, and test pictures where there is a split of them.
+
+    Raises:
+        DataError: it is not clear which folders are the classes, or one is empty.
+    """
+    top = _unwrapped(root)
+    splits = _splits(top)
+    if not splits:
+        return _rows(_classes(top)), []
+    parts = {kind: _unwrapped(folder) for kind, folder in splits.items()}
+    # The pictures of a test set without labels lie in no class folders.
+    parts = {k: part for k, part in parts.items() if k == "train" or part.folders or part.links}
+    test = "test" if "test" in parts else "val"
+    classes = {kind: _classes(part) for kind, part in parts.items()}
+    for kind, found in classes.items():
+        if missing := sorted(found.keys() - classes["train"].keys()):
+            raise DataError(
+                f"{shown(top.path)}: classes in {shown(splits[kind].path.name)} but not in "
+                f"{shown(splits['train'].path.name)}: {some(missing, 20)}"
+            )
+    trained = [kind for kind in classes if kind != test]
+    logger.info(
+        "%s: trains on %s, tests on %s", shown(top.path),
+        " and ".join(shown(splits[kind].path.name) for kind in trained),
+        shown(splits[test].path.name) if test in classes else "a part of it",
+    )  # fmt: skip
+    train = [row for kind in trained for row in _rows(classes[kind])]
+    return train, _rows(classes[test]) if test in classes else []
+
+
+def by_client(root: Folder) -> list[Labelled]:
+    """Pictures of one folder a client, with one sub-folder a class in each.
+
+    Raises:
+        DataError: there are no such folders, or a class has no picture at any client.
+    """
+    clients = {name: _named(folder) for name, folder in _named(root).items()}
+    path = shown(root.path)
+    if not any(clients.values()):
+        raise DataError(
+            f"{path}: expected one folder a client with one sub-folder a class in each, found "
+            f"no sub-folders in {some(list(clients)) or 'it'}; folder:PATH reads a folder a class"
+        )
+    owned = [(client, k, folder) for client, own in clients.items() for k, folder in own.items()]
+    _refuse_deep(root, [folder for _, _, folder in owned])
+    rows = [
+        Labelled(picture, label, f"class {label} of {path}", client)
+        for client, label, folder in owned
+        for picture in folder.all_pictures()
+    ]
+    if empty := sorted({k for _, k, _ in owned} - {row.label for row in rows}):
+        raise DataError(f"{path}: classes without images at any client: {some(empty)}")
+    if idle := sorted(clients.keys() - {row.client for row in rows}):
+        logger.warning("%s: clients without pictures in class folders: %s", path, some(idle))
+    return rows
+
+
+def by_class(root: Folder, classes: Sequence[str]) -> list[Labelled]:
+    """A device's pictures, of the server's classes, of which it may lack any.
+
+    Raises:
+        DataError: a folder's name is no class of the server's.
+    """
+    label_of = {unicodedata.normalize("NFC", label): label for label in classes}
+    nearest = {name.casefold(): name for name in label_of}
+    rows, unknown = [], []
+    # A link is refused when it is read: then the other folders still serve.
+    links = [Folder(path, pictures=[path]) for path in root.links]
+    for folder in (*root.folders, *links):
+        name = class_name(folder.path)
+        if name in label_of:
+            rows += [Labelled(p, label_of[name], name) for p in folder.all_pictures()]
+        else:
+            near = nearest.get(name.casefold())
+            unknown.append(name + (f" (it has {near})" if near else ""))
+    if unknown:
+        raise DataError(
+            f"{shown(root.path)}: folders that name no class of the server: {some(unknown, 20)}; "
+            f"its classes are {some(list(classes), 20)}"
+        )
+    return rows
+
+
+def unused(root: Folder, used: Sequence[Labelled]) -> str:
+    """What lies in a folder besides the pictures that are used, for a message; or nothing."""
+    taken = {row.path for row in used}
+    places = Counter[str]()
+    for folder in root.below():
+        inner = folder.path.relative_to(root.path).parts
+        count = sum(path not in taken for path in (*folder.pictures, *folder.links))
+        places[shown(inner[0]) if inner else "it"] += count
+    words = [f"{count} in {place}" for place, count in places.items() if count]
+    outside = f"{places.total()} outside class folders ({some(words)})" if words else ""
+    return ", ".join(filter(None, (outside, left_out(root))))
+
+
+def _rows(classes: Mapping[str, Folder]) -> list[Labelled]:
+    return [
+        Labelled(picture, label, shown(folder.path))
+        for label, folder in classes.items()
+        for picture in folder.all_pictures()
+    ]
+
+
+def _splits(root: Folder) -> dict[str, Folder]:
+    """Its folders by the split that their names tell; none where they are classes."""
+    found: dict[str, list[Folder]] = {}
+    for folder in root.folders:
+        if kind := _split_of(folder.path.name):
+            found.setdefault(kind, []).append(folder)
+    rest = [folder for folder in root.folders if not _split_of(folder.path.name)]
+    names = some([shown(folder.path.name) for folders in found.values() for folder in folders])
+    if "train" not in found:
+        if found and not rest:
+            raise DataError(f"{shown(root.path)}: holds {names}, but nothing to train on")
+        return {}
+    # Beside other classes, "train" is one of them, unless it holds classes of its own.
+    shallow = any(folder.pictures for folder in found["train"])
+    if len(found) == 1 and (shallow or any(folder.all_pictures() for folder in rest)):
+        return {}
+    if twice := [kind for kind, folders in found.items() if len(folders) > 1]:
+        raise DataError(
+            f"{shown(root.path)}: among {names} there are several splits to {twice[0]}; "
+            "expected one of a kind"
+        )
+    _refuse_links([link for link in root.links if _split_of(link.name)])
+    return {kind: folders[0] for kind, folders in found.items()}
+
+
+def _split_of(name: str) -> str | None:
+    """The split that a folder's name tells: what is left of it without fillers and numbers.
+
+    >>> [_split_of(name) for name in ("Training_Set", "valset", "test 2017", "training shoes")]
+    ['train', 'val', 'test', None]
+    """
+    words = [word for word in re.findall(r"[^\W\d_]+", name.lower()) if word not in _FILLERS]
+    if len(words) != 1:
+        return None
+    glued = (words[0].removesuffix(filler) for filler in ("", *_FILLERS))
+    return next((_SPLITS[word] for word in glued if word in _SPLITS), None)
+
+
+def _unwrapped(folder: Folder) -> Folder:
+    """What an unpacked archive's only folder holds: one folder of folders is no class."""
+    inner = folder
+    while len(inner.folders) == 1 and not (inner.pictures or inner.links):
+        only = inner.folders[0]
+        if only.pictures or only.links or not only.folders:
+            break
+        inner = only
+    if inner is not folder:
+        logger.info("%s: read from %s, all that it holds", shown(folder.path), shown(inner.path))
+    return inner
+
+
+def _named(folder: Folder) -> dict[str, Folder]:
+    """The folders in it by what they are called, in this order."""
+    path = shown(folder.path)
+    _refuse_links(folder.links)
+    found: dict[str, Folder] = {}
+    for one in folder.folders:
+        name = class_name(one.path)
+        if name in found:
+            twins = f"{found[name].path.name!a} and {one.path.name!a}"
+            raise DataError(f"{path}: {twins} are one name in Unicode; put them into one folder")
+        if shown(one.path.name) != one.path.name:
+            logger.warning("%s: no plain text, and so written with escapes", shown(one.path))
+        found[name] = one
+    cases = Counter(name.casefold() for name in found)
+    if alike := sorted(name for name in found if cases[name.casefold()] > 1):
+        logger.warning("%s: names that differ in case alone: %s", path, some(alike))
+    return dict(sorted(found.items()))
+
+
+def _refuse_links(links: Sequence[Path]) -> None:
+    """Refuse links to folders where leaving one out would leave out a class, split or client."""
+    for link in links:
+        raise DataError(
+            f"{shown(link)}: a link, and links are not followed; put the folder itself there"
+        )
+
+
+def _classes(folder: Folder) -> dict[str, Folder]:
+    classes = _named(folder)
+    if not classes:
+        loose = f" (pictures in it: {len(folder.pictures)})" if folder.pictures else ""
+        raise DataError(
+            f"{shown(folder.path)}: no class folders in it; "
+            f"one sub-folder a class is expected{loose}"
+        )
+    _refuse_deep(folder, list(classes.values()))
+    for one in classes.values():
+        if not one.all_pictures():
+            others = left_out(one)
+            hint = f" (it holds {others})" if others else ""
+            raise DataError(f"{shown(one.path)}: class folder without images{hint}")
+    return classes
+
+
+def _refuse_deep(root: Folder, classes: Sequence[Folder]) -> None:
+    """Refuse class folders that hold only folders; say that of others the inner ones count."""
+    deep = [f for f in classes if not (f.pictures or f.links) and f.all_pictures()]
+    if deep:
+        inner = [{class_name(sub.path) for sub in folder.folders} for folder in deep]
+        examples = [
+            f"{class_name(folder.path)} ({some(sorted(names), 3)})"
+            for folder, names in zip(deep, inner, strict=True)
+        ]
+        repeated = [
+            name for name, n in Counter(k for names in inner for k in names).items() if n > 1
+        ]
+        hint = "move the pictures up into them"
+        if repeated and all(map(_split_of, repeated)):
+            hint = "put splits above classes, as in train/CLASS and test/CLASS"
+        elif len(repeated) > 1 and len(deep) == len(classes):
+            hint = "folder-by-client:PATH if these are clients, with one sub-folder a class"
+        raise DataError(
+            f"{shown(root.path)}: class folders that hold only sub-folders: {some(examples, 3)}; "
+            f"{hint}"
+        )
+    nested = [sub for folder in classes for sub in folder.folders if sub.all_pictures()]
+    if nested:
+        count = sum(len(sub.all_pictures()) for sub in nested)
+        places = [shown(sub.path.relative_to(root.path)) for sub in nested]
+        logger.warning(
+            "%s: pictures in sub-folders count for their class: %d (%s)",
+            shown(root.path), count, some(places, 3),
+        )  # fmt: skip
