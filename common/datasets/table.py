@@ -84,6 +84,8 @@ def load_table(
     header, rows = _read(path)
     image = _column(path, header, IMAGE_COLUMNS, image_column, "images", "data.image-column")
     label = _column(path, header, LABEL_COLUMNS, label_column, "labels", "data.label-column")
+    for row in rows:
+        _refuse_controls(path, row.line, (row.cells[image], row.cells[label]))
     labelled = [row for row in rows if class_name(row.cells[label]) is not None]
     tell_unlabelled(str(path), len(rows) - len(labelled), len(rows), header[label], strict=strict)
     roles = _roles(path, header, labelled)
@@ -133,6 +135,7 @@ def _read(path: Path) -> tuple[list[str], list[_Row]]:
     if len(rows) < 2:
         raise DataError(f"{path}: no rows below a header")
     header = list(rows[0].cells)
+    _refuse_controls(path, rows[0].line, header)
     for row in rows[1:]:
         if len(row.cells) != len(header):
             raise DataError(
@@ -140,6 +143,13 @@ def _read(path: Path) -> tuple[list[str], list[_Row]]:
                 "in the header"
             )
     return header, rows[1:]
+
+
+def _refuse_controls(path: Path, line: int, cells: Sequence[str]) -> None:
+    """A line break within a name comes from a quote that was never meant."""
+    for cell in cells:
+        if re.search(r"[\x00-\x1f\x7f]", cell):
+            raise DataError(f"{path}: line {line} has control characters: {cell[:80]!r}")
 
 
 def _column(

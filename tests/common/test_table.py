@@ -223,6 +223,10 @@ REFUSED = {
         "line 3 has 3 cells, expected 2",
     ),
     "an open quote": ([("file", "label"), ("01", '"cat'), ("02", "dog")], "line 3 is no line of a"),
+    "a line break": (
+        [("file", "label"), ("01", '"cat\n02,dog"'), ("03", "owl")],
+        r"line 3 has control characters: 'cat\\n02,dog'",
+    ),
     "two columns": ([("file", "label", "Label"), ("01", "cat", "dog")], "2 columns are called 'la"),
     "out of the folder": (
         [("file", "label"), ("../secret.png", "cat")],
