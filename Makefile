@@ -28,9 +28,10 @@ lint: $(STAMP)
 
 # The report's tests need a browser; without one they are skipped and say so.
 browser:
-	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
-	|| { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver; } >/dev/null 2>&1 \
-	|| echo "No Chromium could be installed: the report is not tested in a browser."
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
+	echo "Installing Chromium with apt-get (300 MB), if this user may: tests open the report in it."; \
+	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver; } >/dev/null 2>&1 \
+	|| echo "No Chromium could be installed: the report is not tested in a browser."; }
 
 # What is exported depends on no processor's kernels: once with the plainest ones, then all tests with
 # this processor's own.
@@ -44,9 +45,10 @@ test-slow: $(STAMP)
 
 # It sets clocks back; without it the tests that do so are skipped and say so.
 faketime:
-	@command -v faketime >/dev/null \
-	|| { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq faketime; } >/dev/null 2>&1 \
-	|| echo "No libfaketime could be installed: no clock is set back in the tests."
+	@command -v faketime >/dev/null || { \
+	echo "Installing faketime with apt-get, if this user may: tests set clocks back with it."; \
+	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq faketime; } >/dev/null 2>&1 \
+	|| echo "No libfaketime could be installed: no clock is set back in the tests."; }
 
 # Real SuperLinks, SuperNodes and delivery servers on loopback addresses; kills, full disks, clocks.
 # So many processes need no threads beside them.

@@ -6,9 +6,10 @@ range; all problems of a file are reported together, an unknown key with the nea
 
 from __future__ import annotations
 
+import datetime
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -57,23 +58,36 @@ class DataConfig(Section):
 
     source: str = Field("mnist5k", min_length=1)
     """mnist5k, digits, a torchvision data set's name, folder:PATH (one sub-folder a class),
-    folder-by-client:PATH (one folder a client, one sub-folder a class in each) or hf:NAME."""
+    folder-by-client:PATH (one folder a client, one sub-folder a class in each),
+    csv:PATH (a table of file names and labels beside the images) or hf:NAME."""
     root: str = ""
     """Folder of torchvision data sets; empty: the data folder in the cache."""
     download: bool = False
     """Let torchvision download what is missing."""
     strict: bool = False
-    """A broken image is an error instead of being skipped with a warning."""
+    """A broken image, or a row of a table without image or label, is an error instead of being
+    skipped with a warning."""
+    label_column: str = ""
+    """Of csv: and hf:, the column of classes; empty: one called label, class, target, ..."""
+    image_column: str = ""
+    """Of csv: and hf:, the column of images or of their file names; empty: one called image, file,
+    id, ..."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Server's test part, where the source has none of its own."""
     calibration_examples: Annotated[int, Field(ge=8)] = 256
-    """Unlabelled images of the training part that the server keeps to quantize with."""
+    """Unlabelled images of the training part that the server keeps to quantize with, at most half
+    of each class."""
     validation_fraction: Fraction = 0.0
     """Part of the training images that takes the test set's place, to choose settings by."""
     seed: Annotated[int, Field(ge=-1, lt=2**31)] = -1
     """Of the split, the calibration images and the backbone; -1: the run's seed."""
     label_noise: Fraction = 0.0
     """Share of each simulated client's training labels that are of another class than the true."""
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether the source is a table, whose columns can be named."""
+        return self.source.startswith(("csv:", "hf:"))
 
 
 class PartitionConfig(Section):
@@ -291,6 +305,12 @@ class Config(Section):
             raise ValueError(
                 "round.over-selection needs train.clients-per-round: nobody is beyond every client"
             )
+        for key in ("label-column", "image-column"):
+            if getattr(self.data, key.replace("-", "_")) and not self.data.has_columns:
+                raise ValueError(
+                    f"data.{key} is for csv: and hf:, "
+                    f"data.source={self.data.source!r} has no columns"
+                )
         if problem := self.attack.problem(self.partition.num_clients):
             raise ValueError(problem)
         return self
@@ -329,10 +349,15 @@ def describe_keys() -> list[tuple[str, str, str]]:
 
 
 def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
-    """Turn ``section.key=value`` items into a nested mapping; values are TOML, or plain text.
+    """Turn ``section.key=value`` items into a nested mapping.
 
-    >>> parse_overrides(["train.lr=0.1", "data.source=digits"])
-    {'train': {'lr': 0.1}, 'data': {'source': 'digits'}}
+    Where a key takes text, the text is the value (in quotes or not); elsewhere it is TOML.
+
+    >>> parse_overrides(["train.lr=0.1", "data.source=digits", "name=2024-01-05"])
+    {'train': {'lr': 0.1}, 'data': {'source': 'digits'}, 'name': '2024-01-05'}
+
+    Raises:
+        ConfigError: with all items that are not of this form.
     """
     tree: dict[str, Any] = {}
     problems = []
@@ -342,10 +367,6 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
         if not separator or not all(path):
             problems.append(f"'{item}' is not of the form section.key=value")
             continue
-        try:
-            value: Any = tomllib.loads(f"value = {text.strip()}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text.strip()
         node = tree
         for part in path[:-1]:
             node = node.setdefault(part, {})
@@ -353,10 +374,34 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
                 problems.append(f"'{item}' goes below a key that has a value of its own")
                 break
         else:
-            node[path[-1]] = value
+            node[path[-1]] = _parsed(path, text.strip())
     if problems:
         raise ConfigError(problems, "overrides")
     return tree
+
+
+def _parsed(path: Sequence[str], text: str) -> Any:
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    # No key takes a date, and a strategy's argument that is not finite can only be a word.
+    is_word = isinstance(value, datetime.date | datetime.time) or (
+        path[:2] == ["strategy", "args"] and isinstance(value, float) and not math.isfinite(value)
+    )
+    return text if is_word or (_takes_text(path) and not isinstance(value, str)) else value
+
+
+def _takes_text(path: Sequence[str]) -> bool:
+    """Whether a key is there and takes nothing but text."""
+    annotation: Any = Config
+    for part in path:
+        fields = getattr(annotation, "model_fields", {})
+        name = part.replace("-", "_")
+        if name not in fields:
+            return False
+        annotation = fields[name].annotation
+    return annotation is str or get_origin(annotation) is Literal
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

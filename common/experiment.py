@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
@@ -32,6 +33,7 @@ from common.types import FeatureSet, IntArray
 __all__ = [
     "ClientShare",
     "calibration_positions",
+    "client_ids",
     "client_shares",
     "experiment_dataset",
     "experiment_features",
@@ -80,13 +82,21 @@ def experiment_dataset(config: Config) -> Dataset:
     """The data set that [data] names."""
     data = config.data
     return _dataset(
-        data.source, data.root, data.download, data.strict, data.test_fraction, config.data_seed
-    )
+        data.source, data.root, data.download, data.strict, data.test_fraction, config.data_seed,
+        data.label_column, data.image_column,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=2)
-def _dataset(
-    source: str, root: str, download: bool, strict: bool, test_fraction: float, seed: int
+def _dataset(  # what a data set depends on, and nothing else
+    source: str,
+    root: str,
+    download: bool,
+    strict: bool,
+    test_fraction: float,
+    seed: int,
+    label_column: str,
+    image_column: str,
 ) -> Dataset:
     return load_dataset(
         source,
@@ -95,18 +105,25 @@ def _dataset(
         strict=strict,
         test_fraction=test_fraction,
         seed=seed,
+        label_column=label_column,
+        image_column=image_column,
     )
 
 
 def calibration_positions(config: Config) -> IntArray:
     """Training images that the server keeps, without labels, to quantize with.
 
-    At most half of the training part; clients never own them.
+    Drawn from all, but at most half of each class: clients never own them, and are to train on
+    every class.
     """
-    train = experiment_dataset(config).train
-    count = min(config.data.calibration_examples, len(train) // 2)
-    order = permutation(len(train), config.data_seed, Purpose.CALIBRATION)
-    return np.sort(train[order[:count]])
+    dataset = experiment_dataset(config)
+    order = dataset.train[permutation(len(dataset.train), config.data_seed, Purpose.CALIBRATION)]
+    labels = dataset.labels[order]
+    counts = np.bincount(labels, minlength=dataset.num_classes)
+    rank = np.empty_like(labels)  # place of each among those of its class, in the drawn order
+    rank[np.argsort(labels, kind="stable")] = np.concatenate([np.arange(n) for n in counts])
+    allowed = order[rank < counts[labels] // 2]
+    return np.sort(allowed[: config.data.calibration_examples])
 
 
 def held_out_positions(config: Config) -> IntArray:
@@ -148,15 +165,11 @@ def _shares(
     config = Config(data=data.model_copy(update={"seed": data_seed}))
     dataset = experiment_dataset(config)
     positions = np.setdiff1d(dataset.train, calibration_positions(config))
-    column = None
+    column, owners = None, ""
     if partition.scheme == "natural":
-        if partition.column not in dataset.columns:
-            known = ", ".join(dataset.columns) or "none"
-            raise DataError(
-                f"{dataset.name} has no column '{partition.column}', the partition.column "
-                f"(known: {known})"
-            )
-        column = dataset.columns[partition.column]
+        column = client_ids(dataset, partition.column)
+        positions = positions[[owner is not None for owner in column[positions].tolist()]]
+        owners = repr(column[positions].tolist())
 
     def draw() -> list[IntArray]:
         return partition_clients(
@@ -173,7 +186,7 @@ def _shares(
         )
 
     digest = hashlib.sha256(positions.astype("<i8").tobytes()).hexdigest()
-    key = f"{dataset.content_key}\n{digest}\n{partition}\n{seed}"
+    key = f"{dataset.content_key}\n{digest}\n{partition}\n{seed}\n{owners}"
     parts = _cached_parts(hashlib.sha256(key.encode()).hexdigest(), draw)
     if data.validation_fraction:  # taken from the same shares, so that settings fit them
         held_out = held_out_positions(config)
@@ -190,6 +203,20 @@ def _shares(
         )
         for client, part in enumerate(parts)
     )
+
+
+def client_ids(dataset: Dataset, column: str) -> npt.NDArray[np.generic]:
+    """Who owns each image, (n,), by a column of the data set; None: the row does not say.
+
+    Raises:
+        DataError: there is no such column; names those there are.
+    """
+    if column not in dataset.columns:
+        known = ", ".join(dataset.columns) or "none"
+        raise DataError(
+            f"{dataset.name} has no column '{column}', the partition.column (known: {known})"
+        )
+    return dataset.columns[column]
 
 
 def _cached_parts(key: str, draw: Callable[[], list[IntArray]]) -> list[IntArray]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import io
-import logging
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
@@ -28,8 +27,6 @@ from common.seeding import Purpose, draws, permutation
 from common.types import IntArray
 
 __all__ = ["Scheme", "evenly", "local_split", "partition_clients", "plot_partition"]
-
-logger = logging.getLogger("fedhead")
 
 Scheme = Literal["iid", "dirichlet", "pathological", "shard", "natural"]
 
@@ -86,14 +83,14 @@ def partition_clients(  # the config's partition section, key by key
         alpha: concentration, > 0; small is skewed.
         classes_per_client: for "pathological".
         shards_per_client: for "shard".
-        column: (n,), client ids, for "natural".
+        column: (n,), client ids, for "natural"; without gaps at ``positions``.
         min_examples: what each client holds at least.
 
     Returns:
         For each client its positions, int64, ascending; disjoint. Every position is dealt out,
         except: classes that no client was given (pathological), what is left when the examples
         do not divide into shards, clients below ``min_examples`` or beyond ``num_clients``
-        (natural). Those are counted in the log.
+        (natural).
 
     Raises:
         DataError: the request cannot be met with these examples.
@@ -108,9 +105,6 @@ def partition_clients(  # the config's partition section, key by key
         parts = _natural(request, column[order], seed)
     else:
         parts = _drawn(request, labels[order], seed)
-    dropped = len(order) - sum(len(part) for part in parts)
-    if dropped:
-        logger.warning("%s: %d of %d examples belong to no client", request, dropped, len(order))
     return [np.sort(order[part]) for part in parts]
 
 

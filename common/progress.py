@@ -17,8 +17,10 @@ def track(items: Sequence[T] | Iterable[T], description: str, total: int) -> Ite
         yield from items
         return
     from rich.console import Console  # only where it is shown: imports cost a device seconds
+    from rich.markup import escape
     from rich.progress import track as rich_track
 
     yield from rich_track(
-        items, description=description, total=total, console=Console(stderr=True), transient=True
-    )
+        items, description=escape(description), total=total, console=Console(stderr=True),
+        transient=True,
+    )  # fmt: skip

@@ -16,6 +16,7 @@ from common.experiment import (
     malicious_clients,
 )
 from common.messages import DescribeRequest
+from common.unheld import unheld
 from server.admission import Admission
 from server.backbones import Offer
 from server.engine import quorum
@@ -113,6 +114,8 @@ def _account(config: Config, dataset: Dataset) -> None:
         len(dataset), len(held_out_positions(config)), len(calibration_positions(config)),
     )  # fmt: skip
     logger.info("%d clients train on %d and keep %d to test with", len(shares), train, test)
+    for line in unheld(config):
+        logger.warning("%s", line)
     if malicious := malicious_clients(config):
         attack = config.attack
         scale = f" with scale {attack.strength:g}" if attack.strength else ""

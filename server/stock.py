@@ -75,6 +75,13 @@ def build_stock(name: str, args: Mapping[str, Any], *, lr: float) -> FlowerStrat
     if sampled := sorted(set(given) & set(_OURS)):
         raise ConfigError([f"strategy.args.{sampled[0]}: set train.clients-per-round instead"])
     parameters = inspect.signature(cls).parameters
+    for key, value in given.items():
+        wanted = getattr(parameters.get(key), "annotation", None)
+        if wanted in (str, "str") and not isinstance(value, str):
+            problem = (
+                f"strategy.args.{key}={value!r} must be text, in quotes where it looks otherwise"
+            )
+            raise ConfigError([problem])
     if "client_learning_rate" in parameters:
         given.setdefault("client_learning_rate", lr)
     sampling = {

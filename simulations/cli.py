@@ -24,7 +24,7 @@ from simulations.cli_keys import keys
 from simulations.cli_measure import measures
 from simulations.cli_publish import publish
 from simulations.tables import closing_table, export_table, rows_table
-from simulations.terminal import JsonFlag, print_error
+from simulations.terminal import JsonFlag, print_error, read_overrides
 
 __all__ = ["main"]
 
@@ -262,11 +262,13 @@ def partition(
     out: Annotated[Path, typer.Option(help="Picture file.")] = Path("partition.png"),
 ) -> None:
     """Draw who holds what, without training anything."""
-    from common.config import load_config, parse_overrides
+    from common.config import load_config
     from common.experiment import client_shares, experiment_dataset
     from common.partition import plot_partition
+    from common.unheld import unheld
 
-    config = load_config(experiment, parse_overrides(set_ or []))
+    reads = ("data.*", "partition.*", "round.max-examples-per-client", "seed")
+    config = load_config(experiment, read_overrides(set_, reads=reads))
     dataset, shares = experiment_dataset(config), client_shares(config)
     plot_partition([dataset.labels[share.train] for share in shares], dataset.classes, out)
     sizes = sorted(len(share.train) for share in shares)
@@ -274,6 +276,8 @@ def partition(
         f"{len(shares)} clients, {sum(sizes)} training examples: "
         f"{sizes[0]} to {sizes[-1]} each, median {sizes[len(sizes) // 2]}"
     )
+    for line in unheld(config):
+        print(line)
     print(out)
 
 

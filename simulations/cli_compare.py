@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from simulations.terminal import JsonFlag, near, print_error
+from common.errors import ConfigError
+from simulations.terminal import JsonFlag, near, print_error, read_overrides
 
 __all__ = ["comparisons"]
 
@@ -38,7 +39,7 @@ def compare(
     ] = "all",
     partitions: Annotated[
         str,
-        typer.Option(help="iid,dirichlet:0.1,pathological:2; without it, the experiment's."),
+        typer.Option(help="For example iid,dirichlet:0.1; without it, the experiment's."),
     ] = "",
     seeds: Annotated[str, typer.Option(help="One run each.")] = "0,1,2",
     sweep: Annotated[
@@ -65,14 +66,17 @@ def compare(
     What has finished is kept: the same command goes on after an interruption, and a longer one
     runs only what is new.
     """
-    from common.config import load_config, parse_overrides
+    from common.config import load_config
     from common.machine import cores
     from simulations.compare.compare import run_grid
     from simulations.compare.parse import parse_grid
     from simulations.report import check_installed
 
     check_installed()  # before the long work
-    base = load_config(experiment, parse_overrides(set_ or []))
+    elsewhere = {"out": "--out", "strategy.name": "--strategies"}
+    elsewhere |= {"data.validation-fraction": "--validation-fraction"} if sweep else {}
+    elsewhere |= {"partition.scheme": "--partitions"} if partitions else {}
+    base = load_config(experiment, read_overrides(set_, elsewhere=elsewhere))
     grid = parse_grid(
         base,
         strategies=strategies,
@@ -81,6 +85,12 @@ def compare(
         sweeps=sweep or [],
         validation_fraction=validation_fraction,
     )
+    given = any(item.strip().startswith("strategy.args.") for item in set_ or [])
+    if given and base.strategy.name not in {spec.name for spec in grid.strategies}:
+        raise ConfigError(
+            [f"--set strategy.args.* is for {base.strategy.name}; --sweep STRATEGY.ARGUMENT=... "
+             "sets an argument of another"]
+        )  # fmt: skip
     folder = (out or Path("runs") / base.name).resolve()
     try:
         chosen = run_grid(grid, folder, jobs=jobs or cores())
@@ -117,5 +127,5 @@ def _report(runs: list[Path], folder: Path, target: float | None, json_: bool) -
         rows = [asdict(row) for row in leaderboard(comparison, target)]
         print(json.dumps({"report": str(files.page.resolve()), "leaderboard": rows}))
     else:
-        Console().print(terminal_table(comparison, target))
+        Console(markup=False).print(terminal_table(comparison, target))
         print(near(str(files.page.resolve())))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from common.errors import ConfigError
-from simulations.terminal import JsonFlag, near
+from simulations.terminal import JsonFlag, near, read_overrides
 
 __all__ = ["measures"]
 
@@ -26,7 +26,8 @@ def probe(
         str,
         typer.Argument(
             metavar="DATA",
-            help="A folder with one sub-folder a class, or a data set as data.source names it.",
+            help="A folder with one sub-folder a class, a table (.csv), or a data set as "
+            "data.source names it.",
         ),
     ],
     target: Annotated[
@@ -35,7 +36,7 @@ def probe(
     examples: Annotated[int, typer.Option(min=10, help="Pictures to use at most.")] = 5000,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A key of [data] or [backbone]."),
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of \\[data] or \\[backbone]."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Picture file.")] = Path("probe.png"),
     json_: JsonFlag = False,
@@ -44,19 +45,20 @@ def probe(
 
     Linear heads on the frozen int8 backbone's features, in cross-validation.
     """
-    from common.config import changed, load_config, parse_overrides
+    from common.config import load_config
     from simulations.probe import draw, judge, probe_data
     from simulations.probe.tables import as_json, tables
 
-    source = f"folder:{Path(data).resolve()}" if Path(data).is_dir() else data
-    base = load_config(None, parse_overrides(set_ or []))
-    found = probe_data(changed(base, {"data": {"source": source}}), examples=examples)
+    found = probe_data(
+        load_config(None, _overrides(set_, _source(data), "DATA", ("backbone.*",))),
+        examples=examples,
+    )
     verdict = judge(found, target)
     draw(found, target, out)
     if json_:
         print(json.dumps({**as_json(found, verdict), "picture": str(out.resolve())}))
         return
-    console = Console()
+    console = Console(markup=False)
     for part in tables(found, verdict):
         console.print(part)
     print(near(str(out.resolve())))
@@ -81,7 +83,7 @@ def profile(
     if json_:
         print(json.dumps(as_json(found)))
         return
-    console = Console()
+    console = Console(markup=False)
     for part in tables(found):
         console.print(part)
     print(near(str(trace.resolve())))
@@ -103,7 +105,9 @@ def quantize_report(
     examples: Annotated[int, typer.Option(min=50, help="Pictures to test on at most.")] = 4000,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A key of [data], or backbone.input-size."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A key of \\[data], or backbone.input-size."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for report and picture.")] = Path(
         "quantize-report"
@@ -114,22 +118,49 @@ def quantize_report(
 
     Writes quantize.md, quantize.json and quantize.png.
     """
-    from common.config import changed, load_config, parse_overrides
+    from common.config import load_config
     from simulations.quantization import as_json, notes, tables, write_report
     from simulations.quantization import quantize_report as measure
 
-    config = changed(load_config(None, parse_overrides(set_ or [])), {"data": {"source": data}})
+    config = load_config(None, _overrides(set_, data, "--data", ("backbone.input-size",)))
     report = measure(config, _weights(arch, weights), examples=examples)
     page = near(str(write_report(report, out).resolve()))
     if json_:
         print(json.dumps({**as_json(report), "report": page}))
         return
-    console = Console()
+    console = Console(markup=False)
     for table in tables(report):
         console.print(table)
     for note in notes(report):
         console.print(f"- {note}", highlight=False, markup=False)
     print(page)
+
+
+# Of [data], what decides which pictures there are and which of them quantize.
+_DATA_KEYS = tuple(
+    f"data.{key}"
+    for key in (
+        "root", "download", "strict", "label-column", "image-column", "test-fraction",
+        "calibration-examples", "seed",
+    )
+)  # fmt: skip
+
+
+def _source(data: str) -> str:
+    """The data set that a person names by its folder or table, as data.source does."""
+    path = Path(data)
+    if path.is_dir():
+        return f"folder:{path.resolve()}"
+    return f"csv:{path.resolve()}" if path.is_file() else data
+
+
+def _overrides(
+    items: Sequence[str] | None, source: str, option: str, more: Sequence[str]
+) -> dict[str, Any]:
+    given = read_overrides(
+        items, reads=(*_DATA_KEYS, *more, "seed"), elsewhere={"data.source": option}
+    )
+    return {**given, "data": {**given.get("data", {}), "source": source}}
 
 
 def _weights(archs: Sequence[str] | None, given: Sequence[str] | None) -> dict[str, str]:

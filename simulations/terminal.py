@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Annotated, Any
 
 import typer
 
-__all__ = ["JsonFlag", "near", "print_error"]
+from common.errors import ConfigError
+
+__all__ = ["JsonFlag", "near", "print_error", "read_overrides"]
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")]
 
@@ -22,3 +26,37 @@ def near(path: str) -> str:
 def print_error(message: str) -> None:
     """One line on standard error, as the command line puts it."""
     print(f"fedhead: {message}", file=sys.stderr)
+
+
+def read_overrides(
+    items: Sequence[str] | None,
+    *,
+    reads: Sequence[str] = ("*",),
+    elsewhere: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """What ``--set`` gave to a command that does not read every key.
+
+    Args:
+        items: ``section.key=value`` each.
+        reads: patterns of the keys that the command reads, such as "data.*".
+        elsewhere: keys that an option of the command says instead, with its name.
+
+    Raises:
+        ConfigError: with all items that are no override, or that the command would ignore.
+    """
+    from common.config import describe_keys, parse_overrides
+
+    overrides = parse_overrides(items or [])
+    known = [key for key, _, _ in describe_keys()]
+    problems = []
+    for item in items or []:
+        key = item.partition("=")[0].strip()
+        if option := (elsewhere or {}).get(key):
+            problems.append(f"--set {key} would be ignored here, {option} says it")
+        elif any(key == k or key.startswith(f"{k}.") for k in known) and not any(
+            fnmatchcase(key, pattern) for pattern in reads
+        ):
+            problems.append(f"--set {key} would be ignored: only {', '.join(reads)} matter here")
+    if problems:
+        raise ConfigError(problems)
+    return overrides

@@ -21,7 +21,7 @@ __all__ = ["Dataset", "load_dataset", "load_folder", "stratified_split"]
 _FOLDERS = {"folder": load_split_folder, "folder-by-client": load_client_folder}
 
 
-def load_dataset(
+def load_dataset(  # what [data] says, key by key
     source: str,
     *,
     root: Path | None,
@@ -29,18 +29,23 @@ def load_dataset(
     strict: bool,
     test_fraction: float,
     seed: int,
+    label_column: str = "",
+    image_column: str = "",
 ) -> Dataset:
     """Load a data set by name.
 
     Args:
         source: "mnist5k", "digits", a torchvision class name such as "CIFAR10",
-            "folder:PATH", "folder-by-client:PATH" or "hf:NAME".
+            "folder:PATH", "folder-by-client:PATH", "csv:PATH" or "hf:NAME".
         root: where data sets lie (default: a folder of fedhead's cache); a relative PATH is
             looked up below it.
         download: whether a missing data set may be fetched.
-        strict: a broken picture is an error instead of being skipped with a warning.
+        strict: a broken picture, or one that a table names and that is missing or without a label,
+            is an error instead of being skipped with a warning.
         test_fraction: share of a source without a test set that becomes one, in (0, 1).
         seed: the run's seed, for that split.
+        label_column: of "csv:" and "hf:"; empty: one with a usual name.
+        image_column: likewise.
 
     Raises:
         DataError: the data are not there or cannot be used; one line that says why.
@@ -60,6 +65,14 @@ def load_dataset(
         return _FOLDERS[kind](
             root / path if root else path, strict=strict, test_fraction=test_fraction, seed=seed
         )
+    if colon and kind == "csv":
+        from common.datasets.table import load_table
+
+        path = Path(rest).expanduser()
+        return load_table(
+            root / path if root else path, strict=strict, test_fraction=test_fraction, seed=seed,
+            label_column=label_column, image_column=image_column,
+        )  # fmt: skip
     data_root = (root or cache_root() / "data").expanduser()
     if colon and kind == "hf":
         from common.datasets.hub import load_hub
@@ -67,6 +80,7 @@ def load_dataset(
         return load_hub(
             rest, root=root, download=download, strict=strict,
             test_fraction=test_fraction, seed=seed,
+            label_column=label_column, image_column=image_column,
         )  # fmt: skip
     from common.datasets.vision_table import TABLE
 
@@ -87,5 +101,5 @@ def _nearest(source: str, table: Iterable[str]) -> str:
     return (
         f"nearest known: {names}"
         if near
-        else f"known: {names}, folder:PATH, folder-by-client:PATH, hf:NAME"
+        else f"known: {names}, folder:PATH, folder-by-client:PATH, csv:PATH, hf:NAME"
     )

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any  # datasets ships no types
 
 import numpy as np
-import numpy.typing as npt
 
 from common.datasets.base import Dataset, EncodedImages, assemble, cut, verify
+from common.datasets.hub_table import (
+    Split,
+    find_image_column,
+    find_label_column,
+    find_splits,
+    numbered,
+    other_columns,
+)
+from common.datasets.labels import tell_unlabelled
 from common.errors import DataError, MissingExtraError
 from common.images import read_picture
-from common.types import IntArray
 
 __all__ = ["load_hub"]
 
-Columns = dict[str, npt.NDArray[np.generic]]
 
-_TEST_SPLITS = ("test", "validation", "valid", "val")
-_IMAGE_COLUMNS = ("image", "img", "picture", "pixels")
-_LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class", "category", "character")
-
-
-def load_hub(
-    name: str, *, root: Path | None, download: bool, strict: bool, test_fraction: float, seed: int
+def load_hub(  # what [data] says, key by key
+    name: str,
+    *,
+    root: Path | None,
+    download: bool,
+    strict: bool,
+    test_fraction: float,
+    seed: int,
+    label_column: str = "",
+    image_column: str = "",
 ) -> Dataset:
     """Load a data set with Hugging Face's ``datasets``, which flwr-datasets brings along.
 
@@ -37,46 +47,44 @@ def load_hub(
             ``NAME#SUBSET`` where there are several.
         root: a relative folder is looked up here; None: the working directory.
         download: whether the Hub may be asked; otherwise its local cache must do.
-        strict: a broken picture is an error instead of being skipped with a warning.
+        strict: a broken picture or a missing label is an error instead of being left out with a
+            warning.
         test_fraction: cut off by ``seed`` where there is no test or validation split.
         seed: the run's seed.
+        label_column: holds the classes; empty: one with a usual name.
+        image_column: holds the pictures; empty: one of pictures, or with a usual name.
 
     Returns:
-        A data set whose ``columns`` are the integer and string columns beside the label.
+        A data set whose ``columns`` are the integer and string columns beside the label; an
+        entry is None where a row has none. A split may number the classes in an order of its
+        own: they are compared by name.
 
     Raises:
-        DataError: not there, or without a column of pictures or of labels.
+        DataError: not there, without a column of pictures or of labels, or with a test split
+            of other classes.
         MissingExtraError: flwr-datasets is not installed.
     """
-    splits = _open(name, root, download=download)
-    train_split = "train" if "train" in splits else next(iter(splits))
-    train = splits[train_split]
-    image = _image_column(name, train.features)
-    label = _label_column(name, train.features)
-    parts = {train_split: train}
-    for split in _TEST_SPLITS:
-        if split in splits and split != train_split and _labelled(splits[split], label):
-            parts[split] = splits[split]
-            break
-    classes, labels = _labels(name, list(parts.values()), label)
-    columns = _columns(list(parts.values()), exclude=(image, label))
-    images = _images(name, parts, image)
-    owners = (split for split, part in parts.items() for _ in range(len(part)))
-    known = dict(enumerate(classes))
-    groups = [
-        f"hf:{name} {split}: class {known.get(k, k)}"
-        for split, k in zip(owners, labels.tolist(), strict=True)
-    ]
+    parts = find_splits(name, _open(name, root, download=download), label_column)
+    image = find_image_column(name, parts[0].features, image_column)
+    label = find_label_column(name, parts[0].features, label_column)
+    classes, labels = numbered(name, parts, label)
+    there = np.flatnonzero(labels >= 0)
+    tell_unlabelled(f"hf:{name}", len(labels) - len(there), len(labels), label, strict=strict)
+    images = _images(name, parts, image).keep(there)
+    owners = np.repeat([part.name for part in parts], [len(part.rows) for part in parts])
+    groups = [f"hf:{name} {owners[i]}: class {classes[labels[i]]}" for i in there.tolist()]
     kept, key, skipped = verify(images, name=f"hf:{name}", strict=strict, groups=groups)
+    rows = there[kept]
+    columns = other_columns(parts, exclude=(image, label))
     return assemble(
-        f"hf:{name}", classes, labels[kept], images.keep(kept), key,
-        split=cut(kept, len(train)) if len(parts) > 1 else None,
+        f"hf:{name}", classes, labels[rows], images.keep(kept), key,
+        split=cut(rows, sum(len(part.rows) for part in parts[:-1])) if len(parts) > 1 else None,
         test_fraction=test_fraction, seed=seed, skipped=skipped,
-        columns={column: values[kept] for column, values in columns.items()},
+        columns={column: values[rows] for column, values in columns.items()},
     )  # fmt: skip
 
 
-def _open(name: str, root: Path | None, *, download: bool) -> Mapping[str, Any]:
+def _open(name: str, root: Path | None, *, download: bool) -> list[Split]:
     try:
         import datasets
     except ImportError as exc:
@@ -91,15 +99,58 @@ def _open(name: str, root: Path | None, *, download: bool) -> Mapping[str, Any]:
     with _quiet(datasets, offline=not download):
         try:
             if local and any((folder / f).is_file() for f in ("dataset_dict.json", "state.json")):
-                loaded = datasets.load_from_disk(str(folder))
+                loaded, own = datasets.load_from_disk(str(folder)), {}
             else:
-                loaded = datasets.load_dataset(str(folder) if local else place, subset or None)
+                where = str(folder) if local else place
+                loaded = datasets.load_dataset(where, subset or None)
+                own = _own_features(where, subset) if local else {}
+        except DataError as exc:
+            raise DataError(f"hf:{name}: {exc}") from exc
         # What comes out depends on the file format, the Hub and the network.
         except Exception as exc:
             line = (str(exc).splitlines() or [type(exc).__name__])[0]
             how = "" if local or download else "; set download = true to ask the Hub"
             raise DataError(f"hf:{name}: cannot be loaded ({line}){how}") from exc
-    return loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    if not isinstance(loaded, datasets.DatasetDict):
+        loaded = {"train": loaded}
+    return [
+        Split(str(split), rows, {**rows.features, **own.get(str(split), {})})
+        for split, rows in loaded.items()
+    ]
+
+
+def _own_features(folder: str, subset: str) -> dict[str, Mapping[str, Any]]:
+    """Features by split, as a local folder's parquet files declare them.
+
+    ``datasets`` gives all splits those of the first file, and so turns the class numbers of
+    another file into names that are not its own. On the Hub a card declares them once for all.
+
+    Raises:
+        DataError: files of one split name the classes differently.
+    """
+    import datasets
+    import pyarrow.parquet
+    from datasets.packaged_modules.parquet.parquet import Parquet
+
+    found: dict[str, Mapping[str, Any]] = {}
+    # A cache of its own: from the usual one comes what was found before, declared or not.
+    with tempfile.TemporaryDirectory(prefix="fedhead-hub-") as cache:
+        builder = datasets.load_dataset_builder(folder, subset or None, cache_dir=cache)
+    if not isinstance(builder, Parquet) or builder.info.features is not None:
+        return found
+    for split, files in (builder.config.data_files or {}).items():
+        for file in files:
+            schema = pyarrow.parquet.read_schema(file)
+            features = datasets.Features.from_arrow_schema(schema)
+            first = found.setdefault(str(split), features)
+            for column in features.keys() & first.keys():
+                names = [getattr(f[column], "names", None) for f in (first, features)]
+                if names[0] != names[1]:
+                    raise DataError(
+                        f"{file} numbers the classes of '{column}' otherwise than the files "
+                        f"before it: {names[1]}, expected {names[0]}"
+                    )
+    return found
 
 
 @contextmanager
@@ -127,74 +178,13 @@ def _quiet(datasets: Any, *, offline: bool) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _image_column(name: str, features: Mapping[str, Any]) -> str:
-    import datasets
-
-    for column, feature in features.items():
-        if isinstance(feature, datasets.Image):
-            return column
-    for column in _IMAGE_COLUMNS:  # bytes that nobody declared to be pictures
-        feature = features.get(column)
-        is_struct = isinstance(feature, dict) and "bytes" in feature
-        if is_struct or getattr(feature, "dtype", "") in ("binary", "large_binary"):
-            return column
-    raise DataError(f"hf:{name}: no column of images among {', '.join(features)}")
-
-
-def _label_column(name: str, features: Mapping[str, Any]) -> str:
-    import datasets
-
-    named = [c for c in _LABEL_COLUMNS if c in features and _is_scalar(features[c])]
-    declared = [c for c in features if isinstance(features[c], datasets.ClassLabel)]
-    for column in (*(c for c in named if c in declared), *declared, *named):
-        return column
-    raise DataError(f"hf:{name}: no column of labels among {', '.join(features)}")
-
-
-def _is_scalar(feature: Any) -> bool:
-    return str(getattr(feature, "dtype", "")).startswith(("int", "uint", "string", "large_string"))
-
-
-def _values(part: Any, column: str) -> list[Any]:
-    return list(part[column][:])
-
-
-def _labelled(part: Any, label: str) -> bool:
-    """Competitions publish test splits whose labels are missing or all -1."""
-    return label in part.features and all(v not in (None, -1) for v in _values(part, label))
-
-
-def _labels(name: str, parts: list[Any], label: str) -> tuple[list[str], IntArray]:
-    values = [value for part in parts for value in _values(part, label)]
-    if None in values:
-        raise DataError(f"hf:{name}: {values.count(None)} rows have no '{label}'")
-    declared = getattr(parts[0].features[label], "names", None)
-    if declared:
-        return list(declared), np.array(values, np.int64)
-    distinct = sorted(set(values))
-    number = {value: k for k, value in enumerate(distinct)}
-    return [str(value) for value in distinct], np.array([number[v] for v in values], np.int64)
-
-
-def _columns(parts: list[Any], exclude: tuple[str, str]) -> Columns:
-    found: Columns = {}
-    for column, feature in parts[0].features.items():
-        if column in exclude or not _is_scalar(feature):
-            continue
-        if all(column in part.features for part in parts):
-            values = [value for part in parts for value in _values(part, column)]
-            if None not in values:  # a client id that is missing names no client
-                found[column] = np.array(values)
-    return found
-
-
-def _images(name: str, parts: Mapping[str, Any], image: str) -> EncodedImages:
+def _images(name: str, parts: Sequence[Split], image: str) -> EncodedImages:
     import datasets
 
     encoded = datasets.Image(decode=False)
-    rows = [part.select_columns([image]).cast_column(image, encoded) for part in parts.values()]
+    rows = [part.rows.select_columns([image]).cast_column(image, encoded) for part in parts]
     where = [(k, i) for k, part in enumerate(rows) for i in range(len(part))]
-    names = [f"hf:{name} {split}[{i}]" for split, part in parts.items() for i in range(len(part))]
+    names = [f"hf:{name} {part.name}[{i}]" for part in parts for i in range(len(part.rows))]
 
     def load(i: int) -> bytes:
         k, row = where[i]

@@ -18,7 +18,7 @@ from common.datasets.tree import Folder, class_name, left_out, some
 from common.errors import DataError
 from common.files import shown
 
-__all__ = ["Labelled", "by_class", "by_client", "by_split", "unused"]
+__all__ = ["Labelled", "by_class", "by_client", "by_split", "split_of", "unused"]
 
 logger = logging.getLogger("fedhead")
 
@@ -168,9 +168,9 @@ def _splits(root: Folder) -> dict[str, Folder]:
     """Its folders by the split that their names tell; none where they are classes."""
     found: dict[str, list[Folder]] = {}
     for folder in root.folders:
-        if kind := _split_of(folder.path.name):
+        if kind := split_of(folder.path.name):
             found.setdefault(kind, []).append(folder)
-    rest = [folder for folder in root.folders if not _split_of(folder.path.name)]
+    rest = [folder for folder in root.folders if not split_of(folder.path.name)]
     names = some([shown(folder.path.name) for folders in found.values() for folder in folders])
     if "train" not in found:
         if found and not rest:
@@ -185,14 +185,14 @@ def _splits(root: Folder) -> dict[str, Folder]:
             f"{shown(root.path)}: among {names} there are several splits to {twice[0]}; "
             "expected one of a kind"
         )
-    _refuse_links([link for link in root.links if _split_of(link.name)])
+    _refuse_links([link for link in root.links if split_of(link.name)])
     return {kind: folders[0] for kind, folders in found.items()}
 
 
-def _split_of(name: str) -> str | None:
+def split_of(name: str) -> str | None:
     """The split that a folder's name tells: what is left of it without fillers and numbers.
 
-    >>> [_split_of(name) for name in ("Training_Set", "valset", "test 2017", "training shoes")]
+    >>> [split_of(name) for name in ("Training_Set", "valset", "test 2017", "training shoes")]
     ['train', 'val', 'test', None]
     """
     words = [word for word in re.findall(r"[^\W\d_]+", name.lower()) if word not in _FILLERS]
@@ -272,7 +272,7 @@ def _refuse_deep(root: Folder, classes: Sequence[Folder]) -> None:
             name for name, n in Counter(k for names in inner for k in names).items() if n > 1
         ]
         hint = "move the pictures up into them"
-        if repeated and all(map(_split_of, repeated)):
+        if repeated and all(map(split_of, repeated)):
             hint = "put splits above classes, as in train/CLASS and test/CLASS"
         elif len(repeated) > 1 and len(deep) == len(classes):
             hint = "folder-by-client:PATH if these are clients, with one sub-folder a class"

@@ -10,6 +10,7 @@ import numpy as np
 
 from common.datasets.base import ArrayImages, Dataset, Images, assemble, cut, verify
 from common.datasets.folder import file_images
+from common.datasets.labels import labels_by_name
 from common.datasets.vision_table import TABLE, Arguments, Spec
 from common.errors import DataError, MissingExtraError
 
@@ -42,11 +43,15 @@ def load_vision(
     loaded = [_construct(name, spec, kwargs, root, download=download) for kwargs in arguments]
     try:
         classes = list(spec.classes(loaded[0]))
-        for kwargs, part in zip(arguments, loaded, strict=True):
-            if list(spec.classes(part)) != classes:
-                raise DataError(f"{name}: its split {kwargs} has other classes than {arguments[0]}")
         pictures = [spec.images(part) for part in loaded]
         labels = [np.asarray(spec.labels(part), np.int64) for part in loaded]
+        for i, part in enumerate(loaded):
+            # Loaders of folders number the classes of each split by itself.
+            own = labels_by_name(
+                list(spec.classes(part)), classes,
+                split=f"{name}: its split {arguments[i]}", known_from=str(arguments[0]),
+            )  # fmt: skip
+            labels[i] = np.where(labels[i] < 0, -1, own[labels[i]])
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
         raise DataError(f"{name}: the files in {root} are damaged or incomplete ({exc})") from exc
 

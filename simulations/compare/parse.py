@@ -35,8 +35,8 @@ def parse_grid(
         partitions: "iid,dirichlet:0.1,pathological:2"; empty: the experiment's own.
         seeds: "0,1,2".
         sweeps: "lr=0.01,0.1", "server-lr=0.1,1", "fedprox.mu=0.01,0.1", "train.momentum=0,0.9":
-            the clients' learning rate, an argument of every strategy that has it or of one, any
-            key of the experiment.
+            the clients' learning rate, an argument of every strategy that has it or of one
+            ("signs.step" for "mine:signs"), any key of the experiment.
         validation_fraction: of the training images.
 
     Raises:
@@ -138,7 +138,8 @@ def _partition(text: str) -> Mapping[str, Any]:
         return {"scheme": scheme}
     if scheme not in PARTITION_KEYS:
         raise ConfigError([f"partition {text!r}: {scheme} takes no value"])
-    return {"scheme": scheme, **parse_overrides([f"{PARTITION_KEYS[scheme]}={value}"])}
+    own: Mapping[str, Any] = parse_overrides([f"partition.{PARTITION_KEYS[scheme]}={value}"])
+    return {"scheme": scheme, **own["partition"]}
 
 
 def _combinations(
@@ -146,17 +147,32 @@ def _combinations(
 ) -> list[tuple[tuple[str, str, str], ...]]:
     """All combinations of what is swept for a strategy: (key as given, config key, value)."""
     chosen: dict[str, tuple[str, list[str]]] = {}
-    names = {other.text for other in specs}
-    for key, values in sorted(axes, key=lambda axis: axis[0].rpartition(".")[0] in names):
+    owners = _owners(specs)
+    for key, values in sorted(axes, key=lambda axis: axis[0].rpartition(".")[0] in owners):
         owner, _, rest = key.rpartition(".")
-        if owner in names:
-            path = _path(spec, rest) if owner == spec.text else ""
+        if owner in owners:
+            path = _path(spec, rest) if owners[owner] == spec.text else ""
         else:
             path = _path(spec, key)
         if path:
             chosen[path] = (key, values)  # a strategy's own comes last, and wins
     rows = [[(key, path, value) for value in values] for path, (key, values) in chosen.items()]
     return list(itertools.product(*rows))
+
+
+def _owners(specs: Sequence[StrategySpec]) -> dict[str, str]:
+    """Strategies by what may stand before a swept argument.
+
+    That is how one was named, or the function's name alone where it is nobody else's.
+    """
+    named = {spec.text: spec.text for spec in specs}
+    short: dict[str, list[str]] = {}
+    for spec in specs:
+        short.setdefault(spec.text.rpartition(":")[2], []).append(spec.text)
+    taken = {*named, *Config.model_fields}
+    return named | {
+        name: texts[0] for name, texts in short.items() if len(texts) == 1 and name not in taken
+    }
 
 
 def _path(spec: StrategySpec, key: str) -> str:

@@ -83,3 +83,47 @@ def test_malformed_override_is_refused(item: str) -> None:
 
 def test_every_default_is_valid() -> None:
     assert load_config(None) == Config()
+
+
+TEXTS = ("nan", "inf", "true", "1e3", "7", "2024-01-05", "12:30:00", "[1]", "a=b")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_text_of_an_override_is_the_value_of_a_key_that_takes_text(text: str) -> None:
+    for key in ("name", "data.source", "partition.column", "strategy.name", "attack.kind"):
+        for spelling in (text, f'"{text}"', f" '{text}' "):  # in a file it would be in quotes
+            tree = parse_overrides([f"{key}={spelling}"])
+            for part in key.split("."):
+                tree = tree[part]
+            assert tree == text
+
+
+def test_every_word_that_a_key_offers_can_be_set() -> None:
+    config = load_config(None, parse_overrides(["attack.kind=nan", "name=2024-01-05"]))
+    assert (config.attack.kind, config.name) == ("nan", "2024-01-05")
+
+
+def test_other_keys_take_toml() -> None:
+    items = [
+        "train.lr=1e3", "train.rounds=7", "data.strict=true", "simulation.cohort-memory=4GB",
+        "strategy.args.mu=1e-3", "strategy.args.flag=true", "strategy.args.word=2024-01-05",
+        "strategy.args.other=nan", 'strategy.args.text="1"', "strategy.args.list=[1, 2]",
+    ]  # fmt: skip
+    assert parse_overrides(items) == {
+        "train": {"lr": 1000.0, "rounds": 7},
+        "data": {"strict": True},
+        "simulation": {"cohort-memory": "4GB"},
+        "strategy": {
+            "args": {
+                "mu": 0.001, "flag": True, "word": "2024-01-05", "other": "nan", "text": "1",
+                "list": [1, 2],
+            }
+        },
+    }  # fmt: skip
+
+
+def test_columns_are_named_for_tables_alone() -> None:
+    for source in ("csv:labels.csv", "hf:food"):
+        assert load_config(None, parse_overrides([f"data.source={source}", "data.label-column=y"]))
+    with pytest.raises(ConfigError, match=r"data\.image-column is for csv: and hf:, .*'mnist5k'"):
+        load_config(None, parse_overrides(["data.image-column=scan"]))

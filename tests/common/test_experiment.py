@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pytest
 
 from client.device import SimulatedHost
 from common import experiment
+from common import unheld as unheld_module
 from common.backbone.frozen import FrozenBackbone
 from common.config import Config
 from common.datasets import Dataset
+from common.datasets.base import ArrayImages, assemble
 from common.experiment import (
+    calibration_positions,
     client_shares,
     experiment_dataset,
     experiment_features,
     malicious_clients,
     training_features,
 )
-from common.types import FeatureSet
+from common.seeding import Purpose, permutation
+from common.types import FeatureSet, IntArray
+from common.unheld import unheld
 
 pytest.importorskip("sklearn", reason="pip install 'fedhead[demo]'")
 
@@ -109,3 +117,95 @@ def test_a_simulated_client_trains_on_spoilt_labels_and_tests_on_true_ones(
     positions = np.sort(np.concatenate([share.train for share in shares]))
     everything = host.all_train_features(features).labels
     assert (everything == training_features(spoilt, features, honest=True).labels[positions]).all()
+
+
+@pytest.fixture
+def labelled(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dataset]:
+    """Makes every experiment's data set one of these labels, of grey dots."""
+
+    def make(labels: IntArray, client: Sequence[object] | None = None) -> Dataset:
+        pixels = ArrayImages(np.arange(len(labels), dtype=np.uint8)[:, None, None])
+        columns = {} if client is None else {"client": np.array(client, object)}
+        made = assemble(
+            "dots", [str(k) for k in range(int(labels.max()) + 1)], labels, pixels, pixels.key,
+            split=None, test_fraction=0.2, seed=0, columns=columns,
+        )  # fmt: skip
+        monkeypatch.setattr(experiment, "experiment_dataset", lambda _: made)
+        monkeypatch.setattr(unheld_module, "experiment_dataset", lambda _: made)
+        experiment._shares.cache_clear()
+        return made
+
+    yield make
+    experiment._shares.cache_clear()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_calibration_leaves_each_class_its_half(
+    labelled: Callable[..., Dataset], seed: int
+) -> None:
+    counts = (120, 120, 4, 1)
+    dataset = labelled(np.repeat(np.arange(4), counts))
+    train = np.bincount(dataset.labels[dataset.train], minlength=4)
+    for wanted in (64, 1000):
+        chosen = calibration_positions(config(data={"calibration-examples": wanted, "seed": seed}))
+        taken = np.bincount(dataset.labels[chosen], minlength=4)
+        assert (taken <= train // 2).all()
+        assert taken.sum() == min(wanted, (train // 2).sum())
+        assert np.isin(chosen, dataset.train).all()
+        assert (np.diff(chosen) > 0).all()
+
+
+def test_calibration_takes_what_it_always_took_where_no_class_is_short() -> None:
+    # Of 1,437 training digits; the first of a seeded permutation, as in releases before.
+    some = config(seed=3)
+    train = experiment_dataset(some).train
+    want = np.sort(train[permutation(len(train), 3, Purpose.CALIBRATION)[:64]])
+    np.testing.assert_array_equal(calibration_positions(some), want)
+
+
+def test_classes_and_pictures_that_no_client_trains_on_are_named(
+    labelled: Callable[..., Dataset],
+) -> None:
+    labelled(np.repeat(np.arange(3), (120, 120, 1)))
+    assert unheld(config(partition={"num-clients": 7})) == []
+    lone = {"num-clients": 1, "classes-per-client": 1, "scheme": "pathological"}
+    few = unheld(config(partition=lone))
+    assert [re.sub(r"[0-9]+ of [0-9]+", "N of M", line) for line in few] == [
+        "N of M training images belong to no client",
+        "no client trains on 2 of the classes: 1 (120 images), 2 (1 images)",
+    ]
+    assert unheld(config(partition=lone)) == few  # not only when it is drawn
+
+
+def test_images_without_a_client_id_belong_to_nobody_and_are_counted(
+    labelled: Callable[..., Dataset],
+) -> None:
+    labels = np.arange(300) % 3
+    owners = [None if i % 10 == 0 else f"u{i % 7}" for i in range(300)]
+    natural = config(partition={"scheme": "natural", "column": "client", "num-clients": 7})
+    labelled(labels, owners)
+    shares = client_shares(natural)
+    for share in shares:
+        assert len({owners[i] for i in (*share.train, *share.test)} - {None}) == 1
+    held = sorted(i for share in shares for i in (*share.train, *share.test))
+    free = np.setdiff1d(
+        experiment.experiment_dataset(natural).train, calibration_positions(natural)
+    )
+    assert held == [i for i in free.tolist() if owners[i] is not None]
+    gaps = len(free) - len(held)
+    assert gaps > 0
+    assert unheld(natural) == [
+        f"{gaps} of {len(free)} training images belong to no client, {gaps} of them because "
+        "'client' is empty"
+    ]
+
+
+def test_a_changed_column_of_clients_is_another_partition(
+    labelled: Callable[..., Dataset],
+) -> None:
+    natural = config(partition={"scheme": "natural", "column": "client", "num-clients": 3})
+    labels = np.arange(300) % 3
+    for owners in (["a", "b", "c"] * 100, np.repeat(["a", "b", "c"], 100).tolist()):
+        labelled(labels, owners)
+        found = client_shares(natural)  # pictures, labels and split are the same
+        assert [len({owners[i] for i in share.train.tolist()}) for share in found] == [1, 1, 1]

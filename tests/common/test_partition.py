@@ -144,11 +144,10 @@ def test_pathological_gives_exactly_k_classes_and_uses_all(clients, k, seed):
     assert set().union(*classes_of(parts)) == set(range(10))
 
 
-def test_pathological_names_what_it_drops(caplog):
+def test_pathological_drops_what_nobody_was_given():
     parts = deal("pathological", clients=3, classes_per_client=1)
     assert [len(classes) for classes in classes_of(parts)] == [1] * 3
     assert sum(len(part) for part in parts) == 300
-    assert "700 of 1000 examples belong to no client" in caplog.text
 
 
 @properties
@@ -163,22 +162,19 @@ def test_shards_are_equal_runs_of_labels(clients, shards, seed):
     assert len(set(np.concatenate(parts).tolist())) == size * shards * clients
 
 
-def test_natural_clients_are_the_values_of_the_column(caplog):
+def test_natural_clients_are_the_values_of_the_column():
     column = np.array(["ann", "bob", "cyd"])[np.arange(1000) % 3]
     parts = deal("natural", clients=3, column=column)
     assert [set(column[part].tolist()) for part in parts] == [{"ann"}, {"bob"}, {"cyd"}]
-    assert not caplog.text
 
 
-def test_natural_drops_small_and_surplus_clients(caplog):
+def test_natural_drops_small_and_surplus_clients():
     column = np.array([0] * 5 + [1] * 400 + [2] * 300 + [3] * 295)
     for seed in range(10):
         parts = deal("natural", clients=2, column=column, min_examples=100, seed=seed)
         owners = [set(column[part].tolist()) for part in parts]
         assert all(len(owner) == 1 and owner != {0} for owner in owners)
         assert owners[0] != owners[1]
-    left = 1000 - sum(len(part) for part in parts)
-    assert f"{left} of 1000 examples belong to no client" in caplog.text
     chosen = {
         tuple(int(column[part[0]]) for part in deal("natural", clients=2, column=column, seed=s))
         for s in range(20)

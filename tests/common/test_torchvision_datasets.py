@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import struct
 import sys
 import zipfile
@@ -566,11 +567,22 @@ def test_a_checksum_that_differs_is_refused(tmp_path, monkeypatch):
         load("CIFAR10", tmp_path)
 
 
-def test_splits_with_different_classes_are_refused(tmp_path, monkeypatch):
+def test_a_test_class_that_train_lacks_is_refused(tmp_path, monkeypatch):
     write_country211(tmp_path, monkeypatch, "Country211")
     save(tmp_path / "country211" / "test" / "d" / "x.jpg", 0, 1)
-    with pytest.raises(DataError, match=r"Country211: its split .* other classes"):
+    with pytest.raises(DataError, match=r"Country211: its split .* does not have: d \(.* has a, b"):
         load("Country211", tmp_path)
+
+
+def test_a_split_without_some_class_is_read_by_name(tmp_path, monkeypatch):
+    write_country211(tmp_path, monkeypatch, "Country211")
+    whole = load("Country211", tmp_path)
+    shutil.rmtree(tmp_path / "country211" / "test" / "a")  # its loader now counts b as the first
+    dataset = load("Country211", tmp_path)
+    labels, is_test = what_pictures_say(dataset)
+    assert dataset.classes == whole.classes
+    assert dataset.labels.tolist() == labels.tolist()
+    assert 0 < is_test.sum() < len(TEST)
 
 
 def test_fer2013_without_test_labels_says_which_file_to_use(tmp_path, monkeypatch):

@@ -83,6 +83,43 @@ def test_a_sweep_reaches_those_that_have_the_setting(base: Config) -> None:
     assert made.sweeps["fed3r"] == ((),)  # a closed form has no learning rate
 
 
+def test_a_strategy_of_ones_own_is_swept_by_its_functions_name(
+    base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("mine_swept", "theirs_swept"):
+        (tmp_path / f"{module}.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    for key in ("signs.step", "mine_swept:signs.step"):  # the README's, and in full
+        made = grid(base, "fedavg,mine_swept:signs", sweeps=[f"{key}=0.01,0.1"])
+        assert made.sweeps["fedavg"] == ((),)
+        assert made.sweeps["mine_swept:signs"] == (
+            ("strategy.args.step=0.01",), ("strategy.args.step=0.1",)
+        )  # fmt: skip
+    with pytest.raises(ConfigError, match="unknown key signs"):  # of which of the two?
+        grid(base, "mine_swept:signs,theirs_swept:signs", sweeps=["signs.step=1"])
+
+
+def test_a_partitions_text_is_its_value(base: Config) -> None:
+    (config,) = cells(grid(base, partitions="natural:2024"))
+    assert config.partition.column == "2024"
+
+
+def test_settings_that_a_comparison_would_ignore_are_refused(
+    fedhead: Callable[..., tuple[int, str, str]], tiny_toml: str, tmp_path: Path
+) -> None:
+    (tmp_path / "tiny.toml").write_text(tiny_toml)
+    words = ("compare", "tiny.toml", "--strategies", "fedprox,fed3r")
+    for options, message in (
+        (["--set", "strategy.name=fedprox"], "strategy.name would be ignored here, --strategies"),
+        (["--set", "out=x"], "--set out would be ignored here, --out says it"),
+        (["--set", "partition.scheme=iid", "--partitions", "shard:2"], "--partitions says it"),
+        (["--set", "strategy.args.mu=1"], "--set strategy.args.* is for fedavg; --sweep STRATEGY"),
+    ):
+        code, _, err = fedhead(*words, *options)
+        assert code == 1
+        assert message in err
+
+
 def test_the_experiments_own_arguments_stay_with_its_own_strategy(base: Config) -> None:
     own = parse_overrides(["strategy.name=fedprox", "strategy.args.mu=0.5"])
     prox, plain = cells(grid(changed(base, own), "fedprox,fedavg"))

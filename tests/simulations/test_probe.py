@@ -149,3 +149,34 @@ def test_a_class_that_some_fold_would_lack_is_named(tmp_path: Path) -> None:
     config = load_config(None, {"data": {"source": f"folder:{tmp_path}"}})
     with pytest.raises(DataError, match="class 'b' has 4 pictures in the probe"):
         probe_data(config, examples=1000)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("probe", "digits", "--set", "strategy.name=fedprox"), "strategy.name would be ignored"),
+        (("probe", "digits", "--set", "data.label-noise=0.5"), "data.label-noise would be ignored"),
+        (("probe", "digits", "--set", "data.source=mnist5k"), "data.source would be ignored here"),
+        (("quantize-report", "--set", "backbone.engine=x86"), "backbone.engine would be ignored"),
+        (("partition", "FILE", "--set", "train.lr=3"), "train.lr would be ignored: only data.*"),
+        (
+            ("probe", "digits", "--set", "data.sed=1"),
+            "unknown key data.sed, did you mean data.seed?",
+        ),
+    ],
+)
+def test_keys_that_a_command_would_ignore_are_refused(
+    fedhead: Fedhead, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "FILE").write_text("")
+    code, _, err = fedhead(*words)
+    assert code == 1
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_table_is_probed_as_a_folder_is(fedhead: Fedhead, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("scan,breed\n")
+    code, _, err = fedhead("probe", "labels.csv", "--set", "data.label-column=breed")
+    assert code == 1
+    assert "labels.csv: no rows below a header" in err

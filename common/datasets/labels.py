@@ -1,0 +1,123 @@
+"""What a cell of a table says: a class, a client; and classes compared by name."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import DataError
+from common.types import IntArray
+
+__all__ = [
+    "IMAGE_COLUMNS",
+    "LABEL_COLUMNS",
+    "class_name",
+    "client_column",
+    "in_order",
+    "labels_by_name",
+    "tell_unlabelled",
+]
+
+logger = logging.getLogger("fedhead")
+
+IMAGE_COLUMNS = (
+    "image", "img", "picture", "pixels", "filename", "file_name", "file", "path", "filepath",
+    "image_path", "image_name", "image_id", "id",
+)  # fmt: skip
+"""What a column of pictures, or of their files, is commonly called; the first that is there."""
+
+LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class", "category", "character")
+"""What a column of classes is commonly called; the first that is there."""
+
+_SHOWN = 20  # names in an error
+
+
+def class_name(value: object) -> str | None:
+    """The class that a cell names; None for a gap (null, NaN, no text).
+
+    Raises:
+        DataError: a fraction, which names no class.
+
+    >>> class_name(True), class_name(3.0), class_name("cat"), class_name(float("nan"))
+    ('True', '3', 'cat', None)
+    """
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        if not value.is_integer():
+            raise DataError(f"{value} is no class; whole numbers, words or true and false are")
+        value = int(value)
+    return None if value is None or not str(value).strip() else str(value)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """The distinct ones, sorted; as numbers where all are whole numbers.
+
+    >>> in_order(["10", "9", "9"]), in_order(["10", "9", "a"])
+    (['9', '10'], ['10', '9', 'a'])
+    """
+    distinct = set(names)
+    numbers = all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in distinct)
+    return sorted(distinct, key=(lambda name: (int(name), name)) if numbers else None)
+
+
+def labels_by_name(
+    names: Sequence[str], classes: Sequence[str], *, split: str, known_from: str
+) -> IntArray:
+    """Numbers of these classes among ``classes``, int64 (n,).
+
+    Args:
+        names: a class for each example.
+        classes: the K classes of the training part, in order.
+        split: what the examples are, for the error, with the data set's name.
+        known_from: what the classes were taken from, for the error.
+
+    Raises:
+        DataError: a class that the training part does not have; names both sides' classes.
+    """
+    number = {name: k for k, name in enumerate(classes)}
+    if unknown := sorted(set(names) - number.keys()):
+        raise DataError(
+            f"{split} has classes that {known_from} does not have: {_shown(unknown)} "
+            f"({known_from} has {_shown(classes)})"
+        )
+    return np.array([number[name] for name in names], np.int64)
+
+
+def client_column(values: Iterable[object]) -> npt.NDArray[np.generic] | None:
+    """A column that may name clients, (n,); None where it holds anything but names and numbers.
+
+    A gap (null, NaN, no text) names no client and stays None, in an array of objects. Whole
+    floats are integers: that is what a column of integers becomes where it has gaps.
+    """
+    cells: list[int | str | None] = []
+    for value in values:
+        if isinstance(value, float) and not math.isnan(value):
+            if not value.is_integer():
+                return None
+            value = int(value)
+        is_gap = value is None or isinstance(value, float) or not str(value).strip()
+        cells.append(None if is_gap else cast("int | str", value))
+    return np.array(cells, object if None in cells else None)
+
+
+def tell_unlabelled(name: str, count: int, total: int, column: str, *, strict: bool) -> None:
+    """Rows without a label are left out, once in words.
+
+    Raises:
+        DataError: ``strict``, or there are no others.
+    """
+    if count and (strict or count == total):
+        raise DataError(f"{name}: {count} of {total} rows have no '{column}'")
+    if count:
+        logger.warning("%s: left out %d of %d rows without '%s'", name, count, total, column)
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -1,0 +1,64 @@
+"""Pictures in a folder, found by what the cells of a table call them."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter, defaultdict
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from common.datasets.tree import left_out, scan
+from common.errors import DataError
+from common.files import shown
+
+__all__ = ["NamedFiles"]
+
+
+class NamedFiles:
+    """The pictures in a table's folder and below.
+
+    Attributes:
+        count: how many there are.
+        others: what else lies there, in words: linked folders, and files of other kinds.
+    """
+
+    def __init__(self, table: Path) -> None:
+        self._by_name: dict[str, list[tuple[PurePosixPath, Path]]] = defaultdict(list)
+        self.count = 0
+        root = scan(table.parent)
+        root.others -= Counter([table.suffix.lower()])
+        for inner in root.below():
+            for file in inner.pictures:
+                self.count += 1
+                path = PurePosixPath(_composed(file.relative_to(table.parent).as_posix()))
+                for key in (path, path.with_suffix("")):
+                    self._by_name[key.name].append((key, file))
+        links = sum(len(inner.links) for inner in root.below())
+        words = [f"{links} linked folders"] if links else []
+        self.others = ", ".join(filter(None, [*words, left_out(root)]))
+
+    def find(self, cell: str) -> Path | None:
+        """The file of a cell; None if there is none.
+
+        Args:
+            cell: a path from the folder, the end of one, or either without a picture's suffix.
+
+        Raises:
+            DataError: the cell leads out of the folder, or fits several files.
+        """
+        path = PurePosixPath(_composed(cell.replace("\\", "/")))
+        if path.is_absolute() or PureWindowsPath(cell).drive or ".." in path.parts:
+            raise DataError(f"'{cell}' is no path within the table's folder")
+        fits = [
+            (key, file)
+            for key, file in self._by_name.get(path.name, [])
+            if key.parts[-len(path.parts) :] == path.parts
+        ]
+        files = [file for key, file in fits if key == path] or [file for _, file in fits]
+        if len(files) > 1:
+            raise DataError(f"'{cell}' may be {' or '.join(map(shown, sorted(files)[:2]))}")
+        return files[0] if files else None
+
+
+def _composed(text: str) -> str:
+    """One form of accents: file systems keep others than editors write."""
+    return unicodedata.normalize("NFC", text)

@@ -1,0 +1,251 @@
+"""A table of labels beside pictures, such as ``labels.csv``: the way competitions ship them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.datasets.base import Dataset, assemble, verify
+from common.datasets.folder import file_images
+from common.datasets.labels import (
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    class_name,
+    client_column,
+    in_order,
+    labels_by_name,
+    tell_unlabelled,
+)
+from common.datasets.layout import split_of
+from common.datasets.named_files import NamedFiles
+from common.errors import DataError
+from common.types import IntArray
+
+__all__ = ["load_table"]
+
+logger = logging.getLogger("fedhead")
+
+_SHOWN = 3  # names in a warning
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One line of the table, its cells stripped.
+
+    Attributes:
+        line: its number in the file, from 1.
+        cells: as many as the header has.
+    """
+
+    line: int
+    cells: tuple[str, ...]
+
+
+def load_table(
+    path: Path,
+    *,
+    strict: bool,
+    test_fraction: float,
+    seed: int,
+    label_column: str = "",
+    image_column: str = "",
+) -> Dataset:
+    """Load the pictures that a table names, from the table's folder and the folders below it.
+
+    A cell names a picture by its path from the table's folder, by the end of its path, or by its
+    name without the suffix, as long as one picture alone fits. A column ``split`` says what is
+    train and what is test.
+
+    Args:
+        path: the table, UTF-8 with a header; commas, semicolons or tabs between the cells.
+        strict: a missing or broken picture or a missing label is an error instead of being left
+            out with a warning.
+        test_fraction: cut off by ``seed`` where the table has no test split.
+        seed: the run's seed.
+        label_column: holds the classes; empty: one with a usual name.
+        image_column: holds the pictures' names; empty: one with a usual name.
+
+    Returns:
+        A data set whose ``columns`` are all further columns, as text; an entry is None where a
+        cell is empty.
+
+    Raises:
+        DataError: the table cannot be read, lacks a column, names one picture twice with
+            different cells, a picture that is not within its folder, or a test class that its
+            training part does not have.
+    """
+    header, rows = _read(path)
+    image = _column(path, header, IMAGE_COLUMNS, image_column, "images", "data.image-column")
+    label = _column(path, header, LABEL_COLUMNS, label_column, "labels", "data.label-column")
+    for row in rows:
+        _refuse_controls(path, row.line, (row.cells[image], row.cells[label]))
+    labelled = [row for row in rows if class_name(row.cells[label]) is not None]
+    tell_unlabelled(str(path), len(rows) - len(labelled), len(rows), header[label], strict=strict)
+    roles = _roles(path, header, labelled)
+    found = _found(path, labelled, image, strict=strict)
+    used = [row for row in labelled if row.line in found]
+    if emptied := sorted({r.cells[label] for r in labelled} - {r.cells[label] for r in used}):
+        raise DataError(f"{path}: no picture of class {', '.join(emptied[:_SHOWN])} is there")
+    classes, labels = _labels(path, used, label, roles)
+    images = file_images([found[row.line] for row in used], follow_links=False)
+    groups = [
+        f"{path}: class {classes[k]} to {roles[row.line]} on"
+        for row, k in zip(used, labels.tolist(), strict=True)
+    ]
+    kept, key, skipped = verify(images, name=str(path), strict=strict, groups=groups)
+    used = [used[i] for i in kept.tolist()]
+    is_test = np.array([roles[row.line] == "test" for row in used], bool)
+    columns = {
+        name: values
+        for i, name in enumerate(header)
+        if i not in (image, label)
+        and (values := client_column(row.cells[i] for row in used)) is not None
+    }
+    return assemble(
+        f"csv:{path}", classes, labels[kept], images.keep(kept), key,
+        split=(np.flatnonzero(~is_test), np.flatnonzero(is_test)) if is_test.any() else None,
+        test_fraction=test_fraction, seed=seed, skipped=skipped, columns=columns,
+    )  # fmt: skip
+
+
+def _read(path: Path) -> tuple[list[str], list[_Row]]:
+    if not path.is_file():
+        what = (
+            "is a folder, expected a table such as labels.csv" if path.is_dir() else "no such file"
+        )
+        raise DataError(f"{path}: {what}")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise DataError(f"{path}: byte {exc.start} is not UTF-8; save the table as UTF-8") from exc
+    except OSError as exc:
+        raise DataError(f"{path}: cannot be read ({exc.strerror})") from exc
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows: list[_Row] = []
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                rows.append(_Row(reader.line_num, tuple(cell.strip() for cell in cells)))
+    except csv.Error as exc:
+        raise DataError(f"{path}: line {reader.line_num} is no line of a table ({exc})") from exc
+    if len(rows) < 2:
+        raise DataError(f"{path}: no rows below a header")
+    header = list(rows[0].cells)
+    _refuse_controls(path, rows[0].line, header)
+    for row in rows[1:]:
+        if len(row.cells) != len(header):
+            raise DataError(
+                f"{path}: line {row.line} has {len(row.cells)} cells, expected {len(header)} as "
+                "in the header"
+            )
+    return header, rows[1:]
+
+
+def _refuse_controls(path: Path, line: int, cells: Sequence[str]) -> None:
+    """A line break within a name comes from a quote that was never meant."""
+    for cell in cells:
+        if re.search(r"[\x00-\x1f\x7f]", cell):
+            raise DataError(f"{path}: line {line} has control characters: {cell[:80]!r}")
+
+
+def _column(
+    path: Path, header: Sequence[str], usual: Sequence[str], wanted: str, what: str, key: str
+) -> int:
+    """Place of the column ``wanted``, else of the first with a usual name, in any case."""
+    lowered = [name.lower().replace(" ", "_") for name in header]
+    names, candidates = (list(header), [wanted]) if wanted else (lowered, list(usual))
+    for name in candidates:
+        if names.count(name) > 1:
+            raise DataError(f"{path}: {names.count(name)} columns are called '{name}'")
+        if name in names:
+            return names.index(name)
+    problem = f"{key}={wanted!r} is no column of" if wanted else f"no column of {what} among"
+    hint = "" if wanted else f"; {key} names it"
+    raise DataError(f"{path}: {problem} {', '.join(header)}{hint}")
+
+
+def _roles(path: Path, header: Sequence[str], rows: Sequence[_Row]) -> dict[int, str]:
+    """By line: "train" or "test".
+
+    Beside a test split, validation joins train, as in torchvision's data sets.
+    """
+    lowered = [name.lower() for name in header]
+    if "split" not in lowered:
+        return {row.line: "train" for row in rows}
+    place = lowered.index("split")
+    roles = {row.line: split_of(row.cells[place]) for row in rows}
+    for row in rows:
+        if not roles[row.line]:
+            raise DataError(
+                f"{path}: line {row.line} is of the split '{row.cells[place]}', expected train, "
+                "validation or test"
+            )
+    given = set(roles.values())
+    if "train" not in given:
+        raise DataError(f"{path}: no row is of the split train")
+    joined = "train" if "test" in given else "test"
+    return {line: joined if role == "val" else str(role) for line, role in roles.items()}
+
+
+def _labels(
+    path: Path, rows: Sequence[_Row], label: int, roles: Mapping[int, str]
+) -> tuple[list[str], IntArray]:
+    names = [row.cells[label] for row in rows]
+    if all(re.fullmatch(r"-?\d+(\.0+)?", name) for name in names):
+        # What a column of integers becomes where it had gaps.
+        names = [name.partition(".")[0] for name in names]
+    classes = in_order(n for n, row in zip(names, rows, strict=True) if roles[row.line] == "train")
+    return classes, labels_by_name(
+        names, classes, split=f"{path}: its test split", known_from="its training split"
+    )
+
+
+def _found(path: Path, rows: Sequence[_Row], image: int, *, strict: bool) -> dict[int, Path]:
+    """By line: the picture's file. Missing ones are left out, repeated rows count once."""
+    files = NamedFiles(path)
+    found: dict[int, Path] = {}
+    missing = []
+    for row in rows:
+        try:
+            file = files.find(row.cells[image])
+        except DataError as exc:
+            raise DataError(f"{path}: line {row.line}: {exc}") from exc
+        if file is None:
+            missing.append(row.cells[image])
+        else:
+            found[row.line] = file
+    if missing:
+        names = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+        line = f"{len(missing)} of {len(rows)} pictures are not in {path.parent}: {names}"
+        if files.others:
+            line += f" (not read in it: {files.others})"
+        if strict or not found:
+            raise DataError(f"{path}: {line}")
+        logger.warning("%s: left out: %s", path, line)
+    if unnamed := files.count - len(set(found.values())):
+        logger.info("%s: %d pictures in its folder are in no row with a label", path, unnamed)
+    return _once(path, rows, found)
+
+
+def _once(path: Path, rows: Sequence[_Row], found: Mapping[int, Path]) -> dict[int, Path]:
+    """The first line of each picture; a picture in both train and test would be no test."""
+    first: dict[Path, _Row] = {}
+    for row in rows:
+        if row.line in found:
+            known = first.setdefault(found[row.line], row)
+            if known.cells != row.cells:
+                raise DataError(
+                    f"{path}: lines {known.line} and {row.line} both name "
+                    f"{found[row.line].name}, and say different things of it"
+                )
+    if repeated := len(found) - len(first):
+        logger.warning("%s: %d rows repeat another and count once", path, repeated)
+    return {row.line: file for file, row in first.items()}
