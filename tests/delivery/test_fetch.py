@@ -157,10 +157,10 @@ def test_a_file_that_changes_while_it_is_sent_is_refused_by_the_device(
 @pytest.mark.parametrize(
     ("certificate", "authority", "words"),
     [
-        ("server", "other-ca", "CERTIFICATE_VERIFY_FAILED"),
-        ("foreign", "ca", "CERTIFICATE_VERIFY_FAILED"),
-        ("expired", "ca", "CERTIFICATE_VERIFY_FAILED"),
-        ("elsewhere", "ca", "(Hostname Verification|not in peer certificate)"),
+        ("server", "other-ca", "its certificate is not of an authority in .*other-ca.crt"),
+        ("foreign", "ca", "its certificate is not of an authority in .*ca.crt"),
+        ("expired", "ca", "its certificate, or its authority's, has expired"),
+        ("elsewhere", "ca", "its certificate is for another name"),
     ],
 )
 def test_a_server_that_is_not_the_deployments_is_not_trusted(
@@ -170,7 +170,7 @@ def test_a_server_that_is_not_the_deployments_is_not_trusted(
     port = serve(certificate)
     with (
         deployment.remote(port, authority=authority) as remote,
-        pytest.raises(DeliveryError, match=f"not trusted.*{authority}.crt.*{words}") as caught,
+        pytest.raises(DeliveryError, match=f"not trusted: {words}$") as caught,
     ):
         fetch(remote, shelf, keep=2, sleep=nothing)
     assert not isinstance(caught.value, DeliveryInterruptedError)
@@ -187,7 +187,7 @@ def test_a_device_and_a_server_in_plain_text_do_not_meet(deployment, serve) -> N
     plain.start()
     with (
         deployment.remote(plain_port) as remote,
-        pytest.raises(DeliveryError, match="not trusted"),
+        pytest.raises(DeliveryError, match="not trusted: it speaks no TLS$"),
     ):
         remote.latest("model.bin")
     plain.stop(0).wait()
