@@ -16,14 +16,16 @@ from common.delivery import delivery_pb2 as pb
 from common.delivery.versions import Artifact, known_versions, read_artifact, shelf_of
 from common.delivery.wire import LEAST_BYTES, SERVER_OPTIONS, handlers
 from common.errors import DeliveryError
+from common.files import remove_temporary
 from common.signing.statement import Signed
 from server.delivery.checkins import CheckIn, save_check_in
 from server.delivery.door import Door
 from server.delivery.identity import Identity
 from server.delivery.limits import Clock, Places, RateLimit
-from server.delivery.publish import artifacts_of
+from server.delivery.publish import artifacts_of, tidy
 from server.delivery.reports import DeviceReport, save_report
 from server.delivery.tokens import device_of
+from server.listening import obstacle
 
 __all__ = ["Limits", "start"]
 
@@ -211,7 +213,8 @@ def start(
         The server, and the port it listens on.
 
     Raises:
-        DeliveryError: no such folder, a port that is taken, or not a certificate and its key.
+        DeliveryError: no such folder, an address that cannot be used, or not a certificate and its
+            key.
         OSError: a file cannot be read.
     """
     if not folder.is_dir():
@@ -230,6 +233,14 @@ def start(
     try:
         port = server.add_secure_port(address, credentials)
     except RuntimeError as exc:
-        raise DeliveryError(f"cannot listen on {address}: the port may be taken") from exc
+        raise DeliveryError(f"cannot listen on {address}: {obstacle(address)}") from exc
+    _tidy(folder)
     server.start()
     return server, port
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what was being written when a process was killed; nobody else serves the folder."""
+    tidy(artifacts_of(folder))
+    for place in (folder / "check-ins", *(folder / "reports").glob("*/*")):
+        remove_temporary(place)

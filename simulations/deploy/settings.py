@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from common.toml_model import Section, read_toml, validated
 
@@ -15,6 +17,7 @@ __all__ = [
     "delivery_of",
     "endpoint",
     "inside",
+    "is_address",
     "operator_secret",
     "read_device",
     "read_server",
@@ -22,7 +25,22 @@ __all__ = [
 
 # Where operators and Flower's own processes on the server reach it, over TLS as everybody.
 OPERATORS_HOST = "127.0.0.1"
-_ADDRESS = r"^([^\s:/\[\]]+|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}$"
+_ADDRESS = re.compile(r"(?:[^\s:/\[\]]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})")
+
+
+def is_address(text: str) -> bool:
+    """Whether it is host:port; gRPC would take 65537 for port 1."""
+    match = _ADDRESS.fullmatch(text)
+    return match is not None and 1 <= int(match[1]) <= 65535
+
+
+def _address(text: str) -> str:
+    if not is_address(text):
+        raise ValueError("must be host:port, with an IPv6 address in brackets")
+    return text
+
+
+Address = Annotated[str, AfterValidator(_address)]
 
 
 class ServerSettings(Section):
@@ -51,9 +69,9 @@ class ServerSettings(Section):
 class DeviceSettings(Section):
     """device.toml."""
 
-    server: str = Field(pattern=_ADDRESS)
+    server: Address
     """host:port of the server, by a name or address that its certificate holds."""
-    delivery: str = Field(pattern=_ADDRESS)
+    delivery: Address
     """host:port to fetch models from, likewise."""
     data: str = Field(pattern="^folder:.")
     """folder:PATH with one sub-folder of pictures a class; relative to this file."""
