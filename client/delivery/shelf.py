@@ -144,6 +144,8 @@ class Shelf:
             DeliveryError: there is no version before, or none that is undamaged.
         """
         current = self.current
+        if not current:
+            raise DeliveryError(f"{self.path}: nothing was fetched to there yet")
         before = [version for version in known_versions(self.path) if version < current]
         for version in reversed(before):
             try:
@@ -157,7 +159,7 @@ class Shelf:
                 self.use(version)
                 return artifact
             logger.warning("version %d is passed over: %s", version, problem)
-        raise DeliveryError(f"{self.path}: no intact version before {current or 'the first'}")
+        raise DeliveryError(f"{self.path}: no intact version before {current}")
 
 
 def shelves(folder: Path) -> list[Shelf]:

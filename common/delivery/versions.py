@@ -26,6 +26,7 @@ from common.files import sha256_file, write_atomic
 from common.signing.statement import NAME_PATTERN, Kind, Signed, Statement, read_signed
 
 __all__ = [
+    "MOST_VERSIONS",
     "Artifact",
     "check_name",
     "fingerprint_of",
@@ -34,6 +35,9 @@ __all__ = [
     "renew",
     "shelf_of",
 ]
+
+MOST_VERSIONS = 999_999_999
+"""The last number of a version."""
 
 _NAME = re.compile(NAME_PATTERN)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -70,7 +74,7 @@ class Artifact:
 
     Attributes:
         name: the file's.
-        version: from 1 up.
+        version: from 1 up to ``MOST_VERSIONS``.
         size: in bytes.
         sha256: of the file, in hexadecimal.
         card: what is in it, as JSON; empty for a backbone.
@@ -90,8 +94,8 @@ class Artifact:
     def __post_init__(self) -> None:
         check_name(self.name)
         problem = ""
-        if self.version < 1:
-            problem = f"version {self.version}, expected 1 or more"
+        if not 1 <= self.version <= MOST_VERSIONS:
+            problem = f"version {self.version}, expected 1 to {MOST_VERSIONS:,}"
         elif self.size < 0:
             problem = f"{self.size} bytes"
         elif not _SHA256.fullmatch(self.sha256):
@@ -170,7 +174,7 @@ def known_versions(shelf: Path) -> list[int]:
     if not shelf.is_dir():
         return []
     names = [path.name for path in shelf.iterdir()]
-    return sorted(int(name) for name in names if re.fullmatch(r"[1-9][0-9]{0,17}", name))
+    return sorted(int(name) for name in names if re.fullmatch(r"[1-9][0-9]{0,8}", name))
 
 
 def read_artifact(shelf: Path, version: int) -> Artifact:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from common.errors import RunError
 from common.toml_model import Section, read_toml, validated
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "operator_secret",
     "read_device",
     "read_server",
+    "server_folder",
 ]
 
 # Where operators and Flower's own processes on the server reach it, over TLS as everybody.
@@ -54,11 +56,11 @@ class ServerSettings(Section):
     """Operators come here, from this machine alone and with the operator's secret."""
     delivery_port: int = Field(9095, ge=1, le=65535)
     """Devices fetch models here."""
-    max_connections: int = Field(1000, ge=1)
+    max_connections: int = Field(1000, ge=1, le=1_000_000)
     """Open connections of devices; strangers' are dropped first, the oldest of them first."""
-    max_connections_per_address: int = Field(500, ge=1)
+    max_connections_per_address: int = Field(500, ge=1, le=1_000_000)
     """Likewise from one address, behind which there may be many devices."""
-    max_request_megabytes: int = Field(64, ge=1)
+    max_request_megabytes: int = Field(64, ge=1, le=65_536)
     """Largest request of a device: what it sends in one piece, a head or a Gram matrix."""
     max_request_seconds: float = Field(300, gt=0)
     """A device's request must have arrived by then."""
@@ -107,6 +109,18 @@ def endpoint(host: str, port: int) -> str:
 def inside(folder: Path, path: str) -> Path:
     """Where a path in a settings file leads: relative to the file, unless absolute."""
     return folder / Path(path.removeprefix("folder:")).expanduser()
+
+
+def server_folder(folder: Path) -> Path:
+    """The server's folder of a deployment, or itself.
+
+    Raises:
+        RunError: neither.
+    """
+    for server in (folder / "server", folder):
+        if (server / "server.toml").is_file():
+            return server.resolve()
+    raise RunError(f"{folder} holds no deployment and no server: fedhead deploy writes them")
 
 
 def read_server(folder: Path) -> ServerSettings:
