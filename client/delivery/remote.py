@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ from common.delivery.versions import Artifact
 from common.delivery.wire import CHANNEL_OPTIONS, Stub
 from common.errors import DeliveryError
 from common.files import read_private
+from common.identity import one_line
 from common.signing.statement import Signed
 
 __all__ = ["DeliveryInterruptedError", "Remote"]
@@ -116,7 +117,9 @@ class Remote:
                 pb.LatestRequest(name=name), metadata=self._metadata, timeout=_TIMEOUT_SECONDS
             )
         if reply.name != name:
-            raise DeliveryError(f"{self._address}: was asked for {name}, answers {reply.name}")
+            raise DeliveryError(
+                f"{self._address}: was asked for {name}, answers {reply.name[:80]!r}"
+            )
         signed = Signed(reply.statement, reply.signature)
         return Artifact(
             reply.name,
@@ -127,7 +130,7 @@ class Remote:
             signed if reply.statement else None,
         )
 
-    def download(self, artifact: Artifact, offset: int) -> Iterator[bytes]:
+    def download(self, artifact: Artifact, offset: int) -> Generator[bytes, None, None]:
         """The file's bytes from an offset on, as they come.
 
         Raises:
@@ -221,7 +224,7 @@ class Remote:
             details = f"no answer within {_TIMEOUT_SECONDS} s"
         if code is grpc.StatusCode.CANCELLED:
             details = "another download with this token has begun, or this one was too slow"
-        said = " ".join(details.split())[:_LONGEST_ANSWER] or code.name
+        said = one_line(details, _LONGEST_ANSWER) or code.name
         if code in _WORTH_ANOTHER_TRY:
             return self._interrupted(task, said)
         return DeliveryError(f"{self._address}: {task}: {said}")

@@ -104,8 +104,8 @@ class Shelf:
     def install(self, artifact: Artifact, file: Path) -> None:
         """Make a version of a file that has been checked; the file is moved."""
         with write_folder(self.path / str(artifact.version)) as folder:
-            file.rename(folder / artifact.name)
             artifact.describe(folder)
+            file.rename(folder / artifact.name)  # last: what fails before leaves it where it is
 
     def keep_signature(self, artifact: Artifact) -> None:
         """Keep the newest signed statement of a version that is here."""

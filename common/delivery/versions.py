@@ -53,8 +53,8 @@ def check_name(name: str, what: str = "artifact") -> str:
     """
     if not _NAME.fullmatch(name):
         raise DeliveryError(
-            f"{name!r} cannot name a {what}: a letter or digit, then at most 99 letters, digits, "
-            "'.', '_' or '-'"
+            f"{name[:120]!r} cannot name a {what}: a letter or digit, then at most 99 letters, "
+            "digits, '.', '_' or '-'"
         )
     return name
 
@@ -99,7 +99,7 @@ class Artifact:
         elif self.size < 0:
             problem = f"{self.size} bytes"
         elif not _SHA256.fullmatch(self.sha256):
-            problem = f"sha256 {self.sha256!r}, expected 64 hexadecimal digits"
+            problem = f"sha256 {self.sha256[:80]!r}, expected 64 hexadecimal digits"
         if problem:
             raise DeliveryError(f"{self.name}: {problem}")
 
@@ -165,7 +165,7 @@ def fingerprint_of(artifact: Artifact) -> str:
     """
     try:
         return str(json.loads(artifact.card)["fingerprint"])
-    except (ValueError, LookupError, TypeError) as exc:
+    except (ValueError, LookupError, TypeError, RecursionError) as exc:
         raise DeliveryError(f"{artifact}: its card names no fingerprint") from exc
 
 
@@ -189,7 +189,7 @@ def read_artifact(shelf: Path, version: int) -> Artifact:
         artifact = Artifact(**values, signed=_signed(path.with_name(_SIGNED)))
     except FileNotFoundError as exc:
         raise DeliveryError(f"{shelf.name}: there is no version {version}") from exc
-    except (OSError, ValueError, TypeError) as exc:
+    except (OSError, ValueError, TypeError, RecursionError) as exc:
         raise DeliveryError(f"{path} is damaged ({exc})") from exc
     if (artifact.name, artifact.version) != (shelf.name, version):
         raise DeliveryError(f"{path} is damaged (it describes {artifact})")

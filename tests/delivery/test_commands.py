@@ -130,7 +130,7 @@ def test_a_model_goes_from_a_run_to_a_device_is_judged_and_rolled_back(
         succeed("delivery", "revoke", server, "kitchen")
         code, _, err = fedhead("delivery", "fetch", device, environment=on_device)
         assert code == 1
-        assert re.fullmatch(r"fedhead: localhost:\d+: the token is not valid\n", err)
+        assert re.fullmatch(r"fedhead: localhost:\d+: model.pt: the token is not valid\n", err)
 
 
 @pytest.mark.slow

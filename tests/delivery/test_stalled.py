@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import pytest
@@ -18,6 +19,7 @@ from client.delivery.fetch import fetch
 from client.delivery.remote import DeliveryInterruptedError
 from client.delivery.shelf import Shelf
 from common.delivery import delivery_pb2 as pb
+from common.delivery.versions import Artifact, fingerprint_of
 from common.delivery.wire import handlers
 from common.errors import DeliveryError
 from server.delivery.limits import Clock
@@ -286,6 +288,23 @@ def test_a_disk_that_fills_up_under_way_leaves_what_has_come(deployment, serve, 
     assert fetched.model.read_bytes() == data
 
 
+def test_a_disk_that_fills_up_at_the_end_leaves_what_has_come(
+    deployment, serve, shelf, monkeypatch
+) -> None:
+    data = deployment.publish(1, SIZE)
+
+    def full(artifact: Artifact, folder: Path) -> None:
+        raise OSError(28, "No space left on device", str(folder))
+
+    with deployment.remote(serve()) as remote:
+        with monkeypatch.context() as patch:
+            patch.setattr(Artifact, "describe", full)
+            with pytest.raises(OSError, match="No space left"):
+                fetch(remote, shelf, keep=2)
+        assert partial(shelf) == data
+        assert fetch(remote, shelf, keep=2).received_bytes == 0
+
+
 def test_a_refusal_leaves_what_has_come(deployment, serve, shelf) -> None:
     data = deployment.publish(1, SIZE)
     keep(shelf, data, 200_000)
@@ -330,7 +349,7 @@ def survey_of(deployment):
 def test_what_a_server_says_is_one_short_line(deployment, standing) -> None:
     class Chatty(Standing):
         def latest(self, request: pb.LatestRequest, context: grpc.ServicerContext) -> pb.Artifact:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no\n" * 2000)
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no\n" * 1000)
 
     port = standing(Chatty(b"", endless_nothing))
     with deployment.remote(port) as remote, pytest.raises(DeliveryError) as caught:
@@ -339,6 +358,34 @@ def test_what_a_server_says_is_one_short_line(deployment, standing) -> None:
     assert line.startswith(f"127.0.0.1:{port}: model.bin: no no no")
     assert "\n" not in line
     assert len(line) < 220
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "x" * 100_000},
+        {"name": "../x\x1b[2J"},
+        {"name": "model.bin", "version": 1, "sha256": "z" * 100_000},
+        {"name": "model.bin", "version": 2**63, "sha256": "0" * 64},
+    ],
+)
+def test_an_answer_that_cannot_be_is_one_short_line(deployment, standing, values) -> None:
+    class Lying(Standing):
+        def latest(self, request: pb.LatestRequest, _: grpc.ServicerContext) -> pb.Artifact:
+            return pb.Artifact(**values)
+
+    port = standing(Lying(b"", endless_nothing))
+    with deployment.remote(port) as remote, pytest.raises(DeliveryError) as caught:
+        remote.latest("model.bin")
+    line = str(caught.value)
+    assert len(line) < 260
+    assert line.isprintable()
+
+
+def test_a_card_that_is_too_deep_names_no_fingerprint() -> None:
+    deep = Artifact("model.bin", 1, 0, "0" * 64, "[" * 1_000_000)
+    with pytest.raises(DeliveryError, match="model.bin version 1: its card names no fingerprint"):
+        fingerprint_of(deep)
 
 
 @pytest.mark.parametrize("content", [b"caf\xc3\xa9", b"\xff\xfe", b"two\nlines"])
