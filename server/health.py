@@ -13,6 +13,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from common.errors import RunError
+from server.listening import obstacle
 from server.progress import Progress, Standing
 
 __all__ = ["health_service"]
@@ -80,7 +81,7 @@ def health_service(address: str) -> Iterator[Progress]:
     try:
         server.add_insecure_port(address)
     except RuntimeError as exc:
-        raise RunError(f"health: nothing can listen on {address}, is it in use?") from exc
+        raise RunError(f"health: cannot listen on {address}: {obstacle(address)}") from exc
     server.start()
     try:
         yield Progress(health.show)

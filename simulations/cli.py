@@ -157,6 +157,7 @@ def _run(
 ) -> None:
     from simulations.deploy.launch import run_deployed
     from simulations.deploy.processes import terminable
+    from simulations.deploy.settings import is_address
     from simulations.flower import run_flower
     from simulations.run import num_nodes, open_run, run_in_process
 
@@ -164,7 +165,7 @@ def _run(
         raise ConfigError([f"--deployment and --engine {engine} exclude each other"])
     if key is not None and deployment is None:
         raise ConfigError(["--key is for --deployment: nothing else asks for signatures"])
-    if health and not re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[^\s:]+):[0-9]{1,5}", health):
+    if health and not is_address(health):
         raise ConfigError([f"--health {health!r} must be HOST:PORT, for example 127.0.0.1:9096"])
     try:
         with terminable():

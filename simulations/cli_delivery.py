@@ -67,7 +67,7 @@ def revoke(server: ServerArgument, device: NameArgument) -> None:
 @delivery.command()
 def serve(
     server: ServerArgument,
-    downloads: Annotated[int, typer.Option(min=1, help="Downloads at once.")] = 16,
+    downloads: Annotated[int, typer.Option(min=1, max=1000, help="Downloads at once.")] = 16,
     rate: Annotated[
         float, typer.Option(min=0.001, help="MB a second, all downloads together.")
     ] = 10.0,

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from simulations.deploy import VALID_DAYS
+from simulations.cli_publish import ServerArgument
+from simulations.deploy import MOST_DAYS, VALID_DAYS
 
 __all__ = ["deployments"]
 
@@ -47,7 +48,9 @@ def deploy(
     days: Annotated[
         int | None,
         typer.Option(
-            min=1, help=f"Validity of a new certificate for the server; without it, {VALID_DAYS}."
+            min=1,
+            max=MOST_DAYS,
+            help=f"Validity of a new certificate for the server; without it, {VALID_DAYS}.",
         ),
     ] = None,
     trust: Annotated[
@@ -84,7 +87,7 @@ def deploy(
 
 @deployments.command()
 def serve(
-    server: Annotated[Path, typer.Argument(help="The deployment's server folder.")],
+    server: ServerArgument,
 ) -> None:
     """Start Flower's SuperLink for real devices, and register their keys."""
     from simulations.deploy.launch import serve as start

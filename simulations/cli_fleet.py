@@ -11,7 +11,7 @@ from click import Context
 from rich.console import Console
 from typer.core import TyperGroup
 
-from simulations.deploy import VALID_DAYS
+from simulations.deploy import MOST_DAYS, VALID_DAYS
 from simulations.terminal import JsonFlag
 
 __all__ = ["fleet"]
@@ -35,14 +35,17 @@ fleet = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The deployment's folder.")]
-Days = Annotated[int, typer.Option(min=1, help="Validity of the server's certificate.")]
+Days = Annotated[
+    int, typer.Option(min=1, max=MOST_DAYS, help="Validity of the server's certificate.")
+]
 
 
 @fleet.command()
 def show(folder: Folder, json_: JsonFlag = False) -> None:
     """Devices by name: keys, who is online, what they run and hold, what failed. The default."""
-    from simulations.deploy.fleet import look, server_folder
+    from simulations.deploy.fleet import look
     from simulations.deploy.fleet_table import fleet_json, fleet_lines, fleet_table
+    from simulations.deploy.settings import server_folder
 
     found = look(server_folder(folder))
     if json_:
@@ -60,7 +63,7 @@ def revoke(
 ) -> None:
     """Let a device in no more, at once: its SuperNode and its token are refused."""
     from simulations.deploy.changes import revoke as put_out
-    from simulations.deploy.fleet import server_folder
+    from simulations.deploy.settings import server_folder
 
     put_out(server_folder(folder), name, print)
 
@@ -79,7 +82,7 @@ def renew(
 ) -> None:
     """Give the server a new certificate; servers that run take it up."""
     from simulations.deploy.changes import renew_authority, renew_certificate
-    from simulations.deploy.fleet import server_folder
+    from simulations.deploy.settings import server_folder
 
     deployment = server_folder(folder).parent
     if authority:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from common.delivery.versions import MOST_VERSIONS
 from common.errors import DeliveryError, SignatureError
-from simulations.deploy import VALID_DAYS
+from simulations.deploy import MOST_DAYS, VALID_DAYS
 from simulations.terminal import JsonFlag
 
 if TYPE_CHECKING:
@@ -21,7 +22,15 @@ __all__ = ["NameOption", "ServerArgument", "figures_of", "publish", "published_i
 
 _MODEL = "model.pt"
 
-ServerArgument = Annotated[Path, typer.Argument(help="The deployment's server folder.")]
+
+def _server(folder: Path) -> Path:
+    from simulations.deploy.settings import server_folder
+
+    return server_folder(folder)
+
+
+_SERVER = "The deployment's folder, or its server's."
+ServerArgument = Annotated[Path, typer.Argument(callback=_server, help=_SERVER)]
 NameOption = Annotated[str, typer.Option(help="Artifact, as it was published.")]
 KeyOption = Annotated[Path | None, typer.Option(help="Signing key of fedhead keys new.")]
 StatementOption = Annotated[
@@ -29,7 +38,9 @@ StatementOption = Annotated[
     typer.Option(help="Put nothing up; write what fedhead keys sign is to sign elsewhere."),
 ]
 SignedOption = Annotated[Path | None, typer.Option(help="What fedhead keys sign wrote elsewhere.")]
-ExpiresOption = Annotated[int, typer.Option(min=1, help="Days that the signature holds.")]
+ExpiresOption = Annotated[
+    int, typer.Option(min=1, max=MOST_DAYS, help="Days that the signature holds.")
+]
 
 
 @dataclass(frozen=True)
@@ -57,14 +68,18 @@ def publish(
             metavar="RUN|EXPERIMENT.toml", help="Run folder; or experiment, to sign its backbone."
         ),
     ],
-    to: Annotated[Path, typer.Option(help="The deployment's server folder.")],
+    to: Annotated[Path, typer.Option(callback=_server, help=_SERVER)],
     file: Annotated[str, typer.Option(help="Exported file in RUN.")] = "model.pt",
     name: Annotated[
         str | None, typer.Option(help="What devices ask for; without it, the file's name.")
     ] = None,
     version: Annotated[
         int,
-        typer.Option(min=1, help="Lowest number it may get, where a server has lost its versions."),
+        typer.Option(
+            min=1,
+            max=MOST_VERSIONS,
+            help="Lowest number it may get, where a server has lost its versions.",
+        ),
     ] = 1,
     key: KeyOption = None,
     statement: StatementOption = None,

@@ -9,13 +9,16 @@ import random
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from client.delivery.remote import DeliveryInterruptedError, Remote
 from client.delivery.shelf import Shelf
 from client.trust import Trust
 from common.delivery.versions import Artifact, fingerprint_of
+from common.delivery.wire import LEAST_BYTES
 from common.errors import DeliveryError
 from common.signing.statement import Statement
 
@@ -28,16 +31,15 @@ _TRIES = 6
 
 
 class _Tries:
-    """Pauses after failures, each twice as long; progress begins the count again."""
+    """Pauses after failures, each twice as long; after progress the count begins again."""
 
     def __init__(self, sleep: Callable[[float], None]) -> None:
         self._sleep = sleep
         self._failures = 0
 
-    def progress(self) -> None:
-        self._failures = 0
-
-    def failed(self, exc: DeliveryInterruptedError) -> None:
+    def failed(self, exc: DeliveryInterruptedError, received: int = 0) -> None:
+        if received >= LEAST_BYTES:
+            self._failures = 0
         self._failures += 1
         if self._failures == _TRIES:
             raise exc
@@ -82,10 +84,10 @@ def fetch(
         sleep: between tries.
 
     Raises:
-        DeliveryInterruptedError: the server cannot be reached for long; what has come is kept,
-            and another fetch goes on from there.
-        DeliveryError: the server refuses or is not to be trusted, or the file is not what was
-            promised. Then nothing of it is left, and what was in use stays.
+        DeliveryInterruptedError: the server cannot be reached for long.
+        DeliveryError: the server refuses or is not to be trusted; the disk is full; the file is
+            not what was promised, and then nothing of it is kept. What was in use stays, and
+            another fetch goes on from what else had come.
         SignatureError: it is not signed as it must be; likewise.
         OSError: as the operating system says.
     """
@@ -106,10 +108,9 @@ def fetch(
         if not intact:
             try:
                 received = _download(remote, artifact, partial, tries)
-            except DeliveryInterruptedError:
-                raise
             except DeliveryError:
-                partial.unlink()
+                if partial.exists() and not partial.stat().st_size:
+                    partial.unlink()
                 raise
         if trust and statement:
             trust.accept(statement)
@@ -144,37 +145,48 @@ def _latest(remote: Remote, name: str, tries: _Tries) -> Artifact:
 
 def _download(remote: Remote, artifact: Artifact, partial: Path, tries: _Tries) -> int:
     """Complete the partial file and check it; gives the bytes received."""
-    with partial.open("a+b") as file:
-        # Longer than promised: no beginning of this file.
-        if file.tell() > artifact.size:
-            file.truncate(0)
-        start = file.tell()
-        _check_space(partial.parent, artifact.size - start)
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256")
-        while (offset := file.tell()) < artifact.size:
-            try:
-                for data in remote.download(artifact, offset):
-                    file.write(data)
-                    digest.update(data)
-                    if data:  # or a server could keep a device at it for ever
-                        tries.progress()
-                    if file.tell() > artifact.size:
-                        break
-                if file.tell() < artifact.size:
-                    raise DeliveryInterruptedError(f"{artifact}: the stream ended early")
-            except DeliveryInterruptedError as exc:
-                file.flush()
-                tries.failed(exc)
-        file.flush()
-        os.fsync(file.fileno())
-        end = file.tell()
+    try:
+        with partial.open("a+b") as file:
+            # Longer than promised: no beginning of this file.
+            if file.tell() > artifact.size:
+                file.truncate(0)
+            start = file.tell()
+            _check_space(partial.parent, artifact.size - start)
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256")
+            _receive(remote, artifact, file, digest, tries)
+            file.flush()
+            os.fsync(file.fileno())
+            end = file.tell()
+    except OSError as exc:
+        problem = f"{partial}: {exc.strerror or exc}; what has come is kept"
+        raise DeliveryError(problem) from exc
     if end != artifact.size or digest.hexdigest() != artifact.sha256:
+        partial.unlink()
         raise DeliveryError(
             f"{artifact} is refused and nothing kept of it: sha256 {digest.hexdigest()} of {end} "
             f"bytes, promised {artifact.sha256} of {artifact.size}; another fetch starts anew"
         )
     return end - start
+
+
+def _receive(
+    remote: Remote, artifact: Artifact, file: BinaryIO, digest: hashlib._Hash, tries: _Tries
+) -> None:
+    """Append what is missing of a file, or more than that, to it and to its digest."""
+    while (offset := file.tell()) < artifact.size:
+        try:
+            with closing(remote.download(artifact, offset)) as pieces:
+                for data in pieces:
+                    file.write(data)
+                    digest.update(data)
+                    if file.tell() > artifact.size:
+                        return
+            if file.tell() < artifact.size:
+                raise DeliveryInterruptedError(f"{artifact}: the stream ended early")
+        except DeliveryInterruptedError as exc:
+            file.flush()
+            tries.failed(exc, file.tell() - offset)
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -10,16 +11,21 @@ from typing import Self
 
 import grpc
 
+from client.delivery.watch import Watch
 from common.delivery import delivery_pb2 as pb
 from common.delivery.versions import Artifact
 from common.delivery.wire import CHANNEL_OPTIONS, Stub
 from common.errors import DeliveryError
 from common.files import read_private
+from common.identity import one_line
 from common.signing.statement import Signed
 
 __all__ = ["DeliveryInterruptedError", "Remote"]
 
 _TIMEOUT_SECONDS = 30
+# Longer than a server's rate lets a download rest.
+_STALL_SECONDS = 60.0
+_LONGEST_ANSWER = 160  # characters of what a server says
 _WORTH_ANOTHER_TRY = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -28,12 +34,21 @@ _WORTH_ANOTHER_TRY = {
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
 }
-# As BoringSSL and gRPC put it: authority or date; name, in newer and older releases; no TLS at all.
-_NOT_TRUSTED = (
-    "CERTIFICATE_VERIFY_FAILED",
-    "Hostname Verification",
-    "is not in peer certificate",
-    "WRONG_VERSION_NUMBER",
+# As BoringSSL and gRPC put it, in newer and older releases; the first that fits says most.
+_NOT_TRUSTED = {
+    "certificate has expired": "its certificate, or its authority's, has expired",
+    "certificate is not yet valid": "its certificate is not valid yet; is this clock right?",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not of an authority in {authority}",
+    "Hostname Verification": "its certificate is for another name",
+    "is not in peer certificate": "its certificate is for another name",
+    "WRONG_VERSION_NUMBER": "it speaks no TLS",
+}
+# What gRPC puts around the cause where it cannot connect: all that the line says already.
+_NO_CONNECTION = re.compile(
+    r"(?:failed to connect to all addresses; last error: [A-Z_]+: \S+ "
+    r"(?:Failed to connect to remote host: )?|errors resolving .*: |DNS resolution failed .*: )"
+    r"(.*?)]?$",
+    re.DOTALL,
 )
 
 
@@ -48,21 +63,32 @@ class Remote:
         address: host and port; the host must be a name in the server's certificate.
         authority: PEM certificates of the only authorities to trust.
         token: file of the device's token; refused if others than its owner can read it.
+        stall_seconds: a download that brings next to nothing for so long is broken off.
 
     Raises:
-        DeliveryError: the authority's file holds no certificate.
+        DeliveryError: the authority's file holds no certificate, or the token's no token.
         OSError: a file cannot be read.
     """
 
-    def __init__(self, address: str, *, authority: Path, token: Path) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        authority: Path,
+        token: Path,
+        stall_seconds: float = _STALL_SECONDS,
+    ) -> None:
         self._address = address
         self._authority = authority
+        self._stall_seconds = stall_seconds
         root = authority.read_bytes()
         # Else gRPC would trust the machine's own list of authorities, or say little.
         if b"BEGIN CERTIFICATE" not in root:
             raise DeliveryError(f"{authority}: not a certificate in PEM")
-        secret = read_private(token).decode().strip()
-        self._metadata = (("authorization", f"Bearer {secret}"),)
+        secret = read_private(token).strip()
+        if not re.fullmatch(rb"[!-~]*", secret):  # or gRPC could not send it
+            raise DeliveryError(f"{token}: not a token")
+        self._metadata = (("authorization", f"Bearer {secret.decode('ascii')}"),)
         self._channel = grpc.secure_channel(
             address, grpc.ssl_channel_credentials(root), CHANNEL_OPTIONS
         )
@@ -86,12 +112,14 @@ class Remote:
             DeliveryInterruptedError: worth another try.
             DeliveryError: the server refuses, is not to be trusted, or answers something else.
         """
-        with self._failures():
+        with self._failures(name):
             reply = self._stub.latest(
                 pb.LatestRequest(name=name), metadata=self._metadata, timeout=_TIMEOUT_SECONDS
             )
         if reply.name != name:
-            raise DeliveryError(f"{self._address}: was asked for {name}, answers {reply.name}")
+            raise DeliveryError(
+                f"{self._address}: was asked for {name}, answers {reply.name[:80]!r}"
+            )
         signed = Signed(reply.statement, reply.signature)
         return Artifact(
             reply.name,
@@ -102,16 +130,23 @@ class Remote:
             signed if reply.statement else None,
         )
 
-    def download(self, artifact: Artifact, offset: int) -> Iterator[bytes]:
+    def download(self, artifact: Artifact, offset: int) -> Generator[bytes, None, None]:
         """The file's bytes from an offset on, as they come.
 
         Raises:
             DeliveryInterruptedError, DeliveryError: as ``latest``; the bytes before it are good.
         """
         request = pb.DownloadRequest(name=artifact.name, version=artifact.version, offset=offset)
-        with self._failures():
-            for chunk in self._stub.download(request, metadata=self._metadata):
-                yield chunk.data
+        call = self._stub.download(request, metadata=self._metadata)
+        with Watch(call.cancel, self._stall_seconds) as watch, self._failures(artifact, watch):
+            try:
+                for chunk in call:
+                    if not chunk.data:  # or a server could keep a device at it for ever
+                        raise self._interrupted(artifact, "a piece with nothing in it has come")
+                    watch.passed(len(chunk.data))
+                    yield chunk.data
+            finally:
+                call.cancel()
 
     def report(
         self, artifact: Artifact, *, num_examples: int, accuracy: float, held_out: bool
@@ -134,7 +169,7 @@ class Remote:
             accuracy=accuracy,
             held_out=held_out,
         )
-        with self._failures():
+        with self._failures(f"report on {artifact}"):
             self._stub.report(request, metadata=self._metadata, timeout=_TIMEOUT_SECONDS)
 
     def check_in(
@@ -157,28 +192,39 @@ class Remote:
         request = pb.CheckInRequest(
             app=app, authorities_sha256=authorities_sha256, in_use=dict(in_use)
         )
-        with self._failures():
+        with self._failures("check-in"):
             reply = self._stub.check_in(request, metadata=self._metadata, timeout=_TIMEOUT_SECONDS)
         return reply.authorities, reply.voucher
 
     @contextmanager
-    def _failures(self) -> Iterator[None]:
+    def _failures(self, task: object, watch: Watch | None = None) -> Iterator[None]:
+        """Puts what goes wrong with a task into a line; a watch may have broken it off."""
         try:
             yield
         except grpc.RpcError as exc:
             # What grpc raises is both an error and a call.
             if not isinstance(exc, grpc.Call):
                 raise
-            raise self._explain(exc.code(), exc.details() or "") from exc
+            if watch and watch.has_ended:
+                stalled = f"next to nothing has come for {self._stall_seconds:g} s"
+                raise self._interrupted(task, stalled) from exc
+            raise self._explain(task, exc.code(), exc.details() or "") from exc
 
-    def _explain(self, code: grpc.StatusCode, details: str) -> DeliveryError:
-        if code is grpc.StatusCode.UNAVAILABLE and any(sign in details for sign in _NOT_TRUSTED):
-            return DeliveryError(
-                f"{self._address}: not trusted: its certificate is not of an authority in "
-                f"{self._authority}, is for another name or has expired, or it speaks no TLS "
-                f"({details})"
-            )
+    def _interrupted(self, task: object, why: str) -> DeliveryInterruptedError:
+        return DeliveryInterruptedError(f"{self._address}: {task}: {why}")
+
+    def _explain(self, task: object, code: grpc.StatusCode, details: str) -> DeliveryError:
+        if code is grpc.StatusCode.UNAVAILABLE:
+            for sign, why in _NOT_TRUSTED.items():
+                if sign in details:
+                    why = why.format(authority=self._authority)
+                    return DeliveryError(f"{self._address}: not trusted: {why}")
+            details = _NO_CONNECTION.sub(r"cannot be reached (\1)", details)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            details = f"no answer within {_TIMEOUT_SECONDS} s"
         if code is grpc.StatusCode.CANCELLED:
-            return DeliveryError(f"{self._address}: another download with this token has begun")
-        kind = DeliveryInterruptedError if code in _WORTH_ANOTHER_TRY else DeliveryError
-        return kind(f"{self._address}: {details or code.name}")
+            details = "another download with this token has begun, or this one was too slow"
+        said = one_line(details, _LONGEST_ANSWER) or code.name
+        if code in _WORTH_ANOTHER_TRY:
+            return self._interrupted(task, said)
+        return DeliveryError(f"{self._address}: {task}: {said}")

@@ -104,8 +104,8 @@ class Shelf:
     def install(self, artifact: Artifact, file: Path) -> None:
         """Make a version of a file that has been checked; the file is moved."""
         with write_folder(self.path / str(artifact.version)) as folder:
-            file.rename(folder / artifact.name)
             artifact.describe(folder)
+            file.rename(folder / artifact.name)  # last: what fails before leaves it where it is
 
     def keep_signature(self, artifact: Artifact) -> None:
         """Keep the newest signed statement of a version that is here."""
@@ -144,6 +144,8 @@ class Shelf:
             DeliveryError: there is no version before, or none that is undamaged.
         """
         current = self.current
+        if not current:
+            raise DeliveryError(f"{self.path}: nothing was fetched to there yet")
         before = [version for version in known_versions(self.path) if version < current]
         for version in reversed(before):
             try:
@@ -157,7 +159,7 @@ class Shelf:
                 self.use(version)
                 return artifact
             logger.warning("version %d is passed over: %s", version, problem)
-        raise DeliveryError(f"{self.path}: no intact version before {current or 'the first'}")
+        raise DeliveryError(f"{self.path}: no intact version before {current}")
 
 
 def shelves(folder: Path) -> list[Shelf]:

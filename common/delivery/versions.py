@@ -26,6 +26,7 @@ from common.files import sha256_file, write_atomic
 from common.signing.statement import NAME_PATTERN, Kind, Signed, Statement, read_signed
 
 __all__ = [
+    "MOST_VERSIONS",
     "Artifact",
     "check_name",
     "fingerprint_of",
@@ -34,6 +35,9 @@ __all__ = [
     "renew",
     "shelf_of",
 ]
+
+MOST_VERSIONS = 999_999_999
+"""The last number of a version."""
 
 _NAME = re.compile(NAME_PATTERN)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -49,8 +53,8 @@ def check_name(name: str, what: str = "artifact") -> str:
     """
     if not _NAME.fullmatch(name):
         raise DeliveryError(
-            f"{name!r} cannot name a {what}: a letter or digit, then at most 99 letters, digits, "
-            "'.', '_' or '-'"
+            f"{name[:120]!r} cannot name a {what}: a letter or digit, then at most 99 letters, "
+            "digits, '.', '_' or '-'"
         )
     return name
 
@@ -70,7 +74,7 @@ class Artifact:
 
     Attributes:
         name: the file's.
-        version: from 1 up.
+        version: from 1 up to ``MOST_VERSIONS``.
         size: in bytes.
         sha256: of the file, in hexadecimal.
         card: what is in it, as JSON; empty for a backbone.
@@ -90,12 +94,12 @@ class Artifact:
     def __post_init__(self) -> None:
         check_name(self.name)
         problem = ""
-        if self.version < 1:
-            problem = f"version {self.version}, expected 1 or more"
+        if not 1 <= self.version <= MOST_VERSIONS:
+            problem = f"version {self.version}, expected 1 to {MOST_VERSIONS:,}"
         elif self.size < 0:
             problem = f"{self.size} bytes"
         elif not _SHA256.fullmatch(self.sha256):
-            problem = f"sha256 {self.sha256!r}, expected 64 hexadecimal digits"
+            problem = f"sha256 {self.sha256[:80]!r}, expected 64 hexadecimal digits"
         if problem:
             raise DeliveryError(f"{self.name}: {problem}")
 
@@ -161,7 +165,7 @@ def fingerprint_of(artifact: Artifact) -> str:
     """
     try:
         return str(json.loads(artifact.card)["fingerprint"])
-    except (ValueError, LookupError, TypeError) as exc:
+    except (ValueError, LookupError, TypeError, RecursionError) as exc:
         raise DeliveryError(f"{artifact}: its card names no fingerprint") from exc
 
 
@@ -170,7 +174,7 @@ def known_versions(shelf: Path) -> list[int]:
     if not shelf.is_dir():
         return []
     names = [path.name for path in shelf.iterdir()]
-    return sorted(int(name) for name in names if re.fullmatch(r"[1-9][0-9]{0,17}", name))
+    return sorted(int(name) for name in names if re.fullmatch(r"[1-9][0-9]{0,8}", name))
 
 
 def read_artifact(shelf: Path, version: int) -> Artifact:
@@ -185,7 +189,7 @@ def read_artifact(shelf: Path, version: int) -> Artifact:
         artifact = Artifact(**values, signed=_signed(path.with_name(_SIGNED)))
     except FileNotFoundError as exc:
         raise DeliveryError(f"{shelf.name}: there is no version {version}") from exc
-    except (OSError, ValueError, TypeError) as exc:
+    except (OSError, ValueError, TypeError, RecursionError) as exc:
         raise DeliveryError(f"{path} is damaged ({exc})") from exc
     if (artifact.name, artifact.version) != (shelf.name, version):
         raise DeliveryError(f"{path} is damaged (it describes {artifact})")

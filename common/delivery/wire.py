@@ -25,9 +25,12 @@ from common.delivery.delivery_pb2 import (
     ReportRequest,
 )
 
-__all__ = ["CHANNEL_OPTIONS", "SERVER_OPTIONS", "Servicer", "Stub", "handlers"]
+__all__ = ["CHANNEL_OPTIONS", "LEAST_BYTES", "SERVER_OPTIONS", "Servicer", "Stub", "handlers"]
 
 _SERVICE = "fedhead.delivery.v1.Delivery"
+
+LEAST_BYTES = 1024
+"""A download that brings less in a minute has stalled: a byte at a time, it would take years."""
 
 # A dead peer is noticed within 30 s, by devices and server alike; gRPC's own default is never.
 _KEEPALIVE = [("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000)]

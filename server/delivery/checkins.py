@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from common.delivery.versions import check_name
+from common.delivery.versions import MOST_VERSIONS, check_name
 from common.errors import DeliveryError
 from common.files import write_atomic
 
@@ -21,6 +21,7 @@ logger = logging.getLogger("fedhead.delivery")
 _APP = re.compile(r"[A-Za-z0-9 ._+-]{0,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_ARTIFACTS = 20
+_MOST_SECONDS = 1e11  # the year 5138
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class CheckIn:
             problem = "authorities_sha256, expected 64 hexadecimal digits"
         elif len(self.in_use) > _MOST_ARTIFACTS:
             problem = f"{len(self.in_use)} artifacts in use, expected at most {_MOST_ARTIFACTS}"
+        elif not all(1 <= version <= MOST_VERSIONS for version in self.in_use.values()):
+            problem = f"a version in use is not between 1 and {MOST_VERSIONS:,}"
+        elif not 0 <= self.time < _MOST_SECONDS:
+            problem = f"time {self.time}"
         if problem:
             raise DeliveryError(problem)
         for name in self.in_use:
@@ -72,7 +77,7 @@ def check_ins(folder: Path) -> dict[str, CheckIn]:
     for path in sorted(_folder(folder).glob("[!.]*.json")):
         try:
             found[path.stem] = CheckIn(**json.loads(path.read_text()))
-        except (ValueError, TypeError, DeliveryError) as exc:
+        except (ValueError, TypeError, AttributeError, DeliveryError) as exc:
             logger.warning("%s is damaged, and left out: %s", path, exc)
     return found
 

@@ -24,11 +24,15 @@ class Door(grpc.ServerInterceptor):
     Args:
         device: tells whose call it is; aborts that of a stranger.
         most: calls of one device at once.
+        seconds: a call whose request has not come by then is broken off.
     """
 
-    def __init__(self, device: Callable[[grpc.ServicerContext], str], most: int) -> None:
+    def __init__(
+        self, device: Callable[[grpc.ServicerContext], str], most: int, seconds: float
+    ) -> None:
         self._device = device
         self._most = most
+        self._seconds = seconds
         self._lock = threading.Lock()
         self._calls: Counter[str] = Counter()
 
@@ -52,14 +56,14 @@ class Door(grpc.ServerInterceptor):
     def _unary(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def behind(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
             with self._inside(context):
-                return method(_first(requests, context), context)
+                return method(self._first(requests, context), context)
 
         return behind
 
     def _stream(self, method: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
         def behind(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             with self._inside(context):
-                yield from method(_first(requests, context), context)
+                yield from method(self._first(requests, context), context)
 
         return behind
 
@@ -77,9 +81,14 @@ class Door(grpc.ServerInterceptor):
             with self._lock:
                 self._calls[device] -= 1
 
-
-def _first(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
-    request = next(requests, None)
-    if request is None:
-        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a call without a request")
-    return request
+    def _first(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
+        end = threading.Timer(self._seconds, context.cancel)
+        end.daemon = True
+        end.start()
+        try:
+            request = next(requests, None)
+        finally:
+            end.cancel()
+        if request is None:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a call without a request")
+        return request

@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,16 @@ from common.files import remove_temporary, sha256_file, write_folder
 from common.signing.statement import Kind, Signed, Statement
 from server.card import Card, card_path, read_card
 
-__all__ = ["Candidate", "Release", "Sign", "artifacts_of", "earlier", "exported", "publish_version"]
+__all__ = [
+    "Candidate",
+    "Release",
+    "Sign",
+    "artifacts_of",
+    "earlier",
+    "exported",
+    "publish_version",
+    "tidy",
+]
 
 
 def artifacts_of(folder: Path) -> Path:
@@ -144,8 +153,9 @@ def publish_version(candidate: Candidate, sign: Sign | None = None) -> Release:
     """
     shelf = candidate.shelf
     shelf.mkdir(parents=True, exist_ok=True)
+    tidy(shelf.parent)
     with _alone(shelf):
-        remove_temporary(shelf)  # of one that was killed
+        _tidy(shelf)
         newest = candidate.newest()
         artifact = newest or candidate.next()
         signed = sign(candidate, artifact) if sign else None
@@ -165,12 +175,32 @@ def publish_version(candidate: Candidate, sign: Sign | None = None) -> Release:
     return Release(artifact, is_new=True)
 
 
+def tidy(shelves: Path) -> None:
+    """Remove what publishes that were killed had begun, and leave alone one that is at work.
+
+    Args:
+        shelves: folder of them; need not be there.
+    """
+    for shelf in shelves.glob("[!.]*"):
+        with suppress(BlockingIOError), _alone(shelf, fcntl.LOCK_NB):
+            _tidy(shelf)
+
+
+def _tidy(shelf: Path) -> None:
+    for place in (shelf, *(shelf / str(version) for version in known_versions(shelf))):
+        remove_temporary(place)
+
+
 @contextmanager
-def _alone(shelf: Path) -> Iterator[None]:
-    """Inside, no other process publishes on the shelf; one that was killed holds no lock."""
+def _alone(shelf: Path, how: int = 0) -> Iterator[None]:
+    """Inside, no other process publishes on the shelf; one that was killed holds no lock.
+
+    Raises:
+        BlockingIOError: one does, and with ``LOCK_NB`` it is not waited for.
+    """
     descriptor = os.open(shelf, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | how)
         yield
     finally:
         os.close(descriptor)

@@ -14,12 +14,15 @@ from server.delivery.publish import artifacts_of
 __all__ = ["DeviceReport", "Published", "save_report", "survey"]
 
 
+_MOST_EXAMPLES = 10_000_000  # or one device's figures would stand for all
+
+
 @dataclass(frozen=True)
 class DeviceReport:
     """One device's figures.
 
     Attributes:
-        num_examples: its own labelled examples.
+        num_examples: its own labelled examples, at most ten million.
         accuracy: on them, in [0, 1].
         held_out: whether it kept all of them out of its last training.
 
@@ -33,10 +36,10 @@ class DeviceReport:
 
     def __post_init__(self) -> None:
         # "not <=" also catches NaN.
-        if self.num_examples < 1 or not 0 <= self.accuracy <= 1:
+        if not 1 <= self.num_examples <= _MOST_EXAMPLES or not 0 <= self.accuracy <= 1:
             raise DeliveryError(
                 f"accuracy {self.accuracy} on {self.num_examples} examples, expected 0 to 1 on at "
-                "least one"
+                f"least one and at most {_MOST_EXAMPLES:,}"
             )
 
     def __str__(self) -> str:
@@ -108,5 +111,5 @@ def survey(folder: Path) -> list[Published]:
 def _read(path: Path) -> DeviceReport:
     try:
         return DeviceReport(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as exc:
+    except (ValueError, TypeError, DeliveryError) as exc:
         raise DeliveryError(f"{path} is damaged ({exc})") from exc

@@ -14,22 +14,28 @@ import grpc
 
 from common.delivery import delivery_pb2 as pb
 from common.delivery.versions import Artifact, known_versions, read_artifact, shelf_of
-from common.delivery.wire import SERVER_OPTIONS, handlers
+from common.delivery.wire import LEAST_BYTES, SERVER_OPTIONS, handlers
 from common.errors import DeliveryError
+from common.files import remove_temporary
 from common.signing.statement import Signed
 from server.delivery.checkins import CheckIn, save_check_in
 from server.delivery.door import Door
 from server.delivery.identity import Identity
 from server.delivery.limits import Clock, Places, RateLimit
-from server.delivery.publish import artifacts_of
+from server.delivery.publish import artifacts_of, tidy
 from server.delivery.reports import DeviceReport, save_report
 from server.delivery.tokens import device_of
+from server.listening import obstacle
 
 __all__ = ["Limits", "start"]
 
 logger = logging.getLogger("fedhead.delivery")
 
-_CHUNK = 64 * 1024
+# A reader at 600 bytes a second takes one before it counts as stalled.
+_CHUNK = 16 * 1024
+# In which the rate lets each download take a piece, however many there are.
+_ROUND_SECONDS = 5.0
+_STALL_SECONDS = 30.0
 # Beside downloads: short calls, and refusals of downloads that are too many.
 _SHORT_CALLS = 8
 # Of one device, at once: what it has going on, and what is left of connections that broke.
@@ -43,17 +49,39 @@ class Limits:
     Attributes:
         downloads: at once.
         bytes_per_second: of all downloads together.
+        stall_seconds: a device that takes nothing of its download for so long loses its place
+            to one that waits, and one that says nothing is sent away. Devices wait longer.
+
+    Raises:
+        DeliveryError: a rate at which each download would seem to be stalled.
     """
 
     downloads: int
     bytes_per_second: float
+    stall_seconds: float = _STALL_SECONDS
+
+    def __post_init__(self) -> None:
+        least = 1.5 * self.downloads * LEAST_BYTES / _STALL_SECONDS
+        # "not >=" also catches NaN.
+        if not self.bytes_per_second >= least:
+            raise DeliveryError(
+                f"{self.downloads} downloads at once need {least:,.0f} bytes a second, not "
+                f"{self.bytes_per_second:,.0f}"
+            )
+
+    @property
+    def chunk(self) -> int:
+        """Bytes of a download to send at once."""
+        share = self.bytes_per_second / self.downloads
+        return int(max(LEAST_BYTES, min(_CHUNK, share * _ROUND_SECONDS)))
 
 
 class _Delivery:
     def __init__(self, folder: Path, identity: Identity, limits: Limits, clock: Clock) -> None:
         self._folder = folder
         self._identity = identity
-        self._places = Places(limits.downloads)
+        self._chunk = limits.chunk
+        self._places = Places(limits.downloads, limits.stall_seconds, clock)
         self._rate = RateLimit(limits.bytes_per_second, clock)
 
     def device(self, context: grpc.ServicerContext) -> str:
@@ -96,10 +124,13 @@ class _Delivery:
         logger.info("%s: downloads %s from byte %d", device, artifact, request.offset)
         with _open(artifact, self._shelf(artifact.name), context) as file:
             file.seek(request.offset)
-            while data := file.read(_CHUNK):
+            while data := file.read(self._chunk):
                 self._rate.take(len(data))
                 self.device(context)  # its token may be revoked by now
                 yield pb.Chunk(data=data)
+                self._places.moved(device, end)
+        # A reader that leaves the last bytes untaken keeps the call, not the place.
+        self._places.leave(device, end)
 
     def report(self, request: pb.ReportRequest, context: grpc.ServicerContext) -> pb.ReportReply:
         device = self.device(context)
@@ -182,7 +213,8 @@ def start(
         The server, and the port it listens on.
 
     Raises:
-        DeliveryError: no such folder, a port that is taken, or not a certificate and its key.
+        DeliveryError: no such folder, an address that cannot be used, or not a certificate and its
+            key.
         OSError: a file cannot be read.
     """
     if not folder.is_dir():
@@ -192,7 +224,7 @@ def start(
     workers = limits.downloads + _SHORT_CALLS
     server = grpc.server(
         ThreadPoolExecutor(workers, thread_name_prefix="delivery"),
-        interceptors=[Door(delivery.device, _DEVICE_CALLS)],
+        interceptors=[Door(delivery.device, _DEVICE_CALLS, limits.stall_seconds)],
         options=SERVER_OPTIONS,
         # More are refused at once; they would only queue up in memory.
         maximum_concurrent_rpcs=workers,
@@ -201,6 +233,14 @@ def start(
     try:
         port = server.add_secure_port(address, credentials)
     except RuntimeError as exc:
-        raise DeliveryError(f"cannot listen on {address}: the port may be taken") from exc
+        raise DeliveryError(f"cannot listen on {address}: {obstacle(address)}") from exc
+    _tidy(folder)
     server.start()
     return server, port
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what was being written when a process was killed; nobody else serves the folder."""
+    tidy(artifacts_of(folder))
+    for place in (folder / "check-ins", *(folder / "reports").glob("*/*")):
+        remove_temporary(place)

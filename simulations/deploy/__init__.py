@@ -2,3 +2,6 @@
 
 VALID_DAYS = 365
 """How long a server's certificate and a signature hold if nothing else is said."""
+
+MOST_DAYS = 3650
+"""How long an authority holds, and a signature at most."""

@@ -90,11 +90,15 @@ def ensure_authority(folder: Path) -> None:
     write_authority(key, certificate)
 
 
-def sign_server(folder: Path, addresses: Sequence[str], days: int) -> None:
+def sign_server(folder: Path, addresses: Sequence[str], days: int) -> datetime:
     """Write a new certificate for the server, by the authority that signs now.
 
+    Returns:
+        When it ends, with the authority at the latest.
+
     Raises:
-        RunError: a key or certificate cannot be read; the authority's key is kept offline.
+        RunError: a key or certificate cannot be read; the authority's key is kept offline, or the
+            authority has ended.
     """
     signer, chain = folder / "authority", b""
     _finish(signer)
@@ -102,7 +106,7 @@ def sign_server(folder: Path, addresses: Sequence[str], days: int) -> None:
         signer /= "next"
         chain = b"" if stage(folder) == "dropping" else (signer / _VOUCHER).read_bytes()
     server = folder / "server"
-    write_server(
+    return write_server(
         _signing(signer), server / "server.key", server / "server.crt", addresses, days, chain
     )
 

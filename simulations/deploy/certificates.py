@@ -34,6 +34,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import RunError
 from common.files import write_atomic, write_private
+from simulations.deploy import MOST_DAYS
 
 __all__ = [
     "addresses_of",
@@ -45,7 +46,6 @@ __all__ = [
     "write_server",
 ]
 
-_AUTHORITY_DAYS = 3650
 # A device whose clock is a little slow must not find the certificate to lie in its future.
 _CLOCK_SKEW = timedelta(hours=1)
 
@@ -61,7 +61,7 @@ def write_authority(key_file: Path, certificate_file: Path) -> None:
     key = _new_key(key_file, PrivateFormat.PKCS8)
     # Each authority has a name of its own: an old and a new one may be trusted at once.
     name = _name(f"fedhead authority {token_hex(4)}")
-    end = datetime.now(UTC) + timedelta(days=_AUTHORITY_DAYS)
+    end = datetime.now(UTC) + timedelta(days=MOST_DAYS)
     # It may vouch for the authority that follows it, which then signs for the server.
     write_atomic(
         certificate_file, _sign(_authority(name, name, key.public_key(), end, path_length=1), key)
@@ -76,7 +76,7 @@ def vouch(old: tuple[Path, Path], new_certificate: Path) -> bytes:
         new_certificate: of the other; its key stays where it is.
 
     Raises:
-        RunError: a file cannot be read, or the old certificate is not for the old key.
+        RunError: a file cannot be read, or the old certificate is not for the old key, or ended.
     """
     key, issuer = _issuer(old)
     (new, *_) = certificates_in(new_certificate)
@@ -94,7 +94,7 @@ def write_server(
     addresses: Sequence[str],
     days: int,
     chain: bytes = b"",
-) -> None:
+) -> datetime:
     """Write the server's key, unless it is there, and the authority's certificate for it.
 
     Args:
@@ -102,12 +102,19 @@ def write_server(
         key_file: the server's key.
         certificate_file: replaced.
         addresses: host names and IP addresses by which devices reach the server, at least one.
-        days: how long the certificate is valid; it ends with the authority's at the latest.
+        days: how long the certificate is valid, at most ``MOST_DAYS``; it ends with the
+            authority's at the latest.
         chain: what leads from the authority to one that devices trust, as PEM.
 
+    Returns:
+        When it ends.
+
     Raises:
-        RunError: a file cannot be read, or the authority's certificate is not for its key.
+        RunError: a file cannot be read, or the authority's certificate is not for its key, or has
+            ended.
     """
+    if days > MOST_DAYS:
+        raise RunError(f"a certificate for {days} days, expected at most {MOST_DAYS:,}")
     issuer_key, issuer = _issuer(authority)
     key = _read_key(key_file) if key_file.exists() else _new_key(key_file, PrivateFormat.PKCS8)
     end = min(datetime.now(UTC) + timedelta(days=days), issuer.not_valid_after_utc)
@@ -121,6 +128,7 @@ def write_server(
         .add_extension(server_only, critical=False)
     )
     write_atomic(certificate_file, _sign(builder, issuer_key) + chain)
+    return end
 
 
 def write_device_keys(private_file: Path, public_file: Path) -> None:
@@ -200,6 +208,12 @@ def _issuer(authority: tuple[Path, Path]) -> tuple[EllipticCurvePrivateKey, x509
     key, (certificate, *_) = _read_key(authority[0]), certificates_in(authority[1])
     if certificate.public_key() != key.public_key():
         raise RunError(f"{authority[1]} is not the certificate of {authority[0]}")
+    if (end := certificate.not_valid_after_utc) <= datetime.now(UTC):
+        raise RunError(
+            f"{authority[1]} ended on {end:%Y-%m-%d} and signs nothing any more: move it and "
+            f"{authority[0].name} away, then fedhead deploy with --days makes another authority, "
+            "whose ca.crt goes to each device by hand"
+        )
     return key, certificate
 
 

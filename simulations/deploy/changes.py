@@ -105,9 +105,9 @@ def renew_certificate(folder: Path, days: int, say: Say) -> None:
         RunError: a key or certificate cannot be read; the authority's key is kept offline.
     """
     certificate = folder / "server" / "server.crt"
-    sign_server(folder, addresses_of(certificate), days)
+    end = sign_server(folder, addresses_of(certificate), days)
     spread(folder)
-    say(f"{certificate}: valid for {days} days; running servers take it up within seconds")
+    say(f"{certificate}: valid until {end:%Y-%m-%d}; running servers take it up within seconds")
 
 
 def renew_authority(folder: Path, days: int, say: Say, *, anyway: bool = False) -> None:

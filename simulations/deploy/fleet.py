@@ -36,7 +36,6 @@ __all__ = [
     "is_served",
     "lagging",
     "look",
-    "server_folder",
 ]
 
 State = Literal["online", "offline", "registered", "waiting", "revoked", "token only"]
@@ -110,18 +109,6 @@ class Fleet:
     ends: Mapping[str, datetime]
     still_old: Sequence[str] | None
     last_run: LastRun | None
-
-
-def server_folder(folder: Path) -> Path:
-    """The server's folder of a deployment, or itself.
-
-    Raises:
-        RunError: neither.
-    """
-    for server in (folder / "server", folder):
-        if (server / "server.toml").is_file():
-            return server.resolve()
-    raise RunError(f"{folder} holds no deployment and no server: fedhead deploy writes them")
 
 
 def look(server: Path) -> Fleet:

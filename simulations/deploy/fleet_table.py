@@ -46,8 +46,9 @@ def fleet_lines(fleet: Fleet) -> Iterator[str]:
     if fleet.down:
         yield f"not asked: {fleet.down}"
     for row in fleet.devices:
-        if row.part and row.part.reason:
-            yield f"{row.name} failed last for: {row.part.reason}"
+        if row.part and row.part.reason_time:
+            when = f"{row.part.reason_time.astimezone():%d %b %H:%M}"
+            yield f"{row.name} failed last on {when} for: {row.part.reason}"
         if len(row.in_use) > 1:
             models = ", ".join(f"{name} version {v}" for name, v in sorted(row.in_use.items()))
             yield f"{row.name} uses {models}"

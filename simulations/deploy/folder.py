@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from string import Template
@@ -84,7 +85,7 @@ def write_deployment(
         trust: public signing keys, for all its devices; none: as the server has them.
 
     Returns:
-        What its owner has to know of the addresses that devices use, in lines.
+        What its owner has to know of the certificate and the addresses that devices use, in lines.
 
     Raises:
         ConfigError: with all names and addresses that cannot be used, or other ports than those
@@ -111,15 +112,26 @@ def write_deployment(
         write_private(operator_secret(server), secrets.token_hex(32).encode() + b"\n")
     certified = [*dict.fromkeys([*names, OPERATORS_HOST])]
     certificate = server / "server.crt"
+    notes = []
     if days or not certificate.exists() or {*certified} != {*addresses_of(certificate)}:
-        sign_server(folder, certified, days or VALID_DAYS)
+        notes = _sign(folder, certified, days or VALID_DAYS)
     _write_units(server, _SERVER_UNITS, folder=_INSTALLED)
     for name in devices:
         _write_device(folder, name, names[0], settings)
     spread(folder)
     write_trusted(folder, keys)
     _write_readme(folder, names[0], settings)
-    return _address_notes(folder, names)
+    return notes + _address_notes(folder, names)
+
+
+def _sign(folder: Path, names: Sequence[str], days: int) -> list[str]:
+    wanted = datetime.now(UTC) + timedelta(days=days)
+    if (end := sign_server(folder, names, days)) >= wanted:
+        return []
+    return [
+        f"the server's certificate ends on {end:%Y-%m-%d}, with its authority: "
+        f"fedhead fleet {folder} renew --authority"
+    ]
 
 
 def _known_addresses(server: Path) -> list[str]:

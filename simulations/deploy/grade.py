@@ -34,6 +34,8 @@ def grade(device: Path, shelf: Shelf, trust: Trust | None) -> tuple[Artifact, De
     """
     settings = read_device(device)
     with shelf.locked():
+        if not shelf.current:
+            raise DeliveryError(f"{shelf.path}: nothing was fetched to there yet")
         artifact = read_artifact(shelf.path, shelf.current)
         # It is loaded below: its bytes must be those that were fetched, and signed.
         if problem := artifact.damage(shelf.model):

@@ -30,6 +30,7 @@ class Part:
         failed: rounds in which it gave none, late ones too.
         rejected: updates that were not fit to count, or not its to give.
         reason: of the last that failed or was rejected; empty: none did.
+        reason_time: when that was.
         seen: when it was there; None: never.
     """
 
@@ -38,6 +39,7 @@ class Part:
     failed: int = 0
     rejected: int = 0
     reason: str = ""
+    reason_time: datetime | None = None
     seen: datetime | None = None
 
 
@@ -77,7 +79,10 @@ def read_last_run(server: Path) -> LastRun | None:
     examples, reasons = _said(path / "events.jsonl")
     parts = {client: Part(examples=count) for client, count in examples.items()}
     for client, part in _accounts(path / "devices.csv"):
-        parts[client] = replace(part, examples=examples.get(client), reason=reasons.get(client, ""))
+        reason, moment = reasons.get(client, ("", None))
+        parts[client] = replace(
+            part, examples=examples.get(client), reason=reason, reason_time=moment
+        )
     return LastRun(path, parts)
 
 
@@ -100,9 +105,9 @@ def _accounts(path: Path) -> Iterator[tuple[int, Part]]:
         raise RunError(f"{path} is damaged: {exc}") from exc
 
 
-def _said(path: Path) -> tuple[dict[int, int], dict[int, str]]:
-    """Examples and the last reason of trouble, by client id; an unfinished line says nothing."""
-    examples, reasons = dict[int, int](), dict[int, str]()
+def _said(path: Path) -> tuple[dict[int, int], dict[int, tuple[str, datetime]]]:
+    """Examples and the last trouble, why and when, by client id; an unfinished line is passed."""
+    examples, reasons = dict[int, int](), dict[int, tuple[str, datetime]]()
     if not path.exists():
         return examples, reasons
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -117,5 +122,6 @@ def _said(path: Path) -> tuple[dict[int, int], dict[int, str]]:
                 if event["event"] == "joined":
                     examples[int(client)] = int(event["num_examples"])
                 elif event["event"] in _TROUBLE:
-                    reasons[int(client)] = str(event.get("reason") or event["event"])
+                    reason = str(event.get("reason") or event["event"])
+                    reasons[int(client)] = reason, datetime.fromisoformat(event["time"])
     return examples, reasons

@@ -34,7 +34,13 @@ from simulations.deploy.processes import (
     running,
     terminable,
 )
-from simulations.deploy.settings import OPERATORS_HOST, inside, read_device, read_server
+from simulations.deploy.settings import (
+    OPERATORS_HOST,
+    inside,
+    read_device,
+    read_server,
+    server_folder,
+)
 from simulations.deploy.standin import install, operator_environment
 from simulations.deploy.trust import signing_state, trusted_of
 from simulations.flower import flower_environment, run_app
@@ -205,7 +211,7 @@ def check_served(deployment: Path) -> None:
     Raises:
         ConfigError, RunError: it does not, or there is no deployment.
     """
-    server = deployment / "server"
+    server = server_folder(deployment)
     read_secret(server)
     if not is_held(server):
         raise RunError(f"no server of {deployment} runs here: fedhead serve {server}")
@@ -218,7 +224,7 @@ def run_deployed(
 
     Args:
         path: the run folder.
-        deployment: the folder that ``fedhead deploy`` wrote.
+        deployment: the folder that ``fedhead deploy`` wrote, or that of its server.
         health: HOST:PORT where health checks are answered meanwhile; empty for none.
         key: signs the backbone, where that is not signed yet; None: nothing is signed.
 
@@ -234,7 +240,7 @@ def run_deployed(
     from simulations.run import open_run
     from simulations.signing import signed_backbones
 
-    config, server = open_run(path), (deployment / "server").resolve()
+    config, server = open_run(path), server_folder(deployment)
     RunFolder(path, config).bind_clients(simulated=False)
     signed_backbones(config, server, key)
     with connection(deployment) as environment:
@@ -249,7 +255,7 @@ def connection(deployment: Path) -> Iterator[dict[str, str]]:
     Raises:
         ConfigError, RunError: no deployment, or no operator's secret that could be read.
     """
-    server = (deployment / "server").resolve()
+    server = server_folder(deployment)
     read_secret(server)
     link = {"address": door(server), "root-certificates": _there(server / "ca.crt")}
     with tempfile.TemporaryDirectory(prefix="fedhead-flower-", ignore_cleanup_errors=True) as home:

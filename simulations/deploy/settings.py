@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from common.errors import RunError
 from common.toml_model import Section, read_toml, validated
 
 __all__ = [
@@ -15,14 +18,31 @@ __all__ = [
     "delivery_of",
     "endpoint",
     "inside",
+    "is_address",
     "operator_secret",
     "read_device",
     "read_server",
+    "server_folder",
 ]
 
 # Where operators and Flower's own processes on the server reach it, over TLS as everybody.
 OPERATORS_HOST = "127.0.0.1"
-_ADDRESS = r"^([^\s:/\[\]]+|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}$"
+_ADDRESS = re.compile(r"(?:[^\s:/\[\]]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})")
+
+
+def is_address(text: str) -> bool:
+    """Whether it is host:port; gRPC would take 65537 for port 1."""
+    match = _ADDRESS.fullmatch(text)
+    return match is not None and 1 <= int(match[1]) <= 65535
+
+
+def _address(text: str) -> str:
+    if not is_address(text):
+        raise ValueError("must be host:port, with an IPv6 address in brackets")
+    return text
+
+
+Address = Annotated[str, AfterValidator(_address)]
 
 
 class ServerSettings(Section):
@@ -36,11 +56,11 @@ class ServerSettings(Section):
     """Operators come here, from this machine alone and with the operator's secret."""
     delivery_port: int = Field(9095, ge=1, le=65535)
     """Devices fetch models here."""
-    max_connections: int = Field(1000, ge=1)
+    max_connections: int = Field(1000, ge=1, le=1_000_000)
     """Open connections of devices; strangers' are dropped first, the oldest of them first."""
-    max_connections_per_address: int = Field(500, ge=1)
+    max_connections_per_address: int = Field(500, ge=1, le=1_000_000)
     """Likewise from one address, behind which there may be many devices."""
-    max_request_megabytes: int = Field(64, ge=1)
+    max_request_megabytes: int = Field(64, ge=1, le=65_536)
     """Largest request of a device: what it sends in one piece, a head or a Gram matrix."""
     max_request_seconds: float = Field(300, gt=0)
     """A device's request must have arrived by then."""
@@ -51,9 +71,9 @@ class ServerSettings(Section):
 class DeviceSettings(Section):
     """device.toml."""
 
-    server: str = Field(pattern=_ADDRESS)
+    server: Address
     """host:port of the server, by a name or address that its certificate holds."""
-    delivery: str = Field(pattern=_ADDRESS)
+    delivery: Address
     """host:port to fetch models from, likewise."""
     data: str = Field(pattern="^folder:.")
     """folder:PATH with one sub-folder of pictures a class; relative to this file."""
@@ -89,6 +109,18 @@ def endpoint(host: str, port: int) -> str:
 def inside(folder: Path, path: str) -> Path:
     """Where a path in a settings file leads: relative to the file, unless absolute."""
     return folder / Path(path.removeprefix("folder:")).expanduser()
+
+
+def server_folder(folder: Path) -> Path:
+    """The server's folder of a deployment, or itself.
+
+    Raises:
+        RunError: neither.
+    """
+    for server in (folder / "server", folder):
+        if (server / "server.toml").is_file():
+            return server.resolve()
+    raise RunError(f"{folder} holds no deployment and no server: fedhead deploy writes them")
 
 
 def read_server(folder: Path) -> ServerSettings:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from common.errors import FedheadError, RunError
+from server.listening import listener
 from simulations.deploy.app import devices_routes, flower_app, key_lookup, started_commands
 from simulations.deploy.doors import DevicesDoor, OperatorsDoor
 from simulations.deploy.gate import Gate, Limits, protocol
@@ -226,12 +227,11 @@ class _Door(uvicorn.Server):
 
 
 def _listen(host: str, port: int, key: str) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        return listener(host, port, backlog=_BACKLOG)
     except OSError as exc:
-        reason = os.strerror(exc.errno) if exc.errno else exc
-        raise RunError(f"{key} = {port} of server.toml cannot be used: {reason}") from exc
+        where = f"{endpoint(host, port)} ({key} in server.toml)"
+        raise RunError(f"cannot listen on {where}: {exc.strerror}") from exc
 
 
 def _raise_descriptors(wanted: int) -> None:

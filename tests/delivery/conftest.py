@@ -137,12 +137,26 @@ class Deployment:
     def file(self, version: int = 1) -> Path:
         return self.folder / "artifacts" / "model.bin" / str(version) / "model.bin"
 
-    def remote(self, port: int, *, authority: str = "ca", token: Path | None = None) -> Remote:
+    def remote(
+        self,
+        port: int,
+        *,
+        authority: str = "ca",
+        token: Path | None = None,
+        stall_seconds: float = 60.0,
+    ) -> Remote:
         return Remote(
             f"127.0.0.1:{port}",
             authority=self.pki / f"{authority}.crt",
             token=token or self.token,
+            stall_seconds=stall_seconds,
         )
+
+    def other_device(self) -> Path:
+        """The token of a second device, phone-2."""
+        path = self._path / "phone-2.token"
+        issue_token(self.folder, "phone-2", path)
+        return path
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def test_a_model_goes_from_a_run_to_a_device_is_judged_and_rolled_back(
         succeed("delivery", "revoke", server, "kitchen")
         code, _, err = fedhead("delivery", "fetch", device, environment=on_device)
         assert code == 1
-        assert re.fullmatch(r"fedhead: localhost:\d+: the token is not valid\n", err)
+        assert re.fullmatch(r"fedhead: localhost:\d+: model.pt: the token is not valid\n", err)
 
 
 @pytest.mark.slow
@@ -166,13 +166,19 @@ def test_a_device_killed_in_mid_download_goes_on_after_it(
             "nowhere/model.pt: no such file; fedhead export",
         ),
         (["delivery", "status", "SERVER"], "server/delivery: nothing is published there"),
-        (["delivery", "status", "nowhere"], "nowhere/server.toml: 1 problem: no such file"),
+        (["delivery", "status", "nowhere"], "nowhere holds no deployment and no server"),
+        (["delivery", "status", "GARDEN"], "server/delivery: nothing is published there"),
+        (["publish", "nowhere", "--to", "GARDEN"], "nowhere/model.pt: no such file"),
         (["delivery", "revoke", "SERVER", "phone"], "phone has no token"),
         (["delivery", "token", "SERVER", "a/b", "--out", "x"], "'a/b' cannot name a device"),
         (["delivery", "token", "SERVER", "kitchen", "--out", "x"], "kitchen has a token already"),
         (["delivery", "rollback", "DEVICE"], "models/model.pt: nothing was fetched to there yet"),
         (["delivery", "report", "DEVICE"], "models/model.pt: nothing was fetched to there yet"),
+        (["delivery", "rollback", "TRIED"], "models/model.pt: nothing was fetched to there yet"),
+        (["delivery", "report", "TRIED"], "models/model.pt: nothing was fetched to there yet"),
         (["delivery", "fetch"], "device.toml: 1 problem: no such file"),
+        (["delivery", "check-in", "DEVICE"], "check-in: cannot be reached (Connection refused)"),
+        (["delivery", "serve", "GARDEN", "--rate", "nan"], "need 819 bytes a second, not nan"),
     ],
 )
 def test_what_can_be_mended_is_one_clear_line(
@@ -181,8 +187,11 @@ def test_what_can_be_mended_is_one_clear_line(
     from simulations.cli import main
 
     monkeypatch.chdir(tmp_path)
-    folders = dict(zip(("SERVER", "DEVICE"), map(str, deployed), strict=True))
-    monkeypatch.setattr("sys.argv", ["fedhead", *(folders.get(arg, arg) for arg in args)])
+    server, device = deployed
+    if "TRIED" in args:  # a fetch made the shelf, and brought nothing
+        (device / "models" / "model.pt").mkdir(parents=True)
+    folders = {"SERVER": server, "GARDEN": server.parent, "DEVICE": device, "TRIED": device}
+    monkeypatch.setattr("sys.argv", ["fedhead", *(str(folders.get(arg, arg)) for arg in args)])
     with pytest.raises(SystemExit) as caught:
         main()
     err = capsys.readouterr().err

@@ -14,6 +14,7 @@ import pytest
 from client.delivery.remote import DeliveryInterruptedError
 from common.errors import DeliveryError
 from server.delivery.reports import survey
+from server.delivery.service import Limits
 from server.delivery.tokens import issue_token
 
 METHODS = ("Latest", "Download", "Report", "CheckIn")
@@ -113,6 +114,13 @@ def test_a_device_that_says_nothing_shuts_only_itself_out(
         for call in other.calls:
             call.cancel()
         wait_until(lambda: version(itself) == 1)
+
+
+def test_a_call_that_says_nothing_is_ended_after_a_while(deployment, serve, silent) -> None:
+    calls = silent(serve(limits=Limits(2, 1e12, stall_seconds=0.3)))
+    calls.call(deployment.token.read_text().strip())
+    wait_until(lambda: len(calls.ended()) == SILENT)
+    assert grpc.StatusCode.CANCELLED in calls.ended()
 
 
 def version(remote) -> int:

@@ -51,11 +51,11 @@ def test_downloads_from_a_server_keep_to_its_rate(deployment, serve) -> None:
         for _ in range(2):
             assert b"".join(remote.download(artifact, 0)) == data
     # All but the last chunk, which need not be waited for.
-    assert time.seconds == pytest.approx((2 * size - size % 65536) / 100_000.0)
+    assert time.seconds == pytest.approx((2 * size - size % 16384) / 100_000.0)
 
 
 def test_places_are_few_and_a_devices_new_download_takes_its_old_place() -> None:
-    places = Places(2)
+    places = Places(2, 30, Clock(lambda: 0.0))
     ended = []
     ends = {name: lambda name=name: ended.append(name) for name in "abcd"}
     assert places.enter("one", ends["a"])
@@ -68,6 +68,37 @@ def test_places_are_few_and_a_devices_new_download_takes_its_old_place() -> None
     assert not places.enter("three", ends["c"])
     places.leave("two", ends["d"])
     assert places.enter("three", ends["c"])
+
+
+def test_who_waits_takes_the_place_of_a_reader_that_has_stopped(caplog) -> None:
+    now = [0.0]
+    places = Places(2, 30, Clock(lambda: now[0]))
+    ended = []
+    ends = {name: lambda name=name: ended.append(name) for name in "abcd"}
+    assert places.enter("one", ends["a"])
+    now[0] = 1.0
+    assert places.enter("two", ends["b"])
+    now[0] = 20.0
+    places.moved("one", ends["a"])
+    now[0] = 30.9
+    assert not places.enter("three", ends["c"])
+    now[0] = 31.0
+    assert places.enter("three", ends["c"])
+    assert ended == ["b"]
+    assert "two: its download is broken off: it has taken nothing for 30 s" in caplog.text
+    # What is broken off says so late, and changes nothing of the others.
+    places.moved("two", ends["b"])
+    places.leave("two", ends["b"])
+    assert not places.enter("four", ends["d"])
+
+
+@pytest.mark.parametrize("rate", [float("nan"), 0.0, 100.0, -1.0])
+def test_a_rate_at_which_downloads_would_seem_to_stand_still_is_refused(rate: float) -> None:
+    with pytest.raises(DeliveryError, match=r"16 downloads at once need 819 bytes a second, not "):
+        Limits(16, rate)
+    # As little as the command line takes: each has a piece within the time that devices wait.
+    slow = Limits(16, 1000.0)
+    assert 16 * slow.chunk / slow.bytes_per_second < slow.stall_seconds
 
 
 def test_a_server_refuses_a_download_too_many_and_has_room_again_after(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
+import os
+import re
 import shutil
 import stat
 import subprocess
@@ -200,8 +203,64 @@ def begin(deployment, **changes):
 
 def test_a_port_has_one_server(deployment, serve) -> None:
     port = serve()
-    with pytest.raises(DeliveryError, match=f"cannot listen on 127.0.0.1:{port}"):
-        begin(deployment, address=f"127.0.0.1:{port}")
+    where = f"127.0.0.1:{port}"
+    with pytest.raises(DeliveryError, match=f"cannot listen on {where}: Address already in use$"):
+        begin(deployment, address=where)
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("192.0.2.1:0", "Cannot assign requested address"),
+        ("[2001:db8::1]:0", "(Cannot assign requested address|Address family .*)"),
+    ],
+)
+def test_why_a_server_cannot_listen_is_said(deployment, address: str, why: str) -> None:
+    with pytest.raises(DeliveryError, match=f"^cannot listen on {re.escape(address)}: {why}$"):
+        begin(deployment, address=address)
+
+
+def half_published(deployment, shelf: str) -> Path:
+    """What a publish leaves that is killed while it copies; its folder."""
+    half = deployment.folder / "artifacts" / shelf / ".2.killed.tmp"
+    half.mkdir(parents=True)
+    (half / "model.bin").write_bytes(b"half")
+    return half
+
+
+def test_what_a_killed_publish_left_goes_with_the_next_of_any_name(deployment) -> None:
+    halves = [half_published(deployment, shelf) for shelf in ("model.bin", "other.bin")]
+    deployment.publish(1)
+    renewal = deployment.file().with_name(".signed.killed.tmp")
+    renewal.write_bytes(b"half")
+    deployment.publish(2)
+    assert not [path for path in (*halves, renewal) if path.exists()]
+    assert [entry.artifact.version for entry in survey(deployment.folder)] == [1, 2]
+
+
+def test_what_was_killed_goes_when_the_server_starts(deployment, serve) -> None:
+    deployment.publish(1)
+    kept = {*files(deployment.folder)}
+    half_published(deployment, "other.bin")
+    for place in ("check-ins", "reports/model.bin/1"):
+        (deployment.folder / place).mkdir(parents=True)
+        (deployment.folder / place / ".phone-1.json.killed.tmp").write_bytes(b"half")
+    serve()
+    assert {*files(deployment.folder)} == kept
+
+
+def test_a_publish_at_work_is_left_alone(deployment, serve) -> None:
+    half = half_published(deployment, "other.bin")
+    descriptor = os.open(half.parent, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        deployment.publish(1)
+        serve()
+        assert half.exists()
+    finally:
+        os.close(descriptor)
+    deployment.publish(2)
+    assert not half.exists()
 
 
 @pytest.mark.parametrize("wrong", ["certificate", "key", "pair"])

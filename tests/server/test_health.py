@@ -127,7 +127,7 @@ def test_before_any_client_is_there_it_does_not_serve(address: str) -> None:
 def test_a_port_in_use_is_one_clear_line(address: str) -> None:
     with (
         health_service(address),
-        pytest.raises(RunError, match=f"nothing can listen on {address}"),
+        pytest.raises(RunError, match=f"cannot listen on {address}: Address already in use"),
         health_service(address),
     ):
         pass

@@ -12,6 +12,7 @@ from cryptography import x509
 
 from common import files
 from common.errors import ConfigError, RunError
+from simulations.deploy import MOST_DAYS
 from simulations.deploy.authority import (
     drop_old,
     expiries,
@@ -257,7 +258,7 @@ def test_what_ends_within_a_month_is_warned_of(garden: Path) -> None:
 
 
 def test_a_certificate_ends_no_later_than_its_authority(garden: Path) -> None:
-    sign_server(garden, ["fed.example.org"], 9999)
+    sign_server(garden, ["fed.example.org"], MOST_DAYS)
     server = certificates_in(garden / "server" / "server.crt")[0]
     authority = certificates_in(garden / "authority" / "ca.crt")[0]
     assert server.not_valid_after_utc == authority.not_valid_after_utc

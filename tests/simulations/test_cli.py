@@ -255,7 +255,7 @@ def test_lost_rounds_and_absent_phones_are_in_the_table(fedhead: Fedhead, experi
     assert max(map(len, out.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("address", ["9096", "localhost", "a b:1", "::1:9096"])
+@pytest.mark.parametrize("address", ["9096", "localhost", "a b:1", "::1:9096", "localhost:65536"])
 def test_health_wants_an_address(
     fedhead: Fedhead, experiment: Path, tmp_path: Path, address: str
 ) -> None:

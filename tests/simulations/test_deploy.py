@@ -15,9 +15,13 @@ from cryptography.x509.verification import PolicyBuilder, Store
 
 from common.errors import ConfigError, RunError
 from server.runfolder import RunFolder
+from simulations.deploy import certificates
 from simulations.deploy.authority import sign_server
+from simulations.deploy.certificates import certificates_in
+from simulations.deploy.changes import renew_authority, renew_certificate
 from simulations.deploy.folder import write_deployment
-from simulations.deploy.launch import device_command, serve, superlink_command
+from simulations.deploy.launch import check_served, device_command, serve, superlink_command
+from simulations.deploy.settings import read_device
 from simulations.run import open_run
 
 Fedhead = Callable[..., tuple[int, str, str]]
@@ -133,6 +137,103 @@ def test_a_server_whose_certificate_has_ended_says_what_renews_it(tmp_path: Path
     sign_server(folder, ["localhost"], days=0)
     with pytest.raises(RunError, match=rf"server\.crt ended on .*: fedhead fleet {folder} renew"):
         serve(folder / "server", print)
+
+
+def test_the_servers_certificate_ends_with_its_authority_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "d"
+    with monkeypatch.context() as patch:
+        patch.setattr(certificates, "MOST_DAYS", 20)
+        deploy_for(folder, 20)
+    end = certificates_in(folder / "authority" / "ca.crt")[0].not_valid_after_utc
+    for days, said in ((10, []), (3650, [f"certificate ends on {end:%Y-%m-%d}, with its author"])):
+        notes = deploy_for(folder, days)
+        assert len(notes) == len(said)
+        assert all(part in note for note, part in zip(notes, said, strict=True))
+        assert certificates_in(folder / "server" / "server.crt")[0].not_valid_after_utc <= end
+    told: list[str] = []
+    renew_certificate(folder, 3650, told.append)
+    assert f"valid until {end:%Y-%m-%d}; " in told[0]
+
+
+def deploy_for(folder: Path, days: int) -> list[str]:
+    return write_deployment(folder, addresses=["localhost"], devices=["kitchen"], days=days)
+
+
+def test_an_authority_that_has_ended_signs_nothing_and_its_remedy_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "d"
+    with monkeypatch.context() as patch:
+        patch.setattr(certificates, "MOST_DAYS", 0)
+        with pytest.raises(RunError, match="expected at most 0"):
+            deploy_for(folder, 30)
+    authority = folder / "authority"
+    before = (authority / "ca.crt").read_bytes()
+    for attempt in (lambda: deploy_for(folder, 30), lambda: renew_authority(folder, 30, print)):
+        with pytest.raises(RunError, match=r"ca\.crt ended on .* move it and ca\.key away, then"):
+            attempt()
+    assert not [path for path in authority.iterdir() if path.name not in ("ca.key", "ca.crt")]
+    for name in ("ca.key", "ca.crt"):
+        (authority / name).rename(tmp_path / name)
+    deploy_for(folder, 30)
+    after = (authority / "ca.crt").read_bytes()
+    assert after != before
+    assert after == (folder / "devices" / "kitchen" / "ca.crt").read_bytes()
+    store = Store(certificates_in(authority / "ca.crt"))
+    verifier = PolicyBuilder().store(store).build_server_verifier(x509.DNSName("localhost"))
+    assert verifier.verify(certificates_in(folder / "server" / "server.crt")[0], [])
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["deploy", "DIR", "--device", "a", "--address", "localhost", "--days", "100000000"],
+        ["fleet", "DIR", "renew", "--days", "3651"],
+        ["publish", "RUN", "--to", "DIR", "--expires", "100000000"],
+        ["publish", "RUN", "--to", "DIR", "--version", "1000000000000000000"],
+        ["delivery", "restore", "DIR", "1", "--expires", "100000000"],
+        ["delivery", "serve", "DIR", "--downloads", "1000000000"],
+    ],
+)
+def test_numbers_beyond_all_bounds_are_refused_before_anything_is_written(
+    fedhead: Fedhead, tmp_path: Path, args: list[str]
+) -> None:
+    folder = tmp_path / "d"
+    if args[0] != "deploy":
+        deploy(folder, "kitchen")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    code, _, err = fedhead(*(folder if arg == "DIR" else arg for arg in args))
+    assert code == 2
+    words = " ".join(err.replace("│", " ").split())
+    assert re.search(r"Invalid value for '--\w+': \d+ is not in the range 1<=x<=\d+", words)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("address", ["fed.example.org:65536", "fed.example.org:0", "fed", "::1:9"])
+def test_an_address_that_cannot_be_is_refused(tmp_path: Path, address: str) -> None:
+    device = deploy(tmp_path / "d", "kitchen") / "devices" / "kitchen"
+    settings = device / "device.toml"
+    settings.write_text(settings.read_text().replace("localhost:9095", address))
+    with pytest.raises(ConfigError, match="delivery='.*' must be host:port, with an IPv6 address"):
+        read_device(device)
+
+
+def test_a_server_is_found_in_its_deployment(fedhead: Fedhead, tmp_path: Path) -> None:
+    folder = deploy(tmp_path / "d", "kitchen")
+    sign_server(folder, ["localhost"], days=0)
+    for place in (folder, folder / "server"):
+        code, _, err = fedhead("serve", place)
+        assert code == 1
+        assert f"{folder / 'server' / 'server.crt'} ended on " in " ".join(err.split())
+        with pytest.raises(RunError, match=f"no server of {place} runs here"):
+            check_served(place)
+
+
+def test_a_fetch_that_a_timer_starts_ends_before_the_next(tmp_path: Path) -> None:
+    unit = deploy(tmp_path / "d", "kitchen") / "devices" / "kitchen" / "fedhead-fetch.service"
+    assert re.search(r"^Type=oneshot$(.|\n)*^TimeoutStartSec=50min$", unit.read_text(), re.M)
 
 
 def test_a_run_without_its_server_is_refused_before_it_has_a_folder(

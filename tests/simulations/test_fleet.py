@@ -121,7 +121,8 @@ def lived_in(garden: Path, superlink: FakeSuperLink, tmp_path: Path) -> Path:
         {"event": "declined", "client": clients["hall"], "reason": "on battery"},
         {"event": "refused", "node": clients["kitchen"] + 2**63, "reason": "answers twice"},
     ]
-    text = "".join(json.dumps(event) + "\n" for event in events)
+    at = {"time": "2026-11-20T10:02:00.000Z"}
+    text = "".join(json.dumps(at | event) + "\n" for event in events)
     (run / "events.jsonl").write_text(text + '{"event": "jo')
     remember_run(server, run)
     return garden
@@ -133,7 +134,8 @@ def test_the_fleet_is_a_table_of_80_columns(fedhead: Fedhead, lived_in: Path) ->
     lines = out.splitlines()
     assert max(map(len, lines)) <= 80
     assert "…" not in out
-    end = lines.index("hall failed last for: on battery")
+    when = f"{datetime(2026, 11, 20, 10, 2, tzinfo=UTC).astimezone():%d %b %H:%M}"
+    end = lines.index(f"hall failed last on {when} for: on battery")
     table = {line.split()[0]: line.split() for line in lines[:end]}
     long = lines[1].split()
     assert long[0] == "a" * len(long[0])
@@ -147,7 +149,7 @@ def test_the_fleet_is_a_table_of_80_columns(fedhead: Fedhead, lived_in: Path) ->
     assert table["cellar"][2:] == ["registered", "never", "-", "-", "-", "-", "valid"]
     assert table["attic"][2:] == ["revoked", table["attic"][3], "-", "-", "-", "-", "revoked"]
     assert table["phone"] == ["phone", "-", "token", "only", "-", "-", "-", "-", "-", "valid"]
-    assert "kitchen failed last for: answers twice" in lines
+    assert f"kitchen failed last on {when} for: answers twice" in lines
     assert "unsigned: devices take whatever this server offers" in out
 
 
@@ -163,6 +165,7 @@ def test_programs_get_all_of_it_as_json(fedhead: Fedhead, lived_in: Path) -> Non
     assert kitchen["trusts-all"] is False
     assert kitchen["since"] == (NOW - timedelta(hours=2)).isoformat(timespec="seconds")
     part = {"examples": 1234, "valid": 5, "failed": 2, "rejected": 2, "reason": "on battery"}
+    part["reason-time"] = "2026-11-20T10:02:00+00:00"
     assert {**rows["hall"]["part"], "seen": None} == {**part, "seen": None}
     assert found["superlink"] == {"asked": True, "problem": None}
     assert [door["name"] for door in found["doors"]] == ["devices", "operators", "models"]

@@ -277,16 +277,16 @@ def test_who_takes_part_and_who_signs_is_not_for_a_run_to_say(
 
 def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
         write_deployment(
-            tmp_path / "d", addresses=["localhost"], devices=["a"], days=1,
-            operator_port=taken.getsockname()[1],
-        )  # fmt: skip
+            tmp_path / "d", addresses=["localhost"], devices=["a"], days=1, operator_port=port
+        )
         command = [sys.executable, "-m", "simulations", "serve", str(tmp_path / "d" / "server")]
         done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("fedhead: operator-port = ")
-    assert line.endswith("of server.toml cannot be used: Address already in use")
+    where = f"127.0.0.1:{port} (operator-port in server.toml)"
+    assert line == f"fedhead: cannot listen on {where}: Address already in use"
 
 
 def test_a_certificate_that_cannot_be_shown_is_one_line(tmp_path: Path) -> None:
