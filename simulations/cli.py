@@ -22,6 +22,7 @@ from simulations.cli_deploy import deployments
 from simulations.cli_fleet import fleet
 from simulations.cli_keys import keys
 from simulations.cli_measure import measures
+from simulations.cli_predict import predict
 from simulations.cli_publish import publish
 from simulations.tables import closing_table, export_table, rows_table
 from simulations.terminal import JsonFlag, print_error
@@ -232,25 +233,7 @@ def export(
 cli.command()(publish)
 
 
-@cli.command()
-def predict(
-    model: Annotated[Path, typer.Argument(help="A model.pt that fedhead exported.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    json_: JsonFlag = False,
-) -> None:
-    """Print class and probability of each image."""
-    from simulations.predict import predict as predict_images
-
-    predictions = predict_images(model, images)
-    if json_:
-        rows = [
-            {"image": str(p.path), "class": p.class_name, "probability": p.probability}
-            for p in predictions
-        ]
-        print(json.dumps(rows))
-        return
-    for p in predictions:
-        print(f"{p.path}  {p.class_name}  {p.probability:.3f}")
+cli.command()(predict)
 
 
 @cli.command()
