@@ -27,6 +27,7 @@ from common.experiment import (
 )
 from common.files import simulated_state, write_atomic
 from common.log import start_log
+from common.progress import stage
 from common.types import Affine, FeatureSet, Head
 from server.backbones import offer
 from server.baselines import baselines
@@ -103,7 +104,8 @@ class _Stages:
     def __call__(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
         logger.debug("stage %s", name)
-        yield
+        with stage(name):
+            yield
         self.seconds[name] = round(time.perf_counter() - started, 3)
 
 

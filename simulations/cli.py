@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import textwrap
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ from typing import Annotated
 import typer
 
 from common.errors import ConfigError, FedheadError, MissingExtraError, RunError
+from common.progress import stage
 from simulations.cli_compare import comparisons
 from simulations.cli_delivery import delivery
 from simulations.cli_deploy import deployments
@@ -41,6 +43,9 @@ for _name, _value in {
     "OMP_WAIT_POLICY": "PASSIVE",
 }.items():
     os.environ.setdefault(_name, _value)
+
+# They run until they are stopped; all others say at least every ten seconds what they do.
+_ENDLESS = ("serve", "device", "delivery serve")
 
 # The extra `server`, which `simulation` holds.
 _NOT_ON_DEVICES = ("psutil", "tensorboardX", "torchvision")
@@ -347,12 +352,18 @@ def _start_log() -> None:
     logging.getLogger("flwr").setLevel(logging.WARNING)
 
 
+def _command() -> str:
+    words = sys.argv[1:3] if sys.argv[1:2] == ["delivery"] else sys.argv[1:2]
+    return " ".join(words)
+
+
 def main() -> None:
     """Entry point: one clear line for what a user can mend, a traceback only for a bug."""
     _start_log()
     sys.path.append(str(Path.cwd()))  # where strategies of a user's own lie; after fedhead's rooms
     try:
-        cli()
+        with nullcontext() if _command() in _ENDLESS else stage(f"fedhead {_command()}"):
+            cli()
     except FedheadError as exc:
         print_error(str(exc))
         sys.exit(1)

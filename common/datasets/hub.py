@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from common.datasets.base import Dataset, EncodedImages, assemble, cut, verify
 from common.errors import DataError, MissingExtraError
+from common.progress import stage
 from common.types import IntArray
 
 __all__ = ["load_hub"]
@@ -81,7 +82,7 @@ def _open(name: str, root: Path | None, *, download: bool) -> Mapping[str, Any]:
     local = folder.is_dir()
     if Path(place).is_absolute() and not local:
         raise DataError(f"hf:{name}: no such folder")
-    with _quiet(datasets, offline=not download):
+    with _quiet(datasets, offline=not download), stage(f"loading hf:{name}"):
         try:
             if local and any((folder / f).is_file() for f in ("dataset_dict.json", "state.json")):
                 loaded = datasets.load_from_disk(str(folder))
