@@ -42,7 +42,9 @@ class Row:
 
     Attributes:
         accuracy_sd: sample standard deviation over seeds; None for one seed.
-        worst_client: of the clients' own test parts the lowest accuracy; None if unknown.
+        test_examples: that the server measured it on, in each run.
+        worst_client: of the clients' own test parts the lowest accuracy; None if unknown, or if
+            too few clients have enough examples.
         p10_client: the 10th percentile of these.
         personal: whether these two are of personal heads.
         target: the accuracy that ``rounds_to_target`` is about.
@@ -63,6 +65,7 @@ class Row:
     seeds: tuple[int, ...]
     accuracy: float
     accuracy_sd: float | None
+    test_examples: int
     worst_client: float | None
     p10_client: float | None
     personal: bool
@@ -140,7 +143,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _row(setting: Setting, entry: Entry, standard: Standard) -> Row:
     runs, accuracy = entry.runs, float(np.mean(entry.accuracies))
-    personal = all(run.summary.personal_accuracy_p10 is not None for run in runs)
+    personal = all(run.summary.personal_accuracy_mean is not None for run in runs)
     clients = "personal" if personal else "client"
     first = [_first_round(run, standard.target) for run in runs]
     best = float(np.mean(setting.entries[0].accuracies))
@@ -164,6 +167,7 @@ def _row(setting: Setting, entry: Entry, standard: Standard) -> Row:
         seeds=entry.seeds,
         accuracy=accuracy,
         accuracy_sd=float(np.std(entry.accuracies, ddof=1)) if len(runs) > 1 else None,
+        test_examples=min(run.test_examples for run in runs),
         worst_client=summary_mean(f"{clients}_accuracy_min"),
         p10_client=summary_mean(f"{clients}_accuracy_p10"),
         personal=personal,
