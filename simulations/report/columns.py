@@ -112,6 +112,11 @@ _COLUMNS = (
         "Points above (+) or below (-) the head that is trained on all data in one place", "gap",
     ),
     Column(
+        "Client mean", lambda r: _of_clients(r.mean_client, r), lambda r: r.mean_client, False,
+        "Mean of the clients' accuracies, in %, each on its own test part however small, mean over "
+        "seeds; * with personal heads",
+    ),
+    Column(
         "Client p10", lambda r: _of_clients(r.p10_client, r), lambda r: r.p10_client, False,
         "A tenth of the clients has at most this accuracy, in %, on its own test part, of the "
         f"clients with {COUNTED_EXAMPLES} test examples or more, where these are "

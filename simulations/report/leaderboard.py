@@ -43,10 +43,10 @@ class Row:
     Attributes:
         accuracy_sd: sample standard deviation over seeds; None for one seed.
         test_examples: that the server measured it on, in each run.
-        worst_client: of the clients' own test parts the lowest accuracy; None if unknown, or if
-            too few clients have enough examples.
-        p10_client: the 10th percentile of these.
-        personal: whether these two are of personal heads.
+        mean_client: of the clients' accuracies on their own test parts; None if unknown.
+        worst_client: the lowest of these; None, too, if too few clients have enough examples.
+        p10_client: the 10th percentile of these; likewise.
+        personal: whether these three are of personal heads.
         target: the accuracy that ``rounds_to_target`` is about.
         rounds_to_target: None if a seed has not reached it.
         uplink_to_target: bytes up to and including that round.
@@ -66,6 +66,7 @@ class Row:
     accuracy: float
     accuracy_sd: float | None
     test_examples: int
+    mean_client: float | None
     worst_client: float | None
     p10_client: float | None
     personal: bool
@@ -168,6 +169,7 @@ def _row(setting: Setting, entry: Entry, standard: Standard) -> Row:
         accuracy=accuracy,
         accuracy_sd=float(np.std(entry.accuracies, ddof=1)) if len(runs) > 1 else None,
         test_examples=min(run.test_examples for run in runs),
+        mean_client=summary_mean(f"{clients}_accuracy_mean"),
         worst_client=summary_mean(f"{clients}_accuracy_min"),
         p10_client=summary_mean(f"{clients}_accuracy_p10"),
         personal=personal,

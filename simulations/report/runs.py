@@ -40,6 +40,7 @@ class Summary(BaseModel):
 
     centralized_accuracy: Rate | None
     ridge_accuracy: Rate | None
+    client_accuracy_mean: Rate | None
     client_accuracy_p10: Rate | None
     client_accuracy_min: Rate | None
     personal_accuracy_mean: Rate | None = None

@@ -77,6 +77,7 @@ def leaderboard_csv(rows: Sequence[Row]) -> str:
             "accuracy": _fixed(row.accuracy, 6),
             "accuracy_sd": _fixed(row.accuracy_sd, 6),
             "test_examples": row.test_examples,
+            "client_accuracy_mean": _fixed(row.mean_client, 6),
             "client_accuracy_min": _fixed(row.worst_client, 6),
             "client_accuracy_p10": _fixed(row.p10_client, 6),
             "client_heads": "personal" if row.personal else "global",
