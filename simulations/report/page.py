@@ -187,7 +187,8 @@ def _cards(rows: Sequence[Row]) -> list[_Card]:
     known = [(row.p10_client, row) for row in rows if row.p10_client is not None]
     if known:
         share, row = max(known, key=lambda pair: pair[0])
-        remark = f"a tenth of the clients with {COUNTED_EXAMPLES} tests has at most this accuracy"
+        who = f"clients with {COUNTED_EXAMPLES} test images or more"
+        remark = f"a tenth of the {who} has at most this accuracy"
         personal = ", with personal heads" if row.personal else ""
         figure = f"{percent(share)} %"
         cards.append(_Card("The weakest clients", row.strategy, figure, remark + personal))
