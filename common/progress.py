@@ -104,7 +104,12 @@ class _Watch(logging.Filter):
         if step is None or shown or now - self._heard < _SILENCE_SECONDS:
             return
         self._heard = now  # also where nobody listens to lines of this level
-        logger.info("%s", step.line(now))
+        if logger.getEffectiveLevel() <= logging.INFO:
+            # Past logging.disable, by which a library is kept quiet while it works for minutes.
+            record = logger.makeRecord(
+                logger.name, logging.INFO, __file__, 0, step.line(now), (), None
+            )
+            logger.handle(record)
 
 
 _WATCH = _Watch()

@@ -77,6 +77,23 @@ def test_other_lines_of_the_log_count_as_a_sign_of_life(clock, caplog):
     assert caplog.messages == ["round 0", "round 1", "round 2", "round 3", "rounds: 41 s"]
 
 
+def test_a_library_that_is_kept_quiet_does_not_hush_it(clock, caplog):
+    logging.disable(logging.WARNING)
+    try:
+        with stage("lowering"):
+            clock.wait(9)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert caplog.messages == ["lowering: 9 s"]
+
+
+def test_a_log_that_takes_warnings_alone_stays_silent(clock, caplog):
+    caplog.set_level("WARNING", "fedhead")
+    with stage("a cell of a comparison"):
+        clock.wait(30)
+    assert caplog.messages == []
+
+
 def test_work_that_fails_is_over(clock, caplog):
     with pytest.raises(ValueError, match="broken"), stage("work"):
         raise ValueError("broken")
