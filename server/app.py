@@ -147,7 +147,8 @@ def run_experiment(
     """
     check_strategy(config)
     folder = RunFolder(free_folder(config), config)
-    with folder.at_work(), nullcontext() if is_cell else event_log(folder.events):
+    log = nullcontext() if is_cell else event_log(folder.events)
+    with folder.at_work(), log, stage(folder.path.name):
         checkpoint = _checkpoint(folder, config)
         resumes = checkpoint is not None
         scene = _set_up(
