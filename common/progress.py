@@ -1,26 +1,148 @@
-"""Progress bars for long work: on a terminal only, on standard error."""
+"""How far long work is: a bar on a terminal, a line in the log wherever that is silent for long."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["track"]
+__all__ = ["Step", "stage", "track"]
 
 T = TypeVar("T")
 
+logger = logging.getLogger("fedhead")
 
-def track(items: Sequence[T] | Iterable[T], description: str, total: int) -> Iterator[T]:
-    """Yield the items and show how far it got; silent where nobody watches."""
-    if not sys.stderr.isatty():
-        yield from items
-        return
+_LOOK_SECONDS = 1.0
+# Ten at most, with the second until somebody looks.
+_SILENCE_SECONDS: float = 9.0
+
+
+@dataclass(eq=False)
+class Step:
+    """Work under way.
+
+    Attributes:
+        what: is being done.
+        started: seconds on the clock.
+        total: of items; 0 where nobody knows.
+        done: items.
+        has_bar: whether a terminal shows it.
+    """
+
+    what: str
+    started: float
+    total: int = 0
+    done: int = 0
+    has_bar: bool = False
+
+    def line(self, now: float) -> str:
+        """What to say of it.
+
+        >>> Step("features", started=5.0, total=80, done=23).line(40.2)
+        'features: 23 of 80, 35 s'
+        """
+        count = f"{self.done:,} of {self.total:,}, " if self.total else ""
+        return f"{self.what}: {count}{now - self.started:.0f} s"
+
+
+class _Watch(logging.Filter):
+    """Says what is being done when the log has been silent for long.
+
+    A filter, because it hears each record on the way to whatever handlers there are.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self.clock = clock
+        self._steps: list[Step] = []
+        self._heard = 0.0
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let everything through."""
+        self._heard = self.clock()
+        return True
+
+    @contextmanager
+    def watching(self, step: Step) -> Iterator[None]:
+        """Speak of a step, where no other has begun since, until the block ends."""
+        with self._lock:
+            if not self._steps:
+                self._heard, self._over = step.started, threading.Event()
+                logger.addFilter(self)
+                threading.Thread(target=self._run, args=(self._over,), daemon=True).start()
+            self._steps.append(step)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._steps.remove(step)
+                if not self._steps:
+                    logger.removeFilter(self)
+                    self._over.set()
+
+    def has_bar(self) -> bool:
+        """Whether a terminal shows any of the steps."""
+        with self._lock:
+            return any(step.has_bar for step in self._steps)
+
+    def _run(self, over: threading.Event) -> None:
+        while not over.wait(_LOOK_SECONDS):
+            self.look()
+
+    def look(self) -> None:
+        """Log a line if it is time for one."""
+        now, shown = self.clock(), self.has_bar()
+        with self._lock:
+            step = self._steps[-1] if self._steps else None
+        if step is None or shown or now - self._heard < _SILENCE_SECONDS:
+            return
+        self._heard = now  # also where nobody listens to lines of this level
+        if logger.getEffectiveLevel() <= logging.INFO:
+            # Past logging.disable, by which a library is kept quiet while it works for minutes.
+            record = logger.makeRecord(
+                logger.name, logging.INFO, __file__, 0, step.line(now), (), None
+            )
+            logger.handle(record)
+
+
+_WATCH = _Watch()
+
+
+@contextmanager
+def stage(what: str, total: int = 0) -> Iterator[Step]:
+    """Name what the block does: while it is silent, a line says so at least every ten seconds.
+
+    Args:
+        what: in a few words; within it others may be named, then the innermost one is told.
+        total: of items, where it is known; the block counts them in ``Step.done``.
+    """
+    step = Step(what, _WATCH.clock(), total)
+    with _WATCH.watching(step):
+        yield step
+
+
+def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    """Yield the items and show how far it is: as a bar, or as a ``stage`` without a terminal."""
+    with stage(what, total) as step:
+        if sys.stderr.isatty() and not _WATCH.has_bar():
+            step.has_bar = True
+            items = _bar(items, what, total)
+        for item in items:
+            yield item
+            step.done += 1
+
+
+def _bar(items: Iterable[T], what: str, total: int) -> Iterable[T]:
     from rich.console import Console  # only where it is shown: imports cost a device seconds
     from rich.markup import escape
     from rich.progress import track as rich_track
 
-    yield from rich_track(
-        items, description=escape(description), total=total, console=Console(stderr=True),
-        transient=True,
-    )  # fmt: skip
+    console = Console(stderr=True)
+    return rich_track(items, description=escape(what), total=total, console=console, transient=True)

@@ -27,6 +27,7 @@ from common.experiment import (
 )
 from common.files import simulated_state, write_atomic
 from common.log import start_log
+from common.progress import stage
 from common.types import Affine, FeatureSet, Head
 from server.backbones import offer
 from server.baselines import baselines
@@ -103,7 +104,8 @@ class _Stages:
     def __call__(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
         logger.debug("stage %s", name)
-        yield
+        with stage(name):
+            yield
         self.seconds[name] = round(time.perf_counter() - started, 3)
 
 
@@ -145,7 +147,8 @@ def run_experiment(
     """
     check_strategy(config)
     folder = RunFolder(free_folder(config), config)
-    with folder.at_work(), nullcontext() if is_cell else event_log(folder.events):
+    log = nullcontext() if is_cell else event_log(folder.events)
+    with folder.at_work(), log, stage(folder.path.name):
         checkpoint = _checkpoint(folder, config)
         resumes = checkpoint is not None
         scene = _set_up(

@@ -24,6 +24,7 @@ __all__ = [
     "SelfCheck",
     "card_path",
     "read_card",
+    "read_card_beside",
 ]
 
 CARD_RECORD = "archive/extra/card.json"
@@ -179,3 +180,25 @@ def read_card(path: Path) -> Card:
     except ValueError as exc:
         problem = str(exc).splitlines()[0]
         raise ExportError(f"{path}: not a model exported by fedhead (card: {problem})") from exc
+
+
+def read_card_beside(path: Path, sha256: str) -> Card:
+    """The card of a file that cannot carry one, such as model.onnx.
+
+    Args:
+        path: of the file.
+        sha256: of its content, hex.
+
+    Raises:
+        ExportError: there is no card beside the file, or it is that of another file.
+    """
+    beside = card_path(path)
+    try:
+        card = Card.model_validate_json(beside.read_bytes())
+    except FileNotFoundError as exc:
+        raise ExportError(f"{path} has no card, expected {beside}") from exc
+    except ValueError as exc:
+        raise ExportError(f"{beside}: not a card ({str(exc).splitlines()[0]})") from exc
+    if card.file is None or card.file.sha256 != sha256:
+        raise ExportError(f"{beside} is the card of another file than {path}")
+    return card

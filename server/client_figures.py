@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from common.errors import FedheadError, ReplyError
 from common.experiment import client_shares
 from common.files import write_atomic
 from common.messages import EvaluateReply, EvaluateRequest
+from common.noise import COUNTED_CLIENTS, COUNTED_EXAMPLES
 from common.types import Head
 from server.engine import Task
 from server.exchange import ask
@@ -41,20 +43,40 @@ class ClientFigures:
     correct: Mapping[int, int]
     personal_correct: Mapping[int, int] | None
 
-    def summary(self) -> dict[str, float | None]:
-        """Mean, 10th percentile and worst of the clients' accuracies."""
+    def summary(self) -> dict[str, Any]:
+        """Mean, 10th percentile and worst of the clients' accuracies, and what they rest on.
+
+        The mean is of all clients. Percentile and worst are of those with ``COUNTED_EXAMPLES``,
+        and None where these are fewer than ``COUNTED_CLIENTS``: of clients with a few examples
+        the worst is the unluckiest, not the one whom the head serves badly.
+        """
+        sizes = sorted(self.num_examples.values())
         rows = {"client_accuracy": self.correct, "personal_accuracy": self.personal_correct}
-        return {
+        spread = {
             f"{name}_{part}": value
             for name, correct in rows.items()
             for part, value in zip(_PARTS, self._spread(correct), strict=True)
         }
+        tests = {
+            "clients": len(sizes),
+            "examples": sum(sizes),
+            "fewest": sizes[0] if sizes else 0,
+            "most": sizes[-1] if sizes else 0,
+            "counted": sum(size >= COUNTED_EXAMPLES for size in sizes),
+        }
+        return {**spread, "client_tests": tests}
 
     def _spread(self, correct: Mapping[int, int] | None) -> tuple[float | None, ...]:
-        rates = [n / self.num_examples[client] for client, n in (correct or {}).items()]
+        rates = {client: n / self.num_examples[client] for client, n in (correct or {}).items()}
         if not rates:
             return (None, None, None)
-        return float(np.mean(rates)), float(np.percentile(rates, 10)), min(rates)
+        mean = float(np.mean(list(rates.values())))
+        counted = [
+            rate for client, rate in rates.items() if self.num_examples[client] >= COUNTED_EXAMPLES
+        ]
+        if len(counted) < COUNTED_CLIENTS:
+            return (mean, None, None)
+        return mean, float(np.percentile(counted, 10)), min(counted)
 
 
 def ask_clients(task: Task, head: Head, personal: float) -> ClientFigures:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from common.errors import ExportError
+from common.progress import stage
 from server.targets.cards import ExportReport
 from server.targets.executorch import export_executorch
 from server.targets.head import export_head
@@ -47,6 +48,7 @@ def export(
     """
     if path.suffix == ".json":
         raise ExportError(f"{path}: the card beside the file takes the suffix .json")
-    if target == "lite":
-        return export_lite(trained, path, bytecode)
-    return _EXPORTERS[target](trained, path)
+    with stage(f"exporting {path.name}"):
+        if target == "lite":
+            return export_lite(trained, path, bytecode)
+        return _EXPORTERS[target](trained, path)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.evaluation import Evaluation, evaluate
+from common.progress import stage
 from common.types import FeatureSet, Head
 from server.checkpoint import Checkpoint, save_checkpoint
 from server.engine import Engine, RoundResult, Task, quorum
@@ -82,8 +83,9 @@ def run_rounds(
     with MetricsLog(folder.path, done, events=not is_cell) as log:
         for round_number in range(done + 1, config.train.rounds + 1):
             started = time.perf_counter()
-            _gather(task, round_number)
-            step = engine.step(round_number, head)
+            with stage(f"round {round_number}/{config.train.rounds}"):
+                _gather(task, round_number)
+                step = engine.step(round_number, head)
             if step is None:
                 logger.info("every client has been asked: done after %d rounds", done)
                 break

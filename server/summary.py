@@ -51,6 +51,7 @@ def summarize(task: Task, backbone: FrozenBackbone, outcome: Outcome) -> dict[st
     return {
         "accuracy": outcome.evaluation.accuracy,
         "loss": outcome.evaluation.loss,
+        "test_examples": outcome.evaluation.num_examples,
         **outcome.figures.summary(),
         "rounds": outcome.rounds,
         "accepted_rounds": int(counters["accepted"]),
@@ -84,6 +85,7 @@ def of_export(exported: ExportReport | None, path: Path) -> dict[str, Any]:
         "model_path": str(path) if exported else None,
         "model_bytes": exported and exported.model_bytes,
         "model_accuracy": exported and exported.accuracy,
+        "model_test_examples": exported and exported.images,
         "argmax_agreement": exported and exported.argmax_agreement,
         "max_logit_difference": exported and exported.max_logit_difference,
     }

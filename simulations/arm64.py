@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import FedheadError, RunError
+from common.log import start_log
+from common.progress import stage
 from server.card import read_card
 from server.export_check import fresh_process
 from server.trained import TrainedModel
@@ -198,9 +200,11 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit("usage: python -m simulations.arm64 RUN")
     run = Path(sys.argv[1]).resolve()
+    start_log()
     try:
-        python = emulated_python(default_folder())
-        report = compare_on_arm64(run / "device.ptl", trained_run(run), python)
+        with stage("emulating arm64"):
+            python = emulated_python(default_folder())
+            report = compare_on_arm64(run / "device.ptl", trained_run(run), python)
     except FedheadError as exc:
         sys.exit(f"fedhead: {exc}")
     print(f"features: largest difference {report.max_feature_difference} of 255")

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import textwrap
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -16,12 +17,14 @@ from typing import Annotated
 import typer
 
 from common.errors import ConfigError, FedheadError, MissingExtraError, RunError
+from common.progress import stage
 from simulations.cli_compare import comparisons
 from simulations.cli_delivery import delivery
 from simulations.cli_deploy import deployments
 from simulations.cli_fleet import fleet
 from simulations.cli_keys import keys
 from simulations.cli_measure import measures
+from simulations.cli_predict import predict
 from simulations.cli_publish import publish
 from simulations.tables import closing_table, export_table, rows_table
 from simulations.terminal import JsonFlag, print_error, read_overrides
@@ -40,6 +43,9 @@ for _name, _value in {
     "OMP_WAIT_POLICY": "PASSIVE",
 }.items():
     os.environ.setdefault(_name, _value)
+
+# They run until they are stopped; all others say at least every ten seconds what they do.
+_ENDLESS = ("serve", "device", "delivery serve")
 
 # The extra `server`, which `simulation` holds.
 _NOT_ON_DEVICES = ("psutil", "tensorboardX", "torchvision")
@@ -233,25 +239,7 @@ def export(
 cli.command()(publish)
 
 
-@cli.command()
-def predict(
-    model: Annotated[Path, typer.Argument(help="A model.pt that fedhead exported.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    json_: JsonFlag = False,
-) -> None:
-    """Print class and probability of each image."""
-    from simulations.predict import predict as predict_images
-
-    predictions = predict_images(model, images)
-    if json_:
-        rows = [
-            {"image": str(p.path), "class": p.class_name, "probability": p.probability}
-            for p in predictions
-        ]
-        print(json.dumps(rows))
-        return
-    for p in predictions:
-        print(f"{p.path}  {p.class_name}  {p.probability:.3f}")
+cli.command()(predict)
 
 
 @cli.command()
@@ -369,12 +357,18 @@ def _start_log() -> None:
     logging.getLogger("flwr").setLevel(logging.WARNING)
 
 
+def _command() -> str:
+    words = sys.argv[1:3] if sys.argv[1:2] == ["delivery"] else sys.argv[1:2]
+    return " ".join(words)
+
+
 def main() -> None:
     """Entry point: one clear line for what a user can mend, a traceback only for a bug."""
     _start_log()
     sys.path.append(str(Path.cwd()))  # where strategies of a user's own lie; after fedhead's rooms
     try:
-        cli()
+        with nullcontext() if _command() in _ENDLESS else stage(f"fedhead {_command()}"):
+            cli()
     except FedheadError as exc:
         print_error(str(exc))
         sys.exit(1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from common.progress import track
 from common.seeding import Purpose, permutation
 from common.statistics import ridge
 from common.types import FloatArray, IntArray
@@ -83,7 +84,7 @@ def cross_validate(
     total = _added(sums)
     predictions = np.empty(len(labels), np.int64)
     chosen, correct = [], 0
-    for f in range(FOLDS):
+    for f in track(range(FOLDS), "cross-validating", FOLDS):
         rest = _without(total, sums[f])
         penalty = penalties[0]
         if len(penalties) > 1:
@@ -122,7 +123,7 @@ def learning_curve(
     """
     k = int(labels.max()) + 1
     accuracy = np.empty((len(sizes), FOLDS))
-    for f in range(FOLDS):
+    for f in track(range(FOLDS), "learning from fewer examples", FOLDS):
         held_out = fold == f
         rank = _rank_in_class(labels, ~held_out)
         sums, before = _sums(x[:0], labels[:0], k), 0

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from common.backbone._deprecations import accepted_deprecations
-from common.backbone.frozen import quantized_engine
 from common.datasets.base import Dataset
-from common.errors import ExportError
+from common.datasets.tree import left_out, scan
+from common.errors import DataError
+from common.files import shown
 from common.images import ByteArray, decode_file
 from common.types import IntArray
-from server.card import read_card
+from simulations.exported import Exported, exported
 
-__all__ = ["Prediction", "measure", "predict"]
+__all__ = ["Prediction", "find_pictures", "measure", "predict", "write_csv"]
+
+logger = logging.getLogger("fedhead")
 
 # Bounds memory; logits do not depend on it.
 _BATCH = 32
@@ -39,42 +46,103 @@ class Prediction:
     probability: float
 
 
-def predict(model: Path, images: Sequence[Path]) -> list[Prediction]:
-    """Classify picture files with an exported model.
+def find_pictures(paths: Sequence[Path]) -> list[Path | DataError]:
+    """The files that are meant by files and folders.
 
     Args:
-        model: a ``model.pt``.
-        images: files of any format, size and colour that ``common.images`` reads.
+        paths: a file stands for itself, a folder for all pictures below it, sorted; what is
+            hidden or no picture by its suffix is left out there, and counted in a warning.
 
     Returns:
-        One prediction for each picture, in the order given.
+        Paths in the order given; in place of a folder that cannot be read or holds no picture,
+        the error that says so.
+    """
+    found: list[Path | DataError] = []
+    for path in paths:
+        found += _below(path) if path.is_dir() else [path]
+    return found
+
+
+def _below(path: Path) -> Sequence[Path | DataError]:
+    try:
+        root = scan(path)
+    except DataError as exc:
+        return [exc]
+    pictures, links = [], 0
+    for folder in root.below():
+        pictures += folder.pictures
+        links += len(folder.links)
+    others = [f"linked folders: {links}"] if links else []
+    others += filter(None, [left_out(root)])
+    if others:
+        logger.warning("%s: not used: %s", shown(path), ", ".join(others))
+    return pictures or [DataError(f"{shown(path)}: no pictures in it")]
+
+
+def predict(
+    model: Exported, pictures: Iterable[Path | DataError]
+) -> Iterator[Prediction | DataError]:
+    """Classify picture files.
+
+    Args:
+        model: from ``exported``.
+        pictures: files of any format, size and colour that ``common.images`` reads; an error is
+            handed on.
+
+    Yields:
+        A prediction for each picture, in the order given; for one that cannot be read, the
+        error that names it.
 
     Raises:
-        ExportError: the model file is damaged, not ours, or does not run.
-        BackboneError: this torch lacks the engine that the card names.
-        DataError: a picture cannot be read; names the file.
+        ExportError: the model does not run, or contradicts its card.
     """
-    card = read_card(model)
-    found: list[Prediction] = []
-    with quantized_engine(card.engine), torch.no_grad(), accepted_deprecations():
-        network = _load(model)
-        for start in range(0, len(images), _BATCH):
-            paths = images[start : start + _BATCH]
-            pixels = np.stack([decode_file(path, card.input_size) for path in paths])
-            logits = _logits(network, pixels, len(card.classes), model)
-            best, index = logits.double().softmax(dim=1).max(dim=1)
-            found += [
-                Prediction(path, card.classes[k], probability)
-                for path, k, probability in zip(paths, index.tolist(), best.tolist(), strict=True)
-            ]
-    return found
+    size, classes, waiting = model.card.input_size, model.card.classes, iter(pictures)
+
+    def decode(path: Path | DataError) -> tuple[Path, ByteArray] | DataError:
+        if isinstance(path, DataError):
+            return path
+        try:
+            return path, decode_file(path, size)
+        except DataError as exc:
+            return exc
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while batch := list(islice(waiting, _BATCH)):
+            decoded = list(pool.map(decode, batch))
+            pixels = [one[1] for one in decoded if not isinstance(one, DataError)]
+            best = iter(_best(model, np.stack(pixels)) if pixels else ())
+            for one in decoded:
+                if isinstance(one, DataError):
+                    yield one
+                else:
+                    k, probability = next(best)
+                    yield Prediction(one[0], classes[k], probability)
+
+
+def _best(model: Exported, pixels: ByteArray) -> list[tuple[int, float]]:
+    """The best class of each image, and its probability."""
+    logits = torch.from_numpy(model.logits(pixels))
+    best, index = logits.double().softmax(dim=1).max(dim=1)
+    return list(zip(index.tolist(), best.tolist(), strict=True))
+
+
+def write_csv(stream: TextIO, predictions: Iterable[Prediction]) -> None:
+    r"""Write a table with the columns image, class and probability.
+
+    Bytes of a name that are not UTF-8 are written as ``\xHH``.
+    """
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["image", "class", "probability"])
+    for p in predictions:
+        name = os.fsencode(p.path).decode(errors="backslashreplace")
+        writer.writerow([name, p.class_name, f"{p.probability:.6f}"])
 
 
 def measure(model: Path, dataset: Dataset, positions: IntArray) -> float:
     """How often an exported model is right on labelled pictures.
 
     Args:
-        model: a ``model.pt``.
+        model: a file that ``exported`` loads.
         dataset: pictures, with the classes of the model's card.
         positions: of those to look at, at least one.
 
@@ -82,40 +150,12 @@ def measure(model: Path, dataset: Dataset, positions: IntArray) -> float:
         The accuracy in [0, 1].
 
     Raises:
-        As ``predict``.
+        As ``exported`` and ``predict``.
     """
-    card = read_card(model)
     right = 0
-    with quantized_engine(card.engine), torch.no_grad(), accepted_deprecations():
-        network = _load(model)
+    with exported(model) as loaded:
         for start in range(0, len(positions), _BATCH):
             index = positions[start : start + _BATCH]
-            pixels = dataset.images(index, card.input_size)
-            best = _logits(network, pixels, len(card.classes), model).argmax(dim=1)
-            right += int((best.numpy() == dataset.labels[index]).sum())
+            best = loaded.logits(dataset.images(index, loaded.card.input_size)).argmax(axis=1)
+            right += int((best == dataset.labels[index]).sum())
     return right / len(positions)
-
-
-def _load(model: Path) -> torch.nn.Module:
-    try:
-        network: torch.nn.Module = torch.jit.load(str(model))  # type: ignore[no-untyped-call]
-    except (RuntimeError, ValueError) as exc:
-        raise ExportError(f"{model}: torch cannot load it ({_last_line(exc)})") from exc
-    return network
-
-
-def _logits(network: torch.nn.Module, pixels: ByteArray, classes: int, model: Path) -> Tensor:
-    try:
-        logits: Tensor = network(torch.from_numpy(pixels))
-    except RuntimeError as exc:
-        raise ExportError(f"{model}: does not run ({_last_line(exc)})") from exc
-    if logits.shape != (len(pixels), classes):
-        raise ExportError(
-            f"{model}: logits are {tuple(logits.shape)}, expected {(len(pixels), classes)}"
-        )
-    return logits
-
-
-def _last_line(exc: Exception) -> str:
-    # TorchScript puts its own traceback first.
-    return (str(exc).strip().splitlines() or [type(exc).__name__])[-1]

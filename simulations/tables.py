@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from common.noise import COUNTED_EXAMPLES, margin
 from simulations.terminal import near
 
 if TYPE_CHECKING:
@@ -38,8 +39,31 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
-def _spread(s: Mapping[str, Any], name: str) -> str:
-    return " / ".join(_percent(s[f"{name}_{part}"]) for part in ("mean", "p10", "min"))
+def _measured(accuracy: float | None, n: int | None) -> str:
+    """An accuracy with half of its 95 % interval, in points, and the number of examples."""
+    if accuracy is None or not n:
+        return _percent(accuracy)
+    return f"{_percent(accuracy)} ± {100 * margin(accuracy, n):.1f} (n = {n:,})"
+
+
+def _clients(s: Mapping[str, Any]) -> dict[str, str]:
+    """How the clients fare on their own test parts, and what that rests on."""
+    tests = s["client_tests"]
+    each = f"{tests['fewest']:,} to {tests['most']:,}"
+    images = f"{tests['clients']:,} clients, {each} test images each"
+    counted = f"{tests['counted']:,} of {tests['clients']:,} clients"
+    rows = {}
+    for name, who in (("client_accuracy", "clients' own"), ("personal_accuracy", "personal heads")):
+        if s[f"{name}_mean"] is None:
+            continue
+        rows[f"{who}: mean"] = f"{_percent(s[f'{name}_mean'])} ({images})"
+        spread = f"{_percent(s[f'{name}_p10'])} / {_percent(s[f'{name}_min'])}"
+        if s[f"{name}_min"] is None:
+            # Of a few images a percentile would show who was lucky.
+            rows[f"{who}: p10 / worst"] = f"- ({counted} have {COUNTED_EXAMPLES} test images)"
+        else:
+            rows[f"{who}: p10 / worst"] = f"{spread} ({counted}, with {COUNTED_EXAMPLES} images)"
+    return rows
 
 
 def _megabytes(value: float) -> str:
@@ -78,6 +102,7 @@ def export_table(reports: Sequence[ExportReport]) -> None:
 
 def closing_table(s: Mapping[str, Any]) -> None:
     """What a finished run's summary.json says."""
+    n = s["test_examples"]
     saved = s["full_model_uplink_bytes"] / max(1, s["uplink_bytes"])
     hidden = ("rounds_total", "training")
     rounds = f"{s['rounds']}"
@@ -85,16 +110,12 @@ def closing_table(s: Mapping[str, Any]) -> None:
         rounds += f" ({lost} lost: too few valid updates)"
     seconds = {key: f"{value:.1f}" for key, value in s["seconds"].items() if key not in hidden}
     seconds["rounds"] += f" (training {s['seconds']['training']:.1f})"
-    personal = {}
-    if s["personal_accuracy_mean"] is not None:
-        personal["the same with personal heads"] = _spread(s, "personal_accuracy")
     rows = {
-        f"accuracy, {s['strategy'].rpartition(':')[2]}": _percent(s["accuracy"]),
-        "accuracy, centralized SGD": _percent(s["centralized_accuracy"]),
-        "accuracy, ridge": _percent(s["ridge_accuracy"]),
-        "accuracy of model.pt": _percent(s["model_accuracy"]),
-        "clients' own: mean / p10 / worst": _spread(s, "client_accuracy"),
-        **personal,
+        f"accuracy, {s['strategy'].rpartition(':')[2]}": _measured(s["accuracy"], n),
+        "accuracy, centralized SGD": _measured(s["centralized_accuracy"], n),
+        "accuracy, ridge": _measured(s["ridge_accuracy"], n),
+        "accuracy of model.pt": _measured(s["model_accuracy"], s["model_test_examples"]),
+        **_clients(s),
         "rounds": rounds,
         "clients": str(s["clients"]),
         "updates valid / refused / failed": (
@@ -120,3 +141,4 @@ def closing_table(s: Mapping[str, Any]) -> None:
     for key, value in rows.items():
         table.add_row(key, value)
     Console(markup=False).print(table)
+    print("±: points by which n test images may mislead, in 95 of 100 cases")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import common.progress
 from common.files import write_atomic
 from common.machine import processor
 
@@ -48,6 +50,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["FEDHEAD_CACHE"]
     else:
         os.environ["FEDHEAD_CACHE"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_signs_of_life() -> Iterator[None]:
+    """What is logged does not depend on how slow the machine is."""
+    before, common.progress._SILENCE_SECONDS = common.progress._SILENCE_SECONDS, math.inf
+    yield
+    common.progress._SILENCE_SECONDS = before
 
 
 @pytest.fixture(autouse=True)

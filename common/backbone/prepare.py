@@ -22,6 +22,7 @@ from common.backbone.recipe import Recipe
 from common.backbone.spec import BackboneSpec
 from common.backbone.weights import Weights, load_weights
 from common.errors import BackboneError
+from common.progress import stage
 from common.seeding import Purpose, permutation
 
 __all__ = [
@@ -51,7 +52,9 @@ def prepare_backbone(recipe: Recipe, images: UInt8Array) -> FrozenBackbone:
         MissingExtraError: embedded weights without the package that holds them.
     """
     _check_images(images, recipe.input_size)
-    return _prepare(recipe, load_weights(recipe.arch, recipe.weights), images)
+    loaded = load_weights(recipe.arch, recipe.weights)
+    with stage(f"quantizing {recipe.arch}"):
+        return _prepare(recipe, loaded, images)
 
 
 def _check_images(images: UInt8Array, input_size: int) -> None:

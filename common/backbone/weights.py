@@ -21,6 +21,7 @@ from common.backbone.networks import State, architecture, skeleton
 from common.backbone.sources import EMBEDDED_PACKAGE, embedded_file, weights_file
 from common.errors import BackboneError
 from common.files import sha256_file
+from common.progress import stage
 
 __all__ = ["Weights", "load_weights", "torchvision_identity"]
 
@@ -191,7 +192,8 @@ def _identity(member: WeightsEnum) -> str:
 def _from_torchvision(arch: str, name: str) -> Weights:
     member = _member(arch, name)
     try:
-        state = member.get_state_dict(progress=False, check_hash=True)
+        with stage(f"downloading {member}"):  # where torch does not have it
+            state = member.get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as exc:
         raise BackboneError(
             f"cannot download {member}: {exc}; get {member.url} where there is a network "

@@ -22,6 +22,7 @@ from common.datasets.hub_table import (
 from common.datasets.labels import tell_unlabelled
 from common.errors import DataError, MissingExtraError
 from common.images import read_picture
+from common.progress import stage
 
 __all__ = ["load_hub"]
 
@@ -96,7 +97,7 @@ def _open(name: str, root: Path | None, *, download: bool) -> list[Split]:
     local = folder.is_dir()
     if Path(place).is_absolute() and not local:
         raise DataError(f"hf:{name}: no such folder")
-    with _quiet(datasets, offline=not download):
+    with _quiet(datasets, offline=not download), stage(f"loading hf:{name}"):
         try:
             if local and any((folder / f).is_file() for f in ("dataset_dict.json", "state.json")):
                 loaded, own = datasets.load_from_disk(str(folder)), {}

@@ -13,6 +13,7 @@ from common.datasets.folder import file_images
 from common.datasets.labels import labels_by_name
 from common.datasets.vision_table import TABLE, Arguments, Spec
 from common.errors import DataError, MissingExtraError
+from common.progress import stage
 
 __all__ = ["load_vision"]
 
@@ -97,7 +98,8 @@ def _construct(name: str, spec: Spec, kwargs: Arguments, root: Path, *, download
                 f"{name}: not found in {root}, or damaged ({_line(exc)}); {how}"
             ) from exc
     try:
-        return factory(root, **{**kwargs, "download": True})
+        with stage(f"downloading {name}"):
+            return factory(root, **{**kwargs, "download": True})
     except Exception as exc:
         raise DataError(f"{name}: could not be downloaded to {root} ({_line(exc)})") from exc
 

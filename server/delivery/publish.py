@@ -21,7 +21,7 @@ from common.delivery.versions import (
 from common.errors import DeliveryError
 from common.files import remove_temporary, sha256_file, write_folder
 from common.signing.statement import Kind, Signed, Statement
-from server.card import Card, card_path, read_card
+from server.card import Card, read_card, read_card_beside
 
 __all__ = [
     "Candidate",
@@ -209,13 +209,4 @@ def _alone(shelf: Path, how: int = 0) -> Iterator[None]:
 def _card(source: Path, sha256: str) -> Card:
     if source.suffix in (".pt", ".ptl"):
         return read_card(source)
-    beside = card_path(source)
-    try:
-        card = Card.model_validate_json(beside.read_bytes())
-    except FileNotFoundError as exc:
-        raise DeliveryError(f"{source} has no card, expected {beside}") from exc
-    except ValueError as exc:
-        raise DeliveryError(f"{beside}: not a card ({str(exc).splitlines()[0]})") from exc
-    if card.file is None or card.file.sha256 != sha256:
-        raise DeliveryError(f"{beside} is the card of another file than {source}")
-    return card
+    return read_card_beside(source, sha256)

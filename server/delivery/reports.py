@@ -75,7 +75,7 @@ class Published:
             return ""
         device, report = min(self.reports.items(), key=lambda entry: entry[1].accuracy)
         trained = "" if report.held_out else ", perhaps trained on"
-        return f"{device} {100 * report.accuracy:.2f} %{trained}"
+        return f"{device} {100 * report.accuracy:.2f} % of {report.num_examples:,}{trained}"
 
 
 def _reports_of(folder: Path, artifact: Artifact) -> Path:

@@ -14,6 +14,7 @@ from common.errors import DataError
 from common.experiment import experiment_dataset
 from common.features import extract
 from common.files import cache_root
+from common.noise import wilson
 from common.types import FloatArray, IntArray
 from server.model import prepare
 from simulations.crossval import FOLDS, cross_validate, learning_curve, sample, split_folds
@@ -81,10 +82,7 @@ class Probe:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95% interval of the accuracy."""
-        z, n, p = 1.96, self.num_examples, self.accuracy
-        middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-        half = z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5 / (1 + z**2 / n)
-        return middle - half, middle + half
+        return wilson(self.accuracy, self.num_examples)
 
     def mistakes(self, count: int = 5) -> list[tuple[str, str, int, float]]:
         """The commonest: true class, what it was taken for, how often, and share of the class."""

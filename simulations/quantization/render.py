@@ -54,8 +54,15 @@ def tables(report: Report) -> Iterator[Table]:
         table.add_column("runtime")
         for name in ("MB", "ms", "2 thr.", "mem.", "cosine", "accuracy", "points"):
             table.add_column(name, justify="right", no_wrap=True)
-        before = ""
-        for row in (row for row in report.rows if row.arch == arch):
+        before, own = "", [row for row in report.rows if row.arch == arch]
+        errors = [row.difference_error for row in own if row.difference_error is not None]
+        if errors:
+            table.caption_justify = "left"
+            table.caption = (
+                f"heads on {report.examples:,} pictures; points to fp32: "
+                f"± {100 * max(errors):.2f} at most (standard error)"
+            )
+        for row in own:
             if before and row.mode != before:
                 table.add_section()
             table.add_row(

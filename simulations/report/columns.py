@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from common.noise import COUNTED_CLIENTS, COUNTED_EXAMPLES, margin
 from simulations.report.leaderboard import Row
 
 __all__ = [
@@ -41,9 +42,11 @@ def byte_text(value: float | None) -> str:
 
 
 def accuracy_text(row: Row) -> str:
-    """Mean and, of several seeds, standard deviation, in %."""
-    spread = "" if row.accuracy_sd is None else f" ± {percent(row.accuracy_sd)}"
-    return percent(row.accuracy) + spread
+    """In %: mean and standard deviation of several seeds, of one the chance of its examples."""
+    spread = row.accuracy_sd
+    if spread is None:
+        spread = margin(row.accuracy, row.test_examples)
+    return f"{percent(row.accuracy)} ± {percent(spread)}"
 
 
 def _of_clients(value: float | None, row: Row) -> str:
@@ -100,7 +103,8 @@ _COLUMNS = (
     ),
     Column(
         "Accuracy\u00a0%", accuracy_text, lambda r: r.accuracy, False,
-        "On the server's test set after the last round: mean and standard deviation over seeds",
+        "On the server's test set after the last round: mean and standard deviation over seeds; "
+        "of one seed, half of the 95 % interval that its test examples leave",
         "accuracy %",
     ),
     Column(
@@ -108,13 +112,19 @@ _COLUMNS = (
         "Points above (+) or below (-) the head that is trained on all data in one place", "gap",
     ),
     Column(
+        "Client mean", lambda r: _of_clients(r.mean_client, r), lambda r: r.mean_client, False,
+        "Mean of the clients' accuracies, in %, each on its own test part however small, mean over "
+        "seeds; * with personal heads",
+    ),
+    Column(
         "Client p10", lambda r: _of_clients(r.p10_client, r), lambda r: r.p10_client, False,
-        "A tenth of the clients has at most this accuracy, in %, on its own test part, mean "
-        "over seeds; * with personal heads", "p10",
+        "A tenth of the clients has at most this accuracy, in %, on its own test part, of the "
+        f"clients with {COUNTED_EXAMPLES} test examples or more, where these are "
+        f"{COUNTED_CLIENTS} or more; mean over seeds; * with personal heads", "p10",
     ),
     Column(
         "Client worst", lambda r: _of_clients(r.worst_client, r), lambda r: r.worst_client, False,
-        "Lowest accuracy of a client, in %, on its own test part, mean "
+        "Lowest accuracy of a client, in %, on its own test part, of the same clients; mean "
         "over seeds; * with personal heads", "worst",
     ),
     Column(

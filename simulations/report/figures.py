@@ -12,11 +12,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.noise import COUNTED_CLIENTS, COUNTED_EXAMPLES, wilson
 from common.types import IntArray
 from simulations.report.comparison import Comparison, Entry, Setting
 from simulations.report.leaderboard import standard
 
-__all__ = ["LineStyle", "confusions", "figure_data", "line_styles", "yardsticks"]
+__all__ = [
+    "LineStyle",
+    "confusions",
+    "counted_clients",
+    "figure_data",
+    "line_styles",
+    "yardsticks",
+]
 
 _COLOURS = 6
 """How many --series colours page.css has; then the same ones come with the next dash."""
@@ -87,7 +95,10 @@ def _setting(
 
 
 def _curve(entry: Entry) -> dict[str, Any]:
-    """Mean, lowest and highest accuracy and mean cumulative uplink after each round.
+    """Mean accuracy with its band, and mean cumulative uplink, after each round.
+
+    The band reaches from the lowest to the highest seed, and at least as far as the test examples
+    of one run leave the mean uncertain.
 
     Runs of one entry may end after different rounds, when clients failed: the curve ends with
     the shortest, so that all of it is over all seeds.
@@ -95,17 +106,21 @@ def _curve(entry: Entry) -> dict[str, Any]:
     rounds = min(len(run.accuracy) for run in entry.runs)
     accuracy = np.stack([run.accuracy[:rounds] for run in entry.runs])
     uplink = np.stack([run.uplink[:rounds] for run in entry.runs])
-    curve: dict[str, Any] = {
+    curve = {
         "accuracy": _rounded(accuracy.mean(0)),
         "uplink": np.rint(uplink.mean(0)).astype(np.int64).tolist(),
     }
-    if len(entry.runs) > 1:
-        curve |= {"low": _rounded(accuracy.min(0)), "high": _rounded(accuracy.max(0))}
-    return curve
+    tests = min(run.test_examples for run in entry.runs)
+    chance = np.array([wilson(mean, tests) for mean in accuracy.mean(0)])
+    low, high = np.minimum(accuracy.min(0), chance[:, 0]), np.maximum(accuracy.max(0), chance[:, 1])
+    return {**curve, "low": _rounded(low), "high": _rounded(high)}
 
 
 def _boxes(entry: Entry) -> dict[str, Any]:
-    """Accuracy over the clients of all seeds together, of the global and the personal heads."""
+    """Accuracy over the clients of all seeds together, of the global and the personal heads.
+
+    Only of clients with enough test examples, and where these are enough.
+    """
     clients = [run.clients for run in entry.runs if run.clients]
     personal = [one.personal for one in clients if one.personal is not None]
     return {
@@ -115,11 +130,28 @@ def _boxes(entry: Entry) -> dict[str, Any]:
 
 
 def _box(rates: Sequence[_Floats]) -> list[float] | None:
-    """Lowest, 10th percentile, quartiles, highest and mean; None without clients."""
+    """Lowest, 10th percentile, quartiles, highest and mean; None of too few clients."""
     every = np.concatenate(rates) if rates else np.zeros(0)
-    if not every.size:
+    if every.size < COUNTED_CLIENTS:
         return None
     return _rounded(np.array([*np.percentile(every, [0, 10, 25, 50, 75, 100]), every.mean()]))
+
+
+def counted_clients(setting: Setting) -> str:
+    """How many clients the boxes show, or why there are none; empty where nobody knows."""
+    clients = [run.clients for run in setting.entries[0].runs if run.clients]
+    if not clients:
+        return ""
+    tests = np.concatenate([one.tests for one in clients])
+    counted = int((tests >= COUNTED_EXAMPLES).sum())
+    who = f"{counted:,} of {len(tests):,} clients have {COUNTED_EXAMPLES} or more test examples"
+    span = f"of their own (all have {tests.min():,} to {tests.max():,})"
+    if counted < COUNTED_CLIENTS:
+        return (
+            f"{who} {span}. Of fewer an accuracy shows who was lucky, so nothing is drawn; "
+            "a larger partition.test-fraction gives each more."
+        )
+    return f"{who} {span}; only these are drawn."
 
 
 def _rounded(values: _Floats) -> list[float]:

@@ -42,9 +42,11 @@ class Row:
 
     Attributes:
         accuracy_sd: sample standard deviation over seeds; None for one seed.
-        worst_client: of the clients' own test parts the lowest accuracy; None if unknown.
-        p10_client: the 10th percentile of these.
-        personal: whether these two are of personal heads.
+        test_examples: that the server measured it on, in each run.
+        mean_client: of the clients' accuracies on their own test parts; None if unknown.
+        worst_client: the lowest of these; None, too, if too few clients have enough examples.
+        p10_client: the 10th percentile of these; likewise.
+        personal: whether these three are of personal heads.
         target: the accuracy that ``rounds_to_target`` is about.
         rounds_to_target: None if a seed has not reached it.
         uplink_to_target: bytes up to and including that round.
@@ -63,6 +65,8 @@ class Row:
     seeds: tuple[int, ...]
     accuracy: float
     accuracy_sd: float | None
+    test_examples: int
+    mean_client: float | None
     worst_client: float | None
     p10_client: float | None
     personal: bool
@@ -140,7 +144,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _row(setting: Setting, entry: Entry, standard: Standard) -> Row:
     runs, accuracy = entry.runs, float(np.mean(entry.accuracies))
-    personal = all(run.summary.personal_accuracy_p10 is not None for run in runs)
+    personal = all(run.summary.personal_accuracy_mean is not None for run in runs)
     clients = "personal" if personal else "client"
     first = [_first_round(run, standard.target) for run in runs]
     best = float(np.mean(setting.entries[0].accuracies))
@@ -164,6 +168,8 @@ def _row(setting: Setting, entry: Entry, standard: Standard) -> Row:
         seeds=entry.seeds,
         accuracy=accuracy,
         accuracy_sd=float(np.std(entry.accuracies, ddof=1)) if len(runs) > 1 else None,
+        test_examples=min(run.test_examples for run in runs),
+        mean_client=summary_mean(f"{clients}_accuracy_mean"),
         worst_client=summary_mean(f"{clients}_accuracy_min"),
         p10_client=summary_mean(f"{clients}_accuracy_p10"),
         personal=personal,

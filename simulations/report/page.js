@@ -182,6 +182,9 @@
       { entry, box: entry.clients, label: entry.label },
       { entry, box: entry.personal, label: `${entry.label}, personal heads` },
     ]).filter(({ box }) => box);
+    const section = byId("plot-clients").parentElement;
+    section.hidden = section.previousElementSibling.hidden = !rows.length;
+    if (!rows.length) return;
     const y = rows.map((_, i) => i);
     const traces = rows.map(({ entry, box, label }, i) => ({
       type: "box",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import MissingExtraError
+from common.noise import COUNTED_EXAMPLES
 from simulations.report.columns import (
     accuracy_text,
     byte_text,
@@ -21,7 +22,13 @@ from simulations.report.columns import (
     shown_columns,
 )
 from simulations.report.comparison import Comparison, Entry, Setting
-from simulations.report.figures import confusions, figure_data, line_styles, yardsticks
+from simulations.report.figures import (
+    confusions,
+    counted_clients,
+    figure_data,
+    line_styles,
+    yardsticks,
+)
 from simulations.report.labels import text
 from simulations.report.leaderboard import Row, leaderboard, sampling_margin
 from simulations.report.reproduce import (
@@ -168,6 +175,7 @@ def _setting(
         "margin": percent(sampling_margin(setting)),
         "test_examples": min(run.test_examples for run in setting.runs),
         "confusions": confusions(setting),
+        "counted_clients": counted_clients(setting),
         "yardsticks": yardsticks(setting, target),
         "recipes": [_recipe(entry, common) for entry in setting.entries],
     }
@@ -179,7 +187,8 @@ def _cards(rows: Sequence[Row]) -> list[_Card]:
     known = [(row.p10_client, row) for row in rows if row.p10_client is not None]
     if known:
         share, row = max(known, key=lambda pair: pair[0])
-        remark = "a tenth of the clients has at most this accuracy"
+        who = f"clients with {COUNTED_EXAMPLES} test images or more"
+        remark = f"a tenth of the {who} has at most this accuracy"
         personal = ", with personal heads" if row.personal else ""
         figure = f"{percent(share)} %"
         cards.append(_Card("The weakest clients", row.strategy, figure, remark + personal))
@@ -189,13 +198,12 @@ def _cards(rows: Sequence[Row]) -> list[_Card]:
 def _accuracy_card(rows: Sequence[Row]) -> _Card:
     best = rows[0]
     near = sum(row.near_best for row in rows) - 1
-    spread = "" if best.accuracy_sd is None else f" ± {percent(best.accuracy_sd)}"
     remarks = []
     if best.gap_centralized is not None:
         remarks.append(f"{points(best.gap_centralized)} points to the centralized head")
     if len(rows) > 1:
         remarks.append(f"{f'{near} more' if near else 'nobody else'} within chance of it")
-    figure = f"{percent(best.accuracy)}{spread} %"
+    figure = f"{accuracy_text(best)} %"
     return _Card("Accuracy", best.strategy, figure, "; ".join(remarks))
 
 

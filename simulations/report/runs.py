@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.config import load_config
 from common.errors import RunError
+from common.noise import COUNTED_EXAMPLES
 from common.types import IntArray
 
 __all__ = ["Clients", "Run", "Summary", "flat", "read_runs"]
@@ -39,8 +40,10 @@ class Summary(BaseModel):
 
     centralized_accuracy: Rate | None
     ridge_accuracy: Rate | None
+    client_accuracy_mean: Rate | None
     client_accuracy_p10: Rate | None
     client_accuracy_min: Rate | None
+    personal_accuracy_mean: Rate | None = None
     personal_accuracy_p10: Rate | None = None
     personal_accuracy_min: Rate | None = None
     rounds: Annotated[int, Field(ge=1)]
@@ -81,12 +84,15 @@ class Clients:
     Attributes:
         ids: int64 (n,).
         label_counts: int64 (n, K), training examples of each class.
-        accuracy: float64 (m,), of the last head on the test parts of the m <= n that have one.
+        tests: int64 (n,), examples of their own test parts.
+        accuracy: float64 (m,), of the last head on the test parts of the m <= n that have
+            COUNTED_EXAMPLES or more.
         personal: the same of each client's own head; None without personal heads.
     """
 
     ids: IntArray
     label_counts: IntArray
+    tests: IntArray
     accuracy: npt.NDArray[np.float64]
     personal: npt.NDArray[np.float64] | None
 
@@ -234,13 +240,14 @@ def _read_clients(file: Path, num_classes: int) -> Clients | None:
     if {num_classes, *map(len, counts)} != {num_classes}:
         raise RunError(f"{file} is damaged (a row of counts is not of {num_classes} classes)")
     examples = np.array(total, np.int64)
-    tested = examples > 0
+    counted = examples >= COUNTED_EXAMPLES
     if any((np.array(hits, np.int64) > examples).any() for hits in right):
         raise RunError(f"{file} is damaged (more right answers than examples)")
-    rates = [np.array(hits, np.int64)[tested] / examples[tested] for hits in right]
+    rates = [np.array(hits, np.int64)[counted] / examples[counted] for hits in right]
     return Clients(
         ids=np.array(content.client, np.int64),
         label_counts=np.array(counts, np.int64).reshape(-1, num_classes),
+        tests=examples,
         accuracy=rates[0],
         personal=rates[1] if len(rates) > 1 else None,
     )

@@ -16,9 +16,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from common.noise import COUNTED_EXAMPLES
 from simulations.report.columns import Column, accuracy_text, percent, rounds_text, shown_columns
 from simulations.report.comparison import Comparison, Setting
-from simulations.report.leaderboard import Row, leaderboard, standard
+from simulations.report.leaderboard import Row, leaderboard, sampling_margin, standard
 
 __all__ = [
     "leaderboard_csv",
@@ -57,6 +58,14 @@ def standard_text(setting: Setting, target: float | None) -> str:
     return line + (f", ridge {percent(against.ridge)} %" if against.ridge is not None else "")
 
 
+def _about(setting: Setting, target: float | None) -> str:
+    """The same, and what is chance."""
+    tests = min(run.test_examples for run in setting.runs)
+    chance = percent(sampling_margin(setting))
+    noise = f"of {tests:,} test images: differences below {chance} points may be chance"
+    return f"{standard_text(setting, target)}; {noise}"
+
+
 def leaderboard_csv(rows: Sequence[Row]) -> str:
     """A line for each row; accuracies as shares, gaps in points, bytes of all clients together."""
     lines = [
@@ -67,6 +76,8 @@ def leaderboard_csv(rows: Sequence[Row]) -> str:
             "seeds": " ".join(map(str, row.seeds)),
             "accuracy": _fixed(row.accuracy, 6),
             "accuracy_sd": _fixed(row.accuracy_sd, 6),
+            "test_examples": row.test_examples,
+            "client_accuracy_mean": _fixed(row.mean_client, 6),
             "client_accuracy_min": _fixed(row.worst_client, 6),
             "client_accuracy_p10": _fixed(row.p10_client, 6),
             "client_heads": "personal" if row.personal else "global",
@@ -127,7 +138,7 @@ def leaderboard_markdown(comparison: Comparison, target: float | None) -> str:
             [[column.text(row) for column in columns] for row in rows],
             words=[i for i, column in enumerate(columns) if column.words],
         )
-        about = standard_text(setting, target)
+        about = _about(setting, target)
         parts.append([f"### {_markdown(setting.label)}", "", _markdown(about), "", *lines])
     return "\n".join("\n".join(part) + "\n" for part in parts)
 
@@ -157,7 +168,7 @@ def terminal_table(comparison: Comparison, target: float | None = None) -> Group
         )
         parts += [
             _setting_table(setting, shown, columns),
-            Text(more + standard_text(setting, target) + "\n"),
+            Text(f"{more}{_about(setting, target)}\n"),
         ]
     if len(by_setting) > 1:
         parts.append(_overview_table(comparison, by_setting))
@@ -168,9 +179,10 @@ _MANY_ROWS, _BEST_ROWS = 40, 8
 _WITH_SPREAD = 4
 """Settings whose standard deviations fit beside each other on 80 columns."""
 _LEGEND = (
-    "accuracy: mean ± standard deviation over seeds; bold: within chance of the best. gap: points "
-    "to the centralized head. p10, worst: of the clients' own test parts, * with personal heads. "
-    "rounds, uplink: to the target. s: seconds of training."
+    "accuracy: mean ± standard deviation over seeds, of one seed ± the 95 % chance of its test "
+    "images; bold: within chance of the best. gap: points to the centralized head. p10, worst: of "
+    f"clients with {COUNTED_EXAMPLES} test images of their own, * with personal heads. rounds, "
+    "uplink: to the target. s: seconds of training."
 )
 
 

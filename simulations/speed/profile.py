@@ -9,6 +9,7 @@ from pathlib import Path
 from common.backbone.frozen import probe_images
 from common.files import write_atomic
 from common.machine import cores
+from common.progress import stage
 from server.card import Card, read_card
 from simulations.speed.layers import Layer, layers
 from simulations.speed.measure import Job, Measured, run_file, run_script
@@ -67,9 +68,11 @@ def profile_model(model: Path, *, engine: str, trace: Path) -> Profile:
             "calls": _CALLS,
             "trace": str(recorded),
         }
-        kernels = run_script("run_trace.py", job)["kernels"]
+        with stage("tracing layers"):
+            kernels = run_script("run_trace.py", job)["kernels"]
         found = layers(recorded, _CALLS, kernels)
         write_atomic(trace, recorded.read_bytes())
     threads = tuple(sorted({1, 2, cores()}))
-    measured = run_file(Job(model, "torchscript", engine, threads, _BATCHES), images)
+    with stage("measuring speed and memory"):
+        measured = run_file(Job(model, "torchscript", engine, threads, _BATCHES), images)
     return Profile(model, card, engine, tuple(found), measured, trace)

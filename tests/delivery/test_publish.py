@@ -120,7 +120,7 @@ def test_the_card_of_another_file_is_noticed(deployment, tmp_path) -> None:
     deployment.publish(1)
     source = tmp_path / "source-1.bin"
     source.write_bytes(b"other")
-    with pytest.raises(DeliveryError, match="card of another file"):
+    with pytest.raises(ExportError, match="card of another file"):
         exported(source, deployment.folder, name="model.bin")
 
 

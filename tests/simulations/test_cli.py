@@ -42,9 +42,18 @@ def test_run_prints_a_table_of_80_columns_and_numbers_its_folders(
     assert code == 0
     assert max(map(len, (out + err).splitlines())) <= 100
     assert max(map(len, out.splitlines())) <= 80
-    for word in ("accuracy, fedavg", "uplink", "model.pt", "seconds"):
+    for word in (
+        "accuracy, fedavg",
+        "uplink",
+        "model.pt",
+        "seconds",
+        " ± ",
+        "(n = ",
+        "8 clients, ",
+    ):
         assert word in out
     assert "round 2/2" in err
+    assert "of 8 clients have 20 test images)" in " ".join(out.replace("│", " ").split())
     code, out, _ = fedhead("run", experiment, "--set", "train.rounds=2", "--json")
     assert code == 0
     summary = json.loads(out.strip().splitlines()[-1])
@@ -207,9 +216,7 @@ def test_finished_runs_are_reported_in_80_columns_as_json_and_in_files(
     (row,) = json.loads(out)["leaderboard"]
     runs = [json.loads(p.read_text()) for p in tmp_path.glob("runs/*/summary.json")]
     assert row["accuracy"] == pytest.approx(np.mean([run["accuracy"] for run in runs]))
-    assert row["worst_client"] == pytest.approx(
-        np.mean([run["client_accuracy_min"] for run in runs])
-    )
+    assert row["worst_client"] is None  # eight clients are too few
     assert (tmp_path / "report" / "leaderboard.csv").exists()
 
 

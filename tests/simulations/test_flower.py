@@ -84,7 +84,7 @@ def test_flower_gives_the_head_and_the_figures_of_the_in_process_engine(tiny: Ma
     ours, theirs = run_in_process(reference), run_flower(run, num_supernodes=2)
     assert_same_head(run, reference)
     for key in (
-        "accuracy", "centralized_accuracy", "ridge_accuracy", "client_accuracy_min", "rounds",
+        "accuracy", "centralized_accuracy", "ridge_accuracy", "client_accuracy_mean", "rounds",
         "clients", "valid_updates", "uplink_bytes", "downlink_bytes", "fingerprint",
     ):  # fmt: skip
         assert theirs[key] == ours[key] is not None, key

@@ -255,6 +255,7 @@ def test_terminal_tables_fit_80_columns(report: Report) -> None:
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
     assert "94.66%" in text
+    assert "points to fp32: ± 0.21 at most (standard error)" in text
     assert "…" not in text
 
 

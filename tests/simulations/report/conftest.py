@@ -31,7 +31,7 @@ def make_run(tmp_path: Path) -> MakeRun:
     """Writes a run folder.
 
     ``correct`` are the right answers of TESTS after each round, ``uplink`` the bytes of a round,
-    ``clients`` the right answers of each client's own ten test examples.
+    ``clients`` half of the right answers of each client's own ``tests`` test examples.
     """
 
     def make(
@@ -42,6 +42,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         classes: Sequence[str] = ("ant", "bee", "cow"),
         clients: Sequence[int] | None = None,
         personal: Sequence[int] | None = None,
+        tests: int = 20,
         **summary: Any,
     ) -> Path:
         path = tmp_path / "cells" / name
@@ -78,9 +79,9 @@ def make_run(tmp_path: Path) -> MakeRun:
                             [5 * (i % len(classes) == c) + 1 for c in range(len(classes))]
                             for i in range(len(clients))
                         ],
-                        "test_examples": [10] * len(clients),
-                        "test_correct": list(clients),
-                        "personal_correct": personal,
+                        "test_examples": [tests] * len(clients),
+                        "test_correct": [2 * right for right in clients],
+                        "personal_correct": personal and [2 * right for right in personal],
                     }
                 )
             )

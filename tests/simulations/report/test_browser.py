@@ -48,7 +48,7 @@ def page(browser: Any, make_run: MakeRun, cells: Path) -> Iterator[Any]:
             for seed in (0, 1):
                 last = 900 + seed - 10 * (i if scheme == "iid" else -i)
                 make_run(f"{scheme}-{name}-{seed}", f"partition.scheme={scheme}", f"seed={seed}",
-                         f"strategy.name={name}", correct=[500, 700, last], clients=[5, 6, 7, 8],
+                         f"strategy.name={name}", correct=[500, 700, last], clients=[5, 6, 7, 8, 9],
                          uplink=1000 * (i + 1))  # fmt: skip
     files = write_report(load_runs([cells]), cells)
     browser.get(files.page.resolve().as_uri())

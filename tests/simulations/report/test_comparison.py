@@ -213,7 +213,7 @@ def _spoil(path: Path, what: str) -> str:
         "config.toml: missing",
         "clients.json: cut off",
         "clients.json: client = []",
-        "clients.json: test_correct = [11, 1]",
+        "clients.json: test_correct = [21, 1]",
         "clients.json: test_examples = [10]",
         "clients.json: personal_correct = [1]",
         "clients.json: train_label_counts = [[1, 2], [1, 2]]",

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from simulations.report import Row, leaderboard, load_runs, terminal_table, write_report
+from simulations.report.columns import accuracy_text
 
 MakeRun = Callable[..., Path]
 
@@ -42,9 +43,13 @@ def test_means_and_spread_are_over_seeds(make_run: MakeRun, cells: Path) -> None
     assert row.seeds == (0, 1, 2)
 
 
-def test_one_seed_has_no_spread(make_run: MakeRun, cells: Path) -> None:
+def test_one_seed_has_no_spread_but_the_chance_of_its_test_images(
+    make_run: MakeRun, cells: Path
+) -> None:
     make_run("a")
-    assert rows(cells)["fedavg"].accuracy_sd is None
+    row = rows(cells)["fedavg"]
+    assert row.accuracy_sd is None
+    assert accuracy_text(row) == "90.0 ± 1.9"  # Wilson's interval for 900 of 1,000: 88.0 to 91.7
 
 
 def test_rounds_and_bytes_to_the_target_end_with_the_first_round_that_reaches_it(
@@ -120,11 +125,13 @@ def test_what_is_within_chance_of_the_best_is_marked(make_run: MakeRun, cells: P
 def test_personal_heads_take_the_place_of_the_global_one_for_clients(
     make_run: MakeRun, cells: Path
 ) -> None:
-    make_run("a", personal_accuracy_min=0.77, personal_accuracy_p10=0.88)
+    make_run(
+        "a", personal_accuracy_mean=0.9, personal_accuracy_min=0.77, personal_accuracy_p10=0.88
+    )
     row = rows(cells)["fedavg"]
     assert (row.worst_client, row.p10_client, row.personal) == (0.77, 0.88, True)
     text = write_report(load_runs([cells]), cells).markdown.read_text()
-    assert "| 88.0\\* | 77.0\\* |" in text
+    assert "| 90.0\\* | 88.0\\* | 77.0\\* |" in text
 
 
 def test_the_csv_depends_on_configuration_and_figures_alone(
@@ -158,6 +165,8 @@ def test_the_csv_says_what_the_rows_say(make_run: MakeRun, cells: Path, tmp_path
         "seeds": "0",
         "accuracy": "0.905000",
         "accuracy_sd": "",
+        "test_examples": "1000",
+        "client_accuracy_mean": "0.800000",
         "client_accuracy_min": "0.500000",
         "client_accuracy_p10": "0.700000",
         "client_heads": "global",
@@ -189,6 +198,7 @@ def test_markdown_has_a_table_for_each_setting_and_no_open_markup(
     assert text.count("### ") == 3  # both together first
     assert r"### folder:a\|b\<i\>\_c\_" in text
     assert "| Refused |" in text  # said where there is one
+    assert text.count("of 1,000 test images: differences below 2.6 points may be chance") == 2
     lines = [line for line in text.partition("### folder")[2].splitlines() if line[:1] == "|"]
     assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
 
@@ -228,3 +238,13 @@ def test_many_rows_are_cut_in_the_terminal_and_a_matrix_holds_them_all(
     for i in range(9):
         row = next(line for line in matrix.splitlines() if f"a_long_strategy_{i}" in line)
         assert row.count(f"{90 - i / 10:.1f}") == len(schemes)
+
+
+def test_too_few_tests_of_too_few_clients_give_no_worst_client(
+    make_run: MakeRun, cells: Path, tmp_path: Path
+) -> None:
+    make_run("a", client_accuracy_min=None, client_accuracy_p10=None)
+    row = rows(cells)["fedavg"]
+    assert (row.worst_client, row.p10_client) == (None, None)
+    text = write_report(load_runs([cells]), tmp_path).markdown.read_text()
+    assert ("Client mean" in text, "Client p10" in text) == (True, False)

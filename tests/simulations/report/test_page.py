@@ -141,13 +141,16 @@ def test_a_missing_package_is_named_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_curves_are_means_with_the_lowest_and_highest_seed(make_run: MakeRun, cells: Path) -> None:
+def test_curves_are_means_with_a_band_of_seeds_and_of_chance(
+    make_run: MakeRun, cells: Path
+) -> None:
     make_run("a", "seed=0", correct=[500, 600, 700], uplink=10)
     make_run("b", "seed=1", correct=[700, 650], uplink=30)
     (entry,) = figure_data(load_runs([cells]), None)[0]["entries"]
     # As far as all seeds go.
     assert entry["accuracy"] == [0.6, 0.625]
-    assert (entry["low"], entry["high"]) == ([0.5, 0.6], [0.7, 0.65])
+    # Wilson's interval for 625 of 1,000 is 0.5946 to 0.6545, more than the seeds' 0.6 to 0.65.
+    assert (entry["low"], entry["high"]) == ([0.5, 0.5946], [0.7, 0.6545])
     assert entry["uplink"] == [20, 40]
 
 
@@ -158,6 +161,20 @@ def test_boxes_hold_the_clients_of_all_seeds(make_run: MakeRun, cells: Path) -> 
     # 0, 0.1, ..., 1: lowest, p10, quartiles, highest, mean.
     assert entry["clients"] == [0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 0.5]
     assert entry["personal"] == [1.0] * 7
+    assert "11 of 11 clients have 20 or more test examples of their own" in page(cells).text
+
+
+@pytest.mark.parametrize(("count", "tests"), [(50, 19), (9, 20)])
+def test_clients_with_a_few_tests_or_a_few_clients_are_not_drawn(
+    make_run: MakeRun, cells: Path, count: int, tests: int
+) -> None:
+    make_run("a", clients=[9] * count, personal=[9] * count, tests=tests)
+    (entry,) = figure_data(load_runs([cells]), None)[0]["entries"]
+    assert (entry["clients"], entry["personal"]) == (None, None)
+    counted = 0 if tests < 20 else count
+    text = " ".join(page(cells).text.split())
+    assert f"{counted} of {count} clients have 20 or more test examples of their own" in text
+    assert f"(all have {tests} to {tests}). Of fewer an accuracy shows who was lucky" in text
 
 
 def test_mistakes_are_the_winners_over_all_seeds(make_run: MakeRun, cells: Path) -> None:
