@@ -67,17 +67,20 @@ def check_fields(
             raise ReplyError(f"{name} has dtype {array.dtype}, expected unsigned integers")
         if not integers and array.dtype != np.float32:
             raise ReplyError(f"{name} has dtype {array.dtype}, expected float32")
-        if integers:
-            continue
-        if not np.isfinite(array).all():
-            raise ReplyError(f"{name} is not finite")
-        # A finite number may still be so large that the sum with others is not.
-        if np.abs(array).max(initial=0) > largest:
-            raise ReplyError(f"{name} holds numbers above {largest:g}")
+        if not integers:
+            _check_magnitude(name, array, largest)
     if max_norm and "delta" in fields:
         norm = float(np.linalg.norm(fields["delta"].astype(np.float64)))
         if norm > max_norm:
             raise ReplyError(f"delta has norm {norm:.3g}, above the bound {max_norm:g}")
+
+
+def _check_magnitude(name: str, array: npt.NDArray[np.generic], largest: float) -> None:
+    if not np.isfinite(array).all():
+        raise ReplyError(f"{name} is not finite")
+    # A finite number may still be so large that the sum with others is not.
+    if np.abs(array).max(initial=0) > largest:
+        raise ReplyError(f"{name} holds numbers above {largest:g}")
 
 
 def check_scales(fields: Fields, most_steps: float) -> None:
@@ -109,17 +112,16 @@ def check_statistics(fields: Fields, num_examples: int) -> None:
     Raises:
         ReplyError: names what cannot be, what was found and what is possible.
     """
-    moments = fields["moments"]
-    # The largest first: what is left cannot wrap around when it is added up.
+    moments = fields["moments"].astype(np.uint64)
+    # First of all: what is left cannot wrap around when it is added up.
     _check_largest("moments", moments, _LARGEST_FEATURE * num_examples)
-    counts = moments[:, -1].astype(np.uint64)
-    if (top := int(counts.max())) > num_examples or (total := int(counts.sum())) != num_examples:
-        found = top if top > num_examples else total
-        raise ReplyError(f"statistics are of {found} examples, not {num_examples}")
+    counts = moments[:, -1]
+    if (total := int(counts.sum())) != num_examples:
+        raise ReplyError(f"statistics are of {total} examples, not {num_examples}")
     if (moments > np.uint64(_LARGEST_FEATURE) * counts[:, None]).any():
         raise ReplyError(f"moments of a class are above {_LARGEST_FEATURE} times its examples")
     if "gram" in fields:
-        _check_gram(fields["gram"], moments.astype(np.uint64))
+        _check_gram(fields["gram"], moments)
 
 
 def _check_largest(name: str, array: npt.NDArray[np.generic], most: int) -> None:
