@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from client.device import Host, run_folder
+from client.discretion import kind_of
 from client.fields import ClientFields
 from client.local import client_update
 from client.state import ControlStore
@@ -144,7 +145,7 @@ def _one_by_one(
             if update.control is not None:
                 made.remember(client, update.control)
         except FedheadError as exc:
-            part.rejected.append((client, str(exc)))
+            part.rejected.append((client, str(exc) if host.simulated else kind_of(exc)))
         else:
             part.count(client, len(features), (update.loss_before, update.loss_after))
             part.rows.append(update.fields)

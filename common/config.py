@@ -183,8 +183,8 @@ class RoundConfig(Section):
     quorum: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the clients that a round wants whose updates must be valid, else the head stays."""
     max_update_norm: UpdateNorm = 0.0
-    """An update of a larger L2 norm is refused; "auto": of one that is over 10 times the median of
-    the round's updates. 0: "auto" on a deployment's devices, in a simulation no bound."""
+    """An update of a larger L2 norm is refused; "auto": one over 10 times the median of the round's
+    and of the run's first. 0: "auto" on a deployment's devices, in a simulation no bound."""
     max_examples_per_client: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Pictures that a client uses at most, evenly spread, training and test part together; a device
     that claims more is refused. 0: 1,000 on a deployment's devices, in a simulation no bound."""

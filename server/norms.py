@@ -1,7 +1,9 @@
 """A bound on updates that the round itself sets: far larger than most others' is not fit to count.
 
-No fixed number fits all data, learning rates and rounds, but the honest clients of one round move
-about as far as each other. Half of them must be honest for the median to be.
+No fixed number fits all data and learning rates, but the honest clients of a round move about as
+far as each other, and no farther than in the run's first rounds: later most have little to add,
+and those that still have must not be refused for it. More than half of the clients must be honest
+for the median to be.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ import numpy.typing as npt
 
 __all__ = ["no_norms", "oversized", "remembered", "row_norms"]
 
-_FACTOR = 10.0  # honest clients of very unequal data and sizes stay below 4
+_FACTOR = 10.0  # honest clients of very unequal data (Dirichlet, alpha 0.1) stay below 5
 _FEWEST = 3  # of which one that lies is not the median
-_REMEMBERED = 16
+_REMEMBERED = 32
 # Every field of floats that a client sends, but FedNova's steps, which have a bound of their own.
 _FIELDS = ("delta", "control_delta", "normalized_delta", "fair_delta", "fair_scale")
 
@@ -42,10 +44,10 @@ def row_norms(fields: Mapping[str, npt.NDArray[np.generic]]) -> _Norms:
 
 
 def oversized(norms: _Norms, earlier: _Norms) -> dict[int, str]:
-    """Which updates of a round are far larger than its median, and why each is refused.
+    """Which updates are far larger than the median of the round, and why each is refused.
 
-    A round of fewer than three updates is judged by those of the last rounds as well; where even
-    they are fewer, nobody can tell who lies.
+    The run's first updates are a second yardstick, and the larger one holds; they also stand in
+    where a round has fewer than three. Where even they are fewer, nobody can tell who lies.
 
     Args:
         norms: float64 (m, 5), of the round's updates.
@@ -54,8 +56,11 @@ def oversized(norms: _Norms, earlier: _Norms) -> dict[int, str]:
     known = norms if len(norms) >= _FEWEST else np.concatenate([earlier, norms])
     if len(known) < _FEWEST:
         return {}
+    middles = np.median(known, axis=0)
+    if len(earlier) >= _FEWEST:
+        middles = np.maximum(middles, np.median(earlier, axis=0))
     reasons: dict[int, str] = {}
-    for i, middle in enumerate(np.median(known, axis=0)):
+    for i, middle in enumerate(middles):
         if not middle:  # not sent, or most clients have nothing to add
             continue
         for row in np.flatnonzero(norms[:, i] > _FACTOR * middle).tolist():
@@ -68,5 +73,5 @@ def oversized(norms: _Norms, earlier: _Norms) -> dict[int, str]:
 
 
 def remembered(earlier: _Norms, counted: _Norms) -> _Norms:
-    """The norms of the last updates that counted, float64 (h, 5), at most 16."""
-    return np.concatenate([earlier, counted])[-_REMEMBERED:]
+    """The norms of the first updates of a run that counted, float64 (h, 5), at most 32."""
+    return np.concatenate([earlier, counted])[:_REMEMBERED]

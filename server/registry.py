@@ -114,13 +114,14 @@ class Registry:
             reason: what it does, as a verb that follows its name.
         """
         self.accounts.add("refused", self._clients_of(node))
+        reason = one_line(reason)
         # A node that says it again and again must not fill the log.
         if self._refused.get(node) != reason:
             self._refused[node] = reason
             name = self.node_name(node)
             event(
-                "refused", f"{name} {one_line(reason)}: refused",
-                level=logging.WARNING, node=node, name=name, reason=one_line(reason),
+                "refused", f"{name} {reason}: refused",
+                level=logging.WARNING, node=node, name=name, reason=reason,
             )  # fmt: skip
 
     def _clients_of(self, node: int) -> list[int]:

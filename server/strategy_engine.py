@@ -48,7 +48,7 @@ class _EngineState:
         clients: int64 (m,), those that remember something of their own.
         counted: int64 (m,), the last round in which each one's update counted.
         equipped: int64 (k,), those that have kept the plan's constant arrays.
-        norms: float64 (h, 5), of the last updates that counted, see server.norms.
+        norms: float64 (h, 5), of the first updates that counted, see server.norms.
         accounts: int64 (n, 10), see Accounts.
     """
 

@@ -124,7 +124,7 @@ def status(server: ServerArgument, json_: JsonFlag = False) -> None:
             "-" if entry.accuracy is None else f"{100 * entry.accuracy:.2f} %",
             entry.worst or "-",
         )
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 @delivery.command()

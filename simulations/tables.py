@@ -23,7 +23,7 @@ def rows_table(title: str, values: Mapping[str, Any]) -> None:
     table.add_column(overflow="fold")
     for key, value in values.items():
         table.add_row(key.replace("_", " "), _text(value))
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _text(value: Any) -> str:
@@ -63,7 +63,7 @@ def export_table(reports: Sequence[ExportReport]) -> None:
             "-" if off is None else f"{off:.2g}",
             "bit-equal" if r.features_equal else "-",
         )
-    Console().print(table)
+    Console(markup=False).print(table)
     for count in dict.fromkeys(r.images for r in reports if r.images is not None):
         names = ", ".join(r.path.name for r in reports if r.images == count)
         print(f"on {count:,} test images: {names}")
@@ -119,4 +119,4 @@ def closing_table(s: Mapping[str, Any]) -> None:
     table.add_column(overflow="fold")
     for key, value in rows.items():
         table.add_row(key, value)
-    Console().print(table)
+    Console(markup=False).print(table)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from common.identity import printable
+
 __all__ = ["JsonFlag", "near", "print_error"]
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")]
@@ -20,5 +22,5 @@ def near(path: str) -> str:
 
 
 def print_error(message: str) -> None:
-    """One line on standard error, as the command line puts it."""
-    print(f"fedhead: {message}", file=sys.stderr)
+    """One line on standard error, as the command line puts it, whoever's words are in it."""
+    print(f"fedhead: {printable(message)}", file=sys.stderr)

@@ -201,7 +201,7 @@ def to_json(measurements: Sequence[Measurement]) -> dict[str, Any]:
 
 def show(measurements: Sequence[Measurement]) -> None:
     """The figures as tables of at most 80 columns."""
-    console = Console()
+    console = Console(markup=False)
     figures = to_json(measurements)
     table = Table(title="One round, median of the timed ones", title_justify="left")
     for name in ("clients", "runner", "round", "spread", "a client", "memory", "gain"):

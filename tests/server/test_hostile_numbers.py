@@ -320,17 +320,20 @@ def sizes(*norms: float) -> np.ndarray:
     return table
 
 
-def test_the_bound_follows_the_round_and_the_last_ones_where_a_round_is_small() -> None:
+def test_the_bound_follows_the_round_and_the_first_updates_of_the_run() -> None:
     assert list(oversized(sizes(1, 2, 3, 19), no_norms())) == []
     assert list(oversized(sizes(1, 2, 3, 26), no_norms())) == [3]
     # Of two nobody can tell who lies; of those before them one can.
     assert oversized(sizes(1, 1e9), no_norms()) == {}
     assert list(oversized(sizes(1, 1e9), sizes(1.5, 2.0))) == [1]
     assert list(oversized(sizes(1e9), sizes(1.5, 2.0))) == [0]
+    # Late in a run most have little to add: who still has is not refused for it.
+    assert oversized(sizes(0.1, 0.1, 0.1, 3), sizes(1, 1, 1)) == {}
+    assert list(oversized(sizes(0.1, 0.1, 0.1, 11), sizes(1, 1, 1))) == [3]
     # Who sends nothing is no yardstick.
     assert oversized(sizes(0, 0, 0, 1), no_norms()) == {}
-    kept = remembered(sizes(*range(16)), sizes(99.0, 98.0))
-    assert kept[:, 0].tolist() == [*range(2, 16), 99.0, 98.0]
+    kept = remembered(sizes(*range(31)), sizes(99.0, 98.0))
+    assert kept[:, 0].tolist() == [*range(31), 99.0]
 
 
 def test_norms_are_those_of_each_field_that_is_sent() -> None:
