@@ -19,6 +19,7 @@ from safetensors.numpy import load, save
 
 import server.app
 from client.app import app as client_app
+from common.errors import RunError
 from common.experiment import run_config
 from server.app import run_experiment
 from server.norms import no_norms, oversized, remembered, row_norms
@@ -342,3 +343,20 @@ def test_norms_are_those_of_each_field_that_is_sent() -> None:
         "effective_steps": np.array([7.0], np.float32),
     }  # fmt: skip
     np.testing.assert_allclose(row_norms(fields), [2e20, 0, 0, 0, 3])
+
+
+def test_a_client_with_whom_sums_would_leave_their_numbers_is_left_out_by_name(
+    tiny: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.registry._MOST_EXAMPLES", 1236)  # of 1237
+    with pytest.raises(RunError, match=r"no node hosts the clients \[7\]"):
+        run(tiny(*OPTIONS), {})
+    assert "with which all clients have 1237, expected at most 1236: refused" in caplog.text
+
+
+def test_a_baseline_that_has_diverged_is_none(tiny: Make, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tiny("train.rounds=1", "baseline.epochs=1", "baseline.lr=1e30")
+    summary = run_in_process(folder)
+    assert summary["centralized_accuracy"] is None
+    assert summary["ridge_accuracy"] > 0.5
+    assert "the centralized head has diverged: no baseline" in caplog.text

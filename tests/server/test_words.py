@@ -108,28 +108,26 @@ def test_every_other_error_has_one_too(problem: Exception) -> None:
 def test_words_of_a_device_are_one_printable_line_wherever_they_are_written(
     tiny: Make, device_grid: Grid, tmp_path: Path
 ) -> None:
-    class Hostile(device_grid):  # type: ignore[valid-type,misc]
-        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-            for reply in super().pull_messages(message_ids):
-                kind, node = reply.metadata.message_type, reply.metadata.src_node_id
-                if (kind, node) in (("train", 1), ("evaluate", 2)):
-                    yield Message(Error(2, NASTY + "x" * 1_000_000), reply_to=reply)
-                else:
-                    yield reply
+    def hostile(message: Message, context: Context) -> Message:
+        kind, node = message.metadata.message_type, context.node_id
+        if (kind, node) in (("train", 1), ("evaluate", 2)):
+            return Message(Error(2, NASTY + "x" * 1_000_000), reply_to=message)
+        return client_app(message, context)
 
     screen = io.StringIO()
     handler = logging.StreamHandler(screen)
     handler.setFormatter(OneLine("%(message)s"))
     logging.getLogger("fedhead").addHandler(handler)
-    folder = tiny("train.rounds=1", "train.clients-per-round=3")
-    run(folder, Hostile)
+    options = ("train.clients-per-round=3", "round.deadline-seconds=30")
+    folder = tiny("train.rounds=1", *options)
+    run(folder, device_grid, hostile)
     (failed,) = [line for line in logged(folder) if line["event"] == "failed"]
     for text in (failed["reason"], failed["message"], *screen.getvalue().splitlines()):
         assert text.isprintable()
         assert len(text) < 500
     named = [line for line in screen.getvalue().splitlines() if "out [2J" in line]
     assert [line.partition(": out")[0] for line in named] == [
-        "round 1: client 101", "node 2 did not evaluate",
+        "round 1: client 101", "client 102 did not evaluate",
     ]  # fmt: skip
     (reason,) = _said(folder / "events.jsonl")[1].values()
     assert reason == failed["reason"]
