@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 __all__ = ["no_norms", "oversized", "remembered", "row_norms"]
 
-_FACTOR = 10.0  # honest clients of very unequal data (Dirichlet, alpha 0.1) stay below 5
+_FACTOR = 10.0  # honest clients of very unequal data (Dirichlet, alpha 0.1) stay below 6
 _FEWEST = 3  # of which one that lies is not the median
 _REMEMBERED = 32
 # Every field of floats that a client sends, but FedNova's steps, which have a bound of their own.

@@ -355,7 +355,7 @@ def test_a_client_with_whom_sums_would_leave_their_numbers_is_left_out_by_name(
 
 
 def test_a_baseline_that_has_diverged_is_none(tiny: Make, caplog: pytest.LogCaptureFixture) -> None:
-    folder = tiny("train.rounds=1", "baseline.epochs=1", "baseline.lr=1e30")
+    folder = tiny("train.rounds=1", "baseline.epochs=1", "baseline.lr=1e38")
     summary = run_in_process(folder)
     assert summary["centralized_accuracy"] is None
     assert summary["ridge_accuracy"] > 0.5
