@@ -6,8 +6,8 @@ message may not need.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, wraps
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 
 from client.backbones import Backbones
 from client.device import Host, SimulatedHost, host_of, run_folder
+from client.discretion import SPEAKABLE, kind_of
 from client.local import batch_orders
 from client.node import node_update
 from client.personal import personal_correct
@@ -24,7 +25,7 @@ from client.sgd import train_head
 from client.state import with_constant
 from client.trust import Trust
 from common.backbone.frozen import FrozenBackbone
-from common.errors import DeclinedError, ProtocolError, ReplyError
+from common.errors import DeclinedError, FedheadError, ProtocolError, ReplyError
 from common.evaluation import evaluate as evaluate_head
 from common.files import cache_root
 from common.messages import (
@@ -43,6 +44,24 @@ from common.types import FeatureSet, Head
 
 app = ClientApp()
 
+Handler = Callable[[Message, Context], Message]
+
+
+def _discreet(handler: Handler) -> Handler:
+    """A handler whose errors, on a device, tell their kind alone; see client.discretion."""
+
+    @wraps(handler)
+    def answer(message: Message, context: Context) -> Message:
+        try:
+            return handler(message, context)
+        except Exception as exc:
+            is_device = "data" in context.node_config
+            if not is_device or isinstance(exc, SPEAKABLE):
+                raise
+            raise FedheadError(kind_of(exc)) from None
+
+    return answer
+
 
 def _backbones(context: Context) -> Backbones:
     config = context.node_config
@@ -56,6 +75,7 @@ def _host(context: Context) -> Host:
 
 
 @app.query("describe")
+@_discreet
 def describe(message: Message, context: Context) -> Message:
     """Which clients this node hosts, and how many examples each has."""
     request = DescribeRequest.read(message.content)
@@ -64,6 +84,7 @@ def describe(message: Message, context: Context) -> Message:
 
 
 @app.query("backbone")
+@_discreet
 def backbone(message: Message, context: Context) -> Message:
     """Whether the backbone is here; if the message brings it, check it and keep it."""
     request = BackboneRequest.read(message.content)
@@ -72,6 +93,7 @@ def backbone(message: Message, context: Context) -> Message:
 
 
 @app.train()
+@_discreet
 def train(message: Message, context: Context) -> Message:
     """Train the clients that the message lists, or sum up their statistics."""
     request = TrainRequest.read(message.content)
@@ -112,6 +134,7 @@ def _result(reply: TrainReply) -> str:
 
 
 @app.evaluate()
+@_discreet
 def evaluate(message: Message, context: Context) -> Message:
     """How well a head, and each client's own near it, does on the client's own test part."""
     request = EvaluateRequest.read(message.content)
@@ -150,6 +173,7 @@ def _evaluate(
 
 
 @app.query("baselines")
+@_discreet
 def baselines(message: Message, context: Context) -> Message:
     """In simulation only: the heads that all clients' examples in one place would give."""
     request = BaselineRequest.read(message.content)

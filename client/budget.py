@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 from common.errors import ConfigError, DeclinedError
 
 __all__ = ["Budget", "device_budget"]
+
+logger = logging.getLogger("fedhead")
 
 _ALLOW_SECONDS = 30.0
 
@@ -35,8 +38,10 @@ class Budget:
     def begin(self, state: Path) -> None:
         """Take note that a training begins, unless it must not.
 
+        What is declined travels to the server, so it holds nothing of the owner's.
+
         Args:
-            state: the device's folder; keeps the time of the last training.
+            state: the device's folder; keeps the time of the last training, where that matters.
 
         Raises:
             DeclinedError: too early, or the owner's command says no.
@@ -49,13 +54,13 @@ class Budget:
             except FileNotFoundError:
                 since = self.min_interval_seconds
             if since < self.min_interval_seconds:
-                raise DeclinedError(
-                    f"trained {since:.0f} s ago, it rests {self.min_interval_seconds:g} s"
-                )
+                logger.info("trained %.0f s ago, rests %g s", since, self.min_interval_seconds)
+                raise DeclinedError("it rests between two trainings")
         if self.allow:
             self._ask_owner()
-        state.mkdir(parents=True, exist_ok=True)
-        stamp.touch()
+        if self.min_interval_seconds:
+            state.mkdir(parents=True, exist_ok=True)
+            stamp.touch()
 
     def _ask_owner(self) -> None:
         try:
@@ -69,9 +74,11 @@ class Budget:
                 check=False,
             )
         except subprocess.TimeoutExpired as exc:
-            raise DeclinedError(f"{self.allow!r} took over {_ALLOW_SECONDS:g} s") from exc
+            logger.info("the command of allow took over %g s", _ALLOW_SECONDS)
+            raise DeclinedError("its owner's command took too long") from exc
         if done.returncode:
-            raise DeclinedError(f"{self.allow!r} exited with {done.returncode}")
+            logger.info("the command of allow exited with %d", done.returncode)
+            raise DeclinedError("its owner's command says no")
 
 
 def device_budget(node_config: Mapping[str, object]) -> Budget:

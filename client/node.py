@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from client.device import Host, run_folder
+from client.discretion import kind_of
 from client.fields import ClientFields
 from client.local import client_update
 from client.state import ControlStore
@@ -21,7 +22,7 @@ from common.messages import TrainReply, TrainRequest, payload_bytes
 from common.statistics import feature_statistics
 from common.types import IntArray
 from common.updates import FieldSums, client_weights
-from common.validate import check_fields, field_shapes
+from common.validate import LARGEST, check_fields, field_shapes
 
 if TYPE_CHECKING:  # compiled loops, which a phone needs not
     from client.cohort import Chunk, Cohort
@@ -33,7 +34,6 @@ logger = logging.getLogger("fedhead")
 Fields = Mapping[str, npt.NDArray[np.generic]]
 
 _STATISTICS_ROWS = 4096  # examples that are summed up at once
-_LARGEST = 1e30
 
 
 @dataclass
@@ -145,7 +145,7 @@ def _one_by_one(
             if update.control is not None:
                 made.remember(client, update.control)
         except FedheadError as exc:
-            part.rejected.append((client, str(exc)))
+            part.rejected.append((client, str(exc) if host.simulated else kind_of(exc)))
         else:
             part.count(client, len(features), (update.loss_before, update.loss_after))
             part.rows.append(update.fields)
@@ -156,10 +156,6 @@ def _check(request: TrainRequest, fields: Fields) -> None:
     head = request.head
     shapes = field_shapes(request.plan.fields, head.num_classes, head.num_features)
     check_fields(fields, shapes, request.max_norm)
-    for name, array in fields.items():
-        # A finite number may still be so large that the sum with others is not.
-        if array.dtype.kind == "f" and np.abs(array).max(initial=0) > _LARGEST:
-            raise ReplyError(f"{name} holds numbers above {_LARGEST:g}")
 
 
 def _statistics_together(
@@ -220,7 +216,7 @@ def _summed(request: TrainRequest, chunk: Chunk) -> _Part | None:
     """The weighted sum of who stayed finite; None if it holds numbers that are too large."""
     finite = chunk.finite
     total = chunk.weighted_sum(client_weights(request.plan, chunk.num_examples) * finite)
-    if not np.abs(total).max() <= _LARGEST:  # which no NaN is
+    if not np.abs(total).max() <= LARGEST:  # which no NaN is
         return None
     refused = chunk.clients[~finite].tolist()
     part = _Part(rejected=[(client, "delta is not finite") for client in refused])

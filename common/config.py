@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tomli_w
-from pydantic import BaseModel, ByteSize, Field, model_validator
+from pydantic import BaseModel, ByteSize, Field, PlainValidator, model_validator
 
 from common.errors import ConfigError
 from common.toml_model import Section, read_toml, validated
@@ -41,6 +41,18 @@ __all__ = [
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+
+
+def _update_norm(value: object) -> float | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and 0 <= (number := float(value)) < math.inf:  # type: ignore[arg-type]
+        return number
+    raise ValueError('must be "auto", or a finite number from 0 on')
+
+
+UpdateNorm = Annotated[float | Literal["auto"], PlainValidator(_update_norm)]
 
 PARTITION_KEYS = {
     "dirichlet": "alpha",
@@ -185,8 +197,9 @@ class RoundConfig(Section):
     are valid, and who is slower is late."""
     quorum: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the clients that a round wants whose updates must be valid, else the head stays."""
-    max_update_norm: Annotated[float, Field(ge=0)] = 0.0
-    """An update of a larger L2 norm is refused; 0: no bound."""
+    max_update_norm: UpdateNorm = 0.0
+    """An update of a larger L2 norm is refused; "auto": one over 10 times the median of the round's
+    and of the run's first. 0: "auto" on a deployment's devices, in a simulation no bound."""
     max_examples_per_client: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Pictures that a client uses at most, evenly spread, training and test part together; a device
     that claims more is refused. 0: 1,000 on a deployment's devices, in a simulation no bound."""

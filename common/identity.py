@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["client_of_node", "one_line"]
+__all__ = ["client_of_node", "one_line", "printable"]
 
 _LONGEST = 300
 
@@ -24,4 +24,13 @@ def one_line(words: str, most: int = _LONGEST) -> str:
     >>> one_line("no\nround 1/9  accuracy 1.0 \x1b[2J")
     'no round 1/9  accuracy 1.0  [2J'
     """
-    return "".join(c if c.isprintable() else " " for c in words[:most])
+    return printable(words[:most])
+
+
+def printable(words: str) -> str:
+    r"""Words without what a terminal obeys or cannot show: a space is in its place.
+
+    >>> printable("\x1b[31mred\u202e\udc80")
+    ' [31mred  '
+    """
+    return "".join(c if c.isprintable() else " " for c in words)

@@ -1,10 +1,20 @@
-"""Where a process of Flower's shows what fedhead logs."""
+"""How fedhead's log is shown, and where a process of Flower's shows it."""
 
 from __future__ import annotations
 
 import logging
 
-__all__ = ["start_log"]
+from common.identity import printable
+
+__all__ = ["OneLine", "start_log"]
+
+
+class OneLine(logging.Formatter):
+    """Keeps a message on one line and from steering a terminal, whoever's words are in it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record.message = printable(record.message)
+        return super().formatMessage(record)
 
 
 def start_log() -> bool:
@@ -17,7 +27,7 @@ def start_log() -> bool:
     if logger.hasHandlers():
         return False
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("fedhead %(levelname)s: %(message)s"))
+    handler.setFormatter(OneLine("fedhead %(levelname)s: %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     return True

@@ -17,6 +17,7 @@ __all__ = [
     "EXACT_ROWS",
     "Statistics",
     "device_statistics",
+    "exact_sum",
     "feature_statistics",
     "in_feature_space",
     "least_squares",
@@ -28,6 +29,26 @@ __all__ = [
 # A float32 product of uint8 matrices is exact while each sum stays below 2**24: 255**2 * 256.
 EXACT_ROWS = 256
 """Examples whose products may be summed in float32."""
+
+
+def exact_sum(
+    start: npt.NDArray[np.uint64], rows: npt.NDArray[np.generic]
+) -> npt.NDArray[np.uint64]:
+    """Integer sums, and further rows of such added to them.
+
+    Args:
+        start: uint64 (...).
+        rows: unsigned integers (m, ...).
+
+    Raises:
+        OverflowError: a sum leaves 64 bits, where it would begin again at 0.
+    """
+    total = start
+    for row in rows:
+        before, total = total, total + row.astype(np.uint64)
+        if (total < before).any():
+            raise OverflowError("a sum of statistics is 2^64 or more")
+    return total
 
 
 def triangle_size(width: int) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from common.statistics import exact_sum
 from common.types import ClientPlan, IntArray, UpdateBatch
 
 __all__ = ["FieldSums", "added_up", "client_weights", "joined", "taken"]
@@ -35,9 +36,9 @@ class FieldSums:
         """Add one client's fields, or a sum (weight 1) of several clients'."""
         for name, array in row.items():
             if np.issubdtype(array.dtype, np.integer):
-                exact = array.astype(np.uint64)
                 known = self._integers.get(name)
-                self._integers[name] = exact if known is None else known + exact
+                exact = array.astype(np.uint64)
+                self._integers[name] = exact if known is None else exact_sum(known, exact[None])
             else:
                 part = weight * array.astype(np.float64)
                 total = self._floats.get(name)

@@ -10,9 +10,13 @@ import numpy.typing as npt
 from common.errors import ReplyError
 from common.statistics import triangle_size
 
-__all__ = ["check_counts", "check_fields", "check_scales", "field_shapes"]
+__all__ = ["LARGEST", "check_fields", "check_scales", "check_statistics", "field_shapes"]
 
-_LARGEST = 255  # features are uint8
+LARGEST = 1e30
+"""The largest magnitude that a number of one client's update may have."""
+
+_LARGEST_FEATURE = 255  # uint8
+_ROUNDING = 1e-9  # of a sum of squares within classes, as a share of the whole one
 
 Fields = Mapping[str, npt.NDArray[np.generic]]
 
@@ -35,13 +39,19 @@ def field_shapes(
     return {name: known[name] for name in fields}
 
 
-def check_fields(fields: Fields, shapes: Mapping[str, tuple[int, ...]], max_norm: float) -> None:
+def check_fields(
+    fields: Fields,
+    shapes: Mapping[str, tuple[int, ...]],
+    max_norm: float,
+    largest: float = LARGEST,
+) -> None:
     """Refuse an update that must not be summed.
 
     Args:
         fields: one client's arrays, or one row of a reply.
         shapes: what the plan asked for.
         max_norm: bound on the L2 norm of "delta"; 0 for none.
+        largest: magnitude of any number in a field of floats.
 
     Raises:
         ReplyError: names the field, what it is and what was expected.
@@ -57,12 +67,20 @@ def check_fields(fields: Fields, shapes: Mapping[str, tuple[int, ...]], max_norm
             raise ReplyError(f"{name} has dtype {array.dtype}, expected unsigned integers")
         if not integers and array.dtype != np.float32:
             raise ReplyError(f"{name} has dtype {array.dtype}, expected float32")
-        if not integers and not np.isfinite(array).all():
-            raise ReplyError(f"{name} is not finite")
+        if not integers:
+            _check_magnitude(name, array, largest)
     if max_norm and "delta" in fields:
         norm = float(np.linalg.norm(fields["delta"].astype(np.float64)))
         if norm > max_norm:
             raise ReplyError(f"delta has norm {norm:.3g}, above the bound {max_norm:g}")
+
+
+def _check_magnitude(name: str, array: npt.NDArray[np.generic], largest: float) -> None:
+    if not np.isfinite(array).all():
+        raise ReplyError(f"{name} is not finite")
+    # A finite number may still be so large that the sum with others is not.
+    if np.abs(array).max(initial=0) > largest:
+        raise ReplyError(f"{name} holds numbers above {largest:g}")
 
 
 def check_scales(fields: Fields, most_steps: float) -> None:
@@ -83,18 +101,57 @@ def check_scales(fields: Fields, most_steps: float) -> None:
         raise ReplyError(f"effective_steps is {steps:g}, expected at most {most_steps:g}")
 
 
-def check_counts(fields: Fields, num_examples: int) -> None:
-    """Refuse statistics that do not add up to the examples they are said to be of.
+def check_statistics(fields: Fields, num_examples: int) -> None:
+    """Refuse statistics that no features of so many examples can have.
+
+    Args:
+        fields: "moments" (K, D) and, maybe, "gram" (D (D + 1) / 2,), unsigned integers, see
+            common.statistics.
+        num_examples: that they are said to be of; also of several clients together.
 
     Raises:
-        ReplyError: the sum of squares of the constant 1, or the class counts, are another number,
-            or a sum is more than so many examples can give.
+        ReplyError: names what cannot be, what was found and what is possible.
     """
-    for name, largest in (("moments", _LARGEST), ("gram", _LARGEST**2)):
-        top = int(fields[name].max()) if name in fields else 0
-        if top > largest * num_examples:
-            raise ReplyError(f"{name} holds {top}, too much for {num_examples} examples")
-    counted = int(np.sum(fields["moments"][:, -1]))
-    ones = int(fields["gram"][-1]) if "gram" in fields else counted
-    if (ones, counted) != (num_examples, num_examples):
-        raise ReplyError(f"statistics are of {ones} and {counted} examples, not {num_examples}")
+    moments = fields["moments"].astype(np.uint64)
+    # First of all: what is left cannot wrap around when it is added up.
+    _check_largest("moments", moments, _LARGEST_FEATURE * num_examples)
+    counts = moments[:, -1]
+    if (total := int(counts.sum())) != num_examples:
+        raise ReplyError(f"statistics are of {total} examples, not {num_examples}")
+    if (moments > np.uint64(_LARGEST_FEATURE) * counts[:, None]).any():
+        raise ReplyError(f"moments of a class are above {_LARGEST_FEATURE} times its examples")
+    if "gram" in fields:
+        _check_gram(fields["gram"], moments)
+
+
+def _check_largest(name: str, array: npt.NDArray[np.generic], most: int) -> None:
+    if (top := int(array.max())) > most:
+        raise ReplyError(f"{name} holds {top}, expected at most {most}")
+
+
+def _check_gram(gram: npt.NDArray[np.generic], moments: npt.NDArray[np.uint64]) -> None:
+    """Refuse sums of products that do not go with the sums of the same examples."""
+    counts, width = moments[:, -1], moments.shape[1]
+    _check_largest("gram", gram, _LARGEST_FEATURE**2 * int(counts.sum()))
+    upper = np.zeros((width, width), np.uint64)
+    upper[np.triu_indices(width)] = gram
+    sums = moments.sum(axis=0)
+    if (upper[:, -1] != sums).any():
+        raise ReplyError("gram's last column is not the sum of the moments")
+    squares = np.diag(upper)
+    # Of integers from 0 to 255: q <= q^2 <= 255 q.
+    if (squares < sums).any() or (squares > np.uint64(_LARGEST_FEATURE) * sums).any():
+        raise ReplyError("gram's diagonal does not go with the sums of features")
+    # Within each class as well, no direction has a sum of squares below 0.
+    present = counts > 0
+    means = moments[present] / np.sqrt(counts[present, None])
+    within = upper + np.triu(upper, 1).T - means.T @ means
+    length = np.sqrt(np.maximum(squares, 1))
+    within /= np.outer(length, length)
+    within[np.diag_indices(width)] += _ROUNDING
+    try:
+        np.linalg.cholesky(within)
+    except np.linalg.LinAlgError as exc:
+        raise ReplyError(
+            "gram is not that of any features: it is not positive semidefinite"
+        ) from exc

@@ -41,6 +41,11 @@ class Admission:
         self._max_clients, self._max_examples = max_clients, max_examples
         self.simulated: bool | None = False if roster else None
 
+    @property
+    def deployed(self) -> bool:
+        """Whether there is a deployment."""
+        return self._roster is not None
+
     def refresh(self) -> None:
         """Take note of devices that have been added or revoked.
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import math
+
 from common.errors import RunError
 from common.evaluation import evaluate
 from common.messages import BaselineRequest, read_heads
-from common.types import FeatureSet
+from common.types import FeatureSet, Head
 from server.engine import Task
 from server.exchange import ask
 
 __all__ = ["baselines"]
+
+logger = logging.getLogger("fedhead")
 
 _SECONDS = 3600.0
 
@@ -38,5 +43,16 @@ def baselines(task: Task, num_classes: int, test: FeatureSet) -> dict[str, float
     )
     if node not in answers:
         raise RunError(f"the baselines could not be computed: {errors.get(node, 'no answer')}")
-    heads = read_heads(answers[node])
-    return {f"{name}_accuracy": evaluate(head, test).accuracy for name, head in heads.items()}
+    return {
+        f"{name}_accuracy": _accuracy(name, head, test)
+        for name, head in read_heads(answers[node]).items()
+    }
+
+
+def _accuracy(name: str, head: Head, test: FeatureSet) -> float | None:
+    """None for a head that has diverged: what it predicts is nothing to compare with."""
+    evaluation = evaluate(head, test)
+    if math.isfinite(evaluation.loss):
+        return evaluation.accuracy
+    logger.warning("the %s head has diverged: no baseline (baseline.lr, train.lr)", name)
+    return None

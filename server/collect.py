@@ -18,7 +18,7 @@ from common.errors import FedheadError, ReplyError, RunError
 from common.messages import TrainReply, TrainRequest, payload_bytes
 from common.types import ClientPlan, Head, UpdateBatch
 from common.updates import client_weights
-from common.validate import check_counts, check_fields, check_scales, field_shapes
+from common.validate import LARGEST, check_fields, check_scales, check_statistics, field_shapes
 from server.engine import RoundResult, Task
 from server.events import event
 from server.exchange import Exchange, is_from_device
@@ -91,18 +91,14 @@ class Collector:
         Raises:
             ReplyError: wrong shape, not finite, above the norm bound, or impossible counts.
         """
-        check_fields(fields, self._shapes, self._max_norm * scale * (1 + 1e-5))
+        check_fields(fields, self._shapes, self.task.max_norm * scale * (1 + 1e-5), LARGEST * scale)
         if "moments" in fields:
-            check_counts(fields, num_examples)
+            check_statistics(fields, num_examples)
         check_scales(fields, scale * self.task.config.train.local().most_steps(num_examples))
 
     @property
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
         return field_shapes(self.plan.fields, self.head.num_classes, self.head.num_features)
-
-    @property
-    def _max_norm(self) -> float:
-        return self.task.config.round.max_update_norm
 
     def _clients_a_message(self, cohort: int, nodes: int) -> int:
         """How many clients' updates a node may send at once."""

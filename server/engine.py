@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from server.registry import Registry
 
 __all__ = [
     "Engine",
+    "Fault",
     "RoundResult",
     "Task",
     "quorum",
@@ -43,6 +44,18 @@ class Task:
     fingerprint: str
     grid: Grid
     registry: Registry
+
+    @property
+    def max_norm(self) -> float:
+        """Bound on the norm of an update that is known beforehand; 0 for none."""
+        bound = self.config.round.max_update_norm
+        return 0.0 if bound == "auto" else bound
+
+    @property
+    def bounds_by_median(self) -> bool:
+        """Whether the norms of a round's updates bound each other, see server.norms."""
+        bound = self.config.round.max_update_norm
+        return bound == "auto" or (not bound and self.registry.deployed)
 
 
 @dataclass
@@ -148,6 +161,10 @@ class RoundResult:
         )  # fmt: skip
 
 
+Fault = Callable[[Head], str]
+"""Says why a head must not be kept; empty: it is fine."""
+
+
 class Engine(Protocol):
     """One round of training, by fedhead's own strategies or a stock one.
 
@@ -161,8 +178,11 @@ class Engine(Protocol):
         """Make the state, or take it from a checkpoint."""
         ...
 
-    def step(self, round_number: int, head: Head) -> tuple[Head, RoundResult] | None:
-        """The next head and the round's figures; None when there is nobody left to ask."""
+    def step(self, round_number: int, head: Head, fault: Fault) -> tuple[Head, RoundResult] | None:
+        """The next head and the round's figures; None when there is nobody left to ask.
+
+        A new head with a fault is not kept, nor is the state that goes with it.
+        """
         ...
 
     @property

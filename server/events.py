@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from common.identity import printable
+
 __all__ = ["event", "event_log", "utc"]
 
 logger = logging.getLogger("fedhead")
@@ -21,7 +23,7 @@ Value = str | int | float | bool | None
 
 
 def event(kind: str, message: str, /, *, level: int = logging.INFO, **values: Value) -> None:
-    """Log something that a machine may look for.
+    """Log something that a machine may look for; words are made printable, whoever's they are.
 
     Args:
         kind: what has happened, a word that never changes.
@@ -29,9 +31,10 @@ def event(kind: str, message: str, /, *, level: int = logging.INFO, **values: Va
         level: of the logging module.
         values: round, client, name, reason, ...
     """
+    clean = {key: printable(v) if isinstance(v, str) else v for key, v in values.items()}
     # As an argument, so that a % in a device's own words stays one.
-    extra = {"event": kind, "values": values}
-    logger.log(level, "%s", message, extra=extra, stacklevel=2)
+    extra = {"event": kind, "values": clean}
+    logger.log(level, "%s", printable(message), extra=extra, stacklevel=2)
 
 
 def utc(seconds: float) -> str:
@@ -53,7 +56,7 @@ class _JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "event": getattr(record, "event", "log"),
             **getattr(record, "values", {}),
-            "message": record.getMessage(),
+            "message": printable(record.getMessage()),
         }
         return json.dumps(line)
 

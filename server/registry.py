@@ -31,6 +31,7 @@ _SETUP_SECONDS = 600.0  # a node may have to start and to read its data
 _LATECOMER_SECONDS = 10.0  # while a run is on, nobody waits long for a new node
 _LOOK_SECONDS = 5.0
 _MOST_NAMED = 5  # in one line
+_MOST_EXAMPLES = 2**40  # of all clients: their sums of squares stay far below 2^64
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,11 @@ class Registry:
         """Whether clients stand for phones, and all data are on this machine."""
         return bool(self._admission.simulated)
 
+    @property
+    def deployed(self) -> bool:
+        """Whether the clients are the devices of a deployment."""
+        return self._admission.deployed
+
     def name(self, client: int) -> str:
         """What a person calls a client."""
         return self._admission.name(client)
@@ -108,13 +114,14 @@ class Registry:
             reason: what it does, as a verb that follows its name.
         """
         self.accounts.add("refused", self._clients_of(node))
+        reason = one_line(reason)
         # A node that says it again and again must not fill the log.
         if self._refused.get(node) != reason:
             self._refused[node] = reason
             name = self.node_name(node)
             event(
-                "refused", f"{name} {one_line(reason)}: refused",
-                level=logging.WARNING, node=node, name=name, reason=one_line(reason),
+                "refused", f"{name} {reason}: refused",
+                level=logging.WARNING, node=node, name=name, reason=reason,
             )  # fmt: skip
 
     def _clients_of(self, node: int) -> list[int]:
@@ -204,6 +211,7 @@ class Registry:
         for node, reply in replies.items():
             try:
                 self._admission.check(node, reply)
+                self._check_total(reply)
                 if taken := self.clients.keys() & set(reply.clients):
                     name = self.name(min(taken))
                     raise ReplyError(f"speaks for {name}, which lives on another node")
@@ -213,6 +221,16 @@ class Registry:
                 admitted.add(node)
                 self._add(node, reply)
         return admitted
+
+    def _check_total(self, reply: DescribeReply) -> None:
+        """Refuse examples with which the sums of all clients' statistics might not be exact."""
+        claimed = sum(reply.num_examples)
+        total = claimed + sum(client.num_examples for client in self.clients.values())
+        if total > _MOST_EXAMPLES:
+            raise ReplyError(
+                f"claims {claimed} examples, with which all clients have {total}, "
+                f"expected at most {_MOST_EXAMPLES}"
+            )
 
     def _add(self, node: int, reply: DescribeReply) -> None:
         for client, num_examples in zip(reply.clients, reply.num_examples, strict=True):

@@ -16,12 +16,13 @@ from common.messages import TrainReply, array_bytes
 if TYPE_CHECKING:  # which imports the registry, and that this module
     from server.engine import Task
 
-__all__ = ["check_lengths", "check_payloads", "check_reply", "check_size"]
+__all__ = ["LARGEST_LOSS", "check_lengths", "check_payloads", "check_reply", "check_size"]
 
 _MOST_RECORDS, _MOST_KEYS = 8, 64
 _LARGEST_NUMBER = 8  # bytes: statistics may come as uint64
 _ARRAY_HEADER = 1000  # bytes
-_LARGEST_LOSS = 1e30
+LARGEST_LOSS = 1e30
+"""Above this no loss is taken for one."""
 
 
 def check_lengths(content: RecordDict, most: int) -> None:
@@ -101,5 +102,5 @@ def check_reply(reply: TrainReply, task: Task, asked: set[int], fingerprint: str
     if not np.isfinite(losses).all():
         raise ReplyError("a loss is not finite")
     # A mean over the round must stay finite as well.
-    if (impossible := losses[(losses < 0) | (losses > _LARGEST_LOSS)]).size:
+    if (impossible := losses[(losses < 0) | (losses > LARGEST_LOSS)]).size:
         raise ReplyError(f"a loss is {impossible[0]:g}, which no loss is")

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from common.evaluation import Evaluation, evaluate
 from common.progress import stage
 from common.types import FeatureSet, Head
@@ -14,6 +16,7 @@ from server.checkpoint import Checkpoint, save_checkpoint
 from server.engine import Engine, RoundResult, Task, quorum
 from server.events import event
 from server.registry import Registry
+from server.replies import LARGEST_LOSS
 from server.runfolder import MetricsLog, RunFolder
 
 __all__ = ["run_rounds"]
@@ -43,6 +46,27 @@ def _metrics(result: RoundResult, evaluation: Evaluation, seconds: float) -> dic
         "train-seconds": round(result.train_seconds, 4),
         "seconds": round(seconds, 4),
     }
+
+
+class _Judge:
+    """Evaluates heads on the server's test set, the same one only once."""
+
+    def __init__(self, test: FeatureSet) -> None:
+        self._test = test
+        self._last: tuple[Head, Evaluation] | None = None
+
+    def evaluate(self, head: Head) -> Evaluation:
+        if self._last is None or self._last[0] is not head:
+            self._last = head, evaluate(head, self._test)
+        return self._last[1]
+
+    def fault(self, head: Head) -> str:
+        """Why a head must not be kept; empty: it is fine."""
+        if not np.isfinite(head.matrix).all():
+            return "the new head is not finite"
+        loss = self.evaluate(head).loss
+        # Clients' own losses near it would be refused as well, in this and all later rounds.
+        return "" if loss <= LARGEST_LOSS else f"the loss of the new head is {loss:g}"
 
 
 _COUNTED = (
@@ -80,18 +104,19 @@ def run_rounds(
     head = checkpoint.head if checkpoint else head
     counters = dict.fromkeys(_COUNTED, 0.0) | dict(checkpoint.counters if checkpoint else {})
     engine.start(head, checkpoint)
+    judge = _Judge(test)
     with MetricsLog(folder.path, done, events=not is_cell) as log:
         for round_number in range(done + 1, config.train.rounds + 1):
             started = time.perf_counter()
             with stage(f"round {round_number}/{config.train.rounds}"):
                 _gather(task, round_number)
-                step = engine.step(round_number, head)
+                step = engine.step(round_number, head, judge.fault)
             if step is None:
                 logger.info("every client has been asked: done after %d rounds", done)
                 break
             head, result = step
             _count_late(task.registry, result)
-            evaluation = evaluate(head, test)
+            evaluation = judge.evaluate(head)
             metrics = _metrics(result, evaluation, time.perf_counter() - started)
             for name in _COUNTED:
                 counters[name] += metrics[name]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
@@ -24,6 +25,7 @@ from common.types import ClientPlan, Head
 from common.validate import check_fields, field_shapes
 from server.checkpoint import Checkpoint
 from server.engine import (
+    Fault,
     RoundResult,
     Task,
     quorum,
@@ -32,6 +34,7 @@ from server.engine import (
     tell_no_quorum,
 )
 from server.exchange import Exchange
+from server.norms import no_norms, oversized, remembered, row_norms
 from server.replies import check_lengths, check_reply, check_size
 from server.strategies import import_strategy
 
@@ -120,12 +123,22 @@ class _Private:
     """A stock strategy's state is its own; there is nothing to put into a checkpoint."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Update:
+    """A valid reply: who it is of, as the strategy sees it, what it reports, and its norms."""
+
+    client: int
+    message: Message
+    reply: TrainReply
+    norms: npt.NDArray[np.float64]
+
+
 class StockEngine:
     """Runs a stock Flower strategy."""
 
     def __init__(self, task: Task, strategy: FlowerStrategy) -> None:
         self._task, self._strategy = task, strategy
-        self.state, self.personal = _Private(), 0.0
+        self.state, self.personal, self._norms = _Private(), 0.0, no_norms()
         nodes = [client.node for client in task.registry.clients.values()]
         if len(set(nodes)) != len(nodes):
             raise FedheadError(
@@ -139,7 +152,7 @@ class StockEngine:
                 "a run with a stock Flower strategy cannot be resumed: its state is private"
             )
 
-    def step(self, round_number: int, head: Head) -> tuple[Head, RoundResult] | None:
+    def step(self, round_number: int, head: Head, fault: Fault) -> tuple[Head, RoundResult] | None:
         task, config = self._task, self._task.config
         cohort, wanted = sample_cohort(task, round_number)
         client_of = {task.registry.clients[client].node: client for client in cohort}
@@ -154,25 +167,49 @@ class StockEngine:
         result = RoundResult(
             round_number, task.registry.accounts, cohort=len(cohort), wanted=wanted
         )
-        valid = sorted(self._collect(messages, client_of, head, result), key=lambda item: item[0])
-        result.count([reply for _, _, reply in valid])
+        updates = self._collect(messages, client_of, head, result)
+        valid = self._bounded(sorted(updates, key=lambda update: update.client), result)
+        result.count([update.reply for update in valid])
         if result.valid >= quorum(config, wanted):
-            arrays, _ = self._strategy.aggregate_train(round_number, [m for _, m, _ in valid])
-            if arrays is not None:
-                new = read_head(RecordDict({"arrays": arrays}))
-                if np.isfinite(new.matrix).all():
-                    head, result.accepted = new, True
-                else:
-                    tell_lost(round_number, "the new head is not finite")
+            head, result.accepted = self._aggregate(
+                round_number, head, [update.message for update in valid], fault
+            )
         else:
             tell_no_quorum(result, config)
         result.train_seconds = time.perf_counter() - started
         return head, result
 
+    def _aggregate(
+        self, round_number: int, head: Head, messages: list[Message], fault: Fault
+    ) -> tuple[Head, bool]:
+        """The next head; the old one, and the strategy as it was, where that has a fault."""
+        before = dict(vars(self._strategy))  # they replace their arrays, and change none
+        arrays, _ = self._strategy.aggregate_train(round_number, messages)
+        if arrays is None:
+            return head, False
+        new = read_head(RecordDict({"arrays": arrays}))
+        if why := fault(new):
+            vars(self._strategy).clear()
+            vars(self._strategy).update(before)
+            tell_lost(round_number, why)
+            return head, False
+        return new, True
+
+    def _bounded(self, updates: list[_Update], result: RoundResult) -> list[_Update]:
+        """Those that are not far larger than the others, where that is asked for."""
+        if not updates or not self._task.bounds_by_median:
+            return updates
+        norms = np.stack([update.norms for update in updates])
+        refused = oversized(norms, self._norms)
+        self._norms = remembered(self._norms, np.delete(norms, sorted(refused), axis=0))
+        for i, reason in refused.items():
+            result.reject(updates[i].client, reason)
+        return [update for i, update in enumerate(updates) if i not in refused]
+
     def _collect(
         self, messages: list[Message], client_of: dict[int, int], head: Head, result: RoundResult
-    ) -> Iterator[tuple[int, Message, TrainReply]]:
-        """Client, message and report of each valid reply; the others are counted."""
+    ) -> Iterator[_Update]:
+        """Each valid reply; the others are counted."""
         task = self._task
         for message in messages:
             result.send([client_of[message.metadata.dst_node_id]], payload_bytes(message.content))
@@ -185,12 +222,11 @@ class StockEngine:
                 result.fail_with([client], message)
                 continue
             try:
-                reply = self._read(message, client, head)
+                update = self._read(message, client, head)
             except FedheadError as exc:
                 result.reject(client, str(exc))
-                continue
-            size = payload_bytes(message.content)
-            yield client, message, dataclasses.replace(reply, payload_bytes=(size,))
+            else:
+                yield update
         left = {node: [client] for node, client in client_of.items()}
         task.registry.stragglers.add(result.round_number, exchange, left)
         result.fail(sorted(client_of.values()), "no answer")
@@ -207,10 +243,10 @@ class StockEngine:
             seed=config.seed,
             fingerprint=self._task.fingerprint,
             reduce="stock",
-            max_norm=config.round.max_update_norm,
+            max_norm=self._task.max_norm,
         )
 
-    def _read(self, message: Message, client: int, head: Head) -> TrainReply:
+    def _read(self, message: Message, client: int, head: Head) -> _Update:
         check_lengths(message.content, 1)
         check_size(message.content, [head.weight.shape, head.bias.shape], 1)
         reply = TrainReply.read(message.content)
@@ -225,9 +261,11 @@ class StockEngine:
             raise ReplyError(f"head.weight is {local.weight.shape}, expected {head.weight.shape}")
         if not np.isfinite(local.matrix).all():
             raise ReplyError("head is not finite")
-        delta = (local.matrix - head.matrix).astype(np.float32)
+        delta = {"delta": (local.matrix - head.matrix).astype(np.float32)}
         shapes = field_shapes(("delta",), head.num_classes, head.num_features)
-        check_fields({"delta": delta}, shapes, self._task.config.round.max_update_norm)
-        # The strategy weights by this record: what it says must be what was checked.
-        message.content["metrics"] = reply.stock_metrics()
-        return reply
+        check_fields(delta, shapes, self._task.max_norm)
+        reply = dataclasses.replace(reply, payload_bytes=(payload_bytes(message.content),))
+        # What the strategy sees must be what was checked: another record would end the run.
+        message.content.clear()
+        message.content.update(arrays=write_head(local), metrics=reply.stock_metrics())
+        return _Update(client, message, reply, row_norms(delta))

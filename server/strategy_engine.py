@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from common.config import AvailabilityConfig
 from common.errors import ReplyError
@@ -21,6 +23,7 @@ from server.availability import simulate
 from server.checkpoint import Checkpoint, restore_state
 from server.collect import Collector
 from server.engine import (
+    Fault,
     RoundResult,
     Task,
     quorum,
@@ -28,9 +31,12 @@ from server.engine import (
     tell_lost,
     tell_no_quorum,
 )
+from server.norms import no_norms, oversized, remembered, row_norms
 from server.strategy import Strategy
 
 __all__ = ["StrategyEngine"]
+
+_Update = tuple[TrainReply, UpdateBatch]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +48,7 @@ class _EngineState:
         clients: int64 (m,), those that remember something of their own.
         counted: int64 (m,), the last round in which each one's update counted.
         equipped: int64 (k,), those that have kept the plan's constant arrays.
+        norms: float64 (h, 5), of the first updates that counted, see server.norms.
         accounts: int64 (n, 10), see Accounts.
     """
 
@@ -49,6 +56,7 @@ class _EngineState:
     clients: IntArray
     counted: IntArray
     equipped: IntArray
+    norms: npt.NDArray[np.float64]
     accounts: IntArray
 
 
@@ -61,6 +69,7 @@ class StrategyEngine:
         self._state: Any = None
         self._counted: dict[int, int] = {}
         self._equipped: set[int] = set()
+        self._norms = no_norms()
         self._measured: dict[tuple[object, ...], int] = {}
 
     @property
@@ -72,11 +81,13 @@ class StrategyEngine:
             clients=np.array(clients, np.int64),
             counted=np.array(rounds, np.int64),
             equipped=np.array(sorted(self._equipped), np.int64),
+            norms=self._norms,
             accounts=self._task.registry.accounts.table,
         )
 
     def start(self, head: Head, checkpoint: Checkpoint | None) -> None:
         self._state, self._counted, self._equipped = self._strategy.init(head), {}, set()
+        self._norms = no_norms()
         if checkpoint is not None:
             fresh = dataclasses.replace(self.state, accounts=Accounts.empty())
             kept = restore_state(fresh, checkpoint)
@@ -84,8 +95,9 @@ class StrategyEngine:
             self._state = kept.strategy
             self._counted = dict(zip(kept.clients.tolist(), kept.counted.tolist(), strict=True))
             self._equipped = set(kept.equipped.tolist())
+            self._norms = kept.norms
 
-    def step(self, round_number: int, head: Head) -> tuple[Head, RoundResult] | None:
+    def step(self, round_number: int, head: Head, fault: Fault) -> tuple[Head, RoundResult] | None:
         config, task = self._task.config, self._task
         plan = self._strategy.plan(self._state, round_number)
         cohort, wanted = sample_cohort(
@@ -104,22 +116,11 @@ class StrategyEngine:
             # The round is lost already: nobody need train for it.
             result.miss(present)
             present = []
-        collector = self._collector(round_number, head, plan, result)
-        attacked = self._corrupts(plan)
-        digest = self._strategy.each is not None and not (plan.everyone or attacked)
-        valid = [
-            (reply, self._digested(head, rows) if digest else rows)
-            for reply, rows in collector.collect(present)
-        ]
-        valid.sort(key=lambda pair: min(pair[0].clients))
-        if plan.constant:
-            self._equipped.update(client for reply, _ in valid for client in reply.clients)
-        if valid and attacked:
-            valid = self._corrupted(round_number, collector, valid)
+        valid = self._valid(self._collector(round_number, head, plan, result), present)
         result.count([reply for reply, _ in valid])
         if result.valid >= needed:
             batch = joined([batch for _, batch in valid])
-            head, result.accepted = self._aggregate(round_number, head, batch)
+            head, result.accepted = self._aggregate(round_number, head, batch, fault)
             if result.accepted and plan.correction != "none":
                 clients = [client for reply, _ in valid for client in reply.clients]
                 self._counted |= dict.fromkeys(clients, round_number)
@@ -149,6 +150,34 @@ class StrategyEngine:
         result.simulated_seconds = outcome.seconds
         return list(outcome.present)
 
+    def _valid(self, collector: Collector, present: list[int]) -> list[_Update]:
+        """The updates that count, in the order of clients, as ``aggregate`` wants them."""
+        plan, head = collector.plan, collector.head
+        waits = bool(self._waits(plan))
+        digest = self._strategy.each is not None and not (plan.everyone or waits)
+        valid = [
+            (reply, self._digested(head, rows) if digest else rows)
+            for reply, rows in collector.collect(present)
+        ]
+        valid.sort(key=lambda pair: min(pair[0].clients))
+        if plan.constant:
+            self._equipped.update(client for reply, _ in valid for client in reply.clients)
+        if valid and self._corrupts(plan):
+            valid = self._corrupted(collector, valid)
+        if valid and self._bounds(plan):
+            valid = self._bounded(collector.result, valid)
+        return [(reply, self._digested(head, rows)) for reply, rows in valid] if waits else valid
+
+    def _waits(self, plan: ClientPlan) -> str:
+        """Who looks at all clients' updates before any of them counts; empty if nobody does."""
+        if self._corrupts(plan):
+            return "an attack"
+        return 'round.max-update-norm = "auto"' if self._bounds(plan) else ""
+
+    def _bounds(self, plan: ClientPlan) -> bool:
+        """Whether updates are measured by the others of the round."""
+        return self._task.bounds_by_median and plan.kind == "sgd"
+
     def _corrupts(self, plan: ClientPlan) -> bool:
         """Whether malicious clients may send something else than what they computed."""
         return self._task.config.attack.changes_updates and not plan.everyone
@@ -156,10 +185,8 @@ class StrategyEngine:
     def _collector(
         self, round_number: int, head: Head, plan: ClientPlan, result: RoundResult
     ) -> Collector:
-        needs_all = ""
-        if self._corrupts(plan):
-            needs_all = "an attack"
-        elif self._strategy.each is None:
+        needs_all = self._waits(plan)
+        if not needs_all and self._strategy.each is None:
             needs_all = self._strategy.name
         return Collector(
             self._task,
@@ -171,38 +198,32 @@ class StrategyEngine:
             needs_all,
         )
 
-    def _corrupted(
-        self,
-        round_number: int,
-        collector: Collector,
-        valid: list[tuple[TrainReply, UpdateBatch]],
-    ) -> list[tuple[TrainReply, UpdateBatch]]:
+    def _corrupted(self, collector: Collector, valid: list[_Update]) -> list[_Update]:
         """The same once malicious clients have seen all; what is not fit to count is refused."""
-        config = self._task.config
+        config, result = self._task.config, collector.result
         rows = corrupt(
             joined([rows for _, rows in valid]),
             malicious_clients(config),
             config.attack,
             collector.plan,
             seed=config.seed,
-            round_number=round_number,
+            round_number=result.round_number,
         )
-        counted, end = [], 0
-        for reply, _ in valid:
-            start, end = end, end + len(reply.clients)
-            good = []
-            for i in range(start, end):
-                fields = {name: array[i] for name, array in rows.fields.items()}
-                try:
-                    collector.check_row(fields, int(rows.num_examples[i]))
-                except ReplyError as exc:
-                    collector.result.reject(rows.client_ids[i][0], str(exc))
-                else:
-                    good.append(i)
-            if good:
-                own = reply.only([i - start for i in good])
-                counted.append((own, self._digested(collector.head, taken(rows, good))))
-        return counted
+        refused = {}
+        for i in range(len(rows.client_ids)):
+            try:
+                collector.check_row(_row(rows, i), int(rows.num_examples[i]))
+            except ReplyError as exc:
+                refused[i] = str(exc)
+        return _without(refused, [reply for reply, _ in valid], rows, result)
+
+    def _bounded(self, result: RoundResult, valid: list[_Update]) -> list[_Update]:
+        """Those that are not far larger than the others."""
+        rows = joined([rows for _, rows in valid])
+        norms = np.stack([row_norms(_row(rows, i)) for i in range(len(rows.client_ids))])
+        refused = oversized(norms, self._norms)
+        self._norms = remembered(self._norms, np.delete(norms, sorted(refused), axis=0))
+        return _without(refused, [reply for reply, _ in valid], rows, result)
 
     def _digested(self, head: Head, rows: UpdateBatch) -> UpdateBatch:
         """Single clients' rows as ``aggregate`` wants them."""
@@ -211,21 +232,27 @@ class StrategyEngine:
             return added_up(strategy.each(self._state, head, rows))
         return added_up(rows) if strategy.reduce == "sum" else rows
 
-    def _aggregate(self, round_number: int, head: Head, updates: UpdateBatch) -> tuple[Head, bool]:
-        """The next head; the old one, and the old state, where aggregation gives no numbers."""
+    def _aggregate(
+        self, round_number: int, head: Head, updates: UpdateBatch, fault: Fault
+    ) -> tuple[Head, bool]:
+        """The next head; the old one, and the old state, where aggregation gives none to keep."""
         try:
             state, new = self._strategy.aggregate(self._state, head, updates)
-        except np.linalg.LinAlgError as exc:
+        except (np.linalg.LinAlgError, OverflowError) as exc:
             tell_lost(round_number, f"aggregation failed ({exc})")
             return head, False
-        if not np.isfinite(new.matrix).all():
-            tell_lost(round_number, "the new head is not finite")
+        why = fault(new)
+        # A moment that is infinite would spoil all later rounds.
+        if not why and _is_finite(self._state) and not _is_finite(state):
+            why = f"the state of {self._strategy.name} is not finite"
+        if why:
+            tell_lost(round_number, why)
             return head, False
         self._state = state
         return new, True
 
     def _reduce(self, plan: ClientPlan) -> Literal["sum", "individual"]:
-        if self._corrupts(plan):
+        if self._waits(plan):
             return "individual"
         return "sum" if plan.everyone else self._strategy.reduce
 
@@ -249,7 +276,7 @@ class StrategyEngine:
             seed=config.seed,
             fingerprint=self._task.fingerprint,
             reduce=self._reduce(plan),
-            max_norm=config.round.max_update_norm,
+            max_norm=self._task.max_norm,
             counted=(
                 ()
                 if plan.correction == "none"
@@ -284,3 +311,41 @@ class StrategyEngine:
             alone = dataclasses.replace(alone, brings=brings)
             self._measured[layout] = payload_bytes(alone.write())
         return self._measured[layout]
+
+
+def _row(rows: UpdateBatch, i: int) -> dict[str, npt.NDArray[np.generic]]:
+    """One row's fields."""
+    return {name: array[i] for name, array in rows.fields.items()}
+
+
+def _without(
+    refused: Mapping[int, str],
+    replies: Sequence[TrainReply],
+    rows: UpdateBatch,
+    result: RoundResult,
+) -> list[_Update]:
+    """Single clients' rows by reply, but for some, which are refused.
+
+    Args:
+        refused: why, by position among the rows.
+        replies: whose rows they are, one after another.
+        rows: of all of them.
+        result: is told who is refused.
+    """
+    kept, end = [], 0
+    for reply in replies:
+        start, end = end, end + len(reply.clients)
+        for i in range(start, end):
+            if i in refused:
+                result.reject(rows.client_ids[i][0], refused[i])
+        if good := [i for i in range(start, end) if i not in refused]:
+            kept.append((reply.only([i - start for i in good]), taken(rows, good)))
+    return kept
+
+
+def _is_finite(state: Any) -> bool:
+    """Whether the floats of a strategy's state are."""
+    if dataclasses.is_dataclass(state):
+        return all(_is_finite(getattr(state, f.name)) for f in dataclasses.fields(state))
+    is_array = isinstance(state, np.ndarray) and state.dtype.kind == "f"
+    return not is_array or bool(np.isfinite(state).all())

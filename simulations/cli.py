@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from common.errors import ConfigError, FedheadError, MissingExtraError, RunError
+from common.log import OneLine
 from common.progress import stage
 from simulations.cli_compare import comparisons
 from simulations.cli_delivery import delivery
@@ -348,7 +349,7 @@ def info(json_: JsonFlag = False) -> None:
 
 def _start_log() -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(OneLine("%(message)s"))
     logger = logging.getLogger("fedhead")
     logger.handlers = [handler]
     logger.propagate = False

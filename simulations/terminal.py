@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from common.errors import ConfigError
-
+from common.identity import printable
 __all__ = ["JsonFlag", "near", "print_error", "read_overrides"]
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")]
@@ -24,8 +24,8 @@ def near(path: str) -> str:
 
 
 def print_error(message: str) -> None:
-    """One line on standard error, as the command line puts it."""
-    print(f"fedhead: {message}", file=sys.stderr)
+    """One line on standard error, as the command line puts it, whoever's words are in it."""
+    print(f"fedhead: {printable(message)}", file=sys.stderr)
 
 
 def read_overrides(

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from common.statistics import (
     Statistics,
+    exact_sum,
     in_feature_space,
     least_squares,
     ridge,
@@ -71,8 +72,8 @@ def _from_sums(name: str, solve: Callable[[Statistics], _Array]) -> Strategy[Sta
         state: StatisticsState, _head: Head, updates: UpdateBatch
     ) -> tuple[StatisticsState, Head]:
         new = StatisticsState(
-            state.gram + updates.fields["gram"].astype(np.uint64).sum(axis=0),
-            state.moments + updates.fields["moments"].astype(np.uint64).sum(axis=0),
+            exact_sum(state.gram, updates.fields["gram"]),
+            exact_sum(state.moments, updates.fields["moments"]),
             _with(state.seen, updates),
         )
         return new, Head.from_matrix(solve(Statistics(new.gram, new.moments)))
@@ -196,9 +197,9 @@ def fedncm(*, affine: Affine, zero_point: int = 0) -> Strategy[MeansState]:
     """
 
     def aggregate(state: MeansState, _head: Head, updates: UpdateBatch) -> tuple[MeansState, Head]:
-        summed = state.moments + updates.fields["moments"].astype(np.uint64).sum(axis=0)
-        head = Head.from_matrix(nearest_mean_head(summed[0], affine, zero_point))
-        return MeansState(summed, _with(state.seen, updates)), head
+        summed = exact_sum(state.moments[0], updates.fields["moments"])
+        head = Head.from_matrix(nearest_mean_head(summed, affine, zero_point))
+        return MeansState(summed[None], _with(state.seen, updates)), head
 
     return Strategy(
         name="fedncm",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.statistics import Statistics, ridge
+from common.statistics import Statistics, exact_sum, ridge
 from common.types import Affine, ClientPlan, FloatArray, Head, UpdateBatch
 from server.strategy import Strategy
 
@@ -76,7 +76,10 @@ def with_statistics(
         state: PreparedState, head: Head, updates: UpdateBatch
     ) -> tuple[PreparedState, Head]:
         if not state.prepared:
-            gram, moments = (updates.fields[name].sum(axis=0) for name in ("gram", "moments"))
+            gram, moments = (
+                exact_sum(np.zeros(rows.shape[1:], np.uint64), rows)
+                for rows in (updates.fields["gram"], updates.fields["moments"])
+            )
             a, b = Statistics(gram, moments).in_feature_space(affine)
             p = _inverse(a, float(b[:, -1].sum()), precondition_lambda)
             if temperature:

@@ -106,7 +106,7 @@ def main() -> None:
     seconds = []
     for number in range(1, work.rounds + 2):
         started = time.perf_counter()
-        step = engine.step(number, head)
+        step = engine.step(number, head, lambda _: "")
         seconds.append(time.perf_counter() - started)
         if step is None or step[1].valid != work.clients:
             raise SystemExit(f"round {number}: not every update is valid")

@@ -1,12 +1,15 @@
+import math
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ReplyError
-from common.statistics import Statistics, feature_statistics, ridge, triangle_size
+from common.statistics import Statistics, exact_sum, feature_statistics, ridge, triangle_size
 from common.types import Affine, FeatureSet
-from common.validate import check_counts, check_scales
+from common.validate import check_scales, check_statistics
 
 
 def make(n: int, d: int, k: int, seed: int) -> FeatureSet:
@@ -108,16 +111,115 @@ def test_feature_set_refuses_other_dtypes_and_shapes(bad: np.ndarray) -> None:
         FeatureSet(bad, np.zeros(2, np.int64), Affine(np.ones(3), np.zeros(3)), "f")
 
 
-def test_sums_that_so_many_examples_cannot_give_are_refused() -> None:
-    sums = feature_statistics(make(20, 6, 3, 3), 3)
-    fields = {"gram": sums.gram, "moments": sums.moments}
-    check_counts(fields, 20)
-    for name, largest in (("gram", 20 * 255**2), ("moments", 20 * 255)):
-        for value in (largest + 1, 2**63):
-            bad = fields[name].astype(np.uint64)
-            bad.flat[0] = value
-            with pytest.raises(ReplyError, match=f"{name} holds {value}, too much for 20 examples"):
-                check_counts({**fields, name: bad}, 20)
+def stated(n: int = 20, d: int = 6, k: int = 3, seed: int = 3) -> dict[str, np.ndarray]:
+    sums = feature_statistics(make(n, d, k, seed), k)
+    return {"gram": sums.gram.astype(np.uint64), "moments": sums.moments.astype(np.uint64)}
+
+
+def product(sums: dict[str, np.ndarray], i: int, j: int) -> tuple[int, ...]:
+    """Where the sum of the products of features i <= j is in the triangle."""
+    rows, columns = np.triu_indices(sums["moments"].shape[1])
+    return (int(np.flatnonzero((rows == i) & (columns == j))[0]),)
+
+
+def wraps(sums: dict[str, np.ndarray]) -> None:
+    sums["moments"][:2, -1] += np.uint64(2**63)  # 2^64 in all, and so 0
+
+
+def too_bright(sums: dict[str, np.ndarray]) -> None:
+    sums["moments"][0, 2] = 255 * sums["moments"][0, -1] + 1
+
+
+def of_nobody(sums: dict[str, np.ndarray]) -> None:
+    sums["moments"][1, -1] += sums["moments"][0, -1]
+    sums["moments"][0, -1] = 0
+
+
+def other_sums(sums: dict[str, np.ndarray]) -> None:
+    sums["moments"][0, 2] -= np.uint64(1)
+
+
+def dark(sums: dict[str, np.ndarray]) -> None:
+    sums["gram"][product(sums, 1, 1)] = sums["moments"][:, 1].sum() - 1
+
+
+def bright(sums: dict[str, np.ndarray]) -> None:
+    sums["gram"][product(sums, 1, 1)] = 255 * sums["moments"][:, 1].sum() + 1
+
+
+def correlated(sums: dict[str, np.ndarray]) -> None:
+    first, second = (int(sums["gram"][product(sums, i, i)]) for i in (1, 3))
+    sums["gram"][product(sums, 1, 3)] = math.isqrt(first * second) + 1  # by Cauchy and Schwarz
+
+
+def indefinite(sums: dict[str, np.ndarray]) -> None:
+    # Each two of three features alike, one pair of them as if it had nothing in common.
+    for i, j in ((0, 1), (1, 2), (0, 2)):
+        squares = int(sums["gram"][product(sums, i, i)]), int(sums["gram"][product(sums, j, j)])
+        sums["gram"][product(sums, i, j)] = math.isqrt(squares[0] * squares[1]) if j - i < 2 else 0
+
+
+def no_spread(sums: dict[str, np.ndarray]) -> None:
+    # As much as one constant feature gives, where classes differ: a variance below 0 within them.
+    total, n = int(sums["moments"][:, 1].sum()), int(sums["moments"][:, -1].sum())
+    sums["gram"][product(sums, 1, 1)] = -(-(total**2) // n)
+
+
+IMPOSSIBLE = {
+    "a Gram of 2^60": (lambda s: s["gram"].fill(2**60), f"gram holds {2**60}, expected at most"),
+    "moments of 2^63": (lambda s: s["moments"].fill(2**63), f"moments holds {2**63}, expected at"),
+    "counts that wrap around": (wraps, "moments holds 92233720368547758"),
+    "another count": (lambda s: s["moments"].__setitem__((0, -1), 0), "examples, not 20"),
+    "more than 255 an example": (too_bright, "above 255 times its examples"),
+    "sums of no example": (of_nobody, "above 255 times its examples"),
+    "sums that differ": (other_sums, "gram's last column is not the sum of the moments"),
+    "squares below the sum": (dark, "gram's diagonal does not go with"),
+    "squares above 255 times it": (bright, "gram's diagonal does not go with"),
+    "a product above Cauchy's bound": (correlated, "not positive semidefinite"),
+    "an indefinite Gram": (indefinite, "not positive semidefinite"),
+    "less than no spread": (no_spread, "not positive semidefinite"),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_statistics_that_no_features_can_have_are_refused(case: str) -> None:
+    change, words = IMPOSSIBLE[case]
+    sums = stated()
+    check_statistics(sums, 20)
+    change(sums)
+    with pytest.raises(ReplyError, match=re.escape(words)):
+        check_statistics(sums, 20)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 60), st.integers(1, 20), st.integers(2, 5), st.integers(0, 9999),
+    st.sampled_from(("any", "sparse", "constant", "alike")),
+)  # fmt: skip
+def test_statistics_of_features_are_never_refused(
+    n: int, d: int, k: int, seed: int, kind: str
+) -> None:
+    features, rng = make(n, d, k, seed), np.random.default_rng(seed)
+    q = {
+        "any": features.q,
+        "sparse": features.q * (rng.random((n, d)) < 0.1),
+        "constant": np.broadcast_to(features.q[:1], (n, d)),  # of no rank within a class
+        "alike": np.broadcast_to(features.q[:, :1], (n, d)),
+    }[kind]
+    sums = feature_statistics(
+        FeatureSet(q.astype(np.uint8), features.labels, features.affine, "f"), k
+    )
+    check_statistics({"gram": sums.gram, "moments": sums.moments}, n)
+    check_statistics({"moments": sums.moments}, n)
+
+
+def test_sums_that_leave_64_bits_are_an_error_and_never_begin_again_at_zero() -> None:
+    half = np.full((1, 3), 2**63, np.uint64)
+    once = exact_sum(np.zeros(3, np.uint64), half)
+    assert once.tolist() == [2**63] * 3
+    for rows in (half, np.array([[0, 0, 2**63]], np.uint64)):
+        with pytest.raises(OverflowError, match=r"2\^64 or more"):
+            exact_sum(once, rows)
 
 
 def test_numbers_that_updates_are_divided_by_are_bounded() -> None:

@@ -56,6 +56,7 @@ def test_weights_follow_the_plan() -> None:
         ({"delta": np.full((2, 4), "x")}, "delta has dtype <U1"),
         ({}, r"sent the fields \[\], expected \['delta'\]"),
         ({"delta": np.zeros((2, 4), np.float32), "b": np.zeros(1)}, "sent the fields"),
+        ({"delta": np.full((2, 4), 3e38, np.float32)}, r"delta holds numbers above 1e\+30"),
         ({"delta": np.ones((2, 4), np.float32)}, "above the bound 2"),
     ],
 )

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
+from safetensors.numpy import load, save
 
 import server.app
 from client.app import app as client_app
@@ -203,6 +204,27 @@ def test_who_lies_about_itself_is_refused_by_name_and_changes_nothing(
     assert refused["message"].endswith(": refused")
     assert len(refused["message"]) < 400
     assert (folder / "events.jsonl").stat().st_size < 20_000
+
+
+def test_a_deployment_bounds_what_a_device_sends_by_what_the_others_do(
+    tiny: Make, devices: list[Path], garden: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def exaggerates(report: ConfigRecord) -> None:
+        fields = load(report["arrays"])
+        report["arrays"] = save({name: 1000 * array for name, array in fields.items()})
+
+    bad, away = tiny(*OPTIONS, name="bad"), tiny(*OPTIONS, name="away")
+    grid = Garden(devices, answers("train", exaggerates))
+    summary = run(bad, grid, garden)
+    assert (summary["valid_updates"], summary["rejected_updates"]) == (4, 2)
+    (first, _) = events(bad, "rejected")
+    assert first["message"].startswith("round 1: attic: the norm of delta is ")
+    honest = run(away, Garden(devices, answers("train", fails)), garden)
+    assert summary["head_sha256"] == honest["head_sha256"]
+
+
+def fails(_report: ConfigRecord) -> None:
+    raise ValueError("away")
 
 
 def test_honest_devices_are_called_by_their_names_everywhere(

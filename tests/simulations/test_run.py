@@ -386,12 +386,18 @@ class _Stop(BaseException):
     """Ends a run where no handler may catch it, as SIGKILL would."""
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "feddyn", "fed3r", "prepared"])
+BOUNDED = ('round.max-update-norm="auto"',)
+
+
+@pytest.mark.parametrize(
+    "strategy", ["fedavg", "scaffold", "feddyn", "fed3r", "prepared", "bounded"]
+)
 @pytest.mark.parametrize("moment", ["before the checkpoint", "after the checkpoint"])
 def test_a_run_cut_off_in_round_4_resumes_to_the_same_bytes(
     quick: Make, strategy: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    what = PREPARED if strategy == "prepared" else (f"strategy.name={strategy}",)
+    named = {"prepared": PREPARED, "bounded": BOUNDED}
+    what = named.get(strategy, (f"strategy.name={strategy}",))
     overrides = (*what, "train.rounds=6", "train.clients-per-round=1")
     whole = run_in_process(quick(*overrides, name="whole"))
     run = quick(*overrides, name="cut")
