@@ -328,7 +328,10 @@ def describe_keys() -> list[tuple[str, str, str]]:
                 walk(annotation, f"{key}.")
                 continue
             default = field.get_default(call_default_factory=True)
-            text = tomli_w.dumps({"x": default}).partition(" = ")[2].strip() or "{}"
+            if isinstance(default, tuple):  # TOML's writer gives each element a line
+                text = str(list(default))
+            else:
+                text = tomli_w.dumps({"x": default}).partition(" = ")[2].strip() or "{}"
             if get_origin(annotation) is Literal:
                 choices = " | ".join(get_args(annotation))
                 rows.append((key, text, f"{choices}. {field.description or ''}".strip()))

@@ -103,7 +103,11 @@ def quantize_report(
     examples: Annotated[int, typer.Option(min=50, help="Pictures to test on at most.")] = 4000,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A key of [data], or backbone.input-size, mean or std."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A key of [data], or backbone.input-size, mean or std.",
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for report and picture.")] = Path(
         "quantize-report"

@@ -132,9 +132,7 @@ def pooled(network: nn.Module, batch: Tensor) -> Tensor:
     return features
 
 
-def _closest(
-    networks: list[Converted], teacher: nn.Module, batches: Iterable[Tensor]
-) -> Converted:
+def _closest(networks: list[Converted], teacher: nn.Module, batches: Iterable[Tensor]) -> Converted:
     """The int8 network whose pooled features differ least from the float ones.
 
     Rounding errors of a whole network are erratic: where post-training quantization happens to
