@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -134,6 +135,42 @@ def quantize_report(
     for note in notes(report):
         console.print(f"- {note}", highlight=False, markup=False)
     print(page)
+
+
+@measures.command("compare-pixels")
+def compare_pixels(
+    image: Annotated[Path, typer.Argument(help="A picture file.")],
+    pixels: Annotated[
+        Path,
+        typer.Argument(
+            help="What an app made of it for the model: .npy of shape (3, S, S) or (S, S, 3), or "
+            "3 * S * S bytes, three planes of red, green and blue."
+        ),
+    ],
+    json_: JsonFlag = False,
+) -> None:
+    """Does an app give the model the pixels that it was trained on? If not, what went wrong?
+
+    The exit code is 1 if they differ by more than decoders and rounding do.
+    """
+    from simulations.compare_pixels import compare_pixels as compare
+
+    found = compare(image, pixels)
+    if json_:
+        print(json.dumps(asdict(found)))
+    else:
+        print(
+            f"{found.size} x {found.size} pixels: they differ by {found.mean_difference:.2f} of "
+            f"255 levels on average, by {found.max_difference:.0f} at most"
+        )
+        if found.same:
+            print("the same picture, but for decoders and rounding")
+        elif found.mistakes:
+            print(f"it looks like this: {'; '.join(found.mistakes)}")
+        else:
+            print("another picture, or a mistake that is not known here")
+    if not found.same:
+        raise typer.Exit(1)
 
 
 def _weights(archs: Sequence[str] | None, given: Sequence[str] | None) -> dict[str, str]:
