@@ -32,6 +32,20 @@ def test_each_picture_gives_its_pixels(path):
     assert (mean, most) <= ((0.0, 0) if path.suffix == ".png" else (1.5, 8))
 
 
+README = (FOLDER.parents[1] / "README.md").read_text()
+RECIPE = README.partition('load("model.pt")\n\n')[2].partition("probabilities = ")[0]
+
+
+@pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.name)
+def test_the_recipe_for_an_app_gives_the_pixels_that_heads_are_trained_on(path):
+    import torch
+
+    recipe = RECIPE.replace('"picture.jpg"', repr(str(path))).replace("(96, 96)", "(32, 32)")
+    names = {"torch": torch}
+    exec(recipe, names)
+    assert np.array_equal(names["images"].numpy()[0], decode_file(path, SIZE))
+
+
 def test_each_picture_is_on_the_page_and_has_pixels():
     page = (FOLDER / "README.md").read_text()
     assert len(PICTURES) == 18

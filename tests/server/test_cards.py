@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +52,10 @@ def test_an_onnx_file_takes_as_many_images_as_its_card_says(trained, tmp_path):
 def test_an_executorch_file_takes_one_image_a_call_as_its_card_says(trained, tmp_path):
     pytest.importorskip("executorch")
     path = export(trained, "executorch", tmp_path / "model.pte").path
-    import executorch.kernels.quantized  # noqa: F401  # registers what is not in the core runtime
-    from executorch.runtime import Runtime
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says of itself that it is experimental
+        import executorch.kernels.quantized  # noqa: F401  # what is not in the core runtime
+        from executorch.runtime import Runtime
 
     card = card_of(path)
     assert card.input.startswith(ONE)

@@ -81,6 +81,18 @@ def test_what_a_decoder_and_rounding_differ_by_is_the_same(compared, picture):
     assert found.max_difference == 2
 
 
+def test_a_picture_that_is_cut_before_it_is_scaled_is_the_same_but_for_its_edges(
+    compared, picture, tmp_path
+):
+    framed = picture.copy()
+    framed.paste("black", (0, 0, 20, 120))
+    framed.paste("white", (140, 0, 160, 120))
+    framed.save(tmp_path / "framed.png")
+    found = compared(scaled(framed.crop(BOX), box=None), tmp_path / "framed.png")
+    assert found.same
+    assert found.max_difference > 8
+
+
 FLOATS = "values are float32, expected uint8 in 0..255"
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 Mistake = Callable[[Image.Image], Array]
