@@ -122,19 +122,18 @@ def _readings(path: Path) -> Iterator[tuple[tuple[str, ...], Pixels]]:
     array = _array(data, path)
     if array.dtype == np.int8:  # bytes of a language that has no unsigned ones
         array = array.view(np.uint8)
-    planes = array.reshape(array.shape[-3:])
-    if planes.shape[0] != 3:
-        planes = planes.transpose(2, 0, 1)
+    planes = array if array.shape[0] == 3 else array.transpose(2, 0, 1)
     values = planes.astype(np.float32)
     if array.dtype == np.uint8:
         yield (), values
         if not data.startswith(b"\x93NUMPY"):
-            side = values.shape[1]
+            side = math.isqrt(array.size // 3)
             interleaved = array.reshape(side, side, 3).transpose(2, 0, 1).astype(np.float32)
             yield ("colours are interleaved, expected three planes",), interleaved
         return
     kind = f"values are {array.dtype}, expected uint8 in 0..255"
-    mean, std = (np.float32(v).reshape(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean = np.array(IMAGENET_MEAN, np.float32).reshape(3, 1, 1)
+    std = np.array(IMAGENET_STD, np.float32).reshape(3, 1, 1)
     yield (kind,), values
     yield (f"{kind}, and divided by 255",), values * 255
     yield (f"{kind}, and scaled to -1..1, which the model does itself",), (values + 1) * 127.5
@@ -149,15 +148,19 @@ def _array(data: bytes, path: Path) -> Pixels:
             raise DataError(f"{path}: {len(data)} bytes, expected a .npy file or 3 * S * S bytes")
         return np.frombuffer(data, np.uint8).reshape(3, side, side)
     try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
+        array: Pixels = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as exc:
         raise DataError(f"{path}: not a readable .npy file ({exc})") from exc
-    shape = array.shape[1:] if array.ndim == 4 and array.shape[0] == 1 else array.shape
+    if array.ndim == 4 and len(array) == 1:  # a batch of one, as a model takes it
+        array = array[0]
+    shape = array.shape
     square = len(shape) == 3 and 3 in (shape[0], shape[2]) and 0 not in shape
     if not square or shape[1] != shape[2 if shape[0] == 3 else 0]:
-        raise DataError(f"{path}: shape {array.shape}, expected (3, S, S) or (S, S, 3)")
+        raise DataError(f"{path}: shape {shape}, expected (3, S, S) or (S, S, 3)")
     if array.dtype not in (np.uint8, np.int8) and array.dtype.kind != "f":
         raise DataError(f"{path}: values are {array.dtype}, expected uint8")
+    if not np.isfinite(array).all():
+        raise DataError(f"{path}: some values are not finite, expected uint8")
     return array
 
 

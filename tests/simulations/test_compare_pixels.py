@@ -186,6 +186,7 @@ def test_another_picture_is_not_explained(compared):
         (np.zeros((4, 4), np.uint8), r"shape \(4, 4\)"),
         (np.zeros((2, 3, 4, 4), np.uint8), r"shape \(2, 3, 4, 4\)"),
         (np.zeros((3, 4, 4), np.int64), "values are int64, expected uint8"),
+        (np.full((3, 4, 4), np.nan, np.float32), "some values are not finite"),
         (np.array([{}]), "not a readable .npy file"),
         (b"", "0 bytes"),
         (b"1234567", r"7 bytes, expected a .npy file or 3 \* S \* S bytes"),
