@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from PIL import Image, ImageOps
 from torch.jit.mobile import _load_for_lite_interpreter
 
 from common.backbone._deprecations import accepted_deprecations
@@ -116,6 +117,42 @@ def test_the_scaling_in_kotlin_is_that_of_training(width, height):
     narrow = np.rint(picture @ columns.T)
     got = np.rint(rows @ narrow)
     assert np.abs(got - decode_array(picture, size)[0]).max() <= 1  # Pillow's weights are integers
+
+
+ORIENTATIONS = {
+    "FLIP_HORIZONTAL": 2,
+    "ROTATE_180": 3,
+    "FLIP_VERTICAL": 4,
+    "TRANSPOSE": 5,
+    "ROTATE_90": 6,
+    "TRANSVERSE": 7,
+    "ROTATE_270": 8,
+}
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_the_turns_in_kotlin_bring_a_picture_upright(name):
+    source = (PHONE / "Pixels.kt").read_text()
+    (body,) = re.findall(rf"ORIENTATION_{name} -> (.*)", source)
+    matrix = np.eye(2)
+    for step, values in re.findall(r"(setRotate|setScale|postScale)\(([^)]*)\)", body):
+        x = [float(value.rstrip("f")) for value in values.split(",")]
+        turn = np.deg2rad(x[0])  # clockwise, for rows go down
+        made = np.diag(x) if len(x) == 2 else rotation(turn)
+        matrix = made @ matrix if step.startswith("post") else made
+    stored = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    rows, columns = np.indices(stored.shape).reshape(2, -1)
+    x, y = np.rint(matrix @ [columns, rows]).astype(int)
+    x, y = x - x.min(), y - y.min()
+    upright = np.zeros((y.max() + 1, x.max() + 1), np.uint8)
+    upright[y, x] = stored.ravel()
+    image = Image.fromarray(stored)
+    image.getexif()[0x0112] = ORIENTATIONS[name]
+    assert np.array_equal(upright, np.asarray(ImageOps.exif_transpose(image)))
+
+
+def rotation(turn: float) -> npt.NDArray[np.float64]:
+    return np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
 
 
 def test_the_runtime_that_gradle_names_reads_the_files_bytecode(device_files):
