@@ -174,7 +174,7 @@ def _mistaken(path: Path, size: int) -> Iterator[tuple[tuple[str, ...], Pixels]]
     try:
         image = Image.open(path)
         image.load()
-    except Image.DecompressionBombError:  # so large that it is read in a way of its own
+    except (Image.DecompressionBombError, OSError):  # only ``decode_file`` can read it
         return
     with image:
         for source, opaque in _sources(image):

@@ -74,6 +74,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                 f"weights file {path} holds a network that is quantized already, or prepared for "
                 f"it ({name}); expected float weights, which fedhead quantizes itself"
             )
+        if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided):
+            raise BackboneError(
+                f"weights file {path}: {name} is sparse or without values, expected dense weights"
+            )
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 

@@ -260,6 +260,25 @@ def test_an_int8_network_is_told_that_floats_are_wanted(tmp_path, network):
         assert "is quantized already, or prepared for it (features.0.0.weight" in line
 
 
+@pytest.mark.parametrize("kind", ["meta", "sparse", "complex", "float8", "int64"])
+def test_tensors_of_other_kinds_are_refused_or_read_but_never_a_traceback(tmp_path, network, kind):
+    name = "features.12.1.running_var"
+    value = network[name]
+    odd = {
+        "meta": lambda: value.to("meta"),
+        "sparse": value.to_sparse,
+        "complex": lambda: value.to(torch.complex64),
+        "float8": lambda: value.to(torch.float8_e4m3fn),
+        "int64": value.long,
+    }[kind]()
+    torch.save({**network, name: odd}, tmp_path / "w.pth")
+    if kind == "float8":
+        loaded = load_weights(SMALL, f"file:{tmp_path / 'w.pth'}").state
+        assert torch.equal(loaded["12.1.running_var"], odd.float())
+    else:
+        assert name in refusal(SMALL, tmp_path / "w.pth")
+
+
 def archive(names: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
