@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import tomli_w
 from pydantic import BaseModel, ByteSize, Field, PlainValidator, model_validator
 
+from common.backbone.spec import IMAGENET_MEAN, IMAGENET_STD
 from common.errors import ConfigError
 from common.toml_model import Section, read_toml, validated
 from common.types import LocalTraining
@@ -41,6 +42,11 @@ __all__ = [
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+_Colour = Annotated[float, Field(ge=0, le=1)]
+_Deviation = Annotated[float, Field(gt=0, le=1)]
+# TOML has lists, which are no tuples to a strict model.
+Colours = Annotated[tuple[_Colour, _Colour, _Colour], Field(strict=False)]
+Deviations = Annotated[tuple[_Deviation, _Deviation, _Deviation], Field(strict=False)]
 
 
 def _update_norm(value: object) -> float | Literal["auto"]:
@@ -130,6 +136,10 @@ class BackboneConfig(Section):
     """imagenet, random, file:PATH or the name of a torchvision weights enum."""
     input_size: Annotated[int, Field(ge=32, le=1024)] = 96
     """Height and width in pixels."""
+    mean: Colours = IMAGENET_MEAN
+    """Of red, green and blue in [0, 1], as the weights were trained; TensorFlow's are often 0.5."""
+    std: Deviations = IMAGENET_STD
+    """Likewise; the network gets (pixel / 255 - mean) / std."""
     engine: Literal["qnnpack", "x86", "onednn", "fbgemm"] = "qnnpack"
     """qnnpack computes the same bits as a phone."""
     distill_steps: Count = 40
@@ -350,7 +360,10 @@ def describe_keys() -> list[tuple[str, str, str]]:
                 walk(annotation, f"{key}.")
                 continue
             default = field.get_default(call_default_factory=True)
-            text = tomli_w.dumps({"x": default}).partition(" = ")[2].strip() or "{}"
+            if isinstance(default, tuple):  # TOML's writer gives each element a line
+                text = str(list(default))
+            else:
+                text = tomli_w.dumps({"x": default}).partition(" = ")[2].strip() or "{}"
             if get_origin(annotation) is Literal:
                 choices = " | ".join(get_args(annotation))
                 rows.append((key, text, f"{choices}. {field.description or ''}".strip()))

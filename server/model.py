@@ -41,6 +41,8 @@ def _prepared_backbone(
         distill_steps=settings.distill_steps,
         feature_scaling=settings.feature_scaling,
         seed=seed,
+        mean=settings.mean,
+        std=settings.std,
     )
     return cached_backbone(recipe, dataset.images(positions, settings.input_size), cache_root())
 

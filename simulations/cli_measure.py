@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,7 +107,9 @@ def quantize_report(
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="A key of \\[data], or backbone.input-size."
+            "--set",
+            metavar="KEY=VALUE",
+            help="A key of \\[data], or backbone.input-size, mean or std.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for report and picture.")] = Path(
@@ -122,7 +125,7 @@ def quantize_report(
     from simulations.quantization import as_json, notes, tables, write_report
     from simulations.quantization import quantize_report as measure
 
-    config = load_config(None, _overrides(set_, data, "--data", ("backbone.input-size",)))
+    config = load_config(None, _overrides(set_, data, "--data", _INPUT_KEYS))
     report = measure(config, _weights(arch, weights), examples=examples)
     page = near(str(write_report(report, out).resolve()))
     if json_:
@@ -136,6 +139,42 @@ def quantize_report(
     print(page)
 
 
+@measures.command("compare-pixels")
+def compare_pixels(
+    image: Annotated[Path, typer.Argument(help="A picture file.")],
+    pixels: Annotated[
+        Path,
+        typer.Argument(
+            help="What an app made of it for the model: .npy of shape (3, S, S) or (S, S, 3), or "
+            "3 * S * S bytes, three planes of red, green and blue."
+        ),
+    ],
+    json_: JsonFlag = False,
+) -> None:
+    """Does an app give the model the pixels that it was trained on? If not, what went wrong?
+
+    The exit code is 1 if they differ by more than decoders and rounding do.
+    """
+    from simulations.compare_pixels import compare_pixels as compare
+
+    found = compare(image, pixels)
+    if json_:
+        print(json.dumps(asdict(found)))
+    else:
+        print(
+            f"{found.size} x {found.size} pixels: they differ by {found.mean_difference:.2f} of "
+            f"255 levels on average, by {found.max_difference:.0f} at most"
+        )
+        if found.same:
+            print("the same picture, but for decoders and rounding")
+        elif found.mistakes:
+            print(f"it looks like this: {'; '.join(found.mistakes)}")
+        else:
+            print("another picture, or a mistake that is not known here")
+    if not found.same:
+        raise typer.Exit(1)
+
+
 # Of [data], what decides which pictures there are and which of them quantize.
 _DATA_KEYS = tuple(
     f"data.{key}"
@@ -144,6 +183,7 @@ _DATA_KEYS = tuple(
         "calibration-examples", "seed",
     )
 )  # fmt: skip
+_INPUT_KEYS = ("backbone.input-size", "backbone.mean", "backbone.std")
 
 
 def _source(data: str) -> str:

@@ -12,6 +12,7 @@ import typer
 
 from common.errors import ConfigError
 from common.identity import printable
+
 __all__ = ["JsonFlag", "near", "print_error", "read_overrides"]
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,24 +25,43 @@ from common.progress import track
 from common.seeding import Purpose, permutation
 
 __all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
+    "Normalization",
     "Quantized",
-    "batches",
     "distillation_batches",
-    "normalize",
     "pooled",
     "quantized",
 ]
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _DISTILL_BATCH = 16
 _BATCH = 32
 _CALIBRATION_IMAGES = 256
 _CORRECTION_IMAGES = 64
 
 _log = logging.getLogger("fedhead")
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How pixels become what a pretrained network expects.
+
+    Attributes:
+        mean: of red, green and blue, in [0, 1].
+        std: likewise, above 0.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, images: UInt8Array) -> Tensor:
+        """uint8 (n, 3, S, S) to float32."""
+        mean = torch.tensor(self.mean).mul(255).reshape(1, 3, 1, 1)
+        std = torch.tensor(self.std).mul(255).reshape(1, 3, 1, 1)
+        return (torch.from_numpy(np.ascontiguousarray(images)).float() - mean) / std
+
+    def batches(self, images: UInt8Array) -> Iterator[Tensor]:
+        """All images in their order, normalized."""
+        for start in range(0, len(images), _BATCH):
+            yield self(images[start : start + _BATCH])
 
 
 @dataclass(frozen=True)
@@ -68,11 +87,12 @@ def quantized(
     lr: float,
     sample: UInt8Array,
     images: UInt8Array,
+    normalization: Normalization,
     seed: int,
 ) -> Quantized:
     """Quantize a network; the engine must be set around this call.
 
-    Eight parameters: a bundle would only rename them.
+    Nine parameters: a bundle would only rename them.
 
     Args:
         folded: to quantize; not changed.
@@ -82,26 +102,28 @@ def quantized(
         lr: peak learning rate of the distillation.
         sample: uint8 (m, 3, S, S), to calibrate and to choose on.
         images: uint8 (n, 3, S, S), to distil on.
+        normalization: of both.
         seed: of their order.
     """
     # Module constructors of torch.ao draw random weights, only to replace them.
     with torch.random.fork_rng(devices=[]):
-        alike = equalized(folded, batches(sample[:_CALIBRATION_IMAGES]))
+        alike = equalized(folded, normalization.batches(sample[:_CALIBRATION_IMAGES]))
         student = prepare_student(alike, engine)
-        calibrate(student, batches(sample[:_CALIBRATION_IMAGES]))
-        correct_bias(student, alike, normalize(sample[:_CORRECTION_IMAGES]))
+        calibrate(student, normalization.batches(sample[:_CALIBRATION_IMAGES]))
+        correct_bias(student, alike, normalization(sample[:_CORRECTION_IMAGES]))
         first = convert(student)
         if not steps:
             return Quantized(first, first)
         losses = distill(
             student,
             lambda batch: pooled(teacher, batch),
-            distillation_batches(images, steps, seed),
+            distillation_batches(images, normalization, steps, seed),
             steps=steps,
             lr=lr,
         )
         _log.debug("distillation: loss %.4f to %.4f", losses[0], losses[-1])
-        return Quantized(first, _closest([first, convert(student)], teacher, sample))
+        networks = [first, convert(student)]
+        return Quantized(first, _closest(networks, teacher, normalization.batches(sample)))
 
 
 def pooled(network: nn.Module, batch: Tensor) -> Tensor:
@@ -110,7 +132,7 @@ def pooled(network: nn.Module, batch: Tensor) -> Tensor:
     return features
 
 
-def _closest(networks: list[Converted], teacher: nn.Module, images: UInt8Array) -> Converted:
+def _closest(networks: list[Converted], teacher: nn.Module, batches: Iterable[Tensor]) -> Converted:
     """The int8 network whose pooled features differ least from the float ones.
 
     Rounding errors of a whole network are erratic: where post-training quantization happens to
@@ -118,7 +140,7 @@ def _closest(networks: list[Converted], teacher: nn.Module, images: UInt8Array) 
     """
     errors = [0.0] * len(networks)
     with torch.inference_mode(), accepted_deprecations():
-        for batch in batches(images):
+        for batch in batches:
             want = pooled(teacher, batch)
             for i, network in enumerate(networks):
                 got = network.body(network.quant(batch)).dequantize().mean((2, 3))
@@ -126,24 +148,13 @@ def _closest(networks: list[Converted], teacher: nn.Module, images: UInt8Array) 
     return networks[int(np.argmin(errors))]
 
 
-def normalize(images: UInt8Array) -> Tensor:
-    """uint8 (n, 3, S, S) to float32 as pretrained networks expect it."""
-    mean = torch.tensor(IMAGENET_MEAN).mul(255).reshape(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD).mul(255).reshape(1, 3, 1, 1)
-    return (torch.from_numpy(np.ascontiguousarray(images)).float() - mean) / std
-
-
-def batches(images: UInt8Array) -> Iterator[Tensor]:
-    """All images in their order, normalized."""
-    for start in range(0, len(images), _BATCH):
-        yield normalize(images[start : start + _BATCH])
-
-
-def distillation_batches(images: UInt8Array, steps: int, seed: int) -> Iterator[Tensor]:
+def distillation_batches(
+    images: UInt8Array, normalization: Normalization, steps: int, seed: int
+) -> Iterator[Tensor]:
     """Normalized batches in an order that is drawn anew for each pass over the images."""
     size = min(_DISTILL_BATCH, len(images))
     per_epoch = len(images) // size
     for step in track(range(steps), "Distilling", steps):
         epoch, position = divmod(step, per_epoch)
         order = permutation(len(images), seed, Purpose.DISTILLATION, epoch)
-        yield normalize(images[order[position * size : (position + 1) * size]])
+        yield normalization(images[order[position * size : (position + 1) * size]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torchvision
@@ -26,6 +27,7 @@ __all__ = [
     "float_network",
     "quantizable_network",
     "random_network",
+    "shapes",
     "skeleton",
 ]
 
@@ -134,6 +136,12 @@ def quantizable_network(arch: str, features: nn.Module) -> QuantizableNetwork:
         network = known.quantizable()
     network.to_empty(device="cpu").get_submodule("features").load_state_dict(features.state_dict())
     return QuantizableNetwork(network.eval(), known.relu6)
+
+
+@cache
+def shapes(arch: str) -> Mapping[str, torch.Size]:
+    """Names and shapes of the features' tensors, in torchvision's order."""
+    return {key: tensor.shape for key, tensor in skeleton(arch).state_dict().items()}
 
 
 def skeleton(arch: str) -> nn.Module:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.backbone.assemble import assemble
 from common.backbone.frozen import FrozenBackbone, UInt8Array, quantized_engine
-from common.backbone.int8 import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    batches,
-    normalize,
-    quantized,
-)
+from common.backbone.int8 import Normalization, quantized
 from common.backbone.networks import float_network, quantizable_network, random_network
 from common.backbone.quantize import fold
 from common.backbone.recipe import Recipe
@@ -25,14 +21,7 @@ from common.errors import BackboneError
 from common.progress import stage
 from common.seeding import Purpose, permutation
 
-__all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "draft_spec",
-    "float_teacher",
-    "normalize",
-    "prepare_backbone",
-]
+__all__ = ["draft_spec", "float_teacher", "prepare_backbone"]
 
 _CALIBRATION_IMAGES = 256
 _STATISTICS_IMAGES = 512
@@ -70,6 +59,7 @@ def _check_images(images: UInt8Array, input_size: int) -> None:
 def _prepare(recipe: Recipe, loaded: Weights, images: UInt8Array) -> FrozenBackbone:
     order = permutation(len(images), recipe.seed, Purpose.CALIBRATION)
     sample = images[order[:_STATISTICS_IMAGES]]
+    normalization = Normalization(recipe.mean, recipe.std)
     teacher = float_teacher(recipe, loaded, sample)
     with quantized_engine(recipe.engine):
         folded = fold(quantizable_network(recipe.arch, teacher))
@@ -81,30 +71,32 @@ def _prepare(recipe: Recipe, loaded: Weights, images: UInt8Array) -> FrozenBackb
             lr=recipe.distill_lr,
             sample=sample,
             images=images,
+            normalization=normalization,
             seed=recipe.seed,
         ).trained
         draft = draft_spec(recipe, loaded, teacher)
-        return assemble(network, draft, batches(sample))
+        return assemble(network, draft, normalization.batches(sample))
 
 
 def float_teacher(recipe: Recipe, loaded: Weights, images: UInt8Array) -> nn.Module:
     """The float network; random weights get the batch statistics of the first images."""
     if loaded.state is None:
         features = random_network(recipe.arch, recipe.seed)
-        _calibrate_batch_norm(features, images[:_CALIBRATION_IMAGES])
+        normalization = Normalization(recipe.mean, recipe.std)
+        _calibrate_batch_norm(features, normalization.batches(images[:_CALIBRATION_IMAGES]))
     else:
         features = float_network(recipe.arch, loaded.state)
     return features.eval().requires_grad_(False)
 
 
-def _calibrate_batch_norm(features: nn.Module, images: UInt8Array) -> None:
+def _calibrate_batch_norm(features: nn.Module, batches: Iterable[Tensor]) -> None:
     """Give random weights the batch statistics a trained network would have."""
     for module in features.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the plain average over all batches
     features.train()
     with torch.no_grad():
-        for batch in batches(images):
+        for batch in batches:
             # One more row: a last batch of one small image has no variance.
             features(torch.cat([batch, -batch[:1]]))
 
@@ -116,8 +108,8 @@ def draft_spec(recipe: Recipe, loaded: Weights, teacher: nn.Module) -> BackboneS
         weights=loaded.label,
         weights_licence=loaded.licence,
         input_size=recipe.input_size,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=recipe.mean,
+        std=recipe.std,
         engine=recipe.engine,
         num_features=0,
         feature_scale=1.0,

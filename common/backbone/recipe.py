@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.backbone.spec import FeatureScaling
+from common.backbone.spec import IMAGENET_MEAN, IMAGENET_STD, FeatureScaling
 
 __all__ = ["DISTILL_LR", "Recipe"]
 
@@ -23,6 +23,8 @@ class Recipe:
         distill_steps: quantization-aware training steps; 0 is post-training quantization.
         feature_scaling: see ``FeatureScaling``.
         seed: of the order of the images and of random weights.
+        mean: of red, green and blue in [0, 1], with which the weights were trained.
+        std: likewise, above 0.
         distill_lr: peak learning rate of the distillation.
     """
 
@@ -33,4 +35,6 @@ class Recipe:
     distill_steps: int
     feature_scaling: FeatureScaling
     seed: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     distill_lr: float = DISTILL_LR

@@ -47,9 +47,11 @@ def weights_file(weights: str) -> Path:
     """The file that "file:PATH" names.
 
     Raises:
-        BackboneError: it does not exist.
+        BackboneError: it does not exist, or is no file.
     """
     path = Path(weights.removeprefix("file:")).expanduser()
+    if path.is_dir():
+        raise BackboneError(f"weights file {path} is a folder: name the file in it")
     if not path.is_file():
         raise BackboneError(f"weights file {path} does not exist")
     return path

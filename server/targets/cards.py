@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from common.backbone.spec import BackboneSpec
 from common.files import write_atomic
+from common.types import Head
 from server.card import Card, DefaultEngine, FileFacts, SelfCheck, card_path
 from server.trained import TrainedModel
 from server.usage import elsewhere, python
@@ -69,7 +71,7 @@ def draft_card(
         engine: what computes; without it, the backbone's own quantized engine.
     """
     spec = trained.backbone.spec
-    shape = f"(n, 3, {spec.input_size}, {spec.input_size})"
+    images, logits = _interface(target, spec, trained.head)
     return Card(
         target=target,
         usage=python(target, spec),
@@ -77,8 +79,8 @@ def draft_card(
         engine=engine or spec.engine,
         classes=trained.classes,
         arch=spec.arch,
-        input=f"uint8 {shape}, RGB in 0..255; the model normalizes",
-        output=f"float32 (n, {trained.head.num_classes}) logits",
+        input=images,
+        output=logits,
         input_size=spec.input_size,
         mean=spec.mean,
         std=spec.std,
@@ -90,6 +92,25 @@ def draft_card(
         torch_version=torch.__version__,
         metrics=dict(trained.metrics),
         self_check=check,
+    )
+
+
+def _interface(target: str, spec: BackboneSpec, head: Head) -> tuple[str, str]:
+    """What the file takes and gives."""
+    if target == "head":
+        return (
+            f"no images: weight float32 ({head.num_classes}, {head.num_features}) and bias "
+            f"float32 ({head.num_classes},), for set_head of device.pt and device.ptl",
+            "nothing by itself",
+        )
+    # ExecuTorch plans its memory when the file is made, for one image a call.
+    n = "1" if target == "executorch" else "n"
+    return (
+        f"uint8 ({n}, 3, {spec.input_size}, {spec.input_size}), RGB in 0..255; "
+        "the model normalizes. Of a picture: upright by its EXIF orientation, alpha laid on white, "
+        f"the high byte of 16 bits, the shorter side scaled to {spec.input_size} (bilinear, "
+        "antialiased), the middle of the longer kept",
+        f"float32 ({n}, {head.num_classes}) logits",
     )
 
 

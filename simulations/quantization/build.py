@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 import torch.ao.quantization as tq
-from torch import nn
+from torch import Tensor, nn
 
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.assemble import assemble
 from common.backbone.frozen import UInt8Array, quantized_engine
 from common.backbone.int8 import (
+    Normalization,
     Quantized,
-    batches,
     distillation_batches,
     pooled,
     quantized,
@@ -61,6 +61,7 @@ class Task:
         arch: see ``common.backbone.networks``.
         weights: see ``load_weights``.
         input_size: S, in pixels.
+        normalization: as the weights were trained.
         seed: of random weights and of the images' order.
         folder: takes the files.
     """
@@ -68,6 +69,7 @@ class Task:
     arch: str
     weights: str
     input_size: int
+    normalization: Normalization
     seed: int
     folder: Path
 
@@ -118,7 +120,15 @@ class _Builder:
         self._task, self._images = task, images
         loaded = load_weights(task.arch, task.weights)
         recipe = Recipe(
-            task.arch, task.weights, task.input_size, "", _DISTILL_STEPS, "none", task.seed
+            task.arch,
+            task.weights,
+            task.input_size,
+            engine="",
+            distill_steps=_DISTILL_STEPS,
+            feature_scaling="none",
+            seed=task.seed,
+            mean=task.normalization.mean,
+            std=task.normalization.std,
         )
         teacher = float_teacher(recipe, loaded, images)
         self._draft = draft_spec(recipe, loaded, teacher)
@@ -137,8 +147,11 @@ class _Builder:
                     made = self._quantized(network, engine, 0)
                     yield from self._int8(mode, made.post_training, engine)
 
+    def _batches(self) -> Iterator[Tensor]:
+        return self._task.normalization.batches(self._images)
+
     def _floats(self) -> Iterator[Candidate]:
-        plain = FloatBackbone(self._folded).eval()
+        plain = FloatBackbone(self._folded, self._task.normalization).eval()
         yield from self._torch(FP32, "", plain, None)
         other: dict[Runtime, Callable[[nn.Module, int], bytes]] = {
             "onnx": float_onnx_file,
@@ -154,11 +167,13 @@ class _Builder:
 
     def _smaller(self, rate: float) -> nn.Module:
         """The pruned network after distillation from the whole one."""
-        network = pruned(self._folded, rate, batches(self._images)).requires_grad_(True)
+        network = pruned(self._folded, rate, self._batches()).requires_grad_(True)
         distill(
             network,
             lambda batch: pooled(self._folded, batch),
-            distillation_batches(self._images, _PRUNING_STEPS, self._task.seed),
+            distillation_batches(
+                self._images, self._task.normalization, _PRUNING_STEPS, self._task.seed
+            ),
             steps=_PRUNING_STEPS,
             lr=_PRUNING_LR,
         )
@@ -173,12 +188,13 @@ class _Builder:
             lr=DISTILL_LR,
             sample=self._images,
             images=self._images,
+            normalization=self._task.normalization,
             seed=self._task.seed,
         )
 
     def _int8(self, mode: str, network: Converted, engine: str) -> Iterator[Candidate]:
         draft = dataclasses.replace(self._draft, engine=engine)
-        backbone = assemble(network, draft, batches(self._images))
+        backbone = assemble(network, draft, self._batches())
         yield from self._torch(mode, engine, backbone.module, backbone.affine)
         if engine != _PHONE:
             return

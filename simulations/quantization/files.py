@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from common.backbone._deprecations import accepted_deprecations
-from common.backbone.int8 import IMAGENET_MEAN, IMAGENET_STD
+from common.backbone.int8 import Normalization
 from server.targets.archive import compact, save_script
 from server.targets.lite import save_lite
 
@@ -24,17 +24,21 @@ class FloatBackbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, features: nn.Module) -> None:
+    def __init__(self, features: nn.Module, normalization: Normalization) -> None:
         super().__init__()
         self.features = features
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).mul(255).reshape(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).mul(255).reshape(1, 3, 1, 1))
+        self.register_buffer("mean", _channels(normalization.mean))
+        self.register_buffer("std", _channels(normalization.std))
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (n, 3, H, W) to float (n, d)."""
         x = (images.to(self.mean.dtype) - self.mean) / self.std
         pooled: Tensor = self.features(x).mean([2, 3])
         return pooled
+
+
+def _channels(values: tuple[float, float, float]) -> Tensor:
+    return torch.tensor(values).mul(255).reshape(1, 3, 1, 1)
 
 
 def torchscript_file(module: nn.Module) -> bytes:

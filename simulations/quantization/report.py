@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from common.backbone.frozen import UInt8Array
+from common.backbone.int8 import Normalization
 from common.config import Config
 from common.errors import ExportError
 from common.experiment import calibration_positions, experiment_dataset
@@ -100,7 +101,7 @@ def quantize_report(config: Config, weights: Mapping[str, str], *, examples: int
     are measured one file after the other.
 
     Args:
-        config: of an experiment: [data], backbone.input-size and the seed count.
+        config: of an experiment: [data], backbone.input-size, mean and std, and the seed count.
         weights: of each backbone; "" takes pretrained ones where they are at hand.
         examples: pictures to test heads on, at most; none of those that networks are calibrated,
             pruned or distilled on.
@@ -111,6 +112,7 @@ def quantize_report(config: Config, weights: Mapping[str, str], *, examples: int
     """
     dataset = experiment_dataset(config)
     size, seed = config.backbone.input_size, config.data_seed
+    normalization = Normalization(config.backbone.mean, config.backbone.std)
     found = {arch: at_hand(arch, given) for arch, given in weights.items()}
     quantized_on = calibration_positions(config)
     others = np.setdiff1d(np.arange(len(dataset)), quantized_on)
@@ -118,7 +120,9 @@ def quantize_report(config: Config, weights: Mapping[str, str], *, examples: int
     images, labels = dataset.images(positions, size), dataset.labels[positions]
     calibration = dataset.images(quantized_on, size)
     with tempfile.TemporaryDirectory(prefix="fedhead-quantize-") as name:
-        tasks = [Task(arch, found[arch].name, size, seed, Path(name)) for arch in weights]
+        tasks = [
+            Task(arch, found[arch].name, size, normalization, seed, Path(name)) for arch in weights
+        ]
         candidates = _build(tasks, calibration)
         measured = {arch: found[arch].pretrained for arch in weights}
         features = _features(candidates, images, measured)

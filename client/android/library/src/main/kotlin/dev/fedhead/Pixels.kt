@@ -1,19 +1,80 @@
 package dev.fedhead
 
 import android.graphics.Bitmap
+import android.graphics.Canvas
+import android.graphics.Color
+import android.graphics.Matrix
+import android.media.ExifInterface
+import kotlin.math.abs
+import kotlin.math.roundToInt
 
-/** A picture as the model takes it: its middle square at size x size, RGB in three planes. */
+/**
+ * A picture that stands upright as the model takes it: alpha laid on white, the shorter side scaled
+ * to size (bilinear, antialiased), the middle of the longer kept, RGB in three planes.
+ */
 fun Bitmap.toPixels(size: Int): ByteArray {
+    val opaque = onWhite()
     val side = minOf(width, height)
-    val square = Bitmap.createBitmap(this, (width - side) / 2, (height - side) / 2, side, side)
-    val scaled = Bitmap.createScaledBitmap(square, size, size, true)
-    val colors = IntArray(size * size)
-    scaled.getPixels(colors, 0, size, 0, 0, size, size)
-    val pixels = ByteArray(3 * colors.size)
-    for ((i, color) in colors.withIndex()) {
-        pixels[i] = (color shr 16).toByte()
-        pixels[i + colors.size] = (color shr 8).toByte()
-        pixels[i + 2 * colors.size] = color.toByte()
+    val columns = windows(width, (width - side) / 2.0, side, size)
+    val rows = windows(height, (height - side) / 2.0, side, size)
+    // Row by row: all of a camera's pixels as integers would be some fifty megabytes.
+    val narrow = ByteArray(3 * size * height)
+    val row = IntArray(width)
+    for (y in 0 until height) {
+        opaque.getPixels(row, 0, width, 0, y, width, 1)
+        for (x in 0 until size) for (c in 0..2) {
+            narrow[(y * size + x) * 3 + c] = columns[x].mix { (row[it] shr (16 - 8 * c)) and 255 }
+        }
+    }
+    val pixels = ByteArray(3 * size * size)
+    for (c in 0..2) for (y in 0 until size) for (x in 0 until size) {
+        pixels[(c * size + y) * size + x] = rows[y].mix { narrow[(it * size + x) * 3 + c].toInt() and 255 }
     }
     return pixels
+}
+
+/** As its EXIF orientation says. For BitmapFactory, which ignores it; ImageDecoder does not. */
+fun Bitmap.upright(orientation: Int): Bitmap {
+    val matrix = Matrix()
+    when (orientation) {
+        ExifInterface.ORIENTATION_FLIP_HORIZONTAL -> matrix.setScale(-1f, 1f)
+        ExifInterface.ORIENTATION_ROTATE_180 -> matrix.setRotate(180f)
+        ExifInterface.ORIENTATION_FLIP_VERTICAL -> matrix.setScale(1f, -1f)
+        ExifInterface.ORIENTATION_TRANSPOSE -> matrix.apply { setRotate(90f); postScale(-1f, 1f) }
+        ExifInterface.ORIENTATION_ROTATE_90 -> matrix.setRotate(90f)
+        ExifInterface.ORIENTATION_TRANSVERSE -> matrix.apply { setRotate(-90f); postScale(-1f, 1f) }
+        ExifInterface.ORIENTATION_ROTATE_270 -> matrix.setRotate(-90f)
+        else -> return this
+    }
+    return Bitmap.createBitmap(this, 0, 0, width, height, matrix, false)
+}
+
+private fun Bitmap.onWhite(): Bitmap {
+    // Drawing also brings 16 bits a colour to eight.
+    val opaque = Bitmap.createBitmap(width, height, Bitmap.Config.ARGB_8888)
+    Canvas(opaque).run {
+        drawColor(Color.WHITE)
+        drawBitmap(this@onWhite, 0f, 0f, null)
+    }
+    return opaque
+}
+
+/** Which old pixels make one new pixel, from the first on, and how much each counts. */
+private class Window(val first: Int, val weights: DoubleArray) {
+    inline fun mix(value: (Int) -> Int): Byte {
+        var sum = 0.0
+        for (k in weights.indices) sum += weights[k] * value(first + k)
+        return sum.roundToInt().toByte()
+    }
+}
+
+/** Triangles two new pixels wide, or two old ones where it scales up. */
+private fun windows(length: Int, start: Double, side: Int, size: Int) = List(size) { i ->
+    val step = side.toDouble() / size
+    val reach = maxOf(step, 1.0)
+    val center = start + (i + 0.5) * step
+    val first = maxOf((center - reach + 0.5).toInt(), 0)
+    val end = minOf((center + reach + 0.5).toInt(), length)
+    val raw = DoubleArray(end - first) { k -> maxOf(0.0, 1 - abs(first + k + 0.5 - center) / reach) }
+    Window(first, DoubleArray(raw.size) { raw[it] / raw.sum() })
 }

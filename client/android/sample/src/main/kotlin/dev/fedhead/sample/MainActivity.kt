@@ -1,6 +1,7 @@
 package dev.fedhead.sample
 
 import android.graphics.ImageDecoder
+import android.media.ExifInterface
 import android.net.Uri
 import android.os.Build
 import android.os.Bundle
@@ -12,6 +13,7 @@ import androidx.activity.ComponentActivity
 import androidx.activity.result.contract.ActivityResultContracts.GetMultipleContents
 import dev.fedhead.Phone
 import dev.fedhead.toPixels
+import dev.fedhead.upright
 import java.io.File
 import kotlin.concurrent.thread
 
@@ -62,6 +64,7 @@ class MainActivity : ComponentActivity() {
         show("$n pictures, loss $before -> $after")
     }
 
+    // ImageDecoder turns pictures upright by itself.
     private fun decoded(picture: Uri) =
         if (Build.VERSION.SDK_INT >= 28) {
             ImageDecoder.decodeBitmap(ImageDecoder.createSource(contentResolver, picture)) { decoder, _, _ ->
@@ -69,7 +72,9 @@ class MainActivity : ComponentActivity() {
             }
         } else {
             @Suppress("DEPRECATION")
-            MediaStore.Images.Media.getBitmap(contentResolver, picture)
+            val stored = MediaStore.Images.Media.getBitmap(contentResolver, picture)
+            val exif = contentResolver.openInputStream(picture)!!.use { ExifInterface(it) }
+            stored.upright(exif.getAttributeInt(ExifInterface.TAG_ORIENTATION, ExifInterface.ORIENTATION_NORMAL))
         }
 
     // The runtime reads files, not assets.

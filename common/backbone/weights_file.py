@@ -1,0 +1,159 @@
+"""A file of float weights as names and tensors; code that it may hold is never run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from common.errors import BackboneError
+
+__all__ = ["read_tensors"]
+
+_SAVE_ALONE = "save its weights alone: torch.save(network.state_dict(), 'weights.pth')"
+# What other kinds of files begin with, and what to do about them.
+_OTHER_KINDS = (
+    (rb"version https://git-lfs", "a Git LFS pointer, not the file itself: git lfs pull"),
+    (rb"\s*<", "an HTML or XML page, not weights: the download went wrong"),
+    (rb"\x1f\x8b", "compressed (gzip): unpack it first"),
+    (rb"\x89HDF", "an HDF5 file (Keras), expected weights of torch"),
+    (rb"....TFL3", "a TensorFlow Lite model, expected weights of torch"),
+    # Field 1, the version of the format, then the producer or the next field.
+    (rb"\x08[\x01-\x1f][\x12\x1a\x22\x3a\x42]", "an ONNX file, expected weights of torch"),
+)
+# Names of tensors that only a network has that is quantized, or prepared for it.
+_QUANTIZED = re.compile(r"_packed_params|activation_post_process|fake_quant")
+
+_log = logging.getLogger("fedhead")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file of safetensors or of ``torch.save``, old formats included.
+
+    A checkpoint that holds the state dict under a name of its own, beside an optimizer's state
+    for example, is unwrapped.
+
+    Args:
+        path: an existing file.
+
+    Returns:
+        Names as they are in the file.
+
+    Raises:
+        BackboneError: another kind of file, a damaged one, one with pickled code, or one with
+            no state dict of floats, or with several.
+    """
+    with path.open("rb") as file:
+        start = file.read(64)
+    if not start:
+        raise BackboneError(f"weights file {path} is empty")
+    for pattern, what in _OTHER_KINDS:
+        if re.match(pattern, start, re.DOTALL):
+            raise BackboneError(f"weights file {path} is {what}")
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
+        found: object = _read_safetensors(path)
+    else:
+        if start[:4] == b"PK\x03\x04":
+            _check_archive(path)
+        found = _read_pickle(path)
+    state = _unwrapped(found, path)
+    for name, value in state.items():
+        if _QUANTIZED.search(name) or (isinstance(value, Tensor) and value.is_quantized):
+            raise BackboneError(
+                f"weights file {path} holds a network that is quantized already, or prepared for "
+                f"it ({name}); expected float weights, which fedhead quantizes itself"
+            )
+        if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided):
+            raise BackboneError(
+                f"weights file {path}: {name} is sparse or without values, expected dense weights"
+            )
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as exc:
+        raise BackboneError(f"weights file {path} is not a safetensors file: {exc}") from exc
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse programs, and what does not fit its checksums, at which torch does not look."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names, damaged = archive.namelist(), archive.testzip()
+    except Exception as exc:  # headers that lie make zipfile raise almost anything
+        raise BackboneError(f"weights file {path} is damaged or cut off ({exc})") from exc
+    if damaged is not None:
+        raise BackboneError(f"weights file {path} is damaged (checksum of {damaged})")
+    if any("/code/" in name for name in names):
+        raise BackboneError(
+            f"weights file {path} is a TorchScript program, expected weights: "
+            f"torch.save(torch.jit.load('{path.name}').state_dict(), 'weights.pth')"
+        )
+
+
+def _read_pickle(path: Path) -> object:
+    try:
+        with (
+            warnings.catch_warnings(),
+            # Settings that many training scripts save beside the weights: a bag of values.
+            torch.serialization.safe_globals([argparse.Namespace]),
+        ):
+            # torch's words on old formats and foreign pickles; what is refused is one line below.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as exc:
+        found = re.search(r"GLOBAL (\S+) was not an allowed", str(exc))
+        what = f"it needs {found[1]}, which is code and never run" if found else "it is damaged"
+        raise BackboneError(f"weights file {path} is refused: {what}; {_SAVE_ALONE}") from exc
+    # The reader lets through whatever a damaged file makes it do.
+    except Exception as exc:
+        reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
+        raise BackboneError(f"weights file {path} cannot be read: {reason}") from exc
+
+
+def _unwrapped(found: object, path: Path) -> Mapping[str, Any]:
+    """The state dict itself; of several, the one that is no moving average."""
+    if not isinstance(found, Mapping):
+        raise BackboneError(
+            f"weights file {path} holds no state dict (names to tensors), "
+            f"but a {type(found).__name__}"
+        )
+    named = {name: value for name, value in found.items() if isinstance(name, str)}
+    if _holds_filters(named) or all(isinstance(value, Tensor) for value in named.values()):
+        return named
+    inside = {name: value for name, value in named.items() if _holds_filters(value)}
+    if not inside:
+        raise BackboneError(
+            f"weights file {path} holds no state dict (names to tensors), "
+            f"but {', '.join(list(named)[:5]) or 'nothing'}"
+        )
+    chosen = [name for name in inside if "ema" not in name.lower().split("_")] or list(inside)
+    if len(chosen) > 1:
+        raise BackboneError(
+            f"weights file {path} holds {len(chosen)} state dicts ({', '.join(chosen)}): save "
+            f"the one that is meant alone, torch.save(checkpoint['{chosen[0]}'], 'weights.pth')"
+        )
+    for name in set(inside) - set(chosen):
+        _log.info("%s: %s is read, not its moving average %s", path.name, chosen[0], name)
+    return {name: value for name, value in inside[chosen[0]].items() if isinstance(name, str)}
+
+
+def _holds_filters(value: object) -> bool:
+    """Whether it names a convolution's weights, as each of these networks' state dicts does."""
+    return isinstance(value, Mapping) and any(
+        isinstance(name, str) and isinstance(tensor, Tensor) and tensor.ndim == 4
+        for name, tensor in value.items()
+    )
