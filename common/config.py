@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tomli_w
-from pydantic import BaseModel, ByteSize, Field, model_validator
+from pydantic import BaseModel, ByteSize, Field, PlainValidator, model_validator
 
 from common.errors import ConfigError
 from common.toml_model import Section, read_toml, validated
@@ -40,6 +40,20 @@ __all__ = [
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+
+
+def _number_or_share(value: object) -> int | float:
+    """A whole number of clients, or a share of them; 1.0 might be meant as either."""
+    if type(value) is int and value >= 0:
+        return value
+    if type(value) is float and 0 < value < 1:
+        return value
+    raise ValueError(
+        "must be a whole number of clients, 0 for every one, or a share of them between 0 and 1"
+    )
+
+
+NumberOrShare = Annotated[int | float, PlainValidator(_number_or_share)]
 
 PARTITION_KEYS = {
     "dirichlet": "alpha",
@@ -136,8 +150,8 @@ class TrainConfig(Section):
 
     rounds: Positive = 50
     """Rounds of federated training."""
-    clients_per_round: Count = 0
-    """0: every client."""
+    clients_per_round: NumberOrShare = 0
+    """How many are asked; below 1 a share of all clients, rounded up; 0: every client."""
     lr: Annotated[float, Field(gt=0)] = 0.01
     """Learning rate of the clients' SGD."""
     local_epochs: Positive = 1
@@ -148,6 +162,15 @@ class TrainConfig(Section):
     """Heavy-ball momentum."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """L2 penalty."""
+
+    def asked(self, num_clients: int) -> int:
+        """How many of so many clients a round asks; 0: every one, however many come.
+
+        >>> TrainConfig.model_validate({"clients-per-round": 0.1}).asked(55)
+        6
+        """
+        number = self.clients_per_round
+        return number if isinstance(number, int) else math.ceil(number * num_clients - 1e-9)
 
     def local(self) -> LocalTraining:
         """The part that a client needs."""

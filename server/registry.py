@@ -89,6 +89,11 @@ class Registry:
         """Whether clients stand for phones, and all data are on this machine."""
         return bool(self._admission.simulated)
 
+    @property
+    def population(self) -> int:
+        """How many clients there are to choose from: all registered devices, or all that came."""
+        return self._admission.registered or len(self.known)
+
     def name(self, client: int) -> str:
         """What a person calls a client."""
         return self._admission.name(client)

@@ -117,7 +117,8 @@ def _gather(task: Task, round_number: int) -> None:
     """
     config, registry = task.config, task.registry
     registry.refresh()
-    wanted = min(config.train.clients_per_round or len(registry.clients), len(registry.known))
+    asked = config.train.asked(registry.population)
+    wanted = min(asked or len(registry.clients), len(registry.known))
     needed = quorum(config, wanted)
     registry.progress.update(round_number=round_number, rounds=config.train.rounds, quorum=needed)
     if not registry.simulated:
