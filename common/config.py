@@ -133,6 +133,9 @@ class StrategyConfig(Section):
     for one of Flower's."""
     args: dict[str, Any] = Field(default_factory=dict)
     """The strategy's own settings, see fedhead strategies."""
+    init_from: str = ""
+    """Run folder whose head is the first one, and whose backbone is this run's; rows are matched by
+    the names of classes, new ones start at zero."""
     init: Literal["zeros", "fed3r"] = "zeros"
     """The first head; fed3r takes a first round in which every client sends its statistics."""
     init_temperature: Annotated[float, Field(gt=0)] = 10.0

@@ -13,6 +13,7 @@ from server.checkpoint import Checkpoint, save_checkpoint
 from server.engine import Engine, RoundResult, Task, quorum
 from server.events import event
 from server.registry import Registry
+from server.replaced import forget_replaced
 from server.runfolder import MetricsLog, RunFolder
 
 __all__ = ["run_rounds"]
@@ -103,6 +104,7 @@ def run_rounds(
                     counters=counters,
                     keep=config.round.keep_checkpoints,
                 )
+                forget_replaced(folder.path)
             if not task.registry.simulated:
                 task.registry.accounts.write(folder.devices)
             done = round_number

@@ -69,6 +69,7 @@ def compare(
     from common.machine import cores
     from simulations.compare.compare import run_grid
     from simulations.compare.parse import parse_grid
+    from simulations.deploy.processes import alone
     from simulations.report import check_installed
 
     check_installed()  # before the long work
@@ -82,8 +83,11 @@ def compare(
         validation_fraction=validation_fraction,
     )
     folder = (out or Path("runs") / base.name).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        chosen = run_grid(grid, folder, jobs=jobs or cores())
+        # Cells that were cut off begin again: another process's must not look like them.
+        with alone(folder, "fedhead compare"):
+            chosen = run_grid(grid, folder, jobs=jobs or cores())
     except KeyboardInterrupt:
         print_error("interrupted; the same command goes on")
         raise typer.Exit(130) from None

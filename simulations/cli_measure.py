@@ -45,9 +45,11 @@ def probe(
     Linear heads on the frozen int8 backbone's features, in cross-validation.
     """
     from common.config import changed, load_config, parse_overrides
+    from common.pictures import check_drawable
     from simulations.probe import draw, judge, probe_data
     from simulations.probe.tables import as_json, tables
 
+    check_drawable(out, purpose="drawing a probe")  # before the long work
     source = f"folder:{Path(data).resolve()}" if Path(data).is_dir() else data
     base = load_config(None, parse_overrides(set_ or []))
     found = probe_data(changed(base, {"data": {"source": source}}), examples=examples)
@@ -115,9 +117,11 @@ def quantize_report(
     Writes quantize.md, quantize.json and quantize.png.
     """
     from common.config import changed, load_config, parse_overrides
+    from common.pictures import check_drawable
     from simulations.quantization import as_json, notes, tables, write_report
     from simulations.quantization import quantize_report as measure
 
+    check_drawable(out / "quantize.png", purpose="drawing the report")  # before the long work
     config = changed(load_config(None, parse_overrides(set_ or [])), {"data": {"source": data}})
     report = measure(config, _weights(arch, weights), examples=examples)
     page = near(str(write_report(report, out).resolve()))

@@ -99,7 +99,7 @@ def tiny(tiny_toml: str, tmp_path: Path) -> Callable[..., Path]:
         file = tmp_path / "tiny.toml"
         write_atomic(file, tiny_toml.encode())  # another thread may be reading it
         items = [f"out={tmp_path / name}", *overrides]
-        return new_run(load_config(file, parse_overrides(items)), overwrite=False)
+        return new_run(load_config(file, parse_overrides(items)))
 
     return make
 

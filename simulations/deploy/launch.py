@@ -236,7 +236,7 @@ def run_deployed(
 
     config, server = open_run(path), (deployment / "server").resolve()
     RunFolder(path, config).bind_clients(simulated=False)
-    signed_backbones(config, server, key)
+    signed_backbones(config, server, key, path)
     with connection(deployment) as environment:
         remember_run(server, path)
         return run_app(path, environment, health=health)
