@@ -104,6 +104,20 @@ def tiny(tiny_toml: str, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture
+def quick(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """As tiny, but without the export, which starts a process and has tests of its own."""
+
+    import server.app
+    from server.targets.cards import ExportReport
+
+    def skip(*args: object) -> ExportReport:
+        return ExportReport("model", Path(), 0, "")
+
+    monkeypatch.setattr(server.app, "export", skip)
+    return tiny
+
+
 @pytest.fixture(scope="session")
 def make_trained() -> Callable[..., TrainedModel]:
     """Makes a real int8 backbone with a ridge head: 400 real pictures, 60 others to test on."""

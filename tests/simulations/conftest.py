@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import server.app
-from server.targets.cards import ExportReport
 from simulations.cli import main
 
 Fedhead = Callable[..., tuple[int, str, str]]
@@ -31,14 +29,3 @@ def fedhead(
         return int(code) if code else 0, out, err
 
     return run
-
-
-@pytest.fixture
-def quick(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """As tiny, but without the export, which starts a process and has tests of its own."""
-
-    def skip(*args: object) -> ExportReport:
-        return ExportReport("model", Path(), 0, "")
-
-    monkeypatch.setattr(server.app, "export", skip)
-    return tiny

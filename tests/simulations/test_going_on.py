@@ -231,3 +231,25 @@ def test_clients_whose_memory_is_gone_are_named(
     assert code == 1
     assert f"{simulated_state() / run_id} is not there" in err
     assert rounds(run) == [1, 2]
+
+
+def test_a_class_that_was_added_starts_at_zero_and_is_said(
+    quick: Make, fedhead: Fedhead, tmp_path: Path
+) -> None:
+    data = pictures(tmp_path / "data", "cat", "dog")
+    former = quick(*ON_PICTURES, f"data.source=folder:{data}", name="former")
+    fingerprint = run_in_process(former)["fingerprint"]
+    pictures(data, "cat", "dog", "eel")
+    settings = [word for item in ON_PICTURES for word in ("--set", item)]
+    source = ("--set", f"data.source=folder:{data}", "--set", "train.lr=1e-9")
+    code, out, err = fedhead(
+        "run", tmp_path / "tiny.toml", *settings, *source, "--init-from", former, "--json"
+    )
+    assert code == 0, err
+    assert "2 of 3 classes; new, and starting at zero: eel" in err
+    summary = json.loads(out)
+    # Backbones are made of the data's images, and a head is worth nothing on another one.
+    assert summary["fingerprint"] == fingerprint
+    before, after = (load_file(Path(r) / "head.safetensors") for r in (former, summary["run"]))
+    np.testing.assert_allclose(after["weight"][:2], before["weight"], atol=1e-6)
+    assert np.abs(after["weight"][2]).max() < 1e-6 < np.abs(after["weight"][:2]).max()

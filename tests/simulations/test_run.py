@@ -278,6 +278,16 @@ def test_absent_clients_are_counted_and_cost_no_uplink(quick: Make) -> None:
     )
 
 
+def test_a_share_of_the_clients_is_asked_and_said_as_a_number(
+    quick: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "fedhead")
+    share = run_in_process(quick("train.clients-per-round=0.3", name="share"))
+    number = run_in_process(quick("train.clients-per-round=3", name="number"))
+    assert "train.clients-per-round = 0.3: a round asks 3 of 8 clients" in caplog.text
+    assert share["head_sha256"] == number["head_sha256"]
+
+
 def test_fed3r_equals_the_centralized_ridge_head(quick: Make) -> None:
     run = quick(
         "strategy.name=fed3r", "strategy.args.lam=10.0", "train.clients-per-round=0",
