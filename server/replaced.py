@@ -107,17 +107,19 @@ def _settle(path: Path, old: Path) -> None:
     if has_begun(path):
         forget_replaced(path)
         return
+    log = ""
     if not is_empty(path):
         if not (path / "run.json").exists():
             logger.warning("%s holds no run, and the one it held before lies in %s", path, old)
             return
         try:
             with locked(path, seconds=_LEFT_SECONDS):
-                if (log := path / "flower.log").exists():
-                    log.replace(old / _FAILED_LOG)
+                if (path / "flower.log").exists():
+                    (path / "flower.log").replace(old / _FAILED_LOG)
+                    log = f", and left {path / _FAILED_LOG}"
         except RunError:
             logger.warning("%s is still at work; the run it was to replace lies in %s", path, old)
             return
     shutil.rmtree(path, ignore_errors=True)
     old.rename(path)
-    logger.warning("%s holds its former run again: the new one had no round", path)
+    logger.warning("%s holds its former run again: the new one had no round%s", path, log)

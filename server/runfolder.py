@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -171,7 +172,7 @@ def read_run_json(path: Path) -> dict[str, Any]:
 def resume_command(path: Path) -> str:
     """What goes on with a run, where it began; the deployment's folder only its owner knows."""
     devices = read_run_json(path).get("simulated") is False
-    return f"fedhead resume {path}{' --deployment DEPLOYMENT' if devices else ''}"
+    return f"fedhead resume {shlex.quote(str(path))}{' --deployment DEPLOYMENT' if devices else ''}"
 
 
 class MetricsLog:

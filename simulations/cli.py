@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import textwrap
 from enum import StrEnum
@@ -196,8 +197,10 @@ def _run(
             print_error(f"interrupted before the first round of {path}")
             raise typer.Exit(130) from None
         option = f" --engine {engine}" if engine is Engine.FLOWER else ""
-        option = f" --deployment {deployment}" if deployment is not None else option
-        print_error(f"interrupted; go on with: fedhead resume {path}{option}")
+        if deployment is not None:
+            option = f" --deployment {shlex.quote(str(deployment))}"
+        command = f"fedhead resume {shlex.quote(str(path))}{option}"
+        print_error(f"interrupted; go on with: {command}")
         raise typer.Exit(130) from None
     if json_:
         print(json.dumps(summary))
@@ -292,7 +295,9 @@ def partition(
     from common.config import load_config, parse_overrides
     from common.experiment import client_shares, experiment_dataset
     from common.partition import plot_partition
+    from common.pictures import check_drawable
 
+    check_drawable(out, purpose="drawing the partition")  # before data are read
     config = load_config(experiment, parse_overrides(set_ or []))
     dataset, shares = experiment_dataset(config), client_shares(config)
     plot_partition([dataset.labels[share.train] for share in shares], dataset.classes, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,7 +76,7 @@ def allowed(config: Config, overrides: Mapping[str, Any], path: Path) -> Config:
         raise RunError(
             f"{path} cannot go on with another {', '.join(refused)}, only with another "
             f"{', '.join(MAY_CHANGE)}; a new run can start from its head: fedhead run "
-            f"EXPERIMENT.toml --init-from {path}"
+            f"EXPERIMENT.toml --init-from {shlex.quote(str(path))}"
         )
     return new
 
@@ -123,5 +124,5 @@ def needs_data(path: Path, config: Config, command: str) -> Iterator[None]:
     except (DataError, BackboneError) as exc:
         key = place if isinstance(exc, DataError) else "backbone.weights=file:PATH"
         raise RunError(
-            f"{exc}; if it lies elsewhere now: fedhead {command} {path} --set {key}"
+            f"{exc}; if it lies elsewhere now: fedhead {command} {shlex.quote(str(path))} --set {key}"
         ) from exc

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -84,7 +85,8 @@ def new_run(config: Config) -> Path:
     path = free_folder(config)
     if not is_empty(path):
         raise RunError(
-            f"{path} is not empty: fedhead resume {path}, or fedhead run ... --overwrite"
+            f"{path} is not empty: fedhead resume {shlex.quote(str(path))}, or fedhead run ... "
+            "--overwrite"
         )
     config = anchored(config)
     former = former_head(config, path)

@@ -115,7 +115,7 @@ def serve(server: Path, say: Say) -> int:
     read_secret(server)
     if (end := expiries(server)["server's certificate"]) < datetime.now(UTC):
         raise RunError(
-            f"{server / 'server.crt'} ended on {end:%Y-%m-%d}: fedhead fleet {server.parent} renew"
+            f"{server / 'server.crt'} ended on {end:%Y-%m-%d}: fedhead fleet {shlex.quote(str(server.parent))} renew"
         )
     admitted_keys(server)
     signing_state(server)
@@ -208,7 +208,8 @@ def check_served(deployment: Path) -> None:
     server = deployment / "server"
     read_secret(server)
     if not is_held(server):
-        raise RunError(f"no server of {deployment} runs here: fedhead serve {server}")
+        command = f"fedhead serve {shlex.quote(str(server))}"
+        raise RunError(f"no server of {deployment} runs here: {command}")
 
 
 def run_deployed(

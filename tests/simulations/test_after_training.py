@@ -162,3 +162,20 @@ def test_a_file_may_go_into_a_folder_that_is_there(
     (tmp_path / "there").mkdir()
     assert fedhead("export", "r", "--target", "head", "--out", "there")[0] == 0
     assert (tmp_path / "there" / FILES["head"]).exists()
+
+
+@pytest.mark.parametrize(
+    "command", [("probe", "nowhere"), ("quantize-report",), ("partition", "nowhere.toml")]
+)
+def test_a_picture_that_cannot_be_drawn_is_said_before_any_work(
+    fedhead: Fedhead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "there" / "quantize.png").mkdir(parents=True)
+    code, _, err = fedhead(*command, "--out", "there")
+    assert code == 1
+    assert "there" in err
+    assert "is a folder, expected a picture file" in err
+    monkeypatch.setattr("common.pictures.find_spec", lambda _: None)
+    code, _, err = fedhead(*command, "--out", "new")
+    assert code == 1
+    assert "needs the package 'matplotlib'" in err

@@ -147,7 +147,7 @@ def test_data_that_have_moved_are_named_and_the_advice_works(
     quick: Make, fedhead: Fedhead, tmp_path: Path, command: str
 ) -> None:
     data = pictures(tmp_path / "data", "cat", "dog")
-    run = quick(*ON_PICTURES, f"data.source=folder:{data}")
+    run = quick(*ON_PICTURES, f"data.source=folder:{data}", name="a run")
     before = run_in_process(run)
     data.rename(tmp_path / "moved data")
     options = ["--target", "head"] if command == "export" else []
@@ -239,7 +239,7 @@ def test_a_class_that_was_added_starts_at_zero_and_is_said(
     data = pictures(tmp_path / "data", "cat", "dog")
     former = quick(*ON_PICTURES, f"data.source=folder:{data}", name="former")
     fingerprint = run_in_process(former)["fingerprint"]
-    pictures(data, "cat", "dog", "eel")
+    data = pictures(tmp_path / "more data", "cat", "dog", "eel")
     settings = [word for item in ON_PICTURES for word in ("--set", item)]
     source = ("--set", f"data.source=folder:{data}", "--set", "train.lr=1e-9")
     code, out, err = fedhead(

@@ -131,6 +131,7 @@ def test_what_a_killed_process_had_moved_aside_is_back_at_the_next_start(
 ) -> None:
     before = content(run)
     begin_anew(run, experiment)
+    (run / "flower.log").write_text("why it failed")
     arguments = {
         "run": ("--out", run),  # refused: there is a run again
         "resume": ("--set", "train.lr=7"),  # refused likewise, it never gets to work
@@ -140,6 +141,7 @@ def test_what_a_killed_process_had_moved_aside_is_back_at_the_next_start(
     assert f"{run} holds its former run again" in err
     for name, data in before.items():
         assert (run / name).read_bytes() == data
+    assert (run / "flower-failed.log").read_text() == "why it failed"
     assert not replaced_of(run).exists()
 
 
@@ -172,3 +174,18 @@ def test_a_run_may_start_from_the_head_that_it_replaces(
     code, _, err = fedhead("run", experiment, "--overwrite", "--init-from", run, *settings)
     assert code == 0, err
     assert "10 of 10 classes" in err
+
+
+def test_a_comparison_at_work_is_left_alone(
+    fedhead: Fedhead, experiment: Path, tmp_path: Path
+) -> None:
+    cell = tmp_path / "grid" / "cells" / "begun"
+    cell.mkdir(parents=True)
+    with (tmp_path / "grid" / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        code, _, err = fedhead(
+            "compare", experiment, "--strategies", "fedavg", "--seeds", "0", "--out", "grid"
+        )
+    assert code == 1
+    assert "grid: fedhead compare runs already" in err
+    assert cell.exists()
