@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import shlex
 import typer
 
 from common.errors import DeliveryError, SignatureError

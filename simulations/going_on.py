@@ -123,6 +123,5 @@ def needs_data(path: Path, config: Config, command: str) -> Iterator[None]:
         yield
     except (DataError, BackboneError) as exc:
         key = place if isinstance(exc, DataError) else "backbone.weights=file:PATH"
-        raise RunError(
-            f"{exc}; if it lies elsewhere now: fedhead {command} {shlex.quote(str(path))} --set {key}"
-        ) from exc
+        remedy = f"fedhead {command} {shlex.quote(str(path))} --set {key}"
+        raise RunError(f"{exc}; if it lies elsewhere now: {remedy}") from exc

@@ -114,9 +114,8 @@ def serve(server: Path, say: Say) -> int:
     # What can be known to be wrong is said before anything starts.
     read_secret(server)
     if (end := expiries(server)["server's certificate"]) < datetime.now(UTC):
-        raise RunError(
-            f"{server / 'server.crt'} ended on {end:%Y-%m-%d}: fedhead fleet {shlex.quote(str(server.parent))} renew"
-        )
+        command = f"fedhead fleet {shlex.quote(str(server.parent))} renew"
+        raise RunError(f"{server / 'server.crt'} ended on {end:%Y-%m-%d}: {command}")
     admitted_keys(server)
     signing_state(server)
     with terminable(), alone(server, "fedhead serve"):
