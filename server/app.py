@@ -216,7 +216,10 @@ def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Ou
     """All rounds, and what the clients make of the last head."""
     task, backbone, folder = scene.task, scene.backbone, scene.folder
     engine = make_engine(task, scene.affine, backbone.spec.feature_zero_point)
-    start = first_head(folder.path, backbone, scene.dataset.classes)
+    if checkpoint:
+        start = checkpoint.head
+    else:
+        start = first_head(folder.path, backbone, scene.dataset.classes)
     if checkpoint is None or checkpoint.round_number < task.config.train.rounds:
         folder.reopen()
     with scene.stages("rounds"):

@@ -82,7 +82,7 @@ epochs = 0
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_toml() -> str:
     """The small experiment as a file's content."""
     pytest.importorskip("sklearn", reason="pip install 'fedhead[demo]'")

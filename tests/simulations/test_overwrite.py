@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from common.config import load_config
 from server.replaced import replaced_of
 from server.runfolder import RunFolder
 from server.targets.cards import ExportReport
+from simulations.run import new_run, run_in_process
 
 Fedhead = Callable[..., tuple[int, str, str]]
 
@@ -31,11 +33,23 @@ def experiment(tiny_toml: str, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def finished(tiny_toml: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.toml").write_text(tiny_toml)
+    settings = {"out": str(folder / "tiny"), "train": {"rounds": 1}}
+    run = new_run(load_config(folder / "tiny.toml", settings))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server.app, "export", lambda *_: ExportReport("model", Path(), 0, ""))
+        run_in_process(run)
+    return run
+
+
 @pytest.fixture
-def run(fedhead: Fedhead, experiment: Path, tmp_path: Path) -> Path:
-    """A finished run in the default folder."""
-    assert fedhead("run", experiment, "--set", "train.rounds=1")[0] == 0
-    return tmp_path / "runs" / "tiny"
+def run(finished: Path, tmp_path: Path) -> Path:
+    """The same in the default folder of the test's commands."""
+    return Path(shutil.copytree(finished, tmp_path / "runs" / "tiny"))
 
 
 def content(run: Path) -> dict[str, bytes]:
