@@ -41,7 +41,7 @@ from server.export import export
 from server.first_head import first_head, former_head
 from server.join import join
 from server.lease import follow
-from server.model import backbone_of_run, keep_backbone, trained_model
+from server.model import backbone_of_run, drop_backbone, keep_backbone, trained_model
 from server.progress import Progress
 from server.roster import Roster
 from server.rounds import run_rounds
@@ -158,7 +158,9 @@ def run_experiment(
         scene = _set_up(
             grid, config, folder, progress or Progress(), roster, backbones, resumes=resumes
         )
-        if not is_cell:
+        if is_cell:
+            drop_backbone(folder.path)  # hundreds have the same
+        else:
             keep_backbone(scene.backbone, folder.path)
         with scene.stages("baselines"):
             without = baselines(scene.task, scene.dataset.num_classes, scene.test)
@@ -216,10 +218,8 @@ def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Ou
     """All rounds, and what the clients make of the last head."""
     task, backbone, folder = scene.task, scene.backbone, scene.folder
     engine = make_engine(task, scene.affine, backbone.spec.feature_zero_point)
-    if checkpoint:
-        start = checkpoint.head
-    else:
-        start = first_head(folder.path, backbone, scene.dataset.classes)
+    classes = scene.dataset.classes
+    start = checkpoint.head if checkpoint else first_head(folder.path, backbone, classes)
     if checkpoint is None or checkpoint.round_number < task.config.train.rounds:
         folder.reopen()
     with scene.stages("rounds"):

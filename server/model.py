@@ -20,7 +20,14 @@ from common.files import cache_root, write_atomic
 from common.types import FeatureSet, Head
 from server.trained import TrainedModel
 
-__all__ = ["backbone_of_run", "keep_backbone", "kept_backbone", "prepare", "trained_model"]
+__all__ = [
+    "backbone_of_run",
+    "drop_backbone",
+    "keep_backbone",
+    "kept_backbone",
+    "prepare",
+    "trained_model",
+]
 
 logger = logging.getLogger("fedhead")
 
@@ -72,7 +79,7 @@ def backbone_of_run(path: Path, config: Config, dataset: Dataset) -> FrozenBackb
             return FrozenBackbone.load(path)
         except BackboneError as exc:
             logger.warning("%s: %s: preparing it again", file, exc)
-            file.unlink()
+            drop_backbone(path)
     return prepare(config, dataset)
 
 
@@ -88,6 +95,11 @@ def keep_backbone(source: FrozenBackbone | Path, path: Path) -> None:
             return
         source = cached
     write_atomic(target, source.read_bytes())
+
+
+def drop_backbone(path: Path) -> None:
+    """Remove a run folder's backbone, if there is one."""
+    (path / _KEPT).unlink(missing_ok=True)
 
 
 def trained_model(

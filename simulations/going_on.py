@@ -26,6 +26,7 @@ MAY_CHANGE = {
     "data.root": "likewise",
     "data.download": "likewise",
     "backbone.weights": "where the same weights lie now: the backbone's fingerprint is compared",
+    "baseline.epochs": "what is computed beside the rounds",
     "simulation.cohort-memory": "what the memory of this machine can hold",
 }
 """Keys that a run may go on with other values of, each with the reason."""

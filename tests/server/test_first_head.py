@@ -16,7 +16,7 @@ from common.types import Head
 from server.build import check_strategy
 from server.first_head import FormerHead, first_head
 from server.trained import TrainedModel
-from simulations.run import run_in_process
+from simulations.run import open_run, run_cell, run_in_process
 
 Make = Callable[..., Path]
 FORMER = ("ant", "bee", "cat")
@@ -115,6 +115,21 @@ def test_a_run_begins_with_the_former_head_and_backbone(quick: Make, tmp_path: P
     np.testing.assert_allclose(matrix(later), matrix(tmp_path / "gone"), atol=1e-6)
     again = quick(f"strategy.init-from={tmp_path / 'gone'}", *options[1:], name="again")
     assert run_in_process(again)["head_sha256"] == after["head_sha256"]
+
+
+def test_stock_strategies_and_cells_of_a_comparison_start_there_too(
+    quick: Make, tmp_path: Path
+) -> None:
+    former = quick("train.rounds=1", name="former")
+    run_in_process(former)
+    options = (f"strategy.init-from={former}", "train.lr=1e-9", "train.rounds=1")
+    stock = quick(*options, "strategy.name=flwr.serverapp.strategy:FedAvg", name="stock")
+    run_in_process(stock)
+    cell = tmp_path / "cell"
+    run_cell(cell, open_run(quick(*options, name="same")).to_toml())
+    for run in (stock, cell):
+        np.testing.assert_allclose(matrix(run), matrix(former), atol=1e-6)
+    assert not (cell / "backbone.safetensors").exists()
 
 
 def test_a_head_of_another_backbone_section_is_refused_by_key(quick: Make, tmp_path: Path) -> None:

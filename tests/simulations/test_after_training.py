@@ -96,6 +96,27 @@ def test_the_command_that_an_error_gives_ends_with_a_file(
     assert read_summary(run)["accuracy"] > 0.5
 
 
+@pytest.mark.parametrize("resumes", [False, True])
+def test_baselines_that_fail_can_be_left_out(
+    fedhead: Fedhead, experiment: Path, monkeypatch: pytest.MonkeyPatch, resumes: bool
+) -> None:
+    monkeypatch.setattr(server.app, "export", write)
+    settings = ("--set", "train.rounds=1", "--out", "r", "--set", "baseline.epochs=1")
+    if resumes:
+        with monkeypatch.context() as patch:
+            patch.setattr(server.app, "ask_clients", interrupt)
+            assert fedhead("run", experiment, *settings)[0] == 130
+    monkeypatch.setattr("server.baselines.ask", lambda *_: ({}, {}))
+    command = ("resume", "r") if resumes else ("run", experiment, *settings)
+    code, _, err = fedhead(*command)
+    assert code == 1
+    assert "the baselines could not be computed: no answer" in err
+    found = re.search(r"(--set) (baseline\.epochs=0) leaves them out$", err.strip())
+    assert found, err
+    code, _, err = fedhead(*command, *found.groups())
+    assert code == 0, err
+
+
 def test_a_head_is_written_though_its_model_is_refused(
     fedhead: Fedhead, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
