@@ -275,6 +275,8 @@ def _advised(folder: RunFolder) -> Iterator[None]:
             f"{folder.model}: {exc}; {safe}; this writes the head for devices that have the "
             f"backbone: {command} --target head"
         ) from exc
+    except FedheadError as exc:
+        raise RunError(f"{folder.model}: {exc}; {safe}; mend that, then {command}") from exc
     except OSError as exc:
         raise RunError(
             f"{exc.filename or folder.model}: {exc.strerror or exc}; {safe}; mend that, then "

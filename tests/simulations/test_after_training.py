@@ -12,7 +12,7 @@ import pytest
 
 import server.app
 import server.export
-from common.errors import ExportError
+from common.errors import DataError, ExportError
 from server.export import FILES
 from server.targets.cards import ExportReport
 from server.trained import TrainedModel
@@ -38,6 +38,10 @@ def fill(*_: object) -> None:
 
 def deny(*_: object) -> None:
     raise OSError(errno.ENOTSUP, "Operation not supported", "/proc/model.pt")
+
+
+def lose(*_: object) -> None:
+    raise DataError("cat/1.png: cannot be read (No such file or directory)")
 
 
 def interrupt(*_: object, **__: object) -> None:
@@ -68,6 +72,7 @@ def advised(err: str) -> list[str]:
         ("export", deny, 1, "model.pt"),
         ("export", interrupt, 130, "model.pt"),
         ("trained_model", interrupt, 130, "model.pt"),
+        ("trained_model", lose, 1, "model.pt"),
         ("ask_clients", interrupt, 130, "model.pt"),
         ("ask_clients", fill, 1, "model.pt"),
         ("summarize", fill, 1, "model.pt"),
