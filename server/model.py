@@ -74,13 +74,31 @@ def backbone_of_run(path: Path, config: Config, dataset: Dataset) -> FrozenBackb
     Raises:
         FedheadError: it cannot be prepared.
     """
-    if file := kept_backbone(path):
-        try:
-            return FrozenBackbone.load(path)
-        except BackboneError as exc:
-            logger.warning("%s: %s: preparing it again", file, exc)
-            drop_backbone(path)
-    return prepare(config, dataset)
+    backbone = _kept(path) or prepare(config, dataset)
+    if backbone.fingerprint not in _known:
+        _known.clear()
+        _known[backbone.fingerprint] = backbone
+    return _known[backbone.fingerprint]
+
+
+# torch names what it loads a second time in another way, and a model's bytes hold the names.
+_known: dict[str, FrozenBackbone] = {}
+
+
+def _kept(path: Path) -> FrozenBackbone | None:
+    """What lies in a run folder; None: nothing, or something damaged, which is removed."""
+    file = kept_backbone(path)
+    if file is None:
+        return None
+    try:
+        kept = FrozenBackbone.load(path, opened=False)
+        if kept.fingerprint not in _known:
+            _ = kept.module  # opened, and so checked
+    except BackboneError as exc:
+        logger.warning("%s: %s: preparing it again", file, exc)
+        drop_backbone(path)
+        return None
+    return kept
 
 
 def keep_backbone(source: FrozenBackbone | Path, path: Path) -> None:
