@@ -60,6 +60,20 @@ def _update_norm(value: object) -> float | Literal["auto"]:
 
 UpdateNorm = Annotated[float | Literal["auto"], PlainValidator(_update_norm)]
 
+
+def _number_or_share(value: object) -> int | float:
+    """A whole number of clients, or a share of them; 1.0 might be meant as either."""
+    if type(value) is int and value >= 0:
+        return value
+    if type(value) is float and 0 < value < 1:
+        return value
+    raise ValueError(
+        "must be a whole number of clients, 0 for every one, or a share of them between 0 and 1"
+    )
+
+
+NumberOrShare = Annotated[int | float, PlainValidator(_number_or_share)]
+
 PARTITION_KEYS = {
     "dirichlet": "alpha",
     "pathological": "classes-per-client",
@@ -156,6 +170,9 @@ class StrategyConfig(Section):
     for one of Flower's."""
     args: dict[str, Any] = Field(default_factory=dict)
     """The strategy's own settings, see fedhead strategies."""
+    init_from: str = ""
+    """Run folder whose head is the first one, and whose backbone is this run's; rows are matched by
+    the names of classes, new ones start at zero."""
     init: Literal["zeros", "fed3r"] = "zeros"
     """The first head; fed3r takes a first round in which every client sends its statistics."""
     init_temperature: Annotated[float, Field(gt=0)] = 10.0
@@ -173,8 +190,8 @@ class TrainConfig(Section):
 
     rounds: Positive = 50
     """Rounds of federated training."""
-    clients_per_round: Count = 0
-    """0: every client."""
+    clients_per_round: NumberOrShare = 0
+    """How many are asked; below 1 a share of all clients, rounded up; 0: every client."""
     lr: Annotated[float, Field(gt=0)] = 0.01
     """Learning rate of the clients' SGD."""
     local_epochs: Positive = 1
@@ -185,6 +202,15 @@ class TrainConfig(Section):
     """Heavy-ball momentum."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """L2 penalty."""
+
+    def asked(self, num_clients: int) -> int:
+        """How many of so many clients a round asks; 0: every one, however many come.
+
+        >>> TrainConfig.model_validate({"clients-per-round": 0.1}).asked(55)
+        6
+        """
+        number = self.clients_per_round
+        return number if isinstance(number, int) else math.ceil(number * num_clients - 1e-9)
 
     def local(self) -> LocalTraining:
         """The part that a client needs."""

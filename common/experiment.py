@@ -60,7 +60,10 @@ class ClientShare:
 
 
 def run_config(values: Mapping[str, object]) -> Config:
-    """The configuration that Flower's run config names: ``experiment`` and ``overrides``."""
+    """The configuration that Flower's run config names: ``experiment`` and ``overrides``.
+
+    That of a run folder goes on in this folder, wherever it lies by now.
+    """
     experiment = str(values.get("experiment", ""))
     if not experiment:
         raise ConfigError(["experiment is empty, expected a TOML file"], "run config")
@@ -69,7 +72,10 @@ def run_config(values: Mapping[str, object]) -> Config:
     path = path if path.is_absolute() else _APP / path
     overrides = str(values.get("overrides", ""))
     changed = path.stat().st_mtime_ns if path.exists() else 0
-    return _load(path, overrides, changed)
+    config = _load(path, overrides, changed)
+    if not config.out and (path.parent / "run.json").exists():
+        return config.model_copy(update={"out": str(path.parent)})
+    return config
 
 
 @lru_cache(maxsize=8)

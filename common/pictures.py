@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,20 @@ from common.files import write_atomic
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["new_figure", "save_figure"]
+__all__ = ["check_drawable", "new_figure", "save_figure"]
+
+
+def check_drawable(path: Path, *, purpose: str) -> None:
+    """Find out before the long work whether its picture can be drawn.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed; says what for.
+        OSError: the path is a folder's.
+    """
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "simulation", purpose)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, expected a picture file", str(path))
 
 
 def new_figure(width: float, height: float, *, purpose: str) -> Figure:

@@ -55,6 +55,11 @@ class Admission:
         if self._roster:
             self._roster.refresh()
 
+    @property
+    def registered(self) -> int:
+        """How many devices the deployment has; 0 without one."""
+        return self._roster.size if self._roster else 0
+
     def is_registered(self, node: int) -> bool:
         """Whether a node may take part at all."""
         return self._roster is None or self._roster.device(node) is not None

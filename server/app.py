@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-import shutil
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -25,27 +26,30 @@ from common.experiment import (
     held_out_positions,
     run_config,
 )
-from common.files import simulated_state, write_atomic
+from common.files import write_atomic
 from common.log import start_log
 from common.progress import stage
-from common.types import Affine, FeatureSet, Head
+from common.types import Affine, FeatureSet
 from server.backbones import offer
 from server.baselines import baselines
 from server.build import check_strategy, make_engine
 from server.checkpoint import Checkpoint, load_latest
 from server.client_figures import ask_clients, write_clients
+from server.client_memory import bring_back, put_away
 from server.engine import Task
 from server.events import event_log
 from server.export import export
+from server.first_head import first_head, former_head
 from server.join import join
 from server.lease import follow
-from server.model import prepare, trained_model
+from server.model import backbone_of_run, drop_backbone, keep_backbone, trained_model
 from server.progress import Progress
 from server.roster import Roster
 from server.rounds import run_rounds
 from server.runfolder import RunFolder, free_folder, read_run_json
 from server.stock import is_stock
 from server.summary import Outcome, of_export, summarize
+from server.targets.cards import ExportReport
 from server.unreadable import survive_unreadable_replies
 
 logger = logging.getLogger("fedhead")
@@ -151,13 +155,21 @@ def run_experiment(
     with folder.at_work(), log, stage(folder.path.name):
         checkpoint = _checkpoint(folder, config)
         resumes = checkpoint is not None
+        if former := former_head(config, folder.path):
+            former.keep(folder.path)
+        bring_back(folder.path, folder.run_id)
         scene = _set_up(
             grid, config, folder, progress or Progress(), roster, backbones, resumes=resumes
         )
+        if is_cell:
+            drop_backbone(folder.path)  # hundreds have the same
+        else:
+            keep_backbone(scene.backbone, folder.path)
         with scene.stages("baselines"):
             without = baselines(scene.task, scene.dataset.num_classes, scene.test)
         outcome = _train(scene, checkpoint, is_cell=is_cell)
-        _close(scene, outcome, without, is_cell=is_cell)
+        figures = {**summarize(scene.task, scene.backbone, outcome), **without}
+        _close(scene, outcome, figures, is_cell=is_cell)
     return folder.path
 
 
@@ -188,8 +200,8 @@ def _set_up(
     with stages("data"):
         dataset = experiment_dataset(config)
     with stages("backbone"):
-        backbone = prepare(config, dataset)
-    folder.bind(backbone.fingerprint, dataset.classes)
+        backbone = backbone_of_run(folder.path, config, dataset)
+    folder.bind(backbone.fingerprint, dataset.classes, dataset.content_key)
     offered = offer(backbone, config.name, backbones)
     with stages("features"):
         features = experiment_features(config, backbone)
@@ -207,54 +219,69 @@ def _set_up(
 
 def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Outcome:
     """All rounds, and what the clients make of the last head."""
-    task, backbone = scene.task, scene.backbone
+    task, backbone, folder = scene.task, scene.backbone, scene.folder
     engine = make_engine(task, scene.affine, backbone.spec.feature_zero_point)
+    classes = scene.dataset.classes
+    start = checkpoint.head if checkpoint else first_head(folder.path, backbone, classes)
+    if checkpoint is None or checkpoint.round_number < task.config.train.rounds:
+        folder.reopen()
     with scene.stages("rounds"):
         head, rounds, counters = run_rounds(
-            task,
-            engine,
-            Head.zeros(scene.dataset.num_classes, backbone.spec.num_features),
-            scene.test,
-            scene.folder,
-            checkpoint,
-            is_cell=is_cell,
+            task, engine, start, scene.test, folder, checkpoint, is_cell=is_cell
         )
     if not counters["accepted"]:
         raise RunError(f"no round of {rounds} had enough valid updates: nothing to export")
+    write_atomic(folder.head, save({"weight": head.weight, "bias": head.bias}))
     with scene.stages("evaluation"):
         figures = ask_clients(task, head, engine.personal)
         if task.registry.simulated:
-            write_clients(scene.folder.clients, task, scene.dataset, figures)
+            write_clients(folder.clients, task, scene.dataset, figures)
     return Outcome(head, evaluate(head, scene.test), rounds, counters, figures)
 
 
-def _close(
-    scene: _Scene, outcome: Outcome, without: Mapping[str, float | None], *, is_cell: bool
-) -> None:
+def _close(scene: _Scene, outcome: Outcome, figures: Mapping[str, Any], *, is_cell: bool) -> None:
     """Write what the run has come to, and export the model.
 
     Raises:
         RunError: the model could not be exported; the head and all figures are kept.
     """
-    folder, task, head = scene.folder, scene.task, outcome.head
-    figures = {**summarize(task, scene.backbone, outcome), **without}
-    write_atomic(folder.path / "head.safetensors", save({"weight": head.weight, "bias": head.bias}))
-    refused: ExportError | None = None
-    if not is_cell:
-        task.registry.accounts.write(folder.devices)
-        with scene.stages("export"):
-            trained = trained_model(task.config, scene.backbone, head, scene.test)
-            try:
-                exported = export(trained, "model", folder.model)
-            except ExportError as exc:
-                exported, refused = None, exc
-            figures |= of_export(exported, folder.model)
-    figures["seconds"] = scene.stages.seconds | figures["seconds"]
-    folder.write_json(folder.summary, figures | {"run": str(folder.path)})
+    folder, task, stages = scene.folder, scene.task, scene.stages
+
+    def write(exported: ExportReport | None) -> None:
+        seconds = stages.seconds | figures["seconds"]
+        own = {} if is_cell else of_export(exported, folder.model)
+        own |= {"seconds": seconds, "run": str(folder.path)}
+        folder.write_json(folder.summary, {**figures, **own})
+
+    write(None)  # whatever becomes of the model, what was trained has its figures
     if task.registry.simulated:
-        shutil.rmtree(simulated_state() / folder.run_id, ignore_errors=True)
-    if refused:
+        put_away(folder.path, folder.run_id, keep=not is_cell)
+    if is_cell:
+        return
+    task.registry.accounts.write(folder.devices)
+    with stages("export"), _advised(folder):
+        trained = trained_model(task.config, scene.backbone, outcome.head, scene.test)
+        exported = export(trained, "model", folder.model)
+    write(exported)
+
+
+@contextmanager
+def _advised(folder: RunFolder) -> Iterator[None]:
+    """Say of an export that fails what is there, and which command writes something."""
+    command = f"fedhead export {shlex.quote(str(folder.path))}"
+    earlier = f" ({folder.model.name} there is of an earlier head)" if folder.model.exists() else ""
+    safe = f"head and figures are safe{earlier}"
+    try:
+        yield
+    except ExportError as exc:
         raise RunError(
-            f"{folder.model}: {refused}; the trained head is in {folder.path}, which fedhead "
-            "export writes for other targets too"
-        ) from refused
+            f"{folder.model}: {exc}; {safe}; this writes the head for devices that have the "
+            f"backbone: {command} --target head"
+        ) from exc
+    except FedheadError as exc:
+        raise RunError(f"{folder.model}: {exc}; {safe}; mend that, then {command}") from exc
+    except OSError as exc:
+        raise RunError(
+            f"{exc.filename or folder.model}: {exc.strerror or exc}; {safe}; mend that, then "
+            f"{command}"
+        ) from exc

@@ -42,7 +42,10 @@ def baselines(task: Task, num_classes: int, test: FeatureSet) -> dict[str, float
         _SECONDS,
     )
     if node not in answers:
-        raise RunError(f"the baselines could not be computed: {errors.get(node, 'no answer')}")
+        raise RunError(
+            f"the baselines could not be computed: {errors.get(node, 'no answer')}; "
+            "--set baseline.epochs=0 leaves them out"
+        )
     return {
         f"{name}_accuracy": _accuracy(name, head, test)
         for name, head in read_heads(answers[node]).items()

@@ -19,6 +19,10 @@ __all__ = ["check_strategy", "make_engine"]
 
 def check_strategy(config: Config) -> None:
     """Find a wrong strategy name or argument before the long work starts."""
+    if config.strategy.init_from and config.strategy.init != "zeros":
+        raise ConfigError(
+            [f"strategy.init={config.strategy.init!r} and strategy.init-from exclude each other"]
+        )
     if is_stock(config.strategy.name):
         build_stock(config.strategy.name, config.strategy.args, lr=config.train.lr)
         if problem := _stock_problem(config):
@@ -48,6 +52,8 @@ def _check_closed_form(config: Config, name: str) -> None:
     """What makes no sense where clients send statistics instead of deltas."""
     if config.strategy.init != "zeros" or config.strategy.precondition != "none":
         raise ConfigError([f"{name} has no gradients: neither init nor precondition applies"])
+    if config.strategy.init_from:
+        raise ConfigError([f"{name} has no gradients: it starts from no head, see init-from"])
     if config.attack.changes_updates and config.attack.kind != "inflate":
         raise ConfigError(
             [

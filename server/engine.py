@@ -210,7 +210,7 @@ def sample_cohort(
     """
     config, registry = task.config, task.registry
     eligible = len(registry.known.difference(excluded))
-    size = 0 if everyone else min(config.train.clients_per_round, eligible)
+    size = 0 if everyone else min(config.train.asked(registry.population), eligible)
     away = registry.stragglers.busy().union(excluded)
     ids = np.array(sorted(registry.clients.keys() - away), np.int64)
     wanted = size or min(eligible, max(1, len(ids)))

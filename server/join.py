@@ -78,7 +78,7 @@ def join(
         deadline_seconds=config.round.deadline_seconds,
         progress=progress,
     )
-    wanted = config.train.clients_per_round
+    wanted = config.train.asked(registry.population)
     needed = quorum(config, wanted) if resumes else max(1, wanted)
     if devices:
         registry.wait_for(needed, _JOIN_SECONDS, _JOIN_SECONDS)
@@ -102,6 +102,12 @@ def join(
         if missing := sorted(expected - set(registry.clients)):
             raise RunError(f"no node hosts the clients {missing[:10]}")
         _account(config, dataset)
+    share, population = config.train.clients_per_round, registry.population
+    if isinstance(share, float):
+        asked = config.train.asked(population)
+        logger.info(
+            "train.clients-per-round = %g: a round asks %d of %d clients", share, asked, population
+        )
     return registry
 
 

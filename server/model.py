@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
 from common.backbone.cache import cached_backbone
-from common.backbone.frozen import FrozenBackbone
+from common.backbone.frozen import FrozenBackbone, backbone_file
 from common.backbone.recipe import Recipe
 from common.config import BackboneConfig, Config
 from common.datasets import Dataset
+from common.errors import BackboneError
 from common.evaluation import evaluate
 from common.experiment import calibration_positions, experiment_dataset, held_out_positions
-from common.files import cache_root
+from common.files import cache_root, write_atomic
 from common.types import FeatureSet, Head
 from server.trained import TrainedModel
 
-__all__ = ["prepare", "trained_model"]
+__all__ = [
+    "backbone_of_run",
+    "drop_backbone",
+    "keep_backbone",
+    "kept_backbone",
+    "prepare",
+    "trained_model",
+]
+
+logger = logging.getLogger("fedhead")
+
+_KEPT = "backbone.safetensors"
 
 _SELF_CHECK_IMAGES = 128
 
@@ -45,6 +59,67 @@ def _prepared_backbone(
         std=settings.std,
     )
     return cached_backbone(recipe, dataset.images(positions, settings.input_size), cache_root())
+
+
+def kept_backbone(path: Path) -> Path | None:
+    """The file of a run folder's backbone; None: there is none.
+
+    It is kept because another machine or processor would make a slightly other one.
+    """
+    file = path / _KEPT
+    return file if file.exists() else None
+
+
+def backbone_of_run(path: Path, config: Config, dataset: Dataset) -> FrozenBackbone:
+    """The backbone that lies in a run folder; without one, the configured one.
+
+    Raises:
+        FedheadError: it cannot be prepared.
+    """
+    backbone = _kept(path) or prepare(config, dataset)
+    if backbone.fingerprint not in _known:
+        _known.clear()
+        _known[backbone.fingerprint] = backbone
+    return _known[backbone.fingerprint]
+
+
+# torch names what it loads a second time in another way, and a model's bytes hold the names.
+_known: dict[str, FrozenBackbone] = {}
+
+
+def _kept(path: Path) -> FrozenBackbone | None:
+    """What lies in a run folder; None: nothing, or something damaged, which is removed."""
+    file = kept_backbone(path)
+    if file is None:
+        return None
+    try:
+        kept = FrozenBackbone.load(path, opened=False)
+        if kept.fingerprint not in _known:
+            _ = kept.module  # opened, and so checked
+    except BackboneError as exc:
+        logger.warning("%s: %s: preparing it again", file, exc)
+        drop_backbone(path)
+        return None
+    return kept
+
+
+def keep_backbone(source: FrozenBackbone | Path, path: Path) -> None:
+    """Put a backbone, or its file, into a run folder that has none."""
+    target = path / _KEPT
+    if target.exists():
+        return
+    if isinstance(source, FrozenBackbone):
+        cached = backbone_file(cache_root(), source.fingerprint)
+        if not cached.exists():
+            write_atomic(target, source.to_bytes())
+            return
+        source = cached
+    write_atomic(target, source.read_bytes())
+
+
+def drop_backbone(path: Path) -> None:
+    """Remove a run folder's backbone, if there is one."""
+    (path / _KEPT).unlink(missing_ok=True)
 
 
 def trained_model(

@@ -95,6 +95,11 @@ class Registry:
         """Whether the clients are the devices of a deployment."""
         return self._admission.deployed
 
+    @property
+    def population(self) -> int:
+        """How many clients there are to choose from: all registered devices, or all that came."""
+        return self._admission.registered or len(self.known)
+
     def name(self, client: int) -> str:
         """What a person calls a client."""
         return self._admission.name(client)

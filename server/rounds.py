@@ -16,6 +16,7 @@ from server.checkpoint import Checkpoint, save_checkpoint
 from server.engine import Engine, RoundResult, Task, quorum
 from server.events import event
 from server.registry import Registry
+from server.replaced import forget_replaced
 from server.replies import LARGEST_LOSS
 from server.runfolder import MetricsLog, RunFolder
 
@@ -130,6 +131,7 @@ def run_rounds(
                     counters=counters,
                     keep=config.round.keep_checkpoints,
                 )
+                forget_replaced(folder.path)
             if not task.registry.simulated:
                 task.registry.accounts.write(folder.devices)
             done = round_number
@@ -144,7 +146,8 @@ def _gather(task: Task, round_number: int) -> None:
     """
     config, registry = task.config, task.registry
     registry.refresh()
-    wanted = min(config.train.clients_per_round or len(registry.clients), len(registry.known))
+    asked = config.train.asked(registry.population)
+    wanted = min(asked or len(registry.clients), len(registry.known))
     needed = quorum(config, wanted)
     registry.progress.update(round_number=round_number, rounds=config.train.rounds, quorum=needed)
     if not registry.simulated:

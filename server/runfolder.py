@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from tensorboardX.summary import scalar
 from common.config import Config
 from common.errors import RunError
 from common.files import is_empty, remove_temporary, write_atomic
+from server.replaced import recover
 
 __all__ = ["MetricsLog", "RunFolder", "free_folder", "read_run_json", "resume_command"]
 
@@ -30,14 +32,19 @@ _DISK = {
 }  # fmt: skip
 
 
-def free_folder(config: Config) -> Path:
-    """``out``, or the first of runs/NAME, runs/NAME-2, ... that does not exist."""
-    if config.out:
-        return Path(config.out).expanduser().resolve()
-    base = Path("runs").resolve() / config.name
-    path, number = base, 2
-    while path.exists():
-        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+def free_folder(config: Config, *, numbered: bool = True) -> Path:
+    """``out``, or the first of runs/NAME, runs/NAME-2, ... that does not exist.
+
+    Args:
+        config: of the run.
+        numbered: False: runs/NAME, whether or not it exists.
+    """
+    given = Path(config.out).expanduser() if config.out else Path("runs") / config.name
+    path, number = given.resolve(), 2
+    recover(path)
+    while numbered and not config.out and path.exists():
+        path, number = path.with_name(f"{config.name}-{number}"), number + 1
+        recover(path)
     return path
 
 
@@ -54,13 +61,14 @@ class RunFolder:
 
     def __init__(self, path: Path, config: Config) -> None:
         self.path = path
+        self.head = path / "head.safetensors"
         self.checkpoints = path / "checkpoint"
         self.model = path / "model.pt"
         self.summary = path / "summary.json"
         self.clients = path / "clients.json"
         self.devices = path / "devices.csv"
         self.events = path / "events.jsonl"
-        text = config.model_copy(update={"out": str(path)}).to_toml()
+        text = config.model_copy(update={"out": ""}).to_toml()  # a run folder may be moved
         file = path / "config.toml"
         if file.exists():
             if file.read_text() != text:
@@ -76,6 +84,11 @@ class RunFolder:
         if not file.exists():
             write_atomic(file, json.dumps({"run-id": uuid.uuid4().hex}).encode())
         return str(read_run_json(self.path)["run-id"])
+
+    def reopen(self) -> None:
+        """The run goes on: what a former end of it has left no longer holds."""
+        for file in (self.summary, self.head):
+            file.unlink(missing_ok=True)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -101,16 +114,21 @@ class RunFolder:
                 f"that, then {resume_command(self.path)}"
             ) from exc
 
-    def bind(self, fingerprint: str, classes: Sequence[str]) -> None:
-        """Tie the run to its backbone and classes, or check that they are still the same.
+    def bind(self, fingerprint: str, classes: Sequence[str], data: str) -> None:
+        """Tie the run to its backbone and data, or check that they are still the same.
+
+        Args:
+            fingerprint: of the backbone.
+            classes: names of the classes.
+            data: the data set's ``content_key``.
 
         Raises:
             RunError: data, weights or packages have changed since the run began.
         """
-        if not self._same({"fingerprint": fingerprint, "classes": list(classes)}):
+        if not self._same({"fingerprint": fingerprint, "classes": list(classes), "data": data}):
             raise RunError(
-                f"{self.path}: data, weights or packages have changed since the run began, its "
-                "head is of another backbone or other classes"
+                f"{self.path}: data, weights or packages have changed since the run began: other "
+                "images, other classes or another backbone"
             )
 
     def bind_clients(self, *, simulated: bool) -> None:
@@ -154,7 +172,7 @@ def read_run_json(path: Path) -> dict[str, Any]:
 def resume_command(path: Path) -> str:
     """What goes on with a run, where it began; the deployment's folder only its owner knows."""
     devices = read_run_json(path).get("simulated") is False
-    return f"fedhead resume {path}{' --deployment DEPLOYMENT' if devices else ''}"
+    return f"fedhead resume {shlex.quote(str(path))}{' --deployment DEPLOYMENT' if devices else ''}"
 
 
 class MetricsLog:

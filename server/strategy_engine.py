@@ -21,6 +21,7 @@ from server.accounts import Accounts
 from server.attacks import corrupt
 from server.availability import simulate
 from server.checkpoint import Checkpoint, restore_state
+from server.client_memory import check_memory
 from server.collect import Collector
 from server.engine import (
     Fault,
@@ -96,6 +97,8 @@ class StrategyEngine:
             self._counted = dict(zip(kept.clients.tolist(), kept.counted.tolist(), strict=True))
             self._equipped = set(kept.equipped.tolist())
             self._norms = kept.norms
+            if self._task.registry.simulated:
+                check_memory(self._task.run_id, len(self._counted), checkpoint.round_number)
 
     def step(self, round_number: int, head: Head, fault: Fault) -> tuple[Head, RoundResult] | None:
         config, task = self._task.config, self._task

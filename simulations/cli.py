@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-import shutil
+import shlex
 import sys
 import textwrap
 from contextlib import nullcontext
@@ -99,7 +99,14 @@ def run(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; without it, runs/NAME.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing run folder.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(help="Replace the run in that folder, once the new one has a round."),
+    ] = False,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Start from this run's head, and keep its backbone."),
+    ] = None,
     engine: EngineOption = Engine.IN_PROCESS,
     deployment: DeploymentOption = None,
     key: KeyOption = None,
@@ -107,10 +114,10 @@ def run(
     json_: JsonFlag = False,
 ) -> None:
     """Run an experiment and export its model."""
-    from common.config import load_config, parse_overrides
+    from common.config import changed, load_config, parse_overrides
     from simulations.deploy.launch import check_served
     from simulations.flower import check_ray
-    from simulations.run import new_run
+    from simulations.run import beginning
 
     if engine is Engine.FLOWER:
         check_ray()  # before there is a run folder
@@ -119,39 +126,48 @@ def run(
     if out is not None:
         overrides["out"] = str(out)
     config = load_config(experiment, overrides)
+    if init_from is not None:
+        config = changed(config, {"strategy": {"init-from": str(init_from)}})
     if deployment is not None:
         check_served(deployment)  # likewise
-    path = new_run(config, overwrite=overwrite)
-    try:
+    with beginning(config, overwrite=overwrite) as path:
         _run(path, engine, deployment, key, health, json_)
-    except FedheadError:
-        # A run that never began, for its data or partition, leaves nothing in the way.
-        if not (path / "metrics.jsonl").exists() and not (path / "flower.log").exists():
-            shutil.rmtree(path, ignore_errors=True)
-        raise
 
 
 @cli.command()
 def resume(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Go on with another value: train.rounds for longer, data.source where data moved.",
+        ),
+    ] = None,
     engine: EngineOption = Engine.IN_PROCESS,
     deployment: DeploymentOption = None,
     key: KeyOption = None,
     health: HealthOption = "",
     json_: JsonFlag = False,
 ) -> None:
-    """Go on with a run from its last finished round."""
+    """Go on with a run from its last finished round, also where its folder was moved."""
+    from common.config import parse_overrides
     from server.runfolder import read_run_json, resume_command
     from simulations.deploy.launch import check_served
+    from simulations.going_on import change_run, needs_data
     from simulations.run import open_run
 
-    open_run(run_folder)
+    config = open_run(run_folder)
     if deployment is not None:
         check_served(deployment)
     elif read_run_json(run_folder).get("simulated") is False:
         command = resume_command(run_folder)
         raise RunError(f"{run_folder} began with real devices: {command}")
-    _run(run_folder.resolve(), engine, deployment, key, health, json_)
+    if set_:
+        change_run(run_folder, config, parse_overrides(set_))
+    with needs_data(run_folder, config, "resume"):
+        _run(run_folder.resolve(), engine, deployment, key, health, json_)
 
 
 def _run(
@@ -162,6 +178,7 @@ def _run(
     health: str,
     json_: bool,
 ) -> None:
+    from server.replaced import replaced_of
     from simulations.deploy.launch import run_deployed
     from simulations.deploy.processes import terminable
     from simulations.deploy.settings import is_address
@@ -184,9 +201,14 @@ def _run(
             else:
                 summary = run_in_process(path, health=health)
     except KeyboardInterrupt:
+        if replaced_of(path).exists():  # which comes back
+            print_error(f"interrupted before the first round of {path}")
+            raise typer.Exit(130) from None
         option = f" --engine {engine}" if engine is Engine.FLOWER else ""
-        option = f" --deployment {deployment}" if deployment is not None else option
-        print_error(f"interrupted; go on with: fedhead resume {path}{option}")
+        if deployment is not None:
+            option = f" --deployment {shlex.quote(str(deployment))}"
+        command = f"fedhead resume {shlex.quote(str(path))}{option}"
+        print_error(f"interrupted; go on with: {command}")
         raise typer.Exit(130) from None
     if json_:
         print(json.dumps(summary))
@@ -219,18 +241,26 @@ def export(
     bytecode: Annotated[
         int | None, typer.Option(help="Bytecode version of the lite file, for older runtimes.")
     ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="As of resume: data.source, data.root."),
+    ] = None,
     json_: JsonFlag = False,
 ) -> None:
     """Export a run's head again, an unfinished run's last checkpoint included.
 
     Each file first runs in a process of its own and is compared with the head.
     """
-    from simulations.run import export_run
+    from common.config import parse_overrides
+    from simulations.going_on import needs_data
+    from simulations.run import export_run, open_run
 
     targets = list(dict.fromkeys(target or [Target.MODEL]))
     if bytecode is not None and Target.LITE not in targets:
         raise ConfigError(["--bytecode is for --target lite"])
-    reports = export_run(run_folder.resolve(), targets, out, bytecode=bytecode)
+    overrides, run = parse_overrides(set_ or []), run_folder.resolve()
+    with needs_data(run_folder, open_run(run), "export"):
+        reports = export_run(run, targets, out, bytecode=bytecode, overrides=overrides)
     if json_:
         print(json.dumps({"files": [report.as_json() for report in reports]}))
     else:
@@ -255,8 +285,10 @@ def partition(
     from common.config import load_config
     from common.experiment import client_shares, experiment_dataset
     from common.partition import plot_partition
+    from common.pictures import check_drawable
     from common.unheld import unheld
 
+    check_drawable(out, purpose="drawing the partition")  # before data are read
     reads = ("data.*", "partition.*", "round.max-examples-per-client", "seed")
     config = load_config(experiment, read_overrides(set_, reads=reads))
     dataset, shares = experiment_dataset(config), client_shares(config)

@@ -70,6 +70,7 @@ def compare(
     from common.machine import cores
     from simulations.compare.compare import run_grid
     from simulations.compare.parse import parse_grid
+    from simulations.deploy.processes import alone
     from simulations.report import check_installed
 
     check_installed()  # before the long work
@@ -92,8 +93,11 @@ def compare(
              "sets an argument of another"]
         )  # fmt: skip
     folder = (out or Path("runs") / base.name).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        chosen = run_grid(grid, folder, jobs=jobs or cores())
+        # Cells that were cut off begin again: another process's must not look like them.
+        with alone(folder, "fedhead compare"):
+            chosen = run_grid(grid, folder, jobs=jobs or cores())
     except KeyboardInterrupt:
         print_error("interrupted; the same command goes on")
         raise typer.Exit(130) from None

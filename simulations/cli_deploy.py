@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,7 +81,8 @@ def deploy(
     for note in notes:
         print(note)
     if not let_in(folder / "server", print):
-        print(f"fedhead serve {folder / 'server'} registers the devices when it starts")
+        command = f"fedhead serve {shlex.quote(str(folder / 'server'))}"
+        print(f"{command} registers the devices when it starts")
     print(f"{folder}: read its README.md; keep authority/ca.key offline")
     print(signing_state(folder / "server"))
 

@@ -47,9 +47,11 @@ def probe(
     Linear heads on the frozen int8 backbone's features, in cross-validation.
     """
     from common.config import load_config
+    from common.pictures import check_drawable
     from simulations.probe import draw, judge, probe_data
     from simulations.probe.tables import as_json, tables
 
+    check_drawable(out, purpose="drawing a probe")  # before the long work
     found = probe_data(
         load_config(None, _overrides(set_, _source(data), "DATA", ("backbone.*",))),
         examples=examples,
@@ -122,9 +124,11 @@ def quantize_report(
     Writes quantize.md, quantize.json and quantize.png.
     """
     from common.config import load_config
+    from common.pictures import check_drawable
     from simulations.quantization import as_json, notes, tables, write_report
     from simulations.quantization import quantize_report as measure
 
+    check_drawable(out / "quantize.png", purpose="drawing the report")  # before the long work
     config = load_config(None, _overrides(set_, data, "--data", _INPUT_KEYS))
     report = measure(config, _weights(arch, weights), examples=examples)
     page = near(str(write_report(report, out).resolve()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -103,7 +104,8 @@ def publish(
     else:
         source = what / file
         if not source.is_file():
-            raise DeliveryError(f"{source}: no such file; fedhead export {what} writes model.pt")
+            command = f"fedhead export {shlex.quote(str(what))}"
+            raise DeliveryError(f"{source}: no such file; {command} writes model.pt")
         candidate = exported(source, delivered, name=name or source.name)
     candidate = replace(candidate, least=version)
     _publish(candidate, to, _Signing(key, statement, signed, expires), json_=json_)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
-
 from common.config import Config, load_config
-from common.errors import RunError
+from common.errors import ExportError, FedheadError, RunError
 from common.experiment import (
     client_shares,
     experiment_dataset,
@@ -21,15 +20,16 @@ from common.experiment import (
     run_config,
 )
 from common.files import is_empty
-from common.types import Head
-from server.checkpoint import load_latest
+from server.replaced import in_place_of, recover
 from server.runfolder import RunFolder, free_folder, resume_command
+from simulations.going_on import allowed, anchored
 
 if TYPE_CHECKING:
     from server.export import ExportReport
     from server.trained import TrainedModel
 
 __all__ = [
+    "beginning",
     "export_run",
     "new_run",
     "num_nodes",
@@ -42,41 +42,76 @@ __all__ = [
 ]
 
 
-def new_run(config: Config, *, overwrite: bool) -> Path:
+@contextmanager
+def beginning(config: Config, *, overwrite: bool) -> Iterator[Path]:
+    """A new run's folder, for the time in which it runs.
+
+    Of a run that fails before it has begun nothing stays, and where it was to replace another,
+    that one is back.
+
+    Args:
+        config: of the run.
+        overwrite: replace the run that ``out``, or runs/NAME, holds.
+
+    Raises:
+        RunError: the folder holds something that must not be overwritten.
+    """
+    from server.build import check_strategy
+
+    check_strategy(config)  # a wrong key moves nothing
+    path = free_folder(config, numbered=not overwrite)
+    replaces = overwrite and not is_empty(path)
+    with in_place_of(path) if replaces else nullcontext():
+        new_run(config.model_copy(update={"out": str(path)}))
+        try:
+            yield path
+        except FedheadError:
+            if not (path / "metrics.jsonl").exists() and not (path / "flower.log").exists():
+                shutil.rmtree(path, ignore_errors=True)
+            raise
+
+
+def new_run(config: Config) -> Path:
     """Make the run folder and write the configuration into it.
 
     Raises:
-        RunError: the folder that ``out`` names holds something and must not be overwritten.
+        RunError: the folder that ``out`` names holds something.
     """
-    from server.build import check_strategy  # imports torch, which a wrong key need not wait for
+    # They import torch, which a wrong key need not wait for.
+    from server.build import check_strategy
+    from server.first_head import former_head
 
-    check_strategy(config)  # before anything is removed
+    check_strategy(config)
     path = free_folder(config)
     if not is_empty(path):
-        if not overwrite:
-            raise RunError(
-                f"{path} is not empty: fedhead resume {path}, or fedhead run ... --overwrite"
-            )
-        if not (path / "run.json").exists():
-            raise RunError(f"{path} is not empty and holds no run: not overwritten")
-        shutil.rmtree(path)
+        raise RunError(
+            f"{path} is not empty: fedhead resume {shlex.quote(str(path))}, or fedhead run ... "
+            "--overwrite"
+        )
+    config = anchored(config)
+    former = former_head(config, path)
     RunFolder(path, config)
+    if former:
+        former.keep(path)
     return path
 
 
-def open_run(path: Path) -> Config:
-    """The configuration of an existing run.
+def open_run(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of an existing run, wherever its folder lies by now.
+
+    Args:
+        path: its folder.
+        overrides: keys with other values, of those that may change.
 
     Raises:
-        RunError: there is no run.
+        RunError: there is no run, or a key that may not change.
     """
+    recover(path.resolve())
     file = path / "config.toml"
     if not file.exists():
         raise RunError(f"{path} holds no run (config.toml is missing)")
-    config = load_config(file)
-    if Path(config.out).resolve() != path.resolve():
-        raise RunError(f"{path} was moved here from {config.out}: change out in its config.toml")
-    return config
+    config = load_config(file).model_copy(update={"out": str(path.resolve())})
+    return allowed(config, overrides, path) if overrides else config
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -151,7 +186,12 @@ def run_values(path: Path) -> dict[str, str]:
 
 
 def export_run(
-    path: Path, targets: Sequence[str], out: Path | None, *, bytecode: int | None = None
+    path: Path,
+    targets: Sequence[str],
+    out: Path | None,
+    *,
+    bytecode: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> list[ExportReport]:
     """Export a run's head again: the final one, or the last checkpoint's of an unfinished run.
 
@@ -160,45 +200,44 @@ def export_run(
         targets: keys of ``server.export.FILES``.
         out: file of a single target, folder of several; None for the run folder.
         bytecode: version of the lite file's bytecode.
+        overrides: where the run's data lie now, see ``open_run``.
+
+    Raises:
+        RunError: some files could not be written; names them and the others.
     """
     from server.export import FILES, check_installed, export
 
     for target in targets:
         check_installed(target)
-    trained = trained_run(path)
     files = {target: (out or path) / FILES[target] for target in targets}
-    if out is not None and len(files) == 1:
+    if out is not None and len(files) == 1 and not out.is_dir():
         files = dict.fromkeys(targets, out)
-    return [export(trained, target, file, bytecode=bytecode) for target, file in files.items()]
+    trained = trained_run(path, overrides)
+    reports, problems = [], []
+    for target, file in files.items():
+        try:
+            reports.append(export(trained, target, file, bytecode=bytecode))
+        except (ExportError, OSError) as exc:
+            problems.append(f"{file}: {getattr(exc, 'strerror', None) or exc}")
+    if problems:
+        written = ", ".join(str(report.path) for report in reports) or "nothing"
+        raise RunError(f"{'; '.join(problems)}; written: {written}")
+    return reports
 
 
-def trained_run(path: Path) -> TrainedModel:
+def trained_run(path: Path, overrides: Mapping[str, Any] | None = None) -> TrainedModel:
     """A run's last head with its backbone and test images.
 
     Raises:
         RunError: there is no run, no finished round, or its data are not what they were.
     """
     from common.experiment import experiment_features
-    from server.model import prepare, trained_model
+    from server.first_head import last_head
+    from server.model import backbone_of_run, trained_model
 
-    config = open_run(path)
-    head = _last_head(path)
+    config, head = open_run(path, overrides), last_head(path)
     dataset = experiment_dataset(config)
-    backbone = prepare(config, dataset)
+    backbone = backbone_of_run(path, config, dataset)
+    RunFolder(path, open_run(path)).bind(backbone.fingerprint, dataset.classes, dataset.content_key)
     test = experiment_features(config, backbone).select(held_out_positions(config))
-    RunFolder(path, config).bind(backbone.fingerprint, dataset.classes)
     return trained_model(config, backbone, head, test)
-
-
-def _last_head(path: Path) -> Head:
-    file = path / "head.safetensors"
-    if file.exists():
-        try:
-            arrays = load_file(file)
-            return Head(arrays["weight"], arrays["bias"])
-        except (SafetensorError, KeyError) as exc:
-            raise RunError(f"{file} is damaged ({exc})") from exc
-    checkpoint = load_latest(path / "checkpoint")
-    if checkpoint is None:
-        raise RunError(f"{path} has no finished round yet")
-    return checkpoint.head

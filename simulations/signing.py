@@ -91,8 +91,13 @@ def _period(days: int) -> tuple[int, int]:
     return now, now + days * _DAY_SECONDS
 
 
-def backbone_candidate(config: Config, server: Path) -> Candidate:
+def backbone_candidate(config: Config, server: Path, run: Path | None = None) -> Candidate:
     """An experiment's backbone, prepared now or found: what was signed before, if it is the same.
+
+    Args:
+        config: of the experiment.
+        server: the deployment's server folder.
+        run: folder of a run of it, which may have brought its backbone; None: there is none yet.
 
     Raises:
         FedheadError: it cannot be prepared, or what was signed before is damaged.
@@ -100,12 +105,12 @@ def backbone_candidate(config: Config, server: Path) -> Candidate:
     from common.backbone.frozen import backbone_file
     from common.experiment import experiment_dataset
     from common.files import cache_root
-    from server.model import prepare
+    from server.model import backbone_of_run, kept_backbone, prepare
 
-    folder = backbones_of(server)
-    backbone = prepare(config, experiment_dataset(config))
+    folder, dataset = backbones_of(server), experiment_dataset(config)
+    backbone = backbone_of_run(run, config, dataset) if run else prepare(config, dataset)
     shelf = shelf_of(folder, config.name)
-    source = backbone_file(cache_root(), backbone.fingerprint)
+    source = (run and kept_backbone(run)) or backbone_file(cache_root(), backbone.fingerprint)
     # Prepared twice, it is the same network in other bytes.
     found = newest_signed(folder, config.name)
     if found is not None and found[1].fingerprint == backbone.fingerprint:
@@ -119,13 +124,16 @@ def backbones_of(server: Path) -> Path:
     return server / "backbones"
 
 
-def signed_backbones(config: Config, server: Path, key: Path | None) -> Path | None:
+def signed_backbones(
+    config: Config, server: Path, key: Path | None, run: Path | None = None
+) -> Path | None:
     """Make sure that devices take a run's backbone, before the run starts.
 
     Args:
         config: of the run.
         server: the deployment's server folder.
         key: private key; it signs only where there is no signature, or one that ends soon.
+        run: the run folder.
 
     Returns:
         The folder of signed backbones; None: nobody asks for signatures.
@@ -137,7 +145,7 @@ def signed_backbones(config: Config, server: Path, key: Path | None) -> Path | N
     if trusted is None and key is None:
         return None
     sign_now = signer(server, key=key) if key else None  # a wrong key is said, needed or not
-    candidate = backbone_candidate(config, server)
+    candidate = backbone_candidate(config, server, run)
     what = f"backbone {config.name} ({candidate.fingerprint[:12]})"
     problem, ends = _problem(candidate, trusted, what)
     if sign_now and (problem or ends < time.time() + _SOON_SECONDS):

@@ -92,7 +92,7 @@ epochs = 0
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_toml() -> str:
     """The small experiment as a file's content."""
     pytest.importorskip("sklearn", reason="pip install 'fedhead[demo]'")
@@ -109,9 +109,23 @@ def tiny(tiny_toml: str, tmp_path: Path) -> Callable[..., Path]:
         file = tmp_path / "tiny.toml"
         write_atomic(file, tiny_toml.encode())  # another thread may be reading it
         items = [f"out={tmp_path / name}", *overrides]
-        return new_run(load_config(file, parse_overrides(items)), overwrite=False)
+        return new_run(load_config(file, parse_overrides(items)))
 
     return make
+
+
+@pytest.fixture
+def quick(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """As tiny, but without the export, which starts a process and has tests of its own."""
+
+    import server.app
+    from server.targets.cards import ExportReport
+
+    def skip(*args: object) -> ExportReport:
+        return ExportReport("model", Path(), 0, "")
+
+    monkeypatch.setattr(server.app, "export", skip)
+    return tiny
 
 
 @pytest.fixture(scope="session")

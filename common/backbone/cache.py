@@ -47,7 +47,8 @@ def cached_backbone(recipe: Recipe, images: UInt8Array, cache: Path) -> FrozenBa
     store(backbone, cache)
     if _key(recipe, images) == key_file.name:  # nobody has replaced the weights meanwhile
         write_atomic(key_file, backbone.fingerprint.encode())
-    return backbone
+    # As it is loaded ever after: one that was just made is exported in other bytes.
+    return load_by_fingerprint(backbone.fingerprint, cache) or backbone
 
 
 def _from_key(key_file: Path, cache: Path) -> FrozenBackbone | None:

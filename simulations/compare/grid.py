@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Config, changed, parse_overrides
+from server.first_head import last_head
 from server.stock import is_stock
 from server.strategies import (
     arguments,
@@ -146,10 +147,17 @@ def _cell(
     overrides = {"seed": seed, "out": "", "strategy": spec.keys, "partition": partition[1]}
     config = changed(changed(base, overrides), parse_overrides(settings))
     label = ",".join(part for part in (spec.text, partition[0], f"seed-{seed}") if part)
-    content = f"{version('fedhead')}\n{_source(spec.name)}\n{config.to_toml()}"
+    start = _first_head(config.strategy.init_from)
+    content = f"{version('fedhead')}\n{_source(spec.name)}{start}\n{config.to_toml()}"
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     key = f"{re.sub(r'[^A-Za-z0-9.+,-]', '-', label)}-{digest}"
     return Cell(spec.text, partition[0], seed, settings, config, key)
+
+
+@lru_cache
+def _first_head(run: str) -> str:
+    """Hash of the head that a cell starts from; empty: zeros."""
+    return last_head(Path(run).expanduser()).sha256 if run else ""
 
 
 @lru_cache

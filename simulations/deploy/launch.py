@@ -120,9 +120,8 @@ def serve(server: Path, say: Say) -> int:
     # What can be known to be wrong is said before anything starts.
     read_secret(server)
     if (end := expiries(server)["server's certificate"]) < datetime.now(UTC):
-        raise RunError(
-            f"{server / 'server.crt'} ended on {end:%Y-%m-%d}: fedhead fleet {server.parent} renew"
-        )
+        command = f"fedhead fleet {shlex.quote(str(server.parent))} renew"
+        raise RunError(f"{server / 'server.crt'} ended on {end:%Y-%m-%d}: {command}")
     admitted_keys(server)
     signing_state(server)
     with terminable(), alone(server, "fedhead serve"):
@@ -214,7 +213,8 @@ def check_served(deployment: Path) -> None:
     server = server_folder(deployment)
     read_secret(server)
     if not is_held(server):
-        raise RunError(f"no server of {deployment} runs here: fedhead serve {server}")
+        command = f"fedhead serve {shlex.quote(str(server))}"
+        raise RunError(f"no server of {deployment} runs here: {command}")
 
 
 def run_deployed(
@@ -242,7 +242,7 @@ def run_deployed(
 
     config, server = open_run(path), server_folder(deployment)
     RunFolder(path, config).bind_clients(simulated=False)
-    signed_backbones(config, server, key)
+    signed_backbones(config, server, key, path)
     with connection(deployment) as environment:
         remember_run(server, path)
         return run_app(path, environment, health=health)

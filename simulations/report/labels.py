@@ -13,7 +13,14 @@ from common.config import PARTITION_KEYS, Config
 from server.strategies import STRATEGIES, sketch, trains_by_gradients
 from simulations.report.runs import flat
 
-__all__ = ["distinct", "hyperparameters", "setting_label", "strategy_label", "text"]
+__all__ = [
+    "distinct",
+    "hyperparameters",
+    "number_or_share",
+    "setting_label",
+    "strategy_label",
+    "text",
+]
 
 Values = Mapping[str, Any]
 
@@ -133,9 +140,18 @@ def _partition(values: Values) -> str:
     return f"{scheme}:{text(values[f'partition.{key}'])}" if key else scheme
 
 
+def number_or_share(value: float) -> str:
+    """As a person would write it.
+
+    >>> number_or_share(10), number_or_share(0.1)
+    ('10', '10 %')
+    """
+    return f"{100 * value:g} %" if isinstance(value, float) else str(value)
+
+
 def _phrase(key: str, value: Any) -> str:
     if key == "partition.num-clients":
         return f"{value} clients"
     if key == "train.clients-per-round":
-        return f"{value} a round" if value else "all every round"
+        return f"{number_or_share(value)} a round" if value else "all every round"
     return text(value) if isinstance(value, str) else f"{key.rpartition('.')[2]}={text(value)}"

@@ -29,7 +29,7 @@ from simulations.report.figures import (
     line_styles,
     yardsticks,
 )
-from simulations.report.labels import text
+from simulations.report.labels import number_or_share, text
 from simulations.report.leaderboard import Row, leaderboard, sampling_margin
 from simulations.report.reproduce import (
     EXPERIMENT_FILE,
@@ -134,7 +134,8 @@ def _facts(comparison: Comparison, common: Mapping[str, Any]) -> list[tuple[str,
 
     tests = sorted({run.test_examples for run in comparison.runs})
     classes = sorted({len(setting.classes) for setting in comparison.settings})
-    a_round, epochs = of("train.clients-per-round"), of("train.local-epochs")
+    per_round, epochs = common.get("train.clients-per-round"), of("train.local-epochs")
+    a_round = "varying" if per_round is None else number_or_share(per_round)
     facts = [
         ("Data", f"{of('data.source')}, {_span(classes)} classes"),
         ("Tested on", f"{_span(tests)} examples"),

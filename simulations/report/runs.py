@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +178,8 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Path]]:
     """
     finished, unfinished = _find_runs(paths)
     for folder in unfinished:
-        logger.warning("%s has not finished, left out: fedhead resume %s", folder, folder)
+        command = f"fedhead resume {shlex.quote(str(folder))}"
+        logger.warning("%s has not finished, left out: %s", folder, command)
     if not finished:
         where = ", ".join(map(str, paths))
         raise RunError(f"no finished run in {where} ({len(unfinished)} unfinished)")

@@ -1,3 +1,4 @@
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,11 @@ def test_snake_case_keys_are_unknown(tmp_path: Path) -> None:
         "[backbone]\narch = 'resnet18'\n",
         "[round]\nquorum = 1.1\n",
         "[round]\nover-selection = 0.2\n",  # of every client?
+        "[train]\nclients-per-round = 1.0\n",  # one, or all?
+        "[train]\nclients-per-round = 0.0\n",
+        "[train]\nclients-per-round = -0.5\n",
+        "[train]\nclients-per-round = true\n",
+        "[train]\nclients-per-round = '10%'\n",
         "name = '../elsewhere'\n",
         "train = 3\n",
     ],
@@ -146,3 +152,18 @@ def test_columns_are_named_for_tables_alone() -> None:
         assert load_config(None, parse_overrides([f"data.source={source}", "data.label-column=y"]))
     with pytest.raises(ConfigError, match=r"data\.image-column is for csv: and hf:, .*'mnist5k'"):
         load_config(None, parse_overrides(["data.image-column=scan"]))
+
+
+@pytest.mark.parametrize(
+    ("value", "clients", "asked"),
+    [("0.1", 50, 5), ("0.1", 55, 6), ("0.01", 8, 1), ("0.29", 100, 29), ("7", 50, 7), ("0", 50, 0)],
+)
+def test_a_share_of_the_clients_is_a_number_of_them(value: str, clients: int, asked: int) -> None:
+    config = load_config(None, parse_overrides([f"train.clients-per-round={value}"]))
+    assert config.train.asked(clients) == asked
+    assert tomllib.loads(config.to_toml())["train"]["clients-per-round"] == float(value)
+
+
+def test_what_is_neither_a_number_nor_a_share_of_clients_is_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"train\.clients-per-round=1\.0 must be a whole number"):
+        load_config(None, {"train": {"clients-per-round": 1.0}})

@@ -75,7 +75,7 @@ def test_distillation_brings_int8_features_closer_to_the_float_ones(images: str)
 
 @pytest.mark.slow
 def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
-    run = new_run(load_config(EXPERIMENT, {"out": str(tmp_path / "demo")}), overwrite=False)
+    run = new_run(load_config(EXPERIMENT, {"out": str(tmp_path / "demo")}))
     summary = run_in_process(run)
     assert summary["clients"] == 50
     assert summary["accuracy"] >= 0.90
@@ -89,8 +89,7 @@ def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
                 "train": {"rounds": 31, "lr": 0.1},
                 "strategy": {"precondition": "gram"},
             },
-        ),
-        overwrite=False,
+        )
     )
     assert run_in_process(prepared)["accuracy"] >= summary["ridge_accuracy"] - 0.01
     assert summary["model_bytes"] <= 3_000_000

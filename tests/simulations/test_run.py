@@ -19,30 +19,17 @@ import pytest
 from safetensors.numpy import load_file
 
 import client.state as client_state
-import server.app
 import server.collect
 import server.rounds
 from client.state import ControlStore
-from common.errors import ConfigError, DataError, ExportError, RunError
+from common.errors import ConfigError, DataError, RunError
 from common.files import simulated_state
 from common.types import Head, UpdateBatch
 from server.strategies import STRATEGIES
 from server.strategies.averaging import fedavg
-from server.targets.cards import ExportReport
-from simulations.run import export_run, open_run, read_summary, run_in_process
+from simulations.run import run_in_process
 
 Make = Callable[..., Path]
-
-
-@pytest.fixture
-def quick(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """As tiny, but without the export, which starts a process and has tests of its own."""
-
-    def skip(*args: object) -> ExportReport:
-        return ExportReport("model", Path(), 0, "")
-
-    monkeypatch.setattr(server.app, "export", skip)
-    return tiny
 
 
 def matrix(run: Path) -> np.ndarray:
@@ -79,24 +66,6 @@ def test_a_run_leaves_everything_it_promises(tiny: Make) -> None:
     assert summary["accuracy"] > 0.5  # chance is 0.1
     confusion = np.array(lines(run)[-1]["confusion"])
     assert np.trace(confusion) / confusion.sum() == pytest.approx(summary["accuracy"])
-
-
-def test_a_model_that_is_refused_leaves_the_head_and_all_figures(
-    tiny: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise ExportError("features differ")
-
-    run = tiny("train.rounds=1")
-    with monkeypatch.context() as patch:
-        patch.setattr(server.app, "export", refuse)
-        with pytest.raises(RunError, match=r"model\.pt: features differ; the trained head is in"):
-            run_in_process(run)
-    summary = read_summary(run)
-    assert summary["accuracy"] > 0.1
-    assert summary["model_bytes"] is None
-    for report in export_run(run, ["head", "model"], None):
-        assert report.path.exists()
 
 
 def test_v3_small_runs_and_its_exported_file_gives_the_same_bits(tiny: Make) -> None:
@@ -309,6 +278,16 @@ def test_absent_clients_are_counted_and_cost_no_uplink(quick: Make) -> None:
     )
 
 
+def test_a_share_of_the_clients_is_asked_and_said_as_a_number(
+    quick: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "fedhead")
+    share = run_in_process(quick("train.clients-per-round=0.3", name="share"))
+    number = run_in_process(quick("train.clients-per-round=3", name="number"))
+    assert "train.clients-per-round = 0.3: a round asks 3 of 8 clients" in caplog.text
+    assert share["head_sha256"] == number["head_sha256"]
+
+
 def test_fed3r_equals_the_centralized_ridge_head(quick: Make) -> None:
     run = quick(
         "strategy.name=fed3r", "strategy.args.lam=10.0", "train.clients-per-round=0",
@@ -479,13 +458,6 @@ def test_a_run_whose_data_have_changed_is_not_resumed(quick: Make) -> None:
     file.write_text(json.dumps({**known, "fingerprint": "0" * 64}))
     with pytest.raises(RunError, match="have changed since the run began"):
         run_in_process(run)
-
-
-def test_a_moved_run_is_not_resumed_in_its_old_place(quick: Make, tmp_path: Path) -> None:
-    run = quick("train.rounds=1")
-    run.rename(tmp_path / "moved")
-    with pytest.raises(RunError, match="was moved here from"):
-        open_run(tmp_path / "moved")
 
 
 def test_a_folder_that_holds_something_else_is_not_touched(quick: Make, tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def test_a_setting_is_named_by_what_differs_only(make_run: MakeRun, cells: Path)
         ("data.source=digits", {"mnist5k", "digits"}),
         ("data.source=folder:/home/me/birds", {"mnist5k", "folder:birds"}),
         ("train.clients-per-round=5", {"all every round", "5 a round"}),
+        ("train.clients-per-round=0.1", {"all every round", "10 % a round"}),
         ("partition.num-clients=20", {"50 clients", "20 clients"}),
         ("availability.dropout-rate=0.2", {"full availability", "dropout-rate=0.2"}),
         ("backbone.input-size=64", {"input-size=96", "input-size=64"}),

@@ -1,0 +1,58 @@
+"""What simulated clients remember, once their run has ended: it lies in the run folder.
+
+While a run is on, clients keep it in the cache of their machine. A run that has finished may still
+go on for more rounds, after its folder was moved too.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from common.errors import RunError
+from common.files import simulated_state
+
+__all__ = ["bring_back", "check_memory", "put_away"]
+
+_FOLDER = "client-state"
+_TEMPORARY = f".{_FOLDER}.tmp"
+
+
+def bring_back(path: Path, run_id: str) -> None:
+    """Give clients what they remembered when the run ended."""
+    kept = path / _FOLDER
+    if kept.is_dir():
+        shutil.copytree(kept, simulated_state() / run_id, dirs_exist_ok=True)
+        shutil.rmtree(kept)
+
+
+def put_away(path: Path, run_id: str, *, keep: bool) -> None:
+    """Empty the cache of a run that has ended.
+
+    Args:
+        path: the run folder.
+        run_id: of the run.
+        keep: whether it may go on.
+    """
+    state = simulated_state() / run_id
+    # What is sent again to who lacks it lies beside the clients' folders.
+    if keep and any(state.glob("[0-9]*")):
+        temporary = path / _TEMPORARY
+        shutil.copytree(state, temporary, ignore=shutil.ignore_patterns("constant-*"))
+        shutil.rmtree(path / _FOLDER, ignore_errors=True)
+        temporary.rename(path / _FOLDER)
+    shutil.rmtree(state, ignore_errors=True)
+
+
+def check_memory(run_id: str, num_clients: int, round_number: int) -> None:
+    """Make sure that a simulated run's clients are where they remember something.
+
+    Raises:
+        RunError: they are not.
+    """
+    state = simulated_state() / run_id
+    if num_clients and not state.is_dir():
+        raise RunError(
+            f"{num_clients} clients remember something of the rounds up to {round_number}, and "
+            f"{state} is not there: a run that was cut off goes on where it began, with its cache"
+        )

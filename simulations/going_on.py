@@ -1,0 +1,128 @@
+"""What may change when a run goes on, and what it needs from outside its folder."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from common.config import Config, changed
+from common.errors import BackboneError, DataError, RunError
+from common.files import write_atomic
+from server.checkpoint import load_latest
+from server.replaced import locked
+from simulations.report.runs import flat
+
+__all__ = ["MAY_CHANGE", "allowed", "anchored", "change_run", "needs_data"]
+
+MAY_CHANGE = {
+    "train.rounds": "only where a run ends: no round depends on it",
+    "round.deadline-seconds": "how long to wait for the devices that are there",
+    "round.quorum": "how many of them a round can do with",
+    "round.keep-checkpoints": "what the disk can hold",
+    "data.source": "where the same data lie now: their content is compared",
+    "data.root": "likewise",
+    "data.download": "likewise",
+    "backbone.weights": "where the same weights lie now: the backbone's fingerprint is compared",
+    "baseline.epochs": "what is computed beside the rounds",
+    "simulation.cohort-memory": "what the memory of this machine can hold",
+}
+"""Keys that a run may go on with other values of, each with the reason."""
+
+_NO_PATHS = ("hf",)  # what stands before a colon and names no file
+
+
+def anchored(config: Config) -> Config:
+    """The same configuration with absolute paths, which hold from any working folder."""
+
+    def absolute(path: str) -> str:
+        return str(Path(path).expanduser().absolute()) if path else ""
+
+    def located(value: str) -> str:
+        kind, colon, path = value.partition(":")
+        return f"{kind}:{absolute(path)}" if colon and kind not in _NO_PATHS else value
+
+    source, root = config.data.source, config.data.root
+    paths = {
+        # A relative source is looked up below the root.
+        "data": {"source": source if root else located(source), "root": absolute(root)},
+        "backbone": {"weights": located(config.backbone.weights)},
+        "strategy": {"init-from": absolute(config.strategy.init_from)},
+    }
+    return changed(config, paths)
+
+
+def allowed(config: Config, overrides: Mapping[str, Any], path: Path) -> Config:
+    """A run's configuration with other values of keys that may change.
+
+    Args:
+        config: as it is.
+        overrides: as ``parse_overrides`` gives them.
+        path: the run folder.
+
+    Raises:
+        RunError: another key; the message says what to do instead.
+        ConfigError: a value that is not one.
+    """
+    new = anchored(changed(config, overrides))
+    before, after = (flat(c.model_dump(by_alias=True)) for c in (config, new))
+    refused = [
+        key
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key) and key not in MAY_CHANGE
+    ]
+    if refused:
+        raise RunError(
+            f"{path} cannot go on with another {', '.join(refused)}, only with another "
+            f"{', '.join(MAY_CHANGE)}; a new run can start from its head: fedhead run "
+            f"EXPERIMENT.toml --init-from {shlex.quote(str(path))}"
+        )
+    return new
+
+
+def change_run(path: Path, config: Config, overrides: Mapping[str, Any]) -> None:
+    """Write other values into a run's configuration, for it to go on with.
+
+    Args:
+        path: the run folder.
+        config: of the run.
+        overrides: see ``allowed``.
+
+    Raises:
+        RunError: a key that may not change, fewer rounds than are finished, or the run is at work.
+    """
+    from server.stock import is_stock
+
+    new = allowed(config, overrides, path)
+    if is_stock(new.strategy.name):
+        raise RunError(f"{path}: a run with a stock Flower strategy cannot be resumed")
+    with locked(path):
+        checkpoint = load_latest(path / "checkpoint")
+        if checkpoint and checkpoint.round_number > new.train.rounds:
+            raise RunError(
+                f"{path} has finished {checkpoint.round_number} rounds already, more than "
+                f"train.rounds={new.train.rounds}"
+            )
+        text = new.model_copy(update={"out": ""}).to_toml()
+        write_atomic(path / "config.toml", text.encode())
+
+
+@contextmanager
+def needs_data(path: Path, config: Config, command: str) -> Iterator[None]:
+    """Say how a run finds data or weights that are not where its configuration has them.
+
+    Args:
+        path: the run folder.
+        config: of the run.
+        command: that takes ``--set``.
+    """
+    kind, colon, _ = config.data.source.partition(":")
+    place = f"data.source={kind}:PATH" if colon and kind not in _NO_PATHS else "data.root=PATH"
+    try:
+        yield
+    except (DataError, BackboneError) as exc:
+        key = place if isinstance(exc, DataError) else "backbone.weights=file:PATH"
+        remedy = f"fedhead {command} {shlex.quote(str(path))} --set {key}"
+        raise RunError(f"{exc}; if it lies elsewhere now: {remedy}") from exc
