@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -18,21 +17,24 @@ from common.datasets.base import Dataset
 from common.datasets.folder import load_folder
 from common.errors import ConfigError, DataError, FedheadError, ProtocolError
 from common.features import extract
-from common.files import cache_root, simulated_state, write_atomic
+from common.files import cache_root, simulated_state
 from common.identity import client_of_node, one_line
 from common.messages import DescribeReply, DescribeRequest
 from common.partition import evenly, local_split
+from common.readback import JsonFile
 from common.types import FeatureSet, IntArray
 
 if TYPE_CHECKING:
     from client.cohort import Cohort
     from common.experiment import ClientShare
 
-__all__ = ["Host", "Part", "SimulatedHost", "host_of", "run_folder", "used_positions"]
+__all__ = ["TASK", "Host", "Part", "SimulatedHost", "host_of", "run_folder", "used_positions"]
 
 logger = logging.getLogger("fedhead")
 
 Part = Literal["train", "test"]
+
+TASK = JsonFile("task of a device")
 
 
 class Host(Protocol):
@@ -198,7 +200,7 @@ class _DeviceHost:
             "budget": self.budget.max_examples,
             "pictures": dataset.content_key,
         }
-        write_atomic(self._task_file(request.run_id), json.dumps(task).encode())
+        TASK.write(self._task_file(request.run_id), task)
         allowed = len(used_positions(dataset, self.budget.max_examples))
         unused = allowed - len(train) - len(test)
         self.tell(request.run_id, f"joined it with {len(train)} examples to train on")
@@ -231,17 +233,17 @@ class _DeviceHost:
     def _task(self, run_id: str) -> DescribeRequest:
         path = self._task_file(run_id)
         try:
-            task = json.loads(path.read_text())
-            return DescribeRequest(
-                run_id,
-                tuple(task["classes"]),
-                float(task["test-fraction"]),
-                int(task["seed"]),
-                str(task["name"]),
-                int(task["max-examples"]),
-            )
-        except (OSError, ValueError, KeyError) as exc:
+            task = TASK.read(path)
+        except OSError as exc:
             raise FedheadError(f"{path} cannot be read: the server must describe first") from exc
+        return DescribeRequest(
+            run_id,
+            tuple(task["classes"]),
+            float(task["test-fraction"]),
+            int(task["seed"]),
+            str(task["name"]),
+            int(task["max-examples"]),
+        )
 
     def _load(self, task: DescribeRequest) -> tuple[Dataset, tuple[IntArray, IntArray]]:
         memory = self._cache / "pictures.json"

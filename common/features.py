@@ -19,6 +19,7 @@ from common.backbone.frozen import FrozenBackbone, UInt8Array, quantized_engine
 from common.errors import BackboneError, DataError
 from common.files import sha256_file, write_folder
 from common.progress import track
+from common.readback import own_check
 from common.types import IntArray
 
 __all__ = ["ImagesAt", "extract"]
@@ -89,6 +90,7 @@ def _open(folder: Path) -> UInt8Array:
     return mapped
 
 
+@own_check("features in the cache")
 def _problem(folder: Path, want: Mapping[str, object]) -> str | None:
     """What is wrong with a cache entry, None if nothing is."""
     try:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from safetensors.numpy import save
 
 from common.backbone.frozen import FrozenBackbone
 from common.config import Config
@@ -25,7 +24,7 @@ from common.experiment import (
     held_out_positions,
     run_config,
 )
-from common.files import simulated_state, write_atomic
+from common.files import simulated_state
 from common.log import start_log
 from common.types import Affine, FeatureSet, Head
 from server.backbones import offer
@@ -42,7 +41,14 @@ from server.model import prepare, trained_model
 from server.progress import Progress
 from server.roster import Roster
 from server.rounds import run_rounds
-from server.runfolder import RunFolder, free_folder, read_run_json
+from server.runfolder import (
+    HEAD,
+    SUMMARY,
+    RunFolder,
+    free_folder,
+    intact_rounds,
+    read_run_json,
+)
 from server.stock import is_stock
 from server.summary import Outcome, of_export, summarize
 from server.unreadable import survive_unreadable_replies
@@ -159,7 +165,8 @@ def run_experiment(
 
 
 def _checkpoint(folder: RunFolder, config: Config) -> Checkpoint | None:
-    checkpoint = load_latest(folder.checkpoints)
+    rounds, because = intact_rounds(folder.path)
+    checkpoint = load_latest(folder.checkpoints, rounds=rounds, because=because)
     if checkpoint is not None:
         if is_stock(config.strategy.name):
             raise RunError(
@@ -235,7 +242,7 @@ def _close(
     """
     folder, task, head = scene.folder, scene.task, outcome.head
     figures = {**summarize(task, scene.backbone, outcome), **without}
-    write_atomic(folder.path / "head.safetensors", save({"weight": head.weight, "bias": head.bias}))
+    HEAD.write(folder.head, {"weight": head.weight, "bias": head.bias})
     refused: ExportError | None = None
     if not is_cell:
         task.registry.accounts.write(folder.devices)
@@ -247,7 +254,7 @@ def _close(
                 exported, refused = None, exc
             figures |= of_export(exported, folder.model)
     figures["seconds"] = scene.stages.seconds | figures["seconds"]
-    folder.write_json(folder.summary, figures | {"run": str(folder.path)})
+    SUMMARY.write(folder.summary, figures | {"run": str(folder.path)})
     if task.registry.simulated:
         shutil.rmtree(simulated_state() / folder.run_id, ignore_errors=True)
     if refused:

@@ -15,8 +15,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import ExportError
+from common.readback import JsonFile, own_check
 
 __all__ = [
+    "BESIDE",
     "CARD_RECORD",
     "Card",
     "DefaultEngine",
@@ -28,6 +30,8 @@ __all__ = [
 
 CARD_RECORD = "archive/extra/card.json"
 """Where ``torch.jit.save(..., _extra_files={"card.json": ...})`` puts it."""
+
+BESIDE = JsonFile("card beside an exported file", indent=2)
 
 # Room for the names of 100,000 classes.
 _MAX_CARD_BYTES = 8 * 1024 * 1024
@@ -150,6 +154,7 @@ def card_path(path: Path) -> Path:
     )
 
 
+@own_check("card inside an exported file")
 def read_card(path: Path) -> Card:
     """The card inside a model file, without running any of it.
 

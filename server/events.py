@@ -6,16 +6,19 @@ writes them to a run folder's events.jsonl, other handlers show the words alone.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-__all__ = ["event", "event_log", "utc"]
+from common.readback import JsonLines
+
+__all__ = ["EVENTS", "event", "event_log", "utc"]
 
 logger = logging.getLogger("fedhead")
+
+EVENTS = JsonLines("events.jsonl of a run")
 
 Value = str | int | float | bool | None
 
@@ -55,7 +58,7 @@ class _JsonFormatter(logging.Formatter):
             **getattr(record, "values", {}),
             "message": record.getMessage(),
         }
-        return json.dumps(line)
+        return EVENTS.line(line)
 
 
 class _EventHandler(logging.Handler):

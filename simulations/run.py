@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
-
-from common.config import Config, load_config
-from common.errors import RunError
+from common.config import Config
+from common.errors import DamagedError, RunError
 from common.experiment import (
     client_shares,
     experiment_dataset,
@@ -23,7 +19,14 @@ from common.experiment import (
 from common.files import is_empty
 from common.types import Head
 from server.checkpoint import load_latest
-from server.runfolder import RunFolder, free_folder, resume_command
+from server.runfolder import (
+    HEAD,
+    SUMMARY,
+    RunFolder,
+    free_folder,
+    read_config,
+    resume_command,
+)
 
 if TYPE_CHECKING:
     from server.export import ExportReport
@@ -69,11 +72,12 @@ def open_run(path: Path) -> Config:
 
     Raises:
         RunError: there is no run.
+        DamagedError: its configuration was changed since it began.
     """
     file = path / "config.toml"
     if not file.exists():
         raise RunError(f"{path} holds no run (config.toml is missing)")
-    config = load_config(file)
+    config = read_config(path)
     if Path(config.out).resolve() != path.resolve():
         raise RunError(f"{path} was moved here from {config.out}: change out in its config.toml")
     return config
@@ -84,12 +88,12 @@ def read_summary(path: Path) -> dict[str, Any]:
 
     Raises:
         RunError: the run has not finished.
+        DamagedError: the file has changed since.
     """
     file = path / "summary.json"
     if not file.exists():
         raise RunError(f"{path} has not finished: {resume_command(path)}")
-    summary: dict[str, Any] = json.loads(file.read_text())
-    return summary
+    return SUMMARY.read(file)
 
 
 def num_nodes(config: Config) -> int:
@@ -194,10 +198,10 @@ def _last_head(path: Path) -> Head:
     file = path / "head.safetensors"
     if file.exists():
         try:
-            arrays = load_file(file)
-            return Head(arrays["weight"], arrays["bias"])
-        except (SafetensorError, KeyError) as exc:
-            raise RunError(f"{file} is damaged ({exc})") from exc
+            arrays = HEAD.read(file)
+        except DamagedError as exc:
+            raise RunError(f"{exc}: {resume_command(path)} writes it again") from exc
+        return Head(arrays["weight"], arrays["bias"])
     checkpoint = load_latest(path / "checkpoint")
     if checkpoint is None:
         raise RunError(f"{path} has no finished round yet")

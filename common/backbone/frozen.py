@@ -25,6 +25,7 @@ from common.backbone.payload import Arrays, pack, unpack
 from common.backbone.spec import BackboneSpec
 from common.errors import BackboneError
 from common.files import write_atomic
+from common.readback import own_check
 from common.types import Affine
 
 __all__ = [
@@ -229,6 +230,7 @@ def store(backbone: FrozenBackbone, cache: Path) -> Path:
     return folder
 
 
+@own_check("backbone in the cache")
 def load_by_fingerprint(fingerprint: str, cache: Path) -> FrozenBackbone | None:
     """The backbone of this fingerprint, not opened; None if it is not there or damaged."""
     file = backbone_file(cache, fingerprint)

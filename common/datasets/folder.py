@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -13,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from common.datasets.base import Dataset, EncodedImages, Verified, assemble, cut, verify
-from common.errors import DataError
-from common.files import write_atomic
+from common.errors import DamagedError, DataError
+from common.readback import JsonFile
 
 __all__ = ["file_images", "load_folder", "load_split_folder"]
 
@@ -24,6 +23,7 @@ EXTENSIONS = (
 )  # fmt: skip
 logger = logging.getLogger("fedhead")
 
+_MEMORY = JsonFile("pictures.json of a device")
 _TEST_NAMES = ("test", "val", "valid", "validation")
 
 
@@ -145,11 +145,11 @@ def _listing(files: Sequence[Path]) -> str:
 
 def _recalled(memory: Path, listing: str) -> Verified | None:
     try:
-        found = json.loads(memory.read_text())
+        found = _MEMORY.read(memory)
         if found["listing"] != listing:
             return None
         return np.array(found["kept"], np.int64), str(found["key"]), tuple(found["skipped"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, DamagedError):
         return None  # as good as none
 
 
@@ -157,7 +157,7 @@ def _remembered(memory: Path, listing: str, found: Verified) -> Verified:
     kept, key, skipped = found
     content = {"listing": listing, "kept": kept.tolist(), "key": key, "skipped": skipped}
     with suppress(OSError):  # a full disk: then they are decoded again
-        write_atomic(memory, json.dumps(content).encode())
+        _MEMORY.write(memory, content)
     return found
 
 

@@ -21,7 +21,7 @@ from common.delivery.versions import (
 from common.errors import DeliveryError
 from common.files import remove_temporary, sha256_file, write_folder
 from common.signing.statement import Kind, Signed, Statement
-from server.card import Card, card_path, read_card
+from server.card import BESIDE, Card, card_path, read_card
 
 __all__ = ["Candidate", "Release", "Sign", "artifacts_of", "earlier", "exported", "publish_version"]
 
@@ -181,7 +181,7 @@ def _card(source: Path, sha256: str) -> Card:
         return read_card(source)
     beside = card_path(source)
     try:
-        card = Card.model_validate_json(beside.read_bytes())
+        card = Card.model_validate(BESIDE.read(beside), strict=False)
     except FileNotFoundError as exc:
         raise DeliveryError(f"{source} has no card, expected {beside}") from exc
     except ValueError as exc:

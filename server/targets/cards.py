@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from common.files import write_atomic
-from server.card import Card, DefaultEngine, FileFacts, SelfCheck, card_path
+from server.card import BESIDE, Card, DefaultEngine, FileFacts, SelfCheck, card_path
 from server.trained import TrainedModel
 from server.usage import elsewhere, python
 
@@ -96,7 +95,7 @@ def draft_card(
 def finish(card: Card, path: Path, facts: FileFacts) -> ExportReport:
     """Write the card beside a file that is in place."""
     whole = card.model_copy(update={"file": facts})
-    write_atomic(card_path(path), whole.to_json().encode())
+    BESIDE.write(card_path(path), whole.model_dump(mode="json"))
     report = ExportReport(
         target=card.target,
         path=path,
