@@ -22,7 +22,7 @@ from pathlib import Path
 
 from common.errors import DamagedError, DeliveryError, SignatureError
 from common.files import sha256_file, write_atomic
-from common.readback import JsonFile
+from common.readback import JsonFile, own_check
 from common.signing.statement import NAME_PATTERN, Kind, Signed, Statement, read_signed
 
 __all__ = [
@@ -141,6 +141,7 @@ class Artifact:
                     f"{self} is refused: its {name} is {value}, and {stated} was signed"
                 )
 
+    @own_check("file of a published version")
     def damage(self, path: Path) -> str:
         """What is wrong with a file that should hold this version; empty if nothing is."""
         try:
