@@ -13,6 +13,7 @@ import numpy as np
 
 from client.budget import Budget, device_budget
 from common.backbone.frozen import FrozenBackbone
+from common.cache import keep_newest
 from common.datasets.base import Dataset
 from common.datasets.folder import load_folder
 from common.errors import ConfigError, DataError, FedheadError, ProtocolError
@@ -35,6 +36,9 @@ logger = logging.getLogger("fedhead")
 Part = Literal["train", "test"]
 
 TASK = JsonFile("task of a device")
+
+# Runs at once, and pictures before and after a change: each has features of its own.
+_KEPT_FEATURES = 8
 
 
 class Host(Protocol):
@@ -182,6 +186,7 @@ class _DeviceHost:
             raise ConfigError([f"data={node_config['data']!r} must be folder:PATH"], "node config")
         self._folder = Path(path).expanduser()
         self._cache = Path(str(node_config.get("state", cache_root()))).expanduser()
+        self._shares_cache = "state" not in node_config
         self._client = int(str(node_config.get("client-id", client_of_node(node_id))))
         self.state = self._cache / "clients"
         self.budget = device_budget(node_config)
@@ -272,6 +277,8 @@ class _DeviceHost:
             content_key=dataset.images_key,
             cache=self._cache,
         )
+        if not self._shares_cache:
+            keep_newest(self._cache / "features", _KEPT_FEATURES)
         labels = dataset.labels[used]
         features = FeatureSet(q, labels, backbone.affine, backbone.fingerprint)
         return features.select(np.searchsorted(used, parts[part]))

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from common.backbone.frozen import FrozenBackbone
+from common.cache import note_use
 from common.config import Config, DataConfig, PartitionConfig, load_config, parse_overrides
 from common.datasets import Dataset, load_dataset
 from common.datasets.split import stratified_split
@@ -194,6 +195,7 @@ def _cached_parts(key: str, draw: Callable[[], list[IntArray]]) -> list[IntArray
     file = cache_root() / "partitions" / f"{key}.safetensors"
     try:
         flat = _PARTITION.read(file)
+        note_use(file)
         return np.split(flat["positions"], flat["ends"][:-1])
     except (OSError, DamagedError):
         parts = draw()

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from common.backbone.frozen import FrozenBackbone, UInt8Array, quantized_engine
+from common.cache import note_use
 from common.errors import BackboneError, DataError
 from common.files import sha256_file, write_folder
 from common.progress import track
@@ -71,6 +72,7 @@ def extract(
     if folder.exists():
         problem = _problem(folder, card)
         if problem is None:
+            note_use(folder)
             return _open(folder)
         _log.warning("cached features %s are not usable: %s: computing again", key[:12], problem)
     try:

@@ -134,7 +134,9 @@ class JsonLines:
         return seal(json.dumps(value)).decode()
 
     def read(self, path: Path) -> Iterator[dict[str, Any] | DamagedError]:
-        """What each line says, or that it is damaged: a process that was killed leaves half a line.
+        """What each line says, or that it is damaged.
+
+        Half a line at the end, from a process that was killed, is no line.
 
         Raises:
             OSError: the file cannot be read.
@@ -144,7 +146,8 @@ class JsonLines:
                 try:
                     yield _unseal(line, f"{path}, line {number}")
                 except DamagedError as exc:
-                    yield exc
+                    if line.endswith(b"\n"):
+                        yield exc
 
 
 class ArraysFile:

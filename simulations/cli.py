@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from common.errors import ConfigError, FedheadError, MissingExtraError, RunError
+from simulations.cli_cache import cache
 from simulations.cli_compare import comparisons
 from simulations.cli_delivery import delivery
 from simulations.cli_deploy import deployments
@@ -230,6 +231,7 @@ def export(
 
 
 cli.command()(publish)
+cli.command()(cache)
 
 
 @cli.command()

@@ -23,6 +23,7 @@ from common.backbone.content import content_fingerprint
 from common.backbone.engine import quantized_engine
 from common.backbone.payload import Arrays, pack, unpack
 from common.backbone.spec import BackboneSpec
+from common.cache import note_use
 from common.errors import BackboneError
 from common.files import write_atomic
 from common.readback import own_check
@@ -236,6 +237,7 @@ def load_by_fingerprint(fingerprint: str, cache: Path) -> FrozenBackbone | None:
     file = backbone_file(cache, fingerprint)
     if not file.exists():
         return None
+    note_use(file.parent)
     try:
         return FrozenBackbone.load(file.parent, fingerprint, opened=False)
     except BackboneError as exc:
