@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from contextlib import suppress
@@ -15,6 +16,7 @@ MADE_AGAIN = ("backbones", "features", "partitions")
 """Folders of a cache whose entries are computed, or sent by a server, once more when they are
 missing. What clients remember is none of these."""
 
+_OURS = re.compile(r"\.?[0-9a-f]{64}\b.*")  # a folder that is no cache may hold features/, too
 _KEYS = "keys"  # small files in backbones/: which recipe gave which
 _BEGUN_SECONDS = 86400.0  # what begins with a dot is being written, or was by a killed process
 
@@ -71,14 +73,12 @@ def prune(cache: Path, unused_days: float) -> list[Entry]:
     """
     now = time.time()
     removed = []
-    for kind in MADE_AGAIN:
-        for entry in entries(cache / kind):
-            unused = unused_days * 86400
-            if entry.path.name.startswith("."):
-                unused = max(unused, _BEGUN_SECONDS)
-            if now - entry.used >= unused:
-                _remove(entry.path)
-                removed.append(entry)
+    for entry in (entry for kind in MADE_AGAIN for entry in entries(cache / kind)):
+        is_begun = entry.path.name.startswith(".")
+        unused = max(unused_days * 86400, _BEGUN_SECONDS if is_begun else 0)
+        if _OURS.fullmatch(entry.path.name) and now - entry.used >= unused:
+            _remove(entry.path)
+            removed.append(entry)
     return removed
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.cache import MADE_AGAIN, entries, prune, size_of
+from common.errors import RunError
 from common.files import cache_root
 from simulations.terminal import JsonFlag
 
@@ -38,6 +39,8 @@ def cache(
     Backbones, features and partitions are made again when they are needed. What clients remember
     of their runs, and data sets that were downloaded, stay.
     """
+    if folder is not None and not folder.is_dir():
+        raise RunError(f"{folder}: no such folder")
     root = cache_root() if folder is None else folder
     removed = prune(root, days) if prune_ else []
     freed = sum(entry.size_bytes for entry in removed)

@@ -7,17 +7,21 @@ and fails here until it has a row below: how to make a real file of it, and who 
 from __future__ import annotations
 
 import ast
+import json
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from PIL import Image
+from safetensors.numpy import load_file
 
 from client import state as client_state
 from client.delivery import shelf as device_shelf
@@ -49,11 +53,12 @@ from server.events import EVENTS, event, event_log
 from server.roster import CLIENT, client_file, read_roster
 from server.runfolder import CLIENTS, HEAD, SUMMARY, MetricsLog, RunFolder
 from server.trained import TrainedModel
+from simulations.cli_cache import cache
 from simulations.deploy.certificates import write_device_keys
 from simulations.deploy.device_keys import read_key
 from simulations.deploy.last_run import read_last_run, remember_run
 from simulations.report.runs import read_run
-from simulations.run import _last_head
+from simulations.run import _last_head, open_run
 from simulations.signing_key import sign
 
 ROOT = Path(__file__).parent.parent
@@ -597,3 +602,93 @@ def test_nothing_is_read_back_past_the_kinds() -> None:
     found = {reader for path in SOURCES for reader in readers(path)}
     known = {reader for group in OTHERS.values() for reader in group.split()}
     assert found == known
+
+
+# What a run does about it
+
+
+def test_a_damaged_line_of_metrics_loses_no_round_unsaid(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    file = folder.path / "metrics.jsonl"
+    first, second = file.read_bytes().splitlines(keepends=True)
+    assert intact_rounds(folder.path)[0] == 2
+    for content, intact, why in (
+        (first[:9] + b"\xff" + first[10:] + second, 0, "line 1 is damaged"),
+        (first + second[:-30], 1, "ends after round 1"),
+        (second, 0, "line 1: round 2"),
+        (b"", 0, "ends after round 0"),
+    ):
+        file.write_bytes(content)
+        rounds, because = intact_rounds(folder.path)
+        assert rounds == intact
+        assert because.startswith(f"{file}")
+        assert why in because
+
+
+def test_a_resumed_run_goes_back_to_where_its_metrics_are_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints(tmp_path, 3, 4, 5)
+    found = load_latest(tmp_path, rounds=4, because="metrics.jsonl, line 5 is damaged")
+    assert found is not None
+    assert found.round_number == 4
+    assert "000005 is passed over (metrics.jsonl, line 5 is damaged)" in caplog.text
+    with pytest.raises(
+        RunError, match=r"line 3 is damaged, and the oldest checkpoint is of round 3"
+    ):
+        load_latest(tmp_path, rounds=2, because="metrics.jsonl, line 3 is damaged")
+
+
+def test_other_tools_read_these_files_as_what_they_are(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    head = load_file(folder.head)
+    assert {name: array.shape for name, array in head.items()} == {"weight": (2, 3), "bias": (2,)}
+    lines = (folder.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["round"] for line in lines] == [1, 2]
+    assert json.loads(folder.summary.read_text())["rounds"] == 2
+    again = load_config(folder.path / "config.toml")
+    assert (folder.path / "config.toml").read_text() == again.to_toml()
+
+
+def test_a_changed_configuration_of_a_run_is_refused(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    file = folder.path / "config.toml"
+    file.write_text(file.read_text().replace("seed = 0", "seed = 1", 1))
+    with pytest.raises(DamagedError, match="config.toml is damaged .* keeps its configuration"):
+        open_run(folder.path)
+    with pytest.raises(RunError, match="holds a run of another configuration"):
+        RunFolder(folder.path, load_config(file))
+
+
+def test_a_device_keeps_the_features_that_it_used_last(
+    tmp_path: Path, trained: TrainedModel
+) -> None:
+    folder, state = pictures(tmp_path / "pictures"), tmp_path / "state"
+    host = host_of({"data": f"folder:{folder}", "state": str(state), "client-id": 7}, {}, 7)
+    for day in range(10):
+        Image.new("RGB", (4, 4), (200, day, 0)).save(folder / "ant" / f"new{day}.png")
+        host.describe(DescribeRequest("1a2b", ("ant", "bee"), 0.5, 3, "2026"))
+        host.train_features(7, trained.backbone, "1a2b")
+    assert len([*(state / "features").iterdir()]) == 8
+
+
+def test_fedhead_cache_shows_and_makes_room(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "features" / ("a" * 64)
+    old.mkdir(parents=True)
+    (old / "features.npy").write_bytes(bytes(3_000_000))
+    os.utime(old, (10**9, 10**9))
+    (tmp_path / "clients" / "1a2b").mkdir(parents=True)
+    cache(tmp_path, prune_=False, days=30, json_=True)
+    assert json.loads(capsys.readouterr().out)["kinds"] == [
+        {"kind": "clients", "entries": 1, "bytes": 0, "used": ANY, "made-again": False},
+        {"kind": "features", "entries": 1, "bytes": 3_000_000, "used": ANY, "made-again": True},
+    ]
+    cache(tmp_path, prune_=True, days=30, json_=False)
+    shown = capsys.readouterr().out
+    assert "removed: 1 entries, 3.0 MB" in shown
+    assert not old.exists()
+    assert (tmp_path / "clients" / "1a2b").exists()
+    with pytest.raises(RunError, match="nowhere: no such folder"):
+        cache(tmp_path / "nowhere", prune_=False, days=30, json_=False)

@@ -25,6 +25,7 @@ import server.rounds
 from client.state import ControlStore
 from common.errors import ConfigError, DataError, ExportError, RunError
 from common.files import simulated_state
+from common.readback import seal
 from common.types import Head, UpdateBatch
 from server.strategies import STRATEGIES
 from server.strategies.averaging import fedavg
@@ -470,7 +471,8 @@ def test_a_run_whose_data_have_changed_is_not_resumed(quick: Make) -> None:
     run_in_process(run)
     file = run / "run.json"
     known = json.loads(file.read_text())
-    file.write_text(json.dumps({**known, "fingerprint": "0" * 64}))
+    del known["checksum"]
+    file.write_bytes(seal(json.dumps({**known, "fingerprint": "0" * 64})))
     with pytest.raises(RunError, match="have changed since the run began"):
         run_in_process(run)
 
