@@ -34,7 +34,7 @@ from common.backbone.frozen import load_by_fingerprint, store
 from common.config import load_config, parse_overrides
 from common.datasets.folder import load_folder
 from common.delivery.versions import Artifact, read_artifact
-from common.errors import DamagedError, FedheadError
+from common.errors import DamagedError, FedheadError, RunError
 from common.experiment import _cached_parts
 from common.features import extract
 from common.files import sha256_file, write_atomic
@@ -51,7 +51,7 @@ from server.delivery.reports import DeviceReport, save_report, survey
 from server.delivery.tokens import device_of, issue_token
 from server.events import EVENTS, event, event_log
 from server.roster import CLIENT, client_file, read_roster
-from server.runfolder import CLIENTS, HEAD, SUMMARY, MetricsLog, RunFolder
+from server.runfolder import CLIENTS, HEAD, SUMMARY, MetricsLog, RunFolder, intact_rounds
 from server.trained import TrainedModel
 from simulations.cli_cache import cache
 from simulations.deploy.certificates import write_device_keys
@@ -633,9 +633,7 @@ def test_a_resumed_run_goes_back_to_where_its_metrics_are_whole(
     assert found is not None
     assert found.round_number == 4
     assert "000005 is passed over (metrics.jsonl, line 5 is damaged)" in caplog.text
-    with pytest.raises(
-        RunError, match=r"line 3 is damaged, and the oldest checkpoint is of round 3"
-    ):
+    with pytest.raises(RunError, match="line 3 is damaged, and the oldest checkpoint is of"):
         load_latest(tmp_path, rounds=2, because="metrics.jsonl, line 3 is damaged")
 
 

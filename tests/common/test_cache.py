@@ -67,10 +67,9 @@ def test_nothing_that_clients_remember_or_that_is_being_written_ever_goes(filled
 
 
 def test_the_last_used_are_kept(tmp_path: Path) -> None:
-    folders = {
-        digit: put(tmp_path / name(digit), days) for digit, days in zip("abcd", (4, 3, 2, 1))
-    }
-    note_use(folders["a"])
+    for digit, days in {"a": 4, "b": 3, "c": 2, "d": 1}.items():
+        put(tmp_path / name(digit), days)
+    note_use(tmp_path / name("a"))
     keep_newest(tmp_path, 2)
     assert {path.name[0] for path in tmp_path.iterdir()} == {"a", "d"}
     assert [entry.path.name[0] for entry in entries(tmp_path)] == ["d", "a"]

@@ -436,6 +436,23 @@ def test_a_run_killed_with_sigkill_resumes_to_the_same_bytes(quick: Make, strate
     assert run_in_process(run)["head_sha256"] == whole["head_sha256"]
 
 
+def test_a_run_with_damaged_metrics_goes_back_and_writes_them_again(
+    quick: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = quick()
+    whole = run_in_process(run)
+    before = [line["accuracy"] for line in lines(run)]
+    metrics = run / "metrics.jsonl"
+    first, *between, last = metrics.read_bytes().splitlines(keepends=True)
+    metrics.write_bytes(b"".join([first, *between, last.replace(b"0", b"\xff", 1)]))
+    assert run_in_process(run)["head_sha256"] == whole["head_sha256"]
+    assert "metrics.jsonl, line 5 is damaged" in caplog.text
+    assert [line["accuracy"] for line in lines(run)] == before
+    metrics.write_bytes(b"".join([first.replace(b"0", b"1", 1), *between, last]))
+    with pytest.raises(RunError, match="metrics.jsonl, line 1 is damaged .* the run begins again"):
+        run_in_process(run)
+
+
 def test_a_stock_strategy_cannot_be_resumed(quick: Make) -> None:
     run = quick("strategy.name=flwr.serverapp.strategy:FedAvg", "train.rounds=2")
     run_in_process(run)
