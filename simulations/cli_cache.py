@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -64,7 +64,7 @@ def cache(
         print(f"removed: {len(removed)} entries, {freed / 1e6:,.1f} MB")
 
 
-def _row(path: Path) -> dict[str, object]:
+def _row(path: Path) -> dict[str, Any]:
     found = entries(path)
     used = datetime.fromtimestamp(found[-1].used, UTC).isoformat() if found else None
     return {
