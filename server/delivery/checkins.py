@@ -73,7 +73,7 @@ def check_ins(folder: Path) -> dict[str, CheckIn]:
     for path in sorted(_folder(folder).glob("[!.]*.json")):
         try:
             found[path.stem] = CheckIn(**_CHECK_IN.read(path))
-        except DamagedError as exc:
+        except (DamagedError, DeliveryError) as exc:
             logger.warning("left out: %s", exc)
     return found
 
