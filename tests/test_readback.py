@@ -51,6 +51,7 @@ from server.events import EVENTS, event, event_log
 from server.roster import CLIENT, client_file, read_roster
 from server.runfolder import CLIENTS, HEAD, SUMMARY, MetricsLog, RunFolder, intact_rounds
 from server.trained import TrainedModel
+from simulations.compare.pool import is_finished
 from simulations.deploy.certificates import write_device_keys
 from simulations.deploy.device_keys import read_key
 from simulations.deploy.last_run import read_last_run, remember_run
@@ -542,3 +543,16 @@ def test_a_device_keeps_the_features_that_it_used_last(
         host.describe(DescribeRequest("1a2b", ("ant", "bee"), 0.5, 3, "2026"))
         host.train_features(7, trained.backbone, "1a2b")
     assert len([*(state / "features").iterdir()]) == 8
+
+
+def test_a_comparison_runs_a_damaged_cell_again(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    assert is_finished(folder.path)
+    for path in (folder.summary, folder.clients, folder.path / "metrics.jsonl"):
+        data = path.read_bytes()
+        path.write_bytes(data[:-40])
+        assert not is_finished(folder.path)
+        path.write_bytes(data)
+    assert is_finished(folder.path)
+    folder.summary.unlink()
+    assert not is_finished(folder.path)
