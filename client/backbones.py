@@ -18,6 +18,7 @@ from common.backbone.frozen import (
     backbone_file,
     load_by_fingerprint,
 )
+from common.cache import note_use
 from common.errors import SignatureError
 from common.files import write_atomic
 from common.messages import BackboneRequest
@@ -105,6 +106,7 @@ class Backbones:
         if not path.exists() or path.stat().st_size != statement.size:
             return None
         data = path.read_bytes()
+        note_use(path.parent)
         return data if _is(data, statement) else None
 
     def _statement(self, fingerprint: str) -> Path:

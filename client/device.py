@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -14,25 +13,32 @@ import numpy as np
 
 from client.budget import Budget, device_budget
 from common.backbone.frozen import FrozenBackbone
+from common.cache import keep_newest
 from common.datasets.base import Dataset
 from common.datasets.folder import load_folder
 from common.errors import ConfigError, DataError, FedheadError, ProtocolError
 from common.features import extract
-from common.files import cache_root, simulated_state, write_atomic
+from common.files import cache_root, simulated_state
 from common.identity import client_of_node, one_line
 from common.messages import DescribeReply, DescribeRequest
 from common.partition import evenly, local_split
+from common.readback import JsonFile
 from common.types import FeatureSet, IntArray
 
 if TYPE_CHECKING:
     from client.cohort import Cohort
     from common.experiment import ClientShare
 
-__all__ = ["Host", "Part", "SimulatedHost", "host_of", "run_folder", "used_positions"]
+__all__ = ["TASK", "Host", "Part", "SimulatedHost", "host_of", "run_folder", "used_positions"]
 
 logger = logging.getLogger("fedhead")
 
 Part = Literal["train", "test"]
+
+TASK = JsonFile("task of a device")
+
+# Runs at once, and pictures before and after a change: each has features of its own.
+_KEPT_FEATURES = 8
 
 
 class Host(Protocol):
@@ -180,6 +186,7 @@ class _DeviceHost:
             raise ConfigError([f"data={node_config['data']!r} must be folder:PATH"], "node config")
         self._folder = Path(path).expanduser()
         self._cache = Path(str(node_config.get("state", cache_root()))).expanduser()
+        self._shares_cache = "state" not in node_config
         self._client = int(str(node_config.get("client-id", client_of_node(node_id))))
         self.state = self._cache / "clients"
         self.budget = device_budget(node_config)
@@ -198,7 +205,7 @@ class _DeviceHost:
             "budget": self.budget.max_examples,
             "pictures": dataset.content_key,
         }
-        write_atomic(self._task_file(request.run_id), json.dumps(task).encode())
+        TASK.write(self._task_file(request.run_id), task)
         allowed = len(used_positions(dataset, self.budget.max_examples))
         unused = allowed - len(train) - len(test)
         self.tell(request.run_id, f"joined it with {len(train)} examples to train on")
@@ -231,17 +238,17 @@ class _DeviceHost:
     def _task(self, run_id: str) -> DescribeRequest:
         path = self._task_file(run_id)
         try:
-            task = json.loads(path.read_text())
-            return DescribeRequest(
-                run_id,
-                tuple(task["classes"]),
-                float(task["test-fraction"]),
-                int(task["seed"]),
-                str(task["name"]),
-                int(task["max-examples"]),
-            )
-        except (OSError, ValueError, KeyError) as exc:
+            task = TASK.read(path)
+        except OSError as exc:
             raise FedheadError(f"{path} cannot be read: the server must describe first") from exc
+        return DescribeRequest(
+            run_id,
+            tuple(task["classes"]),
+            float(task["test-fraction"]),
+            int(task["seed"]),
+            str(task["name"]),
+            int(task["max-examples"]),
+        )
 
     def _load(self, task: DescribeRequest) -> tuple[Dataset, tuple[IntArray, IntArray]]:
         memory = self._cache / "pictures.json"
@@ -270,6 +277,8 @@ class _DeviceHost:
             content_key=dataset.images_key,
             cache=self._cache,
         )
+        if not self._shares_cache:
+            keep_newest(self._cache / "features", _KEPT_FEATURES)
         labels = dataset.labels[used]
         features = FeatureSet(q, labels, backbone.affine, backbone.fingerprint)
         return features.select(np.searchsorted(used, parts[part]))

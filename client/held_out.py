@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from client.device import used_positions
+from client.device import TASK, used_positions
 from common.datasets.base import Dataset
+from common.errors import DamagedError
 from common.partition import local_split
 from common.types import IntArray
 
@@ -53,7 +53,6 @@ def _age(path: Path) -> int:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        task = json.loads(path.read_text())
-    except ValueError:
+        return TASK.read(path)
+    except DamagedError:
         return {}
-    return task if isinstance(task, dict) else {}

@@ -16,15 +16,16 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
-from common.errors import FedheadError, ProtocolError
-from common.files import write_atomic
+from common.errors import DamagedError, FedheadError, ProtocolError
 from common.messages import TrainRequest, content_id
+from common.readback import ArraysFile
 from common.types import FloatArray
 
 __all__ = ["ControlStore", "with_constant"]
+
+_CONTROL = ArraysFile("control variate of a client")
+_CONSTANT = ArraysFile("constant arrays of a plan")
 
 
 class ControlStore:
@@ -53,13 +54,15 @@ class ControlStore:
             return np.zeros(shape, np.float32)
         path = self._file(client, counted_round)
         try:
-            control: FloatArray = load_file(path)["control"]
+            control: FloatArray = _CONTROL.read(path)["control"]
         except FileNotFoundError as exc:
             raise FedheadError(
                 f"client {client}: its state after round {counted_round} is gone ({path})"
             ) from exc
-        except (SafetensorError, KeyError, OSError) as exc:
-            raise FedheadError(f"client {client}: {path} is damaged ({exc})") from exc
+        except DamagedError as exc:
+            raise FedheadError(f"client {client}: {exc}") from exc
+        except OSError as exc:
+            raise FedheadError(f"client {client}: {path}: {exc.strerror}") from exc
         if control.shape != shape:
             raise FedheadError(f"client {client}: {path} is {control.shape}, expected {shape}")
         return control
@@ -87,8 +90,7 @@ class ControlStore:
         """
         target = self._file(client, round_number)
         try:
-            content = save({"control": control})
-            write_atomic(target, content, durable=self._durable)
+            _CONTROL.write(target, {"control": control}, durable=self._durable)
             rounds = sorted(int(path.stem) for path in target.parent.glob("*.safetensors"))
             counted = [number for number in rounds if number <= counted_round]
             last = max((number for number in counted if number <= oldest_round), default=0)
@@ -125,18 +127,18 @@ def with_constant(request: TrainRequest, folder: Path, *, durable: bool) -> Trai
         if content_id(request.plan.constant) != request.constant_id:
             raise ProtocolError("the plan's constant arrays are not those of its constant-id")
         with suppress(OSError):  # without space they come again
-            write_atomic(path, save(dict(request.plan.constant)), durable=durable)
+            _CONSTANT.write(path, request.plan.constant, durable=durable)
         return request
     try:
         constant = _constant(path, request.constant_id)
-    except (SafetensorError, OSError, ValueError):
+    except (DamagedError, OSError, ValueError):
         return None
     return replace(request, plan=replace(request.plan, constant=constant))
 
 
 @lru_cache(maxsize=1)  # a simulated node is asked each round
 def _constant(path: Path, identity: str) -> Mapping[str, FloatArray]:
-    constant: dict[str, FloatArray] = load_file(path)
+    constant: dict[str, FloatArray] = _CONSTANT.read(path)
     if content_id(constant) != identity:
-        raise ValueError(f"{path} is damaged")
+        raise ValueError(f"{path} holds other arrays")
     return constant

@@ -3,23 +3,24 @@
 A device's folder holds one or two public keys in ``trusted/``, put there by who set it up. What it
 took last lies in its state folder::
 
-    accepted/model/model.pt     VERSION SHA256
+    accepted/model/model.pt     {"version": 3, "sha256": ...}
     accepted/backbone/mine
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from common.errors import SignatureError
-from common.files import write_atomic
+from common.errors import DamagedError, SignatureError
+from common.readback import JsonFile
 from common.signing.statement import Kind, Signed, Statement
 from common.signing.trust import TrustedKeys
 
 __all__ = ["Trust"]
+
+_ACCEPTED = JsonFile("version that a device accepted last")
 
 
 @dataclass(frozen=True)
@@ -79,19 +80,17 @@ class Trust:
     def accept(self, statement: Statement) -> None:
         """Remember, down to the disk, that nothing older than this is accepted any more."""
         if self._last(statement.kind, statement.name)[0] < statement.version:
-            content = f"{statement.version} {statement.sha256}\n"
-            write_atomic(self._file(statement.kind, statement.name), content.encode())
+            accepted = {"version": statement.version, "sha256": statement.sha256}
+            _ACCEPTED.write(self._file(statement.kind, statement.name), accepted)
 
     def _last(self, kind: Kind, name: str) -> tuple[int, str]:
-        path = self._file(kind, name)
         try:
-            text = path.read_text()
+            accepted = _ACCEPTED.read(self._file(kind, name))
         except FileNotFoundError:
             return 0, ""
-        match = re.fullmatch(r"([1-9][0-9]{0,17}) ([0-9a-f]{64})\n", text)
-        if match is None:
-            raise SignatureError(f"{path} is damaged, expected VERSION SHA256")
-        return int(match[1]), match[2]
+        except DamagedError as exc:
+            raise SignatureError(str(exc)) from exc
+        return int(accepted["version"]), str(accepted["sha256"])
 
     def _file(self, kind: Kind, name: str) -> Path:
         return self.accepted / kind / name

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ByteSize, Field, PlainValidator, model_validator
 
 from common.backbone.spec import IMAGENET_MEAN, IMAGENET_STD
 from common.errors import ConfigError
+from common.readback import checksum
 from common.toml_model import Section, read_toml, validated
 from common.types import LocalTraining
 
@@ -370,8 +371,13 @@ class Config(Section):
         return self.seed if self.data.seed < 0 else self.data.seed
 
     def to_toml(self) -> str:
-        """The whole configuration, defaults included."""
-        return tomli_w.dumps(self.model_dump(by_alias=True))
+        """The whole configuration, defaults included.
+
+        The last line, a comment, holds a checksum of those before it: a value that is changed by
+        accident does not look like one that was written.
+        """
+        text = tomli_w.dumps(self.model_dump(by_alias=True))
+        return f"{text}# checksum: {checksum(text.encode()).decode()}\n"
 
 
 def describe_keys() -> list[tuple[str, str, str]]:

@@ -10,6 +10,7 @@
     ├── DeclinedError      a device that does not train now, by its owner's budget
     ├── ProtocolError      a message that does not follow common/messages
     ├── RunError           a run, its folder or its checkpoint
+    ├── DamagedError       a file that fedhead wrote is not as it was written
     ├── ExportError        a model file that could not be written or does not agree
     ├── DeliveryError      a model that could not be published, served or fetched
     ├── SignatureError     a model or backbone that is not signed as it must be; a signing key
@@ -25,6 +26,7 @@ from collections.abc import Sequence
 __all__ = [
     "BackboneError",
     "ConfigError",
+    "DamagedError",
     "DataError",
     "DeclinedError",
     "DeliveryError",
@@ -74,6 +76,13 @@ class ProtocolError(FedheadError):
 
 class RunError(FedheadError):
     """A run that cannot start, go on or be read."""
+
+
+class DamagedError(FedheadError):
+    """A file that fedhead wrote is not as it was written."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where} is damaged ({reason})")
 
 
 class ExportError(FedheadError):

@@ -15,18 +15,18 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
 from common.backbone.frozen import FrozenBackbone
+from common.cache import note_use
 from common.config import Config, DataConfig, PartitionConfig, load_config, parse_overrides
 from common.datasets import Dataset, load_dataset
 from common.datasets.split import stratified_split
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError, DamagedError, DataError
 from common.features import extract
-from common.files import cache_root, write_atomic
+from common.files import cache_root
 from common.labels import flipped, noisy
 from common.partition import evenly, local_split, partition_clients
+from common.readback import ArraysFile
 from common.seeding import Purpose, permutation, smallest
 from common.types import FeatureSet, IntArray
 
@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 _APP = Path(__file__).parent.parent
+_PARTITION = ArraysFile("partition in the cache")
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,14 +230,14 @@ def _cached_parts(key: str, draw: Callable[[], list[IntArray]]) -> list[IntArray
     """A partition from the cache: drawing one costs seconds of imports alone."""
     file = cache_root() / "partitions" / f"{key}.safetensors"
     try:
-        flat = load_file(file)
+        flat = _PARTITION.read(file)
+        note_use(file)
         return np.split(flat["positions"], flat["ends"][:-1])
-    except (OSError, SafetensorError, KeyError):
+    except (OSError, DamagedError):
         parts = draw()
     ends = np.cumsum([len(part) for part in parts])
-    content = save({"positions": np.concatenate(parts), "ends": ends})
     with suppress(OSError):  # a cache that cannot be written only costs time
-        write_atomic(file, content)
+        _PARTITION.write(file, {"positions": np.concatenate(parts), "ends": ends})
     return parts
 
 

@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from common.backbone.frozen import FrozenBackbone, UInt8Array, quantized_engine
+from common.cache import note_use
 from common.errors import BackboneError, DataError
 from common.files import sha256_file, write_folder
 from common.progress import track
+from common.readback import own_check
 from common.types import IntArray
 
 __all__ = ["ImagesAt", "extract"]
@@ -70,6 +72,7 @@ def extract(
     if folder.exists():
         problem = _problem(folder, card)
         if problem is None:
+            note_use(folder)
             return _open(folder)
         _log.warning("cached features %s are not usable: %s: computing again", key[:12], problem)
     try:
@@ -89,6 +92,7 @@ def _open(folder: Path) -> UInt8Array:
     return mapped
 
 
+@own_check("features in the cache")
 def _problem(folder: Path, want: Mapping[str, object]) -> str | None:
     """What is wrong with a cache entry, None if nothing is."""
     try:

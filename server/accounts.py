@@ -15,17 +15,17 @@ from common.files import write_atomic
 from common.types import IntArray
 from server.events import utc
 
-__all__ = ["Accounts"]
+__all__ = ["COLUMNS", "Accounts", "Column"]
 
 Column = Literal[
     "valid", "rejected", "failed", "late", "refused",
     "uplink_bytes", "downlink_bytes", "backbone_bytes",
 ]  # fmt: skip
-_COLUMNS: tuple[Column, ...] = (
+COLUMNS: tuple[Column, ...] = (
     "valid", "rejected", "failed", "late", "refused",
     "uplink_bytes", "downlink_bytes", "backbone_bytes",
 )  # fmt: skip
-_WIDTH = len(_COLUMNS) + 2
+_WIDTH = len(COLUMNS) + 2
 
 
 class Accounts:
@@ -55,7 +55,7 @@ class Accounts:
     def add(self, column: Column, clients: Sequence[int], amount: int | Sequence[int] = 1) -> None:
         """Count something for each of some clients; who is named twice counts twice."""
         rows = self._rows(np.asarray(clients, np.int64))
-        np.add.at(self.table[:, 1 + _COLUMNS.index(column)], rows, amount)
+        np.add.at(self.table[:, 1 + COLUMNS.index(column)], rows, amount)
 
     def see(self, clients: Sequence[int]) -> None:
         """Remember that these were there a moment ago."""
@@ -70,19 +70,19 @@ class Accounts:
 
     def total(self, column: Column) -> int:
         """Over all clients."""
-        return int(self.table[:, 1 + _COLUMNS.index(column)].sum())
+        return int(self.table[:, 1 + COLUMNS.index(column)].sum())
 
     @property
     def num_clients(self) -> int:
         """How many have taken part; who was only refused has not."""
-        refused = 1 + _COLUMNS.index("refused")
+        refused = 1 + COLUMNS.index("refused")
         return int(np.delete(self.table[:, 1:], refused - 1, axis=1).any(axis=1).sum())
 
     def write(self, path: Path) -> None:
         """A line a client, as CSV."""
         text = io.StringIO()
         lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(["client", "name", *_COLUMNS, "last_seen"])
+        lines.writerow(["client", "name", *COLUMNS, "last_seen"])
         for client, *numbers, seen in self.table.tolist():
             lines.writerow([client, self.name(client), *numbers, utc(seen / 1000) if seen else ""])
         # After a loss of power the next round writes it again.

@@ -13,7 +13,6 @@ from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from safetensors.numpy import save
 
 from common.backbone.frozen import FrozenBackbone
 from common.config import Config
@@ -26,7 +25,6 @@ from common.experiment import (
     held_out_positions,
     run_config,
 )
-from common.files import write_atomic
 from common.log import start_log
 from common.progress import stage
 from common.types import Affine, FeatureSet
@@ -46,7 +44,14 @@ from server.model import backbone_of_run, drop_backbone, keep_backbone, trained_
 from server.progress import Progress
 from server.roster import Roster
 from server.rounds import run_rounds
-from server.runfolder import RunFolder, free_folder, read_run_json
+from server.runfolder import (
+    HEAD,
+    SUMMARY,
+    RunFolder,
+    free_folder,
+    intact_rounds,
+    read_run_json,
+)
 from server.stock import is_stock
 from server.summary import Outcome, of_export, summarize
 from server.targets.cards import ExportReport
@@ -174,7 +179,8 @@ def run_experiment(
 
 
 def _checkpoint(folder: RunFolder, config: Config) -> Checkpoint | None:
-    checkpoint = load_latest(folder.checkpoints)
+    rounds, because = intact_rounds(folder.path)
+    checkpoint = load_latest(folder.checkpoints, rounds=rounds, because=because)
     if checkpoint is not None:
         if is_stock(config.strategy.name):
             raise RunError(
@@ -231,7 +237,7 @@ def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Ou
         )
     if not counters["accepted"]:
         raise RunError(f"no round of {rounds} had enough valid updates: nothing to export")
-    write_atomic(folder.head, save({"weight": head.weight, "bias": head.bias}))
+    HEAD.write(folder.head, {"weight": head.weight, "bias": head.bias})
     with scene.stages("evaluation"):
         figures = ask_clients(task, head, engine.personal)
         if task.registry.simulated:
@@ -251,7 +257,7 @@ def _close(scene: _Scene, outcome: Outcome, figures: Mapping[str, Any], *, is_ce
         seconds = stages.seconds | figures["seconds"]
         own = {} if is_cell else of_export(exported, folder.model)
         own |= {"seconds": seconds, "run": str(folder.path)}
-        folder.write_json(folder.summary, {**figures, **own})
+        SUMMARY.write(folder.summary, {**figures, **own})
 
     write(None)  # whatever becomes of the model, what was trained has its figures
     if task.registry.simulated:

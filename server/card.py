@@ -15,8 +15,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import ExportError
+from common.readback import JsonFile, own_check
 
 __all__ = [
+    "BESIDE",
     "CARD_RECORD",
     "Card",
     "DefaultEngine",
@@ -29,6 +31,8 @@ __all__ = [
 
 CARD_RECORD = "archive/extra/card.json"
 """Where ``torch.jit.save(..., _extra_files={"card.json": ...})`` puts it."""
+
+BESIDE = JsonFile("card beside an exported file", indent=2)
 
 # Room for the names of 100,000 classes.
 _MAX_CARD_BYTES = 8 * 1024 * 1024
@@ -151,6 +155,7 @@ def card_path(path: Path) -> Path:
     )
 
 
+@own_check("card inside an exported file")
 def read_card(path: Path) -> Card:
     """The card inside a model file, without running any of it.
 
@@ -194,7 +199,7 @@ def read_card_beside(path: Path, sha256: str) -> Card:
     """
     beside = card_path(path)
     try:
-        card = Card.model_validate_json(beside.read_bytes())
+        card = Card.model_validate(BESIDE.read(beside), strict=False)
     except FileNotFoundError as exc:
         raise ExportError(f"{path} has no card, expected {beside}") from exc
     except ValueError as exc:

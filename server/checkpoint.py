@@ -24,6 +24,7 @@ from safetensors.numpy import load, save
 
 from common.errors import RunError
 from common.files import write_folder
+from common.readback import own_check
 from common.types import Head
 from server.events import event
 
@@ -152,19 +153,34 @@ def _load(path: Path) -> Checkpoint:
     )
 
 
-def load_latest(folder: Path) -> Checkpoint | None:
+@own_check("checkpoint of a run")
+def load_latest(folder: Path, *, rounds: int | None = None, because: str = "") -> Checkpoint | None:
     """The newest checkpoint that verifies; None if there is none at all.
 
+    Args:
+        folder: of the checkpoints.
+        rounds: pass over those of later rounds; None: of none.
+        because: why.
+
     Raises:
-        RunError: there are checkpoints, but every one is damaged.
+        RunError: there are checkpoints, but every one is damaged or of a later round.
     """
     folders = _folders(folder)
     for path in reversed(folders):
+        if rounds is not None and int(path.name) > rounds:
+            message = f"checkpoint {path} is passed over ({because}), going back one"
+            event("checkpoint", message, level=logging.WARNING, path=str(path), reason=because)
+            continue
         try:
             return _load(path)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as exc:
             message = f"checkpoint {path} is damaged ({exc}), going back one"
             event("checkpoint", message, level=logging.WARNING, path=str(path), reason=str(exc))
+    if folders and rounds is not None and int(folders[0].name) > rounds:
+        raise RunError(
+            f"{because}, and the oldest checkpoint is of round {int(folders[0].name)}: mend it, "
+            f"or remove {folder}, and the run begins again"
+        )
     if folders:
         raise RunError(
             f"{folder}: all {len(folders)} checkpoints are damaged; without this folder the run "

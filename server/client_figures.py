@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,13 +13,13 @@ import numpy as np
 from common.datasets import Dataset
 from common.errors import FedheadError, ReplyError
 from common.experiment import client_shares
-from common.files import write_atomic
 from common.messages import EvaluateReply, EvaluateRequest
 from common.noise import COUNTED_CLIENTS, COUNTED_EXAMPLES
 from common.types import Head
 from server.engine import Task
 from server.exchange import ask
 from server.replies import check_lengths
+from server.runfolder import CLIENTS
 
 __all__ = ["ClientFigures", "ask_clients", "write_clients"]
 
@@ -165,4 +164,4 @@ def write_clients(path: Path, task: Task, dataset: Dataset, figures: ClientFigur
         "test_correct": column(figures.correct),
         "personal_correct": None if own is None else column(own),
     }
-    write_atomic(path, json.dumps(content).encode())
+    CLIENTS.write(path, content)

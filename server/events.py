@@ -6,7 +6,6 @@ writes them to a run folder's events.jsonl, other handlers show the words alone.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from common.identity import printable
+from common.readback import JsonLines
 
-__all__ = ["event", "event_log", "utc"]
+__all__ = ["EVENTS", "event", "event_log", "utc"]
 
 logger = logging.getLogger("fedhead")
+
+EVENTS = JsonLines("events.jsonl of a run")
 
 Value = str | int | float | bool | None
 
@@ -58,7 +60,7 @@ class _JsonFormatter(logging.Formatter):
             **getattr(record, "values", {}),
             "message": printable(record.getMessage()),
         }
-        return json.dumps(line)
+        return EVENTS.line(line)
 
 
 class _EventHandler(logging.Handler):

@@ -14,17 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from common.backbone.frozen import FrozenBackbone
-from common.config import Config, load_config
-from common.errors import RunError
+from common.config import Config
+from common.errors import DamagedError, RunError
 from common.files import write_atomic
+from common.readback import own_check
 from common.types import Head
 from server.checkpoint import load_latest
 from server.model import keep_backbone, kept_backbone
 from server.replaced import replaced_of
-from server.runfolder import read_run_json
+from server.runfolder import HEAD, read_config, read_run_json, resume_command
 
 __all__ = ["FormerHead", "first_head", "former_head", "last_head"]
 
@@ -80,10 +81,10 @@ def last_head(path: Path) -> Head:
     file = path / "head.safetensors"
     if file.exists():
         try:
-            arrays = load_file(file)
-            return Head(arrays["weight"], arrays["bias"])
-        except (SafetensorError, KeyError) as exc:
-            raise RunError(f"{file} is damaged ({exc})") from exc
+            arrays = HEAD.read(file)
+        except DamagedError as exc:
+            raise RunError(f"{exc}: {resume_command(path)} writes it again") from exc
+        return Head(arrays["weight"], arrays["bias"])
     checkpoint = load_latest(path / "checkpoint")
     if checkpoint is None:
         raise RunError(f"{path} has no finished round yet")
@@ -107,7 +108,7 @@ def former_head(config: Config, path: Path) -> FormerHead | None:
     run = replaced_of(run) if run == path else run
     if not (run / "config.toml").exists():
         raise RunError(f"strategy.init-from: {source} holds no run (config.toml is missing)")
-    _check_section(config, load_config(run / "config.toml"), source)
+    _check_section(config, read_config(run), source)
     head, known = last_head(run), read_run_json(run)
     return FormerHead(
         head,
@@ -182,6 +183,7 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
+@own_check("first-head.safetensors of a run")
 def _read(file: Path) -> FormerHead:
     try:
         with safe_open(file, "np") as content:

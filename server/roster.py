@@ -12,12 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import RunError
+from common.errors import DamagedError, RunError
 from common.identity import client_of_node
+from common.readback import JsonFile
 
-__all__ = ["Device", "Roster", "client_file", "read_roster"]
+__all__ = ["CLIENT", "Device", "Roster", "client_file", "read_roster"]
 
 logger = logging.getLogger("fedhead")
+
+CLIENT = JsonFile("client id of a device")
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,11 @@ def read_roster(server: Path) -> dict[str, Device]:
     for key in sorted(folder.glob("[!.]*.pub")):
         file = client_file(server, key.stem)
         try:
-            found[key.stem] = Device(key.stem, int(file.read_text()))
+            found[key.stem] = Device(key.stem, int(CLIENT.read(file)["client"]))
         except FileNotFoundError:
             continue
-        except (OSError, ValueError) as exc:
-            logger.warning("%s holds no client id, %s is left out: %s", file, key.stem, exc)
+        except (OSError, DamagedError) as exc:
+            logger.warning("%s is left out: %s", key.stem, exc)
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import shlex
 import time
@@ -19,12 +18,31 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from common.config import Config
-from common.errors import RunError
+from common.config import Config, load_config
+from common.errors import DamagedError, RunError
 from common.files import is_empty, remove_temporary, write_atomic
+from common.readback import ArraysFile, JsonFile, JsonLines, own_check
 from server.replaced import recover
 
-__all__ = ["MetricsLog", "RunFolder", "free_folder", "read_run_json", "resume_command"]
+__all__ = [
+    "CLIENTS",
+    "HEAD",
+    "METRICS",
+    "SUMMARY",
+    "MetricsLog",
+    "RunFolder",
+    "free_folder",
+    "intact_rounds",
+    "read_config",
+    "read_run_json",
+    "resume_command",
+]
+
+SUMMARY = JsonFile("summary.json of a run", indent=1)
+CLIENTS = JsonFile("clients.json of a run")
+METRICS = JsonLines("metrics.jsonl of a run")
+HEAD = ArraysFile("head.safetensors of a run")
+_IDENTITY = JsonFile("run.json of a run", indent=1)
 
 # What the disk says, and not the network, whose errors are of the same type.
 _DISK = {
@@ -61,28 +79,29 @@ class RunFolder:
 
     def __init__(self, path: Path, config: Config) -> None:
         self.path = path
-        self.head = path / "head.safetensors"
         self.checkpoints = path / "checkpoint"
         self.model = path / "model.pt"
+        self.head = path / "head.safetensors"
         self.summary = path / "summary.json"
         self.clients = path / "clients.json"
         self.devices = path / "devices.csv"
         self.events = path / "events.jsonl"
-        text = config.model_copy(update={"out": ""}).to_toml()  # a run folder may be moved
+        # A run folder may be moved: its configuration does not say where it lies.
+        content = config.model_copy(update={"out": ""}).to_toml().encode()
         file = path / "config.toml"
         if file.exists():
-            if file.read_text() != text:
+            if file.read_bytes() != content:
                 raise RunError(f"{path} holds a run of another configuration, choose another out")
         elif not is_empty(path) and not (path / "run.json").exists():
             raise RunError(f"{path} is not empty and holds no run, choose another out")
         self.run_id = self._run_id()  # its file comes first: it says that this folder is a run's
         if not file.exists():
-            write_atomic(file, text.encode())
+            write_atomic(file, content)
 
     def _run_id(self) -> str:
         file = self.path / "run.json"
         if not file.exists():
-            write_atomic(file, json.dumps({"run-id": uuid.uuid4().hex}).encode())
+            _IDENTITY.write(file, {"run-id": uuid.uuid4().hex})
         return str(read_run_json(self.path)["run-id"])
 
     def reopen(self) -> None:
@@ -146,27 +165,38 @@ class RunFolder:
         known = read_run_json(self.path)
         now = {**known, **facts}
         if now != known and not known.keys() & facts.keys():
-            self.write_json(self.path / "run.json", now)
+            _IDENTITY.write(self.path / "run.json", now)
             return True
         return now == known
 
-    def write_json(self, path: Path, value: Mapping[str, Any]) -> None:
-        """A small JSON file, whole or not at all."""
-        write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
+
+@own_check("config.toml of a run")
+def read_config(path: Path) -> Config:
+    """The configuration in a run folder, as it was written there.
+
+    Raises:
+        ConfigError: the file is missing or not a configuration.
+        DamagedError: the file was changed since the run began.
+    """
+    file = path / "config.toml"
+    config = load_config(file)
+    if file.read_bytes() != config.to_toml().encode():
+        reason = "it was changed since the run began, and a run keeps its configuration"
+        raise DamagedError(str(file), reason)
+    return config
 
 
 def read_run_json(path: Path) -> dict[str, Any]:
     """What ties a run folder to its run.
 
     Raises:
-        RunError: the file is missing or damaged.
+        RunError: the file is missing.
+        DamagedError: it has changed since it was written.
     """
     try:
-        content: dict[str, Any] = json.loads((path / "run.json").read_text())
-        content["run-id"]
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise RunError(f"{path / 'run.json'} is missing or damaged ({exc})") from exc
-    return content
+        return _IDENTITY.read(path / "run.json")
+    except OSError as exc:
+        raise RunError(f"{path / 'run.json'} is missing ({exc.strerror})") from exc
 
 
 def resume_command(path: Path) -> str:
@@ -175,26 +205,38 @@ def resume_command(path: Path) -> str:
     return f"fedhead resume {shlex.quote(str(path))}{' --deployment DEPLOYMENT' if devices else ''}"
 
 
+def intact_rounds(folder: Path) -> tuple[int, str]:
+    """How many rounds metrics.jsonl holds, from the first on without a gap.
+
+    Returns:
+        That number, and why there are no more.
+    """
+    path, intact = folder / "metrics.jsonl", 0
+    if not path.exists():
+        return 0, f"{path} is missing"
+    for line in METRICS.read(path):
+        if isinstance(line, DamagedError):
+            return intact, str(line)
+        if line["round"] != intact + 1:
+            return intact, f"{path}, line {intact + 1}: round {line['round']}"
+        intact += 1
+    return intact, f"{path} ends after round {intact}"
+
+
 class MetricsLog:
     """metrics.jsonl and, where wanted, TensorBoard events; a line a round.
 
     Args:
         folder: the run folder.
-        last_round: what came after it, from a run that was cut off, is dropped.
+        last_round: what came after it, from a run that was cut off, is dropped; what came before
+            is intact, see ``intact_rounds``.
         events: whether TensorBoard gets them too.
     """
 
     def __init__(self, folder: Path, last_round: int, *, events: bool = True) -> None:
         path = folder / "metrics.jsonl"
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    if json.loads(line)["round"] <= last_round:
-                        kept.append(line)
-                except (ValueError, KeyError):
-                    break  # the line that was being written when the run was cut off
-        write_atomic(path, "".join(f"{line}\n" for line in kept).encode())
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+        write_atomic(path, b"".join(line + b"\n" for line in lines[:last_round]))
         self._file = path.open("a", encoding="utf-8")
         self._events = None
         if events:
@@ -215,7 +257,7 @@ class MetricsLog:
 
     def write(self, round_number: int, values: Mapping[str, Any]) -> None:
         """One round's values, down to the disk; numbers also go to TensorBoard."""
-        self._file.write(json.dumps({"round": round_number, **values}) + "\n")
+        self._file.write(METRICS.line({"round": round_number, **values}) + "\n")
         self._file.flush()
         if self._events:  # a cell of a comparison begins again when it is cut off
             os.fsync(self._file.fileno())

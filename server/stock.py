@@ -21,7 +21,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from common.errors import ConfigError, FedheadError, ReplyError
 from common.messages import TrainReply, TrainRequest, payload_bytes, read_head, write_head
-from common.types import ClientPlan, Head
+from common.types import ClientPlan, Head, IntArray
 from common.validate import check_fields, field_shapes
 from server.checkpoint import Checkpoint
 from server.engine import (
@@ -118,9 +118,11 @@ class _CohortGrid(Grid):
     run = property(_refuse)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Private:
-    """A stock strategy's state is its own; there is nothing to put into a checkpoint."""
+    """A stock strategy's state is its own; only the accounts can be put into a checkpoint."""
+
+    accounts: IntArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,13 +140,17 @@ class StockEngine:
 
     def __init__(self, task: Task, strategy: FlowerStrategy) -> None:
         self._task, self._strategy = task, strategy
-        self.state, self.personal, self._norms = _Private(), 0.0, no_norms()
+        self.personal, self._norms = 0.0, no_norms()
         nodes = [client.node for client in task.registry.clients.values()]
         if len(set(nodes)) != len(nodes):
             raise FedheadError(
                 f"a stock strategy needs one node for each client: {len(nodes)} clients live on "
                 f"{len(set(nodes))} nodes (flwr run: set num-supernodes={len(nodes)})"
             )
+
+    @property
+    def state(self) -> _Private:
+        return _Private(self._task.registry.accounts.table)
 
     def start(self, head: Head, checkpoint: Checkpoint | None) -> None:
         if checkpoint is not None:

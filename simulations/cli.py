@@ -19,6 +19,7 @@ import typer
 from common.errors import ConfigError, FedheadError, MissingExtraError, RunError
 from common.log import OneLine
 from common.progress import stage
+from simulations.cli_cache import cache
 from simulations.cli_compare import comparisons
 from simulations.cli_delivery import delivery
 from simulations.cli_deploy import deployments
@@ -268,6 +269,7 @@ def export(
 
 
 cli.command()(publish)
+cli.command()(cache)
 
 
 cli.command()(predict)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import tomllib
@@ -11,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.config import Config, load_config
+from common.config import Config
 from common.errors import ExportError, FedheadError, RunError
 from common.experiment import (
     client_shares,
@@ -21,7 +20,7 @@ from common.experiment import (
 )
 from common.files import is_empty
 from server.replaced import in_place_of, recover
-from server.runfolder import RunFolder, free_folder, resume_command
+from server.runfolder import SUMMARY, RunFolder, free_folder, read_config, resume_command
 from simulations.going_on import allowed, anchored
 
 if TYPE_CHECKING:
@@ -105,12 +104,13 @@ def open_run(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
 
     Raises:
         RunError: there is no run, or a key that may not change.
+        DamagedError: its configuration was changed since it began.
     """
     recover(path.resolve())
     file = path / "config.toml"
     if not file.exists():
         raise RunError(f"{path} holds no run (config.toml is missing)")
-    config = load_config(file).model_copy(update={"out": str(path.resolve())})
+    config = read_config(path).model_copy(update={"out": str(path.resolve())})
     return allowed(config, overrides, path) if overrides else config
 
 
@@ -119,12 +119,12 @@ def read_summary(path: Path) -> dict[str, Any]:
 
     Raises:
         RunError: the run has not finished.
+        DamagedError: the file has changed since.
     """
     file = path / "summary.json"
     if not file.exists():
         raise RunError(f"{path} has not finished: {resume_command(path)}")
-    summary: dict[str, Any] = json.loads(file.read_text())
-    return summary
+    return SUMMARY.read(file)
 
 
 def num_nodes(config: Config) -> int:

@@ -19,12 +19,15 @@ from pathlib import Path
 from typing import Self
 
 from common.delivery.versions import Artifact, known_versions, read_artifact, renew, shelf_of
-from common.errors import DeliveryError
-from common.files import write_atomic, write_folder
+from common.errors import DamagedError, DeliveryError
+from common.files import write_folder
+from common.readback import JsonFile
 
 __all__ = ["Shelf", "shelves"]
 
 logger = logging.getLogger("fedhead.delivery")
+
+_HELD = JsonFile("version that a device rolled back")
 
 
 class Shelf:
@@ -83,11 +86,11 @@ class Shelf:
     def held(self) -> int:
         """The newest version that was rolled back; 0 if none was."""
         try:
-            return int(self._held.read_text())
+            return int(_HELD.read(self._held)["version"])
         except FileNotFoundError:
             return 0
-        except ValueError as exc:
-            raise DeliveryError(f"{self._held} is damaged, expected a version in it") from exc
+        except DamagedError as exc:
+            raise DeliveryError(str(exc)) from exc
 
     def partial(self, artifact: Artifact) -> Path:
         """Where a download of the version collects; those of other versions are removed."""
@@ -155,7 +158,7 @@ class Shelf:
                 problem = str(exc)
             if not problem:
                 # First: a fetch between the two would only find nothing to do.
-                write_atomic(self._held, str(max(self.held, current)).encode())
+                _HELD.write(self._held, {"version": max(self.held, current)})
                 self.use(version)
                 return artifact
             logger.warning("version %d is passed over: %s", version, problem)

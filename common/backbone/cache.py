@@ -19,6 +19,7 @@ from common.backbone.recipe import Recipe
 from common.backbone.sources import weights_identity
 from common.errors import BackboneError
 from common.files import write_atomic
+from common.readback import own_check
 
 __all__ = ["cached_backbone"]
 
@@ -51,6 +52,7 @@ def cached_backbone(recipe: Recipe, images: UInt8Array, cache: Path) -> FrozenBa
     return load_by_fingerprint(backbone.fingerprint, cache) or backbone
 
 
+@own_check("key of a backbone in the cache")
 def _from_key(key_file: Path, cache: Path) -> FrozenBackbone | None:
     try:
         return load_by_fingerprint(key_file.read_text("ascii").strip(), cache)

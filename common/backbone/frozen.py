@@ -23,8 +23,10 @@ from common.backbone.content import content_fingerprint
 from common.backbone.engine import quantized_engine
 from common.backbone.payload import Arrays, pack, unpack
 from common.backbone.spec import BackboneSpec
+from common.cache import note_use
 from common.errors import BackboneError
 from common.files import write_atomic
+from common.readback import own_check
 from common.types import Affine
 
 __all__ = [
@@ -229,11 +231,13 @@ def store(backbone: FrozenBackbone, cache: Path) -> Path:
     return folder
 
 
+@own_check("backbone in the cache")
 def load_by_fingerprint(fingerprint: str, cache: Path) -> FrozenBackbone | None:
     """The backbone of this fingerprint, not opened; None if it is not there or damaged."""
     file = backbone_file(cache, fingerprint)
     if not file.exists():
         return None
+    note_use(file.parent)
     try:
         return FrozenBackbone.load(file.parent, fingerprint, opened=False)
     except BackboneError as exc:

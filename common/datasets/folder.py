@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -15,13 +14,16 @@ import numpy as np
 from common.datasets.base import Dataset, EncodedImages, Verified, assemble, cut, verify
 from common.datasets.layout import Labelled, by_class, by_client, by_split, unused
 from common.datasets.tree import Folder, scan
-from common.errors import DataError
-from common.files import shown, write_atomic
+from common.errors import DamagedError, DataError
+from common.files import shown
 from common.images import heic_is_read, read_picture
+from common.readback import JsonFile
 
 __all__ = ["file_images", "load_client_folder", "load_folder", "load_split_folder"]
 
 logger = logging.getLogger("fedhead")
+
+_MEMORY = JsonFile("pictures.json of a device")
 
 
 def load_folder(
@@ -173,16 +175,14 @@ def _listing(rows: Sequence[Labelled]) -> str:
 
 def _recalled(memory: Path, listing: str, count: int) -> Verified | None:
     try:
-        found = json.loads(memory.read_text())
+        found = _MEMORY.read(memory)
         if found["listing"] != listing:
             return None
         kept, skipped = np.array(found["kept"], np.int64), tuple(map(str, found["skipped"]))
-        if not len(kept) or len(kept) + len(skipped) != count:
-            return None
-        if kept[0] < 0 or kept[-1] >= count or (np.diff(kept) <= 0).any():
+        if len(kept) + len(skipped) != count:
             return None
         return kept, str(found["key"]), skipped
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+    except (OSError, DamagedError):
         return None  # as good as none
 
 
@@ -190,4 +190,4 @@ def _remember(memory: Path, listing: str, found: Verified) -> None:
     kept, key, skipped = found
     content = {"listing": listing, "kept": kept.tolist(), "key": key, "skipped": skipped}
     with suppress(OSError):  # a full disk: then they are decoded again
-        write_atomic(memory, json.dumps(content).encode())
+        _MEMORY.write(memory, content)

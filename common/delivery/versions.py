@@ -19,10 +19,10 @@ import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from common.errors import DeliveryError, SignatureError
+from common.errors import DamagedError, DeliveryError, SignatureError
 from common.files import sha256_file, write_atomic
+from common.readback import JsonFile, own_check
 from common.signing.statement import NAME_PATTERN, Kind, Signed, Statement, read_signed
 
 __all__ = [
@@ -42,6 +42,7 @@ MOST_VERSIONS = 999_999_999
 _NAME = re.compile(NAME_PATTERN)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DESCRIPTION = "artifact.json"
+_ARTIFACT = JsonFile("artifact.json of a published version", indent=1)
 _SIGNED = "signed"
 
 
@@ -113,8 +114,7 @@ class Artifact:
     def describe(self, version_folder: Path) -> None:
         """Write what is known of the file beside it."""
         facts = {name: value for name, value in vars(self).items() if name != "signed"}
-        text = json.dumps(facts, indent=1)
-        (version_folder / _DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+        (version_folder / _DESCRIPTION).write_bytes(_ARTIFACT.pack(facts))
         if self.signed:
             (version_folder / _SIGNED).write_bytes(self.signed.to_file())
 
@@ -145,6 +145,7 @@ class Artifact:
                     f"{self} is refused: its {name} is {value}, and {stated} was signed"
                 )
 
+    @own_check("file of a published version")
     def damage(self, path: Path) -> str:
         """What is wrong with a file that should hold this version; empty if nothing is."""
         try:
@@ -185,12 +186,13 @@ def read_artifact(shelf: Path, version: int) -> Artifact:
     """
     path = shelf / str(version) / _DESCRIPTION
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        artifact = Artifact(**values, signed=_signed(path.with_name(_SIGNED)))
+        artifact = Artifact(**_ARTIFACT.read(path), signed=_signed(path.with_name(_SIGNED)))
     except FileNotFoundError as exc:
         raise DeliveryError(f"{shelf.name}: there is no version {version}") from exc
-    except (OSError, ValueError, TypeError, RecursionError) as exc:
-        raise DeliveryError(f"{path} is damaged ({exc})") from exc
+    except DamagedError as exc:
+        raise DeliveryError(str(exc)) from exc
+    except OSError as exc:
+        raise DeliveryError(f"{path} cannot be read ({exc.strerror})") from exc
     if (artifact.name, artifact.version) != (shelf.name, version):
         raise DeliveryError(f"{path} is damaged (it describes {artifact})")
     return artifact

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Literal, Self, cast
 
 from common.errors import SignatureError
+from common.readback import own_check
 
 __all__ = ["MAX_SIGNED_BYTES", "NAME_PATTERN", "Kind", "Signed", "Statement", "read_signed", "utc"]
 
@@ -157,6 +158,7 @@ class Signed:
         return signed
 
 
+@own_check("signed statement")
 def read_signed(path: Path) -> Signed:
     """A file of a signed statement.
 

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from common.errors import SignatureError
+from common.readback import own_check
 from common.signing.statement import MAX_SIGNED_BYTES, Signed, Statement, utc
 
 __all__ = ["CLOCK_SKEW_SECONDS", "MAX_KEYS", "TrustedKeys", "key_id", "read_public_key"]
@@ -44,6 +45,7 @@ def key_id(key: EllipticCurvePublicKey) -> str:
     ).hexdigest()[:16]
 
 
+@own_check("public signing key")
 def read_public_key(path: Path) -> EllipticCurvePublicKey:
     """The public half of a signing key.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
@@ -11,12 +10,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from common.delivery.versions import MOST_VERSIONS, check_name
-from common.errors import DeliveryError
-from common.files import write_atomic
+from common.errors import DamagedError, DeliveryError
+from common.readback import JsonFile
 
 __all__ = ["CheckIn", "check_ins", "forget", "save_check_in"]
 
 logger = logging.getLogger("fedhead.delivery")
+
+_CHECK_IN = JsonFile("check-in of a device")
 
 _APP = re.compile(r"[A-Za-z0-9 ._+-]{0,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -68,7 +69,7 @@ def _folder(folder: Path) -> Path:
 def save_check_in(folder: Path, device: str, words: CheckIn) -> None:
     """Keep what a device says, in place of what it said before."""
     path = _folder(folder) / f"{device}.json"
-    write_atomic(path, json.dumps(asdict(words)).encode(), durable=False)
+    _CHECK_IN.write(path, asdict(words), durable=False)
 
 
 def check_ins(folder: Path) -> dict[str, CheckIn]:
@@ -76,9 +77,9 @@ def check_ins(folder: Path) -> dict[str, CheckIn]:
     found = {}
     for path in sorted(_folder(folder).glob("[!.]*.json")):
         try:
-            found[path.stem] = CheckIn(**json.loads(path.read_text()))
-        except (ValueError, TypeError, AttributeError, DeliveryError) as exc:
-            logger.warning("%s is damaged, and left out: %s", path, exc)
+            found[path.stem] = CheckIn(**_CHECK_IN.read(path))
+        except (DamagedError, DeliveryError) as exc:
+            logger.warning("left out: %s", exc)
     return found
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.delivery.versions import Artifact, known_versions, read_artifact, shelf_of
 from common.errors import DeliveryError
-from common.files import write_atomic
+from common.readback import JsonFile
 from server.delivery.publish import artifacts_of
 
 __all__ = ["DeviceReport", "Published", "save_report", "survey"]
 
 
 _MOST_EXAMPLES = 10_000_000  # or one device's figures would stand for all
+_REPORT = JsonFile("report of a device")
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,14 @@ def _reports_of(folder: Path, artifact: Artifact) -> Path:
 def save_report(folder: Path, artifact: Artifact, device: str, report: DeviceReport) -> None:
     """Keep a device's report, in place of its earlier one on the version."""
     path = _reports_of(folder, artifact) / f"{device}.json"
-    write_atomic(path, json.dumps(asdict(report)).encode(), durable=False)
+    _REPORT.write(path, asdict(report), durable=False)
 
 
 def survey(folder: Path) -> list[Published]:
     """All that is published, by name and version, with its reports.
 
     Raises:
-        DeliveryError: a file is damaged.
+        DeliveryError, DamagedError: a file is damaged.
     """
     artifacts = artifacts_of(folder)
     if not artifacts.is_dir():
@@ -104,12 +104,9 @@ def survey(folder: Path) -> list[Published]:
             artifact = read_artifact(shelf, version)
             # Temporary files begin with a dot.
             files = sorted(_reports_of(folder, artifact).glob("[!.]*.json"))
-            found.append(Published(artifact, {file.stem: _read(file) for file in files}))
+            found.append(
+                Published(
+                    artifact, {file.stem: DeviceReport(**_REPORT.read(file)) for file in files}
+                )
+            )
     return found
-
-
-def _read(path: Path) -> DeviceReport:
-    try:
-        return DeviceReport(**json.loads(path.read_text()))
-    except (ValueError, TypeError, DeliveryError) as exc:
-        raise DeliveryError(f"{path} is damaged ({exc})") from exc

@@ -14,20 +14,20 @@ import logging
 import os
 import secrets
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from common.delivery.versions import check_name
-from common.errors import DeliveryError
-from common.files import read_private, write_atomic, write_private
+from common.errors import DamagedError, DeliveryError
+from common.files import read_private, write_private
+from common.readback import JsonFile
 
 __all__ = ["TokenState", "device_of", "issue_token", "revoke_token", "token_states"]
 
 logger = logging.getLogger("fedhead.delivery")
 
-TokenState = Literal["valid", "revoked", "unfinished"]
+TokenState = Literal["valid", "revoked", "unfinished", "damaged"]
 
-_REVOKED, _UNFINISHED = b"revoked", b"unfinished"
-_WORDS: dict[bytes, TokenState] = {_REVOKED: "revoked", _UNFINISHED: "unfinished"}
+_TOKEN = JsonFile("hash of a device's token")
 
 
 def _path(folder: Path, device: str) -> Path:
@@ -60,12 +60,13 @@ def issue_token(folder: Path, device: str, out: Path) -> None:
     if state != "unfinished":
         if out.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(out))
-        write_atomic(path, _UNFINISHED)
+        _TOKEN.write(path, {"state": "unfinished"})
     if not out.exists():
         write_private(out, f"{device}.{secrets.token_urlsafe(32)}\n".encode())
     new = path.with_name(f".{device}.new")
     new.unlink(missing_ok=True)
-    write_private(new, _hash(read_private(out).decode().strip()).encode())
+    sha256 = _hash(read_private(out).decode().strip())
+    write_private(new, _TOKEN.pack({"state": "valid", "sha256": sha256}))
     new.replace(path)
 
 
@@ -76,9 +77,9 @@ def revoke_token(folder: Path, device: str) -> None:
         DeliveryError: it has no token.
     """
     path = _path(folder, device)
-    if _state(path) != "valid":
+    if _state(path) not in ("valid", "damaged"):
         raise DeliveryError(f"{device} has no token")
-    write_atomic(path, _REVOKED)
+    _TOKEN.write(path, {"state": "revoked"})
 
 
 def token_states(folder: Path) -> dict[str, TokenState]:
@@ -89,9 +90,11 @@ def token_states(folder: Path) -> dict[str, TokenState]:
 
 def _state(path: Path) -> TokenState | None:
     try:
-        return _WORDS.get(path.read_bytes(), "valid")
+        return cast("TokenState", _TOKEN.read(path)["state"])
     except FileNotFoundError:
         return None
+    except DamagedError:
+        return "damaged"
 
 
 def device_of(folder: Path, token: str) -> str | None:
@@ -99,10 +102,11 @@ def device_of(folder: Path, token: str) -> str | None:
     device = token.rpartition(".")[0]
     try:
         path = _path(folder, device)
-        if (state := _state(path)) in ("revoked", "unfinished"):
+        if (state := _state(path)) not in ("valid", None):
             logger.warning("refused: the token of %s is %s", device, state)
             return None
-        known = read_private(path).decode()
+        read_private(path)  # others must not read it
+        known = str(_TOKEN.read(path)["sha256"])
     except DeliveryError:
         logger.warning("refused: a token that names no device")
     except FileNotFoundError:

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from common.backbone.spec import BackboneSpec
-from common.files import write_atomic
 from common.types import Head
-from server.card import Card, DefaultEngine, FileFacts, SelfCheck, card_path
+from server.card import BESIDE, Card, DefaultEngine, FileFacts, SelfCheck, card_path
 from server.trained import TrainedModel
 from server.usage import elsewhere, python
 
@@ -117,7 +116,7 @@ def _interface(target: str, spec: BackboneSpec, head: Head) -> tuple[str, str]:
 def finish(card: Card, path: Path, facts: FileFacts) -> ExportReport:
     """Write the card beside a file that is in place."""
     whole = card.model_copy(update={"file": facts})
-    write_atomic(card_path(path), whole.to_json().encode())
+    BESIDE.write(card_path(path), whole.model_dump(mode="json"))
     report = ExportReport(
         target=card.target,
         path=path,

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from common.errors import RunError
 from common.files import write_atomic
 from common.progress import track
+from server.runfolder import SUMMARY
 from simulations.compare.grid import Cell, Grid
 from simulations.compare.pool import run_cells
 
@@ -137,7 +136,7 @@ def at_an_end(best: Sequence[str], tried: Iterable[Sequence[str]]) -> list[str]:
 def _score(path: Path) -> tuple[float, float]:
     """Accuracy, then minus loss, of a finished sweep's run; the worst for one that failed."""
     try:
-        summary: dict[str, Any] = json.loads((path / "summary.json").read_text())
+        summary = SUMMARY.read(path / "summary.json")
     except OSError:
         return (-1.0, -np.inf)
     return summary["accuracy"], -summary["loss"]

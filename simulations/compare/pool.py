@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from common.errors import FedheadError, RunError
 from common.machine import cores
 from simulations.compare.grid import Cell
+from simulations.report.runs import read_run
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
@@ -37,7 +38,7 @@ def run_cells(cells: Sequence[Cell], folder: Path, jobs: int) -> Iterator[tuple[
         cells: in the order in which they start: neighbours should share data and partition,
             which a process keeps.
         folder: holds their run folders. What stands there finished is kept; a cell that was
-            cut off begins again.
+            cut off or damaged begins again.
         jobs: processes; each gets its share of the cores.
 
     Yields:
@@ -46,8 +47,9 @@ def run_cells(cells: Sequence[Cell], folder: Path, jobs: int) -> Iterator[tuple[
     Raises:
         RunError: a process died.
     """
-    todo = [cell for cell in cells if not is_finished(folder / cell.key)]
-    yield from ((cell, "") for cell in cells if is_finished(folder / cell.key))
+    finished = {cell.key for cell in cells if is_finished(folder / cell.key)}
+    todo = [cell for cell in cells if cell.key not in finished]
+    yield from ((cell, "") for cell in cells if cell.key in finished)
     if not todo:
         return
     with process_pool(min(jobs, len(todo))) as pool:
@@ -69,8 +71,14 @@ def run_cells(cells: Sequence[Cell], folder: Path, jobs: int) -> Iterator[tuple[
 
 
 def is_finished(path: Path) -> bool:
-    """Whether a cell's run folder holds all of its run."""
-    return (path / "summary.json").exists()
+    """Whether a cell's run folder holds all of its run, undamaged."""
+    if not (path / "summary.json").exists():
+        return False
+    try:
+        read_run(path)
+    except FedheadError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

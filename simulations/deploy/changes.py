@@ -71,7 +71,7 @@ def revoke(server: Path, name: str, say: Say) -> None:
         raise RunError(f"no device is called {name}; there are: {', '.join(known)}")
     for key in keys:
         put_out(server, name, key)
-    if tokens.get(name) == "valid":
+    if tokens.get(name) in ("valid", "damaged"):
         revoke_token(delivery, name)
         say(f"{name} fetches no more: its token is revoked")
     elif not keys and name not in revoked:

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from common.errors import RunError
 from common.files import write_atomic
+from common.readback import own_check
 from server.roster import client_file
 
 __all__ = [
@@ -53,6 +54,7 @@ def comparable(key: bytes) -> bytes:
     return loaded.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
+@own_check("public key of a device")
 def read_key(path: Path) -> bytes:
     """The key in a file, as :func:`comparable` has it.
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import logging
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from common.errors import RunError
-from common.files import write_atomic
+from common.errors import DamagedError
 from common.identity import client_of_node
+from common.readback import JsonFile
+from server.events import EVENTS
 
 __all__ = ["LastRun", "Part", "read_last_run", "remember_run"]
 
+logger = logging.getLogger("fedhead")
+
+_LAST_RUN = JsonFile("last-run.json of a deployment")
 _TROUBLE = ("failed", "declined", "rejected", "refused", "late", "node")
 
 
@@ -58,27 +59,25 @@ class LastRun:
 
 def remember_run(server: Path, path: Path) -> None:
     """Keep which run folder a deployment's devices last worked for."""
-    write_atomic(server / "last-run.json", json.dumps({"path": str(path.resolve())}).encode())
+    _LAST_RUN.write(server / "last-run.json", {"path": str(path.resolve())})
 
 
 def read_last_run(server: Path) -> LastRun | None:
     """The last run; None: there was none, or its folder is elsewhere by now.
 
     Raises:
-        RunError: a file of it is damaged.
+        DamagedError: the file that names it has changed since it was written.
+        RunError: all its checkpoints are damaged.
     """
-    file = server / "last-run.json"
     try:
-        path = Path(json.loads(file.read_text())["path"])
+        path = Path(_LAST_RUN.read(server / "last-run.json")["path"])
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as exc:
-        raise RunError(f"{file} is damaged: {exc}") from exc
     if not path.is_dir():
         return None
     examples, reasons = _said(path / "events.jsonl")
     parts = {client: Part(examples=count) for client, count in examples.items()}
-    for client, part in _accounts(path / "devices.csv"):
+    for client, part in _accounts(path / "checkpoint"):
         reason, moment = reasons.get(client, ("", None))
         parts[client] = replace(
             part, examples=examples.get(client), reason=reason, reason_time=moment
@@ -86,42 +85,48 @@ def read_last_run(server: Path) -> LastRun | None:
     return LastRun(path, parts)
 
 
-def _accounts(path: Path) -> Iterator[tuple[int, Part]]:
-    if not path.exists():
+def _accounts(checkpoints: Path) -> Iterator[tuple[int, Part]]:
+    """What the last finished round knew of each client; devices.csv says it to people."""
+    # Who only remembers a run watches over its server, and goes without numpy.
+    from server.accounts import COLUMNS
+    from server.checkpoint import load_latest
+
+    checkpoint = load_latest(checkpoints)
+    if checkpoint is None:
         return
-    try:
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                yield (
-                    int(row["client"]),
-                    Part(
-                        valid=int(row["valid"]),
-                        failed=int(row["failed"]),
-                        rejected=int(row["rejected"]) + int(row.get("refused") or 0),
-                        seen=datetime.fromisoformat(row["last_seen"]) if row["last_seen"] else None,
-                    ),
-                )
-    except (ValueError, KeyError, TypeError, csv.Error) as exc:
-        raise RunError(f"{path} is damaged: {exc}") from exc
+    for client, *numbers, seen in checkpoint.arrays["accounts"].tolist():
+        row = dict(zip(COLUMNS, numbers, strict=True))
+        yield (
+            client,
+            Part(
+                valid=row["valid"],
+                failed=row["failed"],
+                rejected=row["rejected"] + row["refused"],
+                seen=datetime.fromtimestamp(seen / 1000, UTC) if seen else None,
+            ),
+        )
 
 
 def _said(path: Path) -> tuple[dict[int, int], dict[int, tuple[str, datetime]]]:
-    """Examples and the last trouble, why and when, by client id; an unfinished line is passed."""
+    """Examples and the last trouble, why and when, by client id; a damaged line says nothing."""
     examples, reasons = dict[int, int](), dict[int, tuple[str, datetime]]()
     if not path.exists():
         return examples, reasons
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            with suppress(ValueError, KeyError, TypeError):
-                event: dict[str, Any] = dict(json.loads(line))
-                # What a node is refused for need not be about its client.
-                node = client_of_node(int(event["node"])) if "node" in event else None
-                client = event.get("client", node)
-                if client is None:
-                    continue
-                if event["event"] == "joined":
-                    examples[int(client)] = int(event["num_examples"])
-                elif event["event"] in _TROUBLE:
-                    reason = str(event.get("reason") or event["event"])
-                    reasons[int(client)] = reason, datetime.fromisoformat(event["time"])
+    damaged = 0
+    for event in EVENTS.read(path):
+        if isinstance(event, DamagedError):
+            damaged += 1
+            continue
+        # What a node is refused for need not be about its client.
+        node = client_of_node(int(event["node"])) if "node" in event else None
+        client = event.get("client", node)
+        if client is None:
+            continue
+        if event["event"] == "joined":
+            examples[int(client)] = int(event["num_examples"])
+        elif event["event"] in _TROUBLE:
+            reason = str(event.get("reason") or event["event"])
+            reasons[int(client)] = reason, datetime.fromisoformat(event["time"])
+    if damaged:
+        logger.warning("%s: damaged lines are left out: %d", path, damaged)
     return examples, reasons

@@ -19,7 +19,7 @@ import httpx
 from common.errors import RunError
 from common.files import read_private, write_atomic
 from common.identity import client_of_node
-from server.roster import client_file
+from server.roster import CLIENT, client_file
 from simulations.deploy.device_keys import admitted_keys, put_out
 from simulations.deploy.settings import OPERATORS_HOST, endpoint, operator_secret, read_server
 
@@ -249,7 +249,7 @@ def register_folder(api: Control, server: Path, say: Callable[[str], None]) -> d
         else:
             nodes[name] = _register(api, name, key)
             say(f"{name} is registered")
-        client = str(client_of_node(nodes[name])).encode()
+        client = CLIENT.pack({"client": client_of_node(nodes[name])})
         file = client_file(server, name)
         if not file.exists() or file.read_bytes() != client:
             write_atomic(file, client)

@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from common.config import load_config
-from common.errors import RunError
+from common.errors import DamagedError, RunError
 from common.noise import COUNTED_EXAMPLES
+from common.readback import JsonFile
 from common.types import IntArray
+from server.runfolder import CLIENTS, METRICS, SUMMARY, read_config, read_run_json
 
-__all__ = ["Clients", "Run", "Summary", "flat", "read_runs"]
+__all__ = ["Clients", "Run", "Summary", "flat", "read_run", "read_runs"]
 
 logger = logging.getLogger("fedhead")
 
@@ -173,7 +174,7 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Path]]:
     """The finished runs among or below some paths, and the folders of unfinished ones.
 
     Raises:
-        RunError: nothing is finished, or a file is damaged; names it.
+        RunError, DamagedError: nothing is finished, or a file is damaged; names it.
         ConfigError: a config.toml that cannot be read.
     """
     finished, unfinished = _find_runs(paths)
@@ -183,16 +184,23 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Path]]:
     if not finished:
         where = ", ".join(map(str, paths))
         raise RunError(f"no finished run in {where} ({len(unfinished)} unfinished)")
-    return [_read_run(folder) for folder in finished], unfinished
+    return [read_run(folder) for folder in finished], unfinished
 
 
-def _read_run(folder: Path) -> Run:
-    summary = _parse(Summary, folder / "summary.json", _bytes(folder / "summary.json"))
-    classes = _parse(_Identity, folder / "run.json", _bytes(folder / "run.json")).classes
+def read_run(folder: Path) -> Run:
+    """A finished run.
+
+    Raises:
+        RunError, DamagedError: a file is damaged, or missing; names it.
+        ConfigError: its config.toml cannot be read.
+    """
+    file = folder / "summary.json"
+    summary = _parse(Summary, file, _content(SUMMARY, file))
+    classes = _parse(_Identity, folder / "run.json", read_run_json(folder)).classes
     rounds, confusion = _read_rounds(folder / "metrics.jsonl", summary.rounds, len(classes))
     return Run(
         path=folder,
-        values=flat(load_config(folder / "config.toml").model_dump(by_alias=True)),
+        values=flat(read_config(folder).model_dump(by_alias=True)),
         summary=summary,
         classes=classes,
         accuracy=np.array([r.accuracy for r in rounds], np.float64),
@@ -202,16 +210,16 @@ def _read_run(folder: Path) -> Run:
     )
 
 
-def _bytes(file: Path) -> bytes:
+def _content(kind: JsonFile, file: Path) -> Mapping[str, Any]:
     try:
-        return file.read_bytes()
+        return kind.read(file)
     except OSError as exc:
         raise RunError(f"{file} cannot be read ({exc.strerror})") from exc
 
 
-def _parse(model: type[M], file: Path, content: bytes, where: str = "") -> M:
+def _parse(model: type[M], file: Path, content: Mapping[str, Any], where: str = "") -> M:
     try:
-        return model.model_validate_json(content)
+        return model.model_validate(content)
     except ValidationError as exc:
         first = exc.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -221,7 +229,7 @@ def _parse(model: type[M], file: Path, content: bytes, where: str = "") -> M:
 
 
 def _read_rounds(file: Path, count: int, num_classes: int) -> tuple[list[_Round], IntArray]:
-    lines = _bytes(file).splitlines()
+    lines = _lines(file)
     rounds = [_parse(_Round, file, line, f", line {i}") for i, line in enumerate(lines, 1)]
     if [r.round for r in rounds] != list(range(1, count + 1)):
         raise RunError(f"{file} holds {len(rounds)} rounds, expected 1 to {count} in order")
@@ -231,10 +239,22 @@ def _read_rounds(file: Path, count: int, num_classes: int) -> tuple[list[_Round]
     return rounds, np.array(rows, np.int64)
 
 
+def _lines(file: Path) -> list[dict[str, Any]]:
+    found = []
+    try:
+        for line in METRICS.read(file):
+            if isinstance(line, DamagedError):
+                raise line
+            found.append(line)
+    except OSError as exc:
+        raise RunError(f"{file} cannot be read ({exc.strerror})") from exc
+    return found
+
+
 def _read_clients(file: Path, num_classes: int) -> Clients | None:
     if not file.exists():
         return None
-    content = _parse(_ClientsFile, file, _bytes(file))
+    content = _parse(_ClientsFile, file, _content(CLIENTS, file))
     counts, total = content.train_label_counts, content.test_examples
     right = [content.test_correct, *filter(None, [content.personal_correct])]
     if {len(content.client), len(counts), len(total), *map(len, right)} != {len(counts)}:

@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from client.delivery.remote import Remote
 from common.files import write_private
-from server.card import Card, FileFacts, SelfCheck, card_path
+from server.card import BESIDE, Card, FileFacts, SelfCheck, card_path
 from server.delivery.identity import Identity
 from server.delivery.limits import Clock
 from server.delivery.publish import Sign, exported, publish_version
@@ -130,7 +130,8 @@ class Deployment:
         source.write_bytes(data)
         digest = hashlib.sha256(data).hexdigest()
         facts = FileFacts(bytes=size, sha256=digest, runtime="none", processor="none")
-        card_path(source).write_text(CARD.model_copy(update={"file": facts}).to_json())
+        card = CARD.model_copy(update={"file": facts}).model_dump(mode="json")
+        BESIDE.write(card_path(source), card)
         publish_version(exported(source, self.folder, name="model.bin"), sign)
         return data
 

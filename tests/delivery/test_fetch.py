@@ -208,7 +208,7 @@ def test_a_token_that_is_not_valid_gets_nothing(
         "malformed": "../tokens/phone-1." + good.rpartition(".")[2],
         "empty": "",
         "revoked": good,
-        "hash": f"phone-1.{stored.read_text()}",
+        "hash": f"phone-1.{json.loads(stored.read_text())['sha256']}",
     }[kind]
     if kind == "revoked":
         revoke_token(deployment.folder, "phone-1")

@@ -21,8 +21,9 @@ from grpc_tools import protoc
 
 from common.delivery import delivery_pb2 as pb
 from common.delivery.versions import known_versions
-from common.errors import DeliveryError, ExportError
+from common.errors import DamagedError, DeliveryError, ExportError
 from common.files import read_private, write_private
+from common.readback import seal
 from server.card import Card, card_path
 from server.delivery.identity import Identity
 from server.delivery.publish import exported
@@ -103,7 +104,8 @@ def test_publishes_at_once_get_a_version_each(deployment) -> None:
     [
         ("model.pt", None, "not a model file"),
         ("model.bin", None, "has no card, expected"),
-        ("model.bin", "{}", "not a card"),
+        ("model.bin", "{}", "it has no checksum"),
+        ("model.bin", seal("{}").decode(), "not a card"),
     ],
 )
 def test_what_is_no_export_is_not_published(deployment, tmp_path, file, card, words) -> None:
@@ -111,7 +113,7 @@ def test_what_is_no_export_is_not_published(deployment, tmp_path, file, card, wo
     source.write_bytes(b"no model")
     if card is not None:
         card_path(source).write_text(card)
-    with pytest.raises((DeliveryError, ExportError), match=words):
+    with pytest.raises((DamagedError, DeliveryError, ExportError), match=words):
         exported(source, deployment.folder, name=file)
     assert not (deployment.folder / "artifacts").exists()
 

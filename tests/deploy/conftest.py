@@ -26,6 +26,7 @@ from safetensors.numpy import load_file
 import server.app
 from client.app import app as client_app
 from common.messages import TrainRequest
+from server.roster import CLIENT, client_file
 from server.targets.cards import ExportReport
 from simulations.deploy.folder import write_deployment
 from simulations.deploy.launch import run_deployed
@@ -102,7 +103,7 @@ class Deployment:
 
     def client(self, name: str) -> int:
         """What the logs of a run call a device."""
-        return int((self.folder / "server" / "devices" / f"{name}.client").read_text())
+        return int(CLIENT.read(client_file(self.folder / "server", name))["client"])
 
     def start(
         self,

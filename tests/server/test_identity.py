@@ -32,7 +32,7 @@ from server.exchange import Exchange, error_reason
 from server.join import join
 from server.progress import Progress
 from server.registry import Registry
-from server.roster import Roster, read_roster
+from server.roster import CLIENT, Roster, client_file, read_roster
 from server.targets.cards import ExportReport
 from simulations.grid import InProcessGrid
 from simulations.run import read_summary
@@ -76,7 +76,7 @@ def garden(tmp_path: Path) -> Path:
 def register(folder: Path, name: str) -> None:
     (folder / "devices").mkdir(parents=True, exist_ok=True)
     (folder / "devices" / f"{name}.pub").write_text("ecdsa-sha2-nistp384 ...")
-    (folder / "devices" / f"{name}.client").write_text(str(client_of_node(NODES[name])))
+    CLIENT.write(client_file(folder, name), {"client": client_of_node(NODES[name])})
 
 
 def revoke(folder: Path, name: str) -> None:
@@ -471,7 +471,7 @@ def test_the_roster_holds_those_whose_registration_is_whole(
     (garden / "devices" / "torn.client").write_text("12\x00")
     roster = read_roster(garden)
     assert {name: device.client for name, device in roster.items()} == CLIENTS
-    assert "torn.client holds no client id, torn is left out" in caplog.text
+    assert "torn is left out: " in caplog.text
     with pytest.raises(RunError, match="devices is missing: fedhead deploy writes it"):
         read_roster(garden / "elsewhere")
 

@@ -7,15 +7,21 @@ import logging
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from common.errors import RunError
+from common.types import Head, IntArray
+from server.checkpoint import save_checkpoint
 from server.delivery.checkins import CheckIn, save_check_in
 from server.delivery.tokens import device_of, issue_token, token_states
+from server.events import EVENTS
+from server.roster import CLIENT, read_roster
 from simulations.deploy import changes, device_keys, fleet, operator
 from simulations.deploy.device_keys import admitted_keys, key_id, put_out, read_key, revoked_keys
 from simulations.deploy.folder import write_deployment
@@ -86,6 +92,11 @@ def superlink(monkeypatch: pytest.MonkeyPatch) -> FakeSuperLink:
     return there
 
 
+@dataclass(frozen=True, eq=False)
+class State:
+    accounts: IntArray
+
+
 @pytest.fixture
 def lived_in(garden: Path, superlink: FakeSuperLink, tmp_path: Path) -> Path:
     """A deployment that has had a run, with devices in all states."""
@@ -106,14 +117,15 @@ def lived_in(garden: Path, superlink: FakeSuperLink, tmp_path: Path) -> Path:
     run = tmp_path / "run"
     run.mkdir()
     clients = {
-        n: int((server / "devices" / f"{n}.client").read_text()) for n in ("kitchen", "hall")
+        n: device.client for n, device in read_roster(server).items() if n in ("kitchen", "hall")
     }
-    (run / "devices.csv").write_text(
-        "client,name,valid,rejected,failed,late,refused,uplink_bytes,downlink_bytes,"
-        "backbone_bytes,last_seen\n"
-        f"{clients['kitchen']},kitchen,9,0,1,0,0,1,1,1,2026-11-20T10:00:00.000Z\n"
-        f"{clients['hall']},hall,5,1,2,1,1,1,1,1,\n"
-    )
+    seen = int(datetime(2026, 11, 20, 10, tzinfo=UTC).timestamp() * 1000)
+    rows = [
+        [clients["kitchen"], 9, 0, 1, 0, 0, 1, 1, 1, seen],
+        [clients["hall"], 5, 1, 2, 1, 1, 1, 1, 1, 0],
+    ]
+    head, state = Head.zeros(2, 3), State(np.array(sorted(rows), np.int64))
+    save_checkpoint(run / "checkpoint", round_number=1, head=head, state=state, counters={}, keep=1)
     events = [
         {"event": "joined", "client": clients["kitchen"], "num_examples": 54},
         {"event": "joined", "client": clients["hall"], "num_examples": 1234},
@@ -122,7 +134,7 @@ def lived_in(garden: Path, superlink: FakeSuperLink, tmp_path: Path) -> Path:
         {"event": "refused", "node": clients["kitchen"] + 2**63, "reason": "answers twice"},
     ]
     at = {"time": "2026-11-20T10:02:00.000Z"}
-    text = "".join(json.dumps(at | event) + "\n" for event in events)
+    text = "".join(EVENTS.line(at | event) + "\n" for event in events)
     (run / "events.jsonl").write_text(text + '{"event": "jo')
     remember_run(server, run)
     return garden
@@ -176,7 +188,7 @@ def test_programs_get_all_of_it_as_json(fedhead: Fedhead, lived_in: Path) -> Non
 def test_a_server_that_is_down_is_said_and_its_files_are_told(
     fedhead: Fedhead, garden: Path
 ) -> None:
-    (garden / "server" / "devices" / "hall.client").write_text("7")
+    CLIENT.write(garden / "server" / "devices" / "hall.client", {"client": 7})
     code, out, _ = fedhead("fleet", garden)
     assert code == 0
     assert "fedhead serve does not run" in out
@@ -214,15 +226,14 @@ def test_a_damaged_file_costs_no_more_than_what_it_says(
     logging.getLogger("fedhead").handlers.clear()
 
 
-@pytest.mark.parametrize("text", ["client,valid\n1,2\n", "client\nkitchen\n"])
 def test_a_damaged_account_of_devices_is_named_in_a_line(
-    fedhead: Fedhead, lived_in: Path, tmp_path: Path, text: str
+    fedhead: Fedhead, lived_in: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "run" / "devices.csv").write_text(text)
+    (tmp_path / "run" / "checkpoint" / "000001" / "state.safetensors").write_bytes(b"")
     code, _, err = fedhead("fleet", lived_in)
     assert code == 1
-    assert err.startswith(f"fedhead: {tmp_path / 'run' / 'devices.csv'} is damaged: ")
-    assert err.count("\n") == 1
+    last = err.splitlines()[-1]
+    assert last.startswith(f"fedhead: {tmp_path / 'run' / 'checkpoint'}: all 1 checkpoints are")
 
 
 def test_a_revoked_device_is_out_at_both_doors_and_its_key_never_returns(

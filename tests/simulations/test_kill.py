@@ -38,7 +38,7 @@ STRATEGIES = {
     "fedadam": ("strategy.name=fedadam", "train.momentum=0.5"),
 }
 RESUME = str(Path(__file__).with_name("forked_resume.py"))
-MEASURED = {"seconds", "train-seconds", "run", "model_path"}
+MEASURED = {"seconds", "train-seconds", "run", "model_path", "checksum"}
 
 
 def steady(values: dict[str, object]) -> dict[str, object]:

@@ -24,6 +24,7 @@ import server.rounds
 from client.state import ControlStore
 from common.errors import ConfigError, DataError, RunError
 from common.files import simulated_state
+from common.readback import seal
 from common.types import Head, UpdateBatch
 from server.strategies import STRATEGIES
 from server.strategies.averaging import fedavg
@@ -420,6 +421,23 @@ def test_a_run_killed_with_sigkill_resumes_to_the_same_bytes(quick: Make, strate
     assert run_in_process(run)["head_sha256"] == whole["head_sha256"]
 
 
+def test_a_run_with_damaged_metrics_goes_back_and_writes_them_again(
+    quick: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = quick()
+    whole = run_in_process(run)
+    before = [line["accuracy"] for line in lines(run)]
+    metrics = run / "metrics.jsonl"
+    first, *between, last = metrics.read_bytes().splitlines(keepends=True)
+    metrics.write_bytes(b"".join([first, *between, last.replace(b"0", b"\xff", 1)]))
+    assert run_in_process(run)["head_sha256"] == whole["head_sha256"]
+    assert "metrics.jsonl, line 5 is damaged" in caplog.text
+    assert [line["accuracy"] for line in lines(run)] == before
+    metrics.write_bytes(b"".join([first.replace(b"0", b"1", 1), *between, last]))
+    with pytest.raises(RunError, match="metrics.jsonl, line 1 is damaged .* the run begins again"):
+        run_in_process(run)
+
+
 def test_a_stock_strategy_cannot_be_resumed(quick: Make) -> None:
     run = quick("strategy.name=flwr.serverapp.strategy:FedAvg", "train.rounds=2")
     run_in_process(run)
@@ -455,7 +473,8 @@ def test_a_run_whose_data_have_changed_is_not_resumed(quick: Make) -> None:
     run_in_process(run)
     file = run / "run.json"
     known = json.loads(file.read_text())
-    file.write_text(json.dumps({**known, "fingerprint": "0" * 64}))
+    del known["checksum"]
+    file.write_bytes(seal(json.dumps({**known, "fingerprint": "0" * 64})))
     with pytest.raises(RunError, match="have changed since the run began"):
         run_in_process(run)
 

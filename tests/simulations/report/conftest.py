@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from common.config import load_config, parse_overrides
+from server.runfolder import CLIENTS, SUMMARY, MetricsLog, RunFolder
 
 TESTS = 1000  # examples of the server's test set
 
@@ -48,14 +48,12 @@ def make_run(tmp_path: Path) -> MakeRun:
         path = tmp_path / "cells" / name
         path.mkdir(parents=True)
         config = load_config(None, parse_overrides([f"out={path}", *overrides]))
-        (path / "config.toml").write_text(config.to_toml())
-        (path / "run.json").write_text(json.dumps({"run-id": "1", "classes": list(classes)}))
-        lines = [
-            {"round": i + 1, "accuracy": n / TESTS, "uplink-bytes": uplink}
-            | {"confusion": confusion(n, len(classes)), "loss": 1.0}
-            for i, n in enumerate(correct)
-        ]
-        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        RunFolder(path, config).bind("f" * 64, classes)
+        with MetricsLog(path, 0, events=False) as log:
+            for i, n in enumerate(correct, 1):
+                rows = confusion(n, len(classes))
+                values = {"accuracy": n / TESTS, "uplink-bytes": uplink, "confusion": rows}
+                log.write(i, {**values, "loss": 1.0})
         content = {
             "accuracy": correct[-1] / TESTS,
             "centralized_accuracy": 0.92,
@@ -69,22 +67,19 @@ def make_run(tmp_path: Path) -> MakeRun:
             "fingerprint": "f" * 64,
             "versions": {"python": "3.11.7", "torch": "2.14.1"},
         }
-        (path / "summary.json").write_text(json.dumps(content | summary))
+        SUMMARY.write(path / "summary.json", content | summary)
         if clients is not None:
-            (path / "clients.json").write_text(
-                json.dumps(
-                    {
-                        "client": list(range(len(clients))),
-                        "train_label_counts": [
-                            [5 * (i % len(classes) == c) + 1 for c in range(len(classes))]
-                            for i in range(len(clients))
-                        ],
-                        "test_examples": [tests] * len(clients),
-                        "test_correct": [2 * right for right in clients],
-                        "personal_correct": personal and [2 * right for right in personal],
-                    }
-                )
-            )
+            columns = {
+                "client": list(range(len(clients))),
+                "train_label_counts": [
+                    [5 * (i % len(classes) == c) + 1 for c in range(len(classes))]
+                    for i in range(len(clients))
+                ],
+                "test_examples": [tests] * len(clients),
+                "test_correct": [2 * right for right in clients],
+                "personal_correct": personal and [2 * right for right in personal],
+            }
+            CLIENTS.write(path / "clients.json", columns)
         return path
 
     return make

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import FedheadError, RunError
+from common.readback import seal
 from simulations.report import load_runs
 
 MakeRun = Callable[..., Path]
@@ -189,9 +190,13 @@ def _spoil(path: Path, what: str) -> str:
         file.unlink()
     else:
         key, value = how.split(" = ")
-        lines = file.read_text().splitlines()
-        lines[-1] = json.dumps(json.loads(lines[-1]) | {key: json.loads(value)})
-        file.write_text("\n".join(lines))
+        before, last = b"", file.read_bytes()
+        if name == "metrics.jsonl":
+            *others, last = last.splitlines(keepends=True)
+            before = b"".join(others)
+        changed = json.loads(last) | {key: json.loads(value)}
+        del changed["checksum"]
+        file.write_bytes(before + seal(json.dumps(changed)))
     return name
 
 

@@ -1,0 +1,193 @@
+"""Files that are read back later. Each says how it was written, and is not used once that changed.
+
+A kind of file is a value of this module, made once beside the code that writes and reads it. The
+checksum is the beginning of SHA-256, against accidents and not against forgers:
+
+===========  ==========================================================================
+``JsonFile``   the last member, ``checksum``, covers all bytes before it
+``JsonLines``  likewise in each line
+``ArraysFile`` ``checksum`` in safetensors' metadata covers all other bytes
+``own_check``  none: the file is checked in a way of its own, by a hash or a signature
+===========  ==========================================================================
+
+Other tools read these files as what they are: JSON, JSON lines, safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from common.errors import DamagedError
+from common.files import write_atomic
+
+__all__ = ["KINDS", "ArraysFile", "JsonFile", "JsonLines", "checksum", "own_check", "seal"]
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+
+F = TypeVar("F", bound=Callable[..., object])
+
+KINDS: dict[str, object] = {}
+"""All kinds that the modules imported so far read back, by name: a kind, or a function that reads.
+A test flips the bytes of each."""
+
+_DIGITS = 16
+_MARK = b'"checksum": "'
+_ARRAYS_MARK = b'"checksum":"'  # as safetensors writes its metadata
+
+
+def checksum(data: bytes) -> bytes:
+    """16 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()[:_DIGITS].encode()
+
+
+def own_check(kind: str) -> Callable[[F], F]:
+    """Marks the function that reads, and checks in its own way, files of a kind."""
+
+    def mark(function: F) -> F:
+        _register(kind, function)
+        return function
+
+    return mark
+
+
+def _register(kind: str, reader: object) -> None:
+    if kind in KINDS:
+        raise ValueError(f"there is a kind {kind!r} already")
+    KINDS[kind] = reader
+
+
+def seal(text: str) -> bytes:
+    """The text of a JSON object with its checksum as the last member.
+
+    >>> seal('{"round": 1}')
+    b'{"round": 1, "checksum": "2aadd6bb9b65549f"}'
+    """
+    body = text.rstrip().removesuffix("}").rstrip()
+    comma = "" if body.endswith("{") else ","
+    gap, end = ("\n ", "\n}\n") if "\n" in body else (" ", "}")
+    start = f"{body}{comma}{gap}".encode() + _MARK
+    return start + checksum(start) + b'"' + end.encode()
+
+
+def _unseal(data: bytes, where: str) -> dict[str, Any]:
+    start, mark, rest = data.rpartition(_MARK)
+    stated, end = rest[:_DIGITS], rest[_DIGITS:]
+    if not mark:
+        raise DamagedError(where, "it has no checksum" if data.strip() else "it is empty")
+    if stated != checksum(start + mark) or not re.fullmatch(rb'"\s*}\s*', end):
+        raise DamagedError(where, "its checksum does not match")
+    value: dict[str, Any] = json.loads(data)
+    del value["checksum"]
+    return value
+
+
+class JsonFile:
+    """A kind of small file that holds one JSON object.
+
+    Args:
+        kind: its name.
+        indent: spaces of a level, for files that people look at.
+    """
+
+    def __init__(self, kind: str, *, indent: int | None = None) -> None:
+        self._indent = indent
+        _register(kind, self)
+
+    def pack(self, value: Mapping[str, object]) -> bytes:
+        """A file's content."""
+        return seal(json.dumps(value, indent=self._indent))
+
+    def write(self, path: Path, value: Mapping[str, object], *, durable: bool = True) -> None:
+        """Put a file in place, as ``write_atomic`` does."""
+        write_atomic(path, self.pack(value), durable=durable)
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """What was written.
+
+        Raises:
+            DamagedError: the file has changed since.
+            OSError: there is none, or it cannot be read.
+        """
+        return _unseal(path.read_bytes(), str(path))
+
+
+class JsonLines:
+    """A kind of file that grows by lines, each a JSON object.
+
+    Args:
+        kind: its name.
+    """
+
+    def __init__(self, kind: str) -> None:
+        _register(kind, self)
+
+    def line(self, value: Mapping[str, object]) -> str:
+        """A line, without its end."""
+        return seal(json.dumps(value)).decode()
+
+    def read(self, path: Path) -> Iterator[dict[str, Any] | DamagedError]:
+        """What each line says, or that it is damaged.
+
+        Half a line at the end, from a process that was killed, is no line.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield _unseal(line, f"{path}, line {number}")
+                except DamagedError as exc:
+                    if line.endswith(b"\n"):
+                        yield exc
+
+
+class ArraysFile:
+    """A kind of safetensors file.
+
+    Args:
+        kind: its name.
+    """
+
+    def __init__(self, kind: str) -> None:
+        _register(kind, self)
+
+    def pack(self, arrays: Mapping[str, Array]) -> bytes:
+        """A file's content."""
+        import numpy as np  # what watches over a device reads JSON files, and goes without
+        from safetensors.numpy import save
+
+        contiguous = {name: np.require(a, requirements="C") for name, a in arrays.items()}
+        blank = save(contiguous, {"checksum": "0" * _DIGITS})
+        start, mark, rest = blank.partition(_ARRAYS_MARK)
+        return start + mark + checksum(blank) + rest[_DIGITS:]
+
+    def write(self, path: Path, arrays: Mapping[str, Array], *, durable: bool = True) -> None:
+        """Put a file in place, as ``write_atomic`` does."""
+        write_atomic(path, self.pack(arrays), durable=durable)
+
+    def read(self, path: Path) -> dict[str, Array]:
+        """What was written.
+
+        Raises:
+            DamagedError: the file has changed since.
+            OSError: there is none, or it cannot be read.
+        """
+        from safetensors.numpy import load
+
+        data = path.read_bytes()
+        start, mark, rest = data.partition(_ARRAYS_MARK)
+        blank = start + mark + b"0" * _DIGITS + rest[_DIGITS:]
+        if not mark:
+            raise DamagedError(str(path), "it has no checksum" if data else "it is empty")
+        if rest[:_DIGITS] != checksum(blank):
+            raise DamagedError(str(path), "its checksum does not match")
+        return load(data)
