@@ -9,7 +9,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-slow lint browser faketime test-deploy quantization arm64 bench compare robustness clean
+.PHONY: demo test test-slow test-kernels lint browser faketime test-deploy quantization arm64 bench compare robustness clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -33,12 +33,13 @@ browser:
 	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver; } >/dev/null 2>&1 \
 	|| echo "No Chromium could be installed: the report is not tested in a browser."; }
 
-# What is exported depends on no processor's kernels: once with the plainest ones, then all tests with
-# this processor's own.
 test: lint browser
+	$(BIN)/pytest -m 'not slow' -n 2
+
+# What is exported depends on no processor's kernels: here with the plainest ones.
+test-kernels: $(STAMP)
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/pytest -m 'not slow' -n 2 -q \
 	    tests/server/test_export.py tests/server/test_other_runtimes.py
-	$(BIN)/pytest -m 'not slow' -n 2
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow

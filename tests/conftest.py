@@ -41,8 +41,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One cache for the session, so that no test touches the user's."""
-    path = tmp_path_factory.mktemp("cache")
+    """One cache for the session that pytest's workers share; no test touches the user's.
+
+    A backbone that one of them has prepared, the others find.
+    """
+    base = tmp_path_factory.getbasetemp()
+    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     before = os.environ.get("FEDHEAD_CACHE")
     os.environ["FEDHEAD_CACHE"] = str(path)
     yield path
@@ -129,13 +133,13 @@ def quick(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callabl
 
 
 @pytest.fixture(scope="session")
-def make_trained() -> Callable[..., TrainedModel]:
+def make_trained(cache: Path) -> Callable[..., TrainedModel]:
     """Makes a real int8 backbone with a ridge head: 400 real pictures, 60 others to test on."""
     pytest.importorskip("sklearn", reason="pip install 'fedhead[demo]'")
     import numpy as np
     from sklearn.datasets import load_digits
 
-    from common.backbone.prepare import prepare_backbone
+    from common.backbone.cache import cached_backbone
     from common.backbone.recipe import Recipe
     from common.images import decode_array
     from common.types import Head
@@ -149,7 +153,7 @@ def make_trained() -> Callable[..., TrainedModel]:
     def make(arch: str, weights: str, size: int) -> TrainedModel:
         images = np.stack([decode_array(picture, size) for picture in pixels])
         recipe = Recipe(arch, weights, size, "qnnpack", 0, "standardize", seed=0)
-        backbone = prepare_backbone(recipe, images[:64])
+        backbone = cached_backbone(recipe, images[:64], cache)
         features = np.concatenate([backbone.features(part) for part in np.split(images, 10)])
         x = np.ones((400, backbone.spec.num_features + 1))
         x[:, :-1] = backbone.affine(features[:400])

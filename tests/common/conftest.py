@@ -7,10 +7,12 @@ import functools
 import hashlib
 import importlib.metadata
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from common.backbone.cache import cached_backbone
 from common.backbone.frozen import FrozenBackbone, UInt8Array
 from common.backbone.prepare import prepare_backbone
 from common.backbone.recipe import Recipe
@@ -26,17 +28,19 @@ def make_images(n: int, seed: int = 0, size: int = SIZE) -> UInt8Array:
     return coarse.repeat(size // 4, 2).repeat(size // 4, 3).astype(np.uint8)
 
 
+RECIPE = Recipe(
+    arch="mobilenet_v2",
+    weights="random",
+    input_size=SIZE,
+    engine="qnnpack",
+    distill_steps=1,
+    feature_scaling="standardize",
+    seed=3,
+)
+
+
 def make_backbone(images: UInt8Array, **changes: object) -> FrozenBackbone:
-    recipe = Recipe(
-        arch="mobilenet_v2",
-        weights="random",
-        input_size=SIZE,
-        engine="qnnpack",
-        distill_steps=1,
-        feature_scaling="standardize",
-        seed=3,
-    )
-    return prepare_backbone(dataclasses.replace(recipe, **changes), images)  # type: ignore[arg-type]
+    return prepare_backbone(dataclasses.replace(RECIPE, **changes), images)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def images() -> UInt8Array:
 
 
 @pytest.fixture(scope="session")
-def prepare() -> Callable[..., FrozenBackbone]:
+def prepare(cache: Path) -> Callable[..., FrozenBackbone]:
     """``make_backbone``, remembering what it made; ``__wrapped__`` does not."""
     made: dict[str, FrozenBackbone] = {}
 
@@ -62,7 +66,8 @@ def prepare() -> Callable[..., FrozenBackbone]:
     def remember(images: UInt8Array, **changes: object) -> FrozenBackbone:
         key = f"{hashlib.sha256(images.tobytes()).hexdigest()} {sorted(changes.items())}"
         if key not in made:
-            made[key] = make_backbone(images, **changes)
+            recipe = dataclasses.replace(RECIPE, **changes)  # type: ignore[arg-type]
+            made[key] = cached_backbone(recipe, images, cache)
         return made[key]
 
     return remember
