@@ -17,6 +17,7 @@ from common.errors import BackboneError
 from common.evaluation import evaluate
 from common.experiment import calibration_positions, experiment_dataset, held_out_positions
 from common.files import cache_root, write_atomic
+from common.readback import own_check
 from common.types import FeatureSet, Head
 from server.trained import TrainedModel
 
@@ -87,6 +88,7 @@ def backbone_of_run(path: Path, config: Config, dataset: Dataset) -> FrozenBackb
 _known: dict[str, FrozenBackbone] = {}
 
 
+@own_check("backbone.safetensors of a run")
 def _kept(path: Path) -> FrozenBackbone | None:
     """What lies in a run folder; None: nothing, or something damaged, which is removed."""
     file = kept_backbone(path)

@@ -48,6 +48,8 @@ from server.delivery.publish import exported as candidate
 from server.delivery.reports import DeviceReport, save_report, survey
 from server.delivery.tokens import device_of, issue_token
 from server.events import EVENTS, event, event_log
+from server.first_head import FormerHead, first_head, last_head
+from server.model import _kept, keep_backbone
 from server.roster import CLIENT, client_file, read_roster
 from server.runfolder import CLIENTS, HEAD, SUMMARY, MetricsLog, RunFolder, intact_rounds
 from server.trained import TrainedModel
@@ -56,7 +58,7 @@ from simulations.deploy.certificates import write_device_keys
 from simulations.deploy.device_keys import read_key
 from simulations.deploy.last_run import read_last_run, remember_run
 from simulations.report.runs import read_run
-from simulations.run import _last_head, open_run
+from simulations.run import open_run
 from simulations.signing_key import sign
 
 ROOT = Path(__file__).parent.parent
@@ -102,7 +104,7 @@ def run_folder(path: Path) -> RunFolder:
     """A finished run of two rounds."""
     config = load_config(None, parse_overrides([f"out={path}"]))
     folder = RunFolder(path, config)
-    folder.bind("f" * 64, ["ant", "bee"])
+    folder.bind("f" * 64, ["ant", "bee"], "d" * 64)
     with MetricsLog(path, 0, events=False) as log:
         for number in (1, 2):
             rows = [[5 - number, number], [0, 5]]
@@ -111,7 +113,8 @@ def run_folder(path: Path) -> RunFolder:
     counts = {"train_label_counts": [[1, 2]], "test_examples": [3], "test_correct": [2]}
     CLIENTS.write(folder.clients, {"client": [0], **counts, "personal_correct": None})
     figures = {
-        "centralized_accuracy": 0.9, "ridge_accuracy": 0.9, "client_accuracy_p10": 0.5,
+        "centralized_accuracy": 0.9, "ridge_accuracy": 0.9, "client_accuracy_mean": 0.6,
+        "client_accuracy_p10": 0.5,
         "client_accuracy_min": 0.5, "rounds": 2, "rejected_updates": 0,
         "seconds": {"rounds": 1.5}, "fingerprint": "f" * 64,
     }  # fmt: skip
@@ -137,7 +140,27 @@ for name in ("summary.json", "clients.json", "run.json", "metrics.jsonl", "confi
 @row("head.safetensors of a run")
 def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
     folder = run_folder(tmp / "run")
-    return Row([folder.head], lambda: _last_head(folder.path))
+    return Row([folder.head], lambda: last_head(folder.path))
+
+
+@row("backbone.safetensors of a run")
+def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
+    keep_backbone(request.getfixturevalue("trained").backbone, tmp)
+
+    def read() -> Any:
+        found = _kept(tmp)
+        return found and (found.fingerprint, found.spec, found.affine)
+
+    return Row([*tmp.iterdir()], read, is_none)
+
+
+@row("first-head.safetensors of a run")
+def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
+    backbone = request.getfixturevalue("trained").backbone
+    wide = Head.zeros(2, backbone.spec.num_features)
+    FormerHead(wide, ("ant", "bee"), backbone.fingerprint, "runs/former").keep(tmp)
+    (file,) = tmp.iterdir()
+    return Row([file], lambda: first_head(tmp, backbone, ("bee", "ant")))
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,10 +280,10 @@ def pictures(folder: Path) -> Path:
 @row("pictures.json of a device")
 def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
     folder, memory = pictures(tmp / "pictures"), tmp / "pictures.json"
-    load_folder(folder, memory=memory)
+    load_folder(folder, classes=("ant", "bee"), memory=memory)
 
     def read() -> Any:
-        dataset = load_folder(folder, memory=memory)
+        dataset = load_folder(folder, classes=("ant", "bee"), memory=memory)
         return dataset.content_key, dataset.labels, dataset.train
 
     return Row([memory], read)
@@ -274,7 +297,8 @@ def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
 
     def read() -> Any:
         host.tell("1a2b", "words")  # needs the task, and refuses without
-        return held_out(load_folder(folder), tmp / "state", ["ant", "bee"], max_examples=0)
+        data = load_folder(folder, classes=("ant", "bee"))
+        return held_out(data, tmp / "state", data.classes, max_examples=0)
 
     assert read() is not None
     return Row([*(tmp / "state" / "clients").rglob("task.json")], read)

@@ -14,15 +14,18 @@ SOURCES = sorted(
 # Who else reads files, and why that needs no check of ours.
 OTHERS = {
     "what a person or another program wrote: read as it is, or refused": """
-        common/backbone/weights.py:_read_safetensors
-        common/backbone/weights.py:_read_state_dict
+        common/backbone/weights_file.py:_read_pickle
+        common/backbone/weights_file.py:_read_safetensors
+        common/backbone/weights_file.py:read_tensors
         common/datasets/builtin.py:load_mnist5k
-        common/datasets/folder.py:file_images
-        common/datasets/hub.py:_images.load
-        common/images.py:_open
-        common/images.py:decode_file
+        common/datasets/table.py:_read
+        common/images.py:_identified
+        common/images.py:read_picture
         common/toml_model.py:read_toml
         simulations/compare/grid.py:_source
+        simulations/compare_pixels.py:_array
+        simulations/compare_pixels.py:_mistaken
+        simulations/compare_pixels.py:_readings
         simulations/deploy/serverapp.py:read_bundle
     """,
     "keys, secrets and certificates: one that has changed opens no door": """
@@ -60,10 +63,11 @@ OTHERS = {
         common/readback.py:JsonLines.read
         server/checkpoint.py:_load
         server/delivery/service.py:_open
+        server/model.py:keep_backbone
         server/runfolder.py:MetricsLog.__init__
         server/runfolder.py:RunFolder.__init__
         simulations/deploy/operator.py:register_folder
-        simulations/predict.py:_load
+        simulations/exported.py:_torch
     """,
     "of the same command, or a process of it: nothing lies there for long": """
         server/export_check.py:FreshProcess._read

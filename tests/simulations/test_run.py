@@ -171,13 +171,13 @@ def test_a_preconditioner_goes_to_each_client_once_and_again_if_lost(
     step = server.strategy_engine.StrategyEngine.step
     gone = []
 
-    def forget(engine: object, number: int, head: Head) -> object:
+    def forget(engine: object, number: int, head: Head, fault: object) -> object:
         if number == 4:
             for path in simulated_state().glob("*/constant-*"):
                 path.unlink()
                 gone.append(path)
             client_state._constant.cache_clear()
-        return step(engine, number, head)  # type: ignore[arg-type]
+        return step(engine, number, head, fault)  # type: ignore[arg-type]
 
     monkeypatch.setattr(server.strategy_engine.StrategyEngine, "step", forget)
     again = quick(*settings, name="again")
@@ -232,14 +232,14 @@ def test_scaffold_forgets_rounds_that_did_not_count(
     aggregate = server.strategy_engine.StrategyEngine._aggregate
     losses = []
 
-    def lose_some(self, number, head, updates):  # type: ignore[no-untyped-def]
+    def lose_some(self, number, head, updates, fault):  # type: ignore[no-untyped-def]
         if number in (2, 4):
             losses.append(number)
             return head, False
-        return aggregate(self, number, head, updates)
+        return aggregate(self, number, head, updates, fault)
 
-    def watch(self, number, head):  # type: ignore[no-untyped-def]
-        result = step(self, number, head)
+    def watch(self, number, head, fault):  # type: ignore[no-untyped-def]
+        result = step(self, number, head, fault)
         kept = state(self)
         store = ControlStore(simulated_state() / self._task.run_id)
         shape = kept.strategy.control.shape
