@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 import server.app
 import server.model
 import server.rounds
+from common import experiment
 from common.config import Config, load_config
 from common.files import simulated_state
 from common.types import Head
@@ -150,6 +151,7 @@ def test_data_that_have_moved_are_named_and_the_advice_works(
     run = quick(*ON_PICTURES, f"data.source=folder:{data}", name="a run")
     before = run_in_process(run)
     data.rename(tmp_path / "moved data")
+    experiment._dataset.cache_clear()  # a command is a process of its own
     options = ["--target", "head"] if command == "export" else []
     code, _, err = fedhead(command, run, *options)
     assert code == 1
