@@ -35,6 +35,8 @@ def unheld(config: Config) -> list[str]:
     lines = []
     if lost := len(free) - len(trained) - sum(len(share.test) for share in shares):
         line = f"{lost} of {len(free)} training images belong to no client"
+        if config.round.max_examples_per_client:
+            line += ", or are more than round.max-examples-per-client lets it use"
         if config.partition.scheme == "natural":
             owners = client_ids(dataset, config.partition.column)[free].tolist()
             if gaps := owners.count(None):
