@@ -11,8 +11,8 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from common.errors import FedheadError, ReplyError, RunError
-from common.identity import one_line
 from common.messages import BackboneReply, DescribeReply, DescribeRequest
+from common.words import one_line
 from server.accounts import Accounts
 from server.admission import Admission
 from server.backbones import Offer

@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.datasets.tree import Folder, class_name, left_out, some
+from common.datasets.tree import Folder, class_name, left_out
 from common.errors import DataError
 from common.files import shown
+from common.words import some
 
 __all__ = ["Labelled", "by_class", "by_client", "by_split", "split_of", "unused"]
 
