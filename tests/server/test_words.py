@@ -95,7 +95,8 @@ def test_a_device_tells_the_kind_of_a_problem_and_nothing_of_its_owners(
     "name", [name for name in errors.__all__ if name not in ("ConfigError", "MissingExtraError")]
 )
 def test_each_of_our_errors_has_a_kind(name: str) -> None:
-    problem = getattr(errors, name)("/home/me/my-private")
+    words = ("/home/me/my-private", "why") if name == "DamagedError" else ("/home/me/my-private",)
+    problem = getattr(errors, name)(*words)
     speakable = name in ("ReplyError", "ProtocolError", "DeclinedError")
     assert ("my-private" in kind_of(problem)) == speakable
 
@@ -129,7 +130,7 @@ def test_words_of_a_device_are_one_printable_line_wherever_they_are_written(
     assert [line.partition(": out")[0] for line in named] == [
         "round 1: client 101", "client 102 did not evaluate",
     ]  # fmt: skip
-    (reason,) = _said(folder / "events.jsonl")[1].values()
+    ((reason, _),) = _said(folder / "events.jsonl")[1].values()
     assert reason == failed["reason"]
 
 
