@@ -19,11 +19,12 @@ from common.datasets.folder import load_folder
 from common.errors import ConfigError, DataError, FedheadError, ProtocolError
 from common.features import extract
 from common.files import cache_root, simulated_state
-from common.identity import client_of_node, one_line
+from common.identity import client_of_node
 from common.messages import DescribeReply, DescribeRequest
 from common.partition import evenly, local_split
 from common.readback import JsonFile
 from common.types import FeatureSet, IntArray
+from common.words import one_line
 
 if TYPE_CHECKING:
     from client.cohort import Cohort

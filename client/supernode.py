@@ -19,7 +19,7 @@ import uvicorn
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from common.files import write_atomic
-from common.identity import one_line
+from common.words import one_line
 
 __all__ = ["SocketClient", "flowers", "note_refusal"]
 

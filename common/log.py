@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from common.identity import printable
+from common.words import printable
 
 __all__ = ["OneLine", "start_log"]
 

@@ -12,6 +12,7 @@ from common.experiment import (
     experiment_dataset,
     held_out_positions,
 )
+from common.words import some
 
 __all__ = ["unheld"]
 
@@ -35,6 +36,8 @@ def unheld(config: Config) -> list[str]:
     lines = []
     if lost := len(free) - len(trained) - sum(len(share.test) for share in shares):
         line = f"{lost} of {len(free)} training images belong to no client"
+        if config.round.max_examples_per_client:
+            line += ", or are more than round.max-examples-per-client lets it use"
         if config.partition.scheme == "natural":
             owners = client_ids(dataset, config.partition.column)[free].tolist()
             if gaps := owners.count(None):
@@ -43,7 +46,6 @@ def unheld(config: Config) -> list[str]:
     counts = np.bincount(dataset.labels, minlength=dataset.num_classes)
     missing = np.setdiff1d(np.arange(dataset.num_classes), dataset.labels[trained]).tolist()
     if missing:
-        names = ", ".join(f"{dataset.classes[k]} ({counts[k]} images)" for k in missing[:_SHOWN])
-        more = ", ..." if len(missing) > _SHOWN else ""
-        lines.append(f"no client trains on {len(missing)} of the classes: {names}{more}")
+        names = [f"{dataset.classes[k]} ({counts[k]} images)" for k in missing]
+        lines.append(f"no client trains on {len(missing)} of the classes: {some(names, _SHOWN)}")
     return lines

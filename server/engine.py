@@ -13,10 +13,10 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common.config import Config
-from common.identity import one_line
 from common.messages import TrainReply
 from common.seeding import Purpose, smallest
 from common.types import Head
+from common.words import one_line
 from server.accounts import Accounts
 from server.checkpoint import Checkpoint
 from server.events import event

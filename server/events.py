@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from common.identity import printable
 from common.readback import JsonLines
+from common.words import printable
 
 __all__ = ["EVENTS", "event", "event_log", "utc"]
 

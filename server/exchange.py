@@ -12,7 +12,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from common.errors import DeclinedError
-from common.identity import one_line
+from common.words import one_line
 
 __all__ = ["Exchange", "Refuse", "ask", "error_reason", "has_declined", "is_from_device"]
 

@@ -11,8 +11,8 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from common.errors import FedheadError, ReplyError, RunError
-from common.identity import one_line
 from common.messages import BackboneReply, DescribeReply, DescribeRequest
+from common.words import one_line
 from server.accounts import Accounts
 from server.admission import Admission
 from server.backbones import Offer
@@ -213,10 +213,11 @@ class Registry:
             except FedheadError as exc:
                 self.refuse(node, f"describes itself badly, {exc}")
         self._admission.settle(replies.values())
+        total = sum(client.num_examples for client in self.clients.values())
         for node, reply in replies.items():
             try:
                 self._admission.check(node, reply)
-                self._check_total(reply)
+                _check_total(total, reply)
                 if taken := self.clients.keys() & set(reply.clients):
                     name = self.name(min(taken))
                     raise ReplyError(f"speaks for {name}, which lives on another node")
@@ -224,18 +225,9 @@ class Registry:
                 self.refuse(node, str(exc))
             else:
                 admitted.add(node)
+                total += sum(reply.num_examples)
                 self._add(node, reply)
         return admitted
-
-    def _check_total(self, reply: DescribeReply) -> None:
-        """Refuse examples with which the sums of all clients' statistics might not be exact."""
-        claimed = sum(reply.num_examples)
-        total = claimed + sum(client.num_examples for client in self.clients.values())
-        if total > _MOST_EXAMPLES:
-            raise ReplyError(
-                f"claims {claimed} examples, with which all clients have {total}, "
-                f"expected at most {_MOST_EXAMPLES}"
-            )
 
     def _add(self, node: int, reply: DescribeReply) -> None:
         for client, num_examples in zip(reply.clients, reply.num_examples, strict=True):
@@ -339,3 +331,13 @@ class Registry:
                 f"{len(self.clients)} clients with training examples are there after "
                 f"{time.monotonic() - started:.0f} s, {count} are needed{why}"
             )
+
+
+def _check_total(known: int, reply: DescribeReply) -> None:
+    """Refuse examples with which the sums of all clients' statistics might not be exact."""
+    claimed = sum(reply.num_examples)
+    if (total := known + claimed) > _MOST_EXAMPLES:
+        raise ReplyError(
+            f"claims {claimed} examples, with which all clients have {total}, "
+            f"expected at most {_MOST_EXAMPLES}"
+        )

@@ -50,15 +50,22 @@ def _metrics(result: RoundResult, evaluation: Evaluation, seconds: float) -> dic
 
 
 class _Judge:
-    """Evaluates heads on the server's test set, the same one only once."""
+    """Evaluates heads on the server's test set, the same one only once.
+
+    Attributes:
+        seconds: that evaluations have taken so far.
+    """
 
     def __init__(self, test: FeatureSet) -> None:
+        self.seconds = 0.0
         self._test = test
         self._last: tuple[Head, Evaluation] | None = None
 
     def evaluate(self, head: Head) -> Evaluation:
         if self._last is None or self._last[0] is not head:
+            started = time.perf_counter()
             self._last = head, evaluate(head, self._test)
+            self.seconds += time.perf_counter() - started
         return self._last[1]
 
     def fault(self, head: Head) -> str:
@@ -108,7 +115,7 @@ def run_rounds(
     judge = _Judge(test)
     with MetricsLog(folder.path, done, events=not is_cell) as log:
         for round_number in range(done + 1, config.train.rounds + 1):
-            started = time.perf_counter()
+            started, before = time.perf_counter(), judge.seconds
             with stage(f"round {round_number}/{config.train.rounds}"):
                 _gather(task, round_number)
                 step = engine.step(round_number, head, judge.fault)
@@ -116,6 +123,7 @@ def run_rounds(
                 logger.info("every client has been asked: done after %d rounds", done)
                 break
             head, result = step
+            result.train_seconds -= judge.seconds - before  # a new head is evaluated on the way
             _count_late(task.registry, result)
             evaluation = judge.evaluate(head)
             metrics = _metrics(result, evaluation, time.perf_counter() - started)

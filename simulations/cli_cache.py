@@ -59,7 +59,7 @@ def cache(
             row["kind"], str(row["entries"]), f"{row['bytes'] / 1e6:,.1f}",
             f"{used:%Y-%m-%d %H:%M}" if used else "-", "yes" if row["made-again"] else "no",
         )  # fmt: skip
-    Console().print(table)
+    Console(markup=False).print(table)
     if prune_:
         print(f"removed: {len(removed)} entries, {freed / 1e6:,.1f} MB")
 

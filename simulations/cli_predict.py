@@ -80,7 +80,7 @@ class _Readable:
         for answer in self._answers:
             if isinstance(answer, DataError):
                 self.errors += 1
-                print_error(shown(str(answer)))
+                print_error(str(answer))
             else:
                 yield answer
 

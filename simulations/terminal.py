@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from common.errors import ConfigError
-from common.identity import printable
+from common.words import printable
 
 __all__ = ["JsonFlag", "near", "print_error", "read_overrides"]
 

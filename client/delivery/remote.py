@@ -17,8 +17,8 @@ from common.delivery.versions import Artifact
 from common.delivery.wire import CHANNEL_OPTIONS, Stub
 from common.errors import DeliveryError
 from common.files import read_private
-from common.identity import one_line
 from common.signing.statement import Signed
+from common.words import one_line
 
 __all__ = ["DeliveryInterruptedError", "Remote"]
 

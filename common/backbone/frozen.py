@@ -169,7 +169,8 @@ def _open(
     archive: npt.NDArray[np.uint8], spec: BackboneSpec, affine: Affine, stated: str
 ) -> torch.jit.ScriptModule:
     """The network in an archive, if it is what the fingerprint states."""
-    with quantized_engine(spec.engine), accepted_deprecations():
+    # Whoever needs it first may be in inference mode: tensors of that kind cannot be exported.
+    with torch.inference_mode(False), quantized_engine(spec.engine), accepted_deprecations():
         try:
             module = torch.jit.load(io.BytesIO(archive.tobytes()))  # type: ignore[no-untyped-call]
             computed = content_fingerprint(module, spec, affine)

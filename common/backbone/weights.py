@@ -21,6 +21,7 @@ from common.backbone.weights_file import read_tensors
 from common.errors import BackboneError
 from common.files import sha256_file
 from common.progress import stage
+from common.words import some
 
 __all__ = ["Weights", "load_weights", "torchvision_identity"]
 
@@ -143,14 +144,10 @@ def _problems(arch: str, found: State, called: Naming) -> list[str]:
         (broken, "tensors are not finite"),
         (negative, "variances are negative"),
     )
-    problems = [f"{len(some)} {what}: {_first(some)}" for some, what in counted if some]
+    problems = [f"{len(these)} {what}: {some(these, 3)}" for these, what in counted if these]
     if wrong:
         problems.append(f"{len(wrong)} shapes differ: {'; '.join(wrong[:3])}")
     return problems
-
-
-def _first(names: Sequence[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
 def _tell(called: Naming, where: str) -> None:
@@ -162,7 +159,7 @@ def _tell(called: Naming, where: str) -> None:
         said.append(f"the features lie below {called.prefix!r}")
     foreign = [name for name in called.others if not name.startswith("classifier.")]
     if foreign:
-        said.append(f"{len(foreign)} tensors are no features: {_first(foreign)}")
+        said.append(f"{len(foreign)} tensors are no features: {some(foreign, 3)}")
     if said:
         _log.info("weights in %s: %s", where, "; ".join(said))
 

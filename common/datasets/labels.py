@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from common.errors import DataError
 from common.types import IntArray
+from common.words import some
 
 __all__ = [
     "IMAGE_COLUMNS",
@@ -84,8 +85,8 @@ def labels_by_name(
     number = {name: k for k, name in enumerate(classes)}
     if unknown := sorted(set(names) - number.keys()):
         raise DataError(
-            f"{split} has classes that {known_from} does not have: {_shown(unknown)} "
-            f"({known_from} has {_shown(classes)})"
+            f"{split} has classes that {known_from} does not have: {some(unknown, _SHOWN)} "
+            f"({known_from} has {some(classes, _SHOWN)})"
         )
     return np.array([number[name] for name in names], np.int64)
 
@@ -117,7 +118,3 @@ def tell_unlabelled(name: str, count: int, total: int, column: str, *, strict: b
         raise DataError(f"{name}: {count} of {total} rows have no '{column}'")
     if count:
         logger.warning("%s: left out %d of %d rows without '%s'", name, count, total, column)
-
-
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

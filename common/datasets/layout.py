@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.datasets.tree import Folder, class_name, left_out, some
+from common.datasets.tree import Folder, class_name, left_out
 from common.errors import DataError
 from common.files import shown
+from common.words import some
 
 __all__ = ["Labelled", "by_class", "by_client", "by_split", "split_of", "unused"]
 
@@ -104,7 +105,7 @@ def by_client(root: Folder) -> list[Labelled]:
             f"no sub-folders in {some(list(clients)) or 'it'}; folder:PATH reads a folder a class"
         )
     owned = [(client, k, folder) for client, own in clients.items() for k, folder in own.items()]
-    _refuse_deep(root, [folder for _, _, folder in owned])
+    _refuse_deep(root, [folder for _, _, folder in owned], may_be_clients=False)
     rows = [
         Labelled(picture, label, f"class {label} of {path}", client)
         for client, label, folder in owned
@@ -250,7 +251,7 @@ def _classes(folder: Folder) -> dict[str, Folder]:
             f"{shown(folder.path)}: no class folders in it; "
             f"one sub-folder a class is expected{loose}"
         )
-    _refuse_deep(folder, list(classes.values()))
+    _refuse_deep(folder, list(classes.values()), may_be_clients=True)
     for one in classes.values():
         if not one.all_pictures():
             others = left_out(one)
@@ -259,7 +260,7 @@ def _classes(folder: Folder) -> dict[str, Folder]:
     return classes
 
 
-def _refuse_deep(root: Folder, classes: Sequence[Folder]) -> None:
+def _refuse_deep(root: Folder, classes: Sequence[Folder], *, may_be_clients: bool) -> None:
     """Refuse class folders that hold only folders; say that of others the inner ones count."""
     deep = [f for f in classes if not (f.pictures or f.links) and f.all_pictures()]
     if deep:
@@ -274,7 +275,7 @@ def _refuse_deep(root: Folder, classes: Sequence[Folder]) -> None:
         hint = "move the pictures up into them"
         if repeated and all(map(split_of, repeated)):
             hint = "put splits above classes, as in train/CLASS and test/CLASS"
-        elif len(repeated) > 1 and len(deep) == len(classes):
+        elif may_be_clients and len(repeated) > 1 and len(deep) == len(classes):
             hint = "folder-by-client:PATH if these are clients, with one sub-folder a class"
         raise DataError(
             f"{shown(root.path)}: class folders that hold only sub-folders: {some(examples, 3)}; "

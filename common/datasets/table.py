@@ -27,6 +27,7 @@ from common.datasets.layout import split_of
 from common.datasets.named_files import NamedFiles
 from common.errors import DataError
 from common.types import IntArray
+from common.words import some
 
 __all__ = ["load_table"]
 
@@ -92,7 +93,7 @@ def load_table(
     found = _found(path, labelled, image, strict=strict)
     used = [row for row in labelled if row.line in found]
     if emptied := sorted({r.cells[label] for r in labelled} - {r.cells[label] for r in used}):
-        raise DataError(f"{path}: no picture of class {', '.join(emptied[:_SHOWN])} is there")
+        raise DataError(f"{path}: no picture of class {some(emptied, _SHOWN)} is there")
     classes, labels = _labels(path, used, label, roles)
     images = file_images([found[row.line] for row in used], follow_links=False)
     groups = [
@@ -223,7 +224,7 @@ def _found(path: Path, rows: Sequence[_Row], image: int, *, strict: bool) -> dic
         else:
             found[row.line] = file
     if missing:
-        names = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+        names = some(missing, _SHOWN)
         line = f"{len(missing)} of {len(rows)} pictures are not in {path.parent}: {names}"
         if files.others:
             line += f" (not read in it: {files.others})"

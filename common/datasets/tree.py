@@ -18,8 +18,9 @@ from pathlib import Path
 from common.errors import DataError
 from common.files import shown
 from common.images import HEIC_REMEDY, heic_is_read
+from common.words import some
 
-__all__ = ["Folder", "class_name", "left_out", "scan", "some"]
+__all__ = ["Folder", "class_name", "left_out", "scan"]
 
 _SUFFIXES = frozenset(
     {".apng", ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpf", ".jpg",
@@ -142,12 +143,3 @@ def left_out(root: Folder) -> str:
         for kind in order
     ]
     return some(kinds, _MOST_KINDS)
-
-
-def some(words: list[str], most: int = 5) -> str:
-    """The first of them, and whether there are more.
-
-    >>> some(["a", "b", "c"], 2)
-    'a, b, ...'
-    """
-    return ", ".join(words[:most]) + (", ..." if len(words) > most else "")

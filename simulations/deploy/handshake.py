@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from common.identity import one_line
+from common.words import one_line
 
 __all__ = ["obstacle"]
 

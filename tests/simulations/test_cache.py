@@ -14,6 +14,7 @@ from simulations.cli_cache import cache
 def test_fedhead_cache_shows_and_makes_room(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    tmp_path /= "[bold]"  # is no markup
     old = tmp_path / "features" / ("a" * 64)
     old.mkdir(parents=True)
     (old / "features.npy").write_bytes(bytes(3_000_000))
@@ -27,6 +28,7 @@ def test_fedhead_cache_shows_and_makes_room(
     cache(tmp_path, prune_=True, days=30, json_=False)
     shown = capsys.readouterr().out
     assert "removed: 1 entries, 3.0 MB" in shown
+    assert "[bold]" in "".join(shown.split())
     assert not old.exists()
     assert (tmp_path / "clients" / "1a2b").exists()
     with pytest.raises(RunError, match="nowhere: no such folder"):

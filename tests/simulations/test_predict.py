@@ -15,9 +15,9 @@ from torch import nn
 
 import simulations.exported
 from common.backbone._deprecations import accepted_deprecations
-from common.errors import BackboneError, DataError, ExportError, MissingExtraError
+from common.errors import BackboneError, DamagedError, DataError, ExportError, MissingExtraError
 from common.images import decode_file
-from server.card import Card, FileFacts, SelfCheck, card_path, read_card
+from server.card import BESIDE, Card, FileFacts, SelfCheck, card_path, read_card
 from server.export import FILES, export
 from server.export_check import fresh_process
 from simulations.exported import exported as load
@@ -279,7 +279,7 @@ def other_file(path, target, data=b"not really"):
     path.write_bytes(data)
     card = read_card(write_model(path.with_name("card.pt"), target=target))
     facts = FileFacts(bytes=len(data), sha256=sha256(data).hexdigest(), runtime="", processor="")
-    card_path(path).write_text(card.model_copy(update={"file": facts}).to_json())
+    BESIDE.write(card_path(path), card.model_copy(update={"file": facts}).model_dump(mode="json"))
     return path
 
 
@@ -297,6 +297,10 @@ def test_a_file_without_its_card_or_with_anothers_is_refused_in_one_line(tmp_pat
         answers(file)
     one_line(caught)
     card_path(file).write_text("[]")
+    with pytest.raises(DamagedError, match="it has no checksum") as caught:
+        answers(file)
+    one_line(caught)
+    BESIDE.write(card_path(file), {})
     with pytest.raises(ExportError, match="not a card") as caught:
         answers(file)
     one_line(caught)
