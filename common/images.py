@@ -31,6 +31,7 @@ __all__ = [
     "decode_file",
     "heic_is_read",
     "read_picture",
+    "upright",
 ]
 
 ByteArray = npt.NDArray[np.uint8]
@@ -169,7 +170,7 @@ def _open(data: bytes, name: str, *, draft: bool = False) -> Image.Image:
         if width * height > most:
             raise DataError(f"{name}: {width} x {height} pixels, more than {most:,} allowed")
         image.load()
-        return _opaque(_upright(image))
+        return _opaque(upright(image))
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
@@ -214,7 +215,8 @@ def _register_heic() -> None:
     pillow_heif.register_heif_opener()
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """The picture as its EXIF orientation says it is to be seen."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # a damaged EXIF block says nothing about the pixels

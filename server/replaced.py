@@ -7,6 +7,7 @@ that was killed the next command that meets the folder does.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import shutil
@@ -19,7 +20,15 @@ from common.errors import RunError
 from common.files import is_empty
 from server.lease import lease_of
 
-__all__ = ["forget_replaced", "has_begun", "in_place_of", "locked", "recover", "replaced_of"]
+__all__ = [
+    "forget_replaced",
+    "has_begun",
+    "in_place_of",
+    "locked",
+    "place_of",
+    "recover",
+    "replaced_of",
+]
 
 logger = logging.getLogger("fedhead")
 
@@ -31,6 +40,13 @@ _FAILED_LOG = "flower-failed.log"
 def replaced_of(path: Path) -> Path:
     """Where the run lies that a run folder's new content replaces."""
     return path.with_name(f".{path.name}.replaced")
+
+
+def place_of(old: Path) -> Path | None:
+    """The run folder whose former content lies here; None: this is no such place."""
+    name = old.name.removeprefix(".").removesuffix(".replaced")
+    path = old.with_name(name)
+    return path if replaced_of(path) == old else None
 
 
 def has_begun(path: Path) -> bool:
@@ -78,7 +94,12 @@ def in_place_of(path: Path) -> Iterator[None]:
         raise RunError(f"{path} is not empty and holds no run: not overwritten")
     old = replaced_of(path)
     with locked(path):
-        path.rename(old)
+        try:
+            path.rename(old)
+        except OSError as exc:
+            if exc.errno != errno.ENOTEMPTY:
+                raise
+            raise RunError(f"{path}: another process is at work on this run") from exc
         try:
             yield
         finally:

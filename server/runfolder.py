@@ -21,7 +21,7 @@ from tensorboardX.summary import scalar
 from common.config import Config, load_config
 from common.errors import DamagedError, RunError
 from common.files import is_empty, remove_temporary, write_atomic
-from common.readback import ArraysFile, JsonFile, JsonLines, own_check
+from common.readback import ArraysFile, JsonFile, JsonLines, checksum, own_check
 from server.replaced import recover
 
 __all__ = [
@@ -179,11 +179,12 @@ def read_config(path: Path) -> Config:
         DamagedError: the file was changed since the run began.
     """
     file = path / "config.toml"
-    config = load_config(file)
-    if file.read_bytes() != config.to_toml().encode():
-        reason = "it was changed since the run began, and a run keeps its configuration"
-        raise DamagedError(str(file), reason)
-    return config
+    if file.exists():  # before its keys are looked at: a damaged one is nobody's typing error
+        text, mark, stated = file.read_bytes().rpartition(b"# checksum: ")
+        if not mark or stated != checksum(text) + b"\n":
+            reason = "it was changed since the run began, and a run keeps its configuration"
+            raise DamagedError(str(file), reason)
+    return load_config(file)
 
 
 def read_run_json(path: Path) -> dict[str, Any]:

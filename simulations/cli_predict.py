@@ -87,7 +87,7 @@ class _Readable:
 
 def _print_json(predictions: Iterable[Prediction]) -> None:
     rows = [
-        {"image": str(p.path), "class": p.class_name, "probability": p.probability}
+        {"image": shown(p.path), "class": p.class_name, "probability": p.probability}
         for p in predictions
     ]
     print(json.dumps(rows))

@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 from common.backbone.spec import IMAGENET_MEAN, IMAGENET_STD
 from common.errors import DataError
-from common.images import decode_file
+from common.images import decode_file, read_picture, upright
 
 __all__ = ["Comparison", "compare_pixels"]
 
 # Two decoders of JPEG, or a scaling that rounds otherwise, differ by a level or two.
 _CLOSE = 1.5
 _MOST = 8
+_MOST_PIXELS = 2048  # a side; networks for phones see a few hundred
 # A picture that is cut before it is scaled differs at its edges alone, but there by more.
 _EDGES = 0.75
 # What a further mistake must explain, in levels of the mean, lest noise looks like one.
@@ -115,11 +116,10 @@ _TURNS: tuple[tuple[tuple[str, ...], Callable[[Pixels], Pixels]], ...] = (
 
 def _readings(path: Path) -> Iterator[tuple[tuple[str, ...], Pixels]]:
     """The file's pixels as float32 (3, S, S), as they should be read first, then as they may be."""
-    try:
-        data = path.read_bytes()
-    except OSError as exc:
-        raise DataError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
+    data = read_picture(path)
     array = _array(data, path)
+    if array.shape[1] > _MOST_PIXELS:
+        raise DataError(f"{path}: {array.shape[1]} pixels a side, at most {_MOST_PIXELS} expected")
     if array.dtype == np.int8:  # bytes of a language that has no unsigned ones
         array = array.view(np.uint8)
     planes = array if array.shape[0] == 3 else array.transpose(2, 0, 1)
@@ -149,7 +149,8 @@ def _array(data: bytes, path: Path) -> Pixels:
         return np.frombuffer(data, np.uint8).reshape(3, side, side)
     try:
         array: Pixels = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as exc:
+    # What a header claims may be no file, and more than there is memory.
+    except (ValueError, EOFError, OSError, MemoryError, OverflowError) as exc:
         raise DataError(f"{path}: not a readable .npy file ({exc})") from exc
     if array.ndim == 4 and len(array) == 1:  # a batch of one, as a model takes it
         array = array[0]
@@ -159,8 +160,8 @@ def _array(data: bytes, path: Path) -> Pixels:
         raise DataError(f"{path}: shape {shape}, expected (3, S, S) or (S, S, 3)")
     if array.dtype not in (np.uint8, np.int8) and array.dtype.kind != "f":
         raise DataError(f"{path}: values are {array.dtype}, expected uint8")
-    if not np.isfinite(array).all():
-        raise DataError(f"{path}: some values are not finite, expected uint8")
+    if not (np.abs(array) <= 1e6).all():  # which no NaN is
+        raise DataError(f"{path}: some values are no pixel's, expected uint8")
     return array
 
 
@@ -194,12 +195,19 @@ def _mistaken(path: Path, size: int) -> Iterator[tuple[tuple[str, ...], Pixels]]
 
 def _sources(image: Image.Image) -> Iterator[tuple[tuple[str, ...], Image.Image]]:
     """Upright and opaque, and what it would be if one of the two, or both, were forgotten."""
-    orientation = image.getexif().get(0x0112, 1)
+    orientation = _orientation(image)
     if orientation not in (0, 1):
         # First, for it explains a turn better than the turn itself.
         for source, opaque in _opaque(image):
             yield (*source, f"its EXIF orientation ({orientation}) was not applied"), opaque
-    yield from _opaque(ImageOps.exif_transpose(image))
+    yield from _opaque(upright(image))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # a damaged EXIF block says nothing
+        return 1
 
 
 def _opaque(image: Image.Image) -> Iterator[tuple[tuple[str, ...], Image.Image]]:

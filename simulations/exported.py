@@ -20,6 +20,7 @@ from common.files import sha256_file
 from common.images import ByteArray
 from common.types import FloatArray
 from server.card import Card, read_card, read_card_beside
+from server.replaced import recover
 
 __all__ = ["Exported", "exported"]
 
@@ -78,6 +79,7 @@ def exported(path: Path) -> Iterator[Exported]:
         MissingExtraError: its runtime is not installed.
         BackboneError: this torch lacks the engine that the card names.
     """
+    recover(path.resolve())
     if path.is_dir():
         path /= "model.pt"
         if not path.exists():

@@ -18,14 +18,13 @@ OTHERS = {
         common/backbone/weights_file.py:_read_safetensors
         common/backbone/weights_file.py:read_tensors
         common/datasets/builtin.py:load_mnist5k
-        common/datasets/table.py:_read
+        common/datasets/table.py:_text
         common/images.py:_identified
         common/images.py:read_picture
         common/toml_model.py:read_toml
         simulations/compare/grid.py:_source
         simulations/compare_pixels.py:_array
         simulations/compare_pixels.py:_mistaken
-        simulations/compare_pixels.py:_readings
         simulations/deploy/serverapp.py:read_bundle
     """,
     "keys, secrets and certificates: one that has changed opens no door": """

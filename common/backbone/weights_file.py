@@ -58,10 +58,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         start = file.read(64)
     if not start:
         raise BackboneError(f"weights file {path} is empty")
+    is_safetensors = start[8:9] == b"{"  # after the header's length, which may be any bytes
     for pattern, what in _OTHER_KINDS:
-        if re.match(pattern, start, re.DOTALL):
+        if not is_safetensors and re.match(pattern, start, re.DOTALL):
             raise BackboneError(f"weights file {path} is {what}")
-    if path.suffix == ".safetensors" or start[8:9] == b"{":
+    if path.suffix == ".safetensors" or is_safetensors:
         found: object = _read_safetensors(path)
     else:
         if start[:4] == b"PK\x03\x04":
@@ -78,6 +79,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise BackboneError(
                 f"weights file {path}: {name} is sparse or without values, expected dense weights"
             )
+        if isinstance(value, Tensor) and value.nbytes > value.untyped_storage().nbytes():
+            raise BackboneError(
+                f"weights file {path}: {name} claims {value.nbytes:,} bytes and has fewer"
+            )
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
@@ -92,9 +97,16 @@ def _check_archive(path: Path) -> None:
     """Refuse programs, and what does not fit its checksums, at which torch does not look."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names, damaged = archive.namelist(), archive.testzip()
+            names = archive.namelist()
+            # torch stores as it is; what swells on the way into memory may have no end.
+            swells = any(file.file_size > file.compress_size for file in archive.infolist())
+            damaged = None if swells else archive.testzip()
     except Exception as exc:  # headers that lie make zipfile raise almost anything
         raise BackboneError(f"weights file {path} is damaged or cut off ({exc})") from exc
+    if swells:
+        raise BackboneError(
+            f"weights file {path} is compressed inside, as torch.save does not do: save it again"
+        )
     if damaged is not None:
         raise BackboneError(f"weights file {path} is damaged (checksum of {damaged})")
     if any("/code/" in name for name in names):
@@ -115,7 +127,7 @@ def _read_pickle(path: Path) -> object:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as exc:
-        found = re.search(r"GLOBAL (\S+) was not an allowed", str(exc))
+        found = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(exc))
         what = f"it needs {found[1]}, which is code and never run" if found else "it is damaged"
         raise BackboneError(f"weights file {path} is refused: {what}; {_SAVE_ALONE}") from exc
     # The reader lets through whatever a damaged file makes it do.

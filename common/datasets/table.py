@@ -34,6 +34,8 @@ __all__ = ["load_table"]
 logger = logging.getLogger("fedhead")
 
 _SHOWN = 3  # names in a warning
+_SHOWN_COLUMNS = 12
+_MOST_BYTES = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -116,18 +118,24 @@ def load_table(
     )  # fmt: skip
 
 
-def _read(path: Path) -> tuple[list[str], list[_Row]]:
+def _text(path: Path) -> str:
     if not path.is_file():
         what = (
             "is a folder, expected a table such as labels.csv" if path.is_dir() else "no such file"
         )
         raise DataError(f"{path}: {what}")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        if path.stat().st_size > _MOST_BYTES:
+            raise DataError(f"{path}: over {_MOST_BYTES:,} bytes, which no table of images has")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise DataError(f"{path}: byte {exc.start} is not UTF-8; save the table as UTF-8") from exc
     except OSError as exc:
         raise DataError(f"{path}: cannot be read ({exc.strerror})") from exc
+
+
+def _read(path: Path) -> tuple[list[str], list[_Row]]:
+    text = _text(path)
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[_Row] = []
@@ -151,9 +159,9 @@ def _read(path: Path) -> tuple[list[str], list[_Row]]:
 
 
 def _refuse_controls(path: Path, line: int, cells: Sequence[str]) -> None:
-    """A line break within a name comes from a quote that was never meant."""
+    """A line break within a name comes from a quote that was never meant; no name turns text."""
     for cell in cells:
-        if re.search(r"[\x00-\x1f\x7f]", cell):
+        if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", cell):
             raise DataError(f"{path}: line {line} has control characters: {cell[:80]!r}")
 
 
@@ -167,10 +175,16 @@ def _column(
         if names.count(name) > 1:
             raise DataError(f"{path}: {names.count(name)} columns are called '{name}'")
         if name in names:
+            if more := [other for other in candidates if other in names and other != name]:
+                logger.warning(
+                    "%s: column '%s' gives the %s, though there is '%s': %s names another",
+                    path, name, what, "', '".join(more), key,
+                )  # fmt: skip
             return names.index(name)
     problem = f"{key}={wanted!r} is no column of" if wanted else f"no column of {what} among"
     hint = "" if wanted else f"; {key} names it"
-    raise DataError(f"{path}: {problem} {', '.join(header)}{hint}")
+    shown = some([name[:40] for name in header], _SHOWN_COLUMNS)
+    raise DataError(f"{path}: {problem} {shown}{hint}")
 
 
 def _roles(path: Path, header: Sequence[str], rows: Sequence[_Row]) -> dict[int, str]:

@@ -18,6 +18,7 @@ from common.errors import DamagedError, RunError
 from common.noise import COUNTED_EXAMPLES
 from common.readback import JsonFile
 from common.types import IntArray
+from server.replaced import place_of, recover
 from server.runfolder import CLIENTS, METRICS, SUMMARY, read_config, read_run_json
 
 __all__ = ["Clients", "Run", "Summary", "flat", "read_run", "read_runs"]
@@ -152,6 +153,7 @@ def _find_runs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """
     found: dict[Path, Path] = {}
     for path in paths:
+        recover(path.resolve())
         if not path.is_dir():
             raise RunError(f"{path} is no folder, expected a run or a folder of runs")
         for folder in _below(path):
@@ -166,6 +168,10 @@ def _below(path: Path) -> Iterator[Path]:
         if "run.json" in files:
             yield Path(name)
             folders.clear()  # nothing below a run is one
+        for place in filter(None, [place_of(Path(name, folder)) for folder in folders]):
+            recover(place)  # a run that another was to take the place of
+            if place.is_dir() and place.name not in folders:
+                folders.append(place.name)
         # What starts with a dot is still being written.
         folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
 

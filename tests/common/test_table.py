@@ -290,3 +290,32 @@ def test_relative_tables_lie_below_root(folder: Path) -> None:
         "csv:labels.csv", root=folder, download=False, strict=True, test_fraction=0.34, seed=0
     )
     assert len(dataset) == 6
+
+
+def test_which_of_two_columns_is_read_is_said(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = [("image", "label", "class"), *((name, "a", "b") for name in list(PICTURES)[:1])]
+    table += [(name, "b", "a") for name in list(PICTURES)[1:]]
+    load(write(folder, *table))
+    assert "gives the labels, though there is" in caplog.text
+
+
+def test_a_table_that_no_memory_holds_is_one_line(folder: Path) -> None:
+    with (folder / "labels.csv").open("wb") as file:
+        file.truncate(20_000_000_000)
+    with pytest.raises(DataError, match="over 500,000,000 bytes"):
+        load(folder / "labels.csv")
+
+
+def test_a_header_of_thousands_of_columns_is_no_message(folder: Path) -> None:
+    path = write(folder, [f"column {i}" for i in range(100_000)], ["1"] * 100_000)
+    with pytest.raises(DataError) as refused:
+        load(path)
+    assert len(str(refused.value)) < 700
+
+
+@pytest.mark.parametrize("name", ["a\u202etxt", "a\x9bb", "a\u2028b"])
+def test_names_that_turn_or_break_text_are_refused(folder: Path, name: str) -> None:
+    with pytest.raises(DataError, match="control characters"):
+        load(write(folder, ("image", "label"), *((p, name) for p in PICTURES)))

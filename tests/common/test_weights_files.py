@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.networks import ARCHITECTURES, random_network, skeleton
 from common.backbone.weights import load_weights
+from common.backbone.weights_file import read_tensors
 from common.errors import BackboneError
 
 SMALL = "mobilenet_v3_small"
@@ -326,3 +329,41 @@ def test_a_checkpoint_without_weights_says_what_it_has(tmp_path):
 
 def test_every_architecture_has_timms_name_in_the_tests():
     assert set(TIMM) == set(ARCHITECTURES)
+
+
+def test_a_safetensors_header_of_any_length_is_no_web_page(tmp_path: Path) -> None:
+    for more in range(256):  # one of them makes a length that begins with " <"
+        note = {"note": "x" * (15_000 + 8 * more)}
+        content = safetensors.torch.save({"a": torch.zeros(1)}, note)
+        if re.match(rb"\s*<", content):
+            break
+    else:
+        pytest.fail("no such length was met")
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(content)
+    assert [*read_tensors(path)] == ["a"]
+
+
+def test_code_in_a_pickle_is_called_code_and_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> object:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    path = tmp_path / "evil.pth"
+    torch.save({"state_dict": Evil()}, path)
+    with pytest.raises(BackboneError, match="system, which is code and never run"):
+        read_tensors(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_swells_on_its_way_into_memory_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(10_000)}, tmp_path / "plain.pth")
+    path = tmp_path / "net.pth"
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(path, "w") as bomb:
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name), zipfile.ZIP_DEFLATED)
+    with pytest.raises(BackboneError, match="is compressed inside"):
+        read_tensors(path)
+    torch.save({"a": torch.zeros(1).as_strided((10**6, 10**6, 3, 3), (0,) * 4)}, path)
+    with pytest.raises(BackboneError, match="claims 36,000,000,000,000 bytes and has fewer"):
+        read_tensors(path)

@@ -31,7 +31,7 @@ Make = Callable[..., Path]
 Grid = type[InProcessGrid]
 
 NASTY = (
-    "out\x1b[2J\x1b]0;owned\x07 of\r\nround 1/9  accuracy 1.0000\x9b31m \u202egpj.exe \udc80"
+    "out\x1b[2J\x1b]0;owned\x07 of\r\nround 1/9  accuracy 1.0000\x9b31m \u202egpj.exe "
     "[bold red]battery[/] <script>alert(1)</script>"
 )
 SECRETS = ("hunter2", "my-private", "pictures/", "/state")
@@ -135,7 +135,7 @@ def test_words_of_a_device_are_one_printable_line_wherever_they_are_written(
 
 
 def test_what_is_logged_shown_or_told_does_not_steer_a_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     screen = io.StringIO()
     handler = logging.StreamHandler(screen)
@@ -146,7 +146,6 @@ def test_what_is_logged_shown_or_told_does_not_steer_a_terminal(
         logger.warning("%s", NASTY)
         event("rejected", NASTY, reason=NASTY, round=1)
     print_error(NASTY)
-    caplog.clear()  # pytest-xdist cannot send half of a surrogate pair
     lines = screen.getvalue().splitlines() + capsys.readouterr().err.splitlines()
     assert len(lines) == 3
     for line in json.loads(f"[{','.join((tmp_path / 'events.jsonl').read_text().splitlines())}]"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,7 +188,7 @@ def test_another_picture_is_not_explained(compared):
         (np.zeros((4, 4), np.uint8), r"shape \(4, 4\)"),
         (np.zeros((2, 3, 4, 4), np.uint8), r"shape \(2, 3, 4, 4\)"),
         (np.zeros((3, 4, 4), np.int64), "values are int64, expected uint8"),
-        (np.full((3, 4, 4), np.nan, np.float32), "some values are not finite"),
+        (np.full((3, 4, 4), np.nan, np.float32), "some values are no pixel's"),
         (np.array([{}]), "not a readable .npy file"),
         (b"", "0 bytes"),
         (b"1234567", r"7 bytes, expected a .npy file or 3 \* S \* S bytes"),
@@ -211,3 +213,34 @@ def test_the_command_says_what_it_looks_like_and_fails(picture, tmp_path, fedhea
     )
     assert code == 0
     assert json.loads(out)["same"] is True
+
+
+def test_what_is_no_file_of_pixels_is_one_line_and_never_waited_for(tmp_path):
+    image, pixels = tmp_path / "a.png", tmp_path / "a.npy"
+    Image.new("RGB", (8, 8)).save(image)
+    os.mkfifo(pixels)
+    with pytest.raises(DataError, match="not a regular file"):
+        compare_pixels(image, pixels)
+    pixels.unlink()
+    claim = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        claim, {"descr": "|u1", "fortran_order": False, "shape": (3, 10**5, 10**5)}
+    )
+    pixels.write_bytes(claim.getvalue())
+    with pytest.raises(DataError, match="not a readable"):
+        compare_pixels(image, pixels)
+    np.save(pixels, np.zeros((3, 2049, 2049), np.uint8))
+    with pytest.raises(DataError, match="2049 pixels a side, at most 2048"):
+        compare_pixels(image, pixels)
+    np.save(pixels, np.full((3, 8, 8), 3e38, np.float32))
+    with pytest.raises(DataError, match="no pixel's"):
+        compare_pixels(image, pixels)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("exif", [b"Exif\0\0MM\0*\0\0\0\x08\0\xff", b"Exif\0\0rubbish", b"\0" * 9])
+def test_a_damaged_exif_block_says_nothing(exif, tmp_path):
+    image, pixels = tmp_path / "a.jpg", tmp_path / "a.npy"
+    Image.new("RGB", (8, 8), (9, 99, 9)).save(image, exif=exif)
+    np.save(pixels, decode_file(image, 8))
+    assert compare_pixels(image, pixels).same

@@ -203,3 +203,26 @@ def test_a_comparison_at_work_is_left_alone(
     assert code == 1
     assert "grid: fedhead compare runs already" in err
     assert cell.exists()
+
+
+@pytest.mark.parametrize("command", ["report", "predict"])
+def test_commands_that_read_find_what_a_killed_process_had_moved_aside(
+    run: Path, fedhead: Fedhead, command: str
+) -> None:
+    run.rename(replaced_of(run))
+    if command == "report":
+        _, _, err = fedhead("report", run.parent, "--out", run.parent / "page")
+    else:
+        _, _, err = fedhead("predict", run, run / "none.png")
+    assert "holds its former run again" in err
+    assert (run / "run.json").exists()
+
+
+def test_a_damaged_configuration_is_not_taken_for_a_typing_error(
+    run: Path, fedhead: Fedhead
+) -> None:
+    file = run / "config.toml"
+    file.write_bytes(file.read_bytes().replace(b"init-temperature", b"init-temperatura"))
+    code, _, err = fedhead("resume", run)
+    assert code == 1
+    assert "it was changed since the run began" in err
