@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +23,10 @@ def check_drawable(path: Path, *, purpose: str) -> None:
         MissingExtraError: matplotlib is not installed; says what for.
         OSError: the path is a folder's.
     """
-    if find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", "simulation", purpose)
+    try:
+        import_module("matplotlib")
+    except ImportError as exc:
+        raise MissingExtraError("matplotlib", "simulation", purpose) from exc
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder, expected a picture file", str(path))
 

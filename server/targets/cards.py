@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def _interface(target: str, spec: BackboneSpec, head: Head) -> tuple[str, str]:
 def finish(card: Card, path: Path, facts: FileFacts) -> ExportReport:
     """Write the card beside a file that is in place."""
     whole = card.model_copy(update={"file": facts})
-    BESIDE.write(card_path(path), whole.model_dump(mode="json"))
+    BESIDE.write(card_path(path), json.loads(whole.to_json()))  # which has null for NaN
     report = ExportReport(
         target=card.target,
         path=path,

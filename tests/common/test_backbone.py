@@ -151,6 +151,7 @@ def test_the_torchscript_itself_refuses_bad_images(backbone, bad, line):
 # --- preparing
 
 
+@pytest.mark.slow
 def test_same_arguments_same_fingerprint_and_others_another(backbone, images, prepare):
     assert prepare.__wrapped__(images).fingerprint == backbone.fingerprint
     assert prepare(images, seed=4).fingerprint != backbone.fingerprint
@@ -205,6 +206,7 @@ def test_plain_features_are_what_the_quantized_tensor_means(images, prepare):
     assert np.unique(backbone.affine.center).tolist() == [backbone.spec.feature_zero_point]
 
 
+@pytest.mark.slow
 def test_v3_large_goes_through_with_negative_features(images, prepare):
     backbone = prepare(images, arch="mobilenet_v3_large")
     assert backbone.spec.num_features == 960
@@ -318,6 +320,7 @@ def digits_and_reference(
     return pictures[~test], pictures[test], reference
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("embedded_weights")
 def test_int8_features_follow_float(prepare):
     train, test, reference = digits_and_reference()

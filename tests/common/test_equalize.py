@@ -87,6 +87,7 @@ def test_every_stream_between_activations_is_found(network: Network, arch: str) 
         }
 
 
+@pytest.mark.slow
 def test_the_ranges_of_a_streams_channels_come_closer(network: Network, batch: Tensor) -> None:
     folded = network("mobilenet_v2")
     assert spread(equalized(folded, [batch]), batch) < 0.7 * spread(folded, batch)

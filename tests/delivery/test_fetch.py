@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import random
+import re
 import shutil
 import threading
 from contextlib import suppress
@@ -19,7 +20,7 @@ from client.delivery.shelf import Shelf
 from common.delivery import delivery_pb2 as pb
 from common.delivery.versions import known_versions
 from common.delivery.wire import Stub
-from common.errors import DeliveryError
+from common.errors import DamagedError, DeliveryError
 from server.delivery.checkins import check_ins
 from server.delivery.limits import Clock
 from server.delivery.reports import survey
@@ -441,12 +442,11 @@ def test_reports_and_check_ins_that_are_damaged_are_named(deployment, caplog) ->
         path = deployment.folder / "reports" / "model.bin" / "1" / "phone-1.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-        with pytest.raises(DeliveryError, match=r"phone-1\.json is damaged"):
+        with pytest.raises(DamagedError, match=r"phone-1\.json is damaged"):
             survey(deployment.folder)
     path = deployment.folder / "check-ins" / "phone-1.json"
     path.parent.mkdir()
-    words = {"app": "a", "authorities_sha256": "0" * 64, "in_use": {"m": 1}, "time": 1e300}
-    for wrong in ({}, {"time": 1.0, "in_use": ["m"]}, {"time": 1.0, "in_use": {"m": "3"}}):
-        path.write_text(json.dumps(words | wrong))
+    for content in ("", "{}", '{"app": "a", "in_use": {"m": 1}, "time": 1e300}'):
+        path.write_text(content)
         assert check_ins(deployment.folder) == {}
-    assert caplog.text.count("phone-1.json is damaged, and left out") == 3
+    assert len(re.findall(r"left out: .*phone-1\.json is damaged", caplog.text)) == 3

@@ -203,7 +203,7 @@ def test_finished_runs_are_reported_in_80_columns_as_json_and_in_files(
     code, _, err = fedhead("report", tmp_path)
     assert (code, err) == (1, f"fedhead: no finished run in {tmp_path} (0 unfinished)\n")
     for seed in (0, 1):
-        words = ("--set", f"seed={seed}", "--set", "train.rounds=1")
+        words = ("--set", f"seed={seed}", "--set", "data.seed=0", "--set", "train.rounds=1")
         assert fedhead("run", experiment, *words)[0] == 0
     code, out, _ = fedhead("report", "runs", "--target", 0.01)
     assert code == 0

@@ -131,6 +131,7 @@ def test_the_fitted_projection_beats_leaving_channels_out(folded: nn.Module) -> 
 # --- files
 
 
+@pytest.mark.slow
 def test_every_float_file_gives_the_networks_features(folded: nn.Module, tmp_path: Path) -> None:
     images = make_images(5)
     module = FloatBackbone(folded, IMAGENET).eval()

@@ -69,6 +69,7 @@ def test_a_run_leaves_everything_it_promises(tiny: Make) -> None:
     assert np.trace(confusion) / confusion.sum() == pytest.approx(summary["accuracy"])
 
 
+@pytest.mark.slow
 def test_v3_small_runs_and_its_exported_file_gives_the_same_bits(tiny: Make) -> None:
     run = tiny("backbone.arch=mobilenet_v3_small", "backbone.weights=random")
     summary = run_in_process(run)  # compares the file with the training side, bit by bit
@@ -320,13 +321,13 @@ def test_stock_fedavg_gives_the_head_of_our_own(quick: Make) -> None:
         ("FedProx", ["strategy.args.proximal-mu=0.1"]),
         ("FedAvgM", ["strategy.args.server-momentum=0.5"]),
         ("FedAdam", ["strategy.args.eta=0.01"]),
-        ("FedAdagrad", ["strategy.args.eta=0.01"]),
-        ("FedYogi", ["strategy.args.eta=0.01"]),
+        pytest.param("FedAdagrad", ["strategy.args.eta=0.01"], marks=pytest.mark.slow),
+        pytest.param("FedYogi", ["strategy.args.eta=0.01"], marks=pytest.mark.slow),
         ("FedMedian", []),
         ("FedTrimmedAvg", []),
         ("Krum", ["strategy.args.num-malicious-nodes=1"]),
         ("MultiKrum", ["strategy.args.num-malicious-nodes=1"]),
-        ("Bulyan", ["strategy.args.num-malicious-nodes=0"]),
+        pytest.param("Bulyan", ["strategy.args.num-malicious-nodes=0"], marks=pytest.mark.slow),
         ("QFedAvg", []),
     ],
 )
@@ -400,7 +401,7 @@ def test_a_run_cut_off_in_round_4_resumes_to_the_same_bytes(
     assert [line["round"] for line in lines(run)] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
+@pytest.mark.parametrize("strategy", ["fedavg", pytest.param("scaffold", marks=pytest.mark.slow)])
 def test_a_run_killed_with_sigkill_resumes_to_the_same_bytes(quick: Make, strategy: str) -> None:
     overrides = (f"strategy.name={strategy}", "train.rounds=60")
     whole = run_in_process(quick(*overrides, name="whole"))
