@@ -167,6 +167,7 @@ def test_preparing_leaves_images_and_torch_as_they_were(images, prepare):
     assert torch.backends.quantized.engine == engine
 
 
+@pytest.mark.slow
 def test_distillation_brings_the_student_nearer_to_its_teacher(images):
     network = random_network("mobilenet_v2", seed=0)
     prepare_module._calibrate_batch_norm(network, IMAGENET.batches(images))
@@ -215,6 +216,7 @@ def test_v3_large_goes_through_with_negative_features(images, prepare):
     assert np.array_equal(again.features(images), backbone.features(images))
 
 
+@pytest.mark.slow
 def test_v3_small_goes_through_and_follows_the_float_network(images, prepare):
     backbone = prepare(images, arch="mobilenet_v3_small", feature_scaling="none")
     assert backbone.spec.num_features == 576
@@ -275,6 +277,7 @@ def test_no_calibration_image_is_an_error(images, prepare):
         prepare(images[:0])
 
 
+@pytest.mark.slow
 def test_one_calibration_image_is_enough(images, prepare):
     assert prepare(images[:1]).features(images).shape == (len(images), 1280)
 
@@ -332,6 +335,7 @@ def test_int8_features_follow_float(prepare):
         assert mean_cosine(made, test, reference) > 0.985
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("embedded_weights")
 def test_a_network_of_another_mean_and_std_gets_its_own_pixels(prepare):
     train, test, reference = digits_and_reference(HALVES)

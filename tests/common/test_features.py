@@ -51,6 +51,7 @@ def test_mapped_read_only_and_kept(backbone, images, tmp_path, caplog):
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_other_data_or_backbone_is_other_work(backbone, images, prepare, tmp_path):
     n = len(images)
     extract(backbone, images.__getitem__, n, content_key="blobs", cache=tmp_path)

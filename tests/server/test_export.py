@@ -271,6 +271,7 @@ def test_the_card_beside_says_what_the_one_inside_says_and_knows_the_file(traine
     assert exported.sha256 == sha256_file(exported.path)
 
 
+@pytest.mark.slow
 def test_a_process_that_loads_the_backbone_writes_the_same_bytes_as_the_one_that_made_it(
     trained, exported, tmp_path
 ):

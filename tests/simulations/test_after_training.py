@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -201,7 +202,7 @@ def test_a_picture_that_cannot_be_drawn_is_said_before_any_work(
     assert code == 1
     assert "there" in err
     assert "is a folder, expected a picture file" in err
-    monkeypatch.setattr("common.pictures.find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = fedhead(*command, "--out", "new")
     assert code == 1
     assert "needs the package 'matplotlib'" in err

@@ -93,6 +93,7 @@ def test_sizes_that_would_take_hours_are_refused() -> None:
         bench_simulation([100_000], [], rounds=1)
 
 
+@pytest.mark.slow
 def test_a_runner_that_fails_is_named(tmp_path: Path) -> None:
     file = tmp_path / "work.json"
     file.write_text("{}")
@@ -127,6 +128,7 @@ def test_memory_of_children_counts() -> None:
     assert 80_000_000 < memory.peak_bytes < 250_000_000
 
 
+@pytest.mark.slow
 def test_our_runner_gives_the_mean_of_everybodys_training(tmp_path: Path) -> None:
     work = Work(str(tmp_path), clients=40, rounds=1)
     done = subprocess.run(

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import server.app
 from server.export import FILES
 from server.strategies import STRATEGIES
+from server.targets.cards import ExportReport
 from simulations.cli import Target
 
 Fedhead = Callable[..., tuple[int, str, str]]
@@ -198,8 +200,9 @@ def test_info_names_versions_and_engines(fedhead: Fedhead) -> None:
 
 
 def test_finished_runs_are_reported_in_80_columns_as_json_and_in_files(
-    fedhead: Fedhead, experiment: Path, tmp_path: Path
+    fedhead: Fedhead, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(server.app, "export", lambda *_: ExportReport("model", Path(), 0, ""))
     code, _, err = fedhead("report", tmp_path)
     assert (code, err) == (1, f"fedhead: no finished run in {tmp_path} (0 unfinished)\n")
     for seed in (0, 1):

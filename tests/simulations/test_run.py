@@ -328,7 +328,7 @@ def test_stock_fedavg_gives_the_head_of_our_own(quick: Make) -> None:
         ("Krum", ["strategy.args.num-malicious-nodes=1"]),
         ("MultiKrum", ["strategy.args.num-malicious-nodes=1"]),
         pytest.param("Bulyan", ["strategy.args.num-malicious-nodes=0"], marks=pytest.mark.slow),
-        ("QFedAvg", []),
+        pytest.param("QFedAvg", [], marks=pytest.mark.slow),
     ],
 )
 def test_stock_strategies_run_in_the_same_loop(quick: Make, name: str, args: list[str]) -> None:
@@ -371,9 +371,27 @@ BOUNDED = ('round.max-update-norm="auto"',)
 
 
 @pytest.mark.parametrize(
-    "strategy", ["fedavg", "scaffold", "feddyn", "fed3r", "prepared", "bounded"]
+    ("moment", "strategy"),
+    [
+        ("before the checkpoint", "fedavg"),
+        ("after the checkpoint", "fedavg"),
+        ("before the checkpoint", "scaffold"),
+        ("after the checkpoint", "bounded"),
+        ("after the checkpoint", "fed3r"),
+        *(
+            pytest.param(moment, strategy, marks=pytest.mark.slow)
+            for moment, strategy in (
+                ("after the checkpoint", "scaffold"),
+                ("before the checkpoint", "feddyn"),
+                ("after the checkpoint", "feddyn"),
+                ("before the checkpoint", "fed3r"),
+                ("before the checkpoint", "prepared"),
+                ("after the checkpoint", "prepared"),
+                ("before the checkpoint", "bounded"),
+            )
+        ),
+    ],
 )
-@pytest.mark.parametrize("moment", ["before the checkpoint", "after the checkpoint"])
 def test_a_run_cut_off_in_round_4_resumes_to_the_same_bytes(
     quick: Make, strategy: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
