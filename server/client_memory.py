@@ -6,6 +6,7 @@ go on for more rounds, after its folder was moved too.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from common.errors import RunError
 from common.files import simulated_state
 
 __all__ = ["bring_back", "check_memory", "put_away"]
+
+logger = logging.getLogger("fedhead")
 
 _FOLDER = "client-state"
 _TEMPORARY = f".{_FOLDER}.tmp"
@@ -38,7 +41,12 @@ def put_away(path: Path, run_id: str, *, keep: bool) -> None:
     # What is sent again to who lacks it lies beside the clients' folders.
     if keep and any(state.glob("[0-9]*")):
         temporary = path / _TEMPORARY
-        shutil.copytree(state, temporary, ignore=shutil.ignore_patterns("constant-*"))
+        try:
+            shutil.copytree(state, temporary, ignore=shutil.ignore_patterns("constant-*"))
+        except OSError:  # shutil's own error, of a full disk for example, is many lines
+            shutil.rmtree(temporary, ignore_errors=True)
+            logger.warning("%s has no room for what clients remember: it stays in %s", path, state)
+            return
         shutil.rmtree(path / _FOLDER, ignore_errors=True)
         temporary.rename(path / _FOLDER)
     shutil.rmtree(state, ignore_errors=True)

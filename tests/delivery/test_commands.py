@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from common.delivery.versions import _ARTIFACT
 from simulations.deploy.folder import write_deployment
 from simulations.deploy.settings import delivery_of
 from simulations.run import run_in_process
@@ -119,7 +120,7 @@ def test_a_model_goes_from_a_run_to_a_device_is_judged_and_rolled_back(
         third = server / "delivery" / "artifacts" / "model.pt" / "3"
         shutil.copytree(third.with_name("1"), third)
         facts = third / "artifact.json"
-        facts.write_text(facts.read_text().replace('"version": 1', '"version": 3'))
+        facts.write_bytes(_ARTIFACT.pack(_ARTIFACT.read(facts) | {"version": 3}))
         code, _, err = fedhead("delivery", "fetch", device, environment=on_device)
         assert code == 1
         assert re.fullmatch(r"fedhead: model.pt version 3 is refused: .* is older than .*\n", err)

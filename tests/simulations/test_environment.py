@@ -74,17 +74,21 @@ def refusal(result: tuple[int, str, str]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("size", "keep", "done"), [("400k", 3, 3), ("1m", 1, ROUNDS)], ids=["rounds", "export"]
+    ("size", "keep", "done"), [("2900k", 3, 2), ("3600k", 1, ROUNDS)], ids=["rounds", "export"]
 )
 def test_a_full_disk_is_one_line_and_with_space_the_run_goes_on(
     size: str, keep: int, done: int, disk: Disk, tiny: Make, fedhead: Fedhead, whole: bytes
 ) -> None:
     run = tiny(*OPTIONS, f"round.keep-checkpoints={keep}", name=f"{disk.name}/run")
     disk.remount(f"size={size}")
-    assert refusal(fedhead("resume", run)) == (
-        f"fedhead: {run}: No space left on device; finished rounds are safe: mend that, then "
-        f"fedhead resume {run}"
-    )
+    line = refusal(fedhead("resume", run))
+    if done < ROUNDS:
+        assert line == (
+            f"fedhead: {run}: No space left on device; finished rounds are safe: mend that, then "
+            f"fedhead resume {run}"
+        )
+    else:
+        assert "No space left on device; head and figures are safe; mend that, then" in line
     checkpoint = load_latest(run / "checkpoint")
     assert checkpoint is not None
     assert checkpoint.round_number == done
