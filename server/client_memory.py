@@ -25,7 +25,7 @@ def bring_back(path: Path, run_id: str) -> None:
     """Give clients what they remembered when the run ended."""
     kept = path / _FOLDER
     if kept.is_dir():
-        shutil.copytree(kept, simulated_state() / run_id, dirs_exist_ok=True)
+        _copy(kept, simulated_state() / run_id)
         shutil.rmtree(kept)
 
 
@@ -38,18 +38,28 @@ def put_away(path: Path, run_id: str, *, keep: bool) -> None:
         keep: whether it may go on.
     """
     state = simulated_state() / run_id
-    # What is sent again to who lacks it lies beside the clients' folders.
     if keep and any(state.glob("[0-9]*")):
         temporary = path / _TEMPORARY
         try:
-            shutil.copytree(state, temporary, ignore=shutil.ignore_patterns("constant-*"))
-        except OSError:  # shutil's own error, of a full disk for example, is many lines
+            _copy(state, temporary)
+        except (OSError, RunError) as exc:
             shutil.rmtree(temporary, ignore_errors=True)
-            logger.warning("%s has no room for what clients remember: it stays in %s", path, state)
+            logger.warning("%s; it stays in %s", exc, state)
             return
         shutil.rmtree(path / _FOLDER, ignore_errors=True)
         temporary.rename(path / _FOLDER)
     shutil.rmtree(state, ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        # What is sent again to who lacks it lies beside the clients' folders.
+        shutil.copytree(
+            source, target, ignore=shutil.ignore_patterns("constant-*"), dirs_exist_ok=True
+        )
+    except shutil.Error as exc:  # it lists every file
+        reason = exc.args[0][0][2]
+        raise RunError(f"{target} does not take what clients remember ({reason})") from exc
 
 
 def check_memory(run_id: str, num_clients: int, round_number: int) -> None:

@@ -189,8 +189,9 @@ def read_artifact(shelf: Path, version: int) -> Artifact:
         artifact = Artifact(**_ARTIFACT.read(path), signed=_signed(path.with_name(_SIGNED)))
     except FileNotFoundError as exc:
         raise DeliveryError(f"{shelf.name}: there is no version {version}") from exc
-    except DamagedError as exc:
-        raise DeliveryError(str(exc)) from exc
+    except (DamagedError, TypeError, ValueError) as exc:
+        problem = exc if isinstance(exc, DamagedError) else DamagedError(str(path), str(exc))
+        raise DeliveryError(str(problem)) from exc
     except OSError as exc:
         raise DeliveryError(f"{path} cannot be read ({exc.strerror})") from exc
     if (artifact.name, artifact.version) != (shelf.name, version):

@@ -78,8 +78,10 @@ def check_ins(folder: Path) -> dict[str, CheckIn]:
     for path in sorted(_folder(folder).glob("[!.]*.json")):
         try:
             found[path.stem] = CheckIn(**_CHECK_IN.read(path))
-        except (DamagedError, DeliveryError) as exc:
+        except DamagedError as exc:
             logger.warning("left out: %s", exc)
+        except (TypeError, AttributeError, DeliveryError) as exc:
+            logger.warning("left out: %s", DamagedError(str(path), str(exc)))
     return found
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.delivery.versions import Artifact, known_versions, read_artifact, shelf_of
-from common.errors import DeliveryError
+from common.errors import DamagedError, DeliveryError
 from common.readback import JsonFile
 from server.delivery.publish import artifacts_of
 
@@ -104,9 +104,12 @@ def survey(folder: Path) -> list[Published]:
             artifact = read_artifact(shelf, version)
             # Temporary files begin with a dot.
             files = sorted(_reports_of(folder, artifact).glob("[!.]*.json"))
-            found.append(
-                Published(
-                    artifact, {file.stem: DeviceReport(**_REPORT.read(file)) for file in files}
-                )
-            )
+            found.append(Published(artifact, {file.stem: _read(file) for file in files}))
     return found
+
+
+def _read(path: Path) -> DeviceReport:
+    try:
+        return DeviceReport(**_REPORT.read(path))
+    except (TypeError, DeliveryError) as exc:
+        raise DamagedError(str(path), str(exc)) from exc

@@ -21,6 +21,7 @@ from common.delivery import delivery_pb2 as pb
 from common.delivery.versions import known_versions
 from common.delivery.wire import Stub
 from common.errors import DamagedError, DeliveryError
+from common.readback import seal
 from server.delivery.checkins import check_ins
 from server.delivery.limits import Clock
 from server.delivery.reports import survey
@@ -450,3 +451,8 @@ def test_reports_and_check_ins_that_are_damaged_are_named(deployment, caplog) ->
         path.write_text(content)
         assert check_ins(deployment.folder) == {}
     assert len(re.findall(r"left out: .*phone-1\.json is damaged", caplog.text)) == 3
+    words = {"app": "a", "authorities_sha256": "0" * 64, "in_use": {"m": 1}, "time": 1e300}
+    for wrong in ({}, {"time": 1.0, "in_use": ["m"]}, {"time": 1.0, "in_use": {"m": "3"}}):
+        path.write_bytes(seal(json.dumps(words | wrong)))  # whole, and still no check-in
+        assert check_ins(deployment.folder) == {}
+    assert caplog.text.count("left out:") == 6
