@@ -19,10 +19,10 @@ from client.backbones import Backbones
 from client.device import Host, SimulatedHost, host_of, run_folder
 from client.discretion import SPEAKABLE, kind_of
 from client.local import batch_orders
+from client.memory import with_constant
 from client.node import node_update
 from client.personal import personal_correct
 from client.sgd import train_head
-from client.state import with_constant
 from client.trust import Trust
 from common.backbone.frozen import FrozenBackbone
 from common.errors import DeclinedError, FedheadError, ProtocolError, ReplyError

@@ -27,7 +27,7 @@ from common.types import FeatureSet, IntArray
 from common.words import one_line
 
 if TYPE_CHECKING:
-    from client.cohort import Cohort
+    from client.cohort.cohort import Cohort
     from common.experiment import ClientShare
 
 __all__ = ["TASK", "Host", "Part", "SimulatedHost", "host_of", "run_folder", "used_positions"]
@@ -122,7 +122,7 @@ class SimulatedHost:
 
     def describe(self, request: DescribeRequest) -> DescribeReply:
         if self._config.simulation.trainer == "cohort":
-            from client.cohort import warm_up
+            from client.cohort.cohort import warm_up
 
             warm_up()
         shares = self._experiment.client_shares(self._config)
@@ -299,7 +299,7 @@ def _pooled(features: FeatureSet, shares: tuple[ClientShare, ...]) -> FeatureSet
 def _cohort(
     features: FeatureSet, shares: tuple[ClientShare, ...], part: Part, memory_bytes: int
 ) -> Cohort:
-    from client.cohort import Cohort
+    from client.cohort.cohort import Cohort
 
     return Cohort(features, [getattr(s, part) for s in shares], memory_bytes=memory_bytes)
 

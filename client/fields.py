@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from client.state import ControlStore
+from client.memory import ControlStore
 from common.errors import FedheadError
 from common.messages import TrainRequest
 from common.types import FloatArray, IntArray, LocalTraining

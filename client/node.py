@@ -15,7 +15,7 @@ from client.device import Host, run_folder
 from client.discretion import kind_of
 from client.fields import ClientFields
 from client.local import client_update
-from client.state import ControlStore
+from client.memory import ControlStore
 from common.backbone.frozen import FrozenBackbone
 from common.errors import FedheadError, ReplyError
 from common.messages import TrainReply, TrainRequest, payload_bytes
@@ -25,7 +25,7 @@ from common.updates import FieldSums, client_weights
 from common.validate import LARGEST, check_fields, field_shapes
 
 if TYPE_CHECKING:  # compiled loops, which a phone needs not
-    from client.cohort import Chunk, Cohort
+    from client.cohort.cohort import Chunk, Cohort
 
 __all__ = ["node_update", "update_together"]
 
@@ -183,7 +183,7 @@ def _statistics_together(
 def _train_together(
     request: TrainRequest, clients: IntArray, cohort: Cohort, control: ControlStore
 ) -> Iterator[_Part]:
-    from client.cohort import Objective
+    from client.cohort.cohort import Objective
 
     plan = request.plan
     fields = ClientFields(request, control)

@@ -28,23 +28,16 @@ from common.experiment import (
 from common.log import start_log
 from common.progress import stage
 from common.types import Affine, FeatureSet
-from server.backbones import offer
 from server.baselines import baselines
-from server.build import check_strategy, make_engine
-from server.checkpoint import Checkpoint, load_latest
-from server.client_figures import ask_clients, write_clients
-from server.client_memory import bring_back, put_away
-from server.engine import Task
-from server.events import event_log
-from server.export import export
-from server.first_head import first_head, former_head
-from server.join import join
-from server.lease import follow
-from server.model import backbone_of_run, drop_backbone, keep_backbone, trained_model
-from server.progress import Progress
-from server.roster import Roster
-from server.rounds import run_rounds
-from server.runfolder import (
+from server.export.exporters import export
+from server.export.run_model import backbone_of_run, drop_backbone, keep_backbone, trained_model
+from server.export.runtime_cards import ExportReport
+from server.record.checkpoint import Checkpoint, load_latest
+from server.record.client_memory import bring_back, put_away
+from server.record.events import event_log
+from server.record.lease import follow
+from server.record.progress import Progress
+from server.record.runfolder import (
     HEAD,
     SUMMARY,
     RunFolder,
@@ -52,10 +45,17 @@ from server.runfolder import (
     intact_rounds,
     read_run_json,
 )
-from server.stock import is_stock
+from server.round.algorithm import Run
+from server.round.backbone_offer import offer
+from server.round.build import check_strategy, make_algorithm
+from server.round.client_figures import ask_clients, write_clients
+from server.round.first_head import first_head, former_head
+from server.round.join import join
+from server.round.loop import run_rounds
+from server.round.roster import Roster
+from server.round.stock import is_stock
+from server.round.unreadable import survive_unreadable_replies
 from server.summary import Outcome, of_export, summarize
-from server.targets.cards import ExportReport
-from server.unreadable import survive_unreadable_replies
 
 logger = logging.getLogger("fedhead")
 
@@ -96,7 +96,7 @@ def _progress(address: str) -> Iterator[Progress]:
     if not address:
         yield Progress()
         return
-    from server.health import health_service
+    from server.record.health import health_service
 
     with health_service(address) as progress:
         logger.info("answering health checks on %s", address)
@@ -128,7 +128,7 @@ class _Scene:
     backbone: FrozenBackbone
     affine: Affine
     test: FeatureSet
-    task: Task
+    run: Run
 
 
 def run_experiment(
@@ -171,9 +171,9 @@ def run_experiment(
         else:
             keep_backbone(scene.backbone, folder.path)
         with scene.stages("baselines"):
-            without = baselines(scene.task, scene.dataset.num_classes, scene.test)
+            without = baselines(scene.run, scene.dataset.num_classes, scene.test)
         outcome = _train(scene, checkpoint, is_cell=is_cell)
-        figures = {**summarize(scene.task, scene.backbone, outcome), **without}
+        figures = {**summarize(scene.run, scene.backbone, outcome), **without}
         _close(scene, outcome, figures, is_cell=is_cell)
     return folder.path
 
@@ -219,29 +219,29 @@ def _set_up(
             devices=devices, resumes=resumes,
         )  # fmt: skip
     folder.bind_clients(simulated=registry.simulated)
-    task = Task(config, folder.run_id, backbone.fingerprint, grid, registry)
-    return _Scene(folder, stages, dataset, backbone, features.affine, test, task)
+    run = Run(config, folder.run_id, backbone.fingerprint, grid, registry)
+    return _Scene(folder, stages, dataset, backbone, features.affine, test, run)
 
 
 def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Outcome:
     """All rounds, and what the clients make of the last head."""
-    task, backbone, folder = scene.task, scene.backbone, scene.folder
-    engine = make_engine(task, scene.affine, backbone.spec.feature_zero_point)
+    run, backbone, folder = scene.run, scene.backbone, scene.folder
+    algorithm = make_algorithm(run, scene.affine, backbone.spec.feature_zero_point)
     classes = scene.dataset.classes
     start = checkpoint.head if checkpoint else first_head(folder.path, backbone, classes)
-    if checkpoint is None or checkpoint.round_number < task.config.train.rounds:
+    if checkpoint is None or checkpoint.round_number < run.config.train.rounds:
         folder.reopen()
     with scene.stages("rounds"):
         head, rounds, counters = run_rounds(
-            task, engine, start, scene.test, folder, checkpoint, is_cell=is_cell
+            run, algorithm, start, scene.test, folder, checkpoint, is_cell=is_cell
         )
     if not counters["accepted"]:
         raise RunError(f"no round of {rounds} had enough valid updates: nothing to export")
     HEAD.write(folder.head, {"weight": head.weight, "bias": head.bias})
     with scene.stages("evaluation"):
-        figures = ask_clients(task, head, engine.personal)
-        if task.registry.simulated:
-            write_clients(folder.clients, task, scene.dataset, figures)
+        figures = ask_clients(run, head, algorithm.personal)
+        if run.registry.simulated:
+            write_clients(folder.clients, run, scene.dataset, figures)
     return Outcome(head, evaluate(head, scene.test), rounds, counters, figures)
 
 
@@ -251,7 +251,7 @@ def _close(scene: _Scene, outcome: Outcome, figures: Mapping[str, Any], *, is_ce
     Raises:
         RunError: the model could not be exported; the head and all figures are kept.
     """
-    folder, task, stages = scene.folder, scene.task, scene.stages
+    folder, run, stages = scene.folder, scene.run, scene.stages
 
     def write(exported: ExportReport | None) -> None:
         seconds = stages.seconds | figures["seconds"]
@@ -260,13 +260,13 @@ def _close(scene: _Scene, outcome: Outcome, figures: Mapping[str, Any], *, is_ce
         SUMMARY.write(folder.summary, {**figures, **own})
 
     write(None)  # whatever becomes of the model, what was trained has its figures
-    if task.registry.simulated:
+    if run.registry.simulated:
         put_away(folder.path, folder.run_id, keep=not is_cell)
     if is_cell:
         return
-    task.registry.accounts.write(folder.devices)
+    run.registry.accounts.write(folder.devices)
     with stages("export"), _advised(folder):
-        trained = trained_model(task.config, scene.backbone, outcome.head, scene.test)
+        trained = trained_model(run.config, scene.backbone, outcome.head, scene.test)
         exported = export(trained, "model", folder.model)
     write(exported)
 

@@ -9,8 +9,8 @@ from common.errors import RunError
 from common.evaluation import evaluate
 from common.messages import BaselineRequest, read_heads
 from common.types import FeatureSet, Head
-from server.engine import Task
-from server.exchange import ask
+from server.round.algorithm import Run
+from server.round.exchange import ask
 
 __all__ = ["baselines"]
 
@@ -19,10 +19,10 @@ logger = logging.getLogger("fedhead")
 _SECONDS = 3600.0
 
 
-def baselines(task: Task, num_classes: int, test: FeatureSet) -> dict[str, float | None]:
+def baselines(run: Run, num_classes: int, test: FeatureSet) -> dict[str, float | None]:
     """Accuracy of the centralized and the ridge head; None where data cannot be in one place."""
-    config = task.config
-    if not (task.registry.simulated and config.baseline.epochs):
+    config = run.config
+    if not (run.registry.simulated and config.baseline.epochs):
         return {"centralized_accuracy": None, "ridge_accuracy": None}
     settings = {"local_epochs": config.baseline.epochs, "lr": config.baseline.lr or config.train.lr}
     training = config.train.model_copy(update=settings).local()
@@ -31,11 +31,11 @@ def baselines(task: Task, num_classes: int, test: FeatureSet) -> dict[str, float
         num_classes=num_classes,
         ridge_lambda=config.baseline.ridge_lambda,
         seed=config.seed,
-        fingerprint=task.fingerprint,
+        fingerprint=run.fingerprint,
     )
-    node = min(client.node for client in task.registry.clients.values())
+    node = min(client.node for client in run.registry.clients.values())
     answers, errors = ask(
-        task.grid,
+        run.grid,
         "query.baselines",
         lambda _: request.write(),
         [node],

@@ -15,9 +15,9 @@ from common.experiment import malicious_clients
 from common.machine import versions
 from common.messages import payload_bytes, write_head
 from common.types import Head
-from server.client_figures import ClientFigures
-from server.engine import Task
-from server.targets.cards import ExportReport
+from server.export.runtime_cards import ExportReport
+from server.round.algorithm import Run
+from server.round.client_figures import ClientFigures
 
 __all__ = ["Outcome", "of_export", "summarize"]
 
@@ -41,9 +41,9 @@ class Outcome:
     figures: ClientFigures
 
 
-def summarize(task: Task, backbone: FrozenBackbone, outcome: Outcome) -> dict[str, Any]:
+def summarize(run: Run, backbone: FrozenBackbone, outcome: Outcome) -> dict[str, Any]:
     """The figures of a run's training."""
-    config, counters, head = task.config, outcome.counters, outcome.head
+    config, counters, head = run.config, outcome.counters, outcome.head
     # What one client would send if the float32 backbone were trained and sent as well.
     full_model_bytes = backbone.spec.float_model_bytes + payload_bytes(
         RecordDict({"arrays": write_head(head)})
@@ -55,18 +55,18 @@ def summarize(task: Task, backbone: FrozenBackbone, outcome: Outcome) -> dict[st
         **outcome.figures.summary(),
         "rounds": outcome.rounds,
         "accepted_rounds": int(counters["accepted"]),
-        "clients": max(len(task.registry.known), task.registry.accounts.num_clients),
+        "clients": max(len(run.registry.known), run.registry.accounts.num_clients),
         **{
             f"{fate}_updates": int(counters[fate])
             for fate in ("valid", "rejected", "failed", "dropped", "late")
         },
-        "refused_answers": task.registry.accounts.total("refused"),
+        "refused_answers": run.registry.accounts.total("refused"),
         "attack": config.attack.kind,
         "malicious_clients": len(malicious_clients(config)),
         "uplink_bytes": int(counters["uplink-bytes"]),
         "downlink_bytes": int(counters["downlink-bytes"]),
         "full_model_uplink_bytes": full_model_bytes * int(counters["valid"]),
-        "backbone_bytes_sent": task.registry.accounts.total("backbone_bytes"),
+        "backbone_bytes_sent": run.registry.accounts.total("backbone_bytes"),
         "simulated_seconds": round(counters["simulated-seconds"], 3),
         "seconds": {
             "rounds_total": round(counters["seconds"], 3),

@@ -11,8 +11,8 @@ from typing import Any
 from common.config import Config, changed
 from common.errors import BackboneError, DataError, RunError
 from common.files import write_atomic
-from server.checkpoint import load_latest
-from server.replaced import locked
+from server.record.checkpoint import load_latest
+from server.record.replaced import locked
 from simulations.report.runs import flat
 
 __all__ = ["MAY_CHANGE", "allowed", "anchored", "change_run", "needs_data"]
@@ -93,7 +93,7 @@ def change_run(path: Path, config: Config, overrides: Mapping[str, Any]) -> None
     Raises:
         RunError: a key that may not change, fewer rounds than are finished, or the run is at work.
     """
-    from server.stock import is_stock
+    from server.round.stock import is_stock
 
     new = allowed(config, overrides, path)
     if is_stock(new.strategy.name):

@@ -19,13 +19,13 @@ from common.experiment import (
     run_config,
 )
 from common.files import is_empty
-from server.replaced import in_place_of, recover
-from server.runfolder import SUMMARY, RunFolder, free_folder, read_config, resume_command
+from server.record.replaced import in_place_of, recover
+from server.record.runfolder import SUMMARY, RunFolder, free_folder, read_config, resume_command
 from simulations.going_on import allowed, anchored
 
 if TYPE_CHECKING:
-    from server.export import ExportReport
-    from server.trained import TrainedModel
+    from server.export.exporters import ExportReport
+    from server.export.trained import TrainedModel
 
 __all__ = [
     "beginning",
@@ -55,7 +55,7 @@ def beginning(config: Config, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         RunError: the folder holds something that must not be overwritten.
     """
-    from server.build import check_strategy
+    from server.round.build import check_strategy
 
     check_strategy(config)  # a wrong key moves nothing
     path = free_folder(config, numbered=not overwrite)
@@ -77,8 +77,8 @@ def new_run(config: Config) -> Path:
         RunError: the folder that ``out`` names holds something.
     """
     # They import torch, which a wrong key need not wait for.
-    from server.build import check_strategy
-    from server.first_head import former_head
+    from server.round.build import check_strategy
+    from server.round.first_head import former_head
 
     check_strategy(config)
     path = free_folder(config)
@@ -130,7 +130,7 @@ def read_summary(path: Path) -> dict[str, Any]:
 def num_nodes(config: Config) -> int:
     """Virtual nodes of a simulation; a stock strategy takes a node for a client."""
     shares = client_shares(config)  # a partition that cannot be made is noticed here
-    from server.stock import is_stock
+    from server.round.stock import is_stock
 
     return len(shares) if is_stock(config.strategy.name) else config.simulation.nodes
 
@@ -149,7 +149,7 @@ def run_in_process(path: Path, *, health: str = "") -> dict[str, Any]:
 
     from client.app import app as client_app
     from server.app import app as server_app
-    from simulations.grid import InProcessGrid
+    from simulations.engines.in_process import InProcessGrid
 
     values = {**run_values(path), "health": health}
     grid = InProcessGrid(client_app, num_nodes(run_config(values)), values)
@@ -169,8 +169,8 @@ def run_cell(path: Path, toml: str) -> None:
     """
     from client.app import app as client_app
     from server.app import run_experiment
-    from server.build import check_strategy
-    from simulations.grid import InProcessGrid
+    from server.round.build import check_strategy
+    from simulations.engines.in_process import InProcessGrid
 
     config = Config.model_validate({**tomllib.loads(toml), "out": str(path)})
     check_strategy(config)
@@ -197,7 +197,7 @@ def export_run(
 
     Args:
         path: run folder.
-        targets: keys of ``server.export.FILES``.
+        targets: keys of ``server.export.exporters.FILES``.
         out: file of a single target, folder of several; None for the run folder.
         bytecode: version of the lite file's bytecode.
         overrides: where the run's data lie now, see ``open_run``.
@@ -205,7 +205,7 @@ def export_run(
     Raises:
         RunError: some files could not be written; names them and the others.
     """
-    from server.export import FILES, check_installed, export
+    from server.export.exporters import FILES, check_installed, export
 
     for target in targets:
         check_installed(target)
@@ -232,8 +232,8 @@ def trained_run(path: Path, overrides: Mapping[str, Any] | None = None) -> Train
         RunError: there is no run, no finished round, or its data are not what they were.
     """
     from common.experiment import experiment_features
-    from server.first_head import last_head
-    from server.model import backbone_of_run, trained_model
+    from server.export.run_model import backbone_of_run, trained_model
+    from server.round.first_head import last_head
 
     config, head = open_run(path, overrides), last_head(path)
     dataset = experiment_dataset(config)

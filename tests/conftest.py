@@ -21,10 +21,10 @@ from common.files import write_atomic
 from common.machine import processor
 
 if TYPE_CHECKING:
-    from server.export import ExportReport
-    from server.trained import TrainedModel
+    from server.export.exporters import ExportReport
+    from server.export.trained import TrainedModel
 
-# Before flwr or torch is imported anywhere; see simulations/cli.
+# Before flwr or torch is imported anywhere; see fedhead/cli/main.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -130,7 +130,7 @@ def quick(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callabl
     """As tiny, but without the export, which starts a process and has tests of its own."""
 
     import server.app
-    from server.targets.cards import ExportReport
+    from server.export.runtime_cards import ExportReport
 
     def skip(*args: object) -> ExportReport:
         return ExportReport("model", Path(), 0, "")
@@ -150,7 +150,7 @@ def make_trained(cache: Path) -> Callable[..., TrainedModel]:
     from common.backbone.recipe import Recipe
     from common.images import decode_array
     from common.types import Head
-    from server.trained import TrainedModel
+    from server.export.trained import TrainedModel
 
     digits = load_digits()
     pixels = (digits.images[:460] * (255 / 16)).astype(np.uint8)
@@ -186,7 +186,7 @@ def trained(make_trained: Callable[..., TrainedModel]) -> TrainedModel:
 
 @pytest.fixture(scope="session")
 def exported(trained: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
-    from server.export import export
+    from server.export.exporters import export
 
     return export(trained, "model", tmp_path_factory.mktemp("run") / "model.pt")
 
@@ -196,7 +196,7 @@ def device_files(
     trained: TrainedModel, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, ExportReport]:
     """The trained model as device.pt and device.ptl, by target."""
-    from server.export import FILES, export
+    from server.export.exporters import FILES, export
 
     folder = tmp_path_factory.mktemp("device")
     return {

@@ -21,11 +21,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from PIL import Image
 from safetensors.numpy import load_file
 
-from client import state as client_state
+from client import memory as client_state
 from client.delivery import shelf as device_shelf
 from client.device import host_of
 from client.held_out import held_out
-from client.state import ControlStore, with_constant
+from client.memory import ControlStore, with_constant
 from client.trust import Trust
 from common.backbone.cache import _from_key
 from common.backbone.frozen import load_by_fingerprint, store
@@ -40,26 +40,26 @@ from common.messages import DescribeRequest, TrainRequest, content_id
 from common.signing.statement import Signed, Statement, read_signed
 from common.signing.trust import TrustedKeys, read_public_key
 from common.types import ClientPlan, Head, LocalTraining
-from server.accounts import Accounts
-from server.card import BESIDE, FileFacts, card_path, read_card
-from server.checkpoint import load_latest, save_checkpoint
 from server.delivery.checkins import CheckIn, check_ins, save_check_in
 from server.delivery.publish import exported as candidate
 from server.delivery.reports import DeviceReport, save_report, survey
 from server.delivery.tokens import device_of, issue_token
-from server.events import EVENTS, event, event_log
-from server.first_head import FormerHead, first_head, last_head
-from server.model import _kept, keep_backbone
-from server.roster import CLIENT, client_file, read_roster
-from server.runfolder import CLIENTS, HEAD, SUMMARY, MetricsLog, RunFolder, intact_rounds
-from server.trained import TrainedModel
+from server.export.card import BESIDE, FileFacts, card_path, read_card
+from server.export.run_model import _kept, keep_backbone
+from server.export.trained import TrainedModel
+from server.record.accounts import Accounts
+from server.record.checkpoint import load_latest, save_checkpoint
+from server.record.events import EVENTS, event, event_log
+from server.record.runfolder import CLIENTS, HEAD, SUMMARY, MetricsLog, RunFolder, intact_rounds
+from server.round.first_head import FormerHead, first_head, last_head
+from server.round.roster import CLIENT, client_file, read_roster
 from simulations.compare.pool import is_finished
 from simulations.deploy.certificates import write_device_keys
 from simulations.deploy.device_keys import read_key
 from simulations.deploy.last_run import read_last_run, remember_run
+from simulations.deploy.signing_key import sign
 from simulations.report.runs import read_run
 from simulations.run import open_run
-from simulations.signing_key import sign
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(

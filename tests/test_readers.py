@@ -23,8 +23,8 @@ OTHERS = {
         common/images.py:read_picture
         common/toml_model.py:read_toml
         simulations/compare/grid.py:_source
-        simulations/compare_pixels.py:_array
-        simulations/compare_pixels.py:_mistaken
+        server/export/compare_pixels.py:_array
+        server/export/compare_pixels.py:_mistaken
         simulations/deploy/serverapp.py:read_bundle
     """,
     "keys, secrets and certificates: one that has changed opens no door": """
@@ -35,8 +35,8 @@ OTHERS = {
         server/delivery/identity.py:Identity.credentials.changed
         server/delivery/identity.py:Identity.voucher
         server/delivery/service.py:_Delivery.check_in
-        simulations/cli_keys.py:show
-        simulations/cli_keys.py:sign
+        fedhead/cli/keys.py:show
+        fedhead/cli/keys.py:sign
         simulations/deploy/authority.py:_hand_out
         simulations/deploy/authority.py:sign_server
         simulations/deploy/certificates.py:_read_key
@@ -60,26 +60,26 @@ OTHERS = {
         common/readback.py:ArraysFile.read
         common/readback.py:JsonFile.read
         common/readback.py:JsonLines.read
-        server/checkpoint.py:_load
+        server/record/checkpoint.py:_load
         server/delivery/service.py:_open
-        server/model.py:keep_backbone
-        server/runfolder.py:MetricsLog.__init__
-        server/runfolder.py:RunFolder.__init__
+        server/export/run_model.py:keep_backbone
+        server/record/runfolder.py:MetricsLog.__init__
+        server/record/runfolder.py:RunFolder.__init__
         simulations/deploy/operator.py:register_folder
-        simulations/exported.py:_torch
+        server/export/exported.py:_torch
     """,
     "of the same command, or a process of it: nothing lies there for long": """
-        server/export_check.py:FreshProcess._read
-        server/run_exported.py:load
-        server/run_head.py:main
-        server/run_onnx.py:main
+        server/export/fresh_process.py:FreshProcess._read
+        server/export/run_exported.py:load
+        server/export/run_head.py:main
+        server/export/run_onnx.py:main
         simulations/bench/simulation.py:_check
         simulations/bench/simulation.py:_run
         simulations/bench/work.py:Data.__init__
         simulations/bench/work.py:read_work
         simulations/deploy/checking_in.py:CheckingIn._tell
         simulations/deploy/launch.py:_refused
-        simulations/flower.py:_last_line
+        simulations/engines/flower.py:_last_line
         simulations/speed/layers.py:layers
         simulations/speed/measure.py:run_file
         simulations/speed/profile.py:profile_model
@@ -91,8 +91,8 @@ OTHERS = {
         common/files.py:sync
         common/machine.py:processor
         server/delivery/publish.py:_alone
-        server/events.py:_EventHandler.__init__
-        server/lease.py:_follow
+        server/record/events.py:_EventHandler.__init__
+        server/record/lease.py:_follow
         simulations/bench/memory.py:_anonymous_bytes
         simulations/deploy/folder.py:_template
         simulations/deploy/processes.py:alone

@@ -21,7 +21,7 @@ from common.delivery.versions import (
 from common.errors import DeliveryError
 from common.files import remove_temporary, sha256_file, write_folder
 from common.signing.statement import Kind, Signed, Statement
-from server.card import Card, read_card, read_card_beside
+from server.export.card import Card, read_card, read_card_beside
 
 __all__ = [
     "Candidate",

@@ -17,6 +17,7 @@ from common.delivery.versions import Artifact, known_versions, read_artifact, sh
 from common.delivery.wire import LEAST_BYTES, SERVER_OPTIONS, handlers
 from common.errors import DeliveryError
 from common.files import remove_temporary
+from common.listening import obstacle
 from common.signing.statement import Signed
 from server.delivery.checkins import CheckIn, save_check_in
 from server.delivery.door import Door
@@ -25,7 +26,6 @@ from server.delivery.limits import Clock, Places, RateLimit
 from server.delivery.publish import artifacts_of, tidy
 from server.delivery.reports import DeviceReport, save_report
 from server.delivery.tokens import device_of
-from server.listening import obstacle
 
 __all__ = ["Limits", "start"]
 

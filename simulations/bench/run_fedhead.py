@@ -1,4 +1,4 @@
-"""Our own runner: engine, messages and node's part of a round, over an in-process Grid."""
+"""Our own runner: algorithm, messages and node's part of a round, over an in-process Grid."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.cohort import Cohort, warm_up
+from client.cohort.cohort import Cohort, warm_up
+from client.memory import ControlStore
 from client.node import update_together
-from client.state import ControlStore
 from common.config import Config, SimulationConfig, TrainConfig
 from common.messages import (
     BackboneReply,
@@ -23,15 +23,15 @@ from common.messages import (
     TrainRequest,
 )
 from common.types import FeatureSet, Head
-from server.admission import Admission
-from server.backbones import Offer
-from server.engine import Task
-from server.progress import Progress
-from server.registry import Registry
+from server.record.progress import Progress
+from server.round.admission import Admission
+from server.round.algorithm import Run
+from server.round.backbone_offer import Offer
+from server.round.own import OwnAlgorithm
+from server.round.registry import Registry
 from server.strategies.averaging import fedavg
-from server.strategy_engine import StrategyEngine
 from simulations.bench.work import Data, Result, Work, read_work
-from simulations.grid import InProcessGrid
+from simulations.engines.in_process import InProcessGrid
 
 _FINGERPRINT = "0" * 64
 
@@ -61,7 +61,7 @@ def _client_app(cohort: Cohort) -> ClientApp:
     return app
 
 
-def _engine(work: Work, cohort: Cohort) -> StrategyEngine:
+def _algorithm(work: Work, cohort: Cohort) -> OwnAlgorithm:
     config = Config(
         train=TrainConfig.model_validate(
             {
@@ -85,7 +85,7 @@ def _engine(work: Work, cohort: Cohort) -> StrategyEngine:
         progress=Progress(),
     )
     registry.wait_for(work.clients, 60.0)
-    return StrategyEngine(Task(config, "bench", _FINGERPRINT, grid, registry), fedavg())
+    return OwnAlgorithm(Run(config, "bench", _FINGERPRINT, grid, registry), fedavg())
 
 
 def main() -> None:
@@ -100,13 +100,13 @@ def main() -> None:
     started = time.perf_counter()
     cohort.prepare(everyone)
     gram_seconds = time.perf_counter() - started
-    engine = _engine(work, cohort)
+    algorithm = _algorithm(work, cohort)
     head = Head.zeros(work.classes, work.features)
-    engine.start(head, None)
+    algorithm.start(head, None)
     seconds = []
     for number in range(1, work.rounds + 2):
         started = time.perf_counter()
-        step = engine.step(number, head, lambda _: "")
+        step = algorithm.step(number, head, lambda _: "")
         seconds.append(time.perf_counter() - started)
         if step is None or step[1].valid != work.clients:
             raise SystemExit(f"round {number}: not every update is valid")

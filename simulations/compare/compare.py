@@ -16,7 +16,7 @@ import numpy as np
 from common.errors import RunError
 from common.files import write_atomic
 from common.progress import track
-from server.runfolder import SUMMARY
+from server.record.runfolder import SUMMARY
 from simulations.compare.grid import Cell, Grid
 from simulations.compare.pool import run_cells
 
@@ -71,7 +71,7 @@ def run_grid(grid: Grid, folder: Path, *, jobs: int) -> Chosen:
 def _warm(grid: Grid) -> None:
     """Make the backbone and its features once, before several processes ask for them."""
     from common.experiment import experiment_dataset, experiment_features
-    from server.model import prepare
+    from server.export.run_model import prepare
 
     experiment_features(grid.base, prepare(grid.base, experiment_dataset(grid.base)))
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Config, changed, parse_overrides
-from server.first_head import last_head
-from server.stock import is_stock
+from server.round.first_head import last_head
+from server.round.stock import is_stock
 from server.strategies import (
     arguments,
     import_strategy,

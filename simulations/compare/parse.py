@@ -9,7 +9,7 @@ from typing import Any
 
 from common.config import PARTITION_KEYS, Config, changed, parse_overrides
 from common.errors import ConfigError
-from server.stock import is_stock
+from server.round.stock import is_stock
 from server.strategies import STRATEGIES, strategy_factory
 from simulations.compare.grid import VARIANTS, Grid, StrategySpec
 
@@ -105,7 +105,7 @@ def _check(grid: Grid) -> None:
 
 
 def _check_strategy(config: Config) -> None:
-    from server.build import check_strategy
+    from server.round.build import check_strategy
 
     check_strategy(config)
 

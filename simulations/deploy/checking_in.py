@@ -35,7 +35,7 @@ class CheckingIn:
         self, device: Path, environment: Mapping[str, str], log: Path, say: Callable[[str], None]
     ) -> None:
         self._command = [
-            sys.executable, "-P", "-m", "simulations", "delivery", "check-in", str(device),
+            sys.executable, "-P", "-m", "fedhead", "delivery", "check-in", str(device),
         ]  # fmt: skip
         self._environment, self._log, self._say = environment, log, say
         self._authorities = device / "ca.crt"

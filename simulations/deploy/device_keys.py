@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 from common.errors import RunError
 from common.files import write_atomic
 from common.readback import own_check
-from server.roster import client_file
+from server.round.roster import client_file
 
 __all__ = [
     "admitted_keys",

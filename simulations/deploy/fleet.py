@@ -13,7 +13,7 @@ from typing import Literal
 from common.errors import RunError
 from server.delivery.checkins import CheckIn, check_ins
 from server.delivery.tokens import TokenState, token_states
-from server.roster import read_roster
+from server.round.roster import read_roster
 from simulations.deploy.authority import expiries
 from simulations.deploy.certificates import certificates_in
 from simulations.deploy.device_keys import admitted_keys, key_id, read_key, revoked_names

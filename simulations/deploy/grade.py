@@ -10,10 +10,10 @@ from client.trust import Trust
 from common.datasets.folder import load_folder
 from common.delivery.versions import Artifact, fingerprint_of, read_artifact
 from common.errors import DeliveryError
-from server.card import read_card
 from server.delivery.reports import DeviceReport
+from server.export.card import read_card
+from server.export.predict import measure
 from simulations.deploy.settings import inside, read_device
-from simulations.predict import measure
 
 __all__ = ["grade"]
 
@@ -30,7 +30,7 @@ def grade(device: Path, shelf: Shelf, trust: Trust | None) -> tuple[Artifact, De
     Raises:
         DeliveryError: nothing was fetched, or the file is damaged.
         SignatureError: it is not signed as it must be.
-        FedheadError: as ``simulations.predict.measure``.
+        FedheadError: as ``server.export.predict.measure``.
     """
     settings = read_device(device)
     with shelf.locked():

@@ -11,7 +11,7 @@ from pathlib import Path
 from common.errors import DamagedError
 from common.identity import client_of_node
 from common.readback import JsonFile
-from server.events import EVENTS
+from server.record.events import EVENTS
 
 __all__ = ["LastRun", "Part", "read_last_run", "remember_run"]
 
@@ -88,8 +88,8 @@ def read_last_run(server: Path) -> LastRun | None:
 def _accounts(checkpoints: Path) -> Iterator[tuple[int, Part]]:
     """What the last finished round knew of each client; devices.csv says it to people."""
     # Who only remembers a run watches over its server, and goes without numpy.
-    from server.accounts import COLUMNS
-    from server.checkpoint import load_latest
+    from server.record.accounts import COLUMNS
+    from server.record.checkpoint import load_latest
 
     checkpoint = load_latest(checkpoints)
     if checkpoint is None:

@@ -43,7 +43,7 @@ from simulations.deploy.settings import (
 )
 from simulations.deploy.standin import install, operator_environment
 from simulations.deploy.trust import signing_state, trusted_of
-from simulations.flower import flower_environment, run_app
+from simulations.engines.flower import flower_environment, run_app
 
 __all__ = [
     "check_served",
@@ -236,9 +236,9 @@ def run_deployed(
         ConfigError, RunError: no deployment, or the run did not complete, with the reason.
     """
     # What watches over a device stays without torch and without the server's packages.
-    from server.runfolder import RunFolder
+    from server.record.runfolder import RunFolder
+    from simulations.deploy.signing import signed_backbones
     from simulations.run import open_run
-    from simulations.signing import signed_backbones
 
     config, server = open_run(path), server_folder(deployment)
     RunFolder(path, config).bind_clients(simulated=False)

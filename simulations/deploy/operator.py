@@ -19,7 +19,7 @@ import httpx
 from common.errors import RunError
 from common.files import read_private, write_atomic
 from common.identity import client_of_node
-from server.roster import CLIENT, client_file
+from server.round.roster import CLIENT, client_file
 from simulations.deploy.device_keys import admitted_keys, put_out
 from simulations.deploy.settings import OPERATORS_HOST, endpoint, operator_secret, read_server
 

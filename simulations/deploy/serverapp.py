@@ -77,7 +77,7 @@ def of_deployment(server: Path) -> dict[str, str]:
     Raises:
         SignatureError: the keys whose signatures count cannot be used.
     """
-    from simulations.signing import backbones_of
+    from simulations.deploy.signing import backbones_of
 
     signed = str(backbones_of(server)) if signing_state(server).keys else ""
     return {"deployment": str(server), "backbones": signed}

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from common.errors import FedheadError, RunError
-from server.listening import listener
+from common.listening import listener
 from simulations.deploy.app import devices_routes, flower_app, key_lookup, started_commands
 from simulations.deploy.doors import DevicesDoor, OperatorsDoor
 from simulations.deploy.gate import Gate, Limits, protocol

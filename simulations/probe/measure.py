@@ -16,8 +16,8 @@ from common.features import extract
 from common.files import cache_root
 from common.noise import wilson
 from common.types import FloatArray, IntArray
-from server.model import prepare
-from simulations.crossval import FOLDS, cross_validate, learning_curve, sample, split_folds
+from server.export.run_model import prepare
+from simulations.probe.crossval import FOLDS, cross_validate, learning_curve, sample, split_folds
 
 __all__ = ["CurvePoint", "Probe", "probe_data"]
 

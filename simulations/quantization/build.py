@@ -29,9 +29,9 @@ from common.backbone.quantize import Converted, distill, fold
 from common.backbone.recipe import DISTILL_LR, Recipe
 from common.backbone.weights import load_weights
 from common.types import Affine
-from server.targets.executorch import executorch_file, lowered
-from server.targets.onnx import onnx_file
-from server.targets.other_runtime import is_installed
+from server.export.other_runtime import is_installed
+from server.export.targets.executorch import executorch_file, lowered
+from server.export.targets.onnx import onnx_file
 from simulations.quantization.files import (
     FloatBackbone,
     float_onnx_file,

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.int8 import Normalization
-from server.targets.archive import compact, save_script
-from server.targets.lite import save_lite
+from server.export.archive import compact, save_script
+from server.export.targets.lite import save_lite
 
 __all__ = ["FloatBackbone", "float_onnx_file", "lite_file", "torchscript_file"]
 

@@ -19,9 +19,9 @@ from common.experiment import calibration_positions, experiment_dataset
 from common.machine import cores, versions
 from common.progress import track
 from common.types import FloatArray, IntArray
-from server.targets.other_runtime import OTHER_RUNTIMES, is_installed
+from server.export.other_runtime import OTHER_RUNTIMES, is_installed
 from simulations.compare.pool import process_pool
-from simulations.crossval import sample
+from simulations.probe.crossval import sample
 from simulations.quantization.build import FP32, Candidate, Task, build
 from simulations.quantization.claims import DynamicSizes, dynamic_sizes
 from simulations.quantization.weights import at_hand

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.types import FloatArray, IntArray
-from simulations.crossval import cross_validate, split_folds
+from simulations.probe.crossval import cross_validate, split_folds
 
 __all__ = ["Accuracy", "Yardstick"]
 

@@ -18,8 +18,8 @@ from common.errors import DamagedError, RunError
 from common.noise import COUNTED_EXAMPLES
 from common.readback import JsonFile
 from common.types import IntArray
-from server.replaced import place_of, recover
-from server.runfolder import CLIENTS, METRICS, SUMMARY, read_config, read_run_json
+from server.record.replaced import place_of, recover
+from server.record.runfolder import CLIENTS, METRICS, SUMMARY, read_config, read_run_json
 
 __all__ = ["Clients", "Run", "Summary", "flat", "read_run", "read_runs"]
 

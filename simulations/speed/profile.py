@@ -10,7 +10,7 @@ from common.backbone.frozen import probe_images
 from common.files import write_atomic
 from common.machine import cores
 from common.progress import stage
-from server.card import Card, read_card
+from server.export.card import Card, read_card
 from simulations.speed.layers import Layer, layers
 from simulations.speed.measure import Job, Measured, run_file, run_script
 

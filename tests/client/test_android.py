@@ -20,7 +20,7 @@ from torch.jit.mobile import _load_for_lite_interpreter
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.engine import quantized_engine
 from common.images import decode_array
-from server.card import Card, card_path
+from server.export.card import Card, card_path
 
 PHONE = Path(__file__).parent.parent.parent / "client/android/library/src/main/kotlin/dev/fedhead"
 SOURCE = (PHONE / "Phone.kt").read_text()

@@ -25,7 +25,7 @@ from common.errors import BackboneError, SignatureError
 from common.messages import BackboneRequest
 from common.signing.statement import Signed, Statement
 from common.signing.trust import TrustedKeys, key_id
-from simulations.signing_key import sign
+from simulations.deploy.signing_key import sign
 
 KEY, FOREIGN = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
 

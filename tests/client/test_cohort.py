@@ -12,9 +12,9 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from client._grams import Grams
-from client._kernels import _batch_order
-from client.cohort import Chunk, Cohort, Objective
+from client.cohort.cohort import Chunk, Cohort, Objective
+from client.cohort.grams import Grams
+from client.cohort.kernels import _batch_order
 from client.local import batch_orders
 from client.sgd import train_head
 from common.errors import DataError

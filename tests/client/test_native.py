@@ -30,10 +30,10 @@ from common.messages import TrainReply, TrainRequest, payload_bytes
 from common.seeding import batch_seed
 from common.types import FeatureSet, Head, LocalTraining
 from server.app import run_experiment
-from server.export import export
-from server.model import trained_model
-from server.targets.cards import ExportReport
-from simulations.grid import InProcessGrid
+from server.export.exporters import export
+from server.export.run_model import trained_model
+from server.export.runtime_cards import ExportReport
+from simulations.engines.in_process import InProcessGrid
 from simulations.run import read_summary
 
 pytestmark = pytest.mark.slow

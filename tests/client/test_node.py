@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.cohort import Cohort
+from client.cohort.cohort import Cohort
+from client.memory import ControlStore
 from client.node import update_together
-from client.state import ControlStore
 from common.messages import TrainReply, TrainRequest
 from common.types import Affine, ClientPlan, FeatureSet, Head, LocalTraining
 

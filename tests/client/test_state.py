@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.state import ControlStore, with_constant
+from client.memory import ControlStore, with_constant
 from common.errors import FedheadError, ProtocolError
 from common.messages import TrainRequest, content_id
 from common.types import ClientPlan, Head, LocalTraining

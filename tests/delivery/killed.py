@@ -27,8 +27,8 @@ from common.errors import SignatureError
 from common.signing.statement import Signed
 from common.signing.trust import TrustedKeys, key_id, read_public_key
 from server.delivery.publish import Candidate, publish_version
+from simulations.deploy.signing_key import new_key, public_file, read_key, sign
 from simulations.deploy.trust import read_keys, write_trusted
-from simulations.signing_key import new_key, public_file, read_key, sign
 
 CHANGES = {"open", "os.rename", "os.link", "os.symlink", "os.remove", "os.mkdir", "os.rmdir",
            "os.chmod", "os.truncate"}  # fmt: skip

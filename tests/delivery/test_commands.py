@@ -27,7 +27,7 @@ from simulations.deploy.folder import write_deployment
 from simulations.deploy.settings import delivery_of
 from simulations.run import run_in_process
 
-FEDHEAD = [sys.executable, "-m", "simulations"]
+FEDHEAD = [sys.executable, "-m", "fedhead"]
 ENVIRONMENT = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
 
 
@@ -185,7 +185,7 @@ def test_a_device_killed_in_mid_download_goes_on_after_it(
 def test_what_can_be_mended_is_one_clear_line(
     args, words, deployed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
 ) -> None:
-    from simulations.cli import main
+    from fedhead.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     server, device = deployed

@@ -24,12 +24,12 @@ from common.delivery.versions import known_versions
 from common.errors import DamagedError, DeliveryError, ExportError
 from common.files import read_private, write_private
 from common.readback import seal
-from server.card import Card, card_path
 from server.delivery.identity import Identity
 from server.delivery.publish import exported
 from server.delivery.reports import survey
 from server.delivery.service import Limits, start
 from server.delivery.tokens import issue_token, revoke_token
+from server.export.card import Card, card_path
 
 ROOT = Path(__file__).parent.parent.parent
 

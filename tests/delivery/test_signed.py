@@ -28,7 +28,7 @@ from common.errors import DeliveryError, SignatureError
 from common.signing.statement import Signed
 from common.signing.trust import TrustedKeys, key_id
 from server.delivery.publish import Candidate, earlier, publish_version
-from simulations.signing_key import sign
+from simulations.deploy.signing_key import sign
 
 ROOT = Path(__file__).parent.parent.parent
 KEYS = [ec.generate_private_key(ec.SECP256R1()) for _ in range(3)]

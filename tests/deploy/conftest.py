@@ -26,16 +26,16 @@ from safetensors.numpy import load_file
 import server.app
 from client.app import app as client_app
 from common.messages import TrainRequest
-from server.roster import CLIENT, client_file
-from server.targets.cards import ExportReport
+from server.export.runtime_cards import ExportReport
+from server.round.roster import CLIENT, client_file
 from simulations.deploy.folder import write_deployment
 from simulations.deploy.launch import run_deployed
-from simulations.flower import command, flower_environment
-from simulations.grid import InProcessGrid
+from simulations.engines.flower import command, flower_environment
+from simulations.engines.in_process import InProcessGrid
 
 FAULTS = Path(__file__).parent / "faults"
 collect_ignore = ["faults"]  # they import where a broken device does, and nowhere else
-FEDHEAD = [sys.executable, "-m", "simulations"]
+FEDHEAD = [sys.executable, "-m", "fedhead"]
 
 
 def _free_ports(count: int) -> list[int]:

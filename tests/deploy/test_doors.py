@@ -23,10 +23,10 @@ from flwr.supercore.protobuf.client import ProtobufRequestContext
 from flwr.superlink.main import create_app
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from simulations import flower
 from simulations.deploy.launch import connection
 from simulations.deploy.operator import SECRET_HEADER, control
-from simulations.flower import command
+from simulations.engines import flower
+from simulations.engines.flower import command
 
 if TYPE_CHECKING:
     from tests.deploy.conftest import Deployment

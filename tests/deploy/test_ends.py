@@ -18,12 +18,12 @@ import psutil
 import pytest
 
 from simulations.deploy.launch import connection
-from simulations.flower import command, flower_environment
+from simulations.engines.flower import command, flower_environment
 
 if TYPE_CHECKING:
     from tests.deploy.conftest import Deployment
 
-FEDHEAD = [command("python", flower_environment()), "-m", "simulations"]
+FEDHEAD = [command("python", flower_environment()), "-m", "fedhead"]
 MARK = "FEDHEAD_TEST_MARK"
 GONE_SECONDS = 10
 ENDLESS = ("train.rounds=100000", "train.clients-per-round=1", "round.deadline-seconds=30")

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 from common.errors import SignatureError
 from simulations.deploy.launch import run_deployed
 from simulations.deploy.operator import control
+from simulations.deploy.signing_key import new_key, public_file
 from simulations.deploy.trust import read_keys, write_trusted
-from simulations.signing_key import new_key, public_file
 
 if TYPE_CHECKING:
     from tests.deploy.conftest import Deployment

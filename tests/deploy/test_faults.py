@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from simulations.deploy.certificates import write_server
 from simulations.deploy.folder import write_deployment
-from simulations.flower import command, flower_environment
+from simulations.engines.flower import command, flower_environment
 
 if TYPE_CHECKING:
     from tests.deploy.conftest import Deployment

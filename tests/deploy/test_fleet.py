@@ -27,14 +27,14 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from client.delivery.remote import Remote
 from common.errors import DeliveryError
-from simulations.cli import main
+from fedhead.cli.main import main
 from simulations.deploy.certificates import certificates_in
 from simulations.deploy.operator import control
 
 if TYPE_CHECKING:
     from tests.deploy.conftest import Deployment
 
-FEDHEAD = [sys.executable, "-m", "simulations"]
+FEDHEAD = [sys.executable, "-m", "fedhead"]
 
 
 class Key:

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from common.config import load_config, parse_overrides
 from common.experiment import client_shares
 from simulations.deploy.launch import connection, device_command
-from simulations.flower import flower_environment, run_app
+from simulations.engines.flower import flower_environment, run_app
 from simulations.run import run_in_process
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from server.checkpoint import load_latest
+from server.record.checkpoint import load_latest
 
 OPTIONS = ("strategy.name=scaffold", "train.rounds=3", "train.clients-per-round=2")
 
@@ -46,7 +46,7 @@ def test_neither_a_clock_set_back_nor_a_superlink_restarted_changes_the_head(
     made.start_server()
 
     def start(run: Path) -> Any:
-        command = [sys.executable, "-m", "simulations", "resume", str(run)]
+        command = [sys.executable, "-m", "fedhead", "resume", str(run)]
         return made.start(run.name, [*command, "--deployment", str(made.folder)])
 
     clock = tiny(*OPTIONS, name="clock")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import client.backbones
-from simulations.grid import InProcessGrid
+from simulations.engines.in_process import InProcessGrid
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from common.config import AttackConfig
 from common.types import ClientPlan, UpdateBatch
-from server.attacks import corrupt
+from server.round.attacks import corrupt
 
 N, K, D = 9, 3, 7
 MALICIOUS = frozenset({2, 5, 77})  # 77 is not asked this round

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from common.config import AvailabilityConfig, Config
 from common.errors import ConfigError
-from server.availability import Availability, simulate
-from server.build import check_strategy
+from server.round.availability import Availability, simulate
+from server.round.build import check_strategy
 
 EVERYONE = tuple(range(1000))
 

@@ -11,8 +11,8 @@ import torch
 
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.engine import quantized_engine
-from server.card import Card, card_path
-from server.export import export
+from server.export.card import Card, card_path
+from server.export.exporters import export
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
 ANY, ONE = "uint8 (n, 3, 32, 32), RGB", "uint8 (1, 3, 32, 32), RGB"

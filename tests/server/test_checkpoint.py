@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import RunError
 from common.types import Head
-from server.checkpoint import load_latest, restore_state, save_checkpoint
+from server.record.checkpoint import load_latest, restore_state, save_checkpoint
 
 HEAD = Head(np.arange(6, dtype=np.float32).reshape(2, 3), np.array([1, -1], np.float32))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from server.client_figures import ClientFigures
+from server.round.client_figures import ClientFigures
 
 
 def figures(sizes, correct, personal=None):

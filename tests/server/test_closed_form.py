@@ -20,7 +20,7 @@ from common.experiment import (
 )
 from common.statistics import Statistics, feature_statistics, least_squares, ridge
 from common.types import FeatureSet, Head, UpdateBatch
-from server.model import prepare
+from server.export.run_model import prepare
 from server.strategies import build_strategy
 from server.strategies.closed_form import StatisticsState
 

@@ -11,14 +11,14 @@ import pytest
 
 from client.fields import ClientFields
 from client.local import batch_orders, client_update
-from client.state import ControlStore
+from client.memory import ControlStore
 from common.errors import ReplyError
 from common.messages import TrainRequest
 from common.statistics import feature_statistics
 from common.types import Affine, FeatureSet, Head, LocalTraining, UpdateBatch
 from common.updates import added_up, client_weights, joined
 from common.validate import check_fields, field_shapes
-from server.checkpoint import load_latest, restore_state, save_checkpoint
+from server.record.checkpoint import load_latest, restore_state, save_checkpoint
 from server.strategies import STRATEGIES, build_strategy
 from server.strategy import Strategy
 
@@ -56,7 +56,7 @@ def updates(
     strategy: Strategy[Any], state: Any, head: Head, number: int, clients: list[int], folder: Path,
     counted: dict[int, int] | None = None,
 ) -> UpdateBatch:  # fmt: skip
-    """What the engine would hand to ``aggregate``."""
+    """What a round would hand to ``aggregate``."""
     plan, counted = strategy.plan(state, number), counted if counted is not None else {}
     ids = tuple(clients)
     request = TrainRequest(

@@ -22,11 +22,11 @@ from common.errors import ExportError
 from common.seeding import batch_order, batch_seed
 from common.statistics import device_statistics, feature_statistics
 from common.types import FeatureSet, Head, LocalTraining
-from server.card import Card, card_path
-from server.device_model import DeviceModel, visiting_order
-from server.export import export
-from server.targets.cards import ExportReport
-from server.trained import TrainedModel
+from server.export.card import Card, card_path
+from server.export.device_model import DeviceModel, visiting_order
+from server.export.exporters import export
+from server.export.runtime_cards import ExportReport
+from server.export.trained import TrainedModel
 
 Call = Callable[..., Any]
 Files = Mapping[str, ExportReport]

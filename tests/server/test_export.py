@@ -14,17 +14,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import server.export
-import server.targets.torchscript as torchscript
+import server.export.exporters
+import server.export.targets.torchscript as torchscript
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.engine import quantized_engine
 from common.errors import ExportError
 from common.files import sha256_file
 from common.machine import processor
 from common.types import Affine, Head
-from server.card import CARD_RECORD, read_card
-from server.export import FILES, check_installed, export
-from server.phone_model import PhoneHead, quantize_head
+from server.export.card import CARD_RECORD, read_card
+from server.export.exporters import FILES, check_installed, export
+from server.export.phone_model import PhoneHead, quantize_head
 
 # Raises what Python raises when a package is not installed.
 BLOCKER = """
@@ -40,7 +40,7 @@ sys.meta_path.insert(0, OnlyTorch())
 
 def run_python(code, *arguments, cwd=None, **environment):
     """Run in a new interpreter that could import this repository."""
-    root = server.export.__file__.rsplit("/", 2)[0]
+    root = server.export.exporters.__file__.rsplit("/", 2)[0]
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=cwd,
@@ -290,8 +290,8 @@ from pathlib import Path
 import numpy as np
 from common.backbone.frozen import FrozenBackbone
 from common.types import Head
-from server.export import FILES, check_installed, export
-from server.trained import TrainedModel
+from server.export.exporters import FILES, check_installed, export
+from server.export.trained import TrainedModel
 folder = Path(sys.argv[1])
 arrays = np.load(folder / "arrays.npz")
 trained = TrainedModel(

@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 from common.config import load_config
 from common.errors import ConfigError, RunError
 from common.types import Head
-from server.build import check_strategy
-from server.first_head import FormerHead, first_head
-from server.trained import TrainedModel
+from server.export.trained import TrainedModel
+from server.round.build import check_strategy
+from server.round.first_head import FormerHead, first_head
 from simulations.run import open_run, run_cell, run_in_process
 
 Make = Callable[..., Path]

@@ -19,10 +19,10 @@ import server.app
 from client.app import app as client_app
 from common.errors import RunError
 from server.app import app as server_app
-from server.health import health_service
-from server.progress import Progress
-from server.targets.cards import ExportReport
-from simulations.grid import InProcessGrid
+from server.export.runtime_cards import ExportReport
+from server.record.health import health_service
+from server.record.progress import Progress
+from simulations.engines.in_process import InProcessGrid
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 

@@ -22,9 +22,9 @@ from client.app import app as client_app
 from common.errors import RunError
 from common.experiment import run_config
 from server.app import run_experiment
-from server.norms import no_norms, oversized, remembered, row_norms
-from server.targets.cards import ExportReport
-from simulations.grid import InProcessGrid
+from server.export.runtime_cards import ExportReport
+from server.round.norms import no_norms, oversized, remembered, row_norms
+from simulations.engines.in_process import InProcessGrid
 from simulations.run import read_summary, run_in_process
 
 Make = Callable[..., Path]
@@ -359,7 +359,7 @@ def test_norms_are_those_of_each_field_that_is_sent() -> None:
 def test_a_client_with_whom_sums_would_leave_their_numbers_is_left_out_by_name(
     tiny: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.registry._MOST_EXAMPLES", 1236)  # of 1237
+    monkeypatch.setattr("server.round.registry._MOST_EXAMPLES", 1236)  # of 1237
     with pytest.raises(RunError, match=r"no node hosts the clients \[7\]"):
         run(tiny(*OPTIONS), {})
     assert "with which all clients have 1237, expected at most 1236: refused" in caplog.text

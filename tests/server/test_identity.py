@@ -25,16 +25,16 @@ from common.errors import RunError
 from common.experiment import run_config
 from common.identity import client_of_node
 from common.messages import DescribeRequest
-from server.admission import Admission
 from server.app import run_experiment
-from server.backbones import Offer
-from server.exchange import Exchange, error_reason
-from server.join import join
-from server.progress import Progress
-from server.registry import Registry
-from server.roster import CLIENT, Roster, client_file, read_roster
-from server.targets.cards import ExportReport
-from simulations.grid import InProcessGrid
+from server.export.runtime_cards import ExportReport
+from server.record.progress import Progress
+from server.round.admission import Admission
+from server.round.backbone_offer import Offer
+from server.round.exchange import Exchange, error_reason
+from server.round.join import join
+from server.round.registry import Registry
+from server.round.roster import CLIENT, Roster, client_file, read_roster
+from simulations.engines.in_process import InProcessGrid
 from simulations.run import read_summary
 
 Make = Callable[..., Path]
@@ -321,7 +321,7 @@ def test_a_run_of_all_clients_goes_on_with_a_quorum_of_the_registered_if_they_co
     tiny: Make, devices: list[Path], garden: Path, monkeypatch: pytest.MonkeyPatch,
     grid: type[Late], resumes: bool, clients: int,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("server.join._JOIN_SECONDS", 60.0 if grid is Late else 2.0)
+    monkeypatch.setattr("server.round.join._JOIN_SECONDS", 60.0 if grid is Late else 2.0)
     config = load_config(tiny(*OPTIONS) / "config.toml")
     data: Any = SimpleNamespace(classes=tuple("0123456789"))
     registry = join(
@@ -438,7 +438,7 @@ def test_devices_are_added_and_revoked_while_a_run_is_on(
 def test_with_nobody_let_in_the_run_says_why_by_name(
     tiny: Make, devices: list[Path], garden: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.join._JOIN_SECONDS", 0.1)
+    monkeypatch.setattr("server.round.join._JOIN_SECONDS", 0.1)
     grid = Garden(devices, describes(clients=[CLIENTS["hall"]]), away=["hall", "kitchen"])
     with pytest.raises(RunError, match="1 are needed; attic speaks for hall, which it is not$"):
         run(tiny(*OPTIONS), grid, garden)

@@ -14,9 +14,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from common.config import load_config
 from common.errors import RunError
-from server.backbones import Offer
-from server.join import join
-from server.progress import Progress
+from server.record.progress import Progress
+from server.round.backbone_offer import Offer
+from server.round.join import join
 
 Make = Callable[..., Path]
 
@@ -51,7 +51,7 @@ def test_without_an_answer_it_ends_when_it_says(
 ) -> None:
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
-    monkeypatch.setattr("server.join._JOIN_SECONDS", 2.0)
+    monkeypatch.setattr("server.round.join._JOIN_SECONDS", 2.0)
     run = tiny("train.clients-per-round=4", "round.quorum=0.6")
     started = time.monotonic()
     with pytest.raises(RunError, match=f"0 clients .* after 2 s, {needed} are needed"):

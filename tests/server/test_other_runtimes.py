@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-import server.targets.onnx
-import server.targets.other_runtime
+import server.export.other_runtime
+import server.export.targets.onnx
 from common.backbone.engine import quantized_engine
 from common.errors import ExportError, MissingExtraError
 from common.machine import processor
 from common.types import Head
-from server.card import Card
-from server.export import export
-from server.targets.executorch import StandardModel
-from server.targets.network import Step, _Recorder, recorded
-from server.targets.onnx import onnx_file
+from server.export.card import Card
+from server.export.exporters import export
+from server.export.float_network import Step, _Recorder, recorded
+from server.export.targets.executorch import StandardModel
+from server.export.targets.onnx import onnx_file
 
 # Other networks' weights cannot be had offline.
 NETWORKS = {
@@ -135,7 +135,7 @@ def test_the_same_model_gives_the_same_onnx_bytes(pretrained):
 
 def patched_head(monkeypatch, head):
     monkeypatch.setattr(
-        server.targets.onnx, "onnx_file", lambda backbone, _: onnx_file(backbone, head)
+        server.export.targets.onnx, "onnx_file", lambda backbone, _: onnx_file(backbone, head)
     )
 
 
@@ -176,7 +176,7 @@ def test_a_runtime_that_is_not_installed_is_named_with_its_command(
 ):
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        server.targets.other_runtime,
+        server.export.other_runtime,
         "find_spec",
         lambda name: None if name == package else find(name),
     )

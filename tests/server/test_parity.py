@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ExportError
-from server.parity import check_within, measure, rounding
+from server.export.parity import check_within, measure, rounding
 
 Case = tuple[np.ndarray, np.ndarray]
 

@@ -18,9 +18,9 @@ from client.app import app as client_app
 from common.errors import RunError
 from common.experiment import run_config
 from server.app import run_experiment
-from server.checkpoint import load_latest
-from server.targets.cards import ExportReport
-from simulations.grid import InProcessGrid
+from server.export.runtime_cards import ExportReport
+from server.record.checkpoint import load_latest
+from simulations.engines.in_process import InProcessGrid
 from simulations.run import read_summary
 
 Make = Callable[..., Path]
@@ -269,7 +269,7 @@ def test_a_device_with_a_class_that_the_task_does_not_have_is_named(
 def test_no_client_at_all_is_one_clear_line(
     tiny: Make, devices: list[Path], device_grid: Grid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.join._JOIN_SECONDS", 0.1)
+    monkeypatch.setattr("server.round.join._JOIN_SECONDS", 0.1)
     for device in devices:
         shutil.rmtree(device / "pictures")
     with pytest.raises(RunError, match="0 clients .* are needed; node 1: its pictures"):

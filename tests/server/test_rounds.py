@@ -15,13 +15,13 @@ import pytest
 from flwr.app import Message
 
 import server.app
-import server.rounds
+import server.round.loop
 from client.app import app as client_app
 from common.experiment import run_config
 from server.app import run_experiment
-from server.events import event, event_log
-from server.targets.cards import ExportReport
-from simulations.grid import InProcessGrid
+from server.export.runtime_cards import ExportReport
+from server.record.events import event, event_log
+from simulations.engines.in_process import InProcessGrid
 from simulations.run import read_summary, run_in_process
 
 Make = Callable[..., Path]
@@ -137,7 +137,7 @@ def test_a_slow_device_holds_a_round_up_to_its_deadline_and_no_longer(
 def test_who_has_been_silent_for_long_is_asked_again(
     tiny: Make, device_grid: Grid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.stragglers._PATIENCE", 0)  # a lost message is noticed at once
+    monkeypatch.setattr("server.round.stragglers._PATIENCE", 0)  # a lost message is noticed at once
     folder = tiny("train.rounds=2", "train.clients-per-round=3", "round.deadline-seconds=0.5")
     run(folder, slow(device_grid, {1: 0}))
     assert [line["valid"] for line in metrics(folder)] == [2, 3]
@@ -229,7 +229,7 @@ def test_accounts_of_a_resumed_run_are_those_of_an_undisturbed_one(
     away = ("availability.dropout-rate=0.3", "round.over-selection=0.5", "round.quorum=0.1")
     whole, cut = tiny(*away, name="whole"), tiny(*away, name="cut")
     run_in_process(whole)
-    save = server.rounds.save_checkpoint
+    save = server.round.loop.save_checkpoint
 
     def stop(*args: Any, round_number: int, **kwargs: Any) -> None:
         if round_number == 4:
@@ -237,7 +237,7 @@ def test_accounts_of_a_resumed_run_are_those_of_an_undisturbed_one(
         save(*args, round_number=round_number, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(server.rounds, "save_checkpoint", stop)
+        patch.setattr(server.round.loop, "save_checkpoint", stop)
         with pytest.raises(Stop):
             run_in_process(cut)
     run_in_process(cut)

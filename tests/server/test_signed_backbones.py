@@ -15,13 +15,13 @@ from common.errors import RunError, SignatureError
 from common.experiment import run_config
 from common.signing.trust import TrustedKeys
 from server.app import run_experiment
-from server.backbones import newest_signed
+from server.round.backbone_offer import newest_signed
 from simulations.deploy.folder import write_deployment
 from simulations.deploy.launch import run_deployed
-from simulations.grid import InProcessGrid
+from simulations.deploy.signing import signed_backbones
+from simulations.deploy.signing_key import new_key
+from simulations.engines.in_process import InProcessGrid
 from simulations.run import open_run, run_values
-from simulations.signing import signed_backbones
-from simulations.signing_key import new_key
 
 Make = Callable[..., Path]
 

@@ -9,7 +9,7 @@ import pytest
 
 from client.fields import ClientFields
 from client.local import batch_orders, client_update
-from client.state import ControlStore
+from client.memory import ControlStore
 from common.messages import TrainRequest
 from common.types import Affine, ClientPlan, FeatureSet, Head, LocalTraining, UpdateBatch
 from common.updates import FieldSums, client_weights

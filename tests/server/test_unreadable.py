@@ -22,7 +22,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import http_grid
 from google.protobuf.message import DecodeError
 
-from server.unreadable import survive_unreadable_replies
+from server.round.unreadable import survive_unreadable_replies
 
 
 def reply(content: Any) -> Message:

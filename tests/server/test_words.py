@@ -19,13 +19,13 @@ from client.discretion import kind_of
 from common import errors
 from common.experiment import run_config
 from common.log import OneLine
+from fedhead.cli.tables import rows_table
+from fedhead.cli.terminal import print_error
 from server.app import run_experiment
-from server.events import event, event_log
-from server.targets.cards import ExportReport
+from server.export.runtime_cards import ExportReport
+from server.record.events import event, event_log
 from simulations.deploy.last_run import _said
-from simulations.grid import InProcessGrid
-from simulations.tables import rows_table
-from simulations.terminal import print_error
+from simulations.engines.in_process import InProcessGrid
 
 Make = Callable[..., Path]
 Grid = type[InProcessGrid]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.cli import main
+from fedhead.cli.main import main
 
 Fedhead = Callable[..., tuple[int, str, str]]
 

@@ -23,10 +23,10 @@ from common.messages import (
     TrainRequest,
 )
 from common.types import ClientPlan, Head, LocalTraining
-from server.card import read_card
+from server.export.card import read_card
+from server.export.predict import measure
 from simulations.deploy.launch import device_command
-from simulations.grid import InProcessGrid
-from simulations.predict import measure
+from simulations.engines.in_process import InProcessGrid
 
 
 def main(device: Path, backbone: Path, fingerprint: str, model: Path) -> dict[str, object]:

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
-import server.export_check
-import server.targets.torchscript
-from server.export_check import FreshProcess
-from simulations.cli import main
+import server.export.fresh_process
+import server.export.targets.torchscript
+from fedhead.cli.main import main
+from server.export.fresh_process import FreshProcess
 
 
 class ForkedCheck:
@@ -58,11 +58,11 @@ def resume() -> None:
 
     @contextmanager
     def ready(script: str) -> Iterator[FreshProcess]:
-        check.script = str(Path(server.export_check.__file__).with_name(script))
+        check.script = str(Path(server.export.fresh_process.__file__).with_name(script))
         with tempfile.TemporaryDirectory() as folder:
             yield FreshProcess(check, Path(folder))  # type: ignore[arg-type]
 
-    server.targets.torchscript.fresh_process = ready  # type: ignore[assignment]
+    server.export.targets.torchscript.fresh_process = ready  # type: ignore[assignment]
     try:
         main()
     finally:

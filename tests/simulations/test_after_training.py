@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 import server.app
-import server.export
+import server.export.exporters
 from common.errors import DataError, ExportError
-from server.export import FILES
-from server.targets.cards import ExportReport
-from server.trained import TrainedModel
+from server.export.exporters import FILES
+from server.export.runtime_cards import ExportReport
+from server.export.trained import TrainedModel
 from simulations.run import read_summary
 
 Fedhead = Callable[..., tuple[int, str, str]]
@@ -83,7 +83,7 @@ def test_the_command_that_an_error_gives_ends_with_a_file(
     fedhead: Fedhead, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     stage: str, fails: Fail, code: int, written: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(server.export, "export", write)
+    monkeypatch.setattr(server.export.exporters, "export", write)
     monkeypatch.setattr(server.app, "export", write)
     run = tmp_path / "a run"
     with monkeypatch.context() as patch:
@@ -156,7 +156,7 @@ def test_one_refused_target_costs_the_others_nothing(
 
     monkeypatch.setattr(server.app, "export", write)
     assert fedhead("run", experiment, "--set", "train.rounds=1", "--out", "r")[0] == 0
-    monkeypatch.setattr(server.export, "export", some)
+    monkeypatch.setattr(server.export.exporters, "export", some)
     targets = [word for target in ("device", "lite", "head") for word in ("--target", target)]
     code, out, err = fedhead("export", "r", *targets)
     assert (code, out) == (1, "")
@@ -173,7 +173,7 @@ def test_a_missing_runtime_is_said_before_any_work(
     def must_not(*_: object) -> None:
         raise AssertionError("data were read")
 
-    monkeypatch.setattr("server.targets.other_runtime.find_spec", lambda _: None)
+    monkeypatch.setattr("server.export.other_runtime.find_spec", lambda _: None)
     monkeypatch.setattr("simulations.run.trained_run", must_not)
     code, _, err = fedhead("export", tiny(), "--target", "model", "--target", "onnx")
     assert code == 1
@@ -184,7 +184,7 @@ def test_a_file_may_go_into_a_folder_that_is_there(
     fedhead: Fedhead, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server.app, "export", write)
-    monkeypatch.setattr(server.export, "export", write)
+    monkeypatch.setattr(server.export.exporters, "export", write)
     assert fedhead("run", experiment, "--set", "train.rounds=1", "--out", "r")[0] == 0
     (tmp_path / "there").mkdir()
     assert fedhead("export", "r", "--target", "head", "--out", "there")[0] == 0

@@ -8,7 +8,7 @@ from unittest.mock import ANY
 import pytest
 
 from common.errors import RunError
-from simulations.cli_cache import cache
+from fedhead.cli.cache import cache
 
 
 def test_fedhead_cache_shows_and_makes_room(

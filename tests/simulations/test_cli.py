@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 import server.app
-from server.export import FILES
+from fedhead.cli.main import Target
+from server.export.exporters import FILES
+from server.export.runtime_cards import ExportReport
 from server.strategies import STRATEGIES
-from server.targets.cards import ExportReport
-from simulations.cli import Target
 
 Fedhead = Callable[..., tuple[int, str, str]]
 

@@ -195,7 +195,7 @@ def test_a_users_own_strategy_names_its_cell_by_its_source(
 
 def command(folder: Path, out: Path, *more: str) -> list[str]:
     return [
-        sys.executable, "-m", "simulations", "compare", str(folder / "tiny.toml"),
+        sys.executable, "-m", "fedhead", "compare", str(folder / "tiny.toml"),
         "--strategies", "fedavg,fedavg+fed3r,signmodule:signs", "--partitions", "iid,dirichlet:1.0",
         "--seeds", "0,1", "--sweep", "lr=0.01,0.05", "--out", str(out), "--jobs", "2", *more,
     ]  # fmt: skip

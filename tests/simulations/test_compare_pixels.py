@@ -16,7 +16,7 @@ from PIL import Image
 
 from common.errors import DataError
 from common.images import decode_file
-from simulations.compare_pixels import Comparison, compare_pixels
+from server.export.compare_pixels import Comparison, compare_pixels
 
 S = 48
 Array = npt.NDArray[Any]

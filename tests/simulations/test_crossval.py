@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.types import FloatArray, IntArray
-from simulations.crossval import FOLDS, cross_validate, learning_curve, split_folds
+from simulations.probe.crossval import FOLDS, cross_validate, learning_curve, split_folds
 
 
 def examples(n: int = 90, d: int = 7, classes: int = 3) -> tuple[FloatArray, IntArray]:

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from common.errors import ConfigError, RunError
-from server.runfolder import RunFolder
+from server.record.runfolder import RunFolder
 from simulations.deploy import certificates
 from simulations.deploy.authority import sign_server
 from simulations.deploy.certificates import certificates_in

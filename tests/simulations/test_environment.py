@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 import server.app
-import server.rounds
-from server.checkpoint import load_latest
-from server.targets.cards import ExportReport
+import server.round.loop
+from server.export.runtime_cards import ExportReport
+from server.record.checkpoint import load_latest
 from simulations.run import run_in_process
 
 Make = Callable[..., Path]
@@ -103,7 +103,7 @@ def test_a_read_only_run_folder_is_one_line_and_writable_the_run_goes_on(
     disk: Disk, tiny: Make, fedhead: Fedhead, whole: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tiny(*OPTIONS, name=f"{disk.name}/run")
-    save = server.rounds.save_checkpoint
+    save = server.round.loop.save_checkpoint
 
     def cut(*args: object, round_number: int, **kwargs: object) -> None:
         if round_number == ROUNDS // 2:
@@ -111,7 +111,7 @@ def test_a_read_only_run_folder_is_one_line_and_writable_the_run_goes_on(
         save(*args, round_number=round_number, **kwargs)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(server.rounds, "save_checkpoint", cut)
+        patch.setattr(server.round.loop, "save_checkpoint", cut)
         code, _, err = fedhead("resume", run)
     assert code == 130
     assert f"fedhead resume {run}" in " ".join(err.split())
@@ -141,7 +141,7 @@ def test_a_clock_that_is_set_back_changes_nothing(
     tiny: Make, whole: bytes, set_clock: Callable[[int], None]
 ) -> None:
     run = tiny(*OPTIONS)
-    command = [sys.executable, "-m", "simulations", "resume", str(run), "--json"]
+    command = [sys.executable, "-m", "fedhead", "resume", str(run), "--json"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while not list((run / "checkpoint").glob("[0-9]*")):
             assert process.poll() is None

@@ -17,11 +17,11 @@ import pytest
 
 from common.errors import RunError
 from common.types import Head, IntArray
-from server.checkpoint import save_checkpoint
 from server.delivery.checkins import CheckIn, save_check_in
 from server.delivery.tokens import device_of, issue_token, token_states
-from server.events import EVENTS
-from server.roster import CLIENT, read_roster
+from server.record.checkpoint import save_checkpoint
+from server.record.events import EVENTS
+from server.round.roster import CLIENT, read_roster
 from simulations.deploy import changes, device_keys, fleet, operator
 from simulations.deploy.device_keys import admitted_keys, key_id, put_out, read_key, revoked_keys
 from simulations.deploy.folder import write_deployment

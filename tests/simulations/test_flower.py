@@ -21,16 +21,16 @@ from safetensors.numpy import load_file
 
 from client.app import app as client_app
 from common.errors import FedheadError, MissingExtraError
+from fedhead.cli.main import cli
 from server.app import app as server_app
-from simulations.cli import cli
-from simulations.flower import run_flower, superlink
-from simulations.grid import InProcessGrid
+from simulations.engines.flower import run_flower, superlink
+from simulations.engines.in_process import InProcessGrid
 from simulations.run import run_in_process
 
 Make = Callable[..., Path]
 
 ROOT = Path(__file__).parent.parent.parent
-FEDHEAD = [sys.executable, "-m", "simulations"]
+FEDHEAD = [sys.executable, "-m", "fedhead"]
 FEDAVG = "flwr.serverapp.strategy:FedAvg"
 
 
@@ -193,7 +193,7 @@ def test_an_interrupted_run_leaves_nothing_running_and_can_be_resumed(
 @pytest.mark.slow
 def test_a_killed_fedhead_takes_its_superlink_along(tmp_path: Path, cache: Path) -> None:
     code = (
-        "import time; from simulations.flower import superlink\n"
+        "import time; from simulations.engines.flower import superlink\n"
         "with superlink(): print('up', flush=True); time.sleep(600)"
     )
     process = subprocess.Popen(

@@ -16,13 +16,13 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import server.app
-import server.model
-import server.rounds
+import server.export.run_model
+import server.round.loop
 from common import experiment
 from common.config import Config, load_config
 from common.files import simulated_state
 from common.types import Head
-from server.checkpoint import save_checkpoint
+from server.record.checkpoint import save_checkpoint
 from simulations.going_on import MAY_CHANGE, anchored
 from simulations.report.runs import flat
 from simulations.run import open_run, read_summary, run_in_process
@@ -68,7 +68,7 @@ def test_a_run_that_goes_on_is_unfinished_until_it_ends(
 ) -> None:
     run = quick("train.rounds=1")
     run_in_process(run)
-    save = server.rounds.save_checkpoint
+    save = server.round.loop.save_checkpoint
 
     def cut(*args: object, round_number: int, **kwargs: object) -> None:
         save(*args, round_number=round_number, **kwargs)  # type: ignore[arg-type]
@@ -76,7 +76,7 @@ def test_a_run_that_goes_on_is_unfinished_until_it_ends(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(server.rounds, "save_checkpoint", cut)
+        patch.setattr(server.round.loop, "save_checkpoint", cut)
         assert fedhead("resume", run, "--set", "train.rounds=3")[0] == 130
     # What the first round gave is not taken for what the second did.
     assert not (run / "summary.json").exists()
@@ -198,7 +198,7 @@ def test_a_moved_run_needs_nothing_that_made_its_backbone(
     options = (*ON_PICTURES, f"data.source=folder:{pictures(tmp_path / 'data', 'cat', 'dog')}")
     whole = run_in_process(quick(*options, name="whole"))
     run = quick(*options)
-    save = server.rounds.save_checkpoint
+    save = server.round.loop.save_checkpoint
 
     def cut(*args: object, round_number: int, **kwargs: object) -> None:
         save(*args, round_number=round_number, **kwargs)  # type: ignore[arg-type]
@@ -208,10 +208,10 @@ def test_a_moved_run_needs_nothing_that_made_its_backbone(
         raise AssertionError("another machine would make another backbone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(server.rounds, "save_checkpoint", cut)
+        patch.setattr(server.round.loop, "save_checkpoint", cut)
         with pytest.raises(KeyboardInterrupt):
             run_in_process(run)
-    monkeypatch.setattr(server.model, "prepare", absent)
+    monkeypatch.setattr(server.export.run_model, "prepare", absent)
     monkeypatch.setenv("FEDHEAD_CACHE", str(tmp_path / "another machine's cache"))
     assert run_in_process(run)["head_sha256"] == whole["head_sha256"]
 

@@ -9,8 +9,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from simulations.cli import cli
-from simulations.tables import rows_table
+from fedhead.cli.main import cli
+from fedhead.cli.tables import rows_table
 
 
 def commands() -> dict[tuple[str, ...], click.Command]:

@@ -23,9 +23,9 @@ import numpy as np
 import pytest
 
 import server.app
-import server.rounds
+import server.round.loop
 from common.files import simulated_state
-from server.targets.cards import ExportReport
+from server.export.runtime_cards import ExportReport
 from simulations.run import run_in_process
 
 Make = Callable[..., Path]
@@ -104,9 +104,17 @@ class Forks:
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(
-            ["sklearn.datasets", "server.app", "client.app", "client.cohort", "simulations.grid",
-             "simulations.deploy.launch", "simulations.cli", "server.targets.torchscript"]
-        )  # fmt: skip
+            [
+                "sklearn.datasets",
+                "server.app",
+                "client.app",
+                "client.cohort.cohort",
+                "simulations.engines.in_process",
+                "simulations.deploy.launch",
+                "fedhead.cli.main",
+                "server.export.targets.torchscript",
+            ]
+        )
         self._starting = Lock()  # a process takes its command line from this one's
 
     def resume(self, run: Path) -> BaseProcess:
@@ -141,7 +149,7 @@ class Forks:
 
 def kill_command(run: Path, moment: tuple[int, float]) -> bool:
     """The same by the command line, from the moment when it takes the run in hand."""
-    command = [sys.executable, "-m", "simulations", "resume", str(run), "--json"]
+    command = [sys.executable, "-m", "fedhead", "resume", str(run), "--json"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while not (run / ".lock").exists():
             assert process.poll() is None
@@ -207,7 +215,7 @@ def test_a_run_with_two_damaged_checkpoints_goes_back_further_to_the_same_bytes(
     options = ("strategy.name=scaffold", "train.rounds=8", "train.clients-per-round=8")
     whole = run_in_process(tiny(*options, name="whole"))
     run = tiny(*options, name="cut")
-    save = server.rounds.save_checkpoint
+    save = server.round.loop.save_checkpoint
 
     def cut(*args: object, round_number: int, **kwargs: object) -> None:
         if round_number == 7:
@@ -215,7 +223,7 @@ def test_a_run_with_two_damaged_checkpoints_goes_back_further_to_the_same_bytes(
         save(*args, round_number=round_number, **kwargs)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(server.rounds, "save_checkpoint", cut)
+        patch.setattr(server.round.loop, "save_checkpoint", cut)
         with pytest.raises(KeyboardInterrupt):
             run_in_process(run)
     for number in (5, 6):

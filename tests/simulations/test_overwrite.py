@@ -12,9 +12,9 @@ import pytest
 
 import server.app
 from common.config import load_config
-from server.replaced import replaced_of
-from server.runfolder import RunFolder
-from server.targets.cards import ExportReport
+from server.export.runtime_cards import ExportReport
+from server.record.replaced import replaced_of
+from server.record.runfolder import RunFolder
 from simulations.run import new_run, run_in_process
 
 Fedhead = Callable[..., tuple[int, str, str]]

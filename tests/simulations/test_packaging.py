@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from server.export import ExportReport
-from server.trained import TrainedModel
+from server.export.exporters import ExportReport
+from server.export.trained import TrainedModel
 from simulations.deploy.folder import write_deployment
 
-FEDHEAD = ["-m", "simulations"]
+FEDHEAD = ["-m", "fedhead"]
 UNITS = {f"fedhead-{name}" for name in ("device", "fetch", "server", "delivery")}
 
 

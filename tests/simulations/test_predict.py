@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-import simulations.exported
+import server.export.exported
 from common.backbone._deprecations import accepted_deprecations
 from common.errors import BackboneError, DamagedError, DataError, ExportError, MissingExtraError
 from common.images import decode_file
-from server.card import BESIDE, Card, FileFacts, SelfCheck, card_path, read_card
-from server.export import FILES, export
-from server.export_check import fresh_process
-from simulations.exported import exported as load
-from simulations.predict import find_pictures, predict
+from server.export.card import BESIDE, Card, FileFacts, SelfCheck, card_path, read_card
+from server.export.exported import exported as load
+from server.export.exporters import FILES, export
+from server.export.fresh_process import fresh_process
+from server.export.predict import find_pictures, predict
 
 SIZE = 8
 
@@ -268,7 +268,7 @@ def test_an_executorch_file_says_what_its_runtime_computes(trained, digits, tmp_
 def test_a_runtime_that_is_not_installed_is_named_with_its_command(
     monkeypatch, tmp_path, target, package
 ):
-    monkeypatch.setattr(simulations.exported, "find_spec", lambda name: None)
+    monkeypatch.setattr(server.export.exported, "find_spec", lambda name: None)
     file = other_file(tmp_path / FILES[target], target)
     with pytest.raises(MissingExtraError, match=rf"'{package}'.*'fedhead\[{target}\]'"):
         answers(file, tmp_path / "red.png")

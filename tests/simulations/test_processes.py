@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-import simulations.stream
+import simulations.engines.stream
 from common.errors import RunError
-from server.lease import follow, held
+from server.record.lease import follow, held
 from simulations.deploy.processes import alone, first_end, is_held, run, running
 
 ROOT = Path(__file__).parent.parent.parent
@@ -121,7 +121,7 @@ def test_one_of_a_kind_runs_from_a_folder(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from server.lease import held
+from server.record.lease import held
 with held(Path(sys.argv[1])):
     print(flush=True)
     time.sleep(3600)
@@ -129,7 +129,7 @@ with held(Path(sys.argv[1])):
 FOLLOWER = """
 import signal, sys, time
 from pathlib import Path
-from server.lease import follow
+from server.record.lease import follow
 follow(Path(sys.argv[1]))
 if len(sys.argv) > 2:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -167,7 +167,7 @@ def test_a_run_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
 def test_a_second_operator_is_told_that_one_is_at_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.lease._LEFT_SECONDS", 0.1)
+    monkeypatch.setattr("server.record.lease._LEFT_SECONDS", 0.1)
     taken = "another process is at work on this run"
     with held(tmp_path / "lease"), pytest.raises(RunError, match=taken):
         held(tmp_path / "lease").__enter__()
@@ -177,7 +177,7 @@ def test_a_lease_that_cannot_be_read_ends_the_run_and_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ended: list[int] = []
-    monkeypatch.setattr("server.lease._FAREWELL_SECONDS", 0)
+    monkeypatch.setattr("server.record.lease._FAREWELL_SECONDS", 0)
     monkeypatch.setattr("os.kill", lambda pid, number: ended.append(number))
     monkeypatch.setattr("os._exit", ended.append)
     follow(tmp_path / "none")
@@ -203,9 +203,9 @@ def test_a_run_that_does_not_start_is_said_and_then_given_up(
     (tmp_path / "flwr").write_text(FLWR.replace("STATUS", str(status)))
     (tmp_path / "flwr").chmod(0o700)
     environment = ENVIRONMENT | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    monkeypatch.setattr(simulations.stream, "_WARN_SECONDS", 0.5)
-    monkeypatch.setattr(simulations.stream, "_GIVE_UP_SECONDS", 1.5)
-    error, run_id = simulations.stream.stream(tmp_path, (), environment, tmp_path / "log")
+    monkeypatch.setattr(simulations.engines.stream, "_WARN_SECONDS", 0.5)
+    monkeypatch.setattr(simulations.engines.stream, "_GIVE_UP_SECONDS", 1.5)
+    error, run_id = simulations.engines.stream.stream(tmp_path, (), environment, tmp_path / "log")
     assert (error, run_id) == (
         "the server has not started the run within 1.5 s (pending): do its SuperExec and its "
         "ServerApp start?",

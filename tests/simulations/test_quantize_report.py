@@ -18,7 +18,7 @@ from common.backbone.int8 import Normalization, pooled
 from common.backbone.networks import ARCHITECTURES, quantizable_network, random_network
 from common.backbone.quantize import fold
 from common.backbone.spec import IMAGENET_MEAN, IMAGENET_STD
-from server.targets.other_runtime import is_installed
+from server.export.other_runtime import is_installed
 from simulations.quantization import Report, Row, as_json, notes, tables, write_report
 from simulations.quantization.claims import DynamicSizes, dynamic_sizes
 from simulations.quantization.files import (

@@ -18,10 +18,10 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-import client.state as client_state
-import server.collect
-import server.rounds
-from client.state import ControlStore
+import client.memory as client_state
+import server.round.collect
+import server.round.loop
+from client.memory import ControlStore
 from common.errors import ConfigError, DataError, RunError
 from common.files import simulated_state
 from common.readback import seal
@@ -169,7 +169,7 @@ def test_a_preconditioner_goes_to_each_client_once_and_again_if_lost(
     assert first > clients * size
     assert max(later) < clients * 100_000
     # A node whose file is gone is sent it again, and nothing else changes.
-    step = server.strategy_engine.StrategyEngine.step
+    step = server.round.own.OwnAlgorithm.step
     gone = []
 
     def forget(engine: object, number: int, head: Head, fault: object) -> object:
@@ -180,7 +180,7 @@ def test_a_preconditioner_goes_to_each_client_once_and_again_if_lost(
             client_state._constant.cache_clear()
         return step(engine, number, head, fault)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(server.strategy_engine.StrategyEngine, "step", forget)
+    monkeypatch.setattr(server.round.own.OwnAlgorithm, "step", forget)
     again = quick(*settings, name="again")
     assert run_in_process(again)["head_sha256"] == summary["head_sha256"]
     assert gone
@@ -200,7 +200,7 @@ def test_single_updates_travel_in_waves_that_change_nothing(
     clipped = ("strategy.name=norm_clipping", "train.clients-per-round=0")
     whole, waves = quick(*clipped, name="a"), quick(*clipped, name="b")
     run_in_process(whole)
-    monkeypatch.setattr(server.collect, "_WAVE_BYTES", 3 * 4 * 10 * 1281)
+    monkeypatch.setattr(server.round.collect, "_WAVE_BYTES", 3 * 4 * 10 * 1281)
     summary = run_in_process(waves)
     assert relative(matrix(waves), matrix(whole)) <= 1e-5
     assert summary["valid_updates"] == 5 * 8
@@ -228,9 +228,9 @@ def test_scaffold_forgets_rounds_that_did_not_count(
 ) -> None:
     # The server's c stays the mean of what counts of the clients' c_i, whatever gets lost.
     own: dict[int, np.ndarray] = {}
-    state = server.strategy_engine.StrategyEngine.state.fget
-    step = server.strategy_engine.StrategyEngine.step
-    aggregate = server.strategy_engine.StrategyEngine._aggregate
+    state = server.round.own.OwnAlgorithm.state.fget
+    step = server.round.own.OwnAlgorithm.step
+    aggregate = server.round.own.OwnAlgorithm._aggregate
     losses = []
 
     def lose_some(self, number, head, updates, fault):  # type: ignore[no-untyped-def]
@@ -250,8 +250,8 @@ def test_scaffold_forgets_rounds_that_did_not_count(
         np.testing.assert_allclose(kept.strategy.control, total, atol=1e-5)
         return result
 
-    monkeypatch.setattr(server.strategy_engine.StrategyEngine, "_aggregate", lose_some)
-    monkeypatch.setattr(server.strategy_engine.StrategyEngine, "step", watch)
+    monkeypatch.setattr(server.round.own.OwnAlgorithm, "_aggregate", lose_some)
+    monkeypatch.setattr(server.round.own.OwnAlgorithm, "step", watch)
     run_in_process(quick(*SCAFFOLD, "train.rounds=6"))
     assert losses == [2, 4]
     assert len(own) == 8
@@ -400,7 +400,7 @@ def test_a_run_cut_off_in_round_4_resumes_to_the_same_bytes(
     overrides = (*what, "train.rounds=6", "train.clients-per-round=1")
     whole = run_in_process(quick(*overrides, name="whole"))
     run = quick(*overrides, name="cut")
-    save = server.rounds.save_checkpoint
+    save = server.round.loop.save_checkpoint
 
     def cut(*args: object, round_number: int, **kwargs: object) -> None:
         if round_number == 4 and moment == "before the checkpoint":
@@ -410,7 +410,7 @@ def test_a_run_cut_off_in_round_4_resumes_to_the_same_bytes(
             raise _Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(server.rounds, "save_checkpoint", cut)
+        patch.setattr(server.round.loop, "save_checkpoint", cut)
         with pytest.raises(_Stop):
             run_in_process(run)
     resumed = run_in_process(run)
@@ -425,7 +425,7 @@ def test_a_run_killed_with_sigkill_resumes_to_the_same_bytes(quick: Make, strate
     whole = run_in_process(quick(*overrides, name="whole"))
     run = quick(*overrides, name="killed")
     process = subprocess.Popen(
-        [sys.executable, "-m", "simulations", "resume", str(run)],
+        [sys.executable, "-m", "fedhead", "resume", str(run)],
         env=dict(os.environ),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -24,15 +24,15 @@ from common.errors import DeliveryError, SignatureError
 from common.messages import DescribeRequest
 from common.signing.statement import Statement
 from common.signing.trust import TrustedKeys, key_id, read_public_key
+from fedhead.cli.main import main
 from server.delivery.publish import artifacts_of
-from simulations.cli import main
 from simulations.deploy.folder import write_deployment
 from simulations.deploy.grade import grade
 from simulations.deploy.launch import device_command
 from simulations.deploy.settings import delivery_of
+from simulations.deploy.signing import signed_backbones
+from simulations.deploy.signing_key import new_key, read_key
 from simulations.deploy.trust import signing_state
-from simulations.signing import signed_backbones
-from simulations.signing_key import new_key, read_key
 
 Say = Callable[..., str]
 
@@ -131,7 +131,7 @@ def test_a_passphrase_comes_from_the_environment_or_a_file_and_stays_in_this_pro
 
 
 def test_a_passphrase_is_asked_for_at_the_prompt(tmp_path, monkeypatch) -> None:
-    from simulations.signing_key import new_passphrase
+    from simulations.deploy.signing_key import new_passphrase
 
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     typed = iter(["horse", "hose", "horse", "horse", "horse"])
@@ -175,7 +175,7 @@ def test_a_key_that_is_not_the_deployments_is_said_before_anything_else(
 ) -> None:
     trust(fedhead, "signing.key.pub")
     fedhead("keys", "new", "other.key")
-    monkeypatch.setattr("simulations.signing.backbone_candidate", None)  # never asked for
+    monkeypatch.setattr("simulations.deploy.signing.backbone_candidate", None)  # never asked for
     for name, words in (("other.key", "other.key is key"), ("none.key", "none.key")):
         with pytest.raises((SignatureError, OSError), match=words):
             signed_backbones(Config(), garden / "server", tmp_path / name)
@@ -286,7 +286,7 @@ def test_a_backbone_is_put_up_to_be_signed(fedhead, garden, tiny_toml, tmp_path)
     fedhead("keys", "sign", "s", "--key", "signing.key")
     assert "signed until" in fedhead("publish", "tiny.toml", *to, "--signed", "s.signed")
     from common.config import load_config
-    from simulations.signing import signed_backbones
+    from simulations.deploy.signing import signed_backbones
 
     config = load_config(tmp_path / "tiny.toml", {})
     assert signed_backbones(config, garden / "server", None) == garden / "server" / "backbones"

@@ -36,7 +36,7 @@ from simulations.deploy import serverapp, standin, superlink
 from simulations.deploy.folder import write_deployment
 from simulations.deploy.operator import SECRET_HEADER, read_secret_file
 from simulations.deploy.serverapp import read_bundle
-from simulations.signing_key import new_key
+from simulations.deploy.signing_key import new_key
 
 # Flower's, when it makes its database.
 pytestmark = pytest.mark.filterwarnings("ignore:No path_separator found:DeprecationWarning")
@@ -225,7 +225,7 @@ def test_the_operators_secret_is_its_owners_alone_and_never_replaced(tmp_path: P
 def test_a_secret_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
     write_deployment(tmp_path / "d", addresses=["localhost"], devices=["a"], days=1)
     (tmp_path / "d" / "server" / "operator.secret").chmod(mode)
-    command = [sys.executable, "-m", "simulations", "serve", str(tmp_path / "d" / "server")]
+    command = [sys.executable, "-m", "fedhead", "serve", str(tmp_path / "d" / "server")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stdout == ""
@@ -281,7 +281,7 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
         write_deployment(
             tmp_path / "d", addresses=["localhost"], devices=["a"], days=1, operator_port=port
         )
-        command = [sys.executable, "-m", "simulations", "serve", str(tmp_path / "d" / "server")]
+        command = [sys.executable, "-m", "fedhead", "serve", str(tmp_path / "d" / "server")]
         done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
@@ -294,7 +294,7 @@ def test_a_certificate_that_cannot_be_shown_is_one_line(tmp_path: Path) -> None:
         write_deployment(tmp_path / name, addresses=["localhost"], devices=["a"], days=1)
     server = tmp_path / "d" / "server"
     (tmp_path / "other" / "server" / "server.key").rename(server / "server.key")
-    command = [sys.executable, "-m", "simulations", "serve", str(server)]
+    command = [sys.executable, "-m", "fedhead", "serve", str(server)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()

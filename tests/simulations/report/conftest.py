@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from common.config import load_config, parse_overrides
-from server.runfolder import CLIENTS, SUMMARY, MetricsLog, RunFolder
+from server.record.runfolder import CLIENTS, SUMMARY, MetricsLog, RunFolder
 
 TESTS = 1000  # examples of the server's test set
 

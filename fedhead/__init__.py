@@ -1,0 +1,1 @@
+"""Federated learning of the head of a frozen int8 MobileNet: the front door."""

@@ -1,0 +1,5 @@
+"""``python -m fedhead`` is the command line."""
+
+from fedhead.cli.main import main
+
+main()

@@ -1,0 +1,169 @@
+"""The commands that put models and backbones up for devices, signed or not."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from common.delivery.versions import MOST_VERSIONS
+from common.errors import DeliveryError, SignatureError
+from fedhead.cli.terminal import JsonFlag
+from simulations.deploy import MOST_DAYS, VALID_DAYS
+
+if TYPE_CHECKING:
+    from common.delivery.versions import Artifact
+    from server.delivery.publish import Candidate
+
+__all__ = ["NameOption", "ServerArgument", "figures_of", "publish", "published_in", "restore"]
+
+_MODEL = "model.pt"
+
+
+def _server(folder: Path) -> Path:
+    from simulations.deploy.settings import server_folder
+
+    return server_folder(folder)
+
+
+_SERVER = "The deployment's folder, or its server's."
+ServerArgument = Annotated[Path, typer.Argument(callback=_server, help=_SERVER)]
+NameOption = Annotated[str, typer.Option(help="Artifact, as it was published.")]
+KeyOption = Annotated[Path | None, typer.Option(help="Signing key of fedhead keys new.")]
+StatementOption = Annotated[
+    Path | None,
+    typer.Option(help="Put nothing up; write what fedhead keys sign is to sign elsewhere."),
+]
+SignedOption = Annotated[Path | None, typer.Option(help="What fedhead keys sign wrote elsewhere.")]
+ExpiresOption = Annotated[
+    int, typer.Option(min=1, max=MOST_DAYS, help="Days that the signature holds.")
+]
+
+
+@dataclass(frozen=True)
+class _Signing:
+    """The options of commands that put something up.
+
+    Raises:
+        DeliveryError: more than one way to sign.
+    """
+
+    key: Path | None
+    statement: Path | None
+    signed: Path | None
+    days: int
+
+    def __post_init__(self) -> None:
+        if sum(way is not None for way in (self.key, self.statement, self.signed)) > 1:
+            raise DeliveryError("--key, --statement and --signed exclude each other")
+
+
+def publish(
+    what: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|EXPERIMENT.toml", help="Run folder; or experiment, to sign its backbone."
+        ),
+    ],
+    to: Annotated[Path, typer.Option(callback=_server, help=_SERVER)],
+    file: Annotated[str, typer.Option(help="Exported file in RUN.")] = "model.pt",
+    name: Annotated[
+        str | None, typer.Option(help="What devices ask for; without it, the file's name.")
+    ] = None,
+    version: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=MOST_VERSIONS,
+            help="Lowest number it may get, where a server has lost its versions.",
+        ),
+    ] = 1,
+    key: KeyOption = None,
+    statement: StatementOption = None,
+    signed: SignedOption = None,
+    expires: ExpiresOption = VALID_DAYS,
+    json_: JsonFlag = False,
+) -> None:
+    """Put a run's exported model up for devices, as a new version, signed or not.
+
+    What is published already stays as it is; with a key, its signature is renewed.
+    """
+    from common.config import load_config
+    from server.delivery.publish import exported
+    from simulations.deploy.signing import backbone_candidate
+
+    delivered = published_in(to)
+    if what.suffix == ".toml":
+        if not (key or statement or signed):
+            raise SignatureError(f"{what}: a backbone is put up to be signed: give --key FILE")
+        candidate = backbone_candidate(load_config(what), to)
+    else:
+        source = what / file
+        if not source.is_file():
+            command = f"fedhead export {shlex.quote(str(what))}"
+            raise DeliveryError(f"{source}: no such file; {command} writes model.pt")
+        candidate = exported(source, delivered, name=name or source.name)
+    candidate = replace(candidate, least=version)
+    _publish(candidate, to, _Signing(key, statement, signed, expires), json_=json_)
+
+
+def restore(
+    server: ServerArgument,
+    version: Annotated[int, typer.Argument(min=1, help="Version with the content wanted.")],
+    name: NameOption = _MODEL,
+    key: KeyOption = None,
+    statement: StatementOption = None,
+    signed: SignedOption = None,
+    expires: ExpiresOption = VALID_DAYS,
+    json_: JsonFlag = False,
+) -> None:
+    """Give devices an earlier version's content again, as a new version.
+
+    Devices never go back to a lower number: an old version must not be forced on them.
+    """
+    from server.delivery.publish import earlier
+
+    candidate = earlier(published_in(server), name=name, version=version)
+    _publish(candidate, server, _Signing(key, statement, signed, expires), json_=json_)
+
+
+def _publish(candidate: Candidate, server: Path, signing: _Signing, *, json_: bool) -> None:
+    from common.signing.statement import Statement, utc
+    from server.delivery.publish import publish_version
+    from simulations.deploy.signing import draft, signer
+    from simulations.deploy.trust import signing_state
+
+    if signing.statement:
+        drafted = draft(candidate, signing.statement, signing.days)
+        print(f"{signing.statement}: {drafted}, to be signed by fedhead keys sign")
+        return
+    sign = signer(server, key=signing.key, signed=signing.signed, days=signing.days)
+    release = publish_version(candidate, sign)
+    artifact = release.artifact
+    if json_:
+        print(json.dumps({**figures_of(artifact), "new": release.is_new}))
+        return
+    news = f"{artifact.size:,} bytes" if release.is_new else "published already, the same bytes"
+    print(f"{artifact}: {news}\nsha256 {artifact.sha256}")
+    if artifact.signed:
+        print(f"signed until {utc(Statement.from_bytes(artifact.signed.statement).expires)}")
+        if not signing_state(server).keys:
+            print("no device asks for signatures yet: fedhead deploy --trust")
+
+
+def figures_of(artifact: Artifact) -> dict[str, object]:
+    """What a program wants to know of a version."""
+    names = ("name", "version", "size", "sha256")
+    return {name: getattr(artifact, name) for name in names} | {"signed": bool(artifact.signed)}
+
+
+def published_in(server: Path) -> Path:
+    """Where a server's folder keeps what is published."""
+    from simulations.deploy.settings import delivery_of, read_server
+
+    read_server(server)  # or a mistyped folder would become one
+    return delivery_of(server)

@@ -1,0 +1,144 @@
+"""What a run and an export look like on a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from common.noise import COUNTED_EXAMPLES, margin
+from fedhead.cli.terminal import near
+
+if TYPE_CHECKING:
+    from server.export.exporters import ExportReport
+
+__all__ = ["closing_table", "export_table", "rows_table"]
+
+
+def rows_table(title: str, values: Mapping[str, Any]) -> None:
+    """Figures by name, one a line."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in values.items():
+        table.add_row(key.replace("_", " "), _text(value))
+    Console(markup=False).print(table)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return "-" if value is None else str(value)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _measured(accuracy: float | None, n: int | None) -> str:
+    """An accuracy with half of its 95 % interval, in points, and the number of examples."""
+    if accuracy is None or not n:
+        return _percent(accuracy)
+    return f"{_percent(accuracy)} ± {100 * margin(accuracy, n):.1f} (n = {n:,})"
+
+
+def _clients(s: Mapping[str, Any]) -> dict[str, str]:
+    """How the clients fare on their own test parts, and what that rests on."""
+    tests = s["client_tests"]
+    each = f"{tests['fewest']:,} to {tests['most']:,}"
+    images = f"{tests['clients']:,} clients, {each} test images each"
+    counted = f"{tests['counted']:,} of {tests['clients']:,} clients"
+    rows = {}
+    for name, who in (("client_accuracy", "clients' own"), ("personal_accuracy", "personal heads")):
+        if s[f"{name}_mean"] is None:
+            continue
+        rows[f"{who}: mean"] = f"{_percent(s[f'{name}_mean'])} ({images})"
+        spread = f"{_percent(s[f'{name}_p10'])} / {_percent(s[f'{name}_min'])}"
+        if s[f"{name}_min"] is None:
+            # Of a few images a percentile would show who was lucky.
+            rows[f"{who}: p10 / worst"] = f"- ({counted} have {COUNTED_EXAMPLES} test images)"
+        else:
+            rows[f"{who}: p10 / worst"] = f"{spread} ({counted}, with {COUNTED_EXAMPLES} images)"
+    return rows
+
+
+def _megabytes(value: float) -> str:
+    return f"{value / 1e6:,.2f} MB"
+
+
+def export_table(reports: Sequence[ExportReport]) -> None:
+    """Sizes and parity of exported files, on real test images."""
+    table = Table(title=near(str(reports[0].path.parent)), title_justify="left")
+    for name in ("file", "MB", "accuracy", "same\nclass", "logits\noff", "features"):
+        table.add_column(name, justify="left" if name in ("file", "features") else "right")
+    # Of random weights an accuracy says nothing; how far files differ does.
+    is_random = reports[0].weights == "random"
+    for r in reports:
+        off = r.max_logit_difference
+        table.add_row(
+            r.path.name,
+            f"{r.model_bytes / 1e6:.2f}",
+            "-" if is_random else _percent(r.accuracy),
+            _percent(r.argmax_agreement),
+            "-" if off is None else f"{off:.2g}",
+            "bit-equal" if r.features_equal else "-",
+        )
+    Console(markup=False).print(table)
+    for count in dict.fromkeys(r.images for r in reports if r.images is not None):
+        names = ", ".join(r.path.name for r in reports if r.images == count)
+        print(f"on {count:,} test images: {names}")
+    if is_random:
+        print("accuracy: not measured, the backbone's weights are random")
+        return
+    for r in reports:
+        if (default := r.default_engine) and default.check:
+            accuracy, engine = _percent(default.check.accuracy), default.engine
+            print(f"{r.path.name}: {accuracy} with torch's default engine here, {engine}")
+
+
+def closing_table(s: Mapping[str, Any]) -> None:
+    """What a finished run's summary.json says."""
+    n = s["test_examples"]
+    saved = s["full_model_uplink_bytes"] / max(1, s["uplink_bytes"])
+    hidden = ("rounds_total", "training")
+    rounds = f"{s['rounds']}"
+    if lost := s["rounds"] - s["accepted_rounds"]:
+        rounds += f" ({lost} lost: too few valid updates)"
+    seconds = {key: f"{value:.1f}" for key, value in s["seconds"].items() if key not in hidden}
+    seconds["rounds"] += f" (training {s['seconds']['training']:.1f})"
+    rows = {
+        f"accuracy, {s['strategy'].rpartition(':')[2]}": _measured(s["accuracy"], n),
+        "accuracy, centralized SGD": _measured(s["centralized_accuracy"], n),
+        "accuracy, ridge": _measured(s["ridge_accuracy"], n),
+        "accuracy of model.pt": _measured(s["model_accuracy"], s["model_test_examples"]),
+        **_clients(s),
+        "rounds": rounds,
+        "clients": str(s["clients"]),
+        "updates valid / refused / failed": (
+            f"{s['valid_updates']} / {s['rejected_updates']} / {s['failed_updates']}"
+        ),
+        "uplink": f"{_megabytes(s['uplink_bytes'])} (whole model: "
+        f"{_megabytes(s['full_model_uplink_bytes'])}, {saved:.0f}x)",
+        "downlink": _megabytes(s["downlink_bytes"]),
+        "seconds": ", ".join(f"{key} {value}" for key, value in seconds.items()),
+        "model.pt": _megabytes(s["model_bytes"]),
+        "run folder": near(s["run"]),
+    }
+    if s["malicious_clients"]:
+        rows["malicious clients"] = f"{s['malicious_clients']} ({s['attack']})"
+    if s["simulated_seconds"]:
+        rows["on phones (simulated)"] = (
+            f"{s['simulated_seconds']:,.1f} s, {s['dropped_updates']} never answered, "
+            f"{s['late_updates']} too late"
+        )
+    table = Table(show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        table.add_row(key, value)
+    Console(markup=False).print(table)
+    print("±: points by which n test images may mislead, in 95 of 100 cases")

@@ -1,0 +1,174 @@
+"""Files that ``fedhead export`` writes, loaded by the runtime that each is for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.backbone._deprecations import accepted_deprecations
+from common.backbone.frozen import quantized_engine
+from common.errors import ExportError, MissingExtraError
+from common.files import sha256_file
+from common.images import ByteArray
+from common.types import FloatArray
+from server.export.card import Card, read_card, read_card_beside
+from server.record.replaced import recover
+
+__all__ = ["Exported", "exported"]
+
+Run = Callable[[ByteArray], FloatArray]
+
+# What cannot carry its card; torch's own files do, by whatever name.
+_CARD_BESIDE = (".onnx", ".pte", ".safetensors")
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """A file that is ready to run.
+
+    Attributes:
+        path: of the file.
+        card: of it.
+        run: uint8 (n, 3, S, S) to float32 logits (n, K), as the runtime gives them.
+    """
+
+    path: Path
+    card: Card
+    run: Run
+
+    def logits(self, pixels: ByteArray) -> FloatArray:
+        """Logits of square images.
+
+        Args:
+            pixels: uint8 (n, 3, S, S), RGB, S from the card.
+
+        Returns:
+            float32 (n, K).
+
+        Raises:
+            ExportError: the file does not run, or contradicts its card.
+        """
+        try:
+            logits = self.run(pixels)
+        except Exception as exc:  # each runtime has its own tree
+            raise ExportError(f"{self.path}: does not run ({_last_line(exc)})") from exc
+        expected = (len(pixels), len(self.card.classes))
+        if logits.shape != expected:
+            raise ExportError(f"{self.path}: logits are {logits.shape}, expected {expected}")
+        return logits
+
+
+@contextmanager
+def exported(path: Path) -> Iterator[Exported]:
+    """Load a file; inside the block it can be run.
+
+    Args:
+        path: model.pt, device.pt, device.ptl, model.onnx or model.pte; or a run folder, whose
+            model.pt is meant.
+
+    Raises:
+        ExportError: the file is damaged, not an export of fedhead, or lacks its card.
+        MissingExtraError: its runtime is not installed.
+        BackboneError: this torch lacks the engine that the card names.
+    """
+    recover(path.resolve())
+    if path.is_dir():
+        path /= "model.pt"
+        if not path.exists():
+            raise ExportError(f"{path} does not exist: fedhead export {path.parent}")
+    card = _card(path)
+    load = _LOADERS.get(card.target)
+    if load is None:
+        raise ExportError(f"{path} is a {card.target} alone, which cannot tell pictures apart")
+    with ExitStack() as stack:
+        if card.target in ("model", "device", "lite"):
+            stack.enter_context(quantized_engine(card.engine))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(accepted_deprecations())
+        try:
+            run = load(path)
+        except MissingExtraError:
+            raise
+        except Exception as exc:
+            message = f"{path}: its runtime cannot load it ({_last_line(exc)})"
+            raise ExportError(message) from exc
+        yield Exported(path, card, run)
+
+
+def _card(path: Path) -> Card:
+    if path.suffix not in _CARD_BESIDE:
+        return read_card(path)
+    try:
+        sha256 = sha256_file(path)
+    except OSError as exc:
+        raise ExportError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
+    return read_card_beside(path, sha256)
+
+
+def _torch(path: Path) -> Run:
+    model: Callable[..., Any] = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
+    return lambda pixels: _array(model(torch.from_numpy(pixels)))
+
+
+def _lite(path: Path) -> Run:
+    from torch.jit.mobile import _load_for_lite_interpreter
+
+    model = _load_for_lite_interpreter(str(path))  # type: ignore[no-untyped-call]
+    return lambda pixels: _array(model.run_method("forward", torch.from_numpy(pixels)))
+
+
+def _onnx(path: Path) -> Run:
+    _need("onnxruntime", "onnx", path)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda pixels: np.asarray(session.run(None, {"images": pixels})[0])
+
+
+def _executorch(path: Path) -> Run:
+    _need("executorch", "executorch", path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about itself, when it is imported
+        import executorch.kernels.quantized  # noqa: F401  # what the core runtime lacks
+        from executorch.runtime import Runtime
+
+    method = Runtime.get().load_program(str(path)).load_method("forward")
+
+    def run(pixels: ByteArray) -> FloatArray:
+        # The file takes one image; what it gives back is overwritten by the next.
+        images = torch.split(torch.from_numpy(pixels), 1)
+        return _array(torch.cat([method.execute([image])[0].clone() for image in images]))
+
+    return run
+
+
+_LOADERS: Mapping[str, Callable[[Path], Run]] = {
+    "model": _torch,
+    "device": _torch,
+    "lite": _lite,
+    "onnx": _onnx,
+    "executorch": _executorch,
+}
+
+
+def _array(logits: torch.Tensor) -> FloatArray:
+    array: FloatArray = logits.numpy()
+    return array
+
+
+def _need(package: str, extra: str, path: Path) -> None:
+    if find_spec(package) is None:
+        raise MissingExtraError(package, extra, str(path))
+
+
+def _last_line(exc: Exception) -> str:
+    # TorchScript puts its own traceback first.
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[-1]

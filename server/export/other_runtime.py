@@ -1,0 +1,86 @@
+"""Files for runtimes other than torch: measured, not promised, for each rounds in its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from common.errors import MissingExtraError
+from common.files import sha256_file, write_atomic
+from common.machine import processor
+from server.export.card import FileFacts, SelfCheck
+from server.export.fresh_process import fresh_process
+from server.export.parity import measure, tell
+from server.export.runtime_cards import ExportReport, draft_card, finish
+from server.export.trained import TrainedModel
+
+__all__ = ["OTHER_RUNTIMES", "check_installed", "export_checked", "is_installed"]
+
+OTHER_RUNTIMES = {"onnx": ("onnx", "onnxruntime"), "executorch": ("executorch",)}
+"""Packages that a target needs beside torch; the extra has the target's name."""
+
+
+def is_installed(target: str) -> bool:
+    """Whether all of a target's packages are here."""
+    return all(map(find_spec, OTHER_RUNTIMES.get(target, ())))
+
+
+def check_installed(target: str) -> None:
+    """Refuse a target whose runtime is not here; ask before the long work.
+
+    Raises:
+        MissingExtraError: names the command that installs it.
+    """
+    for package in OTHER_RUNTIMES.get(target, ()):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, target, f"--target {target}")
+
+
+def export_checked(
+    trained: TrainedModel,
+    path: Path,
+    target: str,
+    build: Callable[[TrainedModel], bytes],
+    script: str,
+) -> ExportReport:
+    """Write a file that gives logits and nothing else.
+
+    Args:
+        trained: what to export.
+        path: of the file.
+        target: its key in ``server.export.exporters.FILES``.
+        build: makes the file's bytes.
+        script: of this package's parent; runs the file in a process that has its runtime alone.
+
+    Raises:
+        ExportError: the file does not run, or its logits are not finite.
+        MissingExtraError: the runtime is not installed.
+    """
+    check_installed(target)
+    count = len(trained.images)
+    own, labels = trained.logits[:count], trained.labels[:count]
+    checks: list[SelfCheck] = []
+    facts: list[FileFacts] = []
+    # Started now: it imports the runtime while this process works.
+    with fresh_process(script) as process:
+        data = build(trained)
+
+        def write(temporary: Path) -> None:
+            temporary.write_bytes(data)
+            job = {"model": str(temporary)}
+            there, found = process.run(job, {"images": trained.images}, {"logits": own})
+            checks.append(measure(there["logits"], own, labels))
+            facts.append(
+                FileFacts(
+                    bytes=len(data),
+                    sha256=sha256_file(temporary),
+                    runtime=found["runtime"],
+                    processor=processor(),
+                )
+            )
+
+        write_atomic(path, write)
+    tell(checks[0], f"{path.name}: {facts[0].runtime} here", "measure it where it is to run")
+    card = draft_card(trained, target, check=checks[0], engine=facts[0].runtime)
+    return finish(card, path, facts[0])

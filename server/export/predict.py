@@ -1,0 +1,161 @@
+"""What an exported model says about pictures; what ``fedhead predict`` prints."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import torch
+
+from common.datasets.base import Dataset
+from common.datasets.tree import left_out, scan
+from common.errors import DataError
+from common.files import shown
+from common.images import ByteArray, decode_file
+from common.types import IntArray
+from server.export.exported import Exported, exported
+
+__all__ = ["Prediction", "find_pictures", "measure", "predict", "write_csv"]
+
+logger = logging.getLogger("fedhead")
+
+# Bounds memory; logits do not depend on it.
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The best class of one picture.
+
+    Attributes:
+        path: as it was given.
+        class_name: from the model's card.
+        probability: of that class, in [0, 1].
+    """
+
+    path: Path
+    class_name: str
+    probability: float
+
+
+def find_pictures(paths: Sequence[Path]) -> list[Path | DataError]:
+    """The files that are meant by files and folders.
+
+    Args:
+        paths: a file stands for itself, a folder for all pictures below it, sorted; what is
+            hidden or no picture by its suffix is left out there, and counted in a warning.
+
+    Returns:
+        Paths in the order given; in place of a folder that cannot be read or holds no picture,
+        the error that says so.
+    """
+    found: list[Path | DataError] = []
+    for path in paths:
+        found += _below(path) if path.is_dir() else [path]
+    return found
+
+
+def _below(path: Path) -> Sequence[Path | DataError]:
+    try:
+        root = scan(path)
+    except DataError as exc:
+        return [exc]
+    pictures, links = [], 0
+    for folder in root.below():
+        pictures += folder.pictures
+        links += len(folder.links)
+    others = [f"linked folders: {links}"] if links else []
+    others += filter(None, [left_out(root)])
+    if others:
+        logger.warning("%s: not used: %s", shown(path), ", ".join(others))
+    return pictures or [DataError(f"{shown(path)}: no pictures in it")]
+
+
+def predict(
+    model: Exported, pictures: Iterable[Path | DataError]
+) -> Iterator[Prediction | DataError]:
+    """Classify picture files.
+
+    Args:
+        model: from ``exported``.
+        pictures: files of any format, size and colour that ``common.images`` reads; an error is
+            handed on.
+
+    Yields:
+        A prediction for each picture, in the order given; for one that cannot be read, the
+        error that names it.
+
+    Raises:
+        ExportError: the model does not run, or contradicts its card.
+    """
+    size, classes, waiting = model.card.input_size, model.card.classes, iter(pictures)
+
+    def decode(path: Path | DataError) -> tuple[Path, ByteArray] | DataError:
+        if isinstance(path, DataError):
+            return path
+        try:
+            return path, decode_file(path, size)
+        except DataError as exc:
+            return exc
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while batch := list(islice(waiting, _BATCH)):
+            decoded = list(pool.map(decode, batch))
+            pixels = [one[1] for one in decoded if not isinstance(one, DataError)]
+            best = iter(_best(model, np.stack(pixels)) if pixels else ())
+            for one in decoded:
+                if isinstance(one, DataError):
+                    yield one
+                else:
+                    k, probability = next(best)
+                    yield Prediction(one[0], classes[k], probability)
+
+
+def _best(model: Exported, pixels: ByteArray) -> list[tuple[int, float]]:
+    """The best class of each image, and its probability."""
+    logits = torch.from_numpy(model.logits(pixels))
+    best, index = logits.double().softmax(dim=1).max(dim=1)
+    return list(zip(index.tolist(), best.tolist(), strict=True))
+
+
+def write_csv(stream: TextIO, predictions: Iterable[Prediction]) -> None:
+    r"""Write a table with the columns image, class and probability.
+
+    Bytes of a name that are not UTF-8 are written as ``\xHH``.
+    """
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["image", "class", "probability"])
+    for p in predictions:
+        name = os.fsencode(p.path).decode(errors="backslashreplace")
+        writer.writerow([name, p.class_name, f"{p.probability:.6f}"])
+
+
+def measure(model: Path, dataset: Dataset, positions: IntArray) -> float:
+    """How often an exported model is right on labelled pictures.
+
+    Args:
+        model: a file that ``exported`` loads.
+        dataset: pictures, with the classes of the model's card.
+        positions: of those to look at, at least one.
+
+    Returns:
+        The accuracy in [0, 1].
+
+    Raises:
+        As ``exported`` and ``predict``.
+    """
+    right = 0
+    with exported(model) as loaded:
+        for start in range(0, len(positions), _BATCH):
+            index = positions[start : start + _BATCH]
+            best = loaded.logits(dataset.images(index, loaded.card.input_size)).argmax(axis=1)
+            right += int((best == dataset.labels[index]).sum())
+    return right / len(positions)

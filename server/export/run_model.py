@@ -1,0 +1,145 @@
+"""The backbone that a run's head is trained on, and the two together once it is."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from common.backbone.cache import cached_backbone
+from common.backbone.frozen import FrozenBackbone, backbone_file
+from common.backbone.recipe import Recipe
+from common.config import BackboneConfig, Config
+from common.datasets import Dataset
+from common.errors import BackboneError
+from common.evaluation import evaluate
+from common.experiment import calibration_positions, experiment_dataset, held_out_positions
+from common.files import cache_root, write_atomic
+from common.readback import own_check
+from common.types import FeatureSet, Head
+from server.export.trained import TrainedModel
+
+__all__ = [
+    "backbone_of_run",
+    "drop_backbone",
+    "keep_backbone",
+    "kept_backbone",
+    "prepare",
+    "trained_model",
+]
+
+logger = logging.getLogger("fedhead")
+
+_KEPT = "backbone.safetensors"
+
+_SELF_CHECK_IMAGES = 128
+
+
+def prepare(config: Config, dataset: Dataset) -> FrozenBackbone:
+    """The configured backbone, quantized on the server's unlabelled images, or from the cache."""
+    calibration = calibration_positions(config)
+    return _prepared_backbone(config.backbone, dataset, calibration.tobytes(), config.data_seed)
+
+
+@lru_cache(maxsize=1)  # a comparison's runs share it
+def _prepared_backbone(
+    settings: BackboneConfig, dataset: Dataset, calibration: bytes, seed: int
+) -> FrozenBackbone:
+    positions = np.frombuffer(calibration, np.int64)
+    recipe = Recipe(
+        arch=settings.arch,
+        weights=settings.weights,
+        input_size=settings.input_size,
+        engine=settings.engine,
+        distill_steps=settings.distill_steps,
+        feature_scaling=settings.feature_scaling,
+        seed=seed,
+        mean=settings.mean,
+        std=settings.std,
+    )
+    return cached_backbone(recipe, dataset.images(positions, settings.input_size), cache_root())
+
+
+def kept_backbone(path: Path) -> Path | None:
+    """The file of a run folder's backbone; None: there is none.
+
+    It is kept because another machine or processor would make a slightly other one.
+    """
+    file = path / _KEPT
+    return file if file.exists() else None
+
+
+def backbone_of_run(path: Path, config: Config, dataset: Dataset) -> FrozenBackbone:
+    """The backbone that lies in a run folder; without one, the configured one.
+
+    Raises:
+        FedheadError: it cannot be prepared.
+    """
+    backbone = _kept(path) or prepare(config, dataset)
+    if backbone.fingerprint not in _known:
+        _known.clear()
+        _known[backbone.fingerprint] = backbone
+    return _known[backbone.fingerprint]
+
+
+# torch names what it loads a second time in another way, and a model's bytes hold the names.
+_known: dict[str, FrozenBackbone] = {}
+
+
+@own_check("backbone.safetensors of a run")
+def _kept(path: Path) -> FrozenBackbone | None:
+    """What lies in a run folder; None: nothing, or something damaged, which is removed."""
+    file = kept_backbone(path)
+    if file is None:
+        return None
+    try:
+        kept = FrozenBackbone.load(path, opened=False)
+        if kept.fingerprint not in _known:
+            _ = kept.module  # opened, and so checked
+    except BackboneError as exc:
+        logger.warning("%s: %s: preparing it again", file, exc)
+        drop_backbone(path)
+        return None
+    return kept
+
+
+def keep_backbone(source: FrozenBackbone | Path, path: Path) -> None:
+    """Put a backbone, or its file, into a run folder that has none."""
+    target = path / _KEPT
+    if target.exists():
+        return
+    if isinstance(source, FrozenBackbone):
+        cached = backbone_file(cache_root(), source.fingerprint)
+        if not cached.exists():
+            write_atomic(target, source.to_bytes())
+            return
+        source = cached
+    write_atomic(target, source.read_bytes())
+
+
+def drop_backbone(path: Path) -> None:
+    """Remove a run folder's backbone, if there is one."""
+    (path / _KEPT).unlink(missing_ok=True)
+
+
+def trained_model(
+    config: Config, backbone: FrozenBackbone, head: Head, test: FeatureSet
+) -> TrainedModel:
+    """What an export needs: the head with its backbone, and the images of its test features."""
+    dataset, positions = experiment_dataset(config), held_out_positions(config)
+    evaluation = evaluate(head, test)
+    # The file itself runs on some images of all classes, evenly spread; its head on all.
+    count = min(_SELF_CHECK_IMAGES, len(test))
+    spread = np.linspace(0, len(test) - 1, count).astype(np.int64)
+    order = np.concatenate([spread, np.setdiff1d(np.arange(len(test)), spread)])
+    return TrainedModel(
+        backbone,
+        head,
+        classes=dataset.classes,
+        metrics={"accuracy": evaluation.accuracy, "loss": evaluation.loss},
+        images=dataset.images(positions[spread], backbone.spec.input_size),
+        features=test.q[order],
+        labels=test.labels[order],
+    )

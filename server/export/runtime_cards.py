@@ -1,0 +1,138 @@
+"""The card and the report of one export: what all targets say alike."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.backbone.spec import BackboneSpec
+from common.types import Head
+from server.export.card import BESIDE, Card, DefaultEngine, FileFacts, SelfCheck, card_path
+from server.export.trained import TrainedModel
+from server.export.usage import elsewhere, python
+
+__all__ = ["ExportReport", "draft_card", "finish"]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how far it is from the head that was trained.
+
+    Attributes:
+        target: what was exported.
+        path: of the file.
+        model_bytes: its size.
+        sha256: of the file.
+        argmax_agreement: share of images with the same best class, in [0, 1]; like all that
+            follows, None where the file does not compute it.
+        max_logit_difference: largest absolute difference of a logit.
+        accuracy: of the exported model on the images, in [0, 1].
+        images: how many that were.
+        features_equal: whether its features are the training side's to the bit.
+        default_engine: what torch's own choice of an engine gives on this machine.
+        weights: label of the backbone's pretrained weights.
+    """
+
+    target: str
+    path: Path
+    model_bytes: int
+    sha256: str
+    argmax_agreement: float | None = None
+    max_logit_difference: float | None = None
+    accuracy: float | None = None
+    images: int | None = None
+    features_equal: bool | None = None
+    default_engine: DefaultEngine | None = None
+    weights: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """What JSON can hold of it."""
+        default = self.default_engine and self.default_engine.model_dump()
+        return {**asdict(self), "path": str(self.path), "default_engine": default}
+
+
+def draft_card(
+    trained: TrainedModel,
+    target: str,
+    *,
+    check: SelfCheck | None = None,
+    engine: str = "",
+) -> Card:
+    """A card that still lacks what is known of the finished file.
+
+    Args:
+        trained: what is exported.
+        target: see ``Card``.
+        check: of its logits.
+        engine: what computes; without it, the backbone's own quantized engine.
+    """
+    spec = trained.backbone.spec
+    images, logits = _interface(target, spec, trained.head)
+    return Card(
+        target=target,
+        usage=python(target, spec),
+        usage_elsewhere=elsewhere(target, spec),
+        engine=engine or spec.engine,
+        classes=trained.classes,
+        arch=spec.arch,
+        input=images,
+        output=logits,
+        input_size=spec.input_size,
+        mean=spec.mean,
+        std=spec.std,
+        num_features=spec.num_features,
+        weights=spec.weights,
+        weights_licence=spec.weights_licence,
+        fingerprint=trained.backbone.fingerprint,
+        head_sha256=trained.head.sha256,
+        torch_version=torch.__version__,
+        metrics=dict(trained.metrics),
+        self_check=check,
+    )
+
+
+def _interface(target: str, spec: BackboneSpec, head: Head) -> tuple[str, str]:
+    """What the file takes and gives."""
+    if target == "head":
+        return (
+            f"no images: weight float32 ({head.num_classes}, {head.num_features}) and bias "
+            f"float32 ({head.num_classes},), for set_head of device.pt and device.ptl",
+            "nothing by itself",
+        )
+    # ExecuTorch plans its memory when the file is made, for one image a call.
+    n = "1" if target == "executorch" else "n"
+    return (
+        f"uint8 ({n}, 3, {spec.input_size}, {spec.input_size}), RGB in 0..255; "
+        "the model normalizes. Of a picture: upright by its EXIF orientation, alpha laid on white, "
+        f"the high byte of 16 bits, the shorter side scaled to {spec.input_size} (bilinear, "
+        "antialiased), the middle of the longer kept",
+        f"float32 ({n}, {head.num_classes}) logits",
+    )
+
+
+def finish(card: Card, path: Path, facts: FileFacts) -> ExportReport:
+    """Write the card beside a file that is in place."""
+    whole = card.model_copy(update={"file": facts})
+    BESIDE.write(card_path(path), json.loads(whole.to_json()))  # which has null for NaN
+    report = ExportReport(
+        target=card.target,
+        path=path,
+        model_bytes=facts.bytes,
+        sha256=facts.sha256,
+        features_equal=facts.features_equal,
+        default_engine=facts.default_engine,
+        weights=card.weights,
+    )
+    if card.self_check is None:
+        return report
+    return replace(
+        report,
+        argmax_agreement=card.self_check.argmax_agreement,
+        max_logit_difference=card.self_check.max_logit_difference,
+        accuracy=card.self_check.accuracy,
+        images=card.self_check.images,
+    )

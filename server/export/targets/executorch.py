@@ -1,0 +1,166 @@
+"""model.pte: the same int8 network for ExecuTorch, computed by XNNPACK."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from common.backbone.frozen import FrozenBackbone
+from common.types import Head
+from server.export.float_network import Convolution, Step, recorded
+from server.export.other_runtime import export_checked
+from server.export.runtime_cards import ExportReport
+from server.export.trained import TrainedModel
+
+__all__ = ["StandardModel", "executorch_file", "export_executorch", "lowered"]
+
+# XNNPACK's activations are int8: what is q in uint8 is q - 128 there.
+_SHIFT = 128
+_INT8 = (-128, 127, torch.int8)
+_WEIGHTS = (-127, 127, torch.int8)
+
+
+def export_executorch(trained: TrainedModel, path: Path) -> ExportReport:
+    """Write the file, for one image a call.
+
+    Raises:
+        ExportError: it does not run, or its logits are not finite.
+        MissingExtraError: executorch is not installed.
+    """
+    return export_checked(
+        trained,
+        path,
+        "executorch",
+        lambda t: executorch_file(t.backbone, t.head),
+        "run_executorch.py",
+    )
+
+
+def executorch_file(backbone: FrozenBackbone, head: Head | None) -> bytes:
+    """uint8 images (1, 3, H, W) to float32 logits (1, K), or to features (1, d)."""
+    return lowered(StandardModel(backbone, head).eval(), backbone.spec.input_size)
+
+
+def lowered(model: nn.Module, input_size: int) -> bytes:
+    """The file of any module that takes one uint8 image of that size."""
+    image = torch.zeros((1, 3, input_size, input_size), dtype=torch.uint8)
+    with _own_warnings(), torch.no_grad():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        program = torch.export.export(model, (image,))
+        edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        data: bytes = edge.to_executorch().buffer
+    return data
+
+
+@contextmanager
+def _own_warnings() -> Iterator[None]:
+    """Keep what executorch and torch.export say about themselves from the user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+class StandardModel(nn.Module):
+    """The recorded network in torch's standard operators, each step rounded to int8.
+
+    With a head it gives logits, without one the features of ``FrozenBackbone.features``.
+    """
+
+    def __init__(self, backbone: FrozenBackbone, head: Head | None) -> None:
+        super().__init__()
+        # Registers the operators quantized_decomposed.
+        from torch.ao.quantization.fx import _decomposed  # noqa: F401
+
+        self.network = network = recorded(backbone)
+        self.spec = backbone.spec
+        self.mean, self.std = backbone.module.mean.clone(), backbone.module.std.clone()
+        self.gain = torch.from_numpy(backbone.affine.gain.copy())
+        self.center = torch.from_numpy(backbone.affine.center.copy())
+        self.head: nn.Linear | None = None
+        if head is not None:
+            self.head = nn.Linear(head.num_features, head.num_classes, device="meta")
+            values = {"weight": head.weight, "bias": head.bias}
+            self.head.load_state_dict(
+                {name: torch.from_numpy(value.copy()) for name, value in values.items()},
+                assign=True,
+            )
+            self.head.requires_grad_(False)
+        for i, step in enumerate(network.steps):
+            if step.convolution is not None:
+                conv = step.convolution
+                zeros = np.zeros(len(conv.bias), np.int64)
+                arrays: dict[str, npt.NDArray[Any]] = {
+                    "weight": conv.weight,
+                    "scales": conv.weight_scales,
+                    "zeros": zeros,
+                    "bias": conv.bias,
+                }
+                for name, array in arrays.items():
+                    self.register_buffer(f"{name}{i}", torch.from_numpy(array.copy()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        network, spec = self.network, self.spec
+        x = (images.to(torch.float32) - self.mean) / self.std
+        results = [_Rounded(x, network.input_scale, network.input_zero_point)]
+        for i, step in enumerate(network.steps):
+            value = self._step(i, step, [results[k].values() for k in step.inputs])
+            results.append(_Rounded(value, step.scale, step.zero_point))
+        pooled = results[-1].values().mean([2, 3])
+        q = torch.clamp(torch.round(pooled / spec.feature_scale) + spec.feature_zero_point, 0, 255)
+        if self.head is None:
+            return q
+        logits: Tensor = self.head((q - self.center) * self.gain)
+        return logits
+
+    def _step(self, i: int, step: Step, inputs: list[Tensor]) -> Tensor:
+        if step.convolution is not None:
+            value = self._convolution(i, step.convolution, inputs[0])
+            return torch.relu(value) if step.kind == "conv_relu" else value
+        if step.kind == "add":
+            return inputs[0] + inputs[1]
+        if step.kind == "mul":
+            return inputs[0] * inputs[1]
+        if step.kind == "hardswish":
+            return nn.functional.hardswish(inputs[0])
+        if step.kind == "hardsigmoid":
+            return nn.functional.hardsigmoid(inputs[0])
+        return inputs[0].mean([-1, -2], keepdim=True)
+
+    def _convolution(self, i: int, conv: Convolution, x: Tensor) -> Tensor:
+        packed = (getattr(self, f"{name}{i}") for name in ("weight", "scales", "zeros"))
+        dequantize = torch.ops.quantized_decomposed.dequantize_per_channel
+        weight = dequantize(*packed, 0, *_WEIGHTS)
+        bias = getattr(self, f"bias{i}")
+        return torch.conv2d(x, weight, bias, conv.stride, conv.padding, 1, conv.groups)
+
+
+class _Rounded:
+    """A result as int8.
+
+    Each reader dequantizes for itself: where two share that node, XNNPACK's partitions would
+    depend on each other in a cycle.
+    """
+
+    def __init__(self, value: Tensor, scale: float, zero_point: int) -> None:
+        self.step = (scale, zero_point - _SHIFT, *_INT8)
+        self.q = torch.ops.quantized_decomposed.quantize_per_tensor(value, *self.step)
+
+    def values(self) -> Tensor:
+        values: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(self.q, *self.step)
+        return values

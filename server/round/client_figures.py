@@ -1,0 +1,167 @@
+"""How each client fares with the last head, counted by itself on its own test part."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.datasets import Dataset
+from common.errors import FedheadError, ReplyError
+from common.experiment import client_shares
+from common.messages import EvaluateReply, EvaluateRequest
+from common.noise import COUNTED_CLIENTS, COUNTED_EXAMPLES
+from common.types import Head
+from server.record.runfolder import CLIENTS
+from server.round.algorithm import Run
+from server.round.exchange import ask
+from server.round.replies import check_lengths
+
+__all__ = ["ClientFigures", "ask_clients", "write_clients"]
+
+logger = logging.getLogger("fedhead")
+
+_PARTS = ("mean", "p10", "min")
+
+
+@dataclass(frozen=True)
+class ClientFigures:
+    """Counts by client.
+
+    Attributes:
+        num_examples: in the test part of each client that has one.
+        correct: what the head of all gets right there.
+        personal_correct: what the client's own head does; None where there are none.
+    """
+
+    num_examples: Mapping[int, int]
+    correct: Mapping[int, int]
+    personal_correct: Mapping[int, int] | None
+
+    def summary(self) -> dict[str, Any]:
+        """Mean, 10th percentile and worst of the clients' accuracies, and what they rest on.
+
+        The mean is of all clients. Percentile and worst are of those with ``COUNTED_EXAMPLES``,
+        and None where these are fewer than ``COUNTED_CLIENTS``: of clients with a few examples
+        the worst is the unluckiest, not the one whom the head serves badly.
+        """
+        sizes = sorted(self.num_examples.values())
+        rows = {"client_accuracy": self.correct, "personal_accuracy": self.personal_correct}
+        spread = {
+            f"{name}_{part}": value
+            for name, correct in rows.items()
+            for part, value in zip(_PARTS, self._spread(correct), strict=True)
+        }
+        tests = {
+            "clients": len(sizes),
+            "examples": sum(sizes),
+            "fewest": sizes[0] if sizes else 0,
+            "most": sizes[-1] if sizes else 0,
+            "counted": sum(size >= COUNTED_EXAMPLES for size in sizes),
+        }
+        return {**spread, "client_tests": tests}
+
+    def _spread(self, correct: Mapping[int, int] | None) -> tuple[float | None, ...]:
+        rates = {client: n / self.num_examples[client] for client, n in (correct or {}).items()}
+        if not rates:
+            return (None, None, None)
+        mean = float(np.mean(list(rates.values())))
+        counted = [
+            rate for client, rate in rates.items() if self.num_examples[client] >= COUNTED_EXAMPLES
+        ]
+        if len(counted) < COUNTED_CLIENTS:
+            return (mean, None, None)
+        return mean, float(np.percentile(counted, 10)), min(counted)
+
+
+def ask_clients(run: Run, head: Head, personal: float) -> ClientFigures:
+    """Let clients evaluate a head; who does not answer, or badly, is left out.
+
+    So is who has not answered a round yet: it would keep everybody for another deadline.
+
+    Args:
+        run: grid, registry and configuration.
+        head: of all.
+        personal: lambda of the clients' own heads, 0 for none.
+    """
+    by_node: dict[int, list[int]] = {}
+    run.registry.stragglers.poll()
+    if busy := run.registry.stragglers.busy() & run.registry.clients.keys():
+        logger.info("%d clients still owe a round an answer and do not evaluate", len(busy))
+    for number, client in sorted(run.registry.clients.items()):
+        if number not in busy:
+            by_node.setdefault(client.node, []).append(number)
+    answers, errors = ask(
+        run.grid,
+        "evaluate",
+        lambda node: EvaluateRequest(
+            head, tuple(by_node[node]), run.fingerprint, run.run_id, personal
+        ).write(),
+        sorted(by_node),
+        run.config.round.deadline_seconds,
+        run.registry.refuse,
+    )
+    for node, reason in errors.items():
+        logger.warning("%s did not evaluate: %s", run.registry.node_name(node), reason)
+    counts: dict[int, tuple[int, ...]] = {}
+    for node in sorted(answers):
+        asked = by_node[node]
+        try:
+            check_lengths(answers[node], len(asked))
+            counts |= _counts(EvaluateReply.read(answers[node]), set(asked), personal)
+        except FedheadError as exc:
+            run.registry.refuse(node, f"evaluates badly, {exc}")
+    columns = [{client: row[i] for client, row in sorted(counts.items())} for i in range(3)]
+    return ClientFigures(columns[0], columns[1], columns[2] if personal else None)
+
+
+def _counts(reply: EvaluateReply, asked: set[int], personal: float) -> dict[int, tuple[int, ...]]:
+    """Examples, correct and, or 0, correct by its own head, of each client in a reply.
+
+    Raises:
+        ReplyError: a client that was not asked, or counts that cannot be.
+    """
+    own = reply.personal_correct if personal else (0,) * len(reply.clients)
+    counts = {}
+    for row in zip(reply.clients, reply.num_examples, reply.correct, own, strict=False):
+        client, total, *correct = row
+        if client not in asked:
+            raise ReplyError(f"it speaks for client {client}, which it was not asked for")
+        if not (1 <= total < 2**31 and all(0 <= right <= total for right in correct)):
+            raise ReplyError(f"it counts {max(correct)} of {total} examples as correct")
+        counts[client] = (total, *correct)
+    if not np.isfinite(reply.loss).all():
+        raise ReplyError("a loss is not finite")
+    if len(counts) != len(reply.clients):
+        raise ReplyError("it names a client twice, or has no count of a client's own head")
+    return counts
+
+
+def write_clients(path: Path, run: Run, dataset: Dataset, figures: ClientFigures) -> None:
+    """Write who holds what and how it fares, a list entry for each simulated client, as JSON.
+
+    ``train_label_counts`` are those of the true labels, whatever noise or attack there is; a
+    client without a test part, or one that did not say how it fares, has 0 examples there.
+    """
+    shares, k = client_shares(run.config), dataset.num_classes
+    clients = sorted(run.registry.clients)
+
+    def column(values: Mapping[int, int]) -> list[int]:
+        return [values.get(client, 0) for client in clients]
+
+    own = figures.personal_correct
+    content = {
+        "client": clients,
+        "train_label_counts": [
+            np.bincount(dataset.labels[shares[client].train], minlength=k).tolist()
+            for client in clients
+        ],
+        "test_examples": column(figures.num_examples),
+        "test_correct": column(figures.correct),
+        "personal_correct": None if own is None else column(own),
+    }
+    CLIENTS.write(path, content)

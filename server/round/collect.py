@@ -1,0 +1,238 @@
+"""One round's requests and what of the answers is fit to count."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+from flwr.app import Message
+
+from common.errors import FedheadError, ReplyError, RunError
+from common.messages import TrainReply, TrainRequest, payload_bytes
+from common.types import ClientPlan, Head, UpdateBatch
+from common.updates import client_weights
+from common.validate import LARGEST, check_fields, check_scales, check_statistics, field_shapes
+from server.record.events import event
+from server.round.algorithm import RoundResult, Run
+from server.round.exchange import Exchange, is_from_device
+from server.round.replies import check_lengths, check_payloads, check_reply, check_size
+
+__all__ = ["Collector"]
+
+_WAVE_BYTES = 64_000_000  # of single clients' updates; some 1,200 heads of ten classes
+
+
+@dataclass(frozen=True, eq=False)
+class Collector:
+    """Asks a cohort and checks what comes back.
+
+    Attributes:
+        run: grid, registry and configuration.
+        plan: of the round.
+        head: that the clients start from.
+        reduce: whether a node sends the weighted sum of its clients or each one's own fields.
+        request: makes the request to some of a node's clients; with True it brings all arrays.
+        result: takes the counts and the reasons of what went wrong.
+        needs_all: who needs the updates of all clients in memory at once; empty if nobody does.
+    """
+
+    run: Run
+    plan: ClientPlan
+    head: Head
+    reduce: Literal["sum", "individual"]
+    request: Callable[[list[int], bool], TrainRequest]
+    result: RoundResult
+    needs_all: str
+
+    def collect(self, cohort: list[int]) -> Iterator[tuple[TrainReply, UpdateBatch]]:
+        """Valid replies, without their arrays, each with its rows; the others are counted.
+
+        Raises:
+            RunError: more single updates are needed at once than memory holds.
+        """
+        run = self.run
+        by_node: dict[int, list[int]] = {}
+        for client in cohort:
+            by_node.setdefault(run.registry.clients[client].node, []).append(client)
+        if not by_node:
+            return
+        size = self._clients_a_message(len(cohort), len(by_node))
+        ends = time.monotonic() + run.config.round.deadline_seconds
+        silent: set[int] = set()
+        # One wave after the other, so that single updates never lie about in great numbers.
+        for start in range(0, max(map(len, by_node.values())), size):
+            wave = {node: part for node, c in by_node.items() if (part := c[start : start + size])}
+            for node in silent & set(wave):
+                self.result.fail(wave.pop(node), "no answer")
+            for reply in self._wave(wave, ends, silent):
+                self.result.valid += len(reply.clients)
+                yield dataclasses.replace(reply, fields={}), self._batch(reply)
+
+    def check_row(
+        self,
+        fields: Mapping[str, npt.NDArray[np.generic]],
+        num_examples: int,
+        scale: float = 1.0,
+    ) -> None:
+        """Refuse one row of fields that cannot be.
+
+        Args:
+            fields: arrays without the row axis.
+            num_examples: that the row speaks for.
+            scale: sum of the weights in it; 1 for a single client's.
+
+        Raises:
+            ReplyError: wrong shape, not finite, above the norm bound, or impossible counts.
+        """
+        check_fields(fields, self._shapes, self.run.max_norm * scale * (1 + 1e-5), LARGEST * scale)
+        if "moments" in fields:
+            check_statistics(fields, num_examples)
+        check_scales(fields, scale * self.run.config.train.local().most_steps(num_examples))
+
+    @property
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return field_shapes(self.plan.fields, self.head.num_classes, self.head.num_features)
+
+    def _clients_a_message(self, cohort: int, nodes: int) -> int:
+        """How many clients' updates a node may send at once."""
+        if self.reduce == "sum":
+            return cohort
+        row_bytes = 4 * sum(math.prod(shape) for shape in self._shapes.values())
+        needed = 3 * row_bytes * cohort  # as they arrive, side by side, and in float64
+        if self.needs_all and needed > (free := psutil.virtual_memory().available):
+            raise RunError(
+                f"{self.needs_all} needs the updates of all {cohort} clients at once, "
+                f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: "
+                "lower train.clients-per-round"
+            )
+        return max(1, _WAVE_BYTES // (row_bytes * nodes))
+
+    def _wave(
+        self, by_node: dict[int, list[int]], ends: float, silent: set[int]
+    ) -> Iterator[TrainReply]:
+        """Valid replies, until the round closes; nodes that give no answer join ``silent``."""
+        run, missed = self.run, dict[int, list[int]]()
+        for attempt in range(2):
+            again = attempt > 0
+            messages = [self._message(node, by_node[node], again) for node in sorted(by_node)]
+            if again:
+                for message in messages:
+                    first = by_node[message.metadata.dst_node_id][:1]
+                    self.result.send(first, payload_bytes(message.content))
+            lacking: dict[int, list[int]] = {}
+            seconds = max(0.0, ends - time.monotonic())
+            registry = run.registry
+            exchange = Exchange(run.grid, messages, seconds, registry.look, registry.refuse)
+            for node, message in exchange:
+                clients = by_node.pop(node)
+                reply = self._read(message, clients)
+                if reply is None:
+                    continue
+                if (reply.missing_backbone or reply.missing_constant) and not again:
+                    lacking[node] = clients
+                    continue
+                if reply.clients:
+                    yield reply
+                left_out = set(clients) - {*reply.clients, *reply.rejected_clients}
+                self.result.fail(sorted(left_out), "not in its node's answer")
+                if self._has_enough():
+                    break
+            run.registry.stragglers.add(self.result.round_number, exchange, by_node)
+            missed |= by_node
+            by_node = lacking
+            if not lacking or self._has_enough():
+                break
+            seconds = max(0.0, ends - time.monotonic())
+            run.registry.deliver_backbone(sorted(lacking), seconds)
+        silent |= set(missed)
+        self._close(missed | by_node)
+
+    def _has_enough(self) -> bool:
+        """Whether a round of real devices need wait for nobody else.
+
+        The clock of simulated ones has said already whose answers come in time.
+        """
+        result = self.result
+        return not self.run.registry.simulated and result.valid >= result.wanted
+
+    def _close(self, by_node: Mapping[int, list[int]]) -> None:
+        """Count those who have not answered: slower than others, or not in time."""
+        clients = sorted(client for some in by_node.values() for client in some)
+        if clients and self._has_enough():
+            number, valid = self.result.round_number, self.result.valid
+            self.result.miss(clients)
+            message = f"round {number}: closed with {valid} valid updates, {len(clients)} to come"
+            event("closed", message, round=number, valid=valid, missing=len(clients))
+        else:
+            self.result.fail(clients, "no answer")
+
+    def _message(self, node: int, clients: list[int], brings_all: bool) -> Message:
+        request = self.request(clients, brings_all)
+        return Message(
+            content=request.write(),
+            dst_node_id=node,
+            message_type="train",
+            group_id=str(request.round_number),
+        )
+
+    def _read(self, message: Message, clients: list[int]) -> TrainReply | None:
+        result = self.result
+        if is_from_device(message) and not self.run.registry.simulated:
+            result.accounts.see(clients)
+        if message.has_error():
+            result.fail_with(clients, message)
+            return None
+        try:
+            rows = 1 if self.reduce == "sum" else len(clients)
+            check_lengths(message.content, len(clients))
+            check_size(message.content, self._shapes.values(), rows)
+            reply = TrainReply.read(message.content)
+            if not (reply.missing_backbone or reply.missing_constant):
+                check_reply(reply, self.run, set(clients), self.run.fingerprint)
+                check_payloads(reply, self._shapes.values())
+                self._check_rows(reply)
+        except FedheadError as exc:
+            for client in clients:
+                result.reject(client, str(exc))
+            return None
+        for client, reason in zip(reply.rejected_clients, reply.rejected_reasons, strict=True):
+            result.reject(client, reason)
+        return reply
+
+    def _check_rows(self, reply: TrainReply) -> None:
+        if not reply.clients:
+            return
+        summed = self.reduce == "sum"
+        rows = 1 if summed else len(reply.clients)
+        for name, array in reply.fields.items():
+            if array.shape[:1] != (rows,):
+                raise ReplyError(
+                    f"{name} has {len(array) if array.ndim else 0} rows, expected {rows}"
+                )
+        weights = client_weights(self.plan, np.array(reply.num_examples, np.int64))
+        # The norm of a weighted mean is at most the largest norm in it.
+        scale = float(weights.sum()) if summed else 1.0
+        for row in range(rows):
+            fields = {k: v[row] for k, v in reply.fields.items()}
+            count = sum(reply.num_examples) if summed else reply.num_examples[row]
+            self.check_row(fields, count, scale)
+
+    def _batch(self, reply: TrainReply) -> UpdateBatch:
+        examples = np.array(reply.num_examples, np.int64)
+        weights = client_weights(self.plan, examples)
+        if self.reduce == "sum":
+            return UpdateBatch(
+                client_ids=(reply.clients,),
+                num_examples=examples.sum(keepdims=True),
+                weights=weights.sum(keepdims=True),
+                fields=reply.fields,
+            )
+        ids = tuple((client,) for client in reply.clients)
+        return UpdateBatch(ids, examples, weights, reply.fields)

@@ -1,0 +1,128 @@
+"""Before the first round: the clients come, and simulated ones are told what they have."""
+
+from __future__ import annotations
+
+import logging
+
+from flwr.serverapp import Grid
+
+from common.config import AttackConfig, AvailabilityConfig, Config
+from common.datasets import Dataset
+from common.errors import ConfigError, RunError
+from common.experiment import (
+    calibration_positions,
+    client_shares,
+    held_out_positions,
+    malicious_clients,
+)
+from common.messages import DescribeRequest
+from common.unheld import unheld
+from server.record.progress import Progress
+from server.round.admission import Admission
+from server.round.algorithm import quorum
+from server.round.backbone_offer import Offer
+from server.round.registry import Registry
+from server.round.roster import Roster
+
+__all__ = ["join"]
+
+logger = logging.getLogger("fedhead")
+
+_JOIN_SECONDS = 120.0
+_DEVICE_EXAMPLES = 1000  # see round.max-examples-per-client
+
+
+def join(
+    grid: Grid,
+    config: Config,
+    run_id: str,
+    dataset: Dataset,
+    backbone: Offer,
+    progress: Progress,
+    roster: Roster | None = None,
+    *,
+    devices: bool = False,
+    resumes: bool = False,
+) -> Registry:
+    """The clients of a run; real ones as many as a round wants, or a run that goes on can do with.
+
+    Args:
+        grid: to reach the nodes.
+        config: of the run.
+        run_id: names the run in a node's state folder.
+        dataset: what the server tests on, with the names of the classes.
+        backbone: whose features the head reads.
+        progress: is told how many clients are connected.
+        roster: the deployment's devices; None: there is no deployment.
+        devices: whether they are known to be real: a node may be dead and Flower not know it yet.
+        resumes: whether rounds have been finished before.
+
+    Raises:
+        ConfigError: the configuration is for simulated clients, and these are real.
+        RunError: they are not all there, or did not come in time.
+    """
+    most = config.round.max_examples_per_client or (_DEVICE_EXAMPLES if roster else 0)
+    request = DescribeRequest(
+        run_id=run_id,
+        classes=dataset.classes,
+        test_fraction=config.partition.test_fraction,
+        seed=config.seed,
+        name=config.name,
+        max_examples=most,
+    )
+    registry = Registry(
+        grid,
+        request,
+        backbone,
+        admission=Admission(roster, max_clients=config.partition.num_clients, max_examples=most),
+        deadline_seconds=config.round.deadline_seconds,
+        progress=progress,
+    )
+    wanted = config.train.asked(registry.population)
+    needed = quorum(config, wanted) if resumes else max(1, wanted)
+    if devices:
+        registry.wait_for(needed, _JOIN_SECONDS, _JOIN_SECONDS)
+    else:
+        registry.wait_for(1, _JOIN_SECONDS)
+    if not registry.simulated:
+        simulated = {
+            "[availability]": config.availability != AvailabilityConfig(),
+            "[attack]": config.attack != AttackConfig(),
+            "data.label-noise": config.data.label_noise > 0,
+        }
+        if wrong := [key for key, given in simulated.items() if given]:
+            raise ConfigError([f"{key} is for simulated clients, these are real" for key in wrong])
+        registry.wait_for(needed, _JOIN_SECONDS)
+        if resumes and roster and not wanted:
+            # All clients are wanted: not the first that comes is to go on alone.
+            registry.gather(quorum(config, roster.size), _JOIN_SECONDS, _JOIN_SECONDS)
+    else:
+        # All simulated nodes are there from the start, so each client is or never will be.
+        expected = {i for i, share in enumerate(client_shares(config)) if len(share.train)}
+        if missing := sorted(expected - set(registry.clients)):
+            raise RunError(f"no node hosts the clients {missing[:10]}")
+        _account(config, dataset)
+    share, population = config.train.clients_per_round, registry.population
+    if isinstance(share, float):
+        asked = config.train.asked(population)
+        logger.info(
+            "train.clients-per-round = %g: a round asks %d of %d clients", share, asked, population
+        )
+    return registry
+
+
+def _account(config: Config, dataset: Dataset) -> None:
+    """Where the images of a simulation have gone."""
+    shares = client_shares(config)
+    train, test = (sum(len(getattr(s, part)) for s in shares) for part in ("train", "test"))
+    logger.info(
+        "%d images: %d to test with on the server, %d to quantize with",
+        len(dataset), len(held_out_positions(config)), len(calibration_positions(config)),
+    )  # fmt: skip
+    logger.info("%d clients train on %d and keep %d to test with", len(shares), train, test)
+    for line in unheld(config):
+        logger.warning("%s", line)
+    if malicious := malicious_clients(config):
+        attack = config.attack
+        scale = f" with scale {attack.strength:g}" if attack.strength else ""
+        logger.info("%d clients are malicious: %s%s", len(malicious), attack.kind, scale)

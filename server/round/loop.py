@@ -1,0 +1,190 @@
+"""The round loop, the only one: train, evaluate, write metrics, checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from common.evaluation import Evaluation, evaluate
+from common.progress import stage
+from common.types import FeatureSet, Head
+from server.record.checkpoint import Checkpoint, save_checkpoint
+from server.record.events import event
+from server.record.replaced import forget_replaced
+from server.record.runfolder import MetricsLog, RunFolder
+from server.round.algorithm import Algorithm, RoundResult, Run, quorum
+from server.round.registry import Registry
+from server.round.replies import LARGEST_LOSS
+
+__all__ = ["run_rounds"]
+
+logger = logging.getLogger("fedhead")
+
+
+def _metrics(result: RoundResult, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
+    return {
+        "accuracy": evaluation.accuracy,
+        "loss": evaluation.loss,
+        "class-accuracy": evaluation.class_accuracy,
+        "confusion": evaluation.confusion.tolist(),
+        "train-loss-before": result.loss_before,
+        "train-loss-after": result.loss_after,
+        "cohort": result.cohort,
+        "accepted": result.accepted,
+        "valid": result.valid,
+        "rejected": result.rejected,
+        "failed": result.failed,
+        "dropped": result.dropped,
+        "late": result.late,
+        "simulated-seconds": result.simulated_seconds or 0.0,
+        "num-examples": result.num_examples,
+        "uplink-bytes": result.uplink_bytes,
+        "downlink-bytes": result.downlink_bytes,
+        "train-seconds": round(result.train_seconds, 4),
+        "seconds": round(seconds, 4),
+    }
+
+
+class _Judge:
+    """Evaluates heads on the server's test set, the same one only once.
+
+    Attributes:
+        seconds: that evaluations have taken so far.
+    """
+
+    def __init__(self, test: FeatureSet) -> None:
+        self.seconds = 0.0
+        self._test = test
+        self._last: tuple[Head, Evaluation] | None = None
+
+    def evaluate(self, head: Head) -> Evaluation:
+        if self._last is None or self._last[0] is not head:
+            started = time.perf_counter()
+            self._last = head, evaluate(head, self._test)
+            self.seconds += time.perf_counter() - started
+        return self._last[1]
+
+    def fault(self, head: Head) -> str:
+        """Why a head must not be kept; empty: it is fine."""
+        if not np.isfinite(head.matrix).all():
+            return "the new head is not finite"
+        loss = self.evaluate(head).loss
+        # Clients' own losses near it would be refused as well, in this and all later rounds.
+        return "" if loss <= LARGEST_LOSS else f"the loss of the new head is {loss:g}"
+
+
+_COUNTED = (
+    "valid", "rejected", "failed", "dropped", "late", "accepted", "uplink-bytes",
+    "downlink-bytes", "simulated-seconds", "train-seconds", "seconds",
+)  # fmt: skip
+
+
+def run_rounds(
+    run: Run,
+    algorithm: Algorithm,
+    head: Head,
+    test: FeatureSet,
+    folder: RunFolder,
+    checkpoint: Checkpoint | None,
+    *,
+    is_cell: bool = False,
+) -> tuple[Head, int, Mapping[str, float]]:
+    """Run from the round after the checkpoint, or from the first, to the last.
+
+    Args:
+        run: grid, registry and configuration.
+        algorithm: trains.
+        head: the first head; a checkpoint's takes its place.
+        test: the server's test set.
+        folder: gets metrics and checkpoints.
+        checkpoint: where to go on from.
+        is_cell: a cell of a comparison: metrics.jsonl alone.
+
+    Returns:
+        The last head, the number of finished rounds, and the totals of the run.
+    """
+    config = run.config
+    done = checkpoint.round_number if checkpoint else 0
+    head = checkpoint.head if checkpoint else head
+    counters = dict.fromkeys(_COUNTED, 0.0) | dict(checkpoint.counters if checkpoint else {})
+    algorithm.start(head, checkpoint)
+    judge = _Judge(test)
+    with MetricsLog(folder.path, done, events=not is_cell) as log:
+        for round_number in range(done + 1, config.train.rounds + 1):
+            started, before = time.perf_counter(), judge.seconds
+            with stage(f"round {round_number}/{config.train.rounds}"):
+                _gather(run, round_number)
+                step = algorithm.step(round_number, head, judge.fault)
+            if step is None:
+                logger.info("every client has been asked: done after %d rounds", done)
+                break
+            head, result = step
+            result.train_seconds -= judge.seconds - before  # a new head is evaluated on the way
+            _count_late(run.registry, result)
+            evaluation = judge.evaluate(head)
+            metrics = _metrics(result, evaluation, time.perf_counter() - started)
+            for name in _COUNTED:
+                counters[name] += metrics[name]
+            log.write(round_number, metrics)
+            if not is_cell:
+                save_checkpoint(
+                    folder.checkpoints,
+                    round_number=round_number,
+                    head=head,
+                    state=algorithm.state,
+                    counters=counters,
+                    keep=config.round.keep_checkpoints,
+                )
+                forget_replaced(folder.path)
+            if not run.registry.simulated:
+                run.registry.accounts.write(folder.devices)
+            done = round_number
+            _report(round_number, config.train.rounds, result, evaluation)
+    return head, done, counters
+
+
+def _gather(run: Run, round_number: int) -> None:
+    """See who is there; wait for real devices that the round cannot do without.
+
+    If they do not come by the deadline, the round is lost.
+    """
+    config, registry = run.config, run.registry
+    registry.refresh()
+    asked = config.train.asked(registry.population)
+    wanted = min(asked or len(registry.clients), len(registry.known))
+    needed = quorum(config, wanted)
+    registry.progress.update(round_number=round_number, rounds=config.train.rounds, quorum=needed)
+    if not registry.simulated:
+        registry.gather(needed, config.round.deadline_seconds)
+
+
+def _count_late(registry: Registry, result: RoundResult) -> None:
+    """Count answers to earlier rounds that have come since; they are not looked at."""
+    registry.stragglers.poll()
+    for reply in registry.stragglers.take():
+        result.answered_late(reply.clients)
+        if not registry.simulated:
+            registry.accounts.see(reply.clients)
+        for client in reply.clients:
+            name = registry.name(client)
+            event(
+                "late", f"round {reply.round_number}: {name}: answered after it closed",
+                level=logging.WARNING, round=reply.round_number, client=client, name=name,
+            )  # fmt: skip
+
+
+def _report(number: int, rounds: int, result: RoundResult, evaluation: Evaluation) -> None:
+    loss = "-" if result.loss_before is None else f"{result.loss_before:.3f}"
+    event(
+        "round",
+        f"round {number:{len(str(rounds))}}/{rounds}  accuracy {evaluation.accuracy:.4f}  "
+        f"loss {evaluation.loss:.4f}  train {loss}  clients {result.valid}/{result.cohort}  "
+        f"up {result.uplink_bytes / 1e6:.2f} MB",
+        round=number, accepted=result.accepted, accuracy=evaluation.accuracy,
+        cohort=result.cohort, valid=result.valid, rejected=result.rejected,
+        failed=result.failed, late=result.late,
+    )  # fmt: skip
