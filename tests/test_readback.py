@@ -64,7 +64,7 @@ from simulations.run import open_run
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(
     path
-    for room in ("common", "client", "server", "simulations")
+    for room in ("common", "client", "server", "simulations", "fedhead")
     for path in (ROOT / room).rglob("*.py")
 )
 FLIPS = 20

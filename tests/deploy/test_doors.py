@@ -78,7 +78,7 @@ def hostile(folder: Path, file: Path) -> None:
         (folder / name).mkdir(parents=True)
         (folder / name / "app.py").write_text(text.format(file=str(file)))
         (folder / name / "__init__.py").touch()
-    for name in ("common", "simulations"):
+    for name in ("common", "fedhead", "simulations"):
         (folder / name).mkdir()
         (folder / name / "__init__.py").write_text(f"open({str(file)!r}, 'w').close()")
     (folder / "sitecustomize.py").write_text(f"open({str(file)!r}, 'w').close()")

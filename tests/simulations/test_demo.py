@@ -28,8 +28,8 @@ import sys
 
 class Only:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"common", "client", "server", "simulations", "flwr",
-                                      "torchvision", "safetensors", "PIL", "pydantic"}:
+        if name.partition(".")[0] in {"common", "client", "fedhead", "server", "simulations",
+                                      "flwr", "torchvision", "safetensors", "PIL", "pydantic"}:
             raise ImportError(f"{name} is not here")
 
 sys.meta_path.insert(0, Only())

@@ -102,7 +102,7 @@ def test_stock_fedavg_gives_the_same_head_with_a_supernode_for_each_client(tiny:
 @pytest.mark.slow
 def test_plain_flwr_run_of_a_fresh_checkout(tiny: Make, tmp_path: Path) -> None:
     app, run = tmp_path / "checkout", tmp_path / "plain"
-    for name in ("client", "common", "server", "simulations"):
+    for name in ("client", "common", "fedhead", "server", "simulations"):
         shutil.copytree(ROOT / name, app / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, app)
@@ -128,7 +128,9 @@ def test_plain_flwr_run_of_a_fresh_checkout(tiny: Make, tmp_path: Path) -> None:
         (bundle,) = (Path(environment["FLWR_HOME"]) / "apps").iterdir()
         assert_nobody_else_is_answered(environment)
         top = {path.name for path in bundle.iterdir()} - {".info"}
-        assert top == {"client", "common", "server", "simulations", "pyproject.toml", "LICENSE"}
+        assert top == {
+            "client", "common", "fedhead", "server", "simulations", "pyproject.toml", "LICENSE",
+        }  # fmt: skip
     assert "fedhead INFO: round 2/2" in log
     assert (run / "model.pt").exists()
     assert_same_head(run, reference)
