@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from common.datasets.split import stratified_split
 from common.errors import DataError, MissingExtraError
-from common.pictures import new_figure, save_figure
+from common.plots import new_figure, save_figure
 from common.seeding import Purpose, draws, permutation
 from common.types import IntArray
 

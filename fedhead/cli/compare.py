@@ -68,8 +68,8 @@ def compare(
     """
     from common.config import load_config
     from common.machine import cores
-    from simulations.compare.compare import run_grid
-    from simulations.compare.parse import parse_grid
+    from simulations.compare.compare import run_comparison
+    from simulations.compare.parse import parse_comparison
     from simulations.deploy.processes import alone
     from simulations.report import check_installed
 
@@ -78,7 +78,7 @@ def compare(
     elsewhere |= {"data.validation-fraction": "--validation-fraction"} if sweep else {}
     elsewhere |= {"partition.scheme": "--partitions"} if partitions else {}
     base = load_config(experiment, read_overrides(set_, elsewhere=elsewhere))
-    grid = parse_grid(
+    grid = parse_comparison(
         base,
         strategies=strategies,
         partitions=partitions,
@@ -97,7 +97,7 @@ def compare(
     try:
         # Cells that were cut off begin again: another process's must not look like them.
         with alone(folder, "fedhead compare"):
-            chosen = run_grid(grid, folder, jobs=jobs or cores())
+            chosen = run_comparison(grid, folder, jobs=jobs or cores())
     except KeyboardInterrupt:
         print_error("interrupted; the same command goes on")
         raise typer.Exit(130) from None

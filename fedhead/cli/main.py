@@ -28,7 +28,7 @@ from fedhead.cli.keys import keys
 from fedhead.cli.measure import measures
 from fedhead.cli.predict import predict
 from fedhead.cli.publish import publish
-from fedhead.cli.tables import closing_table, export_table, rows_table
+from fedhead.cli.run_tables import closing_table, export_table, rows_table
 from fedhead.cli.terminal import JsonFlag, print_error, read_overrides
 
 __all__ = ["main"]
@@ -156,7 +156,7 @@ def resume(
     from common.config import parse_overrides
     from server.record.runfolder import read_run_json, resume_command
     from simulations.deploy.launch import check_served
-    from simulations.going_on import change_run, needs_data
+    from simulations.resume import change_run, needs_data
     from simulations.run import open_run
 
     config = open_run(run_folder)
@@ -253,7 +253,7 @@ def export(
     Each file first runs in a process of its own and is compared with the head.
     """
     from common.config import parse_overrides
-    from simulations.going_on import needs_data
+    from simulations.resume import needs_data
     from simulations.run import export_run, open_run
 
     targets = list(dict.fromkeys(target or [Target.MODEL]))
@@ -287,7 +287,7 @@ def partition(
     from common.config import load_config
     from common.experiment import client_shares, experiment_dataset
     from common.partition import plot_partition
-    from common.pictures import check_drawable
+    from common.plots import check_drawable
     from common.unheld import unheld
 
     check_drawable(out, purpose="drawing the partition")  # before data are read

@@ -47,9 +47,9 @@ def probe(
     Linear heads on the frozen int8 backbone's features, in cross-validation.
     """
     from common.config import load_config
-    from common.pictures import check_drawable
+    from common.plots import check_drawable
     from simulations.probe import draw, judge, probe_data
-    from simulations.probe.tables import as_json, tables
+    from simulations.probe.probe_tables import as_json, tables
 
     check_drawable(out, purpose="drawing a probe")  # before the long work
     found = probe_data(
@@ -80,7 +80,7 @@ def profile(
 ) -> None:
     """Where a model's time goes on this machine: layers, images per second, memory."""
     from simulations.speed import profile_model
-    from simulations.speed.tables import as_json, tables
+    from simulations.speed.profile_tables import as_json, tables
 
     found = profile_model(model, engine=engine, trace=trace)
     if json_:
@@ -124,7 +124,7 @@ def quantize_report(
     Writes quantize.md, quantize.json and quantize.png.
     """
     from common.config import load_config
-    from common.pictures import check_drawable
+    from common.plots import check_drawable
     from simulations.quantization import as_json, notes, tables, write_report
     from simulations.quantization import quantize_report as measure
 

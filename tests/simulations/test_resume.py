@@ -23,8 +23,8 @@ from common.config import Config, load_config
 from common.files import simulated_state
 from common.types import Head
 from server.record.checkpoint import save_checkpoint
-from simulations.going_on import MAY_CHANGE, anchored
 from simulations.report.runs import flat
+from simulations.resume import MAY_CHANGE, anchored
 from simulations.run import open_run, read_summary, run_in_process
 
 Make = Callable[..., Path]

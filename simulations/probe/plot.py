@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from common.pictures import new_figure, save_figure
+from common.plots import new_figure, save_figure
 from simulations.probe.measure import Probe
 
 __all__ = ["draw"]
@@ -21,7 +21,7 @@ def draw(probe: Probe, target: float, path: Path) -> None:
     Args:
         probe: the figures.
         target: accuracy that is needed, drawn as a line.
-        path: of the file; see ``common.pictures``.
+        path: of the file; see ``common.plots``.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.pictures import new_figure, save_figure
+from common.plots import new_figure, save_figure
 from simulations.quantization.render import NAMES
 from simulations.quantization.report import Report, Row
 
