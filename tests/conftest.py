@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from server.export.exporters import ExportReport
     from server.export.trained import TrainedModel
 
-# Before flwr or torch is imported anywhere; see fedhead/cli/main.
+# Before flwr or torch is imported anywhere; see fedhead/environment.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")

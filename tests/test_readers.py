@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(
     path
-    for room in ("common", "client", "server", "simulations")
+    for room in ("common", "client", "server", "simulations", "fedhead")
     for path in (ROOT / room).rglob("*.py")
 )
 

@@ -41,7 +41,7 @@ def predict(
     An image that cannot be read is named, the others go on, and the exit code is 1.
     """
     from server.export.exported import exported
-    from server.export.predict import find_pictures, write_csv
+    from server.export.predict import find_images, write_csv
     from server.export.predict import predict as predictions
 
     if csv is not None and json_:
@@ -49,7 +49,7 @@ def predict(
     if csv is not None and csv.is_dir():
         raise ConfigError([f"--csv {csv} is a folder, expected a file"])  # before the long work
     with exported(model) as loaded:
-        found = find_pictures(images)
+        found = find_images(images)
         answers = predictions(loaded, found)
         if json_ or csv not in (None, _STDOUT):  # else the lines themselves show how far it is
             answers = track(answers, "Predicting", len(found))

@@ -87,7 +87,7 @@ def exported(path: Path) -> Iterator[Exported]:
     card = _card(path)
     load = _LOADERS.get(card.target)
     if load is None:
-        raise ExportError(f"{path} is a {card.target} alone, which cannot tell pictures apart")
+        raise ExportError(f"{path} is a {card.target} alone, which cannot tell images apart")
     with ExitStack() as stack:
         if card.target in ("model", "device", "lite"):
             stack.enter_context(quantized_engine(card.engine))

@@ -75,7 +75,7 @@ def parse_comparison(
 
 def _each(names: Sequence[str], parse: Callable[[str], _Parsed]) -> tuple[list[_Parsed], list[str]]:
     """What each name means, once, and all problems of those that mean nothing."""
-    parsed, problems = [], []
+    parsed, problems = list[_Parsed](), list[str]()
     for name in dict.fromkeys(names):
         try:
             parsed.append(parse(name))
@@ -86,7 +86,7 @@ def _each(names: Sequence[str], parse: Callable[[str], _Parsed]) -> tuple[list[_
 
 def _axes(sweeps: Sequence[str]) -> tuple[list[tuple[str, list[str]]], list[str]]:
     """What is swept, by its key as given, with its values; and all problems."""
-    axes, problems = [], []
+    axes, problems = list[tuple[str, list[str]]](), list[str]()
     for sweep in sweeps:
         key, _, values = sweep.partition("=")
         if not _words(values):

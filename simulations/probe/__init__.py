@@ -1,4 +1,4 @@
-"""Does training the head alone suffice for these pictures? Asked before anything is deployed."""
+"""Does training the head alone suffice for these images? Asked before anything is deployed."""
 
 from simulations.probe.measure import Probe, probe_data
 from simulations.probe.plot import draw

@@ -1,4 +1,4 @@
-"""A probe as a picture: the learning curve, and which classes are taken for which."""
+"""A probe as a plot: the learning curve, and which classes are taken for which."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_NAMES = 40
 
 
 def draw(probe: Probe, target: float, path: Path) -> None:
-    """Write the picture.
+    """Write the plot.
 
     Args:
         probe: the figures.

@@ -41,7 +41,7 @@ def _figures(probe: Probe) -> Table:
     table.add_column(no_wrap=True)
     table.add_column()
     for name, value in (
-        ("data", f"{probe.source}, {probe.num_examples} pictures, {len(probe.classes)} classes"),
+        ("data", f"{probe.source}, {probe.num_examples} images, {len(probe.classes)} classes"),
         ("backbone", f"{spec.arch}, int8 ({spec.engine}), {spec.input_size} px, {spec.weights}"),
         ("linear head, 5 folds", f"{probe.accuracy:.1%} (95% interval {low:.1%} to {high:.1%})"),
         ("the same on its training part", f"{probe.training_accuracy:.1%}"),

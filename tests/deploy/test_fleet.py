@@ -100,7 +100,7 @@ class Garden:
     def carry(self, name: str, number: int) -> None:
         """Bring a device its folder, and start it there."""
         shutil.copytree(self.deployed.folder / "devices" / name, self.away / name)
-        self.deployed.give_pictures(name, number)
+        self.deployed.give_images(name, number)
         self.deployed.start_device(name)
 
 

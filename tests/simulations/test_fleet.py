@@ -24,7 +24,7 @@ from server.record.events import EVENTS
 from server.round.roster import CLIENT, read_roster
 from simulations.deploy import changes, device_keys, fleet, operator
 from simulations.deploy.device_keys import admitted_keys, key_id, put_out, read_key, revoked_keys
-from simulations.deploy.folder import write_deployment
+from simulations.deploy.folder import Ports, write_deployment
 from simulations.deploy.last_run import remember_run
 from simulations.deploy.operator import Node, register_folder
 from simulations.deploy.processes import alone
@@ -72,7 +72,7 @@ def garden(tmp_path: Path) -> Path:
         folder,
         addresses=["fed.example.org"],
         devices=["kitchen", "hall", "cellar"],
-        operator_port=port,
+        ports=Ports(operators=port),
     )
     return folder
 
