@@ -1,4 +1,4 @@
-"""One experiment in this process, or through Flower's own engine; resume and export again."""
+"""One experiment's run: begun, opened, run in this process, and exported again."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def export_table(reports: Sequence[ExportReport]) -> None:
     for r in reports:
         if (default := r.default_engine) and default.check:
             accuracy, engine = _percent(default.check.accuracy), default.engine
-            print(f"{r.path.name}: {accuracy} with torch's default engine here, {engine}")
+            print(f"{r.path.name}: {accuracy} with torch's default quantized engine here, {engine}")
 
 
 def closing_table(s: Mapping[str, Any]) -> None:

@@ -44,7 +44,7 @@ def _figures(probe: Probe) -> Table:
         ("data", f"{probe.source}, {probe.num_examples} images, {len(probe.classes)} classes"),
         ("backbone", f"{spec.arch}, int8 ({spec.engine}), {spec.input_size} px, {spec.weights}"),
         ("linear head, 5 folds", f"{probe.accuracy:.1%} (95% interval {low:.1%} to {high:.1%})"),
-        ("the same on its training part", f"{probe.training_accuracy:.1%}"),
+        ("the same on what it trained on", f"{probe.training_accuracy:.1%}"),
         ("nearest neighbours", f"{probe.neighbours:.1%}"),
         ("linear head on bare pixels", f"{probe.pixels:.1%}"),
         ("always the commonest class", f"{probe.commonest:.1%}"),

@@ -175,7 +175,7 @@ def test_devices_come_and_go_and_authorities_follow_while_the_server_runs(
     deployed.processes["kitchen"].terminate()  # it would try again and again
     assert running.wait(400) == 0, deployed.said("run")
     assert (row("kitchen")["state"], row("kitchen")["token"]) == ("revoked", "revoked")
-    part = row("hall")["part"]
+    part = row("hall")["last-run"]
     assert (part["examples"], part["valid"]) == (54, 3)
     assert 6 < json.loads((run / "summary.json").read_text())["valid_updates"] < 9
 
