@@ -139,6 +139,26 @@ def quick(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callabl
     return tiny
 
 
+@pytest.fixture
+def fedhead(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command in this process: exit code, standard output, standard error."""
+    from fedhead.cli.main import main
+
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["fedhead", *map(str, args)])
+        monkeypatch.setenv("COLUMNS", "80")
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        code = caught.value.code
+        return int(code) if code else 0, out, err
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def make_trained(cache: Path) -> Callable[..., TrainedModel]:
     """Makes a real int8 backbone with a ridge head: 400 real pictures, 60 others to test on."""

@@ -46,8 +46,7 @@ def predict(
 
     if csv is not None and json_:
         raise ConfigError(["--csv and --json exclude each other"])
-    if csv is not None and csv.is_dir():
-        raise ConfigError([f"--csv {csv} is a folder, expected a file"])  # before the long work
+    _check_table(csv)  # before the long work
     with exported(model) as loaded:
         found = find_images(images)
         answers = predictions(loaded, found)
@@ -68,6 +67,15 @@ def predict(
     if readable.errors:
         print_error(f"{readable.errors:,} of {len(found):,} not classified, named above")
         raise typer.Exit(1)
+
+
+def _check_table(csv: Path | None) -> None:
+    if csv in (None, _STDOUT):
+        return
+    if csv.is_dir():
+        raise ConfigError([f"--csv {csv} is a folder, expected a file"])
+    if not csv.parent.is_dir():
+        raise ConfigError([f"--csv {csv}: there is no folder {csv.parent}"])
 
 
 class _Readable:

@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+import common.progress
 import server.export.exported
+import server.export.predict
 from common.backbone._deprecations import accepted_deprecations
 from common.errors import BackboneError, DamagedError, DataError, ExportError, MissingExtraError
 from common.images import decode_file
@@ -344,15 +346,15 @@ def test_a_table_holds_every_name_whatever_its_bytes(fedhead, model, tmp_path):
     names = ["a,b.png", 'quo"te.png', "new\nline.png", os.fsdecode(b"caf\xe9.png")]
     for name in names:
         image(tmp_path / "x.png", (255, 0, 0)).rename(folder / name)
-    code, out, err = fedhead("predict", model, folder, "--csv", "sub/table.csv")
-    assert (code, out, err) == (0, "sub/table.csv: 4 images\n", "")
-    with (tmp_path / "sub" / "table.csv").open(newline="", encoding="utf-8") as stream:
+    code, out, err = fedhead("predict", model, folder, "--csv", "table.csv")
+    assert (code, out, err) == (0, "table.csv: 4 images\n", "")
+    with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     names[-1] = r"caf\xe9.png"
     assert {Path(row["image"]).name for row in rows} == set(names)
     assert {(row["class"], row["probability"]) for row in rows} == {("red", "0.864930")}
     code, out, _ = fedhead("predict", model, folder, "--csv", "-")
-    assert out == (tmp_path / "sub" / "table.csv").read_text()
+    assert out == (tmp_path / "table.csv").read_text()
     code, out, _ = fedhead("predict", model, folder)
     assert code == 0
     assert len(out.splitlines()) == 4
@@ -371,5 +373,32 @@ def test_a_table_is_written_whole_or_not_at_all(fedhead, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.pt", "red.png", "table.csv"]
     code, _, err = fedhead("predict", model, red, "--csv", tmp_path)
     assert (code, "is a folder, expected a file" in err) == (1, True)
+    code, _, err = fedhead("predict", model, red, "--csv", "tabels/t.csv")
+    assert (code, "--csv tabels/t.csv: there is no folder tabels" in err) == (1, True)
+    assert not (tmp_path / "tabels").exists()
     code, _, err = fedhead("predict", model, red, "--csv", "t.csv", "--json")
     assert (code, "exclude each other" in err) == (1, True)
+
+
+def test_signs_of_life_stay_out_of_what_is_piped(fedhead, model, tmp_path, monkeypatch):
+    red, decode = image(tmp_path / "red.png", (255, 0, 0)), server.export.predict.decode_file
+
+    def slow(path, size):
+        common.progress._WATCH.look()  # as if nothing had been said for long
+        return decode(path, size)
+
+    monkeypatch.setattr(common.progress, "_SILENCE_SECONDS", -1.0)
+    monkeypatch.setattr(server.export.predict, "decode_file", slow)
+    for options, lines in (((), 1), (("--csv", "-"), 2), (("--json",), 1)):
+        code, out, err = fedhead("predict", model, red, *options)
+        assert (code, len(out.splitlines())) == (0, lines)
+        assert "0 s" in err
+        assert " s" not in out
+
+
+def test_a_model_named_as_data_are_is_told_apart_from_a_missing_file(fedhead, model):
+    code, _, err = fedhead("predict", f"folder:{model}", "a.png")
+    assert code == 1
+    assert err.endswith(
+        "model.pt: there is no such file, and a path alone is expected, without folder:\n"
+    )
