@@ -128,7 +128,7 @@ def _closing_rows(s: Mapping[str, Any]) -> dict[str, str]:
         **_clients(s),
         "rounds": rounds,
         "clients": str(s["clients"]),
-        "updates valid / refused / failed": (
+        "updates valid / rejected / failed": (
             f"{s['valid_updates']} / {s['rejected_updates']} / {s['failed_updates']}"
         ),
         "uplink": f"{_megabytes(s['uplink_bytes'])} (whole model: "

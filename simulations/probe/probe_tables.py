@@ -25,8 +25,8 @@ def tables(probe: Probe, verdict: Verdict) -> Iterator[RenderableType]:
         table = Table("true class", "taken for", title="Commonest mistakes", title_justify="left")
         table.add_column("times", justify="right")
         table.add_column("of the class", justify="right")
-        for true, taken, count, share in mistakes:
-            table.add_row(true, taken, str(count), f"{share:.1%}")
+        for true, predicted, count, share in mistakes:
+            table.add_row(true, predicted, str(count), f"{share:.1%}")
         yield table
     yield Text(verdict.headline, style="bold")
     for sentence in (*verdict.reasons, verdict.advice):

@@ -54,7 +54,7 @@ class Row:
         uplink_bytes: of the whole run.
         gap_centralized: accuracy minus the centralized head's, over the same seeds.
         gap_ridge: the same with the ridge head.
-        refused: updates, summed over seeds.
+        rejected: updates, summed over seeds.
         seconds: of training, on the machine that ran it.
         near_best: within the sampling margin of the setting's best.
     """
@@ -77,7 +77,7 @@ class Row:
     uplink_bytes: float
     gap_centralized: float | None
     gap_ridge: float | None
-    refused: int
+    rejected: int
     seconds: float | None
     near_best: bool
 
@@ -172,7 +172,7 @@ def _row(setting: Setting, entry: Entry, standard: Standard) -> Row:
         uplink_bytes=float(np.mean([run.uplink[-1] for run in runs])),
         gap_centralized=_gap(setting, entry, lambda summary: summary.centralized_accuracy),
         gap_ridge=_gap(setting, entry, lambda summary: summary.ridge_accuracy),
-        refused=sum(run.summary.rejected_updates for run in runs),
+        rejected=sum(run.summary.rejected_updates for run in runs),
         seconds=_mean([run.summary.seconds.get("training") for run in runs]),
         near_best=best - accuracy <= sampling_margin(setting),
     )

@@ -1,6 +1,6 @@
 """The leaderboard as text: CSV for programs, Markdown for a README, a table for the terminal.
 
-No seconds, paths or dates in the first two: a grid that was killed and went on gives the same
+No seconds, paths or dates in the first two: a comparison that was killed and went on gives the same
 bytes as one that ran through.
 """
 
@@ -88,7 +88,7 @@ def leaderboard_csv(rows: Sequence[Row]) -> str:
             "uplink_bytes": _fixed(row.uplink_bytes, 0),
             "gap_to_centralized_points": _fixed(row.gap_centralized, 4, 100),
             "gap_to_ridge_points": _fixed(row.gap_ridge, 4, 100),
-            "refused_updates": row.refused,
+            "rejected_updates": row.rejected,
         }
         for row in rows
     ]

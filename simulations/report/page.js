@@ -1,4 +1,5 @@
 "use strict";
+// One file, for the page is one: a browser opens it from a disk, where it may load no other script.
 (() => {
   const root = document.documentElement;
   root.classList.add("scripted");

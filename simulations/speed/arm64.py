@@ -147,8 +147,8 @@ def _fetch_emulator(folder: Path) -> None:
 def _fetch_debian(folder: Path, root: Path) -> None:
     """Packages with all that they need, of the release that is installed here."""
     state = folder / "apt"
-    for folder in ("state/lists/partial", "cache/archives/partial"):
-        (state / folder).mkdir(parents=True)
+    for place in ("state/lists/partial", "cache/archives/partial"):
+        (state / place).mkdir(parents=True)
     (state / "status").touch()  # nothing is installed there
     settings = {
         "APT::Architecture": "arm64",
