@@ -39,7 +39,7 @@ test: lint browser
 # What is exported depends on no processor's kernels: here with the plainest ones.
 test-kernels: $(STAMP)
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/pytest -m 'not slow' -n 2 -q \
-	    tests/server/test_export.py tests/server/test_other_runtimes.py
+	    tests/server/export/test_export.py tests/server/export/test_other_runtimes.py
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow

@@ -1,4 +1,4 @@
-"""Who holds which example: simulated clients, each client's own test part, and a picture.
+"""Who holds which example: simulated clients, each client's own test part, and a plot.
 
 The draws are flwr-datasets' partitioners', on a table of labels alone. What they leave open is
 settled here: they get the examples in a seeded order (their iid partitioner deals them out as
@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from common.datasets.split import stratified_split
 from common.errors import DataError, MissingExtraError
-from common.pictures import new_figure, save_figure
+from common.plots import new_figure, save_figure
 from common.seeding import Purpose, draws, permutation
 from common.types import IntArray
 

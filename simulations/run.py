@@ -1,4 +1,4 @@
-"""One experiment in this process, or through Flower's own engine; resume and export again."""
+"""One experiment's run: begun, opened, run in this process, and exported again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from common.experiment import (
 from common.files import is_empty
 from server.record.replaced import in_place_of, recover
 from server.record.runfolder import SUMMARY, RunFolder, free_folder, read_config, resume_command
-from simulations.going_on import allowed, anchored
+from simulations.resume import allowed, anchored
 
 if TYPE_CHECKING:
     from server.export.exporters import ExportReport

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from server.export.exporters import ExportReport
     from server.export.trained import TrainedModel
 
-# Before flwr or torch is imported anywhere; see fedhead/cli/main.
+# Before flwr or torch is imported anywhere; see fedhead/environment.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -137,6 +137,26 @@ def quick(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callabl
 
     monkeypatch.setattr(server.app, "export", skip)
     return tiny
+
+
+@pytest.fixture
+def fedhead(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command in this process: exit code, standard output, standard error."""
+    from fedhead.cli.main import main
+
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["fedhead", *map(str, args)])
+        monkeypatch.setenv("COLUMNS", "80")
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        code = caught.value.code
+        return int(code) if code else 0, out, err
+
+    return run
 
 
 @pytest.fixture(scope="session")

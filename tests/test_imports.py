@@ -1,6 +1,7 @@
 """The rules of who may import whom, checked on the source."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections import deque
@@ -126,3 +127,16 @@ def test_what_watches_over_a_device_or_server_goes_without_torch() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_the_command_line_prepares_the_environment_before_anything_heavy_is_imported() -> None:
+    code = (
+        "import os, sys, fedhead.cli.main\n"
+        "print({'torch', 'flwr', 'ray', 'grpc'} & {*sys.modules}, os.environ['OMP_WAIT_POLICY'])"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "set() PASSIVE"

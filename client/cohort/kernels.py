@@ -1,4 +1,4 @@
-"""Compiled loops of the cohort engine. They release the GIL, so that threads share the work.
+"""Compiled loops of the cohort trainer. They release the GIL, so that threads share the work.
 
 No loop here reassociates sums: the only liberty is fused multiply-add, so that the same machine
 gives the same bits, whatever the number of threads.

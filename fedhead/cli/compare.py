@@ -1,22 +1,51 @@
-"""The commands that compare runs: ``fedhead compare`` and ``fedhead report``."""
+"""The commands that compare runs: ``fedhead compare`` and ``fedhead report``.
+
+Typer takes a command's options as its parameters, so they are more than seven.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from common.errors import ConfigError
-from fedhead.cli.terminal import JsonFlag, near, print_error, read_overrides
+from fedhead.cli.terminal import JsonFlag, SetOption, near, print_error, read_overrides
+
+if TYPE_CHECKING:
+    from simulations.compare.cells import ComparisonSpec
 
 __all__ = ["comparisons"]
 
 comparisons = typer.Typer()
 
+BaseArgument = Annotated[Path, typer.Argument(help="Experiment file (TOML) that all runs vary.")]
+StrategiesOption = Annotated[
+    str,
+    typer.Option(
+        help="Names or module:function, +gram or +fed3r behind them; all: every one there is."
+    ),
+]
+PartitionsOption = Annotated[
+    str, typer.Option(help="For example iid,dirichlet:0.1; without it, the experiment's.")
+]
+SeedsOption = Annotated[str, typer.Option(help="One run each.")]
+SweepOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=V1,V2,...",
+        help="Try settings on held-out training images: lr, an argument of strategies, "
+        "STRATEGY.ARGUMENT, or any key.",
+    ),
+]
+ValidationOption = Annotated[
+    float, typer.Option(min=0.01, max=0.9, help="Of the training images, to sweep on.")
+]
 TargetOption = Annotated[
     float | None,
     typer.Option(
@@ -26,39 +55,22 @@ TargetOption = Annotated[
         "head.",
     ),
 ]
+OutOption = Annotated[Path | None, typer.Option(help="Folder; without it, runs/NAME.")]
+JobsOption = Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")]
 
 
 @comparisons.command()
 def compare(
-    experiment: Annotated[Path, typer.Argument(help="Experiment file (TOML) that all runs vary.")],
-    strategies: Annotated[
-        str,
-        typer.Option(
-            help="Names or module:function, +gram or +fed3r behind them; all: every one there is."
-        ),
-    ] = "all",
-    partitions: Annotated[
-        str,
-        typer.Option(help="For example iid,dirichlet:0.1; without it, the experiment's."),
-    ] = "",
-    seeds: Annotated[str, typer.Option(help="One run each.")] = "0,1,2",
-    sweep: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=V1,V2,...",
-            help="Try settings on held-out training images: lr, an argument of strategies, "
-            "STRATEGY.ARGUMENT, or any key.",
-        ),
-    ] = None,
-    validation_fraction: Annotated[
-        float, typer.Option(min=0.01, max=0.9, help="Of the training images, to sweep on.")
-    ] = 0.2,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")
-    ] = None,
+    experiment: BaseArgument,
+    strategies: StrategiesOption = "all",
+    partitions: PartitionsOption = "",
+    seeds: SeedsOption = "0,1,2",
+    sweep: SweepOption = None,
+    validation_fraction: ValidationOption = 0.2,
+    set_: SetOption = None,
     target: TargetOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; without it, runs/NAME.")] = None,
-    jobs: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
+    out: OutOption = None,
+    jobs: JobsOption = 0,
     json_: JsonFlag = False,
 ) -> None:
     """Compare strategies: the same data, clients and seeds, each at its best settings.
@@ -67,10 +79,7 @@ def compare(
     runs only what is new.
     """
     from common.config import load_config
-    from common.machine import cores
-    from simulations.compare.compare import run_grid
-    from simulations.compare.parse import parse_grid
-    from simulations.deploy.processes import alone
+    from simulations.compare.parse import parse_comparison
     from simulations.report import check_installed
 
     check_installed()  # before the long work
@@ -78,7 +87,7 @@ def compare(
     elsewhere |= {"data.validation-fraction": "--validation-fraction"} if sweep else {}
     elsewhere |= {"partition.scheme": "--partitions"} if partitions else {}
     base = load_config(experiment, read_overrides(set_, elsewhere=elsewhere))
-    grid = parse_grid(
+    comparison = parse_comparison(
         base,
         strategies=strategies,
         partitions=partitions,
@@ -86,18 +95,29 @@ def compare(
         sweeps=sweep or [],
         validation_fraction=validation_fraction,
     )
-    given = any(item.strip().startswith("strategy.args.") for item in set_ or [])
-    if given and base.strategy.name not in {spec.name for spec in grid.strategies}:
+    _check_arguments(set_ or [], comparison)
+    _compare(comparison, (out or Path("runs") / base.name).resolve(), jobs, target, json_)
+
+
+def _check_arguments(items: Sequence[str], comparison: ComparisonSpec) -> None:
+    """Refuse arguments of the experiment's strategy where that is not compared."""
+    given = any(item.strip().startswith("strategy.args.") for item in items)
+    own = comparison.base.strategy.name
+    if given and own not in {spec.name for spec in comparison.strategies}:
         raise ConfigError(
-            [f"--set strategy.args.* is for {base.strategy.name}; --sweep STRATEGY.ARGUMENT=... "
+            [f"--set strategy.args.* is for {own}; --sweep STRATEGY.ARGUMENT=... "
              "sets an argument of another"]
         )  # fmt: skip
-    folder = (out or Path("runs") / base.name).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _compare(
+    comparison: ComparisonSpec, folder: Path, jobs: int, target: float | None, json_: bool
+) -> None:
+    from common.machine import cores
+    from simulations.compare.compare import run_comparison
+
     try:
-        # Cells that were cut off begin again: another process's must not look like them.
-        with alone(folder, "fedhead compare"):
-            chosen = run_grid(grid, folder, jobs=jobs or cores())
+        chosen = run_comparison(comparison, folder, jobs=jobs or cores())
     except KeyboardInterrupt:
         print_error("interrupted; the same command goes on")
         raise typer.Exit(130) from None

@@ -169,10 +169,10 @@ def check_in(device: DeviceArgument = _HERE) -> None:
 
 @delivery.command()
 def report(device: DeviceArgument = _HERE, name: NameOption = _MODEL) -> None:
-    """On a device: measure the model in use on its own pictures, and tell the accuracy.
+    """On a device: measure the model in use on its own images, and tell the accuracy.
 
     On those that it keeps to test with, if it has taken part in a run with the model's classes.
-    Nothing else is told: no picture, no label, no prediction.
+    Nothing else is told: no image, no label, no prediction.
     """
     from simulations.deploy.grade import grade
     from simulations.deploy.settings import read_device

@@ -1,4 +1,7 @@
-"""The command line of a deployment: ``fedhead deploy | serve | device``."""
+"""The command line of a deployment: ``fedhead deploy | serve | device``.
+
+Typer takes a command's options as its parameters, so they are more than seven.
+"""
 
 from __future__ import annotations
 
@@ -15,56 +18,67 @@ from simulations.deploy import MOST_DAYS, VALID_DAYS
 
 __all__ = ["deployments"]
 
-
 deployments = typer.Typer()
+
+FolderArgument = Annotated[
+    Path, typer.Argument(help="Made when missing; keys that are there stay.")
+]
+DeviceOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Name of a device; repeat it. Those that are known stay."),
+]
+AddressOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Host name or IP address of the server; repeat it, these devices use the first. "
+        "Those that are known stay."
+    ),
+]
+DropAddressOption = Annotated[
+    list[str] | None, typer.Option(help="Host name or IP address that is known no longer.")
+]
+PortOption = Annotated[
+    int | None, typer.Option(min=1, max=65535, help="Of the server; without it, 9092.")
+]
+OperatorPortOption = Annotated[
+    int | None,
+    typer.Option(min=1, max=65535, help="For operators, on loopback; without it, 9093."),
+]
+DeliveryPortOption = Annotated[
+    int | None, typer.Option(min=1, max=65535, help="For models; without it, 9095.")
+]
+DaysOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=MOST_DAYS,
+        help=f"Validity of a new certificate for the server; without it, {VALID_DAYS}.",
+    ),
+]
+TrustOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="Public signing key, for all devices; twice at most."),
+]
 
 
 @deployments.command()
 def deploy(
-    folder: Annotated[Path, typer.Argument(help="Made when missing; keys that are there stay.")],
-    device: Annotated[
-        list[str] | None,
-        typer.Option(help="Name of a device; repeat it. Those that are known stay."),
-    ] = None,
-    address: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Host name or IP address of the server; repeat it, these devices use the first. "
-            "Those that are known stay."
-        ),
-    ] = None,
-    drop_address: Annotated[
-        list[str] | None, typer.Option(help="Host name or IP address that is known no longer.")
-    ] = None,
-    port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Of the server; without it, 9092.")
-    ] = None,
-    operator_port: Annotated[
-        int | None,
-        typer.Option(min=1, max=65535, help="For operators, on loopback; without it, 9093."),
-    ] = None,
-    delivery_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="For models; without it, 9095.")
-    ] = None,
-    days: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=MOST_DAYS,
-            help=f"Validity of a new certificate for the server; without it, {VALID_DAYS}.",
-        ),
-    ] = None,
-    trust: Annotated[
-        list[Path] | None,
-        typer.Option(help="Public signing key, for all devices; twice at most."),
-    ] = None,
+    folder: FolderArgument,
+    device: DeviceOption = None,
+    address: AddressOption = None,
+    drop_address: DropAddressOption = None,
+    port: PortOption = None,
+    operator_port: OperatorPortOption = None,
+    delivery_port: DeliveryPortOption = None,
+    days: DaysOption = None,
+    trust: TrustOption = None,
 ) -> None:
     """Write keys, settings and instructions for a server and its devices, or for more of them.
 
     Where the server runs, devices are let in at once.
     """
     from simulations.deploy.changes import let_in
-    from simulations.deploy.folder import write_deployment
+    from simulations.deploy.folder import Ports, write_deployment
     from simulations.deploy.trust import signing_state
 
     notes = write_deployment(
@@ -73,9 +87,7 @@ def deploy(
         dropped=drop_address or [],
         devices=device or [],
         days=days,
-        port=port,
-        operator_port=operator_port,
-        delivery_port=delivery_port,
+        ports=Ports(port, operator_port, delivery_port),
         trust=trust or [],
     )
     for note in notes:

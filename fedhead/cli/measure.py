@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from common.errors import ConfigError
-from fedhead.cli.terminal import JsonFlag, near, read_overrides
+from fedhead.cli.terminal import JsonFlag, near, print_all, read_overrides
 
 __all__ = ["measures"]
 
 measures = typer.Typer()
 
+_REPORT = Path("quantize-report")
 _ARCHS = ("mobilenet_v2", "mobilenet_v3_large")
 
 
@@ -34,22 +34,22 @@ def probe(
     target: Annotated[
         float, typer.Option(min=0.01, max=0.999, help="Accuracy that you need.")
     ] = 0.9,
-    examples: Annotated[int, typer.Option(min=10, help="Pictures to use at most.")] = 5000,
+    examples: Annotated[int, typer.Option(min=10, help="Images to use at most.")] = 5000,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A key of \\[data] or \\[backbone]."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Picture file.")] = Path("probe.png"),
+    out: Annotated[Path, typer.Option(help="File of the plot.")] = Path("probe.png"),
     json_: JsonFlag = False,
 ) -> None:
-    """Does training the head alone suffice for these pictures? Asked before anything is deployed.
+    """Does training the head alone suffice for these images? Asked before anything is deployed.
 
     Linear heads on the frozen int8 backbone's features, in cross-validation.
     """
     from common.config import load_config
-    from common.pictures import check_drawable
+    from common.plots import check_drawable
     from simulations.probe import draw, judge, probe_data
-    from simulations.probe.tables import as_json, tables
+    from simulations.probe.probe_tables import as_json, tables
 
     check_drawable(out, purpose="drawing a probe")  # before the long work
     found = probe_data(
@@ -59,19 +59,17 @@ def probe(
     verdict = judge(found, target)
     draw(found, target, out)
     if json_:
-        print(json.dumps({**as_json(found, verdict), "picture": str(out.resolve())}))
+        print(json.dumps({**as_json(found, verdict), "plot": str(out.resolve())}))
         return
-    console = Console(markup=False)
-    for part in tables(found, verdict):
-        console.print(part)
+    print_all(tables(found, verdict))
     print(near(str(out.resolve())))
 
 
 @measures.command()
 def profile(
     model: Annotated[Path, typer.Argument(help="A model.pt that fedhead exported.")],
-    engine: Annotated[
-        str, typer.Option(help="Quantized engine; without it, the one in the model's card.")
+    quantized_engine: Annotated[
+        str, typer.Option(help="Torch's, such as qnnpack; without it, the one in the model's card.")
     ] = "",
     trace: Annotated[
         Path, typer.Option(help="Trace file, for chrome://tracing or ui.perfetto.dev.")
@@ -80,43 +78,45 @@ def profile(
 ) -> None:
     """Where a model's time goes on this machine: layers, images per second, memory."""
     from simulations.speed import profile_model
-    from simulations.speed.tables import as_json, tables
+    from simulations.speed.profile_tables import as_json, tables
 
-    found = profile_model(model, engine=engine, trace=trace)
+    found = profile_model(model, engine=quantized_engine, trace=trace)
     if json_:
         print(json.dumps(as_json(found)))
         return
-    console = Console(markup=False)
-    for part in tables(found):
-        console.print(part)
+    print_all(tables(found))
     print(near(str(trace.resolve())))
+
+
+TestDataOption = Annotated[
+    str, typer.Option(help="Data set that heads are tested on, as data.source names it.")
+]
+ArchOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Backbone; may be given several times. Without it, V2 and V3-Large."),
+]
+WeightsOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ARCH=WEIGHTS", help="A backbone's weights, as backbone.weights."),
+]
+InputOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A key of \\[data], or backbone.input-size, mean or std.",
+    ),
+]
 
 
 @measures.command("quantize-report")
 def quantize_report(
-    data: Annotated[
-        str, typer.Option(help="Data set that heads are tested on, as data.source names it.")
-    ] = "mnist5k",
-    arch: Annotated[
-        list[str] | None,
-        typer.Option(help="Backbone; may be given several times. Without it, V2 and V3-Large."),
-    ] = None,
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ARCH=WEIGHTS", help="A backbone's weights, as backbone.weights."),
-    ] = None,
-    examples: Annotated[int, typer.Option(min=50, help="Pictures to test on at most.")] = 4000,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A key of \\[data], or backbone.input-size, mean or std.",
-        ),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for report and picture.")] = Path(
-        "quantize-report"
-    ),
+    data: TestDataOption = "mnist5k",
+    arch: ArchOption = None,
+    weights: WeightsOption = None,
+    examples: Annotated[int, typer.Option(min=50, help="Images to test on at most.")] = 4000,
+    set_: InputOption = None,
+    out: Annotated[Path, typer.Option(help="Folder for report and plot.")] = _REPORT,
     json_: JsonFlag = False,
 ) -> None:
     """What each way of making a backbone small costs and gains, on each runtime; minutes.
@@ -124,7 +124,7 @@ def quantize_report(
     Writes quantize.md, quantize.json and quantize.png.
     """
     from common.config import load_config
-    from common.pictures import check_drawable
+    from common.plots import check_drawable
     from simulations.quantization import as_json, notes, tables, write_report
     from simulations.quantization import quantize_report as measure
 
@@ -135,17 +135,14 @@ def quantize_report(
     if json_:
         print(json.dumps({**as_json(report), "report": page}))
         return
-    console = Console(markup=False)
-    for table in tables(report):
-        console.print(table)
-    for note in notes(report):
-        console.print(f"- {note}", highlight=False, markup=False)
+    print_all(tables(report))
+    print_all((f"- {note}" for note in notes(report)), highlight=False)
     print(page)
 
 
 @measures.command("compare-pixels")
 def compare_pixels(
-    image: Annotated[Path, typer.Argument(help="A picture file.")],
+    image: Annotated[Path, typer.Argument(help="An image file.")],
     pixels: Annotated[
         Path,
         typer.Argument(
@@ -170,16 +167,16 @@ def compare_pixels(
             f"255 levels on average, by {found.max_difference:.0f} at most"
         )
         if found.same:
-            print("the same picture, but for decoders and rounding")
+            print("the same image, but for decoders and rounding")
         elif found.mistakes:
             print(f"it looks like this: {'; '.join(found.mistakes)}")
         else:
-            print("another picture, or a mistake that is not known here")
+            print("another image, or a mistake that is not known here")
     if not found.same:
         raise typer.Exit(1)
 
 
-# Of [data], what decides which pictures there are and which of them quantize.
+# Of [data], what decides which images there are and which of them quantize.
 _DATA_KEYS = tuple(
     f"data.{key}"
     for key in (

@@ -41,15 +41,14 @@ def predict(
     An image that cannot be read is named, the others go on, and the exit code is 1.
     """
     from server.export.exported import exported
-    from server.export.predict import find_pictures, write_csv
+    from server.export.predict import find_images, write_csv
     from server.export.predict import predict as predictions
 
     if csv is not None and json_:
         raise ConfigError(["--csv and --json exclude each other"])
-    if csv is not None and csv.is_dir():
-        raise ConfigError([f"--csv {csv} is a folder, expected a file"])  # before the long work
+    _check_table(csv)  # before the long work
     with exported(model) as loaded:
-        found = find_pictures(images)
+        found = find_images(images)
         answers = predictions(loaded, found)
         if json_ or csv not in (None, _STDOUT):  # else the lines themselves show how far it is
             answers = track(answers, "Predicting", len(found))
@@ -68,6 +67,15 @@ def predict(
     if readable.errors:
         print_error(f"{readable.errors:,} of {len(found):,} not classified, named above")
         raise typer.Exit(1)
+
+
+def _check_table(csv: Path | None) -> None:
+    if csv in (None, _STDOUT):
+        return
+    if csv.is_dir():
+        raise ConfigError([f"--csv {csv} is a folder, expected a file"])
+    if not csv.parent.is_dir():
+        raise ConfigError([f"--csv {csv}: there is no folder {csv.parent}"])
 
 
 class _Readable:

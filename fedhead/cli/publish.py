@@ -1,4 +1,7 @@
-"""The commands that put models and backbones up for devices, signed or not."""
+"""The commands that put models and backbones up for devices, signed or not.
+
+Typer takes a command's options as its parameters, so they are more than seven.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +45,25 @@ SignedOption = Annotated[Path | None, typer.Option(help="What fedhead keys sign 
 ExpiresOption = Annotated[
     int, typer.Option(min=1, max=MOST_DAYS, help="Days that the signature holds.")
 ]
+WhatArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN|EXPERIMENT.toml", help="Run folder; or experiment, to sign its backbone."
+    ),
+]
+ToOption = Annotated[Path, typer.Option(callback=_server, help=_SERVER)]
+FileOption = Annotated[str, typer.Option(help="Exported file in RUN.")]
+NewNameOption = Annotated[
+    str | None, typer.Option(help="What devices ask for; without it, the file's name.")
+]
+VersionOption = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=MOST_VERSIONS,
+        help="Lowest number it may get, where a server has lost its versions.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -63,25 +85,11 @@ class _Signing:
 
 
 def publish(
-    what: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN|EXPERIMENT.toml", help="Run folder; or experiment, to sign its backbone."
-        ),
-    ],
-    to: Annotated[Path, typer.Option(callback=_server, help=_SERVER)],
-    file: Annotated[str, typer.Option(help="Exported file in RUN.")] = "model.pt",
-    name: Annotated[
-        str | None, typer.Option(help="What devices ask for; without it, the file's name.")
-    ] = None,
-    version: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=MOST_VERSIONS,
-            help="Lowest number it may get, where a server has lost its versions.",
-        ),
-    ] = 1,
+    what: WhatArgument,
+    to: ToOption,
+    file: FileOption = "model.pt",
+    name: NewNameOption = None,
+    version: VersionOption = 1,
     key: KeyOption = None,
     statement: StatementOption = None,
     signed: SignedOption = None,
@@ -93,7 +101,6 @@ def publish(
     What is published already stays as it is; with a key, its signature is renewed.
     """
     from common.config import load_config
-    from server.delivery.publish import exported
     from simulations.deploy.signing import backbone_candidate
 
     delivered = published_in(to)
@@ -102,13 +109,19 @@ def publish(
             raise SignatureError(f"{what}: a backbone is put up to be signed: give --key FILE")
         candidate = backbone_candidate(load_config(what), to)
     else:
-        source = what / file
-        if not source.is_file():
-            command = f"fedhead export {shlex.quote(str(what))}"
-            raise DeliveryError(f"{source}: no such file; {command} writes model.pt")
-        candidate = exported(source, delivered, name=name or source.name)
+        candidate = _exported(what, file, delivered, name)
     candidate = replace(candidate, least=version)
     _publish(candidate, to, _Signing(key, statement, signed, expires), json_=json_)
+
+
+def _exported(run: Path, file: str, delivered: Path, name: str | None) -> Candidate:
+    from server.delivery.publish import exported
+
+    source = run / file
+    if not source.is_file():
+        command = f"fedhead export {shlex.quote(str(run))}"
+        raise DeliveryError(f"{source}: no such file; {command} writes model.pt")
+    return exported(source, delivered, name=name or source.name)
 
 
 def restore(

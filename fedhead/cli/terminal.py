@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console, RenderableType
 
 from common.errors import ConfigError
 from common.words import printable
 
-__all__ = ["JsonFlag", "near", "print_error", "read_overrides"]
+__all__ = [
+    "ExperimentArgument",
+    "JsonFlag",
+    "SetOption",
+    "near",
+    "print_all",
+    "print_error",
+    "read_overrides",
+]
+
+ExperimentArgument = Annotated[Path, typer.Argument(help="Experiment file (TOML).")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")
+]
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")]
 
@@ -22,6 +37,13 @@ def near(path: str) -> str:
     """The path as it looks from here, where that is shorter."""
     relative = os.path.relpath(path)
     return relative if len(relative) < len(path) else path
+
+
+def print_all(items: Iterable[RenderableType], *, highlight: bool = True) -> None:
+    """Tables and lines, as rich prints them; brackets in them are no markup."""
+    console = Console(markup=False)
+    for item in items:
+        console.print(item, highlight=highlight)
 
 
 def print_error(message: str) -> None:

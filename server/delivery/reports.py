@@ -43,7 +43,7 @@ class DeviceReport:
             )
 
     def __str__(self) -> str:
-        seen = "held-out pictures" if self.held_out else "pictures, perhaps trained on"
+        seen = "held-out images" if self.held_out else "images, perhaps trained on"
         return f"{100 * self.accuracy:.2f} % of {self.num_examples} {seen}"
 
 

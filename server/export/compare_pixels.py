@@ -1,4 +1,4 @@
-"""Whether an app makes of a picture the pixels that the model was trained on, and if not, why."""
+"""Whether an app makes of an image the pixels that the model was trained on, and if not, why."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Comparison", "compare_pixels"]
 _CLOSE = 1.5
 _MOST = 8
 _MOST_PIXELS = 2048  # a side; networks for phones see a few hundred
-# A picture that is cut before it is scaled differs at its edges alone, but there by more.
+# An image that is cut before it is scaled differs at its edges alone, but there by more.
 _EDGES = 0.75
 # What a further mistake must explain, in levels of the mean, lest noise looks like one.
 _WORTH = 0.1
@@ -55,7 +55,7 @@ def compare_pixels(image: Path, pixels: Path) -> Comparison:
     """Compare, and look for what would have made the difference.
 
     Args:
-        image: a picture, of any format that is read for training.
+        image: an image, of any format that is read for training.
         pixels: what the app made of it: a NumPy file of shape (3, S, S) or (S, S, 3), or
             3 * S * S bytes, three planes of red, green and blue.
 
@@ -86,7 +86,7 @@ class _Candidate:
 def _explanation(
     image: Path, size: int, readings: list[tuple[tuple[str, ...], Pixels]]
 ) -> _Candidate:
-    """The mistakes that bring the picture closest to the pixels, the fewer the better."""
+    """The mistakes that bring the image closest to the pixels, the fewer the better."""
     best = _Candidate((), math.inf)
     for source, made in _renderings(image, size):
         for (turn, turned), (swap, order), (reading, got) in itertools.product(
@@ -166,7 +166,7 @@ def _array(data: bytes, path: Path) -> Pixels:
 
 
 def _renderings(path: Path, size: int) -> Iterator[tuple[tuple[str, ...], Pixels]]:
-    """The picture as float32 (3, S, S): with each mistake, with several, and as it should be."""
+    """The image as float32 (3, S, S): with each mistake, with several, and as it should be."""
     yield from _mistaken(path, size)
     yield (), decode_file(path, size).astype(np.float32)
 

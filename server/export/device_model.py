@@ -69,11 +69,11 @@ class DeviceModel(torch.nn.Module):
     """Computes features, trains its head on them and says what has changed.
 
     Args:
-        backbone: frozen, for the engine qnnpack: a phone's arithmetic.
+        backbone: frozen, for the quantized engine qnnpack: a phone's arithmetic.
         head: float, for x as ``backbone.affine`` makes it; where training starts.
 
     Raises:
-        ExportError: the backbone is for another engine, or the head for another backbone.
+        ExportError: the backbone is for another quantized engine, or the head for another backbone.
     """
 
     gain: Tensor
@@ -87,7 +87,8 @@ class DeviceModel(torch.nn.Module):
         spec = backbone.spec
         if spec.engine != "qnnpack":
             raise ExportError(
-                f"the backbone is for the engine {spec.engine}, and a phone computes with qnnpack"
+                f"the backbone is for the quantized engine {spec.engine}, and a phone computes "
+                "with qnnpack"
             )
         if head.num_features != spec.num_features:
             raise ExportError(

@@ -84,10 +84,15 @@ def exported(path: Path) -> Iterator[Exported]:
         path /= "model.pt"
         if not path.exists():
             raise ExportError(f"{path} does not exist: fedhead export {path.parent}")
+    elif not path.exists():
+        kind, colon, _ = str(path).partition(":")
+        prefix = kind in ("file", "folder") and colon
+        hint = f", and a path alone is expected, without {kind}:" if prefix else ""
+        raise ExportError(f"{path}: cannot be read (there is no such file{hint})")
     card = _card(path)
     load = _LOADERS.get(card.target)
     if load is None:
-        raise ExportError(f"{path} is a {card.target} alone, which cannot tell pictures apart")
+        raise ExportError(f"{path} is a {card.target} alone, which cannot tell images apart")
     with ExitStack() as stack:
         if card.target in ("model", "device", "lite"):
             stack.enter_context(quantized_engine(card.engine))

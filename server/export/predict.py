@@ -1,4 +1,4 @@
-"""What an exported model says about pictures; what ``fedhead predict`` prints."""
+"""What an exported model says about images; what ``fedhead predict`` prints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from common.images import ByteArray, decode_file
 from common.types import IntArray
 from server.export.exported import Exported, exported
 
-__all__ = ["Prediction", "find_pictures", "measure", "predict", "write_csv"]
+__all__ = ["Prediction", "find_images", "measure", "predict", "write_csv"]
 
 logger = logging.getLogger("fedhead")
 
@@ -33,7 +33,7 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Prediction:
-    """The best class of one picture.
+    """The best class of one image.
 
     Attributes:
         path: as it was given.
@@ -46,15 +46,15 @@ class Prediction:
     probability: float
 
 
-def find_pictures(paths: Sequence[Path]) -> list[Path | DataError]:
+def find_images(paths: Sequence[Path]) -> list[Path | DataError]:
     """The files that are meant by files and folders.
 
     Args:
-        paths: a file stands for itself, a folder for all pictures below it, sorted; what is
-            hidden or no picture by its suffix is left out there, and counted in a warning.
+        paths: a file stands for itself, a folder for all images below it, sorted; what is
+            hidden or no image by its suffix is left out there, and counted in a warning.
 
     Returns:
-        Paths in the order given; in place of a folder that cannot be read or holds no picture,
+        Paths in the order given; in place of a folder that cannot be read or holds no image,
         the error that says so.
     """
     found: list[Path | DataError] = []
@@ -68,35 +68,35 @@ def _below(path: Path) -> Sequence[Path | DataError]:
         root = scan(path)
     except DataError as exc:
         return [exc]
-    pictures, links = [], 0
+    images, links = [], 0
     for folder in root.below():
-        pictures += folder.pictures
+        images += folder.pictures
         links += len(folder.links)
     others = [f"linked folders: {links}"] if links else []
     others += filter(None, [left_out(root)])
     if others:
         logger.warning("%s: not used: %s", shown(path), ", ".join(others))
-    return pictures or [DataError(f"{shown(path)}: no pictures in it")]
+    return images or [DataError(f"{shown(path)}: no images in it")]
 
 
 def predict(
-    model: Exported, pictures: Iterable[Path | DataError]
+    model: Exported, images: Iterable[Path | DataError]
 ) -> Iterator[Prediction | DataError]:
-    """Classify picture files.
+    """Classify image files.
 
     Args:
         model: from ``exported``.
-        pictures: files of any format, size and colour that ``common.images`` reads; an error is
+        images: files of any format, size and colour that ``common.images`` reads; an error is
             handed on.
 
     Yields:
-        A prediction for each picture, in the order given; for one that cannot be read, the
+        A prediction for each image, in the order given; for one that cannot be read, the
         error that names it.
 
     Raises:
         ExportError: the model does not run, or contradicts its card.
     """
-    size, classes, waiting = model.card.input_size, model.card.classes, iter(pictures)
+    size, classes, waiting = model.card.input_size, model.card.classes, iter(images)
 
     def decode(path: Path | DataError) -> tuple[Path, ByteArray] | DataError:
         if isinstance(path, DataError):
@@ -139,11 +139,11 @@ def write_csv(stream: TextIO, predictions: Iterable[Prediction]) -> None:
 
 
 def measure(model: Path, dataset: Dataset, positions: IntArray) -> float:
-    """How often an exported model is right on labelled pictures.
+    """How often an exported model is right on labelled images.
 
     Args:
         model: a file that ``exported`` loads.
-        dataset: pictures, with the classes of the model's card.
+        dataset: images, with the classes of the model's card.
         positions: of those to look at, at least one.
 
     Returns:

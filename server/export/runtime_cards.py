@@ -107,7 +107,7 @@ def _interface(target: str, spec: BackboneSpec, head: Head) -> tuple[str, str]:
     n = "1" if target == "executorch" else "n"
     return (
         f"uint8 ({n}, 3, {spec.input_size}, {spec.input_size}), RGB in 0..255; "
-        "the model normalizes. Of a picture: upright by its EXIF orientation, alpha laid on white, "
+        "the model normalizes. Of an image: upright by its EXIF orientation, alpha laid on white, "
         f"the high byte of 16 bits, the shorter side scaled to {spec.input_size} (bilinear, "
         "antialiased), the middle of the longer kept",
         f"float32 ({n}, {head.num_classes}) logits",

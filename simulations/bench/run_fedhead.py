@@ -1,4 +1,4 @@
-"""Our own runner: algorithm, messages and node's part of a round, over an in-process Grid."""
+"""Our own runner: algorithm, messages and what a node does in a round, over an in-process Grid."""
 
 from __future__ import annotations
 

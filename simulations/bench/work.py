@@ -124,9 +124,9 @@ def write_data(work: Work) -> Path:
     labels = rng.integers(0, work.classes, total)
     q = np.lib.format.open_memmap(folder / "q.npy", "w+", np.uint8, (total, work.features))
     for start in range(0, total, _ROWS):
-        part = labels[start : start + _ROWS]
-        noise = rng.integers(0, _NOISE, (len(part), work.features), dtype=np.uint8)
-        q[start : start + len(part)] = noise + means[part]
+        block = labels[start : start + _ROWS]
+        noise = rng.integers(0, _NOISE, (len(block), work.features), dtype=np.uint8)
+        q[start : start + len(block)] = noise + means[block]
     q.flush()
     test_labels = rng.integers(0, work.classes, _TEST_EXAMPLES)
     noise = rng.integers(0, _NOISE, (_TEST_EXAMPLES, work.features), dtype=np.uint8)

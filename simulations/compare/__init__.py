@@ -1,1 +1,1 @@
-"""A grid of runs, strategies by partitions by seeds, each strategy at its own best settings."""
+"""Runs to compare: strategies by partitions by seeds, each strategy at its own best settings."""

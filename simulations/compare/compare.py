@@ -1,4 +1,4 @@
-"""Runs a grid: each strategy's best settings on held-out training images, then the grid itself."""
+"""Runs a comparison: a sweep for each strategy's best settings, then the cells."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from common.errors import RunError
 from common.files import write_atomic
 from common.progress import track
 from server.record.runfolder import SUMMARY
-from simulations.compare.grid import Cell, Grid
+from simulations.compare.cells import Cell, ComparisonSpec
 from simulations.compare.pool import run_cells
+from simulations.deploy.processes import alone
 
-__all__ = ["Chosen", "run_grid"]
+__all__ = ["Chosen", "run_comparison"]
 
 logger = logging.getLogger("fedhead")
 
@@ -29,10 +30,10 @@ Best = Mapping[tuple[str, str], tuple[str, ...]]  # by strategy and partition
 
 @dataclass(frozen=True)
 class Chosen:
-    """A finished grid.
+    """A finished comparison.
 
     Attributes:
-        runs: run folders of its cells, strategy by strategy.
+        runs: run folders of its cells, each at the settings that were chosen for it.
         failed: cells that could not run, each with the reason.
     """
 
@@ -40,25 +41,32 @@ class Chosen:
     failed: tuple[tuple[Cell, str], ...]
 
 
-def run_grid(grid: Grid, folder: Path, *, jobs: int) -> Chosen:
-    """Run all that is missing; a grid that was cut off goes on.
+def run_comparison(comparison: ComparisonSpec, folder: Path, *, jobs: int) -> Chosen:
+    """Run all that is missing; a comparison that was cut off goes on.
 
     Args:
-        grid: what to run.
+        comparison: what to run.
         folder: gets sweep/ and cells/, with a run folder for each cell, and sweep.csv.
         jobs: processes.
 
     Raises:
-        RunError: no cell could run, or a process died.
+        RunError: no cell could run, a process died, or another process compares there.
         FedheadError: the data or the backbone cannot be had.
     """
-    _warm(grid)
-    best = _sweep(grid, folder, jobs)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Cells that were cut off begin again: another process's must not look like them.
+    with alone(folder, "fedhead compare"):
+        return _run_all(comparison, folder, jobs)
+
+
+def _run_all(comparison: ComparisonSpec, folder: Path, jobs: int) -> Chosen:
+    _warm(comparison)
+    best = _sweep(comparison, folder, jobs)
     cells = [
-        grid.cell(spec, partition, seed, best[spec.text, partition[0]])
-        for partition in grid.partitions
-        for seed in grid.seeds
-        for spec in grid.strategies
+        comparison.cell(spec, partition, seed, best[spec.text, partition[0]])
+        for partition in comparison.partitions
+        for seed in comparison.seeds
+        for spec in comparison.strategies
     ]
     failed = _run(cells, folder / "cells", jobs, "comparing")
     broken = {cell.key for cell, _ in failed}
@@ -68,12 +76,13 @@ def run_grid(grid: Grid, folder: Path, *, jobs: int) -> Chosen:
     return Chosen(tuple(runs), tuple(failed))
 
 
-def _warm(grid: Grid) -> None:
+def _warm(comparison: ComparisonSpec) -> None:
     """Make the backbone and its features once, before several processes ask for them."""
     from common.experiment import experiment_dataset, experiment_features
     from server.export.run_model import prepare
 
-    experiment_features(grid.base, prepare(grid.base, experiment_dataset(grid.base)))
+    base = comparison.base
+    experiment_features(base, prepare(base, experiment_dataset(base)))
 
 
 def _run(cells: Sequence[Cell], folder: Path, jobs: int, what: str) -> list[tuple[Cell, str]]:
@@ -86,14 +95,15 @@ def _run(cells: Sequence[Cell], folder: Path, jobs: int, what: str) -> list[tupl
     return [(cell, failed[cell.key]) for cell in cells if cell.key in failed]
 
 
-def _sweep(grid: Grid, folder: Path, jobs: int) -> Best:
+def _sweep(comparison: ComparisonSpec, folder: Path, jobs: int) -> Best:
     """For each strategy and partition, the settings that do best on held-out images."""
     swept = {
         (spec.text, partition[0]): [
-            grid.sweep_cell(spec, partition, settings) for settings in grid.sweeps[spec.text]
+            comparison.sweep_cell(spec, partition, settings)
+            for settings in comparison.sweeps[spec.text]
         ]
-        for partition in grid.partitions
-        for spec in grid.strategies
+        for partition in comparison.partitions
+        for spec in comparison.strategies
     }
     best = {key: cells[0].settings for key, cells in swept.items()}
     several = {key: cells for key, cells in swept.items() if len(cells) > 1}

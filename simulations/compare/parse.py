@@ -1,24 +1,26 @@
-"""The words of the command line, turned into a grid; all problems at once."""
+"""The words of the command line, turned into a comparison; all problems at once."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from common.config import PARTITION_KEYS, Config, changed, parse_overrides
 from common.errors import ConfigError
 from server.round.stock import is_stock
 from server.strategies import STRATEGIES, strategy_factory
-from simulations.compare.grid import VARIANTS, Grid, StrategySpec
+from simulations.compare.cells import VARIANTS, ComparisonSpec, StrategySpec
 
-__all__ = ["parse_grid"]
+__all__ = ["parse_comparison"]
+
+_Parsed = TypeVar("_Parsed")
 
 _ALL = (*STRATEGIES, *(f"fedavg+{variant}" for variant in VARIANTS))
 
 
-def parse_grid(
+def parse_comparison(
     base: Config,
     *,
     strategies: str,
@@ -26,7 +28,7 @@ def parse_grid(
     seeds: str,
     sweeps: Sequence[str],
     validation_fraction: float,
-) -> Grid:
+) -> ComparisonSpec:
     """Read the command line's words.
 
     Args:
@@ -43,37 +45,23 @@ def parse_grid(
         ConfigError: with all problems.
     """
     names = list(_ALL) if strategies == "all" else _words(strategies)
-    problems = [] if names else ["--strategies is empty"]
-    specs = []
-    for name in dict.fromkeys(names):
-        try:
-            specs.append(_spec(name))
-        except ConfigError as exc:
-            problems += exc.problems
-    parts = []
-    for name in dict.fromkeys(_words(partitions)):
-        try:
-            parts.append((name, _partition(name)))
-        except ConfigError as exc:
-            problems += exc.problems
+    specs, problems = _each(names, _spec)
+    schemes, more = _each(_words(partitions), lambda name: (name, _partition(name)))
+    problems = ([] if names else ["--strategies is empty"]) + problems + more
     numbers = _words(seeds)
     if not numbers or not all(re.fullmatch(r"\d{1,9}", number) for number in numbers):
         problems.append(f"--seeds {seeds!r} must be whole numbers, for example 0,1,2")
-    axes = []
-    for sweep in sweeps:
-        key, _, values = sweep.partition("=")
-        if not _words(values):
-            problems.append(f"--sweep {sweep!r} is not of the form key=value,value,...")
-        axes.append((key.strip(), _words(values)))
+    axes, more = _axes(sweeps)
     combined = {spec.text: _combinations(spec, specs, axes) for spec in specs}
     used = {setting[0] for rows in combined.values() for row in rows for setting in row}
+    problems += more
     problems += [f"--sweep {key}: no strategy here has it" for key, _ in axes if key not in used]
     if problems:
         raise ConfigError(problems)
-    grid = Grid(
+    comparison = ComparisonSpec(
         base=_shared(base),
         strategies=tuple(specs),
-        partitions=tuple(parts) or (("", {}),),
+        partitions=tuple(schemes) or (("", {}),),
         seeds=tuple(dict.fromkeys(int(number) for number in numbers)),
         sweeps={
             name: tuple(tuple(f"{path}={value}" for _, path, value in row) for row in rows)
@@ -81,23 +69,45 @@ def parse_grid(
         },
         validation_fraction=validation_fraction,
     )
-    _check(grid)
-    return grid
+    _check(comparison)
+    return comparison
 
 
-def _check(grid: Grid) -> None:
+def _each(names: Sequence[str], parse: Callable[[str], _Parsed]) -> tuple[list[_Parsed], list[str]]:
+    """What each name means, once, and all problems of those that mean nothing."""
+    parsed, problems = list[_Parsed](), list[str]()
+    for name in dict.fromkeys(names):
+        try:
+            parsed.append(parse(name))
+        except ConfigError as exc:
+            problems += exc.problems
+    return parsed, problems
+
+
+def _axes(sweeps: Sequence[str]) -> tuple[list[tuple[str, list[str]]], list[str]]:
+    """What is swept, by its key as given, with its values; and all problems."""
+    axes, problems = list[tuple[str, list[str]]](), list[str]()
+    for sweep in sweeps:
+        key, _, values = sweep.partition("=")
+        if not _words(values):
+            problems.append(f"--sweep {sweep!r} is not of the form key=value,value,...")
+        axes.append((key.strip(), _words(values)))
+    return axes, problems
+
+
+def _check(comparison: ComparisonSpec) -> None:
     """Find every setting that does not fit before anything runs."""
     problems: list[str] = []
-    for spec in grid.strategies:
-        for settings in grid.sweeps[spec.text]:
+    (first, *_), seed = comparison.partitions, comparison.seeds[0]
+    for spec in comparison.strategies:
+        for settings in comparison.sweeps[spec.text]:
             try:
-                config = grid.cell(spec, grid.partitions[0], grid.seeds[0], settings).config
-                _check_strategy(config)
+                _check_strategy(comparison.cell(spec, first, seed, settings).config)
             except ConfigError as exc:
                 problems += [f"{spec.text}: {problem}" for problem in exc.problems]
-    for partition in grid.partitions:
+    for partition in comparison.partitions:
         try:
-            grid.cell(grid.strategies[0], partition, grid.seeds[0], ())
+            comparison.cell(comparison.strategies[0], partition, seed, ())
         except ConfigError as exc:
             problems += [f"{partition[0]}: {problem}" for problem in exc.problems]
     if problems:
@@ -169,9 +179,9 @@ def _owners(specs: Sequence[StrategySpec]) -> dict[str, str]:
     short: dict[str, list[str]] = {}
     for spec in specs:
         short.setdefault(spec.text.rpartition(":")[2], []).append(spec.text)
-    taken = {*named, *Config.model_fields}
+    others = {*named, *Config.model_fields}
     return named | {
-        name: texts[0] for name, texts in short.items() if len(texts) == 1 and name not in taken
+        name: texts[0] for name, texts in short.items() if len(texts) == 1 and name not in others
     }
 
 

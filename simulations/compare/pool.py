@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import FedheadError, RunError
 from common.machine import cores
-from simulations.compare.grid import Cell
+from simulations.compare.cells import Cell
 from simulations.report.runs import read_run
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from server.round.roster import read_roster
 from simulations.deploy.authority import expiries
 from simulations.deploy.certificates import certificates_in
 from simulations.deploy.device_keys import admitted_keys, key_id, read_key, revoked_names
-from simulations.deploy.last_run import LastRun, Part, read_last_run
+from simulations.deploy.last_run import LastRun, Participation, read_last_run
 from simulations.deploy.operator import Node, control
 from simulations.deploy.processes import is_held
 from simulations.deploy.settings import (
@@ -57,7 +57,7 @@ class DeviceRow:
         in_use: version of each model in use, as it said.
         trusts_all: whether it trusts all authorities that it is to; None: it never said.
         token: of delivery; None: it never had one.
-        part: in the last run.
+        last_run: what it did in the devices' last run.
     """
 
     name: str
@@ -69,7 +69,7 @@ class DeviceRow:
     in_use: Mapping[str, int] = field(default_factory=dict)
     trusts_all: bool | None = None
     token: TokenState | None = None
-    part: Part | None = None
+    last_run: Participation | None = None
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,8 @@ def _rows(server: Path, nodes: Sequence[Node] | None, last_run: LastRun | None) 
     for name, key, state, since in _keys(server, nodes, {*tokens}, {*roster}):
         words = said.get(name) if state != "revoked" else None
         client = roster[name].client if state != "revoked" and name in roster else None
-        part = last_run.parts.get(client) if last_run and client is not None else None
-        times = [_time(words), part.seen if part else None]
+        did = last_run.devices.get(client) if last_run and client is not None else None
+        times = [_time(words), did.seen if did else None]
         if state in ("online", "offline"):
             times.append(datetime.now(UTC) if state == "online" else since)
         rows.append(
@@ -189,7 +189,7 @@ def _rows(server: Path, nodes: Sequence[Node] | None, last_run: LastRun | None) 
                 in_use=words.in_use if words else {},
                 trusts_all=words.authorities_sha256 == wanted if words else None,
                 token=tokens.get(name),
-                part=part,
+                last_run=did,
             )
         )
     return rows

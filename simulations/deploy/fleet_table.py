@@ -34,8 +34,8 @@ def fleet_table(fleet: Fleet) -> Table:
             _since(row),
             row.app.removeprefix("fedhead ") if row.app else _UNKNOWN,
             _models(row),
-            _number(row.part.examples if row.part else None),
-            _number(row.part.failed + row.part.rejected if row.part else None),
+            _number(row.last_run.examples if row.last_run else None),
+            _number(row.last_run.failed + row.last_run.rejected if row.last_run else None),
             row.token or "none",
         )
     return table
@@ -46,9 +46,9 @@ def fleet_lines(fleet: Fleet) -> Iterator[str]:
     if fleet.down:
         yield f"not asked: {fleet.down}"
     for row in fleet.devices:
-        if row.part and row.part.reason_time:
-            when = f"{row.part.reason_time.astimezone():%d %b %H:%M}"
-            yield f"{row.name} failed last on {when} for: {row.part.reason}"
+        if row.last_run and row.last_run.reason_time:
+            when = f"{row.last_run.reason_time.astimezone():%d %b %H:%M}"
+            yield f"{row.name} failed last on {when} for: {row.last_run.reason}"
         if len(row.in_use) > 1:
             models = ", ".join(f"{name} version {v}" for name, v in sorted(row.in_use.items()))
             yield f"{row.name} uses {models}"

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -45,13 +46,31 @@ from simulations.deploy.settings import (
 )
 from simulations.deploy.trust import read_keys, write_trusted
 
-__all__ = ["write_deployment"]
+__all__ = ["Ports", "write_deployment"]
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:]+")
 _UNITS = ("fedhead-device.service", "fedhead-fetch.service", "fedhead-fetch.timer")
 _SERVER_UNITS = ("fedhead-server.service", "fedhead-delivery.service")
 _INSTALLED = "/var/lib/fedhead"  # where units expect a folder
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where a server is to listen; None: as in its settings, or the usual ports.
+
+    Attributes:
+        devices: for devices that train.
+        operators: for operators, on loopback.
+        delivery: for devices that fetch models.
+    """
+
+    devices: int | None = None
+    operators: int | None = None
+    delivery: int | None = None
+
+
+_ANY_PORTS = Ports()
 
 
 def write_deployment(
@@ -61,9 +80,7 @@ def write_deployment(
     addresses: Sequence[str] = (),
     dropped: Sequence[str] = (),
     days: int | None = None,
-    port: int | None = None,
-    operator_port: int | None = None,
-    delivery_port: int | None = None,
+    ports: Ports = _ANY_PORTS,
     trust: Sequence[Path] = (),
 ) -> list[str]:
     """Write a deployment's folder, or add devices and addresses to one.
@@ -79,9 +96,7 @@ def write_deployment(
         dropped: addresses that its certificate is to have no longer.
         days: how long the server's certificate is valid. None: a year, and one that is there
             stays where its addresses do.
-        port: of the server; None: as in its settings.
-        operator_port: of the server, for operators; likewise.
-        delivery_port: of the server, for models; likewise.
+        ports: of the server.
         trust: public signing keys, for all its devices; none: as the server has them.
 
     Returns:
@@ -106,7 +121,6 @@ def write_deployment(
     for place in (folder / "authority", server):
         _owners(place)
     ensure_authority(folder)  # first: it says that this folder is a deployment's
-    ports = {"port": port, "operator-port": operator_port, "delivery-port": delivery_port}
     settings = _server_settings(server, ports)
     if not operator_secret(server).exists():
         write_private(operator_secret(server), secrets.token_hex(32).encode() + b"\n")
@@ -196,13 +210,18 @@ def _check(
         raise ConfigError(problems, "deployment")
 
 
-def _server_settings(server: Path, ports: Mapping[str, int | None]) -> ServerSettings:
+def _server_settings(server: Path, ports: Ports) -> ServerSettings:
     """The settings in a server's folder, written first if there are none.
 
     Raises:
         ConfigError: they have other ports.
     """
-    given = {key: port for key, port in ports.items() if port is not None}
+    wanted = {
+        "port": ports.devices,
+        "operator-port": ports.operators,
+        "delivery-port": ports.delivery,
+    }
+    given = {key: port for key, port in wanted.items() if port is not None}
     _write_once(server / "server.toml", ServerSettings.model_validate(given))
     settings = read_server(server)
     there = settings.model_dump(by_alias=True)
@@ -229,7 +248,7 @@ def _write_device(folder: Path, name: str, address: str, server: ServerSettings)
     content = {
         "server": endpoint(address, server.port),
         "delivery": endpoint(address, server.delivery_port),
-        "data": "folder:pictures",
+        "data": "folder:images",
     }
     _write_once(device / "device.toml", DeviceSettings.model_validate(content))
     _write_units(device, _UNITS, folder=f"{_INSTALLED}/{name}", device=name)

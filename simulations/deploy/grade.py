@@ -1,4 +1,4 @@
-"""How right the model in use is on a device's own pictures."""
+"""How right the model in use is on a device's own images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["grade"]
 
 
 def grade(device: Path, shelf: Shelf, trust: Trust | None) -> tuple[Artifact, DeviceReport]:
-    """Measure the model in use, on pictures that the device keeps to test with if it has any.
+    """Measure the model in use, on images that the device keeps to test with if it has any.
 
     Args:
         device: the device's folder.

@@ -13,7 +13,7 @@ from common.identity import client_of_node
 from common.readback import JsonFile
 from server.record.events import EVENTS
 
-__all__ = ["LastRun", "Part", "read_last_run", "remember_run"]
+__all__ = ["LastRun", "Participation", "read_last_run", "remember_run"]
 
 logger = logging.getLogger("fedhead")
 
@@ -22,7 +22,7 @@ _TROUBLE = ("failed", "declined", "rejected", "refused", "late", "node")
 
 
 @dataclass(frozen=True)
-class Part:
+class Participation:
     """What a device did in a run.
 
     Attributes:
@@ -50,11 +50,11 @@ class LastRun:
 
     Attributes:
         path: its folder.
-        parts: by client id.
+        devices: by client id.
     """
 
     path: Path
-    parts: Mapping[int, Part]
+    devices: Mapping[int, Participation]
 
 
 def remember_run(server: Path, path: Path) -> None:
@@ -76,16 +76,16 @@ def read_last_run(server: Path) -> LastRun | None:
     if not path.is_dir():
         return None
     examples, reasons = _said(path / "events.jsonl")
-    parts = {client: Part(examples=count) for client, count in examples.items()}
-    for client, part in _accounts(path / "checkpoint"):
+    devices = {client: Participation(examples=count) for client, count in examples.items()}
+    for client, account in _accounts(path / "checkpoint"):
         reason, moment = reasons.get(client, ("", None))
-        parts[client] = replace(
-            part, examples=examples.get(client), reason=reason, reason_time=moment
+        devices[client] = replace(
+            account, examples=examples.get(client), reason=reason, reason_time=moment
         )
-    return LastRun(path, parts)
+    return LastRun(path, devices)
 
 
-def _accounts(checkpoints: Path) -> Iterator[tuple[int, Part]]:
+def _accounts(checkpoints: Path) -> Iterator[tuple[int, Participation]]:
     """What the last finished round knew of each client; devices.csv says it to people."""
     # Who only remembers a run watches over its server, and goes without numpy.
     from server.record.accounts import COLUMNS
@@ -98,7 +98,7 @@ def _accounts(checkpoints: Path) -> Iterator[tuple[int, Part]]:
         row = dict(zip(COLUMNS, numbers, strict=True))
         yield (
             client,
-            Part(
+            Participation(
                 valid=row["valid"],
                 failed=row["failed"],
                 rejected=row["rejected"] + row["refused"],

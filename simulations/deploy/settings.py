@@ -76,13 +76,13 @@ class DeviceSettings(Section):
     delivery: Address
     """host:port to fetch models from, likewise."""
     data: str = Field(pattern="^folder:.")
-    """folder:PATH with one sub-folder of pictures a class; relative to this file."""
+    """folder:PATH with one sub-folder of images a class; relative to this file."""
     state: str = Field("state", min_length=1)
     """Folder for the backbone, features and what the device remembers; relative to this file."""
     models: str = Field("models", min_length=1)
     """Folder for the models that are fetched; relative to this file."""
     max_examples: int = Field(0, ge=0)
-    """Train on at most so many pictures; 0: all."""
+    """Train on at most so many images; 0: all."""
     max_threads: int = Field(1, ge=1)
     """Processor threads."""
     min_interval_seconds: float = Field(0, ge=0)

@@ -63,35 +63,30 @@ def main(server: Path) -> int:
     secret = read_secret(server)
     os.umask(0o077)  # the database, and what Flower's other processes write, are the owner's
     _raise_descriptors(settings.max_connections + _MOST_OPERATORS + _SPARE_DESCRIPTORS)
-    listeners = (
-        _listen(settings.host, settings.port, "port"),
-        _listen(OPERATORS_HOST, settings.operator_port, "operator-port"),
-    )
+    devices = _listen(settings.host, settings.port, "port")
+    operators = _listen(OPERATORS_HOST, settings.operator_port, "operator-port")
     with tempfile.TemporaryDirectory(prefix="fedhead-server-", ignore_cleanup_errors=True) as own:
         ours = {"flower-superexec", INSTALLED_SERVERAPP}
         refused = started_commands() - ours
         os.environ["PATH"] = install(Path(own), os.environ["PATH"], ours, refused)
         os.environ.update(operator_environment(server))
         app, config = flower_app()
-        asyncio.run(_serve(server, settings, secret, app, config, *listeners))
+
+        async def serve() -> None:
+            inner = _operators_door(app, config, secret, operators)
+            await _serve(server, settings, inner, _devices_door(app, config, settings, devices))
+
+        asyncio.run(serve())
     return 0
 
 
-async def _serve(
-    server: Path,
-    settings: ServerSettings,
-    secret: str,
-    app: FastAPI,
-    config: Any,
-    devices: socket.socket,
-    operators: socket.socket,
-) -> None:
-    """Open the operators' door, register the devices' keys through it, and open theirs."""
-    inner = Gate(Limits(_MOST_OPERATORS, _MOST_OPERATORS, 60, None))
-    operators_door = _Door(
-        config, OperatorsDoor(app, secret.encode(), inner), inner, operators, "on"
-    )
-    outer = Gate(
+def _operators_door(app: FastAPI, config: Any, secret: str, at: socket.socket) -> _Door:
+    gate = Gate(Limits(_MOST_OPERATORS, _MOST_OPERATORS, 60, None))
+    return _Door(config, OperatorsDoor(app, secret.encode(), gate), gate, at, "on")
+
+
+def _devices_door(app: FastAPI, config: Any, settings: ServerSettings, at: socket.socket) -> _Door:
+    gate = Gate(
         Limits(
             settings.max_connections,
             settings.max_connections_per_address,
@@ -99,15 +94,21 @@ async def _serve(
             _ANSWER_SECONDS,
         )
     )
-    outside = DevicesDoor(
+    door = DevicesDoor(
         app,
-        outer,
+        gate,
         devices_routes(),
         key_lookup(app),
         most_bytes=settings.max_request_megabytes << 20,
         rate=settings.max_requests_per_second,
     )
-    devices_door = _Door(config, outside, outer, devices, "off")
+    return _Door(config, door, gate, at, "off")
+
+
+async def _serve(
+    server: Path, settings: ServerSettings, operators_door: _Door, devices_door: _Door
+) -> None:
+    """Open the operators' door, register the devices' keys through it, and open theirs."""
 
     def end(*_: object) -> None:
         operators_door.should_exit = devices_door.should_exit = True

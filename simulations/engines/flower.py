@@ -1,4 +1,4 @@
-"""Flower's own simulation engine: ``flwr run`` on a SuperLink that lives as long as the run."""
+"""Flower's own simulation: ``flwr run`` on a SuperLink that lives as long as the run."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ exec flower-superexec --insecure --runtime-api-address "127.0.0.1:$1" --parent-p
 
 
 def check_ray() -> None:
-    """Make sure that Flower's simulation engine is installed.
+    """Make sure that Flower's simulation is installed.
 
     Raises:
         MissingExtraError: it is not.
     """
     if importlib.util.find_spec("ray") is None:
-        raise MissingExtraError("ray", "flower", "Flower's simulation engine")
+        raise MissingExtraError("ray", "flower", "Flower's simulation")
 
 
 def run_flower(path: Path, *, num_supernodes: int, health: str = "") -> dict[str, Any]:

@@ -147,17 +147,17 @@ def _rank_in_class(labels: IntArray, usable: npt.NDArray[np.bool_]) -> IntArray:
 def _blocks(x: FloatArray) -> Iterator[tuple[slice, _Array]]:
     """Rows of [x 1] in float64, so many at a time."""
     for start in range(0, len(x), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        yield part, np.concatenate([x[part], np.ones((len(x[part]), 1))], axis=1, dtype=np.float64)
+        rows = slice(start, start + _BLOCK)
+        yield rows, np.concatenate([x[rows], np.ones((len(x[rows]), 1))], axis=1, dtype=np.float64)
 
 
 def _sums(x: FloatArray, labels: IntArray, num_classes: int) -> tuple[_Array, _Array]:
     """X^T X (D, D) and Y^T X (K, D) of [x 1]."""
     width = x.shape[1] + 1
     a, b = np.zeros((width, width)), np.zeros((num_classes, width))
-    for part, design in _blocks(x):
+    for rows, design in _blocks(x):
         a += design.T @ design
-        b += np.eye(num_classes)[labels[part]].T @ design
+        b += np.eye(num_classes)[labels[rows]].T @ design
     return a, b
 
 
@@ -166,11 +166,11 @@ def _added(sums: Sequence[tuple[_Array, _Array]]) -> tuple[_Array, _Array]:
     return np.sum(first, axis=0), np.sum(second, axis=0)
 
 
-def _without(total: tuple[_Array, _Array], part: tuple[_Array, _Array]) -> tuple[_Array, _Array]:
-    return total[0] - part[0], total[1] - part[1]
+def _without(total: tuple[_Array, _Array], fold: tuple[_Array, _Array]) -> tuple[_Array, _Array]:
+    return total[0] - fold[0], total[1] - fold[1]
 
 
 def _predict(x: FloatArray, head: _Array) -> IntArray:
     """Best class of each row under a head (K, D)."""
-    parts = [(design @ head.T).argmax(axis=1) for _, design in _blocks(x)]
-    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+    blocks = [(design @ head.T).argmax(axis=1) for _, design in _blocks(x)]
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.int64)

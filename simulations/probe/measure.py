@@ -57,7 +57,7 @@ class Probe:
         training_accuracy: of the heads on what they were trained on.
         curve: over examples a class; the last point is all of them.
         neighbours: accuracy of the nearest neighbours in the same features.
-        pixels: accuracy of linear heads on the pictures themselves, scaled down.
+        pixels: accuracy of linear heads on the images themselves, scaled down.
         commonest: share of the largest class: what an answer without looking would get.
     """
 
@@ -101,10 +101,10 @@ def probe_data(config: Config, *, examples: int) -> Probe:
 
     Args:
         config: of an experiment; all other sections are ignored.
-        examples: at most so many pictures are used, of all classes in their proportions.
+        examples: at most so many images are used, of all classes in their proportions.
 
     Raises:
-        DataError: a class with fewer pictures than folds.
+        DataError: a class with fewer images than folds.
     """
     dataset = experiment_dataset(config)
     positions = sample(dataset.labels, examples, config.data_seed)
@@ -143,7 +143,7 @@ def _check(dataset: Dataset, labels: IntArray) -> None:
     for name, count in zip(dataset.classes, counts, strict=True):
         if count < FOLDS:
             raise DataError(
-                f"{dataset.name}: class '{name}' has {count} pictures in the probe, "
+                f"{dataset.name}: class '{name}' has {count} images in the probe, "
                 f"expected at least {FOLDS}, one a fold"
             )
 
@@ -186,7 +186,7 @@ def _nearest(x: FloatArray, labels: IntArray, fold: IntArray) -> float:
 
 
 def _plain_pixels(dataset: Dataset, positions: IntArray) -> FloatArray:
-    """The pictures as features, scaled as the backbone's are: centred, variance 1 on average."""
+    """The images as features, scaled as the backbone's are: centred, variance 1 on average."""
     pixels = np.concatenate(
         [
             dataset.images(positions[start : start + _CHUNK], _PIXELS)

@@ -48,7 +48,7 @@ def judge(probe: Probe, target: float) -> Verdict:
     low, high = probe.interval
     measured = f"{probe.accuracy:.1%} (95% interval {low:.1%} to {high:.1%})"
     if probe.accuracy >= target:
-        unsure = [] if low >= target else ["The interval reaches below: more pictures would tell."]
+        unsure = [] if low >= target else ["The interval reaches below: more images would tell."]
         headline = f"Training the head suffices: {measured}, {target:.1%} needed."
         return Verdict("suffices", headline, (*unsure, *_far(probe)), "")
     needed = examples_needed(probe, target)
@@ -66,9 +66,9 @@ def judge(probe: Probe, target: float) -> Verdict:
         "does not suffice",
         f"Training the head alone does not suffice: {measured}, {target:.1%} needed.",
         (*_limits(probe, needed, unfit=unfit), *_far(probe)),
-        "Fine-tune the backbone on similar pictures before it is frozen, or try a larger "
+        "Fine-tune the backbone on similar images before it is frozen, or try a larger "
         "backbone.input-size. Head-only training is known to fall behind full fine-tuning by "
-        "up to 34 points on pictures far from ImageNet (TinyTL, arXiv 2007.11622).",
+        "up to 34 points on images far from ImageNet (TinyTL, arXiv 2007.11622).",
     )
 
 
@@ -100,7 +100,7 @@ def _far(probe: Probe) -> list[str]:
         return []
     how = "better" if probe.pixels > probe.accuracy else "about as well"
     return [
-        f"A linear head on the bare pixels does {how} ({probe.pixels:.1%}): these pictures look "
+        f"A linear head on the bare pixels does {how} ({probe.pixels:.1%}): these images look "
         "far from ImageNet, and training more than the head would pay."
     ]
 

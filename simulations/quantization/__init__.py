@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from common.files import write_atomic
-from simulations.quantization.picture import draw
+from simulations.quantization.plot import draw
 from simulations.quantization.render import as_json, markdown, notes, tables
 from simulations.quantization.report import Report, Row, quantize_report
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from common.files import write_atomic
 from simulations.report.comparison import Comparison, load_runs
 from simulations.report.leaderboard import Row, leaderboard
-from simulations.report.page import check_installed, page_html
-from simulations.report.tables import (
+from simulations.report.leaderboard_tables import (
     leaderboard_csv,
     leaderboard_markdown,
     terminal_table,
     timing_csv,
 )
+from simulations.report.page import check_installed, page_html
 
 __all__ = [
     "Comparison",

@@ -141,7 +141,7 @@ _COLUMNS = (
         "What all clients together have sent in the whole run, mean over seeds",
     ),
     Column(
-        "Refused", lambda r: str(r.refused), lambda r: r.refused, True,
+        "Rejected", lambda r: str(r.rejected), lambda r: r.rejected, True,
         "Updates that were not fit to count, all seeds together",
     ),
     Column(
@@ -167,8 +167,8 @@ def shown_columns(rows: Sequence[Row], *, timed: bool) -> list[Column]:
         timed: whether seconds are shown, which no two runs have in common.
     """
     hidden = {_SECONDS} if not timed else set()
-    if not any(row.refused for row in rows):
-        hidden.add("Refused")
+    if not any(row.rejected for row in rows):
+        hidden.add("Rejected")
     return [
         column
         for column in _COLUMNS

@@ -143,10 +143,10 @@ def counted_clients(setting: Setting) -> str:
     if not clients:
         return ""
     tests = np.concatenate([one.tests for one in clients])
-    counted = int((tests >= COUNTED_EXAMPLES).sum())
-    who = f"{counted:,} of {len(tests):,} clients have {COUNTED_EXAMPLES} or more test examples"
+    enough = int((tests >= COUNTED_EXAMPLES).sum())
+    who = f"{enough:,} of {len(tests):,} clients have {COUNTED_EXAMPLES} or more test examples"
     span = f"of their own (all have {tests.min():,} to {tests.max():,})"
-    if counted < COUNTED_CLIENTS:
+    if enough < COUNTED_CLIENTS:
         return (
             f"{who} {span}. Of fewer an accuracy shows who was lucky, so nothing is drawn; "
             "a larger partition.test-fraction gives each more."

@@ -32,7 +32,7 @@ _AT_REST = {"availability": "full availability", "attack": "no attack"}
 
 
 def text(value: Any) -> str:
-    """A value as a person would write it; of a path only the last part."""
+    """A value as a person would write it; of a path only the last name."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -42,7 +42,7 @@ def text(value: Any) -> str:
 
 
 def strategy_label(values: Values) -> str:
-    """As ``fedhead compare`` names it, "fedavg+gram"; of an import path the last part."""
+    """As ``fedhead compare`` names it, "fedavg+gram"; of an import path the last name."""
     label = str(values["strategy.name"]).rpartition(":")[2]
     variants = (values["strategy.init"], values["strategy.precondition"])
     return "+".join([label, *(name for name in variants if name not in ("zeros", "none"))])
@@ -76,19 +76,19 @@ def setting_label(values: Values, compared: Sequence[Values]) -> str:
     Sections at their defaults say nothing, but where they are the difference ("no attack").
     """
     differing = _differing(compared)
-    parts = []
+    phrases = []
     if "data.source" in differing:
-        parts.append(text(values["data.source"]))
+        phrases.append(text(values["data.source"]))
     if _PARTITION & set(differing) or not differing:
-        parts.append(_partition(values))
+        phrases.append(_partition(values))
     others = [key for key in differing if key not in _PARTITION and key != "data.source"]
     for section in dict.fromkeys(key.partition(".")[0] for key in others):
         keys = [key for key in others if key.startswith(f"{section}.")]
         if all(values.get(key) == _DEFAULTS.get(key) for key in keys) and section in _AT_REST:
-            parts.append(_AT_REST[section])
+            phrases.append(_AT_REST[section])
         else:
-            parts += [_phrase(key, values[key]) for key in keys if key in values]
-    return ", ".join(parts)
+            phrases += [_phrase(key, values[key]) for key in keys if key in values]
+    return ", ".join(phrases)
 
 
 def distinct(labels: Sequence[str], configs: Sequence[Values]) -> list[str]:
@@ -127,7 +127,7 @@ def _differing(configs: Sequence[Values]) -> list[str]:
 
 
 def _names(keys: Sequence[str]) -> dict[str, str]:
-    """The last part of each key, or all of it where two would be the same."""
+    """The last word of each key, or all of it where two would be the same."""
     short = {key: key.rpartition(".")[2] for key in keys}
     counts = Counter(short.values())
     return {key: name if counts[name] == 1 else key for key, name in short.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +54,7 @@ class Row:
         uplink_bytes: of the whole run.
         gap_centralized: accuracy minus the centralized head's, over the same seeds.
         gap_ridge: the same with the ridge head.
-        refused: updates, summed over seeds.
+        rejected: updates, summed over seeds.
         seconds: of training, on the machine that ran it.
         near_best: within the sampling margin of the setting's best.
     """
@@ -77,7 +77,7 @@ class Row:
     uplink_bytes: float
     gap_centralized: float | None
     gap_ridge: float | None
-    refused: int
+    rejected: int
     seconds: float | None
     near_best: bool
 
@@ -144,22 +144,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _row(setting: Setting, entry: Entry, standard: Standard) -> Row:
     runs, accuracy = entry.runs, float(np.mean(entry.accuracies))
-    personal = all(run.summary.personal_accuracy_mean is not None for run in runs)
-    clients = "personal" if personal else "client"
+    mean_client, p10_client, worst_client = _of_clients(runs)
     first = [_first_round(run, standard.target) for run in runs]
     best = float(np.mean(setting.entries[0].accuracies))
-
-    def gap(of: Callable[[Summary], float | None]) -> float | None:
-        yardstick = _by_seed(setting.runs, of)
-        return _mean(
-            [
-                None if seed not in yardstick else value - yardstick[seed]
-                for seed, value in zip(entry.seeds, entry.accuracies, strict=True)
-            ]
-        )
-
-    def summary_mean(name: str) -> float | None:
-        return _mean([getattr(run.summary, name) for run in runs])
 
     return Row(
         setting=setting.label,
@@ -169,10 +156,10 @@ def _row(setting: Setting, entry: Entry, standard: Standard) -> Row:
         accuracy=accuracy,
         accuracy_sd=float(np.std(entry.accuracies, ddof=1)) if len(runs) > 1 else None,
         test_examples=min(run.test_examples for run in runs),
-        mean_client=summary_mean(f"{clients}_accuracy_mean"),
-        worst_client=summary_mean(f"{clients}_accuracy_min"),
-        p10_client=summary_mean(f"{clients}_accuracy_p10"),
-        personal=personal,
+        mean_client=mean_client,
+        worst_client=worst_client,
+        p10_client=p10_client,
+        personal=_is_personal(runs),
         target=standard.target,
         rounds_to_target=_mean([None if i is None else i + 1 for i in first]),
         uplink_to_target=_mean(
@@ -183,12 +170,34 @@ def _row(setting: Setting, entry: Entry, standard: Standard) -> Row:
         ),
         not_reached=first.count(None),
         uplink_bytes=float(np.mean([run.uplink[-1] for run in runs])),
-        gap_centralized=gap(lambda summary: summary.centralized_accuracy),
-        gap_ridge=gap(lambda summary: summary.ridge_accuracy),
-        refused=sum(run.summary.rejected_updates for run in runs),
+        gap_centralized=_gap(setting, entry, lambda summary: summary.centralized_accuracy),
+        gap_ridge=_gap(setting, entry, lambda summary: summary.ridge_accuracy),
+        rejected=sum(run.summary.rejected_updates for run in runs),
         seconds=_mean([run.summary.seconds.get("training") for run in runs]),
         near_best=best - accuracy <= sampling_margin(setting),
     )
+
+
+def _gap(setting: Setting, entry: Entry, of: Callable[[Summary], float | None]) -> float | None:
+    """An entry's accuracy minus another of the same runs, mean over the same seeds."""
+    yardstick = _by_seed(setting.runs, of)
+    return _mean(
+        [
+            None if seed not in yardstick else value - yardstick[seed]
+            for seed, value in zip(entry.seeds, entry.accuracies, strict=True)
+        ]
+    )
+
+
+def _is_personal(runs: Sequence[Run]) -> bool:
+    return all(run.summary.personal_accuracy_mean is not None for run in runs)
+
+
+def _of_clients(runs: Sequence[Run]) -> Iterator[float | None]:
+    """Mean, 10th percentile and lowest of the clients' accuracies, means over seeds."""
+    whose = "personal" if _is_personal(runs) else "client"
+    for figure in ("mean", "p10", "min"):
+        yield _mean([getattr(run.summary, f"{whose}_accuracy_{figure}") for run in runs])
 
 
 def _first_round(run: Run, target: float) -> int | None:

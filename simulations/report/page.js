@@ -1,4 +1,5 @@
 "use strict";
+// One file, for the page is one: a browser opens it from a disk, where it may load no other script.
 (() => {
   const root = document.documentElement;
   root.classList.add("scripted");
@@ -314,7 +315,7 @@
   function choose(index) {
     current = settings[index];
     drawn = new Set(current.entries.slice(0, SHOWN).map((entry) => entry.label));
-    for (const part of document.querySelectorAll(".setting")) part.hidden = Number(part.dataset.setting) !== index;
+    for (const box of document.querySelectorAll(".setting")) box.hidden = Number(box.dataset.setting) !== index;
     chips();
     draw();
   }

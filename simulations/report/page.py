@@ -31,6 +31,7 @@ from simulations.report.figures import (
 )
 from simulations.report.labels import number_or_share, text
 from simulations.report.leaderboard import Row, leaderboard, sampling_margin
+from simulations.report.leaderboard_tables import overview, rows_by_setting, standard_text
 from simulations.report.reproduce import (
     EXPERIMENT_FILE,
     command,
@@ -38,7 +39,6 @@ from simulations.report.reproduce import (
     differences,
     to_toml,
 )
-from simulations.report.tables import overview, rows_by_setting, standard_text
 
 __all__ = ["check_installed", "page_html"]
 

@@ -16,7 +16,7 @@ __all__ = ["EXPERIMENT_FILE", "command", "common_values", "differences", "to_tom
 
 EXPERIMENT_FILE = "experiment.toml"
 
-# Where a run lies has no part in what it gives.
+# Where a run lies does not change what it gives.
 _PLACE = ("out", "name")
 
 
@@ -44,7 +44,7 @@ def to_toml(values: Mapping[str, Any]) -> str:
 
 
 def differences(run: Run, common: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run has beside the common part."""
+    """What a run has beside what all share."""
     return {k: v for k, v in run.values.items() if k not in common and k not in _PLACE}
 
 

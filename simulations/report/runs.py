@@ -268,10 +268,10 @@ def _read_clients(file: Path, num_classes: int) -> Clients | None:
     if {num_classes, *map(len, counts)} != {num_classes}:
         raise RunError(f"{file} is damaged (a row of counts is not of {num_classes} classes)")
     examples = np.array(total, np.int64)
-    counted = examples >= COUNTED_EXAMPLES
+    enough = examples >= COUNTED_EXAMPLES
     if any((np.array(hits, np.int64) > examples).any() for hits in right):
         raise RunError(f"{file} is damaged (more right answers than examples)")
-    rates = [np.array(hits, np.int64)[counted] / examples[counted] for hits in right]
+    rates = [np.array(hits, np.int64)[enough] / examples[enough] for hits in right]
     return Clients(
         ids=np.array(content.client, np.int64),
         label_counts=np.array(counts, np.int64).reshape(-1, num_classes),

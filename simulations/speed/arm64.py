@@ -120,14 +120,14 @@ def emulated_python(folder: Path) -> list[str]:
         _fetch_debian(folder, root)
         _fetch_torch(root, site)
         (folder / "complete").touch()
-    libraries = ":".join(str(root / part) for part in ("usr/lib/aarch64-linux-gnu", "usr/lib"))
+    libraries = ":".join(str(root / folder) for folder in ("usr/lib/aarch64-linux-gnu", "usr/lib"))
     variables = {
         "LD_LIBRARY_PATH": libraries,
         "PYTHONHOME": str(root / "usr"),
         "PYTHONPATH": str(site),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    settings = [part for item in variables.items() for part in ("-E", "=".join(item))]
+    settings = [word for item in variables.items() for word in ("-E", "=".join(item))]
     return [str(qemu), "-L", str(root), *settings, str(_python(root))]
 
 
@@ -147,8 +147,8 @@ def _fetch_emulator(folder: Path) -> None:
 def _fetch_debian(folder: Path, root: Path) -> None:
     """Packages with all that they need, of the release that is installed here."""
     state = folder / "apt"
-    for part in ("state/lists/partial", "cache/archives/partial"):
-        (state / part).mkdir(parents=True)
+    for place in ("state/lists/partial", "cache/archives/partial"):
+        (state / place).mkdir(parents=True)
     (state / "status").touch()  # nothing is installed there
     settings = {
         "APT::Architecture": "arm64",

@@ -51,8 +51,8 @@ def main() -> None:
     }
     if job["features"]:
         step = job["features"]["batch"]
-        parts = [read(bind(images[i : i + step])()) for i in range(0, len(images), step)]
-        np.concatenate(parts).astype(np.float32).tofile(job["features"]["path"])
+        batches = [read(bind(images[i : i + step])()) for i in range(0, len(images), step)]
+        np.concatenate(batches).astype(np.float32).tofile(job["features"]["path"])
     print(json.dumps(found))
 
 

@@ -1,4 +1,4 @@
-"""The cohort engine against the plain reference, and against itself."""
+"""The cohort trainer against the plain reference, and against itself."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from common.delivery.versions import _ARTIFACT
-from simulations.deploy.folder import write_deployment
+from simulations.deploy.folder import Ports, write_deployment
 from simulations.deploy.settings import delivery_of
 from simulations.run import run_in_process
 
@@ -53,7 +53,7 @@ def deployed(tmp_path: Path) -> tuple[Path, Path]:
         port = free.getsockname()[1]
     folder = tmp_path / "garden"
     write_deployment(
-        folder, addresses=["localhost"], devices=["kitchen"], days=1, delivery_port=port
+        folder, addresses=["localhost"], devices=["kitchen"], days=1, ports=Ports(delivery=port)
     )
     device = shutil.copytree(folder / "devices" / "kitchen", tmp_path / "elsewhere" / "kitchen")
     return folder / "server", device
@@ -85,9 +85,9 @@ def test_a_model_goes_from_a_run_to_a_device_is_judged_and_rolled_back(
     server, device = deployed
     digits = load_digits()
     for number in range(40):
-        picture = device / "pictures" / str(digits.target[number]) / f"{number}.png"
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((digits.images[number] * 15.9).astype("uint8")).save(picture)
+        image = device / "images" / str(digits.target[number]) / f"{number}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((digits.images[number] * 15.9).astype("uint8")).save(image)
 
     def there(command: str, *options: str) -> str:
         return succeed("delivery", command, device, *options, environment=on_device)
@@ -108,7 +108,7 @@ def test_a_model_goes_from_a_run_to_a_device_is_judged_and_rolled_back(
         assert Path(fetched["model"]) == model
         assert model.read_bytes() == (second / "model.pt").read_bytes()
         told = there("report")
-        assert " of 40 pictures, perhaps trained on, told localhost:" in told
+        assert " of 40 images, perhaps trained on, told localhost:" in told
         status = json.loads(succeed("delivery", "status", server, "--json"))[1]
         assert list(status["reports"]) == ["kitchen"]
         assert f"right in {100 * status['accuracy']:.2f} %" in told

@@ -9,12 +9,15 @@ import pytest
 
 from common.errors import ConfigError, DeliveryError
 from server.delivery.tokens import device_of, revoke_token
-from simulations.deploy.folder import write_deployment
+from simulations.deploy.folder import Ports, write_deployment
 from simulations.deploy.settings import delivery_of, endpoint, read_device, read_server
 
 
-def deploy(folder: Path, *devices: str, address: str = "localhost", **ports: int) -> Path:
-    write_deployment(folder, addresses=[address], devices=devices, days=1, **ports)
+def deploy(
+    folder: Path, *devices: str, address: str = "localhost", ports: Ports | None = None
+) -> Path:
+    ports = ports or Ports()
+    write_deployment(folder, addresses=[address], devices=devices, days=1, ports=ports)
     return folder
 
 
@@ -68,12 +71,12 @@ def test_a_token_that_is_missing_is_not_replaced_behind_its_devices_back(garden:
 
 
 def test_newcomers_come_to_the_ports_that_the_others_know(tmp_path: Path) -> None:
-    garden = deploy(tmp_path / "garden", "kitchen", port=9400, delivery_port=9401)
-    deploy(garden, "hall", port=9400)
+    garden = deploy(tmp_path / "garden", "kitchen", ports=Ports(9400, delivery=9401))
+    deploy(garden, "hall", ports=Ports(9400))
     settings = read_device(garden / "devices" / "hall")
     assert (settings.server, settings.delivery) == ("localhost:9400", "localhost:9401")
     with pytest.raises(ConfigError, match=r"server\.toml: 1 problem: delivery-port=9401, not 9402"):
-        deploy(garden, "cellar", delivery_port=9402)
+        deploy(garden, "cellar", ports=Ports(delivery=9402))
     assert not (garden / "devices" / "cellar").exists()
     assert read_server(garden / "server").delivery_port == 9401
 

@@ -28,7 +28,7 @@ from client.app import app as client_app
 from common.messages import TrainRequest
 from server.export.runtime_cards import ExportReport
 from server.round.roster import CLIENT, client_file
-from simulations.deploy.folder import write_deployment
+from simulations.deploy.folder import Ports, write_deployment
 from simulations.deploy.launch import run_deployed
 from simulations.engines.flower import command, flower_environment
 from simulations.engines.in_process import InProcessGrid
@@ -70,9 +70,7 @@ class Deployment:
             folder,
             addresses=[address],
             devices=names,
-            port=self.port,
-            operator_port=self.operator_port,
-            delivery_port=self.delivery_port,
+            ports=Ports(self.port, self.operator_port, self.delivery_port),
             days=30,
         )
         self.logs: dict[str, Path] = {}
@@ -89,7 +87,7 @@ class Deployment:
             text = re.sub(rf"(?m)^{key} = .*", f"{key} = {value}", text)
         path.write_text(text)
 
-    def give_pictures(self, name: str, number: int, count: int = 60) -> None:
+    def give_images(self, name: str, number: int, count: int = 60) -> None:
         """A device's own part of scikit-learn's digits, a sub-folder a class."""
         pytest.importorskip("sklearn", reason="pip install 'fedhead[demo]'")
         from PIL import Image
@@ -97,7 +95,7 @@ class Deployment:
 
         digits = load_digits()
         for i in range(number * count, (number + 1) * count):
-            path = self.device(name) / "pictures" / str(digits.target[i]) / f"{i}.png"
+            path = self.device(name) / "images" / str(digits.target[i]) / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((digits.images[i] * (255 / 16)).astype(np.uint8)).save(path)
 
@@ -211,7 +209,7 @@ class Deployment:
 
 
 class SameDevices(InProcessGrid):
-    """The pictures and client ids of deployed devices, in this process.
+    """The images and client ids of deployed devices, in this process.
 
     Args:
         devices: folders by client id.
@@ -238,7 +236,7 @@ class SameDevices(InProcessGrid):
             self._contexts.values(), sorted(devices.items()), strict=True
         ):
             context.node_config = {
-                "data": f"folder:{folder / 'pictures'}",
+                "data": f"folder:{folder / 'images'}",
                 "state": str(folder / "other-state"),
                 "client-id": client,
             }
@@ -248,7 +246,7 @@ class SameDevices(InProcessGrid):
 def head_in_process(
     tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., dict[str, NDArray[np.float32]]]:
-    """Runs the same on a deployment's pictures in this process; gives the head."""
+    """Runs the same on a deployment's images in this process; gives the head."""
     report = ExportReport("model", Path(), 0, "")
 
     def run(

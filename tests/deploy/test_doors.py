@@ -214,7 +214,7 @@ def test_strangers_find_no_door_and_their_code_runs_nowhere(
     assert refusals(deployed, routes, secret) == []
     assert state(server) == before
 
-    deployed.give_pictures("kitchen", 0)
+    deployed.give_images("kitchen", 0)
     deployed.start_device("kitchen")
     wait_online(deployed)
 

@@ -112,7 +112,7 @@ def test_nothing_is_left_of_what_was_ended(
     deployment: Callable[..., Deployment], tiny: Callable[..., Path]
 ) -> None:
     deployed = deployment("a")
-    deployed.give_pictures("a", 0)
+    deployed.give_images("a", 0)
     server, device = deployed.folder / "server", deployed.device("a")
     start(deployed, "server", "serve", server)
     deployed.wait_for("server", "serving at port")

@@ -100,7 +100,7 @@ class Garden:
     def carry(self, name: str, number: int) -> None:
         """Bring a device its folder, and start it there."""
         shutil.copytree(self.deployed.folder / "devices" / name, self.away / name)
-        self.deployed.give_pictures(name, number)
+        self.deployed.give_images(name, number)
         self.deployed.start_device(name)
 
 
@@ -175,7 +175,7 @@ def test_devices_come_and_go_and_authorities_follow_while_the_server_runs(
     deployed.processes["kitchen"].terminate()  # it would try again and again
     assert running.wait(400) == 0, deployed.said("run")
     assert (row("kitchen")["state"], row("kitchen")["token"]) == ("revoked", "revoked")
-    part = row("hall")["part"]
+    part = row("hall")["last-run"]
     assert (part["examples"], part["valid"]) == (54, 3)
     assert 6 < json.loads((run / "summary.json").read_text())["valid_updates"] < 9
 

@@ -90,7 +90,7 @@ def test_no_update_of_a_thousand_phones_is_lost_or_counted_twice(
 
 
 def start_hosts(deployed: Deployment, names: Sequence[str], run: Path) -> None:
-    """The processes of devices, each hosting fifty simulated phones in place of pictures."""
+    """The processes of devices, each hosting fifty simulated phones in place of images."""
     nodes = []
     for number, name in enumerate(names):
         own = deployed.folder.parent / name

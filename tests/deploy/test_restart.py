@@ -41,7 +41,7 @@ def test_neither_a_clock_set_back_nor_a_superlink_restarted_changes_the_head(
 ) -> None:
     made = deployment("a", "b")
     for number, name in enumerate(("a", "b")):
-        made.give_pictures(name, number)
+        made.give_images(name, number)
         made.start_device(name)
     made.start_server()
 

@@ -194,14 +194,14 @@ def test_a_file_may_go_into_a_folder_that_is_there(
 @pytest.mark.parametrize(
     "command", [("probe", "nowhere"), ("quantize-report",), ("partition", "nowhere.toml")]
 )
-def test_a_picture_that_cannot_be_drawn_is_said_before_any_work(
+def test_a_plot_that_cannot_be_drawn_is_said_before_any_work(
     fedhead: Fedhead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
     (tmp_path / "there" / "quantize.png").mkdir(parents=True)
     code, _, err = fedhead(*command, "--out", "there")
     assert code == 1
     assert "there" in err
-    assert "is a folder, expected a picture file" in err
+    assert "is a folder, expected the file of a plot" in err
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = fedhead(*command, "--out", "new")
     assert code == 1

@@ -20,8 +20,8 @@ from common.experiment import (
     experiment_dataset,
     held_out_positions,
 )
-from simulations.compare.grid import Grid
-from simulations.compare.parse import parse_grid
+from simulations.compare.cells import ComparisonSpec
+from simulations.compare.parse import parse_comparison
 from simulations.run import run_cell, run_in_process
 
 ROOT = Path(__file__).parents[2]
@@ -37,12 +37,12 @@ def base(tiny_toml: str, tmp_path: Path) -> Config:
     return load_config(file, parse_overrides(["train.rounds=2"]))
 
 
-def grid(base: Config, strategies: str = "fedavg", **words: object) -> Grid:
+def compared(base: Config, strategies: str = "fedavg", **words: object) -> ComparisonSpec:
     arguments = {"partitions": "", "seeds": "0", "sweeps": [], "validation_fraction": 0.2} | words
-    return parse_grid(base, strategies=strategies, **arguments)  # type: ignore[arg-type]
+    return parse_comparison(base, strategies=strategies, **arguments)  # type: ignore[arg-type]
 
 
-def cells(made: Grid) -> list[Config]:
+def cells(made: ComparisonSpec) -> list[Config]:
     return [
         made.cell(spec, partition, seed, settings).config
         for spec in made.strategies
@@ -53,7 +53,7 @@ def cells(made: Grid) -> list[Config]:
 
 
 def test_cells_share_data_backbone_and_the_baseline(base: Config) -> None:
-    made = cells(grid(base, "fedavg,fed3r", seeds="1,2", partitions="iid,dirichlet:0.5"))
+    made = cells(compared(base, "fedavg,fed3r", seeds="1,2", partitions="iid,dirichlet:0.5"))
     assert len(made) == 8
     assert {config.seed for config in made} == {1, 2}
     assert {config.data_seed for config in made} == {base.seed}
@@ -64,7 +64,7 @@ def test_cells_share_data_backbone_and_the_baseline(base: Config) -> None:
 
 
 def test_variants_set_how_a_gradient_strategy_starts_and_steps(base: Config) -> None:
-    plain, gram, start = cells(grid(base, "fedavg,fedavg+gram,scaffold+fed3r"))
+    plain, gram, start = cells(compared(base, "fedavg,fedavg+gram,scaffold+fed3r"))
     assert (plain.strategy.init, plain.strategy.precondition) == ("zeros", "none")
     assert gram.strategy.precondition == "gram"
     assert (start.strategy.name, start.strategy.init) == ("scaffold", "fed3r")
@@ -72,7 +72,7 @@ def test_variants_set_how_a_gradient_strategy_starts_and_steps(base: Config) -> 
 
 def test_a_sweep_reaches_those_that_have_the_setting(base: Config) -> None:
     sweeps = ["lr=0.1,0.2", "server-lr=1,2", "fedprox.mu=0.5,0.25", "fedprox.lr=0.3"]
-    made = grid(base, "fedavg,fedprox,fed3r,norm_clipping", sweeps=sweeps)
+    made = compared(base, "fedavg,fedprox,fed3r,norm_clipping", sweeps=sweeps)
     assert set(made.sweeps["fedavg"]) == {
         (f"train.lr={lr}", f"strategy.args.server-lr={server}")
         for lr in ("0.1", "0.2")
@@ -90,17 +90,17 @@ def test_a_strategy_of_ones_own_is_swept_by_its_functions_name(
         (tmp_path / f"{module}.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     for key in ("signs.step", "mine_swept:signs.step"):  # the README's, and in full
-        made = grid(base, "fedavg,mine_swept:signs", sweeps=[f"{key}=0.01,0.1"])
+        made = compared(base, "fedavg,mine_swept:signs", sweeps=[f"{key}=0.01,0.1"])
         assert made.sweeps["fedavg"] == ((),)
         assert made.sweeps["mine_swept:signs"] == (
             ("strategy.args.step=0.01",), ("strategy.args.step=0.1",)
         )  # fmt: skip
     with pytest.raises(ConfigError, match="unknown key signs"):  # of which of the two?
-        grid(base, "mine_swept:signs,theirs_swept:signs", sweeps=["signs.step=1"])
+        compared(base, "mine_swept:signs,theirs_swept:signs", sweeps=["signs.step=1"])
 
 
 def test_a_partitions_text_is_its_value(base: Config) -> None:
-    (config,) = cells(grid(base, partitions="natural:2024"))
+    (config,) = cells(compared(base, partitions="natural:2024"))
     assert config.partition.column == "2024"
 
 
@@ -122,14 +122,14 @@ def test_settings_that_a_comparison_would_ignore_are_refused(
 
 def test_the_experiments_own_arguments_stay_with_its_own_strategy(base: Config) -> None:
     own = parse_overrides(["strategy.name=fedprox", "strategy.args.mu=0.5"])
-    prox, plain = cells(grid(changed(base, own), "fedprox,fedavg"))
+    prox, plain = cells(compared(changed(base, own), "fedprox,fedavg"))
     assert prox.strategy.args == {"mu": 0.5}
     assert plain.strategy.args == {}
 
 
 def test_all_problems_of_the_words_are_told_at_once(base: Config) -> None:
     with pytest.raises(ConfigError) as caught:
-        grid(
+        compared(
             base, "fedavgg,fedavg+x", partitions="iid:3,dirichlet:0.1", seeds="0,b",
             sweeps=["mu=", "tau=1"],
         )  # fmt: skip
@@ -141,15 +141,15 @@ def test_all_problems_of_the_words_are_told_at_once(base: Config) -> None:
 
 def test_a_value_out_of_range_is_told_before_anything_runs(base: Config) -> None:
     with pytest.raises(ConfigError, match=r"fedavg: train.lr=-1 must be greater than 0"):
-        grid(base, sweeps=["lr=0.1,-1"])
+        compared(base, sweeps=["lr=0.1,-1"])
     with pytest.raises(ConfigError, match=r"dirichlet:-1: partition.alpha=-1"):
-        grid(base, partitions="iid,dirichlet:-1")
+        compared(base, partitions="iid,dirichlet:-1")
     with pytest.raises(ConfigError, match="fed3r: 1 problem|no gradients"):
-        grid(base, "fed3r+gram")
+        compared(base, "fed3r+gram")
 
 
 def test_a_sweep_never_sees_the_test_set(base: Config) -> None:
-    made = grid(base, seeds="3", sweeps=["lr=0.1,0.2"])
+    made = compared(base, seeds="3", sweeps=["lr=0.1,0.2"])
     swept = made.sweep_cell(made.strategies[0], made.partitions[0], ("train.lr=0.1",)).config
     plain = made.cell(made.strategies[0], made.partitions[0], 3, ("train.lr=0.1",)).config
     held_out, test = held_out_positions(swept), experiment_dataset(plain).test
@@ -166,7 +166,7 @@ def test_a_sweep_never_sees_the_test_set(base: Config) -> None:
 def test_a_cell_gives_the_head_of_a_plain_run(
     base: Config, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
-    made = grid(base, "scaffold", seeds="5")
+    made = compared(base, "scaffold", seeds="5")
     config = made.cell(made.strategies[0], made.partitions[0], 5, ()).config
     run_cell(tmp_path / "cell", config.to_toml())
     plain = run_in_process(
@@ -181,11 +181,11 @@ def test_a_cell_gives_the_head_of_a_plain_run(
 def test_a_users_own_strategy_names_its_cell_by_its_source(
     base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from simulations.compare.grid import _source
+    from simulations.compare.cells import _source
 
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "signmodule.py").write_text(OWN)
-    made = grid(base, "signmodule:signs", sweeps=["step=0.1,0.2"])
+    made = compared(base, "signmodule:signs", sweeps=["step=0.1,0.2"])
     spec = made.strategies[0]
     first = made.cell(spec, made.partitions[0], 0, ("strategy.args.step=0.1",))
     (tmp_path / "signmodule.py").write_text(OWN + "# another\n")
@@ -202,7 +202,7 @@ def command(folder: Path, out: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_grid_killed_in_the_middle_goes_on_to_the_same_table(
+def test_a_comparison_killed_in_the_middle_goes_on_to_the_same_table(
     base: Config, tmp_path: Path
 ) -> None:
     (tmp_path / "signmodule.py").write_text(OWN)

@@ -19,7 +19,7 @@ from simulations.deploy import certificates
 from simulations.deploy.authority import sign_server
 from simulations.deploy.certificates import certificates_in
 from simulations.deploy.changes import renew_authority, renew_certificate
-from simulations.deploy.folder import write_deployment
+from simulations.deploy.folder import Ports, write_deployment
 from simulations.deploy.launch import check_served, device_command, serve, superlink_command
 from simulations.deploy.settings import read_device
 from simulations.run import open_run
@@ -28,7 +28,7 @@ Fedhead = Callable[..., tuple[int, str, str]]
 
 
 def deploy(folder: Path, *devices: str, port: int = 9092) -> Path:
-    write_deployment(folder, addresses=["localhost"], devices=devices, port=port, days=30)
+    write_deployment(folder, addresses=["localhost"], devices=devices, ports=Ports(port), days=30)
     return folder
 
 
@@ -58,7 +58,7 @@ def test_keys_are_their_owners_alone_and_never_replaced(tmp_path: Path) -> None:
     for name in before:
         assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600, name
     settings = folder / "devices" / "kitchen" / "device.toml"
-    settings.write_text(settings.read_text().replace("folder:pictures", "folder:/mine"))
+    settings.write_text(settings.read_text().replace("folder:images", "folder:/mine"))
     certificate = (folder / "server" / "server.crt").read_bytes()
     deploy(folder, "hall")
     assert {name: keys(folder)[name] for name in before} == before
@@ -90,7 +90,7 @@ def test_half_a_pair_of_keys_is_refused(tmp_path: Path) -> None:
 def test_wrong_names_are_named_together_and_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         write_deployment(
-            tmp_path / "d", addresses=["a b"], devices=["../x", "a", "a"], port=1, days=1
+            tmp_path / "d", addresses=["a b"], devices=["../x", "a", "a"], days=1, ports=Ports(1)
         )
     assert [re.sub(r" (is|must).*", "", problem) for problem in error.value.problems] == [
         "address 'a b'", "device '../x'", "device 'a'",
@@ -110,7 +110,7 @@ def test_flowers_commands_name_the_folders_files_and_the_budget(tmp_path: Path) 
     device = folder / "devices" / "kitchen"
     text = device_command(device, tmp_path)
     assert text[text.index("--superlink") + 1] == "localhost:9400"
-    assert f'data="folder:{device}/pictures"' in text[-1]
+    assert f'data="folder:{device}/images"' in text[-1]
     assert "max-threads=1" in text[-1]
     server = superlink_command(folder / "server")
     assert "--enable-supernode-auth" in server

@@ -24,7 +24,7 @@ from server.record.events import EVENTS
 from server.round.roster import CLIENT, read_roster
 from simulations.deploy import changes, device_keys, fleet, operator
 from simulations.deploy.device_keys import admitted_keys, key_id, put_out, read_key, revoked_keys
-from simulations.deploy.folder import write_deployment
+from simulations.deploy.folder import Ports, write_deployment
 from simulations.deploy.last_run import remember_run
 from simulations.deploy.operator import Node, register_folder
 from simulations.deploy.processes import alone
@@ -72,7 +72,7 @@ def garden(tmp_path: Path) -> Path:
         folder,
         addresses=["fed.example.org"],
         devices=["kitchen", "hall", "cellar"],
-        operator_port=port,
+        ports=Ports(operators=port),
     )
     return folder
 
@@ -178,7 +178,7 @@ def test_programs_get_all_of_it_as_json(fedhead: Fedhead, lived_in: Path) -> Non
     assert kitchen["since"] == (NOW - timedelta(hours=2)).isoformat(timespec="seconds")
     part = {"examples": 1234, "valid": 5, "failed": 2, "rejected": 2, "reason": "on battery"}
     part["reason-time"] = "2026-11-20T10:02:00+00:00"
-    assert {**rows["hall"]["part"], "seen": None} == {**part, "seen": None}
+    assert {**rows["hall"]["last-run"], "seen": None} == {**part, "seen": None}
     assert found["superlink"] == {"asked": True, "problem": None}
     assert [door["name"] for door in found["doors"]] == ["devices", "operators", "models"]
     assert found["doors"][1]["is_open"] is False
@@ -222,7 +222,7 @@ def test_a_damaged_file_costs_no_more_than_what_it_says(
     assert code == 0
     rows = {row["name"]: row for row in json.loads(out)["devices"]}
     assert rows["hall"]["app"] is None
-    assert (rows["kitchen"]["app"], rows["hall"]["part"]["examples"]) == ("fedhead 0.1.0", 1234)
+    assert (rows["kitchen"]["app"], rows["hall"]["last-run"]["examples"]) == ("fedhead 0.1.0", 1234)
     logging.getLogger("fedhead").handlers.clear()
 
 

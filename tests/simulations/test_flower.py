@@ -1,4 +1,4 @@
-"""Flower's own simulation engine, with a real SuperLink and Ray: the same head, and clean ends."""
+"""Flower's own simulation, with a real SuperLink and Ray: the same head, and clean ends."""
 
 from __future__ import annotations
 

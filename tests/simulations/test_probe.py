@@ -22,7 +22,7 @@ SMALL = ("backbone.input-size=64", "backbone.distill-steps=0", "data.calibration
 
 
 def probe_like(accuracy: float, **figures: object) -> Probe:
-    """Figures of 1,000 pictures of two classes, with the measured ones replaced."""
+    """Figures of 1,000 images of two classes, with the measured ones replaced."""
     right = round(500 * accuracy)
     values: dict[str, object] = {
         "source": "test",
@@ -47,7 +47,7 @@ def test_enough_accuracy_suffices_and_a_close_call_says_so() -> None:
     assert (sure.outcome, sure.reasons, sure.advice) == ("suffices", (), "")
     close = judge(probe_like(0.91), 0.9)
     assert close.outcome == "suffices"
-    assert "more pictures" in close.reasons[0]
+    assert "more images" in close.reasons[0]
 
 
 def test_a_rising_curve_asks_for_the_examples_its_power_law_needs() -> None:
@@ -117,16 +117,16 @@ def test_digits_suffice_and_the_same_digits_shuffled_look_far_from_imagenet(
     assert near["curve"][-1]["accuracy"] == pytest.approx(near["accuracy"])
     assert near["curve"][0]["accuracy"] < near["accuracy"]
 
-    picture = tmp_path / "far.svg"
+    plot = tmp_path / "far.svg"
     folder = shuffled_digits(tmp_path / "far", 500)
-    code, out, err = fedhead("probe", folder, "--target", 0.93, "--out", picture, *settings)
+    code, out, err = fedhead("probe", folder, "--target", 0.93, "--out", plot, *settings)
     assert code == 0, err
     assert max(map(len, out.splitlines())) <= 80
     text = " ".join(out.split())
     assert "does not suffice" in text
     assert "bare pixels does better" in text
     assert "far from ImageNet" in text
-    assert picture.read_text().startswith("<?xml")
+    assert plot.read_text().startswith("<?xml")
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def test_a_class_that_some_fold_would_lack_is_named(tmp_path: Path) -> None:
             path.parent.mkdir(exist_ok=True)
             Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(path)
     config = load_config(None, {"data": {"source": f"folder:{tmp_path}"}})
-    with pytest.raises(DataError, match="class 'b' has 4 pictures in the probe"):
+    with pytest.raises(DataError, match="class 'b' has 4 images in the probe"):
         probe_data(config, examples=1000)
 
 

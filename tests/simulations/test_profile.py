@@ -75,12 +75,12 @@ def test_profile_of_an_exported_model(fedhead: Fedhead, tiny_toml: str, tmp_path
     assert model.stat().st_size < found["memory_bytes"] < found["peak_memory_bytes"]
     assert json.loads((tmp_path / "there.json").read_text())["traceEvents"]
 
-    code, out, err = fedhead("profile", model, "--engine", "x86")
+    code, out, err = fedhead("profile", model, "--quantized-engine", "x86")
     assert code == 0, err
     assert max(map(len, out.splitlines())) <= 80
-    assert "engine x86" in out
+    assert "quantized engine x86" in out
     assert "1x1 convolution" in out
-    code, _, err = fedhead("profile", model, "--engine", "abacus")
+    code, _, err = fedhead("profile", model, "--quantized-engine", "abacus")
     assert code == 1
     assert "abacus" in err
     damaged = tmp_path / "damaged.pt"

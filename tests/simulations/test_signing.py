@@ -302,21 +302,21 @@ def test_a_key_is_for_deployments(fedhead, tiny, tmp_path, command) -> None:
 
 
 class Hall:
-    """A device with pictures of the classes of a model, which it has fetched."""
+    """A device with images of the classes of a model, which it has fetched."""
 
     def __init__(self, folder: Path, exported) -> None:
         self.folder = folder
         random = np.random.default_rng(0)
         for number in range(40):
-            path = folder / "pictures" / str(number % 10) / f"{number}.png"
+            path = folder / "images" / str(number % 10) / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
         self.shelf = Shelf(folder / "models", "model.pt")
         self.model = exported.path
 
     def describe(self, fraction: float, classes=tuple("0123456789"), run: str = "run") -> int:
-        """Take part in a run; how many pictures it trains on."""
-        config = {"data": f"folder:{self.folder / 'pictures'}", "state": str(self.folder / "state")}
+        """Take part in a run; how many images it trains on."""
+        config = {"data": f"folder:{self.folder / 'images'}", "state": str(self.folder / "state")}
         host = host_of(config, {}, 12345)
         request = DescribeRequest(run, classes, fraction, seed=3)
         (count,) = host.describe(request).num_examples
@@ -334,7 +334,7 @@ def hall(garden, exported, fedhead, run) -> Hall:
     return made
 
 
-def test_a_model_is_graded_on_the_pictures_that_the_device_keeps_to_test_with(
+def test_a_model_is_graded_on_the_images_that_the_device_keeps_to_test_with(
     hall, monkeypatch
 ) -> None:
     def graded() -> tuple[int, bool]:
@@ -351,7 +351,7 @@ def test_a_model_is_graded_on_the_pictures_that_the_device_keeps_to_test_with(
         lambda _model, _data, positions: looked_at.extend(positions.tolist()) or 0.5,
     )
     assert graded() == (10, True)
-    config = {"data": f"folder:{hall.folder / 'pictures'}", "state": str(hall.folder / "state")}
+    config = {"data": f"folder:{hall.folder / 'images'}", "state": str(hall.folder / "state")}
     host = host_of(config, {}, 12345)
     task = DescribeRequest("run", tuple("0123456789"), 0.25, 3)
     trained, kept = host._load(task)[1]
@@ -361,7 +361,7 @@ def test_a_model_is_graded_on_the_pictures_that_the_device_keeps_to_test_with(
     assert graded() == (10, True)
     hall.describe(0.5, run="latest")
     assert graded() == (20, True)
-    Image.new("RGB", (8, 8)).save(hall.folder / "pictures" / "0" / "new.png")
+    Image.new("RGB", (8, 8)).save(hall.folder / "images" / "0" / "new.png")
     assert graded() == (41, False)  # nobody knows any more what was trained on
 
 

@@ -33,7 +33,7 @@ from common.bundle import installed_version
 from common.errors import RunError
 from simulations.deploy import app as app_module
 from simulations.deploy import serverapp, standin, superlink
-from simulations.deploy.folder import write_deployment
+from simulations.deploy.folder import Ports, write_deployment
 from simulations.deploy.operator import SECRET_HEADER, read_secret_file
 from simulations.deploy.serverapp import read_bundle
 from simulations.deploy.signing_key import new_key
@@ -279,7 +279,11 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         write_deployment(
-            tmp_path / "d", addresses=["localhost"], devices=["a"], days=1, operator_port=port
+            tmp_path / "d",
+            addresses=["localhost"],
+            devices=["a"],
+            days=1,
+            ports=Ports(operators=port),
         )
         command = [sys.executable, "-m", "fedhead", "serve", str(tmp_path / "d" / "server")]
         done = subprocess.run(command, capture_output=True, text=True)

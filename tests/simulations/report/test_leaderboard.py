@@ -39,7 +39,7 @@ def test_means_and_spread_are_over_seeds(make_run: MakeRun, cells: Path) -> None
     assert row.gap_centralized == pytest.approx(0.01)  # the head's 0.92
     assert row.gap_ridge == pytest.approx(-0.01)
     assert row.seconds == pytest.approx(2.0)
-    assert row.refused == 3
+    assert row.rejected == 3
     assert row.seeds == (0, 1, 2)
 
 
@@ -177,7 +177,7 @@ def test_the_csv_says_what_the_rows_say(make_run: MakeRun, cells: Path, tmp_path
         "uplink_bytes": "14",
         "gap_to_centralized_points": "-1.5000",
         "gap_to_ridge_points": "-3.5000",
-        "refused_updates": "0",
+        "rejected_updates": "0",
     }
     assert (avg["rounds_to_target"], avg["seeds_never_at_target"]) == ("", "1")
     assert avg["client_accuracy_min"] == ""
@@ -197,7 +197,7 @@ def test_markdown_has_a_table_for_each_setting_and_no_open_markup(
     text = write_report(load_runs([cells]), tmp_path).markdown.read_text()
     assert text.count("### ") == 3  # both together first
     assert r"### folder:a\|b\<i\>\_c\_" in text
-    assert "| Refused |" in text  # said where there is one
+    assert "| Rejected |" in text  # said where there is one
     assert text.count("of 1,000 test images: differences below 2.6 points may be chance") == 2
     lines = [line for line in text.partition("### folder")[2].splitlines() if line[:1] == "|"]
     assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1

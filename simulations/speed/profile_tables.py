@@ -23,8 +23,8 @@ def tables(profile: Profile) -> Iterator[RenderableType]:
     """Time by kind and by layer, speed, memory."""
     card, total = profile.card, sum(layer.milliseconds for layer in profile.layers)
     yield (
-        f"{profile.model.name}: {card.arch}, {card.input_size} px, engine {profile.engine}, "
-        f"{platform.machine()}"
+        f"{profile.model.name}: {card.arch}, {card.input_size} px, "
+        f"quantized engine {profile.engine}, {platform.machine()}"
     )
     kinds = _table(f"One image on one thread: {total:.2f} ms", "kind")
     for name in ("layers", "ms", "share"):

@@ -23,7 +23,7 @@ from server.strategies import (
     trains_by_gradients,
 )
 
-__all__ = ["VARIANTS", "Cell", "Grid", "StrategySpec"]
+__all__ = ["VARIANTS", "Cell", "ComparisonSpec", "StrategySpec"]
 
 # What +NAME behind a strategy sets.
 VARIANTS = {"gram": {"precondition": "gram"}, "fed3r": {"init": "fed3r"}}
@@ -88,7 +88,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Grid:
+class ComparisonSpec:
     """Strategies by partitions by seeds.
 
     Attributes:
@@ -111,7 +111,7 @@ class Grid:
     def cell(
         self, spec: StrategySpec, partition: tuple[str, Tree], seed: int, settings: tuple[str, ...]
     ) -> Cell:
-        """One run of the grid, as it is reported.
+        """One run of the comparison, as it is reported.
 
         Raises:
             ConfigError: a setting does not fit.
@@ -121,7 +121,7 @@ class Grid:
     def sweep_cell(
         self, spec: StrategySpec, partition: tuple[str, Tree], settings: tuple[str, ...]
     ) -> Cell:
-        """The same on the first seed with a part of the training images in place of the test set.
+        """The same on the first seed with some of the training images in place of the test set.
 
         Raises:
             ConfigError: a setting does not fit.
@@ -146,7 +146,7 @@ def _cell(
         base = base.model_copy(update={"strategy": without})
     overrides = {"seed": seed, "out": "", "strategy": spec.keys, "partition": partition[1]}
     config = changed(changed(base, overrides), parse_overrides(settings))
-    label = ",".join(part for part in (spec.text, partition[0], f"seed-{seed}") if part)
+    label = ",".join(word for word in (spec.text, partition[0], f"seed-{seed}") if word)
     start = _first_head(config.strategy.init_from)
     content = f"{version('fedhead')}\n{_source(spec.name)}{start}\n{config.to_toml()}"
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]

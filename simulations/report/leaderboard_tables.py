@@ -1,6 +1,6 @@
 """The leaderboard as text: CSV for programs, Markdown for a README, a table for the terminal.
 
-No seconds, paths or dates in the first two: a grid that was killed and went on gives the same
+No seconds, paths or dates in the first two: a comparison that was killed and went on gives the same
 bytes as one that ran through.
 """
 
@@ -88,7 +88,7 @@ def leaderboard_csv(rows: Sequence[Row]) -> str:
             "uplink_bytes": _fixed(row.uplink_bytes, 0),
             "gap_to_centralized_points": _fixed(row.gap_centralized, 4, 100),
             "gap_to_ridge_points": _fixed(row.gap_ridge, 4, 100),
-            "refused_updates": row.refused,
+            "rejected_updates": row.rejected,
         }
         for row in rows
     ]
@@ -122,7 +122,7 @@ def leaderboard_markdown(comparison: Comparison, target: float | None) -> str:
     """A heading and a table for each setting, after one of all settings if there are several."""
     columns = shown_columns(leaderboard(comparison, target), timed=False)
     by_setting = rows_by_setting(comparison, target)
-    parts = []
+    blocks = []
     if len(by_setting) > 1:
         lines = _markdown_table(
             ["Strategy", *(setting.label for setting, _ in by_setting)],
@@ -131,7 +131,7 @@ def leaderboard_markdown(comparison: Comparison, target: float | None) -> str:
                 for label, cells in overview(comparison, by_setting)
             ],
         )
-        parts.append(["### Accuracy in all settings, %", "", *lines])
+        blocks.append(["### Accuracy in all settings, %", "", *lines])
     for setting, rows in by_setting:
         lines = _markdown_table(
             [column.title for column in columns],
@@ -139,8 +139,8 @@ def leaderboard_markdown(comparison: Comparison, target: float | None) -> str:
             words=[i for i, column in enumerate(columns) if column.words],
         )
         about = _about(setting, target)
-        parts.append([f"### {_markdown(setting.label)}", "", _markdown(about), "", *lines])
-    return "\n".join("\n".join(part) + "\n" for part in parts)
+        blocks.append([f"### {_markdown(setting.label)}", "", _markdown(about), "", *lines])
+    return "\n".join("\n".join(block) + "\n" for block in blocks)
 
 
 def _markdown_table(
@@ -154,7 +154,7 @@ def _markdown_table(
 
 def terminal_table(comparison: Comparison, target: float | None = None) -> Group:
     """The leaderboard for rich's console, readable from 80 columns on."""
-    parts: list[Table | Text] = []
+    blocks: list[Table | Text] = []
     by_setting = rows_by_setting(comparison, target)
     every = [row for _, rows in by_setting for row in rows]
     columns = [column for column in shown_columns(every, timed=True) if column.short]
@@ -166,13 +166,13 @@ def terminal_table(comparison: Comparison, target: float | None = None) -> Group
             if len(shown) < len(rows)
             else ""
         )
-        parts += [
+        blocks += [
             _setting_table(setting, shown, columns),
             Text(f"{more}{_about(setting, target)}\n"),
         ]
     if len(by_setting) > 1:
-        parts.append(_overview_table(comparison, by_setting))
-    return Group(*parts, Text(_LEGEND, style="dim"))
+        blocks.append(_overview_table(comparison, by_setting))
+    return Group(*blocks, Text(_LEGEND, style="dim"))
 
 
 _MANY_ROWS, _BEST_ROWS = 40, 8

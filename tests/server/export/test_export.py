@@ -194,7 +194,7 @@ def test_an_int8_head_adds_up_exactly_in_any_order(case):
     assert forwards.numpy().tobytes() == backwards.numpy().tobytes()
 
 
-def test_a_head_on_the_int8_grid_is_exported_without_any_error():
+def test_a_head_of_whole_int8_steps_is_exported_without_any_error():
     rng = np.random.default_rng(0)
     weight = rng.integers(-127, 128, (5, 30)).astype(np.float32)
     weight[:, 0] = weight[2] = 127  # every class and every feature uses the whole range
@@ -361,7 +361,7 @@ def test_a_default_engine_of_noise_is_told_and_the_model_is_exported(
     assert default["check"]["argmax_agreement"] < 0.5
     assert default["check"]["max_logit_difference"] > 100
     (line,) = caplog.messages
-    assert "model.pt: torch's default engine here" in line
+    assert "model.pt: quantized engine" in line
     assert line.endswith("images another class; see model.json")
 
 

@@ -47,10 +47,10 @@ def test_a_device_has_no_package_of_simulations(on_device: Mapping[str, str], mo
 def test_a_device_does_all_its_work_without_them(
     on_device: Mapping[str, str], trained: TrainedModel, exported: ExportReport, device: Path
 ) -> None:
-    for number, (picture, label) in enumerate(zip(trained.images, trained.labels, strict=True)):
-        path = device / "pictures" / str(label) / f"{number}.png"
+    for number, (image, label) in enumerate(zip(trained.images, trained.labels, strict=True)):
+        path = device / "images" / str(label) / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.moveaxis(picture, 0, -1)).save(path)
+        Image.fromarray(np.moveaxis(image, 0, -1)).save(path)
     backbone = device / "backbone"
     backbone.write_bytes(trained.backbone.to_bytes())
     script = Path(__file__).parent / "device_life.py"
@@ -73,10 +73,10 @@ def test_the_command_line_starts_there_and_says_what_a_simulation_needs(
     experiment = tmp_path / "tiny.toml"
     experiment.write_text(tiny_toml)
     for number in range(40):
-        path = tmp_path / "pictures" / str(number % 2) / f"{number}.png"
+        path = tmp_path / "images" / str(number % 2) / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (32, 32), 6 * number).save(path)
-    for arguments in (["run", experiment], ["probe", tmp_path / "pictures"]):
+    for arguments in (["run", experiment], ["probe", tmp_path / "images"]):
         done = python(on_device, *FEDHEAD, *arguments)
         assert done.returncode == 1
         words = r"fedhead: [\w ]+ needs the package '\w+': pip install 'fedhead\[simulation\]'\n"

@@ -25,8 +25,8 @@ def tables(probe: Probe, verdict: Verdict) -> Iterator[RenderableType]:
         table = Table("true class", "taken for", title="Commonest mistakes", title_justify="left")
         table.add_column("times", justify="right")
         table.add_column("of the class", justify="right")
-        for true, taken, count, share in mistakes:
-            table.add_row(true, taken, str(count), f"{share:.1%}")
+        for true, predicted, count, share in mistakes:
+            table.add_row(true, predicted, str(count), f"{share:.1%}")
         yield table
     yield Text(verdict.headline, style="bold")
     for sentence in (*verdict.reasons, verdict.advice):
@@ -41,10 +41,10 @@ def _figures(probe: Probe) -> Table:
     table.add_column(no_wrap=True)
     table.add_column()
     for name, value in (
-        ("data", f"{probe.source}, {probe.num_examples} pictures, {len(probe.classes)} classes"),
+        ("data", f"{probe.source}, {probe.num_examples} images, {len(probe.classes)} classes"),
         ("backbone", f"{spec.arch}, int8 ({spec.engine}), {spec.input_size} px, {spec.weights}"),
         ("linear head, 5 folds", f"{probe.accuracy:.1%} (95% interval {low:.1%} to {high:.1%})"),
-        ("the same on its training part", f"{probe.training_accuracy:.1%}"),
+        ("the same on what it trained on", f"{probe.training_accuracy:.1%}"),
         ("nearest neighbours", f"{probe.neighbours:.1%}"),
         ("linear head on bare pixels", f"{probe.pixels:.1%}"),
         ("always the commonest class", f"{probe.commonest:.1%}"),

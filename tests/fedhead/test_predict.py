@@ -1,4 +1,4 @@
-"""``predict``: pictures of any kind in, class names out; bad files are one clear line."""
+"""``predict``: images of any kind in, class names out; bad files are one clear line."""
 
 import csv
 import io
@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+import common.progress
 import server.export.exported
+import server.export.predict
 from common.backbone._deprecations import accepted_deprecations
 from common.errors import BackboneError, DamagedError, DataError, ExportError, MissingExtraError
 from common.images import decode_file
@@ -21,7 +23,7 @@ from server.export.card import BESIDE, Card, FileFacts, SelfCheck, card_path, re
 from server.export.exported import exported as load
 from server.export.exporters import FILES, export
 from server.export.fresh_process import fresh_process
-from server.export.predict import find_pictures, predict
+from server.export.predict import find_images, predict
 
 SIZE = 8
 
@@ -79,14 +81,14 @@ def model(tmp_path):
     return write_model(tmp_path / "model.pt")
 
 
-def picture(path, colour, mode="RGB", size=(20, 13)):
+def image(path, colour, mode="RGB", size=(20, 13)):
     Image.new(mode, size, colour).save(path)
     return path
 
 
 def answers(model, *paths):
     with load(model) as loaded:
-        return list(predict(loaded, find_pictures(paths)))
+        return list(predict(loaded, find_images(paths)))
 
 
 def said(model, *paths):
@@ -97,30 +99,30 @@ def said(model, *paths):
     ]
 
 
-def test_each_picture_gets_its_class_and_softmax_probability_in_order(model, tmp_path):
-    red = picture(tmp_path / "red.png", (255, 0, 0))
-    blue = picture(tmp_path / "blue.bmp", (0, 0, 200), size=(1, 1))
+def test_each_image_gets_its_class_and_softmax_probability_in_order(model, tmp_path):
+    red = image(tmp_path / "red.png", (255, 0, 0))
+    blue = image(tmp_path / "blue.bmp", (0, 0, 200), size=(1, 1))
     found = answers(model, red, blue, red)
     assert [(p.path, p.class_name) for p in found] == [(red, "red"), (blue, "blue"), (red, "red")]
     assert found[0].probability == pytest.approx(np.exp(2.55) / (np.exp(2.55) + 2))
     assert found[1].probability == pytest.approx(np.exp(2) / (np.exp(2) + 2))
 
 
-def test_a_grey_picture_is_three_equal_colours(model, tmp_path):
-    (found,) = answers(model, picture(tmp_path / "grey.png", 77, mode="L"))
+def test_a_grey_image_is_three_equal_colours(model, tmp_path):
+    (found,) = answers(model, image(tmp_path / "grey.png", 77, mode="L"))
     assert found.probability == pytest.approx(1 / 3)
 
 
-def test_more_pictures_than_fit_one_batch_keep_their_order(model, tmp_path):
+def test_more_images_than_fit_one_batch_keep_their_order(model, tmp_path):
     rng = np.random.default_rng(0)
     colours = rng.permuted(np.tile([0, 100, 200], (70, 1)), axis=1)
-    paths = [picture(tmp_path / f"{i}.png", tuple(map(int, c))) for i, c in enumerate(colours)]
+    paths = [image(tmp_path / f"{i}.png", tuple(map(int, c))) for i, c in enumerate(colours)]
     expected = [("red", "green", "blue")[int(c.argmax())] for c in colours]
     assert [p.class_name for p in answers(model, *paths)] == expected
 
 
 def test_the_engine_of_the_process_is_put_back(model, tmp_path):
-    path = picture(tmp_path / "red.png", (255, 0, 0))
+    path = image(tmp_path / "red.png", (255, 0, 0))
     before = torch.backends.quantized.engine
     try:
         torch.backends.quantized.engine = "onednn"
@@ -133,10 +135,10 @@ def test_the_engine_of_the_process_is_put_back(model, tmp_path):
         torch.backends.quantized.engine = before
 
 
-def test_an_unreadable_picture_is_named_in_its_place_and_the_others_go_on(model, tmp_path):
-    red = picture(tmp_path / "red.png", (255, 0, 0))
+def test_an_unreadable_image_is_named_in_its_place_and_the_others_go_on(model, tmp_path):
+    red = image(tmp_path / "red.png", (255, 0, 0))
     text = tmp_path / "text.png"
-    text.write_text("not a picture")
+    text.write_text("not an image")
     found = said(model, text, red, tmp_path / "none.png", red)
     assert found[1] == found[3] == ("red.png", "red")
     assert "text.png: not a picture" in found[0]
@@ -144,14 +146,14 @@ def test_an_unreadable_picture_is_named_in_its_place_and_the_others_go_on(model,
     assert said(model, text) == [found[0]]
 
 
-def test_a_folder_is_all_pictures_below_it_and_what_is_left_out_is_counted(model, tmp_path, caplog):
-    folder = tmp_path / "pictures"
+def test_a_folder_is_all_images_below_it_and_what_is_left_out_is_counted(model, tmp_path, caplog):
+    folder = tmp_path / "images"
     (folder / "b" / "c").mkdir(parents=True)
     (folder / ".trash").mkdir()
-    picture(folder / "b" / "c" / "2.png", (0, 0, 200))
-    picture(folder / "b" / "1.PNG", (0, 200, 0))
-    picture(folder / "z.png", (200, 0, 0))
-    picture(folder / ".trash" / "old.png", (0, 0, 0))
+    image(folder / "b" / "c" / "2.png", (0, 0, 200))
+    image(folder / "b" / "1.PNG", (0, 200, 0))
+    image(folder / "z.png", (200, 0, 0))
+    image(folder / ".trash" / "old.png", (0, 0, 0))
     for name in ("notes.txt", "more.txt", "README"):
         (folder / name).write_text("")
     (folder / "link").symlink_to(tmp_path)
@@ -160,16 +162,16 @@ def test_a_folder_is_all_pictures_below_it_and_what_is_left_out_is_counted(model
     assert caplog.messages == [f"{folder}: not used: {not_used}"]
 
 
-def test_a_folder_without_pictures_is_an_error_in_its_place(model, tmp_path):
+def test_a_folder_without_images_is_an_error_in_its_place(model, tmp_path):
     (tmp_path / "empty").mkdir()
-    red = picture(tmp_path / "red.png", (255, 0, 0))
+    red = image(tmp_path / "red.png", (255, 0, 0))
     error, found = said(model, tmp_path / "empty", red)
-    assert error.endswith("empty: no pictures in it")
+    assert error.endswith("empty: no images in it")
     assert found == ("red.png", "red")
 
 
 def test_a_run_folder_stands_for_its_model(model, tmp_path):
-    red = picture(tmp_path / "red.png", (255, 0, 0))
+    red = image(tmp_path / "red.png", (255, 0, 0))
     assert said(tmp_path, red) == [("red.png", "red")]
     (tmp_path / "run").mkdir()
     with pytest.raises(ExportError, match="does not exist: fedhead export .*run"):
@@ -182,7 +184,7 @@ def one_line(caught):
 
 
 def test_foreign_and_damaged_models_are_refused_in_one_line(model, tmp_path):
-    red = picture(tmp_path / "red.png", (255, 0, 0))
+    red = image(tmp_path / "red.png", (255, 0, 0))
     bad = tmp_path / "bad.pt"
     torch.save({"weight": torch.zeros(2)}, bad)
     with pytest.raises(ExportError, match=r"bad\.pt: not a model exported by fedhead") as caught:
@@ -204,7 +206,7 @@ def test_an_engine_that_this_torch_has_not_is_named(tmp_path):
 
 
 def test_a_model_that_fails_or_contradicts_its_card_is_refused_in_one_line(tmp_path):
-    red = picture(tmp_path / "red.png", (255, 0, 0))
+    red = image(tmp_path / "red.png", (255, 0, 0))
     model = write_model(tmp_path / "model.pt", module=Fails())
     with pytest.raises(ExportError, match=r"model\.pt: does not run") as caught:
         answers(model, red)
@@ -214,7 +216,7 @@ def test_a_model_that_fails_or_contradicts_its_card_is_refused_in_one_line(tmp_p
         answers(model, red)
 
 
-def test_no_pictures_give_no_predictions(model):
+def test_no_images_give_no_predictions(model):
     assert answers(model) == []
 
 
@@ -323,8 +325,8 @@ def test_a_head_alone_is_refused_in_one_line(trained, tmp_path):
 def test_the_command_prints_a_line_an_image_and_exits_with_1_where_one_cannot_be_read(
     fedhead, model, tmp_path
 ):
-    red = picture(tmp_path / "red.png", (255, 0, 0))
-    (tmp_path / "text.png").write_text("not a picture")
+    red = image(tmp_path / "red.png", (255, 0, 0))
+    (tmp_path / "text.png").write_text("not an image")
     code, out, err = fedhead("predict", model, "text.png", red)
     assert code == 1
     assert out == f"{red}  red  0.865\n"
@@ -339,20 +341,20 @@ def test_the_command_prints_a_line_an_image_and_exits_with_1_where_one_cannot_be
 
 
 def test_a_table_holds_every_name_whatever_its_bytes(fedhead, model, tmp_path):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     names = ["a,b.png", 'quo"te.png', "new\nline.png", os.fsdecode(b"caf\xe9.png")]
     for name in names:
-        picture(tmp_path / "x.png", (255, 0, 0)).rename(folder / name)
-    code, out, err = fedhead("predict", model, folder, "--csv", "sub/table.csv")
-    assert (code, out, err) == (0, "sub/table.csv: 4 images\n", "")
-    with (tmp_path / "sub" / "table.csv").open(newline="", encoding="utf-8") as stream:
+        image(tmp_path / "x.png", (255, 0, 0)).rename(folder / name)
+    code, out, err = fedhead("predict", model, folder, "--csv", "table.csv")
+    assert (code, out, err) == (0, "table.csv: 4 images\n", "")
+    with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     names[-1] = r"caf\xe9.png"
     assert {Path(row["image"]).name for row in rows} == set(names)
     assert {(row["class"], row["probability"]) for row in rows} == {("red", "0.864930")}
     code, out, _ = fedhead("predict", model, folder, "--csv", "-")
-    assert out == (tmp_path / "sub" / "table.csv").read_text()
+    assert out == (tmp_path / "table.csv").read_text()
     code, out, _ = fedhead("predict", model, folder)
     assert code == 0
     assert len(out.splitlines()) == 4
@@ -361,7 +363,7 @@ def test_a_table_holds_every_name_whatever_its_bytes(fedhead, model, tmp_path):
 
 
 def test_a_table_is_written_whole_or_not_at_all(fedhead, tmp_path):
-    red = picture(tmp_path / "red.png", (255, 0, 0))
+    red = image(tmp_path / "red.png", (255, 0, 0))
     model = write_model(tmp_path / "model.pt", module=Fails())
     (tmp_path / "table.csv").write_text("before")
     code, _, err = fedhead("predict", model, red, "--csv", "table.csv")
@@ -371,5 +373,30 @@ def test_a_table_is_written_whole_or_not_at_all(fedhead, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.pt", "red.png", "table.csv"]
     code, _, err = fedhead("predict", model, red, "--csv", tmp_path)
     assert (code, "is a folder, expected a file" in err) == (1, True)
+    code, _, err = fedhead("predict", model, red, "--csv", "tabels/t.csv")
+    assert (code, "--csv tabels/t.csv: there is no folder tabels" in err) == (1, True)
+    assert not (tmp_path / "tabels").exists()
     code, _, err = fedhead("predict", model, red, "--csv", "t.csv", "--json")
     assert (code, "exclude each other" in err) == (1, True)
+
+
+def test_signs_of_life_stay_out_of_what_is_piped(fedhead, model, tmp_path, monkeypatch):
+    red, decode = image(tmp_path / "red.png", (255, 0, 0)), server.export.predict.decode_file
+
+    def slow(path, size):
+        common.progress._WATCH.look()  # as if nothing had been said for long
+        return decode(path, size)
+
+    monkeypatch.setattr(common.progress, "_SILENCE_SECONDS", -1.0)
+    monkeypatch.setattr(server.export.predict, "decode_file", slow)
+    for options, lines in (((), 1), (("--csv", "-"), 2), (("--json",), 1)):
+        code, out, err = fedhead("predict", model, red, *options)
+        assert (code, len(out.splitlines())) == (0, lines)
+        assert "0 s" in err
+        assert " s" not in out
+
+
+def test_a_model_named_as_data_are_is_told_apart_from_a_missing_file(fedhead, model):
+    code, _, err = fedhead("predict", f"folder:{model}", "a.png")
+    assert code == 1
+    assert err.endswith("a path alone is expected, without folder:)\n")

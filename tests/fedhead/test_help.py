@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from fedhead.cli.main import cli
-from fedhead.cli.tables import rows_table
+from fedhead.cli.run_tables import rows_table
 
 
 def commands() -> dict[tuple[str, ...], click.Command]:

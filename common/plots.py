@@ -1,4 +1,4 @@
-"""Pictures of results, drawn without a screen. Needs matplotlib, which an extra installs."""
+"""Plots of results, drawn without a screen. Needs matplotlib, which an extra installs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["check_drawable", "new_figure", "save_figure"]
 
 
 def check_drawable(path: Path, *, purpose: str) -> None:
-    """Find out before the long work whether its picture can be drawn.
+    """Find out before the long work whether its plot can be drawn.
 
     Raises:
         MissingExtraError: matplotlib is not installed; says what for.
@@ -28,7 +28,7 @@ def check_drawable(path: Path, *, purpose: str) -> None:
     except ImportError as exc:
         raise MissingExtraError("matplotlib", "simulation", purpose) from exc
     if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a folder, expected a picture file", str(path))
+        raise IsADirectoryError(errno.EISDIR, "is a folder, expected the file of a plot", str(path))
 
 
 def new_figure(width: float, height: float, *, purpose: str) -> Figure:

@@ -41,7 +41,7 @@ def main(device: Path, backbone: Path, fingerprint: str, model: Path) -> dict[st
             raise SystemExit(reply.error.reason)
         return reply.content
 
-    classes = tuple(sorted(path.name for path in (device / "pictures").iterdir()))
+    classes = tuple(sorted(path.name for path in (device / "images").iterdir()))
     request = DescribeRequest("run", classes, 0.2, 0)
     clients = DescribeReply.read(ask("query.describe", request.write())).clients
     brought = BackboneRequest(fingerprint, backbone.read_bytes())
@@ -57,13 +57,13 @@ def main(device: Path, backbone: Path, fingerprint: str, model: Path) -> dict[st
         "reasons": update.rejected_reasons,
         "moved": bool(update.fields["delta"].any()),
         "own": sum(own.num_examples),
-        "measured": measured(model, device / "pictures"),
+        "measured": measured(model, device / "images"),
     }
 
 
-def measured(model: Path, pictures: Path) -> float:
-    """How right the model is on all of a device's pictures."""
-    dataset = load_folder(pictures, classes=read_card(model).classes)
+def measured(model: Path, images: Path) -> float:
+    """How right the model is on all of a device's images."""
+    dataset = load_folder(images, classes=read_card(model).classes)
     return measure(model, dataset, dataset.train)
 
 

@@ -1,4 +1,4 @@
-"""The report as a picture: accuracy against size."""
+"""The report as a plot: accuracy against size."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.pictures import new_figure, save_figure
+from common.plots import new_figure, save_figure
 from simulations.quantization.render import NAMES
 from simulations.quantization.report import Report, Row
 
@@ -22,7 +22,7 @@ _MARKERS = {
 
 
 def draw(report: Report, path: Path) -> None:
-    """Write the picture; a backbone without pretrained weights shows the cosine instead.
+    """Write the plot; a backbone without pretrained weights shows the cosine instead.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

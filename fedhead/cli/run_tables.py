@@ -51,7 +51,7 @@ def _clients(s: Mapping[str, Any]) -> dict[str, str]:
     tests = s["client_tests"]
     each = f"{tests['fewest']:,} to {tests['most']:,}"
     images = f"{tests['clients']:,} clients, {each} test images each"
-    counted = f"{tests['counted']:,} of {tests['clients']:,} clients"
+    enough = f"{tests['counted']:,} of {tests['clients']:,} clients"
     rows = {}
     for name, who in (("client_accuracy", "clients' own"), ("personal_accuracy", "personal heads")):
         if s[f"{name}_mean"] is None:
@@ -60,9 +60,9 @@ def _clients(s: Mapping[str, Any]) -> dict[str, str]:
         spread = f"{_percent(s[f'{name}_p10'])} / {_percent(s[f'{name}_min'])}"
         if s[f"{name}_min"] is None:
             # Of a few images a percentile would show who was lucky.
-            rows[f"{who}: p10 / worst"] = f"- ({counted} have {COUNTED_EXAMPLES} test images)"
+            rows[f"{who}: p10 / worst"] = f"- ({enough} have {COUNTED_EXAMPLES} test images)"
         else:
-            rows[f"{who}: p10 / worst"] = f"{spread} ({counted}, with {COUNTED_EXAMPLES} images)"
+            rows[f"{who}: p10 / worst"] = f"{spread} ({enough}, with {COUNTED_EXAMPLES} images)"
     return rows
 
 
@@ -97,11 +97,21 @@ def export_table(reports: Sequence[ExportReport]) -> None:
     for r in reports:
         if (default := r.default_engine) and default.check:
             accuracy, engine = _percent(default.check.accuracy), default.engine
-            print(f"{r.path.name}: {accuracy} with torch's default engine here, {engine}")
+            print(f"{r.path.name}: {accuracy} with torch's default quantized engine here, {engine}")
 
 
 def closing_table(s: Mapping[str, Any]) -> None:
     """What a finished run's summary.json says."""
+    table = Table(show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in _closing_rows(s).items():
+        table.add_row(key, value)
+    Console(markup=False).print(table)
+    print("±: points by which n test images may mislead, in 95 of 100 cases")
+
+
+def _closing_rows(s: Mapping[str, Any]) -> dict[str, str]:
     n = s["test_examples"]
     saved = s["full_model_uplink_bytes"] / max(1, s["uplink_bytes"])
     hidden = ("rounds_total", "training")
@@ -118,7 +128,7 @@ def closing_table(s: Mapping[str, Any]) -> None:
         **_clients(s),
         "rounds": rounds,
         "clients": str(s["clients"]),
-        "updates valid / refused / failed": (
+        "updates valid / rejected / failed": (
             f"{s['valid_updates']} / {s['rejected_updates']} / {s['failed_updates']}"
         ),
         "uplink": f"{_megabytes(s['uplink_bytes'])} (whole model: "
@@ -135,10 +145,4 @@ def closing_table(s: Mapping[str, Any]) -> None:
             f"{s['simulated_seconds']:,.1f} s, {s['dropped_updates']} never answered, "
             f"{s['late_updates']} too late"
         )
-    table = Table(show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for key, value in rows.items():
-        table.add_row(key, value)
-    Console(markup=False).print(table)
-    print("±: points by which n test images may mislead, in 95 of 100 cases")
+    return rows

@@ -1,4 +1,4 @@
-"""What an app may do wrong with a picture, done here, and found by name."""
+"""What an app may do wrong with an image, done here, and found by name."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from server.export.compare_pixels import Comparison, compare_pixels
 
 S = 48
 Array = npt.NDArray[Any]
-BOX = (20, 0, 140, 120)  # the middle square of the picture
+BOX = (20, 0, 140, 120)  # the middle square of the image
 
 
 @pytest.fixture(scope="module")
-def picture() -> Image.Image:
+def image() -> Image.Image:
     """160 x 120, smooth where colours meet and with grain, unlike any of its own turns."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3)).astype(np.uint8))
@@ -34,9 +34,9 @@ def picture() -> Image.Image:
 
 
 @pytest.fixture
-def compared(picture: Image.Image, tmp_path: Path) -> Callable[..., Comparison]:
-    """Compares what an app made of a picture with the picture."""
-    picture.save(tmp_path / "p.png")
+def compared(image: Image.Image, tmp_path: Path) -> Callable[..., Comparison]:
+    """Compares what an app made of an image with the image."""
+    image.save(tmp_path / "p.png")
 
     def compare(pixels: Array | bytes, image: Path = tmp_path / "p.png") -> Comparison:
         file = tmp_path / "app.npy"
@@ -53,15 +53,13 @@ def planes(image: Image.Image) -> Array:
     return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 
-def scaled(
-    picture: Image.Image, resample: int = Image.Resampling.BILINEAR, box: Any = BOX
-) -> Array:
-    return planes(picture.resize((S, S), Image.Resampling(resample), box=box))
+def scaled(image: Image.Image, resample: int = Image.Resampling.BILINEAR, box: Any = BOX) -> Array:
+    return planes(image.resize((S, S), Image.Resampling(resample), box=box))
 
 
-def plain_bilinear(picture: Image.Image) -> Array:
+def plain_bilinear(image: Image.Image) -> Array:
     """Four neighbours of each point, written out."""
-    x = np.asarray(picture).astype(float)[:, 20:140]
+    x = np.asarray(image).astype(float)[:, 20:140]
     at = (np.arange(S) + 0.5) * 120 / S - 0.5
     low = np.floor(at).astype(int)
     part = (at - low)[:, None]
@@ -69,24 +67,24 @@ def plain_bilinear(picture: Image.Image) -> Array:
     return np.rint(rows[:, low] * (1 - part) + rows[:, low + 1] * part).transpose(2, 0, 1)
 
 
-def test_the_same_pixels_are_the_same_in_each_form(compared, picture):
-    want = scaled(picture)
+def test_the_same_pixels_are_the_same_in_each_form(compared, image):
+    want = scaled(image)
     for pixels in (want, want.transpose(1, 2, 0), want[None], want.tobytes(), want.view(np.int8)):
         found = compared(pixels)
         assert found == Comparison(S, 0.0, 0.0, same=True, mistakes=())
 
 
-def test_what_a_decoder_and_rounding_differ_by_is_the_same(compared, picture):
+def test_what_a_decoder_and_rounding_differ_by_is_the_same(compared, image):
     noise = np.random.default_rng(1).integers(-2, 3, (3, S, S))
-    found = compared(np.clip(scaled(picture) + noise, 0, 255).astype(np.uint8))
+    found = compared(np.clip(scaled(image) + noise, 0, 255).astype(np.uint8))
     assert found.same
     assert found.max_difference == 2
 
 
-def test_a_picture_that_is_cut_before_it_is_scaled_is_the_same_but_for_its_edges(
-    compared, picture, tmp_path
+def test_an_image_that_is_cut_before_it_is_scaled_is_the_same_but_for_its_edges(
+    compared, image, tmp_path
 ):
-    framed = picture.copy()
+    framed = image.copy()
     framed.paste("black", (0, 0, 20, 120))
     framed.paste("white", (140, 0, 160, 120))
     framed.save(tmp_path / "framed.png")
@@ -127,14 +125,14 @@ MISTAKES: dict[str, Mistake] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_found_by_its_name(compared, picture, mistake):
-    found = compared(MISTAKES[mistake](picture))
+def test_a_mistake_is_found_by_its_name(compared, image, mistake):
+    found = compared(MISTAKES[mistake](image))
     assert not found.same
     assert found.mistakes == (mistake,)
 
 
-def test_several_mistakes_at_once_are_all_named(compared, picture):
-    squeezed = scaled(picture, box=(0, 0, 160, 120))
+def test_several_mistakes_at_once_are_all_named(compared, image):
+    squeezed = scaled(image, box=(0, 0, 160, 120))
     assert set(compared(squeezed[::-1, ::-1]).mistakes) == {
         "squeezed to a square, expected its middle",
         "red and blue are swapped (BGR)",
@@ -142,40 +140,40 @@ def test_several_mistakes_at_once_are_all_named(compared, picture):
     }
 
 
-def test_raw_bytes_of_interleaved_colours_are_recognized(compared, picture):
-    found = compared(scaled(picture).transpose(1, 2, 0).tobytes())
+def test_raw_bytes_of_interleaved_colours_are_recognized(compared, image):
+    found = compared(scaled(image).transpose(1, 2, 0).tobytes())
     assert found.mistakes == ("colours are interleaved, expected three planes",)
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
 def test_an_orientation_that_was_ignored_is_named_with_its_number(
-    compared, picture, tmp_path, orientation
+    compared, image, tmp_path, orientation
 ):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture.save(tmp_path / "p.jpg", exif=exif, quality=95)
+    image.save(tmp_path / "p.jpg", exif=exif, quality=95)
     with Image.open(tmp_path / "p.jpg") as stored:
         found = compared(scaled(stored), tmp_path / "p.jpg")
     assert found.mistakes == (f"its EXIF orientation ({orientation}) was not applied",)
 
 
-def test_forgotten_alpha_and_16_bits_are_named(compared, picture, tmp_path):
-    seen = picture.convert("RGBA")
+def test_forgotten_alpha_and_16_bits_are_named(compared, image, tmp_path):
+    seen = image.convert("RGBA")
     seen.putalpha(Image.linear_gradient("L").resize((160, 120)))
     seen.save(tmp_path / "alpha.png")
     black = Image.alpha_composite(Image.new("RGBA", seen.size, "black"), seen)
     found = compared(scaled(black.convert("RGB")), tmp_path / "alpha.png")
     assert found.mistakes == ("alpha is laid on black, expected white",)
-    found = compared(scaled(picture), tmp_path / "alpha.png")
+    found = compared(scaled(image), tmp_path / "alpha.png")
     assert found.mistakes == ("alpha is dropped, expected to be laid on white",)
-    values = np.asarray(picture.convert("L")).astype(np.uint16) * 257
+    values = np.asarray(image.convert("L")).astype(np.uint16) * 257
     Image.fromarray(values).save(tmp_path / "deep.png")
     white = np.full((3, S, S), 255, np.uint8)
     found = compared(white, tmp_path / "deep.png")
     assert found.mistakes == ("16-bit values are cut off at 255, expected their high byte",)
 
 
-def test_another_picture_is_not_explained(compared):
+def test_another_image_is_not_explained(compared):
     found = compared(np.random.default_rng(5).integers(0, 256, (3, S, S)).astype(np.uint8))
     assert not found.same
     assert found.mistakes == ()
@@ -201,9 +199,9 @@ def test_pixels_that_cannot_be_meant_are_one_line(compared, pixels, line):
     assert "\n" not in str(caught.value)
 
 
-def test_the_command_says_what_it_looks_like_and_fails(picture, tmp_path, fedhead):
-    picture.save(tmp_path / "p.png")
-    np.save(tmp_path / "app.npy", scaled(picture)[::-1])
+def test_the_command_says_what_it_looks_like_and_fails(image, tmp_path, fedhead):
+    image.save(tmp_path / "p.png")
+    np.save(tmp_path / "app.npy", scaled(image)[::-1])
     code, out, _ = fedhead("compare-pixels", str(tmp_path / "p.png"), str(tmp_path / "app.npy"))
     assert code == 1
     assert "it looks like this: red and blue are swapped (BGR)" in out

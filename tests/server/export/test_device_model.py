@@ -253,7 +253,9 @@ def test_features_of_another_engine_are_refused_and_the_head_stays(trained, devi
 def test_a_backbone_for_another_engine_makes_no_device_file(trained, monkeypatch):
     spec = dataclasses.replace(trained.backbone.spec, engine="x86")
     monkeypatch.setattr(trained.backbone, "spec", spec)
-    with pytest.raises(ExportError, match="for the engine x86, and a phone computes with qnnpack"):
+    with pytest.raises(
+        ExportError, match="for the quantized engine x86, and a phone computes with qnnpack"
+    ):
         DeviceModel(trained.backbone, trained.head)
 
 

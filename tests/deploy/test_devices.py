@@ -40,7 +40,7 @@ def test_five_devices_behind_a_crowd_give_the_head_of_the_in_process_engine(
     assert "signed: devices take only what key " in deployed.said("server")
     crowd = start_crowd(deployed)
     for number, name in enumerate(names):
-        deployed.give_pictures(name, number)
+        deployed.give_images(name, number)
         deployed.start_device(name)
     options = ("train.rounds=5", f"train.clients-per-round={len(names)}")
     run = tiny(*options, name="deployed")

@@ -1,4 +1,4 @@
-"""docs/test-pictures: the pixels that apps in any language compare theirs with."""
+"""docs/test-images: the pixels that apps in any language compare theirs with."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from PIL import Image
 
 from common.images import ByteArray, decode_file
 
-FOLDER = Path(__file__).parents[2] / "docs/test-pictures"
+FOLDER = Path(__file__).parents[2] / "docs/test-images"
 SIZE = 32
-PICTURES = sorted(p for p in FOLDER.iterdir() if p.suffix in (".png", ".jpg"))
+IMAGES = sorted(p for p in FOLDER.iterdir() if p.suffix in (".png", ".jpg"))
 
 
 def expected(name: str) -> ByteArray:
@@ -25,8 +25,8 @@ def off(a: ByteArray, b: ByteArray) -> tuple[float, int]:
     return float(difference.mean()), int(difference.max())
 
 
-@pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.name)
-def test_each_picture_gives_its_pixels(path):
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
+def test_each_image_gives_its_pixels(path):
     mean, most = off(decode_file(path, SIZE), expected(path.stem))
     # Versions of libjpeg may differ by a level or two, as the page says; PNG has one answer.
     assert (mean, most) <= ((0.0, 0) if path.suffix == ".png" else (1.5, 8))
@@ -36,22 +36,22 @@ README = (FOLDER.parents[1] / "README.md").read_text()
 RECIPE = README.partition('load("model.pt")\n\n')[2].partition("probabilities = ")[0]
 
 
-@pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
 def test_the_recipe_for_an_app_gives_the_pixels_that_heads_are_trained_on(path):
     import torch
 
-    recipe = RECIPE.replace('"picture.jpg"', repr(str(path))).replace("(96, 96)", "(32, 32)")
+    recipe = RECIPE.replace('"image.jpg"', repr(str(path))).replace("(96, 96)", "(32, 32)")
     names = {"torch": torch}
     exec(recipe, names)
     assert np.array_equal(names["images"].numpy()[0], decode_file(path, SIZE))
 
 
-def test_each_picture_is_on_the_page_and_has_pixels():
+def test_each_image_is_on_the_page_and_has_pixels():
     page = (FOLDER / "README.md").read_text()
-    assert len(PICTURES) == 18
-    for path in PICTURES:
+    assert len(IMAGES) == 18
+    for path in IMAGES:
         assert f"`{path.name}`" in page or path.name.startswith("exif-")
-    assert {p.stem for p in FOLDER.glob("*.pixels")} == {p.stem for p in PICTURES}
+    assert {p.stem for p in FOLDER.glob("*.pixels")} == {p.stem for p in IMAGES}
     assert sum(p.stat().st_size for p in FOLDER.iterdir()) < 150_000
 
 

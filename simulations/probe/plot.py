@@ -1,4 +1,4 @@
-"""A probe as a picture: the learning curve, and which classes are taken for which."""
+"""A probe as a plot: the learning curve, and which classes are taken for which."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from common.pictures import new_figure, save_figure
+from common.plots import new_figure, save_figure
 from simulations.probe.measure import Probe
 
 __all__ = ["draw"]
@@ -16,12 +16,12 @@ _MOST_NAMES = 40
 
 
 def draw(probe: Probe, target: float, path: Path) -> None:
-    """Write the picture.
+    """Write the plot.
 
     Args:
         probe: the figures.
         target: accuracy that is needed, drawn as a line.
-        path: of the file; see ``common.pictures``.
+        path: of the file; see ``common.plots``.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

@@ -23,8 +23,8 @@ from common.config import Config, load_config
 from common.files import simulated_state
 from common.types import Head
 from server.record.checkpoint import save_checkpoint
-from simulations.going_on import MAY_CHANGE, anchored
 from simulations.report.runs import flat
+from simulations.resume import MAY_CHANGE, anchored
 from simulations.run import open_run, read_summary, run_in_process
 
 Make = Callable[..., Path]
@@ -125,7 +125,7 @@ def test_what_would_change_earlier_rounds_is_refused_by_name(
     assert (run / "config.toml").read_text() == before
 
 
-def pictures(folder: Path, *names: str, each: int = 24) -> Path:
+def images(folder: Path, *names: str, each: int = 24) -> Path:
     rng = np.random.default_rng(0)
     for k, name in enumerate(names):
         for i in range(each):
@@ -136,7 +136,7 @@ def pictures(folder: Path, *names: str, each: int = 24) -> Path:
     return folder
 
 
-ON_PICTURES = (
+ON_IMAGES = (
     "partition.scheme=iid", "partition.num-clients=2", "train.clients-per-round=0",
     "data.calibration-examples=8", "backbone.weights=random", "backbone.input-size=32",
     "train.rounds=2",
@@ -147,8 +147,8 @@ ON_PICTURES = (
 def test_data_that_have_moved_are_named_and_the_advice_works(
     quick: Make, fedhead: Fedhead, tmp_path: Path, command: str
 ) -> None:
-    data = pictures(tmp_path / "data", "cat", "dog")
-    run = quick(*ON_PICTURES, f"data.source=folder:{data}", name="a run")
+    data = images(tmp_path / "data", "cat", "dog")
+    run = quick(*ON_IMAGES, f"data.source=folder:{data}", name="a run")
     before = run_in_process(run)
     data.rename(tmp_path / "moved data")
     experiment._dataset.cache_clear()  # a command is a process of its own
@@ -166,10 +166,10 @@ def test_data_that_have_moved_are_named_and_the_advice_works(
 def test_other_data_in_the_same_place_are_refused(
     quick: Make, fedhead: Fedhead, tmp_path: Path
 ) -> None:
-    data = pictures(tmp_path / "data", "cat", "dog")
-    run = quick(*ON_PICTURES, f"data.source=folder:{data}")
+    data = images(tmp_path / "data", "cat", "dog")
+    run = quick(*ON_IMAGES, f"data.source=folder:{data}")
     run_in_process(run)
-    other = pictures(tmp_path / "other", "cat", "dog", each=25)
+    other = images(tmp_path / "other", "cat", "dog", each=25)
     code, _, err = fedhead("resume", run, "--set", f"data.source=folder:{other}")
     assert code == 1
     assert "have changed since the run began" in err
@@ -178,24 +178,24 @@ def test_other_data_in_the_same_place_are_refused(
 def test_paths_hold_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tree = {
-        "data": {"source": "folder:pictures", "root": ""},
+        "data": {"source": "folder:images", "root": ""},
         "backbone": {"weights": "file:w.pt"},
         "strategy": {"init-from": "runs/a"},
     }
     config = anchored(load_config(None, tree))
-    assert config.data.source == f"folder:{tmp_path}/pictures"
+    assert config.data.source == f"folder:{tmp_path}/images"
     assert config.backbone.weights == f"file:{tmp_path}/w.pt"
     assert config.strategy.init_from == f"{tmp_path}/runs/a"
     for source in ("digits", "hf:name/of", "CIFAR10"):
         assert anchored(load_config(None, {"data": {"source": source}})).data.source == source
-    below = {"data": {"source": "folder:pictures", "root": "all"}}
-    assert anchored(load_config(None, below)).data.source == "folder:pictures"
+    below = {"data": {"source": "folder:images", "root": "all"}}
+    assert anchored(load_config(None, below)).data.source == "folder:images"
 
 
 def test_a_moved_run_needs_nothing_that_made_its_backbone(
     quick: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    options = (*ON_PICTURES, f"data.source=folder:{pictures(tmp_path / 'data', 'cat', 'dog')}")
+    options = (*ON_IMAGES, f"data.source=folder:{images(tmp_path / 'data', 'cat', 'dog')}")
     whole = run_in_process(quick(*options, name="whole"))
     run = quick(*options)
     save = server.round.loop.save_checkpoint
@@ -238,11 +238,11 @@ def test_clients_whose_memory_is_gone_are_named(
 def test_a_class_that_was_added_starts_at_zero_and_is_said(
     quick: Make, fedhead: Fedhead, tmp_path: Path
 ) -> None:
-    data = pictures(tmp_path / "data", "cat", "dog")
-    former = quick(*ON_PICTURES, f"data.source=folder:{data}", name="former")
+    data = images(tmp_path / "data", "cat", "dog")
+    former = quick(*ON_IMAGES, f"data.source=folder:{data}", name="former")
     fingerprint = run_in_process(former)["fingerprint"]
-    data = pictures(tmp_path / "more data", "cat", "dog", "eel")
-    settings = [word for item in ON_PICTURES for word in ("--set", item)]
+    data = images(tmp_path / "more data", "cat", "dog", "eel")
+    settings = [word for item in ON_IMAGES for word in ("--set", item)]
     source = ("--set", f"data.source=folder:{data}", "--set", "train.lr=1e-9")
     code, out, err = fedhead(
         "run", tmp_path / "tiny.toml", *settings, *source, "--init-from", former, "--json"

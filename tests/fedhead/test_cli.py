@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import server.app
-from fedhead.cli.main import Target
+from fedhead.cli.runs import Target
 from server.export.exporters import FILES
 from server.export.runtime_cards import ExportReport
 from server.strategies import STRATEGIES
@@ -27,7 +27,7 @@ def experiment(tiny_toml: str, tmp_path: Path) -> Path:
     return path
 
 
-def pictures(folder: Path, classes: int = 2, each: int = 12) -> Path:
+def images(folder: Path, classes: int = 2, each: int = 12) -> Path:
     rng = np.random.default_rng(0)
     for k in range(classes):
         for i in range(each):
@@ -100,13 +100,13 @@ def _prepare_bad(name: str, tmp_path: Path) -> list[object]:
     if name == "missing folder":
         return ["--set", f"data.source=folder:{folder}"]
     if name == "empty class folder":
-        pictures(folder)
+        images(folder)
         (folder / "zebra").mkdir()
         return ["--set", f"data.source=folder:{folder}"]
     if name == "one class":
-        return ["--set", f"data.source=folder:{pictures(folder, classes=1)}"]
+        return ["--set", f"data.source=folder:{images(folder, classes=1)}"]
     if name == "text named png, strict":
-        (pictures(folder) / "class0" / "note.png").write_text("not a picture")
+        (images(folder) / "class0" / "note.png").write_text("not an image")
         return ["--set", f"data.source=folder:{folder}", "--set", "data.strict=true"]
     weights = tmp_path / "weights.pt"
     if name == "pickle with code":
@@ -141,11 +141,11 @@ def test_bad_input_is_one_clear_line_and_exit_code_1(
     assert not (tmp_path / "stolen").exists()
 
 
-def test_a_broken_picture_is_named_and_the_run_goes_on(
+def test_a_broken_image_is_named_and_the_run_goes_on(
     fedhead: Fedhead, experiment: Path, tmp_path: Path
 ) -> None:
-    folder = pictures(tmp_path / "data", each=30)
-    (folder / "class0" / "note.png").write_text("not a picture")
+    folder = images(tmp_path / "data", each=30)
+    (folder / "class0" / "note.png").write_text("not an image")
     Image.fromarray(np.zeros((1, 1), np.uint8)).save(folder / "class1" / "dot.png")
     code, out, err = fedhead(
         "run", experiment, "--json", "--set", f"data.source=folder:{folder}",
@@ -185,12 +185,12 @@ def test_wrong_arguments_are_one_clear_line(
     assert "Traceback" not in err
 
 
-def test_partition_draws_a_picture(fedhead: Fedhead, experiment: Path, tmp_path: Path) -> None:
+def test_partition_draws_a_plot(fedhead: Fedhead, experiment: Path, tmp_path: Path) -> None:
     code, out, _ = fedhead("partition", experiment, "--out", tmp_path / "who.png")
     assert code == 0
     assert "8 clients" in out
-    with Image.open(tmp_path / "who.png") as picture:
-        assert picture.size[0] > 300
+    with Image.open(tmp_path / "who.png") as plot:
+        assert plot.size[0] > 300
 
 
 def test_info_names_versions_and_engines(fedhead: Fedhead) -> None:

@@ -19,7 +19,7 @@ from client.discretion import kind_of
 from common import errors
 from common.experiment import run_config
 from common.log import OneLine
-from fedhead.cli.tables import rows_table
+from fedhead.cli.run_tables import rows_table
 from fedhead.cli.terminal import print_error
 from server.app import run_experiment
 from server.export.runtime_cards import ExportReport

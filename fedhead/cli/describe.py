@@ -1,0 +1,96 @@
+"""The commands that show what there is: ``fedhead config | strategies | partition | info``."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedhead.cli.run_tables import rows_table
+from fedhead.cli.terminal import ExperimentArgument, JsonFlag, SetOption, read_overrides
+
+__all__ = ["descriptions"]
+
+descriptions = typer.Typer()
+
+# Of an experiment, what decides who holds what.
+_PARTITION_KEYS = ("data.*", "partition.*", "round.max-examples-per-client", "seed")
+
+
+@descriptions.command()
+def partition(
+    experiment: ExperimentArgument,
+    set_: SetOption = None,
+    out: Annotated[Path, typer.Option(help="File of the plot.")] = Path("partition.png"),
+) -> None:
+    """Draw who holds what, without training anything."""
+    from common.config import load_config
+    from common.experiment import client_shares, experiment_dataset
+    from common.partition import plot_partition
+    from common.plots import check_drawable
+    from common.unheld import unheld
+
+    check_drawable(out, purpose="drawing the partition")  # before data are read
+    config = load_config(experiment, read_overrides(set_, reads=_PARTITION_KEYS))
+    dataset, shares = experiment_dataset(config), client_shares(config)
+    plot_partition([dataset.labels[share.train] for share in shares], dataset.classes, out)
+    sizes = sorted(len(share.train) for share in shares)
+    print(
+        f"{len(shares)} clients, {sum(sizes)} training examples: "
+        f"{sizes[0]} to {sizes[-1]} each, median {sizes[len(sizes) // 2]}"
+    )
+    for line in unheld(config):
+        print(line)
+    print(out)
+
+
+@descriptions.command()
+def config() -> None:
+    """Every key of an experiment file: its default and what it means."""
+    from common.config import describe_keys
+
+    section = ""
+    for key, default, meaning in describe_keys():
+        head, _, name = key.rpartition(".")
+        if head != section:
+            section = head
+            print(f"\n[{section}]")
+        print(f"{name} = {default}")
+        if meaning:
+            print(_indented(meaning))
+
+
+@descriptions.command()
+def strategies() -> None:
+    """The strategies by name, with their arguments and papers."""
+    from server.strategies import STRATEGIES, arguments
+
+    for name, factory in STRATEGIES.items():
+        args = ", ".join(f"{key}={value}" for key, value in arguments(factory).items())
+        print(f"{name}({args})")
+        text = " ".join((factory.__doc__ or "").split("\n\n")[0].split())
+        paper = re.search(r"arXiv \d+\.\d+", factory.__doc__ or "")
+        if paper and paper[0] not in text:
+            text += f" {paper[0]}."
+        print(_indented(text))
+
+
+@descriptions.command()
+def info(json_: JsonFlag = False) -> None:
+    """Versions, quantized engines and caches."""
+    from fedhead.info import collect
+
+    figures = collect()
+    if json_:
+        print(json.dumps(figures))
+    else:
+        rows_table("fedhead", figures)
+
+
+def _indented(text: str) -> str:
+    indent = " " * 4
+    return textwrap.fill(text, 78, initial_indent=indent, subsequent_indent=indent)

@@ -1,0 +1,118 @@
+"""What carries a run's messages: an engine on this machine, or a deployment's real devices."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConfigError, RunError
+
+__all__ = ["Carrier", "Engine"]
+
+
+class Engine(StrEnum):
+    """What carries messages between the server and its nodes on one machine."""
+
+    IN_PROCESS = "in-process"
+    FLOWER = "flower"
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """How a run reaches its clients.
+
+    Attributes:
+        engine: on this machine.
+        deployment: folder of ``fedhead deploy``, whose devices take an engine's place; None: no
+            devices.
+        key: signing key, for a deployment whose devices take signed backbones only.
+        health: HOST:PORT where health checks are answered meanwhile; empty for none.
+
+    Raises:
+        ConfigError: with all that does not go together.
+    """
+
+    engine: Engine = Engine.IN_PROCESS
+    deployment: Path | None = None
+    key: Path | None = None
+    health: str = ""
+
+    def __post_init__(self) -> None:
+        from simulations.deploy.settings import is_address
+
+        problems = []
+        if self.deployment is not None and self.engine is not Engine.IN_PROCESS:
+            problems.append(f"--deployment and --engine {self.engine} exclude each other")
+        if self.key is not None and self.deployment is None:
+            problems.append("--key is for --deployment: nothing else asks for signatures")
+        if self.health and not is_address(self.health):
+            problems.append(
+                f"--health {self.health!r} must be HOST:PORT, for example 127.0.0.1:9096"
+            )
+        if problems:
+            raise ConfigError(problems)
+
+    def check_ready(self) -> None:
+        """Find out, before there is a run folder, whether a run can begin.
+
+        Raises:
+            MissingExtraError: Flower's simulation is not installed.
+            RunError: nobody serves the deployment.
+        """
+        from simulations.deploy.launch import check_served
+        from simulations.engines.flower import check_ray
+
+        if self.engine is Engine.FLOWER:
+            check_ray()
+        if self.deployment is not None:
+            check_served(self.deployment)
+
+    def check_suits(self, path: Path) -> None:
+        """Refuse to go on without the devices that a run began with.
+
+        Args:
+            path: the run folder.
+
+        Raises:
+            RunError: it began with a deployment, which this is not.
+        """
+        from server.record.runfolder import read_run_json, resume_command
+
+        if self.deployment is None and read_run_json(path).get("simulated") is False:
+            raise RunError(f"{path} began with real devices: {resume_command(path)}")
+
+    def run(self, path: Path) -> dict[str, Any]:
+        """Run, or go on with, the experiment whose configuration lies in a run folder.
+
+        Args:
+            path: the run folder.
+
+        Returns:
+            The run's closing figures.
+
+        Raises:
+            KeyboardInterrupt: somebody ended it, by a signal to this process too.
+            FedheadError: what a person can mend.
+        """
+        from simulations.deploy.launch import run_deployed
+        from simulations.deploy.processes import terminable
+        from simulations.engines.flower import run_flower
+        from simulations.run import num_nodes, open_run, run_in_process
+
+        with terminable():
+            if self.deployment is not None:
+                return run_deployed(path, self.deployment, health=self.health, key=self.key)
+            if self.engine is Engine.FLOWER:
+                nodes = num_nodes(open_run(path))
+                return run_flower(path, num_supernodes=nodes, health=self.health)
+            return run_in_process(path, health=self.health)
+
+    def resume_command(self, path: Path) -> str:
+        """What a person types to go on with a run that was interrupted."""
+        option = f" --engine {self.engine}" if self.engine is Engine.FLOWER else ""
+        if self.deployment is not None:
+            option = f" --deployment {shlex.quote(str(self.deployment))}"
+        return f"fedhead resume {shlex.quote(str(path))}{option}"
