@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from common.errors import ConfigError
-from fedhead.cli.terminal import JsonFlag, near, print_error, read_overrides
+from fedhead.cli.terminal import JsonFlag, configured, near, print_error
 
 __all__ = ["comparisons"]
 
@@ -66,7 +66,6 @@ def compare(
     What has finished is kept: the same command goes on after an interruption, and a longer one
     runs only what is new.
     """
-    from common.config import load_config
     from common.machine import cores
     from simulations.compare.compare import run_grid
     from simulations.compare.parse import parse_grid
@@ -77,7 +76,7 @@ def compare(
     elsewhere = {"out": "--out", "strategy.name": "--strategies"}
     elsewhere |= {"data.validation-fraction": "--validation-fraction"} if sweep else {}
     elsewhere |= {"partition.scheme": "--partitions"} if partitions else {}
-    base = load_config(experiment, read_overrides(set_, elsewhere=elsewhere))
+    base = configured(experiment, set_, elsewhere=elsewhere)
     grid = parse_grid(
         base,
         strategies=strategies,

@@ -29,7 +29,7 @@ from fedhead.cli.measure import measures
 from fedhead.cli.predict import predict
 from fedhead.cli.publish import publish
 from fedhead.cli.tables import closing_table, export_table, rows_table
-from fedhead.cli.terminal import JsonFlag, print_error, read_overrides
+from fedhead.cli.terminal import JsonFlag, configured, print_error
 
 __all__ = ["main"]
 
@@ -115,7 +115,7 @@ def run(
     json_: JsonFlag = False,
 ) -> None:
     """Run an experiment and export its model."""
-    from common.config import changed, load_config, parse_overrides
+    from common.config import changed, load_config
     from simulations.deploy.launch import check_served
     from simulations.engines.flower import check_ray
     from simulations.run import beginning
@@ -123,10 +123,7 @@ def run(
     if engine is Engine.FLOWER:
         check_ray()  # before there is a run folder
 
-    overrides = parse_overrides(set_ or [])
-    if out is not None:
-        overrides["out"] = str(out)
-    config = load_config(experiment, overrides)
+    config = load_config(experiment, {"out": str(out)} if out is not None else {}, set_ or [])
     if init_from is not None:
         config = changed(config, {"strategy": {"init-from": str(init_from)}})
     if deployment is not None:
@@ -284,7 +281,6 @@ def partition(
     out: Annotated[Path, typer.Option(help="Picture file.")] = Path("partition.png"),
 ) -> None:
     """Draw who holds what, without training anything."""
-    from common.config import load_config
     from common.experiment import client_shares, experiment_dataset
     from common.partition import plot_partition
     from common.pictures import check_drawable
@@ -292,7 +288,7 @@ def partition(
 
     check_drawable(out, purpose="drawing the partition")  # before data are read
     reads = ("data.*", "partition.*", "round.max-examples-per-client", "seed")
-    config = load_config(experiment, read_overrides(set_, reads=reads))
+    config = configured(experiment, set_, reads=reads)
     dataset, shares = experiment_dataset(config), client_shares(config)
     plot_partition([dataset.labels[share.train] for share in shares], dataset.classes, out)
     sizes = sorted(len(share.train) for share in shares)

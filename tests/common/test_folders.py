@@ -18,7 +18,7 @@ from PIL import Image
 
 from common import images
 from common.config import Config
-from common.datasets import load_dataset, load_folder
+from common.datasets import Reading, load_dataset, load_folder
 from common.errors import DataError
 from common.experiment import client_shares
 from common.files import shown
@@ -47,8 +47,7 @@ def fill(root, classes=CATS_AND_DOGS, each=3):
 
 
 def load(path, kind="folder", **options):
-    defaults = {"root": None, "download": False, "strict": False, "test_fraction": 0.34, "seed": 0}
-    return load_dataset(f"{kind}:{path}", **{**defaults, **options})
+    return load_dataset(f"{kind}:{path}", Reading(**{"test_fraction": 0.34, **options}))
 
 
 def counts(dataset, positions):

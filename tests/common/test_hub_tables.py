@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.datasets import Dataset, load_dataset
+from common.datasets import Dataset, Reading, load_dataset
 from common.errors import DataError
 
 datasets = pytest.importorskip("datasets", reason="pip install 'fedhead[simulation]'")
@@ -39,8 +39,7 @@ def hub_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 def load(source: Path, **options: object) -> Dataset:
-    defaults = {"download": False, "strict": False, "test_fraction": 0.25, "seed": 0}
-    return load_dataset(f"hf:{source}", root=None, **{**defaults, **options})  # type: ignore[arg-type]
+    return load_dataset(f"hf:{source}", Reading(**{"test_fraction": 0.25, **options}))  # type: ignore[arg-type]
 
 
 def encoded(name: str) -> dict[str, object]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.datasets import Dataset, load_dataset
+from common.datasets import Dataset, Reading, load_dataset
 from common.errors import DataError
 
 COLOURS = {"cat": (250, 0, 0), "dog": (0, 250, 0), "owl": (0, 0, 250)}
@@ -44,8 +44,7 @@ def rows(names: Sequence[str] = tuple(PICTURES)) -> list[tuple[str, str]]:
 
 
 def load(path: Path, **options: object) -> Dataset:
-    defaults = {"download": False, "strict": False, "test_fraction": 0.34, "seed": 0}
-    return load_dataset(f"csv:{path}", root=None, **{**defaults, **options})  # type: ignore[arg-type]
+    return load_dataset(f"csv:{path}", Reading(**{"test_fraction": 0.34, **options}))  # type: ignore[arg-type]
 
 
 def colours_of(dataset: Dataset) -> list[str]:
@@ -286,9 +285,7 @@ def test_links_are_not_followed(folder: Path, tmp_path_factory: object) -> None:
 
 def test_relative_tables_lie_below_root(folder: Path) -> None:
     write(folder, ("file", "label"), *rows())
-    dataset = load_dataset(
-        "csv:labels.csv", root=folder, download=False, strict=True, test_fraction=0.34, seed=0
-    )
+    dataset = load_dataset("csv:labels.csv", Reading(root=folder, strict=True, test_fraction=0.34))
     assert len(dataset) == 6
 
 
