@@ -23,7 +23,7 @@ def folder_of(module: str, places: Sequence[Path]) -> Path | None:
     top = module.partition(".")[0]
     for place in places:
         if (place / f"{top}.py").is_file() or (place / top / "__init__.py").is_file():
-            return place.absolute()
+            return place.resolve()
     return None
 
 

@@ -58,8 +58,8 @@ def load_hub(name: str, reading: Reading) -> Dataset:
     label = find_label_column(name, parts[0].features, reading.label_column)
     classes, labels = numbered(name, parts, label)
     there = np.flatnonzero(labels >= 0)
-    unlabelled = len(labels) - len(there)
-    tell_unlabelled(f"hf:{name}", unlabelled, len(labels), label, strict=reading.strict)
+    gaps = [None] * (len(labels) - len(there))
+    tell_unlabelled(f"hf:{name}", gaps, len(labels), label, strict=reading.strict)
     images = _images(name, parts, image).keep(there)
     owners = np.repeat([part.name for part in parts], [len(part.rows) for part in parts])
     groups = [f"hf:{name} {owners[i]}: class {classes[labels[i]]}" for i in there.tolist()]

@@ -23,8 +23,9 @@ from common.datasets.labels import (
     labels_by_name,
     tell_unlabelled,
 )
-from common.datasets.layout import split_of
 from common.datasets.named_files import NamedFiles
+from common.datasets.split_names import split_of
+from common.datasets.table_hints import header_hint, one_hot_hint, zeros_hint
 from common.datasets.verify import verify
 from common.errors import DataError
 from common.types import IntArray
@@ -87,12 +88,13 @@ def load_table(place: str, reading: Reading) -> Dataset:
     """
     path, strict = reading.path(place), reading.strict
     header, rows = _read(path)
-    image = _column(path, header, _IMAGES, reading.image_column)
-    label = _column(path, header, _LABELS, reading.label_column)
+    image = _column(path, header, rows, _IMAGES, reading.image_column)
+    label = _column(path, header, rows, _LABELS, reading.label_column)
     for row in rows:
         _refuse_controls(path, row.line, (row.cells[image], row.cells[label]))
     labelled = [row for row in rows if class_name(row.cells[label]) is not None]
-    tell_unlabelled(str(path), len(rows) - len(labelled), len(rows), header[label], strict=strict)
+    gaps = [row.cells[label] for row in rows if class_name(row.cells[label]) is None]
+    tell_unlabelled(str(path), gaps, len(rows), header[label], strict=strict)
     roles = _roles(path, header, labelled)
     files = _found(path, labelled, image, strict=strict)
     used = [row for row in labelled if row.line in files]
@@ -167,7 +169,9 @@ def _refuse_controls(path: Path, line: int, cells: Sequence[str]) -> None:
             raise DataError(f"{path}: line {line} has control characters: {cell[:80]!r}")
 
 
-def _column(path: Path, header: Sequence[str], meant: _Column, wanted: str) -> int:
+def _column(
+    path: Path, header: Sequence[str], rows: Sequence[_Row], meant: _Column, wanted: str
+) -> int:
     """Place of the column ``wanted``, else of the first with a usual name, in any case."""
     lowered = [name.lower().replace(" ", "_") for name in header]
     names, candidates = (list(header), [wanted]) if wanted else (lowered, list(meant.usual))
@@ -184,6 +188,9 @@ def _column(path: Path, header: Sequence[str], meant: _Column, wanted: str) -> i
     key = meant.key
     problem = f"{key}={wanted!r} is no column of" if wanted else f"no column of {meant.what} among"
     hint = "" if wanted else f"; {key} names it"
+    hint += header_hint(header)
+    if meant is _LABELS:
+        hint += one_hot_hint(header, [row.cells for row in rows])
     shown = some([name[:40] for name in header], _SHOWN_COLUMNS)
     raise DataError(f"{path}: {problem} {shown}{hint}")
 
@@ -243,6 +250,7 @@ def _found(path: Path, rows: Sequence[_Row], image: int, *, strict: bool) -> dic
         line = f"{len(missing)} of {len(rows)} pictures are not in {path.parent}: {names}"
         if files.others:
             line += f" (not read in it: {files.others})"
+        line += zeros_hint(files, missing)
         if strict or not found:
             raise DataError(f"{path}: {line}")
         logger.warning("%s: left out: %s", path, line)

@@ -362,7 +362,7 @@ def test_two_folders_of_one_name_in_unicode_are_refused(tmp_path):
 def test_names_that_differ_in_case_are_two_and_said(tmp_path, caplog):
     assert load(fill(tmp_path, ["Cats", "cats"])).classes == ("Cats", "cats")
     assert "differ in case alone: Cats, cats" in caplog.text
-    with pytest.raises(DataError, match=r"no class of the server: Cats \(it has cats\)"):
+    with pytest.raises(DataError, match=r"no class of the server: Cats \(there is cats\)"):
         load_folder(tmp_path, classes=CATS_AND_DOGS)
 
 
