@@ -615,3 +615,19 @@ def test_a_folder_of_classes_is_read_whatever_else_lies_in_it(
     check(tmp_path / "any", good, dataset, log)
     assert {*dataset.classes} == {called(Path(name)) for name in classes}
     assert len(dataset) == sum("@eaDir" not in path.parts for path in good.values())
+
+
+def test_a_test_split_without_labels_gets_advice_that_helps(tmp_path):
+    fill(tmp_path / "train", each=4)
+    write(tmp_path / "test" / "images" / "1.png")
+    with pytest.raises(DataError, match="in test but not in train: images; .* move test elsewhere"):
+        load(tmp_path)
+    shutil.move(tmp_path / "test", tmp_path.parent / "elsewhere")
+    assert len(load(tmp_path).test) == 3
+
+
+def test_a_test_class_in_another_case_names_both(tmp_path):
+    fill(tmp_path / "train")
+    fill(tmp_path / "test", ["Cats", "dogs"])
+    with pytest.raises(DataError, match=r"in test but not in train: Cats \(there is cats\)$"):
+        load(tmp_path)

@@ -234,3 +234,11 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         load(folder, label_column="breed")
     with pytest.raises(DataError, match=r"image-column='id' is no column of images .images: scan;"):
         load(folder, image_column="id")
+
+
+def test_numbers_written_as_text_are_classes_in_the_order_of_numbers(tmp_path: Path) -> None:
+    labels = ["10", "9", "10", "NaN", "9", "10"]
+    made = table(["cat", "dog", "cat", "owl", "dog", "cat"], labels, datasets.Value("string"))
+    dataset = load(save(tmp_path / "hf", "saved", train=made))
+    assert dataset.classes == ("9", "10")
+    assert dataset.labels.tolist() == [1, 0, 1, 0, 1]
