@@ -227,10 +227,10 @@ def _is_heic(data: bytes) -> bool:
 @lru_cache(maxsize=1)
 def _silence_libtiff() -> None:
     """PIL leaves it writing to standard error, past Python, what its error says once more."""
-    library = ctypes.CDLL(_imaging.__file__)  # by way of what is linked with it
-    for setter in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
-        with suppress(AttributeError):  # linked otherwise: then it goes on writing
-            getattr(library, setter)(None)
+    with suppress(AttributeError, OSError):  # linked otherwise: then it goes on writing
+        library = ctypes.CDLL(_imaging.__file__)  # by way of what is linked with it
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
 
 
 @lru_cache(maxsize=1)

@@ -68,4 +68,4 @@ def found_in(module: str, name: str, folder: Path | None) -> Callable[..., Any]:
 
 def file_of(function: Callable[..., Any]) -> Path:
     """The file that a user's function was read from."""
-    return Path(function.__code__.co_filename)
+    return Path(inspect.unwrap(function).__code__.co_filename)

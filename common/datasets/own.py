@@ -65,7 +65,12 @@ def load_own(source: str, reading: Reading) -> Dataset:
     for part in parts:
         _check(source, part)
     classes, labels = _labels(source, parts)
-    images = _images(source, file_of(function).parent, parts, labels, reading.strict)
+    groups = [
+        f"{source}: class {classes[k]} to {what} on"
+        for what, own in zip(("train", "test"), labels, strict=False)
+        for k in own.tolist()
+    ]
+    images = _images(source, file_of(function).parent, parts, groups, strict=reading.strict)
     columns = {name: _column(source, name, parts)[images.kept] for name in made.columns}
     return assemble(
         source, classes, np.concatenate(labels)[images.kept], images, reading,
@@ -96,22 +101,32 @@ def _called(source: str, function: Callable[[], object]) -> Examples:
 
 def _check(source: str, part: Examples) -> None:
     """The forms of images, labels and columns, and that they are as many."""
+    try:
+        problem = _problem(part)
+    except (TypeError, ValueError) as exc:  # a generator, a list of lists
+        problem = f"images, labels or columns are no lists of equal entries ({exc})"
+    if problem:
+        raise DataError(f"{source}: {problem}")
+
+
+def _problem(part: Examples) -> str:
     images = part.images
+    if not len(images):
+        return "no images"
     if _is_array(images):
         problem = _pixels_problem(np.asarray(images))
     else:
         wrong = [type(image).__name__ for image in images if not _is_path(image)]
-        problem = f"images are of type {wrong[0]}, expected an array or paths" if wrong else ""
-    labels = np.asarray(part.labels)
-    if not problem and labels.ndim != 1:
-        problem = f"labels have shape {labels.shape}, expected (n,), one for each image"
-    lengths = {"labels": len(labels) if labels.ndim else 0}
+        problem = f"images are of type {wrong[0]}, expected one array or paths" if wrong else ""
+    shape = np.asarray(part.labels).shape
+    if not problem and len(shape) != 1:
+        problem = f"labels have shape {shape}, expected (n,), one for each image"
+    lengths = {"labels": shape[0]} if shape else {}
     lengths |= {f"column '{name}'": len(values) for name, values in part.columns.items()}
     for what, length in lengths.items():
         if not problem and length != len(images):
             problem = f"{len(images)} images, but {length} entries in {what}"
-    if problem:
-        raise DataError(f"{source}: {problem}")
+    return problem
 
 
 def _is_array(images: object) -> bool:
@@ -126,7 +141,7 @@ def _pixels_problem(pixels: npt.NDArray[np.generic]) -> str:
     if pixels.dtype != np.uint8:
         return f"pixels are {pixels.dtype}, expected uint8 from 0 to 255"
     if pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[3] == 3):
-        return "" if all(pixels.shape) else f"images have shape {pixels.shape}: there is nothing"
+        return "" if all(pixels.shape) else f"images have shape {pixels.shape}: no pixels"
     hint = ""
     if pixels.ndim == 4 and pixels.shape[1] == 3:
         hint = "; images.transpose(0, 2, 3, 1) puts the colours last"
@@ -135,13 +150,13 @@ def _pixels_problem(pixels: npt.NDArray[np.generic]) -> str:
 
 def _labels(source: str, parts: Sequence[Examples]) -> tuple[list[str], list[IntArray]]:
     """The classes, and each part's labels among them, int64."""
-    classes = list(parts[0].classes)
+    classes = [str(name) for name in parts[0].classes]
     if twice := [name for name in classes if classes.count(name) > 1]:
         raise DataError(f"{source}: several classes are called '{twice[0]}'")
-    if len(parts) > 1 and list(parts[1].classes) not in ([], classes):
+    if len(parts) > 1 and [*map(str, parts[1].classes)] not in ([], classes):
         raise DataError(f"{source}: test has classes of its own, expected those of the training")
     given = [np.asarray(part.labels) for part in parts]
-    if classes and all(labels.dtype.kind in "iu" for labels in given):
+    if classes and all(labels.dtype.kind in "iub" for labels in given):
         for labels in given:
             if wrong := sorted({int(k) for k in labels if not 0 <= k < len(classes)}):
                 shown = some([str(label) for label in wrong], _SHOWN)
@@ -170,7 +185,7 @@ def _class(source: str, value: object) -> str:
 
 
 def _images(
-    source: str, folder: Path, parts: Sequence[Examples], labels: Sequence[IntArray], strict: bool
+    source: str, folder: Path, parts: Sequence[Examples], groups: Sequence[str], *, strict: bool
 ) -> Readable:
     if all(_is_array(part.images) for part in parts):
         arrays = [np.asarray(part.images, np.uint8) for part in parts]
@@ -183,11 +198,6 @@ def _images(
     if any(_is_array(part.images) for part in parts):
         raise DataError(f"{source}: training and test images must both be arrays, or both paths")
     files = file_images([folder / str(path) for part in parts for path in part.images])
-    groups = [
-        f"{source}: class number {k} to {what} on"
-        for what, own in zip(("train", "test"), labels, strict=False)
-        for k in own.tolist()
-    ]
     return verify(files, name=source, strict=strict, groups=groups)
 
 

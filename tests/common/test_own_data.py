@@ -137,6 +137,9 @@ def test_keys_follow_pixels_and_labels(own: Write, tmp_path: Path) -> None:
             "its test part has classes that the training part does not have: 2",
         ),
         (GREYS + "return Examples(list(images), [0, 1] * 6)", "images are of type ndarray"),
+        (GREYS + "return Examples(iter(images), [0, 1] * 6)", "are no lists of equal entries"),
+        (GREYS + "return Examples(images, [[0], [1, 2]])", "are no lists of equal entries"),
+        (GREYS + "return Examples(images, [0, 1] * 6, test=Examples([], []))", "no images"),
         ("return Examples(['gone.png', 'no.png'], ['a', 'b'])", "none of 2 images can be read"),
     ],
 )

@@ -45,7 +45,7 @@ epochs = 0
 def experiment(quick: Make, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """An experiment on the README's data, in a folder of its own; the export is left out."""
     pytest.importorskip("sklearn", reason="pip install 'fedhead[demo]'")
-    module = f"mydata_{abs(hash(request.node.name))}"  # Python imports a name only once
+    module = f"mydata_{request.node.name}"  # Python imports a name only once
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / f"{module}.py").write_text(OWN)
