@@ -48,7 +48,7 @@ class ConfigError(FedheadError):
     """One or more problems in a configuration, reported together."""
 
     def __init__(self, problems: Sequence[str], where: str = "") -> None:
-        self.problems = tuple(problems)
+        self.problems, self.where = tuple(problems), where
         count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
         prefix = f"{where}: " if where else ""
         super().__init__(f"{prefix}{count}: {'; '.join(self.problems)}")

@@ -19,13 +19,13 @@ import numpy.typing as npt
 from common.backbone.frozen import FrozenBackbone
 from common.cache import note_use
 from common.config import Config, DataConfig, PartitionConfig, load_config, parse_overrides
-from common.datasets import Dataset, load_dataset
+from common.datasets import Dataset, Reading, load_dataset
 from common.datasets.split import stratified_split
 from common.errors import ConfigError, DamagedError, DataError
 from common.features import extract
 from common.files import cache_root
 from common.labels import flipped, noisy
-from common.partition import evenly, local_split, partition_clients
+from common.partition import Request, evenly, local_split, partition_clients
 from common.readback import ArraysFile
 from common.seeding import Purpose, permutation, smallest
 from common.types import FeatureSet, IntArray
@@ -88,33 +88,21 @@ def _load(path: Path, overrides: str, _changed: int) -> Config:
 def experiment_dataset(config: Config) -> Dataset:
     """The data set that [data] names."""
     data = config.data
-    return _dataset(
-        data.source, data.root, data.download, data.strict, data.test_fraction, config.data_seed,
-        data.label_column, data.image_column,
-    )  # fmt: skip
+    reading = Reading(
+        root=Path(data.root).expanduser() if data.root else None,
+        download=data.download,
+        strict=data.strict,
+        test_fraction=data.test_fraction,
+        seed=config.data_seed,
+        label_column=data.label_column,
+        image_column=data.image_column,
+    )
+    return _dataset(data.source, reading)
 
 
 @lru_cache(maxsize=2)
-def _dataset(  # what a data set depends on, and nothing else
-    source: str,
-    root: str,
-    download: bool,
-    strict: bool,
-    test_fraction: float,
-    seed: int,
-    label_column: str,
-    image_column: str,
-) -> Dataset:
-    return load_dataset(
-        source,
-        root=Path(root).expanduser() if root else None,
-        download=download,
-        strict=strict,
-        test_fraction=test_fraction,
-        seed=seed,
-        label_column=label_column,
-        image_column=image_column,
-    )
+def _dataset(source: str, reading: Reading) -> Dataset:
+    return load_dataset(source, reading)
 
 
 def calibration_positions(config: Config) -> IntArray:
@@ -171,30 +159,7 @@ def _shares(
 ) -> tuple[ClientShare, ...]:
     config = Config(data=data.model_copy(update={"seed": data_seed}))
     dataset = experiment_dataset(config)
-    positions = np.setdiff1d(dataset.train, calibration_positions(config))
-    column, owners = None, ""
-    if partition.scheme == "natural":
-        column = client_ids(dataset, partition.column)
-        positions = positions[[owner is not None for owner in column[positions].tolist()]]
-        owners = repr(column[positions].tolist())
-
-    def draw() -> list[IntArray]:
-        return partition_clients(
-            dataset.labels,
-            scheme=partition.scheme,
-            num_clients=partition.num_clients,
-            seed=seed,
-            alpha=partition.alpha,
-            classes_per_client=partition.classes_per_client,
-            shards_per_client=partition.shards_per_client,
-            column=column,
-            min_examples=partition.min_examples,
-            positions=positions,
-        )
-
-    digest = hashlib.sha256(positions.astype("<i8").tobytes()).hexdigest()
-    key = f"{dataset.content_key}\n{digest}\n{partition}\n{seed}\n{owners}"
-    parts = _cached_parts(hashlib.sha256(key.encode()).hexdigest(), draw)
+    parts = _parts(config, partition, seed)
     if data.validation_fraction:  # taken from the same shares, so that settings fit them
         held_out = held_out_positions(config)
         parts = [np.setdiff1d(part, held_out) for part in parts]
@@ -209,6 +174,31 @@ def _shares(
             )
         )
         for client, part in enumerate(parts)
+    )
+
+
+def _parts(config: Config, partition: PartitionConfig, seed: int) -> list[IntArray]:
+    """Each client's positions, from the cache or drawn now."""
+    dataset = experiment_dataset(config)
+    positions = np.setdiff1d(dataset.train, calibration_positions(config))
+    column, owners = None, ""
+    if partition.scheme == "natural":
+        column = client_ids(dataset, partition.column)
+        positions = positions[[owner is not None for owner in column[positions].tolist()]]
+        owners = repr(column[positions].tolist())
+    request = Request(
+        partition.scheme,
+        partition.num_clients,
+        partition.min_examples,
+        partition.alpha,
+        partition.classes_per_client,
+        partition.shards_per_client,
+    )
+    digest = hashlib.sha256(positions.astype("<i8").tobytes()).hexdigest()
+    key = f"{dataset.content_key}\n{digest}\n{partition}\n{seed}\n{owners}"
+    return _cached_parts(
+        hashlib.sha256(key.encode()).hexdigest(),
+        lambda: partition_clients(dataset.labels, request, positions, seed=seed, column=column),
     )
 
 

@@ -6,10 +6,13 @@ and ``fedhead predict``, so that a picture becomes the same pixels everywhere.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import io
+import logging
 import os
 import stat
+import warnings
 from contextlib import suppress
 from functools import lru_cache
 from importlib.util import find_spec
@@ -17,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError, _imaging
 
 from common.errors import DataError
 from common.files import shown
@@ -36,6 +39,10 @@ __all__ = [
 
 ByteArray = npt.NDArray[np.uint8]
 
+# What PIL thinks of a file is not for the screen: one that it cannot decode has an error of ours.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+
 HEIC_REMEDY = "pip install 'fedhead[heic]'"
 """What makes a machine read the pictures of an iPhone."""
 
@@ -48,6 +55,7 @@ _MAX_BYTES = 300_000_000  # so many pixels of eight-bit RGB, not compressed, and
 # starts another program, as that of EPS does.
 _FORMATS = ("PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"})
+_TIFF_SIGNS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _NO_PICTURES = {
     b"version https://git-lfs": "a pointer of Git LFS instead of a picture: git lfs pull",
@@ -192,11 +200,19 @@ def _identified(data: bytes, name: str) -> Image.Image:
     if data.startswith(b"\xff\xd8\xff"):
         # Image.open would refuse 200 megapixels before they could be asked for at half the size.
         return JpegImagePlugin.jpeg_factory(file)
+    if data.startswith(_TIFF_SIGNS):
+        _silence_libtiff()
     if not _is_heic(data):
         return Image.open(file, formats=_FORMATS)
     if not heic_is_read():
         raise DataError(f"{name}: an HEIC picture, which this machine does not read: {HEIC_REMEDY}")
-    _register_heic()
+    try:
+        _register_heic()
+    except Exception as exc:  # half an installation: a missing library, another Python's build
+        raise DataError(
+            f"{name}: an HEIC picture, and the package pillow-heif cannot be imported ({exc}): "
+            "pip install --force-reinstall pillow-heif"
+        ) from exc
     return Image.open(file, formats=("HEIF",))
 
 
@@ -206,6 +222,15 @@ def _is_heic(data: bytes) -> bool:
         return False
     end = min(int.from_bytes(data[:4], "big"), 256)
     return any(data[i : i + 4] in _HEIC_BRANDS for i in range(8, end, 4))
+
+
+@lru_cache(maxsize=1)
+def _silence_libtiff() -> None:
+    """PIL leaves it writing to standard error, past Python, what its error says once more."""
+    with suppress(AttributeError, OSError):  # linked otherwise: then it goes on writing
+        library = ctypes.CDLL(_imaging.__file__)  # by way of what is linked with it
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
 
 
 @lru_cache(maxsize=1)

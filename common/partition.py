@@ -26,7 +26,14 @@ from common.plots import new_figure, save_figure
 from common.seeding import Purpose, draws, permutation
 from common.types import IntArray
 
-__all__ = ["Scheme", "evenly", "local_split", "partition_clients", "plot_partition"]
+__all__ = [
+    "Request",
+    "Scheme",
+    "evenly",
+    "local_split",
+    "partition_clients",
+    "plot_partition",
+]
 
 Scheme = Literal["iid", "dirichlet", "pathological", "shard", "natural"]
 
@@ -35,14 +42,29 @@ _ATTEMPTS = 20
 _ORDER, _DRAW, _CHOICE = range(3)  # keys of the partition's random streams
 
 
-@dataclass(frozen=True, eq=False)
-class _Request:
+@dataclass(frozen=True)
+class Request:
+    """A partition that somebody asks for.
+
+    Attributes:
+        scheme: "iid": equal shares of a shuffled deck. "dirichlet": each class is divided in
+            proportions drawn from Dirichlet(alpha) (arXiv:1905.12022). "pathological": each
+            client has exactly ``classes_per_client`` classes. "shard": examples sorted by
+            label are cut into shards, of which each client gets ``shards_per_client``
+            (arXiv:1602.05629). "natural": one client for each value in a column.
+        num_clients: how many; for "natural", a seeded choice of them where the column has more.
+        min_examples: what each client holds at least.
+        alpha: concentration, > 0; small is skewed.
+        classes_per_client: for "pathological".
+        shards_per_client: for "shard".
+    """
+
     scheme: Scheme
     num_clients: int
-    alpha: float
-    classes_per_client: int
-    shards_per_client: int
-    min_examples: int
+    min_examples: int = 1
+    alpha: float = 0.5
+    classes_per_client: int = 2
+    shards_per_client: int = 2
 
     def __str__(self) -> str:
         detail = {
@@ -55,36 +77,22 @@ class _Request:
         return f"{self.scheme}{detail} partition"
 
 
-def partition_clients(  # the config's partition section, key by key
+def partition_clients(
     labels: IntArray,
-    *,
-    scheme: Scheme,
-    num_clients: int,
-    seed: int,
+    request: Request,
     positions: IntArray,
-    alpha: float = 0.5,
-    classes_per_client: int = 2,
-    shards_per_client: int = 2,
+    *,
+    seed: int,
     column: npt.NDArray[np.generic] | None = None,
-    min_examples: int = 1,
 ) -> list[IntArray]:
     """Deal examples out to clients.
 
     Args:
         labels: int64 (n,), of the whole data set.
-        scheme: "iid": equal shares of a shuffled deck. "dirichlet": each class is divided in
-            proportions drawn from Dirichlet(alpha) (arXiv:1905.12022). "pathological": each
-            client has exactly ``classes_per_client`` classes. "shard": examples sorted by
-            label are cut into shards, of which each client gets ``shards_per_client``
-            (arXiv:1602.05629). "natural": one client for each value in ``column``.
-        num_clients: how many; for "natural", a seeded choice of them where the column has more.
-        seed: the run's seed.
+        request: how.
         positions: int64, the examples to deal out, as positions in ``labels``.
-        alpha: concentration, > 0; small is skewed.
-        classes_per_client: for "pathological".
-        shards_per_client: for "shard".
+        seed: the run's seed.
         column: (n,), client ids, for "natural"; without gaps at ``positions``.
-        min_examples: what each client holds at least.
 
     Returns:
         For each client its positions, int64, ascending; disjoint. Every position is dealt out,
@@ -96,12 +104,9 @@ def partition_clients(  # the config's partition section, key by key
         DataError: the request cannot be met with these examples.
         MissingExtraError: flwr-datasets is not installed.
     """
-    request = _Request(
-        scheme, num_clients, alpha, classes_per_client, shards_per_client, min_examples
-    )
     _check(request, labels[positions], column)
     order = positions[permutation(len(positions), seed, Purpose.PARTITION, _ORDER)]
-    if scheme == "natural" and column is not None:
+    if request.scheme == "natural" and column is not None:
         parts = _natural(request, column[order], seed)
     else:
         parts = _drawn(request, labels[order], seed)
@@ -142,7 +147,7 @@ def local_split(
     return positions[train], positions[test]
 
 
-def _check(request: _Request, labels: IntArray, column: npt.NDArray[np.generic] | None) -> None:
+def _check(request: Request, labels: IntArray, column: npt.NDArray[np.generic] | None) -> None:
     """Refuse what cannot work, in words; flwr-datasets would loop, divide by zero or drop."""
     clients, examples = request.num_clients, len(labels)
     num_classes = len(np.unique(labels))
@@ -170,7 +175,7 @@ def _check(request: _Request, labels: IntArray, column: npt.NDArray[np.generic] 
         raise DataError(f"{request}: {problem}")
 
 
-def _drawn(request: _Request, labels: IntArray, seed: int) -> list[IntArray]:
+def _drawn(request: Request, labels: IntArray, seed: int) -> list[IntArray]:
     attempts = 1 if request.scheme == "iid" else _ATTEMPTS
     streams = draws(seed, Purpose.PARTITION, _DRAW, index=np.arange(attempts))
     smallest = 0
@@ -190,7 +195,7 @@ def _drawn(request: _Request, labels: IntArray, seed: int) -> list[IntArray]:
     )
 
 
-def _natural(request: _Request, column: npt.NDArray[np.generic], seed: int) -> list[IntArray]:
+def _natural(request: Request, column: npt.NDArray[np.generic], seed: int) -> list[IntArray]:
     parts = _deal({"client": column}, _partitioner(request, seed))
     enough = [part for part in parts if len(part) >= request.min_examples]
     if len(enough) < request.num_clients:
@@ -203,7 +208,7 @@ def _natural(request: _Request, column: npt.NDArray[np.generic], seed: int) -> l
     return [enough[i] for i in np.sort(chosen)]
 
 
-def _partitioner(request: _Request, stream: int) -> Any:  # flwr-datasets ships no types
+def _partitioner(request: Request, stream: int) -> Any:  # flwr-datasets ships no types
     try:
         from flwr_datasets import partitioner
     except ImportError as exc:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Config, changed
+from common.data_sources import kind_of
 from common.errors import BackboneError, DataError, RunError
 from common.files import write_atomic
 from server.record.checkpoint import load_latest
@@ -31,27 +32,33 @@ MAY_CHANGE = {
 }
 """Keys that a run may go on with other values of, each with the reason."""
 
-_NO_PATHS = ("hf",)  # what stands before a colon and names no file
-
 
 def anchored(config: Config) -> Config:
     """The same configuration with absolute paths, which hold from any working folder."""
-
-    def absolute(path: str) -> str:
-        return str(Path(path).expanduser().absolute()) if path else ""
-
-    def located(value: str) -> str:
-        kind, colon, path = value.partition(":")
-        return f"{kind}:{absolute(path)}" if colon and kind not in _NO_PATHS else value
-
     source, root = config.data.source, config.data.root
+    kind, colon, path = config.backbone.weights.partition(":")
     paths = {
         # A relative source is looked up below the root.
-        "data": {"source": source if root else located(source), "root": absolute(root)},
-        "backbone": {"weights": located(config.backbone.weights)},
-        "strategy": {"init-from": absolute(config.strategy.init_from)},
+        "data": {"source": source if root else _located(source), "root": _absolute(root)},
+        "backbone": {"weights": f"{kind}:{_absolute(path)}" if colon else kind},
+        "strategy": {"init-from": _absolute(config.strategy.init_from)},
     }
     return changed(config, paths)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute()) if path else ""
+
+
+def _located(source: str) -> str:
+    kind, (name, _, rest) = kind_of(source), source.partition(":")
+    if kind is None:
+        return source
+    if kind.is_path:
+        return f"{name}:{_absolute(rest)}"
+    place, mark, subset = rest.partition("#")  # of the Hub, unless there is such a folder
+    is_folder = Path(place).expanduser().is_dir()
+    return f"{name}:{_absolute(place)}{mark}{subset}" if is_folder else source
 
 
 def allowed(config: Config, overrides: Mapping[str, Any], path: Path) -> Config:
@@ -118,8 +125,9 @@ def needs_data(path: Path, config: Config, command: str) -> Iterator[None]:
         config: of the run.
         command: that takes ``--set``.
     """
-    kind, colon, _ = config.data.source.partition(":")
-    place = f"data.source={kind}:PATH" if colon and kind not in _NO_PATHS else "data.root=PATH"
+    kind, (name, _, rest) = kind_of(config.data.source), config.data.source.partition(":")
+    is_path = kind is not None and (kind.is_path or Path(rest).is_absolute())
+    place = f"data.source={name}:PATH" if is_path else "data.root=PATH"
     try:
         yield
     except (DataError, BackboneError) as exc:

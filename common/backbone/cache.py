@@ -24,6 +24,9 @@ from common.readback import own_check
 __all__ = ["cached_backbone"]
 
 _log = logging.getLogger("fedhead")
+# A step of the uint8 features. Trained networks have 0.001 to 0.1, whatever they see. Where no
+# batch norm has seen an image yet, each layer shrinks what it gets, to 1e-8 at the end.
+_LEAST_STEP = 1e-5
 
 
 def cached_backbone(recipe: Recipe, images: UInt8Array, cache: Path) -> FrozenBackbone:
@@ -37,6 +40,16 @@ def cached_backbone(recipe: Recipe, images: UInt8Array, cache: Path) -> FrozenBa
     Raises:
         BackboneError, MissingExtraError: as ``prepare_backbone``.
     """
+    backbone = _cached(recipe, images, cache)
+    if backbone.spec.feature_scale < _LEAST_STEP:
+        _log.warning(
+            "%s: features hardly vary over the calibration images: were these weights trained?",
+            recipe.weights,
+        )
+    return backbone
+
+
+def _cached(recipe: Recipe, images: UInt8Array, cache: Path) -> FrozenBackbone:
     key_file = cache / "backbones" / "keys" / _key(recipe, images)
     if key_file.exists():
         kept = _from_key(key_file, cache)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +16,6 @@ import numpy.typing as npt
 from common.datasets.split import stratified_split
 from common.errors import DataError
 from common.images import ByteArray, check_image, decode_array, decode_bytes
-from common.progress import track
 from common.seeding import Purpose
 from common.types import IntArray
 
@@ -25,18 +24,41 @@ __all__ = [
     "Dataset",
     "EncodedImages",
     "Images",
-    "Verified",
+    "Readable",
+    "Reading",
     "assemble",
     "cut",
-    "verify",
 ]
 
-logger = logging.getLogger("fedhead")
 
-Verified = tuple[IntArray, str, tuple[str, ...]]
-"""Positions of the good pictures (int64, ascending), the key of their bytes, others' errors."""
+@dataclass(frozen=True)
+class Reading:
+    """How a source is read: what [data] says beside its name.
 
-_BLOCK = 4096  # files in flight: bounds what the thread pool has queued
+    Attributes:
+        root: where data sets lie, for torchvision's (None: a folder of fedhead's cache); a relative
+            path of a source is looked up below it (None: in the working folder).
+        download: whether a missing data set may be fetched.
+        strict: a broken image, or one that a table names and that is missing or without a label,
+            is an error instead of being left out with a warning.
+        test_fraction: share of a source without a test set that becomes one, in [0, 1).
+        seed: of that split.
+        label_column: of a table, the column of classes; empty: one with a usual name.
+        image_column: likewise, of images.
+    """
+
+    root: Path | None = None
+    download: bool = False
+    strict: bool = False
+    test_fraction: float = 0.2
+    seed: int = 0
+    label_column: str = ""
+    image_column: str = ""
+
+    def path(self, text: str) -> Path:
+        """Where the path of a source is."""
+        path = Path(text).expanduser()
+        return self.root / path if self.root else path
 
 
 class Images(Protocol):
@@ -125,6 +147,29 @@ class EncodedImages:
 
 
 @dataclass(frozen=True, eq=False)
+class Readable:
+    """Those of a data set's images that can be read.
+
+    Attributes:
+        source: these m images.
+        kept: int64 (m,), ascending: their positions among all that there were.
+        key: hex SHA-256 over their bytes or pixels, in order.
+        skipped: what is wrong with each of the others.
+    """
+
+    source: Images
+    kept: IntArray
+    key: str
+    skipped: tuple[str, ...] = ()
+
+    @classmethod
+    def array(cls, pixels: ByteArray) -> Readable:
+        """Images in memory, (n, H, W) or (n, H, W, 3): all of them."""
+        source = ArrayImages(pixels)
+        return cls(source, np.arange(len(source)), source.key)
+
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Labelled pictures with their server split.
 
@@ -179,19 +224,25 @@ def assemble(
     name: str,
     classes: Sequence[str],
     labels: IntArray,
-    source: Images,
-    images_key: str,
+    images: Readable,
+    reading: Reading,
     *,
-    split: tuple[IntArray, IntArray] | None,
-    test_fraction: float,
-    seed: int,
+    split: tuple[IntArray, IntArray] | None = None,
     columns: Mapping[str, npt.NDArray[np.generic]] | None = None,
-    skipped: tuple[str, ...] = (),
 ) -> Dataset:
-    """Check the parts and put them together; ``split=None`` cuts a seeded, stratified one.
+    """Check the parts and put them together.
+
+    Args:
+        name: of the data set.
+        classes: names of the K classes.
+        labels: int64 (n,), of the n readable images.
+        images: these.
+        reading: cuts off a stratified test set where there is no ``split``.
+        split: positions of train and test.
+        columns: of n entries each.
 
     Raises:
-        DataError: no pictures, fewer than two classes, or a label without a class.
+        DataError: no images, fewer than two classes, or a label without a class.
     """
     if len(labels) == 0:
         raise DataError(f"{name}: no images")
@@ -202,72 +253,20 @@ def assemble(
             f"{name}: labels run from {labels.min()} to {labels.max()}, "
             f"but there are {len(classes)} classes"
         )
-    train, test = split or stratified_split(labels, test_fraction, seed, Purpose.SPLIT)
-    digest = hashlib.sha256(images_key.encode())
+    train, test = split or stratified_split(
+        labels, reading.test_fraction, reading.seed, Purpose.SPLIT
+    )
+    digest = hashlib.sha256(images.key.encode())
     for array in (labels, train, test):
         digest.update(len(array).to_bytes(8, "little"))
         digest.update(array.astype("<i8").data)
     digest.update("\0".join(classes).encode())
     return Dataset(
-        name, tuple(classes), labels, train, test, source, images_key, digest.hexdigest(),
-        columns or {}, skipped,
+        name, tuple(classes), labels, train, test, images.source, images.key, digest.hexdigest(),
+        columns or {}, images.skipped,
     )  # fmt: skip
 
 
 def cut(kept: IntArray, num_train: int) -> tuple[IntArray, IntArray]:
     """Positions among ``kept`` of what came from the first ``num_train``, and of the rest."""
     return np.flatnonzero(kept < num_train), np.flatnonzero(kept >= num_train)
-
-
-def verify(
-    images: EncodedImages, *, name: str, strict: bool, groups: Sequence[str] | None = None
-) -> Verified:
-    """Decode every picture once, with all cores, keeping none.
-
-    Args:
-        images: n pictures.
-        name: of the data set, for errors.
-        strict: a broken picture is an error.
-        groups: for each picture what must not be left without any, such as its class, in words;
-            None: all of them together.
-
-    Raises:
-        DataError: ``strict`` and a picture is broken, or all of a group are.
-    """
-    kept: list[int] = []
-    skipped: dict[int, str] = {}
-    digest = hashlib.sha256()
-    for i, result in enumerate(track(_checks(images), f"checking {name}", len(images))):
-        if isinstance(result, bytes):
-            kept.append(i)
-            digest.update(result)
-        elif strict:
-            raise result
-        else:
-            skipped[i] = str(result)
-    reasons = tuple(skipped.values())
-    if skipped and not kept:
-        raise DataError(f"{name}: none of {len(images)} images can be read ({reasons[0]})")
-    if groups:
-        _refuse_emptied(groups, kept, skipped)
-    if skipped:
-        logger.warning(
-            "%s: skipped %d of %d images that cannot be read: %s%s",
-            name, len(skipped), len(images), "; ".join(reasons[:5]),
-            "; ..." if len(skipped) > 5 else "",
-        )  # fmt: skip
-    return np.array(kept, np.int64), digest.hexdigest(), reasons
-
-
-def _refuse_emptied(groups: Sequence[str], kept: Sequence[int], skipped: Mapping[int, str]) -> None:
-    left = {groups[i] for i in kept}
-    for i, reason in skipped.items():
-        if groups[i] not in left:
-            count = sum(group == groups[i] for group in groups)
-            raise DataError(f"{groups[i]}: none of its {count} images can be read ({reason})")
-
-
-def _checks(images: EncodedImages) -> Iterable[bytes | DataError]:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(images), _BLOCK):
-            yield from pool.map(images.check, range(start, min(start + _BLOCK, len(images))))

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common.datasets.base import Dataset, EncodedImages, Verified, assemble, cut, verify
+from common.datasets.base import Dataset, EncodedImages, Readable, Reading, assemble, cut
 from common.datasets.layout import Labelled, by_class, by_client, by_split, unused
 from common.datasets.tree import Folder, scan
+from common.datasets.verify import verify
 from common.errors import DamagedError, DataError
 from common.files import shown
 from common.images import heic_is_read, read_picture
@@ -48,45 +49,38 @@ def load_folder(
     rows = by_class(root, classes)
     images = _images(root, rows)
     listing = _listing(rows)  # before they are read: what changes meanwhile is read again
-    found = _recalled(memory, listing, len(rows)) if memory else None
+    found = _recalled(memory, listing, images) if memory else None
     if found is None:
         _account(root, rows)
         found = verify(images, name=shown(path), strict=strict)
         if memory:
             _remember(memory, listing, found)
-    return _assembled(root, rows, classes, images, found, None, test_fraction=0.0, seed=0)
+    return _assembled(root, rows, classes, found, Reading(test_fraction=0.0))
 
 
-def load_split_folder(path: Path, *, strict: bool, test_fraction: float, seed: int) -> Dataset:
+def load_split_folder(path: str, reading: Reading) -> Dataset:
     """The server's or a simulation's folder, with a test set.
 
     Args:
         path: one sub-folder a class, or splits (``train``, ``Training_Set``; ``test``, ``val``)
             with those below.
-        strict: a broken picture is an error instead of being skipped with a warning.
-        test_fraction: cut off by ``seed`` where there is no test folder.
-        seed: the run's seed.
+        reading: how.
 
     Raises:
-        DataError: no such folder, fewer than two classes, a class folder without pictures that can
+        DataError: no such folder, fewer than two classes, a class folder without images that can
             be read, or one that holds only folders.
     """
-    root = scan(path)
+    root = scan(reading.path(path))
     train, test = by_split(root)
-    return _load(
-        root, train + test, len(train) if test else None,
-        strict=strict, test_fraction=test_fraction, seed=seed,
-    )  # fmt: skip
+    return _load(root, train + test, reading, len(train) if test else None)
 
 
-def load_client_folder(path: Path, *, strict: bool, test_fraction: float, seed: int) -> Dataset:
+def load_client_folder(path: str, reading: Reading) -> Dataset:
     """A simulation's folder of clients: one folder a client, one sub-folder a class in each.
 
     Args:
         path: of the folder.
-        strict: a broken picture is an error instead of being skipped with a warning.
-        test_fraction: cut off by ``seed``, from the pictures of all clients.
-        seed: the run's seed.
+        reading: how; a test set is cut off from the images of all clients.
 
     Returns:
         A data set with a column "client".
@@ -94,9 +88,8 @@ def load_client_folder(path: Path, *, strict: bool, test_fraction: float, seed: 
     Raises:
         DataError: as :func:`load_split_folder`; a client may lack classes.
     """
-    root = scan(path)
-    rows = by_client(root)
-    return _load(root, rows, None, strict=strict, test_fraction=test_fraction, seed=seed)
+    root = scan(reading.path(path))
+    return _load(root, by_client(root), reading)
 
 
 def file_images(files: Sequence[Path], *, follow_links: bool = True) -> EncodedImages:
@@ -108,22 +101,14 @@ def file_images(files: Sequence[Path], *, follow_links: bool = True) -> EncodedI
 
 
 def _load(
-    root: Folder,
-    rows: Sequence[Labelled],
-    num_train: int | None,
-    *,
-    strict: bool,
-    test_fraction: float,
-    seed: int,
+    root: Folder, rows: Sequence[Labelled], reading: Reading, num_train: int | None = None
 ) -> Dataset:
     _account(root, rows)
     images = _images(root, rows)
     groups = [row.group for row in rows]
-    found = verify(images, name=shown(root.path), strict=strict, groups=groups)
+    found = verify(images, name=shown(root.path), strict=reading.strict, groups=groups)
     classes = sorted({row.label for row in rows})
-    return _assembled(
-        root, rows, classes, images, found, num_train, test_fraction=test_fraction, seed=seed
-    )
+    return _assembled(root, rows, classes, found, reading, num_train)
 
 
 def _images(root: Folder, rows: Sequence[Labelled]) -> EncodedImages:
@@ -137,26 +122,21 @@ def _account(root: Folder, rows: Sequence[Labelled]) -> None:
         logger.warning("%s: not used: %s", shown(root.path), words)
 
 
-def _assembled(  # what a data set consists of
+def _assembled(
     root: Folder,
     rows: Sequence[Labelled],
     classes: Sequence[str],
-    images: EncodedImages,
-    found: Verified,
-    num_train: int | None,
-    *,
-    test_fraction: float,
-    seed: int,
+    found: Readable,
+    reading: Reading,
+    num_train: int | None = None,
 ) -> Dataset:
-    kept, key, skipped = found
     number = {label: k for k, label in enumerate(classes)}
-    used = [rows[i] for i in kept.tolist()]
-    columns = {"client": np.array([row.client for row in used])} if rows[0].client else {}
+    used = [rows[i] for i in found.kept.tolist()]
+    labels = np.array([number[row.label] for row in used], np.int64)
     return assemble(
-        f"folder:{shown(root.path)}", classes,
-        np.array([number[row.label] for row in used], np.int64), images.keep(kept), key,
-        split=None if num_train is None else cut(kept, num_train),
-        test_fraction=test_fraction, seed=seed, columns=columns, skipped=skipped,
+        f"folder:{shown(root.path)}", classes, labels, found, reading,
+        split=None if num_train is None else cut(found.kept, num_train),
+        columns={"client": np.array([row.client for row in used])} if rows[0].client else None,
     )  # fmt: skip
 
 
@@ -173,21 +153,25 @@ def _listing(rows: Sequence[Labelled]) -> str:
     return digest.hexdigest()
 
 
-def _recalled(memory: Path, listing: str, count: int) -> Verified | None:
+def _recalled(memory: Path, listing: str, images: EncodedImages) -> Readable | None:
     try:
         found = _MEMORY.read(memory)
         if found["listing"] != listing:
             return None
         kept, skipped = np.array(found["kept"], np.int64), tuple(map(str, found["skipped"]))
-        if len(kept) + len(skipped) != count:
+        if len(kept) + len(skipped) != len(images):
             return None
-        return kept, str(found["key"]), skipped
+        return Readable(images.keep(kept), kept, str(found["key"]), skipped)
     except (OSError, DamagedError):
         return None  # as good as none
 
 
-def _remember(memory: Path, listing: str, found: Verified) -> None:
-    kept, key, skipped = found
-    content = {"listing": listing, "kept": kept.tolist(), "key": key, "skipped": skipped}
+def _remember(memory: Path, listing: str, found: Readable) -> None:
+    content = {
+        "listing": listing,
+        "kept": found.kept.tolist(),
+        "key": found.key,
+        "skipped": found.skipped,
+    }
     with suppress(OSError):  # a full disk: then they are decoded again
         _MEMORY.write(memory, content)

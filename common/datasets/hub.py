@@ -10,7 +10,7 @@ from typing import Any  # datasets ships no types
 
 import numpy as np
 
-from common.datasets.base import Dataset, EncodedImages, assemble, cut, verify
+from common.datasets.base import Dataset, EncodedImages, Reading, assemble, cut
 from common.datasets.hub_table import (
     Split,
     find_image_column,
@@ -20,6 +20,7 @@ from common.datasets.hub_table import (
     other_columns,
 )
 from common.datasets.labels import tell_unlabelled
+from common.datasets.verify import verify
 from common.errors import DataError, MissingExtraError
 from common.images import read_picture
 from common.progress import stage
@@ -27,17 +28,7 @@ from common.progress import stage
 __all__ = ["load_hub"]
 
 
-def load_hub(  # what [data] says, key by key
-    name: str,
-    *,
-    root: Path | None,
-    download: bool,
-    strict: bool,
-    test_fraction: float,
-    seed: int,
-    label_column: str = "",
-    image_column: str = "",
-) -> Dataset:
+def load_hub(name: str, reading: Reading) -> Dataset:
     """Load a data set with Hugging Face's ``datasets``, which flwr-datasets brings along.
 
     ``flwr_datasets.FederatedDataset`` wraps the same call, but shuffles, does not tell which
@@ -46,14 +37,9 @@ def load_hub(  # what [data] says, key by key
     Args:
         name: a name on the Hub, or a local folder (images, parquet, or ``save_to_disk``);
             ``NAME#SUBSET`` where there are several.
-        root: a relative folder is looked up here; None: the working directory.
-        download: whether the Hub may be asked; otherwise its local cache must do.
-        strict: a broken picture or a missing label is an error instead of being left out with a
-            warning.
-        test_fraction: cut off by ``seed`` where there is no test or validation split.
-        seed: the run's seed.
-        label_column: holds the classes; empty: one with a usual name.
-        image_column: holds the pictures; empty: one of pictures, or with a usual name.
+        reading: how; a relative folder is looked up below its root, a validation split is the
+            test set where there is no other, and without ``download`` the Hub's local cache must
+            do.
 
     Returns:
         A data set whose ``columns`` are the integer and string columns beside the label; an
@@ -65,22 +51,24 @@ def load_hub(  # what [data] says, key by key
             of other classes.
         MissingExtraError: flwr-datasets is not installed.
     """
-    parts = find_splits(name, _open(name, root, download=download), label_column)
-    image = find_image_column(name, parts[0].features, image_column)
-    label = find_label_column(name, parts[0].features, label_column)
+    parts = find_splits(
+        name, _open(name, reading.root, download=reading.download), reading.label_column
+    )
+    image = find_image_column(name, parts[0].features, reading.image_column)
+    label = find_label_column(name, parts[0].features, reading.label_column)
     classes, labels = numbered(name, parts, label)
     there = np.flatnonzero(labels >= 0)
-    tell_unlabelled(f"hf:{name}", len(labels) - len(there), len(labels), label, strict=strict)
+    gaps = [None] * (len(labels) - len(there))
+    tell_unlabelled(f"hf:{name}", gaps, len(labels), label, strict=reading.strict)
     images = _images(name, parts, image).keep(there)
     owners = np.repeat([part.name for part in parts], [len(part.rows) for part in parts])
     groups = [f"hf:{name} {owners[i]}: class {classes[labels[i]]}" for i in there.tolist()]
-    kept, key, skipped = verify(images, name=f"hf:{name}", strict=strict, groups=groups)
-    rows = there[kept]
+    found = verify(images, name=f"hf:{name}", strict=reading.strict, groups=groups)
+    rows = there[found.kept]
     columns = other_columns(parts, exclude=(image, label))
     return assemble(
-        f"hf:{name}", classes, labels[rows], images.keep(kept), key,
+        f"hf:{name}", classes, labels[rows], found, reading,
         split=cut(rows, sum(len(part.rows) for part in parts[:-1])) if len(parts) > 1 else None,
-        test_fraction=test_fraction, seed=seed, skipped=skipped,
         columns={column: values[rows] for column, values in columns.items()},
     )  # fmt: skip
 

@@ -15,9 +15,10 @@ from common.datasets.labels import (
     LABEL_COLUMNS,
     class_name,
     client_column,
+    in_order,
     labels_by_name,
 )
-from common.datasets.layout import split_of
+from common.datasets.split_names import split_of
 from common.errors import DataError
 from common.types import IntArray
 
@@ -142,7 +143,7 @@ def numbered(name: str, parts: Sequence[Split], label: str) -> tuple[list[str], 
     except DataError as exc:
         raise DataError(f"hf:{name}: '{label}': {exc}") from exc
     declared = getattr(parts[0].features[label], "names", None)
-    classes = list(declared or _in_order(parts[0].values(label)))
+    classes = list(declared or in_order(name for name in named[0] if name is not None))
     labels = []
     for part, names in zip(parts, named, strict=True):
         has = np.array([n is not None and (n != "-1" or n in classes) for n in names], bool)
@@ -166,16 +167,6 @@ def _names(part: Split, label: str) -> list[str | None]:
             f"{part.name} has label {min(wrong)}, but there are {len(declared)} classes"
         )
     return [None if value is None else declared[value] for value in values]
-
-
-def _in_order(values: list[Any]) -> list[str]:
-    """Distinct class names; numbers in the order of numbers."""
-    return list(
-        dict.fromkeys(
-            name for value in sorted({v for v in values if v == v and v is not None})
-            if (name := class_name(value)) is not None
-        )
-    )  # fmt: skip
 
 
 def other_columns(

@@ -7,34 +7,22 @@ with what to do about it. What is read otherwise than it lies there is said in t
 from __future__ import annotations
 
 import logging
-import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.datasets.labels import named_otherwise
+from common.datasets.split_names import is_filler, split_of
 from common.datasets.tree import Folder, class_name, left_out
 from common.errors import DataError
 from common.files import shown
 from common.words import some
 
-__all__ = ["Labelled", "by_class", "by_client", "by_split", "split_of", "unused"]
+__all__ = ["Labelled", "by_class", "by_client", "by_split", "unused"]
 
 logger = logging.getLogger("fedhead")
-
-_SPLITS = {
-    **dict.fromkeys(("train", "training", "trn", "trainval"), "train"),
-    **dict.fromkeys(("test", "testing", "tests", "tst"), "test"),
-    **dict.fromkeys(
-        ("val", "valid", "validation", "validate", "dev", "development", "eval", "evaluation",
-         "holdout"), "val",
-    ),
-}  # fmt: skip
-_FILLERS = (
-    "set", "sets", "data", "dataset", "split", "folder", "image", "images", "img", "imgs", "photos",
-    "pics", "pictures", "samples",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,11 +64,7 @@ def by_split(root: Folder) -> tuple[list[Labelled], list[Labelled]]:
     test = "test" if "test" in parts else "val"
     classes = {kind: _classes(part) for kind, part in parts.items()}
     for kind, found in classes.items():
-        if missing := sorted(found.keys() - classes["train"].keys()):
-            raise DataError(
-                f"{shown(top.path)}: classes in {shown(splits[kind].path.name)} but not in "
-                f"{shown(splits['train'].path.name)}: {some(missing, 20)}"
-            )
+        _refuse_unknown(top, (splits["train"], splits[kind]), classes["train"], found)
     trained = [kind for kind in classes if kind != test]
     logger.info(
         "%s: trains on %s, tests on %s", shown(top.path),
@@ -125,7 +109,6 @@ def by_class(root: Folder, classes: Sequence[str]) -> list[Labelled]:
         DataError: a folder's name is no class of the server's.
     """
     label_of = {unicodedata.normalize("NFC", label): label for label in classes}
-    nearest = {name.casefold(): name for name in label_of}
     rows, unknown = [], []
     # A link is refused when it is read: then the other folders still serve.
     links = [Folder(path, pictures=[path]) for path in root.links]
@@ -134,11 +117,11 @@ def by_class(root: Folder, classes: Sequence[str]) -> list[Labelled]:
         if name in label_of:
             rows += [Labelled(p, label_of[name], name) for p in folder.all_pictures()]
         else:
-            near = nearest.get(name.casefold())
-            unknown.append(name + (f" (it has {near})" if near else ""))
+            unknown.append(name)
     if unknown:
         raise DataError(
-            f"{shown(root.path)}: folders that name no class of the server: {some(unknown, 20)}; "
+            f"{shown(root.path)}: folders that name no class of the server: "
+            f"{some(named_otherwise(unknown, label_of), 20)}; "
             f"its classes are {some(list(classes), 20)}"
         )
     return rows
@@ -190,17 +173,22 @@ def _splits(root: Folder) -> dict[str, Folder]:
     return {kind: folders[0] for kind, folders in found.items()}
 
 
-def split_of(name: str) -> str | None:
-    """The split that a folder's name tells: what is left of it without fillers and numbers.
-
-    >>> [split_of(name) for name in ("Training_Set", "valset", "test 2017", "training shoes")]
-    ['train', 'val', 'test', None]
-    """
-    words = [word for word in re.findall(r"[^\W\d_]+", name.lower()) if word not in _FILLERS]
-    if len(words) != 1:
-        return None
-    glued = (words[0].removesuffix(filler) for filler in ("", *_FILLERS))
-    return next((_SPLITS[word] for word in glued if word in _SPLITS), None)
+def _refuse_unknown(
+    top: Folder, splits: tuple[Folder, Folder], known: Iterable[str], found: Iterable[str]
+) -> None:
+    """Refuse a split with classes that nobody trains on."""
+    train, other = (shown(split.path.name) for split in splits)
+    if unknown := sorted({*found} - {*known}):
+        hint = ""
+        if all(map(is_filler, unknown)):
+            hint = (
+                f"; if its images have no labels, move {other} elsewhere: "
+                "a part of the training images is the test set then"
+            )
+        raise DataError(
+            f"{shown(top.path)}: classes in {other} but not in {train}: "
+            f"{some(named_otherwise(unknown, known), 20)}{hint}"
+        )
 
 
 def _unwrapped(folder: Folder) -> Folder:

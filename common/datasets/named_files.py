@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from common.datasets.tree import left_out, scan
+from common.datasets.tree import not_read, scan
 from common.errors import DataError
 from common.files import shown
 
@@ -32,9 +32,7 @@ class NamedFiles:
                 path = PurePosixPath(_composed(file.relative_to(table.parent).as_posix()))
                 for key in (path, path.with_suffix("")):
                     self._by_name[key.name].append((key, file))
-        links = sum(len(inner.links) for inner in root.below())
-        words = [f"{links} linked folders"] if links else []
-        self.others = ", ".join(filter(None, [*words, left_out(root)]))
+        self.others = not_read(root)
 
     def find(self, cell: str) -> Path | None:
         """The file of a cell; None if there is none.
@@ -57,6 +55,19 @@ class NamedFiles:
         if len(files) > 1:
             raise DataError(f"'{cell}' may be {' or '.join(map(shown, sorted(files)[:2]))}")
         return files[0] if files else None
+
+    def with_zeros(self, cell: str) -> Path | None:
+        """The only file whose name is that of a cell but for zeros before it, such as 001.png."""
+        stem, _, suffix = cell.partition(".")
+        if not (stem.isdecimal() and stem.isascii()):
+            return None
+        fits = {
+            file
+            for name, files in self._by_name.items()
+            if name.lstrip("0") in (f"{stem}.{suffix}", stem) and name != cell
+            for _, file in files
+        }
+        return fits.pop() if len(fits) == 1 else None
 
 
 def _composed(text: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.datasets.base import Dataset, assemble, verify
+from common.datasets.base import Dataset, Reading, assemble
 from common.datasets.folder import file_images
 from common.datasets.labels import (
     IMAGE_COLUMNS,
@@ -23,8 +23,10 @@ from common.datasets.labels import (
     labels_by_name,
     tell_unlabelled,
 )
-from common.datasets.layout import split_of
 from common.datasets.named_files import NamedFiles
+from common.datasets.split_names import split_of
+from common.datasets.table_hints import header_hint, one_hot_hint, zeros_hint
+from common.datasets.verify import verify
 from common.errors import DataError
 from common.types import IntArray
 from common.words import some
@@ -51,15 +53,20 @@ class _Row:
     cells: tuple[str, ...]
 
 
-def load_table(
-    path: Path,
-    *,
-    strict: bool,
-    test_fraction: float,
-    seed: int,
-    label_column: str = "",
-    image_column: str = "",
-) -> Dataset:
+@dataclass(frozen=True)
+class _Column:
+    """A column that a table must have: what for, the key that names it, and its usual names."""
+
+    what: str
+    key: str
+    usual: tuple[str, ...]
+
+
+_IMAGES = _Column("images", "data.image-column", IMAGE_COLUMNS)
+_LABELS = _Column("labels", "data.label-column", LABEL_COLUMNS)
+
+
+def load_table(place: str, reading: Reading) -> Dataset:
     """Load the pictures that a table names, from the table's folder and the folders below it.
 
     A cell names a picture by its path from the table's folder, by the end of its path, or by its
@@ -67,13 +74,8 @@ def load_table(
     train and what is test.
 
     Args:
-        path: the table, UTF-8 with a header; commas, semicolons or tabs between the cells.
-        strict: a missing or broken picture or a missing label is an error instead of being left
-            out with a warning.
-        test_fraction: cut off by ``seed`` where the table has no test split.
-        seed: the run's seed.
-        label_column: holds the classes; empty: one with a usual name.
-        image_column: holds the pictures' names; empty: one with a usual name.
+        place: the table's path; UTF-8 with a header; commas, semicolons or tabs between the cells.
+        reading: how.
 
     Returns:
         A data set whose ``columns`` are all further columns, as text; an entry is None where a
@@ -84,26 +86,28 @@ def load_table(
             different cells, a picture that is not within its folder, or a test class that its
             training part does not have.
     """
+    path, strict = reading.path(place), reading.strict
     header, rows = _read(path)
-    image = _column(path, header, IMAGE_COLUMNS, image_column, "images", "data.image-column")
-    label = _column(path, header, LABEL_COLUMNS, label_column, "labels", "data.label-column")
+    image = _column(path, header, rows, _IMAGES, reading.image_column)
+    label = _column(path, header, rows, _LABELS, reading.label_column)
     for row in rows:
         _refuse_controls(path, row.line, (row.cells[image], row.cells[label]))
     labelled = [row for row in rows if class_name(row.cells[label]) is not None]
-    tell_unlabelled(str(path), len(rows) - len(labelled), len(rows), header[label], strict=strict)
+    gaps = [row.cells[label] for row in rows if class_name(row.cells[label]) is None]
+    tell_unlabelled(str(path), gaps, len(rows), header[label], strict=strict)
     roles = _roles(path, header, labelled)
-    found = _found(path, labelled, image, strict=strict)
-    used = [row for row in labelled if row.line in found]
+    files = _found(path, labelled, image, strict=strict)
+    used = [row for row in labelled if row.line in files]
     if emptied := sorted({r.cells[label] for r in labelled} - {r.cells[label] for r in used}):
         raise DataError(f"{path}: no picture of class {some(emptied, _SHOWN)} is there")
     classes, labels = _labels(path, used, label, roles)
-    images = file_images([found[row.line] for row in used], follow_links=False)
+    images = file_images([files[row.line] for row in used], follow_links=False)
     groups = [
         f"{path}: class {classes[k]} to {roles[row.line]} on"
         for row, k in zip(used, labels.tolist(), strict=True)
     ]
-    kept, key, skipped = verify(images, name=str(path), strict=strict, groups=groups)
-    used = [used[i] for i in kept.tolist()]
+    found = verify(images, name=str(path), strict=strict, groups=groups)
+    used = [used[i] for i in found.kept.tolist()]
     is_test = np.array([roles[row.line] == "test" for row in used], bool)
     columns = {
         name: values
@@ -112,9 +116,9 @@ def load_table(
         and (values := client_column(row.cells[i] for row in used)) is not None
     }
     return assemble(
-        f"csv:{path}", classes, labels[kept], images.keep(kept), key,
+        f"csv:{path}", classes, labels[found.kept], found, reading,
         split=(np.flatnonzero(~is_test), np.flatnonzero(is_test)) if is_test.any() else None,
-        test_fraction=test_fraction, seed=seed, skipped=skipped, columns=columns,
+        columns=columns,
     )  # fmt: skip
 
 
@@ -166,11 +170,11 @@ def _refuse_controls(path: Path, line: int, cells: Sequence[str]) -> None:
 
 
 def _column(
-    path: Path, header: Sequence[str], usual: Sequence[str], wanted: str, what: str, key: str
+    path: Path, header: Sequence[str], rows: Sequence[_Row], meant: _Column, wanted: str
 ) -> int:
     """Place of the column ``wanted``, else of the first with a usual name, in any case."""
     lowered = [name.lower().replace(" ", "_") for name in header]
-    names, candidates = (list(header), [wanted]) if wanted else (lowered, list(usual))
+    names, candidates = (list(header), [wanted]) if wanted else (lowered, list(meant.usual))
     for name in candidates:
         if names.count(name) > 1:
             raise DataError(f"{path}: {names.count(name)} columns are called '{name}'")
@@ -178,11 +182,15 @@ def _column(
             if more := [other for other in candidates if other in names and other != name]:
                 logger.warning(
                     "%s: column '%s' gives the %s, though there is '%s': %s names another",
-                    path, name, what, "', '".join(more), key,
+                    path, name, meant.what, "', '".join(more), meant.key,
                 )  # fmt: skip
             return names.index(name)
-    problem = f"{key}={wanted!r} is no column of" if wanted else f"no column of {what} among"
+    key = meant.key
+    problem = f"{key}={wanted!r} is no column of" if wanted else f"no column of {meant.what} among"
     hint = "" if wanted else f"; {key} names it"
+    hint += header_hint(header)
+    if meant is _LABELS:
+        hint += one_hot_hint(header, [row.cells for row in rows])
     shown = some([name[:40] for name in header], _SHOWN_COLUMNS)
     raise DataError(f"{path}: {problem} {shown}{hint}")
 
@@ -242,6 +250,7 @@ def _found(path: Path, rows: Sequence[_Row], image: int, *, strict: bool) -> dic
         line = f"{len(missing)} of {len(rows)} pictures are not in {path.parent}: {names}"
         if files.others:
             line += f" (not read in it: {files.others})"
+        line += zeros_hint(files, missing)
         if strict or not found:
             raise DataError(f"{path}: {line}")
         logger.warning("%s: left out: %s", path, line)

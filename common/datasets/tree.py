@@ -20,7 +20,7 @@ from common.files import shown
 from common.images import HEIC_REMEDY, heic_is_read
 from common.words import some
 
-__all__ = ["Folder", "class_name", "left_out", "scan"]
+__all__ = ["Folder", "class_name", "has_image_suffix", "left_out", "not_read", "scan"]
 
 _SUFFIXES = frozenset(
     {".apng", ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpf", ".jpg",
@@ -126,6 +126,15 @@ def _leads_to_folder(link: Path) -> bool:
     return False
 
 
+def has_image_suffix(name: str) -> bool:
+    """Whether a file is an image by its name.
+
+    >>> has_image_suffix("a.JPG"), has_image_suffix("a.txt")
+    (True, False)
+    """
+    return Path(name).suffix.lower() in _SUFFIXES | _HEIC_SUFFIXES
+
+
 def class_name(path: Path) -> str:
     """The class that a folder stands for: its name, composed (NFC; macOS' disks decompose it)."""
     return unicodedata.normalize("NFC", shown(path.name))
@@ -143,3 +152,10 @@ def left_out(root: Folder) -> str:
         for kind in order
     ]
     return some(kinds, _MOST_KINDS)
+
+
+def not_read(root: Folder) -> str:
+    """What else than images there is below, links to folders too, for a message; or nothing."""
+    links = sum(len(folder.links) for folder in root.below())
+    words = [f"linked folders: {links}"] if links else []
+    return ", ".join(filter(None, [*words, left_out(root)]))

@@ -8,19 +8,19 @@ from typing import Any  # torchvision's objects have no common type
 
 import numpy as np
 
-from common.datasets.base import ArrayImages, Dataset, Images, assemble, cut, verify
+from common.datasets.base import Dataset, Readable, Reading, assemble, cut
 from common.datasets.folder import file_images
 from common.datasets.labels import labels_by_name
+from common.datasets.verify import verify
 from common.datasets.vision_table import TABLE, Arguments, Spec
 from common.errors import DataError, MissingExtraError
+from common.files import cache_root
 from common.progress import stage
 
 __all__ = ["load_vision"]
 
 
-def load_vision(
-    name: str, *, root: Path, download: bool, strict: bool, test_fraction: float, seed: int
-) -> Dataset:
+def load_vision(name: str, reading: Reading) -> Dataset:
     """Load a data set of :data:`~common.datasets.vision_table.TABLE`.
 
     Its training split (and its validation split, if there is one) becomes ``train``, its test
@@ -29,19 +29,15 @@ def load_vision(
 
     Args:
         name: a row of the table.
-        root: the folder torchvision's loader is given.
-        download: whether a missing data set may be fetched.
-        strict: a broken picture is an error instead of being skipped with a warning.
-        test_fraction: cut off by ``seed`` where there is no test split.
-        seed: the run's seed.
+        reading: how; its root is what torchvision's loader is given.
 
     Raises:
         DataError: not there, damaged, or not fetched.
         MissingExtraError: scipy, which some formats need, is not installed.
     """
-    spec = TABLE[name]
+    spec, root = TABLE[name], (reading.root or cache_root() / "data").expanduser()
     arguments = [*spec.train, *([spec.test] if spec.test is not None else [])]
-    loaded = [_construct(name, spec, kwargs, root, download=download) for kwargs in arguments]
+    loaded = [_construct(name, spec, kwargs, root, reading.download) for kwargs in arguments]
     try:
         classes = list(spec.classes(loaded[0]))
         pictures = [spec.images(part) for part in loaded]
@@ -56,11 +52,8 @@ def load_vision(
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
         raise DataError(f"{name}: the files in {root} are damaged or incomplete ({exc})") from exc
 
-    skipped: tuple[str, ...] = ()
     if arrays := [part for part in pictures if isinstance(part, np.ndarray)]:
-        pixels = ArrayImages(np.concatenate(arrays))
-        source: Images = pixels
-        kept, key = np.arange(len(pixels)), pixels.key
+        images = Readable.array(np.concatenate(arrays))
     else:
         for i, part in enumerate(pictures):
             order = np.argsort([str(path) for path in part], kind="stable")
@@ -71,17 +64,15 @@ def load_vision(
             for kwargs, part in zip(arguments, labels, strict=True)
             for k in part.tolist()
         ]
-        kept, key, skipped = verify(files, name=name, strict=strict, groups=groups)
-        source = files.keep(kept)
+        images = verify(files, name=name, strict=reading.strict, groups=groups)
     num_train = sum(len(part) for part in labels[: len(spec.train)])
     return assemble(
-        name, classes, np.concatenate(labels)[kept], source, key,
-        split=cut(kept, num_train) if spec.test is not None else None,
-        test_fraction=test_fraction, seed=seed, skipped=skipped,
+        name, classes, np.concatenate(labels)[images.kept], images, reading,
+        split=cut(images.kept, num_train) if spec.test is not None else None,
     )  # fmt: skip
 
 
-def _construct(name: str, spec: Spec, kwargs: Arguments, root: Path, *, download: bool) -> Any:
+def _construct(name: str, spec: Spec, kwargs: Arguments, root: Path, download: bool) -> Any:
     factory = getattr(importlib.import_module("torchvision.datasets"), spec.factory or name)
     if spec.downloads:
         kwargs = {**kwargs, "download": False}

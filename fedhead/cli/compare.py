@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from common.errors import ConfigError
-from fedhead.cli.terminal import JsonFlag, SetOption, near, print_error, read_overrides
+from fedhead.cli.terminal import JsonFlag, SetOption, configured, near, print_error
 
 if TYPE_CHECKING:
     from simulations.compare.cells import ComparisonSpec
@@ -78,7 +78,6 @@ def compare(
     What has finished is kept: the same command goes on after an interruption, and a longer one
     runs only what is new.
     """
-    from common.config import load_config
     from simulations.compare.parse import parse_comparison
     from simulations.report import check_installed
 
@@ -86,7 +85,7 @@ def compare(
     elsewhere = {"out": "--out", "strategy.name": "--strategies"}
     elsewhere |= {"data.validation-fraction": "--validation-fraction"} if sweep else {}
     elsewhere |= {"partition.scheme": "--partitions"} if partitions else {}
-    base = load_config(experiment, read_overrides(set_, elsewhere=elsewhere))
+    base = configured(experiment, set_, elsewhere=elsewhere)
     comparison = parse_comparison(
         base,
         strategies=strategies,

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from fedhead.cli.run_tables import rows_table
-from fedhead.cli.terminal import ExperimentArgument, JsonFlag, SetOption, read_overrides
+from fedhead.cli.terminal import ExperimentArgument, JsonFlag, SetOption, configured
 
 __all__ = ["descriptions"]
 
@@ -28,14 +28,13 @@ def partition(
     out: Annotated[Path, typer.Option(help="File of the plot.")] = Path("partition.png"),
 ) -> None:
     """Draw who holds what, without training anything."""
-    from common.config import load_config
     from common.experiment import client_shares, experiment_dataset
     from common.partition import plot_partition
     from common.plots import check_drawable
     from common.unheld import unheld
 
     check_drawable(out, purpose="drawing the partition")  # before data are read
-    config = load_config(experiment, read_overrides(set_, reads=_PARTITION_KEYS))
+    config = configured(experiment, set_, reads=_PARTITION_KEYS)
     dataset, shares = experiment_dataset(config), client_shares(config)
     plot_partition([dataset.labels[share.train] for share in shares], dataset.classes, out)
     sizes = sorted(len(share.train) for share in shares)

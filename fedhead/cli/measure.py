@@ -6,12 +6,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from common.errors import ConfigError
-from fedhead.cli.terminal import JsonFlag, near, print_all, read_overrides
+from fedhead.cli.terminal import JsonFlag, configured, near, print_all
+
+if TYPE_CHECKING:
+    from common.config import Config
 
 __all__ = ["measures"]
 
@@ -46,14 +49,13 @@ def probe(
 
     Linear heads on the frozen int8 backbone's features, in cross-validation.
     """
-    from common.config import load_config
     from common.plots import check_drawable
     from simulations.probe import draw, judge, probe_data
     from simulations.probe.probe_tables import as_json, tables
 
     check_drawable(out, purpose="drawing a probe")  # before the long work
     found = probe_data(
-        load_config(None, _overrides(set_, _source(data), "DATA", ("backbone.*",))),
+        _configured(set_, _source(data), "DATA", ("backbone.*",)),
         examples=examples,
     )
     verdict = judge(found, target)
@@ -123,13 +125,12 @@ def quantize_report(
 
     Writes quantize.md, quantize.json and quantize.png.
     """
-    from common.config import load_config
     from common.plots import check_drawable
     from simulations.quantization import as_json, notes, tables, write_report
     from simulations.quantization import quantize_report as measure
 
     check_drawable(out / "quantize.png", purpose="drawing the report")  # before the long work
-    config = load_config(None, _overrides(set_, data, "--data", _INPUT_KEYS))
+    config = _configured(set_, data, "--data", _INPUT_KEYS)
     report = measure(config, _weights(arch, weights), examples=examples)
     page = near(str(write_report(report, out).resolve()))
     if json_:
@@ -195,13 +196,13 @@ def _source(data: str) -> str:
     return f"csv:{path.resolve()}" if path.is_file() else data
 
 
-def _overrides(
+def _configured(
     items: Sequence[str] | None, source: str, option: str, more: Sequence[str]
-) -> dict[str, Any]:
-    given = read_overrides(
-        items, reads=(*_DATA_KEYS, *more, "seed"), elsewhere={"data.source": option}
-    )
-    return {**given, "data": {**given.get("data", {}), "source": source}}
+) -> Config:
+    return configured(
+        None, items, {"data": {"source": source}},
+        reads=(*_DATA_KEYS, *more, "seed"), elsewhere={"data.source": option},
+    )  # fmt: skip
 
 
 def _weights(archs: Sequence[str] | None, given: Sequence[str] | None) -> dict[str, str]:

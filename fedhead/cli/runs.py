@@ -95,13 +95,10 @@ def run(
     json_: JsonFlag = False,
 ) -> None:
     """Run an experiment and export its model."""
-    from common.config import changed, load_config, parse_overrides
+    from common.config import changed, load_config
     from simulations.run import beginning
 
-    overrides = parse_overrides(set_ or [])
-    if out is not None:
-        overrides["out"] = str(out)
-    config = load_config(experiment, overrides)
+    config = load_config(experiment, {"out": str(out)} if out is not None else {}, set_ or [])
     if init_from is not None:
         config = changed(config, {"strategy": {"init-from": str(init_from)}})
     carrier = Carrier(engine, deployment, key, health)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
@@ -15,14 +15,17 @@ from rich.console import Console, RenderableType
 from common.errors import ConfigError
 from common.words import printable
 
+if TYPE_CHECKING:
+    from common.config import Config
+
 __all__ = [
     "ExperimentArgument",
     "JsonFlag",
     "SetOption",
+    "configured",
     "near",
     "print_all",
     "print_error",
-    "read_overrides",
 ]
 
 ExperimentArgument = Annotated[Path, typer.Argument(help="Experiment file (TOML).")]
@@ -51,25 +54,29 @@ def print_error(message: str) -> None:
     print(f"fedhead: {printable(message)}", file=sys.stderr)
 
 
-def read_overrides(
+def configured(
+    experiment: Path | None,
     items: Sequence[str] | None,
+    overrides: Mapping[str, Any] | None = None,
     *,
     reads: Sequence[str] = ("*",),
     elsewhere: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """What ``--set`` gave to a command that does not read every key.
+) -> Config:
+    """The configuration of a command that does not read every key.
 
     Args:
-        items: ``section.key=value`` each.
+        experiment: the file; None: all defaults.
+        items: what ``--set`` gave, ``section.key=value`` each.
+        overrides: what other options say.
         reads: patterns of the keys that the command reads, such as "data.*".
         elsewhere: keys that an option of the command says instead, with its name.
 
     Raises:
-        ConfigError: with all items that are no override, or that the command would ignore.
+        ConfigError: with all problems of the file, and all items that are no override, or that
+            the command would ignore.
     """
-    from common.config import describe_keys, parse_overrides
+    from common.config import describe_keys, load_config
 
-    overrides = parse_overrides(items or [])
     known = [key for key, _, _ in describe_keys()]
     problems = []
     for item in items or []:
@@ -80,6 +87,10 @@ def read_overrides(
             fnmatchcase(key, pattern) for pattern in reads
         ):
             problems.append(f"--set {key} would be ignored: only {', '.join(reads)} matter here")
+    try:
+        config = load_config(experiment, overrides, items or [])
+    except ConfigError as exc:
+        raise ConfigError([*problems, *exc.problems], exc.where) from exc
     if problems:
         raise ConfigError(problems)
-    return overrides
+    return config

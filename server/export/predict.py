@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from common.datasets.base import Dataset
-from common.datasets.tree import left_out, scan
+from common.datasets.tree import not_read, scan
 from common.errors import DataError
 from common.files import shown
 from common.images import ByteArray, decode_file
@@ -68,14 +68,9 @@ def _below(path: Path) -> Sequence[Path | DataError]:
         root = scan(path)
     except DataError as exc:
         return [exc]
-    images, links = [], 0
-    for folder in root.below():
-        images += folder.pictures
-        links += len(folder.links)
-    others = [f"linked folders: {links}"] if links else []
-    others += filter(None, [left_out(root)])
-    if others:
-        logger.warning("%s: not used: %s", shown(path), ", ".join(others))
+    images = [image for folder in root.below() for image in folder.pictures]
+    if others := not_read(root):
+        logger.warning("%s: not used: %s", shown(path), others)
     return images or [DataError(f"{shown(path)}: no images in it")]
 
 

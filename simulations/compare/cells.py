@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Config, changed, parse_overrides
+from common.data_sources import function_of
+from common.own_code import file_of, found_in
 from server.round.first_head import last_head
 from server.round.stock import is_stock
 from server.strategies import (
@@ -148,7 +150,8 @@ def _cell(
     config = changed(changed(base, overrides), parse_overrides(settings))
     label = ",".join(word for word in (spec.text, partition[0], f"seed-{seed}") if word)
     start = _first_head(config.strategy.init_from)
-    content = f"{version('fedhead')}\n{_source(spec.name)}{start}\n{config.to_toml()}"
+    own = _source(spec.name) + _data_source(config.data.source, config.data.root)
+    content = f"{version('fedhead')}\n{own}{start}\n{config.to_toml()}"
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     key = f"{re.sub(r'[^A-Za-z0-9.+,-]', '-', label)}-{digest}"
     return Cell(spec.text, partition[0], seed, settings, config, key)
@@ -167,3 +170,13 @@ def _source(name: str) -> str:
         return ""
     file = inspect.getsourcefile(import_strategy(name))
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+
+
+@lru_cache
+def _data_source(source: str, root: str) -> str:
+    """Likewise, of the file that holds a user's own data."""
+    function = function_of(source)
+    if function is None:
+        return ""
+    file = file_of(found_in(*function, Path(root) if root else None))
+    return hashlib.sha256(file.read_bytes()).hexdigest()

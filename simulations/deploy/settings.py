@@ -42,7 +42,14 @@ def _address(text: str) -> str:
     return text
 
 
+def _folder(text: str) -> str:
+    if not re.match("folder:.", text):
+        raise ValueError("must be folder:PATH: a device reads a folder, one sub-folder a class")
+    return text
+
+
 Address = Annotated[str, AfterValidator(_address)]
+FolderSource = Annotated[str, AfterValidator(_folder)]
 
 
 class ServerSettings(Section):
@@ -75,7 +82,7 @@ class DeviceSettings(Section):
     """host:port of the server, by a name or address that its certificate holds."""
     delivery: Address
     """host:port to fetch models from, likewise."""
-    data: str = Field(pattern="^folder:.")
+    data: FolderSource
     """folder:PATH with one sub-folder of images a class; relative to this file."""
     state: str = Field("state", min_length=1)
     """Folder for the backbone, features and what the device remembers; relative to this file."""

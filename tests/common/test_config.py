@@ -167,3 +167,32 @@ def test_a_share_of_the_clients_is_a_number_of_them(value: str, clients: int, as
 def test_what_is_neither_a_number_nor_a_share_of_clients_is_one_line() -> None:
     with pytest.raises(ConfigError, match=r"train\.clients-per-round=1\.0 must be a whole number"):
         load_config(None, {"train": {"clients-per-round": 1.0}})
+
+
+def test_a_malformed_override_stands_beside_all_other_problems(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("[train]\nlr = -1\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "a.toml", items=["nonsense", "train.rouns=5", "seed=3"])
+    assert len(caught.value.problems) == 3
+    for part in ("'nonsense' is not of the form", "did you mean train.rounds?", "train.lr=-1"):
+        assert part in str(caught.value)
+
+
+def test_the_module_of_own_data_is_found_beside_the_experiment_then_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside, working = tmp_path / "beside", tmp_path / "working"
+    for folder in (beside, working):
+        folder.mkdir()
+        (folder / "both.py").write_text("")
+    (working / "package").mkdir()
+    (working / "package" / "__init__.py").write_text("")
+    monkeypatch.chdir(working)
+    for source, root in (
+        ("both:data", beside), ("package.part:data", working), ("absent:data", ""),
+        ("digits", ""), ("csv:both", ""),
+    ):  # fmt: skip
+        (beside / "e.toml").write_text(f'[data]\nsource = "{source}"\n')
+        assert load_config(beside / "e.toml").data.root == str(root)
+    (beside / "e.toml").write_text('[data]\nsource = "both:data"\nroot = "other"\n')
+    assert load_config(beside / "e.toml").data.root == "other"

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from common.datasets import load_dataset, load_folder, stratified_split
-from common.datasets.base import ArrayImages, assemble
+from common.datasets import Reading, load_dataset, load_folder, stratified_split
+from common.datasets.base import Readable, assemble
 from common.errors import DataError
 from common.seeding import Purpose
 
@@ -35,8 +35,7 @@ def fill(root, classes=COLOURS, each=5, kind="png"):
 
 
 def load(source, root=None, **options):
-    defaults = {"download": False, "strict": False, "test_fraction": 0.2, "seed": 0}
-    return load_dataset(str(source), root=root, **{**defaults, **options})
+    return load_dataset(str(source), Reading(root=root, **options))
 
 
 def folder(path, **options):
@@ -289,14 +288,13 @@ def test_the_keys_follow_the_content(tmp_path):
 
 
 def test_the_key_covers_labels_and_split():
-    pictures = ArrayImages(np.zeros((4, 2, 2), np.uint8))
+    images = Readable.array(np.zeros((4, 2, 2), np.uint8))
 
     def key(labels, train, test):
         split = (np.array(train), np.array(test))
         return assemble(
-            "x", ("a", "b"), np.array(labels), pictures, pictures.key,
-            split=split, test_fraction=0.5, seed=0,
-        ).content_key  # fmt: skip
+            "x", ("a", "b"), np.array(labels), images, Reading(), split=split
+        ).content_key
 
     keys = {
         key([0, 0, 1, 1], [0, 1, 2], [3]),

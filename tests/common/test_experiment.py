@@ -14,7 +14,7 @@ from common import unheld as unheld_module
 from common.backbone.frozen import FrozenBackbone
 from common.config import Config
 from common.datasets import Dataset
-from common.datasets.base import ArrayImages, assemble
+from common.datasets.base import Readable, Reading, assemble
 from common.experiment import (
     calibration_positions,
     client_shares,
@@ -124,11 +124,11 @@ def labelled(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dataset]:
     """Makes every experiment's data set one of these labels, of grey dots."""
 
     def make(labels: IntArray, client: Sequence[object] | None = None) -> Dataset:
-        pixels = ArrayImages(np.arange(len(labels), dtype=np.uint8)[:, None, None])
+        pixels = Readable.array(np.arange(len(labels), dtype=np.uint8)[:, None, None])
         columns = {} if client is None else {"client": np.array(client, object)}
         made = assemble(
-            "dots", [str(k) for k in range(int(labels.max()) + 1)], labels, pixels, pixels.key,
-            split=None, test_fraction=0.2, seed=0, columns=columns,
+            "dots", [str(k) for k in range(int(labels.max()) + 1)], labels, pixels, Reading(),
+            columns=columns,
         )  # fmt: skip
         monkeypatch.setattr(experiment, "experiment_dataset", lambda _: made)
         monkeypatch.setattr(unheld_module, "experiment_dataset", lambda _: made)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from common import images
 from common.config import Config
-from common.datasets import load_dataset, load_folder
+from common.datasets import Reading, load_dataset, load_folder
 from common.errors import DataError
 from common.experiment import client_shares
 from common.files import shown
@@ -47,8 +47,7 @@ def fill(root, classes=CATS_AND_DOGS, each=3):
 
 
 def load(path, kind="folder", **options):
-    defaults = {"root": None, "download": False, "strict": False, "test_fraction": 0.34, "seed": 0}
-    return load_dataset(f"{kind}:{path}", **{**defaults, **options})
+    return load_dataset(f"{kind}:{path}", Reading(**{"test_fraction": 0.34, **options}))
 
 
 def counts(dataset, positions):
@@ -363,7 +362,7 @@ def test_two_folders_of_one_name_in_unicode_are_refused(tmp_path):
 def test_names_that_differ_in_case_are_two_and_said(tmp_path, caplog):
     assert load(fill(tmp_path, ["Cats", "cats"])).classes == ("Cats", "cats")
     assert "differ in case alone: Cats, cats" in caplog.text
-    with pytest.raises(DataError, match=r"no class of the server: Cats \(it has cats\)"):
+    with pytest.raises(DataError, match=r"no class of the server: Cats \(there is cats\)"):
         load_folder(tmp_path, classes=CATS_AND_DOGS)
 
 
@@ -616,3 +615,19 @@ def test_a_folder_of_classes_is_read_whatever_else_lies_in_it(
     check(tmp_path / "any", good, dataset, log)
     assert {*dataset.classes} == {called(Path(name)) for name in classes}
     assert len(dataset) == sum("@eaDir" not in path.parts for path in good.values())
+
+
+def test_a_test_split_without_labels_gets_advice_that_helps(tmp_path):
+    fill(tmp_path / "train", each=4)
+    write(tmp_path / "test" / "images" / "1.png")
+    with pytest.raises(DataError, match="in test but not in train: images; .* move test elsewhere"):
+        load(tmp_path)
+    shutil.move(tmp_path / "test", tmp_path.parent / "elsewhere")
+    assert len(load(tmp_path).test) == 3
+
+
+def test_a_test_class_in_another_case_names_both(tmp_path):
+    fill(tmp_path / "train")
+    fill(tmp_path / "test", ["Cats", "dogs"])
+    with pytest.raises(DataError, match=r"in test but not in train: Cats \(there is cats\)$"):
+        load(tmp_path)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.datasets import Dataset, load_dataset
+from common.datasets import Dataset, Reading, load_dataset
 from common.errors import DataError
 
 datasets = pytest.importorskip("datasets", reason="pip install 'fedhead[simulation]'")
@@ -39,8 +39,7 @@ def hub_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 def load(source: Path, **options: object) -> Dataset:
-    defaults = {"download": False, "strict": False, "test_fraction": 0.25, "seed": 0}
-    return load_dataset(f"hf:{source}", root=None, **{**defaults, **options})  # type: ignore[arg-type]
+    return load_dataset(f"hf:{source}", Reading(**{"test_fraction": 0.25, **options}))  # type: ignore[arg-type]
 
 
 def encoded(name: str) -> dict[str, object]:
@@ -235,3 +234,11 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         load(folder, label_column="breed")
     with pytest.raises(DataError, match=r"image-column='id' is no column of images .images: scan;"):
         load(folder, image_column="id")
+
+
+def test_numbers_written_as_text_are_classes_in_the_order_of_numbers(tmp_path: Path) -> None:
+    labels = ["10", "9", "10", "NaN", "9", "10"]
+    made = table(["cat", "dog", "cat", "owl", "dog", "cat"], labels, datasets.Value("string"))
+    dataset = load(save(tmp_path / "hf", "saved", train=made))
+    assert dataset.classes == ("9", "10")
+    assert dataset.labels.tolist() == [1, 0, 1, 0, 1]

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from common import images
 from common.errors import DataError
 from common.images import check_image, decode_array, decode_bytes, decode_file
 
@@ -285,3 +288,37 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(side):
             warnings.simplefilter(action, Image.DecompressionBombWarning)
             with pytest.raises(DataError, match=r"bomb\.png.*89,478,485"):
                 decode_bytes(data, 8, name="bomb.png")
+
+
+def test_a_broken_heic_package_is_named(monkeypatch):
+    monkeypatch.setattr(images, "heic_is_read", lambda: True)
+    images._register_heic.cache_clear()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    data = b"\0\0\0\x18ftypheic" + bytes(20)
+    with pytest.raises(DataError, match=r"^x: .* pillow-heif cannot be imported .*pip install"):
+        decode_bytes(data, 4, name="x")
+
+
+def test_what_readers_think_of_a_file_is_not_on_the_screen(tmp_path):
+    whole = encode(Image.fromarray(noise(40, 40)), "TIFF", compression="tiff_deflate")
+    (tmp_path / "damaged.tif").write_bytes(whole[:200] + bytes(50) + whole[250:])
+    size = int.from_bytes(whole[4:8], "little") + 2 + 12 + 4  # of the second tag
+    tags = bytearray(whole)
+    tags[size : size + 4] = b"\xff\xff\xff\x0f"  # more than the file has
+    (tmp_path / "tags.tif").write_bytes(tags)
+    code = """
+import sys
+from pathlib import Path
+from common.errors import DataError
+from common.images import decode_file
+for file in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        decode_file(file, 8)
+    except DataError as exc:
+        print(exc)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert "damaged.tif: damaged or unsupported" in done.stdout

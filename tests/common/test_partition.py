@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from common.errors import DataError
-from common.partition import local_split, partition_clients, plot_partition
+from common.partition import Request, local_split, partition_clients, plot_partition
 
 LABELS = np.repeat(np.arange(10), 100)  # sorted by class, as mnist5k is
 ALL = np.arange(1000)
@@ -18,11 +18,10 @@ ALL = np.arange(1000)
 properties = settings(max_examples=15, deadline=None)
 
 
-def deal(scheme, labels=LABELS, positions=None, clients=10, seed=0, **options):
+def deal(scheme, labels=LABELS, positions=None, clients=10, seed=0, column=None, **options):
     positions = np.arange(len(labels)) if positions is None else positions
-    return partition_clients(
-        labels, scheme=scheme, num_clients=clients, seed=seed, positions=positions, **options
-    )
+    request = Request(scheme, clients, **options)
+    return partition_clients(labels, request, positions, seed=seed, column=column)
 
 
 def classes_of(parts, labels=LABELS):
@@ -220,9 +219,8 @@ def test_a_missing_package_is_named():
     code = (
         "import sys; sys.modules['flwr_datasets'] = None\n"
         "import numpy as np\n"
-        "from common.partition import partition_clients\n"
-        "partition_clients(np.arange(9), scheme='iid', num_clients=2, seed=0,"
-        " positions=np.arange(9))"
+        "from common.partition import Request, partition_clients\n"
+        "partition_clients(np.arange(9), Request('iid', 2), np.arange(9), seed=0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "pip install 'fedhead[simulation]'" in done.stderr.splitlines()[-1]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.datasets import Dataset, load_dataset
+from common.datasets import Dataset, Reading, load_dataset
 from common.errors import DataError
 
 COLOURS = {"cat": (250, 0, 0), "dog": (0, 250, 0), "owl": (0, 0, 250)}
@@ -44,8 +44,7 @@ def rows(names: Sequence[str] = tuple(PICTURES)) -> list[tuple[str, str]]:
 
 
 def load(path: Path, **options: object) -> Dataset:
-    defaults = {"download": False, "strict": False, "test_fraction": 0.34, "seed": 0}
-    return load_dataset(f"csv:{path}", root=None, **{**defaults, **options})  # type: ignore[arg-type]
+    return load_dataset(f"csv:{path}", Reading(**{"test_fraction": 0.34, **options}))  # type: ignore[arg-type]
 
 
 def colours_of(dataset: Dataset) -> list[str]:
@@ -280,15 +279,13 @@ def test_links_are_not_followed(folder: Path, tmp_path_factory: object) -> None:
     dataset = load(write(folder, ("file", "label"), *rows(), ("07.png", "cat")))
     assert classes_of(dataset) == list(PICTURES.values())
     assert "07.png: a link" in dataset.skipped[0]
-    with pytest.raises(DataError, match=r"08.png \(not read in it: 1 linked folders"):
+    with pytest.raises(DataError, match=r"08.png \(not read in it: linked folders: 1"):
         load(write(folder, ("file", "label"), *rows(), ("08.png", "cat")), strict=True)
 
 
 def test_relative_tables_lie_below_root(folder: Path) -> None:
     write(folder, ("file", "label"), *rows())
-    dataset = load_dataset(
-        "csv:labels.csv", root=folder, download=False, strict=True, test_fraction=0.34, seed=0
-    )
+    dataset = load_dataset("csv:labels.csv", Reading(root=folder, strict=True, test_fraction=0.34))
     assert len(dataset) == 6
 
 
@@ -319,3 +316,40 @@ def test_a_header_of_thousands_of_columns_is_no_message(folder: Path) -> None:
 def test_names_that_turn_or_break_text_are_refused(folder: Path, name: str) -> None:
     with pytest.raises(DataError, match="control characters"):
         load(write(folder, ("image", "label"), *((p, name) for p in PICTURES)))
+
+
+def test_usual_words_for_nothing_known_are_no_class(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = list(PICTURES)
+    table = [*rows(names[:4]), (names[4], "NaN"), (names[5], "n/a")]
+    dataset = load(write(folder, ("file", "label"), *table))
+    assert dataset.classes == ("cat", "dog", "owl")
+    assert "left out 2 of 6 rows without 'label' ('NaN', 'n/a' is no label)" in caplog.text
+    kept = load(write(folder, ("file", "label"), *rows(names[:4]), (names[4], "none")))
+    assert kept.classes == ("cat", "dog", "none", "owl")  # without a defect, for example
+
+
+def test_what_is_probably_wrong_with_a_table_is_said(folder: Path) -> None:
+    for i in (7, 8):
+        picture(folder / f"00{i}.png", "cat")
+    one_hot = [(name, *(str(int(PICTURES[name] == kind)) for kind in COLOURS)) for name in PICTURES]
+    for table, line in (
+        (rows(), "its first line names an image: a header such as 'image,label' is missing"),
+        ([("file", *COLOURS), *one_hot], "and cat, dog, owl look like one for each class"),
+        ([("file", "label"), ("7", "cat"), ("8", "dog")], "; '7' may be 007.png: "),
+        ([("file", "label"), ("7.png", "cat"), ("8.png", "dog")], "; '7.png' may be 007.png: "),
+    ):
+        with pytest.raises(DataError) as caught:
+            load(write(folder, *table))
+        assert line in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        load(write(folder, ("file", "name"), *rows()))
+    assert "look like" not in str(caught.value)
+
+
+def test_a_test_class_in_another_case_names_both(folder: Path) -> None:
+    table = [(name, kind, "train") for name, kind in rows()[:3]]
+    table += [(name, kind.upper(), "test") for name, kind in rows()[3:]]
+    with pytest.raises(DataError, match=r"CAT \(there is cat\)"):
+        load(write(folder, ("file", "label", "split"), *table))

@@ -24,7 +24,7 @@ import torch
 import torchvision.datasets as tv
 from PIL import Image
 
-from common.datasets import load_dataset
+from common.datasets import Reading, load_dataset
 from common.datasets.vision_table import TABLE
 from common.errors import DataError, MissingExtraError
 
@@ -424,8 +424,8 @@ CLASSES = {
 
 
 def load(name, root, **options):
-    defaults = {"download": False, "strict": True, "test_fraction": 0.3, "seed": 0}
-    return load_dataset(name, root=root, **{**defaults, **options})
+    defaults = {"strict": True, "test_fraction": 0.3}
+    return load_dataset(name, Reading(root=root, **{**defaults, **options}))
 
 
 def what_pictures_say(dataset):

@@ -188,6 +188,10 @@ def test_paths_hold_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert config.strategy.init_from == f"{tmp_path}/runs/a"
     for source in ("digits", "hf:name/of", "CIFAR10"):
         assert anchored(load_config(None, {"data": {"source": source}})).data.source == source
+    (tmp_path / "table").mkdir()
+    for source in ("hf:table", "hf:./table#small"):  # a folder of one's own, not of the Hub's
+        located = anchored(load_config(None, {"data": {"source": source}})).data.source
+        assert located == source.replace("hf:./", "hf:").replace("hf:", f"hf:{tmp_path}/")
     below = {"data": {"source": "folder:images", "root": "all"}}
     assert anchored(load_config(None, below)).data.source == "folder:images"
 

@@ -1,0 +1,38 @@
+"""One TOML file describes one experiment. Parsed and checked here, once, at the edge.
+
+Keys are kebab-case in TOML and snake_case in Python. Every key has a default, a type and a
+range; all problems of a file are reported together, an unknown key with the nearest known one.
+"""
+
+from common.config.backbone import BackboneConfig
+from common.config.data import PARTITION_KEYS, DataConfig, PartitionConfig
+from common.config.experiment import Config
+from common.config.loading import (
+    changed,
+    describe_keys,
+    load_config,
+    overrides_of,
+    parse_overrides,
+)
+from common.config.simulated import AttackConfig, AvailabilityConfig, SimulationConfig
+from common.config.training import BaselineConfig, RoundConfig, StrategyConfig, TrainConfig
+
+__all__ = [
+    "PARTITION_KEYS",
+    "AttackConfig",
+    "AvailabilityConfig",
+    "BackboneConfig",
+    "BaselineConfig",
+    "Config",
+    "DataConfig",
+    "PartitionConfig",
+    "RoundConfig",
+    "SimulationConfig",
+    "StrategyConfig",
+    "TrainConfig",
+    "changed",
+    "describe_keys",
+    "load_config",
+    "overrides_of",
+    "parse_overrides",
+]

@@ -1,0 +1,75 @@
+"""All of an experiment's sections, and what must hold between them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import tomli_w
+from pydantic import Field, model_validator
+
+from common.config.backbone import BackboneConfig
+from common.config.data import DataConfig, PartitionConfig
+from common.config.simulated import AttackConfig, AvailabilityConfig, SimulationConfig
+from common.config.training import BaselineConfig, RoundConfig, StrategyConfig, TrainConfig
+from common.readback import checksum
+from common.toml_model import Section
+
+__all__ = ["Config"]
+
+
+class Config(Section):
+    """One experiment."""
+
+    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Names the run folder."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of everything that is drawn."""
+    out: str = ""
+    """Run folder; empty: runs/<name> in the working folder."""
+    data: DataConfig = DataConfig()
+    partition: PartitionConfig = PartitionConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    strategy: StrategyConfig = StrategyConfig()
+    train: TrainConfig = TrainConfig()
+    round: RoundConfig = RoundConfig()
+    baseline: BaselineConfig = BaselineConfig()
+    simulation: SimulationConfig = SimulationConfig()
+    availability: AvailabilityConfig = AvailabilityConfig()
+    attack: AttackConfig = AttackConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.train.clients_per_round > self.partition.num_clients and (
+            self.partition.scheme != "natural"
+        ):
+            raise ValueError(
+                f"train.clients-per-round={self.train.clients_per_round} is more than "
+                f"partition.num-clients={self.partition.num_clients}"
+            )
+        if self.round.over_selection and not self.train.clients_per_round:
+            raise ValueError(
+                "round.over-selection needs train.clients-per-round: nobody is beyond every client"
+            )
+        for key in ("label-column", "image-column"):
+            if getattr(self.data, key.replace("-", "_")) and not self.data.has_columns:
+                raise ValueError(
+                    f"data.{key} is for csv: and hf:, "
+                    f"data.source={self.data.source!r} has no columns"
+                )
+        if problem := self.attack.problem(self.partition.num_clients):
+            raise ValueError(problem)
+        return self
+
+    @property
+    def data_seed(self) -> int:
+        """The seed of data set and backbone, which runs with different seeds may share."""
+        return self.seed if self.data.seed < 0 else self.data.seed
+
+    def to_toml(self) -> str:
+        """The whole configuration, defaults included.
+
+        The last line, a comment, holds a checksum of those before it: a value that is changed by
+        accident does not look like one that was written.
+        """
+        text = tomli_w.dumps(self.model_dump(by_alias=True))
+        return f"{text}# checksum: {checksum(text.encode()).decode()}\n"

@@ -1,0 +1,76 @@
+"""Which images of a data set can be read: each is decoded once, and none is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from common.datasets.base import EncodedImages, Readable
+from common.errors import DataError
+from common.progress import track
+
+__all__ = ["verify"]
+
+logger = logging.getLogger("fedhead")
+
+_BLOCK = 4096  # files in flight: bounds what the thread pool has queued
+
+
+def verify(
+    images: EncodedImages, *, name: str, strict: bool, groups: Sequence[str] | None = None
+) -> Readable:
+    """Decode every image once, with all cores, keeping none.
+
+    Args:
+        images: n images.
+        name: of the data set, for errors.
+        strict: a broken image is an error.
+        groups: for each image what must not be left without any, such as its class, in words;
+            None: all of them together.
+
+    Raises:
+        DataError: ``strict`` and an image is broken, or all of a group are.
+    """
+    kept: list[int] = []
+    skipped: dict[int, str] = {}
+    digest = hashlib.sha256()
+    for i, result in enumerate(track(_checks(images), f"checking {name}", len(images))):
+        if isinstance(result, bytes):
+            kept.append(i)
+            digest.update(result)
+        elif strict:
+            raise result
+        else:
+            skipped[i] = str(result)
+    reasons = tuple(skipped.values())
+    if skipped and not kept:
+        raise DataError(f"{name}: none of {len(images)} images can be read ({reasons[0]})")
+    if groups:
+        _refuse_emptied(groups, kept, skipped)
+    if skipped:
+        logger.warning(
+            "%s: skipped %d of %d images that cannot be read: %s%s",
+            name, len(skipped), len(images), "; ".join(reasons[:5]),
+            "; ..." if len(skipped) > 5 else "",
+        )  # fmt: skip
+    positions = np.array(kept, np.int64)
+    return Readable(images.keep(positions), positions, digest.hexdigest(), reasons)
+
+
+def _refuse_emptied(groups: Sequence[str], kept: Sequence[int], skipped: Mapping[int, str]) -> None:
+    left = {groups[i] for i in kept}
+    for i, reason in skipped.items():
+        if groups[i] not in left:
+            count = sum(group == groups[i] for group in groups)
+            raise DataError(f"{groups[i]}: none of its {count} images can be read ({reason})")
+
+
+def _checks(images: EncodedImages) -> Iterable[bytes | DataError]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(images), _BLOCK):
+            yield from pool.map(images.check, range(start, min(start + _BLOCK, len(images))))
