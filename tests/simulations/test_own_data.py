@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from common.config import load_config
-from simulations.compare.grid import _data_source
+from simulations.compare.cells import _data_source
 from simulations.engines.flower import run_flower
 from simulations.run import new_run, open_run, run_in_process
 
