@@ -107,3 +107,92 @@ def test_a_dead_channel_stays_finite(network: Network, batch: Tensor) -> None:
         want = folded(batch)
         got = equalized(folded, [batch])(batch)
     assert (got - want).norm() < 1e-9 * want.norm()
+
+
+class Custom(nn.Module):
+    """A sum of 1x1 convolutions, deep within modules; ``reader`` decides what becomes of it."""
+
+    def __init__(self, reader: Callable[[Tensor, nn.Module], Tensor]) -> None:
+        super().__init__()
+        self.deep = nn.Sequential(
+            nn.ModuleDict({"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(3, 8, 3, padding=1)})
+        )
+        self.next = nn.Conv2d(8, 4, 1)
+        self.reader = reader
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = self.deep[0]
+        return self.reader(layers["a"](x) + layers["b"](x), self.next)
+
+
+def test_a_sum_is_found_however_deep_its_convolutions_lie() -> None:
+    network = Custom(lambda total, following: following(total)).double().eval()
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    (found,) = streams(network, x)
+    assert found.writers == list(network.deep[0].values())
+    assert found.readers == [(network.next, (0, 1))]
+    with torch.inference_mode():
+        want, got = network(x), equalized(network, [x])(x)
+    assert (got - want).norm() < 1e-12 * want.norm()
+
+
+@pytest.mark.parametrize(
+    ("reader", "line"),
+    [
+        (lambda x, following: following(x) + x.mean(), "read by aten::mean"),
+        (lambda x, following: following(x + x.relu()), "read by aten::relu"),
+        (lambda x, following: following(x.relu_()), "read by aten::relu_"),
+        (lambda x, following: following(x + 1), "read by aten::add.Tensor"),
+        (lambda x, following: following(x) + following(2 * x), "read by aten::mul"),
+        (lambda x, following: following(x + x), "added to itself"),
+        (lambda x, _: x, "the network's result"),
+    ],
+)
+def test_what_is_read_otherwise_is_left_as_it_is_and_said_in_one_line(
+    caplog: pytest.LogCaptureFixture, reader: Callable[[Tensor, nn.Module], Tensor], line: str
+) -> None:
+    caplog.set_level("INFO", "fedhead")
+    network = Custom(reader).eval()
+    assert streams(network, torch.randn(1, 3, 8, 8)) == []
+    (said,) = caplog.messages
+    assert said.startswith("channels left as they are: deep.0.a, deep.0.b: ")
+    assert line in said
+
+
+@pytest.mark.parametrize(
+    ("following", "line"),
+    [
+        (nn.Conv2d(8, 4, 3, padding=1), "not a plain 1x1"),
+        (nn.Conv2d(8, 4, 1, padding=1), "not a plain 1x1"),
+        (nn.Conv2d(8, 4, 1, groups=2), "not a plain 1x1"),
+    ],
+)
+def test_readers_that_pad_or_see_some_channels_alone_are_said(
+    caplog: pytest.LogCaptureFixture, following: nn.Module, line: str
+) -> None:
+    caplog.set_level("INFO", "fedhead")
+    network = Custom(lambda total, _: following(total)).eval()
+    network.next = following  # type: ignore[assignment]
+    assert streams(network, torch.randn(1, 3, 8, 8)) == []
+    assert line in caplog.text
+
+
+def test_a_convolution_that_is_called_twice_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "fedhead")
+    network = Custom(lambda total, following: following(total) + following(total)).eval()
+    assert streams(network, torch.randn(1, 3, 8, 8)) == []
+    assert "called several times" in caplog.text
+
+
+def test_of_v3_large_the_first_block_alone_is_left_as_it_is(
+    network: Network, batch: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    folded = network("mobilenet_v3_large")
+    caplog.set_level("INFO", "fedhead")
+    streams(folded, batch[:1])
+    (said,) = caplog.messages
+    assert said == "channels left as they are: 1.block.1.0: added to what is no sum of convolutions"
+    caplog.clear()
+    streams(network("mobilenet_v2"), batch[:1])
+    streams(network("efficientnet_lite0"), batch[:1])
+    assert not caplog.messages

@@ -95,9 +95,11 @@ def row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Architecture:
 
 
 def test_a_row_is_all_that_a_run_needs(row: Architecture, quick: Callable[..., Path]) -> None:
-    run = quick(f"backbone.arch={NAME}", "backbone.distill-steps=2", "train.lr=0.3")
+    run = quick(
+        f"backbone.arch={NAME}", "backbone.distill-steps=2", "train.lr=0.1", "train.rounds=8"
+    )
     summary = run_in_process(run)
-    assert summary["accuracy"] > 0.4  # of ten digits, with random filters
+    assert summary["accuracy"] > 0.3  # of ten digits, with random filters
     assert f'arch = "{NAME}"' in (run / "config.toml").read_text()
     spec = FrozenBackbone.load(run).spec
     assert (spec.arch, spec.num_features) == (NAME, 48)
