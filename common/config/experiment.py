@@ -66,10 +66,10 @@ class Config(Section):
         return self.seed if self.data.seed < 0 else self.data.seed
 
     def to_toml(self) -> str:
-        """The whole configuration, defaults included.
+        """The whole configuration, defaults included, but for what is unset.
 
         The last line, a comment, holds a checksum of those before it: a value that is changed by
         accident does not look like one that was written.
         """
-        text = tomli_w.dumps(self.model_dump(by_alias=True))
+        text = tomli_w.dumps(self.model_dump(by_alias=True, exclude_none=True))
         return f"{text}# checksum: {checksum(text.encode()).decode()}\n"

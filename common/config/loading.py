@@ -33,8 +33,8 @@ def describe_keys() -> list[tuple[str, str, str]]:
                 walk(annotation, f"{key}.")
                 continue
             default = field.get_default(call_default_factory=True)
-            if isinstance(default, tuple):  # TOML's writer gives each element a line
-                text = str(list(default))
+            if default is None:
+                text = "unset"
             else:
                 text = tomli_w.dumps({"x": default}).partition(" = ")[2].strip() or "{}"
             if get_origin(annotation) is Literal:

@@ -21,7 +21,7 @@ __all__ = ["measures"]
 measures = typer.Typer()
 
 _REPORT = Path("quantize-report")
-_ARCHS = ("mobilenet_v2", "mobilenet_v3_large")
+_ARCHS = ("mobilenet_v2", "efficientnet_lite0", "mobilenet_v3_large")
 
 
 @measures.command()
@@ -95,7 +95,7 @@ TestDataOption = Annotated[
 ]
 ArchOption = Annotated[
     list[str] | None,
-    typer.Option(help="Backbone; may be given several times. Without it, V2 and V3-Large."),
+    typer.Option(help=f"Backbone; may be given several times. Without it, {', '.join(_ARCHS)}."),
 ]
 WeightsOption = Annotated[
     list[str] | None,
@@ -207,7 +207,7 @@ def _configured(
 
 def _weights(archs: Sequence[str] | None, given: Sequence[str] | None) -> dict[str, str]:
     """Backbones to compare, each with its weights; "" for what is at hand."""
-    from common.backbone.networks import architecture
+    from common.backbone.architectures import architecture
 
     weights = {architecture(arch).name: "" for arch in archs or _ARCHS}
     for item in given or []:

@@ -25,6 +25,7 @@ __all__ = ["Convolution", "Network", "Step", "recorded"]
 
 _KINDS = {
     "aten::_adaptive_avg_pool2d": "pool",
+    "aten::flip": "turn",
     "aten::hardsigmoid": "hardsigmoid",
     "quantized::add": "add",
     "quantized::conv2d": "conv",
@@ -62,7 +63,8 @@ class Step:
     """One operator.
 
     Attributes:
-        kind: a value of ``_KINDS``; "pool" is the mean over space, axes kept.
+        kind: a value of ``_KINDS``; "pool" is the mean over space, axes kept, and "turn" turns both
+            of them around.
         inputs: results that it reads: 0 is the network's input, i the result of step i - 1.
         scale: of its own result.
         zero_point: the uint8 that stands for 0.
@@ -121,6 +123,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         convolution = _convolution(args[1]) if kind.startswith("conv") else None
         if kind == "pool" and list(args[1]) != [1, 1]:
             raise ExportError(f"the backbone pools to {list(args[1])}, expected [1, 1]")
+        if kind == "turn" and list(args[1]) != [2, 3]:
+            raise ExportError(f"the backbone turns axes {list(args[1])}, expected [2, 3]")
         return Step(kind, inputs, out.q_scale(), out.q_zero_point(), convolution)
 
 

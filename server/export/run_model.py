@@ -48,6 +48,7 @@ def _prepared_backbone(
     settings: BackboneConfig, dataset: Dataset, calibration: bytes, seed: int
 ) -> FrozenBackbone:
     positions = np.frombuffer(calibration, np.int64)
+    mean, std = settings.normalization()
     recipe = Recipe(
         arch=settings.arch,
         weights=settings.weights,
@@ -56,8 +57,8 @@ def _prepared_backbone(
         distill_steps=settings.distill_steps,
         feature_scaling=settings.feature_scaling,
         seed=seed,
-        mean=settings.mean,
-        std=settings.std,
+        mean=mean,
+        std=std,
     )
     return cached_backbone(recipe, dataset.images(positions, settings.input_size), cache_root())
 

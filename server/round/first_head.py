@@ -120,7 +120,14 @@ def former_head(config: Config, path: Path) -> FormerHead | None:
 
 
 def _check_section(config: Config, former: Config, source: str) -> None:
-    ours, theirs = (c.backbone.model_dump(by_alias=True) for c in (config, former))
+    ours, theirs = (
+        {
+            **c.backbone.model_dump(by_alias=True),
+            # As they are used: unset is the same as the architecture's own.
+            **dict(zip(("mean", "std"), c.backbone.normalization(), strict=True)),
+        }
+        for c in (config, former)
+    )
     if differing := [
         f"backbone.{key}={value!r}, but {theirs[key]!r} there"
         for key, value in ours.items()

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.backbone.architectures import architecture
 from common.plots import new_figure, save_figure
-from simulations.quantization.render import NAMES
 from simulations.quantization.report import Report, Row
 
 __all__ = ["draw"]
@@ -32,7 +32,7 @@ def draw(report: Report, path: Path) -> None:
     panels = figure.subplots(1, len(report.weights), squeeze=False)[0]
     for axes, arch in zip(panels, report.weights, strict=True):
         _panel(axes, [row for row in report.rows if row.arch == arch], modes)
-        axes.set_title(f"{NAMES[arch]}, {report.input_size} px, {report.source}")
+        axes.set_title(f"{architecture(arch).title}, {report.input_size} px, {report.source}")
     _legend(panels[0], report.rows, modes)
     save_figure(figure, path)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -70,18 +71,26 @@ def bottlenecks(features: nn.Module) -> list[Bottleneck]:
     """The blocks that expand, in order; one without an expansion has nothing of its own to lose.
 
     Args:
-        features: a MobileNetV2 or V3 without its classifier, batch norm folded.
+        features: without its classifier, batch norm folded; however its modules are nested, the
+            convolutions of a block follow each other, those of squeeze-and-excitation among them.
     """
+    convolutions = [m for m in features.modules() if isinstance(m, nn.Conv2d)]
     found = []
-    for block in features.children():
-        convolutions = [m for m in block.modules() if isinstance(m, nn.Conv2d)]
-        if len(convolutions) < 3 or convolutions[0].kernel_size != (1, 1):
+    for i, (expand, depthwise) in enumerate(pairwise(convolutions)):
+        channels = expand.out_channels
+        if not (_is_plain(expand) and depthwise.groups == depthwise.in_channels == channels > 1):
             continue
-        expand, depthwise, *middle, project = convolutions
-        if expand.groups == 1 and depthwise.groups == expand.out_channels:
-            squeeze, excite = middle if middle else (None, None)
-            found.append(Bottleneck(expand, depthwise, squeeze, excite, project))
+        rest = convolutions[i + 2 : i + 5]
+        reads = [_is_plain(other) and other.in_channels == channels for other in rest]
+        if reads == [True, False, True] and rest[1].out_channels == channels:
+            found.append(Bottleneck(expand, depthwise, *rest))
+        elif reads[:1] == [True]:
+            found.append(Bottleneck(expand, depthwise, None, None, rest[0]))
     return found
+
+
+def _is_plain(convolution: nn.Conv2d) -> bool:
+    return convolution.kernel_size == (1, 1) and convolution.groups == 1
 
 
 def pruned(folded: nn.Module, rate: float, batches: Iterable[Tensor]) -> nn.Module:

@@ -9,18 +9,17 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from common.backbone.architectures import architecture
 from simulations.quantization.build import FP16, FP32, POST_TRAINING, QAT
 from simulations.quantization.report import Report, Row
 
-__all__ = ["NAMES", "as_json", "markdown", "notes", "tables"]
+__all__ = ["as_json", "markdown", "notes", "tables"]
 
 _HEADER = (
     "| mode | runtime | engine | MB | ms, 1 thread | ms, 2 threads | memory MB "
     "| cosine to fp32 | accuracy | to fp32, points |\n"
     "|---|---|---|--:|--:|--:|--:|--:|--:|--:|"
 )
-NAMES = {"mobilenet_v2": "MobileNetV2", "mobilenet_v3_large": "MobileNetV3-Large",
-          "mobilenet_v3_small": "MobileNetV3-Small"}  # fmt: skip
 _SHORT = {"torchscript": "torch", "lite": "lite", "onnx": "ONNX", "executorch": "ExecuTorch"}
 _QUARTER = 0.3  # of the size: what still counts as one
 _PHONE_MACHINES = ("arm64", "aarch64")
@@ -39,7 +38,14 @@ def markdown(report: Report) -> str:
         "pictures.",
     ]
     for arch in report.weights:
-        lines += ["", f"## {NAMES[arch]}", "", f"Weights: {report.weights[arch]}.", "", _HEADER]
+        lines += [
+            "",
+            f"## {architecture(arch).title}",
+            "",
+            f"Weights: {report.weights[arch]}.",
+            "",
+            _HEADER,
+        ]
         lines += [_line(row) for row in report.rows if row.arch == arch]
     lines += ["", "## What the figures say", ""]
     lines += [f"- {note}" for note in notes(report)]
@@ -49,7 +55,12 @@ def markdown(report: Report) -> str:
 def tables(report: Report) -> Iterator[Table]:
     """The same for a terminal of 80 columns."""
     for arch in report.weights:
-        table = Table(title=NAMES[arch], title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+        table = Table(
+            title=architecture(arch).title,
+            title_justify="left",
+            box=box.SIMPLE,
+            padding=(0, 1, 0, 0),
+        )
         table.add_column("mode", max_width=13)
         table.add_column("runtime")
         for name in ("MB", "ms", "2 thr.", "mem.", "cosine", "accuracy", "points"):
@@ -104,15 +115,15 @@ def notes(report: Report) -> Iterator[str]:
     """Sentences that a reader would otherwise have to work out, each from the figures."""
     for arch in report.weights:
         own = {(row.mode, row.runtime, row.engine): row for row in report.rows if row.arch == arch}
-        yield from _about(NAMES[arch], own)
+        yield from _about(architecture(arch).title, own)
     *own_networks, resnet = report.dynamic
     whole = ", ".join(
-        f"{NAMES[sizes.name]} from {_mb(sizes.before_bytes)} to {_mb(sizes.after_bytes)}"
+        f"{architecture(sizes.name).title} from {_mb(sizes.before_bytes)} to "
+        f"{_mb(sizes.after_bytes)}"
         for sizes in own_networks
     )
-    yield (
-        "Dynamic quantization replaces Linear layers alone, and a backbone has none. With "
-        f"ImageNet's classifier it takes {whole}."
+    yield "Dynamic quantization replaces Linear layers alone, and a backbone has none." + (
+        f" With ImageNet's classifier it takes {whole}." if whole else ""
     )
     if resnet.after_bytes > _QUARTER * resnet.before_bytes:
         yield (
@@ -129,8 +140,8 @@ def notes(report: Report) -> Iterator[str]:
     for arch, label in report.weights.items():
         if label == "random":
             yield (
-                f"{NAMES[arch]}: accuracy is not measured, for its weights are random. With the "
-                f"pretrained file: --weights {arch}=file:PATH."
+                f"{architecture(arch).title}: accuracy is not measured, for its weights are "
+                f"random. With the pretrained file: --weights {arch}=file:PATH."
             )
     for runtime in report.missing:
         yield f"{runtime} is left out: pip install 'fedhead[{runtime}]'"

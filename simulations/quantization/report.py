@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.backbone.architectures import architecture
 from common.backbone.frozen import UInt8Array
 from common.backbone.int8 import Normalization
 from common.config import Config
@@ -80,7 +81,7 @@ class Report:
         weights: label of each backbone's weights.
         missing: runtimes that are not installed.
         rows: in the order of the modes.
-        dynamic: sizes of whole classifiers before and after dynamic quantization.
+        dynamic: sizes of torchvision's whole classifiers before and after dynamic quantization.
     """
 
     source: str
@@ -112,7 +113,6 @@ def quantize_report(config: Config, weights: Mapping[str, str], *, examples: int
     """
     dataset = experiment_dataset(config)
     size, seed = config.backbone.input_size, config.data_seed
-    normalization = Normalization(config.backbone.mean, config.backbone.std)
     found = {arch: at_hand(arch, given) for arch, given in weights.items()}
     quantized_on = calibration_positions(config)
     others = np.setdiff1d(np.arange(len(dataset)), quantized_on)
@@ -121,7 +121,15 @@ def quantize_report(config: Config, weights: Mapping[str, str], *, examples: int
     calibration = dataset.images(quantized_on, size)
     with tempfile.TemporaryDirectory(prefix="fedhead-quantize-") as name:
         tasks = [
-            Task(arch, found[arch].name, size, normalization, seed, Path(name)) for arch in weights
+            Task(
+                arch,
+                found[arch].name,
+                size,
+                Normalization(*config.backbone.normalization(arch)),
+                seed,
+                Path(name),
+            )
+            for arch in weights
         ]
         candidates = _build(tasks, calibration)
         measured = {arch: found[arch].pretrained for arch in weights}
@@ -131,6 +139,7 @@ def quantize_report(config: Config, weights: Mapping[str, str], *, examples: int
             for candidate in track(candidates, "Speed and memory", len(candidates))
         ]
         rows = _rows(candidates, features, speeds, labels, measured, seed)
+    classifiers = [arch for arch in weights if architecture(arch).enum]
     return Report(
         source=config.data.source,
         examples=len(positions),
@@ -140,7 +149,7 @@ def quantize_report(config: Config, weights: Mapping[str, str], *, examples: int
         weights={arch: found[arch].label for arch in weights},
         missing=tuple(name for name in OTHER_RUNTIMES if not is_installed(name)),
         rows=tuple(rows),
-        dynamic=tuple(dynamic_sizes((*weights, "resnet18"))),
+        dynamic=tuple(dynamic_sizes((*classifiers, "resnet18"))),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torchvision
 
-from common.backbone.networks import architecture
+from common.backbone.architectures import architecture
 from common.backbone.weights import load_weights
 
 __all__ = ["Found", "at_hand"]
@@ -45,8 +45,11 @@ def at_hand(arch: str, given: str) -> Found:
 
 
 def _offline(arch: str) -> str:
-    if arch == "mobilenet_v2":
+    row = architecture(arch)
+    if row.embedded:
         return "imagenet"  # from a package
-    weights = getattr(torchvision.models, architecture(arch).enum).DEFAULT
+    if not row.enum:
+        return "random"
+    weights = getattr(torchvision.models, row.enum).DEFAULT
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     return "imagenet" if file.exists() else "random"

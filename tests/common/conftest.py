@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.backbone.architectures import ARCHITECTURES
 from common.backbone.cache import cached_backbone
 from common.backbone.frozen import FrozenBackbone, UInt8Array
 from common.backbone.prepare import prepare_backbone
 from common.backbone.recipe import Recipe
-from common.backbone.sources import EMBEDDED_PACKAGE
 
 SIZE = 32
 
@@ -43,13 +43,25 @@ def make_backbone(images: UInt8Array, **changes: object) -> FrozenBackbone:
     return prepare_backbone(dataclasses.replace(RECIPE, **changes), images)  # type: ignore[arg-type]
 
 
+def _need_embedded(arch: str) -> None:
+    embedded = ARCHITECTURES[arch].embedded
+    assert embedded is not None
+    try:
+        importlib.metadata.distribution(embedded.package)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"needs fedhead[demo]: embedded weights of {arch}")
+
+
 @pytest.fixture
 def embedded_weights() -> None:
-    """Skips a test where the package that holds them is not installed."""
-    try:
-        importlib.metadata.distribution(EMBEDDED_PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("needs fedhead[demo]: embedded weights")
+    """Skips a test where the package that holds MobileNetV2's is not installed."""
+    _need_embedded("mobilenet_v2")
+
+
+@pytest.fixture
+def lite_weights() -> None:
+    """Skips a test where the package that holds EfficientNet-Lite0's is not installed."""
+    _need_embedded("efficientnet_lite0")
 
 
 @pytest.fixture(scope="session")

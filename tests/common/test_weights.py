@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 import pickle
@@ -10,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from common.backbone import sources
+from common.backbone.architectures import ARCHITECTURES
 from common.backbone.networks import float_network, quantizable_network, random_network, skeleton
 from common.backbone.sources import weights_identity
 from common.backbone.weights import load_weights
@@ -200,7 +201,9 @@ def test_embedded_weights_without_their_package_name_the_extra(monkeypatch):
 
 @pytest.mark.usefixtures("embedded_weights")
 def test_changed_embedded_file_is_refused(monkeypatch):
-    monkeypatch.setattr(sources, "_EMBEDDED_SHA256", "0" * 64)
+    row = ARCHITECTURES[V2]
+    other = dataclasses.replace(row.embedded, sha256="0" * 64)
+    monkeypatch.setitem(ARCHITECTURES, V2, dataclasses.replace(row, embedded=other))
     with pytest.raises(BackboneError, match="has SHA-256 2f518e773d44, expected 000000000000"):
         load_weights(V2, "imagenet")
 

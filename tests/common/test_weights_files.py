@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from common.backbone._deprecations import accepted_deprecations
-from common.backbone.networks import ARCHITECTURES, random_network, skeleton
+from common.backbone.architectures import ARCHITECTURES
+from common.backbone.networks import random_network, skeleton
 from common.backbone.weights import load_weights
 from common.backbone.weights_file import read_tensors
 from common.errors import BackboneError
 
 SMALL = "mobilenet_v3_small"
+LITE = "efficientnet_lite0"
 State = dict[str, Tensor]
 
 
@@ -147,6 +149,7 @@ TIMM = {
     "mobilenet_v2": "mobilenetv2_100",
     "mobilenet_v3_large": "mobilenetv3_large_100",
     SMALL: "mobilenetv3_small_100",
+    LITE: "tf_efficientnet_lite0",
 }
 
 
@@ -166,27 +169,35 @@ def test_timms_names_of_the_same_network_are_read(tmp_path, arch, suffix):
         layer, _, tensor = key.rpartition(".")
         if tensor == "num_batches_tracked" or (layer in norms and tensor == "weight"):
             continue
-        assert torch.equal(value, want), key
-    for layer, timm_layer in {"0.1": "bn1", **LAST_NORM[arch]}.items():
+        turned = arch == LITE and value.ndim == 4
+        assert torch.equal(value.flip(2, 3) if turned else value, want), key
+    for layer, timm_layer in {STEM_NORM.get(arch, "0.1"): "bn1", **LAST_NORM[arch]}.items():
         epsilon = skeleton(arch).get_submodule(layer).eps
+        theirs = 1e-3 if arch == LITE else 1e-5  # what timm's batch norms add
         got = loaded[f"{layer}.weight"] / (loaded[f"{layer}.running_var"] + epsilon).sqrt()
-        want = state[f"{timm_layer}.weight"] / (state[f"{timm_layer}.running_var"] + 1e-5).sqrt()
-        assert torch.allclose(got, want, rtol=1e-5), "timm's batch norms add 1e-5"
+        want = state[f"{timm_layer}.weight"] / (state[f"{timm_layer}.running_var"] + theirs).sqrt()
+        assert torch.allclose(got, want, rtol=1e-5)
 
 
 LAST_NORM = {
     "mobilenet_v2": {"18.1": "bn2"},
     "mobilenet_v3_large": {"16.1": "blocks.6.0.bn1"},
     SMALL: {"12.1": "blocks.5.0.bn1"},
+    LITE: {"18.1": "bn2"},
 }
+STEM_NORM = {LITE: "1.1"}
 
 
-def test_the_tensorflow_variants_of_timm_are_refused(tmp_path):
-    folder = tmp_path / "tf_mobilenetv3_small_100.in1k"
-    folder.mkdir()
-    safetensors.torch.save_file(timm_state(TIMM[SMALL]), folder / "model.safetensors")
-    with pytest.raises(BackboneError, match="pads as TensorFlow does"):
-        load_weights(SMALL, f"file:{folder / 'model.safetensors'}")
+@pytest.mark.parametrize(
+    ("arch", "folder"),
+    [(SMALL, "tf_mobilenetv3_small_100.in1k"), (LITE, "efficientnet_lite0.ra_in1k")],
+)
+def test_timms_variants_that_pad_otherwise_are_refused(tmp_path, arch, folder):
+    (tmp_path / folder).mkdir()
+    file = tmp_path / folder / "model.safetensors"
+    safetensors.torch.save_file(timm_state(TIMM[arch]), file)
+    with pytest.raises(BackboneError, match=f"pads otherwise than its {TIMM[arch]}"):
+        load_weights(arch, f"file:{file}")
 
 
 # --- refusals: one line, with names that are in the file

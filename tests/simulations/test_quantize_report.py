@@ -13,9 +13,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from common.backbone.architectures import ARCHITECTURES
 from common.backbone.frozen import UInt8Array
 from common.backbone.int8 import Normalization, pooled
-from common.backbone.networks import ARCHITECTURES, quantizable_network, random_network
+from common.backbone.networks import quantizable_network, random_network
 from common.backbone.quantize import fold
 from common.backbone.spec import IMAGENET_MEAN, IMAGENET_STD
 from server.export.other_runtime import is_installed
@@ -77,7 +78,12 @@ def test_pruning_takes_whole_channels_of_every_expansion(arch: str) -> None:
         assert new.project.out_channels == old.project.out_channels
         if new.squeeze is not None and new.excite is not None:
             assert new.squeeze.in_channels == new.excite.out_channels == new.channels
-    expected = {"mobilenet_v2": 16, "mobilenet_v3_large": 14, "mobilenet_v3_small": 10}
+    expected = {
+        "mobilenet_v2": 16,
+        "mobilenet_v3_large": 14,
+        "mobilenet_v3_small": 10,
+        "efficientnet_lite0": 15,
+    }
     assert len(bottlenecks(small)) == expected[arch]
     batch = next(IMAGENET.batches(images))
     with torch.inference_mode():

@@ -140,6 +140,8 @@ class StandardModel(nn.Module):
             return nn.functional.hardswish(inputs[0])
         if step.kind == "hardsigmoid":
             return nn.functional.hardsigmoid(inputs[0])
+        if step.kind == "turn":
+            return torch.flip(inputs[0], [2, 3])
         return inputs[0].mean([-1, -2], keepdim=True)
 
     def _convolution(self, i: int, conv: Convolution, x: Tensor) -> Tensor:

@@ -103,8 +103,15 @@ class _Graph:
             return self._node("Relu", value) if step.kind == "conv_relu" else value
         if step.kind == "hardsigmoid":
             return self._node("HardSigmoid", *inputs, alpha=1 / 6, beta=0.5)
+        if step.kind == "turn":
+            return self._turned(*inputs)
         names = {"add": "Add", "mul": "Mul", "hardswish": "HardSwish", "pool": "GlobalAveragePool"}
         return self._node(names[step.kind], *inputs)
+
+    def _turned(self, value: str) -> str:
+        """Both axes of space from their last position to the one before their first."""
+        ranges = ([-1, -1], [np.iinfo(np.int64).min] * 2, [2, 3], [-1, -1])
+        return self._node("Slice", value, *(self._constant(np.array(r, np.int64)) for r in ranges))
 
     def _convolution(self, conv: Convolution, value: str, input_scale: float) -> str:
         middle = np.full(len(conv.bias), _MIDDLE, np.uint8)

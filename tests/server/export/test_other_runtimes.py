@@ -28,6 +28,7 @@ NETWORKS = {
     "mobilenet_v2": "imagenet",
     "mobilenet_v3_large": "random",
     "mobilenet_v3_small": "random",
+    "efficientnet_lite0": "imagenet",
 }
 
 
@@ -56,6 +57,7 @@ def real_result(step: Step, inputs: list[torch.Tensor]) -> torch.Tensor:
         "pool": lambda x: x.mean((2, 3), keepdim=True),
         "hardswish": torch.nn.functional.hardswish,
         "hardsigmoid": torch.nn.functional.hardsigmoid,
+        "turn": lambda x: x.flip(2, 3),
     }
     return functions[step.kind](*inputs)
 

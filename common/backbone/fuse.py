@@ -1,0 +1,56 @@
+"""Fold batch norm, and join convolutions with their ReLU, in any tree of modules."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.ao.nn import intrinsic
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from common.errors import BackboneError
+
+__all__ = ["fused"]
+
+
+def fused(network: nn.Module) -> nn.Module:
+    """The same function in eval mode, with nothing but convolutions left to quantize.
+
+    Within each ``Sequential``, however deep, a batch norm goes into the convolution before it and
+    a ReLU or ReLU6 joins it in one module. Every convolution gets a bias.
+
+    Args:
+        network: changes in place; its own kinds of modules stay as they are.
+
+    Raises:
+        BackboneError: a batch norm does not follow a convolution in a ``Sequential``.
+    """
+    for sequence in [module for module in network.modules() if type(module) is nn.Sequential]:
+        names = list(sequence._modules)
+        for i, name in enumerate(names):
+            if type(sequence.get_submodule(name)) is nn.Conv2d:
+                _join(sequence, names[i : i + 3])
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            raise BackboneError(
+                f"the network's batch norm {name} cannot be folded: it must follow a convolution "
+                "in the same Sequential"
+            )
+        if isinstance(module, nn.Conv2d) and module.bias is None:
+            module.bias = nn.Parameter(torch.zeros(module.out_channels))
+    return network
+
+
+def _join(sequence: nn.Sequential, names: list[str]) -> None:
+    """A convolution and what follows it: batch norm, ReLU, either or neither."""
+    first, *rest = names
+    convolution = sequence.get_submodule(first)
+    if rest and isinstance(norm := sequence.get_submodule(rest[0]), nn.BatchNorm2d):
+        convolution = fuse_conv_bn_eval(convolution, norm)  # type: ignore[type-var]
+        sequence._modules[rest.pop(0)] = nn.Identity()
+    relu = sequence.get_submodule(rest[0]) if rest else None
+    if rest and type(relu) in (nn.ReLU, nn.ReLU6):
+        joined = intrinsic.ConvReLU2d(convolution, nn.ReLU())  # type: ignore[no-untyped-call]
+        if isinstance(relu, nn.ReLU6):
+            joined[1] = nn.ReLU6()  # its constructor takes no other than ReLU
+        convolution, sequence._modules[rest[0]] = joined, nn.Identity()
+    sequence._modules[first] = convolution
