@@ -26,6 +26,7 @@ logger = logging.getLogger("fedhead")
 
 
 def _metrics(result: RoundResult, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
+    own = {"strategy": dict(result.metrics)} if result.metrics else {}
     return {
         "accuracy": evaluation.accuracy,
         "loss": evaluation.loss,
@@ -46,6 +47,7 @@ def _metrics(result: RoundResult, evaluation: Evaluation, seconds: float) -> dic
         "downlink-bytes": result.downlink_bytes,
         "train-seconds": round(result.train_seconds, 4),
         "seconds": round(seconds, 4),
+        **own,
     }
 
 
