@@ -26,7 +26,7 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 def _plain(value: Any) -> Any:
     if not isinstance(value, bool | int | float | str):
-        raise ValueError("must be a number, a text, true or false")
+        raise ValueError("must be a number, a text, true or false")  # noqa: TRY004 (pydantic's)
     return value
 
 

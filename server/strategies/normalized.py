@@ -38,7 +38,8 @@ def qfedavg(*, q: NonNegative = 1.0) -> Strategy[Stateless]:
 
     Li et al., "Fair resource allocation in federated learning", ICLR 2020, arXiv 1905.10497:
     ``w <- w - sum F_i^q g_i / sum (q F_i^(q-1) ||g_i||^2 + L F_i^q)``, ``g_i = -L delta_i`` and
-    L = 1 / lr, the clients' learning rate. Plain SGD only: with momentum ``delta L`` is no gradient.
+    L = 1 / lr, the clients' learning rate. Plain SGD only: with momentum ``L delta`` is no
+    gradient.
     """
 
     def aggregate(
