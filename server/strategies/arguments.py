@@ -91,11 +91,12 @@ def checked_arguments(
         found: Any = validated(content, {"strategy": {"args": dict(args)}}, "")
     except ConfigError as exc:
         known = ", ".join(argument_names(factory)) or "none"
+        hints = {
+            "unknown key": f" ({name} knows: {known})",
+            "a valid string": ", in quotes where it looks like something else",
+        }
         raise ConfigError(
-            [
-                f"{problem} ({name} knows: {known})" if "unknown key" in problem else problem
-                for problem in exc.problems
-            ]
+            [p + "".join(h for word, h in hints.items() if word in p) for p in exc.problems]
         ) from exc
     given = found.strategy.args
     return {key: getattr(given, key) for key in given.model_fields_set}

@@ -13,6 +13,7 @@ __all__ = [
     "accuracy_text",
     "byte_text",
     "metric_names",
+    "metric_text",
     "percent",
     "points",
     "rounds_text",
@@ -178,7 +179,7 @@ def _metric(name: str) -> Column:
     return Column(
         name, lambda row: metric_text(row, name),
         lambda row: row.metrics[name][0] if name in row.metrics else None, False,
-        "The strategy's own, its last value: mean and standard deviation over seeds", name,
+        "The strategy's own, its last value: mean and standard deviation over seeds",
     )  # fmt: skip
 
 

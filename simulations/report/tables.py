@@ -21,6 +21,7 @@ from simulations.report.columns import (
     Column,
     accuracy_text,
     metric_names,
+    metric_text,
     percent,
     rounds_text,
     shown_columns,
@@ -190,6 +191,7 @@ def terminal_table(comparison: Comparison, target: float | None = None) -> Group
         parts += [
             _setting_table(setting, shown, columns),
             Text(f"{more}{_about(setting, target)}\n"),
+            *_metric_tables(shown),
         ]
     if len(by_setting) > 1:
         parts.append(_overview_table(comparison, by_setting))
@@ -228,6 +230,22 @@ def _setting_table(setting: Setting, rows: Sequence[Row], columns: Sequence[Colu
         name.append(f" {row.hyperparameters}".rstrip(), style="not bold dim")
         table.add_row(name, *(Text(column.text(row)) for column in columns))
     return table
+
+
+def _metric_tables(rows: Sequence[Row]) -> list[Table]:
+    """What the strategies say of themselves, where any does: a table beside the wide one."""
+    names = metric_names(rows)
+    if not names:
+        return []
+    table = _table("Metrics of the strategies' own, last values")
+    table.add_column("strategy", overflow="fold")
+    for name in names:
+        table.add_column(name, justify="right", overflow="fold")
+    for row in rows:
+        if row.metrics:
+            label = f"{row.strategy} {row.hyperparameters}".rstrip()
+            table.add_row(Text(label), *(Text(metric_text(row, name)) for name in names))
+    return [table]
 
 
 def _overview_table(comparison: Comparison, by_setting: RowsBySetting) -> Table:

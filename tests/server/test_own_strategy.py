@@ -164,7 +164,7 @@ def test_arguments_are_checked_all_at_once_as_they_are_annotated(noisy: str) -> 
         "strategy.args.sigma=-1 must be greater than or equal to 0",
         "strategy.args.kind='uniform' must be 'normal' or 'laplace'",
         "strategy.args.pull=0.5 must be less than or equal to 0",
-        "strategy.args.note=3 must be a valid string",
+        "strategy.args.note=3 must be a valid string, in quotes where it looks like something else",
         "unknown key strategy.args.kinds, did you mean strategy.args.kind? "
         f"({noisy} knows: sigma, kind, pull, note)",
     }
