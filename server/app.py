@@ -50,7 +50,7 @@ from server.round.backbone_offer import offer
 from server.round.build import check_strategy, make_algorithm
 from server.round.client_figures import ask_clients, write_clients
 from server.round.first_head import first_head, former_head
-from server.round.join import join
+from server.round.join import join, make_registry
 from server.round.loop import run_rounds
 from server.round.roster import Roster
 from server.round.stock import is_stock
@@ -214,10 +214,10 @@ def _set_up(
         test = features.select(held_out_positions(config))
     with stages("clients"):
         devices = read_run_json(folder.path).get("simulated") is False
-        registry = join(
-            grid, config, folder.run_id, dataset, offered, progress, roster,
-            devices=devices, resumes=resumes,
-        )  # fmt: skip
+        registry = make_registry(
+            grid, config, folder.run_id, dataset.classes, offered, progress, roster
+        )
+        join(registry, config, dataset, devices=devices, resumes=resumes)
     folder.bind_clients(simulated=registry.simulated)
     run = Run(config, folder.run_id, backbone.fingerprint, grid, registry)
     return _Scene(folder, stages, dataset, backbone, features.affine, test, run)

@@ -1,19 +1,82 @@
-"""What an aggregation strategy is: four pure functions and a word on what they need."""
+"""What an aggregation strategy is: pure functions, what they are told, and what they may say."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from numbers import Real
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from common.types import ClientPlan, Head, UpdateBatch
+from common.errors import RunError
+from common.seeding import Purpose, stream_state
+from common.types import Affine, ClientPlan, Head, UpdateBatch
 
-__all__ = ["Strategy", "mean", "total"]
+__all__ = [
+    "Aggregated",
+    "Count",
+    "Metrics",
+    "NonNegative",
+    "Positive",
+    "RoundContext",
+    "Share",
+    "Strategy",
+    "mean",
+    "total",
+    "with_metrics",
+]
 
 S = TypeVar("S")
+Metrics = Mapping[str, float]
+Aggregated = tuple[S, Head] | tuple[S, Head, Metrics]
+
+# What a strategy's arguments may be; any other of pydantic's annotations does as well.
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+_METRIC_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+
+
+@dataclass(frozen=True, eq=False)
+class RoundContext:
+    """What a strategy is told of a round and of the run, beside its state and the updates.
+
+    Attributes:
+        round_number: from 1.
+        num_clients: how many clients the federation has: all that are registered, or, where
+            nobody registers, all that ever came.
+        clients_per_round: how many updates a round is after, as configured.
+        lr: the clients' learning rate.
+        affine: how integer features become x.
+        zero_point: the integer feature that stands for 0.
+        seed: of the run.
+    """
+
+    round_number: int
+    num_clients: int
+    clients_per_round: int
+    lr: float
+    affine: Affine
+    zero_point: int
+    seed: int
+
+    @cached_property
+    def rng(self) -> np.random.Generator:
+        """The round's own random numbers, the same whenever the round is done again.
+
+        All that draw in a round share them, so that what a strategy and one around it draw
+        differs.
+        """
+        state = stream_state(self.seed, Purpose.STRATEGY, self.round_number)
+        return np.random.Generator(np.random.PCG64(state))
 
 
 @dataclass(frozen=True)
@@ -21,29 +84,69 @@ class Strategy(Generic[S]):
     """A way to aggregate, as a value.
 
     The state is a frozen dataclass of arrays, numbers, tuples of integers and other such
-    dataclasses, so that a checkpoint can hold it. No function changes what it is given.
+    dataclasses, so that a checkpoint can hold it. No function changes what it is given, but for
+    the context's random numbers, which are drawn.
 
     Attributes:
         name: for logs and tables.
         init: the state before the first round, given the first head.
-        plan: what the clients of a round do (state, round number from 1).
-        aggregate: the next state and head from the updates of one round.
+        plan: what the clients of a round do (state, context).
+        aggregate: the next state and head from the updates of one round (state, head, updates,
+            context), and metrics of the round if it likes: finite numbers by kebab-case name.
+            They are "strategy" in metrics.jsonl, strategy/NAME in TensorBoard, a curve each in
+            the report, and their last values are columns where runs are compared.
         reduce: "sum" if weighted sums of the fields suffice, so that a node may send one row
             for all its clients; "individual" if each client's update is needed.
         each: with "individual", what happens to single clients' rows as they arrive, a few
             clients at a time (state, head, rows); the rows it returns are added up, and
-            ``aggregate`` sees sums. Without it, ``aggregate`` needs all rows at once.
+            ``aggregate`` sees sums. Without it, ``aggregate`` needs all rows at once. It is told
+            nothing of the round and draws nothing: how often it is called depends on the nodes.
         personal: with lambda above 0, each client ends with a head of its own, made from the
             last global one and its training part (see client.personal); 0 for none.
+        plain_sgd: whether clients must step along plain gradients, without momentum.
     """
 
     name: str
     init: Callable[[Head], S]
-    plan: Callable[[S, int], ClientPlan]
-    aggregate: Callable[[S, Head, UpdateBatch], tuple[S, Head]]
+    plan: Callable[[S, RoundContext], ClientPlan]
+    aggregate: Callable[[S, Head, UpdateBatch, RoundContext], Aggregated[S]]
     reduce: Literal["sum", "individual"] = "sum"
     each: Callable[[S, Head, UpdateBatch], UpdateBatch] | None = None
     personal: float = 0.0
+    plain_sgd: bool = False
+
+    def for_plan(self, plan: ClientPlan) -> Strategy[S]:
+        """The same as a round needs it: of everyone's fields the sums suffice."""
+        return replace(self, reduce="sum", each=None) if plan.everyone else self
+
+
+def with_metrics(given: Aggregated[S], name: str) -> tuple[S, Head, dict[str, float]]:
+    """What ``aggregate`` gave, with metrics: none where it gave none.
+
+    Args:
+        given: the state, the head, and perhaps metrics.
+        name: of the strategy, for errors.
+
+    Raises:
+        RunError: it is something else, or a metric is no finite number or has no kebab-case name.
+    """
+    if not (isinstance(given, tuple) and len(given) in (2, 3) and isinstance(given[1], Head)):
+        raise RunError(
+            f"strategy {name}: aggregate must give (state, head) or (state, head, metrics)"
+        )
+    state, head, metrics = given if len(given) == 3 else (*given, {})
+    return state, head, {key: _metric(name, key, value) for key, value in metrics.items()}
+
+
+def _metric(strategy: str, key: Any, value: Any) -> float:
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number:
+        raise RunError(f"strategy {strategy}: metric {key}={value!r} must be a finite number")
+    if not (isinstance(key, str) and _METRIC_NAME.fullmatch(key)):
+        raise RunError(
+            f"strategy {strategy}: a metric is called {key!r}, expected a name such as noise-scale"
+        )
+    return float(value)
 
 
 def total(updates: UpdateBatch, field: str) -> npt.NDArray[np.float64]:

@@ -69,13 +69,15 @@ def strategies() -> None:
     from server.strategies import STRATEGIES, arguments
 
     for name, factory in STRATEGIES.items():
-        args = ", ".join(f"{key}={value}" for key, value in arguments(factory).items())
-        print(f"{name}({args})")
+        own = arguments(name, factory)
+        print(f"{name}({', '.join(f'{one.name}={one.default}' for one in own)})")
         text = " ".join((factory.__doc__ or "").split("\n\n")[0].split())
         paper = re.search(r"arXiv \d+\.\d+", factory.__doc__ or "")
         if paper and paper[0] not in text:
             text += f" {paper[0]}."
         print(_indented(text))
+        for one in own:
+            print(f"    {one.name}: {one.allowed}")
 
 
 @descriptions.command()

@@ -85,7 +85,10 @@ def restore_state(template: S, checkpoint: Checkpoint, prefix: str = "") -> S:
             continue
         source = checkpoint.arrays if isinstance(old, np.ndarray) else checkpoint.scalars
         if name not in source:
-            raise RunError(f"checkpoint of round {checkpoint.round_number} lacks {name!r}")
+            raise RunError(
+                f"checkpoint of round {checkpoint.round_number} lacks {name!r}: it is of another "
+                "strategy, or another version of fedhead wrote it"
+            )
         new = source[name]
         if isinstance(old, np.ndarray) and (_form(new, old), new.dtype) != (old.shape, old.dtype):
             raise RunError(

@@ -257,7 +257,10 @@ class MetricsLog:
             self._events.close()
 
     def write(self, round_number: int, values: Mapping[str, Any]) -> None:
-        """One round's values, down to the disk; numbers also go to TensorBoard."""
+        """One round's values, down to the disk; numbers also go to TensorBoard.
+
+        What is grouped under a name, as a strategy's own metrics are, is NAME/KEY there.
+        """
         self._file.write(METRICS.line({"round": round_number, **values}) + "\n")
         self._file.flush()
         if self._events:  # a cell of a comparison begins again when it is cut off
@@ -282,7 +285,9 @@ class _Events:
         self._file.write_event(Event(step=first, session_log=start))
 
     def write(self, round_number: int, values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
+        groups = {k: v for k, v in values.items() if isinstance(v, Mapping)}
+        inner = {f"{k}/{name}": v for k, group in groups.items() for name, v in group.items()}
+        for name, value in {**values, **inner}.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 summary = scalar(name, value)
                 event = Event(wall_time=time.time(), step=round_number, summary=summary)

@@ -13,9 +13,10 @@ from common.messages import DescribeReply
 from server.round.replies import check_lengths
 from server.round.roster import Roster
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "check_total"]
 
 _MOST_EXAMPLES = 2**31 - 1  # sums of as many clients' stay exact
+_MOST_TOGETHER = 2**40  # of all clients: their sums of squares stay far below 2^64
 
 
 class Admission:
@@ -117,3 +118,21 @@ class Admission:
         if self._max_examples:
             return f"at most {self._max_examples} (round.max-examples-per-client)"
         return f"at most {_MOST_EXAMPLES}"
+
+
+def check_total(known: int, reply: DescribeReply) -> None:
+    """Refuse examples with which the sums of all clients' statistics might not be exact.
+
+    Args:
+        known: how many examples the other clients have.
+        reply: what a node says of itself.
+
+    Raises:
+        ReplyError: it has too many.
+    """
+    claimed = sum(reply.num_examples)
+    if (total := known + claimed) > _MOST_TOGETHER:
+        raise ReplyError(
+            f"claims {claimed} examples, with which all clients have {total}, "
+            f"expected at most {_MOST_TOGETHER}"
+        )

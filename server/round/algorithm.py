@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -81,6 +81,7 @@ class RoundResult:
         downlink_bytes: payloads of the requests, as each client alone would get it.
         loss_before: mean training loss of the global head, weighted by examples.
         loss_after: the same of the clients' own heads.
+        metrics: what the strategy says of the round, by kebab-case name.
     """
 
     round_number: int
@@ -100,6 +101,7 @@ class RoundResult:
     downlink_bytes: int = 0
     loss_before: float | None = None
     loss_after: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def reject(self, client: int, reason: str) -> None:
         """An update is refused."""

@@ -10,8 +10,51 @@ import numpy as np
 
 from common.config import AvailabilityConfig
 from common.seeding import Purpose, uniform
+from common.types import ClientPlan
+from server.round.algorithm import RoundResult, Run, quorum
 
-__all__ = ["Availability", "simulate"]
+__all__ = ["Availability", "answering", "simulate"]
+
+
+def answering(run: Run, plan: ClientPlan, cohort: list[int], result: RoundResult) -> list[int]:
+    """The clients whose answers are waited for, ascending; the others are counted as missing.
+
+    All of the cohort, but for those that simulated availability keeps away; nobody where these
+    are too few for the round, for then nobody need train for it.
+
+    Args:
+        run: registry and configuration.
+        plan: of the round.
+        cohort: ids of the clients that are asked, ascending.
+        result: gets the counts.
+    """
+    present = _present(run, plan, cohort, result)
+    if len(present) >= quorum(run.config, result.wanted):
+        return present
+    result.miss(present)
+    return []
+
+
+def _present(run: Run, plan: ClientPlan, cohort: list[int], result: RoundResult) -> list[int]:
+    """The clients that simulated availability leaves."""
+    config, registry = run.config, run.registry
+    always = config.availability == AvailabilityConfig() and len(cohort) <= result.wanted
+    if always or not registry.simulated:
+        return cohort
+    epochs = config.train.local_epochs if plan.kind == "sgd" else 1
+    outcome = simulate(
+        cohort,
+        {client: registry.clients[client].num_examples * epochs for client in cohort},
+        config.availability,
+        wanted=result.wanted,
+        seed=config.seed,
+        round_number=result.round_number,
+    )
+    result.dropped = len(outcome.dropped)
+    result.miss([*outcome.dropped, *outcome.late])
+    result.answered_late(outcome.late)
+    result.simulated_seconds = outcome.seconds
+    return list(outcome.present)
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,22 @@ experiment (see common/delivery/versions)::
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
 from common.backbone.frozen import FrozenBackbone
 from common.delivery.versions import Artifact, known_versions, read_artifact, shelf_of
-from common.errors import RunError
-from common.messages import BackboneRequest
+from common.errors import FedheadError, RunError
+from common.messages import BackboneReply, BackboneRequest
 from common.signing.statement import Signed, Statement
+from server.round.exchange import ask
+from server.round.replies import check_lengths
 
-__all__ = ["Offer", "newest_signed", "offer"]
+__all__ = ["Offer", "deliver", "newest_signed", "offer"]
 
 
 @dataclass(frozen=True)
@@ -81,3 +86,50 @@ def offer(backbone: FrozenBackbone, name: str, folder: Path | None) -> Offer:
     if problem := artifact.damage(path):
         raise RunError(f"{path} is damaged: {problem}")
     return Offer(backbone.fingerprint, path.read_bytes, artifact.signed)
+
+
+def deliver(
+    offered: Offer,
+    grid: Grid,
+    nodes: Sequence[int],
+    timeout_seconds: float,
+    *,
+    refuse: Callable[[int, str], None],
+    sent: Callable[[Sequence[int], int], None],
+) -> list[tuple[int, str]]:
+    """Send the backbone to those of the nodes that lack it.
+
+    Args:
+        offered: the backbone.
+        grid: to reach the nodes.
+        nodes: are asked.
+        timeout_seconds: to say whether they lack it, and again to take it.
+        refuse: is told of nodes that say what cannot be.
+        sent: is told which nodes get it, and how many bytes each.
+
+    Returns:
+        Each node that did not take it, with what it did and why.
+    """
+    question = offered.request(brings=False)
+    answers, refusals = ask(
+        grid, "query.backbone", lambda _: question.write(), nodes, timeout_seconds, refuse
+    )
+    problems = [(n, f"does not take the backbone: {why}") for n, why in refusals.items()]
+    lacking = [node for node, answer in sorted(answers.items()) if _lacks(node, answer, refuse)]
+    if not lacking:
+        return problems
+    delivery = offered.request(brings=True)
+    sent(lacking, len(delivery.data))
+    _, errors = ask(
+        grid, "query.backbone", lambda _: delivery.write(), lacking, timeout_seconds, refuse
+    )
+    return problems + [(n, f"did not take the backbone: {why}") for n, why in errors.items()]
+
+
+def _lacks(node: int, answer: RecordDict, refuse: Callable[[int, str], None]) -> bool:
+    try:
+        check_lengths(answer, 0)
+        return not BackboneReply.read(answer).present
+    except FedheadError as exc:
+        refuse(node, f"does not say whether it has the backbone, {exc}")
+        return False  # it will say so when it is to train

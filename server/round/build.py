@@ -10,7 +10,7 @@ from common.types import Affine
 from server.round.algorithm import Algorithm, Run
 from server.round.own import OwnAlgorithm
 from server.round.stock import StockAlgorithm, build_stock, is_stock
-from server.strategies import build_strategy, sketch, trains_by_gradients
+from server.strategies import build_strategy, trains_by_gradients
 from server.strategies.statistics_first import with_statistics
 from server.strategy import Strategy
 
@@ -28,10 +28,10 @@ def check_strategy(config: Config) -> None:
         if problem := _stock_problem(config):
             raise ConfigError([problem])
         return
-    own = sketch(config.strategy.name, config.strategy.args, config.train.lr)
+    own = build_strategy(config.strategy.name, config.strategy.args)
     if not trains_by_gradients(own):
         _check_closed_form(config, own.name)
-    if own.name in ("scaffold", "qfedavg") and config.train.momentum:
+    if own.plain_sgd and config.train.momentum:
         raise ConfigError([f"train.momentum must be 0 with {own.name}: it needs plain SGD steps"])
 
 
@@ -75,18 +75,11 @@ def make_algorithm(run: Run, affine: Affine, zero_point: int) -> Algorithm:
     if is_stock(config.strategy.name):
         strategy = build_stock(config.strategy.name, config.strategy.args, lr=config.train.lr)
         return StockAlgorithm(run, strategy)
-    own = build_strategy(
-        config.strategy.name,
-        config.strategy.args,
-        num_clients=len(run.registry.clients),
-        affine=affine,
-        zero_point=zero_point,
-        lr=config.train.lr,
-    )
-    return OwnAlgorithm(run, _prepared(config, own, affine))
+    own = build_strategy(config.strategy.name, config.strategy.args)
+    return OwnAlgorithm(run, _prepared(config, own), affine, zero_point)
 
 
-def _prepared(config: Config, own: Strategy[Any], affine: Affine) -> Strategy[Any]:
+def _prepared(config: Config, own: Strategy[Any]) -> Strategy[Any]:
     """With a round of statistics first, where the configuration wants one."""
     settings = config.strategy
     starts, steps = settings.init == "fed3r", settings.precondition == "gram"
@@ -94,7 +87,6 @@ def _prepared(config: Config, own: Strategy[Any], affine: Affine) -> Strategy[An
         return own
     return with_statistics(
         own,
-        affine=affine,
         temperature=settings.init_temperature if starts else 0.0,
         init_lambda=settings.init_lambda,
         precondition_lambda=settings.precondition_lambda if steps else 0.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from flwr.serverapp import Grid
 
@@ -24,7 +25,7 @@ from server.round.backbone_offer import Offer
 from server.round.registry import Registry
 from server.round.roster import Roster
 
-__all__ = ["join"]
+__all__ = ["join", "make_registry"]
 
 logger = logging.getLogger("fedhead")
 
@@ -32,45 +33,36 @@ _JOIN_SECONDS = 120.0
 _DEVICE_EXAMPLES = 1000  # see round.max-examples-per-client
 
 
-def join(
+def make_registry(
     grid: Grid,
     config: Config,
     run_id: str,
-    dataset: Dataset,
+    classes: Sequence[str],
     backbone: Offer,
     progress: Progress,
     roster: Roster | None = None,
-    *,
-    devices: bool = False,
-    resumes: bool = False,
 ) -> Registry:
-    """The clients of a run; real ones as many as a round wants, or a run that goes on can do with.
+    """The clients of a run, before any has come.
 
     Args:
         grid: to reach the nodes.
         config: of the run.
         run_id: names the run in a node's state folder.
-        dataset: what the server tests on, with the names of the classes.
+        classes: names of the classes.
         backbone: whose features the head reads.
         progress: is told how many clients are connected.
         roster: the deployment's devices; None: there is no deployment.
-        devices: whether they are known to be real: a node may be dead and Flower not know it yet.
-        resumes: whether rounds have been finished before.
-
-    Raises:
-        ConfigError: the configuration is for simulated clients, and these are real.
-        RunError: they are not all there, or did not come in time.
     """
     most = config.round.max_examples_per_client or (_DEVICE_EXAMPLES if roster else 0)
     request = DescribeRequest(
         run_id=run_id,
-        classes=dataset.classes,
+        classes=tuple(classes),
         test_fraction=config.partition.test_fraction,
         seed=config.seed,
         name=config.name,
         max_examples=most,
     )
-    registry = Registry(
+    return Registry(
         grid,
         request,
         backbone,
@@ -78,37 +70,72 @@ def join(
         deadline_seconds=config.round.deadline_seconds,
         progress=progress,
     )
+
+
+def join(
+    registry: Registry,
+    config: Config,
+    dataset: Dataset,
+    *,
+    devices: bool = False,
+    resumes: bool = False,
+) -> None:
+    """Wait for the clients; real ones as many as a round wants, or a run that goes on can do with.
+
+    Args:
+        registry: of the run.
+        config: likewise.
+        dataset: what the server tests on.
+        devices: whether they are known to be real: a node may be dead and Flower not know it yet.
+        resumes: whether rounds have been finished before.
+
+    Raises:
+        ConfigError: the configuration is for simulated clients, and these are real.
+        RunError: they are not all there, or did not come in time.
+    """
     wanted = config.train.asked(registry.population)
     needed = quorum(config, wanted) if resumes else max(1, wanted)
     if devices:
         registry.wait_for(needed, _JOIN_SECONDS, _JOIN_SECONDS)
     else:
         registry.wait_for(1, _JOIN_SECONDS)
-    if not registry.simulated:
-        simulated = {
-            "[availability]": config.availability != AvailabilityConfig(),
-            "[attack]": config.attack != AttackConfig(),
-            "data.label-noise": config.data.label_noise > 0,
-        }
-        if wrong := [key for key, given in simulated.items() if given]:
-            raise ConfigError([f"{key} is for simulated clients, these are real" for key in wrong])
-        registry.wait_for(needed, _JOIN_SECONDS)
-        if resumes and roster and not wanted:
-            # All clients are wanted: not the first that comes is to go on alone.
-            registry.gather(quorum(config, roster.size), _JOIN_SECONDS, _JOIN_SECONDS)
-    else:
-        # All simulated nodes are there from the start, so each client is or never will be.
-        expected = {i for i, share in enumerate(client_shares(config)) if len(share.train)}
-        if missing := sorted(expected - set(registry.clients)):
-            raise RunError(f"no node hosts the clients {missing[:10]}")
+    if registry.simulated:
+        _check_simulated(registry, config)
         _account(config, dataset)
-    share, population = config.train.clients_per_round, registry.population
+    else:
+        _refuse_simulation(config)
+        registry.wait_for(needed, _JOIN_SECONDS)
+        if resumes and registry.deployed and not wanted:
+            # All clients are wanted: not the first that comes is to go on alone.
+            registry.gather(quorum(config, registry.population), _JOIN_SECONDS, _JOIN_SECONDS)
+    _tell_share(config, registry.population)
+
+
+def _check_simulated(registry: Registry, config: Config) -> None:
+    """All simulated nodes are there from the start, so each client is or never will be."""
+    expected = {i for i, share in enumerate(client_shares(config)) if len(share.train)}
+    if missing := sorted(expected - set(registry.clients)):
+        raise RunError(f"no node hosts the clients {missing[:10]}")
+
+
+def _refuse_simulation(config: Config) -> None:
+    simulated = {
+        "[availability]": config.availability != AvailabilityConfig(),
+        "[attack]": config.attack != AttackConfig(),
+        "data.label-noise": config.data.label_noise > 0,
+    }
+    if wrong := [key for key, given in simulated.items() if given]:
+        raise ConfigError([f"{key} is for simulated clients, these are real" for key in wrong])
+
+
+def _tell_share(config: Config, population: int) -> None:
+    """How many clients a share of them is."""
+    share = config.train.clients_per_round
     if isinstance(share, float):
         asked = config.train.asked(population)
         logger.info(
             "train.clients-per-round = %g: a round asks %d of %d clients", share, asked, population
         )
-    return registry
 
 
 def _account(config: Config, dataset: Dataset) -> None:

@@ -26,6 +26,7 @@ logger = logging.getLogger("fedhead")
 
 
 def _metrics(result: RoundResult, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
+    own = {"strategy": dict(result.metrics)} if result.metrics else {}
     return {
         "accuracy": evaluation.accuracy,
         "loss": evaluation.loss,
@@ -46,6 +47,7 @@ def _metrics(result: RoundResult, evaluation: Evaluation, seconds: float) -> dic
         "downlink-bytes": result.downlink_bytes,
         "train-seconds": round(result.train_seconds, 4),
         "seconds": round(seconds, 4),
+        **own,
     }
 
 
@@ -107,44 +109,62 @@ def run_rounds(
     Returns:
         The last head, the number of finished rounds, and the totals of the run.
     """
-    config = run.config
+    rounds = run.config.train.rounds
     done = checkpoint.round_number if checkpoint else 0
     head = checkpoint.head if checkpoint else head
     counters = dict.fromkeys(_COUNTED, 0.0) | dict(checkpoint.counters if checkpoint else {})
     algorithm.start(head, checkpoint)
     judge = _Judge(test)
     with MetricsLog(folder.path, done, events=not is_cell) as log:
-        for round_number in range(done + 1, config.train.rounds + 1):
-            started, before = time.perf_counter(), judge.seconds
-            with stage(f"round {round_number}/{config.train.rounds}"):
-                _gather(run, round_number)
-                step = algorithm.step(round_number, head, judge.fault)
+        for number in range(done + 1, rounds + 1):
+            started = time.perf_counter()
+            with stage(f"round {number}/{rounds}"):
+                step = _step(run, algorithm, number, head, judge)
             if step is None:
                 logger.info("every client has been asked: done after %d rounds", done)
                 break
             head, result = step
-            result.train_seconds -= judge.seconds - before  # a new head is evaluated on the way
-            _count_late(run.registry, result)
             evaluation = judge.evaluate(head)
             metrics = _metrics(result, evaluation, time.perf_counter() - started)
             for name in _COUNTED:
                 counters[name] += metrics[name]
-            log.write(round_number, metrics)
+            log.write(number, metrics)
             if not is_cell:
-                save_checkpoint(
-                    folder.checkpoints,
-                    round_number=round_number,
-                    head=head,
-                    state=algorithm.state,
-                    counters=counters,
-                    keep=config.round.keep_checkpoints,
-                )
-                forget_replaced(folder.path)
+                _keep(run, folder, number, head, algorithm.state, counters)
             if not run.registry.simulated:
                 run.registry.accounts.write(folder.devices)
-            done = round_number
-            _report(round_number, config.train.rounds, result, evaluation)
+            done = number
+            _report(number, rounds, result, evaluation)
     return head, done, counters
+
+
+def _step(
+    run: Run, algorithm: Algorithm, number: int, head: Head, judge: _Judge
+) -> tuple[Head, RoundResult] | None:
+    """One round's training, with who is there before it and who answers late after it."""
+    _gather(run, number)
+    before = judge.seconds
+    step = algorithm.step(number, head, judge.fault)
+    if step is not None:
+        _, result = step
+        result.train_seconds -= judge.seconds - before  # a new head is evaluated on the way
+        _count_late(run.registry, result)
+    return step
+
+
+def _keep(
+    run: Run, folder: RunFolder, number: int, head: Head, state: Any, counters: Mapping[str, float]
+) -> None:
+    """Put a finished round on the disk; a run that this one takes the place of can go."""
+    save_checkpoint(
+        folder.checkpoints,
+        round_number=number,
+        head=head,
+        state=state,
+        counters=counters,
+        keep=run.config.round.keep_checkpoints,
+    )
+    forget_replaced(folder.path)
 
 
 def _gather(run: Run, round_number: int) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["no_norms", "oversized", "remembered", "row_norms"]
+__all__ = ["Norms", "no_norms", "oversized", "remembered", "row_norms"]
 
 _FACTOR = 10.0  # honest clients of very unequal data (Dirichlet, alpha 0.1) stay below 6
 _FEWEST = 3  # of which one that lies is not the median
@@ -21,15 +21,15 @@ _REMEMBERED = 32
 # Every field of floats that a client sends, but FedNova's steps, which have a bound of their own.
 _FIELDS = ("delta", "control_delta", "normalized_delta", "fair_delta", "fair_scale")
 
-_Norms = npt.NDArray[np.float64]
+Norms = npt.NDArray[np.float64]
 
 
-def no_norms() -> _Norms:
+def no_norms() -> Norms:
     """What is known before the first round, float64 (0, 5)."""
     return np.zeros((0, len(_FIELDS)))
 
 
-def row_norms(fields: Mapping[str, npt.NDArray[np.generic]]) -> _Norms:
+def row_norms(fields: Mapping[str, npt.NDArray[np.generic]]) -> Norms:
     """L2 norms of one client's own fields, float64 (5,); 0 for one that is not sent.
 
     q-FedAvg's scale grows with the square of a norm, so its root stands for it.
@@ -43,7 +43,7 @@ def row_norms(fields: Mapping[str, npt.NDArray[np.generic]]) -> _Norms:
     return norms
 
 
-def oversized(norms: _Norms, earlier: _Norms) -> dict[int, str]:
+def oversized(norms: Norms, earlier: Norms) -> dict[int, str]:
     """Which updates are far larger than the median of the round, and why each is refused.
 
     The run's first updates are a second yardstick, and the larger one holds; they also stand in
@@ -72,6 +72,6 @@ def oversized(norms: _Norms, earlier: _Norms) -> dict[int, str]:
     return reasons
 
 
-def remembered(earlier: _Norms, counted: _Norms) -> _Norms:
+def remembered(earlier: Norms, counted: Norms) -> Norms:
     """The norms of the first updates of a run that counted, float64 (h, 5), at most 32."""
     return np.concatenate([earlier, counted])[:_REMEMBERED]

@@ -1,22 +1,18 @@
-"""One round by a Strategy: plan, exchange, validate, aggregate."""
+"""One round by a Strategy: plan, ask, aggregate, remember."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from common.config import AvailabilityConfig
-from common.errors import ReplyError
-from common.experiment import malicious_clients
-from common.messages import TrainReply, TrainRequest, content_id, payload_bytes
-from common.types import ClientPlan, Head, IntArray, UpdateBatch
-from common.updates import added_up, joined, taken
+from common.types import Affine, ClientPlan, Head, IntArray, UpdateBatch
+from common.updates import added_up, joined
 from server.record.accounts import Accounts
 from server.record.checkpoint import Checkpoint, restore_state
 from server.record.client_memory import check_memory
@@ -29,15 +25,14 @@ from server.round.algorithm import (
     tell_lost,
     tell_no_quorum,
 )
-from server.round.attacks import corrupt
-from server.round.availability import simulate
+from server.round.availability import answering
 from server.round.collect import Collector
-from server.round.norms import no_norms, oversized, remembered, row_norms
-from server.strategy import Strategy
+from server.round.norms import no_norms
+from server.round.requests import Requests
+from server.round.screen import Screen, Update
+from server.strategy import Metrics, RoundContext, Strategy, with_metrics
 
 __all__ = ["OwnAlgorithm"]
-
-_Update = tuple[TrainReply, UpdateBatch]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,63 +41,69 @@ class _State:
 
     Attributes:
         strategy: the strategy's own state.
-        clients: int64 (m,), those that remember something of their own.
-        counted: int64 (m,), the last round in which each one's update counted.
-        equipped: int64 (k,), those that have kept the plan's constant arrays.
+        memory_clients: int64 (m,), those that remember something of their own.
+        memory_rounds: int64 (m,), the round whose memory of each holds: the last that counted.
+        constant_holders: int64 (k,), those that have kept the plan's constant arrays.
         norms: float64 (h, 5), of the first updates that counted, see server.round.norms.
         accounts: int64 (n, 10), see Accounts.
     """
 
     strategy: Any
-    clients: IntArray
-    counted: IntArray
-    equipped: IntArray
+    memory_clients: IntArray
+    memory_rounds: IntArray
+    constant_holders: IntArray
     norms: npt.NDArray[np.float64]
     accounts: IntArray
 
 
 class OwnAlgorithm:
-    """Runs a Strategy: nodes train their clients and send sums or single updates."""
+    """Runs a Strategy: nodes train their clients and send sums or single updates.
 
-    def __init__(self, run: Run, strategy: Strategy[Any]) -> None:
+    Args:
+        run: grid, registry and configuration.
+        strategy: plans and aggregates.
+        affine: how integer features become x.
+        zero_point: the integer feature that stands for 0.
+    """
+
+    def __init__(self, run: Run, strategy: Strategy[Any], affine: Affine, zero_point: int) -> None:
         self._run, self._strategy = run, strategy
+        self._affine, self._zero_point = affine, zero_point
         self.personal = strategy.personal
         self._state: Any = None
-        self._counted: dict[int, int] = {}
-        self._equipped: set[int] = set()
+        self._requests = Requests(run)
         self._norms = no_norms()
-        self._measured: dict[tuple[object, ...], int] = {}
 
     @property
     def state(self) -> _State:
-        clients = sorted(self._counted)
-        rounds = [self._counted[client] for client in clients]
+        rounds = sorted(self._requests.memory_rounds.items())
         return _State(
             strategy=self._state,
-            clients=np.array(clients, np.int64),
-            counted=np.array(rounds, np.int64),
-            equipped=np.array(sorted(self._equipped), np.int64),
+            memory_clients=np.array([client for client, _ in rounds], np.int64),
+            memory_rounds=np.array([number for _, number in rounds], np.int64),
+            constant_holders=np.array(sorted(self._requests.holders), np.int64),
             norms=self._norms,
             accounts=self._run.registry.accounts.table,
         )
 
     def start(self, head: Head, checkpoint: Checkpoint | None) -> None:
-        self._state, self._counted, self._equipped = self._strategy.init(head), {}, set()
-        self._norms = no_norms()
-        if checkpoint is not None:
-            fresh = dataclasses.replace(self.state, accounts=Accounts.empty())
-            kept = restore_state(fresh, checkpoint)
-            self._run.registry.accounts.merge(kept.accounts)
-            self._state = kept.strategy
-            self._counted = dict(zip(kept.clients.tolist(), kept.counted.tolist(), strict=True))
-            self._equipped = set(kept.equipped.tolist())
-            self._norms = kept.norms
-            if self._run.registry.simulated:
-                check_memory(self._run.run_id, len(self._counted), checkpoint.round_number)
+        self._state, self._norms = self._strategy.init(head), no_norms()
+        self._requests = Requests(self._run)
+        if checkpoint is None:
+            return
+        fresh = dataclasses.replace(self.state, accounts=Accounts.empty())
+        kept = restore_state(fresh, checkpoint)
+        self._run.registry.accounts.merge(kept.accounts)
+        self._state, self._norms = kept.strategy, kept.norms
+        memories = zip(kept.memory_clients.tolist(), kept.memory_rounds.tolist(), strict=True)
+        self._requests = Requests(self._run, dict(memories), kept.constant_holders.tolist())
+        if self._run.registry.simulated:
+            count = len(self._requests.memory_rounds)
+            check_memory(self._run.run_id, count, checkpoint.round_number)
 
     def step(self, round_number: int, head: Head, fault: Fault) -> tuple[Head, RoundResult] | None:
-        config, run = self._run.config, self._run
-        plan = self._strategy.plan(self._state, round_number)
+        run, context = self._run, self._context(round_number)
+        plan = self._strategy.plan(self._state, context)
         cohort, wanted = sample_cohort(
             run, round_number, excluded=plan.exclude, everyone=plan.everyone
         )
@@ -110,238 +111,91 @@ class OwnAlgorithm:
             return None
         started = time.perf_counter()
         result = RoundResult(round_number, run.registry.accounts, cohort=len(cohort), wanted=wanted)
-        self._count_downlink(result, head, plan, cohort)
-        present = self._answering(plan, cohort, result)
-        needed = quorum(config, wanted)
-        if len(present) < needed:
-            # The round is lost already: nobody need train for it.
-            result.miss(present)
-            present = []
-        valid = self._valid(self._collector(round_number, head, plan, result), present)
-        result.count([reply for reply, _ in valid])
-        if result.valid >= needed:
-            batch = joined([batch for _, batch in valid])
-            head, result.accepted = self._aggregate(round_number, head, batch, fault)
-            if result.accepted and plan.correction != "none":
-                clients = [client for reply, _ in valid for client in reply.clients]
-                self._counted |= dict.fromkeys(clients, round_number)
-        else:
-            tell_no_quorum(result, config)
+        updates = self._ask(head, plan, cohort, result)
+        result.count([reply for reply, _ in updates])
+        if result.valid < quorum(run.config, wanted):
+            tell_no_quorum(result, run.config)
+        elif made := self._aggregate(context, head, joined([rows for _, rows in updates]), fault):
+            head, result.metrics = made
+            result.accepted = True
+            self._requests.note_memories(plan, _clients(updates), round_number)
         result.train_seconds = time.perf_counter() - started
         return head, result
 
-    def _answering(self, plan: ClientPlan, cohort: list[int], result: RoundResult) -> list[int]:
-        """The clients that simulated availability leaves."""
-        run, config = self._run, self._run.config
-        always = config.availability == AvailabilityConfig() and len(cohort) <= result.wanted
-        if always or not run.registry.simulated:
-            return cohort
-        epochs = config.train.local_epochs if plan.kind == "sgd" else 1
-        outcome = simulate(
-            cohort,
-            {client: run.registry.clients[client].num_examples * epochs for client in cohort},
-            config.availability,
-            wanted=result.wanted,
+    def _context(self, round_number: int) -> RoundContext:
+        config, population = self._run.config, self._run.registry.population
+        return RoundContext(
+            round_number=round_number,
+            num_clients=population,
+            clients_per_round=config.train.asked(population) or population,
+            lr=config.train.lr,
+            affine=self._affine,
+            zero_point=self._zero_point,
             seed=config.seed,
-            round_number=result.round_number,
         )
-        result.dropped = len(outcome.dropped)
-        result.miss([*outcome.dropped, *outcome.late])
-        result.answered_late(outcome.late)
-        result.simulated_seconds = outcome.seconds
-        return list(outcome.present)
 
-    def _valid(self, collector: Collector, present: list[int]) -> list[_Update]:
+    def _ask(
+        self, head: Head, plan: ClientPlan, cohort: list[int], result: RoundResult
+    ) -> list[Update]:
         """The updates that count, in the order of clients, as ``aggregate`` wants them."""
-        plan, head = collector.plan, collector.head
-        waits = bool(self._waits(plan))
-        digest = self._strategy.each is not None and not (plan.everyone or waits)
-        valid = [
-            (reply, self._digested(head, rows) if digest else rows)
-            for reply, rows in collector.collect(present)
-        ]
-        valid.sort(key=lambda pair: min(pair[0].clients))
-        if plan.constant:
-            self._equipped.update(client for reply, _ in valid for client in reply.clients)
-        if valid and self._corrupts(plan):
-            valid = self._corrupted(collector, valid)
-        if valid and self._bounds(plan):
-            valid = self._bounded(collector.result, valid)
-        return [(reply, self._digested(head, rows)) for reply, rows in valid] if waits else valid
-
-    def _waits(self, plan: ClientPlan) -> str:
-        """Who looks at all clients' updates before any of them counts; empty if nobody does."""
-        if self._corrupts(plan):
-            return "an attack"
-        return 'round.max-update-norm = "auto"' if self._bounds(plan) else ""
-
-    def _bounds(self, plan: ClientPlan) -> bool:
-        """Whether updates are measured by the others of the round."""
-        return self._run.bounds_by_median and plan.kind == "sgd"
-
-    def _corrupts(self, plan: ClientPlan) -> bool:
-        """Whether malicious clients may send something else than what they computed."""
-        return self._run.config.attack.changes_updates and not plan.everyone
-
-    def _collector(
-        self, round_number: int, head: Head, plan: ClientPlan, result: RoundResult
-    ) -> Collector:
-        needs_all = self._waits(plan)
-        if not needs_all and self._strategy.each is None:
-            needs_all = self._strategy.name
-        return Collector(
+        strategy, screen = self._strategy.for_plan(plan), Screen(self._run, plan)
+        reduce = "individual" if screen.needs_all else strategy.reduce
+        self._requests.count_downlink(result, head, plan, cohort, reduce)
+        collector = Collector(
             self._run,
             plan,
             head,
-            self._reduce(plan),
-            lambda clients, brings: self._request(round_number, head, plan, clients, brings),
+            reduce,
+            lambda clients, brings_all: self._requests.request(
+                result.round_number, head, plan, clients, reduce, brings_all
+            ),
             result,
-            needs_all,
+            needs_all=screen.needs_all or ("" if strategy.each else strategy.name),
         )
-
-    def _corrupted(self, collector: Collector, valid: list[_Update]) -> list[_Update]:
-        """The same once malicious clients have seen all; what is not fit to count is refused."""
-        config, result = self._run.config, collector.result
-        rows = corrupt(
-            joined([rows for _, rows in valid]),
-            malicious_clients(config),
-            config.attack,
-            collector.plan,
-            seed=config.seed,
-            round_number=result.round_number,
-        )
-        refused = {}
-        for i in range(len(rows.client_ids)):
-            try:
-                collector.check_row(_row(rows, i), int(rows.num_examples[i]))
-            except ReplyError as exc:
-                refused[i] = str(exc)
-        return _without(refused, [reply for reply, _ in valid], rows, result)
-
-    def _bounded(self, result: RoundResult, valid: list[_Update]) -> list[_Update]:
-        """Those that are not far larger than the others."""
-        rows = joined([rows for _, rows in valid])
-        norms = np.stack([row_norms(_row(rows, i)) for i in range(len(rows.client_ids))])
-        refused = oversized(norms, self._norms)
-        self._norms = remembered(self._norms, np.delete(norms, sorted(refused), axis=0))
-        return _without(refused, [reply for reply, _ in valid], rows, result)
-
-    def _digested(self, head: Head, rows: UpdateBatch) -> UpdateBatch:
-        """Single clients' rows as ``aggregate`` wants them."""
-        strategy = self._strategy
-        if strategy.each is not None:
-            return added_up(strategy.each(self._state, head, rows))
-        return added_up(rows) if strategy.reduce == "sum" else rows
+        merge = partial(_merged, strategy, self._state, head)
+        at_once = strategy.each is not None and not screen.needs_all
+        updates = [
+            (reply, merge(rows) if at_once else rows)
+            for reply, rows in collector.collect(answering(self._run, plan, cohort, result))
+        ]
+        updates.sort(key=lambda update: min(update[0].clients))
+        self._requests.note_holders(plan, _clients(updates))
+        updates, self._norms = screen.passed(collector, updates, self._norms)
+        if screen.needs_all:
+            return [(reply, merge(rows)) for reply, rows in updates]
+        return updates
 
     def _aggregate(
-        self, round_number: int, head: Head, updates: UpdateBatch, fault: Fault
-    ) -> tuple[Head, bool]:
-        """The next head; the old one, and the old state, where aggregation gives none to keep."""
+        self, context: RoundContext, head: Head, updates: UpdateBatch, fault: Fault
+    ) -> tuple[Head, Metrics] | None:
+        """The next head and the round's metrics; None, and the old state, if none is to keep."""
+        name, number = self._strategy.name, context.round_number
         try:
-            state, new = self._strategy.aggregate(self._state, head, updates)
+            given = self._strategy.aggregate(self._state, head, updates, context)
         except (np.linalg.LinAlgError, OverflowError) as exc:
-            tell_lost(round_number, f"aggregation failed ({exc})")
-            return head, False
+            tell_lost(number, f"aggregation failed ({exc})")
+            return None
+        state, new, metrics = with_metrics(given, name)
         why = fault(new)
         # A moment that is infinite would spoil all later rounds.
         if not why and _is_finite(self._state) and not _is_finite(state):
-            why = f"the state of {self._strategy.name} is not finite"
+            why = f"the state of {name} is not finite"
         if why:
-            tell_lost(round_number, why)
-            return head, False
+            tell_lost(number, why)
+            return None
         self._state = state
-        return new, True
-
-    def _reduce(self, plan: ClientPlan) -> Literal["sum", "individual"]:
-        if self._waits(plan):
-            return "individual"
-        return "sum" if plan.everyone else self._strategy.reduce
-
-    def _request(
-        self,
-        round_number: int,
-        head: Head,
-        plan: ClientPlan,
-        clients: list[int],
-        brings_all: bool = False,
-    ) -> TrainRequest:
-        config = self._run.config
-        lacks = brings_all or not self._equipped.issuperset(clients)
-        return TrainRequest(
-            head=head,
-            plan=plan,
-            training=config.train.local(),
-            clients=tuple(clients),
-            round_number=round_number,
-            run_id=self._run.run_id,
-            seed=config.seed,
-            fingerprint=self._run.fingerprint,
-            reduce=self._reduce(plan),
-            max_norm=self._run.max_norm,
-            counted=(
-                ()
-                if plan.correction == "none"
-                else tuple(self._counted.get(client, 0) for client in clients)
-            ),
-            oldest_round=self._oldest_round(round_number),
-            constant_id=content_id(plan.constant),
-            brings=bool(plan.constant) and lacks,
-        )
-
-    def _oldest_round(self, round_number: int) -> int:
-        return max(0, round_number - self._run.config.round.keep_checkpoints)
-
-    def _count_downlink(
-        self, result: RoundResult, head: Head, plan: ClientPlan, cohort: list[int]
-    ) -> None:
-        """What requests to clients that are phones of their own weigh."""
-        lacking = set(cohort) - self._equipped if plan.constant else set()
-        for brings, clients in ((True, lacking), (False, set(cohort) - lacking)):
-            if clients:
-                size = self._request_bytes(result.round_number, head, plan, brings)
-                result.send(sorted(clients), size)
-
-    def _request_bytes(self, round_number: int, head: Head, plan: ClientPlan, brings: bool) -> int:
-        """What a request to one client alone weighs; measured again when its layout changes."""
-        arrays = {**plan.arrays, **(plan.constant if brings else {})}
-        shapes = {name: array.shape for name, array in arrays.items()}
-        lengths = (round_number.bit_length(), self._oldest_round(round_number).bit_length())
-        layout = (plan.kind, plan.fields, tuple(shapes.items()), lengths)
-        if layout not in self._measured:
-            alone = self._request(round_number, head, plan, [0])
-            alone = dataclasses.replace(alone, brings=brings)
-            self._measured[layout] = payload_bytes(alone.write())
-        return self._measured[layout]
+        return new, metrics
 
 
-def _row(rows: UpdateBatch, i: int) -> dict[str, npt.NDArray[np.generic]]:
-    """One row's fields."""
-    return {name: array[i] for name, array in rows.fields.items()}
+def _clients(updates: list[Update]) -> list[int]:
+    return [client for reply, _ in updates for client in reply.clients]
 
 
-def _without(
-    refused: Mapping[int, str],
-    replies: Sequence[TrainReply],
-    rows: UpdateBatch,
-    result: RoundResult,
-) -> list[_Update]:
-    """Single clients' rows by reply, but for some, which are refused.
-
-    Args:
-        refused: why, by position among the rows.
-        replies: whose rows they are, one after another.
-        rows: of all of them.
-        result: is told who is refused.
-    """
-    kept, end = [], 0
-    for reply in replies:
-        start, end = end, end + len(reply.clients)
-        for i in range(start, end):
-            if i in refused:
-                result.reject(rows.client_ids[i][0], refused[i])
-        if good := [i for i in range(start, end) if i not in refused]:
-            kept.append((reply.only([i - start for i in good]), taken(rows, good)))
-    return kept
+def _merged(strategy: Strategy[Any], state: Any, head: Head, rows: UpdateBatch) -> UpdateBatch:
+    """Single clients' rows as ``aggregate`` wants them."""
+    if strategy.each is not None:
+        return added_up(strategy.each(state, head, rows))
+    return added_up(rows) if strategy.reduce == "sum" else rows
 
 
 def _is_finite(state: Any) -> bool:

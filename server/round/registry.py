@@ -11,15 +11,15 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from common.errors import FedheadError, ReplyError, RunError
-from common.messages import BackboneReply, DescribeReply, DescribeRequest
+from common.messages import DescribeReply, DescribeRequest
 from common.words import one_line
 from server.record.accounts import Accounts
 from server.record.events import event
 from server.record.progress import Progress
-from server.round.admission import Admission
-from server.round.backbone_offer import Offer
-from server.round.exchange import Exchange, ask, error_reason
-from server.round.replies import check_lengths
+from server.round.admission import Admission, check_total
+from server.round.backbone_offer import Offer, deliver
+from server.round.complaints import Complaints
+from server.round.exchange import Exchange, error_reason
 from server.round.stragglers import Stragglers
 
 __all__ = ["Client", "Registry"]
@@ -30,8 +30,6 @@ _PAUSE_SECONDS = 0.5
 _SETUP_SECONDS = 600.0  # a node may have to start and to read its data
 _LATECOMER_SECONDS = 10.0  # while a run is on, nobody waits long for a new node
 _LOOK_SECONDS = 5.0
-_MOST_NAMED = 5  # in one line
-_MOST_EXAMPLES = 2**40  # of all clients: their sums of squares stay far below 2^64
 
 
 @dataclass(frozen=True)
@@ -71,13 +69,9 @@ class Registry:
         deadline_seconds: float,
         progress: Progress,
     ) -> None:
-        self._grid, self._request = grid, request
-        self._backbone = backbone
-        self._nodes: set[int] = set()
-        self._admission = admission
-        self._errors: dict[int, str] = {}
-        self._refused: dict[int, str] = {}
-        self._strangers: set[int] = set()
+        self._grid, self._request, self._backbone = grid, request, backbone
+        self._admission, self._complaints = admission, Complaints()
+        self._nodes, self._strangers = set[int](), set[int]()
         self._describing: list[Exchange] = []
         self.progress, self._looked = progress, 0.0
         self.clients: dict[int, Client] = {}
@@ -121,8 +115,7 @@ class Registry:
         self.accounts.add("refused", self._clients_of(node))
         reason = one_line(reason)
         # A node that says it again and again must not fill the log.
-        if self._refused.get(node) != reason:
-            self._refused[node] = reason
+        if self._complaints.refuse(node, reason):
             name = self.node_name(node)
             event(
                 "refused", f"{name} {reason}: refused",
@@ -196,12 +189,10 @@ class Registry:
         self._describing = [exchange for exchange in self._describing if exchange.outstanding]
         # One that answered with an error is asked again next time.
         self._nodes -= set(errors)
-        for node, reason in errors.items():
-            if self._errors.get(node) != reason:
-                name = self.node_name(node)
-                message = f"{name} cannot take part: {reason}"
-                event("node", message, level=logging.WARNING, node=node, name=name, reason=reason)
-        self._errors = errors
+        for node in self._complaints.replace_errors(errors):
+            name, reason = self.node_name(node), errors[node]
+            message = f"{name} cannot take part: {reason}"
+            event("node", message, level=logging.WARNING, node=node, name=name, reason=reason)
         self.deliver_backbone(sorted(self._admitted(answers)), timeout_seconds)
 
     def _admitted(self, answers: Mapping[int, RecordDict]) -> set[int]:
@@ -217,9 +208,9 @@ class Registry:
         for node, reply in replies.items():
             try:
                 self._admission.check(node, reply)
-                _check_total(total, reply)
-                if taken := self.clients.keys() & set(reply.clients):
-                    name = self.name(min(taken))
+                check_total(total, reply)
+                if elsewhere := self.clients.keys() & set(reply.clients):
+                    name = self.name(min(elsewhere))
                     raise ReplyError(f"speaks for {name}, which lives on another node")
             except FedheadError as exc:
                 self.refuse(node, str(exc))
@@ -253,37 +244,16 @@ class Registry:
             timeout_seconds: to say whether they lack it, and again to take it. What has been sent
                 arrives later too: a node that still lacks it says so when it is to train.
         """
-        question = self._backbone.request(brings=False)
-        answers, refusals = ask(
-            self._grid, "query.backbone", lambda _: question.write(), nodes, timeout_seconds,
-            self.refuse,
-        )  # fmt: skip
-        self._warn(refusals, "does not take the backbone")
-        lacking = [node for node, answer in sorted(answers.items()) if self._lacks(node, answer)]
-        if not lacking:
-            return
-        delivery = self._backbone.request(brings=True)
-        size = len(delivery.data)
         first = {c.node: i for i, c in sorted(self.clients.items(), reverse=True)}
-        self.accounts.add("backbone_bytes", [first[n] for n in lacking if n in first], size)
-        event("backbone", f"sending the backbone to {len(lacking)} nodes", bytes_each=size)
-        _, errors = ask(
-            self._grid, "query.backbone", lambda _: delivery.write(), lacking, timeout_seconds,
-            self.refuse,
-        )  # fmt: skip
-        self._warn(errors, "did not take the backbone")
 
-    def _warn(self, errors: Mapping[int, str], what: str) -> None:
-        for node, reason in errors.items():
-            logger.warning("%s %s: %s", self.node_name(node), what, reason)
+        def sent(lacking: Sequence[int], size: int) -> None:
+            self.accounts.add("backbone_bytes", [first[n] for n in lacking if n in first], size)
+            event("backbone", f"sending the backbone to {len(lacking)} nodes", bytes_each=size)
 
-    def _lacks(self, node: int, answer: RecordDict) -> bool:
-        try:
-            check_lengths(answer, 0)
-            return not BackboneReply.read(answer).present
-        except FedheadError as exc:
-            self.refuse(node, f"does not say whether it has the backbone, {exc}")
-            return False  # it will say so when it is to train
+        for node, reason in deliver(
+            self._backbone, self._grid, nodes, timeout_seconds, refuse=self.refuse, sent=sent
+        ):
+            logger.warning("%s %s", self.node_name(node), reason)
 
     def gather(
         self, count: int, seconds: float, answer_seconds: float = _LATECOMER_SECONDS
@@ -322,22 +292,8 @@ class Registry:
         self.refresh(answer_seconds)
         left = timeout_seconds - (time.monotonic() - started)
         if not self.gather(count, left, _SETUP_SECONDS):
-            reasons = [f"{self.node_name(n)}: {why}" for n, why in sorted(self._errors.items())]
-            reasons += [f"{self.node_name(n)} {why}" for n, why in sorted(self._refused.items())]
-            why = "".join(f"; {reason}" for reason in reasons[:_MOST_NAMED])
-            if (more := len(reasons) - _MOST_NAMED) > 0:
-                why += f"; and {more} more nodes"
             raise RunError(
                 f"{len(self.clients)} clients with training examples are there after "
-                f"{time.monotonic() - started:.0f} s, {count} are needed{why}"
+                f"{time.monotonic() - started:.0f} s, {count} are needed"
+                f"{self._complaints.summary(self.node_name)}"
             )
-
-
-def _check_total(known: int, reply: DescribeReply) -> None:
-    """Refuse examples with which the sums of all clients' statistics might not be exact."""
-    claimed = sum(reply.num_examples)
-    if (total := known + claimed) > _MOST_EXAMPLES:
-        raise ReplyError(
-            f"claims {claimed} examples, with which all clients have {total}, "
-            f"expected at most {_MOST_EXAMPLES}"
-        )

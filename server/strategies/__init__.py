@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +12,12 @@ import numpy as np
 from common.errors import ConfigError
 from common.types import Affine, Head
 from server.strategies.adaptive import fedadagrad, fedadam, fedavgm, fedyogi
+from server.strategies.arguments import (
+    Argument,
+    argument_names,
+    arguments,
+    checked_arguments,
+)
 from server.strategies.averaging import fedavg, fedprox
 from server.strategies.closed_form import afl, ditto, fed3r, fedcof, fedncm, lda
 from server.strategies.feddyn import feddyn
@@ -29,14 +33,15 @@ from server.strategies.robust import (
 )
 from server.strategies.scaffold import scaffold
 from server.strategies.wrappers import norm_clipping
-from server.strategy import Strategy
+from server.strategy import RoundContext, Strategy
 
 __all__ = [
     "STRATEGIES",
+    "Argument",
+    "argument_names",
     "arguments",
     "build_strategy",
     "import_strategy",
-    "sketch",
     "strategy_factory",
     "trains_by_gradients",
 ]
@@ -49,74 +54,24 @@ STRATEGIES: Mapping[str, Callable[..., Strategy[Any]]] = {
         norm_clipping, fedncm, fed3r, afl, lda, fedcof, ditto,
     )
 }  # fmt: skip
-_FROM_RUN = ("num_clients", "affine", "zero_point", "lr", "name")
-# What [strategy.args] may be, by name: the same name means the same in every strategy.
-_POSITIVE = (
-    "server_lr", "lam", "personal_lam", "bound", "tau", "alpha", "radius", "nu", "shrinkage",
-    "iterations",
-)  # fmt: skip
-_AT_MOST_ONE = ("shrinkage",)
-_BELOW = {"momentum": 1.0, "beta1": 1.0, "beta2": 1.0, "byzantine": 0.5}
 
 
-def arguments(factory: Callable[..., object]) -> dict[str, Any]:
-    """What [strategy.args] may hold for a strategy, kebab-case, with the defaults."""
-    parameters = inspect.signature(factory).parameters
-    return {
-        key.replace("_", "-"): parameter.default
-        for key, parameter in parameters.items()
-        if key not in _FROM_RUN
-    }
-
-
-def build_strategy(
-    name: str,
-    args: Mapping[str, Any],
-    *,
-    num_clients: int,
-    affine: Affine,
-    lr: float,
-    zero_point: int = 0,
-) -> Strategy[Any]:
+def build_strategy(name: str, args: Mapping[str, Any] | None = None) -> Strategy[Any]:
     """Make a strategy from its name or import path and its [strategy.args], kebab-case keys.
 
-    ``num_clients``, ``affine``, the clients' ``lr`` and the features' ``zero_point`` go to the
-    strategies that ask for them.
-
     Raises:
-        ConfigError: unknown name or argument, with the nearest known one; a value that is no
-            number, or out of its range.
+        ConfigError: unknown name or argument, with the nearest known one; a value of another type
+            or out of its range; what the name leads to gives no strategy.
     """
     factory = strategy_factory(name)
-    parameters = inspect.signature(factory).parameters
-    known_args = list(arguments(factory))
-    problems, given = [], {}
-    for key, value in args.items():
-        parameter = parameters.get(key.replace("-", "_"))
-        if key not in known_args or parameter is None:
-            known = ", ".join(known_args) or "none"
-            problems.append(f"unknown strategy.args.{key} for {name} (known: {known})")
-        elif problem := _problem(parameter.name, value, isinstance(parameter.default, bool)):
-            problems.append(f"strategy.args.{key}={value!r} must be {problem}")
-        else:
-            given[parameter.name] = value
-    if problems:
-        raise ConfigError(problems)
-    run = {"num_clients": num_clients, "affine": affine, "zero_point": zero_point, "lr": lr}
-    strategy = factory(**given, **{key: run[key] for key in run if key in parameters})
+    given = checked_arguments(name, factory, args or {})
+    try:
+        strategy = factory(**given)
+    except ValueError as exc:  # values that do not go together
+        raise ConfigError([f"{name}: {exc}"]) from exc
     if not isinstance(strategy, Strategy):
         raise ConfigError([f"{name} gives a {type(strategy).__name__}, expected a Strategy"])
     return strategy
-
-
-def sketch(name: str, args: Mapping[str, Any] | None = None, lr: float = 1.0) -> Strategy[Any]:
-    """A strategy before there are data: for a look at what it asks of clients.
-
-    Raises:
-        ConfigError: as ``build_strategy``.
-    """
-    nothing = np.zeros(0, np.float32)
-    return build_strategy(name, args or {}, num_clients=1, affine=Affine(nothing, nothing), lr=lr)
 
 
 def strategy_factory(name: str) -> Callable[..., Strategy[Any]]:
@@ -153,20 +108,6 @@ def import_strategy(path: str) -> Callable[..., Any]:
 
 def trains_by_gradients(strategy: Strategy[Any]) -> bool:
     """Whether clients run SGD; false for the closed forms, which ask for statistics."""
-    return strategy.plan(strategy.init(Head.zeros(2, 1)), 1).kind == "sgd"
-
-
-def _problem(name: str, value: Any, is_flag: bool) -> str:
-    """What a value should have been; empty if it is fine."""
-    if is_flag:
-        return "" if isinstance(value, bool) else "true or false"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return "a number"
-    below = _BELOW.get(name, math.inf)
-    positive = name in _POSITIVE
-    too_large = value >= below or (name in _AT_MOST_ONE and value > 1)
-    if math.isfinite(value) and not too_large and (value > 0 if positive else value >= 0):
-        return ""
-    low = "above 0" if positive else "at least 0"
-    high = " and at most 1" if name in _AT_MOST_ONE else ""
-    return f"finite and {low}{f' and below {below:g}' if below < math.inf else high}"
+    nothing = np.zeros(1, np.float32)
+    first = RoundContext(1, 1, 1, lr=1.0, affine=Affine(nothing, nothing), zero_point=0, seed=0)
+    return strategy.plan(strategy.init(Head.zeros(2, 1)), first).kind == "sgd"

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.types import ClientPlan, Head, UpdateBatch
-from server.strategy import Strategy, mean
+from server.strategy import Positive, RoundContext, Share, Strategy, mean
 
 __all__ = ["AdaptiveState", "MomentumState", "fedadagrad", "fedadam", "fedavgm", "fedyogi"]
 
@@ -27,7 +27,7 @@ class MomentumState:
     velocity: _Array
 
 
-def fedavgm(*, server_lr: float = 1.0, momentum: float = 0.9) -> Strategy[MomentumState]:
+def fedavgm(*, server_lr: Positive = 1.0, momentum: Share = 0.9) -> Strategy[MomentumState]:
     """FedAvgM: ``v <- momentum v + mean delta; w <- w + server_lr v``.
 
     Hsu, Qi, Brown: "Measuring the effects of non-identical data distribution for federated
@@ -35,7 +35,7 @@ def fedavgm(*, server_lr: float = 1.0, momentum: float = 0.9) -> Strategy[Moment
     """
 
     def aggregate(
-        state: MomentumState, head: Head, updates: UpdateBatch
+        state: MomentumState, head: Head, updates: UpdateBatch, _context: RoundContext
     ) -> tuple[MomentumState, Head]:
         velocity = momentum * state.velocity + mean(updates, "delta")
         return MomentumState(velocity), Head.from_matrix(head.matrix + server_lr * velocity)
@@ -43,7 +43,7 @@ def fedavgm(*, server_lr: float = 1.0, momentum: float = 0.9) -> Strategy[Moment
     return Strategy(
         name="fedavgm",
         init=lambda head: MomentumState(np.zeros(head.matrix.shape)),
-        plan=lambda _state, _round: ClientPlan(),
+        plan=lambda _state, _context: ClientPlan(),
         aggregate=aggregate,
     )
 
@@ -64,7 +64,7 @@ def _adaptive(
     tau: float,
 ) -> Strategy[AdaptiveState]:
     def aggregate(
-        state: AdaptiveState, head: Head, updates: UpdateBatch
+        state: AdaptiveState, head: Head, updates: UpdateBatch, _context: RoundContext
     ) -> tuple[AdaptiveState, Head]:
         delta = mean(updates, "delta")
         new = AdaptiveState(
@@ -77,18 +77,18 @@ def _adaptive(
         shape = head.matrix.shape
         return AdaptiveState(np.zeros(shape), np.full(shape, tau**2))
 
-    return Strategy(name, init, lambda _state, _round: ClientPlan(), aggregate)
+    return Strategy(name, init, lambda _state, _context: ClientPlan(), aggregate)
 
 
 def fedadagrad(
-    *, server_lr: float = 0.1, beta1: float = 0.0, tau: float = 1e-3
+    *, server_lr: Positive = 0.1, beta1: Share = 0.0, tau: Positive = 1e-3
 ) -> Strategy[AdaptiveState]:
     """FedAdagrad (arXiv 2003.00295): ``v <- v + D^2`` with D the mean delta."""
     return _adaptive("fedadagrad", lambda v, square: v + square, server_lr, beta1, tau)
 
 
 def fedadam(
-    *, server_lr: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3
+    *, server_lr: Positive = 0.01, beta1: Share = 0.9, beta2: Share = 0.99, tau: Positive = 1e-3
 ) -> Strategy[AdaptiveState]:
     """FedAdam (arXiv 2003.00295): ``v <- beta2 v + (1 - beta2) D^2``."""
     return _adaptive(
@@ -97,7 +97,7 @@ def fedadam(
 
 
 def fedyogi(
-    *, server_lr: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3
+    *, server_lr: Positive = 0.01, beta1: Share = 0.9, beta2: Share = 0.99, tau: Positive = 1e-3
 ) -> Strategy[AdaptiveState]:
     """FedYogi (arXiv 2003.00295): ``v <- v - (1 - beta2) D^2 sign(v - D^2)``."""
     return _adaptive(

@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from common.statistics import (
     Statistics,
@@ -23,7 +25,7 @@ from common.statistics import (
     unit_rows,
 )
 from common.types import Affine, ClientPlan, Head, UpdateBatch
-from server.strategy import Strategy
+from server.strategy import NonNegative, Positive, RoundContext, Strategy
 
 __all__ = [
     "MeansState",
@@ -57,7 +59,9 @@ class StatisticsState:
     seen: tuple[int, ...]
 
 
-def _from_sums(name: str, solve: Callable[[Statistics], _Array]) -> Strategy[StatisticsState]:
+def _from_sums(
+    name: str, solve: Callable[[Statistics, Affine], _Array]
+) -> Strategy[StatisticsState]:
     """A head (K, D) from the sums of all clients so far."""
 
     def init(head: Head) -> StatisticsState:
@@ -69,19 +73,19 @@ def _from_sums(name: str, solve: Callable[[Statistics], _Array]) -> Strategy[Sta
         )
 
     def aggregate(
-        state: StatisticsState, _head: Head, updates: UpdateBatch
+        state: StatisticsState, _head: Head, updates: UpdateBatch, context: RoundContext
     ) -> tuple[StatisticsState, Head]:
         new = StatisticsState(
             exact_sum(state.gram, updates.fields["gram"]),
             exact_sum(state.moments, updates.fields["moments"]),
             _with(state.seen, updates),
         )
-        return new, Head.from_matrix(solve(Statistics(new.gram, new.moments)))
+        return new, Head.from_matrix(solve(Statistics(new.gram, new.moments), context.affine))
 
     return Strategy(
         name=name,
         init=init,
-        plan=lambda state, _round: _ask_once(state.seen, "gram", "moments"),
+        plan=lambda state, _context: _ask_once(state.seen, "gram", "moments"),
         aggregate=aggregate,
     )
 
@@ -94,25 +98,20 @@ def _with(seen: tuple[int, ...], updates: UpdateBatch) -> tuple[int, ...]:
     return tuple(sorted((*seen, *(i for ids in updates.client_ids for i in ids))))
 
 
-def fed3r(
-    *, affine: Affine, lam: float = 10.0, normalize: bool = False
-) -> Strategy[StatisticsState]:
+def fed3r(*, lam: Positive = 10.0, normalize: bool = False) -> Strategy[StatisticsState]:
     """Fed3R, federated recursive ridge regression: exact whatever the partition.
 
     Fani et al., ICML 2024, arXiv 2406.01116. Each client sends ``X^T X`` and ``X^T Y`` once, as
     exact integers; the head equals centralized ridge regression.
 
     Args:
-        affine: how integer features become x; given by the run.
         lam: ridge penalty, also on the bias.
         normalize: divide each class's column by its norm, as the paper does.
     """
-    return _from_sums("fed3r", lambda s: ridge(*s.in_feature_space(affine), lam, normalize))
+    return _from_sums("fed3r", lambda s, affine: ridge(*s.in_feature_space(affine), lam, normalize))
 
 
-def ditto(
-    *, affine: Affine, lam: float = 10.0, personal_lam: float = 10.0
-) -> Strategy[StatisticsState]:
+def ditto(*, lam: Positive = 10.0, personal_lam: Positive = 10.0) -> Strategy[StatisticsState]:
     """Ditto in closed form: Fed3R's head for all, and each client's own in its neighbourhood.
 
     Li et al., "Ditto: fair and robust federated learning through personalization", ICML 2021,
@@ -122,14 +121,13 @@ def ditto(
     as Fed3R's, so that both problems are solved exactly instead of by steps.
 
     Args:
-        affine: how integer features become x; given by the run.
         lam: ridge penalty of the head for all.
         personal_lam: how much a client's own head keeps to it.
     """
-    return dataclasses.replace(fed3r(affine=affine, lam=lam), name="ditto", personal=personal_lam)
+    return dataclasses.replace(fed3r(lam=lam), name="ditto", personal=personal_lam)
 
 
-def afl(*, affine: Affine) -> Strategy[StatisticsState]:
+def afl() -> Strategy[StatisticsState]:
     """AFL, analytic federated learning: the least squares head of everybody's data.
 
     He et al., CVPR 2025, arXiv 2405.16240. Differs from the paper: clients send ``X^T X`` and
@@ -137,20 +135,19 @@ def afl(*, affine: Affine) -> Strategy[StatisticsState]:
     that the server's result is the paper's without the rounding of taking its regularization
     off again; features that are the same everywhere get no weight.
     """
-    return _from_sums("afl", lambda s: least_squares(*s.in_feature_space(affine), s.varies))
+    return _from_sums("afl", lambda s, affine: least_squares(*s.in_feature_space(affine), s.varies))
 
 
-def lda(*, affine: Affine, shrinkage: float = 0.1) -> Strategy[StatisticsState]:
+def lda(*, shrinkage: Annotated[float, Field(gt=0, le=1)] = 0.1) -> Strategy[StatisticsState]:
     """Linear discriminant analysis with one pooled covariance (FedCGS, arXiv 2503.06962).
 
     ``S = (A - sum N_c mu_c mu_c^T) / (N - K)``, shrunk to ``(1 - a) S + a tr(S) / d I``;
     ``w_c = S^-1 mu_c`` and ``b_c = -mu_c^T S^-1 mu_c / 2 + ln pi_c``.
 
     Args:
-        affine: how integer features become x; given by the run.
         shrinkage: a, in (0, 1].
     """
-    return _from_sums("lda", lambda s: discriminant(*s.in_feature_space(affine), shrinkage))
+    return _from_sums("lda", lambda s, affine: discriminant(*s.in_feature_space(affine), shrinkage))
 
 
 def discriminant(a: _Array, b: _Array, shrinkage: float) -> _Array:
@@ -183,28 +180,26 @@ class MeansState:
     seen: tuple[int, ...]
 
 
-def fedncm(*, affine: Affine, zero_point: int = 0) -> Strategy[MeansState]:
+def fedncm() -> Strategy[MeansState]:
     """FedNCM: each class's weight is its normalized mean, ``mu_c / ||mu_c||``; no bias.
 
     Legate et al., "Guiding the last layer in federated learning with pre-trained models",
     NeurIPS 2023, arXiv 2306.03937. The means are those of the backbone's own features, as in the
     paper, not of the centered ones that other heads read: those gave 74 % instead of 80 % on
     mnist5k. The head says the same of x = gain * (q - center), which needs a bias.
-
-    Args:
-        affine: how integer features become x; given by the run.
-        zero_point: the integer feature that stands for 0; given by the run.
     """
 
-    def aggregate(state: MeansState, _head: Head, updates: UpdateBatch) -> tuple[MeansState, Head]:
+    def aggregate(
+        state: MeansState, _head: Head, updates: UpdateBatch, context: RoundContext
+    ) -> tuple[MeansState, Head]:
         summed = exact_sum(state.moments[0], updates.fields["moments"])
-        head = Head.from_matrix(nearest_mean_head(summed, affine, zero_point))
+        head = Head.from_matrix(nearest_mean_head(summed, context.affine, context.zero_point))
         return MeansState(summed[None], _with(state.seen, updates)), head
 
     return Strategy(
         name="fedncm",
         init=lambda head: MeansState(np.zeros((1, *head.matrix.shape), np.uint64), ()),
-        plan=lambda state, _round: _ask_once(state.seen, "moments"),
+        plan=lambda state, _context: _ask_once(state.seen, "moments"),
         aggregate=aggregate,
     )
 
@@ -221,7 +216,7 @@ def nearest_mean_head(moments: npt.NDArray[np.uint64], affine: Affine, zero_poin
     return head
 
 
-def fedcof(*, affine: Affine, gamma: float = 0.1, normalize: bool = True) -> Strategy[MeansState]:
+def fedcof(*, gamma: NonNegative = 0.1, normalize: bool = True) -> Strategy[MeansState]:
     """FedCOF: class covariances from the spread of the clients' class means.
 
     arXiv 2412.14326. ``S_c = sum_i n_ic (mu_ic - mu_c)(mu_ic - mu_c)^T / (K_c - 1) + gamma I``
@@ -229,21 +224,22 @@ def fedcof(*, affine: Affine, gamma: float = 0.1, normalize: bool = True) -> Str
     ``W = B G^-1``. Class means alone leave a client: a K-th of Fed3R's uplink and less.
 
     Args:
-        affine: how integer features become x; given by the run.
         gamma: shrinkage; 0.1 is the paper's for MobileNetV2.
         normalize: divide each class's column by its norm, as the paper does.
     """
 
-    def aggregate(state: MeansState, _head: Head, updates: UpdateBatch) -> tuple[MeansState, Head]:
+    def aggregate(
+        state: MeansState, _head: Head, updates: UpdateBatch, context: RoundContext
+    ) -> tuple[MeansState, Head]:
         moments = np.concatenate([state.moments, updates.fields["moments"].astype(np.uint64)])
-        b = np.stack([in_feature_space(client, affine) for client in moments])
+        b = np.stack([in_feature_space(client, context.affine) for client in moments])
         head = Head.from_matrix(covariance_head(b, gamma, normalize))
         return MeansState(moments, _with(state.seen, updates)), head
 
     return Strategy(
         name="fedcof",
         init=lambda head: MeansState(np.zeros((0, *head.matrix.shape), np.uint64), ()),
-        plan=lambda state, _round: _ask_once(state.seen, "moments"),
+        plan=lambda state, _context: _ask_once(state.seen, "moments"),
         aggregate=aggregate,
         reduce="individual",
     )

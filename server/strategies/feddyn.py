@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.types import ClientPlan, Head, UpdateBatch
-from server.strategy import Strategy, mean, total
+from server.strategy import Positive, RoundContext, Strategy, mean, total
 
 __all__ = ["DynamicState", "feddyn"]
 
@@ -20,7 +20,7 @@ class DynamicState:
     shift: npt.NDArray[np.float64]
 
 
-def feddyn(*, num_clients: int, alpha: float = 0.1) -> Strategy[DynamicState]:
+def feddyn(*, alpha: Positive = 0.1) -> Strategy[DynamicState]:
     """FedDyn: clients minimise ``F_i(th) - <g_i, th> + alpha/2 ||th - w||^2``.
 
     Acar et al., "Federated learning based on dynamic regularization", ICLR 2021,
@@ -29,15 +29,17 @@ def feddyn(*, num_clients: int, alpha: float = 0.1) -> Strategy[DynamicState]:
     """
 
     def aggregate(
-        state: DynamicState, head: Head, updates: UpdateBatch
+        state: DynamicState, head: Head, updates: UpdateBatch, context: RoundContext
     ) -> tuple[DynamicState, Head]:
-        shift = state.shift - alpha / num_clients * total(updates, "delta")
+        shift = state.shift - alpha / context.num_clients * total(updates, "delta")
         new = head.matrix + mean(updates, "delta") - shift / alpha
         return DynamicState(shift), Head.from_matrix(new)
 
     return Strategy(
         name="feddyn",
         init=lambda head: DynamicState(np.zeros(head.matrix.shape)),
-        plan=lambda _state, _round: ClientPlan(weighting="uniform", mu=alpha, correction="feddyn"),
+        plan=lambda _state, _context: ClientPlan(
+            weighting="uniform", mu=alpha, correction="feddyn"
+        ),
         aggregate=aggregate,
     )

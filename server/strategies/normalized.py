@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from common.types import ClientPlan, Head, UpdateBatch
 from server.strategies.averaging import Stateless
-from server.strategy import Strategy, mean, total
+from server.strategy import NonNegative, Positive, RoundContext, Strategy, mean, total
 
 __all__ = ["fednova", "qfedavg"]
 
 
-def fednova(*, mu: float = 0.0, server_lr: float = 1.0) -> Strategy[Stateless]:
+def fednova(*, mu: NonNegative = 0.0, server_lr: Positive = 1.0) -> Strategy[Stateless]:
     """FedNova: deltas are normalized by a_i, the clients' effective numbers of steps.
 
     Wang et al., "Tackling the objective inconsistency problem", NeurIPS 2020, arXiv 2007.07481:
@@ -17,37 +17,43 @@ def fednova(*, mu: float = 0.0, server_lr: float = 1.0) -> Strategy[Stateless]:
     clients' momentum and proximal term.
     """
 
-    def aggregate(state: Stateless, head: Head, updates: UpdateBatch) -> tuple[Stateless, Head]:
+    def aggregate(
+        state: Stateless, head: Head, updates: UpdateBatch, _context: RoundContext
+    ) -> tuple[Stateless, Head]:
         step = mean(updates, "effective_steps") * mean(updates, "normalized_delta")
         return state, Head.from_matrix(head.matrix + server_lr * step)
 
     return Strategy(
         name="fednova",
         init=lambda _head: Stateless(),
-        plan=lambda _state, _round: ClientPlan(
+        plan=lambda _state, _context: ClientPlan(
             fields=("normalized_delta", "effective_steps"), mu=mu
         ),
         aggregate=aggregate,
     )
 
 
-def qfedavg(*, lr: float, q: float = 1.0) -> Strategy[Stateless]:
+def qfedavg(*, q: NonNegative = 1.0) -> Strategy[Stateless]:
     """q-FedAvg: clients with a larger loss F_i count more; q = 0 is the unweighted mean.
 
     Li et al., "Fair resource allocation in federated learning", ICLR 2020, arXiv 1905.10497:
     ``w <- w - sum F_i^q g_i / sum (q F_i^(q-1) ||g_i||^2 + L F_i^q)``, ``g_i = -L delta_i`` and
-    L = 1 / lr, the clients' learning rate, which the run gives.
+    L = 1 / lr, the clients' learning rate. Plain SGD only: with momentum ``L delta`` is no
+    gradient.
     """
 
-    def aggregate(state: Stateless, head: Head, updates: UpdateBatch) -> tuple[Stateless, Head]:
-        step = total(updates, "fair_delta") / lr / total(updates, "fair_scale")
+    def aggregate(
+        state: Stateless, head: Head, updates: UpdateBatch, context: RoundContext
+    ) -> tuple[Stateless, Head]:
+        step = total(updates, "fair_delta") / context.lr / total(updates, "fair_scale")
         return state, Head.from_matrix(head.matrix + step)
 
     return Strategy(
         name="qfedavg",
         init=lambda _head: Stateless(),
-        plan=lambda _state, _round: ClientPlan(
+        plan=lambda _state, _context: ClientPlan(
             fields=("fair_delta", "fair_scale"), weighting="uniform", q=q
         ),
         aggregate=aggregate,
+        plain_sgd=True,
     )

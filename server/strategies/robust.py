@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from common.types import ClientPlan, Head, UpdateBatch
 from server.strategies.averaging import Stateless
-from server.strategy import Strategy
+from server.strategy import Count, Positive, RoundContext, Strategy
 
 __all__ = [
     "CenterState",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 _Array = npt.NDArray[np.float64]
+_Minority = Annotated[float, Field(ge=0, lt=0.5)]
 
 
 def _individual(
@@ -35,7 +38,9 @@ def _individual(
 ) -> Strategy[Stateless]:
     """A strategy that turns deltas (n, K * (d + 1)) into one."""
 
-    def aggregate(state: Stateless, head: Head, updates: UpdateBatch) -> tuple[Stateless, Head]:
+    def aggregate(
+        state: Stateless, head: Head, updates: UpdateBatch, _context: RoundContext
+    ) -> tuple[Stateless, Head]:
         deltas = updates.fields["delta"].astype(np.float64)
         step = combine(deltas.reshape(len(deltas), -1)).reshape(deltas.shape[1:])
         return state, Head.from_matrix(head.matrix + server_lr * step)
@@ -43,13 +48,13 @@ def _individual(
     return Strategy(
         name=name,
         init=lambda _head: Stateless(),
-        plan=lambda _state, _round: ClientPlan(weighting="uniform"),
+        plan=lambda _state, _context: ClientPlan(weighting="uniform"),
         aggregate=aggregate,
         reduce="individual",
     )
 
 
-def median(*, server_lr: float = 1.0) -> Strategy[Stateless]:
+def median(*, server_lr: Positive = 1.0) -> Strategy[Stateless]:
     """Coordinate-wise median of the deltas.
 
     Yin et al., "Byzantine-robust distributed learning", ICML 2018, arXiv 1803.01498.
@@ -57,7 +62,7 @@ def median(*, server_lr: float = 1.0) -> Strategy[Stateless]:
     return _individual("median", lambda rows: np.median(rows, axis=0), server_lr)
 
 
-def trimmed_mean(*, byzantine: float = 0.2, server_lr: float = 1.0) -> Strategy[Stateless]:
+def trimmed_mean(*, byzantine: _Minority = 0.2, server_lr: Positive = 1.0) -> Strategy[Stateless]:
     """Coordinate-wise mean without the f smallest and f largest values.
 
     Yin et al., ICML 2018, arXiv 1803.01498.
@@ -71,7 +76,7 @@ def trimmed_mean(*, byzantine: float = 0.2, server_lr: float = 1.0) -> Strategy[
     return _individual("trimmed_mean", combine, server_lr)
 
 
-def krum(*, byzantine: float = 0.2, server_lr: float = 1.0) -> Strategy[Stateless]:
+def krum(*, byzantine: _Minority = 0.2, server_lr: Positive = 1.0) -> Strategy[Stateless]:
     """The one delta that lies closest to its n - f - 2 nearest neighbours.
 
     Blanchard et al., NeurIPS 2017, arXiv 1703.02757.
@@ -85,7 +90,7 @@ def krum(*, byzantine: float = 0.2, server_lr: float = 1.0) -> Strategy[Stateles
     return _individual("krum", combine, server_lr)
 
 
-def multikrum(*, byzantine: float = 0.2, server_lr: float = 1.0) -> Strategy[Stateless]:
+def multikrum(*, byzantine: _Minority = 0.2, server_lr: Positive = 1.0) -> Strategy[Stateless]:
     """The mean of the n - f deltas with the best Krum scores.
 
     Blanchard et al., NeurIPS 2017, arXiv 1703.02757.
@@ -101,7 +106,7 @@ def multikrum(*, byzantine: float = 0.2, server_lr: float = 1.0) -> Strategy[Sta
     return _individual("multikrum", combine, server_lr)
 
 
-def bulyan(*, byzantine: float = 0.2, server_lr: float = 1.0) -> Strategy[Stateless]:
+def bulyan(*, byzantine: _Minority = 0.2, server_lr: Positive = 1.0) -> Strategy[Stateless]:
     """Krum picks n - 2f deltas one by one; then the mean of those nearest their median.
 
     El Mhamdi et al., "The hidden vulnerability of distributed learning in Byzantium",
@@ -128,7 +133,7 @@ def bulyan(*, byzantine: float = 0.2, server_lr: float = 1.0) -> Strategy[Statel
 
 
 def geometric_median(
-    *, iterations: int = 8, nu: float = 1e-6, server_lr: float = 1.0
+    *, iterations: Count = 8, nu: Positive = 1e-6, server_lr: Positive = 1.0
 ) -> Strategy[Stateless]:
     """RFA: the point with the smallest sum of distances, by smoothed Weiszfeld steps from 0.
 
@@ -137,7 +142,7 @@ def geometric_median(
     """
 
     def combine(rows: _Array) -> _Array:
-        return weiszfeld(rows, iterations=int(iterations), nu=nu)
+        return weiszfeld(rows, iterations=iterations, nu=nu)
 
     return _individual("geometric_median", combine, server_lr)
 
@@ -164,7 +169,7 @@ class CenterState:
 
 
 def centered_clipping(
-    *, radius: float = 0.1, iterations: int = 3, server_lr: float = 1.0
+    *, radius: Positive = 0.1, iterations: Count = 3, server_lr: Positive = 1.0
 ) -> Strategy[CenterState]:
     """Move from the last aggregate v by the mean of ``(x_i - v) min(1, radius / ||x_i - v||)``.
 
@@ -172,9 +177,11 @@ def centered_clipping(
     ICML 2021, arXiv 2012.10333.
     """
 
-    def aggregate(state: CenterState, head: Head, updates: UpdateBatch) -> tuple[CenterState, Head]:
+    def aggregate(
+        state: CenterState, head: Head, updates: UpdateBatch, _context: RoundContext
+    ) -> tuple[CenterState, Head]:
         deltas, center = updates.fields["delta"].astype(np.float64), state.center
-        for _ in range(int(iterations)):
+        for _ in range(iterations):
             away = deltas - center
             norms = np.sqrt(np.square(away).sum(axis=(1, 2)))
             factors = np.minimum(1, radius / np.maximum(norms, radius))
@@ -184,7 +191,7 @@ def centered_clipping(
     return Strategy(
         name="centered_clipping",
         init=lambda head: CenterState(np.zeros(head.matrix.shape)),
-        plan=lambda _state, _round: ClientPlan(weighting="uniform"),
+        plan=lambda _state, _context: ClientPlan(weighting="uniform"),
         aggregate=aggregate,
         reduce="individual",
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.types import ClientPlan, FloatArray, Head, UpdateBatch
-from server.strategy import Strategy, mean, total
+from server.strategy import Positive, RoundContext, Strategy, mean, total
 
 __all__ = ["ScaffoldState", "scaffold"]
 
@@ -19,7 +19,7 @@ class ScaffoldState:
     control: FloatArray
 
 
-def scaffold(*, num_clients: int, server_lr: float = 1.0) -> Strategy[ScaffoldState]:
+def scaffold(*, server_lr: Positive = 1.0) -> Strategy[ScaffoldState]:
     """SCAFFOLD, option II: clients step along ``g - c_i + c``.
 
     Karimireddy et al., arXiv 1910.06378. With T steps, ``c_i+ = c_i - c - delta / (T lr)``,
@@ -29,9 +29,9 @@ def scaffold(*, num_clients: int, server_lr: float = 1.0) -> Strategy[ScaffoldSt
     """
 
     def aggregate(
-        state: ScaffoldState, head: Head, updates: UpdateBatch
+        state: ScaffoldState, head: Head, updates: UpdateBatch, context: RoundContext
     ) -> tuple[ScaffoldState, Head]:
-        control = state.control + total(updates, "control_delta") / num_clients
+        control = state.control + total(updates, "control_delta") / context.num_clients
         return (
             ScaffoldState(control.astype(np.float32)),
             Head.from_matrix(head.matrix + server_lr * mean(updates, "delta")),
@@ -40,11 +40,12 @@ def scaffold(*, num_clients: int, server_lr: float = 1.0) -> Strategy[ScaffoldSt
     return Strategy(
         name="scaffold",
         init=lambda head: ScaffoldState(np.zeros_like(head.matrix)),
-        plan=lambda state, _round: ClientPlan(
+        plan=lambda state, _context: ClientPlan(
             fields=("delta", "control_delta"),
             weighting="uniform",
             correction="scaffold",
             arrays={"control": state.control},
         ),
         aggregate=aggregate,
+        plain_sgd=True,
     )

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from common.statistics import Statistics, exact_sum, ridge
-from common.types import Affine, ClientPlan, FloatArray, Head, UpdateBatch
-from server.strategy import Strategy
+from common.types import ClientPlan, FloatArray, Head, UpdateBatch
+from server.strategy import Metrics, RoundContext, Strategy, with_metrics
 
 __all__ = ["PreparedState", "with_statistics"]
 
@@ -37,7 +37,6 @@ class PreparedState:
 def with_statistics(
     strategy: Strategy[Any],
     *,
-    affine: Affine,
     temperature: float = 0.0,
     init_lambda: float = 10.0,
     precondition_lambda: float = 0.0,
@@ -50,7 +49,6 @@ def with_statistics(
 
     Args:
         strategy: trains from the second round on.
-        affine: how integer features become x.
         temperature: the first head is this times the ridge head, so that its softmax is sure of
             itself; 0 for the head as it was.
         init_lambda: penalty of that ridge head.
@@ -61,32 +59,33 @@ def with_statistics(
         width = head.num_features + 1
         return PreparedState(0, np.zeros((0, width), np.float32), strategy.init(head))
 
-    def plan(state: PreparedState, round_number: int) -> ClientPlan:
+    def plan(state: PreparedState, context: RoundContext) -> ClientPlan:
         if not state.prepared:
             return ClientPlan(
                 kind="statistics", fields=("gram", "moments"), weighting="uniform", everyone=True
             )
-        inner = strategy.plan(state.inner, round_number)
+        inner = strategy.plan(state.inner, context)
         if not len(state.preconditioner):
             return inner
         constant = {**inner.constant, "preconditioner": state.preconditioner}
         return dataclasses.replace(inner, constant=constant)
 
     def aggregate(
-        state: PreparedState, head: Head, updates: UpdateBatch
-    ) -> tuple[PreparedState, Head]:
+        state: PreparedState, head: Head, updates: UpdateBatch, context: RoundContext
+    ) -> tuple[PreparedState, Head, Metrics]:
         if not state.prepared:
             gram, moments = (
                 exact_sum(np.zeros(rows.shape[1:], np.uint64), rows)
                 for rows in (updates.fields["gram"], updates.fields["moments"])
             )
-            a, b = Statistics(gram, moments).in_feature_space(affine)
+            a, b = Statistics(gram, moments).in_feature_space(context.affine)
             p = _inverse(a, float(b[:, -1].sum()), precondition_lambda)
             if temperature:
                 head = Head.from_matrix(temperature * ridge(a, b, init_lambda))
-            return PreparedState(1, p, strategy.init(head)), head
-        inner, head = strategy.aggregate(state.inner, head, updates)
-        return dataclasses.replace(state, inner=inner), head
+            return PreparedState(1, p, strategy.init(head)), head, {}
+        given = strategy.aggregate(state.inner, head, updates, context)
+        inner, head, metrics = with_metrics(given, strategy.name)
+        return dataclasses.replace(state, inner=inner), head, metrics
 
     each = _inside(strategy.each)
     return dataclasses.replace(strategy, init=init, plan=plan, aggregate=aggregate, each=each)

@@ -8,7 +8,7 @@ import numpy as np
 
 from common.types import ClientPlan, Head, UpdateBatch
 from server.strategies.averaging import Stateless, fedavg
-from server.strategy import S, Strategy
+from server.strategy import Positive, RoundContext, S, Strategy
 
 __all__ = ["norm_clipping", "with_clipping"]
 
@@ -28,8 +28,8 @@ def with_clipping(strategy: Strategy[S], bound: float) -> Strategy[S]:
     if not bound > 0:
         raise ValueError(f"bound={bound} must be above 0")
 
-    def plan(state: S, round_number: int) -> ClientPlan:
-        inner = strategy.plan(state, round_number)
+    def plan(state: S, context: RoundContext) -> ClientPlan:
+        inner = strategy.plan(state, context)
         if inner.fields != ("delta",) or inner.correction != "none":
             raise ValueError(f"{strategy.name} needs more than the delta: it cannot be clipped")
         return inner
@@ -46,7 +46,7 @@ def with_clipping(strategy: Strategy[S], bound: float) -> Strategy[S]:
     return dataclasses.replace(strategy, plan=plan, reduce="individual", each=clip)
 
 
-def norm_clipping(*, bound: float = 1.0, server_lr: float = 1.0) -> Strategy[Stateless]:
+def norm_clipping(*, bound: Positive = 1.0, server_lr: Positive = 1.0) -> Strategy[Stateless]:
     """FedAvg of clipped deltas (Sun et al., arXiv 1911.07963); see ``with_clipping``."""
     clipped = with_clipping(fedavg(server_lr=server_lr), bound)
     return dataclasses.replace(clipped, name="norm_clipping")

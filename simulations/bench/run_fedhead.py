@@ -22,7 +22,7 @@ from common.messages import (
     DescribeRequest,
     TrainRequest,
 )
-from common.types import FeatureSet, Head
+from common.types import Affine, FeatureSet, Head
 from server.record.progress import Progress
 from server.round.admission import Admission
 from server.round.algorithm import Run
@@ -61,7 +61,7 @@ def _client_app(cohort: Cohort) -> ClientApp:
     return app
 
 
-def _algorithm(work: Work, cohort: Cohort) -> OwnAlgorithm:
+def _algorithm(work: Work, cohort: Cohort, affine: Affine) -> OwnAlgorithm:
     config = Config(
         train=TrainConfig.model_validate(
             {
@@ -85,7 +85,8 @@ def _algorithm(work: Work, cohort: Cohort) -> OwnAlgorithm:
         progress=Progress(),
     )
     registry.wait_for(work.clients, 60.0)
-    return OwnAlgorithm(Run(config, "bench", _FINGERPRINT, grid, registry), fedavg())
+    run = Run(config, "bench", _FINGERPRINT, grid, registry)
+    return OwnAlgorithm(run, fedavg(), affine, zero_point=0)
 
 
 def main() -> None:
@@ -100,7 +101,7 @@ def main() -> None:
     started = time.perf_counter()
     cohort.prepare(everyone)
     gram_seconds = time.perf_counter() - started
-    algorithm = _algorithm(work, cohort)
+    algorithm = _algorithm(work, cohort, data.affine)
     head = Head.zeros(work.classes, work.features)
     algorithm.start(head, None)
     seconds = []

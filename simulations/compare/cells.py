@@ -18,9 +18,9 @@ from common.own_code import file_of, found_in
 from server.round.first_head import last_head
 from server.round.stock import is_stock
 from server.strategies import (
-    arguments,
+    argument_names,
+    build_strategy,
     import_strategy,
-    sketch,
     strategy_factory,
     trains_by_gradients,
 )
@@ -58,14 +58,14 @@ class StrategySpec:
     @property
     def has_gradients(self) -> bool:
         """Whether clients run SGD, so that [train] matters."""
-        return is_stock(self.name) or trains_by_gradients(sketch(self.name))
+        return is_stock(self.name) or trains_by_gradients(build_strategy(self.name))
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """Names that [strategy.args] may hold, kebab-case."""
         if is_stock(self.name):
-            return tuple(arguments(import_strategy(self.name)))
-        return tuple(arguments(strategy_factory(self.name)))
+            return tuple(argument_names(import_strategy(self.name)))
+        return tuple(argument_names(strategy_factory(self.name)))
 
 
 @dataclass(frozen=True)

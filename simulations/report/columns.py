@@ -12,6 +12,8 @@ __all__ = [
     "Column",
     "accuracy_text",
     "byte_text",
+    "metric_names",
+    "metric_text",
     "percent",
     "points",
     "rounds_text",
@@ -94,7 +96,7 @@ class Column:
     words: bool = False
 
 
-_SECONDS = "Training\u00a0s"
+_SECONDS, _SETTINGS = "Training\u00a0s", "Settings"
 _COLUMNS = (
     Column(
         "Strategy", lambda r: r.strategy, lambda r: r.strategy, True,
@@ -153,10 +155,32 @@ _COLUMNS = (
         "Seeds", lambda r: str(len(r.seeds)), lambda r: len(r.seeds), False, "Number of runs",
     ),
     Column(
-        "Settings", lambda r: r.hyperparameters, lambda r: r.hyperparameters, True,
+        _SETTINGS, lambda r: r.hyperparameters, lambda r: r.hyperparameters, True,
         "Learning rate and what else was set for this strategy: after a sweep its best", words=True,
     ),
 )  # fmt: skip
+
+
+def metric_names(rows: Sequence[Row]) -> list[str]:
+    """The strategies' own metrics that any of the rows has, in order."""
+    return sorted({name for row in rows for name in row.metrics})
+
+
+def metric_text(row: Row, name: str) -> str:
+    """Mean and standard deviation of several seeds; "-" without it."""
+    if name not in row.metrics:
+        return "-"
+    mean, deviation = row.metrics[name]
+    return f"{mean:.4g}" + ("" if deviation is None else f" ± {deviation:.2g}")
+
+
+def _metric(name: str) -> Column:
+    """A strategy's own metric; nobody but its author knows which values are the good ones."""
+    return Column(
+        name, lambda row: metric_text(row, name),
+        lambda row: row.metrics[name][0] if name in row.metrics else None, False,
+        "The strategy's own, its last value: mean and standard deviation over seeds",
+    )  # fmt: skip
 
 
 def shown_columns(rows: Sequence[Row], *, timed: bool) -> list[Column]:
@@ -167,10 +191,13 @@ def shown_columns(rows: Sequence[Row], *, timed: bool) -> list[Column]:
         timed: whether seconds are shown, which no two runs have in common.
     """
     hidden = {_SECONDS} if not timed else set()
+    settings = [column for column in _COLUMNS if column.title == _SETTINGS]
+    others = [column for column in _COLUMNS if column.title != _SETTINGS]
+    columns = [*others, *map(_metric, metric_names(rows)), *settings]
     if not any(row.rejected for row in rows):
         hidden.add("Rejected")
     return [
         column
-        for column in _COLUMNS
+        for column in columns
         if column.title not in hidden and any(column.text(row) not in ("", "-") for row in rows)
     ]

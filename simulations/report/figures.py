@@ -23,6 +23,7 @@ __all__ = [
     "counted_clients",
     "figure_data",
     "line_styles",
+    "metric_names",
     "yardsticks",
 ]
 
@@ -86,12 +87,39 @@ def _setting(
         "yardsticks": yardsticks(setting, target),
         "classes": list(setting.classes),
         "entries": [
-            {"label": entry.label, **asdict(styles[entry.label]), **_curve(entry), **_boxes(entry)}
+            {
+                "label": entry.label,
+                **asdict(styles[entry.label]),
+                **_curve(entry),
+                **_boxes(entry),
+                "metrics": _metric_curves(entry),
+            }
             for entry in setting.entries
         ],
         "confusion": confusion.tolist() if few_classes else None,
         "partition": _partition(winner),
+        "metrics": metric_names(setting),
     }
+
+
+def metric_names(setting: Setting) -> list[str]:
+    """The strategies' own metrics, a plot each."""
+    return sorted({name for run in setting.runs for name in run.metrics})
+
+
+def _metric_curves(entry: Entry) -> dict[str, dict[str, Any]]:
+    """Mean of each of the strategy's own metrics over the seeds, in the rounds that all have it."""
+    curves = {}
+    for name in dict.fromkeys(name for run in entry.runs for name in run.metrics):
+        rounds = min(len(run.accuracy) for run in entry.runs)
+        missing = np.full(rounds, np.nan)
+        values = np.stack([run.metrics.get(name, missing)[:rounds] for run in entry.runs]).mean(0)
+        known = np.flatnonzero(~np.isnan(values))
+        curves[name] = {
+            "rounds": (known + 1).tolist(),
+            "values": [float(f"{value:.5g}") for value in values[known]],
+        }
+    return curves
 
 
 def _curve(entry: Entry) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.config import PARTITION_KEYS, Config
-from server.strategies import STRATEGIES, sketch, trains_by_gradients
+from server.strategies import STRATEGIES, build_strategy, trains_by_gradients
 from simulations.report.runs import flat
 
 __all__ = [
@@ -67,7 +67,7 @@ def hyperparameters(values: Values, compared: Sequence[Values]) -> str:
 
 def _has_learning_rate(strategy: str) -> bool:
     # A user's own is not imported for this: it may not be at hand where the report is made.
-    return strategy not in STRATEGIES or trains_by_gradients(sketch(strategy))
+    return strategy not in STRATEGIES or trains_by_gradients(build_strategy(strategy))
 
 
 def setting_label(values: Values, compared: Sequence[Values]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,8 @@ class Row:
         rejected: updates, summed over seeds.
         seconds: of training, on the machine that ran it.
         near_best: within the sampling margin of the setting's best.
+        metrics: of the strategy's own metrics that every seed has, the last value's mean and
+            sample standard deviation (None for one seed).
     """
 
     setting: str
@@ -80,6 +82,7 @@ class Row:
     rejected: int
     seconds: float | None
     near_best: bool
+    metrics: Mapping[str, tuple[float, float | None]]
 
 
 def leaderboard(comparison: Comparison, target: float | None = None) -> list[Row]:
@@ -154,7 +157,7 @@ def _row(setting: Setting, entry: Entry, standard: Standard) -> Row:
         hyperparameters=entry.hyperparameters,
         seeds=entry.seeds,
         accuracy=accuracy,
-        accuracy_sd=float(np.std(entry.accuracies, ddof=1)) if len(runs) > 1 else None,
+        accuracy_sd=_deviation(entry.accuracies),
         test_examples=min(run.test_examples for run in runs),
         mean_client=mean_client,
         worst_client=worst_client,
@@ -175,6 +178,7 @@ def _row(setting: Setting, entry: Entry, standard: Standard) -> Row:
         rejected=sum(run.summary.rejected_updates for run in runs),
         seconds=_mean([run.summary.seconds.get("training") for run in runs]),
         near_best=best - accuracy <= sampling_margin(setting),
+        metrics=_last_metrics(runs),
     )
 
 
@@ -198,6 +202,20 @@ def _of_clients(runs: Sequence[Run]) -> Iterator[float | None]:
     whose = "personal" if _is_personal(runs) else "client"
     for figure in ("mean", "p10", "min"):
         yield _mean([getattr(run.summary, f"{whose}_accuracy_{figure}") for run in runs])
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    """Sample standard deviation; None of one value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def _last_metrics(runs: Sequence[Run]) -> dict[str, tuple[float, float | None]]:
+    found = {}
+    for name in dict.fromkeys(name for run in runs for name in run.metrics):
+        if all(name in run.metrics for run in runs):
+            last = [float(run.metrics[name][~np.isnan(run.metrics[name])][-1]) for run in runs]
+            found[name] = float(np.mean(last)), _deviation(last)
+    return found
 
 
 def _first_round(run: Run, target: float) -> int | None:

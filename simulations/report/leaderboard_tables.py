@@ -17,7 +17,15 @@ from rich.table import Table
 from rich.text import Text
 
 from common.noise import COUNTED_EXAMPLES
-from simulations.report.columns import Column, accuracy_text, percent, rounds_text, shown_columns
+from simulations.report.columns import (
+    Column,
+    accuracy_text,
+    metric_names,
+    metric_text,
+    percent,
+    rounds_text,
+    shown_columns,
+)
 from simulations.report.comparison import Comparison, Setting
 from simulations.report.leaderboard import Row, leaderboard, sampling_margin, standard
 
@@ -67,7 +75,11 @@ def _about(setting: Setting, target: float | None) -> str:
 
 
 def leaderboard_csv(rows: Sequence[Row]) -> str:
-    """A line for each row; accuracies as shares, gaps in points, bytes of all clients together."""
+    """A line for each row; accuracies as shares, gaps in points, bytes of all clients together.
+
+    Of each of the strategies' own metrics there are two columns at the end.
+    """
+    names = metric_names(rows)
     lines = [
         {
             "setting": row.setting,
@@ -89,10 +101,20 @@ def leaderboard_csv(rows: Sequence[Row]) -> str:
             "gap_to_centralized_points": _fixed(row.gap_centralized, 4, 100),
             "gap_to_ridge_points": _fixed(row.gap_ridge, 4, 100),
             "rejected_updates": row.rejected,
+            **_metric_cells(row, names),
         }
         for row in rows
     ]
     return _csv(lines)
+
+
+def _metric_cells(row: Row, names: Sequence[str]) -> dict[str, str]:
+    """A strategy's own metrics: the last value's mean and standard deviation."""
+    cells: dict[str, str] = {}
+    for name in names:
+        mean, deviation = row.metrics.get(name, (None, None))
+        cells |= {f"metric_{name}": _digits(mean), f"metric_{name}_sd": _digits(deviation)}
+    return cells
 
 
 def timing_csv(comparison: Comparison) -> str:
@@ -169,6 +191,7 @@ def terminal_table(comparison: Comparison, target: float | None = None) -> Group
         blocks += [
             _setting_table(setting, shown, columns),
             Text(f"{more}{_about(setting, target)}\n"),
+            *_metric_tables(shown),
         ]
     if len(by_setting) > 1:
         blocks.append(_overview_table(comparison, by_setting))
@@ -209,6 +232,22 @@ def _setting_table(setting: Setting, rows: Sequence[Row], columns: Sequence[Colu
     return table
 
 
+def _metric_tables(rows: Sequence[Row]) -> list[Table]:
+    """What the strategies say of themselves, where any does: a table beside the wide one."""
+    names = metric_names(rows)
+    if not names:
+        return []
+    table = _table("Metrics of the strategies' own, last values")
+    table.add_column("strategy", overflow="fold")
+    for name in names:
+        table.add_column(name, justify="right", overflow="fold")
+    for row in rows:
+        if row.metrics:
+            label = f"{row.strategy} {row.hyperparameters}".rstrip()
+            table.add_row(Text(label), *(Text(metric_text(row, name)) for name in names))
+    return [table]
+
+
 def _overview_table(comparison: Comparison, by_setting: RowsBySetting) -> Table:
     table = _table("Accuracy in all settings, %")
     table.add_column("strategy", no_wrap=True)
@@ -231,6 +270,11 @@ def _overview_cell(row: Row | None, spread: bool) -> Text:
 def _fixed(value: float | None, digits: int, factor: float = 1.0) -> str:
     # Adding zero makes -0.0 a plain zero.
     return "" if value is None else f"{round(value * factor, digits) + 0.0:.{digits}f}"
+
+
+def _digits(value: float | None) -> str:
+    """What is of any size: six digits."""
+    return "" if value is None else f"{value:.6g}"
 
 
 def _csv(lines: Sequence[Mapping[str, object]]) -> str:

@@ -178,6 +178,28 @@
     }), CONFIG);
   }
 
+  function drawMetrics() {
+    const section = byId("metrics");
+    if (!section) return;
+    section.hidden = !current.metrics.length;
+    for (const figure of section.querySelectorAll("figure")) {
+      const name = figure.dataset.metric;
+      const entries = current.entries.filter((one) => drawn.has(one.label) && one.metrics[name]);
+      figure.hidden = !entries.length;
+      if (!entries.length) continue;
+      const traces = entries.map((entry) => ({
+        x: entry.metrics[name].rounds,
+        y: entry.metrics[name].values,
+        mode: entry.metrics[name].rounds.length <= 12 ? "lines+markers" : "lines",
+        line: { color: colour(`series-${entry.colour}`), width: 2.2, dash: entry.dash },
+        marker: { size: 6 },
+        text: entry.metrics[name].rounds.map(() => plain(entry.label)),
+        hovertemplate: "%{text}<br>%{y:.4g} at round %{x}<extra></extra>",
+      }));
+      Plotly.react(`plot-metric-${name}`, traces, layout({ xaxis: { title: { text: "round" }, rangemode: "tozero" } }), CONFIG);
+    }
+  }
+
   function drawClients() {
     const rows = current.entries.flatMap((entry) => [
       { entry, box: entry.clients, label: entry.label },
@@ -288,6 +310,7 @@
         if (!drawn.delete(entry.label)) drawn.add(entry.label);
         button.ariaPressed = drawn.has(entry.label);
         drawCurves();
+        drawMetrics();
       });
       return button;
     });
@@ -300,6 +323,7 @@
       drawn = new Set(current.entries.slice(0, some ? undefined : SHOWN).map((entry) => entry.label));
       chips();
       drawCurves();
+      drawMetrics();
     });
     box.replaceChildren(...buttons, ...(current.entries.length > SHOWN ? [all] : []));
   }
@@ -307,6 +331,7 @@
   function draw() {
     if (!window.Plotly) return;
     drawCurves();
+    drawMetrics();
     if (byId("plot-clients")) drawClients();
     drawConfusion();
     if (byId("plot-partition")) drawPartition();

@@ -27,6 +27,7 @@ from simulations.report.figures import (
     counted_clients,
     figure_data,
     line_styles,
+    metric_names,
     yardsticks,
 )
 from simulations.report.labels import number_or_share, text
@@ -94,6 +95,7 @@ def page_html(comparison: Comparison, target: float | None) -> str:
         overview=overview(comparison, by_setting) if len(by_setting) > 1 else [],
         styles=line_styles(comparison),
         has_clients=any(run.clients for run in comparison.runs),
+        metrics=sorted({name for setting in comparison.settings for name in metric_names(setting)}),
         experiment_file=EXPERIMENT_FILE,
         common=to_toml(common),
         version_names=version_names or ["versions"],

@@ -64,6 +64,7 @@ class _Round(_File):
     round: int
     accuracy: Rate
     uplink_bytes: Count
+    strategy: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
 
 
 class _LastRound(_Round):
@@ -108,6 +109,7 @@ class Run:
         values: the whole configuration by dotted key, see :func:`flat`.
         accuracy: float64 (R,), on the server's test set after each round.
         uplink: int64 (R,), bytes sent by clients up to and including each round.
+        metrics: the strategy's own, by name, float64 (R,); NaN after rounds without one.
         confusion: int64 (K, K) of the last round, rows are true classes.
         clients: None for a run that has not written them.
     """
@@ -118,6 +120,7 @@ class Run:
     classes: tuple[str, ...]
     accuracy: npt.NDArray[np.float64]
     uplink: IntArray
+    metrics: Mapping[str, npt.NDArray[np.float64]]
     confusion: IntArray
     clients: Clients | None
 
@@ -211,6 +214,7 @@ def read_run(folder: Path) -> Run:
         classes=classes,
         accuracy=np.array([r.accuracy for r in rounds], np.float64),
         uplink=np.cumsum([r.uplink_bytes for r in rounds], dtype=np.int64),
+        metrics=_metrics(rounds),
         confusion=confusion,
         clients=_read_clients(folder / "clients.json", len(classes)),
     )
@@ -243,6 +247,13 @@ def _read_rounds(file: Path, count: int, num_classes: int) -> tuple[list[_Round]
     if {len(rows), *map(len, rows)} != {num_classes} or not any(map(any, rows)):
         raise RunError(f"{file}, line {count}: confusion is not of {num_classes} classes")
     return rounds, np.array(rows, np.int64)
+
+
+def _metrics(rounds: Sequence[_Round]) -> dict[str, npt.NDArray[np.float64]]:
+    names = dict.fromkeys(name for r in rounds for name in r.strategy)
+    return {
+        name: np.array([r.strategy.get(name, np.nan) for r in rounds], np.float64) for name in names
+    }
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

@@ -209,7 +209,9 @@ def test_single_updates_travel_in_waves_that_change_nothing(
 def test_more_single_updates_than_memory_holds_are_refused(
     quick: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def median(state: object, head: Head, updates: UpdateBatch) -> tuple[object, Head]:
+    def median(
+        state: object, head: Head, updates: UpdateBatch, _context: object
+    ) -> tuple[object, Head]:
         middle = np.median(updates.fields["delta"], axis=0)
         return state, Head.from_matrix(head.matrix + middle)
 
@@ -233,18 +235,19 @@ def test_scaffold_forgets_rounds_that_did_not_count(
     aggregate = server.round.own.OwnAlgorithm._aggregate
     losses = []
 
-    def lose_some(self, number, head, updates, fault):  # type: ignore[no-untyped-def]
-        if number in (2, 4):
-            losses.append(number)
-            return head, False
-        return aggregate(self, number, head, updates, fault)
+    def lose_some(self, context, head, updates, fault):  # type: ignore[no-untyped-def]
+        if context.round_number in (2, 4):
+            losses.append(context.round_number)
+            return None
+        return aggregate(self, context, head, updates, fault)
 
     def watch(self, number, head, fault):  # type: ignore[no-untyped-def]
         result = step(self, number, head, fault)
         kept = state(self)
         store = ControlStore(simulated_state() / self._run.run_id)
         shape = kept.strategy.control.shape
-        for client, counted in zip(kept.clients.tolist(), kept.counted.tolist(), strict=True):
+        memories = zip(kept.memory_clients.tolist(), kept.memory_rounds.tolist(), strict=True)
+        for client, counted in memories:
             own[client] = store.load(client, counted, shape)
         total = np.sum(list(own.values()), axis=0) / 8
         np.testing.assert_allclose(kept.strategy.control, total, atol=1e-5)
@@ -343,9 +346,9 @@ def test_stock_strategies_run_in_the_same_loop(quick: Make, name: str, args: lis
     ("overrides", "message"),
     [
         (["strategy.name=fedavgg"], "did you mean fedavg"),
-        (["strategy.args.mu=1"], "unknown strategy.args.mu for fedavg"),
-        (["strategy.name=fedprox", "strategy.args.mu=-1"], "must be finite and at least 0"),
-        (["strategy.name=fedprox", "strategy.args.mu=high"], "must be a number"),
+        (["strategy.args.mu=1"], r"unknown key strategy.args.mu \(fedavg knows: server-lr\)"),
+        (["strategy.name=fedprox", "strategy.args.mu=-1"], "must be greater than or equal to 0"),
+        (["strategy.name=fedprox", "strategy.args.mu=high"], "must be a valid number"),
         (["strategy.name=scaffold", "train.momentum=0.9"], "momentum must be 0"),
         (["strategy.name=flwr.serverapp.strategy:FedNone"], "cannot be imported"),
         (["strategy.name=json:JSONDecoder"], "gives a JSONDecoder, expected a Strategy"),

@@ -200,9 +200,9 @@ calls = []
 
 def once(spoil):
     plain = fedavgm()
-    def aggregate(state, head, updates):
+    def aggregate(state, head, updates, context):
         calls.append(state.velocity.any())
-        state, head = plain.aggregate(state, head, updates)
+        state, head = plain.aggregate(state, head, updates, context)
         return spoil(state, head) if len(calls) == 1 else (state, head)
     return dataclasses.replace(plain, name="wild", aggregate=aggregate)
 
@@ -359,7 +359,7 @@ def test_norms_are_those_of_each_field_that_is_sent() -> None:
 def test_a_client_with_whom_sums_would_leave_their_numbers_is_left_out_by_name(
     tiny: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.round.registry._MOST_EXAMPLES", 1236)  # of 1237
+    monkeypatch.setattr("server.round.admission._MOST_TOGETHER", 1236)  # of 1237
     with pytest.raises(RunError, match=r"no node hosts the clients \[7\]"):
         run(tiny(*OPTIONS), {})
     assert "with which all clients have 1237, expected at most 1236: refused" in caplog.text

@@ -31,7 +31,7 @@ from server.record.progress import Progress
 from server.round.admission import Admission
 from server.round.backbone_offer import Offer
 from server.round.exchange import Exchange, error_reason
-from server.round.join import join
+from server.round.join import join, make_registry
 from server.round.registry import Registry
 from server.round.roster import CLIENT, Roster, client_file, read_roster
 from simulations.engines.in_process import InProcessGrid
@@ -324,10 +324,11 @@ def test_a_run_of_all_clients_goes_on_with_a_quorum_of_the_registered_if_they_co
     monkeypatch.setattr("server.round.join._JOIN_SECONDS", 60.0 if grid is Late else 2.0)
     config = load_config(tiny(*OPTIONS) / "config.toml")
     data: Any = SimpleNamespace(classes=tuple("0123456789"))
-    registry = join(
-        grid(devices), config, "run", data, Offer("f" * 64, bytes), Progress(), Roster(garden),
-        devices=True, resumes=resumes,
+    registry = make_registry(
+        grid(devices), config, "run", data.classes, Offer("f" * 64, bytes), Progress(),
+        Roster(garden),
     )  # fmt: skip
+    join(registry, config, data, devices=True, resumes=resumes)
     assert len(registry.clients) == clients
 
 

@@ -16,7 +16,7 @@ from common.config import load_config
 from common.errors import RunError
 from server.record.progress import Progress
 from server.round.backbone_offer import Offer
-from server.round.join import join
+from server.round.join import join, make_registry
 
 Make = Callable[..., Path]
 
@@ -41,7 +41,8 @@ def wait(run: Path, grid: Any, *, resumes: bool) -> None:
     config = load_config(run / "config.toml")
     dataset: Any = SimpleNamespace(classes=("0", "1"))
     backbone = Offer("f" * 64, bytes)
-    join(grid, config, "run", dataset, backbone, Progress(), devices=True, resumes=resumes)
+    registry = make_registry(grid, config, "run", dataset.classes, backbone, Progress())
+    join(registry, config, dataset, devices=True, resumes=resumes)
 
 
 @pytest.mark.parametrize("nodes", [(), (1,)])

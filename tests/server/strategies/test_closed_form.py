@@ -23,6 +23,7 @@ from common.types import FeatureSet, Head, UpdateBatch
 from server.export.run_model import prepare
 from server.strategies import build_strategy
 from server.strategies.closed_form import StatisticsState
+from server.strategy import RoundContext, with_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +53,7 @@ def federated(
     name: str, features: FeatureSet, shares: tuple[ClientShare, ...]
 ) -> tuple[StatisticsState, Head]:
     """State and head after each client has sent its statistics, at most 50 clients a round."""
-    strategy = build_strategy(name, {}, num_clients=len(shares), affine=features.affine, lr=0.1)
+    strategy = build_strategy(name)
     head = Head.zeros(K, features.num_features)
     state = strategy.init(head)
     for start in range(0, len(shares), 50):
@@ -64,7 +65,9 @@ def federated(
         }
         counts = np.array([s.num_examples for s in sent])
         ids = tuple((i,) for i in clients)
-        state, head = strategy.aggregate(state, head, UpdateBatch(ids, counts, counts, fields))
+        batch = UpdateBatch(ids, counts, counts, fields)
+        context = RoundContext(1, len(shares), 50, 0.1, features.affine, zero_point=0, seed=0)
+        state, head, _ = with_metrics(strategy.aggregate(state, head, batch, context), name)
     return state, head
 
 

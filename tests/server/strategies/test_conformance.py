@@ -20,7 +20,7 @@ from common.updates import added_up, client_weights, joined
 from common.validate import check_fields, field_shapes
 from server.record.checkpoint import load_latest, restore_state, save_checkpoint
 from server.strategies import STRATEGIES, build_strategy
-from server.strategy import Strategy
+from server.strategy import RoundContext, Strategy, with_metrics
 
 K, D, CLIENTS = 4, 12, 9
 AFFINE = Affine(np.full(D, 0.01, np.float32), np.full(D, 128.0, np.float32))
@@ -39,9 +39,15 @@ OPEN = {
 }  # fmt: skip
 
 
-def build(name: str, args: dict[str, Any] | None = None, clients: int = CLIENTS) -> Strategy[Any]:
+def build(name: str, args: dict[str, Any] | None = None) -> Strategy[Any]:
     arguments = OPEN.get(name, {}) if args is None else args
-    return build_strategy(name, arguments, num_clients=clients, affine=AFFINE, lr=TRAINING.lr)
+    return build_strategy(name, arguments)
+
+
+def context(number: int = 1, clients: int = CLIENTS) -> RoundContext:
+    return RoundContext(
+        number, clients, clients, lr=TRAINING.lr, affine=AFFINE, zero_point=0, seed=0
+    )
 
 
 def features(client: int) -> FeatureSet:
@@ -57,7 +63,7 @@ def updates(
     counted: dict[int, int] | None = None,
 ) -> UpdateBatch:  # fmt: skip
     """What a round would hand to ``aggregate``."""
-    plan, counted = strategy.plan(state, number), counted if counted is not None else {}
+    plan, counted = strategy.plan(state, context(number)), counted if counted is not None else {}
     ids = tuple(clients)
     request = TrainRequest(
         head, plan, TRAINING, ids, number, "r", 0, "f", strategy.reduce,
@@ -80,6 +86,13 @@ def updates(
     return added_up(rows) if strategy.reduce == "sum" or strategy.each else rows
 
 
+def aggregate(
+    strategy: Strategy[Any], state: Any, head: Head, batch: UpdateBatch,
+    told: RoundContext | None = None,
+) -> tuple[Any, Head, dict[str, float]]:  # fmt: skip
+    return with_metrics(strategy.aggregate(state, head, batch, told or context()), strategy.name)
+
+
 def start(strategy: Strategy[Any]) -> tuple[Any, Head]:
     head = Head.from_matrix(np.random.default_rng(99).normal(size=(K, D + 1)) * 0.1)
     return strategy.init(head), head
@@ -93,9 +106,10 @@ each_strategy = pytest.mark.parametrize("name", STRATEGIES)
 def test_one_client_alone_gives_its_own_head(name: str, tmp_path: Path) -> None:
     if name in NOT_ITS_HEAD:
         pytest.skip(NOT_ITS_HEAD[name])
-    strategy = build(name, clients=1)
+    strategy = build(name)
     state, head = start(strategy)
-    _, new = strategy.aggregate(state, head, updates(strategy, state, head, 1, [3], tmp_path))
+    batch = updates(strategy, state, head, 1, [3], tmp_path)
+    _, new, _ = aggregate(strategy, state, head, batch, context(clients=1))
     fedavg = build("fedavg")
     delta = updates(fedavg, fedavg.init(head), head, 1, [3], tmp_path / "x").fields["delta"][0]
     local = head.matrix + delta / len(features(3))  # a sum, weighted by examples
@@ -110,7 +124,7 @@ def test_the_order_of_clients_changes_nothing(name: str, tmp_path: Path) -> None
         state, head = start(strategy)
         folder = tmp_path / str(order[0])
         batch = updates(strategy, state, head, 1, order, folder)
-        heads.append(strategy.aggregate(state, head, batch)[1].matrix)
+        heads.append(aggregate(strategy, state, head, batch)[1].matrix)
     np.testing.assert_allclose(heads[0], heads[1], rtol=1e-5, atol=1e-7)
 
 
@@ -121,7 +135,7 @@ def test_nothing_given_is_changed_and_the_form_is_kept(name: str, tmp_path: Path
     batch = updates(strategy, state, head, 1, EVERYONE, tmp_path)
     before = {field: array.copy() for field, array in batch.fields.items()}
     matrix, kept = head.matrix.copy(), flat(state)
-    new_state, new = strategy.aggregate(state, head, batch)
+    new_state, new, _ = aggregate(strategy, state, head, batch)
     assert (head.matrix == matrix).all()
     assert all((batch.fields[field] == before[field]).all() for field in before)
     assert flat(state) == kept
@@ -143,14 +157,15 @@ def test_a_saved_state_goes_on_to_the_same_bytes(name: str, tmp_path: Path) -> N
     counted: dict[int, int] = {}
     first, second = EVERYONE[:5], EVERYONE[5:]
     batch = updates(strategy, state, head, 1, first, tmp_path / "c", counted)
-    state, head = strategy.aggregate(state, head, batch)
+    state, head, _ = aggregate(strategy, state, head, batch)
     save_checkpoint(tmp_path / "p", round_number=1, head=head, state=state, counters={}, keep=1)
     kept = load_latest(tmp_path / "p")
     assert kept is not None
     restored = restore_state(strategy.init(head), kept)
     batch = updates(strategy, state, head, 2, second, tmp_path / "c", counted)
     whole, resumed = (
-        strategy.aggregate(s, h, batch) for s, h in ((state, head), (restored, kept.head))
+        aggregate(strategy, s, h, batch, context(2))
+        for s, h in ((state, head), (restored, kept.head))
     )
     assert whole[1].sha256 == resumed[1].sha256
     assert flat(whole[0]) == flat(resumed[0])
@@ -160,7 +175,7 @@ def test_a_saved_state_goes_on_to_the_same_bytes(name: str, tmp_path: Path) -> N
 def test_nan_never_passes(name: str, tmp_path: Path) -> None:
     strategy = build(name)
     state, head = start(strategy)
-    plan = strategy.plan(state, 1)
+    plan = strategy.plan(state, context())
     shapes = field_shapes(plan.fields, K, D)
     batch = updates(strategy, state, head, 1, [2], tmp_path)
     for field in plan.fields:
@@ -186,7 +201,7 @@ def test_it_learns(name: str, tmp_path: Path) -> None:
     counted: dict[int, int] = {}
     for number in range(1, 2 if name in CLOSED_FORM else 16):
         batch = updates(strategy, state, head, number, EVERYONE, tmp_path, counted)
-        state, head = strategy.aggregate(state, head, batch)
+        state, head, _ = aggregate(strategy, state, head, batch, context(number))
     assert accuracy(head) > 0.55  # chance is 0.25
 
 
@@ -194,13 +209,14 @@ def test_it_learns(name: str, tmp_path: Path) -> None:
 def test_closed_form_is_the_same_in_one_round_or_in_three(name: str, tmp_path: Path) -> None:
     whole, parts = build(name), build(name)
     state, head = start(whole)
-    _, once = whole.aggregate(state, head, updates(whole, state, head, 1, EVERYONE, tmp_path))
+    batch = updates(whole, state, head, 1, EVERYONE, tmp_path)
+    _, once, _ = aggregate(whole, state, head, batch)
     state, head = start(parts)
     for number, clients in ((1, [0, 1, 2]), (2, [3, 4]), (3, [5, 6, 7, 8])):
-        assert not set(clients) & set(parts.plan(state, number).exclude)
+        assert not set(clients) & set(parts.plan(state, context(number)).exclude)
         batch = updates(parts, state, head, number, clients, tmp_path)
-        state, head = parts.aggregate(state, head, batch)
-    assert set(parts.plan(state, 4).exclude) == set(EVERYONE)
+        state, head, _ = aggregate(parts, state, head, batch, context(number))
+    assert set(parts.plan(state, context(4)).exclude) == set(EVERYONE)
     np.testing.assert_allclose(head.matrix, once.matrix, rtol=1e-9, atol=1e-12)
 
 
@@ -217,7 +233,7 @@ def solved(name: str, args: dict[str, Any], tmp_path: Path) -> np.ndarray:
     strategy = build(name, args)
     state, head = start(strategy)
     batch = updates(strategy, state, head, 1, EVERYONE, tmp_path)
-    return strategy.aggregate(state, head, batch)[1].matrix
+    return aggregate(strategy, state, head, batch)[1].matrix
 
 
 def test_fed3r_is_centralized_ridge(tmp_path: Path) -> None:
@@ -242,7 +258,7 @@ def test_afl_gives_a_dead_feature_no_weight() -> None:
     state, head = start(strategy)
     fields = {"gram": statistics.gram[None], "moments": statistics.moments[None]}
     batch = UpdateBatch(((0,),), np.array([len(q)]), np.ones(1), fields)
-    got = strategy.aggregate(state, head, batch)[1].matrix
+    got = aggregate(strategy, state, head, batch)[1].matrix
     x = fs.x.astype(np.float64)
     x[:, 5] = 0
     want = np.linalg.lstsq(x, y, rcond=None)[0].T
@@ -267,11 +283,11 @@ def test_fedncm_says_how_far_raw_features_reach_towards_each_class_mean(
     raw = np.concatenate([features(client).q for client in EVERYONE]) - float(zero_point)
     means = (y.T @ raw) / y.sum(axis=0)[:, None]
     want = raw @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
-    strategy = build_strategy(
-        "fedncm", {}, num_clients=CLIENTS, affine=AFFINE, lr=0.1, zero_point=zero_point
-    )
+    strategy = build("fedncm")
     state, head = start(strategy)
-    _, new = strategy.aggregate(state, head, updates(strategy, state, head, 1, EVERYONE, tmp_path))
+    batch = updates(strategy, state, head, 1, EVERYONE, tmp_path)
+    told = dataclasses.replace(context(), zero_point=zero_point)
+    _, new, _ = aggregate(strategy, state, head, batch, told)
     np.testing.assert_allclose(x @ new.matrix.T, want, rtol=1e-5, atol=1e-4)
 
 
@@ -303,7 +319,7 @@ def combined(name: str, args: dict[str, Any]) -> np.ndarray:
     batch = UpdateBatch(ids, np.ones(11, np.int64), np.ones(11), {"delta": deltas})
     strategy = build(name, args)
     head = Head.zeros(3, 9)
-    return strategy.aggregate(strategy.init(head), head, batch)[1].matrix.reshape(-1)
+    return aggregate(strategy, strategy.init(head), head, batch)[1].matrix.reshape(-1)
 
 
 @pytest.mark.parametrize(
@@ -368,7 +384,7 @@ def stepped(name: str, args: dict[str, Any], rounds: int = 4) -> np.ndarray:
     for number in range(rounds):
         total = np.tensordot(WEIGHTS, gradients(number), 1).astype(np.float32)[None]
         batch = UpdateBatch(((0, 1, 2),), np.array([10]), np.array([10.0]), {"delta": total})
-        state, head = strategy.aggregate(state, head, batch)
+        state, head, _ = aggregate(strategy, state, head, batch)
     return head.matrix
 
 
@@ -402,7 +418,7 @@ def test_fednova_undoes_different_numbers_of_steps(tmp_path: Path) -> None:
     strategy, fedavg = build("fednova"), build("fedavg")
     state, head = start(strategy)
     batch = updates(strategy, state, head, 1, EVERYONE, tmp_path)
-    got = strategy.aggregate(state, head, batch)[1].matrix
+    got = aggregate(strategy, state, head, batch)[1].matrix
     counts = np.array([len(features(client)) for client in EVERYONE])
     steps = 2 * -(-counts // 5)
     p = counts / counts.sum()
@@ -420,7 +436,7 @@ def test_qfedavg_follows_the_paper(q: float, tmp_path: Path) -> None:
     strategy, fedavg = build("qfedavg", {"q": q}), build("fedavg")
     state, head = start(strategy)
     batch = updates(strategy, state, head, 1, EVERYONE, tmp_path)
-    got = strategy.aggregate(state, head, batch)[1].matrix
+    got = aggregate(strategy, state, head, batch)[1].matrix
     lipschitz, top, bottom = 1 / TRAINING.lr, np.zeros((K, D + 1)), 0.0
     for client in EVERYONE:
         f = features(client)
@@ -460,5 +476,5 @@ def test_feddyn_follows_the_paper(tmp_path: Path) -> None:
     counted: dict[int, int] = {}
     for number, cohort in enumerate(cohorts, 1):
         batch = updates(strategy, state, head, number, cohort, tmp_path, counted)
-        state, head = strategy.aggregate(state, head, batch)
+        state, head, _ = aggregate(strategy, state, head, batch)
     np.testing.assert_allclose(head.matrix, w, rtol=1e-3, atol=1e-5)

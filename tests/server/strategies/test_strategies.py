@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,14 @@ from common.messages import TrainRequest
 from common.types import Affine, ClientPlan, FeatureSet, Head, LocalTraining, UpdateBatch
 from common.updates import FieldSums, client_weights
 from server.strategies import STRATEGIES, build_strategy
-from server.strategy import Strategy
+from server.strategy import RoundContext, Strategy, with_metrics
 
 D, K, CLIENTS, ROUNDS = 5, 3, 4, 3
 TRAINING = LocalTraining(lr=0.1, local_epochs=2, batch_size=4)
 AFFINE = Affine(np.full(D, 0.01, np.float32), np.full(D, 100, np.float32))
 
 
-RUN = {"num_clients": CLIENTS, "affine": AFFINE, "lr": TRAINING.lr}
+FIRST = RoundContext(1, CLIENTS, CLIENTS, lr=TRAINING.lr, affine=AFFINE, zero_point=0, seed=0)
 
 
 def features(client: int) -> FeatureSet:
@@ -41,7 +42,8 @@ def federate(strategy: Strategy, folder: Path) -> Head:  # type: ignore[type-arg
     state, store = strategy.init(head), ControlStore(folder)
     counted: dict[int, int] = {}
     for number in range(1, ROUNDS + 1):
-        plan = strategy.plan(state, number)
+        context = dataclasses.replace(FIRST, round_number=number)
+        plan = strategy.plan(state, context)
         clients = tuple(cohort(number))
         request = TrainRequest(
             head, plan, TRAINING, clients, number, "r", 0, "f", "sum",
@@ -66,7 +68,8 @@ def federate(strategy: Strategy, folder: Path) -> Head:  # type: ignore[type-arg
             np.array([weights.sum()]),
             sums.row(),
         )
-        state, head = strategy.aggregate(state, head, batch)
+        given = strategy.aggregate(state, head, batch, context)
+        state, head, _ = with_metrics(given, strategy.name)
     return head
 
 
@@ -98,7 +101,7 @@ def test_fedavg_and_fedprox(name: str, mu: float, tmp_path: Path) -> None:
             delta += len(f) * (y - w)
         w = w + 0.5 * delta / total
     args = {"server-lr": 0.5, **({"mu": mu} if mu else {})}
-    got = federate(build_strategy(name, args, **RUN), tmp_path)
+    got = federate(build_strategy(name, args), tmp_path)
     np.testing.assert_allclose(got.matrix, w, rtol=1e-4, atol=1e-6)
 
 
@@ -120,18 +123,18 @@ def test_scaffold(tmp_path: Path) -> None:
             c_client[c] = new
         w = w + np.mean(deltas, axis=0)
         c_server = c_server + len(deltas) / CLIENTS * np.mean(control_deltas, axis=0)
-    got = federate(build_strategy("scaffold", {}, **RUN), tmp_path)
+    got = federate(build_strategy("scaffold", {}), tmp_path)
     np.testing.assert_allclose(got.matrix, w, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedprox", "scaffold"])
 def test_an_aggregation_changes_nothing_it_was_given(name: str) -> None:
-    strategy = build_strategy(name, {}, num_clients=2, affine=AFFINE, lr=TRAINING.lr)
+    strategy = build_strategy(name, {})
     head = Head.zeros(K, D)
     state = strategy.init(head)
-    fields = {f: np.ones((1, K, D + 1), np.float32) for f in strategy.plan(state, 1).fields}
+    fields = {f: np.ones((1, K, D + 1), np.float32) for f in strategy.plan(state, FIRST).fields}
     batch = UpdateBatch(((0, 1),), np.array([5]), np.array([2.0]), fields)
-    _, new = strategy.aggregate(state, head, batch)
+    _, new, _ = with_metrics(strategy.aggregate(state, head, batch, FIRST), name)
     assert not head.matrix.any()
     assert all((array == 1).all() for array in fields.values())
     assert new.weight.dtype == np.float32
@@ -144,6 +147,6 @@ def test_every_strategy_has_its_paper_in_its_docstring() -> None:
 
 
 def test_plans_are_plain_values() -> None:
-    plan = build_strategy("fedavg", {}, num_clients=2, affine=AFFINE, lr=TRAINING.lr).plan(None, 1)
+    plan = build_strategy("fedavg", {}).plan(None, FIRST)
     assert isinstance(plan, ClientPlan)
     assert plan.fields == ("delta",)

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from common.types import Head, UpdateBatch
+from common.types import Affine, Head, UpdateBatch
 from server.strategies.averaging import fedavg
 from server.strategies.scaffold import scaffold
 from server.strategies.wrappers import norm_clipping, with_clipping
+from server.strategy import RoundContext
 
 
 def rows(*norms: float) -> UpdateBatch:
@@ -37,6 +38,7 @@ def test_it_asks_for_single_updates_and_works_on_sums_inside() -> None:
 def test_what_cannot_be_clipped_is_refused() -> None:
     with pytest.raises(ValueError, match="must be above 0"):
         with_clipping(fedavg(), -1.0)
-    clipped = with_clipping(scaffold(num_clients=3), 1.0)
+    clipped = with_clipping(scaffold(), 1.0)
+    context = RoundContext(1, 3, 3, 0.1, Affine(np.ones(2), np.ones(2)), zero_point=0, seed=0)
     with pytest.raises(ValueError, match="scaffold needs more than the delta"):
-        clipped.plan(clipped.init(Head.zeros(2, 2)), 1)
+        clipped.plan(clipped.init(Head.zeros(2, 2)), context)

@@ -1,0 +1,125 @@
+"""What clients are asked to train, and what is known of what they keep between rounds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping
+from typing import Literal
+
+from common.messages import TrainRequest, content_id, payload_bytes
+from common.types import ClientPlan, Head
+from server.round.algorithm import RoundResult, Run
+
+__all__ = ["Requests"]
+
+
+class Requests:
+    """Makes the requests of a run.
+
+    Args:
+        run: grid, registry and configuration.
+        memory_rounds: by client that remembers something of its own, the last round in which its
+            update counted; its memory of that round holds.
+        holders: clients that have kept the plan's constant arrays.
+
+    Attributes:
+        memory_rounds: as given, and from then on kept up to date by ``note_memories``.
+        holders: likewise, by ``note_holders``.
+    """
+
+    def __init__(
+        self, run: Run, memory_rounds: Mapping[int, int] | None = None, holders: Iterable[int] = ()
+    ) -> None:
+        self._run = run
+        self.memory_rounds = dict(memory_rounds or {})
+        self.holders = set(holders)
+        self._measured: dict[tuple[object, ...], int] = {}
+
+    def note_holders(self, plan: ClientPlan, clients: Collection[int]) -> None:
+        """Clients have answered: they keep what the plan says is the same in all rounds."""
+        if plan.constant:
+            self.holders.update(clients)
+
+    def note_memories(self, plan: ClientPlan, clients: Collection[int], round_number: int) -> None:
+        """Clients' updates have counted: what they remember of this round holds."""
+        if plan.correction != "none":
+            self.memory_rounds |= dict.fromkeys(clients, round_number)
+
+    def request(
+        self,
+        round_number: int,
+        head: Head,
+        plan: ClientPlan,
+        clients: list[int],
+        reduce: Literal["sum", "individual"],
+        brings_all: bool = False,
+    ) -> TrainRequest:
+        """The request to some of a node's clients.
+
+        Args:
+            round_number: from 1.
+            head: that they start from.
+            plan: of the round.
+            clients: of one node.
+            reduce: whether it sends the weighted sum of them or each one's own fields.
+            brings_all: whether it comes with the plan's constant arrays in any case.
+        """
+        config = self._run.config
+        lacks = brings_all or not self.holders.issuperset(clients)
+        return TrainRequest(
+            head=head,
+            plan=plan,
+            training=config.train.local(),
+            clients=tuple(clients),
+            round_number=round_number,
+            run_id=self._run.run_id,
+            seed=config.seed,
+            fingerprint=self._run.fingerprint,
+            reduce=reduce,
+            max_norm=self._run.max_norm,
+            counted=(
+                ()
+                if plan.correction == "none"
+                else tuple(self.memory_rounds.get(client, 0) for client in clients)
+            ),
+            oldest_round=self._oldest_round(round_number),
+            constant_id=content_id(plan.constant),
+            brings=bool(plan.constant) and lacks,
+        )
+
+    def _oldest_round(self, round_number: int) -> int:
+        return max(0, round_number - self._run.config.round.keep_checkpoints)
+
+    def count_downlink(
+        self,
+        result: RoundResult,
+        head: Head,
+        plan: ClientPlan,
+        cohort: list[int],
+        reduce: Literal["sum", "individual"],
+    ) -> None:
+        """What requests to clients that are phones of their own weigh."""
+        lacking = set(cohort) - self.holders if plan.constant else set()
+        for brings, clients in ((True, lacking), (False, set(cohort) - lacking)):
+            if clients:
+                size = self._request_bytes(result.round_number, head, plan, reduce, brings)
+                result.send(sorted(clients), size)
+
+    def _request_bytes(
+        self,
+        round_number: int,
+        head: Head,
+        plan: ClientPlan,
+        reduce: Literal["sum", "individual"],
+        brings: bool,
+    ) -> int:
+        """What a request to one client alone weighs; measured again when its layout changes."""
+        arrays = {**plan.arrays, **(plan.constant if brings else {})}
+        shapes = {name: array.shape for name, array in arrays.items()}
+        lengths = (round_number.bit_length(), self._oldest_round(round_number).bit_length())
+        layout = (plan.kind, plan.fields, reduce, tuple(shapes.items()), lengths)
+        if layout not in self._measured:
+            alone = self.request(round_number, head, plan, [0], reduce)
+            alone = dataclasses.replace(alone, brings=brings)
+            self._measured[layout] = payload_bytes(alone.write())
+        return self._measured[layout]

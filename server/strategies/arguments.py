@@ -1,0 +1,151 @@
+"""[strategy.args]: what a strategy's function takes, as its annotations say.
+
+Text, negative numbers, lists and truth values are fine where they are annotated. An argument
+without an annotation takes a number, a text, true or false, as TOML has it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, create_model
+from pydantic.errors import PydanticUserError
+from pydantic.fields import FieldInfo
+
+from common.errors import ConfigError
+from common.toml_model import Section, validated
+
+__all__ = ["Argument", "argument_names", "arguments", "checked_arguments"]
+
+_BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError("must be a number, a text, true or false")  # noqa: TRY004 (pydantic's)
+    return value
+
+
+_Unannotated = Annotated[Any, AfterValidator(_plain)]
+
+
+class _Arguments(Section):
+    model_config = ConfigDict(use_attribute_docstrings=False)
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a strategy.
+
+    Attributes:
+        name: kebab-case, as in [strategy.args].
+        default: as TOML has it; "" if it must be given.
+        allowed: what it may be, in words.
+    """
+
+    name: str
+    default: str
+    allowed: str
+
+
+def argument_names(factory: Callable[..., object]) -> list[str]:
+    """What [strategy.args] may hold for a strategy, kebab-case."""
+    return [parameter.name.replace("_", "-") for parameter in _parameters(factory)]
+
+
+def arguments(name: str, factory: Callable[..., object]) -> list[Argument]:
+    """The same, with the defaults and ranges.
+
+    Raises:
+        ConfigError: an annotation that nothing in TOML can meet.
+    """
+    fields = _model(name, factory).model_fields
+    return [
+        Argument(key.replace("_", "-"), _default(field), _allowed(field))
+        for key, field in fields.items()
+    ]
+
+
+def checked_arguments(
+    name: str, factory: Callable[..., object], args: Mapping[str, Any]
+) -> dict[str, Any]:
+    """[strategy.args] as a strategy's function takes them.
+
+    Args:
+        name: of the strategy, for errors.
+        factory: its function.
+        args: kebab-case keys.
+
+    Raises:
+        ConfigError: with all problems: keys that are unknown, values of another type or beyond
+            their range, an annotation that nothing in TOML can meet.
+    """
+    model = _model(name, factory)
+    section = create_model("_Strategy", __base__=_Arguments, args=(model, ...))
+    content = create_model("_Content", __base__=_Arguments, strategy=(section, ...))
+    try:
+        found: Any = validated(content, {"strategy": {"args": dict(args)}}, "")
+    except ConfigError as exc:
+        known = ", ".join(argument_names(factory)) or "none"
+        hints = {
+            "unknown key": f" ({name} knows: {known})",
+            "a valid string": ", in quotes where it looks like something else",
+        }
+        raise ConfigError(
+            [p + "".join(h for word, h in hints.items() if word in p) for p in exc.problems]
+        ) from exc
+    given = found.strategy.args
+    return {key: getattr(given, key) for key in given.model_fields_set}
+
+
+def _parameters(
+    factory: Callable[..., object], *, evaluated: bool = False
+) -> list[inspect.Parameter]:
+    """Those that can be given by name."""
+    by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    signature = inspect.signature(factory, eval_str=evaluated)
+    return [parameter for parameter in signature.parameters.values() if parameter.kind in by_name]
+
+
+def _model(name: str, factory: Callable[..., object]) -> type[BaseModel]:
+    """The arguments as pydantic checks them."""
+    fields: dict[str, Any] = {}
+    try:
+        for parameter in _parameters(factory, evaluated=True):
+            empty = parameter.annotation is parameter.empty
+            annotation = _Unannotated if empty else parameter.annotation
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[parameter.name] = (annotation, default)
+        return create_model("_Args", __base__=_Arguments, **fields)
+    except (NameError, TypeError, PydanticUserError) as exc:
+        raise ConfigError([f"{name}: its arguments cannot be read: {exc}"]) from exc
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return ""
+    value = field.default
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _allowed(field: FieldInfo) -> str:
+    """What a value may be: "above 0", "a whole number, at least 1", "mean or median"."""
+    annotation: Any = field.annotation
+    if get_origin(annotation) is Literal:
+        return " or ".join(map(str, get_args(annotation)))
+    bounds = [
+        f"{word} {getattr(one, key):g}"
+        for one in field.metadata
+        for key, word in _BOUNDS.items()
+        if hasattr(one, key)
+    ]
+    if annotation is Any:
+        return "a number, a text, true or false"
+    kind = _KINDS.get(annotation, getattr(annotation, "__name__", "") or str(annotation))
+    if get_origin(annotation):
+        kind = str(annotation)
+    return " and ".join(bounds) if bounds and annotation is float else ", ".join([kind, *bounds])
