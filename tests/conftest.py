@@ -31,11 +31,13 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let one of pytest-xdist's workers have all tests of the files that take longest to make."""
+    costly = {"device_files", "exported", "any_trained"}
     for item in items:
-        if "device_files" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("device files"))
+        if costly & {*getattr(item, "fixturenames", ())}:
+            item.add_marker(pytest.mark.xdist_group("exported files"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

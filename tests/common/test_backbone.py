@@ -246,7 +246,9 @@ def test_the_quantizable_variant_computes_torchvisions_bits(images, arch):
     assert float((folded - want).norm() / want.norm()) < 1e-5
 
 
-@pytest.mark.parametrize("arch", ["mobilenet_v3_large", "mobilenet_v3_small"])
+@pytest.mark.parametrize(
+    "arch", ["mobilenet_v3_small", pytest.param("mobilenet_v3_large", marks=pytest.mark.slow)]
+)
 def test_nothing_between_input_and_features_is_left_in_float(images, prepare, arch):
     module = prepare(images, arch=arch).module
     kinds = [child.original_name for child in module.body.modules()]

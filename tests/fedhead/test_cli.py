@@ -37,7 +37,7 @@ def images(folder: Path, classes: int = 2, each: int = 12) -> Path:
     return folder
 
 
-def test_run_prints_a_table_of_80_columns_and_numbers_its_folders(
+def test_run_prints_a_table_of_80_columns(
     fedhead: Fedhead, experiment: Path, tmp_path: Path
 ) -> None:
     code, out, err = fedhead("run", experiment, "--set", "train.rounds=2")
@@ -56,6 +56,14 @@ def test_run_prints_a_table_of_80_columns_and_numbers_its_folders(
         assert word in out
     assert "round 2/2" in err
     assert "of 8 clients have 20 test images)" in " ".join(out.replace("│", " ").split())
+
+
+@pytest.mark.slow
+def test_runs_number_their_folders_and_are_exported_again(
+    fedhead: Fedhead, experiment: Path, tmp_path: Path
+) -> None:
+    code, _, _ = fedhead("run", experiment, "--set", "train.rounds=2")
+    assert code == 0
     code, out, _ = fedhead("run", experiment, "--set", "train.rounds=2", "--json")
     assert code == 0
     summary = json.loads(out.strip().splitlines()[-1])

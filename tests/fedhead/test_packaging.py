@@ -44,6 +44,7 @@ def test_a_device_has_no_package_of_simulations(on_device: Mapping[str, str], mo
     assert f"ModuleNotFoundError: No module named '{module}'" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_device_does_all_its_work_without_them(
     on_device: Mapping[str, str], trained: TrainedModel, exported: ExportReport, device: Path
 ) -> None:

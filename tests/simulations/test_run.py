@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from types import SimpleNamespace
 
 import numpy as np
@@ -78,7 +79,12 @@ def test_v3_small_runs_and_its_exported_file_gives_the_same_bits(tiny: Make) -> 
     assert json.loads((run / "model.json").read_text())["num_features"] == 576
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "scaffold", "fed3r"])
+def variants(*names: str) -> list[Any]:
+    """What is told apart from the others in the slow tier alone."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("strategy", ["scaffold", *variants("fedavg", "fedprox", "fed3r")])
 def test_the_same_run_twice_gives_the_same_bytes(quick: Make, strategy: str) -> None:
     first = run_in_process(quick(f"strategy.name={strategy}", name="a"))
     second = run_in_process(quick(f"strategy.name={strategy}", name="b"))
@@ -87,7 +93,7 @@ def test_the_same_run_twice_gives_the_same_bytes(quick: Make, strategy: str) -> 
     assert other["head_sha256"] != first["head_sha256"]
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "fed3r"])
+@pytest.mark.parametrize("strategy", ["fed3r", *variants("fedavg", "scaffold")])
 def test_the_number_of_nodes_changes_the_head_by_rounding_only(quick: Make, strategy: str) -> None:
     runs = []
     for nodes in (1, 3, 8):
@@ -138,7 +144,7 @@ def test_clients_trained_together_are_those_trained_one_by_one(
 PREPARED = ("strategy.precondition=gram", "strategy.init=fed3r", "train.lr=0.05")
 
 
-@pytest.mark.parametrize("name", ["fedavg", "scaffold", "norm_clipping", "median"])
+@pytest.mark.parametrize("name", ["scaffold", *variants("fedavg", "norm_clipping", "median")])
 def test_a_round_of_statistics_starts_any_gradient_strategy(quick: Make, name: str) -> None:
     run = quick(*PREPARED, f"strategy.name={name}", "baseline.epochs=1", name="a")
     summary = run_in_process(run)
@@ -376,18 +382,18 @@ BOUNDED = ('round.max-update-norm="auto"',)
 @pytest.mark.parametrize(
     ("moment", "strategy"),
     [
-        ("before the checkpoint", "fedavg"),
         ("after the checkpoint", "fedavg"),
         ("before the checkpoint", "scaffold"),
         ("after the checkpoint", "bounded"),
-        ("after the checkpoint", "fed3r"),
         *(
             pytest.param(moment, strategy, marks=pytest.mark.slow)
             for moment, strategy in (
+                ("before the checkpoint", "fedavg"),
                 ("after the checkpoint", "scaffold"),
                 ("before the checkpoint", "feddyn"),
                 ("after the checkpoint", "feddyn"),
                 ("before the checkpoint", "fed3r"),
+                ("after the checkpoint", "fed3r"),
                 ("before the checkpoint", "prepared"),
                 ("after the checkpoint", "prepared"),
                 ("before the checkpoint", "bounded"),
@@ -422,7 +428,8 @@ def test_a_run_cut_off_in_round_4_resumes_to_the_same_bytes(
     assert [line["round"] for line in lines(run)] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", pytest.param("scaffold", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
 def test_a_run_killed_with_sigkill_resumes_to_the_same_bytes(quick: Make, strategy: str) -> None:
     overrides = (f"strategy.name={strategy}", "train.rounds=60")
     whole = run_in_process(quick(*overrides, name="whole"))

@@ -272,6 +272,7 @@ def test_a_file_cut_off_anywhere_does_not_load(device_files, tmp_path, target):
 # The lite file for older runtimes
 
 
+@pytest.mark.slow
 def test_a_backported_file_says_its_version_and_trains_alike(trained, device_files, tmp_path):
     report = export(trained, "lite", tmp_path / "old.ptl", bytecode=7)
     card = Card.model_validate_json((tmp_path / "old.ptl.json").read_text())

@@ -368,8 +368,8 @@ def test_a_default_engine_of_noise_is_told_and_the_model_is_exported(
 @pytest.mark.parametrize(
     ("kind", "problem"),
     [
-        ("fails", "quantized::conv2d_prepack"),
-        ("nothing", "not finite"),
+        pytest.param("fails", "quantized::conv2d_prepack", marks=pytest.mark.slow),
+        pytest.param("nothing", "not finite", marks=pytest.mark.slow),
         ("dies", "it ended the process"),
     ],
 )
@@ -386,7 +386,7 @@ def test_a_default_engine_that_cannot_run_the_file_is_told_and_the_model_is_expo
     assert problem in line
 
 
-TARGETS = {"random": ("model", "onnx", "head"), "imagenet": ()}
+TARGETS = {"random": ("onnx", "head"), "imagenet": ()}
 
 
 @pytest.mark.parametrize(
@@ -467,7 +467,10 @@ def test_a_file_with_other_weights_than_were_checked_in_memory_is_not_put_in_pla
     assert path.read_bytes() == b"an earlier model"
 
 
-@pytest.mark.parametrize("target", ["model", "device", "lite"])
+@pytest.mark.parametrize(
+    "target",
+    ["model", *(pytest.param(name, marks=pytest.mark.slow) for name in ("device", "lite"))],
+)
 def test_a_file_that_does_not_load_elsewhere_is_not_put_in_place(
     trained, tmp_path, monkeypatch, target
 ):
@@ -480,7 +483,7 @@ def test_a_file_that_does_not_load_elsewhere_is_not_put_in_place(
     assert files_in(tmp_path) == []
 
 
-@pytest.mark.parametrize("target", ["model", "lite"])
+@pytest.mark.parametrize("target", ["model", pytest.param("lite", marks=pytest.mark.slow)])
 def test_features_that_the_backbone_does_not_give_are_noticed(trained, tmp_path, target):
     features = trained.features.copy()
     features[0, 0] ^= 1

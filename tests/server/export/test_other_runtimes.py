@@ -32,7 +32,16 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+# Of networks of the same kind of layers one is enough for the fast tier.
+SLOW = {"mobilenet_v3_large"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NETWORKS
+    ],
+)
 def any_trained(request, make_trained):
     return make_trained(request.param, NETWORKS[request.param], 64)
 

@@ -132,6 +132,7 @@ def test_stock_strategies_and_cells_of_a_comparison_start_there_too(
     assert not (cell / "backbone.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_head_of_another_backbone_section_is_refused_by_key(quick: Make, tmp_path: Path) -> None:
     former = quick("train.rounds=1", name="former")
     run_in_process(former)

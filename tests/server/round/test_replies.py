@@ -239,6 +239,7 @@ def test_a_device_whose_owner_declines_counts_as_failed_with_the_reason(
     assert "exited with 3" in caplog.text  # in the device's own log
 
 
+@pytest.mark.slow
 def test_a_device_that_lost_its_backbone_gets_it_again(
     tiny: Make, devices: list[Path], device_grid: Grid, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -134,6 +134,7 @@ def test_a_slow_device_holds_a_round_up_to_its_deadline_and_no_longer(
     assert caplog.text.count("round 1: client 103: no answer") == 1
 
 
+@pytest.mark.slow
 def test_who_has_been_silent_for_long_is_asked_again(
     tiny: Make, device_grid: Grid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +170,7 @@ def test_a_round_waits_for_the_devices_that_its_quorum_needs(tiny: Make, device_
     assert [e["client"] for e in events(folder, "gone")][:3] == [101, 102, 103]
 
 
+@pytest.mark.slow
 def test_a_round_whose_devices_do_not_come_back_is_lost_and_the_run_goes_on(
     tiny: Make, device_grid: Grid
 ) -> None:
@@ -287,6 +289,7 @@ def test_a_full_disk_ends_the_log_with_one_warning_and_not_the_run(
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.INFO][-1] == "round 2"
 
 
+@pytest.mark.slow
 def test_a_devices_own_words_stay_on_one_line_of_the_log(tiny: Make, device_grid: Grid) -> None:
     class Liar(device_grid):  # type: ignore[valid-type,misc]
         def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

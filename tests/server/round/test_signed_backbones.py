@@ -55,6 +55,7 @@ def run(folder: Path, grid: type[InProcessGrid], backbones: Path | None) -> None
     run_experiment(grid(client_app, 1, values), run_config(values), backbones=backbones)
 
 
+@pytest.mark.slow
 def test_devices_train_on_a_signed_backbone_and_on_no_other(
     tiny: Make, tmp_path: Path, garden: Path, strict_grid: Any, devices: list[Path],
     caplog: pytest.LogCaptureFixture,
