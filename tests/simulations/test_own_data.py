@@ -90,8 +90,8 @@ def test_it_is_probed_and_compared_by_other_processes(experiment: Path, tmp_path
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     own = load_config(experiment).data.source
     for words, folder in (
-        (["compare", "mine/mine.toml", "--strategies", "fedavg,fedncm", "--partitions", "", "--seeds", "0",
-          "--jobs", "2", "--out", "out"], tmp_path),
+        (["compare", "mine/mine.toml", "--strategies", "fedavg,fedncm", "--partitions", "",
+          "--seeds", "0", "--jobs", "2", "--out", "out"], tmp_path),
         (["probe", own, "--examples", "200", "--set", "backbone.weights=random",
           "--set", "backbone.input-size=32"], experiment.parent),
     ):  # fmt: skip
