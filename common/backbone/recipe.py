@@ -16,7 +16,7 @@ class Recipe:
     """What ``prepare_backbone`` does with the images.
 
     Attributes:
-        arch: "mobilenet_v2", "mobilenet_v3_large" or "mobilenet_v3_small".
+        arch: a key of ``ARCHITECTURES``.
         weights: see ``load_weights``.
         input_size: S, height and width in pixels.
         engine: "qnnpack" (a phone's arithmetic) or another engine of this torch.

@@ -28,7 +28,7 @@ class BackboneSpec:
     """Facts about one prepared backbone, stored beside it as JSON.
 
     Attributes:
-        arch: "mobilenet_v2", "mobilenet_v3_large" or "mobilenet_v3_small".
+        arch: a key of ``ARCHITECTURES``.
         weights: label of the pretrained weights.
         weights_licence: their licence, as far as their source states it.
         input_size: height and width of the images in pixels.
