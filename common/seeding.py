@@ -48,7 +48,7 @@ class Purpose(IntEnum):
     MALICIOUS = 12
     ATTACK_NOISE = 13
     LABEL_NOISE = 14
-    STRATEGY = 16
+    STRATEGY = 15
 
 
 def _mix(z: int) -> int:

@@ -146,8 +146,8 @@ class OwnAlgorithm:
             plan,
             head,
             reduce,
-            lambda clients, brings_all: self._requests.request(
-                result.round_number, head, plan, clients, reduce, brings_all
+            lambda clients, again: self._requests.request(
+                result.round_number, head, plan, clients, reduce, again
             ),
             result,
             needs_all=screen.needs_all or ("" if strategy.each else strategy.name),

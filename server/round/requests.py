@@ -52,7 +52,7 @@ class Requests:
         plan: ClientPlan,
         clients: list[int],
         reduce: Literal["sum", "individual"],
-        brings_all: bool = False,
+        again: bool = False,
     ) -> TrainRequest:
         """The request to some of a node's clients.
 
@@ -62,10 +62,10 @@ class Requests:
             plan: of the round.
             clients: of one node.
             reduce: whether it sends the weighted sum of them or each one's own fields.
-            brings_all: whether it comes with the plan's constant arrays in any case.
+            again: whether it comes with the plan's constant arrays in any case.
         """
         config = self._run.config
-        lacks = brings_all or not self.holders.issuperset(clients)
+        lacks = again or not self.holders.issuperset(clients)
         return TrainRequest(
             head=head,
             plan=plan,
