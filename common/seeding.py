@@ -48,6 +48,8 @@ class Purpose(IntEnum):
     MALICIOUS = 12
     ATTACK_NOISE = 13
     LABEL_NOISE = 14
+    UPLINK = 16
+    DOWNLINK = 17
 
 
 def _mix(z: int) -> int:

@@ -16,7 +16,7 @@ from common.errors import ReplyError
 from common.experiment import malicious_clients
 from common.messages import TrainReply, TrainRequest, content_id, payload_bytes
 from common.types import ClientPlan, Head, IntArray, UpdateBatch
-from common.updates import added_up, joined, taken
+from common.updates import added_up, joined, rows_at
 from server.record.accounts import Accounts
 from server.record.checkpoint import Checkpoint, restore_state
 from server.record.client_memory import check_memory
@@ -71,7 +71,6 @@ class OwnAlgorithm:
         self._counted: dict[int, int] = {}
         self._equipped: set[int] = set()
         self._norms = no_norms()
-        self._measured: dict[tuple[object, ...], int] = {}
 
     @property
     def state(self) -> _State:
@@ -194,7 +193,7 @@ class OwnAlgorithm:
             plan,
             head,
             self._reduce(plan),
-            lambda clients, brings: self._request(round_number, head, plan, clients, brings),
+            lambda clients, again: self._request(round_number, head, plan, clients, again),
             result,
             needs_all,
         )
@@ -263,10 +262,10 @@ class OwnAlgorithm:
         head: Head,
         plan: ClientPlan,
         clients: list[int],
-        brings_all: bool = False,
+        again: bool = False,
     ) -> TrainRequest:
         config = self._run.config
-        lacks = brings_all or not self._equipped.issuperset(clients)
+        lacks = again or not self._equipped.issuperset(clients)
         return TrainRequest(
             head=head,
             plan=plan,
@@ -278,14 +277,14 @@ class OwnAlgorithm:
             fingerprint=self._run.fingerprint,
             reduce=self._reduce(plan),
             max_norm=self._run.max_norm,
-            counted=(
+            memory_rounds=(
                 ()
                 if plan.correction == "none"
                 else tuple(self._counted.get(client, 0) for client in clients)
             ),
             oldest_round=self._oldest_round(round_number),
             constant_id=content_id(plan.constant),
-            brings=bool(plan.constant) and lacks,
+            has_constant=bool(plan.constant) and lacks,
         )
 
     def _oldest_round(self, round_number: int) -> int:
@@ -296,22 +295,12 @@ class OwnAlgorithm:
     ) -> None:
         """What requests to clients that are phones of their own weigh."""
         lacking = set(cohort) - self._equipped if plan.constant else set()
-        for brings, clients in ((True, lacking), (False, set(cohort) - lacking)):
+        for has_constant, clients in ((True, lacking), (False, set(cohort) - lacking)):
             if clients:
-                size = self._request_bytes(result.round_number, head, plan, brings)
-                result.send(sorted(clients), size)
-
-    def _request_bytes(self, round_number: int, head: Head, plan: ClientPlan, brings: bool) -> int:
-        """What a request to one client alone weighs; measured again when its layout changes."""
-        arrays = {**plan.arrays, **(plan.constant if brings else {})}
-        shapes = {name: array.shape for name, array in arrays.items()}
-        lengths = (round_number.bit_length(), self._oldest_round(round_number).bit_length())
-        layout = (plan.kind, plan.fields, tuple(shapes.items()), lengths)
-        if layout not in self._measured:
-            alone = self._request(round_number, head, plan, [0])
-            alone = dataclasses.replace(alone, brings=brings)
-            self._measured[layout] = payload_bytes(alone.write())
-        return self._measured[layout]
+                # Measured in each round: what a codec makes of a head may have any length.
+                alone = self._request(result.round_number, head, plan, [0])
+                alone = dataclasses.replace(alone, has_constant=has_constant)
+                result.send(sorted(clients), payload_bytes(alone.write()))
 
 
 def _row(rows: UpdateBatch, i: int) -> dict[str, npt.NDArray[np.generic]]:
@@ -340,7 +329,7 @@ def _without(
             if i in refused:
                 result.reject(rows.client_ids[i][0], refused[i])
         if good := [i for i in range(start, end) if i not in refused]:
-            kept.append((reply.only([i - start for i in good]), taken(rows, good)))
+            kept.append((reply.only([i - start for i in good]), rows_at(rows, good)))
     return kept
 
 
