@@ -66,9 +66,10 @@ class ClientMemory:
             raise FedheadError(f"client {client}: {exc}") from exc
         except OSError as exc:
             raise FedheadError(f"client {client}: {path}: {exc.strerror}") from exc
-        found = {name: array.shape for name, array in memory.items()}
-        if found != dict(shapes):
-            raise FedheadError(f"client {client}: {path} holds {found}, expected {dict(shapes)}")
+        found = {name: array.shape for name, array in sorted(memory.items())}
+        wanted = dict(sorted(shapes.items()))
+        if found != wanted:
+            raise FedheadError(f"client {client}: {path} holds {found}, expected {wanted}")
         return memory
 
     def save(

@@ -114,7 +114,7 @@ def _head_seed(seed: int, round_number: int) -> int:
     return stream_state(seed, Purpose.DOWNLINK, round_number)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ClientReport:
     """What one client says of its part of a round; a further figure is one more attribute.
 
