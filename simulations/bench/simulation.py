@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,30 +160,18 @@ def to_json(measurements: Sequence[Measurement]) -> dict[str, Any]:
         peers = _by_size(measurements, runner)
         return per_size({n: m.median_seconds / ours[n].median_seconds for n, m in peers.items()})
 
-    def each(figure: str) -> dict[str, Any]:
+    def each(figure: Callable[[Measurement], Any]) -> dict[str, Any]:
         return {
-            runner: per_size(
-                {n: getattr(m, figure) for n, m in _by_size(measurements, runner).items()}
-            )
+            runner: per_size({n: figure(m) for n, m in _by_size(measurements, runner).items()})
             for runner in RUNNERS
         }
 
     sizes = sorted(ours)
     return {
-        "ms_per_client": each("ms_per_client"),
-        "round_seconds": {
-            runner: per_size(
-                {n: m.result.round_seconds for n, m in _by_size(measurements, runner).items()}
-            )
-            for runner in RUNNERS
-        },
-        "accuracy": {
-            runner: per_size(
-                {n: m.result.accuracy for n, m in _by_size(measurements, runner).items()}
-            )
-            for runner in RUNNERS
-        },
-        "peak_rss_bytes": each("peak_bytes"),
+        "ms_per_client": each(lambda m: m.ms_per_client),
+        "round_seconds": each(lambda m: m.result.round_seconds),
+        "accuracy": each(lambda m: m.result.accuracy),
+        "peak_rss_bytes": each(lambda m: m.peak_bytes),
         "speedup_vs_flower": speedup("flower"),
         "speedup_vs_pfl": speedup("pfl"),
         "floor_ratio": per_size({n: ours[n].floor_ratio for n in sizes}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ import pytest
 from client.cohort.cohort import Cohort
 from client.memory import ClientMemory
 from client.together import update_together
-from common.messages import Rejection, TrainReply, TrainRequest
+from common.codecs import CODECS, Codec
+from common.codecs.uplink import Uplink, encode_sum
+from common.messages import ClientReport, Rejection, TrainReply, TrainRequest, payload_bytes
 from common.types import Affine, ClientPlan, FeatureSet, Head, LocalTraining
+from common.updates import FieldSums
 
 K, D = 3, 8
 EVERYONE = (0, 1, 2, 3)
@@ -121,3 +125,51 @@ def test_the_norm_bound_is_that_of_the_delta_whatever_is_sent(
     answer = update_together(request, EVERYONE, cohort(), memory, residents=EVERYONE)
     assert answer.rejected_clients == EVERYONE
     assert "above the bound 1e-06" in answer.rejected[0].reason
+
+
+TENTHS = Codec(
+    "tenths",
+    lambda array, _seed: np.rint(array * 1000).astype("<i2").tobytes(),
+    lambda payload, layout, _seed: (
+        np.frombuffer(payload, "<i2").reshape(layout.shape) / np.float32(1000)
+    ).astype(np.float32),
+)
+
+
+@pytest.mark.parametrize("fields", [("delta",), ("normalized_delta", "effective_steps")])
+def test_with_a_codec_a_node_sums_what_the_server_would_decode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: tuple[str, ...]
+) -> None:
+    monkeypatch.setitem(CODECS, "tenths", TENTHS)  # type: ignore[arg-type]
+    plan = ClientPlan(fields=fields, uplink="tenths")
+    alone, summed = (reply(tmp_path, plan, reduce=reduce) for reduce in ("individual", "sum"))
+    assert alone.reports == summed.reports  # with the bytes of each client's own payload
+    plain = reply(tmp_path, ClientPlan(fields=fields))
+    for coded, exact in zip(alone.reports, plain.reports, strict=True):
+        saved = exact.payload_bytes - coded.payload_bytes
+        assert saved == pytest.approx(2 * K * (D + 1), abs=3)  # lengths are shorter, too
+    uplink = Uplink(plan, K, D, seed=0, round_number=5)
+    sums = FieldSums()
+    for i, report in enumerate(alone.reports):
+        row = {name: rows[i] for name, rows in alone.payloads.items()}
+        sums.add(uplink.decode(report.client, row), report.num_examples)
+    wanted = encode_sum({name: row[0] for name, row in sums.row().items()})
+    assert {name: rows[0] for name, rows in summed.payloads.items()} == wanted
+    assert (
+        wanted["normalized_delta" if len(fields) > 1 else "delta"] != plain.payloads[fields[0]][0]
+    )
+
+
+def test_a_phone_alone_sends_what_it_has_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CODECS, "tenths", TENTHS)  # type: ignore[arg-type]
+    request = TrainRequest(
+        Head.zeros(K, D), ClientPlan(uplink="tenths"), LocalTraining(0.1), (2,), 5, "r", 0, "f",
+        "sum",
+    )  # fmt: skip
+    answer = update_together(request, (2,), cohort(), ClientMemory(tmp_path), residents=EVERYONE)
+    assert [len(row) for row in answer.payloads["delta"]] == [2 * K * (D + 1)]
+    assert answer.reports[0].payload_bytes == payload_bytes(replace(
+        answer, reports=(ClientReport(0, 10, 1.0, 1.0, 0),)
+    ).write())  # fmt: skip

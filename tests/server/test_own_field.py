@@ -153,8 +153,8 @@ def test_a_codec_is_a_file_and_a_row_and_its_bytes_are_those_of_what_is_encoded(
         assert before - uplink(runs[trainer, nodes]) == pytest.approx(8 * 2 * 12810, abs=8 * 4)
     heads = [load_file(run / "head.safetensors")["weight"] for run in runs.values()]
     exact = load_file(plain_run / "head.safetensors")["weight"]
-    for head in heads[1:]:
-        np.testing.assert_allclose(head, heads[0], rtol=0, atol=1e-6)
+    for head in heads[1:]:  # trainers agree to rounding, which half precision makes a step
+        np.testing.assert_allclose(head, heads[0], rtol=0, atol=1e-5)
     assert not np.array_equal(heads[0], exact)
     np.testing.assert_allclose(heads[0], exact, rtol=0, atol=1e-4)
 
