@@ -7,6 +7,7 @@ message may not need.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache, wraps
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from common.messages import (
     BackboneReply,
     BackboneRequest,
     BaselineRequest,
+    ClientEvaluation,
     DescribeRequest,
     EvaluateReply,
     EvaluateRequest,
@@ -119,18 +121,21 @@ def train(message: Message, context: Context) -> Message:
     host.tell(request.run_id, f"round {request.round_number}: {_result(reply)}")
     if request.reduce != "stock":
         return Message(reply.write(), reply_to=message)
-    if not reply.clients:
-        raise ReplyError("; ".join(reply.rejected_reasons) or "no client")
-    local = Head.from_matrix(request.head.matrix + np.asarray(reply.fields["delta"][0], np.float32))
+    if not reply.reports:
+        raise ReplyError("; ".join(r.reason for r in reply.rejected) or "no client")
+    row = {name: rows[0] for name, rows in reply.payloads.items()}
+    delta = request.uplink.decode(reply.clients[0], row)["delta"]
+    local = Head.from_matrix(request.head.matrix + np.asarray(delta, np.float32))
     return Message(reply.write_stock(local), reply_to=message)
 
 
 def _result(reply: TrainReply) -> str:
     """What a round has come to on a device."""
-    if not reply.clients:
+    if not reply.reports:
         return "nothing to send"  # the reason has been logged
-    loss = f"loss {reply.loss_before[0]:.3f} -> {reply.loss_after[0]:.3f}"
-    return f"trained on {reply.num_examples[0]} examples, {loss}"
+    report = reply.reports[0]
+    loss = f"loss {report.loss_before:.3f} -> {report.loss_after:.3f}"
+    return f"trained on {report.num_examples} examples, {loss}"
 
 
 @app.evaluate()
@@ -143,19 +148,18 @@ def evaluate(message: Message, context: Context) -> Message:
         raise ProtocolError("the backbone is not here")
     host = _host(context)
     results = list(_evaluate(request, frozen, host))
-    clients, counts, correct, losses = zip(*results, strict=True) if results else ((), (), (), ())
-    personal: tuple[int, ...] = ()
     if request.personal:
-        personal = tuple(personal_correct(request, client, frozen, host) for client in clients)
-    host.tell(request.run_id, f"evaluated its head: {sum(correct)} of {sum(counts)} are right")
-    reply = EvaluateReply(clients, counts, correct, losses, personal)
-    return Message(reply.write(), reply_to=message)
+        own = [personal_correct(request, result.client, frozen, host) for result in results]
+        results = [replace(r, personal_correct=n) for r, n in zip(results, own, strict=True)]
+    correct, total = (sum(r.correct for r in results), sum(r.num_examples for r in results))
+    host.tell(request.run_id, f"evaluated its head: {correct} of {total} are right")
+    return Message(EvaluateReply(tuple(results)).write(), reply_to=message)
 
 
 def _evaluate(
     request: EvaluateRequest, frozen: FrozenBackbone, host: Host
-) -> Iterator[tuple[int, int, int, float]]:
-    """Client, examples, correct predictions and loss of each that has a test part."""
+) -> Iterator[ClientEvaluation]:
+    """Of each client that has a test part."""
     cohort = host.cohort(frozen, "test")
     if cohort is not None:
         clients = np.intersect1d(request.clients, host.clients())
@@ -163,13 +167,14 @@ def _evaluate(
         clients = clients[cohort.largest_label[clients] < request.head.num_classes]
         correct, losses = cohort.evaluate(clients, request.head.matrix)
         counts = cohort.num_examples[clients].tolist()
-        yield from zip(clients.tolist(), counts, correct.tolist(), losses.tolist(), strict=True)
+        columns = clients.tolist(), counts, correct.tolist(), losses.tolist()
+        yield from map(ClientEvaluation, *columns)
         return
     for client in request.clients:
         features = host.test_features(client, frozen, request.run_id)
         if len(features):
             result = evaluate_head(request.head, features)
-            yield client, len(features), result.correct, result.loss
+            yield ClientEvaluation(client, len(features), result.correct, result.loss)
 
 
 @app.query("baselines")

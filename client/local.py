@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from client.fields import ClientFields
-from client.sgd import train_head
+from client.client_round import ClientRound
+from client.sgd import Terms, train_head
 from common.evaluation import evaluate
-from common.messages import TrainRequest
+from common.fields import fields_of_statistics
 from common.seeding import batch_order
 from common.statistics import feature_statistics
-from common.types import FeatureSet, FloatArray, LocalTraining
+from common.types import FeatureSet, LocalTraining
 
 __all__ = ["ClientUpdate", "batch_orders", "client_update"]
 
 
 @dataclass(frozen=True, eq=False)
 class ClientUpdate:
-    """What one client computed.
+    """What one client computed, fit to count.
 
     Attributes:
         fields: the arrays that the plan asked for.
         loss_before: mean loss of the global head on the client's examples.
         loss_after: the same of the local head; equal where nothing was trained.
-        control: the client's next control variate, to be kept when the update has passed.
     """
 
-    fields: dict[str, npt.NDArray[np.generic]]
+    fields: Mapping[str, npt.NDArray[np.generic]]
     loss_before: float
     loss_after: float
-    control: FloatArray | None = None
 
 
 def batch_orders(
@@ -46,25 +45,28 @@ def batch_orders(
     ]
 
 
-def client_update(
-    request: TrainRequest, client: int, features: FeatureSet, fields: ClientFields
-) -> ClientUpdate:
-    """Do what the round's plan says with one client's training examples."""
+def client_update(client_round: ClientRound, client: int, features: FeatureSet) -> ClientUpdate:
+    """Do what the round's plan says with one client's training examples.
+
+    Raises:
+        FedheadError: see ``ClientRound.finish``.
+    """
+    request = client_round.request
     if request.plan.kind == "statistics":
         statistics = feature_statistics(features, request.head.num_classes)
         loss = evaluate(request.head, features).loss
-        known = {"gram": statistics.gram, "moments": statistics.moments}
-        return ClientUpdate({name: known[name] for name in request.plan.fields}, loss, loss)
-    return _sgd_update(request, client, features, fields)
+        fields = fields_of_statistics(request.plan.fields, statistics)
+        client_round.check(fields)
+        return ClientUpdate(fields, loss, loss)
+    return _sgd_update(client_round, client, features)
 
 
-def _sgd_update(
-    request: TrainRequest, client: int, features: FeatureSet, fields: ClientFields
-) -> ClientUpdate:
+def _sgd_update(client_round: ClientRound, client: int, features: FeatureSet) -> ClientUpdate:
+    request = client_round.request
     plan, training = request.plan, request.training
     correction = None
-    if fields.corrects:
-        correction = torch.from_numpy(fields.corrections(np.array([client]))[0])
+    if client_round.corrects:
+        correction = torch.from_numpy(client_round.corrections(np.array([client]))[0])
     preconditioner = plan.constant.get("preconditioner")
     result = train_head(
         torch.from_numpy(features.x),
@@ -78,11 +80,13 @@ def _sgd_update(
             round_number=request.round_number,
             client=client,
         ),
-        mu=plan.mu,
-        correction=correction,
-        preconditioner=None if preconditioner is None else torch.from_numpy(preconditioner),
+        Terms(
+            plan.mu,
+            correction,
+            None if preconditioner is None else torch.from_numpy(preconditioner),
+        ),
     )
-    sent, control = fields.of(
+    fields = client_round.finish(
         client, result.delta.numpy(), steps=result.steps, loss=result.loss_before
     )
-    return ClientUpdate(sent, result.loss_before, result.loss_after, control)
+    return ClientUpdate(fields, result.loss_before, result.loss_after)

@@ -18,18 +18,19 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import DamagedError, FedheadError, ProtocolError
+from common.fields import Memory
 from common.messages import TrainRequest, content_id
 from common.readback import ArraysFile
 from common.types import FloatArray
 
-__all__ = ["ControlStore", "with_constant"]
+__all__ = ["ClientMemory", "with_constant"]
 
-_CONTROL = ArraysFile("control variate of a client")
+_MEMORY = ArraysFile("memory of a client")
 _CONSTANT = ArraysFile("constant arrays of a plan")
 
 
-class ControlStore:
-    """Control variates of the clients of one node, for one run.
+class ClientMemory:
+    """Named arrays that the clients of one node remember, for one run.
 
     Args:
         folder: of the run on this machine; holds one folder a client.
@@ -39,22 +40,24 @@ class ControlStore:
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
         self._folder, self._durable = folder, durable
 
-    def load(self, client: int, counted_round: int, shape: tuple[int, ...]) -> FloatArray:
+    def load(
+        self, client: int, counted_round: int, shapes: Mapping[str, tuple[int, ...]]
+    ) -> Memory:
         """What a client remembers of the round that counted last.
 
         Args:
             client: its id.
             counted_round: that round; 0 for none, and zeros.
-            shape: (K, d + 1).
+            shapes: of the arrays, by name.
 
         Raises:
-            FedheadError: the file is missing or damaged.
+            FedheadError: the file is missing, damaged, or of other arrays.
         """
-        if not counted_round:
-            return np.zeros(shape, np.float32)
+        if not (counted_round and shapes):
+            return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
         path = self._file(client, counted_round)
         try:
-            control: FloatArray = _CONTROL.read(path)["control"]
+            memory: dict[str, FloatArray] = _MEMORY.read(path)
         except FileNotFoundError as exc:
             raise FedheadError(
                 f"client {client}: its state after round {counted_round} is gone ({path})"
@@ -63,15 +66,17 @@ class ControlStore:
             raise FedheadError(f"client {client}: {exc}") from exc
         except OSError as exc:
             raise FedheadError(f"client {client}: {path}: {exc.strerror}") from exc
-        if control.shape != shape:
-            raise FedheadError(f"client {client}: {path} is {control.shape}, expected {shape}")
-        return control
+        found = {name: array.shape for name, array in sorted(memory.items())}
+        wanted = dict(sorted(shapes.items()))
+        if found != wanted:
+            raise FedheadError(f"client {client}: {path} holds {found}, expected {wanted}")
+        return memory
 
     def save(
         self,
         client: int,
         round_number: int,
-        control: FloatArray,
+        memory: Memory,
         *,
         counted_round: int,
         oldest_round: int,
@@ -81,7 +86,7 @@ class ControlStore:
         Args:
             client: its id.
             round_number: of this round.
-            control: float32 (K, d + 1).
+            memory: float32 arrays by name.
             counted_round: the last round that counted; 0 for none.
             oldest_round: to whose end the server may still go back; older ones are forgotten.
 
@@ -90,11 +95,11 @@ class ControlStore:
         """
         target = self._file(client, round_number)
         try:
-            _CONTROL.write(target, {"control": control}, durable=self._durable)
+            _MEMORY.write(target, memory, durable=self._durable)
             rounds = sorted(int(path.stem) for path in target.parent.glob("*.safetensors"))
-            counted = [number for number in rounds if number <= counted_round]
-            last = max((number for number in counted if number <= oldest_round), default=0)
-            for number in set(rounds) - {round_number, *(n for n in counted if n >= last)}:
+            before = [number for number in rounds if number <= counted_round]
+            last = max((number for number in before if number <= oldest_round), default=0)
+            for number in set(rounds) - {round_number, *(n for n in before if n >= last)}:
                 self._file(client, number).unlink()
         except OSError as exc:
             reason = exc.strerror or exc
@@ -105,12 +110,12 @@ class ControlStore:
 
 
 def with_constant(request: TrainRequest, folder: Path, *, durable: bool) -> TrainRequest | None:
-    """The request with its plan's constant arrays, which it brings or this machine has kept.
+    """The request with its plan's constant arrays, which it holds or this machine has kept.
 
     Args:
         request: as it came.
         folder: of the run on this machine.
-        durable: as for ``ControlStore``.
+        durable: as for ``ClientMemory``.
 
     Returns:
         None if they are neither there nor here, or what is here is damaged.
@@ -123,7 +128,7 @@ def with_constant(request: TrainRequest, folder: Path, *, durable: bool) -> Trai
     if not re.fullmatch("[0-9a-f]{64}", request.constant_id):
         raise ProtocolError(f"constant-id {request.constant_id!r} is not a SHA-256")
     path = folder / f"constant-{request.constant_id}.safetensors"
-    if request.brings:
+    if request.has_constant:
         if content_id(request.plan.constant) != request.constant_id:
             raise ProtocolError("the plan's constant arrays are not those of its constant-id")
         with suppress(OSError):  # without space they come again

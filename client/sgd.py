@@ -17,7 +17,7 @@ from common.evaluation import single_thread
 from common.softmax import sgd_step, softmax_loss
 from common.types import IntArray, LocalTraining
 
-__all__ = ["LocalResult", "train_head"]
+__all__ = ["LocalResult", "Terms", "train_head"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,16 +37,29 @@ class LocalResult:
     steps: int
 
 
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """What a plan makes of each gradient.
+
+    Attributes:
+        mu: proximal coefficient.
+        correction: (K, d + 1), added to it.
+        preconditioner: P (d + 1, d + 1), multiplies the data's gradient alone, so that decay,
+            proximal term and correction keep their meaning in weight space.
+    """
+
+    mu: float = 0.0
+    correction: Tensor | None = None
+    preconditioner: Tensor | None = None
+
+
 def train_head(
     x: Tensor,
     labels: Tensor,
     start: Tensor,
     training: LocalTraining,
     orders: Sequence[IntArray],
-    *,
-    mu: float = 0.0,
-    correction: Tensor | None = None,
-    preconditioner: Tensor | None = None,
+    terms: Terms = Terms(),
 ) -> LocalResult:
     """Minimise the softmax cross-entropy from ``start`` for ``training.local_epochs`` epochs.
 
@@ -59,13 +72,10 @@ def train_head(
         start: (K, d + 1), the global head; not changed.
         training: hyperparameters.
         orders: for each epoch, int64 (n,): the order of visits.
-        mu: proximal coefficient.
-        correction: (K, d + 1), added to each gradient.
-        preconditioner: P (d + 1, d + 1), multiplies the data's gradient alone, so that decay,
-            proximal term and correction keep their meaning in weight space.
+        terms: what the plan adds.
     """
     with single_thread():
-        return _train(x, labels, start, training, orders, mu, correction, preconditioner)
+        return _train(x, labels, start, training, orders, terms)
 
 
 def _train(
@@ -74,29 +84,27 @@ def _train(
     start: Tensor,
     training: LocalTraining,
     orders: Sequence[IntArray],
-    mu: float,
-    correction: Tensor | None,
-    preconditioner: Tensor | None,
+    terms: Terms,
 ) -> LocalResult:
     w, velocity = start, torch.zeros_like(start)
     steps = 0
 
     def pull() -> Tensor | None:
-        terms = []
+        parts = []
         if training.momentum:
-            terms.append(training.momentum * velocity)
+            parts.append(training.momentum * velocity)
         if training.weight_decay:
-            terms.append(training.weight_decay * w)
-        if mu:
-            terms.append(mu * (w - start))
-        if correction is not None:
-            terms.append(correction)
-        return torch.stack(terms).sum(0) if terms else None
+            parts.append(training.weight_decay * w)
+        if terms.mu:
+            parts.append(terms.mu * (w - start))
+        if terms.correction is not None:
+            parts.append(terms.correction)
+        return torch.stack(parts).sum(0) if parts else None
 
     for order in orders[: training.local_epochs]:
         for batch in torch.split(torch.from_numpy(order), training.batch_size):
             _, w, velocity = sgd_step(
-                x[batch], labels[batch], w, training.lr, preconditioner, pull()
+                x[batch], labels[batch], w, training.lr, terms.preconditioner, pull()
             )
             steps += 1
     return LocalResult(

@@ -1,14 +1,15 @@
 """Flat frozen dataclasses to Flower's ConfigRecord and back, checked field by field.
 
 Keys are the fields' names in kebab-case. A field may be bool, int, float, str, bytes, a Literal
-of strings, a tuple of one such type, or another flat dataclass, whose fields join the record.
+of strings, a tuple of one such type, or another flat dataclass, whose fields join the record. Many
+dataclasses of one kind travel as columns: for each field a list with their values.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
@@ -16,7 +17,7 @@ from flwr.app import ConfigRecord
 
 from common.errors import ProtocolError
 
-__all__ = ["from_record", "to_record"]
+__all__ = ["from_columns", "from_record", "to_columns", "to_record"]
 
 T = TypeVar("T")
 
@@ -55,6 +56,13 @@ def _scalar(key: str, value: Any, hint: Any) -> Any:
     return value
 
 
+def _items(key: str, value: Any, kind: Any) -> list[Any]:
+    items: list[Any] = _scalar(key, value, list)
+    if set(map(type, items)) - {kind}:  # long lists have no time for more
+        items = [_scalar(key, item, kind) for item in items]
+    return items
+
+
 def from_record(cls: type[T], record: Mapping[str, Any], **given: Any) -> T:
     """The dataclass that a record holds; fields in ``given`` are taken as they are.
 
@@ -72,10 +80,40 @@ def from_record(cls: type[T], record: Mapping[str, Any], **given: Any) -> T:
         elif key not in record:
             raise ProtocolError(f"{key} is missing")
         elif typing.get_origin(hint) is tuple:
-            items, kind = _scalar(key, record[key], list), typing.get_args(hint)[0]
-            if set(map(type, items)) - {kind}:  # long lists have no time for more
-                items = [_scalar(key, item, kind) for item in items]
-            values[field.name] = tuple(items)
+            values[field.name] = tuple(_items(key, record[key], typing.get_args(hint)[0]))
         else:
             values[field.name] = _scalar(key, record[key], hint)
     return cls(**values)
+
+
+def to_columns(cls: type[Any], rows: Sequence[Any], prefix: str = "") -> dict[str, list[Any]]:
+    """Dataclasses whose fields are plain values, as one list for each field.
+
+    Args:
+        cls: what they are; there may be none.
+        rows: of this class.
+        prefix: of the keys.
+    """
+    names = [field.name for field in dataclasses.fields(cls)]
+    return {prefix + _key(name): [getattr(row, name) for row in rows] for name in names}
+
+
+def from_columns(cls: type[T], record: Mapping[str, Any], prefix: str = "") -> tuple[T, ...]:
+    """The reverse of ``to_columns``.
+
+    Raises:
+        ProtocolError: names the key that is missing or has another type, or of another length
+            than the others.
+    """
+    hints, columns = _type_hints(cls), []
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        key = prefix + _key(field.name)
+        if key not in record:
+            raise ProtocolError(f"{key} is missing")
+        columns.append(_items(key, record[key], hints[field.name]))
+        if len(columns[-1]) != len(columns[0]):
+            raise ProtocolError(
+                f"{key} lists {len(columns[-1])} values, but {prefix}"
+                f"{_key(dataclasses.fields(cls)[0].name)} {len(columns[0])}"  # type: ignore[arg-type]
+            )
+    return tuple(map(cls, *columns))

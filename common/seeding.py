@@ -49,6 +49,8 @@ class Purpose(IntEnum):
     ATTACK_NOISE = 13
     LABEL_NOISE = 14
     STRATEGY = 15
+    UPLINK = 16
+    DOWNLINK = 17
 
 
 def _mix(z: int) -> int:

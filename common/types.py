@@ -21,6 +21,7 @@ __all__ = [
     "FloatArray",
     "Head",
     "IntArray",
+    "Layout",
     "LocalTraining",
     "UpdateBatch",
 ]
@@ -173,18 +174,32 @@ class LocalTraining:
         return steps / (1 - self.momentum)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What an array is, before there is one.
+
+    Attributes:
+        shape: of it.
+        kind: "f" for float32; "u" for unsigned integers, uint32 where they fit and else uint64.
+    """
+
+    shape: tuple[int, ...]
+    kind: Literal["f", "u"] = "f"
+
+
 @dataclass(frozen=True, eq=False)
 class ClientPlan:
     """What the clients of one round do, as decided by the strategy.
 
     Attributes:
         kind: "sgd" trains the head; "statistics" sends sufficient statistics once.
-        fields: names of the arrays each client sends.
+        fields: names of the arrays each client sends, see common.fields.
         weighting: weight of a client in the sums: its examples, or 1.
         mu: proximal coefficient, adds mu/2 * ||w - w_global||^2 to the loss.
-        correction: "scaffold" adds c - c_i to each gradient, "feddyn" -g_i; c_i and g_i stay on
-            the client.
+        correction: what each client adds to its gradients and remembers, see common.corrections.
         q: q-FedAvg's fairness.
+        uplink: codec of what clients send, see common.codecs.
+        downlink: codec of the head that they are sent.
         exclude: clients that this round must not ask again; stays on the server.
         everyone: asks all other clients, however few a round usually asks, and for their sum;
             stays on the server.
@@ -197,8 +212,10 @@ class ClientPlan:
     fields: tuple[str, ...] = ("delta",)
     weighting: Literal["examples", "uniform"] = "examples"
     mu: float = 0.0
-    correction: Literal["none", "scaffold", "feddyn"] = "none"
+    correction: str = "none"
     q: float = 0.0
+    uplink: str = "none"
+    downlink: str = "none"
     exclude: tuple[int, ...] = ()
     everyone: bool = False
     arrays: Mapping[str, FloatArray] = field(default_factory=dict)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from common.statistics import exact_sum
 from common.types import ClientPlan, IntArray, UpdateBatch
 
-__all__ = ["FieldSums", "added_up", "client_weights", "joined", "taken"]
+__all__ = ["FieldSums", "added_up", "client_weights", "joined", "rows_at"]
 
 Fields = Mapping[str, npt.NDArray[np.generic]]
 
@@ -81,8 +81,8 @@ def joined(batches: Sequence[UpdateBatch]) -> UpdateBatch:
     )
 
 
-def taken(rows: UpdateBatch, index: Sequence[int]) -> UpdateBatch:
-    """Some of the rows."""
+def rows_at(rows: UpdateBatch, index: Sequence[int]) -> UpdateBatch:
+    """The rows at some positions, in this order."""
     at = np.asarray(index, np.int64)
     return UpdateBatch(
         client_ids=tuple(rows.client_ids[i] for i in index),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Collection, Sequence
 
-__all__ = ["one_line", "printable", "some"]
+__all__ = ["one_line", "printable", "some", "unknown"]
 
 _LONGEST = 300
 
@@ -34,3 +35,14 @@ def some(words: Sequence[str], most: int = 5) -> str:
     'a, b, ...'
     """
     return ", ".join(words[:most]) + (", ..." if len(words) > most else "")
+
+
+def unknown(what: str, name: str, known: Collection[str]) -> str:
+    """That there is no such thing, with the nearest there is.
+
+    >>> unknown("field", "detla", ["delta", "gram"])
+    "unknown field 'detla', did you mean delta? (known: delta, gram)"
+    """
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f", did you mean {near[0]}?" if near else ""
+    return f"unknown {what} {name[:_LONGEST]!r}{hint} (known: {', '.join(known)})"

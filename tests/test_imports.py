@@ -32,7 +32,7 @@ MAY_IMPORT_FLWR = (
     "client/app.py",
     "client/fork_server.py",
     "client/supernode.py",
-    "common/messages.py",
+    "common/messages/",
     "common/records.py",
     "server/app.py",
     "server/round/",

@@ -25,7 +25,7 @@ from client import memory as client_state
 from client.delivery import shelf as device_shelf
 from client.device import host_of
 from client.held_out import held_out
-from client.memory import ControlStore, with_constant
+from client.memory import ClientMemory, with_constant
 from client.trust import Trust
 from common.backbone.cache import _from_key
 from common.backbone.frozen import load_by_fingerprint, store
@@ -304,11 +304,12 @@ def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
     return Row([*(tmp / "state" / "clients").rglob("task.json")], read)
 
 
-@row("control variate of a client")
+@row("memory of a client")
 def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
-    store_ = ControlStore(tmp)
-    store_.save(7, 1, np.arange(6, dtype=np.float32).reshape(2, 3), counted_round=0, oldest_round=0)
-    return Row([*(tmp / "7").iterdir()], lambda: store_.load(7, 1, (2, 3)))
+    memory = ClientMemory(tmp)
+    arrays = {"control": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    memory.save(7, 1, arrays, counted_round=0, oldest_round=0)
+    return Row([*(tmp / "7").iterdir()], lambda: memory.load(7, 1, {"control": (2, 3)}))
 
 
 @row("constant arrays of a plan")
@@ -316,13 +317,13 @@ def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
     arrays = {"preconditioner": np.ones((2, 2), np.float32)}
     first = TrainRequest(
         Head.zeros(2, 2), ClientPlan(constant=arrays), LocalTraining(0.1, 1, 8), (7,), 1, "r", 0,
-        "f", "sum", constant_id=content_id(arrays), brings=True,
+        "f", "sum", constant_id=content_id(arrays), has_constant=True,
     )  # fmt: skip
     with_constant(first, tmp, durable=True)
 
     def read() -> Any:
         client_state._constant.cache_clear()
-        found = with_constant(replace(first, brings=False), tmp, durable=True)
+        found = with_constant(replace(first, has_constant=False), tmp, durable=True)
         return found and dict(found.plan.constant)
 
     return Row([*tmp.iterdir()], read, is_none)

@@ -1,7 +1,9 @@
 """Compiled loops of the cohort trainer. They release the GIL, so that threads share the work.
 
 No loop here reassociates sums: the only liberty is fused multiply-add, so that the same machine
-gives the same bits, whatever the number of threads.
+gives the same bits, whatever the number of threads. Their arguments are many because a compiled
+function takes arrays and numbers, no objects, and ``train_clients`` is long because what it
+allocates serves all clients of a chunk.
 """
 
 from __future__ import annotations

@@ -139,18 +139,19 @@ class RoundResult:
 
     def count(self, replies: Sequence[TrainReply]) -> None:
         """Add up what valid replies report."""
-        clients = [client for r in replies for client in r.clients]
-        self.valid = len(clients)
-        if not clients:
+        reports = [report for reply in replies for report in reply.reports]
+        self.valid = len(reports)
+        if not reports:
             return
-        counts = np.array([n for r in replies for n in r.num_examples], np.float64)
-        sizes = [size for r in replies for size in r.payload_bytes]
+        clients = [report.client for report in reports]
+        counts = np.array([report.num_examples for report in reports], np.float64)
+        sizes = [report.payload_bytes for report in reports]
         self.num_examples = int(counts.sum())
         self.uplink_bytes = sum(sizes)
         self.accounts.add("valid", clients)
         self.accounts.add("uplink_bytes", clients, sizes)
-        before = np.array([v for r in replies for v in r.loss_before])
-        after = np.array([v for r in replies for v in r.loss_after])
+        before = np.array([report.loss_before for report in reports])
+        after = np.array([report.loss_after for report in reports])
         self.loss_before = float(before @ counts / counts.sum())
         self.loss_after = float(after @ counts / counts.sum())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from common.datasets import Dataset
 from common.errors import FedheadError, ReplyError
 from common.experiment import client_shares
-from common.messages import EvaluateReply, EvaluateRequest
+from common.messages import ClientEvaluation, EvaluateReply, EvaluateRequest
 from common.noise import COUNTED_CLIENTS, COUNTED_EXAMPLES
 from common.types import Head
 from server.record.runfolder import CLIENTS
@@ -107,38 +108,43 @@ def ask_clients(run: Run, head: Head, personal: float) -> ClientFigures:
     )
     for node, reason in errors.items():
         logger.warning("%s did not evaluate: %s", run.registry.node_name(node), reason)
-    counts: dict[int, tuple[int, ...]] = {}
+    found: dict[int, ClientEvaluation] = {}
     for node in sorted(answers):
         asked = by_node[node]
         try:
             check_lengths(answers[node], len(asked))
-            counts |= _counts(EvaluateReply.read(answers[node]), set(asked), personal)
+            reply = EvaluateReply.read(answers[node])
+            _check(reply, set(asked))
         except FedheadError as exc:
             run.registry.refuse(node, f"evaluates badly, {exc}")
-    columns = [{client: row[i] for client, row in sorted(counts.items())} for i in range(3)]
-    return ClientFigures(columns[0], columns[1], columns[2] if personal else None)
+        else:
+            found |= {own.client: own for own in reply.evaluations}
+    found = dict(sorted(found.items()))
+    return ClientFigures(
+        {client: own.num_examples for client, own in found.items()},
+        {client: own.correct for client, own in found.items()},
+        {client: own.personal_correct for client, own in found.items()} if personal else None,
+    )
 
 
-def _counts(reply: EvaluateReply, asked: set[int], personal: float) -> dict[int, tuple[int, ...]]:
-    """Examples, correct and, or 0, correct by its own head, of each client in a reply.
+def _check(reply: EvaluateReply, asked: set[int]) -> None:
+    """Refuse a client that was not asked, or counts that cannot be.
 
     Raises:
-        ReplyError: a client that was not asked, or counts that cannot be.
+        ReplyError: says which.
     """
-    own = reply.personal_correct if personal else (0,) * len(reply.clients)
-    counts = {}
-    for row in zip(reply.clients, reply.num_examples, reply.correct, own, strict=False):
-        client, total, *correct = row
-        if client not in asked:
-            raise ReplyError(f"it speaks for client {client}, which it was not asked for")
+    seen: set[int] = set()
+    for own in reply.evaluations:
+        if own.client not in asked:
+            raise ReplyError(f"it speaks for client {own.client}, which it was not asked for")
+        if own.client in seen:
+            raise ReplyError(f"it names client {own.client} twice")
+        seen.add(own.client)
+        total, correct = own.num_examples, (own.correct, own.personal_correct)
         if not (1 <= total < 2**31 and all(0 <= right <= total for right in correct)):
             raise ReplyError(f"it counts {max(correct)} of {total} examples as correct")
-        counts[client] = (total, *correct)
-    if not np.isfinite(reply.loss).all():
-        raise ReplyError("a loss is not finite")
-    if len(counts) != len(reply.clients):
-        raise ReplyError("it names a client twice, or has no count of a client's own head")
-    return counts
+        if not math.isfinite(own.loss):
+            raise ReplyError("a loss is not finite")
 
 
 def write_clients(path: Path, run: Run, dataset: Dataset, figures: ClientFigures) -> None:

@@ -12,19 +12,24 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import psutil
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
+from common.codecs.uplink import Uplink, decode_sum
 from common.errors import FedheadError, ReplyError, RunError
+from common.fields import check_plausible
 from common.messages import TrainReply, TrainRequest, payload_bytes
-from common.types import ClientPlan, Head, UpdateBatch
-from common.updates import client_weights
-from common.validate import LARGEST, check_fields, check_scales, check_statistics, field_shapes
+from common.plausible import Limits
+from common.types import ClientPlan, Head, Layout, UpdateBatch
+from common.updates import added_up, client_weights
+from common.validate import LARGEST, check_fields
 from server.record.events import event
 from server.round.algorithm import RoundResult, Run
 from server.round.exchange import Exchange, is_from_device
 from server.round.replies import check_lengths, check_payloads, check_reply, check_size
 
 __all__ = ["Collector"]
+
+_Valid = tuple[TrainReply, UpdateBatch]
 
 _WAVE_BYTES = 64_000_000  # of single clients' updates; some 1,200 heads of ten classes
 
@@ -38,7 +43,8 @@ class Collector:
         plan: of the round.
         head: that the clients start from.
         reduce: whether a node sends the weighted sum of its clients or each one's own fields.
-        request: makes the request to some of a node's clients; with True it brings all arrays.
+        request: makes the request to some of a node's clients; with True it holds the plan's
+            constant arrays in any case.
         result: takes the counts and the reasons of what went wrong.
         needs_all: who needs the updates of all clients in memory at once; empty if nobody does.
     """
@@ -51,8 +57,8 @@ class Collector:
     result: RoundResult
     needs_all: str
 
-    def collect(self, cohort: list[int]) -> Iterator[tuple[TrainReply, UpdateBatch]]:
-        """Valid replies, without their arrays, each with its rows; the others are counted.
+    def collect(self, cohort: list[int]) -> Iterator[_Valid]:
+        """Valid replies, without their payloads, each with its rows; the others are counted.
 
         Raises:
             RunError: more single updates are needed at once than memory holds.
@@ -71,9 +77,9 @@ class Collector:
             wave = {node: part for node, c in by_node.items() if (part := c[start : start + size])}
             for node in silent & set(wave):
                 self.result.fail(wave.pop(node), "no answer")
-            for reply in self._wave(wave, ends, silent):
-                self.result.valid += len(reply.clients)
-                yield dataclasses.replace(reply, fields={}), self._batch(reply)
+            for reply, rows in self._wave(wave, ends, silent):
+                self.result.valid += len(reply.reports)
+                yield dataclasses.replace(reply, payloads={}), rows
 
     def check_row(
         self,
@@ -91,20 +97,26 @@ class Collector:
         Raises:
             ReplyError: wrong shape, not finite, above the norm bound, or impossible counts.
         """
-        check_fields(fields, self._shapes, self.run.max_norm * scale * (1 + 1e-5), LARGEST * scale)
-        if "moments" in fields:
-            check_statistics(fields, num_examples)
-        check_scales(fields, scale * self.run.config.train.local().most_steps(num_examples))
+        check_fields(fields, self._layouts, self.run.max_norm * scale * (1 + 1e-5), LARGEST * scale)
+        steps = scale * self.run.config.train.local().most_steps(num_examples)
+        check_plausible(fields, Limits(num_examples, steps))
 
     @property
-    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return field_shapes(self.plan.fields, self.head.num_classes, self.head.num_features)
+    def _layouts(self) -> Mapping[str, Layout]:
+        return self._uplink.layouts
+
+    @property
+    def _uplink(self) -> Uplink:
+        """As the request has it."""
+        head, seed = self.head, self.run.config.seed
+        number = self.result.round_number
+        return Uplink(self.plan, head.num_classes, head.num_features, seed, number)
 
     def _clients_a_message(self, cohort: int, nodes: int) -> int:
         """How many clients' updates a node may send at once."""
         if self.reduce == "sum":
             return cohort
-        row_bytes = 4 * sum(math.prod(shape) for shape in self._shapes.values())
+        row_bytes = 4 * sum(math.prod(layout.shape) for layout in self._layouts.values())
         needed = 3 * row_bytes * cohort  # as they arrive, side by side, and in float64
         if self.needs_all and needed > (free := psutil.virtual_memory().available):
             raise RunError(
@@ -116,7 +128,7 @@ class Collector:
 
     def _wave(
         self, by_node: dict[int, list[int]], ends: float, silent: set[int]
-    ) -> Iterator[TrainReply]:
+    ) -> Iterator[_Valid]:
         """Valid replies, until the round closes; nodes that give no answer join ``silent``."""
         run, missed = self.run, dict[int, list[int]]()
         for attempt in range(2):
@@ -132,14 +144,14 @@ class Collector:
             exchange = Exchange(run.grid, messages, seconds, registry.look, registry.refuse)
             for node, message in exchange:
                 clients = by_node.pop(node)
-                reply = self._read(message, clients)
+                reply, rows = self._read(message, clients)
                 if reply is None:
                     continue
                 if (reply.missing_backbone or reply.missing_constant) and not again:
                     lacking[node] = clients
                     continue
-                if reply.clients:
-                    yield reply
+                if rows is not None:
+                    yield reply, rows
                 left_out = set(clients) - {*reply.clients, *reply.rejected_clients}
                 self.result.fail(sorted(left_out), "not in its node's answer")
                 if self._has_enough():
@@ -173,8 +185,8 @@ class Collector:
         else:
             self.result.fail(clients, "no answer")
 
-    def _message(self, node: int, clients: list[int], brings_all: bool) -> Message:
-        request = self.request(clients, brings_all)
+    def _message(self, node: int, clients: list[int], again: bool) -> Message:
+        request = self.request(clients, again)
         return Message(
             content=request.write(),
             dst_node_id=node,
@@ -182,57 +194,85 @@ class Collector:
             group_id=str(request.round_number),
         )
 
-    def _read(self, message: Message, clients: list[int]) -> TrainReply | None:
+    def _read(
+        self, message: Message, clients: list[int]
+    ) -> tuple[TrainReply | None, UpdateBatch | None]:
+        """A node's reply, if it is one, and its rows, if it has any that count."""
         result = self.result
         if is_from_device(message) and not self.run.registry.simulated:
             result.accounts.see(clients)
         if message.has_error():
             result.fail_with(clients, message)
-            return None
+            return None, None
         try:
-            rows = 1 if self.reduce == "sum" else len(clients)
-            check_lengths(message.content, len(clients))
-            check_size(message.content, self._shapes.values(), rows)
-            reply = TrainReply.read(message.content)
-            if not (reply.missing_backbone or reply.missing_constant):
-                check_reply(reply, self.run, set(clients), self.run.fingerprint)
-                check_payloads(reply, self._shapes.values())
-                self._check_rows(reply)
+            reply, rows = self._checked(message.content, clients)
         except FedheadError as exc:
             for client in clients:
                 result.reject(client, str(exc))
-            return None
-        for client, reason in zip(reply.rejected_clients, reply.rejected_reasons, strict=True):
-            result.reject(client, reason)
-        return reply
+            return None, None
+        for rejection in reply.rejected:
+            result.reject(rejection.client, rejection.reason)
+        return reply, rows
 
-    def _check_rows(self, reply: TrainReply) -> None:
-        if not reply.clients:
-            return
-        summed = self.reduce == "sum"
-        rows = 1 if summed else len(reply.clients)
-        for name, array in reply.fields.items():
-            if array.shape[:1] != (rows,):
-                raise ReplyError(
-                    f"{name} has {len(array) if array.ndim else 0} rows, expected {rows}"
-                )
-        weights = client_weights(self.plan, np.array(reply.num_examples, np.int64))
-        # The norm of a weighted mean is at most the largest norm in it.
-        scale = float(weights.sum()) if summed else 1.0
-        for row in range(rows):
-            fields = {k: v[row] for k, v in reply.fields.items()}
-            count = sum(reply.num_examples) if summed else reply.num_examples[row]
-            self.check_row(fields, count, scale)
+    def _checked(
+        self, content: RecordDict, clients: list[int]
+    ) -> tuple[TrainReply, UpdateBatch | None]:
+        """A reply in which everything is as it must be.
+
+        Raises:
+            FedheadError: something is not.
+        """
+        check_lengths(content, len(clients))
+        layouts = self._layouts.values()
+        check_size(content, layouts, 1 if self.reduce == "sum" else len(clients))
+        reply = TrainReply.read(content)
+        if reply.missing_backbone or reply.missing_constant:
+            return reply, None
+        check_reply(reply, self.run, set(clients), self.run.fingerprint)
+        check_payloads(reply, layouts)
+        return reply, self._batch(reply) if reply.reports else None
 
     def _batch(self, reply: TrainReply) -> UpdateBatch:
-        examples = np.array(reply.num_examples, np.int64)
+        """A reply's rows, decoded and checked; a single one where sums are wanted."""
+        clients, uplink = reply.clients, self._uplink
+        examples = np.array([report.num_examples for report in reply.reports], np.int64)
         weights = client_weights(self.plan, examples)
-        if self.reduce == "sum":
+        payloads = self._rows(reply)
+        if self.reduce == "sum" and uplink.is_summed(len(clients)):
+            fields = decode_sum(payloads[0], self._layouts)
+            # The norm of a weighted mean is at most the largest norm in it.
+            self.check_row(fields, int(examples.sum()), float(weights.sum()))
             return UpdateBatch(
-                client_ids=(reply.clients,),
+                client_ids=(clients,),
                 num_examples=examples.sum(keepdims=True),
                 weights=weights.sum(keepdims=True),
-                fields=reply.fields,
+                fields={name: array[None] for name, array in fields.items()},
             )
-        ids = tuple((client,) for client in reply.clients)
-        return UpdateBatch(ids, examples, weights, reply.fields)
+        rows = [uplink.decode(*pair) for pair in zip(clients, payloads, strict=True)]
+        for row, count in zip(rows, examples.tolist(), strict=True):
+            self.check_row(row, count)
+        batch = UpdateBatch(
+            client_ids=tuple((client,) for client in clients),
+            num_examples=examples,
+            weights=weights,
+            fields={name: np.stack([row[name] for row in rows]) for name in self.plan.fields},
+        )
+        return added_up(batch) if self.reduce == "sum" else batch
+
+    def _rows(self, reply: TrainReply) -> list[dict[str, bytes]]:
+        """A reply's payloads, row by row.
+
+        Raises:
+            ReplyError: they are of other fields, or of more or fewer rows than there must be.
+        """
+        count = len(reply.reports)
+        if self.reduce == "sum" and self._uplink.is_summed(count):
+            count = 1
+        if set(reply.payloads) != set(self.plan.fields):
+            raise ReplyError(
+                f"sent the fields {sorted(reply.payloads)}, expected {sorted(self.plan.fields)}"
+            )
+        for name, rows in reply.payloads.items():
+            if len(rows) != count:
+                raise ReplyError(f"{name} has {len(rows)} rows, expected {count}")
+        return [{name: rows[i] for name, rows in reply.payloads.items()} for i in range(count)]

@@ -13,32 +13,38 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from common.fields import FIELDS
+
 __all__ = ["Norms", "no_norms", "oversized", "remembered", "row_norms"]
 
 _FACTOR = 10.0  # honest clients of very unequal data (Dirichlet, alpha 0.1) stay below 6
 _FEWEST = 3  # of which one that lies is not the median
 _REMEMBERED = 32
-# Every field of floats that a client sends, but FedNova's steps, which have a bound of their own.
-_FIELDS = ("delta", "control_delta", "normalized_delta", "fair_delta", "fair_scale")
 
 Norms = npt.NDArray[np.float64]
 
 
+def _bounded() -> list[str]:
+    """The fields of floats that have a bound here, in the order of their columns."""
+    return [name for name, row in FIELDS.items() if row.of_training and row.is_bounded]
+
+
 def no_norms() -> Norms:
-    """What is known before the first round, float64 (0, 5)."""
-    return np.zeros((0, len(_FIELDS)))
+    """What is known before the first round, float64 (0, f), f being the bounded fields."""
+    return np.zeros((0, len(_bounded())))
 
 
 def row_norms(fields: Mapping[str, npt.NDArray[np.generic]]) -> Norms:
-    """L2 norms of one client's own fields, float64 (5,); 0 for one that is not sent.
+    """L2 norms of one client's own fields, float64 (f,); 0 for one that is not sent.
 
-    q-FedAvg's scale grows with the square of a norm, so its root stands for it.
+    Of what grows with the square of a norm the root stands for it.
     """
-    norms = np.zeros(len(_FIELDS))
-    for i, name in enumerate(_FIELDS):
+    names = _bounded()
+    norms = np.zeros(len(names))
+    for i, name in enumerate(names):
         if name in fields:
             norms[i] = np.linalg.norm(fields[name].astype(np.float64))
-            if name == "fair_scale":
+            if FIELDS[name].is_squared:
                 norms[i] = np.sqrt(norms[i])
     return norms
 
@@ -50,8 +56,8 @@ def oversized(norms: Norms, earlier: Norms) -> dict[int, str]:
     where a round has fewer than three. Where even they are fewer, nobody can tell who lies.
 
     Args:
-        norms: float64 (m, 5), of the round's updates.
-        earlier: float64 (h, 5), see ``remembered``.
+        norms: float64 (m, f), of the round's updates.
+        earlier: float64 (h, f), see ``remembered``.
     """
     known = norms if len(norms) >= _FEWEST else np.concatenate([earlier, norms])
     if len(known) < _FEWEST:
@@ -60,18 +66,18 @@ def oversized(norms: Norms, earlier: Norms) -> dict[int, str]:
     if len(earlier) >= _FEWEST:
         middles = np.maximum(middles, np.median(earlier, axis=0))
     reasons: dict[int, str] = {}
-    for i, middle in enumerate(middles):
+    for i, (name, middle) in enumerate(zip(_bounded(), middles, strict=True)):
         if not middle:  # not sent, or most clients have nothing to add
             continue
         for row in np.flatnonzero(norms[:, i] > _FACTOR * middle).tolist():
-            what = "the root of " if _FIELDS[i] == "fair_scale" else "the norm of "
+            what = "the root of " if FIELDS[name].is_squared else "the norm of "
             reasons[row] = (
-                f"{what}{_FIELDS[i]} is {norms[row, i]:.3g}, over {_FACTOR:g} times the median "
+                f"{what}{name} is {norms[row, i]:.3g}, over {_FACTOR:g} times the median "
                 f"of {middle:.3g}"
             )
     return reasons
 
 
 def remembered(earlier: Norms, counted: Norms) -> Norms:
-    """The norms of the first updates of a run that counted, float64 (h, 5), at most 32."""
+    """The norms of the first updates of a run that counted, float64 (h, f), at most 32."""
     return np.concatenate([earlier, counted])[:_REMEMBERED]

@@ -12,6 +12,7 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from common.errors import ReplyError
 from common.messages import TrainReply, array_bytes
+from common.types import Layout
 
 if TYPE_CHECKING:  # which imports the registry, and that this module
     from server.round.algorithm import Run
@@ -20,7 +21,7 @@ __all__ = ["LARGEST_LOSS", "check_lengths", "check_payloads", "check_reply", "ch
 
 _MOST_RECORDS, _MOST_KEYS = 8, 64
 _LARGEST_NUMBER = 8  # bytes: statistics may come as uint64
-_ARRAY_HEADER = 1000  # bytes
+_ARRAY_HEADER = 1000  # bytes, for whatever a codec writes before the numbers
 LARGEST_LOSS = 1e30
 """Above this no loss is taken for one."""
 
@@ -44,34 +45,41 @@ def check_lengths(content: RecordDict, most: int) -> None:
             raise ReplyError(f"sends {len(record)} values, expected at most {_MOST_KEYS}")
         for key, value in record.items():
             if isinstance(value, list) and len(value) > most:
-                raise ReplyError(f"lists {len(value)} {key[:_MOST_KEYS]}, expected at most {most}")
+                raise ReplyError(
+                    f"{key[:_MOST_KEYS]} lists {len(value)} values, expected at most {most}"
+                )
 
 
-def check_size(content: RecordDict, shapes: Iterable[tuple[int, ...]], rows: int) -> None:
+def check_size(content: RecordDict, layouts: Iterable[Layout], rows: int) -> None:
     """Refuse, before any of it is read, a reply far larger than its arrays can be.
 
     Args:
         content: as it came.
-        shapes: of the arrays of one row.
+        layouts: of the arrays of one row.
         rows: how many of them there can be.
 
     Raises:
         ReplyError: names both sizes.
     """
-    most = sum(_LARGEST_NUMBER * rows * math.prod(shape) + _ARRAY_HEADER for shape in shapes)
+    most = rows * sum(map(_largest, layouts))
     if (size := array_bytes(content)) > most:
         raise ReplyError(f"its arrays take {size} bytes, more than the {most} that they can")
 
 
-def check_payloads(reply: TrainReply, shapes: Iterable[tuple[int, ...]]) -> None:
+def _largest(layout: Layout) -> int:
+    """What one array takes at most, whatever the codec."""
+    return _LARGEST_NUMBER * math.prod(layout.shape) + _ARRAY_HEADER
+
+
+def check_payloads(reply: TrainReply, layouts: Iterable[Layout]) -> None:
     """Refuse what no client's own reply can weigh: a node that sums up reports it of each.
 
     Raises:
         ReplyError: names the size.
     """
-    most = _ARRAY_HEADER + sum(_LARGEST_NUMBER * math.prod(s) + _ARRAY_HEADER for s in shapes)
-    for size in reply.payload_bytes:
-        if not 0 <= size <= most:
+    most = _ARRAY_HEADER + sum(map(_largest, layouts))
+    for report in reply.reports:
+        if not 0 <= (size := report.payload_bytes) <= most:
             raise ReplyError(f"reports a payload of {size} bytes, expected at most {most}")
 
 
@@ -87,18 +95,19 @@ def check_reply(reply: TrainReply, run: Run, asked: set[int], fingerprint: str) 
         raise ReplyError(
             f"features are of backbone {reply.fingerprint[:12]}, expected {fingerprint[:12]}"
         )
-    if repeated := [c for c, n in Counter(reply.clients).items() if n > 1]:
+    clients, refused = reply.clients, reply.rejected_clients
+    if repeated := [c for c, n in Counter(clients).items() if n > 1]:
         raise ReplyError(f"names {name(repeated[0])} twice")
-    if both := set(reply.clients) & set(reply.rejected_clients):
+    if both := set(clients) & set(refused):
         raise ReplyError(f"{name(min(both))} is in the update and refused")
-    if strangers := {*reply.clients, *reply.rejected_clients} - asked:
+    if strangers := {*clients, *refused} - asked:
         raise ReplyError(f"speaks for {name(min(strangers))}, which it was not asked for")
-    for client, count in zip(reply.clients, reply.num_examples, strict=True):
-        known = run.registry.clients[client].num_examples
-        if count != known:
-            whose = f" of {name(client)}" if len(asked) > 1 else ""
-            raise ReplyError(f"reports {count} examples{whose}, described {known}")
-    losses = np.array([*reply.loss_before, *reply.loss_after])
+    for report in reply.reports:
+        known = run.registry.clients[report.client].num_examples
+        if report.num_examples != known:
+            whose = f" of {name(report.client)}" if len(asked) > 1 else ""
+            raise ReplyError(f"reports {report.num_examples} examples{whose}, described {known}")
+    losses = np.array([(report.loss_before, report.loss_after) for report in reply.reports])
     if not np.isfinite(losses).all():
         raise ReplyError("a loss is not finite")
     # A mean over the round must stay finite as well.

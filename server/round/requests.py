@@ -33,7 +33,6 @@ class Requests:
         self._run = run
         self.memory_rounds = dict(memory_rounds or {})
         self.holders = set(holders)
-        self._measured: dict[tuple[object, ...], int] = {}
 
     def note_holders(self, plan: ClientPlan, clients: Collection[int]) -> None:
         """Clients have answered: they keep what the plan says is the same in all rounds."""
@@ -77,14 +76,14 @@ class Requests:
             fingerprint=self._run.fingerprint,
             reduce=reduce,
             max_norm=self._run.max_norm,
-            counted=(
+            memory_rounds=(
                 ()
                 if plan.correction == "none"
                 else tuple(self.memory_rounds.get(client, 0) for client in clients)
             ),
             oldest_round=self._oldest_round(round_number),
             constant_id=content_id(plan.constant),
-            brings=bool(plan.constant) and lacks,
+            has_constant=bool(plan.constant) and lacks,
         )
 
     def _oldest_round(self, round_number: int) -> int:
@@ -100,26 +99,9 @@ class Requests:
     ) -> None:
         """What requests to clients that are phones of their own weigh."""
         lacking = set(cohort) - self.holders if plan.constant else set()
-        for brings, clients in ((True, lacking), (False, set(cohort) - lacking)):
+        for has_constant, clients in ((True, lacking), (False, set(cohort) - lacking)):
             if clients:
-                size = self._request_bytes(result.round_number, head, plan, reduce, brings)
-                result.send(sorted(clients), size)
-
-    def _request_bytes(
-        self,
-        round_number: int,
-        head: Head,
-        plan: ClientPlan,
-        reduce: Literal["sum", "individual"],
-        brings: bool,
-    ) -> int:
-        """What a request to one client alone weighs; measured again when its layout changes."""
-        arrays = {**plan.arrays, **(plan.constant if brings else {})}
-        shapes = {name: array.shape for name, array in arrays.items()}
-        lengths = (round_number.bit_length(), self._oldest_round(round_number).bit_length())
-        layout = (plan.kind, plan.fields, reduce, tuple(shapes.items()), lengths)
-        if layout not in self._measured:
-            alone = self.request(round_number, head, plan, [0], reduce)
-            alone = dataclasses.replace(alone, brings=brings)
-            self._measured[layout] = payload_bytes(alone.write())
-        return self._measured[layout]
+                # Measured in each round: what a codec makes of a head may have any length.
+                alone = self.request(result.round_number, head, plan, [0], reduce)
+                alone = dataclasses.replace(alone, has_constant=has_constant)
+                result.send(sorted(clients), payload_bytes(alone.write()))

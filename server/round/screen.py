@@ -16,7 +16,7 @@ from common.errors import ReplyError
 from common.experiment import malicious_clients
 from common.messages import TrainReply
 from common.types import ClientPlan, UpdateBatch
-from common.updates import joined, taken
+from common.updates import joined, rows_at
 from server.round.algorithm import RoundResult, Run
 from server.round.attacks import corrupt
 from server.round.collect import Collector
@@ -133,5 +133,5 @@ def _without(
             if i in refused:
                 result.reject(rows.client_ids[i][0], refused[i])
         if good := [i for i in range(start, end) if i not in refused]:
-            kept.append((reply.only([i - start for i in good]), taken(rows, good)))
+            kept.append((reply.only([i - start for i in good]), rows_at(rows, good)))
     return kept

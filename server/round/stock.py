@@ -21,8 +21,8 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from common.errors import ConfigError, FedheadError, ReplyError
 from common.messages import TrainReply, TrainRequest, payload_bytes, read_head, write_head
-from common.types import ClientPlan, Head, IntArray
-from common.validate import check_fields, field_shapes
+from common.types import ClientPlan, Head, IntArray, Layout
+from common.validate import check_fields
 from server.record.checkpoint import Checkpoint
 from server.round.algorithm import (
     Fault,
@@ -252,13 +252,14 @@ class StockAlgorithm:
 
     def _read(self, message: Message, client: int, head: Head) -> _Update:
         check_lengths(message.content, 1)
-        check_size(message.content, [head.weight.shape, head.bias.shape], 1)
+        check_size(message.content, map(Layout, (head.weight.shape, head.bias.shape)), 1)
         reply = TrainReply.read(message.content)
         if reply.missing_backbone:
             self._run.registry.deliver_backbone([self._run.registry.clients[client].node])
             raise ReplyError("had lost the backbone; it is sent for the next round")
         if reply.clients != (client,):
-            raise ReplyError("; ".join(reply.rejected_reasons) or "does not speak for itself")
+            reasons = "; ".join(rejection.reason for rejection in reply.rejected)
+            raise ReplyError(reasons or "does not speak for itself")
         check_reply(reply, self._run, {client}, self._run.fingerprint)
         local = read_head(message.content)
         if local.weight.shape != head.weight.shape:
@@ -266,9 +267,9 @@ class StockAlgorithm:
         if not np.isfinite(local.matrix).all():
             raise ReplyError("head is not finite")
         delta = {"delta": (local.matrix - head.matrix).astype(np.float32)}
-        shapes = field_shapes(("delta",), head.num_classes, head.num_features)
-        check_fields(delta, shapes, self._run.max_norm)
-        reply = dataclasses.replace(reply, payload_bytes=(payload_bytes(message.content),))
+        check_fields(delta, {"delta": Layout(head.matrix.shape)}, self._run.max_norm)
+        report = dataclasses.replace(reply.reports[0], payload_bytes=payload_bytes(message.content))
+        reply = dataclasses.replace(reply, reports=(report,))
         # What the strategy sees must be what was checked: another record would end the run.
         message.content.clear()
         message.content.update(arrays=write_head(local), metrics=reply.stock_metrics())

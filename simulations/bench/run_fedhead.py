@@ -13,8 +13,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.cohort.cohort import Cohort, warm_up
-from client.memory import ControlStore
-from client.node import update_together
+from client.memory import ClientMemory
+from client.together import update_together
 from common.config import Config, SimulationConfig, TrainConfig
 from common.messages import (
     BackboneReply,
@@ -39,7 +39,7 @@ _FINGERPRINT = "0" * 64
 def _client_app(cohort: Cohort) -> ClientApp:
     """Answers as client.app does, with features that no backbone computed."""
     app = ClientApp()
-    control = ControlStore(Path(tempfile.gettempdir()))  # FedAvg remembers nothing
+    memory = ClientMemory(Path(tempfile.gettempdir()))  # FedAvg remembers nothing
 
     @app.query("describe")
     def describe(message: Message, _context: Context) -> Message:
@@ -55,7 +55,7 @@ def _client_app(cohort: Cohort) -> ClientApp:
     def train(message: Message, _context: Context) -> Message:
         request = TrainRequest.read(message.content)
         residents = range(len(cohort.num_examples))
-        reply = update_together(request, request.clients, cohort, control, residents=residents)
+        reply = update_together(request, request.clients, cohort, memory, residents=residents)
         return Message(reply.write(), reply_to=message)
 
     return app

@@ -161,10 +161,9 @@ def to_json(measurements: Sequence[Measurement]) -> dict[str, Any]:
         return per_size({n: m.median_seconds / ours[n].median_seconds for n, m in peers.items()})
 
     def each(figure: Callable[[Measurement], Any]) -> dict[str, Any]:
-        by_runner = {runner: _by_size(measurements, runner) for runner in RUNNERS}
         return {
-            runner: per_size({n: figure(m) for n, m in found.items()})
-            for runner, found in by_runner.items()
+            runner: per_size({n: figure(m) for n, m in _by_size(measurements, runner).items()})
+            for runner in RUNNERS
         }
 
     sizes = sorted(ours)

@@ -16,7 +16,7 @@ from client.cohort.cohort import Chunk, Cohort, Objective
 from client.cohort.grams import Grams
 from client.cohort.kernels import _batch_order
 from client.local import batch_orders
-from client.sgd import train_head
+from client.sgd import Terms, train_head
 from common.errors import DataError
 from common.evaluation import evaluate
 from common.seeding import Purpose, batch_order, stream_state
@@ -133,9 +133,11 @@ def both(case: Case, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray, np.nda
             torch.from_numpy(start),
             local,
             batch_orders(len(rows), local, seed=SEED, round_number=ROUND, client=client),
-            mu=case.mu,
-            correction=torch.from_numpy(drift[client]) if case.correct else None,
-            preconditioner=None if p is None else torch.from_numpy(p),
+            Terms(
+                case.mu,
+                torch.from_numpy(drift[client]) if case.correct else None,
+                None if p is None else torch.from_numpy(p),
+            ),
         )
         expected.append(result.delta.numpy())
         expected_losses.append([result.loss_before, result.loss_after])

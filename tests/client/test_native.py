@@ -24,9 +24,10 @@ from client.sgd import train_head
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.engine import quantized_engine
 from common.backbone.frozen import FrozenBackbone, load_by_fingerprint
+from common.codecs.uplink import encode_sum
 from common.experiment import client_shares, experiment_dataset, experiment_features, run_config
 from common.files import cache_root
-from common.messages import TrainReply, TrainRequest, payload_bytes
+from common.messages import ClientReport, TrainReply, TrainRequest, payload_bytes
 from common.seeding import batch_seed
 from common.types import FeatureSet, Head, LocalTraining
 from server.app import run_experiment
@@ -259,11 +260,12 @@ class _WithNativeClient:
         with safe_open(delta, framework="numpy") as file:
             metadata, array = file.metadata(), file.get_tensor("delta")
         n = int(metadata["num-examples"])
+        losses = (float(metadata[f"loss-{when}"]) for when in ("before", "after"))
         # A node sends the weighted sum of its clients.
-        fields = {"delta": (n * array.astype(np.float64)).astype(np.float32)[None]}
+        total = {"delta": (n * array.astype(np.float64)).astype(np.float32)}
         reply = TrainReply(
-            metadata["fingerprint"], (client,), (n,), (float(metadata["loss-before"]),),
-            (float(metadata["loss-after"]),), (0,), fields=fields,
+            metadata["fingerprint"], (ClientReport(client, n, *losses),),
+            payloads={name: (payload,) for name, payload in encode_sum(total).items()},
         )  # fmt: skip
         assert request.reduce == "sum"
         assert payload_bytes(reply.write()) > array.nbytes

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.sgd import train_head
+from client.sgd import Terms, train_head
 from common.seeding import batch_order
 from common.types import LocalTraining
 
@@ -50,7 +50,7 @@ def test_matches_autograd(momentum: float, weight_decay: float, mu: float, batch
     x, labels, start = problem()
     training = LocalTraining(0.1, 3, batch_size, momentum, weight_decay)
     correction = torch.full_like(start, 0.03)
-    got = train_head(x, labels, start, training, orders(3), mu=mu, correction=correction)
+    got = train_head(x, labels, start, training, orders(3), Terms(mu, correction))
     expected = autograd(x, labels, start, training, mu, correction)
     torch.testing.assert_close(got.delta, expected, rtol=1e-10, atol=1e-12)
     assert got.steps == 3 * -(-N // batch_size)
@@ -61,10 +61,10 @@ def test_preconditioner_multiplies_the_data_gradient_alone() -> None:
     p = torch.eye(D + 1, dtype=torch.float64) * 2
     training = LocalTraining(0.1, 1, N)
     plain = train_head(x, labels, start, training, orders(1))
-    doubled = train_head(x, labels, start, training, orders(1), preconditioner=p)
+    doubled = train_head(x, labels, start, training, orders(1), Terms(preconditioner=p))
     torch.testing.assert_close(doubled.delta, 2 * plain.delta)
     decay = LocalTraining(0.1, 1, N, weight_decay=0.5)
-    with_decay = train_head(x, labels, start, decay, orders(1), preconditioner=p)
+    with_decay = train_head(x, labels, start, decay, orders(1), Terms(preconditioner=p))
     torch.testing.assert_close(with_decay.delta, 2 * plain.delta - 0.1 * 0.5 * start)
 
 
@@ -80,7 +80,7 @@ def test_losses_are_those_before_and_after() -> None:
 def test_inputs_are_not_changed() -> None:
     x, labels, start = problem()
     before = [t.clone() for t in (x, labels, start)]
-    train_head(x, labels, start, LocalTraining(0.5, 2, 5, 0.9, 0.1), orders(2), mu=0.1)
+    train_head(x, labels, start, LocalTraining(0.5, 2, 5, 0.9, 0.1), orders(2), Terms(0.1))
     for old, new in zip(before, (x, labels, start), strict=True):
         assert torch.equal(old, new)
 

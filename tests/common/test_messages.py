@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +10,13 @@ from common.errors import ProtocolError
 from common.messages import (
     BackboneRequest,
     BaselineRequest,
+    ClientEvaluation,
+    ClientReport,
     DescribeReply,
     DescribeRequest,
     EvaluateReply,
     EvaluateRequest,
+    Rejection,
     TrainReply,
     TrainRequest,
     array_bytes,
@@ -25,6 +29,9 @@ from common.types import ClientPlan, Head, LocalTraining
 
 HEAD = Head(np.arange(6, dtype=np.float32).reshape(2, 3), np.array([1, -1], np.float32))
 TRAINING = LocalTraining(0.1, 2, 5, 0.5, 0.01)
+REPLY = TrainReply(
+    "f", (ClientReport(1, 2, 1.0, 1.0, 5),), payloads={"delta": (HEAD.matrix.tobytes(),)}
+)
 
 
 def over_the_wire(content: RecordDict) -> RecordDict:
@@ -62,17 +69,43 @@ def test_flowers_fedprox_sets_the_proximal_coefficient() -> None:
     assert TrainRequest.read(content).plan.mu == 0.75
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.uint32, np.uint64])
-def test_train_reply_survives_the_wire(dtype: type) -> None:
+def test_train_reply_survives_the_wire() -> None:
     reply = TrainReply(
-        "f" * 64, (1, 4), (10, 20), (2.0, 3.0), (1.0, 1.5), (99, 98), (7,), ("has NaN",),
-        fields={"x": np.arange(4, dtype=dtype).reshape(2, 2)},
-    )  # fmt: skip
+        "f" * 64,
+        (ClientReport(1, 10, 2.0, 1.0, 99), ClientReport(4, 20, 3.0, 1.5, 98)),
+        (Rejection(7, "has NaN"),),
+        payloads={"delta": (b"\x00a", b""), "x": (b"1", b"2")},
+    )
     got = TrainReply.read(over_the_wire(reply.write()))
-    assert got.fields["x"].dtype == dtype
-    np.testing.assert_array_equal(got.fields["x"], reply.fields["x"])
-    assert (got.clients, got.num_examples, got.payload_bytes) == ((1, 4), (10, 20), (99, 98))
-    assert (got.rejected_clients, got.rejected_reasons) == ((7,), ("has NaN",))
+    assert (got.reports, got.rejected) == (reply.reports, reply.rejected)
+    assert got.payloads == reply.payloads
+    assert (got.clients, got.rejected_clients) == ((1, 4), (7,))
+    nothing = TrainReply.read(over_the_wire(TrainReply("f", missing_backbone=True).write()))
+    assert (nothing.reports, nothing.rejected, nothing.payloads) == ((), (), {})
+
+
+def test_payloads_that_are_none_are_refused() -> None:
+    for wrong in ([1, 2], b"1", ["x"]):
+        content = TrainReply("f").write()
+        content["report"]["field.delta"] = wrong  # type: ignore[index]
+        with pytest.raises(ProtocolError, match=r"field\.delta is no list of payloads"):
+            TrainReply.read(content)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fields": ("detla",)}, "unknown field 'detla', did you mean delta?"),
+        ({"correction": "scafold"}, "unknown correction 'scafold', did you mean scaffold?"),
+        ({"uplink": "zip"}, r"unknown codec 'zip' \(known: none"),
+        ({"downlink": "zip"}, r"unknown codec 'zip' \(known: none"),
+    ],
+)
+def test_a_plan_that_asks_for_what_there_is_not_is_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ProtocolError, match=message):
+        replace(request(), plan=replace(request().plan, **changes))
 
 
 def test_small_messages_survive_the_wire() -> None:
@@ -84,7 +117,7 @@ def test_small_messages_survive_the_wire() -> None:
     assert BackboneRequest.read(over_the_wire(brought.write())) == brought
     baseline = BaselineRequest(TRAINING, 10, 1.0, 0, "f")
     assert BaselineRequest.read(over_the_wire(baseline.write())) == baseline
-    evaluated = EvaluateReply((1,), (2,), (1,), (0.5,))
+    evaluated = EvaluateReply((ClientEvaluation(1, 2, 1, 0.5), ClientEvaluation(3, 4, 0, 0.1, 2)))
     assert EvaluateReply.read(over_the_wire(evaluated.write())) == evaluated
     asked = EvaluateRequest.read(over_the_wire(EvaluateRequest(HEAD, (1,), "f", "r").write()))
     assert (asked.head.sha256, asked.clients) == (HEAD.sha256, (1,))
@@ -125,12 +158,24 @@ def test_missing_records_and_unreadable_arrays_are_protocol_errors() -> None:
     content = request().write()
     shared = content["shared"]
     assert isinstance(shared, ConfigRecord)
-    for damaged in (PICKLE, b"", shared["head"][:-1], "text"):  # type: ignore[index]
+    for damaged in (PICKLE, b"", shared["head"][:-1]):  # type: ignore[index]
         shared["head"] = damaged
-        with pytest.raises(ProtocolError, match="'head' holds arrays that cannot be read"):
+        with pytest.raises(ProtocolError, match=f"head takes {len(damaged)} bytes, expected 32"):
             TrainRequest.read(content)
-    del shared["head"]
-    with pytest.raises(ProtocolError, match="head is missing"):
+    whole, shared["head"] = request().write()["shared"]["head"], "text"  # type: ignore[index]
+    with pytest.raises(ProtocolError, match="head is str, expected bytes"):
+        TrainRequest.read(content)
+    shared["head"] = whole
+    for shape in ([2], [2, 1], [0, 4], [2, 4, 1], [2.0, 4.0], "2x4"):
+        shared["shape"] = shape  # type: ignore[assignment]
+        with pytest.raises(ProtocolError, match="expected that of a head"):
+            TrainRequest.read(content)
+    for key in ("shape", "head"):
+        del shared[key]
+        with pytest.raises(ProtocolError, match=f"{key} is missing"):
+            TrainRequest.read(content)
+    shared["plan"] = PICKLE
+    with pytest.raises(ProtocolError, match="'plan' holds arrays that cannot be read"):
         TrainRequest.read(content)
     with pytest.raises(ProtocolError, match="arrays is missing"):
         read_heads(RecordDict({"report": ConfigRecord()}))
@@ -148,14 +193,12 @@ def test_a_stock_strategys_head_is_read_from_its_arrays() -> None:
 
 @pytest.mark.parametrize("stock", [False, True])
 def test_a_replys_arrays_are_measured_before_they_are_read(stock: bool) -> None:
-    reply = TrainReply("f", (1,), (2,), (1.0,), (1.0,), (5,), fields={"delta": HEAD.matrix[None]})
-    content = reply.write_stock(HEAD) if stock else reply.write()
-    assert HEAD.matrix.nbytes < array_bytes(content) < HEAD.matrix.nbytes + 400
+    content = REPLY.write_stock(HEAD) if stock else REPLY.write()
+    assert HEAD.matrix.nbytes <= array_bytes(content) < HEAD.matrix.nbytes + 400
 
 
 def test_a_superlink_keeps_few_objects_and_what_all_nodes_get_once() -> None:
-    reply = TrainReply("f", (1,), (2,), (1.0,), (1.0,), (5,), fields={"delta": HEAD.matrix[None]})
-    assert len(reply.write()) == len(reply.write().config_records) == 1
+    assert len(REPLY.write()) == len(REPLY.write().config_records) == 1
     for one in (request(), EvaluateRequest(HEAD, (1,), "f", "r")):
         contents = [replace(one, clients=clients).write() for clients in ((1,), (2,))]
         objects = [{record.object_id for record in content.values()} for content in contents]
@@ -167,8 +210,10 @@ def test_a_superlink_keeps_few_objects_and_what_all_nodes_get_once() -> None:
 def test_lists_of_different_length_are_refused() -> None:
     with pytest.raises(ProtocolError, match="differ in length"):
         DescribeReply((1, 2), (3,), simulated=True)
-    with pytest.raises(ProtocolError, match="differ in length"):
-        TrainReply("f", (1,), (2,), (), (1.0,), (5,))
+    content = REPLY.write()
+    content["report"]["loss-before"] = [1.0, 2.0]  # type: ignore[index]
+    with pytest.raises(ProtocolError, match="loss-before lists 2 values, but client 1"):
+        TrainReply.read(content)
 
 
 def test_payload_bytes_counts_what_is_serialized() -> None:

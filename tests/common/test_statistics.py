@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ReplyError
+from common.fields import check_plausible
+from common.plausible import Limits
 from common.statistics import Statistics, exact_sum, feature_statistics, ridge, triangle_size
 from common.types import Affine, FeatureSet
-from common.validate import check_scales, check_statistics
 
 
 def make(n: int, d: int, k: int, seed: int) -> FeatureSet:
@@ -185,10 +186,10 @@ IMPOSSIBLE = {
 def test_statistics_that_no_features_can_have_are_refused(case: str) -> None:
     change, words = IMPOSSIBLE[case]
     sums = stated()
-    check_statistics(sums, 20)
+    check_plausible(sums, Limits(20, 1.0))
     change(sums)
     with pytest.raises(ReplyError, match=re.escape(words)):
-        check_statistics(sums, 20)
+        check_plausible(sums, Limits(20, 1.0))
 
 
 @settings(max_examples=60, deadline=None)
@@ -209,8 +210,8 @@ def test_statistics_of_features_are_never_refused(
     sums = feature_statistics(
         FeatureSet(q.astype(np.uint8), features.labels, features.affine, "f"), k
     )
-    check_statistics({"gram": sums.gram, "moments": sums.moments}, n)
-    check_statistics({"moments": sums.moments}, n)
+    check_plausible({"gram": sums.gram, "moments": sums.moments}, Limits(n, 1.0))
+    check_plausible({"moments": sums.moments}, Limits(n, 1.0))
 
 
 def test_sums_that_leave_64_bits_are_an_error_and_never_begin_again_at_zero() -> None:
@@ -224,9 +225,10 @@ def test_sums_that_leave_64_bits_are_an_error_and_never_begin_again_at_zero() ->
 
 def test_numbers_that_updates_are_divided_by_are_bounded() -> None:
     good = {"effective_steps": np.array([12.0], np.float32)}
-    check_scales(good, 12.0)
+    limits = Limits(20, 12.0)
+    check_plausible(good, limits)
     for value, words in ((12.1, "12.1, expected at most 12"), (0.0, "0, expected more than 0")):
         with pytest.raises(ReplyError, match=words):
-            check_scales({"effective_steps": np.array([value], np.float32)}, 12.0)
+            check_plausible({"effective_steps": np.array([value], np.float32)}, limits)
     with pytest.raises(ReplyError, match="fair_scale is -1, expected more than 0"):
-        check_scales({"fair_scale": np.array([-1.0], np.float32)}, 12.0)
+        check_plausible({"fair_scale": np.array([-1.0], np.float32)}, limits)

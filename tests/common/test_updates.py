@@ -2,20 +2,21 @@ import numpy as np
 import pytest
 
 from common.errors import ReplyError
-from common.types import ClientPlan
+from common.fields import field_layouts
+from common.types import ClientPlan, Layout
 from common.updates import FieldSums, client_weights
-from common.validate import check_fields, field_shapes
+from common.validate import check_fields
 
-SHAPES = field_shapes(("delta",), 2, 3)
+LAYOUTS = field_layouts(("delta",), 2, 3)
 
 
-def test_shapes_follow_classes_and_features() -> None:
-    shapes = field_shapes(("delta", "control_delta", "gram", "moments"), 10, 1280)
-    assert shapes == {
-        "delta": (10, 1281),
-        "control_delta": (10, 1281),
-        "gram": (821_121,),
-        "moments": (10, 1281),
+def test_layouts_follow_classes_and_features() -> None:
+    layouts = field_layouts(("delta", "effective_steps", "gram", "moments"), 10, 1280)
+    assert layouts == {
+        "delta": Layout((10, 1281), "f"),
+        "effective_steps": Layout((1,), "f"),
+        "gram": Layout((821_121,), "u"),
+        "moments": Layout((10, 1281), "u"),
     }
 
 
@@ -62,16 +63,16 @@ def test_weights_follow_the_plan() -> None:
 )
 def test_an_unfit_update_is_refused(fields: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(ReplyError, match=message):
-        check_fields(fields, SHAPES, max_norm=2.0)
+        check_fields(fields, LAYOUTS, max_norm=2.0)
 
 
 def test_a_fit_update_passes() -> None:
-    check_fields({"delta": np.full((2, 4), 0.5, np.float32)}, SHAPES, max_norm=2.0)
-    check_fields({"delta": np.full((2, 4), 1e9, np.float32)}, SHAPES, max_norm=0.0)
+    check_fields({"delta": np.full((2, 4), 0.5, np.float32)}, LAYOUTS, max_norm=2.0)
+    check_fields({"delta": np.full((2, 4), 1e9, np.float32)}, LAYOUTS, max_norm=0.0)
 
 
 def test_statistics_must_be_unsigned_integers() -> None:
-    shapes = field_shapes(("moments",), 2, 3)
+    layouts = field_layouts(("moments",), 2, 3)
     with pytest.raises(ReplyError, match="expected unsigned integers"):
-        check_fields({"moments": np.zeros((2, 4), np.float32)}, shapes, 0)
-    check_fields({"moments": np.zeros((2, 4), np.uint32)}, shapes, 0)
+        check_fields({"moments": np.zeros((2, 4), np.float32)}, layouts, 0)
+    check_fields({"moments": np.zeros((2, 4), np.uint32)}, layouts, 0)

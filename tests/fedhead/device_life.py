@@ -54,9 +54,9 @@ def main(device: Path, backbone: Path, fingerprint: str, model: Path) -> dict[st
     return {
         "present": present,
         "clients": len(update.clients),
-        "reasons": update.rejected_reasons,
-        "moved": bool(update.fields["delta"].any()),
-        "own": sum(own.num_examples),
+        "reasons": [rejection.reason for rejection in update.rejected],
+        "moved": any(any(row) for row in update.payloads["delta"]),
+        "own": sum(client.num_examples for client in own.evaluations),
         "measured": measured(model, device / "images"),
     }
 

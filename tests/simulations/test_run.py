@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 import client.memory as client_state
 import server.round.collect
 import server.round.loop
-from client.memory import ControlStore
+from client.memory import ClientMemory
 from common.errors import ConfigError, DataError, RunError
 from common.files import simulated_state
 from common.readback import seal
@@ -250,11 +250,11 @@ def test_scaffold_forgets_rounds_that_did_not_count(
     def watch(self, number, head, fault):  # type: ignore[no-untyped-def]
         result = step(self, number, head, fault)
         kept = state(self)
-        store = ControlStore(simulated_state() / self._run.run_id)
-        shape = kept.strategy.control.shape
+        store = ClientMemory(simulated_state() / self._run.run_id)
+        shapes = {"control": kept.strategy.control.shape}
         memories = zip(kept.memory_clients.tolist(), kept.memory_rounds.tolist(), strict=True)
         for client, counted in memories:
-            own[client] = store.load(client, counted, shape)
+            own[client] = store.load(client, counted, shapes)["control"]
         total = np.sum(list(own.values()), axis=0) / 8
         np.testing.assert_allclose(kept.strategy.control, total, atol=1e-5)
         return result

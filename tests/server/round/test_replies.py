@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, Context, Message, RecordDict
-from safetensors.numpy import save
 
 import server.app
 from client.app import app as client_app
@@ -68,47 +67,43 @@ def report(key: str, value: Any) -> Change:
     return change
 
 
-def delta(array: np.ndarray) -> Change:
-    def change(content: RecordDict) -> None:
-        content["report"]["arrays"] = save({"delta": array})  # type: ignore[index]
-
-    return change
+def delta(*rows: np.ndarray) -> Change:
+    return report("field.delta", [row.tobytes() for row in rows])
 
 
 def refuse(_content: RecordDict) -> None:
     raise ValueError("out of battery")
 
 
-def garbage(content: RecordDict) -> None:
-    content["report"]["arrays"] = b"\x80\x04K\x01."  # type: ignore[index]
-
-
 def drop(content: RecordDict) -> None:
     del content["report"]
 
 
-SHAPE = (1, 10, 1281)
+SHAPE = (10, 1281)
 OPTIONS = ("train.rounds=2", "train.clients-per-round=0", "simulation.nodes=8")
 CASES: dict[str, tuple[Change, str]] = {
     "NaN": (delta(np.full(SHAPE, np.nan, np.float32)), "delta is not finite"),
     "infinite": (delta(np.full(SHAPE, np.inf, np.float32)), "delta is not finite"),
-    "wrong shape": (delta(np.zeros((1, 9, 1281), np.float32)), "delta is (9, 1281), expected"),
-    "more rows": (delta(np.zeros((2, 10, 1281), np.float32)), "delta has 2 rows, expected 1"),
-    "integers": (delta(np.zeros(SHAPE, np.int32)), "delta has dtype int32, expected float32"),
+    "cut short": (delta(np.zeros((9, 1281), np.float32)), "delta takes 46116 bytes, expected"),
+    "more rows": (delta(*np.zeros((2, *SHAPE), np.float32)), "field.delta lists 2 values"),
+    "no rows": (delta(), "delta has 0 rows, expected 1"),
+    "too precise": (delta(np.zeros(SHAPE)), "delta takes 102480 bytes, expected 51240"),
+    "another field": (report("field.gram", [b""]), "sent the fields ['delta', 'gram'], expected"),
     "foreign fingerprint": (report("fingerprint", "0" * 64), "features are of backbone 0000000"),
-    "another client's name": (report("clients", [5]), "speaks for client 5"),
+    "another client's name": (report("client", [5]), "speaks for client 5"),
     "more examples than described": (report("num-examples", [10**9]), "reports 1000000000"),
     "a loss of NaN": (report("loss-before", [float("nan")]), "a loss is not finite"),
     "a loss beyond numbers": (report("loss-after", [1e300]), "a loss is 1e+300"),
     "a loss below nothing": (report("loss-before", [-1.0]), "which no loss is"),
     "2^62 examples": (report("num-examples", [2**62]), f"reports {2**62} examples, described"),
     "a payload of 2^62 bytes": (report("payload-bytes", [2**62]), f"reports a payload of {2**62}"),
-    "a million clients": (report("clients", [2] * 10**6), "lists 1000000 clients, expected"),
-    "a missing key": (lambda c: c["report"].pop("clients"), "clients is missing"),  # type: ignore[union-attr]
-    "a list too long": (report("clients", []), "differ in length"),
-    "unreadable bytes": (garbage, "cannot be read"),
+    "a million clients": (report("client", [2] * 10**6), "client lists 1000000 values, expected"),
+    "a missing key": (lambda c: c["report"].pop("client"), "client is missing"),  # type: ignore[union-attr]
+    "a list too long": (report("client", []), "num-examples lists 1 values, but client 0"),
+    "unreadable bytes": (report("field.delta", [b"pickle"]), "delta takes 6 bytes, expected"),
+    "no bytes": (report("field.delta", [1.0]), "field.delta is no list of payloads"),
     "a missing record": (drop, "record 'report' is missing"),
-    "far too much": (delta(np.zeros((1, 30, 1281), np.float32)), "its arrays take 153800 bytes"),
+    "far too much": (delta(np.zeros((30, 1281), np.float32)), "its arrays take 153720 bytes"),
 }  # fmt: skip
 
 
@@ -165,12 +160,12 @@ def test_a_client_named_twice_in_one_reply_is_refused(
 ) -> None:
     def twice(content: RecordDict) -> None:
         record: Any = content["report"]
-        for key in ("clients", "num-examples", "loss-before", "loss-after", "payload-bytes"):
+        for key in ("client", "num-examples", "loss-before", "loss-after", "payload-bytes"):
             record[key] = list(record[key]) * 2
 
     summary = run(tiny(*OPTIONS), twice)
     assert summary["rejected_updates"] == 2
-    assert "client 2: lists 2 clients, expected at most 1" in caplog.text
+    assert "client 2: client lists 2 values, expected at most 1" in caplog.text
 
 
 def test_an_update_above_the_norm_bound_is_refused_on_the_node(

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.fields import ClientFields
+from client.client_round import ClientRound
 from client.local import batch_orders, client_update
-from client.memory import ControlStore
+from client.memory import ClientMemory
 from common.errors import ReplyError
+from common.fields import field_layouts
 from common.messages import TrainRequest
 from common.statistics import feature_statistics
 from common.types import Affine, FeatureSet, Head, LocalTraining, UpdateBatch
 from common.updates import added_up, client_weights, joined
-from common.validate import check_fields, field_shapes
+from common.validate import check_fields
 from server.record.checkpoint import load_latest, restore_state, save_checkpoint
 from server.strategies import STRATEGIES, build_strategy
 from server.strategy import RoundContext, Strategy, with_metrics
@@ -67,16 +68,14 @@ def updates(
     ids = tuple(clients)
     request = TrainRequest(
         head, plan, TRAINING, ids, number, "r", 0, "f", strategy.reduce,
-        counted=tuple(counted.get(client, 0) for client in ids),
+        memory_rounds=tuple(counted.get(client, 0) for client in ids),
     )  # fmt: skip
-    made = ClientFields(request, ControlStore(folder))
+    client_round = ClientRound(request, ClientMemory(folder))
     batches = []
     for client in ids:
-        update = client_update(request, client, features(client), made)
-        check_fields(update.fields, field_shapes(plan.fields, K, D), 0.0)
-        if update.control is not None:
-            made.remember(client, update.control)
-            counted[client] = number
+        update = client_update(client_round, client, features(client))
+        check_fields(update.fields, field_layouts(plan.fields, K, D), 0.0)
+        counted[client] = number
         count = np.array([len(features(client))])
         row = {name: array[None] for name, array in update.fields.items()}
         batches.append(UpdateBatch(((client,),), count, client_weights(plan, count), row))
@@ -176,15 +175,15 @@ def test_nan_never_passes(name: str, tmp_path: Path) -> None:
     strategy = build(name)
     state, head = start(strategy)
     plan = strategy.plan(state, context())
-    shapes = field_shapes(plan.fields, K, D)
+    layouts = field_layouts(plan.fields, K, D)
     batch = updates(strategy, state, head, 1, [2], tmp_path)
     for field in plan.fields:
         row = {key: array[0] for key, array in batch.fields.items()}
-        check_fields(row, shapes, 0.0)
+        check_fields(row, layouts, 0.0)
         bad = row[field].astype(np.float32)
         bad.flat[-1] = np.nan
         with pytest.raises(ReplyError, match=f"{field} (is not finite|has dtype)"):
-            check_fields({**row, field: bad}, shapes, 0.0)
+            check_fields({**row, field: bad}, layouts, 0.0)
 
 
 def accuracy(head: Head) -> float:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.fields import ClientFields
+from client.client_round import ClientRound
 from client.local import batch_orders, client_update
-from client.memory import ControlStore
+from client.memory import ClientMemory
 from common.messages import TrainRequest
 from common.types import Affine, ClientPlan, FeatureSet, Head, LocalTraining, UpdateBatch
 from common.updates import FieldSums, client_weights
@@ -39,7 +39,7 @@ def cohort(round_number: int) -> list[int]:
 def federate(strategy: Strategy, folder: Path) -> Head:  # type: ignore[type-arg]
     """The strategy's rounds by the real client code, without any messages."""
     head = Head.zeros(K, D)
-    state, store = strategy.init(head), ControlStore(folder)
+    state, store = strategy.init(head), ClientMemory(folder)
     counted: dict[int, int] = {}
     for number in range(1, ROUNDS + 1):
         context = dataclasses.replace(FIRST, round_number=number)
@@ -47,15 +47,13 @@ def federate(strategy: Strategy, folder: Path) -> Head:  # type: ignore[type-arg
         clients = tuple(cohort(number))
         request = TrainRequest(
             head, plan, TRAINING, clients, number, "r", 0, "f", "sum",
-            counted=tuple(counted.get(client, 0) for client in clients),
+            memory_rounds=tuple(counted.get(client, 0) for client in clients),
         )  # fmt: skip
-        made = ClientFields(request, store)
+        client_round = ClientRound(request, store)
         updates = []
         for client in clients:
-            update = client_update(request, client, features(client), made)
-            if update.control is not None:
-                made.remember(client, update.control)
-                counted[client] = number
+            update = client_update(client_round, client, features(client))
+            counted[client] = number
             updates.append(update.fields)
         counts = np.array([len(features(c)) for c in cohort(number)], np.int64)
         weights = client_weights(plan, counts)

@@ -1,0 +1,176 @@
+"""A node's part of a round with all clients' examples at hand: one cohort, in compiled loops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+
+from client.client_round import ClientRound
+from client.cohort.cohort import Chunk, Cohort, Objective
+from client.memory import ClientMemory
+from client.reply import (
+    LARGEST_32_BIT,
+    Contribution,
+    has_more_classes,
+    has_other_width,
+    node_reply,
+    of_one,
+    of_sum,
+)
+from common.errors import FedheadError, ReplyError
+from common.fields import FIELDS, fields_of_statistics
+from common.messages import Rejection, TrainReply, TrainRequest
+from common.statistics import feature_statistics
+from common.types import IntArray
+from common.updates import client_weights
+from common.validate import LARGEST
+
+__all__ = ["update_together"]
+
+_STATISTICS_ROWS = 4096  # examples that are summed up at once
+
+
+def update_together(
+    request: TrainRequest,
+    clients: Sequence[int],
+    cohort: Cohort,
+    memory: ClientMemory,
+    *,
+    residents: Sequence[int],
+) -> TrainReply:
+    """Train some clients of a cohort, or sum up their statistics.
+
+    Args:
+        request: what to do.
+        clients: who takes part.
+        cohort: examples and engine, of these clients and maybe of others.
+        memory: what the clients remember.
+        residents: who lives on this node.
+    """
+    ids = np.unique(np.asarray(clients, np.int64))
+    rejected: list[Rejection] = []
+    head = request.head
+
+    def refuse(which: npt.NDArray[np.bool_], reason: str) -> None:
+        nonlocal ids
+        rejected.extend(Rejection(client, reason) for client in ids[which].tolist())
+        ids = ids[~which]
+
+    refuse(~np.isin(ids, np.asarray(residents)), "does not live on this node")
+    refuse(cohort.num_examples[ids] == 0, "has no training examples")
+    refuse(cohort.largest_label[ids] >= head.num_classes, has_more_classes(head.num_classes))
+    if head.num_features != cohort.num_features:
+        refuse(ids >= 0, has_other_width(head.num_features, cohort.num_features))
+    work = _statistics if request.plan.kind == "statistics" else _train
+    contributions = work(request, ids, cohort, memory)
+    return node_reply(request, chain([Contribution(rejected=tuple(rejected))], contributions))
+
+
+def _statistics(
+    request: TrainRequest, clients: IntArray, cohort: Cohort, _memory: ClientMemory
+) -> Iterator[Contribution]:
+    _, losses = cohort.evaluate(clients, request.head.matrix)
+    counts = cohort.num_examples[clients]
+    adds_up = request.reduce == "sum" and request.uplink.codec.transparent
+    for mine in _groups(counts) if adds_up else np.arange(len(clients))[:, None]:
+        # Statistics are exact integers: those of several clients' examples are the sum of theirs.
+        sums = feature_statistics(cohort.examples(clients[mine]), request.head.num_classes)
+        fields = fields_of_statistics(request.plan.fields, sums)
+        if adds_up:
+            yield of_sum(request, clients[mine], counts[mine], losses[mine, None], fields)
+        else:
+            i = int(mine[0])
+            yield of_one(request, int(clients[i]), int(counts[i]), (float(losses[i]),), fields)
+
+
+def _groups(counts: IntArray) -> Iterator[IntArray]:
+    """Positions of clients whose examples are summed at once; of the largest each is alone."""
+    first, rows = 0, 0
+    for i, n in enumerate(counts.tolist()):
+        alone = n > LARGEST_32_BIT or (i and counts[i - 1] > LARGEST_32_BIT)
+        if i > first and (alone or rows + n > _STATISTICS_ROWS):
+            yield np.arange(first, i)
+            first, rows = i, 0
+        rows += n
+    if first < len(counts):
+        yield np.arange(first, len(counts))
+
+
+def _train(
+    request: TrainRequest, clients: IntArray, cohort: Cohort, memory: ClientMemory
+) -> Iterator[Contribution]:
+    plan = request.plan
+    client_round = ClientRound(request, memory)
+    objective = Objective(
+        request.training,
+        mu=plan.mu,
+        corrections=client_round.corrections if client_round.corrects else None,
+        preconditioner=plan.constant.get("preconditioner"),
+    )
+    needs_each = any(FIELDS[name].needs_each for name in plan.fields)
+    only_sum = (
+        request.reduce == "sum"
+        and request.uplink.codec.transparent
+        and not (needs_each or request.max_norm or client_round.remembers)
+    )
+
+    def consume(chunk: Chunk) -> Contribution:
+        if only_sum and (summed := _summed(request, chunk)):
+            return summed
+        return _separate(client_round, chunk)
+
+    yield from cohort.train(
+        clients,
+        request.head.matrix,
+        objective,
+        seed=request.seed,
+        round_number=request.round_number,
+        consume=consume,
+    )
+
+
+def _summed(request: TrainRequest, chunk: Chunk) -> Contribution | None:
+    """The weighted sum of who stayed finite; None if it holds numbers that are too large."""
+    finite = chunk.finite
+    total = chunk.weighted_sum(client_weights(request.plan, chunk.num_examples) * finite)
+    if not np.abs(total).max() <= LARGEST:  # which no NaN is
+        return None
+    fields = dict.fromkeys(request.plan.fields, total)
+    summed = of_sum(
+        request, chunk.clients[finite], chunk.num_examples[finite], chunk.losses[finite], fields
+    )
+    refused = chunk.clients[~finite].tolist()
+    return replace(
+        summed, rejected=tuple(Rejection(client, "delta is not finite") for client in refused)
+    )
+
+
+def _separate(client_round: ClientRound, chunk: Chunk) -> Contribution:
+    """Each client's own update."""
+    parts, rejected = [], []
+    for client, n, losses, steps, delta in zip(
+        chunk.clients.tolist(),
+        chunk.num_examples.tolist(),
+        chunk.losses.tolist(),
+        chunk.steps.tolist(),
+        np.asarray(chunk.deltas(), np.float32),
+        strict=True,
+    ):
+        try:
+            if not np.isfinite(losses).all():
+                raise ReplyError("delta is not finite")
+            fields = client_round.finish(client, delta, steps=steps, loss=losses[0])
+        except FedheadError as exc:
+            rejected.append(Rejection(client, str(exc)))
+        else:
+            parts.append(of_one(client_round.request, client, n, losses, fields))
+    return Contribution(
+        tuple(report for part in parts for report in part.reports),
+        tuple(payload for part in parts for payload in part.payloads),
+        tuple(row for part in parts for row in part.rows),
+        rejected=tuple(rejected),
+    )

@@ -1,0 +1,219 @@
+"""Every array that a client may send: what it is, who computes it, and what must hold of it.
+
+A new one is a row of FIELDS and a function beside it; a plan then asks for it by its name. What a
+client adds to its gradients and remembers is the other table, common.corrections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import ProtocolError
+from common.plausible import Limits, check_gram, check_moments, check_positive, check_steps
+from common.statistics import Statistics, triangle_size
+from common.types import ClientPlan, FloatArray, Layout, LocalTraining
+from common.words import unknown
+
+__all__ = [
+    "FIELDS",
+    "Field",
+    "Memory",
+    "Trained",
+    "check_plausible",
+    "control_delta",
+    "effective_steps",
+    "field_layouts",
+    "fields_of_statistics",
+    "fields_of_training",
+    "head_shape",
+]
+
+Fields = Mapping[str, npt.NDArray[np.generic]]
+Memory = Mapping[str, FloatArray]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What one client's SGD gave, and what it knew.
+
+    Attributes:
+        delta: float32 (K, d + 1), local minus global head.
+        steps: SGD steps taken.
+        loss: mean cross-entropy of the global head on the client's examples.
+        training: hyperparameters.
+        plan: of the round, with its arrays.
+        memory: what the client remembered before the round, see common.corrections.
+    """
+
+    delta: FloatArray
+    steps: int
+    loss: float
+    training: LocalTraining
+    plan: ClientPlan
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array that a client may send; exactly one of the first two functions is there.
+
+    Attributes:
+        shape: (K, d) to its shape.
+        of_training: computes it, float32, after SGD.
+        of_statistics: computes it, unsigned integers, from the sums over a client's examples.
+        check: (its name, a row's fields, what they can be) refuses what no honest client sends;
+            it runs on the server, in the order of the table, after shapes and dtypes.
+        needs_each: whether each client's own delta is needed for it. A cohort sums deltas that it
+            never makes.
+        is_bounded: whether a far larger norm than that of the round's others is refused.
+        is_squared: whether it grows with the square of the delta's norm.
+        exact: whether it travels as it is, whatever the plan's codec.
+    """
+
+    shape: Callable[[int, int], tuple[int, ...]]
+    of_training: Callable[[Trained], FloatArray] | None = None
+    of_statistics: Callable[[Statistics], npt.NDArray[np.unsignedinteger]] | None = None
+    check: Callable[[str, Fields, Limits], None] | None = None
+    needs_each: bool = True
+    is_bounded: bool = True
+    is_squared: bool = False
+    exact: bool = False
+
+    def layout(self, num_classes: int, num_features: int) -> Layout:
+        """Of one client's."""
+        return Layout(self.shape(num_classes, num_features), "u" if self.of_statistics else "f")
+
+
+def head_shape(num_classes: int, num_features: int) -> tuple[int, ...]:
+    """Weight and, as the last column, bias."""
+    return (num_classes, num_features + 1)
+
+
+def _number(_num_classes: int, _num_features: int) -> tuple[int, ...]:
+    return (1,)
+
+
+def _triangle(_num_classes: int, num_features: int) -> tuple[int, ...]:
+    return (triangle_size(num_features + 1),)
+
+
+def control_delta(trained: Trained) -> FloatArray:
+    """SCAFFOLD's c_i+ - c_i = -c + (w - y) / (T lr), option II of arXiv 1910.06378."""
+    rate = np.float32(trained.steps * trained.training.lr)
+    change: FloatArray = -trained.plan.arrays["control"] - trained.delta / rate
+    return change
+
+
+def _steps(trained: Trained) -> float:
+    return effective_steps(trained.training, trained.plan.mu, trained.steps)
+
+
+def effective_steps(training: LocalTraining, mu: float, steps: int) -> float:
+    """FedNova's a_i: how far equal gradients would carry the head, in learning rates.
+
+    >>> effective_steps(LocalTraining(0.1), 0.0, 5)
+    5.0
+    >>> round(effective_steps(LocalTraining(0.1, momentum=0.5), 0.0, 3), 3)  # 1 + 1.5 + 1.75
+    4.25
+    """
+    velocity = total = 0.0
+    for _ in range(steps):
+        velocity = training.momentum * velocity + 1 - training.lr * mu * total
+        total += velocity
+    return total
+
+
+def _some_loss(trained: Trained) -> float:
+    return max(trained.loss, 1e-10)  # a client without any has no say, and no division by zero
+
+
+def _fair_delta(trained: Trained) -> FloatArray:
+    """q-FedAvg's F^q delta, arXiv 1905.10497."""
+    weighted: FloatArray = np.float32(_some_loss(trained) ** trained.plan.q) * trained.delta
+    return weighted
+
+
+def _fair_scale(trained: Trained) -> FloatArray:
+    """q-FedAvg's q F^(q - 1) ||g||^2 + F^q / lr, with g = -delta / lr."""
+    loss, q, lr = _some_loss(trained), trained.plan.q, trained.training.lr
+    squared = float(np.square(trained.delta.astype(np.float64)).sum()) / lr**2
+    return np.array([q * loss ** (q - 1) * squared + loss**q / lr], np.float32)
+
+
+FIELDS: Mapping[str, Field] = {
+    "delta": Field(head_shape, lambda t: t.delta, needs_each=False),
+    "control_delta": Field(head_shape, control_delta),
+    "normalized_delta": Field(head_shape, lambda t: t.delta / np.float32(_steps(t))),
+    "effective_steps": Field(
+        _number, lambda t: np.array([_steps(t)], np.float32), check=check_steps, is_bounded=False,
+        exact=True,
+    ),
+    "fair_delta": Field(head_shape, _fair_delta),
+    "fair_scale": Field(_number, _fair_scale, check=check_positive, is_squared=True, exact=True),
+    "moments": Field(head_shape, of_statistics=lambda s: s.moments, check=check_moments),
+    "gram": Field(_triangle, of_statistics=lambda s: s.gram, check=check_gram),
+}  # fmt: skip
+
+
+def _row(name: str) -> Field:
+    if name not in FIELDS:
+        raise ProtocolError(unknown("field", name, FIELDS))
+    return FIELDS[name]
+
+
+def field_layouts(names: Sequence[str], num_classes: int, num_features: int) -> dict[str, Layout]:
+    """Layout of one client's part of each named field.
+
+    Raises:
+        ProtocolError: there is no such field; names the nearest.
+    """
+    return {name: _row(name).layout(num_classes, num_features) for name in names}
+
+
+def fields_of_training(names: Sequence[str], trained: Trained) -> dict[str, FloatArray]:
+    """What one client sends after SGD.
+
+    Raises:
+        ProtocolError: a field is of statistics, or there is none of this name.
+    """
+    fields = {}
+    for name in names:
+        if (compute := _row(name).of_training) is None:
+            raise ProtocolError(f"the field {name!r} is of statistics, and the plan trains")
+        fields[name] = compute(trained)
+    return fields
+
+
+def fields_of_statistics(
+    names: Sequence[str], statistics: Statistics
+) -> dict[str, npt.NDArray[np.unsignedinteger]]:
+    """What one client sends of its statistics, or some clients of their sum.
+
+    Raises:
+        ProtocolError: a field is of training, or there is none of this name.
+    """
+    fields = {}
+    for name in names:
+        if (compute := _row(name).of_statistics) is None:
+            raise ProtocolError(f"the field {name!r} is of training, and the plan trains nobody")
+        fields[name] = compute(statistics)
+    return fields
+
+
+def check_plausible(fields: Fields, limits: Limits) -> None:
+    """Refuse numbers that no honest client sends, after ``common.validate.check_fields``.
+
+    Args:
+        fields: one client's arrays, or a sum of several clients'.
+        limits: what they can be.
+
+    Raises:
+        ReplyError: names the field, what was found and what is possible.
+    """
+    for name, field in FIELDS.items():
+        if name in fields and field.check is not None:
+            field.check(name, fields, limits)

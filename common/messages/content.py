@@ -1,0 +1,97 @@
+"""A message's content: its records, its arrays, and what they weigh."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import ConfigRecord, RecordDict
+from flwr.common.serde import recorddict_to_proto
+from safetensors.numpy import load, save
+
+from common.errors import ProtocolError
+from common.records import from_record, to_record
+
+__all__ = ["Arrays", "Flat", "array_bytes", "config_of", "content_id", "pack", "payload_bytes",
+           "unpack"]  # fmt: skip
+
+Arrays = Mapping[str, npt.NDArray[np.generic]]
+
+
+def payload_bytes(content: RecordDict) -> int:
+    """Size of a message's content as it is serialized."""
+    return int(recorddict_to_proto(content).ByteSize())
+
+
+def array_bytes(content: RecordDict) -> int:
+    """What a reply's arrays take as they came, before anything of them is read."""
+    stock = sum(len(a.data) for record in content.array_records.values() for a in record.values())
+    return stock + sum(
+        len(item)
+        for record in content.config_records.values()
+        for value in record.values()
+        for item in (value if isinstance(value, list) else [value])
+        if isinstance(item, bytes)
+    )
+
+
+def config_of(content: RecordDict, name: str) -> ConfigRecord:
+    """The record of values of this name.
+
+    Raises:
+        ProtocolError: there is none.
+    """
+    record = content.get(name)
+    if not isinstance(record, ConfigRecord):
+        raise ProtocolError(f"record {name!r} is missing")
+    return record
+
+
+def pack(arrays: Arrays) -> bytes:
+    """Named arrays as safetensors."""
+    return save({key: np.ascontiguousarray(a) for key, a in arrays.items()})
+
+
+def unpack(record: Mapping[str, Any], key: str) -> dict[str, npt.NDArray[Any]]:
+    """The reverse of ``pack``.
+
+    Raises:
+        ProtocolError: the key is missing, or what is there is no safetensors.
+    """
+    if key not in record:
+        raise ProtocolError(f"{key} is missing")
+    try:
+        return load(record[key])
+    except Exception as exc:
+        # Foreign bytes raise many kinds; none of them may end a server.
+        raise ProtocolError(f"{key!r} holds arrays that cannot be read") from exc
+
+
+def content_id(arrays: Arrays) -> str:
+    """SHA-256 of named arrays, hex; empty for none."""
+    if not arrays:
+        return ""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+class Flat:
+    """A message that is one record of plain values."""
+
+    _record: ClassVar[str]
+
+    def __init_subclass__(cls, record: str = "config") -> None:
+        cls._record = record
+
+    def write(self) -> RecordDict:
+        return RecordDict({self._record: to_record(self)})
+
+    @classmethod
+    def read(cls, content: RecordDict) -> Self:
+        return from_record(cls, config_of(content, cls._record))

@@ -1,0 +1,77 @@
+"""How well clients do with a head, each on its own test part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flwr.app import ConfigRecord, RecordDict
+
+from common.codecs import NONE
+from common.messages.content import config_of
+from common.messages.heads import decode_head, encode_head
+from common.records import from_columns, from_record, to_columns, to_record
+from common.types import Head
+
+__all__ = ["ClientEvaluation", "EvaluateReply", "EvaluateRequest"]
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluateRequest:
+    """Asks clients how well a head does on their own test parts.
+
+    Attributes:
+        head: the global head.
+        clients: which of the node's clients are meant.
+        fingerprint: of the backbone whose features the head reads.
+        run_id: names the run in the node's state folder.
+        personal: lambda with which each client makes a head of its own as well, 0 for none.
+    """
+
+    head: Head
+    clients: tuple[int, ...]
+    fingerprint: str
+    run_id: str
+    personal: float = 0.0
+
+    def write(self) -> RecordDict:
+        shared = encode_head(self.head, NONE, 0)
+        return RecordDict({"config": to_record(self, skip=("head",)), "shared": shared})
+
+    @classmethod
+    def read(cls, content: RecordDict) -> EvaluateRequest:
+        head = decode_head(config_of(content, "shared"), NONE, 0)
+        return from_record(cls, config_of(content, "config"), head=head)
+
+
+@dataclass(frozen=True)
+class ClientEvaluation:
+    """Counts on one client's own test part.
+
+    Attributes:
+        client: its id.
+        num_examples: in the test part.
+        correct: what the global head gets right.
+        loss: mean cross-entropy of the global head.
+        personal_correct: what the client's own head gets right; 0 where none was asked for.
+    """
+
+    client: int
+    num_examples: int
+    correct: int
+    loss: float
+    personal_correct: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluateReply:
+    """Those of a node's clients that have a test part."""
+
+    evaluations: tuple[ClientEvaluation, ...]
+
+    def write(self) -> RecordDict:
+        columns = to_columns(ClientEvaluation, self.evaluations)
+        return RecordDict({"report": ConfigRecord(dict(columns))})
+
+    @classmethod
+    def read(cls, content: RecordDict) -> EvaluateReply:
+        return cls(from_columns(ClientEvaluation, config_of(content, "report")))

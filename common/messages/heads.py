@@ -1,0 +1,98 @@
+"""Heads in messages: as Flower's arrays, several by name, or as a codec writes one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from common.codecs import Codec, decode_array
+from common.errors import ProtocolError, ReplyError
+from common.messages.content import config_of, pack, unpack
+from common.types import FloatArray, Head, Layout
+
+__all__ = ["decode_head", "encode_head", "read_head", "read_heads", "write_head", "write_heads"]
+
+_Arrays = Mapping[str, npt.NDArray[np.generic]]
+
+
+def _named(head: Head) -> dict[str, FloatArray]:
+    return {"head.weight": head.weight, "head.bias": head.bias}
+
+
+def _head(arrays: _Arrays) -> Head:
+    if set(arrays) != {"head.weight", "head.bias"}:
+        raise ProtocolError(f"arrays are {sorted(arrays)}, expected head.bias and head.weight")
+    weight, bias = arrays["head.weight"], arrays["head.bias"]
+    if weight.dtype.kind != "f" or bias.dtype.kind != "f":
+        raise ProtocolError(f"head has dtypes {weight.dtype} and {bias.dtype}, expected floats")
+    if weight.ndim != 2 or bias.shape != weight.shape[:1]:
+        raise ProtocolError(f"head.weight is {weight.shape} and head.bias {bias.shape}")
+    return Head(weight.astype(np.float32), bias.astype(np.float32))
+
+
+def write_head(head: Head) -> ArrayRecord:
+    """The head as Flower arrays; the keys a stock strategy averages."""
+    return ArrayRecord({key: Array(np.ascontiguousarray(a)) for key, a in _named(head).items()})
+
+
+def read_head(content: RecordDict) -> Head:
+    """The reverse of write_head; float64 sums of a stock strategy become float32."""
+    record = content.get("arrays")
+    if not isinstance(record, ArrayRecord):
+        raise ProtocolError("record 'arrays' is missing")
+    try:
+        arrays = {str(key): array.numpy() for key, array in record.items()}
+    except Exception as exc:
+        # numpy raises many kinds on foreign bytes.
+        raise ProtocolError("record 'arrays' holds an array that cannot be read") from exc
+    return _head(arrays)
+
+
+def write_heads(heads: Mapping[str, Head]) -> RecordDict:
+    """Several named heads in one reply."""
+    packed = pack({name: head.matrix for name, head in heads.items()})
+    return RecordDict({"report": ConfigRecord({"arrays": packed})})
+
+
+def read_heads(content: RecordDict) -> dict[str, Head]:
+    """The reverse of write_heads."""
+    arrays = unpack(config_of(content, "report"), "arrays")
+    return {name: Head.from_matrix(matrix) for name, matrix in arrays.items()}
+
+
+def encode_head(head: Head, codec: Codec, seed: int) -> ConfigRecord:
+    """The record that all nodes get alike: the head's (K, d + 1) matrix and its shape."""
+    shape = [head.num_classes, head.num_features + 1]
+    return ConfigRecord({"head": _encoded(head, codec, seed), "shape": shape})
+
+
+@lru_cache(maxsize=1)  # a round's messages differ in all but the head
+def _encoded(head: Head, codec: Codec, seed: int) -> bytes:
+    return codec.encode(head.matrix, seed)
+
+
+def decode_head(shared: ConfigRecord, codec: Codec, seed: int) -> Head:
+    """The reverse of encode_head.
+
+    Raises:
+        ProtocolError: a key is missing, or the bytes are not those of such a head.
+    """
+    for key in ("head", "shape"):
+        if key not in shared:
+            raise ProtocolError(f"{key} is missing")
+    payload, shape = shared["head"], shared["shape"]
+    if not isinstance(payload, bytes):
+        raise ProtocolError(f"head is {type(payload).__name__}, expected bytes")
+    sides = shape if isinstance(shape, list) else []
+    rows, width = (n if type(n) is int else 0 for n in (*sides, 0, 0)[:2])
+    if len(sides) != 2 or rows < 1 or width < 2:
+        raise ProtocolError(f"shape is {shape!r}, expected that of a head")
+    try:
+        matrix = decode_array(codec, payload, Layout((rows, width)), seed, "head")
+    except ReplyError as exc:
+        raise ProtocolError(str(exc)) from exc
+    return Head.from_matrix(matrix.astype(np.float32))

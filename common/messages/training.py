@@ -1,0 +1,226 @@
+"""One round's order to a node, and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
+
+from common.codecs import find_codec
+from common.codecs.uplink import Uplink
+from common.corrections import find_correction
+from common.errors import ProtocolError
+from common.messages.content import config_of, pack, unpack
+from common.messages.heads import decode_head, encode_head, read_head, write_head
+from common.records import from_columns, from_record, to_columns, to_record
+from common.seeding import Purpose, stream_state
+from common.types import ClientPlan, Head, LocalTraining
+
+__all__ = ["ClientReport", "Rejection", "TrainReply", "TrainRequest"]
+
+_FIELD = "field."  # before a field's name, as the key of its payloads
+_REJECTED = "rejected-"
+
+
+@dataclass(frozen=True, eq=False)
+class TrainRequest:
+    """One round's order to a node.
+
+    Attributes:
+        head: the global head.
+        plan: what each client does.
+        training: hyperparameters of local SGD.
+        clients: which of the node's clients take part.
+        round_number: from 1.
+        run_id: names the run in the node's state folder.
+        seed: of the run.
+        fingerprint: of the backbone whose features the head reads.
+        reduce: "sum", "individual", or "stock" for a reply in Flower's own format.
+        max_norm: bound on an update's norm, 0 for none.
+        memory_rounds: for each client, the round from whose memory it starts, which is the last
+            one whose update counted; 0 for none; empty where clients remember nothing.
+        oldest_round: to whose end the server may still go back, if its later checkpoints turn out
+            to be damaged; 0 is before the first.
+        constant_id: see ``content_id``, of the plan's constant arrays; empty where it has none.
+        has_constant: whether they are in this message; if not, the clients have kept them.
+
+    Raises:
+        ProtocolError: the plan asks for a field, correction or codec that there is not.
+    """
+
+    head: Head
+    plan: ClientPlan
+    training: LocalTraining
+    clients: tuple[int, ...]
+    round_number: int
+    run_id: str
+    seed: int
+    fingerprint: str
+    reduce: Literal["sum", "individual", "stock"]
+    max_norm: float = 0.0
+    memory_rounds: tuple[int, ...] = ()
+    oldest_round: int = 0
+    constant_id: str = ""
+    has_constant: bool = False
+
+    def __post_init__(self) -> None:
+        find_correction(self.plan.correction)
+        find_codec(self.plan.downlink)
+        _ = self.uplink.codec, self.uplink.layouts
+
+    @property
+    def uplink(self) -> Uplink:
+        """How each client encodes what it sends."""
+        head = self.head
+        return Uplink(self.plan, head.num_classes, head.num_features, self.seed, self.round_number)
+
+    def config(self) -> ConfigRecord:
+        """All but the arrays; also what a stock strategy passes on to its nodes."""
+        return to_record(self, skip=("head", "arrays", "constant", "exclude", "everyone"))
+
+    def write(self) -> RecordDict:
+        codec = find_codec(self.plan.downlink)
+        shared = encode_head(self.head, codec, _head_seed(self.seed, self.round_number))
+        if self.plan.arrays:
+            shared["plan"] = pack(self.plan.arrays)
+        if self.has_constant:
+            shared["constant"] = pack(self.plan.constant)
+        return RecordDict({"config": self.config(), "shared": shared})
+
+    @classmethod
+    def read(cls, content: RecordDict) -> TrainRequest:
+        config = dict(config_of(content, "config"))
+        # Flower's FedProx writes its coefficient under this name.
+        if "proximal-mu" in config:
+            config["mu"] = config["proximal-mu"]
+        shared = ConfigRecord() if config.get("reduce") == "stock" else config_of(content, "shared")
+        arrays, constant = (
+            unpack(shared, name) if name in shared else {} for name in ("plan", "constant")
+        )
+        plan = from_record(
+            ClientPlan, config, arrays=arrays, constant=constant, exclude=(), everyone=False
+        )
+        # What is missing is told before what the arrays are like.
+        order = from_record(cls, config, head=Head.zeros(1, 1), plan=plan)
+        if order.reduce == "stock":
+            return replace(order, head=read_head(content))
+        seed = _head_seed(order.seed, order.round_number)
+        return replace(order, head=decode_head(shared, find_codec(plan.downlink), seed))
+
+
+def _head_seed(seed: int, round_number: int) -> int:
+    return stream_state(seed, Purpose.DOWNLINK, round_number)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientReport:
+    """What one client says of its part of a round; a further figure is one more attribute.
+
+    Attributes:
+        client: its id.
+        num_examples: that it has trained on.
+        loss_before: mean loss of the global head on its examples.
+        loss_after: the same of its local head; equal where nothing was trained.
+        payload_bytes: what its own update weighs on the wire.
+    """
+
+    client: int
+    num_examples: int
+    loss_before: float
+    loss_after: float
+    payload_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A client whose update was refused on its node, and why."""
+
+    client: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class TrainReply:
+    """A node's answer to a TrainRequest.
+
+    Attributes:
+        fingerprint: of the backbone that the node trained on.
+        reports: of the clients that are in the payloads, in the order of their rows.
+        rejected: the clients that are not.
+        missing_backbone: the node has not got the backbone and did nothing.
+        missing_constant: the same of the plan's constant arrays.
+        payloads: by field, its rows as they are encoded: one a client, or a single one for the
+            sum of all; see ``Uplink``.
+    """
+
+    fingerprint: str
+    reports: tuple[ClientReport, ...] = ()
+    rejected: tuple[Rejection, ...] = ()
+    missing_backbone: bool = False
+    missing_constant: bool = False
+    payloads: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
+
+    @property
+    def clients(self) -> tuple[int, ...]:
+        """Whose updates are in the payloads."""
+        return tuple(report.client for report in self.reports)
+
+    @property
+    def rejected_clients(self) -> tuple[int, ...]:
+        """Whose updates were refused."""
+        return tuple(rejection.client for rejection in self.rejected)
+
+    def only(self, index: Sequence[int]) -> TrainReply:
+        """What it reports of the clients at these positions, without payloads."""
+        return replace(self, reports=tuple(self.reports[i] for i in index), payloads={})
+
+    def _report(self) -> ConfigRecord:
+        record = to_record(self, skip=("reports", "rejected", "payloads"))
+        for key, values in (
+            *to_columns(ClientReport, self.reports).items(),
+            *to_columns(Rejection, self.rejected, _REJECTED).items(),
+        ):
+            record[key] = values
+        return record
+
+    def write(self) -> RecordDict:
+        report = self._report()
+        for name, rows in self.payloads.items():
+            report[_FIELD + name] = list(rows)
+        return RecordDict({"report": report})
+
+    def write_stock(self, head: Head) -> RecordDict:
+        """Flower's own format: the whole local head, num-examples and train_loss."""
+        return RecordDict(
+            {"arrays": write_head(head), "metrics": self.stock_metrics(), "report": self._report()}
+        )
+
+    def stock_metrics(self) -> MetricRecord:
+        """What stock strategies weight by."""
+        report = self.reports[0]
+        return MetricRecord({"num-examples": report.num_examples, "train_loss": report.loss_before})
+
+    @classmethod
+    def read(cls, content: RecordDict) -> TrainReply:
+        record = config_of(content, "report")
+        payloads = {
+            key.removeprefix(_FIELD): _payloads(key, rows)
+            for key, rows in record.items()
+            if key.startswith(_FIELD)
+        }
+        return from_record(
+            cls,
+            record,
+            reports=from_columns(ClientReport, record),
+            rejected=from_columns(Rejection, record, _REJECTED),
+            payloads=payloads,
+        )
+
+
+def _payloads(key: str, rows: object) -> tuple[bytes, ...]:
+    found = [row for row in rows if isinstance(row, bytes)] if isinstance(rows, list) else []
+    if not isinstance(rows, list) or len(found) != len(rows):
+        raise ProtocolError(f"{key} is no list of payloads")
+    return tuple(found)

@@ -1,0 +1,111 @@
+"""What numbers of honest clients must be: checks that look at several fields of a row at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import ReplyError
+
+__all__ = ["Limits", "check_gram", "check_moments", "check_positive", "check_steps"]
+
+_LARGEST_FEATURE = 255  # uint8
+_ROUNDING = 1e-9  # of a sum of squares within classes, as a share of the whole one
+
+Fields = Mapping[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a row claims, and so what its numbers can be.
+
+    Attributes:
+        num_examples: that it is said to be of; also of several clients together.
+        most_steps: that FedNova's effective steps can be.
+    """
+
+    num_examples: int
+    most_steps: float
+
+
+def check_positive(name: str, fields: Fields, _limits: Limits) -> None:
+    """Refuse a number by which a sum of updates is divided, where no client can have it.
+
+    Raises:
+        ReplyError: it is not above 0.
+    """
+    if not (least := fields[name].min()) > 0:
+        raise ReplyError(f"{name} is {least:g}, expected more than 0")
+
+
+def check_steps(name: str, fields: Fields, limits: Limits) -> None:
+    """Refuse steps that no client can have taken.
+
+    Raises:
+        ReplyError: they are not above 0, or more than there can have been.
+    """
+    check_positive(name, fields, limits)
+    if (steps := fields[name].max()) > limits.most_steps * (1 + 1e-5):
+        raise ReplyError(f"{name} is {steps:g}, expected at most {limits.most_steps:g}")
+
+
+def check_moments(name: str, fields: Fields, limits: Limits) -> None:
+    """Refuse class sums, unsigned (K, D), that no features of so many examples can have.
+
+    Raises:
+        ReplyError: names what cannot be, what was found and what is possible.
+    """
+    moments = fields[name].astype(np.uint64)
+    # First of all: what is left cannot wrap around when it is added up.
+    _check_largest(name, moments, _LARGEST_FEATURE * limits.num_examples)
+    counts = moments[:, -1]
+    if (total := int(counts.sum())) != limits.num_examples:
+        raise ReplyError(f"statistics are of {total} examples, not {limits.num_examples}")
+    if (moments > np.uint64(_LARGEST_FEATURE) * counts[:, None]).any():
+        raise ReplyError(f"{name} of a class are above {_LARGEST_FEATURE} times its examples")
+
+
+def check_gram(name: str, fields: Fields, limits: Limits) -> None:
+    """Refuse sums of products, unsigned (D (D + 1) / 2,), that are those of no features.
+
+    With "moments" (K, D) beside them, which have been checked, they must be of the same examples.
+
+    Raises:
+        ReplyError: names what cannot be.
+    """
+    gram = fields[name]
+    _check_largest(name, gram, _LARGEST_FEATURE**2 * limits.num_examples)
+    if "moments" not in fields:
+        return
+    moments = fields["moments"].astype(np.uint64)
+    counts, width = moments[:, -1], moments.shape[1]
+    upper = np.zeros((width, width), np.uint64)
+    upper[np.triu_indices(width)] = gram
+    sums = moments.sum(axis=0)
+    if (upper[:, -1] != sums).any():
+        raise ReplyError(f"{name}'s last column is not the sum of the moments")
+    squares = np.diag(upper)
+    # Of integers from 0 to 255: q <= q^2 <= 255 q.
+    if (squares < sums).any() or (squares > np.uint64(_LARGEST_FEATURE) * sums).any():
+        raise ReplyError(f"{name}'s diagonal does not go with the sums of features")
+    # Within each class as well, no direction has a sum of squares below 0.
+    present = counts > 0
+    means = moments[present] / np.sqrt(counts[present, None])
+    within = upper + np.triu(upper, 1).T - means.T @ means
+    length = np.sqrt(np.maximum(squares, 1))
+    within /= np.outer(length, length)
+    within[np.diag_indices(width)] += _ROUNDING
+    try:
+        np.linalg.cholesky(within)
+    except np.linalg.LinAlgError as exc:
+        raise ReplyError(
+            f"{name} is not that of any features: it is not positive semidefinite"
+        ) from exc
+
+
+def _check_largest(name: str, array: npt.NDArray[np.generic], most: int) -> None:
+    if (top := int(array.max())) > most:
+        raise ReplyError(f"{name} holds {top}, expected at most {most}")
