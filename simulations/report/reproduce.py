@@ -21,7 +21,7 @@ _PLACE = ("out", "name")
 
 
 def common_values(runs: Sequence[Run]) -> dict[str, Any]:
-    """What all runs have in common, by dotted key, defaults included."""
+    """What all runs have in common, by dotted key, defaults included; None: unset."""
     first, *others = [run.values for run in runs]
     missing = object()
     return {
@@ -35,6 +35,8 @@ def to_toml(values: Mapping[str, Any]) -> str:
     """Dotted keys as an experiment file."""
     tree: dict[str, Any] = {}
     for key, value in values.items():
+        if value is None:  # TOML has no word for what is unset
+            continue
         *sections, name = key.split(".")
         node = tree
         for section in sections:
@@ -52,6 +54,8 @@ def command(run: Run, common: Mapping[str, Any]) -> str:
     """The shell command that makes the run again from :data:`EXPERIMENT_FILE`."""
     words = ["fedhead", "run", EXPERIMENT_FILE]
     for key, value in differences(run, common).items():
+        if value is None:  # nor has the file
+            continue
         words += ["--set", f"{key}={_override(value)}"]
     return shlex.join(words)
 

@@ -24,7 +24,7 @@ from common.fields import FIELDS, Field, Memory, Trained
 from common.types import Layout
 from server.app import run_experiment
 from simulations.engines.in_process import InProcessGrid
-from simulations.going_on import change_run
+from simulations.resume import change_run
 from simulations.run import open_run, read_summary, run_in_process
 
 Make = Callable[..., Path]
@@ -41,11 +41,11 @@ told = []
 
 def asking(**changes):
     plain = fedavg()
-    def plan(state, number):
-        return dataclasses.replace(plain.plan(state, number), **changes)
-    def aggregate(state, head, updates):
+    def plan(state, context):
+        return dataclasses.replace(plain.plan(state, context), **changes)
+    def aggregate(state, head, updates, context):
         told.append({name: float(mean(updates, name)[0]) for name in updates.fields if name != "delta"})
-        return plain.aggregate(state, head, updates)
+        return plain.aggregate(state, head, updates, context)
     return dataclasses.replace(plain, name="asking", plan=plan, aggregate=aggregate)
 
 def losses():
@@ -62,8 +62,8 @@ def halved_down():
 
 def halved_median():
     plain = median()
-    def plan(state, number):
-        return dataclasses.replace(plain.plan(state, number), uplink="half")
+    def plan(state, context):
+        return dataclasses.replace(plain.plan(state, context), uplink="half")
     return dataclasses.replace(plain, name="halved_median", plan=plan)
 """  # noqa: E501
 
