@@ -24,7 +24,7 @@ class Budget:
     """A device's limits; the defaults limit nothing.
 
     Attributes:
-        max_examples: pictures to use, training and test part together; 0: all.
+        max_examples: images to use, training and test part together; 0: all.
         max_threads: processor threads; 0: as many as torch likes.
         min_interval_seconds: rest between the starts of two trainings.
         allow: shell command that must exit with 0 before each training; empty: none.

@@ -38,7 +38,7 @@ Part = Literal["train", "test"]
 
 TASK = JsonFile("task of a device")
 
-# Runs at once, and pictures before and after a change: each has features of its own.
+# Runs at once, and images before and after a change: each has features of its own.
 _KEPT_FEATURES = 8
 
 
@@ -177,7 +177,7 @@ class SimulatedHost:
 
 
 class _DeviceHost:
-    """One phone: its pictures stay in its own folder, features are cached beside its state."""
+    """One phone: its images stay in its own folder, features are cached beside its state."""
 
     simulated = False
 
@@ -204,14 +204,14 @@ class _DeviceHost:
             "max-examples": request.max_examples,
             "client": self._client,
             "budget": self.budget.max_examples,
-            "pictures": dataset.content_key,
+            "images": dataset.content_key,
         }
         TASK.write(self._task_file(request.run_id), task)
         allowed = len(used_positions(dataset, self.budget.max_examples))
         unused = allowed - len(train) - len(test)
         self.tell(request.run_id, f"joined it with {len(train)} examples to train on")
         if unused:
-            bound = f"it takes at most {request.max_examples} pictures of a device"
+            bound = f"it takes at most {request.max_examples} images of a device"
             self.tell(request.run_id, f"{bound}, {unused} others are left out, evenly")
         return DescribeReply((self._client,), (len(train),), False, unused)
 
@@ -252,7 +252,7 @@ class _DeviceHost:
         )
 
     def _load(self, task: DescribeRequest) -> tuple[Dataset, tuple[IntArray, IntArray]]:
-        memory = self._cache / "pictures.json"
+        memory = self._cache / "images.json"
         dataset = load_folder(self._folder, classes=task.classes, strict=False, memory=memory)
         parts = local_split(
             used_positions(dataset, self.budget.max_examples, task.max_examples),
@@ -286,7 +286,7 @@ class _DeviceHost:
 
 
 def used_positions(dataset: Dataset, *limits: int) -> IntArray:
-    """Positions of as many pictures as all limits allow; 0 limits nothing."""
+    """Positions of as many images as all limits allow; 0 limits nothing."""
     return evenly(len(dataset), min((limit for limit in limits if limit), default=0))
 
 

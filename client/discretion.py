@@ -28,7 +28,7 @@ SPEAKABLE = (ReplyError, ProtocolError, DeclinedError)
 
 # The first that fits.
 _KINDS: tuple[tuple[type[Exception], str], ...] = (
-    (DataError, "its pictures cannot be used"),
+    (DataError, "its images cannot be used"),
     (SignatureError, "the backbone is not signed as its owner asks"),
     (BackboneError, "the backbone cannot be used"),
     (ConfigError, "its configuration cannot be used"),

@@ -1,4 +1,4 @@
-"""The pictures that a device kept out of its last training, to test with long after it."""
+"""The images that a device kept out of its last training, to test with long after it."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def held_out(
     """The test part of the last run with these classes that the device took part in.
 
     Args:
-        dataset: all its pictures.
+        dataset: all its images.
         state: its state folder.
         classes: of a model.
         max_examples: its budget now.
 
     Returns:
-        Positions, at least one; None: there was no such run, it left no test part, or pictures or
+        Positions, at least one; None: there was no such run, it left no test part, or images or
         budget have changed since, so that nobody knows what was trained on.
     """
     tasks = sorted((state / "clients").glob("*/task.json"), key=_age)
     task = next((task for task in map(_read, tasks) if task.get("classes") == [*classes]), None)
     if task is None:
         return None
-    now = {"pictures": dataset.content_key, "budget": max_examples}
+    now = {"images": dataset.content_key, "budget": max_examples}
     if any(task.get(key) != value for key, value in now.items()):
         return None
     _, test = local_split(

@@ -1,7 +1,7 @@
-"""Pictures as the backbone takes them: RGB, uint8, square, channels first.
+"""Images as the backbone takes them: RGB, uint8, square, channels first.
 
 Part of the device path: PIL and NumPy only. The same functions serve training, evaluation
-and ``fedhead predict``, so that a picture becomes the same pixels everywhere.
+and ``fedhead predict``, so that an image becomes the same pixels everywhere.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
     "decode_bytes",
     "decode_file",
     "heic_is_read",
-    "read_picture",
+    "read_image",
     "upright",
 ]
 
@@ -44,28 +44,28 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 HEIC_REMEDY = "pip install 'fedhead[heic]'"
-"""What makes a machine read the pictures of an iPhone."""
+"""What makes a machine read the images of an iPhone."""
 
 # PIL warns from here on and refuses at twice this. Most cameras of phones make an eighth of it;
 # those of 108 and 200 megapixels write JPEG, which is decoded at half its size beyond this.
 _MAX_PIXELS = 89_478_485
 _MAX_JPEG_PIXELS = 4 * _MAX_PIXELS
 _MAX_BYTES = 300_000_000  # so many pixels of eight-bit RGB, not compressed, and some room
-# Of what PIL reads, what people keep pictures in: no readers that nobody here tries, and none that
+# Of what PIL reads, what people keep images in: no readers that nobody here tries, and none that
 # starts another program, as that of EPS does.
 _FORMATS = ("PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"})
 _TIFF_SIGNS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-_NO_PICTURES = {
-    b"version https://git-lfs": "a pointer of Git LFS instead of a picture: git lfs pull",
-    b"<!doctype html": "a web page instead of a picture",
-    b"<html": "a web page instead of a picture",
+_NO_IMAGES = {
+    b"version https://git-lfs": "a pointer of Git LFS instead of an image: git lfs pull",
+    b"<!doctype html": "a web page instead of an image",
+    b"<html": "a web page instead of an image",
 }
 
 
 def decode_file(path: Path, size: int) -> ByteArray:
-    """Read one picture.
+    """Read one image.
 
     Args:
         path: PNG, JPEG, GIF, BMP, PPM, WebP, TIFF, JPEG 2000 or AVIF; with the extra ``heic``
@@ -77,13 +77,13 @@ def decode_file(path: Path, size: int) -> ByteArray:
         shorter side scaled to ``size`` (bilinear, antialiased), the centre of the longer kept.
 
     Raises:
-        DataError: not a picture, damaged or too large; names the file.
+        DataError: not an image, damaged or too large; names the file.
     """
-    return decode_bytes(read_picture(path), size, name=shown(path))
+    return decode_bytes(read_image(path), size, name=shown(path))
 
 
-def read_picture(path: Path, *, follow_links: bool = True) -> bytes:
-    """The bytes of a picture's file; never waits for a pipe, never reads without a bound.
+def read_image(path: Path, *, follow_links: bool = True) -> bytes:
+    """The bytes of an image's file; never waits for a pipe, never reads without a bound.
 
     Args:
         path: of the file.
@@ -118,7 +118,7 @@ def heic_is_read() -> bool:
 
 
 def decode_bytes(data: bytes, size: int, *, name: str) -> ByteArray:
-    """Like :func:`decode_file`, for an encoded picture in memory; ``name`` is for the error."""
+    """Like :func:`decode_file`, for an encoded image in memory; ``name`` is for the error."""
     return _square(_open(data, name), size)
 
 
@@ -156,10 +156,10 @@ def decode_array(array: npt.NDArray[np.generic], size: int, *, name: str = "arra
 
 
 def check_image(data: bytes, *, name: str) -> None:
-    """Decode an encoded picture whole and throw it away.
+    """Decode an encoded image whole and throw it away.
 
     Raises:
-        DataError: it would not decode; names the picture.
+        DataError: it would not decode; names the image.
     """
     _open(data, name, draft=True)
 
@@ -185,13 +185,13 @@ def _open(data: bytes, name: str, *, draft: bool = False) -> Image.Image:
         raise DataError(f"{name}: more than {_MAX_PIXELS:,} pixels") from exc
     except UnidentifiedImageError as exc:
         start = data[:64].lstrip().lower()
-        kinds = (kind for sign, kind in _NO_PICTURES.items() if start.startswith(sign))
-        kind = next(kinds, "not a picture" if data else "an empty file, not a picture")
+        kinds = (kind for sign, kind in _NO_IMAGES.items() if start.startswith(sign))
+        kind = next(kinds, "not an image" if data else "an empty file, not an image")
         raise DataError(f"{name}: {kind}") from exc
     # PIL's readers let through whatever a damaged file makes them do: OSError, SyntaxError,
     # ValueError, IndexError, struct.error, zlib.error, ...
     except Exception as exc:
-        raise DataError(f"{name}: damaged or unsupported picture ({exc})") from exc
+        raise DataError(f"{name}: damaged or unsupported image ({exc})") from exc
 
 
 def _identified(data: bytes, name: str) -> Image.Image:
@@ -205,12 +205,12 @@ def _identified(data: bytes, name: str) -> Image.Image:
     if not _is_heic(data):
         return Image.open(file, formats=_FORMATS)
     if not heic_is_read():
-        raise DataError(f"{name}: an HEIC picture, which this machine does not read: {HEIC_REMEDY}")
+        raise DataError(f"{name}: an HEIC image, which this machine does not read: {HEIC_REMEDY}")
     try:
         _register_heic()
     except Exception as exc:  # half an installation: a missing library, another Python's build
         raise DataError(
-            f"{name}: an HEIC picture, and the package pillow-heif cannot be imported ({exc}): "
+            f"{name}: an HEIC image, and the package pillow-heif cannot be imported ({exc}): "
             "pip install --force-reinstall pillow-heif"
         ) from exc
     return Image.open(file, formats=("HEIF",))
@@ -235,13 +235,13 @@ def _silence_libtiff() -> None:
 
 @lru_cache(maxsize=1)
 def _register_heic() -> None:
-    import pillow_heif  # an extra, and only where such a picture is met
+    import pillow_heif  # an extra, and only where such an image is met
 
     pillow_heif.register_heif_opener()
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The picture as its EXIF orientation says it is to be seen."""
+    """The image as its EXIF orientation says it is to be seen."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # a damaged EXIF block says nothing about the pixels

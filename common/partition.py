@@ -116,7 +116,7 @@ def partition_clients(
 def evenly(total: int, most: int) -> IntArray:
     """Positions of at most ``most`` (0: all) of so many examples, evenly spread.
 
-    A folder's pictures are in the order of their classes, and so all classes get their share.
+    A folder's images are in the order of their classes, and so all classes get their share.
 
     >>> evenly(10, 4).tolist()
     [0, 2, 5, 7]

@@ -163,7 +163,7 @@ def fedhead(
 
 @pytest.fixture(scope="session")
 def make_trained(cache: Path) -> Callable[..., TrainedModel]:
-    """Makes a real int8 backbone with a ridge head: 400 real pictures, 60 others to test on."""
+    """Makes a real int8 backbone with a ridge head: 400 real images, 60 others to test on."""
     pytest.importorskip("sklearn", reason="pip install 'fedhead[demo]'")
     import numpy as np
     from sklearn.datasets import load_digits
@@ -180,7 +180,7 @@ def make_trained(cache: Path) -> Callable[..., TrainedModel]:
 
     @lru_cache
     def make(arch: str, weights: str, size: int) -> TrainedModel:
-        images = np.stack([decode_array(picture, size) for picture in pixels])
+        images = np.stack([decode_array(image, size) for image in pixels])
         recipe = Recipe(arch, weights, size, "qnnpack", 0, "standardize", seed=0)
         backbone = cached_backbone(recipe, images[:64], cache)
         features = np.concatenate([backbone.features(part) for part in np.split(images, 10)])

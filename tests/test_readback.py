@@ -268,7 +268,7 @@ def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
 # Devices
 
 
-def pictures(folder: Path) -> Path:
+def images(folder: Path) -> Path:
     for label in ("ant", "bee"):
         for i in range(6):
             file = folder / label / f"{i}.png"
@@ -277,9 +277,9 @@ def pictures(folder: Path) -> Path:
     return folder
 
 
-@row("pictures.json of a device")
+@row("images.json of a device")
 def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
-    folder, memory = pictures(tmp / "pictures"), tmp / "pictures.json"
+    folder, memory = images(tmp / "images"), tmp / "images.json"
     load_folder(folder, classes=("ant", "bee"), memory=memory)
 
     def read() -> Any:
@@ -291,7 +291,7 @@ def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
 
 @row("task of a device")
 def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
-    folder = pictures(tmp / "pictures")
+    folder = images(tmp / "images")
     host = host_of({"data": f"folder:{folder}", "state": str(tmp / "state")}, {}, 7)
     host.describe(DescribeRequest("1a2b", ("ant", "bee"), 0.5, 3, "2026"))
 
@@ -561,7 +561,7 @@ def test_a_changed_configuration_of_a_run_is_refused(tmp_path: Path) -> None:
 def test_a_device_keeps_the_features_that_it_used_last(
     tmp_path: Path, trained: TrainedModel
 ) -> None:
-    folder, state = pictures(tmp_path / "pictures"), tmp_path / "state"
+    folder, state = images(tmp_path / "images"), tmp_path / "state"
     host = host_of({"data": f"folder:{folder}", "state": str(state), "client-id": 7}, {}, 7)
     for day in range(10):
         Image.new("RGB", (4, 4), (200, day, 0)).save(folder / "ant" / f"new{day}.png")

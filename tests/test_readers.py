@@ -20,7 +20,7 @@ OTHERS = {
         common/datasets/builtin.py:load_mnist5k
         common/datasets/table.py:_text
         common/images.py:_identified
-        common/images.py:read_picture
+        common/images.py:read_image
         common/toml_model.py:read_toml
         simulations/compare/cells.py:_data_source
         simulations/compare/cells.py:_source

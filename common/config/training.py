@@ -115,7 +115,7 @@ class RoundConfig(Section):
     """An update of a larger L2 norm is refused; "auto": one over 10 times the median of the round's
     and of the run's first. 0: "auto" on a deployment's devices, in a simulation no bound."""
     max_examples_per_client: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Pictures that a client uses at most, evenly spread, training and test part together; a device
+    """Images that a client uses at most, evenly spread, training and test part together; a device
     that claims more is refused. 0: 1,000 on a deployment's devices, in a simulation no bound."""
     keep_checkpoints: Positive = 3
     """How many rounds' checkpoints stay."""

@@ -1,4 +1,4 @@
-"""What every data set looks like from outside, and how its pictures are read."""
+"""What every data set looks like from outside, and how its images are read."""
 
 from __future__ import annotations
 
@@ -62,18 +62,18 @@ class Reading:
 
 
 class Images(Protocol):
-    """n pictures, read when they are asked for."""
+    """n images, read when they are asked for."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: IntArray, size: int) -> ByteArray:
-        """uint8 (m, 3, size, size) of the pictures at these positions."""
+        """uint8 (m, 3, size, size) of the images at these positions."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class ArrayImages:
-    """Pictures that lie in memory.
+    """Images that lie in memory.
 
     Attributes:
         pixels: uint8 (n, H, W) or (n, H, W, 3).
@@ -100,11 +100,11 @@ class ArrayImages:
 
 @dataclass(frozen=True, eq=False)
 class EncodedImages:
-    """Pictures that lie in files (or rows) of PNG, JPEG, ...; read by threads, never kept.
+    """Images that lie in files (or rows) of PNG, JPEG, ...; read by threads, never kept.
 
     Attributes:
-        names: what to call each picture in an error.
-        load: gives the encoded bytes of the picture at a position; called by several threads.
+        names: what to call each image in an error.
+        load: gives the encoded bytes of the image at a position; called by several threads.
     """
 
     names: Sequence[str]
@@ -126,7 +126,7 @@ class EncodedImages:
         return out
 
     def check(self, i: int) -> bytes | DataError:
-        """SHA-256 of the picture's bytes, or what is wrong with it."""
+        """SHA-256 of the image's bytes, or what is wrong with it."""
         try:
             data = self._bytes(i)
             check_image(data, name=self.names[i])
@@ -135,7 +135,7 @@ class EncodedImages:
         return hashlib.sha256(data).digest()
 
     def keep(self, index: IntArray) -> EncodedImages:
-        """Only the pictures at these positions."""
+        """Only the images at these positions."""
         load, kept = self.load, index.tolist()
         return EncodedImages([self.names[i] for i in kept], lambda i: load(kept[i]))
 
@@ -171,7 +171,7 @@ class Readable:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled pictures with their server split.
+    """Labelled images with their server split.
 
     Attributes:
         name: the source it was loaded from.
@@ -179,11 +179,11 @@ class Dataset:
         labels: int64 (n,).
         train: int64 positions, ascending: what clients share among themselves.
         test: int64 positions, ascending: the server's test set; empty on a device.
-        source: where the pictures come from; use :meth:`images`.
-        images_key: hex SHA-256 over the pictures alone, in order: what features depend on.
-        content_key: hex SHA-256 over pictures, labels, class names and split.
+        source: where the images come from; use :meth:`images`.
+        images_key: hex SHA-256 over the images alone, in order: what features depend on.
+        content_key: hex SHA-256 over images, labels, class names and split.
         columns: further columns, each of n entries, such as user ids for natural partitions.
-        skipped: broken pictures that were left out, each with the reason.
+        skipped: broken images that were left out, each with the reason.
     """
 
     name: str
@@ -205,7 +205,7 @@ class Dataset:
         return len(self.classes)
 
     def images(self, index: IntArray, size: int) -> ByteArray:
-        """Read the pictures at these positions, in this order.
+        """Read the images at these positions, in this order.
 
         Args:
             index: int64 (m,).
@@ -215,7 +215,7 @@ class Dataset:
             uint8 (m, 3, size, size); see :func:`common.images.decode_file`.
 
         Raises:
-            DataError: a picture has become unreadable since the data set was loaded.
+            DataError: an image has become unreadable since the data set was loaded.
         """
         return self.source.read(index, size)
 

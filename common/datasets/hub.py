@@ -22,7 +22,7 @@ from common.datasets.hub_table import (
 from common.datasets.labels import tell_unlabelled
 from common.datasets.verify import verify
 from common.errors import DataError, MissingExtraError
-from common.images import read_picture
+from common.images import read_image
 from common.progress import stage
 
 __all__ = ["load_hub"]
@@ -47,7 +47,7 @@ def load_hub(name: str, reading: Reading) -> Dataset:
         own: they are compared by name.
 
     Raises:
-        DataError: not there, without a column of pictures or of labels, or with a test split
+        DataError: not there, without a column of images or of labels, or with a test split
             of other classes.
         MissingExtraError: flwr-datasets is not installed.
     """
@@ -180,7 +180,7 @@ def _images(name: str, parts: Sequence[Split], image: str) -> EncodedImages:
         cell = rows[k][row][image] or {}
         data = cell.get("bytes")
         if data is None and cell.get("path"):
-            data = read_picture(Path(cell["path"]))
+            data = read_image(Path(cell["path"]))
         return bytes(data or b"")
 
     return EncodedImages(names, load)

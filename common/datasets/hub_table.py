@@ -52,19 +52,19 @@ class Split:
 
 
 def find_image_column(name: str, features: Mapping[str, Any], wanted: str) -> str:
-    """The column ``wanted``, else one of pictures, else one of bytes with a usual name.
+    """The column ``wanted``, else one of images, else one of bytes with a usual name.
 
     Raises:
         DataError: there is none.
     """
     import datasets
 
-    def holds_pictures(feature: Any) -> bool:
+    def holds_images(feature: Any) -> bool:
         is_struct = isinstance(feature, dict) and "bytes" in feature
         binary = getattr(feature, "dtype", "") in ("binary", "large_binary")
         return isinstance(feature, datasets.Image) or is_struct or binary
 
-    fitting = [column for column, feature in features.items() if holds_pictures(feature)]
+    fitting = [column for column, feature in features.items() if holds_images(feature)]
     if wanted:
         if wanted not in fitting:
             raise DataError(
@@ -74,7 +74,7 @@ def find_image_column(name: str, features: Mapping[str, Any], wanted: str) -> st
         return wanted
     declared = [column for column in fitting if isinstance(features[column], datasets.Image)]
     named = [column for column in IMAGE_COLUMNS if column in fitting]
-    for column in (*declared, *named):  # or bytes that nobody declared to be pictures
+    for column in (*declared, *named):  # or bytes that nobody declared to be images
         return column
     raise DataError(
         f"hf:{name}: no column of images among {', '.join(features)}; data.image-column names it"

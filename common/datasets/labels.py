@@ -33,7 +33,7 @@ IMAGE_COLUMNS = (
     "image", "img", "picture", "pixels", "filename", "file_name", "file", "path", "filepath",
     "image_path", "image_name", "image_id", "id",
 )  # fmt: skip
-"""What a column of pictures, or of their files, is commonly called; the first that is there."""
+"""What a column of images, or of their files, is commonly called; the first that is there."""
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class", "category", "character")
 """What a column of classes is commonly called; the first that is there."""

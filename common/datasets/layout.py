@@ -1,4 +1,4 @@
-"""Which picture of a folder belongs to which class, split and client; part of the device path.
+"""Which image of a folder belongs to which class, split and client; part of the device path.
 
 A class is never guessed from a level of folders that may mean something else: that is refused,
 with what to do about it. What is read otherwise than it lies there is said in the log.
@@ -27,12 +27,12 @@ logger = logging.getLogger("fedhead")
 
 @dataclass(frozen=True)
 class Labelled:
-    """A picture by its place.
+    """An image by its place.
 
     Attributes:
         path: of its file.
         label: its class.
-        group: what must not be left without a readable picture, in words.
+        group: what must not be left without a readable image, in words.
         client: whose it is; empty where nobody says.
     """
 
@@ -43,13 +43,13 @@ class Labelled:
 
 
 def by_split(root: Folder) -> tuple[list[Labelled], list[Labelled]]:
-    """Training and test pictures of one sub-folder a class, or of splits with those below.
+    """Training and test images of one sub-folder a class, or of splits with those below.
 
-    With both a validation and a test split the first joins the training pictures, as it does in
+    With both a validation and a test split the first joins the training images, as it does in
     torchvision's data sets; without a test split it is the test set.
 
     Returns:
-        Training pictures, and test pictures where there is a split of them.
+        Training images, and test images where there is a split of them.
 
     Raises:
         DataError: it is not clear which folders are the classes, or one is empty.
@@ -59,7 +59,7 @@ def by_split(root: Folder) -> tuple[list[Labelled], list[Labelled]]:
     if not splits:
         return _rows(_classes(top)), []
     parts = {kind: _unwrapped(folder) for kind, folder in splits.items()}
-    # The pictures of a test set without labels lie in no class folders.
+    # The images of a test set without labels lie in no class folders.
     parts = {k: part for k, part in parts.items() if k == "train" or part.folders or part.links}
     test = "test" if "test" in parts else "val"
     classes = {kind: _classes(part) for kind, part in parts.items()}
@@ -76,10 +76,10 @@ def by_split(root: Folder) -> tuple[list[Labelled], list[Labelled]]:
 
 
 def by_client(root: Folder) -> list[Labelled]:
-    """Pictures of one folder a client, with one sub-folder a class in each.
+    """Images of one folder a client, with one sub-folder a class in each.
 
     Raises:
-        DataError: there are no such folders, or a class has no picture at any client.
+        DataError: there are no such folders, or a class has no image at any client.
     """
     clients = {name: _named(folder) for name, folder in _named(root).items()}
     path = shown(root.path)
@@ -91,19 +91,19 @@ def by_client(root: Folder) -> list[Labelled]:
     owned = [(client, k, folder) for client, own in clients.items() for k, folder in own.items()]
     _refuse_deep(root, [folder for _, _, folder in owned], may_be_clients=False)
     rows = [
-        Labelled(picture, label, f"class {label} of {path}", client)
+        Labelled(image, label, f"class {label} of {path}", client)
         for client, label, folder in owned
-        for picture in folder.all_pictures()
+        for image in folder.all_images()
     ]
     if empty := sorted({k for _, k, _ in owned} - {row.label for row in rows}):
         raise DataError(f"{path}: classes without images at any client: {some(empty)}")
     if idle := sorted(clients.keys() - {row.client for row in rows}):
-        logger.warning("%s: clients without pictures in class folders: %s", path, some(idle))
+        logger.warning("%s: clients without images in class folders: %s", path, some(idle))
     return rows
 
 
 def by_class(root: Folder, classes: Sequence[str]) -> list[Labelled]:
-    """A device's pictures, of the server's classes, of which it may lack any.
+    """A device's images, of the server's classes, of which it may lack any.
 
     Raises:
         DataError: a folder's name is no class of the server's.
@@ -111,11 +111,11 @@ def by_class(root: Folder, classes: Sequence[str]) -> list[Labelled]:
     label_of = {unicodedata.normalize("NFC", label): label for label in classes}
     rows, unknown = [], []
     # A link is refused when it is read: then the other folders still serve.
-    links = [Folder(path, pictures=[path]) for path in root.links]
+    links = [Folder(path, images=[path]) for path in root.links]
     for folder in (*root.folders, *links):
         name = class_name(folder.path)
         if name in label_of:
-            rows += [Labelled(p, label_of[name], name) for p in folder.all_pictures()]
+            rows += [Labelled(p, label_of[name], name) for p in folder.all_images()]
         else:
             unknown.append(name)
     if unknown:
@@ -128,12 +128,12 @@ def by_class(root: Folder, classes: Sequence[str]) -> list[Labelled]:
 
 
 def unused(root: Folder, used: Sequence[Labelled]) -> str:
-    """What lies in a folder besides the pictures that are used, for a message; or nothing."""
+    """What lies in a folder besides the images that are used, for a message; or nothing."""
     taken = {row.path for row in used}
     places = Counter[str]()
     for folder in root.below():
         inner = folder.path.relative_to(root.path).parts
-        count = sum(path not in taken for path in (*folder.pictures, *folder.links))
+        count = sum(path not in taken for path in (*folder.images, *folder.links))
         places[shown(inner[0]) if inner else "it"] += count
     words = [f"{count} in {place}" for place, count in places.items() if count]
     outside = f"{places.total()} outside class folders ({some(words)})" if words else ""
@@ -142,9 +142,9 @@ def unused(root: Folder, used: Sequence[Labelled]) -> str:
 
 def _rows(classes: Mapping[str, Folder]) -> list[Labelled]:
     return [
-        Labelled(picture, label, shown(folder.path))
+        Labelled(image, label, shown(folder.path))
         for label, folder in classes.items()
-        for picture in folder.all_pictures()
+        for image in folder.all_images()
     ]
 
 
@@ -161,8 +161,8 @@ def _splits(root: Folder) -> dict[str, Folder]:
             raise DataError(f"{shown(root.path)}: holds {names}, but nothing to train on")
         return {}
     # Beside other classes, "train" is one of them, unless it holds classes of its own.
-    shallow = any(folder.pictures for folder in found["train"])
-    if len(found) == 1 and (shallow or any(folder.all_pictures() for folder in rest)):
+    shallow = any(folder.images for folder in found["train"])
+    if len(found) == 1 and (shallow or any(folder.all_images() for folder in rest)):
         return {}
     if twice := [kind for kind, folders in found.items() if len(folders) > 1]:
         raise DataError(
@@ -194,9 +194,9 @@ def _refuse_unknown(
 def _unwrapped(folder: Folder) -> Folder:
     """What an unpacked archive's only folder holds: one folder of folders is no class."""
     inner = folder
-    while len(inner.folders) == 1 and not (inner.pictures or inner.links):
+    while len(inner.folders) == 1 and not (inner.images or inner.links):
         only = inner.folders[0]
-        if only.pictures or only.links or not only.folders:
+        if only.images or only.links or not only.folders:
             break
         inner = only
     if inner is not folder:
@@ -234,14 +234,14 @@ def _refuse_links(links: Sequence[Path]) -> None:
 def _classes(folder: Folder) -> dict[str, Folder]:
     classes = _named(folder)
     if not classes:
-        loose = f" (pictures in it: {len(folder.pictures)})" if folder.pictures else ""
+        loose = f" (images in it: {len(folder.images)})" if folder.images else ""
         raise DataError(
             f"{shown(folder.path)}: no class folders in it; "
             f"one sub-folder a class is expected{loose}"
         )
     _refuse_deep(folder, list(classes.values()), may_be_clients=True)
     for one in classes.values():
-        if not one.all_pictures():
+        if not one.all_images():
             others = left_out(one)
             hint = f" (it holds {others})" if others else ""
             raise DataError(f"{shown(one.path)}: class folder without images{hint}")
@@ -250,7 +250,7 @@ def _classes(folder: Folder) -> dict[str, Folder]:
 
 def _refuse_deep(root: Folder, classes: Sequence[Folder], *, may_be_clients: bool) -> None:
     """Refuse class folders that hold only folders; say that of others the inner ones count."""
-    deep = [f for f in classes if not (f.pictures or f.links) and f.all_pictures()]
+    deep = [f for f in classes if not (f.images or f.links) and f.all_images()]
     if deep:
         inner = [{class_name(sub.path) for sub in folder.folders} for folder in deep]
         examples = [
@@ -260,7 +260,7 @@ def _refuse_deep(root: Folder, classes: Sequence[Folder], *, may_be_clients: boo
         repeated = [
             name for name, n in Counter(k for names in inner for k in names).items() if n > 1
         ]
-        hint = "move the pictures up into them"
+        hint = "move the images up into them"
         if repeated and all(map(split_of, repeated)):
             hint = "put splits above classes, as in train/CLASS and test/CLASS"
         elif may_be_clients and len(repeated) > 1 and len(deep) == len(classes):
@@ -269,11 +269,11 @@ def _refuse_deep(root: Folder, classes: Sequence[Folder], *, may_be_clients: boo
             f"{shown(root.path)}: class folders that hold only sub-folders: {some(examples, 3)}; "
             f"{hint}"
         )
-    nested = [sub for folder in classes for sub in folder.folders if sub.all_pictures()]
+    nested = [sub for folder in classes for sub in folder.folders if sub.all_images()]
     if nested:
-        count = sum(len(sub.all_pictures()) for sub in nested)
+        count = sum(len(sub.all_images()) for sub in nested)
         places = [shown(sub.path.relative_to(root.path)) for sub in nested]
         logger.warning(
-            "%s: pictures in sub-folders count for their class: %d (%s)",
+            "%s: images in sub-folders count for their class: %d (%s)",
             shown(root.path), count, some(places, 3),
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Pictures in a folder, found by what the cells of a table call them."""
+"""Images in a folder, found by what the cells of a table call them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["NamedFiles"]
 
 
 class NamedFiles:
-    """The pictures in a table's folder and below.
+    """The images in a table's folder and below.
 
     Attributes:
         count: how many there are.
@@ -27,7 +27,7 @@ class NamedFiles:
         root = scan(table.parent)
         root.others -= Counter([table.suffix.lower()])
         for inner in root.below():
-            for file in inner.pictures:
+            for file in inner.images:
                 self.count += 1
                 path = PurePosixPath(_composed(file.relative_to(table.parent).as_posix()))
                 for key in (path, path.with_suffix("")):
@@ -38,7 +38,7 @@ class NamedFiles:
         """The file of a cell; None if there is none.
 
         Args:
-            cell: a path from the folder, the end of one, or either without a picture's suffix.
+            cell: a path from the folder, the end of one, or either without an image's suffix.
 
         Raises:
             DataError: the cell leads out of the folder, or fits several files.

@@ -1,4 +1,4 @@
-"""A table of labels beside pictures, such as ``labels.csv``: the way competitions ship them."""
+"""A table of labels beside images, such as ``labels.csv``: the way competitions ship them."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ _LABELS = _Column("labels", "data.label-column", LABEL_COLUMNS)
 
 
 def load_table(place: str, reading: Reading) -> Dataset:
-    """Load the pictures that a table names, from the table's folder and the folders below it.
+    """Load the images that a table names, from the table's folder and the folders below it.
 
-    A cell names a picture by its path from the table's folder, by the end of its path, or by its
-    name without the suffix, as long as one picture alone fits. A column ``split`` says what is
+    A cell names an image by its path from the table's folder, by the end of its path, or by its
+    name without the suffix, as long as one image alone fits. A column ``split`` says what is
     train and what is test.
 
     Args:
@@ -82,8 +82,8 @@ def load_table(place: str, reading: Reading) -> Dataset:
         cell is empty.
 
     Raises:
-        DataError: the table cannot be read, lacks a column, names one picture twice with
-            different cells, a picture that is not within its folder, or a test class that its
+        DataError: the table cannot be read, lacks a column, names one image twice with
+            different cells, an image that is not within its folder, or a test class that its
             training part does not have.
     """
     path, strict = reading.path(place), reading.strict
@@ -99,7 +99,7 @@ def load_table(place: str, reading: Reading) -> Dataset:
     files = _found(path, labelled, image, strict=strict)
     used = [row for row in labelled if row.line in files]
     if emptied := sorted({r.cells[label] for r in labelled} - {r.cells[label] for r in used}):
-        raise DataError(f"{path}: no picture of class {some(emptied, _SHOWN)} is there")
+        raise DataError(f"{path}: no image of class {some(emptied, _SHOWN)} is there")
     classes, labels = _labels(path, used, label, roles)
     images = file_images([files[row.line] for row in used], follow_links=False)
     groups = [
@@ -232,7 +232,7 @@ def _labels(
 
 
 def _found(path: Path, rows: Sequence[_Row], image: int, *, strict: bool) -> dict[int, Path]:
-    """By line: the picture's file. Missing ones are left out, repeated rows count once."""
+    """By line: the image's file. Missing ones are left out, repeated rows count once."""
     files = NamedFiles(path)
     found: dict[int, Path] = {}
     missing = []
@@ -247,7 +247,7 @@ def _found(path: Path, rows: Sequence[_Row], image: int, *, strict: bool) -> dic
             found[row.line] = file
     if missing:
         names = some(missing, _SHOWN)
-        line = f"{len(missing)} of {len(rows)} pictures are not in {path.parent}: {names}"
+        line = f"{len(missing)} of {len(rows)} images are not in {path.parent}: {names}"
         if files.others:
             line += f" (not read in it: {files.others})"
         line += zeros_hint(files, missing)
@@ -255,12 +255,12 @@ def _found(path: Path, rows: Sequence[_Row], image: int, *, strict: bool) -> dic
             raise DataError(f"{path}: {line}")
         logger.warning("%s: left out: %s", path, line)
     if unnamed := files.count - len(set(found.values())):
-        logger.info("%s: %d pictures in its folder are in no row with a label", path, unnamed)
+        logger.info("%s: %d images in its folder are in no row with a label", path, unnamed)
     return _once(path, rows, found)
 
 
 def _once(path: Path, rows: Sequence[_Row], found: Mapping[int, Path]) -> dict[int, Path]:
-    """The first line of each picture; a picture in both train and test would be no test."""
+    """The first line of each image; an image in both train and test would be no test."""
     first: dict[Path, _Row] = {}
     for row in rows:
         if row.line in found:

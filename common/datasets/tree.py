@@ -1,6 +1,6 @@
-"""What lies in a folder of pictures, whatever it may be; part of the device path.
+"""What lies in a folder of images, whatever it may be; part of the device path.
 
-Links are not followed: what lies in the folder is found where it lies, once, and a loop, a picture
+Links are not followed: what lies in the folder is found where it lies, once, and a loop, a image
 in both train and test or a file of somebody else's cannot come in through one.
 """
 
@@ -43,7 +43,7 @@ class Folder:
 
     Attributes:
         path: of the folder.
-        pictures: files that are pictures by their names, and whatever stands in a picture's
+        images: files that are images by their names, and whatever stands in an image's
             place and cannot be read: a link, a pipe, a folder that is closed. Reading tells.
         folders: its folders, without hidden ones and those that hold thumbnails.
         links: links to folders.
@@ -51,7 +51,7 @@ class Folder:
     """
 
     path: Path
-    pictures: list[Path] = field(default_factory=list)
+    images: list[Path] = field(default_factory=list)
     folders: list[Folder] = field(default_factory=list)
     links: list[Path] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
@@ -64,9 +64,9 @@ class Folder:
             yield folder
             stack += reversed(folder.folders)
 
-    def all_pictures(self) -> list[Path]:
-        """Of all levels, with what stands in the place of pictures."""
-        return [path for folder in self.below() for path in (*folder.pictures, *folder.links)]
+    def all_images(self) -> list[Path]:
+        """Of all levels, with what stands in the place of images."""
+        return [path for folder in self.below() for path in (*folder.images, *folder.links)]
 
 
 def scan(path: Path) -> Folder:
@@ -90,7 +90,7 @@ def scan(path: Path) -> Folder:
         try:
             _fill(folder)
         except OSError:
-            folder.pictures.append(folder.path)
+            folder.images.append(folder.path)
         stack += folder.folders
     return root
 
@@ -112,7 +112,7 @@ def _fill(folder: Folder) -> None:
             if readable and not name.startswith("._"):
                 folder.others["hidden"] += 1
         elif readable:
-            folder.pictures.append(path)
+            folder.images.append(path)
         elif entry.is_symlink() and _leads_to_folder(path):
             folder.links.append(path)
         elif name not in _JUNK_FILES:
@@ -141,7 +141,7 @@ def class_name(path: Path) -> str:
 
 
 def left_out(root: Folder) -> str:
-    """How many of what else than pictures there is below, by suffix, for a message; or nothing."""
+    """How many of what else than images there is below, by suffix, for a message; or nothing."""
     total = Counter[str]()
     for folder in root.below():
         total.update(folder.others)

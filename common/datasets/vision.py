@@ -24,7 +24,7 @@ def load_vision(name: str, reading: Reading) -> Dataset:
     """Load a data set of :data:`~common.datasets.vision_table.TABLE`.
 
     Its training split (and its validation split, if there is one) becomes ``train``, its test
-    split ``test``; where it has none, one is cut off. Pictures in files are sorted by path,
+    split ``test``; where it has none, one is cut off. Images in files are sorted by path,
     because some of torchvision's loaders list them in the order of the disk.
 
     Args:
@@ -40,7 +40,7 @@ def load_vision(name: str, reading: Reading) -> Dataset:
     loaded = [_construct(name, spec, kwargs, root, reading.download) for kwargs in arguments]
     try:
         classes = list(spec.classes(loaded[0]))
-        pictures = [spec.images(part) for part in loaded]
+        images = [spec.images(part) for part in loaded]
         labels = [np.asarray(spec.labels(part), np.int64) for part in loaded]
         for i, part in enumerate(loaded):
             # Loaders of folders number the classes of each split by itself.
@@ -52,13 +52,13 @@ def load_vision(name: str, reading: Reading) -> Dataset:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
         raise DataError(f"{name}: the files in {root} are damaged or incomplete ({exc})") from exc
 
-    if arrays := [part for part in pictures if isinstance(part, np.ndarray)]:
+    if arrays := [part for part in images if isinstance(part, np.ndarray)]:
         images = Readable.array(np.concatenate(arrays))
     else:
-        for i, part in enumerate(pictures):
+        for i, part in enumerate(images):
             order = np.argsort([str(path) for path in part], kind="stable")
-            pictures[i], labels[i] = [Path(part[j]) for j in order], labels[i][order]
-        files = file_images([Path(path) for part in pictures for path in part])
+            images[i], labels[i] = [Path(part[j]) for j in order], labels[i][order]
+        files = file_images([Path(path) for part in images for path in part])
         groups = [
             f"{name} {kwargs}: class {classes[k]}"
             for kwargs, part in zip(arguments, labels, strict=True)

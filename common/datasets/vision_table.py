@@ -1,4 +1,4 @@
-"""Where each torchvision data set keeps its pictures, labels and class names.
+"""Where each torchvision data set keeps its images, labels and class names.
 
 torchvision has no common way to ask: some hold arrays, some paths, under a dozen attribute
 names. One row a data set; the functions take the torchvision object.
@@ -29,8 +29,8 @@ class Spec:
     Attributes:
         train: constructor arguments, one set for each split that clients share.
         test: constructor arguments of the server's test set, or None where there is none.
-        images: gives pixels, or a path for each picture.
-        labels: gives an integer for each picture.
+        images: gives pixels, or a path for each image.
+        labels: gives an integer for each image.
         classes: gives the class names.
         downloads: whether its constructor takes ``download``.
         factory: class in torchvision.datasets, if it is not the row's name.

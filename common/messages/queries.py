@@ -27,7 +27,7 @@ class DescribeRequest(Flat):
         test_fraction: part of a device's examples kept for its own evaluation.
         seed: of the run.
         name: of the run, for people.
-        max_examples: pictures that a client may use at most; 0: all.
+        max_examples: images that a client may use at most; 0: all.
     """
 
     run_id: str
@@ -46,7 +46,7 @@ class DescribeReply(Flat, record="report"):
         clients: ids of the node's clients.
         num_examples: training examples of each.
         simulated: whether the node stands for phones, so that all data is on this machine.
-        unused: pictures that are left out because of the request's bound.
+        unused: images that are left out because of the request's bound.
     """
 
     clients: tuple[int, ...]

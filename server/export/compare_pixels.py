@@ -16,7 +16,7 @@ from PIL import Image
 
 from common.backbone.spec import IMAGENET_MEAN, IMAGENET_STD
 from common.errors import DataError
-from common.images import decode_file, read_picture, upright
+from common.images import decode_file, read_image, upright
 
 __all__ = ["Comparison", "compare_pixels"]
 
@@ -116,7 +116,7 @@ _TURNS: tuple[tuple[tuple[str, ...], Callable[[Pixels], Pixels]], ...] = (
 
 def _readings(path: Path) -> Iterator[tuple[tuple[str, ...], Pixels]]:
     """The file's pixels as float32 (3, S, S), as they should be read first, then as they may be."""
-    data = read_picture(path)
+    data = read_image(path)
     array = _array(data, path)
     if array.shape[1] > _MOST_PIXELS:
         raise DataError(f"{path}: {array.shape[1]} pixels a side, at most {_MOST_PIXELS} expected")

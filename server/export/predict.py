@@ -68,7 +68,7 @@ def _below(path: Path) -> Sequence[Path | DataError]:
         root = scan(path)
     except DataError as exc:
         return [exc]
-    images = [image for folder in root.below() for image in folder.pictures]
+    images = [image for folder in root.below() for image in folder.images]
     if others := not_read(root):
         logger.warning("%s: not used: %s", shown(path), others)
     return images or [DataError(f"{shown(path)}: no images in it")]

@@ -231,7 +231,7 @@ class Registry:
             if not reply.simulated:
                 message = f"{name} has joined with {num_examples} examples"
                 if reply.unused > 0:
-                    message += f", {reply.unused} more pictures than a device may use are left out"
+                    message += f", {reply.unused} more images than a device may use are left out"
                 event("joined", message, client=client, name=name, num_examples=num_examples)
 
     def deliver_backbone(

@@ -29,13 +29,13 @@ def markdown(report: Report) -> str:
     """A table for each backbone, and what the figures say."""
     lines = ["# What makes a backbone small, and what it costs", ""]
     lines += [
-        f"{report.examples} pictures of {report.source}, {report.input_size} px, "
+        f"{report.examples} images of {report.source}, {report.input_size} px, "
         f"{report.machine}, torch {report.versions['torch']}. "
         "Files hold the backbone without its head; each ran in a fresh process with its runtime "
-        "alone. Latency: median for one picture. Memory: how far loading and one picture raised "
+        "alone. Latency: median for one image. Memory: how far loading and one image raised "
         "the process's peak. Accuracy: ridge heads on the features, mean over five draws of "
         "five folds, the same for all; nothing was calibrated, pruned or distilled on these "
-        "pictures.",
+        "images.",
     ]
     for arch in report.weights:
         lines += [
@@ -70,7 +70,7 @@ def tables(report: Report) -> Iterator[Table]:
         if errors:
             table.caption_justify = "left"
             table.caption = (
-                f"heads on {report.examples:,} pictures; points to fp32: "
+                f"heads on {report.examples:,} images; points to fp32: "
                 f"± {100 * max(errors):.2f} at most (standard error)"
             )
         for row in own:

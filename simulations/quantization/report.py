@@ -74,7 +74,7 @@ class Report:
 
     Attributes:
         source: of the data set.
-        examples: pictures that the heads were tested on.
+        examples: images that the heads were tested on.
         input_size: in pixels.
         machine: processor architecture.
         versions: of Python and packages.
@@ -104,7 +104,7 @@ def quantize_report(config: Config, weights: Mapping[str, str], *, examples: int
     Args:
         config: of an experiment: [data], backbone.input-size, mean and std, and the seed count.
         weights: of each backbone; "" takes pretrained ones where they are at hand.
-        examples: pictures to test heads on, at most; none of those that networks are calibrated,
+        examples: images to test heads on, at most; none of those that networks are calibrated,
             pruned or distilled on.
 
     Raises:

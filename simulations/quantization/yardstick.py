@@ -23,7 +23,7 @@ class Accuracy:
     Attributes:
         accuracy: in five-fold cross-validation, mean over five draws of the folds, in [0, 1].
         difference: to fp32's, over the same draws.
-        difference_error: its standard error, from the pictures that change sides.
+        difference_error: its standard error, from the images that change sides.
     """
 
     accuracy: float
@@ -32,7 +32,7 @@ class Accuracy:
 
 
 class Yardstick:
-    """Compares features with the fp32 ones of the same backbone and the same pictures.
+    """Compares features with the fp32 ones of the same backbone and the same images.
 
     Heads see all of them through one map, that of the fp32 ones, and have one penalty, so that
     results differ by the features alone.
@@ -53,7 +53,7 @@ class Yardstick:
             self._expected = self._hits(reference, labels)
 
     def cosine(self, x: FloatArray) -> float:
-        """Mean cosine of a picture's features to the fp32 ones."""
+        """Mean cosine of an image's features to the fp32 ones."""
         products = (x * self._reference).sum(axis=1)
         norms = np.linalg.norm(x, axis=1) * np.linalg.norm(self._reference, axis=1)
         return float((products / np.maximum(norms, 1e-12)).mean())
@@ -68,7 +68,7 @@ class Yardstick:
         return Accuracy(float(hits.mean()), float(gained.mean()), error)
 
     def _hits(self, x: FloatArray, labels: IntArray) -> FloatArray:
-        """Share of the draws in which each picture is recognized, float32 (n,)."""
+        """Share of the draws in which each image is recognized, float32 (n,)."""
         scaled = (x - self._center) / np.float32(self._scale)
         hits = [
             cross_validate(scaled, labels, fold, [_PENALTY]).predictions == labels

@@ -110,13 +110,13 @@ def kotlin_windows(length: int, start: float, side: int, size: int) -> npt.NDArr
 
 @pytest.mark.parametrize(("width", "height"), [(160, 120), (51, 33), (7, 5), (33, 200)])
 def test_the_scaling_in_kotlin_is_that_of_training(width, height):
-    picture = np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
     size, side = 32, min(width, height)
     columns = kotlin_windows(width, (width - side) / 2, side, size)
     rows = kotlin_windows(height, (height - side) / 2, side, size)
-    narrow = np.rint(picture @ columns.T)
+    narrow = np.rint(image @ columns.T)
     got = np.rint(rows @ narrow)
-    assert np.abs(got - decode_array(picture, size)[0]).max() <= 1  # Pillow's weights are integers
+    assert np.abs(got - decode_array(image, size)[0]).max() <= 1  # Pillow's weights are integers
 
 
 ORIENTATIONS = {
@@ -131,7 +131,7 @@ ORIENTATIONS = {
 
 
 @pytest.mark.parametrize("name", ORIENTATIONS)
-def test_the_turns_in_kotlin_bring_a_picture_upright(name):
+def test_the_turns_in_kotlin_bring_an_image_upright(name):
     source = (PHONE / "Pixels.kt").read_text()
     (body,) = re.findall(rf"ORIENTATION_{name} -> (.*)", source)
     matrix = np.eye(2)

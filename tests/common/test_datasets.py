@@ -26,7 +26,7 @@ def save(path, colour, size=(12, 9)):
 
 
 def fill(root, classes=COLOURS, each=5, kind="png"):
-    """Pictures whose colour tells their class."""
+    """Images whose colour tells their class."""
     for name in classes:
         for i in range(each):
             red, green, blue = COLOURS[name]
@@ -73,7 +73,7 @@ def test_mnist5k_is_five_thousand_balanced_digits(mnist5k):
     assert mnist5k.classes == tuple("0123456789")
 
 
-def test_mnist5k_pictures_belong_to_their_labels(mnist5k):
+def test_mnist5k_images_belong_to_their_labels(mnist5k):
     pixels = mnist5k.images(np.arange(5000), 28)[:, 0].reshape(5000, -1).astype(float)
     means = np.stack(
         [pixels[mnist5k.train][mnist5k.labels[mnist5k.train] == k].mean(0) for k in range(10)]
@@ -90,7 +90,7 @@ def test_images_come_in_the_order_asked_for(mnist5k):
         np.testing.assert_array_equal(got[row], mnist5k.images(np.array([i]), 20)[0])
 
 
-def test_the_seed_moves_the_split_but_not_the_pictures(mnist5k):
+def test_the_seed_moves_the_split_but_not_the_images(mnist5k):
     other = load("mnist5k", seed=1)
     assert other.test.tolist() != mnist5k.test.tolist()
     assert other.images_key == mnist5k.images_key
@@ -184,7 +184,7 @@ def test_nested_folders_count_and_hidden_ones_do_not(tmp_path):
     save(tmp_path / "cat" / ".thumbs" / "x.png", COLOURS["dog"])
     save(tmp_path / ".hidden" / "x.png", COLOURS["dog"])
     save(tmp_path / "dog" / ".x.png", COLOURS["cat"])
-    (tmp_path / "dog" / "notes.txt").write_text("no picture, and none was promised")
+    (tmp_path / "dog" / "notes.txt").write_text("no image, and none was promised")
     dataset = folder(tmp_path)
     assert np.bincount(dataset.labels).tolist() == [6, 5, 5]
     assert_colours_match(dataset)
@@ -196,7 +196,7 @@ def test_relative_folders_lie_below_root(tmp_path):
     assert len(load("folder:pets", root=tmp_path)) == 15
 
 
-def test_one_pixel_is_a_picture(tmp_path):
+def test_one_pixel_is_an_image(tmp_path):
     fill(tmp_path)
     save(tmp_path / "cat" / "tiny.png", COLOURS["cat"], size=(1, 1))
     dataset = folder(tmp_path)
@@ -205,16 +205,16 @@ def test_one_pixel_is_a_picture(tmp_path):
 
 
 def break_two(root):
-    (root / "cat" / "1.png").write_text("this is not a picture")
+    (root / "cat" / "1.png").write_text("this is not an image")
     good = (root / "owl" / "2.png").read_bytes()
     (root / "owl" / "2.png").write_bytes(good[: len(good) // 2])
     return root
 
 
-def test_broken_pictures_are_named_counted_and_skipped(tmp_path, caplog):
+def test_broken_images_are_named_counted_and_skipped(tmp_path, caplog):
     dataset = folder(break_two(fill(tmp_path)))
     assert_consistent(dataset)
-    assert_colours_match(dataset)  # labels still belong to their pictures
+    assert_colours_match(dataset)  # labels still belong to their images
     assert np.bincount(dataset.labels).tolist() == [4, 5, 4]
     assert [("1.png" in dataset.skipped[0]), ("2.png" in dataset.skipped[1])] == [True, True]
     assert [record.name for record in caplog.records] == ["fedhead"]
@@ -222,7 +222,7 @@ def test_broken_pictures_are_named_counted_and_skipped(tmp_path, caplog):
     assert "1.png" in caplog.text
 
 
-def test_broken_pictures_keep_the_test_folder_apart(tmp_path):
+def test_broken_images_keep_the_test_folder_apart(tmp_path):
     fill(tmp_path / "train", each=4)
     fill(tmp_path / "test", each=3)
     break_two(tmp_path / "test")
@@ -232,8 +232,8 @@ def test_broken_pictures_keep_the_test_folder_apart(tmp_path):
     assert np.bincount(dataset.labels[dataset.test]).tolist() == [2, 3, 2]
 
 
-def test_strict_refuses_the_first_broken_picture(tmp_path):
-    with pytest.raises(DataError, match=r"1\.png: not a picture"):
+def test_strict_refuses_the_first_broken_image(tmp_path):
+    with pytest.raises(DataError, match=r"1\.png: not an image"):
         folder(break_two(fill(tmp_path)), strict=True)
 
 
@@ -245,7 +245,7 @@ def test_nothing_readable_is_an_error(tmp_path):
         folder(tmp_path)
 
 
-def test_a_picture_that_vanishes_later_is_named(tmp_path):
+def test_an_image_that_vanishes_later_is_named(tmp_path):
     dataset = folder(fill(tmp_path))
     (tmp_path / "cat" / "0.png").unlink()
     with pytest.raises(DataError, match=r"0\.png: cannot be read"):
@@ -332,30 +332,30 @@ def test_a_device_with_a_foreign_class_is_refused(tmp_path):
         load_folder(fill(tmp_path), classes=["cat", "owl"])
 
 
-def test_a_device_without_pictures_is_refused(tmp_path):
+def test_a_device_without_images_is_refused(tmp_path):
     (tmp_path / "cat").mkdir()
     with pytest.raises(DataError, match="no images"):
         load_folder(tmp_path, classes=["cat", "dog"])
 
 
-def test_a_device_skips_or_refuses_broken_pictures(tmp_path):
+def test_a_device_skips_or_refuses_broken_images(tmp_path):
     break_two(fill(tmp_path))
     assert len(device(tmp_path)) == 13
     with pytest.raises(DataError, match=r"1\.png"):
         device(tmp_path, strict=True)
 
 
-def test_a_devices_unchanged_pictures_are_not_read_again(tmp_path):
-    picture, memory = fill(tmp_path / "data") / "dog" / "0.png", tmp_path / "memory.json"
+def test_a_devices_unchanged_images_are_not_read_again(tmp_path):
+    image, memory = fill(tmp_path / "data") / "dog" / "0.png", tmp_path / "memory.json"
     first = device(tmp_path / "data", memory=memory)
-    before = picture.stat()
-    picture.write_bytes(bytes(before.st_size))
-    os.utime(picture, ns=(before.st_atime_ns, before.st_mtime_ns))
+    before = image.stat()
+    image.write_bytes(bytes(before.st_size))
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
     again = device(tmp_path / "data", memory=memory)
     assert again.images_key == first.images_key
     assert np.array_equal(again.labels, first.labels)
 
-    os.utime(picture)
+    os.utime(image)
     changed = device(tmp_path / "data", memory=memory)
     assert len(changed) == len(first) - 1
     assert changed.images_key != first.images_key
@@ -373,7 +373,7 @@ def test_a_memory_that_cannot_be_read_is_made_again(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [[], [99], [-1], [1, 0], [0.5], "all"])
-def test_a_memory_of_pictures_that_are_not_there_is_made_again(tmp_path, kept):
+def test_a_memory_of_images_that_are_not_there_is_made_again(tmp_path, kept):
     memory = tmp_path / "memory.json"
     first = device(fill(tmp_path / "data"), memory=memory)
     memory.write_text(json.dumps({**json.loads(memory.read_text()), "kept": kept}))
@@ -452,7 +452,7 @@ def table(rows, **features):
     return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
 
 
-def picture(name):
+def image(name):
     return Image.new("RGB", (6, 6), COLOURS[name])
 
 
@@ -473,7 +473,7 @@ class TestHub:
         names = ["cat", "dog", "owl"] * 4
         table(
             {
-                "pic": [picture(n) for n in names],
+                "pic": [image(n) for n in names],
                 "label": [["owl", "cat", "dog"].index(n) for n in names],
                 "user": [f"u{i % 4}" for i in range(12)],
                 "age": list(range(12)),
@@ -498,7 +498,7 @@ class TestHub:
 
         names = ["dog", "cat", "owl", "cat"] * 3
         part = table(
-            {"image": [picture(n) for n in names], "character": names},
+            {"image": [image(n) for n in names], "character": names},
             image=datasets.Image(),
             character=datasets.Value("string"),
         )
@@ -516,7 +516,7 @@ class TestHub:
 
         def encoded(name):
             buffer = io.BytesIO()
-            picture(name).save(buffer, "PNG")
+            image(name).save(buffer, "PNG")
             return buffer.getvalue()
 
         table(
@@ -535,7 +535,7 @@ class TestHub:
         import datasets
 
         features = {"image": datasets.Image(), "label": datasets.Value("int64")}
-        rows = {"image": [picture("cat"), picture("dog")] * 5, "label": [0, 1] * 5}
+        rows = {"image": [image("cat"), image("dog")] * 5, "label": [0, 1] * 5}
         datasets.DatasetDict(
             train=table(rows, **features),
             test=table({**rows, "label": [-1] * 10}, **features),
@@ -555,7 +555,7 @@ class TestHub:
     def test_a_class_of_broken_rows_is_refused(self, tmp_path):
         fill(tmp_path)
         for path in (tmp_path / "dog").iterdir():
-            path.write_text("no picture")
+            path.write_text("no image")
         with pytest.raises(DataError, match="train: class dog: none of its 5 images can be read"):
             load(f"hf:{tmp_path}")
 

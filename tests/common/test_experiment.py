@@ -163,7 +163,7 @@ def test_calibration_takes_what_it_always_took_where_no_class_is_short() -> None
     np.testing.assert_array_equal(calibration_positions(some), want)
 
 
-def test_classes_and_pictures_that_no_client_trains_on_are_named(
+def test_classes_and_images_that_no_client_trains_on_are_named(
     labelled: Callable[..., Dataset],
 ) -> None:
     labelled(np.repeat(np.arange(3), (120, 120, 1)))
@@ -209,5 +209,5 @@ def test_a_changed_column_of_clients_is_another_partition(
     labels = np.arange(300) % 3
     for owners in (["a", "b", "c"] * 100, np.repeat(["a", "b", "c"], 100).tolist()):
         labelled(labels, owners)
-        found = client_shares(natural)  # pictures, labels and split are the same
+        found = client_shares(natural)  # images, labels and split are the same
         assert [len({owners[i] for i in share.train.tolist()}) for share in found] == [1, 1, 1]

@@ -1,4 +1,4 @@
-"""Folders as people bring them: every picture is used or accounted for, no class is invented."""
+"""Folders as people bring them: every image is used or accounted for, no class is invented."""
 
 import io
 import logging
@@ -27,7 +27,7 @@ from common.images import decode_file
 CATS_AND_DOGS = ("cats", "dogs")
 
 
-def picture(colour=(1, 2, 3)):
+def image(colour=(1, 2, 3)):
     buffer = io.BytesIO()
     Image.new("RGB", (2, 2), colour).save(buffer, "PNG")
     return buffer.getvalue()
@@ -35,7 +35,7 @@ def picture(colour=(1, 2, 3)):
 
 def write(path, content=None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(picture() if content is None else content)
+    path.write_bytes(image() if content is None else content)
     return path
 
 
@@ -109,7 +109,7 @@ def test_an_unpacked_archives_folders_around_are_seen_through(tmp_path, caplog):
     {
         "deep": (
             ["animals/cats", "animals/dogs", "plants/rose"],
-            r"hold only sub-folders: animals \(cats, dogs\), plants \(rose\); move the pictures up",
+            r"hold only sub-folders: animals \(cats, dogs\), plants \(rose\); move the images up",
         ),
         "one of them deep": (["cats", "dogs/poodles"], r"only sub-folders: dogs \(poodles\)"),
         "people": (
@@ -125,7 +125,7 @@ def test_an_unpacked_archives_folders_around_are_seen_through(tmp_path, caplog):
         ),
         "nothing to train on": (["test/cats", "val/cats"], "holds test, val, but nothing to"),
         "no classes": (
-            ["train", "test"], r"train: no class folders in it; .* \(pictures in it: 1\)"
+            ["train", "test"], r"train: no class folders in it; .* \(images in it: 1\)"
         ),
         "a class that train lacks": (
             ["Train/cats", "Train/dogs", "TEST/cow"], "classes in TEST but not in Train: cow"
@@ -146,13 +146,13 @@ def test_classes_may_have_the_names_of_splits(tmp_path, classes):
     assert load(fill(tmp_path, classes)).classes == classes
 
 
-def test_pictures_beside_and_below_class_folders_are_said(tmp_path, caplog):
+def test_images_beside_and_below_class_folders_are_said(tmp_path, caplog):
     fill(tmp_path)
     write(tmp_path / "cats" / "kittens" / "1.png")
     write(tmp_path / "loose.png")
     dataset = load(tmp_path)
     assert np.bincount(dataset.labels).tolist() == [4, 3]
-    assert "pictures in sub-folders count for their class: 1 (cats/kittens)" in caplog.text
+    assert "images in sub-folders count for their class: 1 (cats/kittens)" in caplog.text
     assert "not used: 1 outside class folders (1 in it)" in caplog.text
 
 
@@ -187,7 +187,7 @@ def test_a_natural_partition_without_a_column_of_clients_is_refused():
         client_shares(config)
 
 
-def test_folders_without_classes_or_pictures_are_no_clients(tmp_path, caplog):
+def test_folders_without_classes_or_images_are_no_clients(tmp_path, caplog):
     fill(tmp_path)
     with pytest.raises(DataError, match=r"found no sub-folders in cats, dogs; folder:PATH reads"):
         load(tmp_path, "folder-by-client")
@@ -195,13 +195,13 @@ def test_folders_without_classes_or_pictures_are_no_clients(tmp_path, caplog):
     fill(tmp_path / "bob", ["cats"])
     (tmp_path / "eve").mkdir()
     load(tmp_path, "folder-by-client")
-    assert "clients without pictures in class folders: cats, dogs, eve" in caplog.text
+    assert "clients without images in class folders: cats, dogs, eve" in caplog.text
     assert "6 outside class folders (3 in cats, 3 in dogs)" in caplog.text
-    write(tmp_path / "bob" / "fish" / "1.txt", b"no picture")
+    write(tmp_path / "bob" / "fish" / "1.txt", b"no image")
     with pytest.raises(DataError, match="classes without images at any client: fish"):
         load(tmp_path, "folder-by-client")
     write(tmp_path / "bob" / "fish" / "2024" / "1.png")
-    with pytest.raises(DataError, match=r"only sub-folders: fish \(2024\); move the pictures up"):
+    with pytest.raises(DataError, match=r"only sub-folders: fish \(2024\); move the images up"):
         load(tmp_path, "folder-by-client")
 
 
@@ -240,9 +240,9 @@ def test_heic_without_the_extra_is_counted_with_its_remedy(tmp_path, caplog):
 
 
 @pytest.mark.usefixtures("no_heic")
-def test_an_heic_picture_says_what_it_is_whatever_it_is_called(tmp_path):
+def test_an_heic_image_says_what_it_is_whatever_it_is_called(tmp_path):
     path = write(tmp_path / "IMG_1.jpg", heic())
-    with pytest.raises(DataError, match=r"IMG_1\.jpg: an HEIC picture.*pip install 'fedhead\[heic"):
+    with pytest.raises(DataError, match=r"IMG_1\.jpg: an HEIC image.*pip install 'fedhead\[heic"):
         decode_file(path, 8)
 
 
@@ -275,7 +275,7 @@ def test_a_class_of_which_nothing_can_be_read_is_refused(tmp_path):
     fill(tmp_path)
     for i in range(4):
         write(tmp_path / "owls" / f"{i}.jpg", b"\n<!DOCTYPE html>\n<title>404</title>")
-    words = r"owls: none of its 4 images can be read \(.*0\.jpg: a web page instead of a picture"
+    words = r"owls: none of its 4 images can be read \(.*0\.jpg: a web page instead of an image"
     with pytest.raises(DataError, match=words):
         load(tmp_path)
     shutil.rmtree(tmp_path / "owls")
@@ -327,7 +327,7 @@ def test_a_name_that_is_not_utf8_is_a_name(tmp_path, caplog):
         for _ in range(2):
             dataset = load_folder(tmp_path, classes=CATS_AND_DOGS, memory=memory)
             assert len(dataset) == 7
-            assert dataset.skipped == (f"{tmp_path}/cats/caf\\xe9\\n.png: not a picture",)
+            assert dataset.skipped == (f"{tmp_path}/cats/caf\\xe9\\n.png: not an image",)
     caplog.text.encode()
     assert load(tmp_path).skipped == dataset.skipped
 
@@ -370,7 +370,7 @@ def test_names_that_differ_in_case_are_two_and_said(tmp_path, caplog):
 
 
 def strange(folder, outside):
-    """What stands in a picture's place and is none; gives how many."""
+    """What stands in an image's place and is none; gives how many."""
     write(outside / "x.png")
     (folder / "gone.png").symlink_to("nowhere.png")
     (folder / "loop.png").symlink_to("loop.png")
@@ -461,7 +461,7 @@ KINDS = ("good", "good", "good", "broken", "empty", ".txt", ".heic", "bare", "hi
 
 
 def build(root, entries):
-    """The folder that the entries describe; gives the good pictures by their colours."""
+    """The folder that the entries describe; gives the good images by their colours."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir()
     good = {}
@@ -473,21 +473,21 @@ def build(root, entries):
         colour = (i % 16 * 16, i // 16 * 16, 99)
         match kind:
             case "good" | "hidden":
-                path.write_bytes(picture(colour))
+                path.write_bytes(image(colour))
             case "gone" | "file link" | "folder link":
                 path.symlink_to({"gone": "gone", "file link": "/etc/passwd"}.get(kind, "/"))
             case "pipe":
                 os.mkfifo(path)
             case _:
-                path.write_bytes(b"" if kind == "empty" else b"no picture")
+                path.write_bytes(b"" if kind == "empty" else b"no image")
         if kind == "good":
             good[colour] = path
     return good
 
 
 def look(root):
-    """With other means: what stands in a picture's place, and how many of what else there is."""
-    pictures, others = [], Counter()
+    """With other means: what stands in an image's place, and how many of what else there is."""
+    images, others = [], Counter()
     for parent, folders, names in os.walk(root):
         for name in folders + names:
             path = Path(parent, name)
@@ -496,11 +496,11 @@ def look(root):
             elif name.startswith("."):
                 others["hidden"] += 1
             elif name.endswith(".png") or (path.is_symlink() and path.is_dir()):
-                pictures.append(path)
+                images.append(path)
             elif not path.is_dir():
                 others[path.suffix or "other files"] += 1
         folders[:] = [name for name in folders if name not in JUNK]
-    return pictures, others
+    return images, others
 
 
 def called(folder):
@@ -511,23 +511,23 @@ def said(words, log):
     return sum(int(number) for number in re.findall(rf"(\d+) {words}", log))
 
 
-def is_class(folder, pictures, classes):
-    """It has a picture of its own, and each folder beside it is a class if there is any in it."""
-    own = any(path.parent == folder for path in pictures)
-    within = (path.relative_to(folder.parent) for path in pictures if folder.parent in path.parents)
+def is_class(folder, images, classes):
+    """It has an image of its own, and each folder beside it is a class if there is any in it."""
+    own = any(path.parent == folder for path in images)
+    within = (path.relative_to(folder.parent) for path in images if folder.parent in path.parents)
     return (
         own and {called(Path(path.parts[0])) for path in within if len(path.parts) > 1} <= classes
     )
 
 
 def check(root, good, dataset, log):
-    """The rule: each picture is used or accounted for in words, no class invented or emptied."""
-    pictures, others = look(root)
+    """The rule: each image is used or accounted for in words, no class invented or emptied."""
+    images, others = look(root)
     colours = dataset.images(np.arange(len(dataset)), 1).reshape(-1, 3).tolist()
     used = [good[tuple(colour)] for colour in colours]
     assert len({*used}) == len(used)
     outside = said("outside class folders", log)
-    assert len(pictures) == len(used) + len(dataset.skipped) + outside
+    assert len(images) == len(used) + len(dataset.skipped) + outside
     for what, count in others.items():
         assert said(rf"{re.escape(what)}(?!\w)", log) == count, what
 
@@ -535,7 +535,7 @@ def check(root, good, dataset, log):
         above = [folder for folder in path.parents if folder.is_relative_to(root)][-2::-1]
         assert not {folder.name for folder in above} & set(JUNK)
         named = [folder for folder in above if called(folder) == dataset.classes[label]]
-        assert any(is_class(folder, pictures, {*dataset.classes}) for folder in named)
+        assert any(is_class(folder, images, {*dataset.classes}) for folder in named)
     assert {*dataset.labels[dataset.train].tolist()} == {*range(dataset.num_classes)}
     for words in (*dataset.classes, *dataset.skipped):
         assert words.isprintable(), words
@@ -558,7 +558,7 @@ bounded = settings(
 )
 
 
-# Where pictures lie before anything strange is added; most of it is accepted with one or two.
+# Where images lie before anything strange is added; most of it is accepted with one or two.
 SKELETONS = [
     ["cats", "dogs"], ["Cats", "cats", "train"], ["archive/cats", "archive/dogs"],
     ["train/cats", "train/dogs", "test/cats"], ["train/cats", "train/dogs", "val/cats", "test"],

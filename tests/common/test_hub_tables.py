@@ -51,7 +51,7 @@ def encoded(name: str) -> dict[str, object]:
 def table(
     names: Sequence[str], labels: Sequence[object], label: object, **more: Sequence[object]
 ) -> object:
-    """Pictures whose colour tells the class, with a column of labels and others."""
+    """Images whose colour tells the class, with a column of labels and others."""
     rows = {"image": [encoded(name) for name in names], "label": list(labels), **more}
     features = datasets.Features({"image": datasets.Image(), "label": label})
     for column, values in more.items():

@@ -1,4 +1,4 @@
-"""Any picture becomes uint8 (3, S, S), upright, opaque and centred, or a DataError naming it."""
+"""Any image becomes uint8 (3, S, S), upright, opaque and centred, or a DataError naming it."""
 
 import io
 import struct
@@ -68,7 +68,7 @@ def test_grey_fills_three_equal_channels():
     np.testing.assert_array_equal(got, np.stack([pixels] * 3))
 
 
-def test_one_bit_pictures_are_black_and_white():
+def test_one_bit_images_are_black_and_white():
     image = Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8)).convert("1")
     assert decode_bytes(encode(image), 2, name="x")[0].tolist() == [[0, 255], [255, 0]]
 
@@ -121,7 +121,7 @@ def test_first_frame_of_an_animation():
     assert decode_bytes(data, 1, name="x").ravel().tolist() == [255, 0, 0]
 
 
-# The EXIF standard, tag 0x0112: what must be done to the stored picture to stand upright.
+# The EXIF standard, tag 0x0112: what must be done to the stored image to stand upright.
 UPRIGHT = {
     1: lambda a: a,
     2: np.fliplr,
@@ -203,7 +203,7 @@ def test_input_is_not_changed():
 
 
 BROKEN = {
-    "text.png": b"this is not a picture",
+    "text.png": b"this is not an image",
     "empty.jpg": b"",
     "half.png": encode(Image.fromarray(noise(64, 64)))[:2000],
     "half.jpg": encode(Image.fromarray(noise(64, 64)), "JPEG")[:2000],
@@ -228,7 +228,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_a_good_picture_passes_the_check(kind):
+def test_a_good_image_passes_the_check(kind):
     check_image(encode(Image.fromarray(noise(33, 65)), kind), name="x")
 
 
@@ -275,8 +275,8 @@ def test_what_cameras_and_the_web_write_is_read(kind):
 
 
 @pytest.mark.parametrize("kind", ["EPS", "ICO", "PCX", "TGA"])
-def test_what_nobody_keeps_pictures_in_is_not_read(kind):
-    with pytest.raises(DataError, match="x: not a picture"):
+def test_what_nobody_keeps_images_in_is_not_read(kind):
+    with pytest.raises(DataError, match="x: not an image"):
         decode_bytes(encode(Image.new("RGB", (64, 64)), kind), 8, name="x")
 
 

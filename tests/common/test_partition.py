@@ -251,7 +251,7 @@ def test_local_split_differs_between_clients():
 
 
 @pytest.mark.parametrize(("clients", "classes"), [(1, 2), (50, 10), (300, 100)])
-def test_the_picture_is_a_png_that_shows_every_client(tmp_path, clients, classes):
+def test_the_image_is_a_png_that_shows_every_client(tmp_path, clients, classes):
     rng = np.random.default_rng(0)
     labels = [rng.integers(0, classes, rng.integers(0, 50)) for _ in range(clients)]
     path = tmp_path / "deep" / "partition.png"

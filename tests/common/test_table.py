@@ -1,4 +1,4 @@
-"""A table of labels beside pictures: each row is used, or left out in words, or refused."""
+"""A table of labels beside images: each row is used, or left out in words, or refused."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from common.datasets import Dataset, Reading, load_dataset
 from common.errors import DataError
 
 COLOURS = {"cat": (250, 0, 0), "dog": (0, 250, 0), "owl": (0, 0, 250)}
-# Where each picture lies, and what it shows.
-PICTURES = {
+# Where each image lies, and what it shows.
+IMAGES = {
     "train/01.png": "cat", "train/02.png": "dog", "train/03.png": "owl",
     "train/deep/04.png": "cat", "train/05.png": "dog", "train/06.png": "owl",
 }  # fmt: skip
@@ -23,12 +23,12 @@ PICTURES = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name, colour in PICTURES.items():
-        picture(tmp_path / name, colour)
+    for name, colour in IMAGES.items():
+        image(tmp_path / name, colour)
     return tmp_path
 
 
-def picture(path: Path, colour: str) -> None:
+def image(path: Path, colour: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 4), COLOURS[colour]).save(path)
 
@@ -39,8 +39,8 @@ def write(folder: Path, *rows: Sequence[str], end: str = "\n", cell: str = ",") 
     return path
 
 
-def rows(names: Sequence[str] = tuple(PICTURES)) -> list[tuple[str, str]]:
-    return [(name, PICTURES.get(name, "cat")) for name in names]
+def rows(names: Sequence[str] = tuple(IMAGES)) -> list[tuple[str, str]]:
+    return [(name, IMAGES.get(name, "cat")) for name in names]
 
 
 def load(path: Path, **options: object) -> Dataset:
@@ -56,10 +56,10 @@ def classes_of(dataset: Dataset) -> list[str]:
     return [dataset.classes[k] for k in dataset.labels.tolist()]
 
 
-def test_pictures_get_the_labels_of_their_rows(folder: Path) -> None:
+def test_images_get_the_labels_of_their_rows(folder: Path) -> None:
     dataset = load(write(folder, ("filename", "label"), *rows()))
     assert dataset.classes == ("cat", "dog", "owl")
-    assert classes_of(dataset) == colours_of(dataset) == list(PICTURES.values())
+    assert classes_of(dataset) == colours_of(dataset) == list(IMAGES.values())
     assert dataset.labels.dtype == np.int64
     both = np.sort(np.concatenate([dataset.train, dataset.test]))
     assert both.tolist() == list(range(6))
@@ -76,12 +76,12 @@ def test_pictures_get_the_labels_of_their_rows(folder: Path) -> None:
         lambda name: name.replace("/", "\\"),
     ],
 )
-def test_a_picture_may_be_named_by_the_end_of_its_path_or_without_suffix(
+def test_an_image_may_be_named_by_the_end_of_its_path_or_without_suffix(
     folder: Path, spelling: object
 ) -> None:
     named = [(spelling(name), label) for name, label in rows()]  # type: ignore[operator]
     dataset = load(write(folder, ("id", "Class"), *named))
-    assert classes_of(dataset) == colours_of(dataset) == list(PICTURES.values())
+    assert classes_of(dataset) == colours_of(dataset) == list(IMAGES.values())
 
 
 @pytest.mark.parametrize("cell", [";", "\t", ","])
@@ -91,12 +91,12 @@ def test_tables_of_spreadsheets_are_read(folder: Path, cell: str) -> None:
         ("", "", ""), end="\r\n", cell=cell,
     )  # fmt: skip
     dataset = load(path)
-    assert classes_of(dataset) == list(PICTURES.values())
+    assert classes_of(dataset) == list(IMAGES.values())
     assert set(dataset.columns["Note"].tolist()) == {'a, "b"'}
 
 
 def test_accents_are_the_same_composed_or_not(folder: Path) -> None:
-    picture(folder / "cafe\u0301.png", "owl")
+    image(folder / "cafe\u0301.png", "owl")
     dataset = load(write(folder, ("file", "label"), *rows(), ("caf\u00e9.png", "owl")))
     assert classes_of(dataset) == colours_of(dataset)
     assert len(dataset) == 7
@@ -152,7 +152,7 @@ def test_a_split_column_says_what_is_tested_on(folder: Path) -> None:
 def test_labels_may_be_numbers_or_truths(
     folder: Path, labels: list[str], classes: tuple[str, ...]
 ) -> None:
-    content = list(zip(PICTURES, labels, strict=True))
+    content = list(zip(IMAGES, labels, strict=True))
     assert load(write(folder, ("file", "target"), *content)).classes == classes
 
 
@@ -161,7 +161,7 @@ def test_what_is_left_out_is_counted_and_said_once(
 ) -> None:
     caplog.set_level("INFO", "fedhead")
     content = [
-        *rows(list(PICTURES)[:5]),
+        *rows(list(IMAGES)[:5]),
         ("07.png", "dog"),
         ("08.png", "owl"),
         ("train/06.png", ""),
@@ -169,20 +169,20 @@ def test_what_is_left_out_is_counted_and_said_once(
     content.append(content[0])
     path = write(folder, ("file", "label"), *content)
     dataset = load(path)
-    assert classes_of(dataset) == colours_of(dataset) == list(PICTURES.values())[:5]
+    assert classes_of(dataset) == colours_of(dataset) == list(IMAGES.values())[:5]
     assert [record.getMessage() for record in caplog.records] == [
         f"{path}: left out 1 of 9 rows without 'label'",
-        f"{path}: left out: 2 of 8 pictures are not in {folder}: 07.png, 08.png",
-        f"{path}: 1 pictures in its folder are in no row with a label",
+        f"{path}: left out: 2 of 8 images are not in {folder}: 07.png, 08.png",
+        f"{path}: 1 images in its folder are in no row with a label",
         f"{path}: 1 rows repeat another and count once",
     ]
     with pytest.raises(DataError, match="1 of 9 rows have no 'label'"):
         load(path, strict=True)
-    with pytest.raises(DataError, match="1 of 7 pictures are not in .*: 07"):
+    with pytest.raises(DataError, match="1 of 7 images are not in .*: 07"):
         load(write(folder, ("file", "label"), *rows(), ("07", "cat")), strict=True)
 
 
-def test_broken_pictures_are_named_and_skipped(
+def test_broken_images_are_named_and_skipped(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / "train" / "02.png").write_text("<html>")
@@ -193,7 +193,7 @@ def test_broken_pictures_are_named_and_skipped(
     assert "02.png" in dataset.skipped[0]
 
 
-def test_the_keys_follow_pictures_and_labels(folder: Path) -> None:
+def test_the_keys_follow_images_and_labels(folder: Path) -> None:
     first = load(write(folder, ("file", "label"), *rows()))
     again = load(write(folder, ("file", "label"), *rows()))
     assert (again.images_key, again.content_key) == (first.images_key, first.content_key)
@@ -204,15 +204,15 @@ def test_the_keys_follow_pictures_and_labels(folder: Path) -> None:
 
 
 REFUSED = {
-    "a class without pictures": (
+    "a class without images": (
         [("file", "label"), *rows(), ("7.png", "fish"), ("8.png", "fish")],
-        "no picture of class fish",
+        "no image of class fish",
     ),
     "another label": (
         [("file", "label"), *rows(), ("01", "dog")],
         "lines 2 and 8 both name 01.png, and say different things",
     ),
-    "nothing there": ([("file", "label"), ("7.png", "cat"), ("8.png", "dog")], "2 of 2 pictures"),
+    "nothing there": ([("file", "label"), ("7.png", "cat"), ("8.png", "dog")], "2 of 2 images"),
     "one class": ([("file", "label"), ("01", "cat"), ("04", "cat")], r"1 class \(cat\)"),
     "no labels": ([("file", "label"), ("01", ""), ("04", " ")], "2 of 2 rows have no 'label'"),
     "a header alone": ([("file", "label")], "no rows below a header"),
@@ -245,11 +245,11 @@ def test_what_cannot_be_meant_is_refused_in_one_line(folder: Path, case: str) ->
     assert "labels.csv" in str(caught.value)
 
 
-def test_a_name_that_fits_two_pictures_is_refused_unless_one_lies_just_there(folder: Path) -> None:
-    picture(folder / "test" / "01.png", "dog")
+def test_a_name_that_fits_two_images_is_refused_unless_one_lies_just_there(folder: Path) -> None:
+    image(folder / "test" / "01.png", "dog")
     with pytest.raises(DataError, match=r"line 2: '01' may be .*test/01\.png or .*train/01\.png"):
         load(write(folder, ("file", "label"), ("01", "cat"), ("02", "dog")))
-    picture(folder / "01.png", "cat")
+    image(folder / "01.png", "cat")
     dataset = load(write(folder, ("file", "label"), ("01", "cat"), ("02", "dog")))
     assert colours_of(dataset) == ["cat", "dog"]
 
@@ -272,12 +272,12 @@ def test_files_that_are_no_tables_are_refused_in_one_line(folder: Path) -> None:
 
 def test_links_are_not_followed(folder: Path, tmp_path_factory: object) -> None:
     outside = tmp_path_factory.mktemp("outside")  # type: ignore[attr-defined]
-    picture(outside / "07.png", "cat")
-    picture(outside / "08.png", "cat")
+    image(outside / "07.png", "cat")
+    image(outside / "08.png", "cat")
     (folder / "train" / "07.png").symlink_to(outside / "07.png")
     (folder / "more").symlink_to(outside)
     dataset = load(write(folder, ("file", "label"), *rows(), ("07.png", "cat")))
-    assert classes_of(dataset) == list(PICTURES.values())
+    assert classes_of(dataset) == list(IMAGES.values())
     assert "07.png: a link" in dataset.skipped[0]
     with pytest.raises(DataError, match=r"08.png \(not read in it: linked folders: 1"):
         load(write(folder, ("file", "label"), *rows(), ("08.png", "cat")), strict=True)
@@ -292,8 +292,8 @@ def test_relative_tables_lie_below_root(folder: Path) -> None:
 def test_which_of_two_columns_is_read_is_said(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    table = [("image", "label", "class"), *((name, "a", "b") for name in list(PICTURES)[:1])]
-    table += [(name, "b", "a") for name in list(PICTURES)[1:]]
+    table = [("image", "label", "class"), *((name, "a", "b") for name in list(IMAGES)[:1])]
+    table += [(name, "b", "a") for name in list(IMAGES)[1:]]
     load(write(folder, *table))
     assert "gives the labels, though there is" in caplog.text
 
@@ -315,13 +315,13 @@ def test_a_header_of_thousands_of_columns_is_no_message(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["a\u202etxt", "a\x9bb", "a\u2028b"])
 def test_names_that_turn_or_break_text_are_refused(folder: Path, name: str) -> None:
     with pytest.raises(DataError, match="control characters"):
-        load(write(folder, ("image", "label"), *((p, name) for p in PICTURES)))
+        load(write(folder, ("image", "label"), *((p, name) for p in IMAGES)))
 
 
 def test_usual_words_for_nothing_known_are_no_class(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    names = list(PICTURES)
+    names = list(IMAGES)
     table = [*rows(names[:4]), (names[4], "NaN"), (names[5], "n/a")]
     dataset = load(write(folder, ("file", "label"), *table))
     assert dataset.classes == ("cat", "dog", "owl")
@@ -332,8 +332,8 @@ def test_usual_words_for_nothing_known_are_no_class(
 
 def test_what_is_probably_wrong_with_a_table_is_said(folder: Path) -> None:
     for i in (7, 8):
-        picture(folder / f"00{i}.png", "cat")
-    one_hot = [(name, *(str(int(PICTURES[name] == kind)) for kind in COLOURS)) for name in PICTURES]
+        image(folder / f"00{i}.png", "cat")
+    one_hot = [(name, *(str(int(IMAGES[name] == kind)) for kind in COLOURS)) for name in IMAGES]
     for table, line in (
         (rows(), "its first line names an image: a header such as 'image,label' is missing"),
         ([("file", *COLOURS), *one_hot], "and cat, dog, owl look like one for each class"),

@@ -1,8 +1,8 @@
 """Every torchvision data set of the table, from small files in its own on-disk format.
 
-The files are made here, and each picture tells what it is: the grey of its upper half says
+The files are made here, and each image tells what it is: the grey of its upper half says
 class and split, the lower half is red (white in grey formats), so that a wrong label, a wrong
-split, a transposed or channel-swapped picture shows. Checksums that torchvision compares are
+split, a transposed or channel-swapped image shows. Checksums that torchvision compares are
 replaced by those of the small files; its parsers and checks run as they are.
 """
 
@@ -74,16 +74,16 @@ def write_idx(path, array, kind=8):
 def write_mnist(root, patch, name):
     for split, labels in (("train", TRAIN), ("t10k", TEST)):
         raw = root / name / "raw"
-        pictures = np.stack([grey(k, split == "t10k") for k in labels])
-        write_idx(raw / f"{split}-images-idx3-ubyte", pictures)
+        images = np.stack([grey(k, split == "t10k") for k in labels])
+        write_idx(raw / f"{split}-images-idx3-ubyte", images)
         write_idx(raw / f"{split}-labels-idx1-ubyte", np.array(labels))
 
 
 def write_qmnist(root, patch, name):
     for split, labels in (("train", TRAIN), ("test", TEST)):
         raw = root / "QMNIST" / "raw"
-        pictures = np.stack([grey(k, split == "test") for k in labels])
-        write_idx(raw / f"qmnist-{split}-images-idx3-ubyte", pictures)
+        images = np.stack([grey(k, split == "test") for k in labels])
+        write_idx(raw / f"qmnist-{split}-images-idx3-ubyte", images)
         extended = np.array([[k, 1, 2, 3, 4, 5, 6, 7] for k in labels])
         write_idx(raw / f"qmnist-{split}-labels-idx2-int", extended, kind=12)
 
@@ -124,9 +124,9 @@ def write_svhn(root, patch, name):
     lists = {}
     for split, labels in (("train", TRAIN), ("test", TEST)):
         url, file, _ = tv.SVHN.split_list[split]
-        pictures = np.stack([colour(k, split == "test") for k in labels], axis=3)
+        images = np.stack([colour(k, split == "test") for k in labels], axis=3)
         digits = np.array([10 if k == 0 else k for k in labels])[:, None]  # SVHN calls zero 10
-        scipy.io.savemat(root / file, {"X": pictures, "y": digits.astype(np.uint8)})
+        scipy.io.savemat(root / file, {"X": images, "y": digits.astype(np.uint8)})
         lists[split] = [url, file, md5(root / file)]
     patch.setattr(tv.SVHN, "split_list", lists)
 
@@ -138,8 +138,8 @@ def write_stl10(root, patch, name):
     (folder / "class_names.txt").write_text("ant\nbee\ncow\n")
     for split, labels in (("train", TRAIN), ("test", TEST)):
         # columns first, channel by channel
-        pictures = [colour(k, split == "test", 96).transpose(2, 1, 0) for k in labels]
-        (folder / f"{split}_X.bin").write_bytes(np.stack(pictures).tobytes())
+        images = [colour(k, split == "test", 96).transpose(2, 1, 0) for k in labels]
+        (folder / f"{split}_X.bin").write_bytes(np.stack(images).tobytes())
         (folder / f"{split}_y.bin").write_bytes(bytes(k + 1 for k in labels))
     for attribute in ("train_list", "test_list"):
         files = [file for file, _ in getattr(tv.STL10, attribute)]
@@ -285,7 +285,7 @@ def write_sun397(root, patch, name):
 
 
 def count_up(labels):
-    """The number of each picture within its class, from 1."""
+    """The number of each image within its class, from 1."""
     return [labels[: i + 1].count(k) for i, k in enumerate(labels)]
 
 
@@ -428,8 +428,8 @@ def load(name, root, **options):
     return load_dataset(name, Reading(root=root, **{**defaults, **options}))
 
 
-def what_pictures_say(dataset):
-    """Class and split as the pictures tell them; checks orientation and colour on the way."""
+def what_images_say(dataset):
+    """Class and split as the images tell them; checks orientation and colour on the way."""
     pixels = dataset.images(np.arange(len(dataset)), 32).astype(int)
     upper, lower = pixels[:, :, 4:12, 4:28], pixels[:, :, 20:28, 4:28]
     assert upper.std(axis=(1, 2, 3)).max() < 5
@@ -445,10 +445,10 @@ def test_every_row_of_the_table_is_tested():
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_labels_and_splits_belong_to_their_pictures(name, tmp_path, monkeypatch):
+def test_labels_and_splits_belong_to_their_images(name, tmp_path, monkeypatch):
     WRITERS[name](tmp_path, monkeypatch, name)
     dataset = load(name, tmp_path)
-    labels, is_test = what_pictures_say(dataset)
+    labels, is_test = what_images_say(dataset)
     assert labels.tolist() == dataset.labels.tolist()
     assert len(dataset) >= len(TRAIN)
     if TABLE[name].test is None:
@@ -480,7 +480,7 @@ def test_semeion(tmp_path, monkeypatch):
     assert pixels.max() == 255
 
 
-def test_validation_pictures_go_to_the_clients(tmp_path, monkeypatch):
+def test_validation_images_go_to_the_clients(tmp_path, monkeypatch):
     write_flowers102(tmp_path, monkeypatch, "Flowers102")
     dataset = load("Flowers102", tmp_path)
     assert (len(dataset.train), len(dataset.test)) == (len(TRAIN) + len(VAL), len(TEST))
@@ -506,26 +506,26 @@ def test_the_order_of_the_disk_does_not_matter(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["EuroSAT", "OxfordIIITPet"])
-def test_broken_pictures_are_skipped_with_their_labels(name, tmp_path, monkeypatch, caplog):
+def test_broken_images_are_skipped_with_their_labels(name, tmp_path, monkeypatch, caplog):
     WRITERS[name](tmp_path, monkeypatch, name)
     whole = load(name, tmp_path)
     broken = sorted(tmp_path.rglob("*.jpg"))[0]
-    broken.write_text("not a picture")
+    broken.write_text("not an image")
     dataset = load(name, tmp_path, strict=False)
     assert len(dataset) == len(whole) - 1
-    assert what_pictures_say(dataset)[0].tolist() == dataset.labels.tolist()
+    assert what_images_say(dataset)[0].tolist() == dataset.labels.tolist()
     assert str(broken) in dataset.skipped[0]
     assert "skipped 1 of" in caplog.text
-    with pytest.raises(DataError, match="not a picture"):
+    with pytest.raises(DataError, match="not an image"):
         load(name, tmp_path)
 
 
-def test_a_class_of_broken_pictures_is_refused(tmp_path, monkeypatch):
+def test_a_class_of_broken_images_is_refused(tmp_path, monkeypatch):
     WRITERS["EuroSAT"](tmp_path, monkeypatch, "EuroSAT")
     whole = load("EuroSAT", tmp_path)
     for name in whole.source.names:
         if Path(name).parent.name == whole.classes[1]:
-            Path(name).write_text("not a picture")
+            Path(name).write_text("not an image")
     with pytest.raises(DataError, match=f"class {whole.classes[1]}: none of its"):
         load("EuroSAT", tmp_path, strict=False)
 
@@ -579,7 +579,7 @@ def test_a_split_without_some_class_is_read_by_name(tmp_path, monkeypatch):
     whole = load("Country211", tmp_path)
     shutil.rmtree(tmp_path / "country211" / "test" / "a")  # its loader now counts b as the first
     dataset = load("Country211", tmp_path)
-    labels, is_test = what_pictures_say(dataset)
+    labels, is_test = what_images_say(dataset)
     assert dataset.classes == whole.classes
     assert dataset.labels.tolist() == labels.tolist()
     assert 0 < is_test.sum() < len(TEST)

@@ -141,7 +141,7 @@ def test_an_unreadable_image_is_named_in_its_place_and_the_others_go_on(model, t
     text.write_text("not an image")
     found = said(model, text, red, tmp_path / "none.png", red)
     assert found[1] == found[3] == ("red.png", "red")
-    assert "text.png: not a picture" in found[0]
+    assert "text.png: not an image" in found[0]
     assert "none.png: cannot be read" in found[2]
     assert said(model, text) == [found[0]]
 
@@ -331,7 +331,7 @@ def test_the_command_prints_a_line_an_image_and_exits_with_1_where_one_cannot_be
     assert code == 1
     assert out == f"{red}  red  0.865\n"
     assert err.splitlines() == [
-        "fedhead: text.png: not a picture",
+        "fedhead: text.png: not an image",
         "fedhead: 1 of 2 not classified, named above",
     ]
     code, out, err = fedhead("predict", model, red, "--json")

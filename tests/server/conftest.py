@@ -1,4 +1,4 @@
-"""Real devices in this process: each with its own folder of pictures and its own state."""
+"""Real devices in this process: each with its own folder of images and its own state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_devices() -> Callable[[Path], list[Path]]:
         folders = [root / f"phone{number}" for number in range(3)]
         for number, folder in enumerate(folders):
             for i in range(number * 60, number * 60 + 60):
-                path = folder / "pictures" / str(digits.target[i]) / f"{i}.png"
+                path = folder / "images" / str(digits.target[i]) / f"{i}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray((digits.images[i] * (255 / 16)).astype(np.uint8)).save(path)
         return folders
@@ -52,7 +52,7 @@ def device_grid(devices: list[Path], monkeypatch: pytest.MonkeyPatch) -> type[In
             super().__init__(app, len(devices), values)
             for node, folder in enumerate(devices, start=1):
                 self._contexts[node].node_config = {
-                    "data": f"folder:{folder / 'pictures'}",
+                    "data": f"folder:{folder / 'images'}",
                     "state": str(folder / "state"),
                     "client-id": 100 + node,
                     "partition-id": node - 1,  # tests tell them apart by it; a device ignores it

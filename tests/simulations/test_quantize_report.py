@@ -162,7 +162,7 @@ def test_every_float_file_gives_the_networks_features(folded: nn.Module, tmp_pat
 # --- figures
 
 
-def test_yardstick_compares_features_with_those_of_fp32_picture_by_picture() -> None:
+def test_yardstick_compares_features_with_those_of_fp32_image_by_image() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(300) % 3
     x = (5 + rng.normal(size=(300, 8)) + 1.2 * np.eye(3, 8)[labels]).astype(np.float32)
@@ -242,7 +242,7 @@ def test_notes_say_what_the_figures_say(report: Report) -> None:
     assert "says nothing about a phone" in text
 
 
-def test_report_is_written_as_markdown_json_and_a_picture(report: Report, tmp_path: Path) -> None:
+def test_report_is_written_as_markdown_json_and_an_image(report: Report, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page = write_report(report, tmp_path / "out").read_text()
     lines = page.splitlines()

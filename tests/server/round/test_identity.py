@@ -100,7 +100,7 @@ class Garden(InProcessGrid):
         super().__init__(app, 0, {})  # type: ignore[arg-type]
         for (name, node), folder in zip(NODES.items(), devices, strict=True):
             if name not in away:
-                config = {"data": f"folder:{folder / 'pictures'}", "state": str(folder / "state")}
+                config = {"data": f"folder:{folder / 'images'}", "state": str(folder / "state")}
                 self._contexts[node] = Context(
                     run_id=1, node_id=node, node_config=config, state=RecordDict(), run_config={}
                 )
@@ -176,7 +176,7 @@ LIES: dict[str, tuple[Change, str]] = {
 def head_without_attic(
     tiny: Make, devices: list[Path], garden: Path, request: pytest.FixtureRequest
 ) -> str:
-    """The same run when attic is not there; the pictures are the same in all tests."""
+    """The same run when attic is not there; the images are the same in all tests."""
     known: dict[str, str] = request.session.__dict__.setdefault("_without_attic", {})
     if "head" not in known:
         grid = Garden(devices, away=["attic"])
@@ -255,7 +255,7 @@ def test_honest_devices_are_called_by_their_names_everywhere(
     assert any(line.startswith(trained) for line in caplog.messages)
 
 
-def test_a_device_with_more_pictures_than_allowed_uses_as_many_and_says_so(
+def test_a_device_with_more_images_than_allowed_uses_as_many_and_says_so(
     tiny: Make, devices: list[Path], garden: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tiny("train.rounds=1", "train.clients-per-round=0", "round.max-examples-per-client=30")
@@ -263,8 +263,8 @@ def test_a_device_with_more_pictures_than_allowed_uses_as_many_and_says_so(
     assert summary["valid_updates"] == 3
     joined = {e["name"]: e["num_examples"] for e in events(folder, "joined")}
     assert set(joined.values()) == {27}  # three of thirty are kept to test with
-    assert "hall has joined with 27 examples, 30 more pictures than a device may use" in caplog.text
-    said = "run tiny: it takes at most 30 pictures of a device, 30 others are left out, evenly"
+    assert "hall has joined with 27 examples, 30 more images than a device may use" in caplog.text
+    said = "run tiny: it takes at most 30 images of a device, 30 others are left out, evenly"
     assert caplog.messages.count(said) == 3
 
 

@@ -254,10 +254,10 @@ def test_a_device_that_lost_its_backbone_gets_it_again(
 def test_a_device_with_a_class_that_the_task_does_not_have_is_named(
     tiny: Make, devices: list[Path], device_grid: Grid, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (devices[0] / "pictures" / "3").rename(devices[0] / "pictures" / "three")
+    (devices[0] / "images" / "3").rename(devices[0] / "images" / "three")
     summary = run(tiny("train.rounds=1", "train.clients-per-round=2"), lambda _: None, device_grid)
     assert summary["clients"] == 2
-    words = "its pictures cannot be used: its own log says more"
+    words = "its images cannot be used: its own log says more"
     assert f"node 1 cannot take part: {words}" in caplog.text
     assert "three" in caplog.text  # in the device's own log
 
@@ -267,6 +267,6 @@ def test_no_client_at_all_is_one_clear_line(
 ) -> None:
     monkeypatch.setattr("server.round.join._JOIN_SECONDS", 0.1)
     for device in devices:
-        shutil.rmtree(device / "pictures")
-    with pytest.raises(RunError, match="0 clients .* are needed; node 1: its pictures"):
+        shutil.rmtree(device / "images")
+    with pytest.raises(RunError, match="0 clients .* are needed; node 1: its images"):
         run(tiny("train.rounds=1", "train.clients-per-round=0"), lambda _: None, device_grid)

@@ -34,7 +34,7 @@ NASTY = (
     "out\x1b[2J\x1b]0;owned\x07 of\r\nround 1/9  accuracy 1.0000\x9b31m \u202egpj.exe "
     "[bold red]battery[/] <script>alert(1)</script>"
 )
-SECRETS = ("hunter2", "my-private", "pictures/", "/state")
+SECRETS = ("hunter2", "my-private", "images/", "/state")
 
 
 @pytest.fixture(autouse=True)
@@ -76,12 +76,12 @@ def test_a_device_tells_the_kind_of_a_problem_and_nothing_of_its_owners(
             file.write_bytes(b"damaged")
         return client_app(message, context)
 
-    (devices[0] / "pictures" / "3").rename(devices[0] / "pictures" / "my-private")
+    (devices[0] / "images" / "3").rename(devices[0] / "images" / "my-private")
     folder = tiny("train.rounds=2", "train.clients-per-round=2", "strategy.name=scaffold")
     run(folder, Heard, app)
     said = {(line["event"], line.get("reason")) for line in logged(folder)}
     more = ": its own log says more"
-    assert ("node", f"its pictures cannot be used{more}") in said
+    assert ("node", f"its images cannot be used{more}") in said
     assert ("declined", "its owner's command says no") in said
     assert ("rejected", f"what it keeps of the run cannot be used{more}") in said
     for secret in (*SECRETS, *map(str, devices)):

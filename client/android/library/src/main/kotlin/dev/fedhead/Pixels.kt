@@ -9,7 +9,7 @@ import kotlin.math.abs
 import kotlin.math.roundToInt
 
 /**
- * A picture that stands upright as the model takes it: alpha laid on white, the shorter side scaled
+ * An image that stands upright as the model takes it: alpha laid on white, the shorter side scaled
  * to size (bilinear, antialiased), the middle of the longer kept, RGB in three planes.
  */
 fun Bitmap.toPixels(size: Int): ByteArray {

@@ -18,7 +18,7 @@ import java.io.File
 import kotlin.concurrent.thread
 
 /**
- * For each class a button that takes pictures from the gallery, and one that trains on them.
+ * For each class a button that takes images from the gallery, and one that trains on them.
  *
  * device.ptl and device.ptl.json lie in the app's assets. The update is left in the app's files,
  * from where an app of yours sends it.
@@ -30,7 +30,7 @@ class MainActivity : ComponentActivity() {
     private val status by lazy { TextView(this) }
     private var label = 0L
 
-    private val pick = registerForActivityResult(GetMultipleContents()) { pictures -> inBackground { add(pictures) } }
+    private val pick = registerForActivityResult(GetMultipleContents()) { images -> inBackground { add(images) } }
 
     override fun onCreate(state: Bundle?) {
         super.onCreate(state)
@@ -43,13 +43,13 @@ class MainActivity : ComponentActivity() {
         setContentView(column)
     }
 
-    private fun add(pictures: List<Uri>) {
+    private fun add(images: List<Uri>) {
         val of = label
-        for (picture in pictures) {
-            features += phone.features(decoded(picture).toPixels(phone.size.toInt()), 1)
+        for (image in images) {
+            features += phone.features(decoded(image).toPixels(phone.size.toInt()), 1)
             labels += of
         }
-        show("${labels.size} pictures")
+        show("${labels.size} images")
     }
 
     private fun train() {
@@ -61,19 +61,19 @@ class MainActivity : ComponentActivity() {
         phone.trainEpochs(q, y, n, 0.05, 5, 10, 0)
         val after = phone.loss(q, y, n)
         File(filesDir, "delta.safetensors").writeBytes(phone.update(n, before, after))
-        show("$n pictures, loss $before -> $after")
+        show("$n images, loss $before -> $after")
     }
 
-    // ImageDecoder turns pictures upright by itself.
-    private fun decoded(picture: Uri) =
+    // ImageDecoder turns images upright by itself.
+    private fun decoded(image: Uri) =
         if (Build.VERSION.SDK_INT >= 28) {
-            ImageDecoder.decodeBitmap(ImageDecoder.createSource(contentResolver, picture)) { decoder, _, _ ->
+            ImageDecoder.decodeBitmap(ImageDecoder.createSource(contentResolver, image)) { decoder, _, _ ->
                 decoder.allocator = ImageDecoder.ALLOCATOR_SOFTWARE // getPixels cannot read others
             }
         } else {
             @Suppress("DEPRECATION")
-            val stored = MediaStore.Images.Media.getBitmap(contentResolver, picture)
-            val exif = contentResolver.openInputStream(picture)!!.use { ExifInterface(it) }
+            val stored = MediaStore.Images.Media.getBitmap(contentResolver, image)
+            val exif = contentResolver.openInputStream(image)!!.use { ExifInterface(it) }
             stored.upright(exif.getAttributeInt(ExifInterface.TAG_ORIENTATION, ExifInterface.ORIENTATION_NORMAL))
         }
 
