@@ -45,9 +45,7 @@ def check_lengths(content: RecordDict, most: int) -> None:
             raise ReplyError(f"sends {len(record)} values, expected at most {_MOST_KEYS}")
         for key, value in record.items():
             if isinstance(value, list) and len(value) > most:
-                raise ReplyError(
-                    f"{key[:_MOST_KEYS]} lists {len(value)} values, expected at most {most}"
-                )
+                raise ReplyError(f"lists {len(value)} {key[:_MOST_KEYS]}, expected at most {most}")
 
 
 def check_size(content: RecordDict, layouts: Iterable[Layout], rows: int) -> None:

@@ -85,7 +85,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "NaN": (delta(np.full(SHAPE, np.nan, np.float32)), "delta is not finite"),
     "infinite": (delta(np.full(SHAPE, np.inf, np.float32)), "delta is not finite"),
     "cut short": (delta(np.zeros((9, 1281), np.float32)), "delta takes 46116 bytes, expected"),
-    "more rows": (delta(*np.zeros((2, *SHAPE), np.float32)), "field.delta lists 2 values"),
+    "more rows": (delta(*np.zeros((2, *SHAPE), np.float32)), "lists 2 field.delta, expected"),
     "no rows": (delta(), "delta has 0 rows, expected 1"),
     "too precise": (delta(np.zeros(SHAPE)), "delta takes 102480 bytes, expected 51240"),
     "another field": (report("field.gram", [b""]), "sent the fields ['delta', 'gram'], expected"),
@@ -97,7 +97,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "a loss below nothing": (report("loss-before", [-1.0]), "which no loss is"),
     "2^62 examples": (report("num-examples", [2**62]), f"reports {2**62} examples, described"),
     "a payload of 2^62 bytes": (report("payload-bytes", [2**62]), f"reports a payload of {2**62}"),
-    "a million clients": (report("client", [2] * 10**6), "client lists 1000000 values, expected"),
+    "a million clients": (report("client", [2] * 10**6), "lists 1000000 client, expected"),
     "a missing key": (lambda c: c["report"].pop("client"), "client is missing"),  # type: ignore[union-attr]
     "a list too long": (report("client", []), "num-examples lists 1 values, but client 0"),
     "unreadable bytes": (report("field.delta", [b"pickle"]), "delta takes 6 bytes, expected"),
@@ -165,7 +165,7 @@ def test_a_client_named_twice_in_one_reply_is_refused(
 
     summary = run(tiny(*OPTIONS), twice)
     assert summary["rejected_updates"] == 2
-    assert "client 2: client lists 2 values, expected at most 1" in caplog.text
+    assert "client 2: lists 2 client, expected at most 1" in caplog.text
 
 
 def test_an_update_above_the_norm_bound_is_refused_on_the_node(
