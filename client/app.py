@@ -6,7 +6,7 @@ message may not need.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -17,16 +17,18 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.backbones import Backbones
-from client.device import Host, SimulatedHost, host_of, run_folder
+from client.device import DeviceHost
 from client.discretion import SPEAKABLE, kind_of
+from client.host import Host, run_folder
 from client.local import batch_orders
 from client.memory import with_constant
 from client.node import node_update
 from client.personal import personal_correct
 from client.sgd import train_head
+from client.simulated import SimulatedHost
 from client.trust import Trust
 from common.backbone.frozen import FrozenBackbone
-from common.errors import DeclinedError, FedheadError, ProtocolError, ReplyError
+from common.errors import ConfigError, DeclinedError, FedheadError, ProtocolError, ReplyError
 from common.evaluation import evaluate as evaluate_head
 from common.files import cache_root
 from common.messages import (
@@ -47,6 +49,27 @@ from common.types import FeatureSet, Head
 app = ClientApp()
 
 Handler = Callable[[Message, Context], Message]
+
+
+def host_of(
+    node_config: Mapping[str, object], run_config: Mapping[str, object], node_id: int
+) -> Host:
+    """The host that a node's configuration describes.
+
+    ``data="folder:PATH"`` makes it a device; ``partition-id`` and ``num-partitions``, which
+    Flower gives each simulated node, make it node i of N.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    if "data" in node_config:
+        return DeviceHost(node_config, node_id)
+    if "partition-id" in node_config and "num-partitions" in node_config:
+        index, count = node_config["partition-id"], node_config["num-partitions"]
+        return SimulatedHost(int(str(index)), int(str(count)), run_config)
+    raise ConfigError(
+        ["""expected data="folder:PATH", or partition-id and num-partitions"""], "node config"
+    )
 
 
 def _discreet(handler: Handler) -> Handler:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from client.client_round import ClientRound
-from client.device import Host, run_folder
 from client.discretion import kind_of
+from client.host import Host, run_folder
 from client.local import ClientUpdate, client_update
 from client.memory import ClientMemory
 from client.reply import Contribution, has_more_classes, has_other_width, node_reply, of_one

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from client.device import Host, run_folder
+from client.host import Host, run_folder
 from common.backbone.frozen import FrozenBackbone
 from common.evaluation import evaluate
 from common.files import write_atomic

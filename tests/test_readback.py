@@ -22,8 +22,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from client import memory as client_state
+from client.app import host_of
 from client.delivery import shelf as device_shelf
-from client.device import host_of
 from client.held_out import held_out
 from client.memory import ClientMemory, with_constant
 from client.trust import Trust

@@ -53,7 +53,7 @@ def load_vision(name: str, reading: Reading) -> Dataset:
         raise DataError(f"{name}: the files in {root} are damaged or incomplete ({exc})") from exc
 
     if arrays := [part for part in images if isinstance(part, np.ndarray)]:
-        images = Readable.array(np.concatenate(arrays))
+        readable = Readable.array(np.concatenate(arrays))
     else:
         for i, part in enumerate(images):
             order = np.argsort([str(path) for path in part], kind="stable")
@@ -64,11 +64,11 @@ def load_vision(name: str, reading: Reading) -> Dataset:
             for kwargs, part in zip(arguments, labels, strict=True)
             for k in part.tolist()
         ]
-        images = verify(files, name=name, strict=reading.strict, groups=groups)
+        readable = verify(files, name=name, strict=reading.strict, groups=groups)
     num_train = sum(len(part) for part in labels[: len(spec.train)])
     return assemble(
-        name, classes, np.concatenate(labels)[images.kept], images, reading,
-        split=cut(images.kept, num_train) if spec.test is not None else None,
+        name, classes, np.concatenate(labels)[readable.kept], readable, reading,
+        split=cut(readable.kept, num_train) if spec.test is not None else None,
     )  # fmt: skip
 
 

@@ -35,8 +35,6 @@ _KINDS = {
 }
 # Take a quantized tensor apart and compute nothing.
 _SILENT = {"aten::_local_scalar_dense", "aten::detach"}
-# Of int32, and far enough below it that no rounding of float32 leads beyond.
-_LARGEST_BIAS = 2.0**31 - 2.0**9
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +44,7 @@ class Convolution:
     Attributes:
         weight: int8 (out, in / groups, h, w).
         weight_scales: float32 (out,).
-        bias: float32 (out,), within what int32 holds in steps of weights and input.
+        bias: float32 (out,).
         stride: of both axes, like the padding.
         padding: with the real number 0.
         groups: as torch counts them.
@@ -122,9 +120,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _step(self, kind: str, args: tuple[Any, ...], out: Tensor) -> Step:
         places = {id(tensor): i for i, tensor in enumerate(self.results)}
         inputs = tuple(places[id(arg)] for arg in args if isinstance(arg, Tensor))
-        convolution = None
-        if kind.startswith("conv"):
-            convolution = _convolution(args[1], args[0].q_scale())
+        convolution = _convolution(args[1]) if kind.startswith("conv") else None
         if kind == "pool" and list(args[1]) != [1, 1]:
             raise ExportError(f"the backbone pools to {list(args[1])}, expected [1, 1]")
         if kind == "turn" and list(args[1]) != [2, 3]:
@@ -132,20 +128,16 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return Step(kind, inputs, out.q_scale(), out.q_zero_point(), convolution)
 
 
-def _convolution(packed: Any, input_scale: float) -> Convolution:
+def _convolution(packed: Any) -> Convolution:
     weight, bias = packed.unpack()
     if weight.q_per_channel_zero_points().any():
         raise ExportError("the backbone has weights with a zero point other than 0")
     if list(packed.dilation()) != [1, 1]:
         raise ExportError(f"the backbone has a dilation of {list(packed.dilation())}")
-    scales = weight.q_per_channel_scales().float().numpy()
-    # A channel whose weights are all but zero has such small steps that its bias does not fit the
-    # int32 that engines add it in: torch saturates there, other runtimes would wrap around.
-    largest = scales * np.float32(input_scale * _LARGEST_BIAS)
     return Convolution(
         weight.int_repr().numpy(),
-        scales,
-        np.clip(bias.detach().numpy(), -largest, largest),
+        weight.q_per_channel_scales().float().numpy(),
+        bias.detach().numpy(),
         tuple(packed.stride()),
         tuple(packed.padding()),
         packed.groups(),

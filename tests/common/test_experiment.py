@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from client.device import SimulatedHost
+from client.simulated import SimulatedHost
 from common import experiment
 from common import unheld as unheld_module
 from common.backbone.frozen import FrozenBackbone

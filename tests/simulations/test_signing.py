@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from client.app import host_of
 from client.delivery.shelf import Shelf
-from client.device import host_of
 from client.trust import Trust
 from common.config import Config
 from common.delivery.versions import read_artifact

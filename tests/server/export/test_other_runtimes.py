@@ -88,6 +88,16 @@ def test_each_recorded_step_is_what_the_engine_computes(any_trained):
         assert off.mean() < 0.5, step.kind
 
 
+def test_every_bias_fits_the_int32_that_it_is_added_in(any_trained):
+    # EfficientNet-Lite0 has channels that died in training and are all bias.
+    network = recorded(any_trained.backbone)
+    scales = [network.input_scale, *(step.scale for step in network.steps)]
+    for step in network.steps:
+        if (conv := step.convolution) is not None:
+            steps = conv.weight_scales.astype(np.float64) * scales[step.inputs[0]]
+            assert np.abs(conv.bias / steps).max() < 2**31 - 1
+
+
 def test_standard_operators_give_the_trained_logits(any_trained):
     model = StandardModel(any_trained.backbone, any_trained.head).eval()
     with torch.no_grad():

@@ -1,0 +1,73 @@
+"""Who lives on a node, whoever they are: one phone with its own folder, or simulated clients."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from client.budget import Budget
+from common.backbone.frozen import FrozenBackbone
+from common.errors import ProtocolError
+from common.messages import DescribeReply, DescribeRequest
+from common.types import FeatureSet
+
+if TYPE_CHECKING:
+    from client.cohort.cohort import Cohort
+
+__all__ = ["Host", "Part", "run_folder"]
+
+Part = Literal["train", "test"]
+
+
+class Host(Protocol):
+    """The clients of one node and their data.
+
+    Attributes:
+        simulated: whether the clients' data is all on this machine.
+        state: folder for what the clients of a run remember.
+        budget: what the node's owner allows.
+    """
+
+    simulated: bool
+    state: Path
+    budget: Budget
+
+    def describe(self, request: DescribeRequest) -> DescribeReply:
+        """Which clients live here, and how many training examples each has."""
+        ...
+
+    def clients(self) -> tuple[int, ...]:
+        """Ids of the clients that live here."""
+        ...
+
+    def train_features(self, client: int, backbone: FrozenBackbone, run_id: str) -> FeatureSet:
+        """What the client trains on."""
+        ...
+
+    def test_features(self, client: int, backbone: FrozenBackbone, run_id: str) -> FeatureSet:
+        """The client's own test part, possibly empty."""
+        ...
+
+    def cohort(self, backbone: FrozenBackbone, part: Part) -> Cohort | None:
+        """All clients' examples for an engine that trains them together; None: one by one."""
+        ...
+
+    def name(self, client: int) -> str:
+        """What the node's log calls a client."""
+        ...
+
+    def tell(self, run_id: str, words: str) -> None:
+        """Tell a device's owner what it does."""
+        ...
+
+
+def run_folder(state: Path, run_id: str) -> Path:
+    """The folder of one run below a host's state.
+
+    Raises:
+        ProtocolError: the id, which comes from outside, is not a plain name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9-]{1,64}", run_id):
+        raise ProtocolError(f"run-id {run_id!r} is not a plain name")
+    return state / run_id
