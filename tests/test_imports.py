@@ -110,7 +110,10 @@ def test_the_device_path_imports_nothing_heavy() -> None:
     # Flower starts a process for each message on a device: what it imports is paid every round.
     heavy = {"torchvision", "pydantic", "datasets", "flwr_datasets", "pandas", "matplotlib",
              "sklearn", "ray", "tensorboardX", "numba"}  # fmt: skip
-    code = f"import sys, client.app; import client.device, client.simulated\nprint(sorted(set(sys.modules) & {heavy!r}))"
+    code = (
+        "import sys, client.app, client.device, client.simulated\n"
+        f"print(sorted(set(sys.modules) & {heavy!r}))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

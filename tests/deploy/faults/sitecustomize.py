@@ -13,7 +13,11 @@ import time
 
 
 def nan(request, reply):
-    return dataclasses.replace(reply, fields={k: v * float("nan") for k, v in reply.fields.items()})
+    nan = b"\x00\x00\xc0\x7f"  # in float32
+    payloads = {
+        name: tuple(nan * (len(row) // 4) for row in rows) for name, rows in reply.payloads.items()
+    }
+    return dataclasses.replace(reply, payloads=payloads)
 
 
 def foreign(request, reply):
