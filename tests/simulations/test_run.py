@@ -242,7 +242,7 @@ def test_scaffold_forgets_rounds_that_did_not_count(
     def watch(self, number, head, fault):  # type: ignore[no-untyped-def]
         result = step(self, number, head, fault)
         kept = state(self)
-        store = ClientMemory(simulated_state() / self._task.run_id)
+        store = ClientMemory(simulated_state() / self._run.run_id)
         shapes = {"control": kept.strategy.control.shape}
         for client, counted in zip(kept.clients.tolist(), kept.counted.tolist(), strict=True):
             own[client] = store.load(client, counted, shapes)["control"]
