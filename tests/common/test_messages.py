@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from common.messages import (
     array_bytes,
     payload_bytes,
     read_heads,
+    training,
     write_head,
     write_heads,
 )
@@ -220,3 +221,16 @@ def test_payload_bytes_counts_what_is_serialized() -> None:
     content = request().write()
     assert payload_bytes(content) == len(recorddict_to_proto(content).SerializeToString())
     assert payload_bytes(content) > HEAD.weight.nbytes + 32
+
+
+def test_a_further_figure_of_each_client_is_one_more_attribute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @dataclass(frozen=True)
+    class Longer(ClientReport):
+        charge: float = 1.0
+
+    monkeypatch.setattr(training, "ClientReport", Longer)
+    rows = (Longer(1, 2, 1.0, 0.5, 5, charge=0.25), Longer(2, 9, 1.5, 0.5, 5))
+    sent = replace(REPLY, reports=rows, payloads={"delta": (b"", b"")})
+    assert TrainReply.read(over_the_wire(sent.write())).reports == rows

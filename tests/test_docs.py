@@ -1,0 +1,21 @@
+"""What the documents say of the repository is true."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(
+    [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "client/android/README.md"]
+)
+ROOMS = "client|common|docs|fedhead|server|simulations|tests"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_file_and_folder_that_a_page_names_is_there(page: Path) -> None:
+    # A deployment's folder has a server/ of its own.
+    deployed = {"server/server.toml", "server/operator.secret", "server/ca.crt", "server/delivery"}
+    named = set(re.findall(rf"`((?:{ROOMS})/[\w./-]*)`", page.read_text())) - deployed
+    missing = [name for name in sorted(named) if not (ROOT / name).exists()]
+    assert missing == []
