@@ -27,16 +27,28 @@ def _key(name: str) -> str:
 
 
 def to_record(value: Any, skip: tuple[str, ...] = ()) -> ConfigRecord:
-    """A dataclass as a record, without the fields named in ``skip``."""
+    """A dataclass, and those it holds, as one record.
+
+    Args:
+        value: no two of its fields, at any depth, have the same name.
+        skip: names of fields that are left out, at any depth.
+    """
     record: dict[str, Any] = {}
+
+    def put(key: str, item: Any) -> None:
+        if key in record:
+            raise ProtocolError(f"{type(value).__name__} would write {key} twice")
+        record[key] = item
+
     for field in dataclasses.fields(value):
         if field.name in skip:
             continue
         item = getattr(value, field.name)
         if dataclasses.is_dataclass(item):
-            record.update(to_record(item, skip))
+            for key, inner in to_record(item, skip).items():
+                put(key, inner)
         else:
-            record[_key(field.name)] = list(item) if isinstance(item, tuple) else item
+            put(_key(field.name), list(item) if isinstance(item, tuple) else item)
     return ConfigRecord(record)
 
 

@@ -75,7 +75,7 @@ class RoundResult:
             to earlier ones.
         accepted: whether the head is a new one.
         simulated_seconds: what the round would have taken on phones; None if not simulated.
-        train_seconds: what it took here, from the plan to the new head.
+        train_seconds: what it took here, from asking the clients to the new head.
         num_examples: behind the valid updates.
         uplink_bytes: payloads of the replies, as each client alone would send it.
         downlink_bytes: payloads of the requests, as each client alone would get it.

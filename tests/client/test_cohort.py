@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from client.cohort.cohort import Chunk, Cohort, Objective
+from client.cohort.examples import Examples
 from client.cohort.grams import Grams
 from client.cohort.kernels import _batch_order
 from client.local import batch_orders
@@ -388,3 +389,11 @@ def test_threads_change_no_bit_with_everything_at_once() -> None:
         for n in (1, 2, 3)
     }
     assert len(results) == 1
+
+
+def test_memory_for_a_client_of_many_examples_is_let_go() -> None:
+    examples = Examples(features(12, 3, 2), [np.arange(12)], chunk_rows=4, dtype=torch.float32)
+    large, _, _ = examples.load(np.arange(12))
+    examples.give_back(large)
+    usual, _, _ = examples.load(np.arange(2))
+    assert len(usual) == 4 * examples.padded_width < len(large)

@@ -299,7 +299,7 @@ def test_unknown_backbones_and_weights_are_named(fedhead: Fedhead) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_quantize_report_from_end_to_end(fedhead: Fedhead, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     code, out, err = fedhead(
