@@ -1,6 +1,6 @@
 """From a configuration to data: what server and simulated clients must derive alike.
 
-Each step is cached in the process, so that in-process server and clients share it.
+Data, shares and features are cached in the process, so that in-process server and clients share it.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from common.backbone.frozen import FrozenBackbone, UInt8Array, quantized_engine
 from common.cache import note_use
 from common.errors import BackboneError, DataError
 from common.files import sha256_file, write_folder
+from common.machine import cores
 from common.progress import track
 from common.readback import own_check
 from common.types import IntArray
@@ -129,7 +129,7 @@ def _batches(
     starts = range(0, n, batch_size)
     # One block around all threads, because the engine is one setting for the whole process.
     with quantized_engine(backbone.spec.engine):
-        pool = ThreadPoolExecutor(os.cpu_count() or 1)
+        pool = ThreadPoolExecutor(cores())
         try:
             yield from track(pool.map(compute, starts), "Computing features", len(starts))
         finally:

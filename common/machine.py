@@ -16,10 +16,13 @@ _KERNEL_SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORET
 
 
 def cores() -> int:
-    """CPU cores that this process may run on, at least 1."""
+    """CPU cores that this process may run on, and that OMP_NUM_THREADS lets it use; at least 1."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # macOS and Windows do not tell
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1  # macOS and Windows do not tell
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(count, int(wanted)) if wanted.isdecimal() and int(wanted) else count
 
 
 def processor() -> str:

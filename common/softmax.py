@@ -1,7 +1,7 @@
 """The tensor code of head training: loss, gradient and step of softmax cross-entropy.
 
 Written in closed form, without autograd, so that the very same functions run here and, compiled
-by TorchScript, on a phone (``server/device_model``).
+by TorchScript, on a phone (``server/export/device_model``).
 """
 
 # No `from __future__ import annotations`: TorchScript cannot read annotations that are strings.

@@ -236,7 +236,7 @@ def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Ou
             run, algorithm, start, scene.test, folder, checkpoint, is_cell=is_cell
         )
     if not counters["accepted"]:
-        raise RunError(f"no round of {rounds} had enough valid updates: nothing to export")
+        raise RunError(f"no round of {rounds} gave a new head: nothing to export, the log says why")
     HEAD.write(folder.head, {"weight": head.weight, "bias": head.bias})
     with scene.stages("evaluation"):
         figures = ask_clients(run, head, algorithm.personal)

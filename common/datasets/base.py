@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from common.datasets.split import stratified_split
 from common.errors import DataError
 from common.images import ByteArray, check_image, decode_array, decode_bytes
+from common.machine import cores
 from common.seeding import Purpose
 from common.types import IntArray
 
@@ -120,7 +120,7 @@ class EncodedImages:
             i = int(index[row])
             out[row] = decode_bytes(self._bytes(i), size, name=self.names[i])
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             for _ in pool.map(fill, range(len(index))):
                 pass
         return out

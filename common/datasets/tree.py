@@ -1,6 +1,6 @@
 """What lies in a folder of images, whatever it may be; part of the device path.
 
-Links are not followed: what lies in the folder is found where it lies, once, and a loop, a image
+Links are not followed: what lies in the folder is found where it lies, once, and a loop, an image
 in both train and test or a file of somebody else's cannot come in through one.
 """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from common.datasets.base import EncodedImages, Readable
 from common.errors import DataError
+from common.machine import cores
 from common.progress import track
 
 __all__ = ["verify"]
@@ -71,6 +71,6 @@ def _refuse_emptied(groups: Sequence[str], kept: Sequence[int], skipped: Mapping
 
 
 def _checks(images: EncodedImages) -> Iterable[bytes | DataError]:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for start in range(0, len(images), _BLOCK):
             yield from pool.map(images.check, range(start, min(start + _BLOCK, len(images))))

@@ -1,5 +1,5 @@
 """Signed artifacts: the statement that is signed, and the keys whose signatures hold.
 
-Signing itself, which needs the private key, is in ``simulations/signing_key``: neither a device nor
-a server has that.
+Signing itself, which needs the private key, is in ``simulations/deploy/signing_key.py``: neither a
+device nor a server has that.
 """

@@ -20,6 +20,7 @@ from common.datasets.tree import not_read, scan
 from common.errors import DataError
 from common.files import shown
 from common.images import ByteArray, decode_file
+from common.machine import cores
 from common.types import IntArray
 from server.export.exported import Exported, exported
 
@@ -101,7 +102,7 @@ def predict(
         except DataError as exc:
             return exc
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         while batch := list(islice(waiting, _BATCH)):
             decoded = list(pool.map(decode, batch))
             pixels = [one[1] for one in decoded if not isinstance(one, DataError)]

@@ -1,8 +1,8 @@
 """Runs a TorchScript file in a process of its own, with torch and the standard library alone.
 
-Started as a script by ``server/export_check``. It imports nothing of fedhead, so that the check
-sees what a stranger's machine sees. One JSON object on standard input says what to do, one on
-standard output what was found; arrays pass through raw files.
+Started as a script by ``server/export/fresh_process.py``. It imports nothing of fedhead, so that
+the check sees what a stranger's machine sees. One JSON object on standard input says what to do,
+one on standard output what was found; arrays pass through raw files.
 """
 
 import json

@@ -227,7 +227,8 @@ class Collector:
         check_size(content, layouts, 1 if self.reduce == "sum" else len(clients))
         reply = TrainReply.read(content)
         if reply.missing_backbone or reply.missing_constant:
-            return reply, None
+            # Nothing else that it says has been checked.
+            return dataclasses.replace(reply, reports=(), rejected=(), payloads={}), None
         check_reply(reply, self.run, set(clients), self.run.fingerprint)
         check_payloads(reply, layouts)
         return reply, self._batch(reply) if reply.reports else None

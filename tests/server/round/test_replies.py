@@ -131,6 +131,19 @@ def test_an_exception_on_a_node_does_not_end_the_run(
     assert "round 2: client 2: ValueError: out of battery" in caplog.text
 
 
+def test_who_says_that_the_backbone_is_missing_speaks_for_nobody(
+    tiny: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    def smear(content: RecordDict) -> None:
+        said = {"missing-backbone": True, "rejected-client": [5], "rejected-reason": ["cheats"]}
+        content["report"].update(said)  # type: ignore[union-attr]
+
+    summary = run(tiny(*OPTIONS), smear)
+    assert (summary["valid_updates"], summary["failed_updates"]) == (14, 2)
+    assert summary["rejected_updates"] == 0
+    assert "cheats" not in caplog.text
+
+
 def test_a_reply_that_arrives_twice_counts_once(tiny: Make) -> None:
     class Twice(InProcessGrid):
         def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -171,7 +184,7 @@ def test_a_client_named_twice_in_one_reply_is_refused(
 def test_an_update_above_the_norm_bound_is_refused_on_the_node(
     tiny: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(RunError, match="no round of 2 had enough valid updates"):
+    with pytest.raises(RunError, match="no round of 2 gave a new head"):
         run(tiny(*OPTIONS, "round.max-update-norm=1e-6"), lambda _: None)
     assert caplog.text.count("above the bound 1e-06") >= 16
 
@@ -180,7 +193,7 @@ def test_below_the_quorum_the_head_stays_as_it_was(
     tiny: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tiny(*OPTIONS, "round.quorum=0.9")
-    with pytest.raises(RunError, match="no round of 2 had enough valid updates"):
+    with pytest.raises(RunError, match="no round of 2 gave a new head"):
         run(folder, refuse)
     assert "7 of 8 updates are valid, the quorum is 0.9: head unchanged" in caplog.text
     checkpoint = load_latest(folder / "checkpoint")
