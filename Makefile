@@ -34,7 +34,7 @@ browser:
 	|| echo "No Chromium could be installed: the report is not tested in a browser."; }
 
 test: lint browser
-	$(BIN)/pytest -m 'not slow' -n 2 --dist loadgroup
+	$(BIN)/pytest -m 'not slow' -n 2
 
 # What is exported depends on no processor's kernels: here with the plainest ones.
 test-kernels: $(STAMP)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -31,13 +31,33 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one of pytest-xdist's workers have all tests of the files that take longest to make."""
-    costly = {"device_files", "exported", "any_trained"}
-    for item in items:
-        if costly & {*getattr(item, "fixturenames", ())}:
-            item.add_marker(pytest.mark.xdist_group("exported files"))
+# What these make for all their tests takes long: one of pytest-xdist's workers has the whole file.
+TOGETHER = {
+    "tests/client/test_android.py": "exported files",
+    "tests/server/export/test_cards.py": "exported files",
+    "tests/server/export/test_device_model.py": "exported files",
+    "tests/server/export/test_export.py": "exported files",
+    "tests/server/export/test_other_runtimes.py": "other runtimes",
+    "tests/common/test_backbone.py": "backbones",
+    "tests/simulations/report/test_browser.py": "browser",
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Share the tests out one by one, but for files that stay together.
+
+    pytest-xdist's own --dist loadgroup does nothing with pytest 9.
+    """
+    if config.getoption("maxschedchunk"):
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return TOGETHER.get(nodeid.partition("::")[0], nodeid)
+
+    return Scheduling(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
