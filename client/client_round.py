@@ -90,10 +90,13 @@ class ClientRound:
         fields = fields_of_training(request.plan.fields, trained)
         self.check(fields)
         if self.remembers:
+            remembered = self._row.remember(trained)
+            layouts = {name: Layout(shape) for name, shape in self._shapes.items()}
+            check_fields(remembered, layouts, 0.0)
             self._store.save(
                 client,
                 request.round_number,
-                self._row.remember(trained),
+                remembered,
                 counted_round=self._memory_rounds.get(client, 0),
                 oldest_round=request.oldest_round,
             )

@@ -96,7 +96,8 @@ class ClientMemory:
         target = self._file(client, round_number)
         try:
             _MEMORY.write(target, memory, durable=self._durable)
-            rounds = sorted(int(path.stem) for path in target.parent.glob("*.safetensors"))
+            kept = (path.stem for path in target.parent.glob("*.safetensors"))
+            rounds = sorted(int(stem) for stem in kept if stem.isdecimal())
             before = [number for number in rounds if number <= counted_round]
             last = max((number for number in before if number <= oldest_round), default=0)
             for number in set(rounds) - {round_number, *(n for n in before if n >= last)}:
@@ -133,6 +134,9 @@ def with_constant(request: TrainRequest, folder: Path, *, durable: bool) -> Trai
             raise ProtocolError("the plan's constant arrays are not those of its constant-id")
         with suppress(OSError):  # without space they come again
             _CONSTANT.write(path, request.plan.constant, durable=durable)
+            for other in folder.glob("constant-*.safetensors"):
+                if other != path:  # a run has one plan's
+                    other.unlink(missing_ok=True)
         return request
     try:
         constant = _constant(path, request.constant_id)

@@ -45,7 +45,12 @@ class SimulatedHost:
             warm_up()
         shares = self._experiment.client_shares(self._config)
         clients = self.clients()
-        return DescribeReply(clients, tuple(len(shares[i].train) for i in clients), True)
+        return DescribeReply(
+            clients,
+            tuple(len(shares[i].train) for i in clients),
+            simulated=True,
+            data=self._experiment.experiment_dataset(self._config).content_key,
+        )
 
     def clients(self) -> tuple[int, ...]:
         total = len(self._experiment.client_shares(self._config))

@@ -6,13 +6,14 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any  # what a user's function takes and gives, its caller checks
 
 from common.errors import DataError
 from common.files import shown
 
-__all__ = ["file_of", "folder_of", "found_in"]
+__all__ = ["file_of", "folder_of", "found_in", "search_in"]
 
 
 def folder_of(module: str, places: Sequence[Path]) -> Path | None:
@@ -25,6 +26,13 @@ def folder_of(module: str, places: Sequence[Path]) -> Path | None:
         if (place / f"{top}.py").is_file() or (place / top / "__init__.py").is_file():
             return place.resolve()
     return None
+
+
+def search_in(folder: str) -> None:
+    """Let modules in a folder be found, after all others; empty: nowhere."""
+    path = str(Path(folder).expanduser().absolute()) if folder else ""
+    if path and path not in sys.path:
+        sys.path.append(path)
 
 
 def found_in(module: str, name: str, folder: Path | None) -> Callable[..., Any]:
@@ -41,17 +49,17 @@ def found_in(module: str, name: str, folder: Path | None) -> Callable[..., Any]:
             fails; one line.
     """
     path = f"{module}:{name}"
-    if folder is not None and str(folder.absolute()) not in sys.path:
-        sys.path.append(str(folder.absolute()))
+    search_in(str(folder or ""))
     importlib.invalidate_caches()  # the file may be newer than the last look into its folder
     try:
-        found = importlib.import_module(module)
+        with redirect_stdout(sys.stderr):  # a command's output may be one JSON object
+            found = importlib.import_module(module)
     except ModuleNotFoundError as exc:
         if exc.name is None or not f"{module}.".startswith(f"{exc.name}."):
             raise DataError(f"{path}: {module} needs the package '{exc.name}'") from exc
-        where = f" in {shown(folder)}" if folder else ""
+        where = f" in {shown(folder)}" if folder else "; data.root says in which folder"
         raise DataError(f"{path}: there is no module '{exc.name}'{where}") from exc
-    except Exception as exc:  # whatever the user's code raises
+    except (Exception, SystemExit) as exc:  # whatever the user's code raises
         words = (str(exc).splitlines() or [""])[0]
         raise DataError(f"{path}: cannot be imported: {type(exc).__name__}: {words}") from exc
     file = getattr(found, "__file__", None)

@@ -214,9 +214,7 @@ def _set_up(
         test = features.select(held_out_positions(config))
     with stages("clients"):
         devices = read_run_json(folder.path).get("simulated") is False
-        registry = make_registry(
-            grid, config, folder.run_id, dataset.classes, offered, progress, roster
-        )
+        registry = make_registry(grid, config, folder.run_id, dataset, offered, progress, roster)
         join(registry, config, dataset, devices=devices, resumes=resumes)
     folder.bind_clients(simulated=registry.simulated)
     run = Run(config, folder.run_id, backbone.fingerprint, grid, registry)

@@ -27,6 +27,7 @@ __all__ = [
     "RoundContext",
     "Share",
     "Strategy",
+    "check_head",
     "mean",
     "total",
     "with_metrics",
@@ -135,12 +136,17 @@ def with_metrics(given: Aggregated[S], name: str) -> tuple[S, Head, dict[str, fl
             f"strategy {name}: aggregate must give (state, head) or (state, head, metrics)"
         )
     state, head, metrics = given if len(given) == 3 else (*given, {})
+    if not isinstance(metrics, Mapping):
+        raise RunError(f"strategy {name}: metrics are {type(metrics).__name__}, expected a mapping")
     return state, head, {key: _metric(name, key, value) for key, value in metrics.items()}
 
 
 def _metric(strategy: str, key: Any, value: Any) -> float:
-    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number:
+    try:
+        is_finite = isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        is_finite = False
+    if not is_finite or isinstance(value, bool):
         raise RunError(f"strategy {strategy}: metric {key}={value!r} must be a finite number")
     if not (isinstance(key, str) and _METRIC_NAME.fullmatch(key)):
         raise RunError(
@@ -149,8 +155,36 @@ def _metric(strategy: str, key: Any, value: Any) -> float:
     return float(value)
 
 
+def check_head(new: Head, head: Head, name: str) -> None:
+    """Refuse a head that no client could train on.
+
+    Args:
+        new: what ``aggregate`` gave.
+        head: what it was given.
+        name: of the strategy, for errors.
+
+    Raises:
+        RunError: names the array, what it is and what was expected.
+    """
+    for array in ("weight", "bias"):
+        got, want = getattr(new, array), getattr(head, array)
+        is_array = isinstance(got, np.ndarray)
+        if not (is_array and got.shape == want.shape and got.dtype == np.float32):
+            what = f"{got.dtype} {got.shape}" if is_array else type(got).__name__
+            raise RunError(
+                f"strategy {name}: the new head's {array} is {what}, expected float32 {want.shape}"
+            )
+
+
 def total(updates: UpdateBatch, field: str) -> npt.NDArray[np.float64]:
-    """Sum of a field over all rows of a "sum" batch, in float64."""
+    """Sum of a field over all rows of a "sum" batch, in float64.
+
+    Raises:
+        RunError: the plan asked for no such field.
+    """
+    if field not in updates.fields:
+        known = ", ".join(updates.fields)
+        raise RunError(f"updates have no field {field!r} (the plan asked for: {known})")
     summed: npt.NDArray[np.float64] = np.add.reduce(updates.fields[field], 0, np.float64)
     return summed
 

@@ -26,6 +26,7 @@ MAY_CHANGE = {
     "data.source": "where the same data lie now: their content is compared",
     "data.root": "likewise",
     "data.download": "likewise",
+    "strategy.root": "where the same module lies now",
     "backbone.weights": "where the same weights lie now: the backbone's fingerprint is compared",
     "baseline.epochs": "what is computed beside the rounds",
     "simulation.cohort-memory": "what the memory of this machine can hold",
@@ -41,7 +42,10 @@ def anchored(config: Config) -> Config:
         # A relative source is looked up below the root.
         "data": {"source": source if root else _located(source), "root": _absolute(root)},
         "backbone": {"weights": f"{kind}:{_absolute(path)}" if colon else kind},
-        "strategy": {"init-from": _absolute(config.strategy.init_from)},
+        "strategy": {
+            "init-from": _absolute(config.strategy.init_from),
+            "root": _absolute(config.strategy.root),
+        },
     }
     return changed(config, paths)
 

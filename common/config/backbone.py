@@ -13,7 +13,7 @@ from common.toml_model import Section
 __all__ = ["BackboneConfig"]
 
 _Colour = Annotated[float, Field(ge=0, le=1)]
-_Deviation = Annotated[float, Field(gt=0, le=1)]
+_Deviation = Annotated[float, Field(ge=1e-3, le=1)]
 _Colours = tuple[float, float, float]
 # TOML has lists, which are no tuples to a strict model.
 Colours = Annotated[tuple[_Colour, _Colour, _Colour], Field(strict=False)]

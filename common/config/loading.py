@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from common.config.experiment import Config
 from common.data_sources import function_of
 from common.errors import ConfigError
-from common.own_code import folder_of
+from common.own_code import folder_of, search_in
 from common.toml_model import read_toml, validated
 
 __all__ = ["changed", "describe_keys", "load_config", "overrides_of", "parse_overrides"]
@@ -146,12 +146,18 @@ def load_config(
 
 
 def _with_module(config: Config, places: Sequence[Path]) -> Config:
-    """Say where the module of a user's own data lies: it must be found from elsewhere, too."""
-    function = function_of(config.data.source)
-    if function is None or config.data.root:
-        return config
-    folder = folder_of(function[0], places)
-    return changed(config, {"data": {"root": str(folder)}}) if folder else config
+    """Say where modules of a user's own lie: they must be found from elsewhere, too."""
+    roots = {}
+    for section, path, root in (
+        ("data", config.data.source, config.data.root),
+        ("strategy", config.strategy.name, config.strategy.root),
+    ):
+        function = function_of(path)
+        if function and not root and (folder := folder_of(function[0], places)):
+            roots[section] = {"root": str(folder)}
+    config = changed(config, roots) if roots else config
+    search_in(config.strategy.root)
+    return config
 
 
 def changed(config: Config, overrides: Mapping[str, Any]) -> Config:

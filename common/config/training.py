@@ -48,6 +48,9 @@ class StrategyConfig(Section):
     for one of Flower's."""
     args: dict[str, Any] = Field(default_factory=dict)
     """The strategy's own settings, see fedhead strategies."""
+    root: str = ""
+    """Folder of a module of yours; empty: the experiment's, else the working folder, if it is in
+    one of them."""
     init_from: str = ""
     """Run folder whose head is the first one, and whose backbone is this run's; rows are matched by
     the names of classes, new ones start at zero."""

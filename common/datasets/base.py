@@ -261,6 +261,8 @@ def assemble(
         digest.update(len(array).to_bytes(8, "little"))
         digest.update(array.astype("<i8").data)
     digest.update("\0".join(classes).encode())
+    for column, cells in sorted((columns or {}).items()):
+        digest.update(f"\0{column}\0{cells.tolist()!r}".encode())
     return Dataset(
         name, tuple(classes), labels, train, test, images.source, images.key, digest.hexdigest(),
         columns or {}, images.skipped,

@@ -62,6 +62,7 @@ def load_own(source: str, reading: Reading) -> Dataset:
     function = found_in(*(function_of(source) or ("", "")), reading.root)
     made = _called(source, function)
     parts = [made] if made.test is None else [made, made.test]
+    _check_members(source, parts)
     for part in parts:
         _check(source, part)
     classes, labels = _labels(source, parts)
@@ -99,6 +100,19 @@ def _called(source: str, function: Callable[[], object]) -> Examples:
     return made
 
 
+def _check_members(source: str, parts: Sequence[Examples]) -> None:
+    for part in parts:
+        if not isinstance(part, Examples):
+            raise DataError(f"{source}: test is {type(part).__name__}, expected Examples")
+        for name, value, kinds in (
+            ("classes", part.classes, (list, tuple, np.ndarray)),
+            ("columns", part.columns, (Mapping,)),
+        ):
+            if not isinstance(value, kinds):
+                expected = "a mapping" if Mapping in kinds else "a list of names"
+                raise DataError(f"{source}: {name} is {type(value).__name__}, expected {expected}")
+
+
 def _check(source: str, part: Examples) -> None:
     """The forms of images, labels and columns, and that they are as many."""
     try:
@@ -118,6 +132,8 @@ def _problem(part: Examples) -> str:
     else:
         wrong = [type(image).__name__ for image in images if not _is_path(image)]
         problem = f"images are of type {wrong[0]}, expected one array or paths" if wrong else ""
+        if not wrong and any("\0" in os.fspath(image) for image in images):
+            problem = "the path of an image has a NUL in it"
     shape = np.asarray(part.labels).shape
     if not problem and len(shape) != 1:
         problem = f"labels have shape {shape}, expected (n,), one for each image"
@@ -175,6 +191,8 @@ def _labels(source: str, parts: Sequence[Examples]) -> tuple[list[str], list[Int
 
 
 def _class(source: str, value: object) -> str:
+    if not (value is None or isinstance(value, str | int | float)):
+        raise DataError(f"{source}: a label is of type {type(value).__name__}")
     try:
         name = class_name(value)
     except DataError as exc:
@@ -197,7 +215,7 @@ def _images(
         return Readable.array(np.concatenate(arrays))
     if any(_is_array(part.images) for part in parts):
         raise DataError(f"{source}: training and test images must both be arrays, or both paths")
-    files = file_images([folder / str(path) for part in parts for path in part.images])
+    files = file_images([folder / os.fspath(path) for part in parts for path in part.images])
     return verify(files, name=source, strict=strict, groups=groups)
 
 
@@ -207,6 +225,11 @@ def _column(source: str, name: str, parts: Sequence[Examples]) -> npt.NDArray[np
     for part in parts:
         values = part.columns.get(name)
         cells += [None] * len(part.images) if values is None else np.asarray(values).tolist()
+    for cell in cells:
+        is_large = isinstance(cell, int) and abs(cell) >= 2**63
+        if is_large or not (cell is None or isinstance(cell, str | int | float)):
+            what = "a number beyond 64 bits" if is_large else f"an entry of {type(cell).__name__}"
+            raise DataError(f"{source}: column '{name}' has {what}, expected names or numbers")
     column = client_column(cells)
     if column is None:
         raise DataError(f"{source}: column '{name}' holds fractions, expected names or numbers")

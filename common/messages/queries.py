@@ -47,12 +47,14 @@ class DescribeReply(Flat, record="report"):
         num_examples: training examples of each.
         simulated: whether the node stands for phones, so that all data is on this machine.
         unused: images that are left out because of the request's bound.
+        data: of a simulated node, the ``content_key`` of the data that it has read; else empty.
     """
 
     clients: tuple[int, ...]
     num_examples: tuple[int, ...]
     simulated: bool
     unused: int = 0
+    data: str = ""
 
     def __post_init__(self) -> None:
         if len(self.clients) != len(self.num_examples):

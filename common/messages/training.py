@@ -47,7 +47,8 @@ class TrainRequest:
         has_constant: whether they are in this message; if not, the clients have kept them.
 
     Raises:
-        ProtocolError: the plan asks for a field, correction or codec that there is not.
+        ProtocolError: the plan asks for a field, correction or codec that there is not, or names
+            a client or field twice.
     """
 
     head: Head
@@ -68,6 +69,9 @@ class TrainRequest:
     def __post_init__(self) -> None:
         find_correction(self.plan.correction)
         find_codec(self.plan.downlink)
+        for what, named in (("client", self.clients), ("field", self.plan.fields)):
+            if len({*named}) < len(named):
+                raise ProtocolError(f"a {what} is listed twice")
         _ = self.uplink.codec, self.uplink.layouts
 
     @property

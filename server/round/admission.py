@@ -30,16 +30,23 @@ class Admission:
         roster: the deployment's devices; None: there is no deployment.
         max_clients: that a simulated node may host.
         max_examples: that a client may claim; 0: no bound but that of the arithmetic.
+        data: ``content_key`` of what simulated nodes must have read.
 
     Attributes:
         simulated: whether clients stand for phones; None: nobody has said so yet.
     """
 
     def __init__(
-        self, roster: Roster | None, *, max_clients: int = 0, max_examples: int = 0
+        self,
+        roster: Roster | None,
+        *,
+        max_clients: int = 0,
+        max_examples: int = 0,
+        data: str = "",
     ) -> None:
         self._roster = roster
         self._max_clients, self._max_examples = max_clients, max_examples
+        self._data = data
         self.simulated: bool | None = False if roster else None
 
     @property
@@ -102,6 +109,10 @@ class Admission:
         """
         if reply.simulated != self.simulated:
             raise ReplyError(f"says that it is {'simulated' if reply.simulated else 'a device'}")
+        if self.simulated and reply.data != self._data:
+            raise ReplyError(
+                "has read other data than the server: does data.source give the same each time?"
+            )
         if not self.simulated and len(reply.clients) > 1:
             raise ReplyError(f"speaks for {len(reply.clients)} clients, a device for one")
         own = self.own_clients(node)

@@ -8,6 +8,7 @@ experiment (see common/delivery/versions)::
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ def deliver(
         offered: the backbone.
         grid: to reach the nodes.
         nodes: are asked.
-        timeout_seconds: to say whether they lack it, and again to take it.
+        timeout_seconds: for all: half of it to say whether they lack it, the rest to take it.
         refuse: is told of nodes that say what cannot be.
         sent: is told which nodes get it, and how many bytes each.
 
@@ -111,8 +112,9 @@ def deliver(
         Each node that did not take it, with what it did and why.
     """
     question = offered.request(brings=False)
+    ends = time.monotonic() + timeout_seconds
     answers, refusals = ask(
-        grid, "query.backbone", lambda _: question.write(), nodes, timeout_seconds, refuse
+        grid, "query.backbone", lambda _: question.write(), nodes, timeout_seconds / 2, refuse
     )
     problems = [(n, f"does not take the backbone: {why}") for n, why in refusals.items()]
     lacking = [node for node, answer in sorted(answers.items()) if _lacks(node, answer, refuse)]
@@ -120,9 +122,8 @@ def deliver(
         return problems
     delivery = offered.request(brings=True)
     sent(lacking, len(delivery.data))
-    _, errors = ask(
-        grid, "query.backbone", lambda _: delivery.write(), lacking, timeout_seconds, refuse
-    )
+    left = max(0.0, ends - time.monotonic())
+    _, errors = ask(grid, "query.backbone", lambda _: delivery.write(), lacking, left, refuse)
     return problems + [(n, f"did not take the backbone: {why}") for n, why in errors.items()]
 
 

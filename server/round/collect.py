@@ -31,6 +31,7 @@ __all__ = ["Collector"]
 
 _Valid = tuple[TrainReply, UpdateBatch]
 
+_DELIVERY = 2 / 3  # of a round's remaining time, for a backbone or constants that clients lack
 _WAVE_BYTES = 64_000_000  # of single clients' updates; some 1,200 heads of ten classes
 
 
@@ -161,7 +162,8 @@ class Collector:
             by_node = lacking
             if not lacking or self._has_enough():
                 break
-            seconds = max(0.0, ends - time.monotonic())
+            # A part of what is left: who keeps silent here must not cost the others their round.
+            seconds = _DELIVERY * max(0.0, ends - time.monotonic())
             run.registry.deliver_backbone(sorted(lacking), seconds)
         silent |= set(missed)
         self._close(missed | by_node)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 from flwr.serverapp import Grid
 
@@ -37,7 +36,7 @@ def make_registry(
     grid: Grid,
     config: Config,
     run_id: str,
-    classes: Sequence[str],
+    dataset: Dataset,
     backbone: Offer,
     progress: Progress,
     roster: Roster | None = None,
@@ -48,7 +47,7 @@ def make_registry(
         grid: to reach the nodes.
         config: of the run.
         run_id: names the run in a node's state folder.
-        classes: names of the classes.
+        dataset: what the server tests on.
         backbone: whose features the head reads.
         progress: is told how many clients are connected.
         roster: the deployment's devices; None: there is no deployment.
@@ -56,7 +55,7 @@ def make_registry(
     most = config.round.max_examples_per_client or (_DEVICE_EXAMPLES if roster else 0)
     request = DescribeRequest(
         run_id=run_id,
-        classes=tuple(classes),
+        classes=dataset.classes,
         test_fraction=config.partition.test_fraction,
         seed=config.seed,
         name=config.name,
@@ -66,7 +65,12 @@ def make_registry(
         grid,
         request,
         backbone,
-        admission=Admission(roster, max_clients=config.partition.num_clients, max_examples=most),
+        admission=Admission(
+            roster,
+            max_clients=config.partition.num_clients,
+            max_examples=most,
+            data=dataset.content_key,
+        ),
         deadline_seconds=config.round.deadline_seconds,
         progress=progress,
     )

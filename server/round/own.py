@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.errors import RunError
 from common.types import Affine, ClientPlan, Head, IntArray, UpdateBatch
 from common.updates import added_up, joined
 from server.record.accounts import Accounts
@@ -30,7 +31,7 @@ from server.round.collect import Collector
 from server.round.norms import no_norms
 from server.round.requests import Requests
 from server.round.screen import Screen, Update
-from server.strategy import Metrics, RoundContext, Strategy, with_metrics
+from server.strategy import Metrics, RoundContext, Strategy, check_head, with_metrics
 
 __all__ = ["OwnAlgorithm"]
 
@@ -169,13 +170,16 @@ class OwnAlgorithm:
         self, context: RoundContext, head: Head, updates: UpdateBatch, fault: Fault
     ) -> tuple[Head, Metrics] | None:
         """The next head and the round's metrics; None, and the old state, if none is to keep."""
-        name, number = self._strategy.name, context.round_number
+        name, number, before = self._strategy.name, context.round_number, head.sha256
         try:
             given = self._strategy.aggregate(self._state, head, updates, context)
         except (np.linalg.LinAlgError, OverflowError) as exc:
             tell_lost(number, f"aggregation failed ({exc})")
             return None
         state, new, metrics = with_metrics(given, name)
+        if head.sha256 != before:
+            raise RunError(f"strategy {name} changes the head that it is given, expected a new one")
+        check_head(new, head, name)
         why = fault(new)
         # A moment that is infinite would spoil all later rounds.
         if not why and _is_finite(self._state) and not _is_finite(state):

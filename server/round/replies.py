@@ -94,10 +94,10 @@ def check_reply(reply: TrainReply, run: Run, asked: set[int], fingerprint: str) 
             f"features are of backbone {reply.fingerprint[:12]}, expected {fingerprint[:12]}"
         )
     clients, refused = reply.clients, reply.rejected_clients
-    if repeated := [c for c, n in Counter(clients).items() if n > 1]:
-        raise ReplyError(f"names {name(repeated[0])} twice")
     if both := set(clients) & set(refused):
         raise ReplyError(f"{name(min(both))} is in the update and refused")
+    if repeated := [c for c, n in Counter([*clients, *refused]).items() if n > 1]:
+        raise ReplyError(f"names {name(repeated[0])} twice")
     if strangers := {*clients, *refused} - asked:
         raise ReplyError(f"speaks for {name(min(strangers))}, which it was not asked for")
     for report in reply.reports:

@@ -100,10 +100,20 @@ def import_strategy(path: str) -> Callable[..., Any]:
     try:
         found: object = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as exc:
-        raise ConfigError([f"strategy.name={path!r} cannot be imported: {exc}"]) from exc
+        hint = "; strategy.root says in which folder" if _is_missing(exc, module_name) else ""
+        raise ConfigError([f"strategy.name={path!r} cannot be imported: {exc}{hint}"]) from exc
+    except SystemExit as exc:
+        raise ConfigError(
+            [f"strategy.name={path!r} cannot be imported: {module_name} ends the program"]
+        ) from exc
     if not callable(found):
         raise ConfigError([f"strategy.name={path!r} is neither a function nor a class"])
     return found
+
+
+def _is_missing(exc: Exception, module_name: str) -> bool:
+    top = module_name.partition(".")[0]
+    return isinstance(exc, ModuleNotFoundError) and exc.name == top
 
 
 def trains_by_gradients(strategy: Strategy[Any]) -> bool:

@@ -7,12 +7,12 @@ without an annotation takes a number, a text, true or false, as TOML has it.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, create_model
-from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
 
 from common.errors import ConfigError
@@ -25,8 +25,9 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def _plain(value: Any) -> Any:
-    if not isinstance(value, bool | int | float | str):
-        raise ValueError("must be a number, a text, true or false")  # noqa: TRY004 (pydantic's)
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if not (isinstance(value, bool | int | float | str) and finite):
+        raise ValueError("must be a number, a text, true or false")
     return value
 
 
@@ -85,9 +86,9 @@ def checked_arguments(
             their range, an annotation that nothing in TOML can meet.
     """
     model = _model(name, factory)
-    section = create_model("_Strategy", __base__=_Arguments, args=(model, ...))
-    content = create_model("_Content", __base__=_Arguments, strategy=(section, ...))
     try:
+        section = create_model("_Strategy", __base__=_Arguments, args=(model, ...))
+        content = create_model("_Content", __base__=_Arguments, strategy=(section, ...))
         found: Any = validated(content, {"strategy": {"args": dict(args)}}, "")
     except ConfigError as exc:
         known = ", ".join(argument_names(factory)) or "none"
@@ -98,6 +99,8 @@ def checked_arguments(
         raise ConfigError(
             [p + "".join(h for word, h in hints.items() if word in p) for p in exc.problems]
         ) from exc
+    except Exception as exc:  # annotations may hold a user's own code
+        raise _unreadable(name, exc) from exc
     given = found.strategy.args
     return {key: getattr(given, key) for key in given.model_fields_set}
 
@@ -119,10 +122,20 @@ def _model(name: str, factory: Callable[..., object]) -> type[BaseModel]:
             empty = parameter.annotation is parameter.empty
             annotation = _Unannotated if empty else parameter.annotation
             default = ... if parameter.default is parameter.empty else parameter.default
+            if isinstance(default, FieldInfo):
+                raise TypeError(
+                    f"{parameter.name}: a Field stands in the annotation, "
+                    f"{parameter.name}: Annotated[float, Field(gt=0)] = 0.5"
+                )
             fields[parameter.name] = (annotation, default)
         return create_model("_Args", __base__=_Arguments, **fields)
-    except (NameError, TypeError, PydanticUserError) as exc:
-        raise ConfigError([f"{name}: its arguments cannot be read: {exc}"]) from exc
+    except Exception as exc:  # annotations may hold a user's own code
+        raise _unreadable(name, exc) from exc
+
+
+def _unreadable(name: str, exc: Exception) -> ConfigError:
+    words = (str(exc).splitlines() or [""])[0]
+    return ConfigError([f"{name}: its arguments cannot be read: {type(exc).__name__}: {words}"])
 
 
 def _default(field: FieldInfo) -> str:

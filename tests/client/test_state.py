@@ -49,6 +49,16 @@ def test_a_round_that_did_not_count_is_as_if_it_had_never_been(tmp_path: Path) -
     assert names(tmp_path) == ["00000003.safetensors", "00000006.safetensors"]
 
 
+def test_files_that_are_not_ours_are_left_alone(tmp_path: Path) -> None:
+    store = ClientMemory(tmp_path)
+    store.save(7, 3, arrays(3), counted_round=0, oldest_round=0)
+    for name in ("._00000003.safetensors", "copy (1).safetensors"):
+        (tmp_path / "7" / name).touch()
+    store.save(7, 4, arrays(4), counted_round=3, oldest_round=0)
+    assert_is(store.load(7, 4, SHAPES), 4)
+    assert len(names(tmp_path)) == 4
+
+
 def test_a_first_round_asked_again_starts_from_zero(tmp_path: Path) -> None:
     store = ClientMemory(tmp_path)
     store.save(7, 2, arrays(2), counted_round=0, oldest_round=0)

@@ -234,3 +234,12 @@ def test_a_further_figure_of_each_client_is_one_more_attribute(
     rows = (Longer(1, 2, 1.0, 0.5, 5, charge=0.25), Longer(2, 9, 1.5, 0.5, 5))
     sent = replace(REPLY, reports=rows, payloads={"delta": (b"", b"")})
     assert TrainReply.read(over_the_wire(sent.write())).reports == rows
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [({"clients": (4, 4)}, "client"), ({"plan": ClientPlan(fields=("delta", "delta"))}, "field")],
+)
+def test_a_request_names_nothing_twice(change: dict[str, Any], what: str) -> None:
+    with pytest.raises(ProtocolError, match=f"a {what} is listed twice"):
+        replace(request(), **change)

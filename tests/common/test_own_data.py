@@ -160,6 +160,21 @@ def test_what_a_function_prints_is_no_output_of_ours(
     assert capsys.readouterr() == ("", "reading\n")
 
 
+def test_other_owners_are_other_data(own: Write, tmp_path: Path) -> None:
+    def key(owners: str) -> str:
+        body = f"return Examples(images, ['cat', 'dog'] * 6, columns={{'who': {owners}}})"
+        return load(own(GREYS + body), tmp_path).content_key
+
+    assert key("['ann', 'bob'] * 6") == key("['ann', 'bob'] * 6")
+    assert key("['ann', 'bob'] * 6") != key("['bob', 'ann'] * 6")
+
+
+def test_a_module_that_ends_the_program_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "own_data_ender.py").write_text("print('hello')\nimport sys\nsys.exit(0)\n")
+    with pytest.raises(DataError, match="own_data_ender:data: cannot be imported: SystemExit"):
+        load("own_data_ender:data", tmp_path)
+
+
 def test_a_function_that_is_not_there_is_one_line(own: Write, tmp_path: Path) -> None:
     module = own("return 1").partition(":")[0]
     (tmp_path / "own_broken.py").write_text("def data(:\n")

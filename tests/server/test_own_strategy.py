@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +18,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 import server.round.loop
 from common.errors import ConfigError, RunError
-from common.types import Affine, ClientPlan, Head
+from common.types import Affine, ClientPlan, Head, UpdateBatch
 from server.round.build import check_strategy
 from server.strategies import STRATEGIES, arguments, build_strategy
 from server.strategies.averaging import Stateless, fedavg
@@ -28,6 +29,8 @@ from server.strategy import (
     RoundContext,
     Share,
     Strategy,
+    check_head,
+    mean,
     with_metrics,
 )
 from simulations.report import load_runs, terminal_table, write_report
@@ -259,6 +262,8 @@ HEAD = Head.zeros(2, 3)
         ((Stateless(), HEAD, {"a": "1"}), "metric a='1' must be a finite number"),
         ((Stateless(), HEAD, {"A b": 1}), "a metric is called 'A b'"),
         ((Stateless(), HEAD, {3: 1}), "a metric is called 3"),
+        ((Stateless(), HEAD, {"a": 10**400}), "metric a=1000"),
+        ((Stateless(), HEAD, None), "metrics are NoneType"),
     ],
 )
 def test_what_aggregate_may_not_give_is_said_with_the_strategys_name(
@@ -272,6 +277,85 @@ def test_metrics_may_be_any_real_numbers_or_missing() -> None:
     numbers = {"a": np.float32(0.5), "b-2": np.int64(3), "c": 1}
     assert with_metrics((Stateless(), HEAD, numbers), "own")[2] == {"a": 0.5, "b-2": 3.0, "c": 1.0}
     assert with_metrics((Stateless(), HEAD), "own")[2] == {}
+
+
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        (Head.zeros(3, 3), r"weight is float32 \(3, 3\), expected float32 \(2, 3\)"),
+        (Head(HEAD.weight, HEAD.bias.astype(np.float64)), "bias is float64"),
+        (Head([[0.0]], HEAD.bias), "weight is list"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_head_that_no_client_could_train_on_is_refused(new: Head, message: str) -> None:
+    check_head(HEAD, Head.zeros(2, 3), "own")
+    with pytest.raises(RunError, match=f"strategy own: the new head's {message}"):
+        check_head(new, HEAD, "own")
+
+
+def test_a_head_that_is_changed_in_place_is_refused(
+    quick: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def aggregate(state: Any, head: Head, *_: Any) -> Any:
+        head.weight[:] += 1
+        return state, head
+
+    strategy = dataclasses.replace(STATELESS, aggregate=aggregate)
+    monkeypatch.setitem(STRATEGIES, "own", lambda: strategy)
+    with pytest.raises(RunError, match="changes the head that it is given"):
+        run_in_process(quick("strategy.name=own"))
+
+
+def test_a_field_that_nobody_sends_is_named() -> None:
+    rows = UpdateBatch(((0,),), np.array([1]), np.array([1.0]), {"delta": np.zeros((1, 2, 4))})
+    with pytest.raises(RunError, match=r"no field 'dleta' \(the plan asked for: delta\)"):
+        mean(rows, "dleta")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("x: float = Field(3.0, gt=0)", "a Field stands in the annotation"),
+        ("x: np.flot = 1.0", "AttributeError"),
+        ("x: 'a number' = 1.0", "SyntaxError"),
+        ("x: Annotated[float, Field(gt='a')] = 1.0", "its arguments cannot be read"),
+    ],
+)
+def test_an_argument_that_cannot_be_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str, message: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"odd_{abs(hash(argument))}"
+    (tmp_path / f"{name}.py").write_text(
+        "from __future__ import annotations\nfrom typing import Annotated\nimport numpy as np\n"
+        f"from pydantic import Field\ndef odd({argument}): ...\n"
+    )
+    with pytest.raises(ConfigError, match=message):
+        build_strategy(f"{name}:odd", {"x": 2.0})
+
+
+def test_a_module_that_ends_the_program_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "ender.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(ConfigError, match="ender ends the program"):
+        build_strategy("ender:any", {})
+
+
+def test_a_module_beside_the_experiment_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from common.config import load_config
+
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside_it.py").write_text("from server.strategies.averaging import fedavg\n")
+    (tmp_path / "one.toml").write_text('[strategy]\nname = "beside_it:fedavg"\n')
+    config = load_config(tmp_path / "one.toml")
+    assert config.strategy.root == str(tmp_path.resolve())
+    assert build_strategy(config.strategy.name).name == "fedavg"
+    with pytest.raises(ConfigError, match=r"strategy\.root says in which folder"):
+        build_strategy("nowhere_at_all:fedavg")
 
 
 def context(**changes: Any) -> RoundContext:

@@ -323,9 +323,9 @@ def test_a_run_of_all_clients_goes_on_with_a_quorum_of_the_registered_if_they_co
 ) -> None:  # fmt: skip
     monkeypatch.setattr("server.round.join._JOIN_SECONDS", 60.0 if grid is Late else 2.0)
     config = load_config(tiny(*OPTIONS) / "config.toml")
-    data: Any = SimpleNamespace(classes=tuple("0123456789"))
+    data: Any = SimpleNamespace(classes=tuple("0123456789"), content_key="")
     registry = make_registry(
-        grid(devices), config, "run", data.classes, Offer("f" * 64, bytes), Progress(),
+        grid(devices), config, "run", data, Offer("f" * 64, bytes), Progress(),
         Roster(garden),
     )  # fmt: skip
     join(registry, config, data, devices=True, resumes=resumes)

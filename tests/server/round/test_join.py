@@ -39,9 +39,9 @@ class Silent:
 
 def wait(run: Path, grid: Any, *, resumes: bool) -> None:
     config = load_config(run / "config.toml")
-    dataset: Any = SimpleNamespace(classes=("0", "1"))
+    dataset: Any = SimpleNamespace(classes=("0", "1"), content_key="")
     backbone = Offer("f" * 64, bytes)
-    registry = make_registry(grid, config, "run", dataset.classes, backbone, Progress())
+    registry = make_registry(grid, config, "run", dataset, backbone, Progress())
     join(registry, config, dataset, devices=True, resumes=resumes)
 
 
