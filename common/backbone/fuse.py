@@ -8,7 +8,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common.errors import BackboneError
 
-__all__ = ["fused"]
+__all__ = ["fused", "keep_biases_small"]
 
 # Of a channel's bias: far below one step of uint8, and as a step of weights large enough.
 _LEAST = 2.0**-14
@@ -39,21 +39,24 @@ def fused(network: nn.Module) -> nn.Module:
             )
         if isinstance(module, nn.Conv2d) and module.bias is None:
             module.bias = nn.Parameter(module.weight.data.new_zeros(module.out_channels))
-        if isinstance(module, nn.Conv2d):
-            _keep_bias_small(module)
     return network
 
 
-def _keep_bias_small(convolution: nn.Conv2d) -> None:
-    """See that the bias fits the int32 that engines add it in, in steps of its channel's weights.
+def keep_biases_small(network: nn.Module) -> None:
+    """See that each bias fits the int32 that engines add it in, in steps of its channel's weights.
 
     Channels that died in training are all bias, and one weight so small, next to the bias, changes
     nothing. Without it their steps are so small that sums wrap around.
+
+    Args:
+        network: with batch norm folded; changes in place.
     """
-    weight = convolution.weight.data.flatten(1)
-    least = _LEAST * convolution.bias.data.abs()  # type: ignore[union-attr]  # it has one
-    dead = weight.abs().amax(1) < least
-    weight[dead, 0] = least[dead]
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            weight = module.weight.data.flatten(1)
+            least = _LEAST * module.bias.data.abs()
+            dead = weight.abs().amax(1) < least
+            weight[dead, 0] = least[dead]
 
 
 def _join(sequence: nn.Sequential, names: list[str]) -> None:

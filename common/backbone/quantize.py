@@ -23,7 +23,7 @@ from torch.ao.quantization.observer import (
 from torch.utils.hooks import RemovableHandle
 
 from common.backbone._deprecations import accepted_deprecations
-from common.backbone.fuse import fused
+from common.backbone.fuse import fused, keep_biases_small
 from common.backbone.networks import QuantizableNetwork
 
 __all__ = [
@@ -94,7 +94,9 @@ def fold(network: QuantizableNetwork) -> nn.Module:
     """
     folded = copy.deepcopy(network.module).eval()
     if not hasattr(folded, "fuse_model"):
-        return fused(folded).requires_grad_(False)
+        features = fused(folded).requires_grad_(False)
+        keep_biases_small(features)
+        return features
     with accepted_deprecations():
         folded.fuse_model(is_qat=False)  # type: ignore[operator]
     features = folded.get_submodule("features").requires_grad_(False)
@@ -102,6 +104,7 @@ def fold(network: QuantizableNetwork) -> nn.Module:
         for module in features.modules():
             if isinstance(module, intrinsic.ConvReLU2d):
                 module[1] = nn.ReLU6()
+    keep_biases_small(features)
     return features
 
 
