@@ -149,6 +149,7 @@ def test_bad_input_is_one_clear_line_and_exit_code_1(
     assert not (tmp_path / "stolen").exists()
 
 
+@pytest.mark.slow
 def test_a_broken_image_is_named_and_the_run_goes_on(
     fedhead: Fedhead, experiment: Path, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ from simulations.run import run_cell, run_in_process
 
 ROOT = Path(__file__).parents[2]
 # A strategy of a user's own, as the README shows it.
-OWN = (ROOT / "README.md").read_text().partition("In `mine.py`, anywhere:\n\n```python\n")[2]
+OWN = (ROOT / "README.md").read_text().partition("`strategy.root` says:\n\n```python\n")[2]
 OWN = OWN.partition("```")[0]
 
 
