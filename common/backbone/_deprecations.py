@@ -1,7 +1,7 @@
 """Deprecation warnings of torch that this package accepts, by message and with a reason.
 
 Eager quantization and TorchScript are deprecated in torch 2.14 and still the only route to
-one int8 file that a phone runs (shared/ONDEVICE.md), so the tested torch range is pinned and
+one int8 file that a phone runs, so the tested torch range is pinned and
 the warnings are silenced here, around our own calls, and nowhere else.
 """
 

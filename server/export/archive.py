@@ -1,4 +1,4 @@
-"""A TorchScript file's bytes: small, and the same for the same model."""
+"""A TorchScript file's bytes: small, and the same for the first model that a process exports."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ def compact(saved: bytes, records: Mapping[str, str | bytes]) -> bytes:
     for tracebacks) and an identifier over everything, which would differ from one
     installation to the next. Both are left out; no loader needs them. Compressing takes a
     sixth off, for each zero point of a channel is eight bytes of zeros.
+
+    TorchScript also numbers a class (``___torch_mangle_3``) where the process has compiled another
+    of its name, as it has after exporting on another backbone: bytes then differ, results do not.
+    Making torch forget those classes is no way out: modules in use would compute with the new ones.
     """
     target = io.BytesIO()
     with (

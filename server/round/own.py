@@ -45,7 +45,7 @@ class _State:
         memory_clients: int64 (m,), those that remember something of their own.
         memory_rounds: int64 (m,), the round whose memory of each holds: the last that counted.
         constant_holders: int64 (k,), those that have kept the plan's constant arrays.
-        norms: float64 (h, 5), of the first updates that counted, see server.round.norms.
+        norms: float64 (h, f), of the first updates that counted, see server.round.norms.
         accounts: int64 (n, 10), see Accounts.
     """
 

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client.client_round import ClientRound
 from client.memory import ClientMemory, with_constant
-from common.errors import FedheadError, ProtocolError
+from common.corrections import CORRECTIONS, Correction
+from common.errors import FedheadError, ProtocolError, ReplyError
 from common.messages import TrainRequest, content_id
 from common.types import ClientPlan, Head, LocalTraining
 
@@ -132,6 +134,28 @@ def test_constant_arrays_are_sent_once(tmp_path: Path) -> None:
     np.testing.assert_array_equal(kept.plan.constant["preconditioner"], value(1))
     other = sent(asks({"preconditioner": value(2)}, has_constant=False))
     assert with_constant(other, tmp_path, durable=True) is None
+
+
+def test_a_run_keeps_one_plans_constant_arrays(tmp_path: Path) -> None:
+    for x in (1, 2, 3):
+        with_constant(asks({"preconditioner": value(x)}, has_constant=True), tmp_path, durable=True)
+    (kept,) = tmp_path.glob("constant-*")
+    assert content_id({"preconditioner": value(3)}) in kept.name
+
+
+def test_what_is_not_finite_is_never_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoilt = Correction({"control": lambda k, d: (k, d + 1)}, lambda _: {"control": value(np.nan)})
+    monkeypatch.setitem(CORRECTIONS, "spoilt", spoilt)  # type: ignore[arg-type]
+    plan = ClientPlan(correction="spoilt")  # type: ignore[arg-type]
+    request = TrainRequest(
+        Head.zeros(2, 2), plan, LocalTraining(0.1, 1, 8), (7,), 1, "r", 0, "f", "sum",
+        memory_rounds=(0,),
+    )  # fmt: skip
+    with pytest.raises(ReplyError, match="control is not finite"):
+        ClientRound(request, ClientMemory(tmp_path)).finish(7, value(0), steps=1, loss=1.0)
+    assert not any(tmp_path.iterdir())
 
 
 def test_damaged_constant_arrays_are_asked_for_again(tmp_path: Path) -> None:

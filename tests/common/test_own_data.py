@@ -141,6 +141,29 @@ def test_keys_follow_pixels_and_labels(own: Write, tmp_path: Path) -> None:
         (GREYS + "return Examples(images, [[0], [1, 2]])", "are no lists of equal entries"),
         (GREYS + "return Examples(images, [0, 1] * 6, test=Examples([], []))", "no images"),
         ("return Examples(['gone.png', 'no.png'], ['a', 'b'])", "none of 2 images can be read"),
+        ("return Examples(['a\\0.png', 'b.png'], ['a', 'b'])", "has a NUL in it"),
+        (
+            GREYS + "return Examples(images, [0, 1] * 6, columns=['who'])",
+            "columns is list, expected a mapping",
+        ),
+        (
+            GREYS + "return Examples(images, [0, 1] * 6, classes=None)",
+            "classes is NoneType, expected a list of names",
+        ),
+        (GREYS + "return Examples(images, [0, 1] * 6, classes='ab')", "classes is str, expected"),
+        (
+            GREYS + "return Examples(images, [0, 1] * 6, test=(images, [0, 1] * 6))",
+            "test is tuple, expected Examples",
+        ),
+        (
+            GREYS + "return Examples(images, [0, 1] * 6, columns={'who': [10**30] * 12})",
+            "column 'who' has a number beyond 64 bits",
+        ),
+        (
+            GREYS + "return Examples(images, [0, 1] * 6, columns={'who': [b'x'] * 12})",
+            "column 'who' has an entry of bytes",
+        ),
+        (GREYS + "return Examples(images, [1j, 2j] * 6)", "a label is of type complex"),
     ],
 )
 def test_what_does_not_fit_is_one_line_that_names_the_function(

@@ -9,13 +9,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from common.config import load_config
-from common.errors import RunError
+from common.errors import ReplyError, RunError
+from common.messages import BackboneReply, DescribeReply
 from server.record.progress import Progress
-from server.round.backbone_offer import Offer
+from server.round import backbone_offer
+from server.round.admission import Admission
+from server.round.backbone_offer import Offer, deliver
 from server.round.join import join, make_registry
 
 Make = Callable[..., Path]
@@ -43,6 +46,34 @@ def wait(run: Path, grid: Any, *, resumes: bool) -> None:
     backbone = Offer("f" * 64, bytes)
     registry = make_registry(grid, config, "run", dataset, backbone, Progress())
     join(registry, config, dataset, devices=True, resumes=resumes)
+
+
+def test_a_simulated_node_that_has_read_other_data_is_refused() -> None:
+    admission = Admission(None, max_clients=2, data="a" * 64)
+    admission.simulated = True
+    admission.check(1, DescribeReply((0,), (3,), simulated=True, data="a" * 64))
+    with pytest.raises(ReplyError, match="other data than the server"):
+        admission.check(1, DescribeReply((0,), (3,), simulated=True, data="b" * 64))
+
+
+def test_a_backbone_is_delivered_within_the_time_that_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[float] = []
+
+    def ask(
+        _grid: object, _kind: str, _request: object, nodes: Sequence[int], seconds: float, _: object
+    ) -> tuple[dict[int, RecordDict], dict[int, str]]:
+        given.append(seconds)
+        time.sleep(seconds)  # nobody answers sooner
+        return {node: BackboneReply(False).write() for node in nodes}, {}
+
+    monkeypatch.setattr(backbone_offer, "ask", ask)
+    offered = Offer("f" * 64, lambda: b"bytes")
+    grid: Any = None
+    deliver(offered, grid, [1], 0.4, refuse=print, sent=lambda *_: None)
+    assert len(given) == 2
+    assert sum(given) <= 0.4
 
 
 @pytest.mark.parametrize("nodes", [(), (1,)])

@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from flwr.app import Array, Context, Message, RecordDict
 
 import server.app
 from client.app import app as client_app
-from common.errors import RunError
+from common.errors import ReplyError, RunError
 from common.experiment import run_config
+from common.messages import Rejection, TrainReply
 from server.app import run_experiment
 from server.export.runtime_cards import ExportReport
 from server.record.checkpoint import load_latest
+from server.round.replies import check_reply
 from simulations.engines.in_process import InProcessGrid
 from simulations.run import read_summary
 
@@ -142,6 +145,14 @@ def test_who_says_that_the_backbone_is_missing_speaks_for_nobody(
     assert (summary["valid_updates"], summary["failed_updates"]) == (14, 2)
     assert summary["rejected_updates"] == 0
     assert "cheats" not in caplog.text
+
+
+def test_a_node_of_several_clients_refuses_none_of_them_twice() -> None:
+    registry = SimpleNamespace(name=lambda client: f"client {client}", clients={})
+    told: Any = SimpleNamespace(registry=registry)
+    reply = TrainReply("f", rejected=(Rejection(2, "no"), Rejection(2, "no")))
+    with pytest.raises(ReplyError, match="names client 2 twice"):
+        check_reply(reply, told, {2, 3}, "f")
 
 
 def test_a_reply_that_arrives_twice_counts_once(tiny: Make) -> None:
