@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import ModuleType
 from typing import Any  # what a user's function takes and gives, its caller checks
 
 from common.errors import DataError
 from common.files import shown
 
-__all__ = ["file_of", "folder_of", "found_in", "search_in"]
+__all__ = ["file_of", "folder_of", "found_in", "imported", "search_in"]
 
 
 def folder_of(module: str, places: Sequence[Path]) -> Path | None:
@@ -35,6 +36,24 @@ def search_in(folder: str) -> None:
         sys.path.append(path)
 
 
+def imported(module: str) -> ModuleType:
+    """Import a user's module; what it prints goes to standard error.
+
+    Raises:
+        ModuleNotFoundError: it, or one that it needs, is not there.
+        ImportError: its code fails, or ends the program; one line.
+    """
+    importlib.invalidate_caches()  # the file may be newer than the last look into its folder
+    try:
+        with redirect_stdout(sys.stderr):  # a command's output may be one JSON object
+            return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise
+    except (Exception, SystemExit) as exc:  # whatever the user's code raises
+        words = (str(exc).splitlines() or [""])[0]
+        raise ImportError(f"{type(exc).__name__}: {words}") from exc
+
+
 def found_in(module: str, name: str, folder: Path | None) -> Callable[..., Any]:
     """Import a module and give one of its functions.
 
@@ -50,18 +69,15 @@ def found_in(module: str, name: str, folder: Path | None) -> Callable[..., Any]:
     """
     path = f"{module}:{name}"
     search_in(str(folder or ""))
-    importlib.invalidate_caches()  # the file may be newer than the last look into its folder
     try:
-        with redirect_stdout(sys.stderr):  # a command's output may be one JSON object
-            found = importlib.import_module(module)
+        found = imported(module)
     except ModuleNotFoundError as exc:
         if exc.name is None or not f"{module}.".startswith(f"{exc.name}."):
             raise DataError(f"{path}: {module} needs the package '{exc.name}'") from exc
         where = f" in {shown(folder)}" if folder else "; data.root says in which folder"
         raise DataError(f"{path}: there is no module '{exc.name}'{where}") from exc
-    except (Exception, SystemExit) as exc:  # whatever the user's code raises
-        words = (str(exc).splitlines() or [""])[0]
-        raise DataError(f"{path}: cannot be imported: {type(exc).__name__}: {words}") from exc
+    except ImportError as exc:
+        raise DataError(f"{path}: cannot be imported: {exc}") from exc
     file = getattr(found, "__file__", None)
     if folder is not None and not (file and Path(file).resolve().is_relative_to(folder.resolve())):
         raise DataError(

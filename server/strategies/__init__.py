@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from common.errors import ConfigError
+from common.own_code import imported
 from common.types import Affine, Head
 from server.strategies.adaptive import fedadagrad, fedadam, fedavgm, fedyogi
 from server.strategies.arguments import (
@@ -98,14 +98,10 @@ def import_strategy(path: str) -> Callable[..., Any]:
     """
     module_name, _, attribute = path.partition(":")
     try:
-        found: object = getattr(importlib.import_module(module_name), attribute)
+        found: object = getattr(imported(module_name), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as exc:
         hint = "; strategy.root says in which folder" if _is_missing(exc, module_name) else ""
         raise ConfigError([f"strategy.name={path!r} cannot be imported: {exc}{hint}"]) from exc
-    except SystemExit as exc:
-        raise ConfigError(
-            [f"strategy.name={path!r} cannot be imported: {module_name} ends the program"]
-        ) from exc
     if not callable(found):
         raise ConfigError([f"strategy.name={path!r} is neither a function nor a class"])
     return found

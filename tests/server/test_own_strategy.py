@@ -334,13 +334,19 @@ def test_an_argument_that_cannot_be_read_is_one_line(
         build_strategy(f"{name}:odd", {"x": 2.0})
 
 
-def test_a_module_that_ends_the_program_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_module_that_fails_or_ends_the_program_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "ender.py").write_text("import sys\nsys.exit(0)\n")
-    with pytest.raises(ConfigError, match="ender ends the program"):
+    with pytest.raises(ConfigError, match="'ender:any' cannot be imported: SystemExit: 0$"):
         build_strategy("ender:any", {})
+    (tmp_path / "breaker.py").write_text("print('hello')\n1 / 0\n")
+    with pytest.raises(
+        ConfigError, match="imported: ZeroDivisionError: division by zero"
+    ):
+        build_strategy("breaker:any", {})
+    assert capsys.readouterr().out == ""
 
 
 def test_a_module_beside_the_experiment_is_found_from_anywhere(
