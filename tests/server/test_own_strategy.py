@@ -342,9 +342,7 @@ def test_a_module_that_fails_or_ends_the_program_is_one_line(
     with pytest.raises(ConfigError, match="'ender:any' cannot be imported: SystemExit: 0$"):
         build_strategy("ender:any", {})
     (tmp_path / "breaker.py").write_text("print('hello')\n1 / 0\n")
-    with pytest.raises(
-        ConfigError, match="imported: ZeroDivisionError: division by zero"
-    ):
+    with pytest.raises(ConfigError, match="imported: ZeroDivisionError: division by zero"):
         build_strategy("breaker:any", {})
     assert capsys.readouterr().out == ""
 
