@@ -36,7 +36,7 @@ from server.record.checkpoint import Checkpoint, load_latest
 from server.record.client_memory import bring_back, put_away
 from server.record.events import event_log
 from server.record.lease import follow
-from server.record.progress import Progress
+from server.record.progress import OnRound, Progress
 from server.record.runfolder import (
     HEAD,
     SUMMARY,
@@ -74,7 +74,7 @@ def main(grid: Grid, context: Context) -> None:
         address = str(context.run_config.get("health", ""))
         deployment = str(context.run_config.get("deployment", ""))
         roster = Roster(Path(deployment)) if deployment else None
-        with _progress(address) as progress:
+        with watched(address) as progress:
             folder = str(context.run_config.get("backbones", ""))
             run_experiment(
                 grid,
@@ -91,15 +91,20 @@ def main(grid: Grid, context: Context) -> None:
 
 
 @contextmanager
-def _progress(address: str) -> Iterator[Progress]:
-    """Tells a health service at an address how the run stands; nobody where there is none."""
-    if not address:
-        yield Progress()
+def watched(health: str, on_round: OnRound = lambda _: None) -> Iterator[Progress]:
+    """What a run tells how it stands.
+
+    Args:
+        health: HOST:PORT where health checks are answered meanwhile; empty for none.
+        on_round: is told of each round.
+    """
+    if not health:
+        yield Progress(on_round=on_round)
         return
     from server.record.health import health_service
 
-    with health_service(address) as progress:
-        logger.info("answering health checks on %s", address)
+    with health_service(health, on_round) as progress:
+        logger.info("answering health checks on %s", health)
         yield progress
 
 

@@ -19,6 +19,7 @@ from common.experiment import (
     run_config,
 )
 from common.files import is_empty
+from server.record.progress import OnRound
 from server.record.replaced import in_place_of, recover
 from server.record.runfolder import SUMMARY, RunFolder, free_folder, read_config, resume_command
 from simulations.resume import allowed, anchored
@@ -135,40 +136,41 @@ def num_nodes(config: Config) -> int:
     return len(shares) if is_stock(config.strategy.name) else config.simulation.nodes
 
 
-def run_in_process(path: Path, *, health: str = "") -> dict[str, Any]:
+def run_in_process(
+    path: Path, *, health: str = "", on_round: OnRound = lambda _: None
+) -> dict[str, Any]:
     """Run, or go on with, the experiment whose configuration lies in a run folder.
 
     Args:
         path: the run folder.
         health: HOST:PORT where health checks are answered meanwhile; empty for none.
+        on_round: is told of each round.
 
     Returns:
         The run's closing figures.
     """
-    from flwr.app import Context, RecordDict
-
     from client.app import app as client_app
-    from server.app import app as server_app
+    from server.app import run_experiment, watched
     from simulations.engines.in_process import InProcessGrid
 
-    values = {**run_values(path), "health": health}
-    grid = InProcessGrid(client_app, num_nodes(run_config(values)), values)
-    context = Context(
-        run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(values)
-    )
-    server_app(grid, context)
+    values = run_values(path)
+    config = run_config(values)
+    grid = InProcessGrid(client_app, num_nodes(config), values)
+    with watched(health, on_round) as progress:
+        run_experiment(grid, config, progress=progress)
     return read_summary(path)
 
 
-def run_cell(path: Path, toml: str) -> None:
+def run_cell(path: Path, toml: str, *, on_round: OnRound = lambda _: None) -> None:
     """Run a cell of a comparison from the beginning: the same figures, without a model.
 
     Args:
         path: its run folder, which does not exist yet.
         toml: its configuration.
+        on_round: is told of each round.
     """
     from client.app import app as client_app
-    from server.app import run_experiment
+    from server.app import run_experiment, watched
     from server.round.build import check_strategy
     from simulations.engines.in_process import InProcessGrid
 
@@ -177,7 +179,8 @@ def run_cell(path: Path, toml: str) -> None:
     RunFolder(path, config)
     values = run_values(path)
     grid = InProcessGrid(client_app, num_nodes(config), values)
-    run_experiment(grid, run_config(values), is_cell=True)
+    with watched("", on_round) as progress:
+        run_experiment(grid, run_config(values), is_cell=True, progress=progress)
 
 
 def run_values(path: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from common.errors import RunError
 from common.listening import obstacle
-from server.record.progress import Progress, Standing
+from server.record.progress import OnRound, Progress, Standing
 
 __all__ = ["health_service"]
 
@@ -62,11 +62,12 @@ class _Health(HealthServicer):
 
 
 @contextmanager
-def health_service(address: str) -> Iterator[Progress]:
+def health_service(address: str, on_round: OnRound = lambda _: None) -> Iterator[Progress]:
     """Answer health checks until the block ends.
 
     Args:
         address: HOST:PORT to listen on, without TLS, as probes expect it.
+        on_round: is told of each round, beside the service.
 
     Yields:
         Takes what the service says.
@@ -84,7 +85,7 @@ def health_service(address: str) -> Iterator[Progress]:
         raise RunError(f"health: cannot listen on {address}: {obstacle(address)}") from exc
     server.start()
     try:
-        yield Progress(health.show)
+        yield Progress(health.show, on_round)
     finally:
         health.enter_graceful_shutdown()
         server.stop(_GRACE_SECONDS).wait()

@@ -1,12 +1,17 @@
-"""How a run stands, for whoever watches it."""
+"""How a run stands and what each round gave, for whoever watches it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["Progress", "Standing"]
+__all__ = ["OnRound", "Progress", "Standing"]
+
+OnRound = Callable[[Mapping[str, Any]], None]
+"""Called with the line of metrics.jsonl of each finished round, once the round is on the disk. What
+it raises ends the run there, which can be resumed."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +37,20 @@ class Standing:
 
 
 class Progress:
-    """Tells a listener of each change.
+    """Tells listeners of each change and of each round, from the run's thread.
 
     Args:
-        listener: called from the run's thread.
+        listener: called with each new standing.
+        on_round: called with each finished round's metrics.
     """
 
-    def __init__(self, listener: Callable[[Standing], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        listener: Callable[[Standing], None] = lambda _: None,
+        on_round: OnRound = lambda _: None,
+    ) -> None:
         self._listener, self._standing = listener, Standing()
+        self._on_round = on_round
 
     def update(self, **changes: int) -> None:
         """Set fields of the standing."""
@@ -47,3 +58,7 @@ class Progress:
         if standing != self._standing:
             self._standing = standing
             self._listener(standing)
+
+    def finished(self, metrics: Mapping[str, Any]) -> None:
+        """Tell of a finished round: ``round`` and its metrics, as metrics.jsonl has them."""
+        self._on_round(metrics)

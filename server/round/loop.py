@@ -135,6 +135,7 @@ def run_rounds(
                 run.registry.accounts.write(folder.devices)
             done = number
             _report(number, rounds, result, evaluation)
+            run.registry.progress.finished({"round": number, **metrics})
     return head, done, counters
 
 
