@@ -1,4 +1,4 @@
-"""Labelled images from anywhere, behind one value: :class:`Dataset`.
+"""Labelled images from anywhere, behind one value: ``Dataset``.
 
 Nothing heavy is imported before a source needs it: a device reads its folder with PIL and
 NumPy alone.
@@ -35,7 +35,7 @@ def load_dataset(source: str, reading: Reading) -> Dataset:
     """Load a data set by name.
 
     Args:
-        source: a source of :mod:`common.data_sources`, such as "mnist5k" or "folder:PATH", a
+        source: a source of ``common.data_sources``, such as "mnist5k" or "folder:PATH", a
             torchvision class name such as "CIFAR10", or a user's own "module:function".
         reading: how.
 
@@ -57,7 +57,7 @@ def load_dataset(source: str, reading: Reading) -> Dataset:
 
 
 def loader_of(row: str) -> Loader:
-    """The function that a row of :mod:`common.data_sources` names."""
+    """The function that a row of ``common.data_sources`` names."""
     module, _, name = row.partition(":")
     return cast(Loader, getattr(importlib.import_module(f"common.datasets.{module}"), name))
 

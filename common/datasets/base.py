@@ -179,7 +179,7 @@ class Dataset:
         labels: int64 (n,).
         train: int64 positions, ascending: what clients share among themselves.
         test: int64 positions, ascending: the server's test set; empty on a device.
-        source: where the images come from; use :meth:`images`.
+        source: where the images come from; use ``images``.
         images_key: hex SHA-256 over the images alone, in order: what features depend on.
         content_key: hex SHA-256 over images, labels, class names and split.
         columns: further columns, each of n entries, such as user ids for natural partitions.
@@ -212,7 +212,7 @@ class Dataset:
             size: side of the square, in pixels.
 
         Returns:
-            uint8 (m, 3, size, size); see :func:`common.images.decode_file`.
+            uint8 (m, 3, size, size); see ``common.images.decode_file``.
 
         Raises:
             DataError: an image has become unreadable since the data set was loaded.
