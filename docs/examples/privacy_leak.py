@@ -88,8 +88,8 @@ def main() -> None:
         print(f"  features read exactly: {same} of {NUM_FEATURES}")
 
     for num_images in (1, 3, 30):
-        delta = trained_delta(client_features(num_images - 1))
-        print(f"fedavg, rank of the delta, images: {num_images}, rank: {np.linalg.matrix_rank(delta)}")
+        rank = np.linalg.matrix_rank(trained_delta(client_features(num_images - 1)))
+        print(f"fedavg, rank of the delta, images: {num_images}, rank: {rank}")
 
 
 if __name__ == "__main__":

@@ -36,8 +36,7 @@ def test_a_delta_of_one_image_tells_its_features_and_label(
 
 def test_a_delta_has_at_most_the_rank_of_its_images(leak: dict[str, Any]) -> None:
     ranks = [
-        np.linalg.matrix_rank(leak["trained_delta"](leak["client_features"](n - 1)))
-        for n in (1, 3)
+        np.linalg.matrix_rank(leak["trained_delta"](leak["client_features"](n - 1))) for n in (1, 3)
     ]
     assert ranks == [1, 3]
 
