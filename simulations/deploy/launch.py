@@ -78,6 +78,14 @@ def superlink_command(server: Path) -> list[str]:
     ]  # fmt: skip
 
 
+def _written(value: object) -> str:
+    """As TOML, without a quote inside: Flower's reader would take it for the text's end."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    inside = json.dumps(value, ensure_ascii=False)[1:-1]
+    return '"{}"'.format(inside.replace(r"\"", r"\u0022"))
+
+
 def device_command(device: Path, own: Path) -> list[str]:
     """The command of a device's SuperNode: Flower's, behind a socket in a folder of its own."""
     settings = read_device(device)
@@ -91,7 +99,7 @@ def device_command(device: Path, own: Path) -> list[str]:
     }
     if signing_state(device).keys:
         node_config["trusted"] = str(trusted_of(device))
-    pairs = [f"{key}={json.dumps(value)}" for key, value in node_config.items()]
+    pairs = [f"{key}={_written(value)}" for key, value in node_config.items()]
     return [
         sys.executable, "-P", "-m", "client.supernode", _socket(own), str(own / "refused"),
         "--superlink", settings.server,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import stat
+import tomllib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+import tomli_w
 from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store
+from flwr.common.config import parse_config_args
 
 from common.errors import ConfigError, RunError
 from server.record.runfolder import RunFolder
@@ -115,6 +118,18 @@ def test_flowers_commands_name_the_folders_files_and_the_budget(tmp_path: Path) 
     server = superlink_command(folder / "server")
     assert "--enable-supernode-auth" in server
     assert "--insecure" not in server
+
+
+@pytest.mark.parametrize(
+    "allow", ['[ "$(cat /sys/ac)" = 1 ]', "a\\\\", 'it\'s "x=\\"1\\""', "on 🔌"]
+)
+def test_an_owners_command_reaches_the_device_as_it_was_written(tmp_path: Path, allow: str) -> None:
+    device = deploy(tmp_path / "d", "kitchen") / "devices" / "kitchen"
+    settings = tomllib.loads((device / "device.toml").read_text())
+    (device / "device.toml").write_text(tomli_w.dumps(settings | {"allow": allow}))
+    given = parse_config_args([device_command(device, tmp_path)[-1]])
+    assert given["allow"] == allow
+    assert given["data"] == f"folder:{device}/images"
 
 
 def test_a_damaged_certificate_is_named_before_anything_starts(tmp_path: Path) -> None:
