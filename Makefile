@@ -17,13 +17,14 @@ export RAY_USAGE_STATS_ENABLED := 0
 # that has no PyTorch yet is affected.
 TORCH ?=
 TORCH_INDEX := https://download.pytorch.org/whl
+TORCH_BUILD := 'torch>=2.9,<2.15' 'torchvision>=0.24,<0.30'
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	@if [ -n "$(TORCH)" ]; then \
 	    echo "Installing PyTorch's build '$(TORCH)' into $(VENV)."; \
-	    $(BIN)/pip install --quiet --index-url $(TORCH_INDEX)/$(TORCH) 'torch>=2.9,<2.15' 'torchvision>=0.24,<0.30' \
+	    $(BIN)/pip install --quiet --index-url $(TORCH_INDEX)/$(TORCH) $(TORCH_BUILD) \
 	    || { rm -r $(VENV); exit 1; }; fi
 
 # Of these two packages a run reads one file each. What they would import, OpenCV and pandas among

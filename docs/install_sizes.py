@@ -35,9 +35,15 @@ def needed(requirements: list[str]) -> dict[str, Distribution]:
             if name == "fedhead":  # as pyproject.toml has it, not as it was when it was installed
                 waiting += [(Requirement(text), "") for text in _texts(extra)]
                 continue
-            found[name, extra] = distribution(name)
-            waiting += [(Requirement(text), extra) for text in found[name, extra].requires or []]
+            found[name, extra], requirements_of_it = _package(name)
+            waiting += [(requirement, extra) for requirement in requirements_of_it]
     return {name: package for (name, _), package in found.items()}
+
+
+@cache
+def _package(name: str) -> tuple[Distribution, list[Requirement]]:
+    package = distribution(name)
+    return package, [Requirement(text) for text in package.requires or []]
 
 
 def _texts(extra: str) -> list[str]:
