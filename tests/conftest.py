@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import os
-import tomllib
+import runpy
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from importlib.metadata import distribution, packages_distributions
+from importlib.metadata import Distribution, packages_distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import common.progress
@@ -277,48 +276,46 @@ def set_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int]
 
 ROOT = Path(__file__).parent.parent
 
-# Python runs a module of this name when it starts; so the processes that a device starts have it.
-DEVICE = """
-import sys
+# Python runs a module sitecustomize when it starts; so the processes that a device starts have it.
+_ONLY = """
+from importlib.machinery import PathFinder
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name in {absent!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Absent())
+find_spec = PathFinder.find_spec
+PathFinder.find_spec = lambda name, path=None, target=None: (
+    None if name in {absent!r} else find_spec(name, path, target)
+)
 """
 
 
-def needed(requirements: list[str]) -> set[str]:
-    """Names of the distributions that an install of these brings, on this machine."""
-    found: set[tuple[str, str]] = set()
-    waiting = [(Requirement(text), "") for text in requirements]
-    while waiting:
-        requirement, parent_extra = waiting.pop()
-        if requirement.marker and not requirement.marker.evaluate({"extra": parent_extra}):
-            continue
-        for extra in ("", *requirement.extras):
-            key = (canonicalize_name(requirement.name), extra)
-            if key not in found:
-                found.add(key)
-                texts = distribution(requirement.name).requires or []
-                waiting += [(Requirement(text), extra) for text in texts]
-    return {name for name, _ in found}
+@pytest.fixture(scope="session")
+def needed() -> Callable[[list[str]], Mapping[str, Distribution]]:
+    """What an install of some requirements brings, as docs/install_sizes.py counts it."""
+    return runpy.run_path(str(ROOT / "docs" / "install_sizes.py"))["needed"]
 
 
 @pytest.fixture(scope="session")
-def on_device(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+def with_only(
+    needed: Callable[[list[str]], Mapping[str, Distribution]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Mapping[str, str]]:
+    """Makes an environment in which only what these requirements bring can be imported."""
+
+    def make(requirements: list[str], *others: str) -> Mapping[str, str]:
+        there = needed(requirements).keys() | {"fedhead", *others}
+        absent = {
+            module
+            for module, names in packages_distributions().items()
+            if not there.intersection(map(canonicalize_name, names))
+        }
+        folder = tmp_path_factory.mktemp("only")
+        (folder / "sitecustomize.py").write_text(_ONLY.format(absent=absent))
+        search = os.pathsep.join([str(folder), str(ROOT)])
+        return {**os.environ, "PYTHONPATH": search, "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def on_device(with_only: Callable[..., Mapping[str, str]]) -> Mapping[str, str]:
     """An environment in which nothing can be imported that fedhead[device] does not bring."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extra = project["optional-dependencies"]["device"]
-    there = needed([*project["dependencies"], *extra]) | {"fedhead"}
-    absent = {
-        module
-        for module, names in packages_distributions().items()
-        if not there.intersection(map(canonicalize_name, names))
-    }
-    folder = tmp_path_factory.mktemp("device")
-    (folder / "sitecustomize.py").write_text(DEVICE.format(absent=absent))
-    search = os.pathsep.join([str(folder), str(ROOT)])
-    return {**os.environ, "PYTHONPATH": search, "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+    return with_only(["fedhead[device]"])

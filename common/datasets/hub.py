@@ -29,7 +29,7 @@ __all__ = ["load_hub"]
 
 
 def load_hub(name: str, reading: Reading) -> Dataset:
-    """Load a data set with Hugging Face's ``datasets``, which flwr-datasets brings along.
+    """Load a data set with Hugging Face's ``datasets``.
 
     ``flwr_datasets.FederatedDataset`` wraps the same call, but shuffles, does not tell which
     splits there are, and reports its use over the network.
@@ -49,7 +49,7 @@ def load_hub(name: str, reading: Reading) -> Dataset:
     Raises:
         DataError: not there, without a column of images or of labels, or with a test split
             of other classes.
-        MissingExtraError: flwr-datasets is not installed.
+        MissingExtraError: datasets is not installed.
     """
     parts = find_splits(
         name, _open(name, reading.root, download=reading.download), reading.label_column
@@ -77,7 +77,7 @@ def _open(name: str, root: Path | None, *, download: bool) -> list[Split]:
     try:
         import datasets
     except ImportError as exc:
-        raise MissingExtraError("flwr-datasets", "simulation", f"the data set hf:{name}") from exc
+        raise MissingExtraError("datasets", "hub", f"the data set hf:{name}") from exc
     place, _, subset = name.partition("#")
     folder = Path(place).expanduser()
     if root is not None:

@@ -49,7 +49,7 @@ def _need_embedded(arch: str) -> None:
     try:
         importlib.metadata.distribution(embedded.package)
     except importlib.metadata.PackageNotFoundError:
-        pytest.skip(f"needs fedhead[demo]: embedded weights of {arch}")
+        pytest.skip(f"needs fedhead[{embedded.extra}]: embedded weights of {arch}")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from PIL import Image
 from common.datasets import Dataset, Reading, load_dataset
 from common.errors import DataError
 
-datasets = pytest.importorskip("datasets", reason="pip install 'fedhead[simulation]'")
+datasets = pytest.importorskip("datasets", reason="pip install 'fedhead[hub]'")
 
 COLOURS = {"cat": (250, 0, 0), "dog": (0, 250, 0), "owl": (0, 0, 250)}
 NAMES = ("cat", "dog", "owl", "dog")

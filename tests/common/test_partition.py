@@ -1,7 +1,6 @@
 """Partitions are disjoint, complete, as large as asked for, and the same for the same seed."""
 
-import subprocess
-import sys
+import functools
 
 import numpy as np
 import pytest
@@ -9,12 +8,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from common import deal as dealing
 from common.errors import DataError
 from common.partition import Request, local_split, partition_clients, plot_partition
 
 LABELS = np.repeat(np.arange(10), 100)  # sorted by class, as mnist5k is
 ALL = np.arange(1000)
-# The first call imports flwr-datasets, which takes seconds.
 properties = settings(max_examples=15, deadline=None)
 
 
@@ -115,24 +114,61 @@ def test_dirichlet_alpha_sets_the_skew():
     assert mean_share_of_the_largest_class(0.1) > 0.4
 
 
-def test_dirichlet_repeats_draws_where_flwr_datasets_gives_up():
-    import datasets
-    from flwr_datasets.partitioner import DirichletPartitioner
-
-    def alone(seed):
-        partitioner = DirichletPartitioner(20, "label", 0.2, min_partition_size=20, seed=seed)
-        partitioner.dataset = datasets.Dataset.from_dict({"label": LABELS})
-        return partitioner.load_partition(0)
-
+def test_dirichlet_is_drawn_again_for_the_minimum():
     # A draw leaves everybody 20 of the 1000 examples about once in 50 times; 11 are not enough.
     for seed in range(3):
-        with (
-            pytest.warns(UserWarning, match="was not satisfied"),
-            pytest.raises(ValueError, match="max number of attempts"),
-        ):
-            alone(seed)
+        draws = dealing.by_dirichlet(LABELS, 20, 0.2, np.random.default_rng(seed))
+        assert max(min(map(len, parts)) for parts in draws) < 20
         parts = deal("dirichlet", clients=20, alpha=0.2, min_examples=20, seed=seed)
         assert min(len(part) for part in parts) >= 20
+
+
+def as_flower_deals(partitioner, **columns):
+    """Sorted row numbers of each client."""
+    rows = pytest.importorskip("datasets").Dataset.from_dict(
+        {name: values.tolist() for name, values in columns.items()} | {"row": [*range(len(MIXED))]}
+    )
+    rows.select = functools.partial(rows.select, new_fingerprint="rows")  # or all is hashed
+    partitioner.dataset = rows
+    count = partitioner.num_partitions
+    return [sorted(partitioner.load_partition(client)["row"][:]) for client in range(count)]
+
+
+MIXED = np.random.default_rng(0).permutation(np.repeat(np.arange(7) * 2, 43))
+
+
+# From datasets, or so says pyarrow.
+@pytest.mark.filterwarnings("ignore:Specifying null_placement:FutureWarning")
+def test_what_is_drawn_is_what_flowers_partitioners_draw():
+    flower = pytest.importorskip("flwr_datasets.partitioner")
+    seed = 2**63 + 5
+    own = {"shuffle": False, "seed": seed}
+    owners = np.array(["ann", "Bob", "Éva", "cyd"])[MIXED % 4]
+
+    def rng():
+        return np.random.default_rng(seed)
+
+    pairs = [
+        (dealing.evenly_sized(len(MIXED), 12), flower.IidPartitioner(12)),
+        (
+            next(dealing.by_dirichlet(MIXED, 12, 0.3, rng())),
+            flower.DirichletPartitioner(12, "label", 0.3, min_partition_size=0, **own),
+        ),
+        (
+            next(dealing.by_class(MIXED, 12, 3, rng())),
+            flower.PathologicalPartitioner(
+                12, "label", 3, class_assignment_mode="first-deterministic", **own
+            ),
+        ),
+        (
+            next(dealing.by_shard(MIXED, 12, 3, rng())),
+            flower.ShardPartitioner(12, "label", 3, **own),
+        ),
+        (dealing.by_value(owners), flower.NaturalIdPartitioner("client")),
+    ]
+    for parts, partitioner in pairs:
+        theirs = as_flower_deals(partitioner, label=MIXED, client=owners)
+        assert [sorted(part.tolist()) for part in parts] == theirs, type(partitioner)
 
 
 @properties
@@ -213,17 +249,6 @@ def test_nothing_is_printed(capfd):
     for scheme, options in SCHEMES.items():
         deal(scheme, **options)
     assert capfd.readouterr() == ("", "")
-
-
-def test_a_missing_package_is_named():
-    code = (
-        "import sys; sys.modules['flwr_datasets'] = None\n"
-        "import numpy as np\n"
-        "from common.partition import Request, partition_clients\n"
-        "partition_clients(np.arange(9), Request('iid', 2), np.arange(9), seed=0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "pip install 'fedhead[simulation]'" in done.stderr.splitlines()[-1]
 
 
 @properties

