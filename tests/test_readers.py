@@ -27,6 +27,7 @@ OTHERS = {
         server/export/compare_pixels.py:_array
         server/export/compare_pixels.py:_mistaken
         simulations/deploy/serverapp.py:read_bundle
+        server/record/trackers/wandb.py:told_rounds
     """,
     "keys, secrets and certificates: one that has changed opens no door": """
         client/delivery/authorities.py:check_in
