@@ -40,7 +40,7 @@ def read_space(content: Mapping[str, Any], base: Config, where: str = "search sp
             searched, ranges that are none, values that do not fit.
     """
     space: dict[str, Range | Choices] = {}
-    problems = []
+    problems: list[str] = []
     for key, leaf in _leaves(content):
         try:
             space[key] = _dimension(key, leaf)
@@ -80,8 +80,9 @@ def _dimension(key: str, leaf: Any) -> Range | Choices:
         if leaf.keys() > {"choices"} or not isinstance(values, list) or len(values) < 2:
             raise ConfigError([f"{key}: choices must be a list of two values or more, alone"])
         return Choices(tuple(values))
-    low, high, step = leaf.get("low"), leaf.get("high"), leaf.get("step")
-    log = leaf.get("log", False)
+    low: Any = leaf.get("low")  # looked at below
+    high: Any = leaf.get("high")
+    step, log = leaf.get("step"), leaf.get("log", False)
     numbers = [low, high] if step is None else [low, high, step]
     if any(not isinstance(n, (int, float)) or isinstance(n, bool) for n in numbers):
         raise ConfigError([f"{key}: low, high and step must be numbers"])

@@ -16,7 +16,16 @@ from common.progress import stage
 from server.record.progress import OnRound
 from simulations.run import run_cell
 from simulations.tune.outcome import State, Trial
-from simulations.tune.space import ARGS, NAME, Range, Space, own_values, strategy_of, with_values
+from simulations.tune.space import (
+    ARGS,
+    NAME,
+    Choices,
+    Range,
+    Space,
+    own_values,
+    strategy_of,
+    with_values,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -27,6 +36,9 @@ logger = logging.getLogger("fedhead")
 
 _LOOKS = 20  # at a run, to see whether it can end
 _RANDOM = 8  # trials before the sampler and the pruner know enough
+# Percent that go on. Curves of few clients a round are rough: of 30 trials on mnist5k that had all
+# ran to the end, the median would have cut three of the best eight short, this none of them.
+_GO_ON = 75.0
 _WARMUP = 0.2  # of a run's rounds, in which nothing can be said of it
 
 
@@ -52,8 +64,8 @@ class Study:
                 storage=f"sqlite:///{folder / 'study.db'}",
                 direction="maximize",
                 load_if_exists=True,
-                pruner=optuna.pruners.MedianPruner(
-                    n_startup_trials=_RANDOM, n_warmup_steps=round(_WARMUP * rounds)
+                pruner=optuna.pruners.PercentilePruner(
+                    _GO_ON, n_startup_trials=_RANDOM, n_warmup_steps=round(_WARMUP * rounds)
                 ),
             )
 
@@ -151,19 +163,21 @@ def _suggested(asked: optuna.Trial, space: Space, base: Config) -> dict[str, Any
     for key, dimension in space.items():
         if key.startswith(ARGS) and key.removeprefix(ARGS) not in arguments:
             continue
-        if not isinstance(dimension, Range):
-            values[key] = asked.suggest_categorical(key, dimension.values)
-        elif dimension.is_whole:
-            low, high, step = int(dimension.low), int(dimension.high), int(dimension.step or 1)
-            values[key] = asked.suggest_int(key, low, high, step=step, log=dimension.log)
-        else:
-            low, high = dimension.low, dimension.high
-            values[key] = asked.suggest_float(
-                key, low, high, step=dimension.step, log=dimension.log
-            )
+        values[key] = _one(asked, key, dimension)
         if key == NAME:
             arguments = strategy_of(values[key]).arguments
     return values
+
+
+def _one(asked: optuna.Trial, key: str, dimension: Range | Choices) -> Any:
+    if isinstance(dimension, Choices):
+        return asked.suggest_categorical(key, dimension.values)
+    low, high, step = dimension.low, dimension.high, dimension.step
+    if dimension.is_whole:
+        return asked.suggest_int(key, int(low), int(high), step=int(step or 1), log=dimension.log)
+    value = asked.suggest_float(key, low, high, step=step, log=dimension.log)
+    # As a person would write it: nothing depends on the fifth digit.
+    return min(max(float(f"{value:.4g}"), low), high)
 
 
 def _figures(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def _check_wandb(settings: TrackingConfig) -> None:
 
 
 KINDS: Mapping[str, Kind] = {
-    "tensorboard": Kind("tensorboardX", "server", _tensorboard),
+    "tensorboard": Kind("tensorboardX", "simulation", _tensorboard),
     "mlflow": Kind("mlflow", "mlflow", _mlflow),
     "wandb": Kind("wandb", "wandb", _wandb, _check_wandb),
 }
