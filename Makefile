@@ -90,7 +90,7 @@ quantization: $(STAMP)
 RUN ?= runs/demo
 arm64: $(STAMP)
 	$(BIN)/fedhead export $(RUN) --target lite
-	$(BIN)/python -m simulations.speed.arm64 $(RUN)
+	$(BIN)/python -m simulations.bench.speed.arm64 $(RUN)
 
 bench: $(STAMP)
 	$(BIN)/fedhead bench simulation

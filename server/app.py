@@ -45,6 +45,7 @@ from server.record.runfolder import (
     intact_rounds,
     read_run_json,
 )
+from server.record.trackers import check_trackers, tracked
 from server.round.algorithm import Run
 from server.round.backbone_offer import offer
 from server.round.build import check_strategy, make_algorithm
@@ -151,7 +152,7 @@ def run_experiment(
         grid: reaches the nodes.
         config: what to do.
         is_cell: a cell of a comparison, of which only the figures are wanted: no model, no
-            TensorBoard events, no log, no checkpoints; one that was cut off begins again.
+            trackers, no log, no checkpoints; one that was cut off begins again.
         progress: is told how the run stands.
         roster: the devices of the deployment that it runs on; None: it runs on none.
         backbones: folder of signed ones, for devices that take no others.
@@ -160,6 +161,9 @@ def run_experiment(
         FedheadError: as one clear line; finished rounds stay in the run folder.
     """
     check_strategy(config)
+    if not is_cell:
+        check_trackers(config.tracking)
+    progress = progress or Progress()
     folder = RunFolder(free_folder(config), config)
     log = nullcontext() if is_cell else event_log(folder.events)
     with folder.at_work(), log, stage(folder.path.name):
@@ -168,18 +172,17 @@ def run_experiment(
         if former := former_head(config, folder.path):
             former.keep(folder.path)
         bring_back(folder.path, folder.run_id)
-        scene = _set_up(
-            grid, config, folder, progress or Progress(), roster, backbones, resumes=resumes
-        )
+        scene = _set_up(grid, config, folder, progress, roster, backbones, resumes=resumes)
         if is_cell:
             drop_backbone(folder.path)  # hundreds have the same
         else:
             keep_backbone(scene.backbone, folder.path)
         with scene.stages("baselines"):
             without = baselines(scene.run, scene.dataset.num_classes, scene.test)
-        outcome = _train(scene, checkpoint, is_cell=is_cell)
-        figures = {**summarize(scene.run, scene.backbone, outcome), **without}
-        _close(scene, outcome, figures, is_cell=is_cell)
+        with nullcontext() if is_cell else tracked(folder, config, checkpoint, progress):
+            outcome = _train(scene, checkpoint, is_cell=is_cell)
+            figures = {**summarize(scene.run, scene.backbone, outcome), **without}
+            _close(scene, outcome, figures, is_cell=is_cell)
     return folder.path
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Config, changed
+from common.config.tracking import located_uri
 from common.data_sources import kind_of
 from common.errors import BackboneError, DataError, RunError
 from common.files import write_atomic
@@ -29,6 +30,9 @@ MAY_CHANGE = {
     "strategy.root": "where the same module lies now",
     "backbone.weights": "where the same weights lie now: the backbone's fingerprint is compared",
     "baseline.epochs": "what is computed beside the rounds",
+    "tracking.trackers": "who is told of the rounds",
+    "tracking.mlflow-uri": "where the same store lies now",
+    "tracking.wandb-mode": "when W&B is sent what it is told",
     "simulation.cohort-memory": "what the memory of this machine can hold",
 }
 """Keys that a run may go on with other values of, each with the reason."""
@@ -47,6 +51,8 @@ def anchored(config: Config) -> Config:
             "root": _absolute(config.strategy.root),
         },
     }
+    if "mlflow" in config.tracking.trackers:
+        paths["tracking"] = {"mlflow-uri": located_uri(config.tracking.mlflow_uri)}
     return changed(config, paths)
 
 

@@ -56,9 +56,11 @@ def beginning(config: Config, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         RunError: the folder holds something that must not be overwritten.
     """
+    from server.record.trackers import check_trackers
     from server.round.build import check_strategy
 
     check_strategy(config)  # a wrong key moves nothing
+    check_trackers(config.tracking)
     path = free_folder(config, numbered=not overwrite)
     replaces = overwrite and not is_empty(path)
     with in_place_of(path) if replaces else nullcontext():
@@ -78,10 +80,12 @@ def new_run(config: Config) -> Path:
         RunError: the folder that ``out`` names holds something.
     """
     # They import torch, which a wrong key need not wait for.
+    from server.record.trackers import check_trackers
     from server.round.build import check_strategy
     from server.round.first_head import former_head
 
     check_strategy(config)
+    check_trackers(config.tracking)
     path = free_folder(config)
     if not is_empty(path):
         raise RunError(

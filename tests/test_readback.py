@@ -51,6 +51,7 @@ from server.record.accounts import Accounts
 from server.record.checkpoint import load_latest, save_checkpoint
 from server.record.events import EVENTS, event, event_log
 from server.record.runfolder import CLIENTS, HEAD, SUMMARY, MetricsLog, RunFolder, intact_rounds
+from server.record.trackers.mlflow import _RUN, known_run
 from server.round.first_head import FormerHead, first_head, last_head
 from server.round.roster import CLIENT, client_file, read_roster
 from simulations.compare.pool import is_finished
@@ -105,7 +106,7 @@ def run_folder(path: Path) -> RunFolder:
     config = load_config(None, parse_overrides([f"out={path}"]))
     folder = RunFolder(path, config)
     folder.bind("f" * 64, ["ant", "bee"], "d" * 64)
-    with MetricsLog(path, 0, events=False) as log:
+    with MetricsLog(path, 0, durable=False) as log:
         for number in (1, 2):
             rows = [[5 - number, number], [0, 5]]
             log.write(number, {"accuracy": 0.5, "uplink-bytes": 10, "confusion": rows})
@@ -135,6 +136,12 @@ def file_of_a_run(name: str) -> Make:
 
 for name in ("summary.json", "clients.json", "run.json", "metrics.jsonl", "config.toml"):
     row(f"{name} of a run")(file_of_a_run(name))
+
+
+@row("mlflow.json of a run")
+def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
+    _RUN.write(tmp / "mlflow.json", {"run-id": "1a2b"})
+    return Row([tmp / "mlflow.json"], lambda: known_run(tmp))
 
 
 @row("head.safetensors of a run")

@@ -27,6 +27,7 @@ OTHERS = {
         server/export/compare_pixels.py:_array
         server/export/compare_pixels.py:_mistaken
         simulations/deploy/serverapp.py:read_bundle
+        server/record/trackers/wandb.py:told_rounds
     """,
     "keys, secrets and certificates: one that has changed opens no door": """
         client/delivery/authorities.py:check_in
@@ -81,12 +82,12 @@ OTHERS = {
         simulations/deploy/checking_in.py:CheckingIn._tell
         simulations/deploy/launch.py:_refused
         simulations/engines/flower.py:_last_line
-        simulations/speed/layers.py:layers
-        simulations/speed/measure.py:run_file
-        simulations/speed/profile.py:profile_model
-        simulations/speed/run_file.py:_torch.open_file
-        simulations/speed/run_file.py:main
-        simulations/speed/run_trace.py:main
+        simulations/bench/speed/layers.py:layers
+        simulations/bench/speed/measure.py:run_file
+        simulations/bench/speed/profile.py:profile_model
+        simulations/bench/speed/run_file.py:_torch.open_file
+        simulations/bench/speed/run_file.py:main
+        simulations/bench/speed/run_trace.py:main
     """,
     "no content of ours: the system's figures, a lock, the package's own file": """
         common/files.py:sync
@@ -98,7 +99,7 @@ OTHERS = {
         simulations/deploy/folder.py:_template
         simulations/deploy/processes.py:alone
         simulations/deploy/processes.py:is_held
-        simulations/speed/run_file.py:_peak_bytes
+        simulations/bench/speed/run_file.py:_peak_bytes
     """,
 }
 CALLS = {"read_text", "read_bytes", "load_file", "safe_open", "fromfile", "memmap", "loadtxt"}

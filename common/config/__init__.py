@@ -15,6 +15,7 @@ from common.config.loading import (
     parse_overrides,
 )
 from common.config.simulated import AttackConfig, AvailabilityConfig, SimulationConfig
+from common.config.tracking import TrackingConfig
 from common.config.training import BaselineConfig, RoundConfig, StrategyConfig, TrainConfig
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "RoundConfig",
     "SimulationConfig",
     "StrategyConfig",
+    "TrackingConfig",
     "TrainConfig",
     "changed",
     "describe_keys",

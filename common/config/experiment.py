@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from common.config.backbone import BackboneConfig
 from common.config.data import DataConfig, PartitionConfig
 from common.config.simulated import AttackConfig, AvailabilityConfig, SimulationConfig
+from common.config.tracking import TrackingConfig
 from common.config.training import BaselineConfig, RoundConfig, StrategyConfig, TrainConfig
 from common.readback import checksum
 from common.toml_model import Section
@@ -36,6 +37,7 @@ class Config(Section):
     simulation: SimulationConfig = SimulationConfig()
     availability: AvailabilityConfig = AvailabilityConfig()
     attack: AttackConfig = AttackConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Config:

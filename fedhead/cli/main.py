@@ -25,6 +25,7 @@ from fedhead.cli.predict import predict
 from fedhead.cli.publish import publish
 from fedhead.cli.runs import runs
 from fedhead.cli.terminal import print_error
+from fedhead.cli.tune import tune
 from fedhead.environment import prepare_environment
 
 __all__ = ["cli", "main"]
@@ -46,7 +47,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 others = typer.Typer()
-for command in (predict, publish, cache):
+for command in (tune, predict, publish, cache):
     others.command()(command)
 for group in (runs, comparisons, descriptions, measures, deployments, others):
     cli.add_typer(group)

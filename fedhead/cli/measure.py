@@ -79,8 +79,8 @@ def profile(
     json_: JsonFlag = False,
 ) -> None:
     """Where a model's time goes on this machine: layers, images per second, memory."""
-    from simulations.speed import profile_model
-    from simulations.speed.profile_tables import as_json, tables
+    from simulations.bench.speed import profile_model
+    from simulations.bench.speed.profile_tables import as_json, tables
 
     found = profile_model(model, engine=quantized_engine, trace=trace)
     if json_:

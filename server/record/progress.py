@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ class Progress:
         on_round: OnRound = lambda _: None,
     ) -> None:
         self._listener, self._standing = listener, Standing()
-        self._on_round = on_round
+        self._on_round = [on_round]
 
     def update(self, **changes: int) -> None:
         """Set fields of the standing."""
@@ -61,4 +62,14 @@ class Progress:
 
     def finished(self, metrics: Mapping[str, Any]) -> None:
         """Tell of a finished round: ``round`` and its metrics, as metrics.jsonl has them."""
-        self._on_round(metrics)
+        for on_round in self._on_round:
+            on_round(metrics)
+
+    @contextmanager
+    def told(self, on_round: OnRound) -> Iterator[None]:
+        """Tell another one of each round meanwhile, before the one who may end the run."""
+        self._on_round.insert(0, on_round)
+        try:
+            yield
+        finally:
+            self._on_round.remove(on_round)

@@ -6,17 +6,12 @@ import errno
 import fcntl
 import os
 import shlex
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 from common.config import Config, load_config
 from common.errors import DamagedError, RunError
@@ -225,23 +220,20 @@ def intact_rounds(folder: Path) -> tuple[int, str]:
 
 
 class MetricsLog:
-    """metrics.jsonl and, where wanted, TensorBoard events; a line a round.
+    """metrics.jsonl, a line a round.
 
     Args:
         folder: the run folder.
         last_round: what came after it, from a run that was cut off, is dropped; what came before
             is intact, see ``intact_rounds``.
-        events: whether TensorBoard gets them too.
+        durable: whether a line must survive a loss of power.
     """
 
-    def __init__(self, folder: Path, last_round: int, *, events: bool = True) -> None:
+    def __init__(self, folder: Path, last_round: int, *, durable: bool = True) -> None:
         path = folder / "metrics.jsonl"
         lines = path.read_bytes().split(b"\n") if path.exists() else []
         write_atomic(path, b"".join(line + b"\n" for line in lines[:last_round]))
-        self._file = path.open("a", encoding="utf-8")
-        self._events = None
-        if events:
-            self._events = _Events(folder / "tensorboard", last_round)
+        self._file, self._durable = path.open("a", encoding="utf-8"), durable
 
     def __enter__(self) -> Self:
         return self
@@ -253,46 +245,10 @@ class MetricsLog:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
-        if self._events:
-            self._events.close()
 
     def write(self, round_number: int, values: Mapping[str, Any]) -> None:
-        """One round's values, down to the disk; numbers also go to TensorBoard.
-
-        What is grouped under a name, as a strategy's own metrics are, is NAME/KEY there.
-        """
+        """One round's values, down to the disk."""
         self._file.write(METRICS.line({"round": round_number, **values}) + "\n")
         self._file.flush()
-        if self._events:  # a cell of a comparison begins again when it is cut off
+        if self._durable:
             os.fsync(self._file.fileno())
-            self._events.write(round_number, values)
-
-
-class _Events:
-    """TensorBoard events of the rounds after one.
-
-    tensorboardX's own SummaryWriter writes in a thread, which ends where the disk is full, and
-    then the run waits for it for ever.
-    """
-
-    def __init__(self, folder: Path, last_round: int) -> None:
-        folder.mkdir(exist_ok=True)
-        # TensorBoard reads files in the order of their names, and a clock may have been set back.
-        self._file = EventsWriter(str(folder / f"events-{last_round:06d}"))
-        first = last_round + 1
-        self._file.write_event(Event(step=first, file_version="brain.Event:2"))
-        start = SessionLog(status=SessionLog.START)  # earlier events from this step on are void
-        self._file.write_event(Event(step=first, session_log=start))
-
-    def write(self, round_number: int, values: Mapping[str, Any]) -> None:
-        groups = {k: v for k, v in values.items() if isinstance(v, Mapping)}
-        inner = {f"{k}/{name}": v for k, group in groups.items() for name, v in group.items()}
-        for name, value in {**values, **inner}.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                summary = scalar(name, value)
-                event = Event(wall_time=time.time(), step=round_number, summary=summary)
-                self._file.write_event(event)
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()

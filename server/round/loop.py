@@ -115,7 +115,8 @@ def run_rounds(
     counters = dict.fromkeys(_COUNTED, 0.0) | dict(checkpoint.counters if checkpoint else {})
     algorithm.start(head, checkpoint)
     judge = _Judge(test)
-    with MetricsLog(folder.path, done, events=not is_cell) as log:
+    # A cell of a comparison begins again when it is cut off.
+    with MetricsLog(folder.path, done, durable=not is_cell) as log:
         for number in range(done + 1, rounds + 1):
             started = time.perf_counter()
             with stage(f"round {number}/{rounds}"):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from common.config import Config, changed, parse_overrides
+from common.config import Config, TrackingConfig, changed, parse_overrides
 from common.data_sources import function_of
 from common.own_code import file_of, found_in
 from server.round.first_head import last_head
@@ -63,9 +63,20 @@ class StrategySpec:
     @property
     def arguments(self) -> tuple[str, ...]:
         """Names that [strategy.args] may hold, kebab-case."""
-        if is_stock(self.name):
-            return tuple(argument_names(import_strategy(self.name)))
-        return tuple(argument_names(strategy_factory(self.name)))
+        return tuple(argument_names(self._factory))
+
+    @property
+    def defaults(self) -> Tree:
+        """Those of them that need not be given, with what they are then."""
+        parameters = inspect.signature(self._factory).parameters.values()
+        given = {
+            p.name.replace("_", "-"): p.default for p in parameters if p.default is not p.empty
+        }
+        return {name: given[name] for name in self.arguments if name in given}
+
+    @property
+    def _factory(self) -> Callable[..., object]:
+        return import_strategy(self.name) if is_stock(self.name) else strategy_factory(self.name)
 
 
 @dataclass(frozen=True)
@@ -146,6 +157,7 @@ def _cell(
     if spec.name != base.strategy.name:
         without = base.strategy.model_copy(update={"args": {}})
         base = base.model_copy(update={"strategy": without})
+    base = base.model_copy(update={"tracking": TrackingConfig()})  # a cell has no trackers
     overrides = {"seed": seed, "out": "", "strategy": spec.keys, "partition": partition[1]}
     config = changed(changed(base, overrides), parse_overrides(settings))
     label = ",".join(word for word in (spec.text, partition[0], f"seed-{seed}") if word)

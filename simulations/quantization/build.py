@@ -32,6 +32,7 @@ from common.types import Affine
 from server.export.other_runtime import is_installed
 from server.export.targets.executorch import executorch_file, lowered
 from server.export.targets.onnx import onnx_file
+from simulations.bench.speed import Runtime
 from simulations.quantization.files import (
     FloatBackbone,
     float_onnx_file,
@@ -39,7 +40,6 @@ from simulations.quantization.files import (
     torchscript_file,
 )
 from simulations.quantization.prune import pruned
-from simulations.speed import Runtime
 
 __all__ = ["FP16", "FP32", "POST_TRAINING", "QAT", "Candidate", "Task", "build", "engines"]
 

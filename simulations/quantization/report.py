@@ -21,13 +21,13 @@ from common.machine import cores, versions
 from common.progress import track
 from common.types import FloatArray, IntArray
 from server.export.other_runtime import OTHER_RUNTIMES, is_installed
+from simulations.bench.speed import Job, Measured, run_file
 from simulations.compare.pool import process_pool
 from simulations.probe.crossval import sample
 from simulations.quantization.build import FP32, Candidate, Task, build
 from simulations.quantization.claims import DynamicSizes, dynamic_sizes
 from simulations.quantization.weights import at_hand
 from simulations.quantization.yardstick import Accuracy, Yardstick
-from simulations.speed import Job, Measured, run_file
 
 __all__ = ["Report", "Row", "quantize_report"]
 

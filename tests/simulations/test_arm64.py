@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from common.errors import RunError
-from simulations.speed.arm64 import compare_on_arm64, default_folder, emulated_python
+from simulations.bench.speed.arm64 import compare_on_arm64, default_folder, emulated_python
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from common.errors import ExportError
-from simulations.speed import Job, layers, run_file, time_by_kind
+from simulations.bench.speed import Job, layers, run_file, time_by_kind
 
 Fedhead = Callable[..., tuple[int, str, str]]
 

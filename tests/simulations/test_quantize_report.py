@@ -20,6 +20,7 @@ from common.backbone.networks import quantizable_network, random_network
 from common.backbone.quantize import fold
 from common.backbone.spec import IMAGENET_MEAN, IMAGENET_STD
 from server.export.other_runtime import is_installed
+from simulations.bench.speed import Job, run_file
 from simulations.quantization import Report, Row, as_json, notes, tables, write_report
 from simulations.quantization.claims import DynamicSizes, dynamic_sizes
 from simulations.quantization.files import (
@@ -31,7 +32,6 @@ from simulations.quantization.files import (
 from simulations.quantization.prune import bottlenecks, pruned
 from simulations.quantization.weights import at_hand
 from simulations.quantization.yardstick import Yardstick
-from simulations.speed import Job, run_file
 
 Fedhead = Callable[..., tuple[int, str, str]]
 

@@ -49,7 +49,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         path.mkdir(parents=True)
         config = load_config(None, parse_overrides([f"out={path}", *overrides]))
         RunFolder(path, config).bind("f" * 64, classes, "d" * 64)
-        with MetricsLog(path, 0, events=False) as log:
+        with MetricsLog(path, 0, durable=False) as log:
             for i, n in enumerate(correct, 1):
                 rows = confusion(n, len(classes))
                 values = {"accuracy": n / TESTS, "uplink-bytes": uplink, "confusion": rows}

@@ -11,8 +11,8 @@ from common.files import write_atomic
 from common.machine import cores
 from common.progress import stage
 from server.export.card import Card, read_card
-from simulations.speed.layers import Layer, layers
-from simulations.speed.measure import Job, Measured, run_file, run_script
+from simulations.bench.speed.layers import Layer, layers
+from simulations.bench.speed.measure import Job, Measured, run_file, run_script
 
 __all__ = ["Profile", "profile_model"]
 

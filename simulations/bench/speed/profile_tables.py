@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from simulations.speed.layers import time_by_kind
-from simulations.speed.profile import Profile
+from simulations.bench.speed.layers import time_by_kind
+from simulations.bench.speed.profile import Profile
 
 __all__ = ["as_json", "tables"]
 

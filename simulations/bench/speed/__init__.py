@@ -1,8 +1,8 @@
 """How fast a model file runs on this machine, in a process that has its runtime alone."""
 
-from simulations.speed.layers import Layer, layers, time_by_kind
-from simulations.speed.measure import Job, Measured, Runtime, Timing, run_file
-from simulations.speed.profile import Profile, profile_model
+from simulations.bench.speed.layers import Layer, layers, time_by_kind
+from simulations.bench.speed.measure import Job, Measured, Runtime, Timing, run_file
+from simulations.bench.speed.profile import Profile, profile_model
 
 __all__ = [
     "Job",

@@ -1,4 +1,4 @@
-"""A phone's processor without a phone: ``python -m simulations.speed.arm64 RUN``.
+"""A phone's processor without a phone: ``python -m simulations.bench.speed.arm64 RUN``.
 
 Runs a run's device.ptl under emulated arm64 and here, and compares. The emulator (QEMU), a
 Python and a torch for arm64 are fetched once (120 MB) from Debian and PyPI into a folder of the
@@ -198,7 +198,7 @@ def default_folder() -> Path:
 def main() -> None:
     """Compare the device.ptl of the run that the command line names."""
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m simulations.speed.arm64 RUN")
+        sys.exit("usage: python -m simulations.bench.speed.arm64 RUN")
     run = Path(sys.argv[1]).resolve()
     start_log()
     try:

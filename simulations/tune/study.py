@@ -1,0 +1,242 @@
+"""The trials one after the other, each a run that ends early where others did better."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.config import Config
+from common.errors import FedheadError
+from common.progress import stage
+from server.record.progress import OnRound
+from simulations.run import run_cell
+from simulations.tune.outcome import State, Trial
+from simulations.tune.space import (
+    ARGS,
+    NAME,
+    Choices,
+    Range,
+    Space,
+    own_values,
+    strategy_of,
+    with_values,
+)
+
+if TYPE_CHECKING:
+    import optuna
+
+__all__ = ["Study"]
+
+logger = logging.getLogger("fedhead")
+
+_LOOKS = 20  # at a run, to see whether it can end
+_RANDOM = 8  # trials before the sampler and the pruner know enough
+# Percent that go on. Curves of few clients a round are rough: of 30 trials on mnist5k that had all
+# ran to the end, the median would have cut three of the best eight short, this none of them.
+_GO_ON = 75.0
+_WARMUP = 0.2  # of a run's rounds, in which nothing can be said of it
+
+
+class Study:
+    """Trials in a folder, in Optuna's study.
+
+    Args:
+        base: the experiment, with held-out images in the test set's place.
+        space: that is searched.
+        folder: of the search.
+    """
+
+    def __init__(self, base: Config, space: Space, folder: Path) -> None:
+        import optuna
+
+        self._base, self._space, self._folder = base, space, folder
+        self._own = own_values(base, space)
+        rounds = base.train.rounds
+        self._every = max(1, rounds // _LOOKS)
+        with _quiet_optuna():
+            self._study = optuna.create_study(
+                study_name="fedhead",
+                storage=f"sqlite:///{folder / 'study.db'}",
+                direction="maximize",
+                load_if_exists=True,
+                pruner=optuna.pruners.PercentilePruner(
+                    _GO_ON, n_startup_trials=_RANDOM, n_warmup_steps=round(_WARMUP * rounds)
+                ),
+            )
+
+    def run(self, trials: int, on_trial: Callable[[Trial], None]) -> list[Trial]:
+        """Run those that are missing; all, by number."""
+        import optuna
+
+        with _quiet_optuna():
+            for trial in self._study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+                # A process that was killed was at it; the same settings are tried again.
+                self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            found = self._finished()
+            for number in range(len(found), trials):
+                with stage(f"trial {number + 1}/{trials}"):
+                    found.append(self._next(number))
+                _report(found, trials)
+                on_trial(found[-1])
+        return found
+
+    def _finished(self) -> list[Trial]:
+        return [
+            Trial(values=trial.user_attrs["values"], **trial.user_attrs["outcome"])
+            for trial in self._study.get_trials(deepcopy=False)
+            if trial.state.name in ("COMPLETE", "PRUNED")
+        ]
+
+    def _next(self, number: int) -> Trial:
+        """Ask for settings, run them and tell the study."""
+        import optuna
+
+        # A sampler for each trial, so that a cut changes nothing of what is tried.
+        seed = (self._base.seed * 1_000_003 + number) % 2**32
+        self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_RANDOM)
+        if number == 0 and self._own is not None:
+            self._study.enqueue_trial(dict(self._own))
+        asked = self._study.ask()
+        is_own_beyond = number == 0 and self._own is None
+        values = {} if is_own_beyond else _suggested(asked, self._space, self._base)
+        trial, score = self._tried(asked, number, values)
+        outcome = {k: v for k, v in vars(trial).items() if k != "values"}
+        asked.set_user_attr("values", values)
+        asked.set_user_attr("outcome", outcome)
+        if trial.state == "finished":
+            self._study.tell(asked, score)
+        else:
+            self._study.tell(asked, state=optuna.trial.TrialState.PRUNED)
+        return trial
+
+    def _tried(
+        self, asked: optuna.Trial, number: int, values: Mapping[str, Any]
+    ) -> tuple[Trial, float]:
+        """Run one trial; its figures, and the score that Optuna compares."""
+        import optuna
+
+        started, line = time.perf_counter(), dict[str, Any]()
+
+        def on_round(metrics: Mapping[str, Any]) -> None:
+            line.update(metrics)
+            done = metrics["round"]
+            if done % self._every == 0 and done < self._base.train.rounds:
+                asked.report(_score(metrics), done)
+                # The experiment's own settings are what all others are compared with.
+                if number and asked.should_prune():
+                    raise optuna.TrialPruned
+
+        state: State = "finished"
+        problem = ""
+        try:
+            self._run(number, values, on_round)
+        except optuna.TrialPruned:
+            state = "pruned"
+        except FedheadError as exc:
+            state, problem = "failed", str(exc)
+        seconds = round(time.perf_counter() - started, 1)
+        figures = _figures(line) if line else {}
+        trial = Trial(number, values, state, seconds=seconds, problem=problem, **figures)
+        return trial, _score(line) if line else 0.0
+
+    def _run(self, number: int, values: Mapping[str, Any], on_round: OnRound) -> None:
+        from server.round.build import check_strategy
+
+        path = self._folder / "trials" / f"{number:03d}"
+        shutil.rmtree(path, ignore_errors=True)  # of a process that was killed
+        path.parent.mkdir(exist_ok=True)
+        config = with_values(self._base, values)
+        check_strategy(config)
+        with _warnings_alone():
+            run_cell(path, config.to_toml(), on_round=on_round)
+
+
+def _suggested(asked: optuna.Trial, space: Space, base: Config) -> dict[str, Any]:
+    """Optuna's next values; arguments only of the strategy that has them."""
+    values: dict[str, Any] = {}
+    arguments = strategy_of(base.strategy.name).arguments
+    for key, dimension in space.items():
+        if key.startswith(ARGS) and key.removeprefix(ARGS) not in arguments:
+            continue
+        values[key] = _one(asked, key, dimension)
+        if key == NAME:
+            arguments = strategy_of(values[key]).arguments
+    return values
+
+
+def _one(asked: optuna.Trial, key: str, dimension: Range | Choices) -> Any:
+    if isinstance(dimension, Choices):
+        return asked.suggest_categorical(key, dimension.values)
+    low, high, step = dimension.low, dimension.high, dimension.step
+    if dimension.is_whole:
+        return asked.suggest_int(key, int(low), int(high), step=int(step or 1), log=dimension.log)
+    value = asked.suggest_float(key, low, high, step=step, log=dimension.log)
+    # As a person would write it: nothing depends on the fifth digit.
+    return min(max(float(f"{value:.4g}"), low), high)
+
+
+def _figures(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "accuracy": line["accuracy"],
+        "loss": line["loss"],
+        "examples": sum(map(sum, line["confusion"])),
+        "rounds": line["round"],
+    }
+
+
+def _score(line: Mapping[str, Any]) -> float:
+    """Accuracy, then loss, as one number: the loss never outweighs a single image.
+
+    >>> a, b = ({"accuracy": 0.5, "loss": x, "confusion": [[1, 1]]} for x in (1.0, 3.0))
+    >>> _score(a), _score(b)
+    (0.75, 0.625)
+    """
+    images = sum(map(sum, line["confusion"]))
+    return float(line["accuracy"] + 1 / (1 + line["loss"]) / images)
+
+
+def _report(found: list[Trial], trials: int) -> None:
+    last = found[-1]
+    best = max(
+        (trial.accuracy for trial in found if trial.state == "finished"), default=last.accuracy
+    )
+    settings = "  ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in last.values.items()
+    )
+    end = {"finished": "", "pruned": f"  ended after round {last.rounds}"}.get(
+        last.state, "  failed"
+    )
+    logger.info(
+        "trial %d/%d  accuracy %.4f  best %.4f%s  %s",
+        last.number + 1, trials, last.accuracy, best, end, settings or "the experiment's own",
+    )  # fmt: skip
+
+
+@contextmanager
+def _warnings_alone() -> Iterator[None]:
+    """A trial's own rounds are not worth a line each."""
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """The search has lines of its own."""
+    import optuna
+
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(level)
