@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.noise import COUNTED_EXAMPLES
+from common.tables import Fitted
 from simulations.report.columns import (
     Column,
     accuracy_text,
@@ -176,7 +177,7 @@ def _markdown_table(
 
 def terminal_table(comparison: Comparison, target: float | None = None) -> Group:
     """The leaderboard for rich's console, readable from 80 columns on."""
-    blocks: list[Table | Text] = []
+    blocks: list[Fitted | Text] = []
     by_setting = rows_by_setting(comparison, target)
     every = [row for _, rows in by_setting for row in rows]
     columns = [column for column in shown_columns(every, timed=True) if column.short]
@@ -189,16 +190,18 @@ def terminal_table(comparison: Comparison, target: float | None = None) -> Group
             else ""
         )
         blocks += [
-            _setting_table(setting, shown, columns),
+            Fitted(_setting_table(setting, shown, columns), _EXPENDABLE),
             Text(f"{more}{_about(setting, target)}\n"),
-            *_metric_tables(shown),
+            *map(Fitted, _metric_tables(shown)),
         ]
     if len(by_setting) > 1:
-        blocks.append(_overview_table(comparison, by_setting))
+        blocks.append(Fitted(_overview_table(comparison, by_setting)))
     return Group(*blocks, Text(_LEGEND, style="dim"))
 
 
 _MANY_ROWS, _BEST_ROWS = 40, 8
+_EXPENDABLE = ("s", "worst", "p10", "uplink", "rounds", "gap")
+"""Columns that a narrow terminal has no room for; the page has them all."""
 _WITH_SPREAD = 4
 """Settings whose standard deviations fit beside each other on 80 columns."""
 _LEGEND = (
@@ -237,7 +240,7 @@ def _metric_tables(rows: Sequence[Row]) -> list[Table]:
     names = metric_names(rows)
     if not names:
         return []
-    table = _table("Metrics of the strategies' own, last values")
+    table = _table("Own metrics, last values")
     table.add_column("strategy", overflow="fold")
     for name in names:
         table.add_column(name, justify="right", overflow="fold")
