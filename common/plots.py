@@ -27,7 +27,7 @@ BLUE, INK = "#0072b2", "#1b2126"
 _FEW, _MANY = "#e1eef7", "#5ba4d0"
 _NAMES = 60
 """Labels that an axis has room for."""
-_CELLS = 24
+_CELLS = 48
 """Rows and columns of a matrix whose cells have room for a number."""
 
 
@@ -68,8 +68,7 @@ def blues() -> Colormap:
     from matplotlib.colors import LinearSegmentedColormap
 
     shades = LinearSegmentedColormap.from_list("blues", [_FEW, _MANY])
-    shades.set_bad("white")
-    return shades
+    return shades.with_extremes(bad="white")
 
 
 def draw_counts(
@@ -91,8 +90,9 @@ def draw_counts(
     step = -(-len(rows) // _NAMES)
     axes.set_yticks(np.arange(0, len(rows), step), list(rows)[::step], fontsize=8)
     if counts.shape[1] <= _CELLS and counts.shape[0] <= _CELLS:
+        size = 7 if max(counts.shape) <= _CELLS // 2 else 5
         for i, j in np.argwhere(counts):
-            axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", fontsize=7, color=INK)
+            axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", fontsize=size, color=INK)
     axes.text(
         1, 1.01, "white: none", transform=axes.transAxes, ha="right", va="bottom", fontsize=8,
         color="0.4",

@@ -12,7 +12,7 @@ from simulations.probe.measure import Probe
 
 __all__ = ["draw"]
 
-_MOST_NAMES = 40
+_MOST_NAMES = 60
 # The page's other series colours, for what the head is measured against.
 _NEIGHBOURS, _PIXELS = "#008f6b", "#d55e00"
 

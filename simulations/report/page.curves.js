@@ -153,7 +153,7 @@ const curvePlots = (() => {
       showlegend: rows.length > 1,
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
       shapes: [mark(box[1], "dot"), mark(box[3], "dash")],
-      xaxis: { title: { text: "accuracy on the client's own test images" }, tickformat: ".0%", range: [first / spread.length - 0.01, 1.01], tick0: 0, dtick: (first > 0.6 * spread.length ? 0.05 : 0.1) * (narrow() ? 2 : 1) },
+      xaxis: { title: { text: "accuracy on the client's own test images" }, tickformat: ".0%", range: [first / spread.length - 0.05, 1.05], tick0: 0, dtick: (first > 0.6 * spread.length ? 0.05 : 0.1) * (narrow() ? 2 : 1) },
       yaxis: { title: { text: "clients", standoff: 10 }, rangemode: "tozero", tickformat: "d", nticks: 5 },
     });
   }

@@ -43,7 +43,8 @@ def test_columns_are_left_out_only_where_there_is_no_room_and_in_order() -> None
     table = Fitted(_table(boxed=False), ("fingerprint", "examples"))
     assert "no room" not in _printed(table, 60)
     assert "no room for: fingerprint\n" in _printed(table, 35)
-    assert "no room for: fingerprint, examples\n" in _printed(table, 20)
+    both = " ".join(_printed(table, 20).split())
+    assert both.endswith("no room for: fingerprint, examples")
 
 
 def test_room_that_is_left_goes_to_the_first_column() -> None:
