@@ -177,7 +177,7 @@ def _markdown_table(
 
 def terminal_table(comparison: Comparison, target: float | None = None) -> Group:
     """The leaderboard for rich's console, readable from 80 columns on."""
-    blocks: list[Fitted | Text] = []
+    blocks: list[Fitted | Table | Text] = []
     by_setting = rows_by_setting(comparison, target)
     every = [row for _, rows in by_setting for row in rows]
     columns = [column for column in shown_columns(every, timed=True) if column.short]
@@ -195,7 +195,7 @@ def terminal_table(comparison: Comparison, target: float | None = None) -> Group
             *map(Fitted, _metric_tables(shown)),
         ]
     if len(by_setting) > 1:
-        blocks.append(Fitted(_overview_table(comparison, by_setting)))
+        blocks.append(_overview_table(comparison, by_setting))
     return Group(*blocks, Text(_LEGEND, style="dim"))
 
 
@@ -255,7 +255,11 @@ def _overview_table(comparison: Comparison, by_setting: RowsBySetting) -> Table:
     table = _table("Accuracy in all settings, %")
     table.add_column("strategy", no_wrap=True)
     for setting, _ in by_setting:
-        table.add_column(Text(setting.label), justify="right", overflow="fold")
+        # Many settings side by side are narrow: "dirichlet:0.1" breaks behind its colon.
+        label = (
+            setting.label.replace(":", ":\n") if len(by_setting) > _WITH_SPREAD else setting.label
+        )
+        table.add_column(Text(label), justify="right", overflow="fold")
     for label, cells in overview(comparison, by_setting):
         table.add_row(
             Text(label), *(_overview_cell(row, len(cells) <= _WITH_SPREAD) for row in cells)
