@@ -19,7 +19,7 @@ import numpy.typing as npt
 from common import deal
 from common.datasets.split import stratified_split
 from common.errors import DataError
-from common.plots import new_figure, save_figure
+from common.plots import BLUE, draw_counts, new_figure, save_figure
 from common.seeding import Purpose, draws, permutation
 from common.types import IntArray
 
@@ -240,22 +240,23 @@ def plot_partition(
     from matplotlib.colors import PowerNorm
     from matplotlib.ticker import MaxNLocator
 
-    sizes, shares = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, height])
+    sizes, held = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, height])
 
-    sizes.bar(np.arange(num_clients), counts.sum(axis=0), width=0.9, color="0.45")
-    sizes.set_ylabel("examples")
+    totals = counts.sum(axis=0)
+    sizes.bar(np.arange(num_clients), totals, width=0.9, color=BLUE)
+    sizes.set_ylabel("images")
+    sizes.set_ylim(0)
     sizes.spines[["top", "right"]].set_visible(False)
-    sizes.set_title(f"{int(counts.sum()):,} examples on {num_clients} clients")
+    sizes.set_title(
+        f"{int(totals.sum()):,} training images on {num_clients:,} clients: "
+        f"{totals.min():,} to {totals.max():,} each"
+    )
 
     # Square root: a class of which a client has 5 shows beside one of which it has 500.
-    image = shares.imshow(
-        np.ma.masked_equal(counts, 0), aspect="auto", interpolation="none", cmap="viridis_r",
-        norm=PowerNorm(0.5, vmin=0, vmax=max(int(counts.max()), 1)),
-    )  # fmt: skip
-    step = -(-num_classes // 40)
-    shares.set_yticks(np.arange(0, num_classes, step), list(classes)[::step], fontsize=8)
-    shares.set_ylabel("class")
-    shares.set_xlabel("client")
-    shares.xaxis.set_major_locator(MaxNLocator(nbins=25, integer=True))
-    figure.colorbar(image, ax=shares, label="examples", pad=0.01)
+    norm = PowerNorm(0.5, vmin=0, vmax=max(int(counts.max()), 1))
+    image = draw_counts(held, counts, counts.astype(np.float32), classes, norm=norm)
+    held.set_ylabel("class")
+    held.set_xlabel("client")
+    held.xaxis.set_major_locator(MaxNLocator(nbins=25, integer=True))
+    figure.colorbar(image, ax=held, label="images", pad=0.01)
     save_figure(figure, path)

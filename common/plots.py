@@ -5,15 +5,30 @@ from __future__ import annotations
 import errno
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.errors import MissingExtraError
 from common.files import write_atomic
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from collections.abc import Sequence
 
-__all__ = ["check_drawable", "new_figure", "save_figure"]
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+    from common.types import FloatArray, IntArray
+
+__all__ = ["BLUE", "INK", "blues", "check_drawable", "draw_counts", "new_figure", "save_figure"]
+
+# The report page's, so that a reader meets one set of colours.
+BLUE, INK = "#0072b2", "#1b2126"
+_FEW, _MANY = "#e1eef7", "#5ba4d0"
+_NAMES = 60
+"""Labels that an axis has room for."""
+_CELLS = 48
+"""Rows and columns of a matrix whose cells have room for a number."""
 
 
 def check_drawable(path: Path, *, purpose: str) -> None:
@@ -46,6 +61,43 @@ def new_figure(width: float, height: float, *, purpose: str) -> Figure:
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained")
     return figure
+
+
+def blues() -> Colormap:
+    """From few to many; what is masked stays white, and ink is readable on all of it."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    shades = LinearSegmentedColormap.from_list("blues", [_FEW, _MANY])
+    return shades.with_extremes(bad="white")
+
+
+def draw_counts(
+    axes: Axes, counts: IntArray, values: FloatArray, rows: Sequence[str], **style: Any
+) -> AxesImage:
+    """Draw a matrix of counts as blue cells with their numbers; white means none.
+
+    Args:
+        axes: to draw on.
+        counts: int64 (m, n), printed where the cells have room for them.
+        values: (m, n), what a cell is shaded by.
+        rows: the m names beside the rows; of many only every second or third is written.
+        style: more arguments of ``imshow``, such as ``norm``.
+    """
+    import numpy as np
+
+    shown = np.ma.masked_where(counts == 0, values)
+    image = axes.imshow(shown, cmap=blues(), interpolation="none", aspect="auto", **style)
+    step = -(-len(rows) // _NAMES)
+    axes.set_yticks(np.arange(0, len(rows), step), list(rows)[::step], fontsize=8)
+    if counts.shape[1] <= _CELLS and counts.shape[0] <= _CELLS:
+        size = 7 if max(counts.shape) <= _CELLS // 2 else 5
+        for i, j in np.argwhere(counts):
+            axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", fontsize=size, color=INK)
+    axes.text(
+        1, 1.01, "white: none", transform=axes.transAxes, ha="right", va="bottom", fontsize=8,
+        color="0.4",
+    )  # fmt: skip
+    return image
 
 
 def save_figure(figure: Figure, path: Path) -> None:

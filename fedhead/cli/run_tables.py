@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.noise import COUNTED_EXAMPLES, margin
+from common.tables import Fitted
 from fedhead.cli.terminal import near
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def export_table(reports: Sequence[ExportReport]) -> None:
             "-" if off is None else f"{off:.2g}",
             "bit-equal" if r.features_equal else "-",
         )
-    Console(markup=False).print(table)
+    Console(markup=False).print(Fitted(table, ("logits\noff", "features")))
     for count in dict.fromkeys(r.images for r in reports if r.images is not None):
         names = ", ".join(r.path.name for r in reports if r.images == count)
         print(f"on {count:,} test images: {names}")

@@ -23,6 +23,7 @@ from common.errors import FedheadError, MissingExtraError
 from common.files import cache_root
 from common.machine import cores
 from common.progress import track
+from common.tables import Fitted
 from simulations.bench.memory import PeakMemory
 from simulations.bench.work import Result, Work, head_file, write_data
 
@@ -207,7 +208,7 @@ def show(measurements: Sequence[Measurement]) -> None:
             f"{m.peak_bytes / 1e9:.2f} GB",
             f"{factor:.0f}x" if factor else "",
         )
-    console.print(table)
+    console.print(Fitted(table, ("gain", "spread")))
     table = Table(title="fedhead against its floor, and growing", title_justify="left")
     for name in ("clients", "round", "floor", "ratio", "Grams, once", "memory"):
         table.add_column(name, justify="right")
@@ -220,7 +221,7 @@ def show(measurements: Sequence[Measurement]) -> None:
             _seconds(figures["gram_seconds"][str(m.clients)]),
             f"{m.peak_bytes / 1e9:.2f} GB",
         )
-    console.print(table)
+    console.print(Fitted(table, ("Grams, once",)))
     console.print(
         "Synthetic features. Floor: both matrix products that touch every feature, with "
         "their conversion from uint8. Memory is anonymous, of all processes.",

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from common.tables import Fitted
 from simulations.deploy.authority import expiry_warnings
 from simulations.deploy.fleet import DeviceRow, Fleet
 
@@ -17,7 +18,7 @@ __all__ = ["fleet_json", "fleet_lines", "fleet_table"]
 _UNKNOWN = "-"
 
 
-def fleet_table(fleet: Fleet) -> Table:
+def fleet_table(fleet: Fleet) -> Fitted:
     """A line a device; times are those of this machine's clock and zone."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("device", overflow="fold", min_width=6)
@@ -38,7 +39,7 @@ def fleet_table(fleet: Fleet) -> Table:
             _number(row.last_run.failed + row.last_run.rejected if row.last_run else None),
             row.token or "none",
         )
-    return table
+    return Fitted(table, ("token", "key", "version", "since", "failed"))
 
 
 def fleet_lines(fleet: Fleet) -> Iterator[str]:

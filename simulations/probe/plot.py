@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from common.plots import new_figure, save_figure
+from common.plots import BLUE, INK, draw_counts, new_figure, save_figure
 from simulations.probe.measure import Probe
 
 __all__ = ["draw"]
 
-_MOST_NAMES = 40
+_MOST_NAMES = 60
+# The page's other series colours, for what the head is measured against.
+_NEIGHBOURS, _PIXELS = "#008f6b", "#d55e00"
 
 
 def draw(probe: Probe, target: float, path: Path) -> None:
@@ -26,11 +28,12 @@ def draw(probe: Probe, target: float, path: Path) -> None:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure = new_figure(12, 5.2, purpose="drawing a probe")
-    curve, matrix = figure.subplots(1, 2, width_ratios=[1, 1.1])
+    height = float(np.clip(0.19 * len(probe.classes) + 1.4, 5.2, 9))
+    figure = new_figure(13, height, purpose="drawing a probe")
+    curve, matrix = figure.subplots(1, 2, width_ratios=[1, 1.25])
     _draw_curve(curve, probe, target)
     image = _draw_confusion(matrix, probe)
-    figure.colorbar(image, ax=matrix, label="share of the true class", pad=0.01)
+    figure.colorbar(image, ax=matrix, label="share of the true class", pad=0.09)
     spec = probe.backbone.spec
     figure.suptitle(f"{probe.source}: {spec.arch}, int8, {spec.input_size} px, head alone")
     save_figure(figure, path)
@@ -42,16 +45,16 @@ def _draw_curve(axes: Any, probe: Probe, target: float) -> None:
         examples,
         [point.low for point in probe.curve],
         [point.high for point in probe.curve],
-        color="tab:blue",
+        color=BLUE,
         alpha=0.2,
         linewidth=0,
         label="worst and best fold",
     )
-    axes.plot(examples, [p.accuracy for p in probe.curve], "o-", color="tab:blue", label="head")
+    axes.plot(examples, [p.accuracy for p in probe.curve], "o-", color=BLUE, label="head")
     for name, value, colour, dash in (
-        ("needed", target, "black", "--"),
-        ("nearest neighbours", probe.neighbours, "tab:green", "-."),
-        ("head on bare pixels", probe.pixels, "tab:orange", ":"),
+        ("needed", target, INK, "--"),
+        ("nearest neighbours", probe.neighbours, _NEIGHBOURS, "-."),
+        ("head on bare pixels", probe.pixels, _PIXELS, ":"),
         ("commonest class", probe.commonest, "0.5", ":"),
     ):
         label = f"{name} {value:.1%}"
@@ -61,23 +64,28 @@ def _draw_curve(axes: Any, probe: Probe, target: float) -> None:
     axes.minorticks_off()
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set_xlabel("examples of each class")
-    axes.set_ylabel("accuracy on other examples")
+    axes.set_xlabel("images of each class")
+    axes.set_ylabel("accuracy on other images")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", fontsize=8, frameon=False)
+    # Below the axes, where no curve can lie under it.
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=8, frameon=False)
 
 
 def _draw_confusion(axes: Any, probe: Probe) -> Any:
-    sizes = np.maximum(probe.confusion.sum(axis=1, keepdims=True), 1)
-    # Square root: one example in fifty shows.
-    shares = np.ma.masked_equal(probe.confusion / sizes, 0)
-    image = axes.imshow(shares, cmap="viridis_r", norm=_square_root(), interpolation="none")
+    totals = probe.confusion.sum(axis=1)
+    shares = probe.confusion / np.maximum(totals, 1)[:, None]
+    # Square root: one image in fifty shows.
+    image = draw_counts(axes, probe.confusion, shares, probe.classes, norm=_square_root())
     step = -(-len(probe.classes) // _MOST_NAMES)
     ticks, names = np.arange(0, len(probe.classes), step), list(probe.classes)[::step]
-    axes.set_yticks(ticks, names, fontsize=8)
     axes.set_xticks(ticks, names, fontsize=8, rotation=90 if max(map(len, names)) > 2 else 0)
-    axes.set_xlabel("taken for")
+    axes.set_xlabel("answer")
     axes.set_ylabel("true class")
+    # An axis of its own, for the totals of the rows.
+    beside = axes.secondary_yaxis("right")
+    beside.set_yticks(ticks, [f"{total:,}" for total in totals[::step]], fontsize=8)
+    beside.set_ylabel("images", fontsize=8)
+    beside.tick_params(length=0)
     return image
 
 

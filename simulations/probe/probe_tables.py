@@ -39,7 +39,7 @@ def _figures(probe: Probe) -> Table:
     spec = probe.backbone.spec
     table = Table(show_header=False)
     table.add_column(no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in (
         ("data", f"{probe.source}, {probe.num_examples} images, {len(probe.classes)} classes"),
         ("backbone", f"{spec.arch}, int8 ({spec.engine}), {spec.input_size} px, {spec.weights}"),

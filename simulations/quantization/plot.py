@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.backbone.architectures import architecture
-from common.plots import new_figure, save_figure
+from common.plots import BLUE, INK, new_figure, save_figure
 from simulations.quantization.report import Report, Row
 
 __all__ = ["draw"]
@@ -19,6 +19,8 @@ _MARKERS = {
     ("onnx", ""): "^",
     ("executorch", ""): "v",
 }
+# The report page's series colours, of as many modes as there are.
+_COLOURS = (BLUE, "#d55e00", "#008f6b", "#a8518f", "#b07d00", "#68737d", "#56b4e9", INK)
 
 
 def draw(report: Report, path: Path) -> None:
@@ -46,7 +48,7 @@ def _panel(axes: Any, rows: Sequence[Row], modes: Sequence[str]) -> None:
             row.file_bytes / 1e6,
             100 * row.accuracy if row.accuracy is not None else row.cosine,
             marker=_MARKERS[row.runtime, row.engine],
-            color=f"C{modes.index(row.mode)}",
+            color=_COLOURS[modes.index(row.mode) % len(_COLOURS)],
             s=50,
             alpha=0.8,
             linewidths=0,
@@ -65,9 +67,15 @@ def _legend(axes: Any, rows: Sequence[Row], modes: Sequence[str]) -> None:
     def dot(label: str, **style: Any) -> Any:
         return Line2D([], [], linestyle="", label=label, **style)
 
-    entries = [dot(mode, marker="o", color=f"C{i}") for i, mode in enumerate(modes)]
+    entries = [
+        dot(mode, marker="o", color=_COLOURS[i % len(_COLOURS)]) for i, mode in enumerate(modes)
+    ]
     kinds = dict.fromkeys((row.runtime, row.engine) for row in rows if row.runtime != "lite")
     entries += [
         dot(" ".join(filter(None, kind)), marker=_MARKERS[kind], color="0.4") for kind in kinds
     ]
-    axes.legend(handles=entries, fontsize=8, loc="lower right", frameon=False)
+    # Below the axes, where no mark can lie under it.
+    axes.legend(
+        handles=entries, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3,
+        frameon=False,
+    )  # fmt: skip

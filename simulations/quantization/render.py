@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 from common.backbone.architectures import architecture
+from common.tables import Fitted
 from simulations.quantization.build import FP16, FP32, POST_TRAINING, QAT
 from simulations.quantization.report import Report, Row
 
@@ -52,7 +53,7 @@ def markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def tables(report: Report) -> Iterator[Table]:
+def tables(report: Report) -> Iterator[Fitted]:
     """The same for a terminal of 80 columns."""
     for arch in report.weights:
         table = Table(
@@ -88,7 +89,7 @@ def tables(report: Report) -> Iterator[Table]:
                 "-" if row.difference is None else f"{100 * row.difference:+.2f}",
             )
             before = row.mode
-        yield table
+        yield Fitted(table, ("mem.", "2 thr.", "cosine", "points"))
 
 
 def _line(row: Row) -> str:

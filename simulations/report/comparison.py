@@ -89,6 +89,11 @@ class Comparison:
         return tuple(run for setting in self.settings for run in setting.runs)
 
     @property
+    def alone(self) -> bool:
+        """Whether there is one strategy in one setting, so that nothing is compared."""
+        return len(self.settings) == 1 and len(self.settings[0].entries) == 1
+
+    @property
     def strategies(self) -> list[str]:
         """Labels of all entries, those with the best ranks in their settings first."""
         ranks: dict[str, list[float]] = {}

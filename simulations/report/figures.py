@@ -13,13 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from common.noise import COUNTED_CLIENTS, COUNTED_EXAMPLES, wilson
-from common.types import IntArray
 from simulations.report.comparison import Comparison, Entry, Setting
+from simulations.report.confusion import matrix
 from simulations.report.leaderboard import standard
 
 __all__ = [
     "LineStyle",
-    "confusions",
     "counted_clients",
     "figure_data",
     "line_styles",
@@ -32,8 +31,7 @@ _COLOURS = 6
 _DASHES = ("solid", "dash", "dot", "dashdot")
 
 _DIGITS = 4
-_MAX_CLASSES = 128
-"""More make a matrix that no screen shows; the commonest confusions are listed anyway."""
+_BINS = 20
 _MAX_CLIENTS = 400
 """Beyond, an even sample of them is shown."""
 
@@ -57,12 +55,16 @@ def line_styles(comparison: Comparison) -> dict[str, LineStyle]:
 
 
 def yardsticks(setting: Setting, target: float | None) -> list[dict[str, Any]]:
-    """The lines that a setting's curves are seen against."""
+    """The lines that a setting's curves are seen against.
+
+    A strategy alone has a target only if somebody asked for one: what is the best's share of
+    itself?
+    """
     against = standard(setting, target)
     lines = (
         ("centralized", against.centralized, "dash"),
         ("ridge", against.ridge, "dot"),
-        ("target", against.target, "dashdot"),
+        ("target", against.target if target or len(setting.entries) > 1 else None, "dashdot"),
     )
     return [
         {"name": name, "value": value, "dash": dash}
@@ -81,8 +83,6 @@ def _setting(
     setting: Setting, target: float | None, styles: Mapping[str, LineStyle]
 ) -> dict[str, Any]:
     winner = setting.entries[0]
-    confusion = _confusion(winner)
-    few_classes = len(setting.classes) <= _MAX_CLASSES
     return {
         "yardsticks": yardsticks(setting, target),
         "classes": list(setting.classes),
@@ -96,7 +96,7 @@ def _setting(
             }
             for entry in setting.entries
         ],
-        "confusion": confusion.tolist() if few_classes else None,
+        "confusion": matrix(setting),
         "partition": _partition(winner),
         "metrics": metric_names(setting),
     }
@@ -154,6 +154,8 @@ def _boxes(entry: Entry) -> dict[str, Any]:
     return {
         "clients": _box([one.accuracy for one in clients]),
         "personal": _box(personal) if len(personal) == len(clients) else None,
+        "spread": _spread([one.accuracy for one in clients]),
+        "personal_spread": _spread(personal) if len(personal) == len(clients) else None,
     }
 
 
@@ -165,6 +167,16 @@ def _box(rates: Sequence[_Floats]) -> list[float] | None:
     return _rounded(np.array([*np.percentile(every, [0, 10, 25, 50, 75, 100]), every.mean()]))
 
 
+def _spread(rates: Sequence[_Floats]) -> list[int] | None:
+    """How many clients have 0 to 5 %, 5 to 10 %, ... 95 to 100 %; None of too few clients."""
+    every = np.concatenate(rates) if rates else np.zeros(0)
+    if every.size < COUNTED_CLIENTS:
+        return None
+    # Rounded first: 0.15 * 20 is 3 and not the 2.9999999999999996 that floats make of it.
+    bins = np.minimum(np.floor(np.round(every * _BINS, 9)), _BINS - 1).astype(np.int64)
+    return [int(count) for count in np.bincount(bins, minlength=_BINS)]
+
+
 def counted_clients(setting: Setting) -> str:
     """How many clients the boxes show, or why there are none; empty where nobody knows."""
     clients = [run.clients for run in setting.entries[0].runs if run.clients]
@@ -172,7 +184,7 @@ def counted_clients(setting: Setting) -> str:
         return ""
     tests = np.concatenate([one.tests for one in clients])
     enough = int((tests >= COUNTED_EXAMPLES).sum())
-    who = f"{enough:,} of {len(tests):,} clients have {COUNTED_EXAMPLES} or more test examples"
+    who = f"{enough:,} of {len(tests):,} clients have {COUNTED_EXAMPLES} or more test images"
     span = f"of their own (all have {tests.min():,} to {tests.max():,})"
     if enough < COUNTED_CLIENTS:
         return (
@@ -184,22 +196,6 @@ def counted_clients(setting: Setting) -> str:
 
 def _rounded(values: _Floats) -> list[float]:
     return [round(float(value), _DIGITS) for value in values]
-
-
-def _confusion(entry: Entry) -> IntArray:
-    """Summed over seeds, int64 (K, K), rows are true classes."""
-    total: IntArray = np.sum([run.confusion for run in entry.runs], axis=0)
-    return total
-
-
-def confusions(setting: Setting, count: int = 5) -> list[tuple[str, str, int]]:
-    """The winner's commonest mistakes: true class, what it was taken for, how often."""
-    errors = _confusion(setting.entries[0])
-    errors = errors - np.diag(np.diagonal(errors))
-    order = np.argsort(-errors, axis=None, kind="stable")[:count]
-    pairs = (np.unravel_index(int(flat), errors.shape) for flat in order)
-    names = setting.classes
-    return [(names[i], names[j], int(errors[i, j])) for i, j in pairs if errors[i, j]]
 
 
 def _partition(entry: Entry) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.noise import COUNTED_EXAMPLES
+from common.tables import Fitted
 from simulations.report.columns import (
     Column,
     accuracy_text,
@@ -176,7 +177,7 @@ def _markdown_table(
 
 def terminal_table(comparison: Comparison, target: float | None = None) -> Group:
     """The leaderboard for rich's console, readable from 80 columns on."""
-    blocks: list[Table | Text] = []
+    blocks: list[Fitted | Table | Text] = []
     by_setting = rows_by_setting(comparison, target)
     every = [row for _, rows in by_setting for row in rows]
     columns = [column for column in shown_columns(every, timed=True) if column.short]
@@ -189,9 +190,9 @@ def terminal_table(comparison: Comparison, target: float | None = None) -> Group
             else ""
         )
         blocks += [
-            _setting_table(setting, shown, columns),
+            Fitted(_setting_table(setting, shown, columns), _EXPENDABLE),
             Text(f"{more}{_about(setting, target)}\n"),
-            *_metric_tables(shown),
+            *map(Fitted, _metric_tables(shown)),
         ]
     if len(by_setting) > 1:
         blocks.append(_overview_table(comparison, by_setting))
@@ -199,6 +200,8 @@ def terminal_table(comparison: Comparison, target: float | None = None) -> Group
 
 
 _MANY_ROWS, _BEST_ROWS = 40, 8
+_EXPENDABLE = ("s", "worst", "p10", "uplink", "rounds", "gap")
+"""Columns that a narrow terminal has no room for; the page has them all."""
 _WITH_SPREAD = 4
 """Settings whose standard deviations fit beside each other on 80 columns."""
 _LEGEND = (
@@ -237,7 +240,7 @@ def _metric_tables(rows: Sequence[Row]) -> list[Table]:
     names = metric_names(rows)
     if not names:
         return []
-    table = _table("Metrics of the strategies' own, last values")
+    table = _table("Own metrics, last values")
     table.add_column("strategy", overflow="fold")
     for name in names:
         table.add_column(name, justify="right", overflow="fold")
@@ -252,7 +255,11 @@ def _overview_table(comparison: Comparison, by_setting: RowsBySetting) -> Table:
     table = _table("Accuracy in all settings, %")
     table.add_column("strategy", no_wrap=True)
     for setting, _ in by_setting:
-        table.add_column(Text(setting.label), justify="right", overflow="fold")
+        # Many settings side by side are narrow: "dirichlet:0.1" breaks behind its colon.
+        label = (
+            setting.label.replace(":", ":\n") if len(by_setting) > _WITH_SPREAD else setting.label
+        )
+        table.add_column(Text(label), justify="right", overflow="fold")
     for label, cells in overview(comparison, by_setting):
         table.add_row(
             Text(label), *(_overview_cell(row, len(cells) <= _WITH_SPREAD) for row in cells)

@@ -7,31 +7,23 @@ import importlib.util
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.errors import MissingExtraError
-from common.noise import COUNTED_EXAMPLES
-from simulations.report.columns import (
-    accuracy_text,
-    byte_text,
-    percent,
-    points,
-    rounds_text,
-    shown_columns,
-)
+from simulations.report.columns import accuracy_text, percent, shown_columns
 from simulations.report.comparison import Comparison, Entry, Setting
+from simulations.report.confusion import class_lines, confusions, legend, matrix
 from simulations.report.figures import (
-    confusions,
     counted_clients,
     figure_data,
     line_styles,
     metric_names,
     yardsticks,
 )
+from simulations.report.headline import answers, figures_of_run
 from simulations.report.labels import number_or_share, text
-from simulations.report.leaderboard import Row, leaderboard, sampling_margin
+from simulations.report.leaderboard import Row, leaderboard, sampling_margin, standard
 from simulations.report.leaderboard_tables import overview, rows_by_setting, standard_text
 from simulations.report.reproduce import (
     EXPERIMENT_FILE,
@@ -42,14 +34,6 @@ from simulations.report.reproduce import (
 )
 
 __all__ = ["check_installed", "page_html"]
-
-
-@dataclass(frozen=True)
-class _Card:
-    question: str
-    strategy: str
-    figure: str
-    remark: str
 
 
 def check_installed() -> None:
@@ -85,7 +69,11 @@ def page_html(comparison: Comparison, target: float | None) -> str:
     common = common_values(comparison.runs)
     version_names = list(dict.fromkeys(n for run in comparison.runs for n in run.summary.versions))
     version_rows = Counter(tuple(run.summary.versions.items()) for run in comparison.runs)
+    has_metrics = any(run.metrics for run in comparison.runs)
+    has_clients = any(run.clients for run in comparison.runs)
     return environment.get_template("page.html.jinja").render(
+        alone=comparison.alone,
+        parts=_parts(comparison.alone, metrics=has_metrics, clients=has_clients),
         title=_title(comparison),
         lede=_lede(comparison),
         facts=_facts(comparison, common),
@@ -94,7 +82,7 @@ def page_html(comparison: Comparison, target: float | None) -> str:
         columns=shown_columns(leaderboard(comparison, target), timed=True),
         overview=overview(comparison, by_setting) if len(by_setting) > 1 else [],
         styles=line_styles(comparison),
-        has_clients=any(run.clients for run in comparison.runs),
+        has_clients=has_clients,
         metrics=sorted({name for setting in comparison.settings for name in metric_names(setting)}),
         experiment_file=EXPERIMENT_FILE,
         common=to_toml(common),
@@ -105,6 +93,21 @@ def page_html(comparison: Comparison, target: float | None) -> str:
         accuracy_text=accuracy_text,
         plotly=_plotly(),
     )
+
+
+def _parts(alone: bool, *, metrics: bool, clients: bool) -> list[tuple[str, str]]:
+    """The page's parts in order: the name of each one's template, and its link's text.
+
+    Of one strategy the curve, the matrix and the classes come first: there is nothing to compare.
+    """
+    curve, mistakes = ("curves", "Curve" if alone else "Curves"), ("mistakes", "Mistakes")
+    own = [("metrics", "Metrics")] if metrics else []
+    fare = [("clients", "Clients")] if clients else []
+    held = [("partition", "Partition")] if clients else []
+    last = ("reproduce", "Reproduce")
+    if alone:
+        return [("result", "Result"), curve, mistakes, *own, *fare, *held, last]
+    return [("leaderboard", "Leaderboard"), curve, *own, *fare, mistakes, *held, last]
 
 
 def _plotly() -> str:
@@ -125,7 +128,9 @@ def _lede(comparison: Comparison) -> str:
     settings, runs = comparison.settings, comparison.runs
     seeds = len({run.seed for run in runs})
     where = settings[0].label if len(settings) == 1 else f"{len(settings)} settings"
-    return f"{where} · {seeds} seed{'s' * (seeds > 1)} · {len(runs)} run{'s' * (len(runs) > 1)}"
+    if len(runs) == 1:
+        return f"{where} · seed {runs[0].seed} · one run"
+    return f"{where} · {seeds} seed{'s' * (seeds > 1)} · {len(runs)} runs"
 
 
 def _facts(comparison: Comparison, common: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -140,7 +145,7 @@ def _facts(comparison: Comparison, common: Mapping[str, Any]) -> list[tuple[str,
     a_round = "varying" if per_round is None else number_or_share(per_round)
     facts = [
         ("Data", f"{of('data.source')}, {_span(classes)} classes"),
-        ("Tested on", f"{_span(tests)} examples"),
+        ("Tested on", f"{_span(tests)} images"),
         (
             "Clients",
             f"{of('partition.num-clients')}, {'all' if a_round == '0' else a_round} a round",
@@ -170,57 +175,22 @@ def _setting(
     setting: Setting, rows: Sequence[Row], target: float | None, common: Mapping[str, Any]
 ) -> dict[str, Any]:
     line = standard_text(setting, target)
+    winner, against = setting.entries[0], standard(setting, target)
+    alone = len(setting.entries) == 1
     return {
         "label": setting.label,
         "rows": rows,
-        "cards": _cards(rows),
+        "cards": figures_of_run(winner, rows[0], against) if alone else answers(rows),
         "standard": line[0].upper() + line[1:],
         "margin": percent(sampling_margin(setting)),
         "test_examples": min(run.test_examples for run in setting.runs),
         "confusions": confusions(setting),
+        "fullest": legend(matrix(setting)),
+        "lines": class_lines(setting),
         "counted_clients": counted_clients(setting),
         "yardsticks": yardsticks(setting, target),
         "recipes": [_recipe(entry, common) for entry in setting.entries],
     }
-
-
-def _cards(rows: Sequence[Row]) -> list[_Card]:
-    """The questions that come first, each with the strategy that answers it best."""
-    cards = [_accuracy_card(rows), _uplink_card(rows)]
-    known = [(row.p10_client, row) for row in rows if row.p10_client is not None]
-    if known:
-        share, row = max(known, key=lambda pair: pair[0])
-        who = f"clients with {COUNTED_EXAMPLES} test images or more"
-        remark = f"a tenth of the {who} has at most this accuracy"
-        personal = ", with personal heads" if row.personal else ""
-        figure = f"{percent(share)} %"
-        cards.append(_Card("The weakest clients", row.strategy, figure, remark + personal))
-    return cards
-
-
-def _accuracy_card(rows: Sequence[Row]) -> _Card:
-    best = rows[0]
-    near = sum(row.near_best for row in rows) - 1
-    remarks = []
-    if best.gap_centralized is not None:
-        remarks.append(f"{points(best.gap_centralized)} points to the centralized head")
-    if len(rows) > 1:
-        remarks.append(f"{f'{near} more' if near else 'nobody else'} within chance of it")
-    figure = f"{accuracy_text(best)} %"
-    return _Card("Accuracy", best.strategy, figure, "; ".join(remarks))
-
-
-def _uplink_card(rows: Sequence[Row]) -> _Card:
-    reached = [(row.uplink_to_target, row) for row in rows if row.uplink_to_target is not None]
-    question, target = "Uplink to the target", f"target {percent(rows[0].target)} %"
-    if not reached:
-        return _Card(question, "no strategy", "never", target)
-    uplink, row = min(reached, key=lambda pair: pair[0])
-    rounds = rounds_text(row)
-    remark = f"{target}, after {rounds} round{'' if rounds == '1' else 's'}"
-    if len(rows) > 1:
-        remark += f"; {len(reached)} of {len(rows)} get there"
-    return _Card(question, row.strategy, byte_text(uplink), remark)
 
 
 def _recipe(entry: Entry, common: Mapping[str, Any]) -> dict[str, Any]:

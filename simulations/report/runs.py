@@ -54,6 +54,11 @@ class Summary(BaseModel):
     seconds: dict[str, float]
     fingerprint: str
     versions: dict[str, str] = Field(default_factory=dict)
+    downlink_bytes: Count | None = None
+    full_model_uplink_bytes: Count | None = None
+    model_bytes: Count | None = None
+    model_accuracy: Rate | None = None
+    model_test_examples: Count | None = None
 
 
 class _Identity(_File):

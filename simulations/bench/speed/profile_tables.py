@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
+from common.tables import Fitted
 from simulations.bench.speed.layers import time_by_kind
 from simulations.bench.speed.profile import Profile
 
@@ -32,7 +33,7 @@ def tables(profile: Profile) -> Iterator[RenderableType]:
     for kind, (count, milliseconds, share) in time_by_kind(profile.layers).items():
         kinds.add_row(kind, str(count), f"{milliseconds:.2f}", f"{share:.1%}")
     yield kinds
-    yield _slowest(profile)
+    yield Fitted(_slowest(profile), ("input", "what"))
     yield _speed(profile)
     measured = profile.measured
     yield (
@@ -68,7 +69,7 @@ def _slowest(profile: Profile) -> Table:
 def _speed(profile: Profile) -> Table:
     timings = profile.measured.timings
     batches = sorted({timing.batch for timing in timings})
-    table = _table("Images per second, over images a call", "threads")
+    table = _table("Images per second by images a call", "threads")
     for batch in batches:
         table.add_column(str(batch), justify="right")
     for threads in sorted({timing.threads for timing in timings}):

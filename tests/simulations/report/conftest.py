@@ -16,7 +16,7 @@ TESTS = 1000  # examples of the server's test set
 MakeRun = Callable[..., Path]
 
 
-def confusion(correct: int, k: int) -> list[list[int]]:
+def _confusion(correct: int, k: int) -> list[list[int]]:
     """TESTS examples; all that is wrong is of class 0 and taken for class 1."""
     rows = [[0] * k for _ in range(k)]
     for i in range(k):
@@ -31,7 +31,8 @@ def make_run(tmp_path: Path) -> MakeRun:
     """Writes a run folder.
 
     ``correct`` are the right answers of TESTS after each round, ``uplink`` the bytes of a round,
-    ``clients`` half of the right answers of each client's own ``tests`` test examples.
+    ``clients`` half of the right answers of each client's own ``tests`` test examples. The
+    last round's matrix is ``confusion``, or one that has so many right answers.
     """
 
     def make(
@@ -43,6 +44,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         clients: Sequence[int] | None = None,
         personal: Sequence[int] | None = None,
         tests: int = 20,
+        confusion: Sequence[Sequence[int]] | None = None,
         **summary: Any,
     ) -> Path:
         path = tmp_path / "cells" / name
@@ -51,7 +53,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         RunFolder(path, config).bind("f" * 64, classes, "d" * 64)
         with MetricsLog(path, 0, durable=False) as log:
             for i, n in enumerate(correct, 1):
-                rows = confusion(n, len(classes))
+                rows = confusion or _confusion(n, len(classes))
                 values = {"accuracy": n / TESTS, "uplink-bytes": uplink, "confusion": rows}
                 log.write(i, {**values, "loss": 1.0})
         content = {

@@ -14,6 +14,7 @@ from simulations.report import load_runs, write_report
 MakeRun = Callable[..., Path]
 
 _CURVES = "#plot-{} .scatterlayer .trace .js-line"
+_ROWS = "#leaderboard .setting:not([hidden]) tbody th"
 _STRATEGIES = ("fedavg", "fedprox", "krum", "median", "scaffold", "fednova", "fedadam", "ditto")
 
 
@@ -98,10 +99,10 @@ def test_the_best_few_are_drawn_at_first_and_others_by_click(page: Any) -> None:
 
 
 def test_another_setting_changes_tables_and_curves(page: Any) -> None:
-    first = _texts(page, ".setting:not([hidden]) .sortable tbody th")
+    first = _texts(page, _ROWS)
     assert first == list(_STRATEGIES)
     page.find_element("css selector", "#setting option:nth-child(2)").click()
-    assert _texts(page, ".setting:not([hidden]) .sortable tbody th") == first[::-1]
+    assert _texts(page, _ROWS) == first[::-1]
     assert _drawn(page) == first[:1:-1]
 
 
@@ -109,7 +110,7 @@ def test_a_click_on_a_heading_sorts_and_another_turns_around(page: Any) -> None:
     def uplinks() -> list[str]:
         head = "//div[contains(@class,'setting') and not(@hidden)]//th[contains(.,'Uplink in all')]"
         page.find_element("xpath", f"{head}//button").click()
-        return _texts(page, ".setting:not([hidden]) .sortable tbody th")
+        return _texts(page, _ROWS)
 
     page.find_element("css selector", "#setting option:nth-child(2)").click()
     assert uplinks() == list(_STRATEGIES)  # the fewest bytes first
@@ -144,3 +145,114 @@ def test_a_phone_scrolls_tables_not_the_page(page: Any) -> None:
     _wait(page, lambda: _count(page, _CURVES.format("uplink")) > 0)
     assert page.execute_script("return document.documentElement.scrollWidth") == 360
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.fixture
+def run_page(browser: Any, make_run: MakeRun, cells: Path) -> Iterator[Any]:
+    """The page of one run of 44 classes, of which one has two test images."""
+    names = [f"a class named {i}" for i in range(44)]
+    rows = [[20 if i == j else int(j == (i + 1) % 44) for j in range(44)] for i in range(44)]
+    rows[0][0] = 1
+    make_run("run", correct=[200, 700, 880], classes=names, clients=[5, *range(10)] * 2,
+             confusion=rows)  # fmt: skip
+    files = write_report(load_runs([cells]), cells)
+    browser.get(files.page.resolve().as_uri())
+    _wait(browser, lambda: _count(browser, "#plot-partition .heatmaplayer image") > 0)
+    yield browser
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert browser.get_log("browser") == []
+
+
+def _narrow(browser: Any) -> None:
+    size = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.refresh()
+    _wait(browser, lambda: _count(browser, "#plot-partition .heatmaplayer image") > 0)
+
+
+def test_one_run_shows_curve_matrix_and_classes_first(run_page: Any) -> None:
+    places = [
+        run_page.find_element("css selector", selector).rect["y"]
+        for selector in ("#result", "#plot-rounds", "#plot-confusion", "#by-class table",
+                         "#plot-clients", "#plot-partition", "#reproduce")
+    ]  # fmt: skip
+    assert places == sorted(places)
+    assert not _count(run_page, "#leaderboard, #plot-uplink, #chips")
+    assert _count(run_page, "#plot-clients .barlayer .trace") == 1  # not one lonely box
+
+
+def test_an_accuracy_axis_begins_with_round_1_and_holds_its_noise(run_page: Any) -> None:
+    axes = run_page.execute_script(
+        "const {xaxis, yaxis} = document.getElementById('plot-rounds')._fullLayout;"
+        "return [xaxis.range, xaxis.tickvals, yaxis.range]"
+    )
+    (first, last), ticks, (low, high) = axes
+    assert ticks == [1, 2, 3]
+    assert 0.5 <= first <= 1 < 3 <= last
+    assert low < 0.176  # Wilson's interval for 200 of the 923 images, which begins at 0.1765
+    assert high > 0.94  # the ridge head's
+
+
+def test_the_matrix_has_the_totals_of_its_rows(run_page: Any) -> None:
+    totals = _texts(run_page, "#plot-confusion .y2tick text")
+    assert sorted(totals) == sorted(["2", *["21"] * 43])
+    names = _texts(run_page, "#plot-confusion .ytick text")
+    assert len(names) == 44
+
+
+def test_toolbars_show_only_under_the_pointer(run_page: Any) -> None:
+    from selenium.webdriver import ActionChains
+
+    def opacity() -> float:
+        bar = run_page.find_element("css selector", "#plot-rounds .modebar")
+        return float(bar.value_of_css_property("opacity"))
+
+    ActionChains(run_page).move_to_element(run_page.find_element("id", "theme")).perform()
+    _wait(run_page, lambda: opacity() == 0)
+    ActionChains(run_page).move_to_element(run_page.find_element("id", "plot-rounds")).perform()
+    _wait(run_page, lambda: opacity() == 1)
+
+
+@pytest.mark.parametrize("fixture", ["page", "run_page"])
+def test_at_400_pixels_nothing_overflows_and_no_labels_collide(
+    request: pytest.FixtureRequest, fixture: str
+) -> None:
+    found = request.getfixturevalue(fixture)
+    _narrow(found)
+    page = "document.documentElement"
+    assert found.execute_script(f"return {page}.scrollWidth - {page}.clientWidth") == 0
+    colliding = found.execute_script(
+        """
+        const shared = (a, b, from, to) => Math.min(a[to], b[to]) - Math.max(a[from], b[from]);
+        const over = (a, b) =>
+          shared(a, b, "left", "right") > 0.5 && shared(a, b, "top", "bottom") > 0.5;
+        const labels = ".xtick text, .ytick text, .y2tick text, .infolayer text";
+        return [...document.querySelectorAll(".plot")].filter((plot) => {
+          const all = [...plot.querySelectorAll(labels)].map((one) => one.getBoundingClientRect());
+          return all.some((a, i) => all.slice(i + 1).some((b) => over(a, b)));
+        }).map((plot) => plot.id);
+        """
+    )
+    assert colliding == []
+
+
+def test_who_cannot_see_a_plot_is_told_what_it_shows(run_page: Any) -> None:
+    plots = run_page.find_elements("css selector", ".plot")
+    assert {plot.get_attribute("role") for plot in plots} == {"img"}
+    labels = [plot.get_attribute("aria-label") for plot in plots]
+    assert labels[0] == (
+        "Accuracy against rounds. fedavg: 20.0 % after round 1, 88.0 % after round 3."
+    )
+    assert "44 classes: 44 mistakes" in labels[1]
+    assert not run_page.find_elements("css selector", "table:not(:has(caption))")
+
+
+def test_on_paper_the_page_is_light_and_its_plots_are_as_wide_as_it(run_page: Any) -> None:
+    run_page.execute_script("document.documentElement.dataset.theme = 'dark'")
+    run_page.execute_script("dispatchEvent(new Event('beforeprint'))")
+    width = run_page.find_element("id", "plot-rounds").rect["width"]
+    assert width < 700
+    assert run_page.find_element("css selector", "#plot-rounds .main-svg").rect["width"] <= width
+    assert run_page.find_element("tag name", "html").get_attribute("data-theme") == "light"
+    run_page.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert run_page.find_element("tag name", "html").get_attribute("data-theme") == "dark"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 
 from common.errors import MissingExtraError
 from simulations.report import load_runs, write_report
-from simulations.report.figures import confusions, figure_data, line_styles
+from simulations.report.confusion import class_lines, confusions
+from simulations.report.figures import figure_data, line_styles
 
 MakeRun = Callable[..., Path]
 
@@ -99,22 +101,23 @@ def test_names_of_users_stay_text(make_run: MakeRun, cells: Path) -> None:
 def test_sections_without_data_are_left_out(make_run: MakeRun, cells: Path) -> None:
     make_run("a", client_accuracy_p10=None, client_accuracy_min=None, versions={})
     found = page(cells)
-    assert not {"clients", "partition", "overview", "setting"} & found.ids
-    assert {"leaderboard", "curves", "mistakes", "reproduce"} <= found.ids
-    assert "The weakest clients" not in found.text
+    assert not {"clients", "partition", "overview", "setting", "metrics"} & found.ids
+    assert {"result", "curves", "mistakes", "reproduce"} <= found.ids
     assert "not recorded" in found.text
-    make_run("b", "partition.num-clients=9", clients=[5])
+    make_run("b", "partition.num-clients=9", clients=[5], client_accuracy_p10=None)
     found = page(cells)
+    assert "The weakest clients" not in found.text
     assert {"clients", "partition", "overview", "setting"} <= found.ids
     assert [bool(setting["partition"]) for setting in found.data] == [False, True]
 
 
 def test_notes_and_noise_are_on_the_page(make_run: MakeRun, cells: Path) -> None:
     make_run("a", correct=[900])
+    make_run("c", "strategy.name=krum", correct=[800])
     (make_run("b", "seed=1") / "summary.json").unlink()
     found = page(cells)
     assert f"{cells / 'b'} has not finished and is left out." in found.text
-    assert "tests on 1,000 examples" in found.text
+    assert "tests on 1,000 images" in found.text
     assert "±2.6 points" in found.text  # 1.96 sqrt(2 * 0.9 * 0.1 / 1000)
 
 
@@ -124,6 +127,7 @@ def test_a_yardstick_reads_the_same_in_the_table_and_above_the_curves(
     # Their mean is 0.94649999999: rounded to four digits first it would read 94.7.
     for seed, ridge in enumerate((0.949, 0.944)):
         make_run(f"a{seed}", f"seed={seed}", ridge_accuracy=ridge)
+        make_run(f"b{seed}", f"seed={seed}", "strategy.name=krum", ridge_accuracy=ridge)
     assert page(cells).text.count("ridge 94.6 %") == 2
 
 
@@ -161,7 +165,7 @@ def test_boxes_hold_the_clients_of_all_seeds(make_run: MakeRun, cells: Path) -> 
     # 0, 0.1, ..., 1: lowest, p10, quartiles, highest, mean.
     assert entry["clients"] == [0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 0.5]
     assert entry["personal"] == [1.0] * 7
-    assert "11 of 11 clients have 20 or more test examples of their own" in page(cells).text
+    assert "11 of 11 clients have 20 or more test images of their own" in page(cells).text
 
 
 @pytest.mark.parametrize(("count", "tests"), [(50, 19), (9, 20)])
@@ -173,7 +177,7 @@ def test_clients_with_a_few_tests_or_a_few_clients_are_not_drawn(
     assert (entry["clients"], entry["personal"]) == (None, None)
     counted = 0 if tests < 20 else count
     text = " ".join(page(cells).text.split())
-    assert f"{counted} of {count} clients have 20 or more test examples of their own" in text
+    assert f"{counted} of {count} clients have 20 or more test images of their own" in text
     assert f"(all have {tests} to {tests}). Of fewer an accuracy shows who was lucky" in text
 
 
@@ -184,18 +188,91 @@ def test_mistakes_are_the_winners_over_all_seeds(make_run: MakeRun, cells: Path)
     comparison = load_runs([cells])
     assert confusions(comparison.settings[0]) == [("ant", "bee", 30)]
     # 990 and 980 by hand: 330 and 328 (with the rest) of class ant are right.
-    assert figure_data(comparison, None)[0]["confusion"] == [
+    assert figure_data(comparison, None)[0]["confusion"]["counts"] == [
         [658, 30, 0],
         [0, 656, 0],
         [0, 0, 656],
     ]
 
 
-def test_a_matrix_that_no_screen_shows_is_left_out(make_run: MakeRun, cells: Path) -> None:
+def test_of_many_classes_those_with_the_most_mistakes_have_rows_of_their_own(
+    make_run: MakeRun, cells: Path
+) -> None:
     make_run("a", classes=[f"class {i}" for i in range(200)], correct=[990])
     comparison = load_runs([cells])
-    assert figure_data(comparison, None)[0]["confusion"] is None
+    drawn = figure_data(comparison, None)[0]["confusion"]
+    assert (len(drawn["names"]), drawn["others"], drawn["names"][-1]) == (41, 160, "160 others")
+    assert drawn["counts"][0][:3] == [194, 10, 0]  # 4 of 200 right, and what the division leaves
+    assert sum(map(sum, drawn["counts"])) == 1000
     assert confusions(comparison.settings[0]) == [("class 0", "class 1", 10)]
+    assert len(class_lines(comparison.settings[0])) == 200
+
+
+def test_one_mistake_on_two_images_is_paler_than_five_on_a_hundred(
+    make_run: MakeRun, cells: Path
+) -> None:
+    make_run("a", classes=("rare", "common", "none"), confusion=[[1, 1, 0], [5, 95, 0], [0, 0, 0]])
+    drawn = figure_data(load_runs([cells]), None)[0]["confusion"]
+    # Wilson's lower ends by hand: 1 of 2 at 0.0945, 5 of 100 at 0.0215, 13 of 100 at 0.0776.
+    full = math.sqrt(13 * 0.0776)
+    assert drawn["shades"][0][1] == pytest.approx(math.sqrt(0.0945) / full, abs=0.002)
+    assert drawn["shades"][1][0] == pytest.approx(math.sqrt(5 * 0.0215) / full, abs=0.002)
+    assert drawn["shades"][0][1] < drawn["shades"][1][0] < 0.4
+    assert drawn["fullest"] == (13, 100)  # no cell is as bad
+
+
+def test_the_worst_cell_has_the_fullest_colour_and_the_legend_names_it(
+    make_run: MakeRun, cells: Path
+) -> None:
+    make_run("a", classes=("x", "y"), confusion=[[60, 40], [0, 50]])
+    found = page(cells)
+    assert found.data[0]["confusion"]["shades"] == [[None, 1.0], [0.0, None]]
+    assert "many mistakes, as 40 of 100 images" in found.text
+
+
+def test_each_class_has_a_line_the_lowest_accuracy_first(make_run: MakeRun, cells: Path) -> None:
+    rows = [[90, 0, 10, 0], [3, 5, 2, 0], [0, 0, 20, 0], [0, 0, 0, 0]]
+    for seed in (0, 1):
+        make_run(f"a{seed}", f"seed={seed}", classes=("p", "q", "r", "s"), confusion=rows)
+    lines = class_lines(load_runs([cells]).settings[0])
+    assert [(one.name, one.tests, one.right, one.taken_for) for one in lines] == [
+        ("q", 20, 10, ("p", 6)),
+        ("p", 200, 180, ("r", 20)),
+        ("r", 40, 40, None),
+        ("s", 0, 0, None),
+    ]
+    assert lines[-1].accuracy is None
+    # Wilson's interval for 5 of 10: two seeds may have tested on the same ten images.
+    assert (lines[0].low, lines[0].high) == (
+        pytest.approx(0.2366, abs=1e-4),
+        pytest.approx(0.7634, abs=1e-4),
+    )
+
+
+def test_one_run_shows_its_figures_and_no_comparison_with_itself(
+    make_run: MakeRun, cells: Path
+) -> None:
+    make_run("a", correct=[500, 900], uplink=1000, clients=[5] * 12, model_bytes=2_260_000,
+             downlink_bytes=3000, full_model_uplink_bytes=2_000_000)  # fmt: skip
+    found = page(cells)
+    order = [link[1:] for link in found.links]
+    assert order[1:] == ["result", "curves", "mistakes", "clients", "partition", "reproduce"]
+    assert order[0] == "result"  # for who skips to it
+    text = " ".join(found.text.split())
+    for figure in (
+        "90.0 ± 1.9 % of 1,000 test images",
+        "92.0 % accuracy of a head trained on all data in one place; "
+        "this run is 2.0 points below it",
+        "2.00 kB sent by all clients in 2 rounds; they received 3.00 kB. "
+        "Whole models would be 2.00 MB, 1,000 times as much",
+        "2.26 MB model.pt",
+    ):
+        assert figure in text
+    for comparing in ("Leaderboard", "to target", "nobody else", "target 90.0"):
+        assert comparing not in text
+    assert found.data[0]["entries"][0]["spread"] == [0] * 10 + [12] + [0] * 9  # 10 of 20 each
+    assert [rule["name"] for rule in found.data[0]["yardsticks"]] == ["centralized", "ridge"]
+    assert [rule["name"] for rule in page(cells, target=0.8).data[0]["yardsticks"]][2] == "target"
 
 
 def test_clients_of_one_main_class_stand_together_and_thousands_are_sampled(

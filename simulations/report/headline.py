@@ -1,0 +1,116 @@
+"""What the page says first: the answers of a comparison, or the figures of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.noise import COUNTED_EXAMPLES
+from simulations.report.columns import accuracy_text, byte_text, percent, points, rounds_text
+from simulations.report.comparison import Entry
+from simulations.report.leaderboard import Row, Standard
+
+__all__ = ["Card", "answers", "figures_of_run"]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A figure with the question that it answers.
+
+    Attributes:
+        answer: the strategy that it is of; "" where there is only one.
+    """
+
+    question: str
+    answer: str
+    figure: str
+    remark: str
+
+
+def answers(rows: Sequence[Row]) -> list[Card]:
+    """The questions that come first, each with the strategy that answers it best."""
+    cards = [_accuracy(rows), _uplink(rows)]
+    known = [(row.p10_client, row) for row in rows if row.p10_client is not None]
+    if known:
+        share, row = max(known, key=lambda pair: pair[0])
+        who = f"clients with {COUNTED_EXAMPLES} test images or more"
+        remark = f"a tenth of the {who} has at most this accuracy"
+        personal = ", with personal heads" if row.personal else ""
+        figure = f"{percent(share)} %"
+        cards.append(Card("The weakest clients", row.strategy, figure, remark + personal))
+    return cards
+
+
+def _accuracy(rows: Sequence[Row]) -> Card:
+    best = rows[0]
+    near = sum(row.near_best for row in rows) - 1
+    remarks = []
+    if best.gap_centralized is not None:
+        remarks.append(f"{points(best.gap_centralized)} points to the centralized head")
+    remarks.append(f"{f'{near} more' if near else 'nobody else'} within chance of it")
+    return Card("Accuracy", best.strategy, f"{accuracy_text(best)} %", "; ".join(remarks))
+
+
+def _uplink(rows: Sequence[Row]) -> Card:
+    reached = [(row.uplink_to_target, row) for row in rows if row.uplink_to_target is not None]
+    question, target = "Uplink to the target", f"target {percent(rows[0].target)} %"
+    if not reached:
+        return Card(question, "no strategy", "never", target)
+    uplink, row = min(reached, key=lambda pair: pair[0])
+    rounds = rounds_text(row)
+    remark = f"{target}, after {rounds} round{'' if rounds == '1' else 's'}"
+    remark += f"; {len(reached)} of {len(rows)} get there"
+    return Card(question, row.strategy, byte_text(uplink), remark)
+
+
+def figures_of_run(entry: Entry, row: Row, against: Standard) -> list[Card]:
+    """The figures of one strategy in one setting, means over its seeds."""
+    tests = f"of {row.test_examples:,} test images"
+    spread = (
+        f"{tests}; ± is what chance alone may do to it, in 95 of 100 cases"
+        if row.accuracy_sd is None
+        else f"{tests}; ± is the standard deviation over {len(row.seeds)} seeds"
+    )
+    cards = [Card("Accuracy", "", f"{accuracy_text(row)} %", spread)]
+    if against.centralized is not None:
+        remark = f"accuracy of a head trained on all data in one place; {_gap(row)}"
+        if against.ridge is not None:
+            remark += f". Ridge, the same in closed form: {percent(against.ridge)} %"
+        cards.append(Card("Centralized head", "", f"{percent(against.centralized)} %", remark))
+    return [*cards, _traffic(entry, row), *_model(entry)]
+
+
+def _gap(row: Row) -> str:
+    gap = row.gap_centralized or 0.0
+    if not round(gap, 3):
+        return "this run has the same"
+    return f"this run is {points(abs(gap))[1:]} points {'above' if gap > 0 else 'below'} it"
+
+
+def _traffic(entry: Entry, row: Row) -> Card:
+    rounds = max(len(run.accuracy) for run in entry.runs)
+    remark = f"sent by all clients in {rounds:,} round{'s' * (rounds > 1)}"
+    down = [run.summary.downlink_bytes for run in entry.runs]
+    if None not in down:
+        remark += f"; they received {byte_text(float(np.mean([n or 0 for n in down])))}"
+    whole = [run.summary.full_model_uplink_bytes for run in entry.runs]
+    if None not in whole and row.uplink_bytes:
+        mean = float(np.mean([n or 0 for n in whole]))
+        times = mean / row.uplink_bytes
+        remark += f". Whole models would be {byte_text(mean)}, {times:,.0f} times as much"
+    return Card("Uplink", "", byte_text(row.uplink_bytes), remark)
+
+
+def _model(entry: Entry) -> list[Card]:
+    """The exported model of a run; of several runs none is the one."""
+    summary = entry.runs[0].summary
+    if len(entry.runs) > 1 or summary.model_bytes is None:
+        return []
+    remark = "model.pt: int8 backbone and head in one file"
+    if summary.model_accuracy is not None and summary.model_test_examples is not None:
+        remark += (
+            f"; {percent(summary.model_accuracy)} % on {summary.model_test_examples:,} test images"
+        )
+    return [Card("Model", "", byte_text(summary.model_bytes), remark)]
