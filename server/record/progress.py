@@ -7,11 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["OnRound", "Progress", "Standing"]
+__all__ = ["OnRound", "Progress", "Standing", "StopRun"]
 
 OnRound = Callable[[Mapping[str, Any]], None]
 """Called with the line of metrics.jsonl of each finished round, once the round is on the disk. What
-it raises ends the run there, which can be resumed."""
+it raises ends the run there, which can be resumed; ``StopRun`` makes that round the last one."""
+
+
+class StopRun(Exception):  # noqa: N818 - no error: how a listener says that it has seen enough
+    """Raised by a listener: the round it was told of is the last, and the run finishes with it."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,14 @@ class Progress:
             self._standing = standing
             self._listener(standing)
 
-    def finished(self, metrics: Mapping[str, Any]) -> None:
-        """Tell of a finished round: ``round`` and its metrics, as metrics.jsonl has them."""
-        self._on_round(metrics)
+    def finished(self, metrics: Mapping[str, Any]) -> bool:
+        """Tell of a finished round: ``round`` and its metrics, as metrics.jsonl has them.
+
+        Returns:
+            Whether a listener wants it to be the last.
+        """
+        try:
+            self._on_round(metrics)
+        except StopRun:
+            return True
+        return False

@@ -7,7 +7,6 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -157,13 +156,11 @@ def _cell(
     return Cell(spec.text, partition[0], seed, settings, config, key)
 
 
-@lru_cache
 def _first_head(run: str) -> str:
     """Hash of the head that a cell starts from; empty: zeros."""
     return last_head(Path(run).expanduser()).sha256 if run else ""
 
 
-@lru_cache
 def _source(name: str) -> str:
     """Hash of the file that holds a user's own strategy: what it gives depends on it."""
     if ":" not in name:
@@ -172,7 +169,6 @@ def _source(name: str) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
 
 
-@lru_cache
 def _data_source(source: str, root: str) -> str:
     """Likewise, of the file that holds a user's own data."""
     function = function_of(source)
