@@ -49,7 +49,7 @@ class _Notebook:
         from IPython.display import HTML, display
 
         value = f' value="{done}" max="{total}"' if total else ""
-        element = HTML(
+        element = HTML(  # type: ignore[no-untyped-call]
             f'<progress{value} style="width: 14em; vertical-align: middle"></progress> '
             f'<span style="font-family: sans-serif; font-size: 0.9em">{escape(text)}</span>'
         )

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from common.apart import reused
 from common.errors import MissingExtraError
 from fedhead.environment import NOT_ON_DEVICES
 
@@ -23,7 +24,8 @@ def session() -> Iterator[None]:
 
     Data are read again, because files may have changed since the last time. What was appended to
     Python's search path for a user's own modules is taken off again. Flower's log is quiet: its
-    strategies log each step, and fedhead's own log has the round.
+    strategies log each step, and fedhead's own log has the round. The bytes of what is written
+    depend on nothing that this process did before.
 
     Raises:
         MissingExtraError: a package of an extra is not installed.
@@ -34,7 +36,8 @@ def session() -> Iterator[None]:
         from common.experiment import forget_data
 
         forget_data()
-        yield
+        with reused():
+            yield
     except ModuleNotFoundError as exc:
         if exc.name not in NOT_ON_DEVICES:
             raise

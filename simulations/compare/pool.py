@@ -14,20 +14,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for
-from multiprocessing.context import SpawnContext, SpawnProcess
-from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Lock
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
+from common.apart import LoneContext
 from common.errors import FedheadError, RunError
 from common.machine import cores
 from simulations.compare.cells import Cell
 from simulations.report.runs import read_run
 
 if TYPE_CHECKING:
-    from multiprocessing.popen_spawn_posix import Popen
     from multiprocessing.sharedctypes import Synchronized
 
 __all__ = ["process_pool", "run_cells"]
@@ -85,31 +82,10 @@ def is_finished(path: Path) -> bool:
     return True
 
 
-class _Worker(SpawnProcess):
-    """A process that does not run the main module of the one that starts it.
-
-    Cells need nothing of it; and a script without ``if __name__ == "__main__"`` that compares
-    would begin to compare once more in each of them.
-    """
-
-    @staticmethod
-    def _Popen(process_obj: BaseProcess) -> Popen:  # noqa: N802 - multiprocessing's name
-        before = sys.modules["__main__"]
-        sys.modules["__main__"] = ModuleType("__main__")  # of no file
-        try:
-            return SpawnProcess._Popen(process_obj)
-        finally:
-            sys.modules["__main__"] = before
-
-
-class _Context(SpawnContext):
-    Process = _Worker
-
-
 @contextlib.contextmanager
 def process_pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that share the cores out among themselves and end with this one."""
-    context = _Context()  # torch's threads do not survive a fork
+    context = LoneContext()  # torch's threads do not survive a fork
     threads = max(1, cores() // jobs)
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, str(threads)))  # read when a process starts
