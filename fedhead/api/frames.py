@@ -22,5 +22,5 @@ def table(rows: Sequence[Mapping[str, object]], index: str = "") -> Table:
         import pandas
     except ImportError:
         return [dict(row) for row in rows]
-    frame = pandas.DataFrame.from_records([dict(row) for row in rows])
+    frame = pandas.DataFrame([dict(row) for row in rows])
     return frame.set_index(index) if index and len(frame) else frame

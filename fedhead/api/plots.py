@@ -59,7 +59,7 @@ def draw_curves(
 
 
 def _draw(axes: Axes, title: str, curves: Sequence[Curve], lines: Mapping[str, float]) -> None:
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     styles = cycle([(dash, colour) for dash in _DASHES for colour in _COLOURS])
     for curve, (dash, colour) in zip(curves, styles, strict=False):
@@ -76,7 +76,7 @@ def _draw(axes: Axes, title: str, curves: Sequence[Curve], lines: Mapping[str, f
     axes.set_title(title, fontsize="medium")
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.has_data():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Config, changed, parse_overrides
+from common.config.loading import with_module
 from common.data_sources import function_of
 from common.own_code import file_of, found_in
 from server.round.first_head import last_head
@@ -147,6 +148,8 @@ def _cell(
         base = base.model_copy(update={"strategy": without})
     overrides = {"seed": seed, "out": "", "strategy": spec.keys, "partition": partition[1]}
     config = changed(changed(base, overrides), parse_overrides(settings))
+    # A process that runs the cell must find the same module, and find it written there.
+    config = with_module(config, [Path.cwd()])
     label = ",".join(word for word in (spec.text, partition[0], f"seed-{seed}") if word)
     start = _first_head(config.strategy.init_from)
     own = _source(spec.name) + _data_source(config.data.source, config.data.root)
