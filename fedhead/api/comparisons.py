@@ -215,6 +215,8 @@ def compare(
         shown.show("preparing", 0, 0)
         chosen = run_comparison(wanted, folder.resolve(), jobs=jobs or cores())
         write_report(load_runs(list(chosen.runs)), folder.resolve())
+        done = len(chosen.runs)
+        shown.show(f"{done} runs compared", done, done)
     failed = {cell.key: problem for cell, problem in chosen.failed}
     return Comparison(folder.resolve(), tuple(map(Run, chosen.runs)), failed)
 

@@ -73,7 +73,9 @@ def facts_html(values: Mapping[str, str]) -> str:
 
 def block(title: str, note: str, values: Mapping[str, str], *parts: str) -> str:
     """A title, a line below it, facts, and further HTML beside them."""
-    beside = "".join(f"<div>{part}</div>" for part in (facts_html(values), *parts) if part)
+    beside = "".join(
+        f"<div>{part}</div>" for part in (values and facts_html(values), *parts) if part
+    )
     return (
         '<div style="font-family: sans-serif; font-size: 13px; line-height: 1.4">'
         f'<div style="font-weight: 600">{escape(title)}</div>'
