@@ -37,6 +37,7 @@ __all__ = [
     "client_shares",
     "experiment_dataset",
     "experiment_features",
+    "forget_data",
     "held_out_positions",
     "malicious_clients",
     "run_config",
@@ -274,6 +275,15 @@ def _relabelled(
         own = noisy(labels[share.train], noise, num_classes, seed=seed, client=client)
         labels[share.train] = flipped(own, num_classes) if client in flipping else own
     return dataclasses.replace(features, labels=labels)
+
+
+def forget_data() -> None:
+    """Read data again when they are next asked for: files may have changed meanwhile.
+
+    For a process that lives longer than one run, such as a notebook's.
+    """
+    for cached in (_dataset, _shares, _relabelled, _features):
+        cached.cache_clear()
 
 
 @lru_cache(maxsize=2)

@@ -32,6 +32,7 @@ __all__ = [
     "decode_array",
     "decode_bytes",
     "decode_file",
+    "decode_image",
     "heic_is_read",
     "read_image",
     "upright",
@@ -153,6 +154,18 @@ def decode_array(array: npt.NDArray[np.generic], size: int, *, name: str = "arra
     if pixels.ndim == 3 and channels == 1:
         pixels = pixels[:, :, 0]
     return _square(_opaque(Image.fromarray(np.ascontiguousarray(pixels))), size)
+
+
+def decode_image(image: Image.Image, size: int, *, name: str = "image") -> ByteArray:
+    """Like :func:`decode_file`, for an image that PIL has opened.
+
+    Raises:
+        DataError: it cannot be decoded; names it.
+    """
+    try:
+        return _square(_opaque(upright(image)), size)
+    except Exception as exc:  # as of a file, PIL's readers raise whatever they please
+        raise DataError(f"{name}: damaged or unsupported image ({exc})") from exc
 
 
 def check_image(data: bytes, *, name: str) -> None:

@@ -8,10 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["Step", "stage", "track"]
+__all__ = ["Step", "Tell", "stage", "telling", "track"]
 
 T = TypeVar("T")
 
@@ -114,6 +115,23 @@ class _Watch(logging.Filter):
 
 _WATCH = _Watch()
 
+Tell = Callable[[Step], None]
+_TELL: ContextVar[Tell | None] = ContextVar("_TELL", default=None)
+
+
+@contextmanager
+def telling(tell: Tell) -> Iterator[None]:
+    """Inside, in this thread, whoever calls shows what is tracked, and no line or bar here does.
+
+    Args:
+        tell: called with the step before its first item and after each.
+    """
+    token = _TELL.set(tell)
+    try:
+        yield
+    finally:
+        _TELL.reset(token)
+
 
 @contextmanager
 def stage(what: str, total: int = 0) -> Iterator[Step]:
@@ -129,8 +147,19 @@ def stage(what: str, total: int = 0) -> Iterator[Step]:
 
 
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """Yield the items and show how far it is: as a bar, or as a ``stage`` without a terminal."""
+    """Yield the items and show how far it is: as a bar, or as a ``stage`` without a terminal.
+
+    Inside ``telling`` neither: the step is handed over.
+    """
     with stage(what, total) as step:
+        if tell := _TELL.get():
+            step.has_bar = True
+            tell(step)
+            for item in items:
+                yield item
+                step.done += 1
+                tell(step)
+            return
         if sys.stderr.isatty() and not _WATCH.has_bar():
             step.has_bar = True
             items = _bar(items, what, total)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["prepare_environment"]
+__all__ = ["NOT_ON_DEVICES", "prepare_environment"]
+
+NOT_ON_DEVICES = ("psutil", "tensorboardX", "torchvision")
+"""Packages of the extra `server`, which `simulation` holds: a device alone is installed without."""
 
 _DEFAULTS = {
     # They would call home.

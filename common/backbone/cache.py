@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.apart import in_fresh_process, is_reused
 from common.backbone.frozen import FrozenBackbone, UInt8Array, load_by_fingerprint, store
 from common.backbone.recipe import Recipe
 from common.backbone.sources import weights_identity
@@ -55,14 +56,32 @@ def _cached(recipe: Recipe, images: UInt8Array, cache: Path) -> FrozenBackbone:
         kept = _from_key(key_file, cache)
         if kept is not None:
             return kept
-    from common.backbone.prepare import prepare_backbone
-
-    backbone = prepare_backbone(recipe, images)
+    backbone = _prepared(recipe, images)
     store(backbone, cache)
     if _key(recipe, images) == key_file.name:  # nobody has replaced the weights meanwhile
         write_atomic(key_file, backbone.fingerprint.encode())
     # As it is loaded ever after: one that was just made is exported in other bytes.
     return load_by_fingerprint(backbone.fingerprint, cache) or backbone
+
+
+def _prepared(recipe: Recipe, images: UInt8Array) -> FrozenBackbone:
+    if is_reused() and has_scripted():
+        data = in_fresh_process(_prepared_bytes, recipe, images)
+        return FrozenBackbone.from_bytes(data, opened=False)
+    from common.backbone.prepare import prepare_backbone
+
+    return prepare_backbone(recipe, images)
+
+
+def _prepared_bytes(recipe: Recipe, images: UInt8Array) -> bytes:
+    return _prepared(recipe, images).to_bytes()
+
+
+def has_scripted() -> bool:
+    """Whether this process has compiled a module to TorchScript."""
+    from torch.jit._recursive import concrete_type_store
+
+    return bool(concrete_type_store.type_store)
 
 
 @own_check("key of a backbone in the cache")

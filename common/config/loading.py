@@ -18,7 +18,14 @@ from common.errors import ConfigError
 from common.own_code import folder_of, search_in
 from common.toml_model import read_toml, validated
 
-__all__ = ["changed", "describe_keys", "load_config", "overrides_of", "parse_overrides"]
+__all__ = [
+    "changed",
+    "describe_keys",
+    "load_config",
+    "overrides_of",
+    "parse_overrides",
+    "with_module",
+]
 
 
 def describe_keys() -> list[tuple[str, str, str]]:
@@ -142,10 +149,10 @@ def load_config(
         problems += exc.problems
     if problems:
         raise ConfigError(problems, where)
-    return _with_module(config, [*([path.parent] if path else []), Path.cwd()])
+    return with_module(config, [*([path.parent] if path else []), Path.cwd()])
 
 
-def _with_module(config: Config, places: Sequence[Path]) -> Config:
+def with_module(config: Config, places: Sequence[Path]) -> Config:
     """Say where modules of a user's own lie: they must be found from elsewhere, too."""
     roots = {}
     for section, path, root in (

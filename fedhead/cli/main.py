@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -26,7 +28,7 @@ from fedhead.cli.publish import publish
 from fedhead.cli.runs import runs
 from fedhead.cli.terminal import print_error
 from fedhead.cli.tune import tune
-from fedhead.environment import prepare_environment
+from fedhead.environment import NOT_ON_DEVICES, prepare_environment
 
 __all__ = ["cli", "main"]
 
@@ -36,16 +38,32 @@ prepare_environment()
 # They run until they are stopped; all others say at least every ten seconds what they do.
 _ENDLESS = ("serve", "device", "delivery serve")
 
-# The extra `server`, which `simulation` holds.
-_NOT_ON_DEVICES = ("psutil", "tensorboardX", "torchvision")
-
 cli = typer.Typer(
     name="fedhead",
-    help="Federated learning of the head of a frozen int8 MobileNet.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(version("fedhead"))
+        raise typer.Exit
+
+
+@cli.callback()
+def options(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Federated learning of the head of a frozen int8 MobileNet."""
+
+
 others = typer.Typer()
 for command in (tune, predict, publish, cache):
     others.command()(command)
@@ -82,7 +100,7 @@ def main() -> None:
         print_error(str(exc))
         sys.exit(1)
     except ModuleNotFoundError as exc:
-        if exc.name not in _NOT_ON_DEVICES:
+        if exc.name not in NOT_ON_DEVICES:
             raise
         print_error(str(MissingExtraError(exc.name, "simulation", "this command")))
         sys.exit(1)

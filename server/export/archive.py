@@ -8,7 +8,10 @@ from collections.abc import Mapping
 
 import torch
 
-__all__ = ["compact", "save_script"]
+__all__ = ["NUMBERED", "compact", "save_script"]
+
+NUMBERED = "___torch_mangle_"
+"""In the name of a class where a process has compiled another of its name, see common.apart."""
 
 
 def save_script(scripted: torch.jit.ScriptModule) -> bytes:
@@ -26,9 +29,8 @@ def compact(saved: bytes, records: Mapping[str, str | bytes]) -> bytes:
     installation to the next. Both are left out; no loader needs them. Compressing takes a
     sixth off, for each zero point of a channel is eight bytes of zeros.
 
-    TorchScript also numbers a class (``___torch_mangle_3``) where the process has compiled another
-    of its name, as it has after exporting on another backbone: bytes then differ, results do not.
-    Making torch forget those classes is no way out: modules in use would compute with the new ones.
+    TorchScript also numbers a class where the process has compiled another of its name, as it has
+    after exporting on another backbone: see ``common.apart``.
     """
     target = io.BytesIO()
     with (

@@ -24,7 +24,7 @@ from common.machine import cores
 from common.types import IntArray
 from server.export.exported import Exported, exported
 
-__all__ = ["Prediction", "find_images", "measure", "predict", "write_csv"]
+__all__ = ["Prediction", "classify", "find_images", "measure", "predict", "write_csv"]
 
 logger = logging.getLogger("fedhead")
 
@@ -106,7 +106,7 @@ def predict(
         while batch := list(islice(waiting, _BATCH)):
             decoded = list(pool.map(decode, batch))
             pixels = [one[1] for one in decoded if not isinstance(one, DataError)]
-            best = iter(_best(model, np.stack(pixels)) if pixels else ())
+            best = iter(classify(model, np.stack(pixels)) if pixels else ())
             for one in decoded:
                 if isinstance(one, DataError):
                     yield one
@@ -115,8 +115,16 @@ def predict(
                     yield Prediction(one[0], classes[k], probability)
 
 
-def _best(model: Exported, pixels: ByteArray) -> list[tuple[int, float]]:
-    """The best class of each image, and its probability."""
+def classify(model: Exported, pixels: ByteArray) -> list[tuple[int, float]]:
+    """The best class of each image, and its probability.
+
+    Args:
+        model: from ``exported``.
+        pixels: uint8 (n, 3, S, S), RGB, S from the model's card.
+
+    Raises:
+        ExportError: the model does not run, or contradicts its card.
+    """
     logits = torch.from_numpy(model.logits(pixels))
     best, index = logits.double().softmax(dim=1).max(dim=1)
     return list(zip(index.tolist(), best.tolist(), strict=True))

@@ -8,11 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["OnRound", "Progress", "Standing"]
+__all__ = ["OnRound", "Progress", "Standing", "StopRun"]
 
 OnRound = Callable[[Mapping[str, Any]], None]
 """Called with the line of metrics.jsonl of each finished round, once the round is on the disk. What
-it raises ends the run there, which can be resumed."""
+it raises ends the run there, which can be resumed; ``StopRun`` makes that round the last one."""
+
+
+class StopRun(Exception):  # noqa: N818 - no error: how a listener says that it has seen enough
+    """Raised by a listener: the round it was told of is the last, and the run finishes with it."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,19 @@ class Progress:
             self._standing = standing
             self._listener(standing)
 
-    def finished(self, metrics: Mapping[str, Any]) -> None:
-        """Tell of a finished round: ``round`` and its metrics, as metrics.jsonl has them."""
+    def finished(self, metrics: Mapping[str, Any]) -> bool:
+        """Tell of a finished round: ``round`` and its metrics, as metrics.jsonl has them.
+
+        Returns:
+            Whether a listener wants it to be the last.
+        """
+        is_last = False
         for on_round in self._on_round:
-            on_round(metrics)
+            try:
+                on_round(metrics)
+            except StopRun:
+                is_last = True
+        return is_last
 
     @contextmanager
     def told(self, on_round: OnRound) -> Iterator[None]:

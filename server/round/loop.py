@@ -136,7 +136,9 @@ def run_rounds(
                 run.registry.accounts.write(folder.devices)
             done = number
             _report(number, rounds, result, evaluation)
-            run.registry.progress.finished({"round": number, **metrics})
+            if run.registry.progress.finished({"round": number, **metrics}):
+                logger.info("stopped by its listener: done after %d of %d rounds", number, rounds)
+                break
     return head, done, counters
 
 

@@ -7,12 +7,12 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from common.config import Config, TrackingConfig, changed, parse_overrides
+from common.config.loading import with_module
 from common.data_sources import function_of
 from common.own_code import file_of, found_in
 from server.round.first_head import last_head
@@ -160,6 +160,8 @@ def _cell(
     base = base.model_copy(update={"tracking": TrackingConfig()})  # a cell has no trackers
     overrides = {"seed": seed, "out": "", "strategy": spec.keys, "partition": partition[1]}
     config = changed(changed(base, overrides), parse_overrides(settings))
+    # A process that runs the cell must find the same module, and find it written there.
+    config = with_module(config, [Path.cwd()])
     label = ",".join(word for word in (spec.text, partition[0], f"seed-{seed}") if word)
     start = _first_head(config.strategy.init_from)
     own = _source(spec.name) + _data_source(config.data.source, config.data.root)
@@ -169,13 +171,11 @@ def _cell(
     return Cell(spec.text, partition[0], seed, settings, config, key)
 
 
-@lru_cache
 def _first_head(run: str) -> str:
     """Hash of the head that a cell starts from; empty: zeros."""
     return last_head(Path(run).expanduser()).sha256 if run else ""
 
 
-@lru_cache
 def _source(name: str) -> str:
     """Hash of the file that holds a user's own strategy: what it gives depends on it."""
     if ":" not in name:
@@ -184,7 +184,6 @@ def _source(name: str) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
 
 
-@lru_cache
 def _data_source(source: str, root: str) -> str:
     """Likewise, of the file that holds a user's own data."""
     function = function_of(source)

@@ -18,6 +18,7 @@ from multiprocessing.synchronize import Lock
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.apart import LoneContext
 from common.errors import FedheadError, RunError
 from common.machine import cores
 from simulations.compare.cells import Cell
@@ -84,7 +85,7 @@ def is_finished(path: Path) -> bool:
 @contextlib.contextmanager
 def process_pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that share the cores out among themselves and end with this one."""
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    context = LoneContext()  # torch's threads do not survive a fork
     threads = max(1, cores() // jobs)
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, str(threads)))  # read when a process starts

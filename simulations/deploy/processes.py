@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -134,12 +135,19 @@ def first_end(*processes: Polled) -> None:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Inside, SIGTERM is an interrupt as Ctrl-C is: processes and folders are cleaned up."""
+    """Inside, SIGTERM is an interrupt as Ctrl-C is: processes and folders are cleaned up.
+
+    Python hears signals in its main thread alone, so in another thread nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # None: what was there before was not set by Python, and cannot be put back by it.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 @contextmanager

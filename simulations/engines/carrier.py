@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError, RunError
+from server.record.progress import OnRound
 
 __all__ = ["Carrier", "Engine"]
 
@@ -84,11 +85,25 @@ class Carrier:
         if self.deployment is None and read_run_json(path).get("simulated") is False:
             raise RunError(f"{path} began with real devices: {resume_command(path)}")
 
-    def run(self, path: Path) -> dict[str, Any]:
+    def check_tells(self) -> None:
+        """Make sure that ``run`` can tell of each round.
+
+        Raises:
+            ConfigError: the rounds run in another process.
+        """
+        if self.deployment is not None or self.engine is not Engine.IN_PROCESS:
+            who = "a deployment" if self.deployment is not None else f"the engine {self.engine}"
+            raise ConfigError(
+                [f"on_round is for the engine in-process: the rounds of {who} run in another "
+                 "process, which adds a line to the run's metrics.jsonl after each"]
+            )  # fmt: skip
+
+    def run(self, path: Path, *, on_round: OnRound | None = None) -> dict[str, Any]:
         """Run, or go on with, the experiment whose configuration lies in a run folder.
 
         Args:
             path: the run folder.
+            on_round: is told of each round, see ``check_tells``.
 
         Returns:
             The run's closing figures.
@@ -97,6 +112,8 @@ class Carrier:
             KeyboardInterrupt: somebody ended it, by a signal to this process too.
             FedheadError: what a person can mend.
         """
+        if on_round is not None:
+            self.check_tells()
         from simulations.deploy.launch import run_deployed
         from simulations.deploy.processes import terminable
         from simulations.engines.flower import run_flower
@@ -108,7 +125,7 @@ class Carrier:
             if self.engine is Engine.FLOWER:
                 nodes = num_nodes(open_run(path))
                 return run_flower(path, num_supernodes=nodes, health=self.health)
-            return run_in_process(path, health=self.health)
+            return run_in_process(path, health=self.health, on_round=on_round or (lambda _: None))
 
     def resume_command(self, path: Path) -> str:
         """What a person types to go on with a run that was interrupted."""

@@ -60,7 +60,8 @@ def hyperparameters(values: Values, compared: Sequence[Values]) -> str:
     keys += [
         key
         for key in _differing(compared)
-        if key in values and key not in (*keys, "train.lr", *_IN_STRATEGY_LABEL)
+        # Where a user's module lies is no setting of the strategy.
+        if key in values and key not in (*keys, "train.lr", "strategy.root", *_IN_STRATEGY_LABEL)
     ]
     return " ".join(f"{name}={text(values[key])}" for key, name in _names(keys).items())
 

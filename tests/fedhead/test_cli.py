@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -282,3 +283,7 @@ def test_health_wants_an_address(
     assert code == 1
     assert f"--health {address!r} must be HOST:PORT" in err
     assert not (tmp_path / "r").exists()
+
+
+def test_the_version_is_that_of_the_package(fedhead: Fedhead) -> None:
+    assert fedhead("--version") == (0, f"{version('fedhead')}\n", "")

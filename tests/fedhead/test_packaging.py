@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Callable, Mapping
 from importlib.metadata import Distribution
 from pathlib import Path
@@ -191,3 +192,28 @@ def test_the_units_run_the_readmes_commands_as_another_user_who_can_write_one_fo
     moved = readme.split("&& mv ")[1].split(" /var/lib/fedhead/\n")[0].split()
     assert sorted(moved) == sorted(path.name for path in device.parent.parent.iterdir())
     assert "enable --now fedhead-server.service fedhead-delivery.service" in readme
+
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("client", "common", "fedhead", "server", "simulations")
+
+
+def test_every_package_says_that_its_types_are_meant_for_others() -> None:
+    assert [room for room in ROOMS if not (ROOT / room / "py.typed").exists()] == []
+
+
+@pytest.mark.slow
+def test_a_wheel_brings_types_experiments_and_the_page(tmp_path: Path) -> None:
+    for name in (*ROOMS, "pyproject.toml", "README.md", "LICENSE"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    code = "import setuptools.build_meta as build; print(build.build_wheel('.'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {f"{room}/py.typed" for room in ROOMS}
+    wanted |= {"simulations/experiments/mnist5k.toml", "simulations/report/page.css"}
+    assert wanted <= held

@@ -181,16 +181,23 @@ def test_a_cell_gives_the_head_of_a_plain_run(
 def test_a_users_own_strategy_names_its_cell_by_its_source(
     base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from simulations.compare.cells import _source
-
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "signmodule.py").write_text(OWN)
     made = compared(base, "signmodule:signs", sweeps=["step=0.1,0.2"])
     spec = made.strategies[0]
     first = made.cell(spec, made.partitions[0], 0, ("strategy.args.step=0.1",))
     (tmp_path / "signmodule.py").write_text(OWN + "# another\n")
-    _source.cache_clear()
     assert made.cell(spec, made.partitions[0], 0, first.settings).key != first.key
+
+
+def test_a_cell_says_where_a_module_in_the_working_folder_lies(
+    base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "signs_here.py").write_text(OWN)
+    (config, *_) = cells(compared(base, "signs_here:signs"))
+    assert config.strategy.root == str(tmp_path)
 
 
 def command(folder: Path, out: Path, *more: str) -> list[str]:

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.apart import in_fresh_process, is_reused
 from common.backbone._deprecations import accepted_deprecations
-from common.backbone.frozen import quantized_engine
+from common.backbone.frozen import FrozenBackbone, quantized_engine
 from common.errors import ExportError
 from common.files import sha256_file, write_atomic
 from common.machine import processor
 from common.seeding import batch_seed
 from common.types import FloatArray, Head
-from server.export.archive import compact, save_script
+from server.export.archive import NUMBERED, compact, save_script
 from server.export.card import CARD_RECORD, DefaultEngine, FileFacts, SelfCheck, card_path
 from server.export.device_model import DeviceModel, head_logits, trainer_view
 from server.export.fresh_process import FreshProcess, fresh_process
@@ -37,8 +38,6 @@ _TRAINING = (3, 5, batch_seed(seed=0, round_number=1, client=0))
 _MAX_DELTA_DIFFERENCE = 1e-4  # of the largest entry; sums in another order: some 1e-6
 
 logger = logging.getLogger("fedhead")
-
-Save = Callable[[torch.jit.ScriptModule], bytes]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +79,12 @@ class _Training:
 
 def export_model(trained: TrainedModel, path: Path) -> ExportReport:
     """model.pt: backbone and int8 head, to predict with."""
-    return _export(trained, path, "model", _model, save_script)
+    return _export(trained, path, "model", _model)
 
 
 def export_device(trained: TrainedModel, path: Path) -> ExportReport:
     """device.pt: backbone and float head, to train with in the full interpreter."""
-    return _export(trained, path, "device", _device("device"), save_script)
+    return _export(trained, path, "device", _device("device"))
 
 
 def export_lite(trained: TrainedModel, path: Path, bytecode: int | None = None) -> ExportReport:
@@ -99,7 +98,7 @@ def export_lite(trained: TrainedModel, path: Path, bytecode: int | None = None) 
     Raises:
         ExportError: this torch cannot write that version, and as ``export_device``.
     """
-    return _export(trained, path, "lite", _device("lite"), lambda m: save_lite(m, bytecode))
+    return _export(trained, path, "lite", _device("lite"), bytecode)
 
 
 def _export(
@@ -107,16 +106,20 @@ def _export(
     path: Path,
     target: str,
     build: Callable[[TrainedModel], _Candidate],
-    save: Save,
+    bytecode: int | None = None,
 ) -> ExportReport:
     # Started now: it imports torch while this process works.
     with fresh_process("run_exported.py") as process:
         candidate = build(trained)
         card = draft_card(trained, target, check=candidate.check)
-        with quantized_engine(card.engine), accepted_deprecations():
-            scripted = torch.jit.script(candidate.network.eval())
-            saved = save(scripted)
-        card = card.model_copy(update=_interface(scripted, saved, target))
+        saved, interface = _saved(candidate.network, target, card.engine, bytecode)
+        if is_reused() and NUMBERED in interface.pop("class"):
+            payload = trained.backbone.to_bytes()
+            saved, interface = in_fresh_process(
+                _saved_there, payload, trained.head, target, bytecode
+            )
+            del interface["class"]
+        card = card.model_copy(update=interface)
         data = compact(saved, {CARD_RECORD: card.to_json()})
         facts: list[FileFacts] = []
 
@@ -127,6 +130,32 @@ def _export(
         write_atomic(path, write)
     _tell_by_default(path.name, card.engine, facts[0].default_engine)
     return finish(card, path, facts[0])
+
+
+def _network(backbone: FrozenBackbone, head: Head, target: str) -> torch.nn.Module:
+    """What is compiled for a target."""
+    if target != "model":
+        return DeviceModel(backbone, head)
+    return PhoneModel(backbone.module, PhoneHead(quantize_head(head, backbone.affine)).eval())
+
+
+def _saved(
+    network: torch.nn.Module, target: str, engine: str, bytecode: int | None
+) -> tuple[bytes, dict[str, Any]]:
+    """The compiled network's bytes, its interface, and as "class" what torch has called it."""
+    with quantized_engine(engine), accepted_deprecations():
+        scripted = torch.jit.script(network.eval())
+        saved = save_lite(scripted, bytecode) if target == "lite" else save_script(scripted)
+    name = scripted._c._type().qualified_name()
+    return saved, {**_interface(scripted, saved, target), "class": name}
+
+
+def _saved_there(
+    payload: bytes, head: Head, target: str, bytecode: int | None
+) -> tuple[bytes, dict[str, Any]]:
+    """The same in a process that has compiled nothing yet: the bytes that any such one gives."""
+    backbone = FrozenBackbone.from_bytes(payload)
+    return _saved(_network(backbone, head, target), target, backbone.spec.engine, bytecode)
 
 
 def _model(trained: TrainedModel) -> _Candidate:

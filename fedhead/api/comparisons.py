@@ -1,0 +1,235 @@
+"""Comparisons: strategies side by side, on the same data, clients and seeds.
+
+``compare`` takes more than seven arguments: they are the options of ``fedhead compare``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import ConfigError
+from fedhead.api.bar import bar
+from fedhead.api.experiments import Experiment, Overrides, configuration
+from fedhead.api.frames import Table, table
+from fedhead.api.runs import Run
+from fedhead.api.session import session
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from fedhead.api.plots import Curve
+    from simulations.report import Comparison as Loaded
+    from simulations.report.comparison import Entry
+
+__all__ = ["Comparison", "compare"]
+
+_VALIDATION_FRACTION = 0.2  # of the training images, to sweep on: as of fedhead compare
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Finished runs to compare, by their folders.
+
+    Attributes:
+        path: the comparison's folder, absolute.
+        runs: each strategy with each seed in each partition, at the settings chosen for it.
+        failed: what could not run, each with the reason.
+    """
+
+    path: Path
+    runs: tuple[Run, ...]
+    failed: Mapping[str, str]
+
+    @property
+    def table(self) -> Table:
+        """The leaderboard, best accuracy first within a setting; means over seeds.
+
+        A ``pandas.DataFrame`` where pandas is installed, else a list of dicts. A strategy's own
+        metrics are columns "strategy/NAME", their last values.
+        """
+        from simulations.report import leaderboard
+
+        rows = []
+        for row in leaderboard(self._loaded()):
+            values = asdict(row)
+            own = {f"strategy/{name}": mean for name, (mean, _) in values.pop("metrics").items()}
+            rows.append(values | own)
+        return table(rows)
+
+    @property
+    def curves(self) -> Table:
+        """Every round of every run in the long form, for a plot of one's own.
+
+        Columns: setting, strategy, seed, run (its folder's name), round, and the round's metrics.
+        """
+        rows = [
+            {
+                "setting": setting.label,
+                "strategy": entry.label,
+                "seed": one.seed,
+                "run": one.path.name,
+                **row,
+            }
+            for setting in self._loaded().settings
+            for entry in setting.entries
+            for one in entry.runs
+            for row in Run(one.path)._rows()
+        ]
+        return table(rows)
+
+    @property
+    def report(self) -> Path:
+        """The page that shows all of it, report.html."""
+        return self.path / "report.html"
+
+    def plot(self) -> Figure:
+        """Accuracy by round: a plot for each setting, a curve for each strategy.
+
+        The curve is the mean over seeds, the band reaches from the lowest to the highest.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        from fedhead.api.plots import draw_curves
+
+        return draw_curves(
+            {
+                setting.label: [_curve(entry) for entry in setting.entries]
+                for setting in self._loaded().settings
+            }
+        )
+
+    def __repr__(self) -> str:
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        return f"<fedhead.Comparison {self.path}: {len(self.runs)} runs{failed}>"
+
+    def _repr_html_(self) -> str:
+        from fedhead.api.display import block, percent, rows_html
+        from simulations.report import leaderboard
+
+        several = len(self._loaded().settings) > 1
+        rows = [
+            {
+                **({"setting": row.setting} if several else {}),
+                "strategy": row.strategy,
+                "settings": row.hyperparameters,
+                "accuracy": percent(row.accuracy),
+                "± over seeds": "-" if row.accuracy_sd is None else f"{100 * row.accuracy_sd:.1f}",
+                "worst client": percent(row.worst_client),
+                "uplink": f"{row.uplink_bytes / 1e6:,.2f} MB",
+            }
+            for row in leaderboard(self._loaded())
+        ]
+        return block(
+            f"fedhead comparison {self.path.name}",
+            f"{len(self.runs)} runs in {self.path}",
+            {f"failed: {name}": reason for name, reason in self.failed.items()},
+            rows_html(rows),
+        )
+
+    def _loaded(self) -> Loaded:
+        from simulations.report import load_runs
+
+        return load_runs([run.path for run in self.runs])
+
+
+def _curve(entry: Entry) -> Curve:
+    import numpy as np
+
+    from fedhead.api.plots import Curve
+
+    rounds = min(len(run.accuracy) for run in entry.runs)
+    accuracy = np.stack([run.accuracy[:rounds] for run in entry.runs])
+    band = (accuracy.min(0), accuracy.max(0)) if len(entry.runs) > 1 else ()
+    return Curve(entry.label, range(1, rounds + 1), accuracy.mean(0), band)
+
+
+def compare(
+    experiment: Experiment = "mnist5k",
+    overrides: Overrides | None = None,
+    *,
+    strategies: str | Sequence[str] = "all",
+    partitions: str | Sequence[str] = (),
+    seeds: Sequence[int] = (0, 1, 2),
+    sweep: Mapping[str, Sequence[object]] | None = None,
+    out: str | Path | None = None,
+    jobs: int = 0,
+    progress: bool = True,
+) -> Comparison:
+    """Compare strategies: the same data, clients and seeds, each at its best settings.
+
+    Example::
+
+        compared = fedhead.compare(
+            "mnist5k",
+            {"train.rounds": 20},
+            strategies=["fedavg", "fedprox", "mine:signs"],
+            partitions=["iid", "dirichlet:0.1"],
+            sweep={"lr": [0.01, 0.05, 0.2], "fedprox.mu": [0.01, 0.1]},
+        )
+        compared.table
+
+    What has finished is kept: the same call goes on after an interrupt, and one of more runs only
+    what is new. Runs go to processes of their own, which do not run the caller's script.
+
+    Args:
+        experiment: what all runs have in common, as of :func:`fedhead.run`.
+        overrides: likewise.
+        strategies: names or "module:function", "+gram" or "+fed3r" behind them; "all": every one
+            there is.
+        partitions: such as "iid" and "dirichlet:0.1"; empty: the experiment's own.
+        seeds: one run each.
+        sweep: values to try on held-out training images, by what they are of: "lr", an argument of
+            strategies, "STRATEGY.ARGUMENT", or any key.
+        out: folder; None: runs/NAME.
+        jobs: processes; 0: one for each core.
+        progress: show a bar in a notebook or on a terminal.
+
+    Raises:
+        ConfigError: all problems at once.
+        RunError: no run could be made, or another process compares there.
+        MissingExtraError: jinja2 or plotly is not installed, which draw the report.
+    """
+    from common.machine import cores
+    from simulations.compare.compare import run_comparison
+    from simulations.compare.parse import parse_comparison
+    from simulations.report import check_installed, load_runs, write_report
+
+    check_installed()  # before the long work
+    with session(), bar(wanted=progress) as shown:
+        base = configuration(experiment, overrides)
+        with _as_arguments():
+            wanted = parse_comparison(
+                base,
+                strategies=_words(strategies),
+                partitions=_words(partitions),
+                seeds=_words(seeds),
+                sweeps=[f"{key}={_words(values)}" for key, values in (sweep or {}).items()],
+                validation_fraction=_VALIDATION_FRACTION,
+            )
+        folder = Path(out).expanduser() if out is not None else Path("runs") / base.name
+        shown.show("preparing", 0, 0)
+        chosen = run_comparison(wanted, folder.resolve(), jobs=jobs or cores())
+        write_report(load_runs(list(chosen.runs)), folder.resolve())
+        done = len(chosen.runs)
+        shown.show(f"{done} runs compared", done, done)
+    failed = {cell.key: problem for cell, problem in chosen.failed}
+    return Comparison(folder.resolve(), tuple(map(Run, chosen.runs)), failed)
+
+
+def _words(values: str | Sequence[object]) -> str:
+    return values if isinstance(values, str) else ",".join(map(str, values))
+
+
+@contextmanager
+def _as_arguments() -> Iterator[None]:
+    """Name arguments in errors as a caller has them, not as options of the command line."""
+    try:
+        yield
+    except ConfigError as exc:
+        problems = [problem.removeprefix("--") for problem in exc.problems]
+        raise ConfigError(problems, exc.where) from exc

@@ -1,0 +1,47 @@
+"""What is around each piece of work of the Python API: nothing of it outlives the call."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from common.apart import reused
+from common.errors import MissingExtraError
+from fedhead.environment import NOT_ON_DEVICES
+
+__all__ = ["session"]
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """A time in which fedhead works for a caller whose process goes on afterwards.
+
+    Data are read again, because files may have changed since the last time. What was appended to
+    Python's search path for a user's own modules is taken off again. Flower's log is quiet: its
+    strategies log each step, and fedhead's own log has the round. The bytes of what is written
+    depend on nothing that this process did before.
+
+    Raises:
+        MissingExtraError: a package of an extra is not installed.
+    """
+    path, flower = [*sys.path], logging.getLogger("flwr")
+    flower.addFilter(_is_warning)
+    try:
+        from common.experiment import forget_data
+
+        forget_data()
+        with reused():
+            yield
+    except ModuleNotFoundError as exc:
+        if exc.name not in NOT_ON_DEVICES:
+            raise
+        raise MissingExtraError(exc.name, "simulation", "this") from exc
+    finally:
+        flower.removeFilter(_is_warning)
+        sys.path[:] = [folder for folder in sys.path if folder in path]
