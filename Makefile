@@ -9,7 +9,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-slow test-kernels lint browser faketime test-deploy quantization arm64 bench compare robustness clean
+.PHONY: demo test test-slow test-kernels lint browser faketime test-deploy quantization arm64 bench compare robustness docs test-docs clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -90,5 +90,13 @@ robustness: $(STAMP)
 	done
 	$(BIN)/fedhead report runs/robustness --out runs/robustness
 
+# The pages of docs/ as a site that opens from the disk; a warning is an error.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Every command of README and docs that is not excused, the examples and the notebooks.
+test-docs: $(STAMP)
+	$(BIN)/pytest -m slow -n 2 --maxschedchunk=1 tests/docs
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info
