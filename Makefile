@@ -90,9 +90,10 @@ robustness: $(STAMP)
 	done
 	$(BIN)/fedhead report runs/robustness --out runs/robustness
 
-# The pages of docs/ as a site that opens from the disk; a warning is an error.
+# The pages of docs/ as a site that loads nothing from elsewhere; a warning is an error.
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html; with search: $(BIN)/python -m http.server --directory site"
 
 # Every command of README and docs that is not excused, the examples and the notebooks.
 test-docs: $(STAMP)

@@ -88,19 +88,17 @@ def _group(name: str, command: click.Command) -> Iterator[str]:
     if options:
         yield "| option | takes | meaning |\n|---|---|---|"
     for one in options:
-        names = ", ".join(f"`{flag}`" for flag in [*one.opts, *one.secondary_opts])
-        if isinstance(one, click.Argument):
-            names = f"`{one.make_metavar(context)}`"
-        takes = "" if getattr(one, "is_flag", False) else f"`{_type(one, context)}`"
-        yield f"| {names} | {_bar(takes)} | {_cell(getattr(one, 'help', '') or '')} |"
+        is_argument = isinstance(one, click.Argument)
+        names = [one.make_metavar(context)] if is_argument else [*one.opts, *one.secondary_opts]
+        has_value = not is_argument and not getattr(one, "is_flag", False)
+        takes = _code(one.make_metavar(context)) if has_value else ""
+        meaning = _cell(getattr(one, "help", "") or "")
+        yield f"| {', '.join(map(_code, names))} | {takes} | {meaning} |"
 
 
-def _type(one: click.Parameter, context: click.Context) -> str:
-    return one.make_metavar(context)
-
-
-def _bar(text: str) -> str:
-    return text.replace("|", "\\|")
+def _code(text: str) -> str:
+    """Code in a table's cell, where a bar in backticks would keep its backslash."""
+    return f"<code>{html.escape(text).replace('|', '&#124;')}</code>"
 
 
 def _cell(text: str) -> str:

@@ -39,7 +39,8 @@ def test_the_page_of_commands_has_each_of_them(hooks: ModuleType) -> None:
     assert "generated:" not in page
     for name in ("run", "delivery serve", "fleet revoke", "keys new", "bench simulation"):
         assert f"### fedhead {name}\n" in page
-    assert "`--overwrite`" in page
+    assert "<code>--overwrite</code>" in page
+    assert "<code>[in-process&#124;flower]</code>" in page
     assert cli.info.name == "fedhead"
 
 
