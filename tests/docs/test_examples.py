@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -12,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fenced import ROOT, blocks, pages
 from safetensors.numpy import load_file
 
+from common.backbone.architectures import ARCHITECTURES
 from common.codecs import CODECS
 from common.config import load_config
 from common.corrections import CORRECTIONS
@@ -22,19 +25,21 @@ from simulations.run import run_in_process
 
 Make = Callable[..., Path]
 
-EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+TABLES: tuple[Any, ...] = (ARCHITECTURES, FIELDS, CORRECTIONS, CODECS)
+
+EXAMPLES = ROOT / "docs" / "examples"
 
 
 @pytest.fixture(autouse=True)
 def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What an example adds to a table is gone after its test, and so is its module."""
-    before = [dict(table) for table in (FIELDS, CORRECTIONS, CODECS)]
+    before = [dict(table) for table in TABLES]
     modules = {*sys.modules}
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield
-    for table, rows in zip((FIELDS, CORRECTIONS, CODECS), before, strict=True):
-        table.clear()  # type: ignore[attr-defined]
-        table.update(rows)  # type: ignore[attr-defined]
+    for table, rows in zip(TABLES, before, strict=True):
+        table.clear()
+        table.update(rows)
     for name in {*sys.modules} - modules:
         file = getattr(sys.modules[name], "__file__", None) or ""
         if file.startswith(str(EXAMPLES)):
@@ -56,15 +61,15 @@ def small(quick: Make, folder: str, *more: str) -> tuple[Path, dict[str, Any]]:
     return run, run_in_process(run)
 
 
-EXPERIMENTS = sorted(EXAMPLES.glob("*/experiment.toml"))
+# A reproduction takes minutes and has a test of its own.
+FILES = sorted(f for f in EXAMPLES.glob("*/*.toml") if f.parent.name != "reproduction")
 
 
-@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda f: f.parent.name)
-def test_an_example_is_named_by_the_command_at_its_top(file: Path) -> None:
-    first = file.read_text().splitlines()[0]
-    named = first.split()[-1]
-    assert first.startswith("# ")
-    assert (EXAMPLES.parents[1] / named).exists()
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.parent.name)
+def test_the_command_at_an_examples_top_is_run_by_a_page(file: Path) -> None:
+    first = file.read_text().splitlines()[0].removeprefix("# ")
+    pages_run = [b.text for p in pages() for b in blocks((ROOT / p).read_text()) if b.is_run]
+    assert any(first in text.splitlines() for text in pages_run), first
 
 
 def test_a_strategy_steps_by_signs_and_reports_its_metric(quick: Make) -> None:
@@ -107,20 +112,12 @@ def start(words: list[object], folder: Path, environment: Mapping[str, str]) -> 
     return done.stdout
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("folder", ["strategy", "data", "field", "memory", "codec"])
-def test_an_example_runs_as_its_first_line_says(
-    folder: str, tmp_path: Path, environment: Mapping[str, str]
-) -> None:
-    file = EXAMPLES / folder / "experiment.toml"
-    out = start(["fedhead", "run", file, "--json"], tmp_path, environment)
-    assert json.loads(out)["rounds"] == 3
-
-
-@pytest.mark.slow
-def test_a_backbone_is_trained_on(tmp_path: Path, environment: Mapping[str, str]) -> None:
-    start([sys.executable, EXAMPLES / "backbone" / "own_net.py", "own"], tmp_path, environment)
-    summary = json.loads((tmp_path / "own" / "summary.json").read_text())
+def test_a_backbone_is_trained_on(quick: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES / "backbone")
+    importlib.import_module("own_net")
+    summary = run_in_process(
+        quick("backbone.arch=own_net", "backbone.weights=random", "train.lr=0.1", "train.rounds=8")
+    )
     assert summary["accuracy"] > 0.3  # of ten digits, with random filters
 
 
