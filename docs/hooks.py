@@ -86,14 +86,14 @@ def _group(name: str, command: click.Command) -> Iterator[str]:
     yield from (f"{_cell(text)}\n" for text in (command.help or "").split("\n\n"))
     options = [one for one in command.params if one.name != "help"]
     if options:
-        yield "| option | takes | meaning |\n|---|---|---|"
+        yield "| option | meaning |\n|---|---|"
     for one in options:
         is_argument = isinstance(one, click.Argument)
         names = [one.make_metavar(context)] if is_argument else [*one.opts, *one.secondary_opts]
         has_value = not is_argument and not getattr(one, "is_flag", False)
-        takes = _code(one.make_metavar(context)) if has_value else ""
+        takes = f" {_code(one.make_metavar(context))}" if has_value else ""
         meaning = _cell(getattr(one, "help", "") or "")
-        yield f"| {', '.join(map(_code, names))} | {takes} | {meaning} |"
+        yield f"| {', '.join(map(_code, names))}{takes} | {meaning} |"
 
 
 def _code(text: str) -> str:
