@@ -1,9 +1,10 @@
-"""The lists that mkdocs fills in have every key and every command."""
+"""The lists of keys, commands and strategies in the pages have all that there are."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +12,7 @@ import pytest
 
 from common.config import describe_keys
 from fedhead.cli.main import cli
+from server.strategies import STRATEGIES
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -57,3 +59,11 @@ def test_a_notebook_becomes_a_page_of_its_cells(hooks: ModuleType) -> None:
     page = hooks.notebook_page(json.dumps({"cells": cells}), "first.ipynb")
     assert page.startswith("# A first run\n\nText.\n\nThis page is the notebook [first.ipynb]")
     assert page.endswith("```python\nimport fedhead\n1 + 1\n```\n")
+
+
+def test_the_table_of_strategies_has_each_of_them_once() -> None:
+    table = (DOCS / "strategies.md").read_text().partition("| name | what it is |")[2]
+    first = [row.split("|")[1] for row in table.partition("\n\n")[0].splitlines()[2:]]
+    named = re.findall(r"`([\w:.]+)`", " ".join(first))
+    assert sorted(name for name in named if ":" not in name) == sorted(STRATEGIES)
+    assert f"{len(STRATEGIES)} strategies are there" in (DOCS.parent / "README.md").read_text()
