@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.config import Config
+from common.config import Config, located
 from common.errors import ExportError, FedheadError, RunError
 from common.experiment import (
     client_shares,
@@ -174,7 +174,8 @@ def run_cell(path: Path, toml: str, *, on_round: OnRound = lambda _: None) -> No
     from server.round.build import check_strategy
     from simulations.engines.in_process import InProcessGrid
 
-    config = Config.model_validate({**tomllib.loads(toml), "out": str(path)})
+    # As the run will read it again from its folder.
+    config = located(Config.model_validate({**tomllib.loads(toml), "out": str(path)}))
     check_strategy(config)
     RunFolder(path, config)
     values = run_values(path)

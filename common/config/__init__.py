@@ -11,6 +11,7 @@ from common.config.loading import (
     changed,
     describe_keys,
     load_config,
+    located,
     overrides_of,
     parse_overrides,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "changed",
     "describe_keys",
     "load_config",
+    "located",
     "overrides_of",
     "parse_overrides",
 ]

@@ -18,7 +18,7 @@ from common.errors import ConfigError
 from common.own_code import folder_of, search_in
 from common.toml_model import read_toml, validated
 
-__all__ = ["changed", "describe_keys", "load_config", "overrides_of", "parse_overrides"]
+__all__ = ["changed", "describe_keys", "load_config", "located", "overrides_of", "parse_overrides"]
 
 
 def describe_keys() -> list[tuple[str, str, str]]:
@@ -143,6 +143,11 @@ def load_config(
     if problems:
         raise ConfigError(problems, where)
     return _with_module(config, [*([path.parent] if path else []), Path.cwd()])
+
+
+def located(config: Config) -> Config:
+    """The same, and where a module of a user's own lies, if the working folder has it."""
+    return _with_module(config, [Path.cwd()])
 
 
 def _with_module(config: Config, places: Sequence[Path]) -> Config:
