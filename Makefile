@@ -11,7 +11,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-slow test-kernels lint browser faketime test-deploy quantization arm64 bench compare robustness clean
+.PHONY: demo test test-slow test-kernels lint browser faketime test-deploy quantization arm64 bench compare robustness docs test-docs clean
 
 # make TORCH=cpu demo: PyTorch without the CUDA libraries, which a run does not use. Only a .venv
 # that has no PyTorch yet is affected.
@@ -115,5 +115,14 @@ robustness: $(DEMO)
 	done
 	$(BIN)/fedhead report runs/robustness --out runs/robustness
 
+# The pages of docs/ as a site that loads nothing from elsewhere; a warning is an error.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html; with search: $(BIN)/python -m http.server --directory site"
+
+# Every command of README and docs that is not excused, the examples and the notebooks.
+test-docs: $(STAMP)
+	$(BIN)/pytest -m slow -n 2 --maxschedchunk=1 tests/docs
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

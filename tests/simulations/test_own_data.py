@@ -20,9 +20,8 @@ Fedhead = Callable[..., tuple[int, str, str]]
 Make = Callable[..., Path]
 
 ROOT = Path(__file__).parents[2]
-# As the README shows it.
-OWN = (ROOT / "README.md").read_text().partition("With this `mydata.py`, ")[2]
-OWN = OWN.partition("```python\n")[2].partition("```")[0]
+# As docs/own-data.md shows it.
+OWN = (ROOT / "docs/examples/data/mydata.py").read_text()
 KEYS = """
 [backbone]
 weights = "random"
@@ -43,7 +42,7 @@ epochs = 0
 
 @pytest.fixture
 def experiment(quick: Make, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """An experiment on the README's data, in a folder of its own; the export is left out."""
+    """An experiment on the example's data, in a folder of its own; the export is left out."""
     pytest.importorskip("sklearn", reason="pip install 'fedhead[demo]'")
     module = f"mydata_{request.node.name}"  # Python imports a name only once
     folder = tmp_path / "mine"
