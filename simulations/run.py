@@ -130,7 +130,8 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 def num_nodes(config: Config) -> int:
     """Virtual nodes of a simulation; a stock strategy takes a node for a client."""
-    shares = client_shares(config)  # a partition that cannot be made is noticed here
+    shares = client_shares(config)  # a partition that cannot be made is noticed here, and
+    config.train.participants(len(shares))  # clients that are not in it
     from server.round.stock import is_stock
 
     return len(shares) if is_stock(config.strategy.name) else config.simulation.nodes

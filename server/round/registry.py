@@ -214,6 +214,9 @@ class Registry:
                     raise ReplyError(f"speaks for {name}, which lives on another node")
             except FedheadError as exc:
                 self.refuse(node, str(exc))
+                continue
+            if reply.clients and not any(map(self._admission.takes_part, reply.clients)):
+                logger.info("%s is not in train.clients: left out", self.name(min(reply.clients)))
             else:
                 admitted.add(node)
                 total += sum(reply.num_examples)
