@@ -77,7 +77,7 @@ class LocalLoss:
         if not loss.requires_grad:
             raise self._wrong("the loss has no gradient: is it detached, or made of numbers?")
         if not torch.isfinite(loss):
-            raise self._wrong(f"the loss is {float(loss):g}")
+            raise self._wrong(f"the loss is {loss.item():g}")
         return loss
 
     def _wrong(self, why: str) -> ConfigError:

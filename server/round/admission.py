@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -14,6 +15,8 @@ from server.round.replies import check_lengths
 from server.round.roster import Roster
 
 __all__ = ["Admission", "check_total"]
+
+logger = logging.getLogger("fedhead")
 
 _MOST_EXAMPLES = 2**31 - 1  # sums of as many clients' stay exact
 _MOST_TOGETHER = 2**40  # of all clients: their sums of squares stay far below 2^64
@@ -71,9 +74,13 @@ class Admission:
         names = self._roster.names if self._roster else []
         return sum(not self._listed or name in self._listed for name in names)
 
-    def takes_part(self, client: int) -> bool:
-        """Whether it is one of those that may."""
-        return not self._listed or bool(self._listed & {client, self.name(client)})
+    def takes_part(self, reply: DescribeReply) -> bool:
+        """Whether a node hosts anybody that is listed, where some are; if not, say so."""
+        names = {client: self.name(client) for client in reply.clients}
+        if not self._listed or not names or self._listed & {*names, *names.values()}:
+            return True
+        logger.info("%s is not in train.clients: left out", ", ".join(names.values()))
+        return False
 
     def is_registered(self, node: int) -> bool:
         """Whether a node may take part at all."""

@@ -215,9 +215,7 @@ class Registry:
             except FedheadError as exc:
                 self.refuse(node, str(exc))
                 continue
-            if reply.clients and not any(map(self._admission.takes_part, reply.clients)):
-                logger.info("%s is not in train.clients: left out", self.name(min(reply.clients)))
-            else:
+            if self._admission.takes_part(reply):
                 admitted.add(node)
                 total += sum(reply.num_examples)
                 self._add(node, reply)
