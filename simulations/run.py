@@ -153,12 +153,14 @@ def run_in_process(
     from client.app import app as client_app
     from server.app import run_experiment, watched
     from simulations.engines.in_process import InProcessGrid
+    from simulations.report.curves import write_curves
 
     values = run_values(path)
     config = run_config(values)
     grid = InProcessGrid(client_app, num_nodes(config), values)
     with watched(health, on_round) as progress:
         run_experiment(grid, config, progress=progress)
+    write_curves(path)
     return read_summary(path)
 
 
