@@ -14,6 +14,7 @@ from common.errors import ConfigError, ProtocolError, RunError
 from common.messages import TrainRequest
 from common.types import ClientPlan, Head, LocalTraining
 from server.round.build import check_strategy
+from simulations.report import curve_rows, load_runs
 from simulations.run import open_run, run_in_process
 
 MakeRun = Callable[..., Path]
@@ -119,10 +120,13 @@ def test_each_round_has_the_rate_of_its_schedule_on_clients_and_server(
 
     monkeypatch.setattr(server.round.own, "RoundContext", watched)
     schedule = ("train.schedule=linear", "train.warmup-rounds=1", "train.lr=0.02")
-    run_in_process(quick(*schedule, "train.rounds=5", "strategy.name=qfedavg"))
+    folder = quick(*schedule, "train.rounds=5", "strategy.name=qfedavg")
+    run_in_process(folder)
     expected = [0.01, 0.02, 0.015, 0.01, 0.005]
     assert [request.training.lr for request in requests] == pytest.approx(expected)
     assert [one.lr for one in contexts] == pytest.approx(expected)
+    said = [row["learning-rate"] for row in curve_rows(load_runs([folder]))]
+    assert said == pytest.approx(expected)
 
 
 def test_scaffold_with_a_schedule_is_the_same_by_cohort_and_reference(quick: MakeRun) -> None:
