@@ -61,8 +61,8 @@ def _clients(s: Mapping[str, Any]) -> dict[str, str]:
         if s[f"{name}_min"] is None:
             # Of a few images a percentile would show who was lucky.
             rows[row] = (
-                f"not shown: {enough} have the {COUNTED_EXAMPLES} test images that it takes, and "
-                f"{COUNTED_CLIENTS} would be needed"
+                f"not shown: it takes {COUNTED_CLIENTS} clients with {COUNTED_EXAMPLES} test "
+                f"images each, here {tests['counted']:,} have them"
             )
         else:
             rows[row] = (
