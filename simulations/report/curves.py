@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from common.files import write_atomic
 from simulations.report.comparison import Comparison, load_runs
-from simulations.report.labels import partition_label
+from simulations.report.labels import partition_label, strategy_label
 from simulations.report.runs import Scalar
 
 __all__ = ["KEYS", "CurveRow", "curve_rows", "curves_csv", "write_curves"]
@@ -36,7 +36,7 @@ def curve_rows(comparison: Comparison) -> list[CurveRow]:
         {
             "run": names[run.path],
             "setting": setting.label,
-            "strategy": entry.label,
+            "strategy": strategy_label(run.values),
             "hyperparameters": entry.hyperparameters,
             "partition": partition_label(run.values),
             "seed": run.seed,
