@@ -15,7 +15,7 @@ from typing import TypeAlias
 from common.files import write_atomic
 from simulations.report.comparison import Comparison, load_runs
 from simulations.report.labels import partition_label, strategy_label
-from simulations.report.runs import Scalar
+from simulations.report.round_figures import Scalar
 
 __all__ = ["KEYS", "CurveRow", "curve_rows", "curves_csv", "write_curves"]
 

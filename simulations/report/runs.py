@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +20,15 @@ from common.readback import JsonFile
 from common.types import IntArray
 from server.record.replaced import place_of, recover
 from server.record.runfolder import CLIENTS, METRICS, SUMMARY, read_config, read_run_json
+from simulations.report.round_figures import Scalar, round_figures
 
-__all__ = ["Clients", "Run", "Scalar", "Summary", "flat", "read_run", "read_runs"]
+__all__ = ["Clients", "Run", "Summary", "flat", "read_run", "read_runs"]
 
 logger = logging.getLogger("fedhead")
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 M = TypeVar("M", bound=BaseModel)
-Scalar: TypeAlias = str | int | float | None
-
-_ON_THE_CLOCK = ("seconds", "train-seconds")
 
 
 class _File(BaseModel):
@@ -223,7 +221,7 @@ def read_run(folder: Path) -> Run:
         accuracy=np.array([r.accuracy for r in rounds], np.float64),
         uplink=np.cumsum([r.uplink_bytes for r in rounds], dtype=np.int64),
         metrics=_metrics(rounds),
-        rounds=tuple(map(_figures, lines)),
+        rounds=tuple(map(round_figures, lines)),
         confusion=confusion,
         clients=_read_clients(folder / "clients.json", len(classes)),
     )
@@ -263,16 +261,6 @@ def _metrics(rounds: Sequence[_Round]) -> dict[str, npt.NDArray[np.float64]]:
     names = dict.fromkeys(name for r in rounds for name in r.strategy)
     return {
         name: np.array([r.strategy.get(name, np.nan) for r in rounds], np.float64) for name in names
-    }
-
-
-def _figures(line: Mapping[str, Any]) -> dict[str, Scalar]:
-    """Single figures of a round; matrices and the clock's seconds are left out."""
-    own = {f"strategy/{name}": value for name, value in line.get("strategy", {}).items()}
-    return {
-        key: value
-        for key, value in {**line, **own}.items()
-        if key not in _ON_THE_CLOCK and (value is None or isinstance(value, int | float))
     }
 
 
