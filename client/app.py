@@ -24,7 +24,7 @@ from client.local import batch_orders
 from client.memory import with_constant
 from client.node import node_update
 from client.personal import personal_correct
-from client.sgd import train_head
+from client.sgd import Gradient, Terms, train_head
 from client.simulated import SimulatedHost
 from client.trust import Trust
 from common.backbone.frozen import FrozenBackbone
@@ -208,12 +208,14 @@ def baselines(message: Message, context: Context) -> Message:
     frozen, host = _backbones(context).get(request.fingerprint), _host(context)
     if frozen is None or not isinstance(host, SimulatedHost):
         raise ProtocolError("baselines need a simulated node that has the backbone")
-    heads = _baseline_heads(request, host.all_train_features(frozen))
+    heads = _baseline_heads(request, host.all_train_features(frozen), host.gradient())
     return Message(write_heads(heads), reply_to=message)
 
 
 @lru_cache(maxsize=4)  # runs that differ in their strategy alone ask for the same
-def _baseline_heads(request: BaselineRequest, features: FeatureSet) -> dict[str, Head]:
+def _baseline_heads(
+    request: BaselineRequest, features: FeatureSet, gradient: Gradient | None
+) -> dict[str, Head]:
     num_classes = request.num_classes
     start = Head.zeros(num_classes, features.num_features)
     orders = batch_orders(
@@ -225,6 +227,7 @@ def _baseline_heads(request: BaselineRequest, features: FeatureSet) -> dict[str,
         torch.from_numpy(start.matrix),
         request.training,
         orders,
+        Terms(gradient=gradient),
     )
     a, b = feature_statistics(features, num_classes).in_feature_space(features.affine)
     return {

@@ -27,6 +27,7 @@ from common.words import one_line
 
 if TYPE_CHECKING:
     from client.cohort.cohort import Cohort
+    from client.sgd import Gradient
 
 __all__ = ["TASK", "DeviceHost", "used_positions"]
 
@@ -88,6 +89,9 @@ class DeviceHost:
 
     def cohort(self, backbone: FrozenBackbone, part: Part) -> Cohort | None:
         return None
+
+    def gradient(self) -> Gradient | None:
+        return None  # a device runs no code that a server names
 
     def name(self, client: int) -> str:
         return "this device"

@@ -14,6 +14,7 @@ from common.types import FeatureSet
 
 if TYPE_CHECKING:
     from client.cohort.cohort import Cohort
+    from client.sgd import Gradient
 
 __all__ = ["Host", "Part", "run_folder"]
 
@@ -51,6 +52,10 @@ class Host(Protocol):
 
     def cohort(self, backbone: FrozenBackbone, part: Part) -> Cohort | None:
         """All clients' examples for an engine that trains them together; None: one by one."""
+        ...
+
+    def gradient(self) -> Gradient | None:
+        """Of what clients minimise; None: the cross-entropy."""
         ...
 
     def name(self, client: int) -> str:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from client.client_round import ClientRound
-from client.sgd import Terms, train_head
+from client.sgd import Gradient, Terms, train_head
 from common.evaluation import evaluate
 from common.fields import fields_of_statistics
 from common.seeding import batch_order
@@ -45,11 +45,22 @@ def batch_orders(
     ]
 
 
-def client_update(client_round: ClientRound, client: int, features: FeatureSet) -> ClientUpdate:
+def client_update(
+    client_round: ClientRound,
+    client: int,
+    features: FeatureSet,
+    gradient: Gradient | None = None,
+) -> ClientUpdate:
     """Do what the round's plan says with one client's training examples.
 
+    Args:
+        client_round: what the node's clients share.
+        client: its id.
+        features: its training examples.
+        gradient: of what it minimises; None: the cross-entropy.
+
     Raises:
-        FedheadError: see ``ClientRound.finish``.
+        FedheadError: see ``ClientRound.finish``; or a loss of the user's own that is none.
     """
     request = client_round.request
     if request.plan.kind == "statistics":
@@ -58,10 +69,12 @@ def client_update(client_round: ClientRound, client: int, features: FeatureSet) 
         fields = fields_of_statistics(request.plan.fields, statistics)
         client_round.check(fields)
         return ClientUpdate(fields, loss, loss)
-    return _sgd_update(client_round, client, features)
+    return _trained_update(client_round, client, features, gradient)
 
 
-def _sgd_update(client_round: ClientRound, client: int, features: FeatureSet) -> ClientUpdate:
+def _trained_update(
+    client_round: ClientRound, client: int, features: FeatureSet, gradient: Gradient | None
+) -> ClientUpdate:
     request = client_round.request
     plan, training = request.plan, request.training
     correction = None
@@ -84,6 +97,7 @@ def _sgd_update(client_round: ClientRound, client: int, features: FeatureSet) ->
             plan.mu,
             correction,
             None if preconditioner is None else torch.from_numpy(preconditioner),
+            gradient,
         ),
     )
     fields = client_round.finish(

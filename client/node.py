@@ -10,6 +10,7 @@ from client.host import Host, run_folder
 from client.local import ClientUpdate, client_update
 from client.memory import ClientMemory
 from client.reply import Contribution, has_more_classes, has_other_width, node_reply, of_one
+from client.sgd import Gradient
 from common.backbone.frozen import FrozenBackbone
 from common.errors import FedheadError, ReplyError
 from common.messages import Rejection, TrainReply, TrainRequest
@@ -45,7 +46,7 @@ def _one_by_one(
         # One client's bad data or state must not cost the node's others their round.
         try:
             features = host.train_features(client, frozen, request.run_id)
-            update = _update(client_round, client, features)
+            update = _update(client_round, client, features, host.gradient())
         except FedheadError as exc:
             reason = str(exc) if host.simulated else kind_of(exc)
             yield Contribution(rejected=(Rejection(client, reason),))
@@ -54,7 +55,9 @@ def _one_by_one(
             yield of_one(request, client, len(features), losses, update.fields)
 
 
-def _update(client_round: ClientRound, client: int, features: FeatureSet) -> ClientUpdate:
+def _update(
+    client_round: ClientRound, client: int, features: FeatureSet, gradient: Gradient | None
+) -> ClientUpdate:
     head = client_round.request.head
     if not len(features):
         raise ReplyError("has no training examples")
@@ -62,4 +65,4 @@ def _update(client_round: ClientRound, client: int, features: FeatureSet) -> Cli
         raise ReplyError(has_more_classes(head.num_classes))
     if head.num_features != features.num_features:
         raise ReplyError(has_other_width(head.num_features, features.num_features))
-    return client_update(client_round, client, features)
+    return client_update(client_round, client, features, gradient)

@@ -18,6 +18,7 @@ from common.types import FeatureSet
 
 if TYPE_CHECKING:
     from client.cohort.cohort import Cohort
+    from client.sgd import Gradient
     from common.experiment import ClientShare
 
 __all__ = ["SimulatedHost"]
@@ -39,7 +40,7 @@ class SimulatedHost:
         self.state = simulated_state()
 
     def describe(self, request: DescribeRequest) -> DescribeReply:
-        if self._config.simulation.trainer == "cohort":
+        if self._config.trainer == "cohort":
             from client.cohort.cohort import warm_up
 
             warm_up()
@@ -54,7 +55,8 @@ class SimulatedHost:
 
     def clients(self) -> tuple[int, ...]:
         total = len(self._experiment.client_shares(self._config))
-        return tuple(range(self._index, total, self._count))
+        taking_part = self._config.train.participants(total)
+        return tuple(client for client in taking_part if client % self._count == self._index)
 
     def train_features(self, client: int, backbone: FrozenBackbone, run_id: str) -> FeatureSet:
         return self._select(client, backbone, "train")
@@ -63,7 +65,9 @@ class SimulatedHost:
         return self._select(client, backbone, "test")
 
     def cohort(self, backbone: FrozenBackbone, part: Part) -> Cohort | None:
-        if self._config.simulation.trainer == "reference":
+        # What cannot be trained together can still be tested together.
+        config = self._config
+        if (config.trainer if part == "train" else config.simulation.trainer) == "reference":
             return None
         return _cohort(
             self._features(backbone, part),
@@ -72,6 +76,12 @@ class SimulatedHost:
             int(self._config.simulation.cohort_memory),
         )
 
+    def gradient(self) -> Gradient | None:
+        from common.local_loss import find_loss
+
+        loss = find_loss(self._config.train.loss, self._config.train.loss_root)
+        return loss.gradient if loss else None
+
     def name(self, client: int) -> str:
         return f"client {client}"
 
@@ -79,10 +89,12 @@ class SimulatedHost:
         """Nobody owns a simulated client, and there are thousands."""
 
     def all_train_features(self, backbone: FrozenBackbone) -> FeatureSet:
-        """The training examples of all clients, as if in one place; nobody attacks."""
+        """The training examples of all that take part, as if in one place; nobody attacks."""
+        shares = self._experiment.client_shares(self._config)
         return _pooled(
             self._experiment.training_features(self._config, backbone, honest=True),
-            self._experiment.client_shares(self._config),
+            shares,
+            self._config.train.participants(len(shares)),
         )
 
     def _features(self, backbone: FrozenBackbone, part: Part) -> FeatureSet:
@@ -100,8 +112,10 @@ class SimulatedHost:
 
 
 @lru_cache(maxsize=1)
-def _pooled(features: FeatureSet, shares: tuple[ClientShare, ...]) -> FeatureSet:
-    return features.select(np.sort(np.concatenate([share.train for share in shares])))
+def _pooled(
+    features: FeatureSet, shares: tuple[ClientShare, ...], clients: tuple[int, ...]
+) -> FeatureSet:
+    return features.select(np.sort(np.concatenate([shares[i].train for i in clients])))
 
 
 @lru_cache(maxsize=2)

@@ -146,10 +146,10 @@ def client_shares(config: Config) -> tuple[ClientShare, ...]:
 
 
 def malicious_clients(config: Config) -> frozenset[int]:
-    """The ids that [attack] makes malicious: those with the smallest draws."""
+    """The ids that [attack] makes malicious: of those that take part, the smallest draws."""
     if config.attack.kind == "none":
         return frozenset()  # real clients have no partition to count
-    ids = np.arange(len(client_shares(config)))
+    ids = np.array(config.train.participants(len(client_shares(config))))
     count = config.attack.count(len(ids))
     return frozenset(smallest(ids, count, config.seed, Purpose.MALICIOUS).tolist())
 

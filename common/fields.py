@@ -72,6 +72,8 @@ class Field:
         is_bounded: whether a far larger norm than that of the round's others is refused.
         is_squared: whether it grows with the square of the delta's norm.
         exact: whether it travels as it is, whatever the plan's codec.
+        of_sgd: whether it takes the delta for a sum of gradients times the learning rate, which
+            Adam's is not.
     """
 
     shape: Callable[[int, int], tuple[int, ...]]
@@ -82,6 +84,7 @@ class Field:
     is_bounded: bool = True
     is_squared: bool = False
     exact: bool = False
+    of_sgd: bool = False
 
     def layout(self, num_classes: int, num_features: int) -> Layout:
         """Of one client's."""
@@ -146,14 +149,18 @@ def _fair_scale(trained: Trained) -> FloatArray:
 
 FIELDS: Mapping[str, Field] = {
     "delta": Field(head_shape, lambda t: t.delta, needs_each=False),
-    "control_delta": Field(head_shape, control_delta),
-    "normalized_delta": Field(head_shape, lambda t: t.delta / np.float32(_steps(t))),
+    "control_delta": Field(head_shape, control_delta, of_sgd=True),
+    "normalized_delta": Field(
+        head_shape, lambda t: t.delta / np.float32(_steps(t)), of_sgd=True
+    ),
     "effective_steps": Field(
         _number, lambda t: np.array([_steps(t)], np.float32), check=check_steps, is_bounded=False,
-        exact=True,
+        exact=True, of_sgd=True,
     ),
     "fair_delta": Field(head_shape, _fair_delta),
-    "fair_scale": Field(_number, _fair_scale, check=check_positive, is_squared=True, exact=True),
+    "fair_scale": Field(
+        _number, _fair_scale, check=check_positive, is_squared=True, exact=True, of_sgd=True
+    ),
     "moments": Field(head_shape, of_statistics=lambda s: s.moments, check=check_moments),
     "gram": Field(_triangle, of_statistics=lambda s: s.gram, check=check_gram),
 }  # fmt: skip

@@ -120,7 +120,9 @@ def _forget_changed(module: str) -> None:
             Path(importlib.util.cache_from_source(str(source.path))).unlink()
 
 
-def found_in(module: str, name: str, folder: Path | None) -> Callable[..., Any]:
+def found_in(
+    module: str, name: str, folder: Path | None, *, root_key: str = "data.root"
+) -> Callable[..., Any]:
     """Import a module and give one of its functions.
 
     Args:
@@ -128,6 +130,7 @@ def found_in(module: str, name: str, folder: Path | None) -> Callable[..., Any]:
         name: of the function.
         folder: where the module lies; None: wherever Python finds it. It is searched last, so that
             no file in it takes the place of another package's.
+        root_key: of the configuration that says where it lies, for the error.
 
     Raises:
         DataError: there is no such module or function, another module has its name, or its code
@@ -140,7 +143,7 @@ def found_in(module: str, name: str, folder: Path | None) -> Callable[..., Any]:
     except ModuleNotFoundError as exc:
         if exc.name is None or not f"{module}.".startswith(f"{exc.name}."):
             raise DataError(f"{path}: {module} needs the package '{exc.name}'") from exc
-        where = f" in {shown(folder)}" if folder else "; data.root says in which folder"
+        where = f" in {shown(folder)}" if folder else f"; {root_key} says in which folder"
         raise DataError(f"{path}: there is no module '{exc.name}'{where}") from exc
     except ImportError as exc:
         raise DataError(f"{path}: cannot be imported: {exc}") from exc

@@ -1,7 +1,7 @@
 """The tensor code of head training: loss, gradient and step of softmax cross-entropy.
 
-Written in closed form, without autograd, so that the very same functions run here and, compiled
-by TorchScript, on a phone (``server/export/device_model``).
+Written in closed form, without autograd, so that the very same loss and gradient are here and,
+compiled by TorchScript, on a phone (``server/export/device_model``).
 """
 
 # No `from __future__ import annotations`: TorchScript cannot read annotations that are strings.
@@ -12,33 +12,20 @@ from torch import Tensor
 __all__ = ["sgd_step", "softmax_gradient", "softmax_loss"]
 
 
-def sgd_step(
-    x: Tensor,
-    labels: Tensor,
-    matrix: Tensor,
-    lr: float,
-    preconditioner: Tensor | None = None,
-    pull: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of SGD on a batch: ``matrix - lr (grad P + pull)``.
+def sgd_step(x: Tensor, labels: Tensor, matrix: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+    """One plain step of SGD on a batch.
 
     Args:
         x: float (n, d + 1), features and a constant 1.
         labels: int64 (n,), in [0, K).
         matrix: float (K, d + 1), weight and bias; not changed.
         lr: learning rate.
-        preconditioner: P (d + 1, d + 1), multiplies the data's gradient alone.
-        pull: (K, d + 1), what the direction has beside the data's gradient.
 
     Returns:
-        The loss of ``matrix``, the matrix after the step, and the step's direction.
+        The loss of ``matrix``, and the matrix after the step.
     """
-    loss, direction = softmax_gradient(x, labels, matrix)
-    if preconditioner is not None:
-        direction = direction @ preconditioner
-    if pull is not None:
-        direction = direction + pull
-    return loss, matrix - lr * direction, direction
+    loss, gradient = softmax_gradient(x, labels, matrix)
+    return loss, matrix - lr * gradient
 
 
 def softmax_gradient(x: Tensor, labels: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:

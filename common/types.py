@@ -23,11 +23,13 @@ __all__ = [
     "IntArray",
     "Layout",
     "LocalTraining",
+    "Optimizer",
     "UpdateBatch",
 ]
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+Optimizer = Literal["sgd", "adam", "adamw"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,14 +150,15 @@ class FeatureSet:
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """Hyperparameters of a client's SGD.
+    """Hyperparameters of a client's local training.
 
     Attributes:
-        lr: learning rate, > 0.
+        lr: learning rate of the round, > 0.
         local_epochs: passes over the client's examples, >= 1.
         batch_size: examples a step; the last batch of an epoch may be smaller.
-        momentum: heavy-ball momentum in [0, 1).
-        weight_decay: L2 penalty added to the gradient.
+        momentum: SGD's heavy-ball momentum in [0, 1).
+        weight_decay: L2 penalty added to the gradient; of AdamW, taken off the weights directly.
+        optimizer: what takes the steps, see client.sgd.
     """
 
     lr: float
@@ -163,6 +166,7 @@ class LocalTraining:
     batch_size: int = 10
     momentum: float = 0.0
     weight_decay: float = 0.0
+    optimizer: Optimizer = "sgd"
 
     def most_steps(self, num_examples: int) -> float:
         """What FedNova's effective steps are at most.

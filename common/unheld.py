@@ -32,9 +32,11 @@ def unheld(config: Config) -> list[str]:
     free = np.setdiff1d(dataset.train, calibration_positions(config))
     if config.data.validation_fraction:
         free = np.setdiff1d(free, held_out_positions(config))
-    trained = np.concatenate([share.train for share in shares])
+    taking_part = config.train.participants(len(shares))
+    trained = np.concatenate([shares[client].train for client in taking_part])
+    owned = sum(len(share.train) + len(share.test) for share in shares)
     lines = []
-    if lost := len(free) - len(trained) - sum(len(share.test) for share in shares):
+    if lost := len(free) - owned:
         line = f"{lost} of {len(free)} training images belong to no client"
         if config.round.max_examples_per_client:
             line += ", or are more than round.max-examples-per-client lets it use"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 
 from common.errors import RunError
 from common.evaluation import evaluate
@@ -24,8 +25,11 @@ def baselines(run: Run, num_classes: int, test: FeatureSet) -> dict[str, float |
     config = run.config
     if not (run.registry.simulated and config.baseline.epochs):
         return {"centralized_accuracy": None, "ridge_accuracy": None}
-    settings = {"local_epochs": config.baseline.epochs, "lr": config.baseline.lr or config.train.lr}
-    training = config.train.model_copy(update=settings).local()
+    training = replace(
+        config.train.local(1),
+        local_epochs=config.baseline.epochs,
+        lr=config.baseline.lr or config.train.lr,
+    )
     request = BaselineRequest(
         training=training,
         num_classes=num_classes,

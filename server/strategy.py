@@ -55,7 +55,7 @@ class RoundContext:
         num_clients: how many clients the federation has: all that are registered, or, where
             nobody registers, all that ever came.
         clients_per_round: how many updates a round is after, as configured.
-        lr: the clients' learning rate.
+        lr: the clients' learning rate in this round.
         affine: how integer features become x.
         zero_point: the integer feature that stands for 0.
         seed: of the run.

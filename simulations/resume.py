@@ -20,7 +20,7 @@ from simulations.report.runs import flat
 __all__ = ["MAY_CHANGE", "allowed", "anchored", "change_run", "needs_data"]
 
 MAY_CHANGE = {
-    "train.rounds": "only where a run ends: no round depends on it",
+    "train.rounds": "only where a run ends: no round depends on it, but by some schedules",
     "round.deadline-seconds": "how long to wait for the devices that are there",
     "round.quorum": "how many of them a round can do with",
     "round.keep-checkpoints": "what the disk can hold",
@@ -28,6 +28,7 @@ MAY_CHANGE = {
     "data.root": "likewise",
     "data.download": "likewise",
     "strategy.root": "where the same module lies now",
+    "train.loss-root": "likewise",
     "backbone.weights": "where the same weights lie now: the backbone's fingerprint is compared",
     "baseline.epochs": "what is computed beside the rounds",
     "tracking.trackers": "who is told of the rounds",
@@ -50,6 +51,7 @@ def anchored(config: Config) -> Config:
             "init-from": _absolute(config.strategy.init_from),
             "root": _absolute(config.strategy.root),
         },
+        "train": {"loss-root": _absolute(config.train.loss_root)},
     }
     if "mlflow" in config.tracking.trackers:
         paths["tracking"] = {"mlflow-uri": located_uri(config.tracking.mlflow_uri)}
@@ -85,15 +87,17 @@ def allowed(config: Config, overrides: Mapping[str, Any], path: Path) -> Config:
     """
     new = anchored(changed(config, overrides))
     before, after = (flat(c.model_dump(by_alias=True)) for c in (config, new))
+    fixed = {"train.rounds"} if config.train.rates.depends_on_rounds else set()
     refused = [
         key
         for key in dict.fromkeys([*before, *after])
-        if before.get(key) != after.get(key) and key not in MAY_CHANGE
+        if before.get(key) != after.get(key) and (key not in MAY_CHANGE or key in fixed)
     ]
     if refused:
+        others = ", ".join(key for key in MAY_CHANGE if key not in fixed)
         raise RunError(
             f"{path} cannot go on with another {', '.join(refused)}, only with another "
-            f"{', '.join(MAY_CHANGE)}; a new run can start from its head: fedhead run "
+            f"{others}; a new run can start from its head: fedhead run "
             f"EXPERIMENT.toml --init-from {shlex.quote(str(path))}"
         )
     return new

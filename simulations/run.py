@@ -134,7 +134,8 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 def num_nodes(config: Config) -> int:
     """Virtual nodes of a simulation; a stock strategy takes a node for a client."""
-    shares = client_shares(config)  # a partition that cannot be made is noticed here
+    shares = client_shares(config)  # a partition that cannot be made is noticed here, and
+    config.train.participants(len(shares))  # clients that are not in it
     from server.round.stock import is_stock
 
     return len(shares) if is_stock(config.strategy.name) else config.simulation.nodes
@@ -156,12 +157,14 @@ def run_in_process(
     from client.app import app as client_app
     from server.app import run_experiment, watched
     from simulations.engines.in_process import InProcessGrid
+    from simulations.report.curves import write_curves
 
     values = run_values(path)
     config = run_config(values)
     grid = InProcessGrid(client_app, num_nodes(config), values)
     with watched(health, on_round) as progress:
         run_experiment(grid, config, progress=progress)
+    write_curves(path)
     return read_summary(path)
 
 

@@ -219,7 +219,12 @@ class Cohort:
     def _dual_is_cheaper(
         self, clients: IntArray, k: int, objective: Objective
     ) -> npt.NDArray[np.bool_]:
-        """Which form needs fewer multiply-adds; a Gram that is kept counts as free."""
+        """Which form needs fewer multiply-adds; a Gram that is kept counts as free.
+
+        Adam's steps are no combination of examples: it has no dual form.
+        """
+        if objective.training.optimizer != "sgd":
+            return np.zeros(len(clients), np.bool_)
         width, n = self._width, self.num_examples[clients].astype(np.float64)
         epochs = objective.epochs(clients)
         dual, primal, gram = epochs * n * n * k, epochs * 2 * n * width * k, n * n * width

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tomli_w
 from pydantic import Field, model_validator
@@ -48,6 +48,10 @@ class Config(Section):
                 f"train.clients-per-round={self.train.clients_per_round} is more than "
                 f"partition.num-clients={self.partition.num_clients}"
             )
+        # Of a natural partition only the data say how many clients there are.
+        is_natural = self.partition.scheme == "natural"
+        if problem := self.train.problem(None if is_natural else self.partition.num_clients):
+            raise ValueError(problem)
         if self.round.over_selection and not self.train.clients_per_round:
             raise ValueError(
                 "round.over-selection needs train.clients-per-round: nobody is beyond every client"
@@ -58,7 +62,8 @@ class Config(Section):
                     f"data.{key} is for csv: and hf:, "
                     f"data.source={self.data.source!r} has no columns"
                 )
-        if problem := self.attack.problem(self.partition.num_clients):
+        clients = len(self.train.clients) or self.partition.num_clients
+        if problem := self.attack.problem(clients):
             raise ValueError(problem)
         return self
 
@@ -66,6 +71,11 @@ class Config(Section):
     def data_seed(self) -> int:
         """The seed of data set and backbone, which runs with different seeds may share."""
         return self.seed if self.data.seed < 0 else self.data.seed
+
+    @property
+    def trainer(self) -> Literal["cohort", "reference"]:
+        """What trains simulated clients: where the cohort cannot, the reference does."""
+        return "reference" if self.train.needs_reference else self.simulation.trainer
 
     def to_toml(self) -> str:
         """The whole configuration, defaults included, but for what is unset.

@@ -154,14 +154,17 @@ def load_config(
 
 def with_module(config: Config, places: Sequence[Path]) -> Config:
     """Say where modules of a user's own lie: they must be found from elsewhere, too."""
+    train, strategy = config.train, config.strategy
+    beside = [Path(strategy.root).expanduser()] if strategy.root else []
     roots = {}
-    for section, path, root in (
-        ("data", config.data.source, config.data.root),
-        ("strategy", config.strategy.name, config.strategy.root),
+    for section, key, path, root, folders in (
+        ("data", "root", config.data.source, config.data.root, places),
+        ("strategy", "root", strategy.name, strategy.root, places),
+        ("train", "loss-root", train.loss, train.loss_root, [*beside, *places]),
     ):
         function = function_of(path)
-        if function and not root and (folder := folder_of(function[0], places)):
-            roots[section] = {"root": str(folder)}
+        if function and not root and (folder := folder_of(function[0], folders)):
+            roots[section] = {key: str(folder)}
     config = changed(config, roots) if roots else config
     search_in(config.strategy.root)
     return config

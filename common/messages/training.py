@@ -31,7 +31,7 @@ class TrainRequest:
     Attributes:
         head: the global head.
         plan: what each client does.
-        training: hyperparameters of local SGD.
+        training: hyperparameters of local training.
         clients: which of the node's clients take part.
         round_number: from 1.
         run_id: names the run in the node's state folder.
@@ -82,7 +82,10 @@ class TrainRequest:
 
     def config(self) -> ConfigRecord:
         """All but the arrays; also what a stock strategy passes on to its nodes."""
-        return to_record(self, skip=("head", "arrays", "constant", "exclude", "everyone"))
+        # Momentum is SGD's alone. A client that knows nothing else misses it, and refuses to train
+        # by the wrong optimizer.
+        alone = "optimizer" if self.training.optimizer == "sgd" else "momentum"
+        return to_record(self, skip=("head", "arrays", "constant", "exclude", "everyone", alone))
 
     def write(self) -> RecordDict:
         codec = find_codec(self.plan.downlink)
@@ -99,6 +102,7 @@ class TrainRequest:
         # Flower's FedProx writes its coefficient under this name.
         if "proximal-mu" in config:
             config["mu"] = config["proximal-mu"]
+        config |= {"momentum": 0.0} if "optimizer" in config else {"optimizer": "sgd"}
         shared = ConfigRecord() if config.get("reduce") == "stock" else config_of(content, "shared")
         arrays, constant = (
             unpack(shared, name) if name in shared else {} for name in ("plan", "constant")

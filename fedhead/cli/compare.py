@@ -75,10 +75,11 @@ def compare(
 ) -> None:
     """Compare strategies: the same data, clients and seeds, each at its best settings.
 
+    Tables list partitions and strategies as they are asked for; of all strategies, the best first.
     What has finished is kept: the same command goes on after an interruption, and a longer one
     runs only what is new.
     """
-    from simulations.compare.parse import parse_comparison
+    from simulations.compare.parse import find_modules, parse_comparison
     from simulations.report import check_installed
 
     check_installed()  # before the long work
@@ -86,6 +87,7 @@ def compare(
     elsewhere |= {"data.validation-fraction": "--validation-fraction"} if sweep else {}
     elsewhere |= {"partition.scheme": "--partitions"} if partitions else {}
     base = configured(experiment, set_, elsewhere=elsewhere)
+    find_modules(strategies, [experiment.parent, Path.cwd()])
     comparison = parse_comparison(
         base,
         strategies=strategies,
@@ -95,7 +97,8 @@ def compare(
         validation_fraction=validation_fraction,
     )
     _check_arguments(set_ or [], comparison)
-    _compare(comparison, (out or Path("runs") / base.name).resolve(), jobs, target, json_)
+    folder, as_asked = (out or Path("runs") / base.name).resolve(), strategies != "all"
+    _compare(comparison, folder, jobs, target, json_, as_asked=as_asked)
 
 
 def _check_arguments(items: Sequence[str], comparison: ComparisonSpec) -> None:
@@ -110,7 +113,13 @@ def _check_arguments(items: Sequence[str], comparison: ComparisonSpec) -> None:
 
 
 def _compare(
-    comparison: ComparisonSpec, folder: Path, jobs: int, target: float | None, json_: bool
+    comparison: ComparisonSpec,
+    folder: Path,
+    jobs: int,
+    target: float | None,
+    json_: bool,
+    *,
+    as_asked: bool,
 ) -> None:
     from common.machine import cores
     from simulations.compare.compare import run_comparison
@@ -120,7 +129,7 @@ def _compare(
     except KeyboardInterrupt:
         print_error("interrupted; the same command goes on")
         raise typer.Exit(130) from None
-    _report(list(chosen.runs), folder, target, json_)
+    _report(list(chosen.runs), folder, target, json_, as_asked=as_asked)
     if chosen.failed:
         print_error(f"{len(chosen.failed)} runs failed, the first: {chosen.failed[0][1]}")
         raise typer.Exit(1)
@@ -137,14 +146,19 @@ def report(
     ] = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Compare finished runs: a table here, one page, CSV and Markdown in a folder."""
+    """Compare finished runs: a table here, one page, CSV and Markdown in a folder.
+
+    Every round of every run is a row of curves.csv.
+    """
     _report(runs, out or (runs[0] if len(runs) == 1 else Path("report")), target, json_)
 
 
-def _report(runs: list[Path], folder: Path, target: float | None, json_: bool) -> None:
+def _report(
+    runs: list[Path], folder: Path, target: float | None, json_: bool, *, as_asked: bool = False
+) -> None:
     from simulations.report import leaderboard, load_runs, terminal_table, write_report
 
-    comparison = load_runs(runs)
+    comparison = load_runs(runs, as_asked=as_asked)
     files = write_report(comparison, folder, target=target)
     if json_:
         rows = [asdict(row) for row in leaderboard(comparison, target)]

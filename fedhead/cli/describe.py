@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -64,20 +65,43 @@ def config() -> None:
 
 
 @descriptions.command()
-def strategies() -> None:
+def strategies(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...",
+            help="Only these; module:function for one of yours, in this folder.",
+        ),
+    ] = None,
+) -> None:
     """The strategies by name, with their arguments and papers."""
-    from server.strategies import STRATEGIES, arguments
+    from server.strategies import STRATEGIES, strategy_factory
+    from simulations.compare.parse import find_modules
 
-    for name, factory in STRATEGIES.items():
-        own = arguments(name, factory)
-        print(f"{name}({', '.join(f'{one.name}={one.default}' for one in own)})")
-        text = " ".join((factory.__doc__ or "").split("\n\n")[0].split())
-        paper = re.search(r"arXiv \d+\.\d+", factory.__doc__ or "")
-        if paper and paper[0] not in text:
-            text += f" {paper[0]}."
+    for name in names or STRATEGIES:
+        find_modules(name, [Path.cwd()])
+        _show_strategy(name, strategy_factory(name))
+
+
+def _show_strategy(name: str, factory: Callable[..., object]) -> None:
+    """What one takes, and what its docstring says of it."""
+    from server.round.stock import is_stock
+    from server.strategies import argument_names, arguments
+
+    text = " ".join((factory.__doc__ or "").split("\n\n")[0].split())
+    if is_stock(name):  # which has its own types
+        print(f"{name}({', '.join(argument_names(factory))})")
         print(_indented(text))
-        for one in own:
-            print(f"    {one.name}: {one.allowed}")
+        return
+    own = arguments(name, factory)
+    print(f"{name}({', '.join(f'{one.name}={one.default}' for one in own)})")
+    paper = re.search(r"arXiv \d+\.\d+", factory.__doc__ or "")
+    if paper and paper[0] not in text:
+        text += f" {paper[0]}."
+    if text:
+        print(_indented(text))
+    for one in own:
+        print(f"    {one.name}: {one.allowed}")
 
 
 @descriptions.command()

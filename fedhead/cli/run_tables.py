@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from common.noise import COUNTED_EXAMPLES, margin
+from common.noise import COUNTED_CLIENTS, COUNTED_EXAMPLES, margin
 from common.tables import Fitted
 from fedhead.cli.terminal import near
 
@@ -58,12 +58,18 @@ def _clients(s: Mapping[str, Any]) -> dict[str, str]:
         if s[f"{name}_mean"] is None:
             continue
         rows[f"{who}: mean"] = f"{_percent(s[f'{name}_mean'])} ({images})"
-        spread = f"{_percent(s[f'{name}_p10'])} / {_percent(s[f'{name}_min'])}"
+        row, lowest = f"{who}: worst tenth", _percent(s[f"{name}_min"])
         if s[f"{name}_min"] is None:
             # Of a few images a percentile would show who was lucky.
-            rows[f"{who}: p10 / worst"] = f"- ({enough} have {COUNTED_EXAMPLES} test images)"
+            rows[row] = (
+                f"not shown: it takes {COUNTED_CLIENTS} clients with {COUNTED_EXAMPLES} test "
+                f"images each, here {tests['counted']:,} have them"
+            )
         else:
-            rows[f"{who}: p10 / worst"] = f"{spread} ({enough}, with {COUNTED_EXAMPLES} images)"
+            rows[row] = (
+                f"at most {_percent(s[f'{name}_p10'])}, the worst client {lowest} "
+                f"(of {enough}, those with {COUNTED_EXAMPLES} test images)"
+            )
     return rows
 
 

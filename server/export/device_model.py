@@ -147,7 +147,7 @@ class DeviceModel(torch.nn.Module):
         check_examples(features, labels, self.num_features, self.num_classes)
         check_learning_rate(lr)
         x = trainer_view(features, self.gain, self.center)
-        loss, matrix, _ = sgd_step(x, labels, self.matrix, lr)
+        loss, matrix = sgd_step(x, labels, self.matrix, lr)
         check_array("the trained head", matrix, [self.num_classes, self.num_features + 1])
         self.matrix = matrix
         return float(loss.item())
@@ -186,7 +186,7 @@ class DeviceModel(torch.nn.Module):
             order = visiting_order(n, seed, epoch)
             for batch in torch.split(order, batch_size):
                 x = trainer_view(features[batch], self.gain, self.center)
-                loss, matrix, _ = sgd_step(x, labels[batch], matrix, lr)
+                loss, matrix = sgd_step(x, labels[batch], matrix, lr)
                 losses[epoch] += loss * batch.size(0) / n
         check_array("the trained head", matrix, [self.num_classes, self.num_features + 1])
         self.matrix = matrix

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from flwr.app import RecordDict
 
@@ -14,6 +15,8 @@ from server.round.replies import check_lengths
 from server.round.roster import Roster
 
 __all__ = ["Admission", "check_total"]
+
+logger = logging.getLogger("fedhead")
 
 _MOST_EXAMPLES = 2**31 - 1  # sums of as many clients' stay exact
 _MOST_TOGETHER = 2**40  # of all clients: their sums of squares stay far below 2^64
@@ -31,6 +34,7 @@ class Admission:
         max_clients: that a simulated node may host.
         max_examples: that a client may claim; 0: no bound but that of the arithmetic.
         data: ``content_key`` of what simulated nodes must have read.
+        listed: ids, or names of devices, that alone take part; empty: all.
 
     Attributes:
         simulated: whether clients stand for phones; None: nobody has said so yet.
@@ -43,10 +47,11 @@ class Admission:
         max_clients: int = 0,
         max_examples: int = 0,
         data: str = "",
+        listed: Sequence[int | str] = (),
     ) -> None:
         self._roster = roster
         self._max_clients, self._max_examples = max_clients, max_examples
-        self._data = data
+        self._data, self._listed = data, frozenset(listed)
         self.simulated: bool | None = False if roster else None
 
     @property
@@ -65,8 +70,17 @@ class Admission:
 
     @property
     def registered(self) -> int:
-        """How many devices the deployment has; 0 without one."""
-        return self._roster.size if self._roster else 0
+        """How many devices of the deployment may take part; 0 without one."""
+        names = self._roster.names if self._roster else []
+        return sum(not self._listed or name in self._listed for name in names)
+
+    def takes_part(self, reply: DescribeReply) -> bool:
+        """Whether a node hosts anybody that is listed, where some are; if not, say so."""
+        names = {client: self.name(client) for client in reply.clients}
+        if not self._listed or not names or self._listed & {*names, *names.values()}:
+            return True
+        logger.info("%s is not in train.clients: left out", ", ".join(names.values()))
+        return False
 
     def is_registered(self, node: int) -> bool:
         """Whether a node may take part at all."""

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 from typing import Any
 
 from common.config import AvailabilityConfig, Config
 from common.errors import ConfigError
+from common.fields import FIELDS
+from common.local_loss import find_loss
 from common.types import Affine
 from server.round.algorithm import Algorithm, Run
 from server.round.own import OwnAlgorithm
 from server.round.stock import StockAlgorithm, build_stock, is_stock
-from server.strategies import build_strategy, trains_by_gradients
+from server.strategies import (
+    build_strategy,
+    first_plan,
+    import_strategy,
+    trains_by_gradients,
+)
 from server.strategies.statistics_first import with_statistics
 from server.strategy import Strategy
 
 __all__ = ["check_strategy", "make_algorithm"]
 
+logger = logging.getLogger("fedhead")
+
 
 def check_strategy(config: Config) -> None:
-    """Find a wrong strategy name or argument before the long work starts."""
+    """Find a wrong strategy name, argument or loss before the long work starts."""
+    find_loss(config.train.loss, config.train.loss_root)
     if config.strategy.init_from and config.strategy.init != "zeros":
         raise ConfigError(
             [f"strategy.init={config.strategy.init!r} and strategy.init-from exclude each other"]
@@ -29,10 +41,19 @@ def check_strategy(config: Config) -> None:
             raise ConfigError([problem])
         return
     own = build_strategy(config.strategy.name, config.strategy.args)
-    if not trains_by_gradients(own):
+    plan = first_plan(own)
+    if plan.kind != "sgd":
         _check_closed_form(config, own.name)
     if own.plain_sgd and config.train.momentum:
         raise ConfigError([f"train.momentum must be 0 with {own.name}: it needs plain SGD steps"])
+    needs_sgd = own.plain_sgd or any(name in FIELDS and FIELDS[name].of_sgd for name in plan.fields)
+    if needs_sgd and config.train.optimizer != "sgd":
+        raise ConfigError(
+            [
+                f'train.optimizer must be "sgd" with {own.name}: it reads gradients out of what '
+                f"clients' steps add up to, which {config.train.optimizer}'s do not"
+            ]
+        )
 
 
 def _stock_problem(config: Config) -> str | None:
@@ -45,6 +66,16 @@ def _stock_problem(config: Config) -> str | None:
         return "round.over-selection needs one of fedhead's strategies"
     if config.attack.changes_updates:
         return f"attack.kind={config.attack.kind!r} needs one of fedhead's strategies"
+    takes_rate = (
+        "client_learning_rate"
+        in inspect.signature(import_strategy(config.strategy.name)).parameters
+    )
+    has_one_rate = config.train.schedule == "constant" and not config.train.warmup_rounds
+    if takes_rate and not (has_one_rate and config.train.optimizer == "sgd"):
+        return (
+            f"{config.strategy.name} takes the clients' one learning rate of SGD: "
+            "train.optimizer, train.schedule and train.warmup-rounds must be as they are by default"
+        )
     return None
 
 
@@ -73,10 +104,23 @@ def make_algorithm(run: Run, affine: Affine, zero_point: int) -> Algorithm:
     """
     config = run.config
     if is_stock(config.strategy.name):
+        _tell_trainer(run)
         strategy = build_stock(config.strategy.name, config.strategy.args, lr=config.train.lr)
         return StockAlgorithm(run, strategy)
     own = build_strategy(config.strategy.name, config.strategy.args)
+    if trains_by_gradients(own):
+        _tell_trainer(run)
     return OwnAlgorithm(run, _prepared(config, own), affine, zero_point)
+
+
+def _tell_trainer(run: Run) -> None:
+    """Say where another trainer trains than the one that is configured."""
+    config, train = run.config, run.config.train
+    if not run.registry.simulated or config.trainer == config.simulation.trainer:
+        return
+    keys = [f"train.optimizer={train.optimizer}"] if train.optimizer != "sgd" else []
+    keys += [f"train.loss={train.loss}"] if train.has_own_loss else []
+    logger.info("the reference trainer trains clients one by one: %s", ", ".join(keys))
 
 
 def _prepared(config: Config, own: Strategy[Any]) -> Strategy[Any]:

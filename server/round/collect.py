@@ -99,7 +99,7 @@ class Collector:
             ReplyError: wrong shape, not finite, above the norm bound, or impossible counts.
         """
         check_fields(fields, self._layouts, self.run.max_norm * scale * (1 + 1e-5), LARGEST * scale)
-        steps = scale * self.run.config.train.local().most_steps(num_examples)
+        steps = scale * self.run.config.train.local(1).most_steps(num_examples)
         check_plausible(fields, Limits(num_examples, steps))
 
     @property

@@ -15,6 +15,7 @@ from common.experiment import (
     held_out_positions,
     malicious_clients,
 )
+from common.local_loss import check_loss, find_loss
 from common.messages import DescribeRequest
 from common.unheld import unheld
 from server.record.progress import Progress
@@ -51,7 +52,12 @@ def make_registry(
         backbone: whose features the head reads.
         progress: is told how many clients are connected.
         roster: the deployment's devices; None: there is no deployment.
+
+    Raises:
+        ConfigError: train.clients lists what is no device of the deployment.
     """
+    if roster:
+        _check_listed(config, roster)
     most = config.round.max_examples_per_client or (_DEVICE_EXAMPLES if roster else 0)
     request = DescribeRequest(
         run_id=run_id,
@@ -70,10 +76,20 @@ def make_registry(
             max_clients=config.partition.num_clients,
             max_examples=most,
             data=dataset.content_key,
+            listed=config.train.clients,
         ),
         deadline_seconds=config.round.deadline_seconds,
         progress=progress,
     )
+
+
+def _check_listed(config: Config, roster: Roster) -> None:
+    names = roster.names
+    if wrong := [client for client in config.train.clients if client not in names]:
+        known = ", ".join(names) or "none is registered"
+        raise ConfigError(
+            [f"train.clients lists {wrong[0]!r}, expected names of the devices here: {known}"]
+        )
 
 
 def join(
@@ -94,7 +110,8 @@ def join(
         resumes: whether rounds have been finished before.
 
     Raises:
-        ConfigError: the configuration is for simulated clients, and these are real.
+        ConfigError: the configuration is for simulated clients, and these are real; or a loss of
+            the user's own is none.
         RunError: they are not all there, or did not come in time.
     """
     wanted = config.train.asked(registry.population)
@@ -105,6 +122,8 @@ def join(
         registry.wait_for(1, _JOIN_SECONDS)
     if registry.simulated:
         _check_simulated(registry, config)
+        if loss := find_loss(config.train.loss, config.train.loss_root):
+            check_loss(loss, dataset.num_classes)
         _account(config, dataset)
     else:
         _refuse_simulation(config)
@@ -117,7 +136,8 @@ def join(
 
 def _check_simulated(registry: Registry, config: Config) -> None:
     """All simulated nodes are there from the start, so each client is or never will be."""
-    expected = {i for i, share in enumerate(client_shares(config)) if len(share.train)}
+    shares = client_shares(config)
+    expected = {i for i in config.train.participants(len(shares)) if len(shares[i].train)}
     if missing := sorted(expected - set(registry.clients)):
         raise RunError(f"no node hosts the clients {missing[:10]}")
 
@@ -127,6 +147,7 @@ def _refuse_simulation(config: Config) -> None:
         "[availability]": config.availability != AvailabilityConfig(),
         "[attack]": config.attack != AttackConfig(),
         "data.label-noise": config.data.label_noise > 0,
+        f"train.loss={config.train.loss!r}": config.train.has_own_loss,
     }
     if wrong := [key for key, given in simulated.items() if given]:
         raise ConfigError([f"{key} is for simulated clients, these are real" for key in wrong])
@@ -144,13 +165,16 @@ def _tell_share(config: Config, population: int) -> None:
 
 def _account(config: Config, dataset: Dataset) -> None:
     """Where the images of a simulation have gone."""
-    shares = client_shares(config)
+    everyone = client_shares(config)
+    shares = [everyone[i] for i in config.train.participants(len(everyone))]
     train, test = (sum(len(getattr(s, part)) for s in shares) for part in ("train", "test"))
     logger.info(
         "%d images: %d to test with on the server, %d to quantize with",
         len(dataset), len(held_out_positions(config)), len(calibration_positions(config)),
     )  # fmt: skip
     logger.info("%d clients train on %d and keep %d to test with", len(shares), train, test)
+    if left_out := len(everyone) - len(shares):
+        logger.info("%d other clients are not in train.clients: left out", left_out)
     for line in unheld(config):
         logger.warning("%s", line)
     if malicious := malicious_clients(config):

@@ -127,6 +127,7 @@ def run_rounds(
             head, result = step
             evaluation = judge.evaluate(head)
             metrics = _metrics(result, evaluation, time.perf_counter() - started)
+            metrics["learning-rate"] = run.config.train.rate(number)
             for name in _COUNTED:
                 counters[name] += metrics[name]
             log.write(number, metrics)

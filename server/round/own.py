@@ -129,7 +129,7 @@ class OwnAlgorithm:
             round_number=round_number,
             num_clients=population,
             clients_per_round=config.train.asked(population) or population,
-            lr=config.train.lr,
+            lr=config.train.rate(round_number),
             affine=self._affine,
             zero_point=self._zero_point,
             seed=config.seed,

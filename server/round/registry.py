@@ -214,7 +214,8 @@ class Registry:
                     raise ReplyError(f"speaks for {name}, which lives on another node")
             except FedheadError as exc:
                 self.refuse(node, str(exc))
-            else:
+                continue
+            if self._admission.takes_part(reply):
                 admitted.add(node)
                 total += sum(reply.num_examples)
                 self._add(node, reply)

@@ -68,7 +68,7 @@ class Requests:
         return TrainRequest(
             head=head,
             plan=plan,
-            training=config.train.local(),
+            training=config.train.local(round_number),
             clients=tuple(clients),
             round_number=round_number,
             run_id=self._run.run_id,

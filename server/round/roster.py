@@ -97,9 +97,9 @@ class Roster:
         self._names |= {client: device.name for client, device in self._devices.items()}
 
     @property
-    def size(self) -> int:
-        """How many devices are registered."""
-        return len(self._devices)
+    def names(self) -> list[str]:
+        """Of the registered devices, sorted."""
+        return sorted(device.name for device in self._devices.values())
 
     def device(self, node: int) -> Device | None:
         """Whose key a node has shown; None: nobody's that is registered."""

@@ -240,7 +240,7 @@ class StockAlgorithm:
         return TrainRequest(
             head=head,
             plan=ClientPlan(),
-            training=config.train.local(),
+            training=config.train.local(round_number),
             clients=(),
             round_number=round_number,
             run_id=self._run.run_id,

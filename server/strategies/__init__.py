@@ -10,7 +10,7 @@ import numpy as np
 
 from common.errors import ConfigError
 from common.own_code import imported
-from common.types import Affine, Head
+from common.types import Affine, ClientPlan, Head
 from server.strategies.adaptive import fedadagrad, fedadam, fedavgm, fedyogi
 from server.strategies.arguments import (
     Argument,
@@ -41,6 +41,7 @@ __all__ = [
     "argument_names",
     "arguments",
     "build_strategy",
+    "first_plan",
     "import_strategy",
     "strategy_factory",
     "trains_by_gradients",
@@ -114,6 +115,11 @@ def _is_missing(exc: Exception, module_name: str) -> bool:
 
 def trains_by_gradients(strategy: Strategy[Any]) -> bool:
     """Whether clients run SGD; false for the closed forms, which ask for statistics."""
+    return first_plan(strategy).kind == "sgd"
+
+
+def first_plan(strategy: Strategy[Any]) -> ClientPlan:
+    """What it asks of clients in the first round, of some head."""
     nothing = np.zeros(1, np.float32)
     first = RoundContext(1, 1, 1, lr=1.0, affine=Affine(nothing, nothing), zero_point=0, seed=0)
-    return strategy.plan(strategy.init(Head.zeros(2, 1)), first).kind == "sgd"
+    return strategy.plan(strategy.init(Head.zeros(2, 1)), first)

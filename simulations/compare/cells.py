@@ -164,7 +164,13 @@ def _cell(
     config = with_module(config, [Path.cwd()])
     label = ",".join(word for word in (spec.text, partition[0], f"seed-{seed}") if word)
     start = _first_head(config.strategy.init_from)
-    own = _source(spec.name) + _data_source(config.data.source, config.data.root)
+    own = _source(spec.name) + "".join(
+        _function_source(source, root)
+        for source, root in (
+            (config.data.source, config.data.root),
+            (config.train.loss, config.train.loss_root),
+        )
+    )
     content = f"{version('fedhead')}\n{own}{start}\n{config.to_toml()}"
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     key = f"{re.sub(r'[^A-Za-z0-9.+,-]', '-', label)}-{digest}"
@@ -184,8 +190,8 @@ def _source(name: str) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
 
 
-def _data_source(source: str, root: str) -> str:
-    """Likewise, of the file that holds a user's own data."""
+def _function_source(source: str, root: str) -> str:
+    """Likewise, of the file that holds a user's own data, or loss."""
     function = function_of(source)
     if function is None:
         return ""

@@ -116,31 +116,41 @@ def _sweep(comparison: ComparisonSpec, folder: Path, jobs: int) -> Best:
         scores = [_score(folder / "sweep" / cell.key) for cell in group]
         chosen = max(range(len(group)), key=lambda i: scores[i])
         best[key] = group[chosen].settings
-        for setting in at_an_end(best[key], [cell.settings for cell in group]):
-            logger.info("%s: %s is the last one tried on its side", ", ".join(key), setting)
+        name = ", ".join(word for word in key if word)
+        for edge in at_an_edge(best[key], [cell.settings for cell in group]):
+            logger.info("%s: best value lies at the sweep's edge: %s", name, edge)
         rows += [
-            [cell.strategy, cell.partition, *_figures(score), "; ".join(cell.settings), i == chosen]
+            [
+                cell.strategy,
+                cell.partition,
+                *_figures(score),
+                " ".join(cell.settings),
+                str(i == chosen).lower(),
+            ]
             for i, (cell, score) in enumerate(zip(group, scores, strict=True))
         ]
-    header = ["strategy", "partition", "validation accuracy", "validation loss", "settings", "best"]
+    header = [
+        "strategy", "partition", "validation-accuracy", "validation-loss", "hyperparameters", "best"
+    ]  # fmt: skip
     write_atomic(folder / "sweep.csv", _csv([header, *rows]))
     return best
 
 
-def at_an_end(best: Sequence[str], tried: Iterable[Sequence[str]]) -> list[str]:
-    """Numbers among the best settings beyond which nothing was tried, though there might be more.
+def at_an_edge(best: Sequence[str], tried: Iterable[Sequence[str]]) -> list[str]:
+    """Numbers among the best settings beyond which nothing was tried, with what was.
 
-    >>> at_an_end(["lr=1", "mu=0.2"], [["lr=0.1", "mu=0.2"], ["lr=1", "mu=0.2"]])
-    ['lr=1']
+    >>> at_an_edge(["lr=1", "mu=0.2"], [["lr=0.1", "mu=0.2"], ["lr=1", "mu=0.2"]])
+    ['lr=1 (tried 0.1 to 1)']
     """
-    columns = [set(column) for column in zip(*tried, strict=True)]
-    ends = []
-    for setting, column in zip(best, columns, strict=True):
-        with suppress(ValueError):  # what is no number has no end
-            values = sorted(float(other.partition("=")[2]) for other in column)
-            if len(values) > 1 and float(setting.partition("=")[2]) in (values[0], values[-1]):
-                ends.append(setting)
-    return ends
+    edges = []
+    for setting, column in zip(best, zip(*tried, strict=True), strict=True):
+        key, _, value = setting.partition("=")
+        with suppress(ValueError):  # what is no number has no edge
+            values = sorted({float(other.partition("=")[2]) for other in column})
+            if len(values) > 1 and float(value) in (values[0], values[-1]):
+                name = key.removeprefix("train.").removeprefix("strategy.args.")
+                edges.append(f"{name}={value} (tried {values[0]:g} to {values[-1]:g})")
+    return edges
 
 
 def _score(path: Path) -> tuple[float, float]:

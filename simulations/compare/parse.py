@@ -5,19 +5,34 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from common.config import PARTITION_KEYS, Config, changed, parse_overrides
 from common.errors import ConfigError
+from common.own_code import folder_of, search_in
 from server.round.stock import is_stock
 from server.strategies import STRATEGIES, strategy_factory
 from simulations.compare.cells import VARIANTS, ComparisonSpec, StrategySpec
 
-__all__ = ["parse_comparison"]
+__all__ = ["find_modules", "parse_comparison"]
 
 _Parsed = TypeVar("_Parsed")
 
 _ALL = (*STRATEGIES, *(f"fedavg+{variant}" for variant in VARIANTS))
+
+
+def find_modules(strategies: str, places: Sequence[Path]) -> None:
+    """Let strategies of a user's own be found, as ``run`` finds the one that it has.
+
+    Args:
+        strategies: the command line's words.
+        places: the experiment's folder, the working folder.
+    """
+    for word in _words(strategies):
+        module, colon, _ = word.partition(":")
+        folder = folder_of(module, places) if colon else None
+        search_in(str(folder or ""))
 
 
 def parse_comparison(

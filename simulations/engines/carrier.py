@@ -117,15 +117,20 @@ class Carrier:
         from simulations.deploy.launch import run_deployed
         from simulations.deploy.processes import terminable
         from simulations.engines.flower import run_flower
+        from simulations.report.curves import write_curves
         from simulations.run import num_nodes, open_run, run_in_process
 
         with terminable():
             if self.deployment is not None:
-                return run_deployed(path, self.deployment, health=self.health, key=self.key)
-            if self.engine is Engine.FLOWER:
+                figures = run_deployed(path, self.deployment, health=self.health, key=self.key)
+            elif self.engine is Engine.FLOWER:
                 nodes = num_nodes(open_run(path))
-                return run_flower(path, num_supernodes=nodes, health=self.health)
-            return run_in_process(path, health=self.health, on_round=on_round or (lambda _: None))
+                figures = run_flower(path, num_supernodes=nodes, health=self.health)
+            else:
+                tell = on_round or (lambda _: None)
+                return run_in_process(path, health=self.health, on_round=tell)
+        write_curves(path)
+        return figures
 
     def resume_command(self, path: Path) -> str:
         """What a person types to go on with a run that was interrupted."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.files import write_atomic
 from simulations.report.comparison import Comparison, load_runs
+from simulations.report.curves import CurveRow, curve_rows, curves_csv, write_curves
 from simulations.report.leaderboard import Row, leaderboard
 from simulations.report.leaderboard_tables import (
     leaderboard_csv,
@@ -18,12 +19,15 @@ from simulations.report.page import check_installed, page_html
 
 __all__ = [
     "Comparison",
+    "CurveRow",
     "ReportFiles",
     "Row",
     "check_installed",
+    "curve_rows",
     "leaderboard",
     "load_runs",
     "terminal_table",
+    "write_curves",
     "write_report",
 ]
 
@@ -36,12 +40,13 @@ class ReportFiles:
     csv: Path
     markdown: Path
     timing: Path
+    curves: Path
 
 
 def write_report(
     comparison: Comparison, folder: Path, *, target: float | None = None
 ) -> ReportFiles:
-    """Write report.html, leaderboard.csv, leaderboard.md and timing.csv into a folder.
+    """Write report.html, leaderboard.csv and .md, timing.csv and curves.csv into a folder.
 
     Args:
         comparison: from :func:`load_runs`.
@@ -57,12 +62,14 @@ def write_report(
         folder / "leaderboard.csv",
         folder / "leaderboard.md",
         folder / "timing.csv",
+        folder / "curves.csv",
     )
     for path, content in (
         (files.page, page_html(comparison, target)),
         (files.csv, leaderboard_csv(leaderboard(comparison, target))),
         (files.markdown, leaderboard_markdown(comparison, target)),
         (files.timing, timing_csv(comparison)),
+        (files.curves, curves_csv(comparison)),
     ):
         write_atomic(path, content.encode())
     return files

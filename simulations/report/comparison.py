@@ -29,7 +29,7 @@ G = TypeVar("G")
 _NOT_COMPARED = ("seed", "out", "name")
 # What belongs to a strategy's entry; all other keys make the setting.
 _OF_THE_ENTRY = ("strategy.", "train.", "round.", "simulation.")
-_OF_THE_SETTING = "train.clients-per-round"
+_OF_THE_SETTING = ("train.clients-per-round", "train.clients")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +77,23 @@ class Comparison:
     """All that a report shows.
 
     Attributes:
-        settings: in the order of their labels.
+        settings: in the order of their labels, or as asked.
         notes: what a reader must know before comparing: left-out runs, unequal seeds or features.
+        asked: the folders of the runs in the order in which somebody asked for them, which tables
+            keep; empty: they list the best first.
     """
 
     settings: tuple[Setting, ...]
     notes: tuple[str, ...]
+    asked: tuple[str, ...] = ()
+
+    def in_order(self, setting: Setting) -> list[Entry]:
+        """Its entries as tables list them: as asked, or the best first."""
+        entries = list(setting.entries)
+        if not self.asked:
+            return entries
+        place = {folder: i for i, folder in enumerate(self.asked)}
+        return sorted(entries, key=lambda e: min(place[str(run.path)] for run in e.runs))
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -95,7 +106,10 @@ class Comparison:
 
     @property
     def strategies(self) -> list[str]:
-        """Labels of all entries, those with the best ranks in their settings first."""
+        """Labels of all entries, as asked, or those with the best ranks in their settings first."""
+        if self.asked:
+            entries = (entry for setting in self.settings for entry in self.in_order(setting))
+            return list(dict.fromkeys(entry.label for entry in entries))
         ranks: dict[str, list[float]] = {}
         for setting in self.settings:
             for rank, entry in enumerate(setting.entries):
@@ -103,13 +117,15 @@ class Comparison:
         return sorted(ranks, key=lambda label: (float(np.mean(ranks[label])), label))
 
 
-def load_runs(paths: Sequence[Path]) -> Comparison:
+def load_runs(paths: Sequence[Path], *, as_asked: bool = False) -> Comparison:
     """Read finished runs and put them side by side.
 
     Args:
         paths: run folders, or folders that hold run folders somewhere below. Unfinished runs
             are left out with a warning, and so are a sweep's beside others, and of two runs of
             one configuration and seed the second.
+        as_asked: whether tables list settings and strategies in the order of the runs; else
+            settings by their labels and the best strategies first.
 
     Raises:
         RunError: nothing is finished, a file is damaged, or runs of one setting have other
@@ -128,7 +144,9 @@ def load_runs(paths: Sequence[Path]) -> Comparison:
         notes += _unequal(setting)
     if len({tuple(run.summary.versions.items()) for run in runs}) > 1:
         notes.append("The runs were made with different versions, listed at the end.")
-    return Comparison(settings, tuple(notes))
+    if as_asked:
+        return Comparison(settings, tuple(notes), tuple(str(run.path) for run in runs))
+    return Comparison(tuple(sorted(settings, key=lambda s: s.label)), tuple(notes))
 
 
 def _key(values: Values, belongs: Callable[[str], bool]) -> str:
@@ -140,7 +158,7 @@ def _entry_key(run: Run) -> str:
 
 
 def _is_setting(key: str) -> bool:
-    own = key.startswith(_OF_THE_ENTRY) and key != _OF_THE_SETTING
+    own = key.startswith(_OF_THE_ENTRY) and key not in _OF_THE_SETTING
     return not own and key not in _NOT_COMPARED
 
 
@@ -175,10 +193,9 @@ def _settings(runs: Sequence[Run]) -> tuple[Setting, ...]:
         for group in groups
     ]
     labels = distinct([setting_label(values, of_setting) for values in of_setting], of_setting)
-    settings = [
+    return tuple(
         Setting(label, _entries(group, label)) for label, group in zip(labels, groups, strict=True)
-    ]
-    return tuple(sorted(settings, key=lambda setting: setting.label))
+    )
 
 
 def _entries(runs: Sequence[Run], setting: str) -> tuple[Entry, ...]:

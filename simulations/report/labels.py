@@ -17,6 +17,7 @@ __all__ = [
     "distinct",
     "hyperparameters",
     "number_or_share",
+    "partition_label",
     "setting_label",
     "strategy_label",
     "text",
@@ -81,7 +82,7 @@ def setting_label(values: Values, compared: Sequence[Values]) -> str:
     if "data.source" in differing:
         phrases.append(text(values["data.source"]))
     if _PARTITION & set(differing) or not differing:
-        phrases.append(_partition(values))
+        phrases.append(partition_label(values))
     others = [key for key in differing if key not in _PARTITION and key != "data.source"]
     for section in dict.fromkeys(key.partition(".")[0] for key in others):
         keys = [key for key in others if key.startswith(f"{section}.")]
@@ -134,7 +135,7 @@ def _names(keys: Sequence[str]) -> dict[str, str]:
     return {key: name if counts[name] == 1 else key for key, name in short.items()}
 
 
-def _partition(values: Values) -> str:
+def partition_label(values: Values) -> str:
     """As ``fedhead compare`` names it."""
     scheme = values["partition.scheme"]
     key = PARTITION_KEYS.get(scheme)
@@ -155,4 +156,6 @@ def _phrase(key: str, value: Any) -> str:
         return f"{value} clients"
     if key == "train.clients-per-round":
         return f"{number_or_share(value)} a round" if value else "all every round"
+    if key == "train.clients":
+        return f"clients {', '.join(map(str, value))} alone" if value else "all clients"
     return text(value) if isinstance(value, str) else f"{key.rpartition('.')[2]}={text(value)}"

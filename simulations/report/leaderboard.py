@@ -86,7 +86,7 @@ class Row:
 
 
 def leaderboard(comparison: Comparison, target: float | None = None) -> list[Row]:
-    """A row for each strategy in each setting, best accuracy first within a setting.
+    """A row for each strategy in each setting: as asked, or the best accuracy first.
 
     Args:
         comparison: from :func:`load_runs`.
@@ -96,7 +96,7 @@ def leaderboard(comparison: Comparison, target: float | None = None) -> list[Row
     return [
         _row(setting, entry, standard(setting, target))
         for setting in comparison.settings
-        for entry in setting.entries
+        for entry in comparison.in_order(setting)
     ]
 
 

@@ -53,7 +53,7 @@ def rows_by_setting(comparison: Comparison, target: float | None) -> RowsBySetti
 def overview(
     comparison: Comparison, by_setting: RowsBySetting
 ) -> list[tuple[str, list[Row | None]]]:
-    """Each strategy, the best on average first, with its row in every setting or None."""
+    """Each strategy, as asked or the best on average first, with its row in every setting."""
     rows = [{row.strategy: row for row in rows} for _, rows in by_setting]
     return [(label, [one.get(label) for one in rows]) for label in comparison.strategies]
 
@@ -78,6 +78,8 @@ def _about(setting: Setting, target: float | None) -> str:
 def leaderboard_csv(rows: Sequence[Row]) -> str:
     """A line for each row; accuracies as shares, gaps in points, bytes of all clients together.
 
+    Keys are in kebab-case, as in metrics.jsonl.
+
     Of each of the strategies' own metrics there are two columns at the end.
     """
     names = metric_names(rows)
@@ -88,20 +90,20 @@ def leaderboard_csv(rows: Sequence[Row]) -> str:
             "hyperparameters": row.hyperparameters,
             "seeds": " ".join(map(str, row.seeds)),
             "accuracy": _fixed(row.accuracy, 6),
-            "accuracy_sd": _fixed(row.accuracy_sd, 6),
-            "test_examples": row.test_examples,
-            "client_accuracy_mean": _fixed(row.mean_client, 6),
-            "client_accuracy_min": _fixed(row.worst_client, 6),
-            "client_accuracy_p10": _fixed(row.p10_client, 6),
-            "client_heads": "personal" if row.personal else "global",
+            "accuracy-sd": _fixed(row.accuracy_sd, 6),
+            "test-examples": row.test_examples,
+            "client-accuracy-mean": _fixed(row.mean_client, 6),
+            "client-accuracy-min": _fixed(row.worst_client, 6),
+            "client-accuracy-p10": _fixed(row.p10_client, 6),
+            "client-heads": "personal" if row.personal else "global",
             "target": _fixed(row.target, 4),
-            "rounds_to_target": _fixed(row.rounds_to_target, 2),
-            "uplink_bytes_to_target": _fixed(row.uplink_to_target, 0),
-            "seeds_never_at_target": row.not_reached,
-            "uplink_bytes": _fixed(row.uplink_bytes, 0),
-            "gap_to_centralized_points": _fixed(row.gap_centralized, 4, 100),
-            "gap_to_ridge_points": _fixed(row.gap_ridge, 4, 100),
-            "rejected_updates": row.rejected,
+            "rounds-to-target": _fixed(row.rounds_to_target, 2),
+            "uplink-bytes-to-target": _fixed(row.uplink_to_target, 0),
+            "seeds-never-at-target": row.not_reached,
+            "uplink-bytes": _fixed(row.uplink_bytes, 0),
+            "gap-to-centralized-points": _fixed(row.gap_centralized, 4, 100),
+            "gap-to-ridge-points": _fixed(row.gap_ridge, 4, 100),
+            "rejected-updates": row.rejected,
             **_metric_cells(row, names),
         }
         for row in rows
@@ -114,7 +116,7 @@ def _metric_cells(row: Row, names: Sequence[str]) -> dict[str, str]:
     cells: dict[str, str] = {}
     for name in names:
         mean, deviation = row.metrics.get(name, (None, None))
-        cells |= {f"metric_{name}": _digits(mean), f"metric_{name}_sd": _digits(deviation)}
+        cells |= {f"strategy/{name}": _digits(mean), f"strategy/{name}-sd": _digits(deviation)}
     return cells
 
 
@@ -123,7 +125,7 @@ def timing_csv(comparison: Comparison) -> str:
     runs = [
         (setting.label, entry.label, run)
         for setting in comparison.settings
-        for entry in setting.entries
+        for entry in comparison.in_order(setting)
         for run in entry.runs
     ]
     stages = dict.fromkeys(stage for *_, run in runs for stage in run.summary.seconds)
@@ -135,7 +137,7 @@ def timing_csv(comparison: Comparison) -> str:
                 "seed": run.seed,
                 "rounds": len(run.accuracy),
             }
-            | {f"{stage}_seconds": _fixed(run.summary.seconds.get(stage), 3) for stage in stages}
+            | {f"{stage}-seconds": _fixed(run.summary.seconds.get(stage), 3) for stage in stages}
             for setting, strategy, run in runs
         ]
     )
@@ -145,7 +147,7 @@ def leaderboard_markdown(comparison: Comparison, target: float | None) -> str:
     """A heading and a table for each setting, after one of all settings if there are several."""
     columns = shown_columns(leaderboard(comparison, target), timed=False)
     by_setting = rows_by_setting(comparison, target)
-    blocks = []
+    blocks = [[f"Rows: {_order(comparison)}."]]
     if len(by_setting) > 1:
         lines = _markdown_table(
             ["Strategy", *(setting.label for setting, _ in by_setting)],
@@ -166,6 +168,10 @@ def leaderboard_markdown(comparison: Comparison, target: float | None) -> str:
     return "\n".join("\n".join(block) + "\n" for block in blocks)
 
 
+def _order(comparison: Comparison) -> str:
+    return "in the order asked for" if comparison.asked else "the best accuracy first"
+
+
 def _markdown_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)
 ) -> list[str]:
@@ -183,7 +189,8 @@ def terminal_table(comparison: Comparison, target: float | None = None) -> Group
     columns = [column for column in shown_columns(every, timed=True) if column.short]
     many = len(every) > _MANY_ROWS
     for setting, rows in by_setting:
-        shown = rows[:_BEST_ROWS] if many else rows
+        best = sorted(rows, key=lambda row: -row.accuracy)[:_BEST_ROWS] if many else rows
+        shown = [row for row in rows if row in best]
         more = (
             f" ... and {len(rows) - len(shown)} more in leaderboard.md\n"
             if len(shown) < len(rows)
@@ -196,7 +203,7 @@ def terminal_table(comparison: Comparison, target: float | None = None) -> Group
         ]
     if len(by_setting) > 1:
         blocks.append(_overview_table(comparison, by_setting))
-    return Group(*blocks, Text(_LEGEND, style="dim"))
+    return Group(*blocks, Text(f"rows: {_order(comparison)}. {_LEGEND}", style="dim"))
 
 
 _MANY_ROWS, _BEST_ROWS = 40, 8

@@ -20,6 +20,7 @@ from common.readback import JsonFile
 from common.types import IntArray
 from server.record.replaced import place_of, recover
 from server.record.runfolder import CLIENTS, METRICS, SUMMARY, read_config, read_run_json
+from simulations.report.round_figures import Scalar, round_figures
 
 __all__ = ["Clients", "Run", "Summary", "flat", "read_run", "read_runs"]
 
@@ -115,6 +116,8 @@ class Run:
         accuracy: float64 (R,), on the server's test set after each round.
         uplink: int64 (R,), bytes sent by clients up to and including each round.
         metrics: the strategy's own, by name, float64 (R,); NaN after rounds without one.
+        rounds: R times all single figures of a round, by their keys in metrics.jsonl, a strategy's
+            own by strategy/NAME; but for the seconds that the machine took.
         confusion: int64 (K, K) of the last round, rows are true classes.
         clients: None for a run that has not written them.
     """
@@ -126,6 +129,7 @@ class Run:
     accuracy: npt.NDArray[np.float64]
     uplink: IntArray
     metrics: Mapping[str, npt.NDArray[np.float64]]
+    rounds: tuple[Mapping[str, Scalar], ...]
     confusion: IntArray
     clients: Clients | None
 
@@ -166,7 +170,7 @@ def _find_runs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
             raise RunError(f"{path} is no folder, expected a run or a folder of runs")
         for folder in _below(path):
             found.setdefault(folder.resolve(), folder)
-    folders = sorted(found.values())
+    folders = list(found.values())
     finished = [folder for folder in folders if (folder / "summary.json").exists()]
     return finished, [folder for folder in folders if folder not in finished]
 
@@ -211,7 +215,9 @@ def read_run(folder: Path) -> Run:
     file = folder / "summary.json"
     summary = _parse(Summary, file, _content(SUMMARY, file))
     classes = _parse(_Identity, folder / "run.json", read_run_json(folder)).classes
-    rounds, confusion = _read_rounds(folder / "metrics.jsonl", summary.rounds, len(classes))
+    metrics = folder / "metrics.jsonl"
+    lines = _lines(metrics)
+    rounds, confusion = _read_rounds(metrics, lines, summary.rounds, len(classes))
     return Run(
         path=folder,
         values=flat(read_config(folder).model_dump(by_alias=True)),
@@ -220,6 +226,7 @@ def read_run(folder: Path) -> Run:
         accuracy=np.array([r.accuracy for r in rounds], np.float64),
         uplink=np.cumsum([r.uplink_bytes for r in rounds], dtype=np.int64),
         metrics=_metrics(rounds),
+        rounds=tuple(map(round_figures, lines)),
         confusion=confusion,
         clients=_read_clients(folder / "clients.json", len(classes)),
     )
@@ -243,8 +250,9 @@ def _parse(model: type[M], file: Path, content: Mapping[str, Any], where: str = 
         ) from exc
 
 
-def _read_rounds(file: Path, count: int, num_classes: int) -> tuple[list[_Round], IntArray]:
-    lines = _lines(file)
+def _read_rounds(
+    file: Path, lines: Sequence[Mapping[str, Any]], count: int, num_classes: int
+) -> tuple[list[_Round], IntArray]:
     rounds = [_parse(_Round, file, line, f", line {i}") for i, line in enumerate(lines, 1)]
     if [r.round for r in rounds] != list(range(1, count + 1)):
         raise RunError(f"{file} holds {len(rounds)} rounds, expected 1 to {count} in order")

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from client.sgd import Terms, train_head
 from common.seeding import batch_order
-from common.types import LocalTraining
+from common.types import LocalTraining, Optimizer
 
 N, D, K = 23, 6, 4
 
@@ -24,12 +26,18 @@ def orders(epochs: int) -> list[np.ndarray]:
     return [batch_order(N, seed=0, round_number=1, client=2, epoch=e) for e in range(epochs)]
 
 
+def torch_optimizer(w: torch.Tensor, training: LocalTraining) -> torch.optim.Optimizer:
+    lr, decay = training.lr, training.weight_decay
+    if training.optimizer == "sgd":
+        return torch.optim.SGD([w], lr=lr, momentum=training.momentum, weight_decay=decay)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[training.optimizer]([w], lr=lr, weight_decay=decay)
+
+
 def autograd(x, labels, start, training, mu=0.0, correction=None):  # type: ignore[no-untyped-def]
     """The same training by torch's own optimizer and automatic differentiation."""
     w = start.clone().requires_grad_()
-    optimizer = torch.optim.SGD(
-        [w], lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay
-    )
+    optimizer = torch_optimizer(w, training)
     for order in orders(training.local_epochs):
         for batch in torch.split(torch.from_numpy(order), training.batch_size):
             optimizer.zero_grad()
@@ -54,6 +62,40 @@ def test_matches_autograd(momentum: float, weight_decay: float, mu: float, batch
     expected = autograd(x, labels, start, training, mu, correction)
     torch.testing.assert_close(got.delta, expected, rtol=1e-10, atol=1e-12)
     assert got.steps == 3 * -(-N // batch_size)
+
+
+@given(
+    optimizer=st.sampled_from(["adam", "adamw"]),
+    lr=st.floats(1e-4, 0.5),
+    epochs=st.integers(1, 4),
+    batch_size=st.integers(1, N + 1),
+    weight_decay=st.sampled_from([0.0, 0.01, 0.3]),
+    mu=st.sampled_from([0.0, 0.5]),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=30, deadline=None)
+def test_adam_is_torchs_own(
+    optimizer: Optimizer,
+    lr: float,
+    epochs: int,
+    batch_size: int,
+    weight_decay: float,
+    mu: float,
+    seed: int,
+) -> None:
+    x, labels, start = problem(seed)
+    training = LocalTraining(lr, epochs, batch_size, 0.0, weight_decay, optimizer)
+    correction = torch.full_like(start, 0.03)
+    got = train_head(x, labels, start, training, orders(epochs), Terms(mu, correction))
+    expected = autograd(x, labels, start, training, mu, correction)
+    torch.testing.assert_close(got.delta, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_the_moments_of_adam_begin_anew_in_each_call() -> None:
+    x, labels, start = problem()
+    training = LocalTraining(0.1, 2, 5, optimizer="adam")
+    first, second = (train_head(x, labels, start, training, orders(2)) for _ in range(2))
+    assert torch.equal(first.delta, second.delta)
 
 
 def test_preconditioner_multiplies_the_data_gradient_alone() -> None:

@@ -56,7 +56,9 @@ def test_run_prints_a_table_of_80_columns(
     ):
         assert word in out
     assert "round 2/2" in err
-    assert "of 8 clients have 20 test images)" in " ".join(out.replace("│", " ").split())
+    assert "not shown: it takes 10 clients with 20 test images each, here" in " ".join(
+        out.replace("│", " ").split()
+    )
 
 
 @pytest.mark.slow

@@ -147,8 +147,8 @@ def test_it_draws_reports_and_goes_on_after_a_cut_to_the_same_bytes(
     (header, row), last = files.csv.read_text().splitlines(), lines(other)[-1]["strategy"]
     cells = dict(zip(header.split(","), row.split(","), strict=True))
     mean = np.mean([norms[-1], last["noise-norm"]])
-    assert float(cells["metric_noise-norm"]) == pytest.approx(mean, rel=1e-5)
-    assert cells["metric_share_sd"] == "0"
+    assert float(cells["strategy/noise-norm"]) == pytest.approx(mean, rel=1e-5)
+    assert cells["strategy/share-sd"] == "0"
     page = files.page.read_text()
     assert 'id="plot-metric-noise-norm"' in page
     assert '"noise-norm":{"rounds":[1,2,3,4],"values":[' in page

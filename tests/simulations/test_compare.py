@@ -1,6 +1,7 @@
 """A comparison: its words, its cells, and that a killed one goes on to the same bytes."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -198,6 +199,57 @@ def test_a_cell_says_where_a_module_in_the_working_folder_lies(
     (tmp_path / "signs_here.py").write_text(OWN)
     (config, *_) = cells(compared(base, "signs_here:signs"))
     assert config.strategy.root == str(tmp_path)
+
+
+STEPS = """
+from server.strategies.averaging import fedavg
+from server.strategy import Positive
+
+def slow(step: Positive = 0.5):
+    \"\"\"FedAvg under another name.
+
+    From nowhere, arXiv 1234.56789.
+    \"\"\"
+    return fedavg()
+"""
+
+
+def test_strategies_of_ones_own_are_found_beside_the_experiment_and_explained(
+    fedhead: Callable[..., tuple[int, str, str]], tiny_toml: str, tmp_path: Path
+) -> None:
+    before, elsewhere = [*sys.path], tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "tiny.toml").write_text(tiny_toml)
+    (elsewhere / "my_steps.py").write_text(STEPS)
+    (tmp_path / "my_other_steps.py").write_text(STEPS)
+    try:
+        words = ("compare", "elsewhere/tiny.toml", "--strategies", "my_steps:slow", "--seeds", "0")
+        code, _, err = fedhead(*words, "--sweep", "step=-1")
+        assert (code, "my_steps:slow: strategy.args.step=-1 must be greater" in err) == (1, True)
+        code, out, _ = fedhead("strategies", "my_other_steps:slow", "fedprox")
+    finally:
+        sys.path[:] = before
+    assert code == 0
+    assert out.startswith(
+        "my_other_steps:slow(step=0.5)\n    FedAvg under another name. arXiv 1234.56789.\n"
+        "    step: above 0\nfedprox(mu="
+    )
+
+
+def test_the_best_of_a_sweep_at_its_edge_is_said_in_plain_words(
+    base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import simulations.compare.compare as module
+
+    caplog.set_level(logging.INFO, "fedhead")
+    monkeypatch.setattr(module, "_run", lambda *_: [])
+    monkeypatch.setattr(module, "_score", lambda path: (len(caplog.records) + 0.1, 0.0))
+    made = compared(base, sweeps=["lr=0.1,0.01,0.003"])
+    module._sweep(made, tmp_path, 1)
+    line = "fedavg: best value lies at the sweep's edge: lr=0.1 (tried 0.003 to 0.1)"
+    assert line in caplog.messages
+    header = (tmp_path / "sweep.csv").read_text().splitlines()[0]
+    assert header == "strategy,partition,validation-accuracy,validation-loss,hyperparameters,best"
 
 
 def command(folder: Path, out: Path, *more: str) -> list[str]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,7 +23,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 import server.app
 from client.app import app as client_app
 from common.config import load_config
-from common.errors import RunError
+from common.errors import ConfigError, RunError
 from common.experiment import run_config
 from common.identity import client_of_node
 from common.messages import DescribeRequest
@@ -525,3 +527,38 @@ def test_no_two_messages_have_an_id_that_another_device_could_compute() -> None:
         assert group.startswith("7 ")
         ids.add(name)
     assert len(ids) == 3
+
+
+def test_only_the_listed_devices_train_and_by_the_optimizer_that_is_asked_for(
+    tiny: Make, devices: list[Path], garden: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    listed = 'train.clients=["attic","hall"]'
+    every = ("train.clients-per-round=0", "train.lr=0.003")
+    folder = tiny(*OPTIONS, *every, listed, "train.optimizer=adam")
+    summary = run(folder, Garden(devices), garden)
+    assert summary["clients"] == 2
+    rows = accounts(folder)
+    assert {name for name in rows if int(rows[name]["valid"])} == {"attic", "hall"}
+    assert "kitchen is not in train.clients: left out" in caplog.text
+    plain = run(tiny(*OPTIONS, *every, listed, name="sgd"), Garden(devices), garden)
+    assert plain["head_sha256"] != summary["head_sha256"]
+
+
+def test_what_a_deployment_cannot_do_ends_it_before_the_first_round(
+    tiny: Make, devices: list[Path], garden: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "losses_for_devices.py").write_text("def own(logits, labels): return logits.sum()")
+    before = [*sys.path]
+    try:
+        for option, message in (
+            ("train.loss=losses_for_devices:own", "train.loss='losses_for_devices:own' is for sim"),
+            ('train.clients=["attic","kim"]', "lists 'kim', expected names of the devices here: a"),
+            ("train.clients=[0,1]", "lists 0, expected names of the devices here: attic, "),
+        ):
+            folder = tiny(*OPTIONS, "train.clients-per-round=1", option, name=option[6:10] + "x")
+            with pytest.raises(ConfigError, match=message):
+                run(folder, Garden(devices), garden)
+            assert not (folder / "metrics.jsonl").exists()
+            shutil.rmtree(folder)
+    finally:
+        sys.path[:] = before

@@ -164,26 +164,26 @@ def test_the_csv_says_what_the_rows_say(make_run: MakeRun, cells: Path, tmp_path
         "hyperparameters": "lr=0.01 mu=0.1",
         "seeds": "0",
         "accuracy": "0.905000",
-        "accuracy_sd": "",
-        "test_examples": "1000",
-        "client_accuracy_mean": "0.800000",
-        "client_accuracy_min": "0.500000",
-        "client_accuracy_p10": "0.700000",
-        "client_heads": "global",
+        "accuracy-sd": "",
+        "test-examples": "1000",
+        "client-accuracy-mean": "0.800000",
+        "client-accuracy-min": "0.500000",
+        "client-accuracy-p10": "0.700000",
+        "client-heads": "global",
         "target": "0.9000",
-        "rounds_to_target": "2.00",
-        "uplink_bytes_to_target": "14",
-        "seeds_never_at_target": "0",
-        "uplink_bytes": "14",
-        "gap_to_centralized_points": "-1.5000",
-        "gap_to_ridge_points": "-3.5000",
-        "rejected_updates": "0",
+        "rounds-to-target": "2.00",
+        "uplink-bytes-to-target": "14",
+        "seeds-never-at-target": "0",
+        "uplink-bytes": "14",
+        "gap-to-centralized-points": "-1.5000",
+        "gap-to-ridge-points": "-3.5000",
+        "rejected-updates": "0",
     }
-    assert (avg["rounds_to_target"], avg["seeds_never_at_target"]) == ("", "1")
-    assert avg["client_accuracy_min"] == ""
+    assert (avg["rounds-to-target"], avg["seeds-never-at-target"]) == ("", "1")
+    assert avg["client-accuracy-min"] == ""
     assert "\r" not in text
     timing = list(csv.DictReader(io.StringIO(files.timing.read_text())))
-    assert [(t["strategy"], t["seed"], t["training_seconds"]) for t in timing] == [
+    assert [(t["strategy"], t["seed"], t["training-seconds"]) for t in timing] == [
         ("fedprox", "0", "1.500"),
         ("fedavg", "0", "1.500"),
     ]
