@@ -1,9 +1,9 @@
-"""Who holds which example: simulated clients, each client's own test part, and a plot.
+"""Which simulated client holds which example, each client's own test part, and a plot of it.
 
-The draws are flwr-datasets' partitioners', on a table of labels alone. What they leave open is
-settled here: they get the examples in a seeded order (their iid partitioner deals them out as
-they come, and data sets are often sorted by class), impossible requests are refused before
-they loop or fail inside, and a draw that leaves a client too little is repeated.
+The draws come from flwr-datasets' partitioners, which see a table of labels only. This module adds
+what they lack. It hands them the examples in a seeded order, because their iid partitioner keeps
+the order and data sets are often sorted by class. It refuses impossible requests, on which they
+would loop or fail. It repeats a draw that leaves a client too few examples.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ __all__ = [
 
 Scheme = Literal["iid", "dirichlet", "pathological", "shard", "natural"]
 
-# flwr-datasets draws a Dirichlet partition 11 times before it gives up; so this is 220 draws.
+# flwr-datasets itself draws a Dirichlet partition up to 11 times, so these are 220 draws.
 _ATTEMPTS = 20
 _ORDER, _DRAW, _CHOICE = range(3)  # keys of the partition's random streams
 
 
 @dataclass(frozen=True)
 class Request:
-    """A partition that somebody asks for.
+    """A partition to make.
 
     Attributes:
-        scheme: "iid": equal shares of a shuffled deck. "dirichlet": each class is divided in
+        scheme: "iid": equal shares in random order. "dirichlet": each class is divided in
             proportions drawn from Dirichlet(alpha) (arXiv:1905.12022). "pathological": each
             client has exactly ``classes_per_client`` classes. "shard": examples sorted by
             label are cut into shards, of which each client gets ``shards_per_client``
             (arXiv:1602.05629). "natural": one client for each value in a column.
-        num_clients: how many; for "natural", a seeded choice of them where the column has more.
-        min_examples: what each client holds at least.
+        num_clients: number of clients; for "natural", that many are drawn if the column has more.
+        min_examples: least number of examples of each client.
         alpha: concentration, > 0; small is skewed.
         classes_per_client: for "pathological".
         shards_per_client: for "shard".
@@ -70,8 +70,8 @@ class Request:
         detail = {
             "iid": "",
             "dirichlet": f"({self.alpha:g})",
-            "pathological": f"({self.classes_per_client} classes a client)",
-            "shard": f"({self.shards_per_client} shards a client)",
+            "pathological": f"({self.classes_per_client} classes per client)",
+            "shard": f"({self.shards_per_client} shards per client)",
             "natural": "",
         }[self.scheme]
         return f"{self.scheme}{detail} partition"
@@ -89,16 +89,16 @@ def partition_clients(
 
     Args:
         labels: int64 (n,), of the whole data set.
-        request: how.
+        request: the partition to make.
         positions: int64, the examples to deal out, as positions in ``labels``.
         seed: the run's seed.
         column: (n,), client ids, for "natural"; without gaps at ``positions``.
 
     Returns:
-        For each client its positions, int64, ascending; disjoint. Every position is dealt out,
-        except: classes that no client was given (pathological), what is left when the examples
-        do not divide into shards, clients below ``min_examples`` or beyond ``num_clients``
-        (natural).
+        For each client its positions, int64, ascending; no position is in two of them. All
+        positions are dealt out, except those of classes that no client was given (pathological),
+        the rest if the examples do not divide into shards (shard), and those of clients below
+        ``min_examples`` or beyond ``num_clients`` (natural).
 
     Raises:
         DataError: the request cannot be met with these examples.
@@ -114,9 +114,9 @@ def partition_clients(
 
 
 def evenly(total: int, most: int) -> IntArray:
-    """Positions of at most ``most`` (0: all) of so many examples, evenly spread.
+    """Positions of at most ``most`` (0: all) of ``total`` examples, evenly spread.
 
-    A folder's images are in the order of their classes, and so all classes get their share.
+    A folder's images are in the order of their classes, so all classes get their share.
 
     >>> evenly(10, 4).tolist()
     [0, 2, 5, 7]
@@ -128,7 +128,7 @@ def evenly(total: int, most: int) -> IntArray:
 def local_split(
     positions: IntArray, labels: IntArray, *, client: int, test_fraction: float, seed: int
 ) -> tuple[IntArray, IntArray]:
-    """Cut a client's examples into its train and test part, label by label where numbers allow.
+    """Split a client's examples into train and test part, label by label if numbers allow.
 
     Args:
         positions: int64 (m,), what the client holds.
@@ -138,8 +138,8 @@ def local_split(
         seed: the run's seed.
 
     Returns:
-        Positions of train and test, int64, in the order they came in. Train is empty only when
-        the client holds nothing.
+        Positions of train and test, int64, in the order of ``positions``. Train is empty only if
+        the client holds no example.
     """
     train, test = stratified_split(
         labels[positions], test_fraction, seed, Purpose.LOCAL_SPLIT, client
@@ -148,13 +148,13 @@ def local_split(
 
 
 def _check(request: Request, labels: IntArray, column: npt.NDArray[np.generic] | None) -> None:
-    """Refuse what cannot work, in words; flwr-datasets would loop, divide by zero or drop."""
+    """Refuse impossible requests: flwr-datasets would loop, divide by zero or drop examples."""
     clients, examples = request.num_clients, len(labels)
     num_classes = len(np.unique(labels))
     needed = clients * max(request.min_examples, 1)
     problem = None
     if clients < 1:
-        problem = f"{clients} clients, at least 1 needed"
+        problem = f"{clients} clients, expected at least 1"
     elif examples < needed:
         problem = (
             f"{clients} clients of at least {max(request.min_examples, 1)} examples need {needed}, "
@@ -163,7 +163,9 @@ def _check(request: Request, labels: IntArray, column: npt.NDArray[np.generic] |
     elif request.scheme == "dirichlet" and not 0 < request.alpha < np.inf:
         problem = f"alpha is {request.alpha}, must be > 0"
     elif request.scheme == "pathological" and not 1 <= request.classes_per_client <= num_classes:
-        problem = f"{request.classes_per_client} classes a client, but the data hold {num_classes}"
+        problem = (
+            f"{request.classes_per_client} classes per client, but the data has only {num_classes}"
+        )
     elif request.scheme == "shard" and not 1 <= request.shards_per_client <= examples // clients:
         problem = (
             f"{clients} clients of {request.shards_per_client} shards each cannot be cut "
@@ -182,7 +184,7 @@ def _drawn(request: Request, labels: IntArray, seed: int) -> list[IntArray]:
     for stream in streams.tolist():
         try:
             parts = _deal({"label": labels}, _partitioner(request, stream))
-        except ValueError:  # an unlucky draw; what is never possible was refused before
+        except ValueError:  # an unlucky draw; impossible requests were refused before
             continue
         least = min(len(part) for part in parts)
         if least >= request.min_examples:
@@ -223,7 +225,7 @@ def _partitioner(request: Request, stream: int) -> Any:  # flwr-datasets ships n
                 shuffle=False, seed=stream,
             )  # fmt: skip
         case "pathological":
-            # "random" can leave a class to nobody even where clients could hold them all.
+            # "random" can leave out a class even if the clients could hold all classes.
             return partitioner.PathologicalPartitioner(
                 n, "label", request.classes_per_client,
                 class_assignment_mode="first-deterministic", shuffle=False, seed=stream,
@@ -243,9 +245,12 @@ def _deal(columns: dict[str, npt.NDArray[np.generic]], partitioner: Any) -> list
     num_rows = len(next(iter(columns.values())))
     table = {name: values.tolist() for name, values in columns.items()}
     rows = datasets.Dataset.from_dict({**table, "row": np.arange(num_rows)})
-    # Without this, most of the time goes into hashing the arguments of each selection.
+    # Otherwise most of the time goes into hashing the arguments of each selection.
     rows.select = functools.partial(rows.select, new_fingerprint="rows")
-    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # a bar, retries, pyarrow
+    with (
+        warnings.catch_warnings(),
+        redirect_stderr(io.StringIO()),
+    ):  # progress bar, retries, pyarrow
         warnings.simplefilter("ignore")
         partitioner.dataset = rows
         return [
@@ -257,10 +262,10 @@ def _deal(columns: dict[str, npt.NDArray[np.generic]], partitioner: Any) -> list
 def plot_partition(
     labels_per_client: Sequence[IntArray], classes: Sequence[str], path: Path
 ) -> None:
-    """Draw who holds what: above, each client's number of examples; below, of which classes.
+    """Draw each client's number of examples (above) and their classes (below).
 
-    Two panels on one axis stay readable for 5 or 1,000 clients and 2 or 200 classes, which
-    the stacked bars of flwr-datasets' own plot do not.
+    Two panels on one axis stay readable for 5 or 1,000 clients and 2 or 200 classes; the stacked
+    bars of flwr-datasets' plot do not.
 
     Args:
         labels_per_client: for each client the labels it holds, int64.

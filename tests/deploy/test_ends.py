@@ -139,7 +139,7 @@ def test_nothing_is_left_of_what_was_ended(
         wait_until(lambda: not server_has(deployed, "flwr-serverapp"), "a ServerApp", GONE_SECONDS)
         if number == signal.SIGTERM:
             assert code == 130
-            assert "interrupted; go on with: fedhead resume" in deployed.said("run")
+            assert "interrupted; continue with: fedhead resume" in deployed.said("run")
     assert {status.partition(":")[0] for status in run_status(deployed)} == {"finished"}
     events = [json.loads(line) for line in (runs.folder / "events.jsonl").read_text().splitlines()]
     assert "the process that started this run has ended" in str(

@@ -332,7 +332,7 @@ def test_the_command_prints_a_line_an_image_and_exits_with_1_where_one_cannot_be
     assert out == f"{red}  red  0.865\n"
     assert err.splitlines() == [
         "fedhead: text.png: not an image",
-        "fedhead: 1 of 2 not classified, named above",
+        "fedhead: 1 of 2 images not classified, named above",
     ]
     code, out, err = fedhead("predict", model, red, "--json")
     assert (code, err) == (0, "")

@@ -182,7 +182,7 @@ def test_a_key_that_is_not_the_deployments_is_said_before_anything_else(
 
 
 def test_a_key_without_a_passphrase_says_so(fedhead, tmp_path, monkeypatch) -> None:
-    assert "(no passphrase: who has the file can sign)" in fedhead("keys", "new", "open.key")
+    assert "(no passphrase: anyone who has the file can sign)" in fedhead("keys", "new", "open.key")
     monkeypatch.setenv("FEDHEAD_PASSPHRASE", "correct horse")
     assert "passphrase" not in fedhead("keys", "new", "locked.key")
 
@@ -281,7 +281,7 @@ def test_a_backbone_is_put_up_to_be_signed(fedhead, garden, tiny_toml, tmp_path)
     trust(fedhead, "signing.key.pub")
     (tmp_path / "tiny.toml").write_text(tiny_toml)
     to = ("--to", "garden/server")
-    assert "a backbone is put up to be signed" in fedhead("publish", "tiny.toml", *to)
+    assert "a backbone can only be published signed" in fedhead("publish", "tiny.toml", *to)
     assert "s: backbone tiny version 1" in fedhead("publish", "tiny.toml", *to, "--statement", "s")
     fedhead("keys", "sign", "s", "--key", "signing.key")
     assert "signed until" in fedhead("publish", "tiny.toml", *to, "--signed", "s.signed")

@@ -137,7 +137,7 @@ STATISTICS: dict[str, tuple[Callable[[Arrays], None], str]] = {
     "gram of 2^60": (huge, f"gram holds {2**60}, expected at most"),
     "counts that wrap": (wrapping, "moments holds 92233720368547"),
     "bright": (too_bright, "above 255 times its examples"),
-    "indefinite": (indefinite, "gram is not that of any features"),
+    "indefinite": (indefinite, "gram cannot come from features"),
 }
 
 
