@@ -328,7 +328,7 @@ def test_a_device_may_have_empty_class_folders(tmp_path):
 
 
 def test_a_device_with_a_foreign_class_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no class of the server: dog; its classes are cat, owl"):
+    with pytest.raises(DataError, match="not classes of the server: dog; its classes are cat, owl"):
         load_folder(fill(tmp_path), classes=["cat", "owl"])
 
 

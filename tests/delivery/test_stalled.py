@@ -384,7 +384,7 @@ def test_an_answer_that_cannot_be_is_one_short_line(deployment, standing, values
 
 def test_a_card_that_is_too_deep_names_no_fingerprint() -> None:
     deep = Artifact("model.bin", 1, 0, "0" * 64, "[" * 1_000_000)
-    with pytest.raises(DeliveryError, match="model.bin version 1: its card names no fingerprint"):
+    with pytest.raises(DeliveryError, match="model.bin version 1: its card has no fingerprint"):
         fingerprint_of(deep)
 
 

@@ -201,7 +201,9 @@ def test_foreign_and_damaged_models_are_refused_in_one_line(model, tmp_path):
 
 def test_an_engine_that_this_torch_has_not_is_named(tmp_path):
     model = write_model(tmp_path / "model.pt", engine="abacus")
-    with pytest.raises(BackboneError, match=r"engine 'abacus' is not in this torch, .*qnnpack"):
+    with pytest.raises(
+        BackboneError, match=r"this torch has no quantized engine 'abacus', only .*qnnpack"
+    ):
         answers(model)
 
 

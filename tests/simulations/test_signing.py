@@ -241,7 +241,7 @@ def test_a_key_on_another_machine_signs_a_statement(fedhead, garden, run, tmp_pa
     # Signed by another key, or for another file.
     fedhead("keys", "new", "foreign.key")
     fedhead("keys", "sign", "s", "--key", "foreign.key", "--out", "foreign.signed")
-    assert "foreign.signed is refused: its signature is none of" in fedhead(
+    assert "foreign.signed is refused: it is not signed by" in fedhead(
         "publish", run, *to, "--signed", "foreign.signed"
     )
     other = (tmp_path / "s").read_bytes().replace(b"size ", b"size 1")

@@ -64,7 +64,7 @@ def test_devices_train_on_a_signed_backbone_and_on_no_other(
     options = ("train.rounds=1", "train.clients-per-round=3")
     with pytest.raises(RunError, match="no round of 1 gave a new head"):
         run(tiny(*options), strict_grid, None)
-    assert caplog.text.count("is refused: it is not signed, and only what ") >= 3
+    assert caplog.text.count("is refused: it is not signed, and a signature of ") >= 3
     assert not [*devices[0].rglob("backbone.safetensors")]
 
     path = tiny(*options, name="signed")
