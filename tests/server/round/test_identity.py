@@ -264,7 +264,7 @@ def test_a_device_with_more_images_than_allowed_uses_as_many_and_says_so(
     joined = {e["name"]: e["num_examples"] for e in events(folder, "joined")}
     assert set(joined.values()) == {27}  # three of thirty are kept to test with
     assert "hall has joined with 27 examples, 30 more images than a device may use" in caplog.text
-    said = "run tiny: it takes at most 30 images of a device, 30 others are left out, evenly"
+    said = "run tiny: it uses at most 30 images of a device; 30 others are left out, evenly spread"
     assert caplog.messages.count(said) == 3
 
 

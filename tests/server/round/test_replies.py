@@ -281,7 +281,7 @@ def test_a_device_with_a_class_that_the_task_does_not_have_is_named(
     (devices[0] / "images" / "3").rename(devices[0] / "images" / "three")
     summary = run(tiny("train.rounds=1", "train.clients-per-round=2"), lambda _: None, device_grid)
     assert summary["clients"] == 2
-    words = "its images cannot be used: its own log says more"
+    words = "its images cannot be used; see its own log"
     assert f"node 1 cannot take part: {words}" in caplog.text
     assert "three" in caplog.text  # in the device's own log
 
