@@ -156,7 +156,9 @@ def test_another_network_that_states_the_fingerprint_is_not_even_loaded(node) ->
     tensors, spec, fingerprint = unpack(node.payload)
     forged = pack({**tensors, "module": tensors["module"][:-1]}, spec, fingerprint)
     assert unpack(forged)[2] == node.fingerprint
-    node.refuses(node.request(data=forged), r"its [\d,]+ bytes are not those of the signed backbone mine")
+    node.refuses(
+        node.request(data=forged), r"its [\d,]+ bytes are not those of the signed backbone mine"
+    )
     assert node.loads == 0
 
 

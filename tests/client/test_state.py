@@ -72,7 +72,7 @@ def test_keeps_what_counted_and_what_is_new(tmp_path: Path) -> None:
     for number, counted in ((1, 0), (4, 1), (6, 4)):
         store.save(7, number, arrays(number), counted_round=counted, oldest_round=number - 1)
     assert names(tmp_path) == ["00000004.safetensors", "00000006.safetensors"]
-    with pytest.raises(FedheadError, match="client 7: its state after round 1 is gone"):
+    with pytest.raises(FedheadError, match="client 7: its state after round 1 is missing"):
         store.load(7, 1, SHAPES)
 
 

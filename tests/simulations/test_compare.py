@@ -115,7 +115,7 @@ def test_settings_that_a_comparison_would_ignore_are_refused(
             "strategy.name would be ignored here: give --strategies",
         ),
         (["--set", "out=x"], "--set out would be ignored here: give --out instead"),
-        (["--set", "partition.scheme=iid", "--partitions", "shard:2"], "--partitions says it"),
+        (["--set", "partition.scheme=iid", "--partitions", "shard:2"], "give --partitions instead"),
         (["--set", "strategy.args.mu=1"], "--set strategy.args.* is for fedavg; --sweep STRATEGY"),
     ):
         code, _, err = fedhead(*words, *options)

@@ -252,7 +252,7 @@ def test_a_class_that_was_added_starts_at_zero_and_is_said(
         "run", tmp_path / "tiny.toml", *settings, *source, "--init-from", former, "--json"
     )
     assert code == 0, err
-    assert "2 of 3 classes; new, and starting at zero: eel" in err
+    assert "2 of 3 classes; new ones, which start at zero: eel" in err
     summary = json.loads(out)
     # Backbones are made of the data's images, and a head is worth nothing on another one.
     assert summary["fingerprint"] == fingerprint

@@ -97,7 +97,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "more examples than described": (report("num-examples", [10**9]), "reports 1000000000"),
     "a loss of NaN": (report("loss-before", [float("nan")]), "a loss is not finite"),
     "a loss beyond numbers": (report("loss-after", [1e300]), "a loss is 1e+300"),
-    "a loss below nothing": (report("loss-before", [-1.0]), "which no loss is"),
+    "a loss below nothing": (report("loss-before", [-1.0]), "which is impossible"),
     "2^62 examples": (report("num-examples", [2**62]), f"reports {2**62} examples, described"),
     "a payload of 2^62 bytes": (report("payload-bytes", [2**62]), f"reports a payload of {2**62}"),
     "a million clients": (report("client", [2] * 10**6), "lists 1000000 client, expected"),
