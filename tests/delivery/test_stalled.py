@@ -221,7 +221,7 @@ def test_readers_that_stop_lose_their_places_to_who_waits(deployment, serve, cap
         assert b"".join(waiting.download(artifact, 0)) == data
         with pytest.raises(DeliveryError, match="or this one was too slow"):
             list(stream)
-    assert "phone-1: its download is broken off" in caplog.text
+    assert "phone-1: its download is ended" in caplog.text
 
 
 def test_a_reader_that_leaves_the_end_untaken_holds_no_place(deployment, serve) -> None:

@@ -120,7 +120,8 @@ def assert_named(run: Path, liars: Iterable[str]) -> None:
         "thief": "thief speaks for a, which it is not: refused",
         "giant": f"giant claims {2**62} examples, expected at most 1000 "
         "(round.max-examples-per-client): refused",
-        "crowd": "crowd sends an invalid description, lists 100000 clients, expected at most 1: refused",
+        "crowd": "crowd sends an invalid description, lists 100000 clients, "
+        "expected at most 1: refused",
         "virtual": "virtual says that it is simulated: refused",
     }
     with (run / "devices.csv").open() as file:

@@ -401,4 +401,4 @@ def test_signs_of_life_stay_out_of_what_is_piped(fedhead, model, tmp_path, monke
 def test_a_model_named_as_data_are_is_told_apart_from_a_missing_file(fedhead, model):
     code, _, err = fedhead("predict", f"folder:{model}", "a.png")
     assert code == 1
-    assert err.endswith("a path alone is expected, without folder:)\n")
+    assert err.endswith("give the path alone, without folder:)\n")

@@ -463,7 +463,7 @@ def test_a_run_with_damaged_metrics_goes_back_and_writes_them_again(
     assert "metrics.jsonl, line 5 is damaged" in caplog.text
     assert [line["accuracy"] for line in lines(run)] == before
     metrics.write_bytes(b"".join([first.replace(b"0", b"1", 1), *between, last]))
-    with pytest.raises(RunError, match="metrics.jsonl, line 1 is damaged .* the run begins again"):
+    with pytest.raises(RunError, match="metrics.jsonl, line 1 is damaged .* begin the run again"):
         run_in_process(run)
 
 
