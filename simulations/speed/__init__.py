@@ -1,4 +1,4 @@
-"""How fast a model file runs on this machine, in a process that has its runtime alone."""
+"""Measures how fast a model file runs on this machine, in a process with only its runtime."""
 
 from simulations.speed.layers import Layer, layers, time_by_kind
 from simulations.speed.measure import Job, Measured, Runtime, Timing, run_file

@@ -258,7 +258,7 @@ def test_bad_folders_are_refused_in_one_line(tmp_path):
     with pytest.raises(DataError, match="no class folders"):
         folder(tmp_path)
     fill(tmp_path, ["cat"])
-    with pytest.raises(DataError, match=r"1 class \(cat\), at least 2"):
+    with pytest.raises(DataError, match=r"1 class \(cat\), expected at least 2"):
         folder(tmp_path)
     (tmp_path / "dog").mkdir()
     with pytest.raises(DataError, match=r"dog: class folder without images$"):

@@ -100,7 +100,7 @@ def test_an_unpacked_archives_folders_around_are_seen_through(tmp_path, caplog):
     dataset = load(tmp_path)
     assert dataset.classes == CATS_AND_DOGS
     assert len(dataset.test) == 2
-    assert "pets, all that it holds" in caplog.text
+    assert "pets, its only folder" in caplog.text
     assert "not used: 1 .txt, 1 __MACOSX/" in caplog.text
 
 

@@ -167,7 +167,7 @@ def test_a_device_killed_in_mid_download_goes_on_after_it(
             "nowhere/model.pt: no such file; fedhead export",
         ),
         (["delivery", "status", "SERVER"], "server/delivery: nothing is published there"),
-        (["delivery", "status", "nowhere"], "nowhere holds no deployment and no server"),
+        (["delivery", "status", "nowhere"], "nowhere is not a folder of fedhead deploy"),
         (["delivery", "status", "GARDEN"], "server/delivery: nothing is published there"),
         (["publish", "nowhere", "--to", "GARDEN"], "nowhere/model.pt: no such file"),
         (["delivery", "revoke", "SERVER", "phone"], "phone has no token"),

@@ -159,7 +159,7 @@ def test_nothing_is_left_of_what_was_ended(
     copy = shutil.copytree(device, device.with_name("copy"))
     start(deployed, "copy", "device", copy)
     deployed.wait_for("copy", "Again in")
-    assert "takes this device to be connected still" in deployed.said("copy")
+    assert "still counts this device as connected" in deployed.said("copy")
     end(deployed, "copy", signal.SIGTERM, least=3)
 
     # The server: the run says so, and its port is free.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 DEADLINE = 30
 ROUNDS = 10  # the slow one answers before the last
-REFUSED = "is this device's key registered"
+REFUSED = "is its key registered"
 FINGERPRINT = "f" * 12
 
 

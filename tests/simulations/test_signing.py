@@ -90,7 +90,7 @@ def test_a_key_is_its_owners_alone_and_never_replaced(fedhead, tmp_path) -> None
     assert f"private signing key {name}, ECDSA on P-256" in fedhead("keys", "show", "signing.key")
     assert f"public signing key {name}" in fedhead("keys", "show", "signing.key.pub")
     before = key.read_bytes()
-    assert "signing.key is there already: keys are never replaced" in fedhead(
+    assert "signing.key exists already: keys are never replaced" in fedhead(
         "keys", "new", "signing.key"
     )
     (tmp_path / "signing.key.pub").unlink()
@@ -143,12 +143,12 @@ def test_a_passphrase_is_asked_for_at_the_prompt(tmp_path, monkeypatch) -> None:
 
 
 def test_deploy_gives_all_devices_the_keys_and_newcomers_too(fedhead, garden, tmp_path) -> None:
-    assert str(signing_state(garden / "server")).startswith("unsigned: devices take whatever")
+    assert str(signing_state(garden / "server")).startswith("unsigned: devices take any file")
     assert "trusted=" not in device_command(garden / "devices" / "hall", garden)[-1]
     trust(fedhead, "signing.key.pub")
     name = key_id(read_public_key(tmp_path / "signing.key.pub"))
     assert str(signing_state(garden / "server")) == (
-        f"signed: devices take only what key {name} has signed"
+        f"signed: devices take only files signed by key {name}"
     )
     fedhead("deploy", "garden", "--address", "localhost", "--device", "new")
     for device in ("hall", "kitchen", "new"):
@@ -210,7 +210,7 @@ def test_a_deployment_that_signs_publishes_nothing_unsigned_or_of_another_key(
     fedhead, garden, run
 ) -> None:
     trust(fedhead, "signing.key.pub")
-    assert "give --key FILE; if the key is elsewhere, --statement FILE" in fedhead(
+    assert "give --key FILE; if the key is on another machine, give --statement FILE" in fedhead(
         "publish", run, "--to", "garden/server"
     )
     fedhead("keys", "new", "foreign.key")
