@@ -184,7 +184,7 @@ class Remote:
 
         Returns:
             The file of authorities to trust from now on, empty if it is the reported one; and the
-            signature of a new authority in it.
+            voucher for a new authority in it.
 
         Raises:
             DeliveryInterruptedError, DeliveryError: as ``latest``.

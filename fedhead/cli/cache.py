@@ -36,8 +36,8 @@ def cache(
 ) -> None:
     """Show what the cache holds; with --prune, free disk space.
 
-    Only backbones, features and partitions are removed; they are made again when needed. Clients'
-    memories of their runs and downloaded data sets stay.
+    Only backbones, features and partitions are removed; they are made again
+    when needed. Clients' memories of their runs and downloaded data sets stay.
     """
     if folder is not None and not folder.is_dir():
         raise RunError(f"{folder}: no such folder")

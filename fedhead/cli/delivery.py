@@ -175,8 +175,8 @@ def check_in(device: DeviceArgument = _HERE) -> None:
 def report(device: DeviceArgument = _HERE, name: NameOption = _MODEL) -> None:
     """On a device: measure the current model on its own images and report the accuracy.
 
-    A device that took part in a run with the model's classes uses its test images only. Nothing
-    else is sent: no image, no label, no prediction.
+    A device that took part in a run with the model's classes uses its test
+    images only. Nothing else is sent: no image, no label, no prediction.
     """
     from simulations.deploy.grade import grade
     from simulations.deploy.settings import read_device

@@ -80,7 +80,7 @@ BytecodeOption = Annotated[
 DataOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Where the data moved: data.source, data.root."
+        "--set", metavar="KEY=VALUE", help="Where the data is now: data.source, data.root."
     ),
 ]
 
@@ -164,7 +164,8 @@ def export(
 ) -> None:
     """Export a run's model again; from its last checkpoint if the run is unfinished.
 
-    Each file is first run in a process of its own, and its answers are compared with the head's.
+    Each file is run in a process of its own, and its answers are compared with
+    those of the head.
     """
     from common.config import parse_overrides
     from simulations.resume import needs_data

@@ -186,7 +186,7 @@ def fedncm() -> Strategy[MeansState]:
     Legate et al., "Guiding the last layer in federated learning with pre-trained models",
     NeurIPS 2023, arXiv 2306.03937. The means are those of the backbone's plain features, as in the
     paper. The centered features of the other heads gave 74 % instead of 80 % on mnist5k. To compute
-    the same from x = gain * (q - center), the exported head has a bias.
+    the same from x = gain * (q - center), the head has a bias.
     """
 
     def aggregate(

@@ -235,7 +235,7 @@ def test_clients_whose_memory_is_gone_are_named(
     shutil.rmtree(simulated_state() / run_id)
     code, _, err = fedhead("resume", run, "--set", "train.rounds=3")
     assert code == 1
-    assert f"{simulated_state() / run_id} is not there" in err
+    assert f"{simulated_state() / run_id} is missing" in err
     assert rounds(run) == [1, 2]
 
 
