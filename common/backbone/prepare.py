@@ -1,4 +1,4 @@
-"""From pretrained float weights to a frozen int8 backbone, without labels."""
+"""Makes a frozen int8 backbone from pretrained float weights, without labels."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class AttackConfig(Section):
         return self.kind not in ("none", "label-flip")
 
     def count(self, num_clients: int) -> int:
-        """How many of so many clients are malicious."""
+        """Number of malicious clients among ``num_clients``."""
         return 0 if self.kind == "none" else math.floor(self.fraction * num_clients + 1e-9)
 
     def problem(self, num_clients: int) -> str:

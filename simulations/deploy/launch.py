@@ -137,7 +137,7 @@ def run_device(device: Path, say: Say) -> NoReturn:
 
     Raises:
         ConfigError, RunError: a file is missing or wrong, or the device runs already.
-        KeyboardInterrupt: somebody ended it.
+        KeyboardInterrupt: it was interrupted.
     """
     device = device.resolve()
     settings = read_device(device)
