@@ -98,7 +98,7 @@ def test_a_key_is_its_owners_alone_and_never_replaced(fedhead, tmp_path) -> None
     assert key_id(read_public_key(tmp_path / "signing.key.pub")) == name
     assert key.read_bytes() == before
     key.rename(tmp_path / "elsewhere")
-    assert "signing.key is missing, and signing.key.pub is there" in fedhead(
+    assert "signing.key is missing, but signing.key.pub exists" in fedhead(
         "keys", "new", "signing.key"
     )
     (tmp_path / "elsewhere").chmod(0o640)

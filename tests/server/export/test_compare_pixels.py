@@ -231,7 +231,7 @@ def test_what_is_no_file_of_pixels_is_one_line_and_never_waited_for(tmp_path):
     with pytest.raises(DataError, match="2049 pixels a side, expected at most 2048"):
         compare_pixels(image, pixels)
     np.save(pixels, np.full((3, 8, 8), 3e38, np.float32))
-    with pytest.raises(DataError, match="no pixel's"):
+    with pytest.raises(DataError, match="cannot be pixels"):
         compare_pixels(image, pixels)
 
 

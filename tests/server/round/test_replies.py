@@ -98,7 +98,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "a loss of NaN": (report("loss-before", [float("nan")]), "a loss is not finite"),
     "a loss beyond numbers": (report("loss-after", [1e300]), "a loss is 1e+300"),
     "a loss below nothing": (report("loss-before", [-1.0]), "which is impossible"),
-    "2^62 examples": (report("num-examples", [2**62]), f"reports {2**62} examples, described"),
+    "2^62 examples": (report("num-examples", [2**62]), f"reports {2**62} examples, but described"),
     "a payload of 2^62 bytes": (report("payload-bytes", [2**62]), f"reports a payload of {2**62}"),
     "a million clients": (report("client", [2] * 10**6), "lists 1000000 client, expected"),
     "a missing key": (lambda c: c["report"].pop("client"), "client is missing"),  # type: ignore[union-attr]

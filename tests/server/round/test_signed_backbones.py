@@ -101,7 +101,7 @@ def test_the_backbone_is_signed_once_and_again_when_it_must_be(
         assert found[1].name == of.name
         return found[0].version
 
-    with pytest.raises(SignatureError, match="foreign.key is key .*, and the devices of .* trust"):
+    with pytest.raises(SignatureError, match="foreign.key is key .*, but the devices of .* trust"):
         signed_backbones(config, server, tmp_path / "foreign.key")
     assert not (server / "backbones").exists()
     signed_backbones(config, server, key)
