@@ -95,10 +95,9 @@ def partition_clients(
         column: (n,), client ids, for "natural"; without gaps at ``positions``.
 
     Returns:
-        For each client its positions, int64, ascending; no position is in two of them. All
-        positions are dealt out, except those of classes that no client was given (pathological),
-        the rest if the examples do not divide into shards (shard), and those of clients below
-        ``min_examples`` or beyond ``num_clients`` (natural).
+        Each client's positions, int64, ascending; none is in two of them. All are dealt out, except
+        classes that no client was given (pathological), the rest that does not divide into shards
+        (shard), and clients below ``min_examples`` or beyond ``num_clients`` (natural).
 
     Raises:
         DataError: the request cannot be met with these examples.
@@ -163,9 +162,7 @@ def _check(request: Request, labels: IntArray, column: npt.NDArray[np.generic] |
     elif request.scheme == "dirichlet" and not 0 < request.alpha < np.inf:
         problem = f"alpha is {request.alpha}, must be > 0"
     elif request.scheme == "pathological" and not 1 <= request.classes_per_client <= num_classes:
-        problem = (
-            f"{request.classes_per_client} classes per client, but the data has only {num_classes}"
-        )
+        problem = f"{request.classes_per_client} classes per client, but there are {num_classes}"
     elif request.scheme == "shard" and not 1 <= request.shards_per_client <= examples // clients:
         problem = (
             f"{clients} clients of {request.shards_per_client} shards each cannot be cut "
@@ -247,10 +244,7 @@ def _deal(columns: dict[str, npt.NDArray[np.generic]], partitioner: Any) -> list
     rows = datasets.Dataset.from_dict({**table, "row": np.arange(num_rows)})
     # Otherwise most of the time goes into hashing the arguments of each selection.
     rows.select = functools.partial(rows.select, new_fingerprint="rows")
-    with (
-        warnings.catch_warnings(),
-        redirect_stderr(io.StringIO()),
-    ):  # progress bar, retries, pyarrow
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # a bar, retries, pyarrow
         warnings.simplefilter("ignore")
         partitioner.dataset = rows
         return [
