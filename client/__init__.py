@@ -1,1 +1,1 @@
-"""What runs on a device, or stands for many of them in a simulation."""
+"""The part that runs on a device, or simulates many devices."""

@@ -1,7 +1,7 @@
-"""The ClientApp: what a node answers.
+"""The ClientApp: a node's answers to messages.
 
-Flower starts a process for each message on a device, so this file imports nothing heavy that a
-message may not need.
+On a device Flower starts a process for each message, so this file imports heavy packages only for
+messages that need them.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def host_of(
     Flower gives each simulated node, make it node i of N.
 
     Raises:
-        ConfigError: neither is there.
+        ConfigError: neither is given.
     """
     if "data" in node_config:
         return DeviceHost(node_config, node_id)
@@ -73,7 +73,7 @@ def host_of(
 
 
 def _discreet(handler: Handler) -> Handler:
-    """A handler whose errors, on a device, tell their kind alone; see client.discretion."""
+    """The handler, but on a device its errors say only their kind; see client.discretion."""
 
     @wraps(handler)
     def answer(message: Message, context: Context) -> Message:
@@ -102,7 +102,7 @@ def _host(context: Context) -> Host:
 @app.query("describe")
 @_discreet
 def describe(message: Message, context: Context) -> Message:
-    """Which clients this node hosts, and how many examples each has."""
+    """Answer which clients this node hosts, and how many examples each has."""
     request = DescribeRequest.read(message.content)
     host = _host(context)
     return Message(host.describe(request).write(), reply_to=message)
@@ -111,7 +111,7 @@ def describe(message: Message, context: Context) -> Message:
 @app.query("backbone")
 @_discreet
 def backbone(message: Message, context: Context) -> Message:
-    """Whether the backbone is here; if the message brings it, check it and keep it."""
+    """Answer whether the backbone is here; if the message brings it, check and keep it."""
     request = BackboneRequest.read(message.content)
     present = _backbones(context).receive(request)
     return Message(BackboneReply(present).write(), reply_to=message)
@@ -153,7 +153,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 def _result(reply: TrainReply) -> str:
-    """What a round has come to on a device."""
+    """The result of a round on a device, in words."""
     if not reply.reports:
         return "nothing to send"  # the reason has been logged
     report = reply.reports[0]
@@ -164,25 +164,25 @@ def _result(reply: TrainReply) -> str:
 @app.evaluate()
 @_discreet
 def evaluate(message: Message, context: Context) -> Message:
-    """How well a head, and each client's own near it, does on the client's own test part."""
+    """Evaluate a head, and personal heads if asked, on each client's own test part."""
     request = EvaluateRequest.read(message.content)
     frozen = _backbones(context).get(request.fingerprint)
     if frozen is None:
-        raise ProtocolError("the backbone is not here")
+        raise ProtocolError("the backbone is not on this node")
     host = _host(context)
     results = list(_evaluate(request, frozen, host))
     if request.personal:
         own = [personal_correct(request, result.client, frozen, host) for result in results]
         results = [replace(r, personal_correct=n) for r, n in zip(results, own, strict=True)]
     correct, total = (sum(r.correct for r in results), sum(r.num_examples for r in results))
-    host.tell(request.run_id, f"evaluated its head: {correct} of {total} are right")
+    host.tell(request.run_id, f"evaluated its head: {correct} of {total} correct")
     return Message(EvaluateReply(tuple(results)).write(), reply_to=message)
 
 
 def _evaluate(
     request: EvaluateRequest, frozen: FrozenBackbone, host: Host
 ) -> Iterator[ClientEvaluation]:
-    """Of each client that has a test part."""
+    """Evaluate each client that has a test part."""
     cohort = host.cohort(frozen, "test")
     if cohort is not None:
         clients = np.intersect1d(request.clients, host.clients())
@@ -203,7 +203,7 @@ def _evaluate(
 @app.query("baselines")
 @_discreet
 def baselines(message: Message, context: Context) -> Message:
-    """In simulation only: the heads that all clients' examples in one place would give."""
+    """In simulation only: train heads on all clients' examples in one place."""
     request = BaselineRequest.read(message.content)
     frozen, host = _backbones(context).get(request.fingerprint), _host(context)
     if frozen is None or not isinstance(host, SimulatedHost):
@@ -212,7 +212,7 @@ def baselines(message: Message, context: Context) -> Message:
     return Message(write_heads(heads), reply_to=message)
 
 
-@lru_cache(maxsize=4)  # runs that differ in their strategy alone ask for the same
+@lru_cache(maxsize=4)  # runs that differ only in their strategy ask for the same heads
 def _baseline_heads(
     request: BaselineRequest, features: FeatureSet, gradient: Gradient | None
 ) -> dict[str, Head]:

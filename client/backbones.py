@@ -1,8 +1,8 @@
-"""The backbones on a node: the server brings them once, and they are kept.
+"""The backbones on a node: the server sends each once, and it is kept.
 
-A device that trusts keys loads none whose exact bytes no valid signed statement vouches for,
-wherever they come from: TorchScript must not be loaded before that is known, and the fingerprint,
-which is computed from what was loaded, comes too late.
+A device with trusted keys loads a backbone only if a valid signed statement is about exactly its
+bytes. The fingerprint is not enough: it is computed from the loaded module, and TorchScript must
+not be loaded before it is known to be safe.
 """
 
 from __future__ import annotations
@@ -27,42 +27,42 @@ from common.signing.statement import Signed, Statement, read_signed
 __all__ = ["Backbones"]
 
 
-@lru_cache(maxsize=2)  # the nodes of a simulation share it
+@lru_cache(maxsize=2)  # a simulation's nodes share a backbone
 def _load(fingerprint: str, cache: Path) -> FrozenBackbone | None:
     return load_by_fingerprint(fingerprint, cache)
 
 
 @dataclass(frozen=True)
 class Backbones:
-    """Those in a cache.
+    """The backbones in a cache.
 
     Attributes:
-        cache: folder.
-        trust: None: what is not signed is taken too.
+        cache: the cache's folder.
+        trust: the trusted keys; None: unsigned backbones are accepted too.
     """
 
     cache: Path
     trust: Trust | None
 
     def get(self, fingerprint: str) -> FrozenBackbone | None:
-        """The backbone of this fingerprint; None: the server must bring it.
+        """The backbone of this fingerprint; None: the server must send it.
 
         Raises:
-            SignatureError: it is here, and must not be used, or no longer.
+            SignatureError: it is here but must not be used, or not any more.
         """
         if self.trust is not None:
             return self._get_signed(fingerprint, self.trust)
         backbone = _load(fingerprint, self.cache)
         if backbone is None:
-            _load.cache_clear()  # it may arrive later
+            _load.cache_clear()  # so that None is not remembered: the backbone may arrive later
         return backbone
 
     def receive(self, request: BackboneRequest) -> bool:
-        """Take what a message brings; whether the backbone is here then.
+        """Keep the backbone that a message brings; return whether the backbone is here.
 
         Raises:
-            SignatureError: it is refused; what is here stays.
-            BackboneError: it is damaged; likewise.
+            SignatureError: it is refused; a stored backbone stays.
+            BackboneError: it is damaged; a stored backbone stays.
         """
         if self.trust is not None:
             return self._receive_signed(request, self.trust)
@@ -80,7 +80,7 @@ class Backbones:
         data = self._bytes(statement)
         if data is None:
             return None
-        trust.accept(statement)  # where the process was killed before it came to that
+        trust.accept(statement)  # again, in case the process was killed before it
         return FrozenBackbone.from_bytes(data, fingerprint, opened=False)
 
     def _receive_signed(self, request: BackboneRequest, trust: Trust) -> bool:
@@ -90,7 +90,7 @@ class Backbones:
             if not _is(request.data, statement):
                 raise SignatureError(
                     f"{_name(request.fingerprint)} is refused: its {len(request.data):,} bytes are "
-                    f"not those of {statement}, which was signed"
+                    f"not those of the signed {statement}"
                 )
             FrozenBackbone.from_bytes(request.data, request.fingerprint)
             write_atomic(backbone_file(self.cache, request.fingerprint), request.data)
@@ -101,7 +101,7 @@ class Backbones:
         return True
 
     def _bytes(self, statement: Statement) -> bytes | None:
-        """What the cache holds, if it is what a statement says."""
+        """The cached bytes, if they are those of a statement."""
         path = backbone_file(self.cache, statement.fingerprint)
         if not path.exists() or path.stat().st_size != statement.size:
             return None
@@ -121,7 +121,7 @@ def _check(trust: Trust, signed: Signed, fingerprint: str) -> Statement:
     """The statement on a backbone of this fingerprint.
 
     Raises:
-        SignatureError: there is none that holds.
+        SignatureError: there is no valid one.
     """
     what = _name(fingerprint)
     statement = trust.check(signed, "backbone", what)

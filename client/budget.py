@@ -1,4 +1,4 @@
-"""What a device gives to federated learning: its owner's limits, from the node's configuration."""
+"""The owner's limits on a device's part in federated learning, from the node's configuration."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Budget:
     """A device's limits; the defaults limit nothing.
 
     Attributes:
-        max_examples: images to use, training and test part together; 0: all.
-        max_threads: processor threads; 0: as many as torch likes.
-        min_interval_seconds: rest between the starts of two trainings.
+        max_examples: largest number of images, training and test part together; 0: all.
+        max_threads: largest number of processor threads; 0: torch's default.
+        min_interval_seconds: least time between the starts of two trainings.
         allow: shell command that must exit with 0 before each training; empty: none.
     """
 
@@ -36,26 +36,26 @@ class Budget:
     allow: str = ""
 
     def begin(self, state: Path) -> None:
-        """Take note that a training begins, unless it must not.
+        """Record that a training begins, or decline it.
 
-        What is declined travels to the server, so it holds nothing of the owner's.
+        The reason is sent to the server, so it holds no data of the owner.
 
         Args:
-            state: the device's folder; keeps the time of the last training, where that matters.
+            state: the device's folder; it keeps the time of the last training if that matters.
 
         Raises:
-            DeclinedError: too early, or the owner's command says no.
+            DeclinedError: it is too early, or the owner's command says no.
         """
         stamp = state / "last-training"
         if self.min_interval_seconds:
             try:
-                # A clock that was set back must not keep a device silent for days.
+                # A clock that was set back must not keep a device idle for days.
                 since = abs(time.time() - stamp.stat().st_mtime)
             except FileNotFoundError:
                 since = self.min_interval_seconds
             if since < self.min_interval_seconds:
                 logger.info("trained %.0f s ago, rests %g s", since, self.min_interval_seconds)
-                raise DeclinedError("it rests between two trainings")
+                raise DeclinedError("it pauses between two trainings")
         if self.allow:
             self._ask_owner()
         if self.min_interval_seconds:
@@ -74,10 +74,10 @@ class Budget:
                 check=False,
             )
         except subprocess.TimeoutExpired as exc:
-            logger.info("the command of allow took over %g s", _ALLOW_SECONDS)
+            logger.info("the command in allow took over %g s", _ALLOW_SECONDS)
             raise DeclinedError("its owner's command took too long") from exc
         if done.returncode:
-            logger.info("the command of allow exited with %d", done.returncode)
+            logger.info("the command in allow exited with %d", done.returncode)
             raise DeclinedError("its owner's command says no")
 
 
@@ -85,7 +85,7 @@ def device_budget(node_config: Mapping[str, object]) -> Budget:
     """The budget in a node's configuration.
 
     Raises:
-        ConfigError: a limit is no number, or below 0.
+        ConfigError: a limit is not a number, or is below 0.
     """
     problems, values = [], {}
     for key, kind in (("max-examples", int), ("max-threads", int), ("min-interval-seconds", float)):
@@ -95,7 +95,7 @@ def device_budget(node_config: Mapping[str, object]) -> Budget:
         except ValueError:
             values[key] = -1
         if not values[key] >= 0:
-            problems.append(f"{key}={text} must be a number from 0 on")
+            problems.append(f"{key}={text} must be a number of at least 0")
     if problems:
         raise ConfigError(problems, "node config")
     return Budget(

@@ -1,4 +1,4 @@
-"""One round as a node's clients see it: what they remember, and what they make of a delta."""
+"""One round of a node's clients: their memories, and the fields that they make from a delta."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Fields = Mapping[str, npt.NDArray[np.generic]]
 
 
 class ClientRound:
-    """What the node's clients that train share in one round; threads may work on different ones.
+    """Shared by a node's training clients in one round; threads may work on different clients.
 
     Args:
-        request: of the round.
-        memory: of all the node's clients.
+        request: the round's request.
+        memory: the memory of all the node's clients.
     """
 
     def __init__(self, request: TrainRequest, memory: ClientMemory) -> None:
@@ -39,16 +39,16 @@ class ClientRound:
 
     @property
     def remembers(self) -> bool:
-        """Whether clients remember anything."""
+        """Whether the plan makes clients remember anything."""
         return bool(self._shapes)
 
     @property
     def corrects(self) -> bool:
-        """Whether they add something to each gradient."""
+        """Whether clients add something to each gradient."""
         return self._row.gradient is not None
 
     def corrections(self, clients: IntArray) -> FloatArray:
-        """What each adds, float32 (m, K, d + 1); zeros for one whose memory is damaged."""
+        """Each client's addition, float32 (m, K, d + 1); zeros if its memory is damaged."""
         out = np.zeros((len(clients), *self.request.head.matrix.shape), np.float32)
         for row, client in zip(out, clients.tolist(), strict=True):
             memory = self._recall(client)
@@ -57,7 +57,7 @@ class ClientRound:
         return out
 
     def _recall(self, client: int) -> Memory | FedheadError:
-        """A client's memory, read once in a round; an error is for ``finish`` to raise."""
+        """A client's memory, read once in a round. ``finish`` raises the error, if any."""
         if client not in self._recalled:
             try:
                 self._recalled[client] = self._store.load(
@@ -68,17 +68,17 @@ class ClientRound:
         return self._recalled[client]
 
     def finish(self, client: int, delta: FloatArray, *, steps: int, loss: float) -> Fields:
-        """What one client sends; what it remembers is on disk once that has passed all checks.
+        """The fields that one client sends. If they pass all checks, its new memory is saved.
 
         Args:
             client: its id.
             delta: float32 (K, d + 1), local minus global head.
-            steps: SGD steps it took.
+            steps: SGD steps that it took.
             loss: mean cross-entropy of the global head on its examples.
 
         Raises:
-            FedheadError: what it remembers is damaged or cannot be written, or its update is not
-                fit to count.
+            FedheadError: its memory is damaged or cannot be written, or its update must not be
+                aggregated.
         """
         request = self.request
         check_fields({"delta": delta}, {"delta": Layout(delta.shape)}, request.max_norm)
@@ -106,6 +106,6 @@ class ClientRound:
         """Refuse an update that the server would refuse.
 
         Raises:
-            ReplyError: says why.
+            ReplyError: says why it is refused.
         """
         check_fields(fields, self._layouts, self.request.max_norm)

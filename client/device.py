@@ -1,4 +1,4 @@
-"""A phone: one client with its own folder of images."""
+"""A device: one client with its own folder of images."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ logger = logging.getLogger("fedhead")
 
 TASK = JsonFile("task of a device")
 
-# Runs at once, and images before and after a change: each has features of its own.
+# Several runs at once, and images before and after a change, each have their own features.
 _KEPT_FEATURES = 8
 
 
 class DeviceHost:
-    """One phone: its images stay in its own folder, features are cached beside its state."""
+    """One device. Its images stay in its own folder; features are cached beside its state."""
 
     simulated = False
 
@@ -57,8 +57,8 @@ class DeviceHost:
 
     def describe(self, request: DescribeRequest) -> DescribeReply:
         dataset, (train, test) = self._load(request)
-        # The next message may find another process: what the task is has to be on disk. The last
-        # three are for client/held_out.
+        # The next message may be handled by another process, so the task has to be on disk. The
+        # last three values are for client/held_out.
         task = {
             "classes": list(request.classes),
             "test-fraction": request.test_fraction,
@@ -74,8 +74,8 @@ class DeviceHost:
         unused = allowed - len(train) - len(test)
         self.tell(request.run_id, f"joined it with {len(train)} examples to train on")
         if unused:
-            bound = f"it takes at most {request.max_examples} images of a device"
-            self.tell(request.run_id, f"{bound}, {unused} others are left out, evenly")
+            bound = f"it uses at most {request.max_examples} images of a device"
+            self.tell(request.run_id, f"{bound}; {unused} others are left out, evenly spread")
         return DescribeReply((self._client,), (len(train),), False, unused)
 
     def clients(self) -> tuple[int, ...]:
@@ -133,7 +133,7 @@ class DeviceHost:
         self, client: int, backbone: FrozenBackbone, run_id: str, part: int
     ) -> FeatureSet:
         if client != self._client:
-            raise DataError(f"client {client} does not live here, {self._client} does")
+            raise DataError(f"client {client} is not on this node, only {self._client}")
         task = self._task(run_id)
         dataset, parts = self._load(task)
         used = used_positions(dataset, self.budget.max_examples, task.max_examples)
@@ -152,5 +152,5 @@ class DeviceHost:
 
 
 def used_positions(dataset: Dataset, *limits: int) -> IntArray:
-    """Positions of as many images as all limits allow; 0 limits nothing."""
+    """Positions of the images to use, as many as all limits allow; 0: no limit."""
     return evenly(len(dataset), min((limit for limit in limits if limit), default=0))

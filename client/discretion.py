@@ -1,7 +1,7 @@
-"""What a device tells the server of a problem: its kind. The words stay in the device's own log.
+"""A device tells the server only the kind of a problem; the details stay in its own log.
 
-An error's text may hold paths, names of folders, or whatever an owner has written into the
-configuration, and the server's log is not the owner's.
+An error's text may hold paths, names of folders or parts of the owner's configuration, and others
+can read the server's log.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ __all__ = ["SPEAKABLE", "kind_of"]
 logger = logging.getLogger("fedhead")
 
 SPEAKABLE = (ReplyError, ProtocolError, DeclinedError)
-"""Their words are of what the server has sent and of plain numbers, or a fixed sentence."""
+"""Errors whose text may be sent: it holds only the server's own data, numbers or fixed text."""
 
-# The first that fits.
+# The first that fits is used.
 _KINDS: tuple[tuple[type[Exception], str], ...] = (
     (DataError, "its images cannot be used"),
-    (SignatureError, "the backbone is not signed as its owner asks"),
+    (SignatureError, "the backbone is not signed as the device's owner demands"),
     (BackboneError, "the backbone cannot be used"),
     (ConfigError, "its configuration cannot be used"),
-    (FedheadError, "what it keeps of the run cannot be used"),
-    (MemoryError, "its memory does not suffice"),
+    (FedheadError, "its stored data of the run cannot be used"),
+    (MemoryError, "it does not have enough memory"),
     (OSError, "a file cannot be read or written"),
-    (Exception, "something failed that should not"),
+    (Exception, "an unexpected error occurred"),
 )
 
 
 def kind_of(problem: Exception) -> str:
-    """A sentence that holds nothing of the owner's; what it leaves out is logged here."""
+    """A sentence without the owner's data; the full error is logged here."""
     if isinstance(problem, SPEAKABLE):
         return str(problem)
     ours = isinstance(problem, FedheadError | OSError)
     logger.error("%s", problem, exc_info=None if ours else problem)
     kind = next(words for error, words in _KINDS if isinstance(problem, error))
-    return f"{kind}: its own log says more"
+    return f"{kind}; see its own log"

@@ -1,14 +1,14 @@
-"""Answers a device's messages with the fedhead that is installed, a process for each.
+"""Answers a device's messages with the installed fedhead, each in its own process.
 
-Flower's way is a command that installs the app which the server sends and runs its code, and most
-of its time goes into importing torch. This takes its place, and Flower's SuperExec's: it imports
-``client.app`` before the first message comes, asks the SuperNode for tasks, and forks a child for
-each, which shares the imports' memory. So a message has a process of its own, and one that crashes
-takes nothing along.
+By default Flower runs a command that installs the server's app and runs its code; most of its time
+goes into importing torch. This module replaces that command and Flower's SuperExec. It imports
+``client.app`` before the first message arrives, asks the SuperNode for tasks, and forks a child for
+each task; the children share the imports' memory. So each message has its own process, and a crash
+affects nothing else.
 
-A child is Flower's own ``run_clientapp``, without what would install or load code: the bundle is
-taken from it before it is looked at. A run that asks for another app, or another version, is
-declined. A task's token never appears in a command line, where other users could read it.
+A child runs Flower's ``run_clientapp`` without the parts that install or load code: the bundle is
+removed before anything looks at it. A run that asks for another app or version is declined. A
+task's token never appears in a command line, where other users could read it.
 """
 
 from __future__ import annotations
@@ -42,44 +42,44 @@ __all__ = ["serve"]
 App = Callable[[Message, Context], Message]
 
 _POLL_SECONDS = 1.0
-# Rounds that are farther apart pay for the imports, and the device has its memory back.
+# If rounds are farther apart, each pays for the imports again, and the memory is free in between.
 _IDLE_SECONDS = 300.0
 _IDLE = "--idle"
-# All that a SuperNode makes of a message; the installed app answers either.
+# The two types that a SuperNode gives to messages. The installed app answers both.
 _TASKS = (TaskType.CLIENT_APP, TaskType.AGENT_APP)
 
 
 def serve(socket: Path, *, idle: bool = False) -> NoReturn:
-    """Take tasks as long as the process lives that started this one.
+    """Take tasks as long as the parent process lives.
 
     Args:
-        socket: of the SuperNode; there, or to come.
-        idle: import nothing before the first message.
+        socket: the SuperNode's socket, which need not exist yet.
+        idle: whether to import nothing before the first message.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that end leave nothing behind
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended children leave no zombies
     parent, last = os.getppid(), time.monotonic()
     command = None if idle else _load()
-    # No task is looked for while the imports last: Flower gives one that is taken half a minute.
+    # Import first, then look for tasks: Flower gives a taken task only half a minute.
     client = SocketClient(f"http://{socket}")
     request = AcquireTaskRequest(supported_task_types=_TASKS)
     while os.getppid() == parent:
         try:
             answer = client.AcquireTask(request)
         except httpx.HTTPError:
-            answer = None  # the SuperNode is starting, has ended, or is busy
+            answer = None  # the SuperNode is starting, is busy or has ended
         if answer and answer.token:
             command, last = command or _load(), time.monotonic()
             if os.fork() == 0:
                 _run(command, str(socket), answer.token)
         elif command and time.monotonic() - last > _IDLE_SECONDS:
             again = [sys.executable, "-P", "-m", "client.fork_server", str(socket), _IDLE]
-            os.execv(again[0], again)  # noqa: S606 - itself, without what it had imported
+            os.execv(again[0], again)  # noqa: S606 - restarts itself, to drop the imports
         time.sleep(_POLL_SECONDS)
     raise SystemExit
 
 
 def _load() -> Callable[..., object]:
-    """Flower's own command without its ways to install and load code, and all it needs imported."""
+    """Flower's command, unable to install and load code, with all its imports done."""
     from client.app import app
 
     module = flowers(
@@ -106,7 +106,7 @@ def _load() -> Callable[..., object]:
     }
     for name, stand_in in replaced.items():
         setattr(module, name, stand_in)
-    # A child's collector would write to all objects and so copy the pages it shares.
+    # A child's garbage collector would write to all objects and so copy the shared pages.
     gc.collect()
     gc.freeze()
     command: Callable[..., object] = module.run_clientapp
@@ -114,7 +114,7 @@ def _load() -> Callable[..., object]:
 
 
 def _installed(app: App, app_id: str, version: str) -> App:
-    """The installed app, for a run that asks for it; its errors are one line on both sides."""
+    """The installed app, if the run asks for it. Its errors are one line on both sides."""
 
     def answer(message: Message, context: Context) -> Message:
         try:
@@ -125,7 +125,7 @@ def _installed(app: App, app_id: str, version: str) -> App:
             return app(message, context)
         except FedheadError as exc:
             log(logging.WARNING, "%s", exc)
-            reason = f"{type(exc)}:<'{exc}'>"  # as Flower writes it
+            reason = f"{type(exc)}:<'{exc}'>"  # in Flower's form
             error = Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason)
             return Message(error, reply_to=message)
 
@@ -137,7 +137,7 @@ def _refuse(*_: object, **__: object) -> NoReturn:
 
 
 def _run(command: Callable[..., object], socket: str, token: str) -> NoReturn:
-    """Be Flower's command, in a child; the imports start no thread that it would miss."""
+    """Run Flower's command in a child. The imports start no threads, which a fork would lose."""
     code: object = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -150,7 +150,7 @@ def _run(command: Callable[..., object], socket: str, token: str) -> NoReturn:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        # The server's exit handlers are not the child's.
+        # The child must not run this server's exit handlers.
         os._exit(code if isinstance(code, int) else bool(code))
 
 

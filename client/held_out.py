@@ -1,4 +1,4 @@
-"""The images that a device kept out of its last training, to test with long after it."""
+"""The images that a device kept out of its last training, to test models with later."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def held_out(
     """The test part of the last run with these classes that the device took part in.
 
     Args:
-        dataset: all its images.
-        state: its state folder.
-        classes: of a model.
-        max_examples: its budget now.
+        dataset: all images of the device.
+        state: the device's state folder.
+        classes: a model's classes.
+        max_examples: the device's present budget.
 
     Returns:
-        Positions, at least one; None: there was no such run, it left no test part, or images or
-        budget have changed since, so that nobody knows what was trained on.
+        Positions, at least one. None: there was no such run, it left no test part, or images or
+        budget have changed since, so that the training images are unknown.
     """
     tasks = sorted((state / "clients").glob("*/task.json"), key=_age)
     task = next((task for task in map(_read, tasks) if task.get("classes") == [*classes]), None)

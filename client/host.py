@@ -1,4 +1,4 @@
-"""Who lives on a node, whoever they are: one phone with its own folder, or simulated clients."""
+"""The clients on a node: one device with its own folder, or simulated clients."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Host(Protocol):
     """The clients of one node and their data.
 
     Attributes:
-        simulated: whether the clients' data is all on this machine.
-        state: folder for what the clients of a run remember.
-        budget: what the node's owner allows.
+        simulated: whether all clients' data is on this machine.
+        state: folder for the memories of a run's clients.
+        budget: the limits set by the node's owner.
     """
 
     simulated: bool
@@ -35,15 +35,15 @@ class Host(Protocol):
     budget: Budget
 
     def describe(self, request: DescribeRequest) -> DescribeReply:
-        """Which clients live here, and how many training examples each has."""
+        """The clients on this node, and how many training examples each has."""
         ...
 
     def clients(self) -> tuple[int, ...]:
-        """Ids of the clients that live here."""
+        """Ids of the clients on this node."""
         ...
 
     def train_features(self, client: int, backbone: FrozenBackbone, run_id: str) -> FeatureSet:
-        """What the client trains on."""
+        """The client's training examples."""
         ...
 
     def test_features(self, client: int, backbone: FrozenBackbone, run_id: str) -> FeatureSet:
@@ -51,7 +51,7 @@ class Host(Protocol):
         ...
 
     def cohort(self, backbone: FrozenBackbone, part: Part) -> Cohort | None:
-        """All clients' examples for an engine that trains them together; None: one by one."""
+        """All clients' examples, to train them together; None: train one by one."""
         ...
 
     def gradient(self) -> Gradient | None:
@@ -59,19 +59,19 @@ class Host(Protocol):
         ...
 
     def name(self, client: int) -> str:
-        """What the node's log calls a client."""
+        """The client's name in the node's log."""
         ...
 
     def tell(self, run_id: str, words: str) -> None:
-        """Tell a device's owner what it does."""
+        """Tell a device's owner what the device does."""
         ...
 
 
 def run_folder(state: Path, run_id: str) -> Path:
-    """The folder of one run below a host's state.
+    """The folder of one run in a host's state folder.
 
     Raises:
-        ProtocolError: the id, which comes from outside, is not a plain name.
+        ProtocolError: the id comes from outside and is not a plain name.
     """
     if not re.fullmatch(r"[A-Za-z0-9-]{1,64}", run_id):
         raise ProtocolError(f"run-id {run_id!r} is not a plain name")

@@ -1,9 +1,9 @@
-"""What a client remembers between rounds, in files on its own machine.
+"""A client's memory between rounds, in files on its own machine.
 
-A Flower Context lives in memory for one run and is pickled with every message under Ray, so
-nothing is kept there. Each file is named after the round that wrote it, and the server says which
-round's update of a client was the last that counted: a client whose update was refused, came too
-late or went down with the server starts again from where the server thinks it is.
+Nothing is kept in a Flower Context, because that lives in memory for one run and is pickled with
+every message under Ray. Each file is named after the round that wrote it. The server tells a client
+the last round in which its update counted, and the client starts from that round's file. So a
+client agrees with the server even if an update was refused, came too late or was lost in a crash.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class ClientMemory:
     """Named arrays that the clients of one node remember, for one run.
 
     Args:
-        folder: of the run on this machine; holds one folder a client.
-        durable: whether files must survive a loss of power, as a phone's should.
+        folder: the run's folder on this machine; holds one folder per client.
+        durable: whether files must survive a power failure, as on a phone.
     """
 
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
@@ -43,15 +43,15 @@ class ClientMemory:
     def load(
         self, client: int, counted_round: int, shapes: Mapping[str, tuple[int, ...]]
     ) -> Memory:
-        """What a client remembers of the round that counted last.
+        """A client's memory of the last round that counted.
 
         Args:
             client: its id.
-            counted_round: that round; 0 for none, and zeros.
-            shapes: of the arrays, by name.
+            counted_round: that round; 0: no round has counted, and all arrays are zeros.
+            shapes: shapes of the arrays, by name.
 
         Raises:
-            FedheadError: the file is missing, damaged, or of other arrays.
+            FedheadError: the file is missing or damaged, or holds other arrays.
         """
         if not (counted_round and shapes):
             return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
@@ -60,7 +60,7 @@ class ClientMemory:
             memory: dict[str, FloatArray] = _MEMORY.read(path)
         except FileNotFoundError as exc:
             raise FedheadError(
-                f"client {client}: its state after round {counted_round} is gone ({path})"
+                f"client {client}: its state after round {counted_round} is missing ({path})"
             ) from exc
         except DamagedError as exc:
             raise FedheadError(f"client {client}: {exc}") from exc
@@ -81,17 +81,18 @@ class ClientMemory:
         counted_round: int,
         oldest_round: int,
     ) -> None:
-        """Keep what this round gave beside what counted, and what did not count no longer.
+        """Write this round's memory; keep those that counted and remove the others.
 
         Args:
             client: its id.
-            round_number: of this round.
+            round_number: this round's number.
             memory: float32 arrays by name.
-            counted_round: the last round that counted; 0 for none.
-            oldest_round: to whose end the server may still go back; older ones are forgotten.
+            counted_round: the last round that counted; 0: none.
+            oldest_round: the oldest round that the server may still go back to; the files of
+                earlier rounds are removed.
 
         Raises:
-            FedheadError: the disk does not let it.
+            FedheadError: the file cannot be written.
         """
         target = self._file(client, round_number)
         try:
@@ -111,18 +112,18 @@ class ClientMemory:
 
 
 def with_constant(request: TrainRequest, folder: Path, *, durable: bool) -> TrainRequest | None:
-    """The request with its plan's constant arrays, which it holds or this machine has kept.
+    """The request with its plan's constant arrays, from the request or from this machine's disk.
 
     Args:
-        request: as it came.
-        folder: of the run on this machine.
-        durable: as for ``ClientMemory``.
+        request: the received request.
+        folder: the run's folder on this machine.
+        durable: as in ``ClientMemory``.
 
     Returns:
-        None if they are neither there nor here, or what is here is damaged.
+        None if the arrays are in neither place, or damaged on disk.
 
     Raises:
-        ProtocolError: the id is not that of the arrays.
+        ProtocolError: the id does not match the arrays.
     """
     if not request.constant_id:
         return request
@@ -131,8 +132,8 @@ def with_constant(request: TrainRequest, folder: Path, *, durable: bool) -> Trai
     path = folder / f"constant-{request.constant_id}.safetensors"
     if request.has_constant:
         if content_id(request.plan.constant) != request.constant_id:
-            raise ProtocolError("the plan's constant arrays are not those of its constant-id")
-        with suppress(OSError):  # without space they come again
+            raise ProtocolError("the plan's constant arrays do not match its constant-id")
+        with suppress(OSError):  # if they cannot be kept, the server sends them again
             _CONSTANT.write(path, request.plan.constant, durable=durable)
             for other in folder.glob("constant-*.safetensors"):
                 if other != path:  # a run has one plan's

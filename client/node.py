@@ -1,4 +1,4 @@
-"""A node's part of a round: all its clients that take part, and one reply for them."""
+"""A node's part of a round: it trains its clients and sends one reply for them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["node_update"]
 
 def node_update(request: TrainRequest, frozen: FrozenBackbone, host: Host) -> TrainReply:
     """Train the clients that a request lists, or sum up their statistics."""
-    # A thousand simulated phones would wait for the disk for seconds in each round.
+    # For a thousand simulated clients, flushing to the disk would take seconds in each round.
     memory = ClientMemory(run_folder(host.state, request.run_id), durable=not host.simulated)
-    # A stock strategy sends every node the same content: its one client is meant.
+    # A stock strategy sends every node the same content; a node's one client is meant.
     clients = host.clients() if request.reduce == "stock" else request.clients
     cohort = host.cohort(frozen, "train")
     if cohort is None:
         return node_reply(request, _one_by_one(request, clients, frozen, host, memory), host.name)
-    from client.together import update_together  # compiled loops, which a phone needs not
+    from client.together import update_together  # compiled loops, not needed on a phone
 
     return update_together(request, clients, cohort, memory, residents=host.clients())
 
@@ -40,10 +40,10 @@ def _one_by_one(
     host: Host,
     memory: ClientMemory,
 ) -> Iterator[Contribution]:
-    """The plain reference, and the way of a device."""
+    """Train clients one by one: the plain reference, which devices use."""
     client_round = ClientRound(request, memory)
     for client in clients:
-        # One client's bad data or state must not cost the node's others their round.
+        # One client's bad data or state must not stop the node's other clients.
         try:
             features = host.train_features(client, frozen, request.run_id)
             update = _update(client_round, client, features, host.gradient())

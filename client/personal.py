@@ -1,4 +1,4 @@
-"""A client's own head, near the one that all have: Ditto with squared loss, in closed form.
+"""A client's own head, close to the global one: Ditto with squared loss, in closed form.
 
 Li et al., ICML 2021, arXiv 2012.04221. With W the global head and X, Y the client's n training
 examples, V minimises ``||X V^T - Y||^2 / 2 + lam / 2 ||V - W||^2``, which is
@@ -26,13 +26,13 @@ def personal_head(features: FeatureSet, head: Head, lam: float) -> npt.NDArray[n
 
     For ``D = V - W`` and the residuals ``R = Y - X W^T`` the minimum is at
     ``D (A + lam I) = R^T X``. As ``X (X^T X + lam I) = (X X^T + lam I) X``, that is also
-    ``D = R^T (X X^T + lam I)^-1 X``: a system of n equations instead of d + 1, which is taken
-    where a client has fewer examples than features.
+    ``D = R^T (X X^T + lam I)^-1 X``: a system of n equations instead of d + 1, which is used if a
+    client has fewer examples than features.
 
     Args:
-        features: its n >= 1 training examples.
-        head: W, (K, d), that all clients share.
-        lam: > 0; the larger, the nearer V stays to W.
+        features: the client's n >= 1 training examples.
+        head: W, (K, d), the global head.
+        lam: > 0; the larger, the closer V stays to W.
 
     Returns:
         V, float64 (K, d + 1).
@@ -51,10 +51,10 @@ def personal_head(features: FeatureSet, head: Head, lam: float) -> npt.NDArray[n
 def personal_correct(
     request: EvaluateRequest, client: int, frozen: FrozenBackbone, host: Host
 ) -> int:
-    """Make a client's own head and count what it gets right on the client's own test part.
+    """Make a client's own head and count its correct predictions on the client's test part.
 
-    A real device keeps the head: ``head.safetensors`` in its folder of the run, weight float32
-    (K, d) and bias float32 (K,). Of a simulated client only the count stays.
+    A real device keeps the head in ``head.safetensors`` in its folder of the run: weight float32
+    (K, d) and bias float32 (K,). A simulated client's head is not kept.
     """
     train = host.train_features(client, frozen, request.run_id)
     own = Head.from_matrix(personal_head(train, request.head, request.personal))

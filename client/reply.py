@@ -1,4 +1,4 @@
-"""A node's reply: what its clients gave, encoded, measured, and added up where that is asked."""
+"""A node's reply: its clients' updates, encoded, measured, and summed if the server asks."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ logger = logging.getLogger("fedhead")
 Fields = Mapping[str, npt.NDArray[np.generic]]
 
 LARGEST_32_BIT = (2**32 - 1) // 255**2
-"""Of so many examples the statistics fit into 32 bits, whatever the features are."""
+"""Up to this many examples, statistics always fit into 32 bits, whatever the features."""
 
 
 @dataclass(frozen=True, eq=False)
 class Contribution:
-    """What some of a node's clients gave.
+    """The updates of some of a node's clients.
 
     Attributes:
-        reports: of the clients whose updates count.
-        payloads: for each of them its update as it is encoded, and
-        rows: as the server will decode it, where there is a sum to be formed; or
-        total: in place of both, the weighted sum of their updates.
-        rejected: the clients whose updates do not count, and why.
+        reports: reports of the clients whose updates count.
+        payloads: each of these clients' encoded update.
+        rows: the same updates as the server will decode them, if they are to be summed.
+        total: the weighted sum of the updates, instead of ``payloads`` and ``rows``.
+        rejected: the clients whose updates do not count, with the reasons.
     """
 
     reports: tuple[ClientReport, ...] = ()
@@ -53,19 +53,19 @@ class Contribution:
 
 
 def has_more_classes(num_classes: int) -> str:
-    """Why a client with a label beyond the head's classes takes no part."""
+    """Reason for rejecting a client that has a label beyond the head's classes."""
     return f"has examples of more than the {num_classes} classes of the head"
 
 
 def has_other_width(head: int, backbone: int) -> str:
-    """Why nobody takes part whose backbone is not the head's."""
-    return f"head has {head} features, the backbone gives {backbone}"
+    """Reason for rejecting clients whose backbone does not fit the head."""
+    return f"head has {head} features, but the backbone gives {backbone}"
 
 
 def of_one(
     request: TrainRequest, client: int, num_examples: int, losses: Sequence[float], fields: Fields
 ) -> Contribution:
-    """A client's checked update, through the plan's codec."""
+    """One client's checked update, encoded by the plan's codec."""
     uplink = request.uplink
     payloads = uplink.encode(client, fields)
     lengths = tuple((name, len(payload)) for name, payload in payloads.items())
@@ -82,16 +82,16 @@ def of_sum(
     losses: npt.NDArray[np.float64],
     total: Fields | None,
 ) -> Contribution:
-    """Several clients' weighted sum, whose codec makes no difference to it.
+    """Several clients' weighted sum; the codec must not change values.
 
     Args:
-        request: of the round; its plan's codec is transparent.
-        clients: int64 (m,), ids; who has more than LARGEST_32_BIT examples is alone.
+        request: the round's request; its plan's codec is transparent.
+        clients: int64 (m,), ids; a client with more than LARGEST_32_BIT examples is alone.
         num_examples: int64 (m,).
         losses: float64 (m, 2) or (m, 1), before and after training.
-        total: the sum; None without clients.
+        total: the sum; None if there are no clients.
     """
-    # Who has more than LARGEST_32_BIT examples is alone here, and the sum is its own.
+    # A client with more than LARGEST_32_BIT examples is alone, so the sum is its own update.
     widths = [a.dtype.itemsize for a in (total or {}).values() if a.dtype.kind == "u"]
     lengths = request.uplink.lengths(max(widths, default=4) if len(clients) == 1 else 4)
     sizes = {
@@ -118,9 +118,9 @@ def node_reply(
     """One reply for all clients of a node.
 
     Args:
-        request: that it answers.
-        contributions: of its clients, in the order in which they are added up.
-        name: what the node's log calls a client.
+        request: the request that it answers.
+        contributions: its clients' contributions, in the order of summation.
+        name: returns a client's name in the node's log.
     """
     reports: list[ClientReport] = []
     rejected: list[Rejection] = []
@@ -159,9 +159,9 @@ def _by_field(rows: Sequence[Mapping[str, bytes]]) -> dict[str, tuple[bytes, ...
 
 @lru_cache(maxsize=4096)
 def _own_bytes(fingerprint: str, num_examples: int, lengths: tuple[tuple[str, int], ...]) -> int:
-    """What a client's reply weighs if it is a phone of its own: such a one, measured.
+    """Size of a client's reply if it were a device of its own; measured on such a reply.
 
-    Payloads of equal length weigh the same, whatever is in them.
+    It depends only on the lengths of the payloads.
     """
     alone = TrainReply(
         fingerprint=fingerprint,

@@ -1,9 +1,9 @@
-"""Flower's SuperNode, whose Runtime API only the device's owner can reach.
+"""Flower's SuperNode with a Runtime API that only the device's owner can reach.
 
-Flower serves that API on a TCP port, where every user of the same machine could take a task: read
-its message, and answer it in the device's name. Here it is served on a unix socket, in a folder
-that its owner alone may enter. Nothing of an app is started by the SuperNode: client/fork_server
-takes its tasks.
+Flower serves that API on a TCP port. There, every user of the machine could take a task, read its
+message and answer in the device's name. Here, the API is served on a unix socket in a folder that
+only its owner may enter. The SuperNode starts no part of an app: client/fork_server takes its
+tasks.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ __all__ = ["SocketClient", "flowers", "note_refusal"]
 
 
 def flowers(name: str, *attributes: str) -> ModuleType:
-    """A module of Flower's of which parts are to be replaced.
+    """A module of Flower's in which some attributes are to be replaced.
 
     Raises:
-        SystemExit: it lacks one of them: in another version, what was replaced may live elsewhere
-            and go on unseen, so nothing may start.
+        SystemExit: an attribute is missing. In such a version of Flower the replaced code may be
+            elsewhere and still run, so nothing may start.
     """
     module = importlib.import_module(name)
     if missing := [attribute for attribute in attributes if not hasattr(module, attribute)]:
         raise SystemExit(
-            f"fedhead does not start with this version of flwr: {name} has no {missing[0]}, so a "
-            "server's code could not be kept out"
+            f"fedhead does not start with this version of flwr: {name} has no {missing[0]}, so it "
+            "could not keep out a server's code"
         )
     return module
 
 
 class SocketClient(RuntimeHttpClient):
-    """Reaches the Runtime API at the unix socket that takes the place of an address."""
+    """Reaches the Runtime API at a unix socket, which is given instead of an address."""
 
     def __init__(self, base_url: str, **options: Any) -> None:
         socket = base_url.removeprefix("http://")
@@ -52,16 +52,16 @@ class SocketClient(RuntimeHttpClient):
 
 
 def note_refusal(response: httpx.Response, file: Path) -> None:
-    """Keep what the server says when it refuses something, for the device's owner to read."""
+    """Write the server's refusal to a file, for the device's owner to read."""
     if response.is_client_error:
         said = f"{response.status_code} {one_line(response.text)}"
         write_atomic(file, said.encode(), durable=False)
 
 
 def main() -> None:
-    """Be ``flower-supernode``.
+    """Run ``flower-supernode``.
 
-    Its arguments: the socket, a file that gets the server's last refusal, and Flower's own.
+    Arguments: the socket, a file for the server's last refusal, and then Flower's arguments.
     """
     socket, refused, *arguments = sys.argv[1:]
     cli = flowers(
@@ -71,13 +71,13 @@ def main() -> None:
     connection = flowers("flwr.supernode.fleet_http_connection", "FleetHttpClient")
 
     class OwnersConfig(uvicorn.Config):
-        """Listens on the socket, whatever port Flower names."""
+        """Listens on the socket, whatever port Flower gives."""
 
         def __init__(self, **options: Any) -> None:
             super().__init__(**options, uds=socket)
 
     class TellingClient(connection.FleetHttpClient):  # type: ignore[misc,name-defined]
-        """Keeps what the server said last when it refused something: Flower may end without."""
+        """Writes the server's last refusal to a file, because Flower may end without saying it."""
 
         def _unary_unary(self, **options: Any) -> Any:
             try:
@@ -86,7 +86,7 @@ def main() -> None:
                 note_refusal(exc.response, Path(refused))
                 raise
 
-    # Whatever else Flower may ask of uvicorn is an error, and no open port.
+    # Any other use of uvicorn by Flower is an error instead of an open port.
     cli.uvicorn = SimpleNamespace(Config=OwnersConfig, Server=uvicorn.Server)  # type: ignore[attr-defined]
     connection.FleetHttpClient = TellingClient  # type: ignore[attr-defined]
     sys.argv = ["flower-supernode", "--isolation", "process", *arguments]

@@ -1,7 +1,7 @@
-"""What a device takes: what its owner's operator has signed, and never what is older than it has.
+"""What a device accepts: only artifacts that its operator has signed, and never older ones.
 
-A device's folder holds one or two public keys in ``trusted/``, put there by who set it up. What it
-took last lies in its state folder::
+A device's folder holds one or two public keys in ``trusted/``, put there at its setup. What the
+device accepted last is in its state folder::
 
     accepted/model/model.pt     {"version": 3, "sha256": ...}
     accepted/backbone/mine
@@ -25,11 +25,11 @@ _ACCEPTED = JsonFile("version that a device accepted last")
 
 @dataclass(frozen=True)
 class Trust:
-    """The keys that a device trusts, and what it has accepted of them.
+    """The keys that a device trusts, and what it has accepted.
 
     Attributes:
-        keys: one or two.
-        accepted: folder of what was accepted last.
+        keys: one or two trusted keys.
+        accepted: folder that says which versions were accepted last.
     """
 
     keys: TrustedKeys
@@ -37,29 +37,29 @@ class Trust:
 
     @classmethod
     def of(cls, trusted: Path, state: Path) -> Self:
-        """As a device's folders have it.
+        """Read a device's folders.
 
         Raises:
-            SignatureError: what is in the folder of keys cannot be used.
+            SignatureError: the folder of keys cannot be used.
         """
         return cls(TrustedKeys.read(trusted), state / "accepted")
 
     def check(
         self, signed: Signed | None, kind: Kind, what: str, before: tuple[int, str] = (0, "")
     ) -> Statement:
-        """The statement, if it is signed, valid now, and no older than what was accepted.
+        """The statement, if it is signed, valid now, and not older than one accepted before.
 
-        The version that was accepted last is accepted again, for the same bytes: an interrupted
-        fetch goes on, and a signature is renewed.
+        The last accepted version is accepted again for the same bytes, so that an interrupted
+        fetch can continue and a signature can be renewed.
 
         Args:
-            signed: as it came.
-            kind: what it must be about.
-            what: what it is said to be about, for the error.
-            before: a version and its sha256 that were in use before there were keys.
+            signed: the received statement and signature.
+            kind: the kind that the statement must have.
+            what: words for the signed thing, for the error.
+            before: version and sha256 that were in use before there were keys.
 
         Raises:
-            SignatureError: it is refused; one line that says why.
+            SignatureError: it is refused; one line says why.
         """
         statement = self.keys.verify(signed, what)
         if statement.kind != kind:
@@ -72,13 +72,13 @@ class Trust:
             )
         if statement.version == version and statement.sha256 != sha256:
             raise SignatureError(
-                f"{what} is refused: as version {version} another file was accepted here before "
+                f"{what} is refused: another file was accepted as version {version} here before "
                 f"(sha256 {sha256})"
             )
         return statement
 
     def accept(self, statement: Statement) -> None:
-        """Remember, down to the disk, that nothing older than this is accepted any more."""
+        """Write to the disk that nothing older than this is accepted any more."""
         if self._last(statement.kind, statement.name)[0] < statement.version:
             accepted = {"version": statement.version, "sha256": statement.sha256}
             _ACCEPTED.write(self._file(statement.kind, statement.name), accepted)

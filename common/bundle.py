@@ -1,8 +1,8 @@
-"""What a run of Flower's must claim to be: the fedhead that is installed here.
+"""The check that a Flower run asks for the fedhead that is installed here.
 
-Flower hands each run's app from the operator to the server and the devices as a bundle, whose
-code it would install and run. A deployment runs what its owners installed instead, and only for
-a run that asks for just that, so that both sides mean the same by a message.
+Flower hands each run's app as a bundle from the operator to the server and the devices, and would
+install and run the bundle's code. A deployment runs the code that its owners installed instead,
+and only for a run that asks for exactly that version. So both sides mean the same by a message.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ def check_claim(app: str, asked: str) -> None:
     """Make sure that a run asks for the installed fedhead.
 
     Args:
-        app: publisher and name as the run claims them, Flower's ``fab_id``; from a stranger.
-        asked: the version it claims, ``fab_version``; likewise.
+        app: publisher and name that the run claims, Flower's ``fab_id``; not to be trusted.
+        asked: the version that it claims, ``fab_version``; likewise.
 
     Raises:
-        RunError: it asks for something else; names that and what is installed, in one line.
+        RunError: it asks for something else. The line names what it asks for and what is
+            installed.
 
     >>> check_claim("fedhead/fedhead", installed_version())
     >>> check_claim("stranger/app", "1.0.0")  # doctest: +ELLIPSIS
@@ -46,6 +47,6 @@ def check_claim(app: str, asked: str) -> None:
 
 
 def _shown(text: str) -> str:
-    """A stranger's words, fit for a log: short, on one line, no control characters."""
+    """Untrusted text, fit for a log: short, on one line, without control characters."""
     short = text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
     return short if short.isascii() and short.isprintable() else ascii(short)

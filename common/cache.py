@@ -1,4 +1,4 @@
-"""What lies in a cache, when it was used last, and what may go because it can be made again."""
+"""What a cache holds, when it was last used, and what may be removed and made again."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 __all__ = ["MADE_AGAIN", "Entry", "entries", "keep_newest", "note_use", "prune", "size_of"]
 
 MADE_AGAIN = ("backbones", "features", "partitions")
-"""Folders of a cache whose entries are computed, or sent by a server, once more when they are
-missing. What clients remember is none of these."""
+"""Folders of a cache whose entries are computed, or sent by a server, again when they are missing.
+Clients' memories are not among them."""
 
-_OURS = re.compile(r"\.?[0-9a-f]{64}\b.*")  # a folder that is no cache may hold features/, too
-_KEYS = "keys"  # small files in backbones/: which recipe gave which
-_BEGUN_SECONDS = 86400.0  # what begins with a dot is being written, or was by a killed process
+_OURS = re.compile(r"\.?[0-9a-f]{64}\b.*")  # a folder features/ may also be no cache of ours
+_KEYS = "keys"  # small files in backbones/ that say which recipe gave which backbone
+_BEGUN_SECONDS = 86400.0  # a name with a dot in front is being written, or its writer was killed
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Entry:
 
     Attributes:
         path: a file or folder.
-        size_bytes: all of it.
+        size_bytes: its size, with all files in it.
         used: when it was made or used last, in seconds since 1970.
     """
 
@@ -37,13 +37,13 @@ class Entry:
 
 
 def note_use(path: Path) -> None:
-    """Let an entry count as used now; in a cache that cannot be written nothing is removed."""
+    """Mark an entry as used now. A read-only cache needs no mark: nothing is removed from it."""
     with suppress(OSError):
         os.utime(path)
 
 
 def entries(folder: Path) -> list[Entry]:
-    """What lies in a folder of a cache, the longest unused first."""
+    """The entries of a cache's folder, the longest unused first."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         with suppress(FileNotFoundError):  # another process has just removed it
@@ -63,13 +63,13 @@ def size_of(path: Path) -> int:
 
 
 def prune(cache: Path, unused_days: float) -> list[Entry]:
-    """Remove what was not used for some days and can be made again.
+    """Remove entries that were not used for some days and can be made again.
 
     Returns:
-        What was removed.
+        The removed entries.
 
     Raises:
-        OSError: it cannot be.
+        OSError: an entry cannot be removed.
     """
     now = time.time()
     removed = []
@@ -83,19 +83,19 @@ def prune(cache: Path, unused_days: float) -> list[Entry]:
 
 
 def keep_newest(folder: Path, count: int) -> None:
-    """Remove all but the entries that were used last.
+    """Remove all entries but those that were used last.
 
-    A process that has mapped one of the others goes on with it: its files are gone from the
-    folder, and from the disk once nobody has them open.
+    A process that has mapped a removed entry can go on reading it: the files leave the disk only
+    when no process has them open.
     """
     whole = [entry for entry in entries(folder) if not entry.path.name.startswith(".")]
     for entry in whole[:-count]:
-        with suppress(OSError):  # it costs no more than its space
+        with suppress(OSError):  # an entry that stays costs only disk space
             _remove(entry.path)
 
 
 def _remove(path: Path) -> None:
-    """Under another name first: what is half gone must not be found."""
+    """Remove an entry. It is renamed first, so that nobody finds it half removed."""
     away = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.tmp")
     with suppress(FileNotFoundError):  # another process has done the same
         path.rename(away)

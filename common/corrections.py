@@ -1,7 +1,7 @@
-"""What clients remember from round to round, and what they add to each gradient from it.
+"""What clients remember between rounds, and what they add to each gradient because of it.
 
-A new kind is a row of CORRECTIONS and its functions beside it; a plan then names it. Memory stays
-on the client's machine, see client.memory.
+To add a kind, add a row to CORRECTIONS and write its functions here; a plan then names it. Memory
+stays on the client's machine, see client.memory.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ __all__ = ["CORRECTIONS", "Correction", "find_correction"]
 
 @dataclass(frozen=True)
 class Correction:
-    """One kind of memory.
+    """One kind of memory and its effect on gradients.
 
     Attributes:
-        memory: the remembered arrays, float32, by name: (K, d) to their shape. They begin as
-            zeros.
-        remember: what the client knows after training, under the same names; it is kept once the
-            update has passed all checks, and used if the server counts it.
-        gradient: what is added to each gradient, float32 (K, d + 1); None: nothing.
+        memory: for each remembered array its name, and a function from (K, d) to its shape.
+            Arrays are float32 and begin as zeros.
+        remember: computes the new arrays after training, under the same names. They are kept once
+            the update has passed all checks, and used if the server counts the update.
+        gradient: computes what is added to each gradient, float32 (K, d + 1); None: nothing.
     """
 
     memory: Mapping[str, Callable[[int, int], tuple[int, ...]]]
@@ -36,7 +36,7 @@ class Correction:
     gradient: Callable[[ClientPlan, Memory], FloatArray] | None = None
 
     def shapes(self, num_classes: int, num_features: int) -> dict[str, tuple[int, ...]]:
-        """Of the remembered arrays."""
+        """Shapes of the remembered arrays, by name."""
         return {name: shape(num_classes, num_features) for name, shape in self.memory.items()}
 
 
@@ -47,7 +47,7 @@ def _toward_all(plan: ClientPlan, memory: Memory) -> FloatArray:
 
 
 def _next_control(trained: Trained) -> Memory:
-    """SCAFFOLD's c_i+, which differs from c_i by what the client sends."""
+    """SCAFFOLD's c_i+: c_i plus the control delta that the client sends."""
     return {"control": trained.memory["control"] + control_delta(trained)}
 
 
@@ -69,10 +69,10 @@ CORRECTIONS: Mapping[str, Correction] = {
 
 
 def find_correction(name: str) -> Correction:
-    """The kind of this name.
+    """The correction of this name.
 
     Raises:
-        ProtocolError: there is none; names the nearest.
+        ProtocolError: there is none; the error names the nearest.
     """
     if name not in CORRECTIONS:
         raise ProtocolError(unknown("correction", name, CORRECTIONS))

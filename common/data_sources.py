@@ -1,4 +1,4 @@
-"""What ``data.source`` may say, one row a source; what reads it is imported when asked for."""
+"""The values of ``data.source``, one row per source. A loader is imported only when it is used."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Kind:
 
     Attributes:
         loader: ``module:function`` in common.datasets, called with the rest and a ``Reading``.
-        rest: what stands behind the colon, in a word for messages.
-        has_columns: whether it is a table, whose columns can be named.
+        rest: a word for messages that says what stands behind the colon.
+        has_columns: whether the source is a table, so that its columns can be named.
     """
 
     loader: str
@@ -25,7 +25,7 @@ class Kind:
 
     @property
     def is_path(self) -> bool:
-        """Whether a path stands behind the colon, and nothing else."""
+        """Whether exactly a path stands behind the colon."""
         return self.rest == "PATH"
 
 
@@ -35,13 +35,14 @@ KINDS: Mapping[str, Kind] = {
     "csv": Kind("table:load_table", has_columns=True),
     "hf": Kind("hub:load_hub", rest="NAME", has_columns=True),
 }
-"""Sources with a colon; any other word before one is the module of a user's own function."""
+"""Sources with a colon. Any other word before a colon is the module of a user's own function."""
 
 NAMED: Mapping[str, str] = {
     "mnist5k": "builtin:load_mnist5k",
     "digits": "builtin:load_digits",
 }
-"""Sources without one, beside torchvision's; called with their name and a ``Reading``."""
+"""Sources without a colon, apart from torchvision's. The loader is called with the name and a
+``Reading``."""
 
 _FUNCTION = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)")
 
@@ -57,7 +58,7 @@ def kind_of(source: str) -> Kind | None:
 
 
 def function_of(source: str) -> tuple[str, str] | None:
-    """Module and name of a user's own function; None where the source is something else.
+    """Module and name of a user's own function; None if the source is something else.
 
     >>> function_of("mine.data:photos"), function_of("folder:photos"), function_of("C:/photos")
     (('mine.data', 'photos'), None, None)

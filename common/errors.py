@@ -1,4 +1,4 @@
-"""Every error that fedhead raises on purpose, as one short tree.
+"""All errors that fedhead raises on purpose, as one short tree.
 
 ::
 
@@ -6,14 +6,14 @@
     ├── ConfigError        an experiment file or override; carries all problems at once
     ├── DataError          images, labels, partitions
     ├── BackboneError      weights, quantization, a saved backbone
-    ├── ReplyError         an update that is not fit to count
-    ├── DeclinedError      a device that does not train now, by its owner's budget
-    ├── ProtocolError      a message that does not follow common/messages
+    ├── ReplyError         an update that must not be aggregated
+    ├── DeclinedError      a device does not train now, because of its owner's budget
+    ├── ProtocolError      a message does not follow common/messages
     ├── RunError           a run, its folder or its checkpoint
-    ├── DamagedError       a file that fedhead wrote is not as it was written
-    ├── ExportError        a model file that could not be written or does not agree
-    ├── DeliveryError      a model that could not be published, served or fetched
-    ├── SignatureError     a model or backbone that is not signed as it must be; a signing key
+    ├── DamagedError       a file of fedhead's was changed after it was written
+    ├── ExportError        a model file could not be written or disagrees with the head
+    ├── DeliveryError      a model could not be published, served or fetched
+    ├── SignatureError     a model's or backbone's signature, or a signing key
     └── MissingExtraError  an optional package is not installed
 
 The command line prints the message and exits with 1; a traceback means a bug.
@@ -41,7 +41,7 @@ __all__ = [
 
 
 class FedheadError(Exception):
-    """Base of all errors a user can cause and mend; the message is one clear line."""
+    """Base of all errors that a user can cause and fix; the message is one clear line."""
 
 
 class ConfigError(FedheadError):
@@ -63,7 +63,7 @@ class BackboneError(FedheadError):
 
 
 class ReplyError(FedheadError):
-    """An update that is not fit to be aggregated."""
+    """An update that must not be aggregated."""
 
 
 class DeclinedError(FedheadError):
@@ -75,11 +75,11 @@ class ProtocolError(FedheadError):
 
 
 class RunError(FedheadError):
-    """A run that cannot start, go on or be read."""
+    """A run that cannot start, continue or be read."""
 
 
 class DamagedError(FedheadError):
-    """A file that fedhead wrote is not as it was written."""
+    """A file of fedhead's that was changed after it was written."""
 
     def __init__(self, where: str, reason: str) -> None:
         super().__init__(f"{where} is damaged ({reason})")

@@ -1,4 +1,4 @@
-"""How good a head is on labelled features: asked by the server and by each client."""
+"""How good a head is on labelled features. The server and each client use this."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def evaluate(head: Head, features: FeatureSet) -> Evaluation:
 
 def _parts(features: FeatureSet) -> Iterator[FeatureSet]:
     if len(features) <= _CHUNK:
-        yield features  # as it is: its x is kept for the next round
+        yield features  # unsliced, because it keeps its x for the next round
         return
     for start in range(0, len(features), _CHUNK):
         yield features.select(np.arange(start, min(start + _CHUNK, len(features))))

@@ -1,4 +1,4 @@
-"""Features of a data set: computed once, kept as uint8 on disk, memory-mapped.
+"""Features of a data set: computed once, kept as uint8 on disk and memory-mapped.
 
 Device path: torch through the backbone, but never torchvision.
 """
@@ -26,7 +26,7 @@ from common.types import IntArray
 __all__ = ["ImagesAt", "extract"]
 
 ImagesAt = Callable[[IntArray], UInt8Array]
-"""Positions int64 (m,) to images uint8 (m, 3, S, S); called from several threads at once."""
+"""From positions int64 (m,) to images uint8 (m, 3, S, S); called from several threads at once."""
 
 _ARRAY = "features.npy"
 _CARD = "card.json"
@@ -42,22 +42,22 @@ def extract(
     cache: Path,
     batch_size: int = 32,
 ) -> UInt8Array:
-    """Features of n images, from the cache or computed on all cores and kept there.
+    """Features of n images: from the cache, or else computed on all cores and cached.
 
     Args:
         backbone: computes them.
-        images_at: the images at these positions, decoded only when they are needed.
+        images_at: gives the images at some positions; called only if features are computed.
         n: how many images there are.
-        content_key: changes whenever any image or their order changes.
+        content_key: a key that changes whenever an image or the order of images changes.
         cache: root of the caches; features lie in ``cache/features/<key>``.
-        batch_size: images a step; the features do not depend on it.
+        batch_size: images per step; the features do not depend on it.
 
     Returns:
         uint8 (n, d), memory-mapped and read-only (a plain array if n is 0).
 
     Raises:
-        DataError: ``images_at`` returned another number of images than asked for.
-        BackboneError: images of another dtype or size, or the cache cannot be written.
+        DataError: ``images_at`` returned a wrong number of images.
+        BackboneError: images have a wrong dtype or size, or the cache cannot be written.
     """
     shape = (n, backbone.spec.num_features)
     if n == 0:
@@ -94,12 +94,12 @@ def _open(folder: Path) -> UInt8Array:
 
 @own_check("features in the cache")
 def _problem(folder: Path, want: Mapping[str, object]) -> str | None:
-    """What is wrong with a cache entry, None if nothing is."""
+    """What is wrong with a cache entry; None if nothing is."""
     try:
         card = json.loads((folder / _CARD).read_text())
         sha256 = card.pop("sha256")
         if card != want:
-            return "they belong to other data or another backbone"
+            return "they are of other data or another backbone"
         if sha256_file(folder / _ARRAY) != sha256:
             return "their SHA-256 does not match"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
@@ -108,7 +108,7 @@ def _problem(folder: Path, want: Mapping[str, object]) -> str | None:
 
 
 def _write_array(path: Path, shape: tuple[int, int], batches: Iterator[UInt8Array]) -> None:
-    # Written, not mapped: a full disk is an error here, but a crash (SIGBUS) in a mapping.
+    # Written without a mapping: there, a full disk would be a crash (SIGBUS) instead of an error.
     with path.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
@@ -127,7 +127,7 @@ def _batches(
         return backbone.features(images)
 
     starts = range(0, n, batch_size)
-    # One block around all threads, because the engine is one setting for the whole process.
+    # One block around all threads, because the engine is a setting of the whole process.
     with quantized_engine(backbone.spec.engine):
         pool = ThreadPoolExecutor(cores())
         try:

@@ -1,7 +1,7 @@
-"""Every array that a client may send: what it is, who computes it, and what must hold of it.
+"""All arrays that a client may send: what they are, how they are computed and checked.
 
-A new one is a row of FIELDS and a function beside it; a plan then asks for it by its name. What a
-client adds to its gradients and remembers is the other table, common.corrections.
+To add one, add a row to FIELDS and write its function here; a plan then asks for it by name. The
+other table, common.corrections, holds what a client remembers and adds to its gradients.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ Memory = Mapping[str, FloatArray]
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What one client's SGD gave, and what it knew.
+    """The result of one client's SGD, and its inputs.
 
     Attributes:
         delta: float32 (K, d + 1), local minus global head.
         steps: SGD steps taken.
         loss: mean cross-entropy of the global head on the client's examples.
         training: hyperparameters.
-        plan: of the round, with its arrays.
+        plan: the round's plan, with its arrays.
         memory: what the client remembered before the round, see common.corrections.
     """
 
@@ -59,21 +59,22 @@ class Trained:
 
 @dataclass(frozen=True)
 class Field:
-    """One array that a client may send; exactly one of the first two functions is there.
+    """One array that a client may send. Exactly one of ``of_training``, ``of_statistics`` is set.
 
     Attributes:
-        shape: (K, d) to its shape.
+        shape: function from (K, d) to its shape.
         of_training: computes it, float32, after SGD.
         of_statistics: computes it, unsigned integers, from the sums over a client's examples.
-        check: (its name, a row's fields, what they can be) refuses what no honest client sends;
-            it runs on the server, in the order of the table, after shapes and dtypes.
-        needs_each: whether each client's own delta is needed for it. A cohort sums deltas that it
-            never makes.
-        is_bounded: whether a far larger norm than that of the round's others is refused.
+        check: called with its name, a row's fields and their limits; refuses numbers that no
+            honest client sends. It runs on the server, in the order of the table, after the checks
+            of shapes and dtypes.
+        needs_each: whether it needs each client's own delta. A cohort can sum deltas without
+            making them.
+        is_bounded: whether a norm far above the round's other norms is refused.
         is_squared: whether it grows with the square of the delta's norm.
-        exact: whether it travels as it is, whatever the plan's codec.
-        of_sgd: whether it takes the delta for a sum of gradients times the learning rate, which
-            Adam's is not.
+        exact: whether it is sent unencoded, whatever the plan's codec.
+        of_sgd: whether it is only right for SGD, because it takes the delta for a sum of gradients
+            times the learning rate.
     """
 
     shape: Callable[[int, int], tuple[int, ...]]
@@ -87,7 +88,7 @@ class Field:
     of_sgd: bool = False
 
     def layout(self, num_classes: int, num_features: int) -> Layout:
-        """Of one client's."""
+        """Layout of one client's array."""
         return Layout(self.shape(num_classes, num_features), "u" if self.of_statistics else "f")
 
 
@@ -116,7 +117,7 @@ def _steps(trained: Trained) -> float:
 
 
 def effective_steps(training: LocalTraining, mu: float, steps: int) -> float:
-    """FedNova's a_i: how far equal gradients would carry the head, in learning rates.
+    """FedNova's a_i: how far the head would move under equal gradients, in learning rates.
 
     >>> effective_steps(LocalTraining(0.1), 0.0, 5)
     5.0
@@ -131,7 +132,7 @@ def effective_steps(training: LocalTraining, mu: float, steps: int) -> float:
 
 
 def _some_loss(trained: Trained) -> float:
-    return max(trained.loss, 1e-10)  # a client without any has no say, and no division by zero
+    return max(trained.loss, 1e-10)  # no division by zero for a client without loss
 
 
 def _fair_delta(trained: Trained) -> FloatArray:
@@ -173,10 +174,10 @@ def _row(name: str) -> Field:
 
 
 def field_layouts(names: Sequence[str], num_classes: int, num_features: int) -> dict[str, Layout]:
-    """Layout of one client's part of each named field.
+    """Layout of one client's array for each named field.
 
     Raises:
-        ProtocolError: there is no such field; names the nearest.
+        ProtocolError: there is no such field; the error names the nearest.
     """
     return {name: _row(name).layout(num_classes, num_features) for name in names}
 
@@ -185,12 +186,12 @@ def fields_of_training(names: Sequence[str], trained: Trained) -> dict[str, Floa
     """What one client sends after SGD.
 
     Raises:
-        ProtocolError: a field is of statistics, or there is none of this name.
+        ProtocolError: a field belongs to statistics, or there is none of this name.
     """
     fields = {}
     for name in names:
         if (compute := _row(name).of_training) is None:
-            raise ProtocolError(f"the field {name!r} is of statistics, and the plan trains")
+            raise ProtocolError(f"the field {name!r} is for statistics, but the plan trains")
         fields[name] = compute(trained)
     return fields
 
@@ -198,15 +199,15 @@ def fields_of_training(names: Sequence[str], trained: Trained) -> dict[str, Floa
 def fields_of_statistics(
     names: Sequence[str], statistics: Statistics
 ) -> dict[str, npt.NDArray[np.unsignedinteger]]:
-    """What one client sends of its statistics, or some clients of their sum.
+    """What one client sends of its statistics, or several clients of their sum.
 
     Raises:
-        ProtocolError: a field is of training, or there is none of this name.
+        ProtocolError: a field belongs to training, or there is none of this name.
     """
     fields = {}
     for name in names:
         if (compute := _row(name).of_statistics) is None:
-            raise ProtocolError(f"the field {name!r} is of training, and the plan trains nobody")
+            raise ProtocolError(f"the field {name!r} is for training, but the plan does not train")
         fields[name] = compute(statistics)
     return fields
 
@@ -215,8 +216,8 @@ def check_plausible(fields: Fields, limits: Limits) -> None:
     """Refuse numbers that no honest client sends, after ``common.validate.check_fields``.
 
     Args:
-        fields: one client's arrays, or a sum of several clients'.
-        limits: what they can be.
+        fields: one client's arrays, or the sum of several clients' arrays.
+        limits: the bounds that follow from what the row claims.
 
     Raises:
         ReplyError: names the field, what was found and what is possible.

@@ -1,4 +1,4 @@
-"""Files that are never half-written, and where caches live."""
+"""Files that are never half-written, and the folders of caches."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ __all__ = [
     "write_private",
 ]
 
-_CONTROLS = ("Cc", "Zl", "Zp")  # of Unicode: control characters, separators of lines
-_SUFFIX = ".tmp"  # of a hidden name: a file or folder that is not in place yet
+_CONTROLS = ("Cc", "Zl", "Zp")  # Unicode categories: control characters, separators of lines
+_SUFFIX = ".tmp"  # with a dot in front: a file or folder that is not in place yet
 
 
 def cache_root() -> Path:
@@ -42,7 +42,7 @@ def cache_root() -> Path:
 
 
 def simulated_state() -> Path:
-    """Folder where simulated clients keep their state, by run id; a finished run's is removed."""
+    """Folder of simulated clients' state, by run id. A finished run's state is removed."""
     return cache_root() / "clients"
 
 
@@ -53,9 +53,9 @@ def sha256_file(path: Path) -> str:
 
 
 def shown(path: Path | str) -> str:
-    r"""A path or file name as people and logs may have it: any bytes, one line, no controls.
+    r"""A path or file name, made safe for terminals and logs: one line, no control characters.
 
-    What is not UTF-8 or would move a terminal's cursor is escaped; all else is as it was.
+    Bytes that are not UTF-8 and characters that move a terminal's cursor are escaped.
 
     >>> shown(os.fsdecode(b"caf\xe9\n.png"))
     'caf\\xe9\\n.png'
@@ -68,12 +68,12 @@ def shown(path: Path | str) -> str:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether nothing is there, or nothing but what a killed process had begun to write."""
+    """Whether a folder is missing or holds only files that a killed process had begun to write."""
     return not folder.exists() or all(map(_is_temporary, folder.iterdir()))
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove what killed processes had begun to write; no other may be writing there."""
+    """Remove what killed processes had begun to write. No process may be writing there now."""
     for path in filter(_is_temporary, folder.glob("*")):
         if path.is_dir():
             shutil.rmtree(path)
@@ -86,7 +86,7 @@ def _is_temporary(path: Path) -> bool:
 
 
 def _temporary_file(path: Path) -> Path:
-    """A new file beside ``path``, for its owner alone."""
+    """A new file beside ``path`` that only its owner can read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(_SUFFIX, f".{path.name}.", path.parent)
     os.close(descriptor)
@@ -99,7 +99,7 @@ def _temporary_folder(path: Path) -> Path:
 
 
 def sync(path: Path) -> None:
-    """A file or folder, down to the disk."""
+    """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -110,16 +110,16 @@ def sync(path: Path) -> None:
 def write_atomic(
     path: Path, write: bytes | Callable[[Path], object], *, durable: bool = True
 ) -> None:
-    """Put a file in place whole or not at all: temporary file, fsync, rename.
+    """Write a file completely or not at all: temporary file, fsync, rename.
 
     Args:
-        path: the destination; its folder is made when missing.
+        path: the destination; its folder is made if missing.
         write: the content, or a function that writes it to the path it is given.
-        durable: whether it must survive a loss of power, which costs milliseconds; without it,
-            it survives that of the process.
+        durable: whether the file must survive a power failure, which costs milliseconds. Without
+            it, the file still survives the end of the process.
 
     Raises:
-        OSError: as the operating system says (disk full, no permission); nothing is left.
+        OSError: the operating system refuses (disk full, no permission); no file is left behind.
     """
     temporary = _temporary_file(path)
     try:
@@ -139,9 +139,9 @@ def write_atomic(
 
 @contextmanager
 def write_folder(path: Path) -> Iterator[Path]:
-    """Fill a temporary folder that takes the place of ``path`` when the block succeeds.
+    """Yield a temporary folder that takes the place of ``path`` if the block succeeds.
 
-    An existing folder of that name is replaced; if the block raises, it stays as it was.
+    An existing folder of that name is replaced. If the block raises, it stays unchanged.
     """
     temporary = _temporary_folder(path)
     try:
@@ -161,7 +161,7 @@ def write_folder(path: Path) -> Iterator[Path]:
 
 
 def _renamed(folder: Path, path: Path) -> bool:
-    """Whether it could take this name; not while another that holds something has it."""
+    """Rename a folder if possible; False if a folder of that name exists and is not empty."""
     try:
         folder.rename(path)
     except OSError as exc:
@@ -172,16 +172,16 @@ def _renamed(folder: Path, path: Path) -> bool:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """A new file that only its owner can read, whole or not at all: a key, a token.
+    """Write a new file for its owner alone, completely or not at all: a key, a token.
 
     Raises:
-        FileExistsError: there is one already; secrets are never overwritten.
+        FileExistsError: the file exists; secrets are never overwritten.
     """
     temporary = _temporary_file(path)
     try:
         temporary.write_bytes(data)
         sync(temporary)
-        path.hardlink_to(temporary)  # a rename would overwrite
+        path.hardlink_to(temporary)  # a rename would overwrite an existing file
         sync(path.parent)
     finally:
         temporary.unlink()
@@ -191,7 +191,7 @@ def read_private(path: Path) -> bytes:
     """A secret file's content.
 
     Raises:
-        PermissionError: others than its owner may read it.
+        PermissionError: users other than its owner may read it.
     """
     with path.open("rb") as file:
         mode = os.fstat(file.fileno()).st_mode & 0o777

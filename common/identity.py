@@ -1,4 +1,4 @@
-"""Who is who: the number that stands for a device."""
+"""The number that stands for a device."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ __all__ = ["client_of_node"]
 
 
 def client_of_node(node: int) -> int:
-    """The client that lives on a device's node.
+    """The id of the client on a device's node.
 
-    Flower's node ids are unsigned 64-bit numbers, its records hold signed ones.
+    Flower's node ids are unsigned 64-bit integers, but its records hold signed ones only.
 
     >>> client_of_node(16043947300866824319)
     6820575264012048511

@@ -1,7 +1,7 @@
-"""Images as the backbone takes them: RGB, uint8, square, channels first.
+"""Images as the backbone needs them: RGB, uint8, square, channels first.
 
-Part of the device path: PIL and NumPy only. The same functions serve training, evaluation
-and ``fedhead predict``, so that an image becomes the same pixels everywhere.
+Part of the device path: PIL and NumPy only. Training, evaluation and ``fedhead predict`` use the
+same functions, so an image becomes the same pixels everywhere.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ __all__ = [
 
 ByteArray = npt.NDArray[np.uint8]
 
-# What PIL thinks of a file is not for the screen: one that it cannot decode has an error of ours.
+# PIL's remarks on a file stay off the screen: an undecodable file raises an error of ours.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 HEIC_REMEDY = "pip install 'fedhead[heic]'"
-"""What makes a machine read the images of an iPhone."""
+"""The command that lets a machine read an iPhone's images."""
 
-# PIL warns from here on and refuses at twice this. Most cameras of phones make an eighth of it;
-# those of 108 and 200 megapixels write JPEG, which is decoded at half its size beyond this.
+# PIL warns above this size and refuses at twice this size. Most phones' images have an eighth of
+# it. Cameras of 108 and 200 megapixels write JPEG; a larger JPEG is decoded at half its size.
 _MAX_PIXELS = 89_478_485
 _MAX_JPEG_PIXELS = 4 * _MAX_PIXELS
-_MAX_BYTES = 300_000_000  # so many pixels of eight-bit RGB, not compressed, and some room
-# Of what PIL reads, what people keep images in: no readers that nobody here tries, and none that
-# starts another program, as that of EPS does.
+_MAX_BYTES = 300_000_000  # uncompressed eight-bit RGB of that many pixels, and some room
+# The formats that people keep images in. Left out: PIL's readers that are not tested here, and
+# those that start another program, as EPS does.
 _FORMATS = ("PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"})
 _TIFF_SIGNS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -84,14 +84,14 @@ def decode_file(path: Path, size: int) -> ByteArray:
 
 
 def read_image(path: Path, *, follow_links: bool = True) -> bytes:
-    """The bytes of an image's file; never waits for a pipe, never reads without a bound.
+    """The bytes of an image file. Never waits for a pipe, never reads more than a bound.
 
     Args:
-        path: of the file.
-        follow_links: whether it may be a symbolic link.
+        path: the file.
+        follow_links: whether the file may be a symbolic link.
 
     Raises:
-        DataError: it cannot be read, is no regular file, or too large; names the file.
+        DataError: the file cannot be read, is not a regular file or is too large; names it.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
     try:
@@ -112,8 +112,8 @@ def read_image(path: Path, *, follow_links: bool = True) -> bytes:
 
 @lru_cache(maxsize=1)
 def heic_is_read() -> bool:
-    """Whether the package is there that reads HEIC; it is not imported."""
-    with suppress(ImportError):  # a finder of modules may say no in this way
+    """Whether the package that reads HEIC is installed; it is not imported."""
+    with suppress(ImportError):  # some module finders raise this for a missing package
         return find_spec("pillow_heif") is not None
     return False
 
@@ -169,10 +169,10 @@ def decode_image(image: Image.Image, size: int, *, name: str = "image") -> ByteA
 
 
 def check_image(data: bytes, *, name: str) -> None:
-    """Decode an encoded image whole and throw it away.
+    """Check that an encoded image can be decoded completely.
 
     Raises:
-        DataError: it would not decode; names the image.
+        DataError: it cannot; names the image.
     """
     _open(data, name, draft=True)
 
@@ -184,7 +184,7 @@ def _open(data: bytes, name: str, *, draft: bool = False) -> Image.Image:
         most = _MAX_PIXELS
         if isinstance(image, JpegImagePlugin.JpegImageFile):
             most = _MAX_JPEG_PIXELS
-            if draft:  # reads every coefficient, but computes an eighth of the pixels
+            if draft:  # reads all coefficients, but computes only an eighth of the pixels
                 image.draft(None, (1, 1))
             elif width * height > _MAX_PIXELS:
                 image.draft(None, (width // 2, height // 2))
@@ -201,17 +201,17 @@ def _open(data: bytes, name: str, *, draft: bool = False) -> Image.Image:
         kinds = (kind for sign, kind in _NO_IMAGES.items() if start.startswith(sign))
         kind = next(kinds, "not an image" if data else "an empty file, not an image")
         raise DataError(f"{name}: {kind}") from exc
-    # PIL's readers let through whatever a damaged file makes them do: OSError, SyntaxError,
+    # On a damaged file, PIL's readers raise nearly anything: OSError, SyntaxError,
     # ValueError, IndexError, struct.error, zlib.error, ...
     except Exception as exc:
         raise DataError(f"{name}: damaged or unsupported image ({exc})") from exc
 
 
 def _identified(data: bytes, name: str) -> Image.Image:
-    """By its first bytes, whatever the file is called; nothing is decoded yet."""
+    """Open an image by its first bytes, whatever its file name; nothing is decoded yet."""
     file = io.BytesIO(data)
     if data.startswith(b"\xff\xd8\xff"):
-        # Image.open would refuse 200 megapixels before they could be asked for at half the size.
+        # Image.open would refuse 200 megapixels before we could ask for half the size.
         return JpegImagePlugin.jpeg_factory(file)
     if data.startswith(_TIFF_SIGNS):
         _silence_libtiff()
@@ -221,7 +221,7 @@ def _identified(data: bytes, name: str) -> Image.Image:
         raise DataError(f"{name}: an HEIC image, which this machine does not read: {HEIC_REMEDY}")
     try:
         _register_heic()
-    except Exception as exc:  # half an installation: a missing library, another Python's build
+    except Exception as exc:  # a broken installation: a missing library, another Python's build
         raise DataError(
             f"{name}: an HEIC image, and the package pillow-heif cannot be imported ({exc}): "
             "pip install --force-reinstall pillow-heif"
@@ -230,7 +230,7 @@ def _identified(data: bytes, name: str) -> Image.Image:
 
 
 def _is_heic(data: bytes) -> bool:
-    """Whether its brands say so (ISO/IEC 14496-12, the box ``ftyp``)."""
+    """Whether the brands in its box ``ftyp`` say HEIC (ISO/IEC 14496-12)."""
     if data[4:8] != b"ftyp":
         return False
     end = min(int.from_bytes(data[:4], "big"), 256)
@@ -239,30 +239,30 @@ def _is_heic(data: bytes) -> bool:
 
 @lru_cache(maxsize=1)
 def _silence_libtiff() -> None:
-    """PIL leaves it writing to standard error, past Python, what its error says once more."""
-    with suppress(AttributeError, OSError):  # linked otherwise: then it goes on writing
-        library = ctypes.CDLL(_imaging.__file__)  # by way of what is linked with it
+    """Stop libtiff from writing to standard error what PIL's exception says as well."""
+    with suppress(AttributeError, OSError):  # if it is linked differently, it goes on writing
+        library = ctypes.CDLL(_imaging.__file__)  # libtiff is reached through PIL's module
         library.TIFFSetErrorHandler(None)
         library.TIFFSetWarningHandler(None)
 
 
 @lru_cache(maxsize=1)
 def _register_heic() -> None:
-    import pillow_heif  # an extra, and only where such an image is met
+    import pillow_heif  # an optional package, imported only for such an image
 
     pillow_heif.register_heif_opener()
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image as its EXIF orientation says it is to be seen."""
+    """The image, turned upright by its EXIF orientation."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block says nothing about the pixels
+    except Exception:  # the pixels may be fine although the EXIF block is damaged
         return image
 
 
 def _eight_bits(values: npt.NDArray[np.generic]) -> ByteArray:
-    """The high byte of 16-bit values: what PIL keeps of 16-bit colour."""
+    """The high byte of 16-bit values, as PIL does it for 16-bit colour."""
     high: ByteArray = (np.clip(values, 0, 65535).astype(np.uint32) >> 8).astype(np.uint8)
     return high
 
@@ -271,10 +271,10 @@ def _opaque(image: Image.Image) -> Image.Image:
     """Mode L or RGB."""
     if image.mode in ("L", "RGB") and not image.has_transparency_data:
         return image
-    if image.mode in _SIXTEEN_BITS:  # PIL's own conversion would clip at 255
+    if image.mode in _SIXTEEN_BITS:  # PIL's conversion would clip at 255
         return Image.fromarray(_eight_bits(np.asarray(image)))
     if image.mode == "F":
-        raise ValueError("pixels are 32-bit floats, whose range nobody knows")
+        raise ValueError("pixels are 32-bit floats of unknown range")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -286,8 +286,8 @@ def _square(image: Image.Image, size: int) -> ByteArray:
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
-    # Scaling only the middle gives the same pixels as scaling all and cropping, and a strip of
-    # 1 x 100,000 pixels does not blow up.
+    # Scaling only the middle gives the same pixels as scaling everything and cropping. It also
+    # keeps a strip of 1 x 100,000 pixels from becoming huge.
     box = (left, top, left + side, top + side)
     scaled = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
     if scaled.ndim == 2:

@@ -1,4 +1,4 @@
-"""Labels that simulated clients get wrong, by chance or on purpose."""
+"""Wrong labels of simulated clients, by chance or on purpose."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _WHICH, _WHAT = range(2)  # keys of a client's random streams
 
 
 def noisy(labels: IntArray, share: float, num_classes: int, *, seed: int, client: int) -> IntArray:
-    """Give a share of one client's examples a class that is not theirs, each other one alike.
+    """Give a share of one client's examples a wrong class; all wrong classes are equally likely.
 
     Args:
-        labels: int64 (n,) in [0, num_classes), the true ones.
-        share: in [0, 1); exactly the nearest whole number of examples is changed.
+        labels: int64 (n,) in [0, num_classes), the true classes.
+        share: in [0, 1); the nearest whole number of examples is changed.
         num_classes: K >= 2.
         seed: of the run.
         client: its id.
@@ -35,9 +35,9 @@ def noisy(labels: IntArray, share: float, num_classes: int, *, seed: int, client
 
 
 def flipped(labels: IntArray, num_classes: int) -> IntArray:
-    """The class at the other end of the list for each: K - 1 - y.
+    """Each label y replaced by K - 1 - y.
 
-    Of an odd number of classes the middle one stays itself (Fang et al., "Local model poisoning
-    attacks to Byzantine-robust federated learning", arXiv 1911.11815).
+    If K is odd, the middle class stays (Fang et al., "Local model poisoning attacks to
+    Byzantine-robust federated learning", arXiv 1911.11815).
     """
     return num_classes - 1 - labels

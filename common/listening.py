@@ -1,4 +1,4 @@
-"""Why a server cannot listen where it is to: gRPC says only that it cannot."""
+"""The reason why a server cannot listen at an address; gRPC does not give one."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ def listener(host: str, port: int, *, backlog: int | None = None) -> socket.sock
     """A TCP socket that listens.
 
     Raises:
-        OSError: it cannot; ``strerror`` is the cause alone, of a name that is not known too.
+        OSError: it cannot listen. ``strerror`` is the cause alone, also for an unknown host name.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=backlog)
     except socket.gaierror:
         raise
-    except OSError as exc:  # Python's own words go on about the address
+    except OSError as exc:  # Python's text repeats the address
         raise OSError(exc.errno, os.strerror(exc.errno or 0)) from exc
 
 
 def obstacle(address: str) -> str:
-    """Why nobody can listen at host:port."""
+    """The reason why a server cannot listen at host:port."""
     place = urlsplit(f"//{address}")
     try:
         listener(place.hostname or "", place.port or 0).close()
     except OSError as exc:
         return exc.strerror or str(exc)
-    return "the system does not say why"
+    return "for an unknown reason"

@@ -1,4 +1,4 @@
-"""How fedhead's log is shown, and where a process of Flower's shows it."""
+"""The format of fedhead's log, and its handler in Flower's processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["OneLine", "start_log"]
 
 
 class OneLine(logging.Formatter):
-    """Keeps a message on one line and from steering a terminal, whoever's words are in it."""
+    """Keeps a message on one line and without control characters, whoever wrote its text."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         record.message = printable(record.message)
@@ -18,7 +18,7 @@ class OneLine(logging.Formatter):
 
 
 def start_log() -> bool:
-    """Give fedhead's log a handler where the process has none, as in Flower's own engines.
+    """Give fedhead's log a handler if the process has none, as in Flower's engines.
 
     Returns:
         Whether it had none.

@@ -1,4 +1,4 @@
-"""What this process may use of the machine, and what is installed on it."""
+"""The machine's cores that this process may use, its processor and installed versions."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 __all__ = ["cores", "processor", "versions"]
 
-# What decides which integer kernels a library picks.
+# CPU features and variables that decide which integer kernels a library picks.
 _FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve")
 _KERNEL_SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
 
 
 def cores() -> int:
-    """CPU cores that this process may run on, and that OMP_NUM_THREADS lets it use; at least 1."""
+    """CPU cores that this process may run on, at most OMP_NUM_THREADS and at least 1."""
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
     else:
@@ -26,7 +26,7 @@ def cores() -> int:
 
 
 def processor() -> str:
-    """Its name, what it can, and what the environment keeps libraries from using."""
+    """The processor's name, its features, and environment variables that restrict libraries."""
     fields: dict[str, str] = {}
     with suppress(OSError):  # only Linux has it
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -39,7 +39,7 @@ def processor() -> str:
 
 
 def versions(packages: Sequence[str] = ("fedhead", "flwr", "torch", "numpy")) -> dict[str, str]:
-    """Of Python and of packages, by default those that decide about a run's bits."""
+    """Versions of Python and of packages; by default those that a run's bytes depend on."""
     from importlib.metadata import PackageNotFoundError, version
 
     def of(package: str) -> str:

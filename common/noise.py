@@ -1,14 +1,14 @@
-"""How far chance moves an accuracy, and of how few examples it says nothing."""
+"""How far chance moves an accuracy, and how many examples an accuracy needs."""
 
 from __future__ import annotations
 
 __all__ = ["COUNTED_CLIENTS", "COUNTED_EXAMPLES", "margin", "wilson"]
 
 COUNTED_EXAMPLES = 20
-"""Test examples that a client needs for an accuracy of its own: of fewer, one is over 5 points."""
+"""Test examples that a client's own accuracy needs; with fewer, one example is over 5 points."""
 
 COUNTED_CLIENTS = 10
-"""Clients with so many examples that a 10th percentile and a worst client need."""
+"""Number of such clients that a 10th percentile and a worst client need."""
 
 _Z = 1.96
 

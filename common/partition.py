@@ -1,9 +1,9 @@
-"""Who holds which example: simulated clients, each client's own test part, and a plot.
+"""Which simulated client holds which example, each client's own test part, and a plot of it.
 
-The draws are those of flwr-datasets' partitioners (``common/deal.py``). What they leave open is
-settled here: they get the examples in a seeded order (iid deals them out as they come, and data
-sets are often sorted by class), impossible requests are refused before they loop or fail inside,
-and a draw that leaves a client too little is repeated.
+The draws are those of flwr-datasets' partitioners (``common/deal.py``). This module adds what they
+lack. It hands them the examples in a seeded order, because iid keeps the order and data sets are
+often sorted by class. It refuses impossible requests, on which they would loop or fail. It repeats
+a draw that leaves a client too few examples.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ __all__ = [
 
 Scheme = Literal["iid", "dirichlet", "pathological", "shard", "natural"]
 
-# A Dirichlet partition is drawn 11 times for each; so these are 220 draws.
+# A Dirichlet partition is drawn up to 11 times for each, so these are 220 draws.
 _ATTEMPTS = 20
 _ORDER, _DRAW, _CHOICE = range(3)  # keys of the partition's random streams
 
 
 @dataclass(frozen=True)
 class Request:
-    """A partition that somebody asks for.
+    """A partition to make.
 
     Attributes:
-        scheme: "iid": equal shares of a shuffled deck. "dirichlet": each class is divided in
+        scheme: "iid": equal shares in random order. "dirichlet": each class is divided in
             proportions drawn from Dirichlet(alpha) (arXiv:1905.12022). "pathological": each
             client has exactly ``classes_per_client`` classes. "shard": examples sorted by
             label are cut into shards, of which each client gets ``shards_per_client``
             (arXiv:1602.05629). "natural": one client for each value in a column.
-        num_clients: how many; for "natural", a seeded choice of them where the column has more.
-        min_examples: what each client holds at least.
+        num_clients: number of clients; for "natural", that many are drawn if the column has more.
+        min_examples: least number of examples of each client.
         alpha: concentration, > 0; small is skewed.
         classes_per_client: for "pathological".
         shards_per_client: for "shard".
@@ -67,8 +67,8 @@ class Request:
         detail = {
             "iid": "",
             "dirichlet": f"({self.alpha:g})",
-            "pathological": f"({self.classes_per_client} classes a client)",
-            "shard": f"({self.shards_per_client} shards a client)",
+            "pathological": f"({self.classes_per_client} classes per client)",
+            "shard": f"({self.shards_per_client} shards per client)",
             "natural": "",
         }[self.scheme]
         return f"{self.scheme}{detail} partition"
@@ -86,16 +86,15 @@ def partition_clients(
 
     Args:
         labels: int64 (n,), of the whole data set.
-        request: how.
+        request: the partition to make.
         positions: int64, the examples to deal out, as positions in ``labels``.
         seed: the run's seed.
         column: (n,), client ids, for "natural"; without gaps at ``positions``.
 
     Returns:
-        For each client its positions, int64, ascending; disjoint. Every position is dealt out,
-        except: classes that no client was given (pathological), what is left when the examples
-        do not divide into shards, clients below ``min_examples`` or beyond ``num_clients``
-        (natural).
+        Each client's positions, int64, ascending; none is in two of them. All are dealt out, except
+        classes that no client was given (pathological), the rest that does not divide into shards
+        (shard), and clients below ``min_examples`` or beyond ``num_clients`` (natural).
 
     Raises:
         DataError: the request cannot be met with these examples.
@@ -110,9 +109,9 @@ def partition_clients(
 
 
 def evenly(total: int, most: int) -> IntArray:
-    """Positions of at most ``most`` (0: all) of so many examples, evenly spread.
+    """Positions of at most ``most`` (0: all) of ``total`` examples, evenly spread.
 
-    A folder's images are in the order of their classes, and so all classes get their share.
+    A folder's images are in the order of their classes, so all classes get their share.
 
     >>> evenly(10, 4).tolist()
     [0, 2, 5, 7]
@@ -124,7 +123,7 @@ def evenly(total: int, most: int) -> IntArray:
 def local_split(
     positions: IntArray, labels: IntArray, *, client: int, test_fraction: float, seed: int
 ) -> tuple[IntArray, IntArray]:
-    """Cut a client's examples into its train and test part, label by label where numbers allow.
+    """Split a client's examples into train and test part, label by label if numbers allow.
 
     Args:
         positions: int64 (m,), what the client holds.
@@ -134,8 +133,8 @@ def local_split(
         seed: the run's seed.
 
     Returns:
-        Positions of train and test, int64, in the order they came in. Train is empty only when
-        the client holds nothing.
+        Positions of train and test, int64, in the order of ``positions``. Train is empty only if
+        the client holds no example.
     """
     train, test = stratified_split(
         labels[positions], test_fraction, seed, Purpose.LOCAL_SPLIT, client
@@ -144,13 +143,13 @@ def local_split(
 
 
 def _check(request: Request, labels: IntArray, column: npt.NDArray[np.generic] | None) -> None:
-    """Refuse what cannot work, in words, before it loops, divides by zero or drops examples."""
+    """Refuse impossible requests, which would loop, divide by zero or drop examples."""
     clients, examples = request.num_clients, len(labels)
     num_classes = len(np.unique(labels))
     needed = clients * max(request.min_examples, 1)
     problem = None
     if clients < 1:
-        problem = f"{clients} clients, at least 1 needed"
+        problem = f"{clients} clients, expected at least 1"
     elif examples < needed:
         problem = (
             f"{clients} clients of at least {max(request.min_examples, 1)} examples need {needed}, "
@@ -159,7 +158,7 @@ def _check(request: Request, labels: IntArray, column: npt.NDArray[np.generic] |
     elif request.scheme == "dirichlet" and not 0 < request.alpha < np.inf:
         problem = f"alpha is {request.alpha}, must be > 0"
     elif request.scheme == "pathological" and not 1 <= request.classes_per_client <= num_classes:
-        problem = f"{request.classes_per_client} classes a client, but the data hold {num_classes}"
+        problem = f"{request.classes_per_client} classes per client, but there are {num_classes}"
     elif request.scheme == "shard" and not 1 <= request.shards_per_client <= examples // clients:
         problem = (
             f"{clients} clients of {request.shards_per_client} shards each cannot be cut "
@@ -219,10 +218,10 @@ def _draws(
 def plot_partition(
     labels_per_client: Sequence[IntArray], classes: Sequence[str], path: Path
 ) -> None:
-    """Draw who holds what: above, each client's number of examples; below, of which classes.
+    """Draw each client's number of examples (above) and their classes (below).
 
-    Two panels on one axis stay readable for 5 or 1,000 clients and 2 or 200 classes, which
-    the stacked bars of flwr-datasets' own plot do not.
+    Two panels on one axis stay readable for 5 or 1,000 clients and 2 or 200 classes; the stacked
+    bars of flwr-datasets' plot do not.
 
     Args:
         labels_per_client: for each client the labels it holds, int64.

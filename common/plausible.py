@@ -1,4 +1,4 @@
-"""What numbers of honest clients must be: checks that look at several fields of a row at once."""
+"""Checks for numbers that no honest client sends; they look at several fields of a row at once."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from common.errors import ReplyError
 __all__ = ["Limits", "check_gram", "check_moments", "check_positive", "check_steps"]
 
 _LARGEST_FEATURE = 255  # uint8
-_ROUNDING = 1e-9  # of a sum of squares within classes, as a share of the whole one
+_ROUNDING = 1e-9  # of the sum of squares within classes, as a share of the total sum
 
 Fields = Mapping[str, npt.NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a row claims, and so what its numbers can be.
+    """What a row claims; bounds on its numbers follow from it.
 
     Attributes:
-        num_examples: that it is said to be of; also of several clients together.
-        most_steps: that FedNova's effective steps can be.
+        num_examples: examples behind the row; of all its clients if it stands for several.
+        most_steps: the largest possible number of FedNova's effective steps.
     """
 
     num_examples: int
@@ -32,7 +32,7 @@ class Limits:
 
 
 def check_positive(name: str, fields: Fields, _limits: Limits) -> None:
-    """Refuse a number by which a sum of updates is divided, where no client can have it.
+    """Refuse a number that is not positive, because a sum of updates is divided by it.
 
     Raises:
         ReplyError: it is not above 0.
@@ -45,7 +45,7 @@ def check_steps(name: str, fields: Fields, limits: Limits) -> None:
     """Refuse steps that no client can have taken.
 
     Raises:
-        ReplyError: they are not above 0, or more than there can have been.
+        ReplyError: they are not above 0, or more than possible.
     """
     check_positive(name, fields, limits)
     if (steps := fields[name].max()) > limits.most_steps * (1 + 1e-5):
@@ -56,10 +56,10 @@ def check_moments(name: str, fields: Fields, limits: Limits) -> None:
     """Refuse class sums, unsigned (K, D), that no features of so many examples can have.
 
     Raises:
-        ReplyError: names what cannot be, what was found and what is possible.
+        ReplyError: names the problem, what was found and what is possible.
     """
     moments = fields[name].astype(np.uint64)
-    # First of all: what is left cannot wrap around when it is added up.
+    # This comes first, so that the sums below cannot wrap around.
     _check_largest(name, moments, _LARGEST_FEATURE * limits.num_examples)
     counts = moments[:, -1]
     if (total := int(counts.sum())) != limits.num_examples:
@@ -69,12 +69,12 @@ def check_moments(name: str, fields: Fields, limits: Limits) -> None:
 
 
 def check_gram(name: str, fields: Fields, limits: Limits) -> None:
-    """Refuse sums of products, unsigned (D (D + 1) / 2,), that are those of no features.
+    """Refuse sums of products, unsigned (D (D + 1) / 2,), that no features can have.
 
-    With "moments" (K, D) beside them, which have been checked, they must be of the same examples.
+    If the row has "moments" (K, D), which are checked before, both must fit the same examples.
 
     Raises:
-        ReplyError: names what cannot be.
+        ReplyError: names the problem.
     """
     gram = fields[name]
     _check_largest(name, gram, _LARGEST_FEATURE**2 * limits.num_examples)
@@ -88,10 +88,10 @@ def check_gram(name: str, fields: Fields, limits: Limits) -> None:
     if (upper[:, -1] != sums).any():
         raise ReplyError(f"{name}'s last column is not the sum of the moments")
     squares = np.diag(upper)
-    # Of integers from 0 to 255: q <= q^2 <= 255 q.
+    # For integers from 0 to 255: q <= q^2 <= 255 q.
     if (squares < sums).any() or (squares > np.uint64(_LARGEST_FEATURE) * sums).any():
-        raise ReplyError(f"{name}'s diagonal does not go with the sums of features")
-    # Within each class as well, no direction has a sum of squares below 0.
+        raise ReplyError(f"{name}'s diagonal does not fit the sums of features")
+    # Within each class too, no direction has a sum of squares below 0.
     present = counts > 0
     means = moments[present] / np.sqrt(counts[present, None])
     within = upper + np.triu(upper, 1).T - means.T @ means
@@ -102,7 +102,7 @@ def check_gram(name: str, fields: Fields, limits: Limits) -> None:
         np.linalg.cholesky(within)
     except np.linalg.LinAlgError as exc:
         raise ReplyError(
-            f"{name} is not that of any features: it is not positive semidefinite"
+            f"{name} cannot come from features: it is not positive semidefinite"
         ) from exc
 
 

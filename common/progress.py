@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, a line in the log wherever that is silent for long."""
+"""Progress of long work: a bar on a terminal, and a line in a log that is silent for long."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 logger = logging.getLogger("fedhead")
 
 _LOOK_SECONDS = 1.0
-# Ten at most, with the second until somebody looks.
+# Together with the second between two looks, at most ten seconds.
 _SILENCE_SECONDS: float = 9.0
 
 
@@ -28,11 +28,11 @@ class Step:
     """Work under way.
 
     Attributes:
-        what: is being done.
-        started: seconds on the clock.
-        total: of items; 0 where nobody knows.
-        done: items.
-        has_bar: whether a terminal shows it.
+        what: names the work.
+        started: when it began, in seconds on the clock.
+        total: number of items; 0 if unknown.
+        done: number of finished items.
+        has_bar: whether a terminal shows a bar of it.
     """
 
     what: str
@@ -42,7 +42,7 @@ class Step:
     has_bar: bool = False
 
     def line(self, now: float) -> str:
-        """What to say of it.
+        """The log's line about it.
 
         >>> Step("features", started=5.0, total=80, done=23).line(40.2)
         'features: 23 of 80, 35 s'
@@ -52,9 +52,9 @@ class Step:
 
 
 class _Watch(logging.Filter):
-    """Says what is being done when the log has been silent for long.
+    """Logs which work is under way when the log has been silent for long.
 
-    A filter, because it hears each record on the way to whatever handlers there are.
+    It is a filter because a filter sees each record, whatever handlers there are.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -72,7 +72,7 @@ class _Watch(logging.Filter):
 
     @contextmanager
     def watching(self, step: Step) -> Iterator[None]:
-        """Speak of a step, where no other has begun since, until the block ends."""
+        """Report a step until the block ends, unless a later one has begun."""
         with self._lock:
             if not self._steps:
                 self._heard, self._over = step.started, threading.Event()
@@ -89,7 +89,7 @@ class _Watch(logging.Filter):
                     self._over.set()
 
     def has_bar(self) -> bool:
-        """Whether a terminal shows any of the steps."""
+        """Whether a terminal shows a bar of any of the steps."""
         with self._lock:
             return any(step.has_bar for step in self._steps)
 
@@ -104,9 +104,9 @@ class _Watch(logging.Filter):
             step = self._steps[-1] if self._steps else None
         if step is None or shown or now - self._heard < _SILENCE_SECONDS:
             return
-        self._heard = now  # also where nobody listens to lines of this level
+        self._heard = now  # also if no handler shows lines of this level
         if logger.getEffectiveLevel() <= logging.INFO:
-            # Past logging.disable, by which a library is kept quiet while it works for minutes.
+            # Bypasses logging.disable, which silences a library while it works for minutes.
             record = logger.makeRecord(
                 logger.name, logging.INFO, __file__, 0, step.line(now), (), None
             )
@@ -135,11 +135,11 @@ def telling(tell: Tell) -> Iterator[None]:
 
 @contextmanager
 def stage(what: str, total: int = 0) -> Iterator[Step]:
-    """Name what the block does: while it is silent, a line says so at least every ten seconds.
+    """Name what the block does; while the log is silent, a line says it every ten seconds or less.
 
     Args:
-        what: in a few words; within it others may be named, then the innermost one is told.
-        total: of items, where it is known; the block counts them in ``Step.done``.
+        what: a few words. Stages may be nested; then the innermost one is reported.
+        total: number of items; 0 if unknown. The block counts finished ones in ``Step.done``.
     """
     step = Step(what, _WATCH.clock(), total)
     with _WATCH.watching(step):
@@ -147,9 +147,9 @@ def stage(what: str, total: int = 0) -> Iterator[Step]:
 
 
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """Yield the items and show how far it is: as a bar, or as a ``stage`` without a terminal.
+    """Yield the items and show the progress: a bar on a terminal, otherwise a ``stage``.
 
-    Inside ``telling`` neither: the step is handed over.
+    Inside ``telling`` it shows neither, and hands the step over.
     """
     with stage(what, total) as step:
         if tell := _TELL.get():
@@ -169,7 +169,7 @@ def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
 
 
 def _bar(items: Iterable[T], what: str, total: int) -> Iterable[T]:
-    from rich.console import Console  # only where it is shown: imports cost a device seconds
+    from rich.console import Console  # only here, because imports cost a device seconds
     from rich.markup import escape
     from rich.progress import track as rich_track
 

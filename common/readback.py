@@ -1,16 +1,16 @@
-"""Files that are read back later. Each says how it was written, and is not used once that changed.
+"""Files that are read back later. Each has a checksum; a file that has changed is not used.
 
-A kind of file is a value of this module, made once beside the code that writes and reads it. The
-checksum is the beginning of SHA-256, against accidents and not against forgers:
+A kind of file is an object of this module, made once beside the code that writes and reads it. The
+checksum is the beginning of SHA-256. It protects against accidents, not against attackers:
 
 ===========  ==========================================================================
-``JsonFile``   the last member, ``checksum``, covers all bytes before it
-``JsonLines``  likewise in each line
+``JsonFile``   its last member, ``checksum``, covers all bytes before it
+``JsonLines``  the same for each line
 ``ArraysFile`` ``checksum`` in safetensors' metadata covers all other bytes
-``own_check``  none: the file is checked in a way of its own, by a hash or a signature
+``own_check``  none: the file is checked in another way, by a hash or a signature
 ===========  ==========================================================================
 
-Other tools read these files as what they are: JSON, JSON lines, safetensors.
+Other tools can read these files as plain JSON, JSON lines and safetensors.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., object])
 
 KINDS: dict[str, object] = {}
-"""All kinds that the modules imported so far read back, by name: a kind, or a function that reads.
-A test flips the bytes of each."""
+"""All kinds of the modules imported so far, by name: the kind, or the function that reads it. A
+test flips the bytes of each."""
 
 _DIGITS = 16
 _MARK = b'"checksum": "'
@@ -50,7 +50,7 @@ def checksum(data: bytes) -> bytes:
 
 
 def own_check(kind: str) -> Callable[[F], F]:
-    """Marks the function that reads, and checks in its own way, files of a kind."""
+    """Mark a function that reads files of a kind and checks them in its own way."""
 
     def mark(function: F) -> F:
         _register(kind, function)
@@ -61,7 +61,7 @@ def own_check(kind: str) -> Callable[[F], F]:
 
 def _register(kind: str, reader: object) -> None:
     if kind in KINDS:
-        raise ValueError(f"there is a kind {kind!r} already")
+        raise ValueError(f"the kind {kind!r} exists already")
     KINDS[kind] = reader
 
 
@@ -135,9 +135,9 @@ class JsonLines:
         return seal(json.dumps(value)).decode()
 
     def read(self, path: Path) -> Iterator[dict[str, Any] | DamagedError]:
-        """What each line says, or that it is damaged.
+        """The object of each line, or the error of a damaged line.
 
-        Half a line at the end, from a process that was killed, is no line.
+        An incomplete last line, left by a killed process, is ignored.
 
         Raises:
             OSError: the file cannot be read.
@@ -163,7 +163,7 @@ class ArraysFile:
 
     def pack(self, arrays: Mapping[str, Array]) -> bytes:
         """A file's content."""
-        import numpy as np  # what watches over a device reads JSON files, and goes without
+        import numpy as np  # imported late: the device's watching process reads JSON files only
         from safetensors.numpy import save
 
         contiguous = {name: np.require(a, requirements="C") for name, a in arrays.items()}

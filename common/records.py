@@ -1,4 +1,4 @@
-"""Flat frozen dataclasses to Flower's ConfigRecord and back, checked field by field.
+"""Conversion of flat frozen dataclasses to Flower's ConfigRecord and back, with checks.
 
 Keys are the fields' names in kebab-case. A field may be bool, int, float, str, bytes, a Literal
 of strings, a tuple of one such type, or another flat dataclass, whose fields join the record. Many
@@ -27,7 +27,7 @@ def _key(name: str) -> str:
 
 
 def to_record(value: Any, skip: tuple[str, ...] = ()) -> ConfigRecord:
-    """A dataclass, and those it holds, as one record.
+    """A dataclass and the dataclasses in it as one record.
 
     Args:
         value: no two of its fields, at any depth, have the same name.
@@ -52,7 +52,7 @@ def to_record(value: Any, skip: tuple[str, ...] = ()) -> ConfigRecord:
     return ConfigRecord(record)
 
 
-# Looked up each time they are a third of a small message's cost.
+# Cached: looking them up each time would be a third of a small message's cost.
 _type_hints: Callable[[Any], dict[str, Any]] = lru_cache(typing.get_type_hints)
 
 
@@ -70,13 +70,13 @@ def _scalar(key: str, value: Any, hint: Any) -> Any:
 
 def _items(key: str, value: Any, kind: Any) -> list[Any]:
     items: list[Any] = _scalar(key, value, list)
-    if set(map(type, items)) - {kind}:  # long lists have no time for more
+    if set(map(type, items)) - {kind}:  # a fast check, because lists may be long
         items = [_scalar(key, item, kind) for item in items]
     return items
 
 
 def from_record(cls: type[T], record: Mapping[str, Any], **given: Any) -> T:
-    """The dataclass that a record holds; fields in ``given`` are taken as they are.
+    """The dataclass in a record; fields in ``given`` are used without a check.
 
     Raises:
         ProtocolError: names the key that is missing or has another type.
@@ -102,9 +102,9 @@ def to_columns(cls: type[Any], rows: Sequence[Any], prefix: str = "") -> dict[st
     """Dataclasses whose fields are plain values, as one list for each field.
 
     Args:
-        cls: what they are; there may be none.
-        rows: of this class.
-        prefix: of the keys.
+        cls: the dataclass; needed because ``rows`` may be empty.
+        rows: values of this class.
+        prefix: put before each key.
     """
     names = [field.name for field in dataclasses.fields(cls)]
     return {prefix + _key(name): [getattr(row, name) for row in rows] for name in names}
@@ -114,8 +114,8 @@ def from_columns(cls: type[T], record: Mapping[str, Any], prefix: str = "") -> t
     """The reverse of ``to_columns``.
 
     Raises:
-        ProtocolError: names the key that is missing or has another type, or of another length
-            than the others.
+        ProtocolError: names the key that is missing, has another type, or another length than
+            the others.
     """
     hints, columns = _type_hints(cls), []
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]

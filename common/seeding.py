@@ -1,7 +1,7 @@
 """Random streams that every platform can reproduce.
 
-Each draw is splitmix64 over ``(seed, purpose, *keys, index)``: the same integers in numpy
-uint64, TorchScript int64, C++ and numba, which numpy's and torch's own generators are not.
+Each draw is splitmix64 over ``(seed, purpose, *keys, index)``. It gives the same integers in numpy
+uint64, TorchScript int64, C++ and numba; numpy's and torch's generators cannot do that.
 Values are compared as 63-bit non-negative integers, so that signed and unsigned 64-bit
 arithmetic order them alike.
 
@@ -32,7 +32,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 class Purpose(IntEnum):
-    """What a stream is for; a stream is never used for two things."""
+    """What a stream is for; no stream is used for two purposes."""
 
     COHORT = 1
     BATCH_ORDER = 2
@@ -60,7 +60,7 @@ def _mix(z: int) -> int:
 
 
 def stream_state(seed: int, purpose: Purpose, *keys: int) -> int:
-    """State of a stream, 64 bits; a further key continues from here, in any language."""
+    """State of a stream, 64 bits. Further keys can be mixed in from here, in any language."""
     state = 0
     for key in (seed, int(purpose), *keys):
         state = _mix(((state ^ (key & _MASK)) + _GOLDEN) & _MASK)
@@ -75,7 +75,7 @@ def draws(
     Args:
         seed: the run's seed.
         purpose: what the stream is for.
-        keys: what else names the stream, for example round, client, epoch.
+        keys: further parts of the stream's name, for example round, client, epoch.
         index: int64 (n,), positions in the stream, in any order.
 
     Returns:
@@ -116,7 +116,7 @@ def smallest(
 ) -> npt.NDArray[np.int64]:
     """The ``count`` ids with the smallest draws, ascending.
 
-    An id's draw depends on itself alone, so one that is away changes nobody else's luck.
+    An id's draw depends on that id alone, so a missing id does not change the others' draws.
     """
     order = np.argsort(draws(seed, purpose, *keys, index=ids), kind="stable")
     return np.sort(ids[order[:count]])
@@ -135,10 +135,10 @@ def batch_order(
 
 
 def batch_seed(*, seed: int, round_number: int, client: int) -> int:
-    """All that a phone needs to visit its examples in ``batch_order``'s order.
+    """The number from which a phone computes the order of ``batch_order``.
 
-    The state of the stream before the epoch's key, as a signed 64-bit integer, which is what
-    TorchScript, Java and C++ have.
+    It is the stream's state before the epoch's key, as a signed 64-bit integer, which TorchScript,
+    Java and C++ all have.
     """
     state = stream_state(seed, Purpose.BATCH_ORDER, round_number, client)
     return state - (1 << 64) if state >> 63 else state

@@ -1,4 +1,4 @@
-"""Sufficient statistics of a linear head, and regression from them, in float64.
+"""Sufficient statistics of a linear head, and regression on them in float64.
 
 The features are uint8, so their sums and products are integers: the statistics are exact, and
 adding them up gives the same bits in any order, over any split into clients or nodes.
@@ -28,20 +28,20 @@ __all__ = [
 
 # A float32 product of uint8 matrices is exact while each sum stays below 2**24: 255**2 * 256.
 EXACT_ROWS = 256
-"""Examples whose products may be summed in float32."""
+"""Largest number of examples whose products may be summed in float32."""
 
 
 def exact_sum(
     start: npt.NDArray[np.uint64], rows: npt.NDArray[np.generic]
 ) -> npt.NDArray[np.uint64]:
-    """Integer sums, and further rows of such added to them.
+    """Integer sums with further rows added to them.
 
     Args:
         start: uint64 (...).
         rows: unsigned integers (m, ...).
 
     Raises:
-        OverflowError: a sum leaves 64 bits, where it would begin again at 0.
+        OverflowError: a sum does not fit into 64 bits and would wrap around.
     """
     total = start
     for row in rows:
@@ -74,7 +74,7 @@ class Statistics:
 
     @property
     def varies(self) -> npt.NDArray[np.bool_]:
-        """Which of the D columns carry anything: features that are not constant, and the 1.
+        """Which of the D columns carry information: features that are not constant, and the 1.
 
         bool (D,). Exact: by Cauchy and Schwarz a feature is constant if and only if its mean
         times its sum is its sum of squares.
@@ -90,7 +90,7 @@ class Statistics:
     def in_feature_space(
         self, affine: Affine
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """The same sums over what trainers see, x = [gain * (q - center), 1].
+        """The same sums for the features that trainers see, x = [gain * (q - center), 1].
 
         Returns:
             A = X^T X, float64 (D, D), and B = Y^T X, float64 (K, D).
@@ -152,12 +152,12 @@ def feature_statistics(features: FeatureSet, num_classes: int) -> Statistics:
 
 
 def device_statistics(a: IntArray, b: IntArray, n: IntArray) -> Statistics:
-    """What a phone's ``statistics`` gave, as the same numbers that ``feature_statistics`` gives.
+    """The result of a phone's ``statistics``, in the form of ``feature_statistics``.
 
     Args:
         a: int64 (D (D + 1) / 2,), upper triangle of ``sum [q 1]^T [q 1]``.
         b: int64 (K, d), each class's sum of q.
-        n: int64 (K,), its examples.
+        n: int64 (K,), each class's number of examples.
     """
     return Statistics(_smallest(a), _smallest(np.concatenate([b, n[:, None]], axis=1)))
 
@@ -170,13 +170,14 @@ def ridge(
     Args:
         a: float64 (D, D), X^T X.
         b: float64 (K, D), Y^T X.
-        lam: > 0; also on the bias, as in Fed3R (arXiv 2406.01116).
+        lam: > 0; applies to the bias too, as in Fed3R (arXiv 2406.01116).
         normalize: divide each class's row by its norm, as Fed3R does.
 
     Returns:
         float64 (K, D), weight and bias.
     """
-    # NumPy solves no triangular systems: one LU is a third of Cholesky's factor and two LUs.
+    # NumPy cannot solve triangular systems, so Cholesky would need two more LUs: three times the
+    # cost of this one LU.
     weight = np.asarray(np.linalg.solve(a + lam * np.eye(len(a)), b.T).T, np.float64)
     return unit_rows(weight) if normalize else weight
 
@@ -186,9 +187,9 @@ def least_squares(
 ) -> npt.NDArray[np.float64]:
     """Least squares onto one-hot labels, ``W A = B``; constant features get no weight.
 
-    Columns are scaled to length 1 first: MobileNet's features differ so much in size that X has
-    condition 18,000 as it is and 200 then, and the normal equations square that. Where several
-    heads fit equally well, as with fewer examples than features, it is the shortest of them.
+    Columns are scaled to length 1 first. MobileNet's features differ much in size: this lowers the
+    condition number of X from 18,000 to 200, and the normal equations square it. If several heads
+    fit equally well, as with fewer examples than features, the result is the shortest of them.
 
     Args:
         a: float64 (D, D), X^T X.
@@ -201,7 +202,7 @@ def least_squares(
     a, b_kept = a[np.ix_(varies, varies)], b[:, varies]
     length = np.sqrt(np.diag(a))
     values, vectors = np.linalg.eigh(a / np.outer(length, length))
-    if not (values > _cut(values)).all():  # the shortest, measured in the head's own units
+    if not (values > _cut(values)).all():  # choose the shortest head, in the head's own units
         length = np.ones_like(length)
         values, vectors = np.linalg.eigh(a)
     alive = values > _cut(values)
@@ -212,12 +213,12 @@ def least_squares(
 
 
 def _cut(values: npt.NDArray[np.float64]) -> float:
-    """Eigenvalues up to here are rounding."""
+    """The threshold up to which eigenvalues are rounding errors."""
     return float(values[-1]) * len(values) * float(np.finfo(np.float64).eps)
 
 
 def unit_rows(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Each row divided by its norm; a row of zeros stays."""
+    """Each row divided by its norm; a row of zeros stays zero."""
     norms = np.linalg.norm(matrix, axis=1, keepdims=True)
     scaled: npt.NDArray[np.float64] = matrix / np.where(norms > 0, norms, 1)
     return scaled

@@ -1,4 +1,4 @@
-"""TOML files with keys that are known: every problem of a file at once, by name."""
+"""TOML files with known keys. All problems of a file are reported at once, by key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Section(BaseModel):
-    """Keys are kebab-case in TOML and snake_case in Python; none but the known ones is allowed."""
+    """Keys are kebab-case in TOML and snake_case in Python. An unknown key is an error."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -47,15 +47,15 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def validated(model: type[M], content: Mapping[str, Any], where: str) -> M:
-    """Content as a model.
+    """The content as a checked model.
 
     Args:
-        model: with :class:`Section` as its base, and as that of its sections.
+        model: a subclass of :class:`Section`, like all its sections.
         content: kebab-case keys, as in a file.
         where: the file's name, for the error.
 
     Raises:
-        ConfigError: with all problems.
+        ConfigError: names all problems.
     """
     try:
         return model.model_validate(content)

@@ -1,4 +1,4 @@
-"""What no simulated client trains on, in words: said in every run, never only when it was drawn."""
+"""Lines about data that no simulated client trains on. Every run logs them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _SHOWN = 10  # classes in a line
 def unheld(config: Config) -> list[str]:
     """Training images that belong to no client, and classes that no client trains on.
 
-    Partitions drop what does not divide, and calibration, validation and clients' own test parts
-    take from rare classes.
+    A partition drops images that it cannot divide. The calibration images, the validation part and
+    clients' test parts may use up a rare class.
 
     Returns:
-        A line for each of the two, where there is something to say.
+        A line for each of the two that occurs.
     """
     dataset, shares = experiment_dataset(config), client_shares(config)
     free = np.setdiff1d(dataset.train, calibration_positions(config))
@@ -39,7 +39,7 @@ def unheld(config: Config) -> list[str]:
     if lost := len(free) - owned:
         line = f"{lost} of {len(free)} training images belong to no client"
         if config.round.max_examples_per_client:
-            line += ", or are more than round.max-examples-per-client lets it use"
+            line += ", or are beyond round.max-examples-per-client"
         if config.partition.scheme == "natural":
             owners = client_ids(dataset, config.partition.column)[free].tolist()
             if gaps := owners.count(None):

@@ -23,9 +23,10 @@ def client_weights(plan: ClientPlan, num_examples: IntArray) -> npt.NDArray[np.f
 
 
 class FieldSums:
-    """Weighted sums of named fields, added up in the order in which they come.
+    """Weighted sums of named fields, added up in the order of the calls.
 
-    Floats are summed in float64 and read as float32; integers, whose weight is 1, stay exact.
+    Floats are summed in float64 and returned as float32. Integers always have weight 1, and their
+    sums are exact.
     """
 
     def __init__(self) -> None:
@@ -33,7 +34,7 @@ class FieldSums:
         self._integers: dict[str, npt.NDArray[np.uint64]] = {}
 
     def add(self, row: Fields, weight: float = 1.0) -> None:
-        """Add one client's fields, or a sum (weight 1) of several clients'."""
+        """Add one client's fields, or with weight 1 the sum of several clients' fields."""
         for name, array in row.items():
             if np.issubdtype(array.dtype, np.integer):
                 known = self._integers.get(name)
@@ -56,7 +57,7 @@ class FieldSums:
 
 
 def added_up(rows: UpdateBatch) -> UpdateBatch:
-    """The weighted sum of single clients' rows, as a node would send it."""
+    """The weighted sum of single clients' rows, in the form that a node sends."""
     sums = FieldSums()
     for i, weight in enumerate(rows.weights.tolist()):
         sums.add({name: array[i] for name, array in rows.fields.items()}, weight)

@@ -1,4 +1,4 @@
-"""Is this update fit to count? Asked on the node for each client, and on the server again."""
+"""Whether an update may be aggregated. The node checks each client, and the server again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from common.types import Layout
 __all__ = ["LARGEST", "check_fields"]
 
 LARGEST = 1e30
-"""The largest magnitude that a number of one client's update may have."""
+"""The largest magnitude of any number in one client's update."""
 
 
 def check_fields(
@@ -26,12 +26,12 @@ def check_fields(
 
     Args:
         fields: one client's arrays, or one row of a reply.
-        layouts: what the plan asked for, see ``common.fields.field_layouts``.
-        max_norm: bound on the L2 norm of "delta"; 0 for none.
-        largest: magnitude of any number in a field of floats.
+        layouts: of the fields that the plan asks for, see ``common.fields.field_layouts``.
+        max_norm: bound on the L2 norm of "delta"; 0: no bound.
+        largest: bound on the magnitude of any number in a field of floats.
 
     Raises:
-        ReplyError: names the field, what it is and what was expected.
+        ReplyError: names the field, what was found and what was expected.
     """
     if set(fields) != set(layouts):
         raise ReplyError(f"sent the fields {sorted(fields)}, expected {sorted(layouts)}")
@@ -55,6 +55,6 @@ def check_fields(
 def _check_magnitude(name: str, array: npt.NDArray[np.generic], largest: float) -> None:
     if not np.isfinite(array).all():
         raise ReplyError(f"{name} is not finite")
-    # A finite number may still be so large that the sum with others is not.
+    # The sum of finite numbers need not be finite.
     if np.abs(array).max(initial=0) > largest:
         raise ReplyError(f"{name} holds numbers above {largest:g}")

@@ -1,4 +1,4 @@
-"""Words for people: whoever's they are, and however many."""
+"""Text for logs and terminals: made safe, made short, or with the nearest known name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LONGEST = 300
 
 
 def one_line(words: str, most: int = _LONGEST) -> str:
-    r"""What another machine says, fit for a log: one line, no control characters, not long.
+    r"""Text from another machine, fit for a log: short, one line, no control characters.
 
     >>> one_line("no\nround 1/9  accuracy 1.0 \x1b[2J")
     'no round 1/9  accuracy 1.0  [2J'
@@ -20,7 +20,7 @@ def one_line(words: str, most: int = _LONGEST) -> str:
 
 
 def printable(words: str) -> str:
-    r"""Words without what a terminal obeys or cannot show: a space is in its place.
+    r"""Text in which a space replaces each character that a terminal obeys or cannot show.
 
     >>> printable("\x1b[31mred\u202e\udc80")
     ' [31mred  '
@@ -29,7 +29,7 @@ def printable(words: str) -> str:
 
 
 def some(words: Sequence[str], most: int = 5) -> str:
-    """The first of them, and whether there are more.
+    """The first words, and "..." if there are more.
 
     >>> some(["a", "b", "c"], 2)
     'a, b, ...'
@@ -38,7 +38,7 @@ def some(words: Sequence[str], most: int = 5) -> str:
 
 
 def unknown(what: str, name: str, known: Collection[str]) -> str:
-    """That there is no such thing, with the nearest there is.
+    """A message that a name is unknown, with the nearest known one.
 
     >>> unknown("field", "detla", ["delta", "gram"])
     "unknown field 'detla', did you mean delta? (known: delta, gram)"

@@ -1,1 +1,1 @@
-"""What runs on the server: the round loop, the strategies, evaluation, checkpoints, export."""
+"""The server: the round loop, the strategies, evaluation, checkpoints, export."""

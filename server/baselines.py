@@ -1,4 +1,4 @@
-"""What the same features give without federation: the heads of all clients' data in one place."""
+"""Baselines without federation: heads trained on all clients' features in one place."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SECONDS = 3600.0
 
 
 def baselines(run: Run, num_classes: int, test: FeatureSet) -> dict[str, float | None]:
-    """Accuracy of the centralized and the ridge head; None where data cannot be in one place."""
+    """Accuracy of the centralized and the ridge head; None if data cannot be in one place."""
     config = run.config
     if not (run.registry.simulated and config.baseline.epochs):
         return {"centralized_accuracy": None, "ridge_accuracy": None}
@@ -57,9 +57,9 @@ def baselines(run: Run, num_classes: int, test: FeatureSet) -> dict[str, float |
 
 
 def _accuracy(name: str, head: Head, test: FeatureSet) -> float | None:
-    """None for a head that has diverged: what it predicts is nothing to compare with."""
+    """A head's accuracy; None if the head has diverged, because then it is no baseline."""
     evaluation = evaluate(head, test)
     if math.isfinite(evaluation.loss):
         return evaluation.accuracy
-    logger.warning("the %s head has diverged: no baseline (baseline.lr, train.lr)", name)
+    logger.warning("no %s baseline: its head has diverged (baseline.lr, train.lr)", name)
     return None

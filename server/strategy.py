@@ -1,4 +1,4 @@
-"""What an aggregation strategy is: pure functions, what they are told, and what they may say."""
+"""The type of an aggregation strategy: pure functions, their context and their results."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ S = TypeVar("S")
 Metrics = Mapping[str, float]
 Aggregated = tuple[S, Head] | tuple[S, Head, Metrics]
 
-# What a strategy's arguments may be; any other of pydantic's annotations does as well.
+# Annotations for a strategy's arguments; any other pydantic annotation works as well.
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -48,13 +48,13 @@ _METRIC_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 @dataclass(frozen=True, eq=False)
 class RoundContext:
-    """What a strategy is told of a round and of the run, beside its state and the updates.
+    """Facts about round and run that a strategy gets beside its state and the updates.
 
     Attributes:
         round_number: from 1.
-        num_clients: how many clients the federation has: all that are registered, or, where
-            nobody registers, all that ever came.
-        clients_per_round: how many updates a round is after, as configured.
+        num_clients: number of clients in the federation: all registered ones or, without
+            registration, all that ever joined.
+        clients_per_round: configured number of updates that a round wants.
         lr: the clients' learning rate in this round.
         affine: how integer features become x.
         zero_point: the integer feature that stands for 0.
@@ -71,10 +71,9 @@ class RoundContext:
 
     @cached_property
     def rng(self) -> np.random.Generator:
-        """The round's own random numbers, the same whenever the round is done again.
+        """The round's random generator; it is the same if the round is repeated.
 
-        All that draw in a round share them, so that what a strategy and one around it draw
-        differs.
+        All users in a round share it, so that a strategy and its wrapper get different draws.
         """
         state = stream_state(self.seed, Purpose.STRATEGY, self.round_number)
         return np.random.Generator(np.random.PCG64(state))
@@ -82,28 +81,28 @@ class RoundContext:
 
 @dataclass(frozen=True)
 class Strategy(Generic[S]):
-    """A way to aggregate, as a value.
+    """A way to aggregate: a frozen value of functions.
 
     The state is a frozen dataclass of arrays, numbers, tuples of integers and other such
-    dataclasses, so that a checkpoint can hold it. No function changes what it is given, but for
-    the context's random numbers, which are drawn.
+    dataclasses, so that a checkpoint can hold it. No function changes its arguments, except that
+    it may draw from the context's random generator.
 
     Attributes:
         name: for logs and tables.
-        init: the state before the first round, given the first head.
-        plan: what the clients of a round do (state, context).
-        aggregate: the next state and head from the updates of one round (state, head, updates,
-            context), and metrics of the round if it likes: finite numbers by kebab-case name.
-            They are "strategy" in metrics.jsonl, strategy/NAME in TensorBoard, a curve each in
-            the report, and their last values are columns where runs are compared.
+        init: called with the first head; returns the state before the first round.
+        plan: called with (state, context); returns what the clients of a round do.
+        aggregate: called with (state, head, updates, context); returns the next state and head
+            and, if it likes, metrics of the round: finite numbers by kebab-case name. They appear
+            as "strategy" in metrics.jsonl, as strategy/NAME in TensorBoard and as curves in the
+            report; their last values are columns of comparisons.
         reduce: "sum" if weighted sums of the fields suffice, so that a node may send one row
             for all its clients; "individual" if each client's update is needed.
-        each: with "individual", what happens to single clients' rows as they arrive, a few
-            clients at a time (state, head, rows); the rows it returns are added up, and
-            ``aggregate`` sees sums. Without it, ``aggregate`` needs all rows at once. It is told
-            nothing of the round and draws nothing: how often it is called depends on the nodes.
-        personal: with lambda above 0, each client ends with a head of its own, made from the
-            last global one and its training part (see client.personal); 0 for none.
+        each: with "individual", called with (state, head, rows) for a few clients at a time as
+            their rows arrive. The rows that it returns are added up, and ``aggregate`` gets sums.
+            Without it, ``aggregate`` needs all rows at once. It gets no context and no random
+            numbers, because the number of calls depends on the nodes.
+        personal: lambda of personal heads. If it is above 0, each client ends with a head of its
+            own, made from the last global head and its training part (see client.personal).
         plain_sgd: whether clients must step along plain gradients, without momentum.
     """
 
@@ -117,23 +116,24 @@ class Strategy(Generic[S]):
     plain_sgd: bool = False
 
     def for_plan(self, plan: ClientPlan) -> Strategy[S]:
-        """The same as a round needs it: of everyone's fields the sums suffice."""
+        """The strategy for a plan: if the plan asks everyone, sums are enough."""
         return replace(self, reduce="sum", each=None) if plan.everyone else self
 
 
 def with_metrics(given: Aggregated[S], name: str) -> tuple[S, Head, dict[str, float]]:
-    """What ``aggregate`` gave, with metrics: none where it gave none.
+    """The result of ``aggregate`` with metrics, which are empty if it returned none.
 
     Args:
         given: the state, the head, and perhaps metrics.
-        name: of the strategy, for errors.
+        name: the strategy's name, for errors.
 
     Raises:
-        RunError: it is something else, or a metric is no finite number or has no kebab-case name.
+        RunError: the result has another form, or a metric is not a finite number or does not have
+            a kebab-case name.
     """
     if not (isinstance(given, tuple) and len(given) in (2, 3) and isinstance(given[1], Head)):
         raise RunError(
-            f"strategy {name}: aggregate must give (state, head) or (state, head, metrics)"
+            f"strategy {name}: aggregate must return (state, head) or (state, head, metrics)"
         )
     state, head, metrics = given if len(given) == 3 else (*given, {})
     if not isinstance(metrics, Mapping):
@@ -159,12 +159,12 @@ def check_head(new: Head, head: Head, name: str) -> None:
     """Refuse a head that no client could train on.
 
     Args:
-        new: what ``aggregate`` gave.
-        head: what it was given.
+        new: the head that ``aggregate`` returned.
+        head: the head that it got.
         name: of the strategy, for errors.
 
     Raises:
-        RunError: names the array, what it is and what was expected.
+        RunError: names the array, what was found and what was expected.
     """
     for array in ("weight", "bias"):
         got, want = getattr(new, array), getattr(head, array)

@@ -1,4 +1,4 @@
-"""summary.json: what a run has come to."""
+"""summary.json: the results of a run."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = ["Outcome", "of_export", "summarize"]
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What training gave.
+    """The result of training.
 
     Attributes:
-        head: the last one.
-        evaluation: of it, on the server's test set.
-        rounds: how many were finished.
-        counters: totals over them.
-        figures: of the clients' own test parts.
+        head: the last head.
+        evaluation: of the last head, on the server's test set.
+        rounds: number of finished rounds.
+        counters: totals over all rounds.
+        figures: figures of the clients' own test parts.
     """
 
     head: Head
@@ -44,7 +44,7 @@ class Outcome:
 def summarize(run: Run, backbone: FrozenBackbone, outcome: Outcome) -> dict[str, Any]:
     """The figures of a run's training."""
     config, counters, head = run.config, outcome.counters, outcome.head
-    # What one client would send if the float32 backbone were trained and sent as well.
+    # Bytes that one client would send if the float32 backbone were trained and sent too.
     full_model_bytes = backbone.spec.float_model_bytes + payload_bytes(
         RecordDict({"arrays": write_head(head)})
     )
@@ -80,7 +80,7 @@ def summarize(run: Run, backbone: FrozenBackbone, outcome: Outcome) -> dict[str,
 
 
 def of_export(exported: ExportReport | None, path: Path) -> dict[str, Any]:
-    """The figures of its exported model; None: it could not be exported."""
+    """The figures of the run's exported model; ``exported`` is None if the export failed."""
     return {
         "model_path": str(path) if exported else None,
         "model_bytes": exported and exported.model_bytes,

@@ -539,7 +539,7 @@ def test_a_resumed_run_goes_back_to_where_its_metrics_are_whole(
     found = load_latest(tmp_path, rounds=4, because="metrics.jsonl, line 5 is damaged")
     assert found is not None
     assert found.round_number == 4
-    assert "000005 is passed over (metrics.jsonl, line 5 is damaged)" in caplog.text
+    assert "000005 is skipped (metrics.jsonl, line 5 is damaged)" in caplog.text
     with pytest.raises(RunError, match="line 3 is damaged, and the oldest checkpoint is of"):
         load_latest(tmp_path, rounds=2, because="metrics.jsonl, line 3 is damaged")
 

@@ -1,1 +1,1 @@
-"""Many simulated clients' training at once, equal to one after another up to rounding."""
+"""Training of many simulated clients at once. The result is that of one by one, up to rounding."""

@@ -1,4 +1,4 @@
-"""Clients after training: their deltas, or the weighted sum of them in one product."""
+"""Clients after training: their deltas, or the deltas' weighted sum in one product."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Float64Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Chunk(ABC):
-    """Some clients of a cohort; valid only inside the ``consume`` it is handed to.
+    """Some clients of a cohort; valid only inside the ``consume`` that gets it.
 
     Attributes:
         clients: int64 (m,), ids.
@@ -51,7 +51,7 @@ class Chunk(ABC):
 
 @dataclass(frozen=True, eq=False)
 class PrimalChunk(Chunk):
-    """One client that was trained by ordinary steps.
+    """One client, trained by ordinary steps.
 
     Attributes:
         delta: (K, d + 1).
@@ -99,7 +99,7 @@ class DualChunk(Chunk):
         scale = torch.from_numpy(np.repeat(weights, self.num_examples)).to(self.dual.dtype)
         scaled = self.dual * scale
         if not weights.all():
-            # Zero times infinity is no number: who does not count must not spoil the sum.
+            # Zero times infinity is NaN, so clients with weight 0 are left out.
             scaled[:, scale == 0] = 0
         total: Float64Array = self._combine(scaled, self.x).astype(np.float64)
         counted = weights != 0

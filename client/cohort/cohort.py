@@ -1,14 +1,14 @@
-"""Local training of many clients' heads at once, exactly as ``client.sgd`` does it one by one.
+"""Local training of many clients' heads at once, with the result of ``client.sgd`` one by one.
 
-Every SGD step on a linear head adds a combination of the client's own examples, so a client's
-head stays ``w = alpha w0 + beta c + A X P`` (A: K x n), and the logits of all its examples
-follow through the Gram matrix ``X P X^T``, which never changes. A round is one product for the
-first logits, cheap steps on (K, n) matrices, and one product for all deltas. A client with so
-many examples that ordinary steps are cheaper is trained by ``client.sgd``.
+Every SGD step on a linear head adds a combination of the client's own examples. So a client's head
+always has the form ``w = alpha w0 + beta c + A X P`` (A: K x n), and the logits of all its examples
+follow from the Gram matrix ``X P X^T``, which never changes. A round is one product for the first
+logits, cheap steps on (K, n) matrices, and one product for all deltas. If a client has so many
+examples that ordinary steps are cheaper, ``client.sgd`` trains it.
 
-Work goes in chunks of clients, a thread for each, and results come back in the clients' order:
-the number of threads changes no bit. Memory is that of the kept Gram matrices and of one chunk for
-each thread, at least one client's features.
+Threads work on chunks of clients, and results come back in the clients' order, so the number of
+threads does not change any bit. Memory is needed for the kept Gram matrices and one chunk per
+thread; a chunk holds at least one client's features.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ T = TypeVar("T")
 Floats = npt.NDArray[np.floating]
 Float64Array = npt.NDArray[np.float64]
 
-_CHUNK_ROWS = 1024  # 5 MB in float32 at d = 1280: stays in a core's part of the cache
+_CHUNK_ROWS = 1024  # 5 MB in float32 at d = 1280, which fits a core's part of the cache
 
 
 class Cohort:
     """The clients that one process may train together, one round at a time.
 
     Args:
-        features: examples of all of them.
+        features: examples of all clients.
         rows: for each client, int64 positions in ``features``; the index is the client's id.
             Labels must lie in [0, K) of the heads that are trained.
-        memory_bytes: for Gram matrices that stay between rounds.
-        chunk_rows: examples that one thread works on at a time.
-        threads: 0: one for each core that this process may use.
-        dtype: of all arithmetic; float64 is for tests.
+        memory_bytes: memory for Gram matrices that are kept between rounds.
+        chunk_rows: number of examples that one thread works on at a time.
+        threads: number of threads; 0: one for each core that this process may use.
+        dtype: dtype of all arithmetic; float64 is for tests.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Cohort:
         )
         self._chunk_rows, self._threads = chunk_rows, threads or cores()
         self._width = self._examples.width
-        # Above twice the width no number of epochs makes the dual form the cheaper one.
+        # Above twice the width the dual form is never cheaper, whatever the number of epochs.
         small = np.where(self.num_examples <= 2 * self._width, self.num_examples, 0)
         self._grams = Grams(small, memory_bytes, dtype)
 
@@ -101,13 +101,13 @@ class Cohort:
         """Train clients from the same head.
 
         Args:
-            clients: int64 (m,), ids; each with at least one example.
+            clients: int64 (m,), ids; each has at least one example.
             start: (K, d + 1), the global head; not changed.
-            objective: what they do.
-            seed: of the run, for the batch orders.
-            round_number: of this round, for the batch orders.
-            consume: called with each chunk in a worker's thread; what it returns is yielded in
-                the order of the clients.
+            objective: what they minimise, and how.
+            seed: the run's seed, for the batch orders.
+            round_number: the round's number, for the batch orders.
+            consume: called with each chunk in a worker thread; its results are yielded in the
+                order of the clients.
 
         Raises:
             DataError: a client has no examples.
@@ -158,7 +158,7 @@ class Cohort:
         )
 
     def evaluate(self, clients: IntArray, matrix: Floats) -> tuple[IntArray, Float64Array]:
-        """How a head does on each client's examples; ties go to the lower class.
+        """Evaluate a head on each client's examples; ties go to the lower class.
 
         Args:
             clients: int64 (m,), ids; each with at least one example.
@@ -187,7 +187,7 @@ class Cohort:
         return correct, np.add.reduceat(losses, ends[:-1]) / np.diff(ends)
 
     def prepare(self, clients: IntArray) -> None:
-        """Make the clients' Gram matrices now, as far as they are kept, for plain training."""
+        """Compute the clients' Gram matrices now, those that are kept, for plain training."""
         clients = np.asarray(clients, np.int64)
         clients = clients[self._grams.kept(clients)]
         self._grams.use(None)
@@ -202,9 +202,9 @@ class Cohort:
         deque(in_order(parts, work, self._threads), maxlen=0)
 
     def touch(self, clients: IntArray, matrix: Floats) -> None:
-        """Both products that touch every feature, with their conversion, and nothing else.
+        """Compute only the two products that read every feature, with the conversion.
 
-        What a round costs at least: benchmarks put its time beside a round's.
+        This is a lower bound of a round's cost; benchmarks compare it with a round.
         """
         weight = self._examples.padded(matrix)
 
@@ -219,9 +219,9 @@ class Cohort:
     def _dual_is_cheaper(
         self, clients: IntArray, k: int, objective: Objective
     ) -> npt.NDArray[np.bool_]:
-        """Which form needs fewer multiply-adds; a Gram that is kept counts as free.
+        """Whether the dual form needs fewer multiply-adds; a kept Gram matrix costs nothing.
 
-        Adam's steps are no combination of examples: it has no dual form.
+        Adam has no dual form: its steps are no linear combination of examples.
         """
         if objective.training.optimizer != "sgd":
             return np.zeros(len(clients), np.bool_)
@@ -236,7 +236,7 @@ class Cohort:
         return cheaper
 
     def _parts(self, counts: IntArray, dual: npt.NDArray[np.bool_]) -> Iterator[slice]:
-        """Runs of clients with about ``chunk_rows`` examples; a primal one is alone."""
+        """Ranges of clients with about ``chunk_rows`` examples; a primal client is alone."""
         first, rows = 0, 0
         for i, n in enumerate(counts.tolist()):
             if i > first and (rows + n > self._chunk_rows or not (dual[i] and dual[i - 1])):
@@ -248,9 +248,9 @@ class Cohort:
 
 
 def warm_up() -> None:
-    """Load the compiled kernels, or compile them, so that no round has to."""
+    """Load or compile the kernels now, so that no round has to."""
     q = np.zeros((1, 1), np.uint8)
-    q.flags.writeable = False  # as a memory-mapped file is
+    q.flags.writeable = False  # like a memory-mapped file
     one = np.ones(1, np.float32)
     features = FeatureSet(q, np.zeros(1, np.int64), Affine(one, one), "")
     objective = Objective(LocalTraining(1.0))

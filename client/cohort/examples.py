@@ -1,4 +1,4 @@
-"""A cohort's examples: whose they are, and their way from uint8 to what trainers see."""
+"""A cohort's examples: their owners, and their conversion from uint8 to training features."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ __all__ = ["Examples"]
 
 Floats = npt.NDArray[np.floating]
 
-_ALIGN = 16  # rows begin at multiples of 64 bytes, wherever a client lies in its chunk
+_ALIGN = 16  # rows begin at multiples of 64 bytes, whatever a client's place in its chunk
 
 
 class Examples:
-    """Features with their owners, and memory that threads convert them in.
+    """Features with their owners, and memory in which threads convert them.
 
     Args:
         features: examples of all clients.
         rows: for each client, int64 positions in ``features``; the index is the client's id.
-        chunk_rows: examples that one thread converts at a time, as a rule.
-        dtype: of what trainers see.
+        chunk_rows: usual number of examples that a thread converts at a time.
+        dtype: dtype of the converted features.
 
     Attributes:
         features: as given.
         num_examples: int64 (C,), by client.
-        largest_label: int64 (C,), of each client's; -1 for one without examples.
+        largest_label: int64 (C,), each client's largest label; -1 without examples.
         width: d + 1.
-        padded_width: the same, aligned.
-        dtype: NumPy's name of what trainers see.
+        padded_width: the width, aligned.
+        dtype: NumPy's name of the converted features' dtype.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Examples:
         """Examples at these rows.
 
         Returns:
-            The memory to give back; x (M, padded width); labels (M,).
+            The memory, to be given back; x (M, padded width); labels (M,).
         """
         size = len(rows) * self.padded_width
         if size > self._usual:
@@ -77,12 +77,12 @@ class Examples:
         return buffer, x, self.features.labels[rows]
 
     def give_back(self, buffer: Tensor) -> None:
-        """Let another thread have the memory of ``load``."""
-        if len(buffer) == self._usual:  # a larger one is let go
+        """Return the memory of ``load`` for another thread's use."""
+        if len(buffer) == self._usual:  # a larger one is freed
             self._buffers.put(buffer)
 
     def positions(self, clients: IntArray) -> tuple[IntArray, IntArray]:
-        """Clients' rows of the features, and where each begins and ends among them."""
+        """Clients' rows of the features, and where each client's begin and end among them."""
         counts = self.num_examples[clients]
         ends = np.zeros(len(clients) + 1, np.int64)
         np.cumsum(counts, out=ends[1:])
@@ -91,7 +91,7 @@ class Examples:
         return self._rows[places], ends
 
     def padded(self, matrix: Floats) -> Tensor:
-        """A matrix (m, d + 1) with columns of zeros, as ``load`` has them."""
+        """A matrix (m, d + 1), padded with columns of zeros as in ``load``."""
         out = torch.zeros((len(matrix), self.padded_width), dtype=self._torch_dtype)
         out[:, : matrix.shape[1]] = torch.from_numpy(np.asarray(matrix, self.dtype))
         return out

@@ -1,4 +1,4 @@
-"""Gram matrices of clients, made once and kept over rounds while there is room."""
+"""Gram matrices of clients, computed once and kept between rounds if there is room."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["Grams"]
 
 
 class Grams:
-    """``X P X^T`` of each client, float (n, n), row after row in one slab.
+    """``X P X^T`` of each client, float (n, n), row by row in one slab of memory.
 
     Args:
-        num_examples: int64 (C,), n by client; 0 for one that needs none.
-        memory_bytes: of the slab at most. The smallest matrices get a place in it, for they
-            save most for their room; the others are made anew whenever they are needed.
+        num_examples: int64 (C,), n of each client; 0 for clients that need no matrix.
+        memory_bytes: largest size of the slab. The smallest matrices get a place in it, because
+            they save most time per byte. The others are computed whenever they are needed.
         dtype: of the entries.
     """
 
@@ -30,14 +30,14 @@ class Grams:
         fits &= sizes > 0
         kept = np.where(fits, sizes, 0)
         self._offsets: IntArray = np.where(fits, np.cumsum(kept) - kept, -1)
-        # The system gives pages only when they are written.
+        # The system provides memory pages only when they are written.
         self.slab = torch.empty(int(kept.sum()), dtype=dtype)
         self._nothing = torch.empty(0, dtype=dtype)
         self._made = np.zeros(len(num_examples), np.bool_)
         self._preconditioner: npt.NDArray[np.floating] | None = None
 
     def use(self, preconditioner: npt.NDArray[np.floating] | None) -> None:
-        """Forget all if they were made with another P."""
+        """Forget all matrices if they were made with another P."""
         old, new = self._preconditioner, preconditioner
         same = old is new if old is None or new is None else np.array_equal(old, new)
         if not same:
@@ -45,24 +45,24 @@ class Grams:
             self._preconditioner = None if new is None else new.copy()
 
     def kept(self, clients: IntArray) -> npt.NDArray[np.bool_]:
-        """Whose matrices have a place, bool (m,)."""
+        """Which clients' matrices have a place in the slab, bool (m,)."""
         kept: npt.NDArray[np.bool_] = self._offsets[clients] >= 0
         return kept
 
     def prepare(
         self, clients: IntArray, ends: IntArray, x: Tensor, preconditioner: Tensor | None
     ) -> tuple[Tensor, IntArray]:
-        """Make what is missing for some clients; different threads prepare different clients.
+        """Compute missing matrices of some clients. Threads must prepare different clients.
 
         Args:
             clients: int64 (m,).
-            ends: int64 (m + 1,), where their examples begin and end in x.
+            ends: int64 (m + 1,), where each client's examples begin and end in x.
             x: (M, D), examples.
             preconditioner: P, (D, D).
 
         Returns:
-            A second slab for those without a place in the first, and where each client's
-            matrix begins: int64 (m,), below 0 for ``-offset - 1`` in the second slab.
+            A second slab for matrices without a place in the first; and where each client's
+            matrix begins: int64 (m,), below 0: at ``-offset - 1`` in the second slab.
         """
         offsets: IntArray = self._offsets[clients].copy()
         counts = np.diff(ends)

@@ -1,4 +1,4 @@
-"""One call of a cohort's training, and how a part of its clients is trained."""
+"""One call of a cohort's training, and the training of one part of its clients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.floating]
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One call of ``train``: what is the same for all its chunks, or has a row for each client."""
+    """One call of ``train``: values for all its chunks, and arrays with a row for each client."""
 
     objective: Objective
     start: Floats
@@ -49,7 +49,7 @@ class Job:
 def train_dual(
     job: Job, part: slice, examples: Examples, grams: Grams, consume: Callable[[Chunk], T]
 ) -> T:
-    """Some clients at once, in the dual form; ``consume`` gets them before their memory goes."""
+    """Train some clients at once, in the dual form; their memory is reused after ``consume``."""
     objective, clients = job.objective, job.clients[part]
     rows, ends = examples.positions(clients)
     buffer, x, labels = examples.load(rows)
@@ -81,7 +81,7 @@ def train_dual(
 
 
 def train_primal(job: Job, part: slice, examples: Examples, consume: Callable[[Chunk], T]) -> T:
-    """One client, by the reference."""
+    """Train one client by the reference trainer."""
     objective, clients = job.objective, job.clients[part]
     buffer, x, labels = examples.load(examples.positions(clients)[0])
     training = dataclasses.replace(

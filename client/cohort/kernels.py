@@ -1,9 +1,9 @@
-"""Compiled loops of the cohort trainer. They release the GIL, so that threads share the work.
+"""Compiled loops of the cohort trainer. They release the GIL, so that threads can share the work.
 
-No loop here reassociates sums: the only liberty is fused multiply-add, so that the same machine
-gives the same bits, whatever the number of threads. Their arguments are many because a compiled
-function takes arrays and numbers, no objects, and ``train_clients`` is long because what it
-allocates serves all clients of a chunk.
+The compiler may not reorder sums; it may only use fused multiply-add. So the same machine gives the
+same bits with any number of threads. The functions have many arguments because compiled functions
+take arrays and numbers, not objects. ``train_clients`` is long because all clients of a chunk share
+the memory that it allocates.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1 = np.uint64(0xBF58476D1CE4E5B9)
 _M2 = np.uint64(0x94D049BB133111EB)
 _S30, _S27, _S31, _ONE = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(1)
-_BLOCK = 64  # columns of the scratch at least, for the losses
+_BLOCK = 64  # least number of scratch columns, for the losses
 
 
-# Compiled code lies beside this file; where fedhead may not write there, in its own cache.
+# Compiled code is stored beside this file, or in fedhead's cache if that folder is read-only.
 if not numba.config.CACHE_DIR and not os.access(  # type: ignore[attr-defined]
     Path(__file__).parent, os.W_OK
 ):
@@ -48,7 +48,7 @@ def to_float(q: Any, rows: Any, center: Any, gain: Any, out: Any) -> None:
 
     Args:
         q: uint8 (N, d), possibly memory-mapped.
-        rows: int64 (m,), which of its rows.
+        rows: int64 (m,), the rows of q to convert.
         center: float (d,).
         gain: float (d,).
         out: float (m, >= d + 1), overwritten.
@@ -81,10 +81,10 @@ def _batch_order(state: Any, n: Any, keys: Any) -> Any:
 
 @_compiled
 def _exponentials(R: Any, m: Any, top: Any, total: Any, bits: Any) -> None:
-    """Replace logits R (K, m) by exp(logit - top); their maximum and sum a column beside it.
+    """Replace logits R (K, m) by exp(logit - top); write each column's maximum and sum.
 
-    float32 takes Cephes' polynomial (relative error 2e-7), which the compiler vectorizes;
-    float64 takes the library's function.
+    float32 uses Cephes' polynomial (relative error 2e-7), which the compiler vectorizes; float64
+    uses the library's function.
     """
     K = R.shape[0]
     powers = bits.view(np.float32)
@@ -94,7 +94,7 @@ def _exponentials(R: Any, m: Any, top: Any, total: Any, bits: Any) -> None:
         total[b] = 0
     for k in range(1, K):
         for b in range(m):
-            # Not max(): what it promises for NaN costs the vector instructions.
+            # Not max(): its rule for NaN would prevent vector instructions.
             top[b] = R[k, b] if R[k, b] > top[b] else top[b]
     for k in range(K):
         if R.itemsize == 8:
@@ -193,7 +193,7 @@ def _general_step(
 
 @_compiled
 def _block(scratch: Any, rows: Any, n: Any) -> Any:
-    """Contiguous (rows, n) memory: the compiler vectorizes only what it knows to be dense."""
+    """Contiguous (rows, n) memory, because the compiler vectorizes only dense arrays."""
     return scratch[: rows * n].reshape((rows, n))
 
 
@@ -204,23 +204,24 @@ def train_clients(
     epochs: Any, batch_sizes: Any, hyper: FloatArray,
     losses: Any, coefficients: Any, steps: Any,
 ) -> None:  # fmt: skip
-    """Local SGD of each client of a chunk, in the dual form.
+    """Train each client of a chunk by local SGD, in the dual form.
 
     A client's head is ``w = alpha w0 + beta c + A X P`` and its logits Z follow each step
-    through the Gram matrix ``X P X^T``, so that features are not touched.
+    through the Gram matrix ``X P X^T``, so that features are not read.
 
     Args:
-        Z: (K, M), logits of all examples under the global head; left at those of the local ones.
-        A: (K, M), zeros; left at the coefficients of the examples.
-        Z0: (K, M), a copy of Z, or (0, 0) where neither momentum nor any penalty is used.
-        Zc: (K, M), logits of each client's correction, zeros for none; (0, 0) as Z0.
+        Z: (K, M), logits of all examples under the global head; at the end, under the local heads.
+        A: (K, M), zeros; at the end, the coefficients of the examples.
+        Z0: (K, M), a copy of Z; (0, 0) if there is neither momentum nor a penalty.
+        Zc: (K, M), logits of each client's correction, zeros for none; (0, 0) like Z0.
         labels: int64 (M,).
         ends: int64 (m + 1,), where each client's examples begin and end.
-        clients: int64 (m,), ids: they choose the batch order.
+        clients: int64 (m,), ids; the batch orders depend on them.
         grams: (any,), cached Gram matrices, row by row.
-        spare: (any,), those that found no room in the cache.
-        offsets: int64 (m,), where a client's Gram begins; below 0: at ``-offset - 1`` in spare.
-        state: uint64, of the stream of batch orders, before client and epoch.
+        spare: (any,), Gram matrices without room in the cache.
+        offsets: int64 (m,), where a client's Gram matrix begins; below 0: at ``-offset - 1`` in
+            spare.
+        state: uint64, state of the stream of batch orders, before client and epoch.
         epochs: int64 (m,).
         batch_sizes: int64 (m,).
         hyper: (4,), lr, momentum, mu + weight decay, mu.

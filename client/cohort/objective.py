@@ -1,4 +1,4 @@
-"""What a cohort's clients minimise, and how."""
+"""The objective that a cohort's clients minimise, and how they do it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Floats = npt.NDArray[np.floating]
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """What clients minimise besides their cross-entropy, and how; see ``client.sgd.train_head``.
+    """Terms beside the cross-entropy, and the settings of SGD; see ``client.sgd.train_head``.
 
     Attributes:
         training: hyperparameters.
         mu: proximal coefficient.
-        corrections: clients' ids (m,) to (m, K, d + 1), added to each gradient; called once
-            for each chunk, in a worker's thread.
+        corrections: from clients' ids (m,) to (m, K, d + 1), added to each gradient; called once
+            for each chunk, in a worker thread.
         preconditioner: (d + 1, d + 1), multiplies the data's gradient from the right.
-        local_epochs: int64 by client, in place of ``training.local_epochs``.
-        batch_sizes: int64 by client, in place of ``training.batch_size``.
+        local_epochs: int64 by client, instead of ``training.local_epochs``.
+        batch_sizes: int64 by client, instead of ``training.batch_size``.
     """
 
     training: LocalTraining
@@ -38,7 +38,7 @@ class Objective:
 
     @property
     def is_plain(self) -> bool:
-        """Whether a step adds examples and nothing else."""
+        """Whether a step only adds examples."""
         training = self.training
         extra = self.mu or training.momentum or training.weight_decay
         return not extra and self.corrections is None

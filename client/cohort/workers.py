@@ -1,4 +1,4 @@
-"""Threads that share a cohort's chunks; what they give comes back in order."""
+"""Threads that share a cohort's chunks and return results in order."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ T = TypeVar("T")
 
 @lru_cache(maxsize=4)
 def _workers(threads: int) -> ThreadPoolExecutor:
-    # Kept: BLAS sets itself up anew in each new thread, which takes longer than a small round.
+    # Threads are kept: BLAS sets itself up in each new one, which takes longer than a small round.
     return ThreadPoolExecutor(threads, "fedhead-cohort", initializer=_one_blas_thread)
 
 
 def _one_blas_thread() -> None:
-    # Asking first matters: a thread takes over the process's number when it first needs one,
-    # and that would undo a setting made before, or not, as other threads happen to be on time.
+    # The call to get comes first on purpose. A thread copies the process's number when it first
+    # needs one, and that could undo an earlier setting, depending on the other threads' timing.
     torch.get_num_threads()
     torch.set_num_threads(1)
 
 
 def in_order(tasks: Iterable[slice], work: Callable[[slice], T], threads: int) -> Iterator[T]:
-    """Results in the order of the tasks; at most a few are ahead of the reader."""
+    """Results in the order of the tasks; only a few tasks run ahead of the reader."""
     pool, pending = _workers(threads), deque[Future[T]]()
     try:
         for task in tasks:
@@ -41,5 +41,5 @@ def in_order(tasks: Iterable[slice], work: Callable[[slice], T], threads: int) -
     finally:
         for future in pending:
             future.cancel()
-        # Nobody may still be at work on the Grams when the next round begins.
+        # No thread may still use the Gram matrices when the next round begins.
         wait(pending)

@@ -1,1 +1,1 @@
-"""The device's half of artifact delivery: fetch a model, keep the ones before, roll back."""
+"""The device's part of artifact delivery: fetch models, keep earlier versions, roll back."""

@@ -1,7 +1,7 @@
-"""Check in with the server, and take the authorities that it hands out: if the old one vouches.
+"""Check in with the server and accept its new authorities, if a trusted one has signed them.
 
-The delivery server is believed what it says about models, not about whom to trust: who has broken
-into it, but lacks the authority's key, can make no device trust an authority of his own.
+A device believes the delivery server about models, but not about authorities. An attacker who
+controls the server but does not have the authority's key cannot add his own authority.
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ from common.files import write_atomic
 
 __all__ = ["accept", "check_in"]
 
-_MOST = 4  # authorities; two while one follows the other
+_MOST = 4  # authorities; a change from one to the next needs two
 _SECONDS = 10.0
 
 
 def check_in(
     remote: Remote, authorities: Path, doors: Sequence[str], *, app: str, in_use: Mapping[str, int]
 ) -> bool:
-    """Tell what this device runs and trusts, and trust whom the server says.
+    """Report what this device runs and trusts, and accept the authorities that the server names.
 
     Args:
         remote: the server.
-        authorities: file of those that are trusted; replaced whole or not at all.
-        doors: host:port of all that this device reaches with them.
+        authorities: file of trusted authorities; replaced completely or not at all.
+        doors: host:port of all servers that this device checks with them.
         app: program and version.
-        in_use: version in use, by artifact.
+        in_use: the current version of each artifact.
 
     Returns:
-        Whether others are trusted now.
+        Whether the trusted authorities changed.
 
     Raises:
-        DeliveryInterruptedError: a door cannot be reached: worth another try.
-        DeliveryError: the server refuses, or hands out what is not to be trusted. The file stays.
-        OSError: as the operating system says.
+        DeliveryInterruptedError: a server cannot be reached; another try may succeed.
+        DeliveryError: the server refuses, or its authorities are not to be trusted. The file
+            stays.
+        OSError: a file cannot be read or written.
     """
     trusted = authorities.read_bytes()
     offered, voucher = remote.check_in(app, hashlib.sha256(trusted).hexdigest(), in_use)
@@ -60,13 +61,13 @@ def check_in(
 
 
 def accept(offered: bytes, voucher: bytes, trusted: bytes) -> None:
-    """Make sure that each authority offered is trusted already, or vouched for by one that is.
+    """Check that each offered authority is trusted already or signed by a trusted one.
 
     Raises:
-        DeliveryError: one is not.
+        DeliveryError: an authority is neither.
     """
     if not offered.isascii():
-        raise DeliveryError("not a list of authorities: it holds other than ASCII text")
+        raise DeliveryError("not a list of authorities: it is not plain ASCII text")
     now = datetime.now(UTC)
     known = _certificates(trusted)
     words = _certificates(voucher) if voucher else []
@@ -78,7 +79,7 @@ def accept(offered: bytes, voucher: bytes, trusted: bytes) -> None:
             continue
         name = authority.subject.rfc4514_string()
         if not _issued(authority, authority):
-            raise DeliveryError(f"the new authority {name} is no authority, and is not taken")
+            raise DeliveryError(f"the new authority {name} is refused: it is not an authority")
         if not any(
             (word.subject, word.public_key()) == (authority.subject, authority.public_key())
             and now < word.not_valid_after_utc
@@ -86,8 +87,8 @@ def accept(offered: bytes, voucher: bytes, trusted: bytes) -> None:
             for word in words
         ):
             raise DeliveryError(
-                f"the new authority {name} is not taken: no authority that this device trusts "
-                "vouches for it"
+                f"the new authority {name} is refused: no authority that this device trusts has "
+                "signed it"
             )
 
 
@@ -109,11 +110,11 @@ def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 
 def _check_door(door: str, authorities: bytes) -> None:
-    """Make sure that the server as it is now would still be trusted.
+    """Check that the server with its present certificate would still be trusted.
 
     Raises:
-        DeliveryInterruptedError: it cannot be reached.
-        DeliveryError: it would not.
+        DeliveryInterruptedError: the server cannot be reached.
+        DeliveryError: the server would not be trusted.
     """
     address = urlsplit(f"//{door}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -126,9 +127,9 @@ def _check_door(door: str, authorities: bytes) -> None:
             pass
     except ssl.SSLCertVerificationError as exc:
         raise DeliveryError(
-            f"new authorities are not taken: {door} would not be trusted ({exc.verify_message})"
+            f"new authorities are refused: {door} would not be trusted ({exc.verify_message})"
         ) from exc
     except OSError as exc:
         raise DeliveryInterruptedError(
-            f"new authorities are taken once {door} can be reached ({exc})"
+            f"new authorities must wait until {door} can be reached ({exc})"
         ) from exc

@@ -1,4 +1,4 @@
-"""Fetch the newest model: resumed where it broke off, checked, put into use at once."""
+"""Fetch the newest model: resume an interrupted download, check it, use it from then on."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = ["Fetched", "fetch"]
 
 logger = logging.getLogger("fedhead.delivery")
 
-# Tries without a byte of progress, the pauses between them twice as long each time.
+# Tries in a row without progress. Each pause between them is twice as long as the one before.
 _TRIES = 6
 
 
 class _Tries:
-    """Pauses after failures, each twice as long; after progress the count begins again."""
+    """Pauses after failures, each twice as long as the last; progress resets them."""
 
     def __init__(self, sleep: Callable[[float], None]) -> None:
         self._sleep = sleep
@@ -43,21 +43,21 @@ class _Tries:
         self._failures += 1
         if self._failures == _TRIES:
             raise exc
-        # Devices that lost the same server do not all come back at the same moment.
-        pause = 2**self._failures * random.uniform(0.5, 1)  # noqa: S311 - no secret
+        # Random, so that devices that lost the same server do not all return at the same moment.
+        pause = 2**self._failures * random.uniform(0.5, 1)  # noqa: S311 - not a secret
         logger.warning("%s; trying again in %.0f s", exc, pause)
         self._sleep(pause)
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a fetch came to.
+    """The result of a fetch.
 
     Attributes:
-        version: in use now.
-        model: what the app loads.
-        received_bytes: of the file, over the wire, by this fetch.
-        note: in words.
+        version: the version in use now.
+        model: the file that the app loads.
+        received_bytes: bytes of the file that this fetch received.
+        note: the result in words.
     """
 
     version: int
@@ -74,22 +74,22 @@ def fetch(
     trust: Trust | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Fetched:
-    """Bring a shelf up to the newest version.
+    """Update a shelf to the newest version.
 
     Args:
         remote: the server.
-        shelf: of the model to fetch.
-        keep: versions to keep, at least 2: one in use, one to roll back to.
-        trust: what must have been signed, and by whom; None: nothing.
-        sleep: between tries.
+        shelf: the model's shelf.
+        keep: number of versions to keep, at least 2: the current one and one to roll back to.
+        trust: the keys that must have signed it; None: nothing need be signed.
+        sleep: waits between tries.
 
     Raises:
-        DeliveryInterruptedError: the server cannot be reached for long.
-        DeliveryError: the server refuses or is not to be trusted; the disk is full; the file is
-            not what was promised, and then nothing of it is kept. What was in use stays, and
-            another fetch goes on from what else had come.
-        SignatureError: it is not signed as it must be; likewise.
-        OSError: as the operating system says.
+        DeliveryInterruptedError: the server could not be reached in several tries.
+        DeliveryError: the server refuses or is not trusted, the disk is full, or the file differs
+            from what was promised. A wrong file is removed; otherwise the next fetch resumes the
+            download. The current version stays.
+        SignatureError: it is not signed as it must be; the current version stays.
+        OSError: a file cannot be read or written.
     """
     shelf.path.mkdir(parents=True, exist_ok=True)
     with shelf.locked():
@@ -125,10 +125,10 @@ def fetch(
 
 
 def _check(artifact: Artifact, shelf: Shelf, trust: Trust) -> Statement:
-    """The statement that vouches for an artifact.
+    """The valid signed statement about an artifact.
 
     Raises:
-        SignatureError: there is none that holds, or the artifact is older than what was here.
+        SignatureError: there is none, or the artifact is older than one accepted before.
     """
     statement = trust.check(artifact.signed, "model", str(artifact), shelf.in_use())
     artifact.check(statement, "model", fingerprint_of(artifact))
@@ -144,10 +144,10 @@ def _latest(remote: Remote, name: str, tries: _Tries) -> Artifact:
 
 
 def _download(remote: Remote, artifact: Artifact, partial: Path, tries: _Tries) -> int:
-    """Complete the partial file and check it; gives the bytes received."""
+    """Complete the partial file and check it; returns the number of received bytes."""
     try:
         with partial.open("a+b") as file:
-            # Longer than promised: no beginning of this file.
+            # It is longer than promised, so it cannot be the beginning of this file.
             if file.tell() > artifact.size:
                 file.truncate(0)
             start = file.tell()
@@ -159,13 +159,13 @@ def _download(remote: Remote, artifact: Artifact, partial: Path, tries: _Tries) 
             os.fsync(file.fileno())
             end = file.tell()
     except OSError as exc:
-        problem = f"{partial}: {exc.strerror or exc}; what has come is kept"
+        problem = f"{partial}: {exc.strerror or exc}; the received part is kept"
         raise DeliveryError(problem) from exc
     if end != artifact.size or digest.hexdigest() != artifact.sha256:
         partial.unlink()
         raise DeliveryError(
-            f"{artifact} is refused and nothing kept of it: sha256 {digest.hexdigest()} of {end} "
-            f"bytes, promised {artifact.sha256} of {artifact.size}; another fetch starts anew"
+            f"{artifact} is refused and removed: sha256 {digest.hexdigest()} of {end} bytes, "
+            f"promised {artifact.sha256} of {artifact.size}; the next fetch starts again"
         )
     return end - start
 
@@ -173,7 +173,7 @@ def _download(remote: Remote, artifact: Artifact, partial: Path, tries: _Tries) 
 def _receive(
     remote: Remote, artifact: Artifact, file: BinaryIO, digest: hashlib._Hash, tries: _Tries
 ) -> None:
-    """Append what is missing of a file, or more than that, to it and to its digest."""
+    """Append received bytes to a file and to its digest; a server may send too many."""
     while (offset := file.tell()) < artifact.size:
         try:
             with closing(remote.download(artifact, offset)) as pieces:

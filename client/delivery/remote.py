@@ -1,4 +1,4 @@
-"""The delivery service as a device sees it; every failure is one clear line."""
+"""A device's connection to the delivery service. Every failure is one clear line."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from common.words import one_line
 __all__ = ["DeliveryInterruptedError", "Remote"]
 
 _TIMEOUT_SECONDS = 30
-# Longer than a server's rate lets a download rest.
+# Longer than the longest pause that a server's rate limit causes.
 _STALL_SECONDS = 60.0
-_LONGEST_ANSWER = 160  # characters of what a server says
+_LONGEST_ANSWER = 160  # characters of a server's text
 _WORTH_ANOTHER_TRY = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.DEADLINE_EXCEEDED,
-    # What is left of a stream whose connection broke.
+    # The code of a stream whose connection broke.
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
 }
-# As BoringSSL and gRPC put it, in newer and older releases; the first that fits says most.
+# Texts of BoringSSL and gRPC, in newer and older releases. The first that fits is the most exact.
 _NOT_TRUSTED = {
     "certificate has expired": "its certificate, or its authority's, has expired",
     "certificate is not yet valid": "its certificate is not valid yet; is this clock right?",
-    "CERTIFICATE_VERIFY_FAILED": "its certificate is not of an authority in {authority}",
+    "CERTIFICATE_VERIFY_FAILED": "no authority in {authority} has signed its certificate",
     "Hostname Verification": "its certificate is for another name",
     "is not in peer certificate": "its certificate is for another name",
-    "WRONG_VERSION_NUMBER": "it speaks no TLS",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS",
 }
-# What gRPC puts around the cause where it cannot connect: all that the line says already.
+# gRPC's text around the cause of a failed connection; our line says it already.
 _NO_CONNECTION = re.compile(
     r"(?:failed to connect to all addresses; last error: [A-Z_]+: \S+ "
     r"(?:Failed to connect to remote host: )?|errors resolving .*: |DNS resolution failed .*: )"
@@ -53,7 +53,7 @@ _NO_CONNECTION = re.compile(
 
 
 class DeliveryInterruptedError(DeliveryError):
-    """The network's or the server's passing trouble: worth another try."""
+    """A temporary problem of the network or the server; another try may succeed."""
 
 
 class Remote:
@@ -61,12 +61,12 @@ class Remote:
 
     Args:
         address: host and port; the host must be a name in the server's certificate.
-        authority: PEM certificates of the only authorities to trust.
-        token: file of the device's token; refused if others than its owner can read it.
-        stall_seconds: a download that brings next to nothing for so long is broken off.
+        authority: file with PEM certificates of the only authorities to trust.
+        token: file of the device's token; refused if users other than its owner can read it.
+        stall_seconds: a download with hardly any content in this time is ended.
 
     Raises:
-        DeliveryError: the authority's file holds no certificate, or the token's no token.
+        DeliveryError: a file does not hold a certificate or a token.
         OSError: a file cannot be read.
     """
 
@@ -82,11 +82,11 @@ class Remote:
         self._authority = authority
         self._stall_seconds = stall_seconds
         root = authority.read_bytes()
-        # Else gRPC would trust the machine's own list of authorities, or say little.
+        # Otherwise gRPC would trust the machine's list of authorities, or give a vague error.
         if b"BEGIN CERTIFICATE" not in root:
             raise DeliveryError(f"{authority}: not a certificate in PEM")
         secret = read_private(token).strip()
-        if not re.fullmatch(rb"[!-~]*", secret):  # or gRPC could not send it
+        if not re.fullmatch(rb"[!-~]*", secret):  # gRPC could not send other bytes
             raise DeliveryError(f"{token}: not a token")
         self._metadata = (("authorization", f"Bearer {secret.decode('ascii')}"),)
         self._channel = grpc.secure_channel(
@@ -109,8 +109,8 @@ class Remote:
         """The newest version.
 
         Raises:
-            DeliveryInterruptedError: worth another try.
-            DeliveryError: the server refuses, is not to be trusted, or answers something else.
+            DeliveryInterruptedError: another try may succeed.
+            DeliveryError: the server refuses, is not trusted, or answers something else.
         """
         with self._failures(name):
             reply = self._stub.latest(
@@ -118,7 +118,7 @@ class Remote:
             )
         if reply.name != name:
             raise DeliveryError(
-                f"{self._address}: was asked for {name}, answers {reply.name[:80]!r}"
+                f"{self._address}: was asked for {name}, but answers with {reply.name[:80]!r}"
             )
         signed = Signed(reply.statement, reply.signature)
         return Artifact(
@@ -131,18 +131,18 @@ class Remote:
         )
 
     def download(self, artifact: Artifact, offset: int) -> Generator[bytes, None, None]:
-        """The file's bytes from an offset on, as they come.
+        """The file's bytes from an offset on, as they arrive.
 
         Raises:
-            DeliveryInterruptedError, DeliveryError: as ``latest``; the bytes before it are good.
+            DeliveryInterruptedError, DeliveryError: as in ``latest``; earlier bytes stay valid.
         """
         request = pb.DownloadRequest(name=artifact.name, version=artifact.version, offset=offset)
         call = self._stub.download(request, metadata=self._metadata)
         with Watch(call.cancel, self._stall_seconds) as watch, self._failures(artifact, watch):
             try:
                 for chunk in call:
-                    if not chunk.data:  # or a server could keep a device at it for ever
-                        raise self._interrupted(artifact, "a piece with nothing in it has come")
+                    if not chunk.data:  # with empty pieces a server could hold a device for ever
+                        raise self._interrupted(artifact, "an empty piece has arrived")
                     watch.passed(len(chunk.data))
                     yield chunk.data
             finally:
@@ -151,7 +151,7 @@ class Remote:
     def report(
         self, artifact: Artifact, *, num_examples: int, accuracy: float, held_out: bool
     ) -> None:
-        """Tell how often a version is right on the device's own examples.
+        """Report a version's accuracy on the device's own examples.
 
         Args:
             artifact: the version.
@@ -175,16 +175,16 @@ class Remote:
     def check_in(
         self, app: str, authorities_sha256: str, in_use: Mapping[str, int]
     ) -> tuple[bytes, bytes]:
-        """Tell what this device runs and trusts.
+        """Report what this device runs and trusts.
 
         Args:
             app: program and version.
-            authorities_sha256: of the file of authorities.
-            in_use: version in use, by artifact.
+            authorities_sha256: SHA-256 of the file of authorities.
+            in_use: the current version of each artifact.
 
         Returns:
-            The file of authorities to trust from now on, empty if it is the one told; and what
-            vouches for a new one in it.
+            The file of authorities to trust from now on, empty if it is the reported one; and the
+            voucher for a new authority in it.
 
         Raises:
             DeliveryInterruptedError, DeliveryError: as ``latest``.
@@ -198,15 +198,15 @@ class Remote:
 
     @contextmanager
     def _failures(self, task: object, watch: Watch | None = None) -> Iterator[None]:
-        """Puts what goes wrong with a task into a line; a watch may have broken it off."""
+        """Turn a task's failure into one line; a watch may have ended it."""
         try:
             yield
         except grpc.RpcError as exc:
-            # What grpc raises is both an error and a call.
+            # grpc's exceptions are both an error and a call.
             if not isinstance(exc, grpc.Call):
                 raise
             if watch and watch.has_ended:
-                stalled = f"next to nothing has come for {self._stall_seconds:g} s"
+                stalled = f"hardly any content has arrived for {self._stall_seconds:g} s"
                 raise self._interrupted(task, stalled) from exc
             raise self._explain(task, exc.code(), exc.details() or "") from exc
 

@@ -1,10 +1,10 @@
-"""The versions of a model on a device, and which of them is in use.
+"""The versions of a model on a device, and the link to the current one.
 
 Beside the versions (see common/delivery/versions) a shelf holds::
 
-    current -> 3      link to the version in use: the app loads current/model.pt
-    held              the version that was rolled back; it and older ones are not taken again
-    .3-SHA256.part    a download under way, or one that broke off
+    current -> 3      link to the version in use; the app loads current/model.pt
+    held              the version that was rolled back; it and older ones are not fetched again
+    .3-SHA256.part    a download, under way or interrupted
     .lock             held by the process that changes the shelf
 """
 
@@ -34,11 +34,11 @@ class Shelf:
     """One model's versions on this device.
 
     Args:
-        folder: of all models that are fetched.
-        name: of the artifact.
+        folder: the folder of all fetched models.
+        name: the artifact's name.
 
     Raises:
-        DeliveryError: not a name.
+        DeliveryError: the name is not safe.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -49,10 +49,11 @@ class Shelf:
 
     @contextmanager
     def locked(self) -> Iterator[Self]:
-        """Let no other process change the shelf meanwhile.
+        """Keep other processes from changing the shelf inside the block.
 
         Raises:
-            DeliveryError: one does (a process that died holds no lock), or there is no shelf.
+            DeliveryError: another process is changing it, or there is no shelf. (A process that
+                died holds no lock.)
         """
         if not self.path.is_dir():
             raise DeliveryError(f"{self.path}: nothing was fetched to there yet")
@@ -60,7 +61,7 @@ class Shelf:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as exc:
-                raise DeliveryError(f"{self.path}: another process is at work there") from exc
+                raise DeliveryError(f"{self.path}: another process is working there") from exc
             yield self
 
     @property
@@ -74,7 +75,7 @@ class Shelf:
             raise DeliveryError(f"{self._current} is not a link to a version") from exc
 
     def in_use(self) -> tuple[int, str]:
-        """The version in use and its sha256; 0 and nothing if there is none, or it is damaged."""
+        """The version in use and its sha256; 0 and "" if there is none or it is damaged."""
         if not self.current:
             return 0, ""
         try:
@@ -93,7 +94,7 @@ class Shelf:
             raise DeliveryError(str(exc)) from exc
 
     def partial(self, artifact: Artifact) -> Path:
-        """Where a download of the version collects; those of other versions are removed."""
+        """The file of the version's download; other versions' partial files are removed."""
         path = self.path / f".{artifact.version}-{artifact.sha256}.part"
         for other in self.path.glob(".*.part"):
             if other != path:
@@ -101,50 +102,50 @@ class Shelf:
         return path
 
     def intact(self, artifact: Artifact) -> bool:
-        """Whether the version is here, undamaged."""
+        """Whether the version is here and undamaged."""
         return not artifact.damage(artifact.path(self.path))
 
     def install(self, artifact: Artifact, file: Path) -> None:
-        """Make a version of a file that has been checked; the file is moved."""
+        """Move a checked file into a new version's folder."""
         with write_folder(self.path / str(artifact.version)) as folder:
             artifact.describe(folder)
-            file.rename(folder / artifact.name)  # last: what fails before leaves it where it is
+            file.rename(folder / artifact.name)  # last, so that an earlier failure leaves it there
 
     def keep_signature(self, artifact: Artifact) -> None:
-        """Keep the newest signed statement of a version that is here."""
+        """Keep the newest signed statement of an installed version."""
         if artifact.signed and artifact.signed != read_artifact(self.path, artifact.version).signed:
             renew(self.path, artifact, artifact.signed)
 
     def use(self, version: int) -> None:
-        """Put a version into use, for every later look at ``current``."""
+        """Make a version the current one."""
         link = self.path / ".current"
         link.unlink(missing_ok=True)
         link.symlink_to(str(version))
         link.replace(self._current)
 
     def prune(self, keep: int) -> None:
-        """Remove all but the newest versions; the one in use and the one before it stay.
+        """Remove all but the newest versions; the current one and the one before it stay.
 
-        What an ``install`` or a ``prune`` that was killed had begun goes too.
+        Remains of a killed ``install`` or ``prune`` are removed too.
         """
         known = known_versions(self.path)
         before = [version for version in known if version < self.current]
         kept = {*known[-keep:], self.current, *before[-1:]}
         for version in known:
             if version not in kept:
-                # One that is cut off in the middle must not look like a version.
+                # A half-removed folder must not look like a version.
                 (self.path / str(version)).rename(self.path / f".{version}.old")
         for path in self.path.glob(".[0-9]*"):
             if path.is_dir():
                 shutil.rmtree(path)
 
     def roll_back(self) -> Artifact:
-        """Put the version before the one in use into use again.
+        """Go back to the version before the current one.
 
-        The one in use is not taken again; the next that is published is.
+        The version that was current is not fetched again; the next published one is.
 
         Raises:
-            DeliveryError: there is no version before, or none that is undamaged.
+            DeliveryError: there is no undamaged earlier version.
         """
         current = self.current
         if not current:
@@ -157,14 +158,14 @@ class Shelf:
             except DeliveryError as exc:
                 problem = str(exc)
             if not problem:
-                # First: a fetch between the two would only find nothing to do.
+                # This comes first; a fetch between the two steps would find nothing to do.
                 _HELD.write(self._held, {"version": max(self.held, current)})
                 self.use(version)
                 return artifact
-            logger.warning("version %d is passed over: %s", version, problem)
+            logger.warning("version %d is skipped: %s", version, problem)
         raise DeliveryError(f"{self.path}: no intact version before {current}")
 
 
 def shelves(folder: Path) -> list[Shelf]:
-    """All models that are in use on this device."""
+    """The shelves of all models on this device that have a current version."""
     return [Shelf(folder, path.parent.name) for path in sorted(folder.glob("[!.]*/current"))]

@@ -1,4 +1,4 @@
-"""Ends a stream that brings next to nothing: a server may answer pings and send no content."""
+"""Ends a stalled stream, as a server may answer pings but send hardly any content."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["Watch"]
 
 
 class Watch:
-    """Ends a stream unless ``LEAST_BYTES`` pass in each period, inside a ``with``.
+    """Within a ``with`` block, ends a stream unless ``LEAST_BYTES`` arrive in each period.
 
     Args:
-        end: breaks the stream off; called in another thread, once at most.
-        seconds: the period.
+        end: ends the stream; called at most once, in another thread.
+        seconds: length of the period.
 
     Attributes:
         has_ended: whether ``end`` was called.
@@ -43,7 +43,7 @@ class Watch:
         self._over.set()
 
     def passed(self, num_bytes: int) -> None:
-        """So many bytes of content have passed."""
+        """Count bytes of content that have arrived."""
         self._bytes += num_bytes
         if self._bytes >= LEAST_BYTES:
             self._since, self._bytes = time.monotonic(), 0

@@ -92,7 +92,7 @@ Examples Device::from_images(const fs::path& folder) {
     if (entry.is_regular_file() && entry.path().extension() == ".rgb") files.push_back(entry);
   }
   if (files.empty()) throw std::runtime_error(folder.string() + ": no LABEL/*.rgb in it");
-  // By name, whatever the label: the order of the examples decides what a batch holds.
+  // Sorted by file name, whatever the label, because batches depend on the order of the examples.
   std::sort(files.begin(), files.end(), [](const fs::path& a, const fs::path& b) {
     return std::pair(a.filename(), a) < std::pair(b.filename(), b);
   });

@@ -16,11 +16,11 @@ struct Examples {
   at::Tensor labels;    // int64 (n,), in [0, K)
 };
 
-// What went wrong, without the list of torch's own functions that follows it.
+// The text of an error, without torch's list of functions behind it.
 std::string first_line(const c10::Error& error);
 
-// What the model refuses, it throws as a std::exception that says why; its head then is
-// what it was.
+// If the model refuses something, it throws a std::exception that says why, and its head
+// stays unchanged.
 class Device {
  public:
   // Sets torch's quantized engine to qnnpack, which the file's arithmetic is for.

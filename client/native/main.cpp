@@ -56,7 +56,7 @@ T number(const Options& options, const std::string& name) {
   return value;
 }
 
-// Nine digits tell all float32 apart.
+// Nine digits are enough to distinguish all float32 values.
 std::string digits(double value) {
   char text[32];
   std::snprintf(text, sizeof text, "%.9g", value);

@@ -14,7 +14,7 @@ namespace {
 
 constexpr std::uint64_t kLargestHeader = 100'000'000;  // the format's own bound
 
-// What the header of such a file can hold: objects of strings, whole numbers and lists of them.
+// Reads the header of such a file: objects of strings, whole numbers and lists of these.
 class Header {
  public:
   explicit Header(const std::string& text) : text_(text) {}

@@ -1,8 +1,8 @@
-"""Deprecation warnings of torch that this package accepts, by message and with a reason.
+"""Deprecation warnings of torch that this package accepts, each with a reason.
 
-Eager quantization and TorchScript are deprecated in torch 2.14 and still the only route to
-one int8 file that a phone runs, so the tested torch range is pinned and
-the warnings are silenced here, around our own calls, and nowhere else.
+Eager quantization and TorchScript are deprecated in torch 2.14, but they are still the only way to
+one int8 file that a phone runs. So the torch range is pinned to tested versions, and the warnings
+are silenced here, around our own calls, and nowhere else.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ ACCEPTED: tuple[tuple[str, type[Warning], str], ...] = (
 
 @cache
 def _spend_once_only_warning() -> None:
-    # torch warns about quantized tensors once in a process, from whichever thread makes one
-    # first; in a thread of its own it prints to standard error, past Python's filters.
+    # torch warns about quantized tensors once in a process, in the thread that makes one first.
+    # From a thread of torch's own, the warning bypasses Python's filters and goes to standard
+    # error.
     torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
 
 

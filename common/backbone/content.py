@@ -1,4 +1,4 @@
-"""The fingerprint: a hash of what a backbone computes with, not of the file it came in.
+"""The fingerprint: a hash of everything that a backbone computes with, not of its file.
 
 TorchScript archives hold debug paths and mangled names, so equal networks differ as files.
 """
@@ -38,7 +38,7 @@ def _add_convolution(digest: hashlib._Hash, name: str, packed: torch.ScriptObjec
 def content_fingerprint(module: torch.jit.ScriptModule, spec: BackboneSpec, affine: Affine) -> str:
     """SHA-256 over description, structure, int8 weights, scales, biases and feature map.
 
-    The engine the module was loaded with must still be set.
+    The engine that the module was loaded with must still be set.
 
     Args:
         module: a scripted ``Int8Backbone``, fresh or loaded.

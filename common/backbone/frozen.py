@@ -1,4 +1,4 @@
-"""A frozen int8 backbone: compute features, save, load, send, find by fingerprint.
+"""A frozen int8 backbone: it computes features; it is saved, loaded, sent, found by fingerprint.
 
 Device path: torch, but never torchvision.
 """
@@ -45,13 +45,13 @@ _log = logging.getLogger("fedhead")
 
 
 class FrozenBackbone:
-    """An int8 network that turns images into uint8 features, always the same.
+    """An int8 network that turns images into uint8 features, the same ones every time.
 
     Args:
-        module: scripted ``Int8Backbone``, or what makes it when it is first needed.
+        module: scripted ``Int8Backbone``, or a function that makes it when it is first needed.
         spec: its description.
         affine: how trainers see the features, ``x = gain * (q - center)``.
-        fingerprint: SHA-256 over all three; both sides of a federation compare it.
+        fingerprint: SHA-256 over all three; server and clients compare it.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class FrozenBackbone:
         """The network.
 
         Raises:
-            BackboneError: it was not loaded before, and ``from_bytes`` says why it cannot be.
+            BackboneError: it is loaded only now and cannot be, as ``from_bytes`` says.
         """
         with self._lock:  # several threads may compute features
             if not isinstance(self._module, torch.jit.ScriptModule):
@@ -85,7 +85,7 @@ class FrozenBackbone:
             return self._module
 
     def features(self, images: torch.Tensor | UInt8Array) -> UInt8Array:
-        """Pooled features of a batch; they do not depend on how images are batched.
+        """Pooled features of a batch. They do not depend on the division into batches.
 
         Args:
             images: uint8 (n, 3, H, W), n >= 1, H = W = ``spec.input_size``, RGB.
@@ -94,7 +94,7 @@ class FrozenBackbone:
             uint8 (n, d).
 
         Raises:
-            BackboneError: another dtype or shape, or an empty batch.
+            BackboneError: a wrong dtype or shape, or an empty batch.
         """
         tensor = images if isinstance(images, torch.Tensor) else _as_tensor(images)
         want = (3, self.spec.input_size, self.spec.input_size)
@@ -128,13 +128,15 @@ class FrozenBackbone:
 
         Args:
             data: the payload.
-            expected_fingerprint: None: any.
-            opened: False: the network is loaded, and its content compared with the fingerprint,
-                when features are first computed: most of the work, and cached features need
-                none of it. For payloads that this machine has checked before.
+            expected_fingerprint: the fingerprint that it must have; None: any.
+            opened: whether to load the network and compare its content with the fingerprint now.
+                Otherwise this is done when features are first computed. It is most of the work,
+                and cached features do not need it. Use False only for payloads that this machine
+                has checked before.
 
         Raises:
-            BackboneError: damaged, of another fingerprint, or for an engine this torch lacks.
+            BackboneError: it is damaged, has another fingerprint, or needs an engine that this
+                torch lacks.
         """
         tensors, spec, stated = unpack(data)
         if expected_fingerprint is not None and stated != expected_fingerprint:
@@ -146,7 +148,7 @@ class FrozenBackbone:
         return cls(open_module() if opened else open_module, spec, affine, stated)
 
     def save(self, folder: Path) -> None:
-        """Write ``to_bytes`` into the folder, whole or not at all."""
+        """Write ``to_bytes`` into the folder, completely or not at all."""
         write_atomic(Path(folder) / _FILE, self.to_bytes())
 
     @classmethod
@@ -156,7 +158,7 @@ class FrozenBackbone:
         """Read what ``save`` wrote; ``opened`` as in ``from_bytes``.
 
         Raises:
-            BackboneError: missing or unreadable, and as ``from_bytes`` says.
+            BackboneError: it is missing or unreadable, or as in ``from_bytes``.
         """
         try:
             data = (Path(folder) / _FILE).read_bytes()
@@ -168,8 +170,8 @@ class FrozenBackbone:
 def _open(
     archive: npt.NDArray[np.uint8], spec: BackboneSpec, affine: Affine, stated: str
 ) -> torch.jit.ScriptModule:
-    """The network in an archive, if it is what the fingerprint states."""
-    # Whoever needs it first may be in inference mode: tensors of that kind cannot be exported.
+    """The network in an archive, if its content has the stated fingerprint."""
+    # The caller may be in inference mode, and tensors made in that mode cannot be exported.
     with torch.inference_mode(False), quantized_engine(spec.engine), accepted_deprecations():
         try:
             module = torch.jit.load(io.BytesIO(archive.tobytes()))  # type: ignore[no-untyped-call]
@@ -179,7 +181,7 @@ def _open(
             raise BackboneError(f"backbone cannot be loaded: {reason}") from exc
     if computed != stated:
         raise BackboneError(
-            f"backbone says fingerprint {stated[:12]}, but its content has {computed[:12]}"
+            f"backbone states fingerprint {stated[:12]}, but its content has {computed[:12]}"
         )
     _check_probe(FrozenBackbone(module, spec, affine, stated))
     return cast("torch.jit.ScriptModule", module)
@@ -189,8 +191,8 @@ def _check_probe(backbone: FrozenBackbone) -> None:
     """Compute the features of two fixed images and compare them with the maker's.
 
     Raises:
-        BackboneError: the bits differ on qnnpack, which promises them on every machine.
-            Other engines choose their arithmetic by processor: there it is a warning.
+        BackboneError: the features differ on qnnpack, which gives the same bits on every machine.
+            Other engines choose their arithmetic by processor, so there it is only a warning.
     """
     spec = backbone.spec
     if probe_digest(backbone.features(probe_images(spec.input_size))) == spec.probe:
@@ -207,12 +209,12 @@ def _check_probe(backbone: FrozenBackbone) -> None:
 def _as_tensor(images: UInt8Array) -> torch.Tensor:
     if images.dtype != np.uint8:
         raise BackboneError(f"images are {images.dtype}, expected uint8 pixels")
-    # torch warns about arrays that cannot be written, such as mapped files: those are copied.
+    # torch warns about read-only arrays, such as mapped files, so these are copied.
     return torch.from_numpy(np.require(images, requirements=["C", "W"]))
 
 
 def probe_images(input_size: int) -> UInt8Array:
-    """Two noise images every platform can make again, uint8 (2, 3, H, W)."""
+    """Two noise images that every platform can make, uint8 (2, 3, H, W)."""
     count = 2 * 3 * input_size * input_size
     state = np.arange(1, count + 1, dtype=np.uint64)
     state = (state ^ (state >> np.uint64(7))) * np.uint64(0x9E3779B97F4A7C15)
@@ -226,7 +228,7 @@ def probe_digest(features: UInt8Array) -> str:
 
 
 def store(backbone: FrozenBackbone, cache: Path) -> Path:
-    """Keep a backbone under its fingerprint; returns its folder."""
+    """Store a backbone under its fingerprint and return its folder."""
     folder = backbone_file(cache, backbone.fingerprint).parent
     backbone.save(folder)
     return folder
@@ -234,7 +236,7 @@ def store(backbone: FrozenBackbone, cache: Path) -> Path:
 
 @own_check("backbone in the cache")
 def load_by_fingerprint(fingerprint: str, cache: Path) -> FrozenBackbone | None:
-    """The backbone of this fingerprint, not opened; None if it is not there or damaged."""
+    """The backbone of this fingerprint, not opened; None if it is missing or damaged."""
     file = backbone_file(cache, fingerprint)
     if not file.exists():
         return None
@@ -247,10 +249,10 @@ def load_by_fingerprint(fingerprint: str, cache: Path) -> FrozenBackbone | None:
 
 
 def backbone_file(cache: Path, fingerprint: str) -> Path:
-    """Where a cache keeps the payload of a fingerprint.
+    """The file in which a cache keeps the payload of a fingerprint.
 
     Raises:
-        BackboneError: not a fingerprint.
+        BackboneError: this is not a fingerprint.
     """
     if len(fingerprint) != 64 or not set(fingerprint) <= set("0123456789abcdef"):
         raise BackboneError(f"{fingerprint!r} is not a fingerprint (64 hex digits)")

@@ -1,4 +1,4 @@
-"""Fold batch norm, and join convolutions with their ReLU, in any tree of modules."""
+"""Fold batch norm and fuse convolutions with their ReLU, in any tree of modules."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from common.errors import BackboneError
 
 __all__ = ["fused", "keep_biases_small"]
 
-# Of a channel's bias: far below one step of uint8, and as a step of weights large enough.
+# Share of a channel's bias: far below one step of uint8, but large enough for a step of weights.
 _LEAST = 2.0**-14
 
 
 def fused(network: nn.Module) -> nn.Module:
-    """The same function in eval mode, with nothing but convolutions left to quantize.
+    """The same function in eval mode, in which only convolutions are left to quantize.
 
-    Within each ``Sequential``, however deep, a batch norm goes into the convolution before it and
-    a ReLU or ReLU6 joins it in one module. Every convolution gets a bias.
+    In each ``Sequential``, at any depth, a batch norm is folded into the convolution before it, and
+    a ReLU or ReLU6 is fused with it. Every convolution gets a bias.
 
     Args:
-        network: changes in place; its own kinds of modules stay as they are.
+        network: changed in place; its other modules stay.
 
     Raises:
         BackboneError: a batch norm does not follow a convolution in a ``Sequential``.
@@ -43,13 +43,14 @@ def fused(network: nn.Module) -> nn.Module:
 
 
 def keep_biases_small(network: nn.Module) -> None:
-    """See that each bias fits the int32 that engines add it in, in steps of its channel's weights.
+    """Make each bias fit into int32, in which engines add it in steps of its channel's weights.
 
-    Channels that died in training are all bias, and one weight so small, next to the bias, changes
-    nothing. Without it their steps are so small that sums wrap around.
+    A channel that died in training has a bias and nearly no weights, so its steps are so small that
+    sums wrap around. Setting one weight makes the steps larger. The weight is too small, compared
+    with the bias, to change anything else.
 
     Args:
-        network: with batch norm folded; changes in place.
+        network: with batch norm folded; changed in place.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.bias is not None:
@@ -60,7 +61,7 @@ def keep_biases_small(network: nn.Module) -> None:
 
 
 def _join(sequence: nn.Sequential, names: list[str]) -> None:
-    """A convolution and what follows it: batch norm, ReLU, either or neither."""
+    """Join a convolution with the batch norm, the ReLU or both that follow it."""
     first, *rest = names
     convolution = sequence.get_submodule(first)
     if rest and isinstance(norm := sequence.get_submodule(rest[0]), nn.BatchNorm2d):
@@ -70,6 +71,6 @@ def _join(sequence: nn.Sequential, names: list[str]) -> None:
     if rest and type(relu) in (nn.ReLU, nn.ReLU6):
         joined = intrinsic.ConvReLU2d(convolution, nn.ReLU())  # type: ignore[no-untyped-call]
         if isinstance(relu, nn.ReLU6):
-            joined[1] = nn.ReLU6()  # its constructor takes no other than ReLU
+            joined[1] = nn.ReLU6()  # the constructor takes only a ReLU
         convolution, sequence._modules[rest[0]] = joined, nn.Identity()
     sequence._modules[first] = convolution

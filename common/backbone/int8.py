@@ -1,4 +1,4 @@
-"""From a folded float network to the int8 ones that follow it, on unlabelled images."""
+"""From a folded float network to its int8 versions, on unlabelled images."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ _log = logging.getLogger("fedhead")
 
 @dataclass(frozen=True)
 class Normalization:
-    """How pixels become what a pretrained network expects.
+    """The normalization of pixels that a pretrained network expects.
 
     Attributes:
-        mean: of red, green and blue, in [0, 1].
-        std: likewise, above 0.
+        mean: mean of red, green and blue, in [0, 1].
+        std: standard deviation, likewise; above 0.
     """
 
     mean: tuple[float, float, float]
@@ -59,19 +59,19 @@ class Normalization:
         return (torch.from_numpy(np.ascontiguousarray(images)).float() - mean) / std
 
     def batches(self, images: UInt8Array) -> Iterator[Tensor]:
-        """All images in their order, normalized."""
+        """All images in their order, in normalized batches."""
         for start in range(0, len(images), _BATCH):
             yield self(images[start : start + _BATCH])
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """One network in int8 twice.
+    """Two int8 versions of one network.
 
     Attributes:
-        post_training: its channels equalized, calibrated, its biases corrected.
-        trained: the same after quantization-aware distillation, or the one before where that
-            follows the float network more closely.
+        post_training: equalized, calibrated and with corrected biases.
+        trained: the same after quantization-aware distillation; or ``post_training`` if that is
+            closer to the float network.
     """
 
     post_training: Converted
@@ -92,20 +92,20 @@ def quantized(
 ) -> Quantized:
     """Quantize a network; the engine must be set around this call.
 
-    Nine parameters: a bundle would only rename them.
+    It has nine parameters, because a class for them would only rename them.
 
     Args:
-        folded: to quantize; not changed.
-        teacher: whose pooled features it is to give: itself, or what it was made from.
-        engine: quantized engine it is converted for.
-        steps: of distillation; with 0 both networks are the same.
+        folded: the network to quantize; not changed.
+        teacher: the network whose pooled features are the target: ``folded`` or its original.
+        engine: quantized engine to convert for.
+        steps: number of distillation steps; with 0 both versions are the same.
         lr: peak learning rate of the distillation.
-        sample: uint8 (m, 3, S, S), to calibrate and to choose on.
-        images: uint8 (n, 3, S, S), to distil on.
-        normalization: of both.
-        seed: of their order.
+        sample: uint8 (m, 3, S, S), to calibrate and to choose the better version.
+        images: uint8 (n, 3, S, S), for the distillation.
+        normalization: of both kinds of images.
+        seed: seed of the images' order.
     """
-    # Module constructors of torch.ao draw random weights, only to replace them.
+    # Module constructors of torch.ao draw random weights that are replaced at once.
     with torch.random.fork_rng(devices=[]):
         alike = equalized(folded, normalization.batches(sample[:_CALIBRATION_IMAGES]))
         student = prepare_student(alike, engine)
@@ -135,8 +135,8 @@ def pooled(network: nn.Module, batch: Tensor) -> Tensor:
 def _closest(networks: list[Converted], teacher: nn.Module, batches: Iterable[Tensor]) -> Converted:
     """The int8 network whose pooled features differ least from the float ones.
 
-    Rounding errors of a whole network are erratic: where post-training quantization happens to
-    do very well, some steps of training can end a little behind it.
+    Rounding errors of a whole network are erratic. If post-training quantization happens to do
+    very well, a network after some steps of training can be slightly worse.
     """
     errors = [0.0] * len(networks)
     with torch.inference_mode(), accepted_deprecations():
@@ -151,7 +151,7 @@ def _closest(networks: list[Converted], teacher: nn.Module, batches: Iterable[Te
 def distillation_batches(
     images: UInt8Array, normalization: Normalization, steps: int, seed: int
 ) -> Iterator[Tensor]:
-    """Normalized batches in an order that is drawn anew for each pass over the images."""
+    """Normalized batches, in a new random order for each pass over the images."""
     size = min(_DISTILL_BATCH, len(images))
     per_epoch = len(images) // size
     for step in track(range(steps), "Distilling", steps):

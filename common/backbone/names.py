@@ -1,7 +1,7 @@
-"""What a network's tensors are called in a file, and where they belong in our network.
+"""Names of a network's tensors in a file, and the tensors of our network that they belong to.
 
-Two families of names are known, the network's own, for most of them torchvision's, and timm's,
-each below any prefix: "module." of DataParallel, "model.", "backbone.", "encoder.", ...
+Two families of names are known: the network's own, which are mostly torchvision's, and timm's. Both
+may have any prefix: "module." of DataParallel, "model.", "backbone.", "encoder.", ...
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Naming:
     """How a file names a network.
 
     Attributes:
-        names: the network's key to the file's, in the network's order.
-        prefix: that all names of the file have.
-        timm: whose names they are among timm's; None: they are the network's own.
-        unexpected: names of the file that would belong to the features, but do not.
-        others: names of the file that are no features: classifiers and the like.
+        names: from the network's names to the file's, in the network's order.
+        prefix: prefix of all names in the file.
+        timm: the timm network that has these names; None: they are the network's own names.
+        unexpected: names in the file that look like the features' but are not in the network.
+        others: names in the file that do not belong to features: classifiers and the like.
     """
 
     names: Mapping[str, str]
@@ -49,7 +49,7 @@ def naming(arch: str, found: Mapping[str, Tensor], where: str) -> Naming:
         where: the file's name, for the error.
 
     Returns:
-        The naming that most of the network's tensors have; some may be missing.
+        The naming that fits most of the network's tensors; some may be missing.
 
     Raises:
         BackboneError: the file holds the network twice.
@@ -73,7 +73,7 @@ def naming(arch: str, found: Mapping[str, Tensor], where: str) -> Naming:
     if len(twins) > 1:
         raise BackboneError(
             f"weights in {where} hold the network {len(twins)} times, below "
-            f"{' and '.join(repr(twin) for twin in twins)}: save the one that is meant alone"
+            f"{' and '.join(repr(twin) for twin in twins)}: save only the one to use"
         )
     names = {key: f"{prefix}{name}" for key, name in families[timm].items()}
     rest = sorted(set(found) - set(names.values()))
@@ -83,7 +83,7 @@ def naming(arch: str, found: Mapping[str, Tensor], where: str) -> Naming:
 
 
 def _prefixes(names: Iterable[str], found: Iterable[str]) -> Counter[str]:
-    """Each prefix below which the file has some of these names, with how many."""
+    """Each prefix under which the file has some of these names, with their number."""
     known, hits = set(names), Counter[str]()
     for full in found:
         parts = full.split(".")
@@ -94,22 +94,22 @@ def _prefixes(names: Iterable[str], found: Iterable[str]) -> Counter[str]:
 
 
 def _belongs(name: str, prefix: str, tensor: Tensor, within: set[str], *, timm: bool) -> bool:
-    """Whether a name that the network lacks claims to be of its features."""
+    """Whether a name that the network lacks looks like a name of its features."""
     if not name.startswith(prefix):
         return False
     first = name.removeprefix(prefix).partition(".")[0]
     if first in within or (not timm and prefix.endswith("features.")):
         return True
-    # Of a plain sequence the classifier is the next number; convolutions would be features.
+    # In a plain sequence the classifier has the next number. A convolution would be a feature.
     return first.isdigit() and tensor.ndim == 4
 
 
 @cache
 def _timm_names(arch: str, timm: Timm) -> Mapping[str, str]:
-    """The network's keys to timm's.
+    """From the network's names to timm's.
 
-    timm applies the convolution that ends MobileNetV3's classifier after pooling, as torchvision
-    does its first linear layer: neither is a feature. V2's conv_head comes before pooling.
+    In MobileNetV3 timm's conv_head comes after pooling, like torchvision's first linear layer, so
+    neither belongs to the features. In V2 conv_head comes before pooling.
     """
     network = skeleton(arch)
     children = [row for row in network.named_children() if [*row[1].parameters()]]
@@ -128,7 +128,7 @@ def _timm_names(arch: str, timm: Timm) -> Mapping[str, str]:
 
 
 def _timm_layers(block: nn.Module) -> Iterator[tuple[str, str]]:
-    """Layers of one block: where the network has them, and what timm calls them."""
+    """Layers of one block: their names in the network and in timm."""
     convolutions = [
         path
         for path, layer in block.named_modules()

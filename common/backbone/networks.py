@@ -1,4 +1,4 @@
-"""The networks of the table, built: in float, and in the form that can be quantized."""
+"""Builds the networks of the table, in float and in the form that can be quantized."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 State = Mapping[str, Tensor]
-"""Names as in the row's network; in torchvision's networks those below ``features``."""
+"""Tensors by their names in the row's network; in torchvision's, by those below ``features``."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class QuantizableNetwork:
 
     Attributes:
         module: has ``features`` and ``fuse_model``; or the features themselves.
-        relu6: its ReLUs stand for ReLU6, so activations must be clipped at 6.
+        relu6: whether its ReLUs stand for ReLU6, so that activations must be clipped at 6.
     """
 
     module: nn.Module
@@ -52,7 +52,7 @@ def float_network(arch: str, state: State) -> nn.Module:
 
 
 def random_network(arch: str, seed: int) -> nn.Module:
-    """The same with random weights; torch's own random state stays as it was."""
+    """The float network with random weights; torch's global random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _features(arch).eval()
@@ -78,7 +78,7 @@ def shapes(arch: str) -> Mapping[str, torch.Size]:
 
 
 def skeleton(arch: str) -> nn.Module:
-    """Names and shapes without memory: nothing is initialised, no random number is drawn."""
+    """The network without memory: only names and shapes, no weights and no random draws."""
     with torch.device("meta"):
         return _features(arch)
 

@@ -1,4 +1,4 @@
-"""A backbone as one safetensors payload, with a checksum over all of it."""
+"""A backbone as one safetensors payload, with a checksum over everything."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from common.errors import BackboneError
 __all__ = ["Arrays", "pack", "unpack"]
 
 Arrays = dict[str, npt.NDArray[Any]]
-"""Safetensors' own type; here ``module`` (the TorchScript archive), ``gain`` and ``center``."""
+"""The arrays of a payload: ``module`` (the TorchScript archive), ``gain`` and ``center``."""
 
 
 def pack(tensors: Arrays, spec: BackboneSpec, fingerprint: str) -> bytes:
@@ -35,7 +35,7 @@ def unpack(data: bytes) -> tuple[Arrays, BackboneSpec, str]:
     """What ``pack`` was given: arrays, description and fingerprint.
 
     Raises:
-        BackboneError: damaged, or arrays of another shape than the description says.
+        BackboneError: it is damaged, or arrays do not have the described shape.
     """
     try:
         tensors = safetensors.numpy.load(data)

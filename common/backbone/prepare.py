@@ -1,4 +1,4 @@
-"""From pretrained float weights to a frozen int8 backbone, without labels."""
+"""Makes a frozen int8 backbone from pretrained float weights, without labels."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def prepare_backbone(recipe: Recipe, images: UInt8Array) -> FrozenBackbone:
     The same arguments on the same machine give the same fingerprint.
 
     Args:
-        recipe: how.
+        recipe: the settings.
         images: uint8 (n, 3, S, S), unlabelled.
 
     Raises:
-        BackboneError: images, weights or engine that cannot be used.
-        MissingExtraError: embedded weights without the package that holds them.
+        BackboneError: the images, weights or engine cannot be used.
+        MissingExtraError: the package that holds the embedded weights is not installed.
     """
     _check_images(images, recipe.input_size)
     loaded = load_weights(recipe.arch, recipe.weights)
@@ -53,7 +53,7 @@ def _check_images(images: UInt8Array, input_size: int) -> None:
             f"calibration images are {images.dtype} {images.shape}, expected uint8 (n, *{want})"
         )
     if len(images) == 0:
-        raise BackboneError("a backbone needs calibration images, but there is none")
+        raise BackboneError("a backbone needs calibration images, but there are none")
 
 
 def _prepare(recipe: Recipe, loaded: Weights, images: UInt8Array) -> FrozenBackbone:
@@ -79,7 +79,7 @@ def _prepare(recipe: Recipe, loaded: Weights, images: UInt8Array) -> FrozenBackb
 
 
 def float_teacher(recipe: Recipe, loaded: Weights, images: UInt8Array) -> nn.Module:
-    """The float network; random weights get the batch statistics of the first images."""
+    """The float network. With random weights, its batch norms get the first images' statistics."""
     if loaded.state is None:
         features = random_network(recipe.arch, recipe.seed)
         normalization = Normalization(recipe.mean, recipe.std)
@@ -90,19 +90,19 @@ def float_teacher(recipe: Recipe, loaded: Weights, images: UInt8Array) -> nn.Mod
 
 
 def _calibrate_batch_norm(features: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Give random weights the batch statistics a trained network would have."""
+    """Give batch norms of random weights statistics, as a trained network has them."""
     for module in features.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the plain average over all batches
+            module.momentum = None  # average over all batches
     features.train()
     with torch.no_grad():
         for batch in batches:
-            # One more row: a last batch of one small image has no variance.
+            # One more row, because a last batch of one small image has no variance.
             features(torch.cat([batch, -batch[:1]]))
 
 
 def draft_spec(recipe: Recipe, loaded: Weights, teacher: nn.Module) -> BackboneSpec:
-    """What is known before the int8 network has seen an image."""
+    """The description as far as it is known before the int8 network has seen an image."""
     return BackboneSpec(
         arch=recipe.arch,
         weights=loaded.label,

@@ -1,4 +1,4 @@
-"""Everything that touches torch's quantization: from a float network to an int8 one.
+"""Everything that uses torch's quantization: from a float network to an int8 one.
 
 Recipe: fold batch norm, equalize channels (in ``equalize``), fake-quantize, observe unlabelled
 images, correct biases, distil, convert.
@@ -61,8 +61,8 @@ class Student(nn.Module):
 
 
 def _qconfig(engine: str, *, relu6: bool) -> tq.QConfig:
-    # x86 kernels add pairs of 8-bit products in 16 bits, which overflows with 8-bit activations
-    # on processors without VNNI: seven bits there, as torch's own x86 configuration has it.
+    # x86 kernels add pairs of 8-bit products in 16 bits. On processors without VNNI that overflows
+    # with 8-bit activations, so these get seven bits, as in torch's own x86 configuration.
     module = _Relu6FakeQuantize if relu6 else FakeQuantize
     activation = module.with_args(  # type: ignore[no-untyped-call]
         observer=MovingAverageMinMaxObserver,
@@ -71,12 +71,12 @@ def _qconfig(engine: str, *, relu6: bool) -> tq.QConfig:
         dtype=torch.quint8,
         qscheme=torch.per_tensor_affine,
     )
-    # Not torch's fused_per_channel_wt_fake_quant_range_neg_127_to_127: it rounds training
-    # weights to another grid than convert does (max/127.5, floor 6e-5, against max/127, floor
-    # 2e-4), so the student would learn to make up for errors that the int8 network lacks.
+    # Not torch's fused_per_channel_wt_fake_quant_range_neg_127_to_127: it rounds weights in
+    # training to another grid (max/127.5, floor 6e-5) than convert does (max/127, floor 2e-4), so
+    # the student would learn to correct errors that the int8 network does not have.
     weight = FakeQuantize.with_args(  # type: ignore[no-untyped-call]
         observer=MovingAveragePerChannelMinMaxObserver,
-        averaging_constant=1.0,  # the range of the weights as they are now
+        averaging_constant=1.0,  # only the current range of the weights counts
         quant_min=-127,
         quant_max=127,
         dtype=torch.qint8,
@@ -87,10 +87,10 @@ def _qconfig(engine: str, *, relu6: bool) -> tq.QConfig:
 
 
 def fold(network: QuantizableNetwork) -> nn.Module:
-    """The float network with batch norm folded into its convolutions: teacher and reference.
+    """The float network with batch norm folded into its convolutions; teacher and reference.
 
-    Folding before training also freezes batch norm: the student has no statistics to drift,
-    and a step costs a third less than with the ConvBn modules of the stock recipe.
+    Folding before training also freezes batch norm. So the student's statistics cannot drift, and
+    a step costs a third less than with the ConvBn modules of torch's recipe.
     """
     folded = copy.deepcopy(network.module).eval()
     if not hasattr(folded, "fuse_model"):
@@ -113,7 +113,7 @@ def prepare_student(folded: nn.Module, engine: str) -> Student:
 
     Args:
         folded: what ``fold`` returned; not changed.
-        engine: quantized engine it will be converted for.
+        engine: quantized engine that the student will be converted for.
     """
     student = Student(copy.deepcopy(folded).requires_grad_(True)).train()
     with accepted_deprecations():
@@ -128,10 +128,10 @@ def prepare_student(folded: nn.Module, engine: str) -> Student:
 def calibrate(student: Student, batches: Iterable[Tensor]) -> None:
     """Observe the range of every activation of the float network, then fix it.
 
-    Fake quantization is off meanwhile: ranges of a network whose errors ``correct_bias`` has
-    not yet removed fit it badly afterwards (cosine to fp32 between 0.89 and 0.99 by seed,
-    against 0.98 for all). The smallest and largest value over all images fit worse still
-    (0.88): one outlier makes every step coarse.
+    Fake quantization is off meanwhile. Otherwise the ranges would include errors that
+    ``correct_bias`` removes later, and fit badly afterwards (cosine to fp32 between 0.89 and 0.99,
+    depending on the seed, against 0.98 for all seeds). The smallest and largest value over all
+    images fit even worse (0.88): one outlier makes every step coarse.
 
     Args:
         student: its observers change in place.
@@ -143,16 +143,16 @@ def calibrate(student: Student, batches: Iterable[Tensor]) -> None:
             student(batch)
     student.apply(tq.enable_fake_quant)
     for module in student.modules():
-        # Weight observers stay on: weights move in training, and their range with them.
+        # Weight observers stay on, because training changes the weights and so their range.
         if isinstance(module, FakeQuantize) and module.dtype == torch.quint8:
             module.disable_observer()
 
 
 def correct_bias(student: Student, folded: nn.Module, batch: Tensor) -> None:
-    """Shift every convolution's bias so that its mean output is the float network's.
+    """Shift every convolution's bias so that its mean output equals the float network's.
 
-    Rounding errs to the same side wherever an image is uniform, so errors add up instead of
-    cancelling out. Layer after layer in one pass: each is corrected behind corrected ones.
+    In uniform parts of an image rounding errs to the same side, so errors add up instead of
+    cancelling out. One pass corrects layer after layer, each with the layers before it corrected.
 
     Nagel, van Baalen, Blankevoort, Welling: "Data-Free Quantization Through Weight
     Equalization and Bias Correction", ICCV 2019, arXiv 1906.04721, section 4.2.
@@ -161,7 +161,7 @@ def correct_bias(student: Student, folded: nn.Module, batch: Tensor) -> None:
 
     Args:
         student: calibrated; its biases change in place.
-        folded: what it was prepared from.
+        folded: the network that it was prepared from.
         batch: float32 (b, 3, H, W), normalized.
     """
     want: dict[str, Tensor] = {}
@@ -176,7 +176,7 @@ def correct_bias(student: Student, folded: nn.Module, batch: Tensor) -> None:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             weight = module.weight_fake_quant(module.weight)  # type: ignore[operator]
             output = module._conv_forward(inputs[0], weight, module.bias)  # type: ignore[operator]
-            # A convolution that was fused with its ReLU lies one level deeper.
+            # A convolution that is fused with its ReLU lies one level deeper.
             target = want[name] if name in want else want[f"{name}.0"]
             module.bias.add_(target - output.mean((0, 2, 3)))  # type: ignore[operator]
 
@@ -213,13 +213,13 @@ def distill(
     steps: int,
     lr: float,
 ) -> list[float]:
-    """Teach the student the float network's pooled features; needs no labels.
+    """Train the student to give the float network's pooled features; needs no labels.
 
     Args:
-        student: normalized images to activations; its weights change in place.
-        teacher: normalized float32 (b, 3, H, W) to pooled float32 (b, d).
-        batches: float32 (b, 3, H, W), normalized, at least ``steps`` of them.
-        steps: how many to take.
+        student: from normalized images to activations; its weights change in place.
+        teacher: from normalized float32 (b, 3, H, W) to pooled float32 (b, d).
+        batches: at least ``steps`` batches of float32 (b, 3, H, W), normalized.
+        steps: number of training steps.
         lr: peak learning rate of Adam, see ``_schedule``.
 
     Returns:
@@ -242,7 +242,10 @@ def distill(
 
 
 def _schedule(step: int, steps: int) -> float:
-    """Linear warm-up over 30%, for Adam's first steps are all sign, then a cosine to zero."""
+    """Linear warm-up over 30%, then a cosine to zero.
+
+    The warm-up is needed because Adam's first steps have full size whatever the gradient's size.
+    """
     warm_up = min(1.0, (step + 1) / max(0.3 * steps, 1.0))
     return warm_up * 0.5 * (1.0 + math.cos(math.pi * step / max(steps, 1)))
 

@@ -1,4 +1,4 @@
-"""From the tensors of a package's file to those of a network."""
+"""Conversion of the tensors in a package's file to those of a network."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ DISTILL_LR = 3e-6
 
 @dataclass(frozen=True)
 class Recipe:
-    """What ``prepare_backbone`` does with the images.
+    """The settings of ``prepare_backbone``.
 
     Attributes:
         arch: a key of ``ARCHITECTURES``.
@@ -22,9 +22,9 @@ class Recipe:
         engine: "qnnpack" (a phone's arithmetic) or another engine of this torch.
         distill_steps: quantization-aware training steps; 0 is post-training quantization.
         feature_scaling: see ``FeatureScaling``.
-        seed: of the order of the images and of random weights.
-        mean: of red, green and blue in [0, 1], with which the weights were trained.
-        std: likewise, above 0.
+        seed: seed of the order of the images, and of random weights.
+        mean: mean of red, green and blue in [0, 1] that the weights were trained with.
+        std: standard deviation, likewise; above 0.
         distill_lr: peak learning rate of the distillation.
     """
 

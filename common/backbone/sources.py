@@ -1,4 +1,4 @@
-"""Where pretrained weights lie, and what names them. Imports no torch."""
+"""Finds pretrained weights and identifies them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["embedded_file", "weights_file", "weights_identity"]
 
 
 def embedded_file(embedded: Embedded, title: str) -> Path:
-    """The file of a network's embedded weights, which is the one that the table means.
+    """The file of a network's embedded weights, with its SHA-256 checked.
 
     Args:
-        embedded: of the network's row.
-        title: of the network.
+        embedded: from the network's row.
+        title: the network's title, for messages.
 
     Raises:
         MissingExtraError: the package that holds it is not installed.
-        BackboneError: it is not there, or another one.
+        BackboneError: the file is missing, or its SHA-256 is wrong.
     """
     package, mend = embedded.package, f"{embedded.package}=={embedded.version}"
     try:
@@ -48,25 +48,25 @@ def weights_file(weights: str) -> Path:
     """The file that "file:PATH" names.
 
     Raises:
-        BackboneError: it does not exist, or is no file.
+        BackboneError: it does not exist, or it is a folder.
     """
     path = Path(weights.removeprefix("file:")).expanduser()
     if path.is_dir():
-        raise BackboneError(f"weights file {path} is a folder: name the file in it")
+        raise BackboneError(f"weights file {path} is a folder: name a file in it")
     if not path.is_file():
         raise BackboneError(f"weights file {path} does not exist")
     return path
 
 
 def weights_identity(arch: str, weights: str) -> str:
-    """What changes when the weights change; part of cache keys.
+    """A text that changes when the weights change; part of cache keys.
 
     Args:
         arch: a key of ``ARCHITECTURES``.
         weights: see ``load_weights``.
 
     Raises:
-        BackboneError, MissingExtraError: as ``load_weights``, but the weights are not read.
+        BackboneError, MissingExtraError: as in ``load_weights``, but the weights are not read.
     """
     row = architecture(arch)
     if weights == "random":
@@ -76,7 +76,7 @@ def weights_identity(arch: str, weights: str) -> str:
     if weights == "imagenet" and row.embedded:
         embedded_file(row.embedded, row.title)
         return row.embedded.sha256
-    # torchvision, whose import costs seconds, knows the others.
+    # torchvision knows the other weights. It is imported late, because that costs seconds.
     from common.backbone.torchvision_weights import identity, member
 
     return identity(member(arch, weights))

@@ -1,4 +1,4 @@
-"""What a backbone says about itself. Imports no torch."""
+"""The description of a backbone. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 FeatureScaling = Literal["none", "center", "standardize"]
-"""How trainers see the features, measured on the calibration images: as they are; with each
-feature's mean taken off and one gain for all, so that their variance is 1 on average; or with
-mean 0 and variance 1 for each feature that varies."""
+"""How features are scaled for training, measured on the calibration images. "none": not at all;
+"center": each feature's mean is subtracted, and one gain for all makes their mean variance 1;
+"standardize": each feature that varies gets mean 0 and variance 1."""
 
-# What describes a backbone without changing one bit of what it computes.
+# Fields that describe a backbone but do not change what it computes.
 _NOT_CONTENT = ("weights", "weights_licence", "torch_version", "float_model_bytes")
 
 
@@ -32,15 +32,15 @@ class BackboneSpec:
         weights: label of the pretrained weights.
         weights_licence: their licence, as far as their source states it.
         input_size: height and width of the images in pixels.
-        mean: of the red, green and blue channel, in [0, 1].
-        std: likewise, above 0; the module computes ``(pixel / 255 - mean) / std`` itself.
+        mean: mean of red, green and blue, in [0, 1].
+        std: standard deviation, above 0; the module computes ``(pixel / 255 - mean) / std``.
         engine: quantized engine to set before loading ("qnnpack" is the phone's arithmetic).
         num_features: d, width of the pooled features.
         feature_scale: step of the uint8 features.
-        feature_zero_point: the uint8 that stands for 0.
+        feature_zero_point: the uint8 value that stands for 0.
         feature_scaling: see ``FeatureScaling``.
         probe: SHA-256 of the features of two fixed noise images, checked at every load.
-        torch_version: of the machine that built it.
+        torch_version: torch's version on the machine that built it.
         float_model_bytes: bytes of the backbone's float32 weights as one safetensors payload.
     """
 
@@ -64,7 +64,7 @@ class BackboneSpec:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     def content_json(self) -> str:
-        """The same without labels and versions: what the fingerprint covers."""
+        """The part that the fingerprint covers: ``to_json`` without labels and versions."""
         values = dataclasses.asdict(self)
         for name in _NOT_CONTENT:
             del values[name]

@@ -1,7 +1,7 @@
-"""Which convolutions write to the same channels, found by running a network once.
+"""Find, by running a network once, which convolutions write to the same channels.
 
-A stream is what convolutions without an activation give and additions add up. It is found in the
-data's own flow, so that it does not matter in which modules a network keeps its convolutions.
+A stream is the sum of outputs of convolutions without an activation. It is found in the flow of
+the data, so the network may keep its convolutions in any modules.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _log = logging.getLogger("fedhead")
 
 @dataclass
 class Stream:
-    """Convolutions that add to the same channels, in order, and those that read them.
+    """Convolutions that add to the same channels, and those that read the channels.
 
     Attributes:
-        writers: the first makes the stream, each other one adds to it.
-        readers: 1x1, each with the writers, by their numbers, whose sum it reads.
+        writers: in order; the first makes the stream, each later one adds to it.
+        readers: 1x1 convolutions, each with the numbers of the writers whose sum it reads.
     """
 
     writers: list[nn.Conv2d] = field(default_factory=list)
@@ -35,19 +35,18 @@ class Stream:
 
 @dataclass(frozen=True)
 class _Sum:
-    """A tensor without an activation: calls of convolutions, by number, whose results it adds."""
+    """A tensor without an activation: the numbers of the convolution calls whose sum it is."""
 
     calls: tuple[int, ...]
 
 
 def streams(network: nn.Module, images: Tensor) -> list[Stream]:
-    """Those whose channels can be shifted and scaled: written and read by convolutions alone.
+    """Streams whose channels can be shifted and scaled: only convolutions write and read them.
 
-    One line of the log names the convolutions whose results are added up or read by others, and
-    are left out all the same, with the reason.
+    One line of the log names the streams that are left out, with the reason.
 
     Args:
-        network: float, batch norm folded, in eval mode.
+        network: a float network in eval mode, with batch norm folded.
         images: normalized float (n, 3, H, W); one is enough.
     """
     flow = _Flow()
@@ -66,45 +65,45 @@ def streams(network: nn.Module, images: Tensor) -> list[Stream]:
     if left_out:
         names = {module: name for name, module in network.named_modules()}
         said = [f"{', '.join(names[m] for m in modules)}: {why}" for modules, why in left_out]
-        _log.info("channels left as they are: %s", "; ".join(said))
+        _log.info("channels not equalized: %s", "; ".join(said))
     return found
 
 
 class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes down who reads what; tensors that are no sums have no entry."""
+    """Records which module reads which sum. Tensors that are no such sum have no entry."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._calls: list[nn.Conv2d] = []
         self._sums: dict[int, _Sum] = {}
         self._readers: list[tuple[nn.Conv2d, _Sum]] = []
-        self._reasons: dict[int, str] = {}  # why a call's channels stay as they are
+        self._reasons: dict[int, str] = {}  # why a call's channels are not equalized
         self._joined: list[_Sum] = []
-        self._added: set[int] = set()  # calls whose results, or sums of them, were added to others
-        self._kept: list[Any] = []  # so that no id is given twice
-        self._inside = False  # a convolution
+        self._added: set[int] = set()  # calls whose results are part of a sum
+        self._kept: list[Any] = []  # keeps objects alive, so that no id is used twice
+        self._inside = False  # whether a convolution is running
 
     def begin(self, module: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:
-        """A convolution reads."""
+        """Record that a convolution reads its inputs."""
         self._inside = True
         read = self._sums.get(id(inputs[0]))
         if read is None:
             return
         plain = module.kernel_size == (1, 1) and module.padding in ((0, 0), 0, "valid", "same")
         if not plain or module.groups != 1:
-            # Others pad with zeros, or mix some of the channels alone.
+            # Other convolutions pad with zeros, or mix only some of the channels.
             self._refuse(read, "read by a convolution that is not a plain 1x1")
         self._readers.append((module, read))
 
     def end(self, module: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """A convolution writes."""
+        """Record that a convolution writes its output."""
         self._inside = False
         self._calls.append(module)
         self._sums[id(output)] = _Sum((len(self._calls) - 1,))
         self._kept.append(output)
 
     def leaves(self, output: Tensor) -> None:
-        """The network's result."""
+        """Record the network's result."""
         if read := self._sums.get(id(output)):
             self._refuse(read, "the network's result")
 
@@ -133,9 +132,11 @@ class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._sums[id(out)] = total
             return out
         for one in read:
-            other = "added to what is no sum of convolutions" if added else f"read by {name}"
+            other = (
+                "added to something that convolutions do not write" if added else f"read by {name}"
+            )
             self._refuse(one, other)
-        if isinstance(out, Tensor):  # computed in place, it is no longer what it was
+        if isinstance(out, Tensor):  # an operation in place has changed it
             self._sums.pop(id(out), None)
         return out
 
@@ -144,7 +145,7 @@ class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._reasons.setdefault(call, why)
 
     def sorted_out(self) -> tuple[list[Stream], list[tuple[list[nn.Conv2d], str]]]:
-        """Streams to equalize, in the order of their first writers, and what is left out."""
+        """Streams to equalize, in the order of their first writers, and those left out."""
         found, left_out = [], []
         for group in self._groups():
             readers = [(reader, read) for reader, read in self._readers if read.calls[0] in group]
@@ -157,12 +158,12 @@ class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 place = {call: i for i, call in enumerate(group)}
                 sums = [(reader, tuple(place[c] for c in read.calls)) for reader, read in readers]
                 found.append(Stream(writers, sums))
-            elif readers or self._added.intersection(group):  # else an activation follows
+            elif readers or self._added.intersection(group):  # otherwise an activation follows
                 left_out.append((writers, why))
         return found, left_out
 
     def _groups(self) -> list[list[int]]:
-        """Calls that are added to one another, directly or by way of others."""
+        """Groups of calls whose results are added up, directly or indirectly."""
         group = {call: [call] for call in range(len(self._calls))}
         for total in self._joined:
             merged = sorted({call for one in total.calls for call in group[one]})

@@ -1,4 +1,4 @@
-"""Weights that torchvision knows by name, and fetches."""
+"""Weights that torchvision knows by name and downloads."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LICENCE = "BSD-3-Clause (torchvision); trained on ImageNet, whose terms allow re
 
 
 def member(arch: str, name: str) -> WeightsEnum:
-    """Of torchvision's enum for this network.
+    """A member of torchvision's enum for this network.
 
     Args:
         arch: a key of ``ARCHITECTURES``.
-        name: "imagenet" for its default, or the enum's name, a dot and the member's.
+        name: "imagenet" for the default, or the enum's name, a dot and the member's name.
 
     Raises:
         BackboneError: there is none of this name.
@@ -43,12 +43,12 @@ def member(arch: str, name: str) -> WeightsEnum:
 
 
 def identity(found: WeightsEnum) -> str:
-    """What changes when the weights change; they are not fetched."""
-    return hashlib.sha256(found.url.encode()).hexdigest()  # its name ends with its hash
+    """A text that changes when the weights change; the weights are not downloaded."""
+    return hashlib.sha256(found.url.encode()).hexdigest()  # the URL ends with the file's hash
 
 
 def fetched(found: WeightsEnum) -> State:
-    """The weights themselves, downloaded where torch does not have them.
+    """The weights themselves, downloaded if torch does not have them yet.
 
     Raises:
         BackboneError: there is no network.
@@ -58,7 +58,7 @@ def fetched(found: WeightsEnum) -> State:
             state: State = found.get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as exc:
         raise BackboneError(
-            f"cannot download {found}: {exc}; get {found.url} where there is a network "
+            f"cannot download {found}: {exc}; download {found.url} on a machine with a network "
             "and name it as file:PATH"
         ) from exc
     return state

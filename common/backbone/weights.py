@@ -1,4 +1,4 @@
-"""Pretrained float weights: where they come from, and whether they fit."""
+"""Pretrained float weights: finds them by name and checks that they fit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from common.words import some
 
 __all__ = ["Weights", "load_weights"]
 
-# Counts batches for a moving average that a frozen network never computes.
+# A counter of batches for moving averages, which a frozen network does not update.
 _COUNTER = "num_batches_tracked"
 
 _log = logging.getLogger("fedhead")
@@ -42,9 +42,9 @@ class Weights:
 
     Attributes:
         label: where they come from, for cards and reports.
-        licence: as far as the source states it.
-        identity: changes when the weights change; part of cache keys.
-        state: see ``State``; None means random.
+        licence: their licence, as far as the source states it.
+        identity: a text that changes when the weights change; part of cache keys.
+        state: see ``State``; None: random weights.
     """
 
     label: str
@@ -59,9 +59,10 @@ def load_weights(arch: str, weights: str) -> Weights:
     Args:
         arch: a key of ``ARCHITECTURES``.
         weights: "imagenet", a torchvision enum member such as
-            "MobileNet_V2_Weights.IMAGENET1K_V2", "random", or "file:PATH" with safetensors
-            or what ``torch.save`` made of a state dict, alone or in a checkpoint; names as in
-            the network or timm, below any prefix. Classifiers are left out.
+            "MobileNet_V2_Weights.IMAGENET1K_V2", "random", or "file:PATH". The file is a
+            safetensors file, or ``torch.save`` wrote it with a state dict, alone or in a
+            checkpoint. Its names are the network's or timm's, with any prefix. Classifiers are
+            left out.
 
     Raises:
         BackboneError: unknown name, unreadable file, or weights that do not fit.
@@ -88,12 +89,12 @@ def _from_file(arch: str, path: Path) -> Weights:
 
 
 def _fit(arch: str, found: State, where: str) -> State:
-    """The features among a file's tensors, under the network's names and in its order."""
+    """The file's tensors that belong to features, under the network's names and in its order."""
     called = naming(arch, found, where)
     if called.timm and re.search(called.timm.other, where):
         raise BackboneError(
-            f"weights in {where} are of a network of timm's that pads otherwise than its "
-            f"{called.timm.name}: {arch} here would give other features"
+            f"weights in {where} are of a timm network whose padding differs from "
+            f"{called.timm.name}'s: {arch} here would give other features"
         )
     problems = _problems(arch, found, called)
     if problems:
@@ -122,7 +123,7 @@ def _problems(arch: str, found: State, called: Naming) -> list[str]:
         for key, name in there.items()
         if found[name].shape != own[key]
     ]
-    # Eight-bit floats cannot be compared as they are.
+    # Eight-bit floats cannot be compared directly.
     floats = {n: found[n].float() for n in there.values() if found[n].is_floating_point()}
     broken = [name for name, values in floats.items() if not bool(values.isfinite().all())]
     negative = [
@@ -133,7 +134,7 @@ def _problems(arch: str, found: State, called: Naming) -> list[str]:
     counted: tuple[tuple[Sequence[str], str], ...] = (
         ([name for name in names.values() if name not in found], "keys are missing"),
         (called.unexpected, "keys are unexpected"),
-        ([name for name in there.values() if name not in floats], "tensors are not of floats"),
+        ([name for name in there.values() if name not in floats], "tensors are not floats"),
         (broken, "tensors are not finite"),
         (negative, "variances are negative"),
     )
@@ -144,7 +145,7 @@ def _problems(arch: str, found: State, called: Naming) -> list[str]:
 
 
 def _tell(called: Naming, where: str) -> None:
-    """What is not as a network of its own is saved, once, so that nothing is dropped unsaid."""
+    """Log once what differs from a plain state dict, so that nothing is dropped silently."""
     said = []
     if called.timm:
         said.append("its names are timm's")
@@ -152,13 +153,13 @@ def _tell(called: Naming, where: str) -> None:
         said.append(f"the features lie below {called.prefix!r}")
     foreign = [name for name in called.others if not name.startswith("classifier.")]
     if foreign:
-        said.append(f"{len(foreign)} tensors are no features: {some(foreign, 3)}")
+        said.append(f"{len(foreign)} tensors are not features: {some(foreign, 3)}")
     if said:
         _log.info("weights in %s: %s", where, "; ".join(said))
 
 
 def _from_timm(arch: str, timm: Timm, state: State) -> State:
-    """The same function where the batch norms add another epsilon to their variances."""
+    """Variances changed so that batch norms with another epsilon compute the same function."""
     changed = dict(state)
     for name, layer in skeleton(arch).named_modules():
         if isinstance(layer, nn.BatchNorm2d) and layer.eps != timm.epsilon:

@@ -1,4 +1,4 @@
-"""A file of float weights as names and tensors; code that it may hold is never run."""
+"""Reads a file of float weights as names and tensors; never runs code that the file may hold."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from common.errors import BackboneError
 __all__ = ["read_tensors"]
 
 _SAVE_ALONE = "save its weights alone: torch.save(network.state_dict(), 'weights.pth')"
-# What other kinds of files begin with, and what to do about them.
+# How other kinds of files begin, and what to do about them.
 _OTHER_KINDS = (
     (rb"version https://git-lfs", "a Git LFS pointer, not the file itself: git lfs pull"),
     (rb"\s*<", "an HTML or XML page, not weights: the download went wrong"),
@@ -32,7 +32,7 @@ _OTHER_KINDS = (
     # Field 1, the version of the format, then the producer or the next field.
     (rb"\x08[\x01-\x1f][\x12\x1a\x22\x3a\x42]", "an ONNX file, expected weights of torch"),
 )
-# Names of tensors that only a network has that is quantized, or prepared for it.
+# Names of tensors that only a quantized network, or one prepared for quantization, has.
 _QUANTIZED = re.compile(r"_packed_params|activation_post_process|fake_quant")
 
 _log = logging.getLogger("fedhead")
@@ -41,24 +41,24 @@ _log = logging.getLogger("fedhead")
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The state dict in a file of safetensors or of ``torch.save``, old formats included.
 
-    A checkpoint that holds the state dict under a name of its own, beside an optimizer's state
-    for example, is unwrapped.
+    A checkpoint that holds the state dict under a key, for example beside an optimizer's state, is
+    unwrapped.
 
     Args:
         path: an existing file.
 
     Returns:
-        Names as they are in the file.
+        Tensors by their names in the file.
 
     Raises:
-        BackboneError: another kind of file, a damaged one, one with pickled code, or one with
-            no state dict of floats, or with several.
+        BackboneError: the file is of another kind, is damaged, holds pickled code, or does not
+            hold exactly one state dict of floats.
     """
     with path.open("rb") as file:
         start = file.read(64)
     if not start:
         raise BackboneError(f"weights file {path} is empty")
-    is_safetensors = start[8:9] == b"{"  # after the header's length, which may be any bytes
+    is_safetensors = start[8:9] == b"{"  # the first eight bytes are the header's length
     for pattern, what in _OTHER_KINDS:
         if not is_safetensors and re.match(pattern, start, re.DOTALL):
             raise BackboneError(f"weights file {path} is {what}")
@@ -72,8 +72,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     for name, value in state.items():
         if _QUANTIZED.search(name) or (isinstance(value, Tensor) and value.is_quantized):
             raise BackboneError(
-                f"weights file {path} holds a network that is quantized already, or prepared for "
-                f"it ({name}); expected float weights, which fedhead quantizes itself"
+                f"weights file {path} holds a network that is quantized or prepared for "
+                f"quantization ({name}); expected float weights, which fedhead quantizes itself"
             )
         if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided):
             raise BackboneError(
@@ -94,18 +94,18 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse programs, and what does not fit its checksums, at which torch does not look."""
+    """Refuse TorchScript programs, and content with a wrong checksum, which torch ignores."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            # torch stores as it is; what swells on the way into memory may have no end.
+            # torch does not compress. A compressed file could need any amount of memory.
             swells = any(file.file_size > file.compress_size for file in archive.infolist())
             damaged = None if swells else archive.testzip()
-    except Exception as exc:  # headers that lie make zipfile raise almost anything
+    except Exception as exc:  # on false headers, zipfile raises almost anything
         raise BackboneError(f"weights file {path} is damaged or cut off ({exc})") from exc
     if swells:
         raise BackboneError(
-            f"weights file {path} is compressed inside, as torch.save does not do: save it again"
+            f"weights file {path} is compressed, unlike files of torch.save: save it again"
         )
     if damaged is not None:
         raise BackboneError(f"weights file {path} is damaged (checksum of {damaged})")
@@ -120,24 +120,24 @@ def _read_pickle(path: Path) -> object:
     try:
         with (
             warnings.catch_warnings(),
-            # Settings that many training scripts save beside the weights: a bag of values.
+            # A plain bag of settings, which many training scripts save beside the weights.
             torch.serialization.safe_globals([argparse.Namespace]),
         ):
-            # torch's words on old formats and foreign pickles; what is refused is one line below.
+            # torch's own remarks on old formats and pickles. A refused file gets one line below.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as exc:
         found = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(exc))
-        what = f"it needs {found[1]}, which is code and never run" if found else "it is damaged"
+        what = f"it needs code, {found[1]}, which is never run" if found else "it is damaged"
         raise BackboneError(f"weights file {path} is refused: {what}; {_SAVE_ALONE}") from exc
-    # The reader lets through whatever a damaged file makes it do.
+    # On a damaged file the reader raises any exception.
     except Exception as exc:
         reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
         raise BackboneError(f"weights file {path} cannot be read: {reason}") from exc
 
 
 def _unwrapped(found: object, path: Path) -> Mapping[str, Any]:
-    """The state dict itself; of several, the one that is no moving average."""
+    """The state dict itself; if there are several, the one that is not a moving average."""
     if not isinstance(found, Mapping):
         raise BackboneError(
             f"weights file {path} holds no state dict (names to tensors), "
@@ -156,7 +156,7 @@ def _unwrapped(found: object, path: Path) -> Mapping[str, Any]:
     if len(chosen) > 1:
         raise BackboneError(
             f"weights file {path} holds {len(chosen)} state dicts ({', '.join(chosen)}): save "
-            f"the one that is meant alone, torch.save(checkpoint['{chosen[0]}'], 'weights.pth')"
+            f"only the one to use, torch.save(checkpoint['{chosen[0]}'], 'weights.pth')"
         )
     for name in set(inside) - set(chosen):
         _log.info("%s: %s is read, not its moving average %s", path.name, chosen[0], name)
@@ -164,7 +164,7 @@ def _unwrapped(found: object, path: Path) -> Mapping[str, Any]:
 
 
 def _holds_filters(value: object) -> bool:
-    """Whether it names a convolution's weights, as each of these networks' state dicts does."""
+    """Whether it holds a convolution's weights, as all state dicts of these networks do."""
     return isinstance(value, Mapping) and any(
         isinstance(name, str) and isinstance(tensor, Tensor) and tensor.ndim == 4
         for name, tensor in value.items()

@@ -1,4 +1,4 @@
-"""How arrays become bytes on their way: a codec is one file beside this one, and one row here."""
+"""How arrays become bytes in messages. A codec is one file in this folder, and one row here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def find_codec(name: str) -> Codec:
     """The codec of this name.
 
     Raises:
-        ProtocolError: there is none; names the nearest.
+        ProtocolError: there is none; the error names the nearest.
     """
     if name not in CODECS:
         raise ProtocolError(unknown("codec", name, CODECS))
@@ -27,24 +27,24 @@ def find_codec(name: str) -> Codec:
 
 
 def decode_array(codec: Codec, payload: bytes, layout: Layout, seed: int, what: str) -> Array:
-    """One array, whatever the bytes are.
+    """Decode one array from untrusted bytes.
 
     Args:
-        codec: that has written it.
-        payload: as it came.
-        layout: what it must be.
-        seed: that it was written with.
-        what: what the array is called.
+        codec: the codec that wrote it.
+        payload: the bytes that arrived.
+        layout: the layout that it must have.
+        seed: the seed that it was written with.
+        what: the array's name, for errors.
 
     Raises:
-        ReplyError: the bytes are not this codec's, or of another array.
+        ReplyError: the bytes are not this codec's, or the array has another layout.
     """
     try:
         array = codec.decode(payload, layout, seed)
     except FedheadError as exc:
         raise ReplyError(f"{what} {exc}") from exc
     except Exception as exc:
-        # Foreign bytes raise many kinds; none of them may end a server.
+        # Untrusted bytes may raise many kinds of exceptions. None of them may end a server.
         raise ReplyError(f"{what} cannot be decoded as {codec.name}") from exc
     if array.shape != layout.shape or array.dtype.kind != layout.kind:
         raise ReplyError(

@@ -1,4 +1,4 @@
-"""What a codec is: an array to bytes and back."""
+"""The type of a codec, which turns an array into bytes and back."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Array = npt.NDArray[np.generic]
 
 @dataclass(frozen=True)
 class Codec:
-    """A way to write one array, as a value of two pure functions.
+    """A way to write one array: two pure functions.
 
-    Both get the same seed, so that what is drawn at random need not travel.
+    Both get the same seed, so that random draws need not be sent.
 
     Attributes:
-        name: as a plan has it.
-        encode: (array, seed) to bytes; the array is finite, and of the dtype of its layout.
-        decode: (bytes, layout, seed) to an array of this layout. It is given whatever came: what
-            it raises costs the sender its round. It must take no more memory than the layout
-            needs, whatever the bytes say.
-        transparent: whether decoding gives back the very bits, and the length follows from the
-            layout alone. A node then adds up arrays of its clients that it never makes.
+        name: its name in a plan.
+        encode: from (array, seed) to bytes; the array is finite and has its layout's dtype.
+        decode: from (bytes, layout, seed) to an array of this layout. The bytes are not to be
+            trusted: if it raises, the sender's update is refused. Whatever the bytes say, it must
+            not take more memory than the layout needs.
+        transparent: whether decoding gives the same bits back and the length follows from the
+            layout alone. Then a node may sum its clients' arrays without making each of them.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The codec that leaves arrays as they are: their numbers in little-endian order."""
+"""The codec that does not encode: an array's numbers in little-endian order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the clients of one round encode what they send, and how a server reads it."""
+"""How a round's clients encode their updates, and how the server decodes them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["Uplink", "decode_sum", "encode_sum"]
 
 @dataclass(frozen=True)
 class Uplink:
-    """One round's encoding; both sides make it from the same request.
+    """One round's encoding; client and server make it from the same request.
 
     Attributes:
-        plan: of the round.
+        plan: the round's plan.
         num_classes: K.
         num_features: d.
-        seed: of the run.
-        round_number: of the round.
+        seed: the run's seed.
+        round_number: the round's number.
     """
 
     plan: ClientPlan
@@ -41,18 +41,18 @@ class Uplink:
 
     @property
     def layouts(self) -> dict[str, Layout]:
-        """Of one client's fields."""
+        """Layouts of one client's fields."""
         return field_layouts(self.plan.fields, self.num_classes, self.num_features)
 
     def is_summed(self, num_clients: int) -> bool:
-        """Whether a node that may send sums sends one for so many clients.
+        """Whether a node that may send sums sends a sum for this number of clients.
 
-        One client's sum would undo what it has encoded.
+        A lossy codec encodes each client's fields, and a sum would undo that.
         """
         return num_clients > 1 or self.codec.transparent
 
     def encode(self, client: int, fields: Mapping[str, Array]) -> dict[str, bytes]:
-        """One client's fields as it sends them."""
+        """One client's fields, encoded."""
         return {
             name: self._codec_of(name).encode(fields[name], self._seed(client, i))
             for i, name in enumerate(self.plan.fields)
@@ -73,10 +73,10 @@ class Uplink:
         }
 
     def lengths(self, integer_bytes: int = 4) -> tuple[tuple[str, int], ...]:
-        """How many bytes each field of any client takes, for a transparent codec.
+        """Bytes that each field of any client takes with a transparent codec.
 
         Args:
-            integer_bytes: 4 or 8, of the statistics' integers.
+            integer_bytes: size of the statistics' integers, 4 or 8.
         """
         return tuple(
             (name, _length(self._codec_of(name), layout, integer_bytes))
@@ -97,7 +97,7 @@ def _length(codec: Codec, layout: Layout, integer_bytes: int) -> int:
 
 
 def encode_sum(total: Mapping[str, Array]) -> dict[str, bytes]:
-    """A sum of several clients' fields, which no codec is for: only a simulation has it."""
+    """A sum of several clients' fields. It needs no codec, because only simulations send sums."""
     return {name: NONE.encode(array, 0) for name, array in total.items()}
 
 

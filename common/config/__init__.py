@@ -1,7 +1,8 @@
 """One TOML file describes one experiment. Parsed and checked here, once, at the edge.
 
 Keys are kebab-case in TOML and snake_case in Python. Every key has a default, a type and a
-range; all problems of a file are reported together, an unknown key with the nearest known one.
+range. All problems of a file are reported together. An unknown key is reported with the nearest
+known one.
 """
 
 from common.config.backbone import BackboneConfig

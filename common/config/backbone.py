@@ -15,7 +15,7 @@ __all__ = ["BackboneConfig"]
 _Colour = Annotated[float, Field(ge=0, le=1)]
 _Deviation = Annotated[float, Field(ge=1e-3, le=1)]
 _Colours = tuple[float, float, float]
-# TOML has lists, which are no tuples to a strict model.
+# TOML has lists only, and a strict model refuses a list for a tuple.
 Colours = Annotated[tuple[_Colour, _Colour, _Colour], Field(strict=False)]
 Deviations = Annotated[tuple[_Deviation, _Deviation, _Deviation], Field(strict=False)]
 
@@ -38,22 +38,22 @@ class BackboneConfig(Section):
     input_size: Annotated[int, Field(ge=32, le=1024)] = 96
     """Height and width in pixels."""
     mean: Colours | None = None
-    """Of red, green and blue in [0, 1], as the weights were trained; unset: as the architecture's
-    own weights were. TensorFlow's are often 0.5."""
+    """Mean of red, green and blue in [0, 1] that the weights were trained with; unset: that of the
+    architecture's own weights. TensorFlow models often use 0.5."""
     std: Deviations | None = None
-    """Likewise; the network gets (pixel / 255 - mean) / std."""
+    """Standard deviation, likewise. The network gets (pixel / 255 - mean) / std."""
     engine: Literal["qnnpack", "x86", "onednn", "fbgemm"] = "qnnpack"
-    """qnnpack computes the same bits as a phone."""
+    """Torch's quantized engine; qnnpack gives the same bits here as on a phone."""
     distill_steps: Count = 40
     """Steps of quantization-aware distillation; 0: post-training quantization."""
     feature_scaling: Literal["none", "center", "standardize"] = "center"
-    """How trainers see features; folded into the head at export."""
+    """How features are scaled for training; the export folds the scaling into the head."""
 
     def normalization(self, arch: str = "") -> tuple[_Colours, _Colours]:
-        """Mean and standard deviation; where none are set, those of an architecture.
+        """Mean and standard deviation, as set or else the architecture's own.
 
         Args:
-            arch: of which; empty: the configured one.
+            arch: an architecture; empty: the configured one.
         """
         row = architecture(arch or self.arch)
         return self.mean or row.mean, self.std or row.std

@@ -1,4 +1,4 @@
-"""Sections on images: where they come from and who owns which."""
+"""Sections on images: where they come from, and which client owns which."""
 
 from __future__ import annotations
 
@@ -18,42 +18,43 @@ PARTITION_KEYS = {
     "shard": "shards-per-client",
     "natural": "column",
 }
-"""The key in [partition] that a scheme has to itself."""
+"""The key of [partition] that only this scheme uses."""
 
 
 class DataConfig(Section):
     """[data]: where images come from."""
 
     source: str = Field("mnist5k", min_length=1)
-    """mnist5k, digits, a torchvision data set's name, folder:PATH (one sub-folder a class),
-    folder-by-client:PATH (one folder a client, one sub-folder a class in each),
-    csv:PATH (a table of file names and labels beside the images), hf:NAME, or module:function, a
-    function of yours that returns common.datasets.Examples."""
+    """mnist5k, digits, a torchvision data set's name, folder:PATH (one sub-folder per class),
+    folder-by-client:PATH (one folder per client, in it one sub-folder per class),
+    csv:PATH (a table of file names and labels beside the images), hf:NAME (a Hugging Face data
+    set), or module:function (your own function; it returns common.datasets.Examples)."""
     root: str = ""
-    """Folder of torchvision data sets, empty: the data folder in the cache; below it lies a
-    relative PATH; of module:function the module's folder, empty: the experiment file's or the
-    working folder, whichever has it."""
+    """Folder of torchvision data sets; empty: the data folder in the cache. If it is set, a
+    relative PATH starts there. For module:function, the module's folder; empty: the experiment
+    file's folder or the working folder, whichever has the module."""
     download: bool = False
     """Let torchvision download what is missing."""
     strict: bool = False
-    """A broken image, or a row of a table without image or label, is an error instead of being
-    skipped with a warning."""
+    """Whether a broken image, or a table's row without image or label, is an error. Otherwise it
+    is skipped with a warning."""
     label_column: str = ""
-    """Of csv: and hf:, the column of classes; empty: one called label, class, target, ..."""
+    """Column of the classes, for csv: and hf:; empty: one called label, class, target, ..."""
     image_column: str = ""
-    """Of csv: and hf:, the column of images or of their file names; empty: one called image, file,
+    """Column of the images or their file names, for csv: and hf:; empty: one called image, file,
     id, ..."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Server's test part, where the source has none of its own."""
+    """Share of the images that the server tests on, if the source has no test part of its own."""
     calibration_examples: Annotated[int, Field(ge=8)] = 256
-    """Unlabelled images of the training part that the server keeps to quantize with, at most half
-    of each class."""
+    """Number of training images that the server keeps, without labels, to calibrate the
+    quantization; at most half of each class."""
     validation_fraction: Fraction = 0.0
-    """Part of the training images that takes the test set's place, to choose settings by."""
+    """Share of the training images to choose settings by. They take the test set's place; 0: the
+    test set stays."""
     seed: Annotated[int, Field(ge=-1, lt=2**31)] = -1
-    """Of the split, the calibration images and the backbone; -1: the run's seed."""
+    """Seed of the split, the calibration images and the backbone; -1: the run's seed."""
     label_noise: Fraction = 0.0
-    """Share of each simulated client's training labels that are of another class than the true."""
+    """Share of each simulated client's training labels that name a wrong class."""
 
     @property
     def has_columns(self) -> bool:
@@ -63,20 +64,21 @@ class DataConfig(Section):
 
 
 class PartitionConfig(Section):
-    """[partition]: who owns which image, in simulation."""
+    """[partition]: which simulated client owns which image."""
 
     scheme: Literal["iid", "dirichlet", "pathological", "shard", "natural"] = "iid"
     num_clients: Positive = 50
-    """The natural partition needs as many values with enough examples, and draws from more."""
+    """Number of clients. The natural partition needs at least as many values with enough
+    examples; of more, it draws this many."""
     alpha: Annotated[float, Field(gt=0)] = 0.3
-    """Of the Dirichlet partition: the smaller, the more the clients differ."""
+    """Concentration of the Dirichlet partition; the smaller, the more the clients differ."""
     classes_per_client: Positive = 2
-    """Of the pathological partition."""
+    """Classes of each client in the pathological partition."""
     shards_per_client: Positive = 2
-    """Of the shard partition."""
+    """Shards of each client in the shard partition."""
     column: str = "client"
     """Column of the natural partition, for example a user id; folder-by-client gives "client"."""
     min_examples: Count = 2
-    """What every client gets at least, before it keeps its test part."""
+    """Least number of examples of a client, its test part included."""
     test_fraction: Fraction = 0.1
-    """Part of a client's examples that it keeps to evaluate on."""
+    """Share of its examples that a client keeps to evaluate on."""

@@ -22,9 +22,9 @@ class Config(Section):
     """One experiment."""
 
     name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """Names the run folder."""
+    """Name of the run's folder."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of everything that is drawn."""
+    """Seed of everything that is drawn at random."""
     out: str = ""
     """Run folder; empty: runs/<name> in the working folder."""
     data: DataConfig = DataConfig()
@@ -54,7 +54,8 @@ class Config(Section):
             raise ValueError(problem)
         if self.round.over_selection and not self.train.clients_per_round:
             raise ValueError(
-                "round.over-selection needs train.clients-per-round: nobody is beyond every client"
+                "round.over-selection needs train.clients-per-round: without it every client is "
+                "asked already"
             )
         for key in ("label-column", "image-column"):
             if getattr(self.data, key.replace("-", "_")) and not self.data.has_columns:
@@ -69,7 +70,7 @@ class Config(Section):
 
     @property
     def data_seed(self) -> int:
-        """The seed of data set and backbone, which runs with different seeds may share."""
+        """The seed of data set and backbone; runs with different seeds may share it."""
         return self.seed if self.data.seed < 0 else self.data.seed
 
     @property
@@ -78,10 +79,10 @@ class Config(Section):
         return "reference" if self.train.needs_reference else self.simulation.trainer
 
     def to_toml(self) -> str:
-        """The whole configuration, defaults included, but for what is unset.
+        """The whole configuration as TOML: defaults included, unset keys left out.
 
-        The last line, a comment, holds a checksum of those before it: a value that is changed by
-        accident does not look like one that was written.
+        The last line is a comment with a checksum of the lines before it. It shows when a value
+        was changed by accident.
         """
         text = tomli_w.dumps(self.model_dump(by_alias=True, exclude_none=True))
         return f"{text}# checksum: {checksum(text.encode()).decode()}\n"

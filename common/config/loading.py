@@ -1,4 +1,4 @@
-"""Configurations from files and overrides; every problem of both is reported at once."""
+"""Configurations from files and overrides. All problems of both are reported at once."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def describe_keys() -> list[tuple[str, str, str]]:
 def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
     """Turn ``section.key=value`` items into a nested mapping.
 
-    Where a key takes text, the text is the value (in quotes or not); elsewhere it is TOML.
+    If a key takes text, the value is the text itself, in quotes or not. Otherwise it is TOML.
 
     >>> parse_overrides(["train.lr=0.1", "data.source=digits", "name=2024-01-05"])
     {'train': {'lr': 0.1}, 'data': {'source': 'digits'}, 'name': '2024-01-05'}
 
     Raises:
-        ConfigError: with all items that are not of this form.
+        ConfigError: names all items that are not of this form.
     """
     tree, problems = overrides_of(items)
     if problems:
@@ -72,7 +72,7 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
 
 
 def overrides_of(items: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
-    """The same, and what is wrong with the other items, to be reported with other problems."""
+    """The same, but return the problems of wrong items, to be reported with others."""
     tree: dict[str, Any] = {}
     problems = []
     for item in items:
@@ -85,7 +85,7 @@ def overrides_of(items: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
         for part in path[:-1]:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
-                problems.append(f"'{item}' goes below a key that has a value of its own")
+                problems.append(f"'{item}' sets a key below one that has a value itself")
                 break
         else:
             node[path[-1]] = _parsed(path, text.strip())
@@ -97,7 +97,7 @@ def _parsed(path: Sequence[str], text: str) -> Any:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-    # No key takes a date, and a strategy's argument that is not finite can only be a word.
+    # No key takes a date, and no strategy's argument takes inf or nan: read these as text.
     is_word = isinstance(value, datetime.date | datetime.time) or (
         path[:2] == ["strategy", "args"] and isinstance(value, float) and not math.isfinite(value)
     )
@@ -105,7 +105,7 @@ def _parsed(path: Sequence[str], text: str) -> Any:
 
 
 def _takes_text(path: Sequence[str]) -> bool:
-    """Whether a key is there and takes nothing but text."""
+    """Whether a key exists and takes text only."""
     annotation: Any = Config
     for part in path:
         fields = getattr(annotation, "model_fields", {})
@@ -128,16 +128,16 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def load_config(
     path: Path | None, overrides: Mapping[str, Any] | None = None, items: Iterable[str] = ()
 ) -> Config:
-    """Read an experiment file (none: all defaults) and apply overrides.
+    """Read an experiment file and apply overrides.
 
     Args:
-        path: of the file.
+        path: the file; None: all defaults.
         overrides: kebab-case keys, as in a file.
         items: further ones as ``section.key=value``.
 
     Raises:
-        ConfigError: the file is missing or not TOML, or with all problems of its content and of
-            the items.
+        ConfigError: the file is missing or not TOML, or it or the items have problems; all are
+            named.
     """
     where = str(path) if path else "configuration"
     content = read_toml(path) if path else {}
@@ -153,7 +153,7 @@ def load_config(
 
 
 def with_module(config: Config, places: Sequence[Path]) -> Config:
-    """Say where modules of a user's own lie: they must be found from elsewhere, too."""
+    """Write down where a user's own modules lie, so that they are found from any folder."""
     train, strategy = config.train, config.strategy
     beside = [Path(strategy.root).expanduser()] if strategy.root else []
     roots = {}
@@ -174,6 +174,6 @@ def changed(config: Config, overrides: Mapping[str, Any]) -> Config:
     """The same configuration with other values, kebab-case keys as in a file.
 
     Raises:
-        ConfigError: with all problems.
+        ConfigError: names all problems.
     """
     return validated(Config, _merge(config.model_dump(by_alias=True), overrides), "")

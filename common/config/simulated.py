@@ -1,4 +1,4 @@
-"""Sections on what is simulated: phones that fail or attack, and the machine beneath."""
+"""Sections on what is simulated: clients that fail or attack, and how they are run."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _USUAL_SCALES = {"sign-flip": 5.0, "alie": 1.5, "ipm": 2.0, "gaussian": 0.1, "in
 
 
 class AvailabilityConfig(Section):
-    """[availability]: which simulated phones answer, and when; seconds here are simulated."""
+    """[availability]: which simulated clients answer, and when. Seconds here are simulated."""
 
     dropout_rate: Fraction = 0.0
     """Share of a round's clients that never answer."""
     straggler_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of all clients that are slow, the same ones in every round."""
     straggler_factor: Annotated[float, Field(ge=1)] = 5.0
-    """How many times as long a slow client takes."""
+    """How many times as long as an ordinary client a slow one takes."""
     example_seconds: Annotated[float, Field(gt=0)] = 0.01
-    """What an ordinary client takes for one example in one epoch."""
+    """Seconds that an ordinary client takes for one example in one epoch."""
     deadline_seconds: Annotated[float, Field(ge=0)] = 0.0
-    """A round closes after this time; 0: never."""
+    """Simulated seconds after which a round closes; 0: no limit."""
     close_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """A round closes once this share of its clients has answered."""
+    """Share of a round's clients; once so many have answered, the round closes."""
 
 
 class AttackConfig(Section):
@@ -38,13 +38,15 @@ class AttackConfig(Section):
     kind: Literal[
         "none", "sign-flip", "alie", "ipm", "gaussian", "nan", "inflate", "label-flip"
     ] = "none"
-    """What they do. They send their delta times -scale; the honest ones' mean plus scale standard
-    deviations; that mean times -scale; noise of this deviation; NaN; a number of examples scale
-    times as large; or they train on labels K - 1 - y."""
+    """What malicious clients do. sign-flip: send their delta times -scale; alie: the honest
+    clients' mean plus scale standard deviations; ipm: that mean times -scale; gaussian: noise
+    with scale as its standard deviation; nan: NaN; inflate: a number of examples scale times too
+    large; label-flip: train on labels K - 1 - y."""
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of all clients that are malicious, rounded down; the same ones in every round."""
     scale: Annotated[float, Field(ge=0)] = 0.0
-    """0: the usual one, sign-flip 5, alie 1.5, ipm 2, gaussian 0.1, inflate 10."""
+    """Strength of the attack; 0: the usual one (sign-flip 5, alie 1.5, ipm 2, gaussian 0.1,
+    inflate 10)."""
 
     @property
     def strength(self) -> float:
@@ -53,21 +55,21 @@ class AttackConfig(Section):
 
     @property
     def changes_updates(self) -> bool:
-        """Whether malicious clients send something else than what they computed."""
+        """Whether malicious clients send something other than what they computed."""
         return self.kind not in ("none", "label-flip")
 
     def count(self, num_clients: int) -> int:
-        """How many of so many clients are malicious."""
+        """Number of malicious clients among ``num_clients``."""
         return 0 if self.kind == "none" else math.floor(self.fraction * num_clients + 1e-9)
 
     def problem(self, num_clients: int) -> str:
-        """What cannot be meant; empty if nothing."""
+        """What is wrong with the settings together; empty if nothing."""
         if self.scale and self.kind not in _USUAL_SCALES:
-            return f"attack.scale={self.scale:g} means nothing to attack.kind={self.kind!r}"
+            return f"attack.scale={self.scale:g} has no effect with attack.kind={self.kind!r}"
         if self.kind == "inflate" and not self.scale.is_integer():
-            return f"attack.scale={self.scale:g} must be a whole number: examples are counted"
+            return f"attack.scale={self.scale:g} must be a whole number for attack.kind='inflate'"
         if self.kind != "none" and not self.count(num_clients):
-            return f"attack.fraction={self.fraction:g} of {num_clients} clients is nobody"
+            return f"attack.fraction={self.fraction:g} of {num_clients} clients is not one client"
         return ""
 
 
@@ -75,8 +77,9 @@ class SimulationConfig(Section):
     """[simulation]: the engines on this machine, in-process and Flower's."""
 
     nodes: Positive = 1
-    """Virtual nodes that host the clients; a stock Flower strategy has one for each client."""
+    """Virtual nodes that host the clients; a Flower strategy needs one node per client."""
     trainer: Literal["cohort", "reference"] = "cohort"
-    """All of a node's clients at once, or one by one in plain torch: the same to rounding."""
+    """cohort trains all of a node's clients at once, reference one by one in plain torch. Both
+    give the same result up to rounding."""
     cohort_memory: Annotated[ByteSize, Field(ge=0)] = ByteSize(2_000_000_000)
-    """What a node's Gram matrices may take between rounds, for example "4GB"."""
+    """Bytes that a node's Gram matrices may take between rounds, for example "4GB"."""

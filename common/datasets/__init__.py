@@ -1,6 +1,6 @@
-"""Labelled images from anywhere, behind one value: ``Dataset``.
+"""Labelled images from any source as one type: ``Dataset``.
 
-Nothing heavy is imported before a source needs it: a device reads its folder with PIL and
+Heavy packages are imported only when a source needs them: a device reads its folder with PIL and
 NumPy alone.
 """
 
@@ -37,10 +37,10 @@ def load_dataset(source: str, reading: Reading) -> Dataset:
     Args:
         source: a source of ``common.data_sources``, such as "mnist5k" or "folder:PATH", a
             torchvision class name such as "CIFAR10", or a user's own "module:function".
-        reading: how.
+        reading: the settings.
 
     Raises:
-        DataError: the data are not there or cannot be used; one line that says why.
+        DataError: the data is missing or cannot be used; one line says why.
         MissingExtraError: a package that the source needs is not installed.
     """
     if kind := kind_of(source):

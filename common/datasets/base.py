@@ -1,4 +1,4 @@
-"""What every data set looks like from outside, and how its images are read."""
+"""The interface of every data set, and how its images are read."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Reading:
-    """How a source is read: what [data] says beside its name.
+    """Settings for reading a source: the keys of [data] beside its name.
 
     Attributes:
-        root: where data sets lie, for torchvision's (None: a folder of fedhead's cache); a relative
-            path of a source is looked up below it (None: in the working folder).
-        download: whether a missing data set may be fetched.
-        strict: a broken image, or one that a table names and that is missing or without a label,
-            is an error instead of being left out with a warning.
-        test_fraction: share of a source without a test set that becomes one, in [0, 1).
-        seed: of that split.
-        label_column: of a table, the column of classes; empty: one with a usual name.
-        image_column: likewise, of images.
+        root: folder of torchvision's data sets (None: a folder in fedhead's cache); the relative
+            path of a source starts here too (None: in the working folder).
+        download: whether a missing data set may be downloaded.
+        strict: whether a broken image is an error, and a table's image that is missing or has no
+            label. Otherwise such images are left out with a warning.
+        test_fraction: in [0, 1); share of the images that becomes the test set if the source has
+            none.
+        seed: seed of that split.
+        label_column: a table's column of classes; empty: one with a usual name.
+        image_column: a table's column of images, likewise.
     """
 
     root: Path | None = None
@@ -56,13 +57,13 @@ class Reading:
     image_column: str = ""
 
     def path(self, text: str) -> Path:
-        """Where the path of a source is."""
+        """The full path of a source's path."""
         path = Path(text).expanduser()
         return self.root / path if self.root else path
 
 
 class Images(Protocol):
-    """n images, read when they are asked for."""
+    """n images, read on demand."""
 
     def __len__(self) -> int: ...
 
@@ -73,7 +74,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ArrayImages:
-    """Images that lie in memory.
+    """Images in memory.
 
     Attributes:
         pixels: uint8 (n, H, W) or (n, H, W, 3).
@@ -100,11 +101,11 @@ class ArrayImages:
 
 @dataclass(frozen=True, eq=False)
 class EncodedImages:
-    """Images that lie in files (or rows) of PNG, JPEG, ...; read by threads, never kept.
+    """Images encoded as PNG, JPEG, ... in files or table rows; read by threads, never kept.
 
     Attributes:
-        names: what to call each image in an error.
-        load: gives the encoded bytes of the image at a position; called by several threads.
+        names: each image's name in errors.
+        load: returns the encoded bytes of the image at a position; several threads call it.
     """
 
     names: Sequence[str]
@@ -126,7 +127,7 @@ class EncodedImages:
         return out
 
     def check(self, i: int) -> bytes | DataError:
-        """SHA-256 of the image's bytes, or what is wrong with it."""
+        """SHA-256 of the image's bytes, or an error that says what is wrong with it."""
         try:
             data = self._bytes(i)
             check_image(data, name=self.names[i])
@@ -148,13 +149,13 @@ class EncodedImages:
 
 @dataclass(frozen=True, eq=False)
 class Readable:
-    """Those of a data set's images that can be read.
+    """The images of a data set that can be read.
 
     Attributes:
         source: these m images.
-        kept: int64 (m,), ascending: their positions among all that there were.
+        kept: int64 (m,), ascending: their positions among all images.
         key: hex SHA-256 over their bytes or pixels, in order.
-        skipped: what is wrong with each of the others.
+        skipped: for each of the other images, what is wrong with it.
     """
 
     source: Images
@@ -164,25 +165,25 @@ class Readable:
 
     @classmethod
     def array(cls, pixels: ByteArray) -> Readable:
-        """Images in memory, (n, H, W) or (n, H, W, 3): all of them."""
+        """All of some images in memory, (n, H, W) or (n, H, W, 3)."""
         source = ArrayImages(pixels)
         return cls(source, np.arange(len(source)), source.key)
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images with their server split.
+    """Labelled images, split for clients and server.
 
     Attributes:
         name: the source it was loaded from.
         classes: names of the K classes; label k means ``classes[k]``.
         labels: int64 (n,).
-        train: int64 positions, ascending: what clients share among themselves.
+        train: int64 positions, ascending: the images that clients divide among themselves.
         test: int64 positions, ascending: the server's test set; empty on a device.
         source: where the images come from; use ``images``.
-        images_key: hex SHA-256 over the images alone, in order: what features depend on.
+        images_key: hex SHA-256 over the images alone, in order; features depend on it.
         content_key: hex SHA-256 over images, labels, class names and split.
-        columns: further columns, each of n entries, such as user ids for natural partitions.
+        columns: further columns of n entries each, such as user ids for natural partitions.
         skipped: broken images that were left out, each with the reason.
     """
 
@@ -230,16 +231,16 @@ def assemble(
     split: tuple[IntArray, IntArray] | None = None,
     columns: Mapping[str, npt.NDArray[np.generic]] | None = None,
 ) -> Dataset:
-    """Check the parts and put them together.
+    """Check the parts and make a data set of them.
 
     Args:
-        name: of the data set.
+        name: the data set's name.
         classes: names of the K classes.
         labels: int64 (n,), of the n readable images.
-        images: these.
-        reading: cuts off a stratified test set where there is no ``split``.
+        images: the readable images.
+        reading: settings for a stratified test set, if there is no ``split``.
         split: positions of train and test.
-        columns: of n entries each.
+        columns: further columns of n entries each.
 
     Raises:
         DataError: no images, fewer than two classes, or a label without a class.
@@ -247,7 +248,7 @@ def assemble(
     if len(labels) == 0:
         raise DataError(f"{name}: no images")
     if len(classes) < 2:
-        raise DataError(f"{name}: {len(classes)} class ({', '.join(classes)}), at least 2 needed")
+        raise DataError(f"{name}: {len(classes)} class ({', '.join(classes)}), expected at least 2")
     if labels.min() < 0 or labels.max() >= len(classes):
         raise DataError(
             f"{name}: labels run from {labels.min()} to {labels.max()}, "
@@ -270,5 +271,5 @@ def assemble(
 
 
 def cut(kept: IntArray, num_train: int) -> tuple[IntArray, IntArray]:
-    """Positions among ``kept`` of what came from the first ``num_train``, and of the rest."""
+    """Positions in ``kept`` of entries below ``num_train``, and of the rest."""
     return np.flatnonzero(kept < num_train), np.flatnonzero(kept >= num_train)

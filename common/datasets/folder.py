@@ -1,4 +1,4 @@
-"""A folder of images: one sub-folder a class. Part of the device path."""
+"""A folder of images with one sub-folder per class. Part of the device path."""
 
 from __future__ import annotations
 
@@ -30,25 +30,26 @@ _MEMORY = JsonFile("images.json of a device")
 def load_folder(
     path: Path, *, classes: Sequence[str], strict: bool = False, memory: Path | None = None
 ) -> Dataset:
-    """A device's own images; the server says which classes there are.
+    """A device's own images; the classes are the server's.
 
     Args:
-        path: holds one sub-folder a class; classes the device has no images of may be missing.
+        path: holds one sub-folder per class; classes without images may be missing.
         classes: all K class names, in the server's order.
-        strict: a broken image is an error instead of being skipped with a warning.
-        memory: file that keeps what was found, so that images whose names, sizes and times
-            have not changed since are not decoded again.
+        strict: whether a broken image is an error; otherwise it is skipped with a warning.
+        memory: file that keeps the result, so that images are not decoded again as long as their
+            names, sizes and times do not change.
 
     Returns:
         A data set whose images are all in ``train``.
 
     Raises:
-        DataError: no such folder, no images, or a sub-folder that is no class of the server's.
+        DataError: there is no such folder, no image, or a sub-folder that is not a class of the
+            server.
     """
     root = scan(path)
     rows = by_class(root, classes)
     images = _images(root, rows)
-    listing = _listing(rows)  # before they are read: what changes meanwhile is read again
+    listing = _listing(rows)  # before reading: a file that changes meanwhile is read again
     found = _recalled(memory, listing, images) if memory else None
     if found is None:
         _account(root, rows)
@@ -59,16 +60,16 @@ def load_folder(
 
 
 def load_split_folder(path: str, reading: Reading) -> Dataset:
-    """The server's or a simulation's folder, with a test set.
+    """The folder of the server or of a simulation, with a test set.
 
     Args:
-        path: one sub-folder a class, or splits (``train``, ``Training_Set``; ``test``, ``val``)
-            with those below.
-        reading: how.
+        path: holds one sub-folder per class, or splits (``train``, ``Training_Set``; ``test``,
+            ``val``) with such sub-folders.
+        reading: the settings.
 
     Raises:
-        DataError: no such folder, fewer than two classes, a class folder without images that can
-            be read, or one that holds only folders.
+        DataError: there is no such folder, there are fewer than two classes, or a class folder has
+            no readable images or holds only folders.
     """
     root = scan(reading.path(path))
     train, test = by_split(root)
@@ -76,17 +77,17 @@ def load_split_folder(path: str, reading: Reading) -> Dataset:
 
 
 def load_client_folder(path: str, reading: Reading) -> Dataset:
-    """A simulation's folder of clients: one folder a client, one sub-folder a class in each.
+    """A simulation's folder of clients: one folder per client, in it one sub-folder per class.
 
     Args:
-        path: of the folder.
-        reading: how; a test set is cut off from the images of all clients.
+        path: the folder.
+        reading: the settings; a test set is split off the images of all clients.
 
     Returns:
         A data set with a column "client".
 
     Raises:
-        DataError: as :func:`load_split_folder`; a client may lack classes.
+        DataError: as in :func:`load_split_folder`; a client need not have all classes.
     """
     root = scan(reading.path(path))
     return _load(root, by_client(root), reading)
@@ -141,13 +142,13 @@ def _assembled(
 
 
 def _listing(rows: Sequence[Labelled]) -> str:
-    """SHA-256 over the files' names, sizes and times of change, hex, and over what reads them."""
+    """Hex SHA-256 over the files' names, sizes and times of change, and the reader's version."""
     digest = hashlib.sha256(f"2 heic={heic_is_read()}\n".encode())
     for row in rows:
         try:
             status = row.path.lstat()
             state = f"{status.st_mode} {status.st_size} {status.st_mtime_ns}"
-        except OSError:  # told when it is read
+        except OSError:  # reported when the file is read
             state = "gone"
         digest.update(os.fsencode(row.path) + f"\0{state}\n".encode())
     return digest.hexdigest()
@@ -163,7 +164,7 @@ def _recalled(memory: Path, listing: str, images: EncodedImages) -> Readable | N
             return None
         return Readable(images.keep(kept), kept, str(found["key"]), skipped)
     except (OSError, DamagedError):
-        return None  # as good as none
+        return None  # like a missing file
 
 
 def _remember(memory: Path, listing: str, found: Readable) -> None:
@@ -173,5 +174,5 @@ def _remember(memory: Path, listing: str, found: Readable) -> None:
         "key": found.key,
         "skipped": found.skipped,
     }
-    with suppress(OSError):  # a full disk: then they are decoded again
+    with suppress(OSError):  # on a full disk, images are decoded again next time
         _MEMORY.write(memory, content)

@@ -1,4 +1,4 @@
-"""Hugging Face data sets, from the Hub or a local folder, offline unless told otherwise."""
+"""Hugging Face data sets from the Hub or a local folder; offline unless a download is allowed."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ __all__ = ["load_hub"]
 def load_hub(name: str, reading: Reading) -> Dataset:
     """Load a data set with Hugging Face's ``datasets``.
 
-    ``flwr_datasets.FederatedDataset`` wraps the same call, but shuffles, does not tell which
-    splits there are, and reports its use over the network.
+    ``flwr_datasets.FederatedDataset`` wraps the same call, but it shuffles, does not list the
+    splits, and reports its use over the network.
 
     Args:
         name: a name on the Hub, or a local folder (images, parquet, or ``save_to_disk``);
-            ``NAME#SUBSET`` where there are several.
-        reading: how; a relative folder is looked up below its root, a validation split is the
-            test set where there is no other, and without ``download`` the Hub's local cache must
-            do.
+            ``NAME#SUBSET`` if there are several subsets.
+        reading: the settings. A relative folder starts at its root. A validation split is the
+            test set if there is no test split. Without ``download`` only the Hub's local cache is
+            used.
 
     Returns:
-        A data set whose ``columns`` are the integer and string columns beside the label; an
-        entry is None where a row has none. A split may number the classes in an order of its
-        own: they are compared by name.
+        A data set whose ``columns`` are the integer and string columns other than the label; an
+        entry is None if the row has none. Splits may number the classes differently, so classes
+        are compared by name.
 
     Raises:
-        DataError: not there, without a column of images or of labels, or with a test split
-            of other classes.
+        DataError: the data set does not exist, has no column of images or of labels, or its test
+            split has other classes.
         MissingExtraError: datasets is not installed.
     """
     parts = find_splits(
@@ -95,7 +95,7 @@ def _open(name: str, root: Path | None, *, download: bool) -> list[Split]:
                 own = _own_features(where, subset) if local else {}
         except DataError as exc:
             raise DataError(f"hf:{name}: {exc}") from exc
-        # What comes out depends on the file format, the Hub and the network.
+        # The type of exception depends on the file format, the Hub and the network.
         except Exception as exc:
             line = (str(exc).splitlines() or [type(exc).__name__])[0]
             how = "" if local or download else "; set download = true to ask the Hub"
@@ -109,10 +109,10 @@ def _open(name: str, root: Path | None, *, download: bool) -> list[Split]:
 
 
 def _own_features(folder: str, subset: str) -> dict[str, Mapping[str, Any]]:
-    """Features by split, as a local folder's parquet files declare them.
+    """The features that a local folder's parquet files declare, by split.
 
-    ``datasets`` gives all splits those of the first file, and so turns the class numbers of
-    another file into names that are not its own. On the Hub a card declares them once for all.
+    ``datasets`` gives the first file's features to all splits. So it turns another file's class
+    numbers into wrong names. On the Hub, a card declares the features once for all files.
 
     Raises:
         DataError: files of one split name the classes differently.
@@ -122,7 +122,7 @@ def _own_features(folder: str, subset: str) -> dict[str, Mapping[str, Any]]:
     from datasets.packaged_modules.parquet.parquet import Parquet
 
     found: dict[str, Mapping[str, Any]] = {}
-    # A cache of its own: from the usual one comes what was found before, declared or not.
+    # It has a cache of its own, because the usual one may return features that were not declared.
     with tempfile.TemporaryDirectory(prefix="fedhead-hub-") as cache:
         builder = datasets.load_dataset_builder(folder, subset or None, cache_dir=cache)
     if not isinstance(builder, Parquet) or builder.info.features is not None:
@@ -136,7 +136,7 @@ def _own_features(folder: str, subset: str) -> dict[str, Mapping[str, Any]]:
                 names = [getattr(f[column], "names", None) for f in (first, features)]
                 if names[0] != names[1]:
                     raise DataError(
-                        f"{file} numbers the classes of '{column}' otherwise than the files "
+                        f"{file} numbers the classes of '{column}' differently from the files "
                         f"before it: {names[1]}, expected {names[0]}"
                     )
     return found
@@ -144,7 +144,7 @@ def _own_features(folder: str, subset: str) -> dict[str, Mapping[str, Any]]:
 
 @contextmanager
 def _quiet(datasets: Any, *, offline: bool) -> Iterator[None]:
-    """No progress bars, no usage reports, and no network unless allowed; undone afterwards."""
+    """Inside the block: no progress bars, no usage reports, and no network unless allowed."""
     from huggingface_hub import constants
 
     switches = [

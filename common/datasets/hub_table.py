@@ -1,4 +1,4 @@
-"""A Hugging Face data set's splits and columns: which are meant, and what their cells say."""
+"""A Hugging Face data set's splits and columns: choosing and reading them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ logger = logging.getLogger("fedhead")
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One split's rows, and the features of its own files, which may name classes otherwise."""
+    """One split's rows, and its own files' features, which may name classes differently."""
 
     name: str
     rows: Any
@@ -44,7 +44,7 @@ class Split:
 
     @property
     def role(self) -> str:
-        """Train, val or test, where its name says so; else empty."""
+        """Train, val or test if its name says so; otherwise empty."""
         return split_of(self.name) or ""
 
     def values(self, column: str) -> list[Any]:
@@ -52,7 +52,7 @@ class Split:
 
 
 def find_image_column(name: str, features: Mapping[str, Any], wanted: str) -> str:
-    """The column ``wanted``, else one of images, else one of bytes with a usual name.
+    """The column ``wanted``, or else one of images, or else one of bytes with a usual name.
 
     Raises:
         DataError: there is none.
@@ -68,21 +68,21 @@ def find_image_column(name: str, features: Mapping[str, Any], wanted: str) -> st
     if wanted:
         if wanted not in fitting:
             raise DataError(
-                f"hf:{name}: data.image-column={wanted!r} is no column of images "
+                f"hf:{name}: data.image-column={wanted!r} is not a column of images "
                 f"(images: {', '.join(fitting) or 'none'}; columns: {', '.join(features)})"
             )
         return wanted
     declared = [column for column in fitting if isinstance(features[column], datasets.Image)]
     named = [column for column in IMAGE_COLUMNS if column in fitting]
-    for column in (*declared, *named):  # or bytes that nobody declared to be images
+    for column in (*declared, *named):  # ``named``: bytes that are not declared as images
         return column
     raise DataError(
-        f"hf:{name}: no column of images among {', '.join(features)}; data.image-column names it"
+        f"hf:{name}: no column of images among {', '.join(features)}; set data.image-column"
     )
 
 
 def find_label_column(name: str, features: Mapping[str, Any], wanted: str) -> str:
-    """The column ``wanted``, else one of declared classes, else one with a usual name.
+    """The column ``wanted``, or else one of declared classes, or else one with a usual name.
 
     Raises:
         DataError: there is none.
@@ -93,7 +93,7 @@ def find_label_column(name: str, features: Mapping[str, Any], wanted: str) -> st
     if wanted:
         if wanted not in fitting:
             raise DataError(
-                f"hf:{name}: data.label-column={wanted!r} is no column of labels "
+                f"hf:{name}: data.label-column={wanted!r} is not a column of labels "
                 f"(known: {', '.join(fitting) or 'none'})"
             )
         return wanted
@@ -102,7 +102,7 @@ def find_label_column(name: str, features: Mapping[str, Any], wanted: str) -> st
     for column in (*(c for c in named if c in declared), *declared, *named):
         return column
     raise DataError(
-        f"hf:{name}: no column of labels among {', '.join(features)}; data.label-column names it"
+        f"hf:{name}: no column of labels among {', '.join(features)}; set data.label-column"
     )
 
 
@@ -111,11 +111,11 @@ def _is_scalar(feature: Any, numbers: tuple[str, ...]) -> bool:
 
 
 def find_splits(name: str, splits: Sequence[Split], label_column: str) -> list[Split]:
-    """The splits to use, those to train on first; the last is the test set if its role says so.
+    """The splits to use: first those to train on; the last is the test set if its role says so.
 
-    Beside a test split, the validation split joins the training split, as in torchvision's data
-    sets; alone it is the test set. Competitions publish test splits whose labels are missing or
-    all -1: those are not used, which is said, as of splits with other names.
+    If there is a test split, the validation split joins the training split, as in torchvision's
+    data sets; otherwise it is the test set. Competitions publish test splits whose labels are
+    missing or all -1. These and splits with other names are not used, and the log names them.
     """
     train = next((split for split in splits if split.role == "train"), splits[0])
     label = find_label_column(name, train.features, label_column)
@@ -137,7 +137,7 @@ def find_splits(name: str, splits: Sequence[Split], label_column: str) -> list[S
 
 
 def numbered(name: str, parts: Sequence[Split], label: str) -> tuple[list[str], IntArray]:
-    """The training split's classes, and each row's number among them; -1: the row has none."""
+    """The training split's classes, and each row's class number; -1: the row has no class."""
     try:
         named = [_names(part, label) for part in parts]
     except DataError as exc:
@@ -157,7 +157,7 @@ def numbered(name: str, parts: Sequence[Split], label: str) -> tuple[list[str], 
 
 
 def _names(part: Split, label: str) -> list[str | None]:
-    """The class of each row by name, as this split's own files number them."""
+    """Each row's class name, by the numbers of this split's own files."""
     declared = getattr(part.features[label], "names", None)
     if not declared:
         return [class_name(value) for value in part.values(label)]

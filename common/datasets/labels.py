@@ -1,4 +1,4 @@
-"""What a cell of a table says: a class, a client; and classes compared by name."""
+"""Reads a table's cells as classes or clients, and compares classes by name."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ IMAGE_COLUMNS = (
     "image", "img", "picture", "pixels", "filename", "file_name", "file", "path", "filepath",
     "image_path", "image_name", "image_id", "id",
 )  # fmt: skip
-"""What a column of images, or of their files, is commonly called; the first that is there."""
+"""Usual names of a column of images or their files, in order of preference."""
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class", "category", "character")
-"""What a column of classes is commonly called; the first that is there."""
+"""Usual names of a column of classes, in order of preference."""
 
-_SHOWN = 20  # names in an error
-# What pandas, R and spreadsheets write where nothing is known. "none" is none of them: it is what
-# people call the class of images without a defect.
+_SHOWN = 20  # names that an error gives
+# What pandas, R and spreadsheets write for an unknown value. "none" is not among them, because
+# people use it as the class of images without a defect.
 _GAPS = frozenset({"nan", "na", "n/a", "null", "#n/a", "<na>", "#na", "nat"})
 
 
 def is_gap(value: object) -> bool:
-    """Whether a cell says that nothing is known: null, NaN, no text, or a usual word for it.
+    """Whether a cell's value is unknown: null, NaN, no text, or a usual word for it.
 
     >>> [is_gap(value) for value in (None, float("nan"), " ", "NaN", "n/a", "none", 0)]
     [True, True, True, True, True, False, False]
@@ -60,7 +60,7 @@ def class_name(value: object) -> str | None:
     """The class that a cell names; None for a gap, see ``is_gap``.
 
     Raises:
-        DataError: a fraction, which names no class.
+        DataError: the value is a fraction, which cannot name a class.
 
     >>> class_name(True), class_name(3.0), class_name("cat"), class_name(float("nan"))
     ('True', '3', 'cat', None)
@@ -69,13 +69,13 @@ def class_name(value: object) -> str | None:
         return None
     if isinstance(value, float):
         if not value.is_integer():
-            raise DataError(f"{value} is no class; whole numbers, words or true and false are")
+            raise DataError(f"{value} is not a class, expected a whole number, a word or a boolean")
         value = int(value)
     return str(value)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """The distinct ones, sorted; as numbers where all are whole numbers.
+    """The distinct names, sorted; as numbers if all are whole numbers.
 
     >>> in_order(["10", "9", "9"]), in_order(["10", "9", "a"])
     (['9', '10'], ['10', '9', 'a'])
@@ -91,13 +91,13 @@ def labels_by_name(
     """Numbers of these classes among ``classes``, int64 (n,).
 
     Args:
-        names: a class for each example.
+        names: each example's class.
         classes: the K classes of the training part, in order.
-        split: what the examples are, for the error, with the data set's name.
-        known_from: what the classes were taken from, for the error.
+        split: words for the examples and their data set, for the error.
+        known_from: words for the source of ``classes``, for the error.
 
     Raises:
-        DataError: a class that the training part does not have; names both sides' classes.
+        DataError: the training part does not have a class; the error names both sides' classes.
     """
     number = {name: k for k, name in enumerate(classes)}
     if unknown := sorted(set(names) - number.keys()):
@@ -110,7 +110,7 @@ def labels_by_name(
 
 
 def named_otherwise(unknown: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Unknown names, each with the known one that differs from it in case alone.
+    """Unknown names, each with the known name that differs only in case.
 
     >>> named_otherwise(["Cat", "owl"], ["cat", "dog"])
     ['Cat (there is cat)', 'owl']
@@ -123,10 +123,10 @@ def named_otherwise(unknown: Sequence[str], known: Iterable[str]) -> list[str]:
 
 
 def client_column(values: Iterable[object]) -> npt.NDArray[np.generic] | None:
-    """A column that may name clients, (n,); None where it holds anything but names and numbers.
+    """A column that may name clients, (n,); None if it holds anything but names and numbers.
 
-    A gap names no client and becomes None, in an array of objects. Whole
-    floats are integers: that is what a column of integers becomes where it has gaps.
+    An unknown value becomes None, in an array of objects. Whole floats count as integers, because
+    a column of integers with gaps is read as floats.
     """
     cells: list[int | str | None] = []
     for value in values:
@@ -144,22 +144,22 @@ def client_column(values: Iterable[object]) -> npt.NDArray[np.generic] | None:
 def tell_unlabelled(
     name: str, cells: Sequence[object], total: int, column: str, *, strict: bool
 ) -> None:
-    """Rows without a label are left out, once in words.
+    """Log once that rows without a label are left out.
 
     Args:
-        name: of the data set.
-        cells: what those rows have in the column of labels.
-        total: how many rows there are.
-        column: its name.
-        strict: they are an error.
+        name: the data set's name.
+        cells: the label cells of those rows.
+        total: number of all rows.
+        column: name of the column of labels.
+        strict: whether such rows are an error.
 
     Raises:
-        DataError: ``strict``, or there are no others.
+        DataError: ``strict``, or there are no other rows.
     """
     if not cells:
         return
     words = sorted({cell.strip() for cell in cells if isinstance(cell, str) and cell.strip()})
-    said = f" ({some([repr(word) for word in words])} is no label)" if words else ""
+    said = f" ({some([repr(word) for word in words])} is not a label)" if words else ""
     if strict or len(cells) == total:
         raise DataError(f"{name}: {len(cells)} of {total} rows have no '{column}'{said}")
     logger.warning(

@@ -1,7 +1,7 @@
-"""Which image of a folder belongs to which class, split and client; part of the device path.
+"""Finds the class, split and client of each image in a folder. Part of the device path.
 
-A class is never guessed from a level of folders that may mean something else: that is refused,
-with what to do about it. What is read otherwise than it lies there is said in the log.
+Classes are never guessed. A level of folders that may mean something else is refused, with what to
+do about it. If a folder is read differently from how it looks, the log says so.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ logger = logging.getLogger("fedhead")
 
 @dataclass(frozen=True)
 class Labelled:
-    """An image by its place.
+    """An image with what its place in the folder says.
 
     Attributes:
-        path: of its file.
+        path: its file.
         label: its class.
-        group: what must not be left without a readable image, in words.
-        client: whose it is; empty where nobody says.
+        group: words for the group that must keep a readable image.
+        client: its owner; empty if unknown.
     """
 
     path: Path
@@ -43,23 +43,23 @@ class Labelled:
 
 
 def by_split(root: Folder) -> tuple[list[Labelled], list[Labelled]]:
-    """Training and test images of one sub-folder a class, or of splits with those below.
+    """Training and test images: from one sub-folder per class, or from splits with such folders.
 
-    With both a validation and a test split the first joins the training images, as it does in
-    torchvision's data sets; without a test split it is the test set.
+    If there is a test split, a validation split joins the training images, as in torchvision's
+    data sets; otherwise it is the test set.
 
     Returns:
-        Training images, and test images where there is a split of them.
+        Training images, and the test images if there is a split of them.
 
     Raises:
-        DataError: it is not clear which folders are the classes, or one is empty.
+        DataError: it is not clear which folders are the classes, or a class is empty.
     """
     top = _unwrapped(root)
     splits = _splits(top)
     if not splits:
         return _rows(_classes(top)), []
     parts = {kind: _unwrapped(folder) for kind, folder in splits.items()}
-    # The images of a test set without labels lie in no class folders.
+    # A test set without labels has no class folders.
     parts = {k: part for k, part in parts.items() if k == "train" or part.folders or part.links}
     test = "test" if "test" in parts else "val"
     classes = {kind: _classes(part) for kind, part in parts.items()}
@@ -76,17 +76,17 @@ def by_split(root: Folder) -> tuple[list[Labelled], list[Labelled]]:
 
 
 def by_client(root: Folder) -> list[Labelled]:
-    """Images of one folder a client, with one sub-folder a class in each.
+    """Images from one folder per client, with one sub-folder per class in each.
 
     Raises:
-        DataError: there are no such folders, or a class has no image at any client.
+        DataError: there are no such folders, or no client has an image of some class.
     """
     clients = {name: _named(folder) for name, folder in _named(root).items()}
     path = shown(root.path)
     if not any(clients.values()):
         raise DataError(
-            f"{path}: expected one folder a client with one sub-folder a class in each, found "
-            f"no sub-folders in {some(list(clients)) or 'it'}; folder:PATH reads a folder a class"
+            f"{path}: expected one folder per client with one sub-folder per class in each, found "
+            f"no sub-folders in {some(list(clients)) or 'it'}; folder:PATH reads class folders"
         )
     owned = [(client, k, folder) for client, own in clients.items() for k, folder in own.items()]
     _refuse_deep(root, [folder for _, _, folder in owned], may_be_clients=False)
@@ -96,21 +96,21 @@ def by_client(root: Folder) -> list[Labelled]:
         for image in folder.all_images()
     ]
     if empty := sorted({k for _, k, _ in owned} - {row.label for row in rows}):
-        raise DataError(f"{path}: classes without images at any client: {some(empty)}")
+        raise DataError(f"{path}: classes of which no client has an image: {some(empty)}")
     if idle := sorted(clients.keys() - {row.client for row in rows}):
         logger.warning("%s: clients without images in class folders: %s", path, some(idle))
     return rows
 
 
 def by_class(root: Folder, classes: Sequence[str]) -> list[Labelled]:
-    """A device's images, of the server's classes, of which it may lack any.
+    """A device's images of the server's classes; it need not have images of all.
 
     Raises:
-        DataError: a folder's name is no class of the server's.
+        DataError: a folder's name is not a class of the server.
     """
     label_of = {unicodedata.normalize("NFC", label): label for label in classes}
     rows, unknown = [], []
-    # A link is refused when it is read: then the other folders still serve.
+    # A linked image is refused when it is read, so that the other folders can still be used.
     links = [Folder(path, images=[path]) for path in root.links]
     for folder in (*root.folders, *links):
         name = class_name(folder.path)
@@ -120,7 +120,7 @@ def by_class(root: Folder, classes: Sequence[str]) -> list[Labelled]:
             unknown.append(name)
     if unknown:
         raise DataError(
-            f"{shown(root.path)}: folders that name no class of the server: "
+            f"{shown(root.path)}: folders that are not classes of the server: "
             f"{some(named_otherwise(unknown, label_of), 20)}; "
             f"its classes are {some(list(classes), 20)}"
         )
@@ -128,7 +128,7 @@ def by_class(root: Folder, classes: Sequence[str]) -> list[Labelled]:
 
 
 def unused(root: Folder, used: Sequence[Labelled]) -> str:
-    """What lies in a folder besides the images that are used, for a message; or nothing."""
+    """For a message: what a folder holds beside the used images; empty if nothing."""
     taken = {row.path for row in used}
     places = Counter[str]()
     for folder in root.below():
@@ -149,7 +149,7 @@ def _rows(classes: Mapping[str, Folder]) -> list[Labelled]:
 
 
 def _splits(root: Folder) -> dict[str, Folder]:
-    """Its folders by the split that their names tell; none where they are classes."""
+    """Its folders by the splits that their names say; empty if they are classes."""
     found: dict[str, list[Folder]] = {}
     for folder in root.folders:
         if kind := split_of(folder.path.name):
@@ -160,14 +160,14 @@ def _splits(root: Folder) -> dict[str, Folder]:
         if found and not rest:
             raise DataError(f"{shown(root.path)}: holds {names}, but nothing to train on")
         return {}
-    # Beside other classes, "train" is one of them, unless it holds classes of its own.
+    # Beside other classes, a folder "train" is a class too, unless it holds class folders.
     shallow = any(folder.images for folder in found["train"])
     if len(found) == 1 and (shallow or any(folder.all_images() for folder in rest)):
         return {}
     if twice := [kind for kind, folders in found.items() if len(folders) > 1]:
         raise DataError(
             f"{shown(root.path)}: among {names} there are several splits to {twice[0]}; "
-            "expected one of a kind"
+            "expected one of each kind"
         )
     _refuse_links([link for link in root.links if split_of(link.name)])
     return {kind: folders[0] for kind, folders in found.items()}
@@ -176,14 +176,14 @@ def _splits(root: Folder) -> dict[str, Folder]:
 def _refuse_unknown(
     top: Folder, splits: tuple[Folder, Folder], known: Iterable[str], found: Iterable[str]
 ) -> None:
-    """Refuse a split with classes that nobody trains on."""
+    """Refuse a split with classes that the training split does not have."""
     train, other = (shown(split.path.name) for split in splits)
     if unknown := sorted({*found} - {*known}):
         hint = ""
         if all(map(is_filler, unknown)):
             hint = (
                 f"; if its images have no labels, move {other} elsewhere: "
-                "a part of the training images is the test set then"
+                "then a part of the training images becomes the test set"
             )
         raise DataError(
             f"{shown(top.path)}: classes in {other} but not in {train}: "
@@ -192,7 +192,10 @@ def _refuse_unknown(
 
 
 def _unwrapped(folder: Folder) -> Folder:
-    """What an unpacked archive's only folder holds: one folder of folders is no class."""
+    """The inner folder if a folder holds only that, as an unpacked archive does.
+
+    One folder of folders cannot be the only class.
+    """
     inner = folder
     while len(inner.folders) == 1 and not (inner.images or inner.links):
         only = inner.folders[0]
@@ -200,12 +203,12 @@ def _unwrapped(folder: Folder) -> Folder:
             break
         inner = only
     if inner is not folder:
-        logger.info("%s: read from %s, all that it holds", shown(folder.path), shown(inner.path))
+        logger.info("%s: read from %s, its only folder", shown(folder.path), shown(inner.path))
     return inner
 
 
 def _named(folder: Folder) -> dict[str, Folder]:
-    """The folders in it by what they are called, in this order."""
+    """The folders in it by class name, in the order of the names."""
     path = shown(folder.path)
     _refuse_links(folder.links)
     found: dict[str, Folder] = {}
@@ -213,18 +216,20 @@ def _named(folder: Folder) -> dict[str, Folder]:
         name = class_name(one.path)
         if name in found:
             twins = f"{found[name].path.name!a} and {one.path.name!a}"
-            raise DataError(f"{path}: {twins} are one name in Unicode; put them into one folder")
+            raise DataError(f"{path}: {twins} are the same name in Unicode; merge the folders")
         if shown(one.path.name) != one.path.name:
-            logger.warning("%s: no plain text, and so written with escapes", shown(one.path))
+            logger.warning(
+                "%s: the name is not plain text; it is shown with escapes", shown(one.path)
+            )
         found[name] = one
     cases = Counter(name.casefold() for name in found)
     if alike := sorted(name for name in found if cases[name.casefold()] > 1):
-        logger.warning("%s: names that differ in case alone: %s", path, some(alike))
+        logger.warning("%s: names that differ in case only: %s", path, some(alike))
     return dict(sorted(found.items()))
 
 
 def _refuse_links(links: Sequence[Path]) -> None:
-    """Refuse links to folders where leaving one out would leave out a class, split or client."""
+    """Refuse linked folders at a level where each folder is a class, split or client."""
     for link in links:
         raise DataError(
             f"{shown(link)}: a link, and links are not followed; put the folder itself there"
@@ -237,7 +242,7 @@ def _classes(folder: Folder) -> dict[str, Folder]:
         loose = f" (images in it: {len(folder.images)})" if folder.images else ""
         raise DataError(
             f"{shown(folder.path)}: no class folders in it; "
-            f"one sub-folder a class is expected{loose}"
+            f"expected one sub-folder per class{loose}"
         )
     _refuse_deep(folder, list(classes.values()), may_be_clients=True)
     for one in classes.values():
@@ -249,7 +254,7 @@ def _classes(folder: Folder) -> dict[str, Folder]:
 
 
 def _refuse_deep(root: Folder, classes: Sequence[Folder], *, may_be_clients: bool) -> None:
-    """Refuse class folders that hold only folders; say that of others the inner ones count."""
+    """Refuse class folders that hold only folders. Log if images in inner folders count."""
     deep = [f for f in classes if not (f.images or f.links) and f.all_images()]
     if deep:
         inner = [{class_name(sub.path) for sub in folder.folders} for folder in deep]
@@ -264,7 +269,7 @@ def _refuse_deep(root: Folder, classes: Sequence[Folder], *, may_be_clients: boo
         if repeated and all(map(split_of, repeated)):
             hint = "put splits above classes, as in train/CLASS and test/CLASS"
         elif may_be_clients and len(repeated) > 1 and len(deep) == len(classes):
-            hint = "folder-by-client:PATH if these are clients, with one sub-folder a class"
+            hint = "folder-by-client:PATH if these are clients, with one sub-folder per class"
         raise DataError(
             f"{shown(root.path)}: class folders that hold only sub-folders: {some(examples, 3)}; "
             f"{hint}"

@@ -1,4 +1,4 @@
-"""Images in a folder, found by what the cells of a table call them."""
+"""Images in a folder, found by the names in a table's cells."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["NamedFiles"]
 
 
 class NamedFiles:
-    """The images in a table's folder and below.
+    """The images in a table's folder and the folders below it.
 
     Attributes:
-        count: how many there are.
-        others: what else lies there, in words: linked folders, and files of other kinds.
+        count: number of images.
+        others: words for what else lies there: linked folders, and files of other kinds.
     """
 
     def __init__(self, table: Path) -> None:
@@ -38,14 +38,14 @@ class NamedFiles:
         """The file of a cell; None if there is none.
 
         Args:
-            cell: a path from the folder, the end of one, or either without an image's suffix.
+            cell: a path from the folder or the end of one, with or without the suffix.
 
         Raises:
             DataError: the cell leads out of the folder, or fits several files.
         """
         path = PurePosixPath(_composed(cell.replace("\\", "/")))
         if path.is_absolute() or PureWindowsPath(cell).drive or ".." in path.parts:
-            raise DataError(f"'{cell}' is no path within the table's folder")
+            raise DataError(f"'{cell}' is not a path within the table's folder")
         fits = [
             (key, file)
             for key, file in self._by_name.get(path.name, [])
@@ -57,7 +57,7 @@ class NamedFiles:
         return files[0] if files else None
 
     def with_zeros(self, cell: str) -> Path | None:
-        """The only file whose name is that of a cell but for zeros before it, such as 001.png."""
+        """The only file whose name is the cell's with leading zeros, such as 001.png."""
         stem, _, suffix = cell.partition(".")
         if not (stem.isdecimal() and stem.isascii()):
             return None
@@ -71,5 +71,5 @@ class NamedFiles:
 
 
 def _composed(text: str) -> str:
-    """One form of accents: file systems keep others than editors write."""
+    """The text with accents in one form; file systems and editors use different forms."""
     return unicodedata.normalize("NFC", text)

@@ -1,4 +1,4 @@
-"""Data of a user's own: what the function that ``data.source`` names returns, as a data set."""
+"""A user's own data: the result of the function that ``data.source`` names, as a data set."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from common.words import some
 
 __all__ = ["Examples", "load_own"]
 
-_SHOWN = 3  # labels in an error
+_SHOWN = 3  # labels that an error names
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Labelled images, as a function for ``data.source = "module:function"`` returns them.
+    """The result of a function for ``data.source = "module:function"``: labelled images.
 
     Attributes:
         images: uint8 (n, H, W) or (n, H, W, 3); or n paths of image files, where a relative one
             starts from the folder of the function's file.
-        labels: n class names; or n numbers, which count in ``classes`` where that is given.
-        classes: names of the K classes, in order; empty: the training labels, in order.
-        test: the server's test set, of the same classes; None: a part is cut off.
-        columns: further columns of n entries each, such as clients' ids; None in it is a gap.
+        labels: n class names; or n numbers, which are indices if ``classes`` is given.
+        classes: names of the K classes, in order; empty: the sorted training labels.
+        test: the server's test set, of the same classes; None: a part of the images is split off.
+        columns: further columns of n entries each, such as clients' ids; None: no entry.
     """
 
     images: npt.NDArray[np.uint8] | Sequence[str | os.PathLike[str]]
@@ -53,11 +53,12 @@ def load_own(source: str, reading: Reading) -> Dataset:
 
     Args:
         source: ``module:function``.
-        reading: how; its root is the folder of the module, else Python's own search finds it.
+        reading: the settings; its root is the module's folder. Without it, Python's search path
+            is used.
 
     Raises:
-        DataError: no such function, an error within it, or data that do not fit together; one
-            line that names it.
+        DataError: there is no such function, it fails, or its data does not fit together; one
+            line names the reason.
     """
     function = found_in(*(function_of(source) or ("", "")), reading.root)
     made = _called(source, function)
@@ -85,7 +86,7 @@ def _called(source: str, function: Callable[[], object]) -> Examples:
             made = function()
     except FedheadError as exc:
         raise DataError(f"{source}: {exc}") from exc
-    # What a user's code raises is not known.
+    # A user's code may raise anything.
     except (Exception, SystemExit) as exc:
         own = str(file_of(function))
         frames = traceback.extract_tb(exc.__traceback__)
@@ -114,11 +115,11 @@ def _check_members(source: str, parts: Sequence[Examples]) -> None:
 
 
 def _check(source: str, part: Examples) -> None:
-    """The forms of images, labels and columns, and that they are as many."""
+    """Check types and lengths of images, labels and columns."""
     try:
         problem = _problem(part)
     except (TypeError, ValueError) as exc:  # a generator, a list of lists
-        problem = f"images, labels or columns are no lists of equal entries ({exc})"
+        problem = f"images, labels or columns are not lists of equal entries ({exc})"
     if problem:
         raise DataError(f"{source}: {problem}")
 
@@ -133,7 +134,7 @@ def _problem(part: Examples) -> str:
         wrong = [type(image).__name__ for image in images if not _is_path(image)]
         problem = f"images are of type {wrong[0]}, expected one array or paths" if wrong else ""
         if not wrong and any("\0" in os.fspath(image) for image in images):
-            problem = "the path of an image has a NUL in it"
+            problem = "an image's path has a NUL character in it"
     shape = np.asarray(part.labels).shape
     if not problem and len(shape) != 1:
         problem = f"labels have shape {shape}, expected (n,), one for each image"
@@ -170,7 +171,7 @@ def _labels(source: str, parts: Sequence[Examples]) -> tuple[list[str], list[Int
     if twice := [name for name in classes if classes.count(name) > 1]:
         raise DataError(f"{source}: several classes are called '{twice[0]}'")
     if len(parts) > 1 and [*map(str, parts[1].classes)] not in ([], classes):
-        raise DataError(f"{source}: test has classes of its own, expected those of the training")
+        raise DataError(f"{source}: test has its own classes, expected those of the training part")
     given = [np.asarray(part.labels) for part in parts]
     if classes and all(labels.dtype.kind in "iub" for labels in given):
         for labels in given:
@@ -220,7 +221,7 @@ def _images(
 
 
 def _column(source: str, name: str, parts: Sequence[Examples]) -> npt.NDArray[np.generic]:
-    """A column over all parts; the test part may lack it."""
+    """One column over all parts; the test part may not have it."""
     cells: list[object] = []
     for part in parts:
         values = part.columns.get(name)

@@ -1,4 +1,4 @@
-"""A seeded cut into train and test that keeps the classes' proportions."""
+"""A seeded split into train and test that keeps the classes' proportions."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ __all__ = ["stratified_split"]
 def stratified_split(
     labels: IntArray, fraction: float, seed: int, purpose: Purpose, *keys: int
 ) -> tuple[IntArray, IntArray]:
-    """Cut off about ``fraction`` of the examples, as evenly over the classes as numbers allow.
+    """Split off about ``fraction`` of the examples, as evenly over the classes as possible.
 
-    Each class gives its share rounded down, the classes with the largest remainders one more;
-    a class gives its last example only when no other can, and one example always stays.
+    Each class gives its share, rounded down; the classes with the largest remainders give one more.
+    A class gives its last example only if no other class can, and one example always stays.
 
     Args:
         labels: int64 (n,).
-        fraction: of the examples that go to test, in [0, 1).
+        fraction: share of the examples that go to test, in [0, 1).
         seed: the run's seed.
         purpose: what the split is for.
-        keys: what else names the split, for example the client.
+        keys: further parts of the random stream's name, for example the client.
 
     Returns:
-        Positions of train and of test, int64, ascending, disjoint, together all n.
+        Positions of train and of test: int64, ascending, each of the n in one of them.
 
     >>> labels = np.repeat([0, 1], [6, 4])
     >>> train, test = stratified_split(labels, 0.3, 0, Purpose.SPLIT)

@@ -1,4 +1,4 @@
-"""Which split a folder, a file or a row of a table belongs to, by what people call them."""
+"""Recognizes the split of a folder, a file or a table's row by common names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UNLABELLED = ("unknown", "unlabeled", "unlabelled")
 
 
 def split_of(name: str) -> str | None:
-    """The split that a folder's name tells: what is left of it without fillers and numbers.
+    """The split that a folder's name says, without filler words and numbers; None if none.
 
     >>> [split_of(name) for name in ("Training_Set", "valset", "test 2017", "training shoes")]
     ['train', 'val', 'test', None]
@@ -35,7 +35,7 @@ def split_of(name: str) -> str | None:
 
 
 def is_filler(name: str) -> bool:
-    """Whether a folder's name says no more than that there are images in it.
+    """Whether a folder's name says only that it holds images.
 
     >>> [is_filler(name) for name in ("images", "Test_Images", "cats", "01")]
     [True, True, False, False]

@@ -1,4 +1,4 @@
-"""A table of labels beside images, such as ``labels.csv``: the way competitions ship them."""
+"""A table of labels beside images, such as ``labels.csv``; competitions often use this form."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["load_table"]
 
 logger = logging.getLogger("fedhead")
 
-_SHOWN = 3  # names in a warning
+_SHOWN = 3  # names that a warning gives
 _SHOWN_COLUMNS = 12
 _MOST_BYTES = 500_000_000
 
@@ -45,7 +45,7 @@ class _Row:
     """One line of the table, its cells stripped.
 
     Attributes:
-        line: its number in the file, from 1.
+        line: the line's number in the file, from 1.
         cells: as many as the header has.
     """
 
@@ -55,7 +55,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Column:
-    """A column that a table must have: what for, the key that names it, and its usual names."""
+    """A column that a table must have: its purpose, the key that sets it, and its usual names."""
 
     what: str
     key: str
@@ -70,21 +70,22 @@ def load_table(place: str, reading: Reading) -> Dataset:
     """Load the images that a table names, from the table's folder and the folders below it.
 
     A cell names an image by its path from the table's folder, by the end of its path, or by its
-    name without the suffix, as long as one image alone fits. A column ``split`` says what is
-    train and what is test.
+    name without the suffix; exactly one image must fit. A column ``split`` says which rows are
+    train and which test.
 
     Args:
-        place: the table's path; UTF-8 with a header; commas, semicolons or tabs between the cells.
-        reading: how.
+        place: the table's path. It is UTF-8 with a header; commas, semicolons or tabs separate
+            cells.
+        reading: the settings.
 
     Returns:
-        A data set whose ``columns`` are all further columns, as text; an entry is None where a
-        cell is empty.
+        A data set whose ``columns`` are all further columns, as text; an entry is None if its cell
+        is empty.
 
     Raises:
-        DataError: the table cannot be read, lacks a column, names one image twice with
-            different cells, an image that is not within its folder, or a test class that its
-            training part does not have.
+        DataError: the table cannot be read, lacks a column, names an image twice with different
+            cells, names an image outside its folder, or has a test class that the training part
+            does not have.
     """
     path, strict = reading.path(place), reading.strict
     header, rows = _read(path)
@@ -99,7 +100,7 @@ def load_table(place: str, reading: Reading) -> Dataset:
     files = _found(path, labelled, image, strict=strict)
     used = [row for row in labelled if row.line in files]
     if emptied := sorted({r.cells[label] for r in labelled} - {r.cells[label] for r in used}):
-        raise DataError(f"{path}: no image of class {some(emptied, _SHOWN)} is there")
+        raise DataError(f"{path}: all images of class {some(emptied, _SHOWN)} are missing")
     classes, labels = _labels(path, used, label, roles)
     images = file_images([files[row.line] for row in used], follow_links=False)
     groups = [
@@ -130,7 +131,7 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}: {what}")
     try:
         if path.stat().st_size > _MOST_BYTES:
-            raise DataError(f"{path}: over {_MOST_BYTES:,} bytes, which no table of images has")
+            raise DataError(f"{path}: over {_MOST_BYTES:,} bytes, too large for a table of images")
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise DataError(f"{path}: byte {exc.start} is not UTF-8; save the table as UTF-8") from exc
@@ -148,7 +149,7 @@ def _read(path: Path) -> tuple[list[str], list[_Row]]:
             if any(cell.strip() for cell in cells):
                 rows.append(_Row(reader.line_num, tuple(cell.strip() for cell in cells)))
     except csv.Error as exc:
-        raise DataError(f"{path}: line {reader.line_num} is no line of a table ({exc})") from exc
+        raise DataError(f"{path}: line {reader.line_num} is not a table's line ({exc})") from exc
     if len(rows) < 2:
         raise DataError(f"{path}: no rows below a header")
     header = list(rows[0].cells)
@@ -163,7 +164,7 @@ def _read(path: Path) -> tuple[list[str], list[_Row]]:
 
 
 def _refuse_controls(path: Path, line: int, cells: Sequence[str]) -> None:
-    """A line break within a name comes from a quote that was never meant; no name turns text."""
+    """Refuse control characters: a line break in a name comes from a stray quote, for example."""
     for cell in cells:
         if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", cell):
             raise DataError(f"{path}: line {line} has control characters: {cell[:80]!r}")
@@ -172,7 +173,7 @@ def _refuse_controls(path: Path, line: int, cells: Sequence[str]) -> None:
 def _column(
     path: Path, header: Sequence[str], rows: Sequence[_Row], meant: _Column, wanted: str
 ) -> int:
-    """Place of the column ``wanted``, else of the first with a usual name, in any case."""
+    """Position of the column ``wanted``, or else of the first with a usual name, in any case."""
     lowered = [name.lower().replace(" ", "_") for name in header]
     names, candidates = (list(header), [wanted]) if wanted else (lowered, list(meant.usual))
     for name in candidates:
@@ -181,13 +182,15 @@ def _column(
         if name in names:
             if more := [other for other in candidates if other in names and other != name]:
                 logger.warning(
-                    "%s: column '%s' gives the %s, though there is '%s': %s names another",
+                    "%s: column '%s' gives the %s, although there is '%s'; %s can name another",
                     path, name, meant.what, "', '".join(more), meant.key,
                 )  # fmt: skip
             return names.index(name)
     key = meant.key
-    problem = f"{key}={wanted!r} is no column of" if wanted else f"no column of {meant.what} among"
-    hint = "" if wanted else f"; {key} names it"
+    problem = (
+        f"{key}={wanted!r} is not a column of" if wanted else f"no column of {meant.what} among"
+    )
+    hint = "" if wanted else f"; set {key}"
     hint += header_hint(header)
     if meant is _LABELS:
         hint += one_hot_hint(header, [row.cells for row in rows])
@@ -196,9 +199,9 @@ def _column(
 
 
 def _roles(path: Path, header: Sequence[str], rows: Sequence[_Row]) -> dict[int, str]:
-    """By line: "train" or "test".
+    """For each line "train" or "test".
 
-    Beside a test split, validation joins train, as in torchvision's data sets.
+    If there is a test split, validation joins train, as in torchvision's data sets.
     """
     lowered = [name.lower() for name in header]
     if "split" not in lowered:
@@ -223,7 +226,7 @@ def _labels(
 ) -> tuple[list[str], IntArray]:
     names = [row.cells[label] for row in rows]
     if all(re.fullmatch(r"-?\d+(\.0+)?", name) for name in names):
-        # What a column of integers becomes where it had gaps.
+        # Integers in a column with gaps were written as floats.
         names = [name.partition(".")[0] for name in names]
     classes = in_order(n for n, row in zip(names, rows, strict=True) if roles[row.line] == "train")
     return classes, labels_by_name(
@@ -232,7 +235,7 @@ def _labels(
 
 
 def _found(path: Path, rows: Sequence[_Row], image: int, *, strict: bool) -> dict[int, Path]:
-    """By line: the image's file. Missing ones are left out, repeated rows count once."""
+    """For each line the image's file. Missing images are left out; repeated rows count once."""
     files = NamedFiles(path)
     found: dict[int, Path] = {}
     missing = []
@@ -255,12 +258,12 @@ def _found(path: Path, rows: Sequence[_Row], image: int, *, strict: bool) -> dic
             raise DataError(f"{path}: {line}")
         logger.warning("%s: left out: %s", path, line)
     if unnamed := files.count - len(set(found.values())):
-        logger.info("%s: %d images in its folder are in no row with a label", path, unnamed)
+        logger.info("%s: %d images in its folder have no row with a label", path, unnamed)
     return _once(path, rows, found)
 
 
 def _once(path: Path, rows: Sequence[_Row], found: Mapping[int, Path]) -> dict[int, Path]:
-    """The first line of each image; an image in both train and test would be no test."""
+    """The first line of each image. An image must not be in both train and test."""
     first: dict[Path, _Row] = {}
     for row in rows:
         if row.line in found:
@@ -268,7 +271,7 @@ def _once(path: Path, rows: Sequence[_Row], found: Mapping[int, Path]) -> dict[i
             if known.cells != row.cells:
                 raise DataError(
                     f"{path}: lines {known.line} and {row.line} both name "
-                    f"{found[row.line].name}, and say different things of it"
+                    f"{found[row.line].name}, but with different cells"
                 )
     if repeated := len(found) - len(first):
         logger.warning("%s: %d rows repeat another and count once", path, repeated)

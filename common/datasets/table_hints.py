@@ -1,4 +1,4 @@
-"""What is probably wrong with a table, in words that end an error."""
+"""Hints at what is probably wrong with a table, to be put at an error's end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHOWN = 3
 
 
 def header_hint(header: Sequence[str]) -> str:
-    """Of a table that begins with a row instead of a header.
+    """Hint for a table that begins with a row instead of a header.
 
     >>> header_hint(["01.png", "cat"])
     "; its first line names an image: a header such as 'image,label' is missing"
@@ -26,7 +26,7 @@ def header_hint(header: Sequence[str]) -> str:
 
 
 def one_hot_hint(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Of a table with a column of zeros and ones for each class.
+    """Hint for a table with a column of zeros and ones for each class.
 
     >>> one_hot_hint(["id", "cat", "dog"], [["1", "0", "1"], ["2", "1", "0"]])
     '; one column of class names is expected, and cat, dog look like one for each class'
@@ -42,10 +42,8 @@ def one_hot_hint(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def zeros_hint(files: NamedFiles, missing: Sequence[str]) -> str:
-    """Of a table in which file names were read as numbers."""
+    """Hint for a table whose file names were once read as numbers."""
     for cell in missing[:_SHOWN]:
         if file := files.with_zeros(cell):
-            return (
-                f"; '{cell}' may be {file.name}: who reads names as numbers loses zeros before them"
-            )
+            return f"; '{cell}' may be {file.name}: a name read as a number loses its leading zeros"
     return ""

@@ -1,7 +1,7 @@
-"""What lies in a folder of images, whatever it may be; part of the device path.
+"""Lists everything in a folder of images. Part of the device path.
 
-Links are not followed: what lies in the folder is found where it lies, once, and a loop, an image
-in both train and test or a file of somebody else's cannot come in through one.
+Links are not followed. So every file is found once, and a link cannot lead to a loop, to the same
+image in both train and test, or to somebody else's file.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ _SUFFIXES = frozenset(
      ".jpx", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )  # fmt: skip
 _HEIC_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
-# Thumbnails, previews and waste bins of macOS' archives, Synology, QNAP, Windows and Lightroom.
+# Thumbnails, previews and waste bins of macOS archives, Synology, QNAP, Windows and Lightroom.
 _JUNK_FOLDERS = frozenset(
     {"__macosx", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "lost+found",
      "$recycle.bin", "system volume information"}
 )  # fmt: skip
 _JUNK_ENDINGS = (".lrdata", ".lrprev")
 _JUNK_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
-_MOST_KINDS = 8  # named in one line
+_MOST_KINDS = 8  # that one line names
 
 
 @dataclass(eq=False)
 class Folder:
-    """A folder and, directly in it, what may be used; all in the order of their names.
+    """A folder and what may be used directly in it, sorted by name.
 
     Attributes:
-        path: of the folder.
-        images: files that are images by their names, and whatever stands in an image's
-            place and cannot be read: a link, a pipe, a folder that is closed. Reading tells.
-        folders: its folders, without hidden ones and those that hold thumbnails.
+        path: the folder.
+        images: files that are images by their names. Some may turn out to be unreadable: a link, a
+            pipe, a folder without permission.
+        folders: its folders, except hidden ones and those of thumbnails.
         links: links to folders.
-        others: how many of what else, by suffix or name.
+        others: number of other files, by suffix or name.
     """
 
     path: Path
@@ -57,23 +57,23 @@ class Folder:
     others: Counter[str] = field(default_factory=Counter)
 
     def below(self) -> Iterator[Folder]:
-        """It and all folders in it; each before its own."""
-        stack = [self]  # not by recursion: a file system allows more levels than Python
+        """This folder and all folders below it; each comes before the folders in it."""
+        stack = [self]  # no recursion, because a file system allows more levels than Python
         while stack:
             folder = stack.pop()
             yield folder
             stack += reversed(folder.folders)
 
     def all_images(self) -> list[Path]:
-        """Of all levels, with what stands in the place of images."""
+        """``images`` of all levels."""
         return [path for folder in self.below() for path in (*folder.images, *folder.links)]
 
 
 def scan(path: Path) -> Folder:
-    """Look through a folder and all below it.
+    """Read a folder and everything below it.
 
     Raises:
-        DataError: there is no such folder, or it cannot be read.
+        DataError: the folder does not exist or cannot be read.
     """
     root = Folder(path)
     try:
@@ -108,7 +108,7 @@ def _fill(folder: Folder) -> None:
             else:
                 folder.folders.append(Folder(path))
         elif name.startswith("."):
-            # macOS leaves a ._NAME beside each file on other file systems; nobody misses it.
+            # On other file systems, macOS leaves a ._NAME beside each file: not worth a report.
             if readable and not name.startswith("._"):
                 folder.others["hidden"] += 1
         elif readable:
@@ -127,7 +127,7 @@ def _leads_to_folder(link: Path) -> bool:
 
 
 def has_image_suffix(name: str) -> bool:
-    """Whether a file is an image by its name.
+    """Whether a file's name is that of an image.
 
     >>> has_image_suffix("a.JPG"), has_image_suffix("a.txt")
     (True, False)
@@ -136,16 +136,16 @@ def has_image_suffix(name: str) -> bool:
 
 
 def class_name(path: Path) -> str:
-    """The class that a folder stands for: its name, composed (NFC; macOS' disks decompose it)."""
+    """The class of a folder: its name in Unicode's composed form (NFC), as macOS decomposes it."""
     return unicodedata.normalize("NFC", shown(path.name))
 
 
 def left_out(root: Folder) -> str:
-    """How many of what else than images there is below, by suffix, for a message; or nothing."""
+    """For a message: number of files below that are not images, by suffix; empty if none."""
     total = Counter[str]()
     for folder in root.below():
         total.update(folder.others)
-    # What has a remedy comes first.
+    # Kinds that a user can do something about come first.
     order = sorted(total, key=lambda kind: (kind not in _HEIC_SUFFIXES, -total[kind], kind))
     kinds = [
         f"{total[kind]} {kind}" + (f" ({HEIC_REMEDY})" if kind in _HEIC_SUFFIXES else "")
@@ -155,7 +155,7 @@ def left_out(root: Folder) -> str:
 
 
 def not_read(root: Folder) -> str:
-    """What else than images there is below, links to folders too, for a message; or nothing."""
+    """For a message: what below is neither image nor folder, with linked folders; empty if none."""
     links = sum(len(folder.links) for folder in root.below())
     words = [f"linked folders: {links}"] if links else []
     return ", ".join(filter(None, [*words, left_out(root)]))

@@ -1,4 +1,4 @@
-"""Which images of a data set can be read: each is decoded once, and none is kept."""
+"""Find the images of a data set that can be read: decode each once and keep none."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ __all__ = ["verify"]
 
 logger = logging.getLogger("fedhead")
 
-_BLOCK = 4096  # files in flight: bounds what the thread pool has queued
+_BLOCK = 4096  # files at a time; bounds the thread pool's queue
 
 
 def verify(
     images: EncodedImages, *, name: str, strict: bool, groups: Sequence[str] | None = None
 ) -> Readable:
-    """Decode every image once, with all cores, keeping none.
+    """Decode every image once, on all cores, and keep none.
 
     Args:
         images: n images.
-        name: of the data set, for errors.
-        strict: a broken image is an error.
-        groups: for each image what must not be left without any, such as its class, in words;
-            None: all of them together.
+        name: the data set's name, for errors.
+        strict: whether a broken image is an error.
+        groups: for each image, words for the group that must keep a readable image, such as its
+            class; None: all images are one group.
 
     Raises:
-        DataError: ``strict`` and an image is broken, or all of a group are.
+        DataError: ``strict`` and an image is broken, or all images of a group are broken.
     """
     kept: list[int] = []
     skipped: dict[int, str] = {}

@@ -23,17 +23,17 @@ __all__ = ["load_vision"]
 def load_vision(name: str, reading: Reading) -> Dataset:
     """Load a data set of :data:`~common.datasets.vision_table.TABLE`.
 
-    Its training split (and its validation split, if there is one) becomes ``train``, its test
-    split ``test``; where it has none, one is cut off. Images in files are sorted by path,
-    because some of torchvision's loaders list them in the order of the disk.
+    Its training split, with its validation split if there is one, becomes ``train``; its test split
+    becomes ``test``. Without a test split, a part is split off. Images in files are sorted by path,
+    because some of torchvision's loaders list them in the disk's order.
 
     Args:
         name: a row of the table.
-        reading: how; its root is what torchvision's loader is given.
+        reading: the settings; torchvision's loader gets its root.
 
     Raises:
-        DataError: not there, damaged, or not fetched.
-        MissingExtraError: scipy, which some formats need, is not installed.
+        DataError: the data set is missing or damaged, or cannot be downloaded.
+        MissingExtraError: scipy is not installed, and the format needs it.
     """
     spec, root = TABLE[name], (reading.root or cache_root() / "data").expanduser()
     arguments = [*spec.train, *([spec.test] if spec.test is not None else [])]
@@ -43,7 +43,7 @@ def load_vision(name: str, reading: Reading) -> Dataset:
         images = [spec.images(part) for part in loaded]
         labels = [np.asarray(spec.labels(part), np.int64) for part in loaded]
         for i, part in enumerate(loaded):
-            # Loaders of folders number the classes of each split by itself.
+            # Loaders of folders number the classes of each split separately.
             own = labels_by_name(
                 list(spec.classes(part)), classes,
                 split=f"{name}: its split {arguments[i]}", known_from=str(arguments[0]),
@@ -76,12 +76,12 @@ def _construct(name: str, spec: Spec, kwargs: Arguments, root: Path, download: b
     factory = getattr(importlib.import_module("torchvision.datasets"), spec.factory or name)
     if spec.downloads:
         kwargs = {**kwargs, "download": False}
-    # First without: some loaders refuse to download over what is already there.
+    # First without a download, because some loaders refuse to download over existing files.
     try:
         return factory(root, **kwargs)
     except ImportError as exc:
         raise MissingExtraError(exc.name or "scipy", "demo", f"the data set {name}") from exc
-    # A loader lets through whatever a missing or damaged file makes it do.
+    # On a missing or damaged file, a loader may raise any exception.
     except Exception as exc:
         if not (download and spec.downloads):
             how = "set download = true, or put it there" if spec.downloads else "put it there"

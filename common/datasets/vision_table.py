@@ -1,7 +1,7 @@
-"""Where each torchvision data set keeps its images, labels and class names.
+"""How to get the images, labels and class names of each torchvision data set.
 
-torchvision has no common way to ask: some hold arrays, some paths, under a dozen attribute
-names. One row a data set; the functions take the torchvision object.
+torchvision's classes have no common interface: some hold arrays, some paths, under a dozen
+attribute names. There is one row per data set. The functions take the torchvision object.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ Arguments = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Spec:
-    """One row.
+    """One row of the table.
 
     Attributes:
-        train: constructor arguments, one set for each split that clients share.
-        test: constructor arguments of the server's test set, or None where there is none.
-        images: gives pixels, or a path for each image.
-        labels: gives an integer for each image.
-        classes: gives the class names.
+        train: constructor arguments of each split that clients train on.
+        test: constructor arguments of the server's test set; None: there is none.
+        images: returns pixels, or a path for each image.
+        labels: returns an integer for each image.
+        classes: returns the class names.
         downloads: whether its constructor takes ``download``.
-        factory: class in torchvision.datasets, if it is not the row's name.
+        factory: class in torchvision.datasets, if it is not called like the row.
     """
 
     train: tuple[Arguments, ...]
@@ -50,12 +50,12 @@ def _numbers(count: int) -> Callable[[Any], Sequence[str]]:
 
 
 def _distinct(names: Sequence[str]) -> Sequence[str]:
-    """Adds the class number where two classes share a name."""
+    """Add the class number to a name if two classes share it."""
     return [name if names.count(name) == 1 else f"{name} ({k})" for k, name in enumerate(names)]
 
 
 def _names(data: Any) -> Sequence[str]:
-    """Class names, of several synonyms the first."""
+    """Class names; if a class has several, the first."""
     return _distinct([name if isinstance(name, str) else name[0] for name in data.classes])
 
 
@@ -68,7 +68,7 @@ def _channels_first(data: Any) -> Pixels:
 
 
 def _emnist(data: Any) -> Pixels:
-    # NIST stored columns first and torchvision hands them out lying on their side.
+    # NIST stored columns first, so torchvision returns the images transposed.
     return _grey(data).transpose(0, 2, 1)
 
 
@@ -119,7 +119,7 @@ def _omniglot(data: Any) -> Sequence[Path]:
 
 
 def _omniglot_labels(data: Any) -> Sequence[int]:
-    # torchvision numbers the characters in the order of the disk.
+    # torchvision numbers the characters in the disk's order.
     number = {character: k for k, character in enumerate(sorted(data._characters))}
     return [number[data._characters[label]] for _, label in data._flat_character_images]
 

@@ -1,1 +1,1 @@
-"""Artifact delivery: what the server that offers models and the devices that fetch them share."""
+"""Artifact delivery: the part that the server and the devices that fetch models share."""

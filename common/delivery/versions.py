@@ -1,15 +1,15 @@
-"""Versions of a file on disk, on the server's side and the device's alike.
+"""Versions of a file on disk, in the same form on server and device.
 
 ::
 
     model.pt/                 the shelf: one artifact, named as it is published
         1/  model.pt          the file
             artifact.json     version, size, sha256, card
-            signed            statement and signature, where the deployment signs
+            signed            statement and signature, if the deployment signs
         2/  ...
 
-A version's folder appears whole, by one rename. Nothing in it is changed, but ``signed`` may be
-renewed.
+A version's folder appears complete, by one rename. Its content never changes, except that
+``signed`` may be renewed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 MOST_VERSIONS = 999_999_999
-"""The last number of a version."""
+"""The largest version number."""
 
 _NAME = re.compile(NAME_PATTERN)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -47,10 +47,10 @@ _SIGNED = "signed"
 
 
 def check_name(name: str, what: str = "artifact") -> str:
-    """The name, if it can name a file on any side without leading elsewhere.
+    """The name, if it is a safe file name on server and device.
 
     Raises:
-        DeliveryError: it cannot.
+        DeliveryError: it is not.
     """
     if not _NAME.fullmatch(name):
         raise DeliveryError(
@@ -61,10 +61,10 @@ def check_name(name: str, what: str = "artifact") -> str:
 
 
 def shelf_of(folder: Path, name: str) -> Path:
-    """Where a folder keeps the versions of an artifact.
+    """The folder of an artifact's versions.
 
     Raises:
-        DeliveryError: not a name.
+        DeliveryError: the name is not safe.
     """
     return folder / check_name(name)
 
@@ -74,15 +74,15 @@ class Artifact:
     """One version of a file.
 
     Attributes:
-        name: the file's.
+        name: the file's name.
         version: from 1 up to ``MOST_VERSIONS``.
         size: in bytes.
-        sha256: of the file, in hexadecimal.
-        card: what is in it, as JSON; empty for a backbone.
-        signed: by whom it is vouched for, if by anybody; not yet checked.
+        sha256: the file's SHA-256, in hexadecimal.
+        card: description of the model, as JSON; empty for a backbone.
+        signed: statement and signature, if there are any; not yet checked.
 
     Raises:
-        DeliveryError: values that cannot be, whether from a disk or over the wire.
+        DeliveryError: impossible values, from a disk or a message.
     """
 
     name: str
@@ -108,18 +108,18 @@ class Artifact:
         return f"{self.name} version {self.version}"
 
     def path(self, shelf: Path) -> Path:
-        """Of the file, on its shelf."""
+        """The file's path on its shelf."""
         return shelf / str(self.version) / self.name
 
     def describe(self, version_folder: Path) -> None:
-        """Write what is known of the file beside it."""
+        """Write the file's description beside it."""
         facts = {name: value for name, value in vars(self).items() if name != "signed"}
         (version_folder / _DESCRIPTION).write_bytes(_ARTIFACT.pack(facts))
         if self.signed:
             (version_folder / _SIGNED).write_bytes(self.signed.to_file())
 
     def statement(self, kind: Kind, fingerprint: str, created: int, expires: int) -> Statement:
-        """What an operator signs for this version."""
+        """The statement that an operator signs for this version."""
         return Statement(
             kind=kind,
             name=self.name,
@@ -133,16 +133,16 @@ class Artifact:
         )
 
     def check(self, statement: Statement, kind: Kind, fingerprint: str) -> None:
-        """Make sure that a statement is about this version, whole.
+        """Check that a statement is about exactly this version.
 
         Raises:
-            SignatureError: it is about something else; names the first thing that differs.
+            SignatureError: it is about something else; the error names the first difference.
         """
         mine = self.statement(kind, fingerprint, statement.created, statement.expires)
         for name, value in vars(mine).items():
             if (stated := getattr(statement, name)) != value:
                 raise SignatureError(
-                    f"{self} is refused: its {name} is {value}, and {stated} was signed"
+                    f"{self} is refused: its {name} is {value}, but {stated} was signed"
                 )
 
     @own_check("file of a published version")
@@ -159,19 +159,19 @@ class Artifact:
 
 
 def fingerprint_of(artifact: Artifact) -> str:
-    """Of the backbone, as a model's card says.
+    """The backbone's fingerprint in a model's card.
 
     Raises:
-        DeliveryError: the card says nothing of it.
+        DeliveryError: the card has none.
     """
     try:
         return str(json.loads(artifact.card)["fingerprint"])
     except (ValueError, LookupError, TypeError, RecursionError) as exc:
-        raise DeliveryError(f"{artifact}: its card names no fingerprint") from exc
+        raise DeliveryError(f"{artifact}: its card has no fingerprint") from exc
 
 
 def known_versions(shelf: Path) -> list[int]:
-    """Versions on a shelf, ascending; none if there is no such shelf."""
+    """Versions on a shelf, ascending; empty if there is no such shelf."""
     if not shelf.is_dir():
         return []
     names = [path.name for path in shelf.iterdir()]
@@ -179,10 +179,10 @@ def known_versions(shelf: Path) -> list[int]:
 
 
 def read_artifact(shelf: Path, version: int) -> Artifact:
-    """What a shelf holds as a version.
+    """The description of one version on a shelf.
 
     Raises:
-        DeliveryError: no such version, or its description is damaged.
+        DeliveryError: there is no such version, or its description is damaged.
     """
     path = shelf / str(version) / _DESCRIPTION
     try:
@@ -209,6 +209,6 @@ def _signed(path: Path) -> Signed | None:
 
 
 def renew(shelf: Path, artifact: Artifact, signed: Signed) -> Artifact:
-    """Put another signed statement in the place of a version's, whole or not at all."""
+    """Replace a version's signed statement, completely or not at all."""
     write_atomic(shelf / str(artifact.version) / _SIGNED, signed.to_file())
     return replace(artifact, signed=signed)

@@ -1,8 +1,7 @@
 """The service of ``delivery.proto`` for grpcio: stub, handlers, channel options.
 
-Written out, so that of the generated code only the messages are needed. Those, ``delivery_pb2``,
-are made again after a change of the .proto by grpcio-tools (of the oldest protobuf to be supported)
-with
+It is written by hand, so only the messages are generated code. After a change of the .proto, make
+``delivery_pb2`` again with grpcio-tools (for the oldest protobuf to be supported):
 
     python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. common/delivery/delivery.proto
 """
@@ -30,19 +29,19 @@ __all__ = ["CHANNEL_OPTIONS", "LEAST_BYTES", "SERVER_OPTIONS", "Servicer", "Stub
 _SERVICE = "fedhead.delivery.v1.Delivery"
 
 LEAST_BYTES = 1024
-"""A download that brings less in a minute has stalled: a byte at a time, it would take years."""
+"""A download that gets fewer bytes in a minute has stalled and is ended."""
 
-# A dead peer is noticed within 30 s, by devices and server alike; gRPC's own default is never.
+# Devices and server notice a dead peer within 30 s; by gRPC's default they never would.
 _KEEPALIVE = [("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000)]
-# A card has up to 8 MiB; gRPC's own default is 4 for all.
+# A card has up to 8 MiB; gRPC's default limit is 4 MiB for a whole message.
 CHANNEL_OPTIONS = [*_KEEPALIVE, ("grpc.max_receive_message_length", 9 << 20)]
 SERVER_OPTIONS = [
     *_KEEPALIVE,
-    # Or the devices' keepalive counts as an attack.
+    # Otherwise the devices' keepalive would count as an attack.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    # Requests are a name and a few numbers.
+    # Requests are small: a name and a few numbers.
     ("grpc.max_receive_message_length", 64 << 10),
-    # A second server on the port is an error, not half of the answers.
+    # A second server on the port must fail instead of answering half of the requests.
     ("grpc.so_reuseport", 0),
 ]
 
@@ -55,20 +54,20 @@ class Servicer(Protocol):
         ...
 
     def download(self, request: DownloadRequest, context: grpc.ServicerContext) -> Iterator[Chunk]:
-        """A version's bytes from an offset on."""
+        """A version's bytes, from an offset on."""
         ...
 
     def report(self, request: ReportRequest, context: grpc.ServicerContext) -> ReportReply:
-        """A device's accuracy."""
+        """Take a device's accuracy."""
         ...
 
     def check_in(self, request: CheckInRequest, context: grpc.ServicerContext) -> CheckInReply:
-        """What a device runs and trusts; whom it is to trust."""
+        """Take what a device runs and trusts; answer which authorities it is to trust."""
         ...
 
 
 def handlers(servicer: Servicer) -> Iterable[grpc.GenericRpcHandler]:
-    """The service as ``grpc.Server.add_generic_rpc_handlers`` takes it."""
+    """The service, for ``grpc.Server.add_generic_rpc_handlers``."""
     methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Latest": grpc.unary_unary_rpc_method_handler(
             servicer.latest, LatestRequest.FromString, Artifact.SerializeToString

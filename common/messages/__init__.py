@@ -1,4 +1,4 @@
-"""What travels between server and node: the only place where Flower's record keys live.
+"""The messages between server and node. Only this package knows the keys of Flower's records.
 
 ===============  ==============================================  ==============================
 message          content                                         reply
@@ -11,11 +11,11 @@ evaluate         config, shared: head                            report
 query.baselines  config                                          report: arrays (two heads)
 ===============  ==============================================  ==============================
 
-A head on its way down and the fields on their way up are what the plan's codecs make of them, see
-common.codecs; other arrays lie in a record of values as safetensors. A SuperLink keeps each record,
-array and piece of an array as an object of its own, with requests of its own, and they are what it
-has time for. Equal objects are kept and sent to it once, so what all nodes get is in a record of
-its own. A stock strategy gets the arrays and metrics that it knows.
+The plan's codecs encode the head on its way down and the fields on their way up, see
+common.codecs. Other arrays are safetensors in a record of values. A SuperLink keeps each record,
+array and piece of an array as a separate object with separate requests, and the number of
+requests limits its speed. It keeps and receives equal objects once, so content that is the same
+for all nodes has its own record. A stock strategy gets the arrays and metrics that it knows.
 """
 
 from __future__ import annotations

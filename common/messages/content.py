@@ -1,4 +1,4 @@
-"""A message's content: its records, its arrays, and what they weigh."""
+"""A message's content: its records, its arrays and their sizes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 
 def payload_bytes(content: RecordDict) -> int:
-    """Size of a message's content as it is serialized."""
+    """Size of a message's serialized content."""
     return int(recorddict_to_proto(content).ByteSize())
 
 
 def array_bytes(content: RecordDict) -> int:
-    """What a reply's arrays take as they came, before anything of them is read."""
+    """Size of a reply's arrays as they arrived, before any of them is read."""
     stock = sum(len(a.data) for record in content.array_records.values() for a in record.values())
     return stock + sum(
         len(item)
@@ -39,7 +39,7 @@ def array_bytes(content: RecordDict) -> int:
 
 
 def config_of(content: RecordDict, name: str) -> ConfigRecord:
-    """The record of values of this name.
+    """The config record of this name.
 
     Raises:
         ProtocolError: there is none.
@@ -59,19 +59,19 @@ def unpack(record: Mapping[str, Any], key: str) -> dict[str, npt.NDArray[Any]]:
     """The reverse of ``pack``.
 
     Raises:
-        ProtocolError: the key is missing, or what is there is no safetensors.
+        ProtocolError: the key is missing, or its value is not a safetensors payload.
     """
     if key not in record:
         raise ProtocolError(f"{key} is missing")
     try:
         return load(record[key])
     except Exception as exc:
-        # Foreign bytes raise many kinds; none of them may end a server.
+        # Untrusted bytes may raise many kinds of exceptions. None of them may end a server.
         raise ProtocolError(f"{key!r} holds arrays that cannot be read") from exc
 
 
 def content_id(arrays: Arrays) -> str:
-    """SHA-256 of named arrays, hex; empty for none."""
+    """Hex SHA-256 of named arrays; empty if there are none."""
     if not arrays:
         return ""
     digest = hashlib.sha256()
@@ -82,7 +82,7 @@ def content_id(arrays: Arrays) -> str:
 
 
 class Flat:
-    """A message that is one record of plain values."""
+    """A message with one record of plain values."""
 
     _record: ClassVar[str]
 

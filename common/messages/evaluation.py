@@ -1,4 +1,4 @@
-"""How well clients do with a head, each on its own test part."""
+"""Messages for evaluating a head on each client's own test part."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["ClientEvaluation", "EvaluateReply", "EvaluateRequest"]
 
 @dataclass(frozen=True, eq=False)
 class EvaluateRequest:
-    """Asks clients how well a head does on their own test parts.
+    """Asks clients to evaluate a head on their own test parts.
 
     Attributes:
         head: the global head.
-        clients: which of the node's clients are meant.
-        fingerprint: of the backbone whose features the head reads.
+        clients: the node's clients that are asked.
+        fingerprint: fingerprint of the backbone whose features the head takes.
         run_id: names the run in the node's state folder.
-        personal: lambda with which each client makes a head of its own as well, 0 for none.
+        personal: lambda for a personal head of each client; 0: no personal heads.
     """
 
     head: Head
@@ -49,10 +49,11 @@ class ClientEvaluation:
 
     Attributes:
         client: its id.
-        num_examples: in the test part.
-        correct: what the global head gets right.
+        num_examples: number of test examples.
+        correct: number that the global head classifies correctly.
         loss: mean cross-entropy of the global head.
-        personal_correct: what the client's own head gets right; 0 where none was asked for.
+        personal_correct: number that the client's own head classifies correctly; 0 if there is
+            none.
     """
 
     client: int
@@ -64,7 +65,7 @@ class ClientEvaluation:
 
 @dataclass(frozen=True)
 class EvaluateReply:
-    """Those of a node's clients that have a test part."""
+    """Counts of the node's clients that have a test part."""
 
     evaluations: tuple[ClientEvaluation, ...]
 

@@ -1,4 +1,4 @@
-"""Heads in messages: as Flower's arrays, several by name, or as a codec writes one."""
+"""Heads in messages: as Flower's arrays, as several named heads, or encoded by a codec."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def _head(arrays: _Arrays) -> Head:
 
 
 def write_head(head: Head) -> ArrayRecord:
-    """The head as Flower arrays; the keys a stock strategy averages."""
+    """The head as Flower arrays, under the keys that a stock strategy averages."""
     return ArrayRecord({key: Array(np.ascontiguousarray(a)) for key, a in _named(head).items()})
 
 
 def read_head(content: RecordDict) -> Head:
-    """The reverse of write_head; float64 sums of a stock strategy become float32."""
+    """The reverse of write_head. A stock strategy's float64 sums become float32."""
     record = content.get("arrays")
     if not isinstance(record, ArrayRecord):
         raise ProtocolError("record 'arrays' is missing")
     try:
         arrays = {str(key): array.numpy() for key, array in record.items()}
     except Exception as exc:
-        # numpy raises many kinds on foreign bytes.
+        # numpy raises many kinds of exceptions on untrusted bytes.
         raise ProtocolError("record 'arrays' holds an array that cannot be read") from exc
     return _head(arrays)
 
@@ -65,12 +65,12 @@ def read_heads(content: RecordDict) -> dict[str, Head]:
 
 
 def encode_head(head: Head, codec: Codec, seed: int) -> ConfigRecord:
-    """The record that all nodes get alike: the head's (K, d + 1) matrix and its shape."""
+    """The record that is the same for all nodes: the head's (K, d + 1) matrix and its shape."""
     shape = [head.num_classes, head.num_features + 1]
     return ConfigRecord({"head": _encoded(head, codec, seed), "shape": shape})
 
 
-@lru_cache(maxsize=1)  # a round's messages differ in all but the head
+@lru_cache(maxsize=1)  # all messages of a round have the same head
 def _encoded(head: Head, codec: Codec, seed: int) -> bytes:
     return codec.encode(head.matrix, seed)
 
@@ -79,7 +79,7 @@ def decode_head(shared: ConfigRecord, codec: Codec, seed: int) -> Head:
     """The reverse of encode_head.
 
     Raises:
-        ProtocolError: a key is missing, or the bytes are not those of such a head.
+        ProtocolError: a key is missing, or the bytes are not a head of this shape.
     """
     for key in ("head", "shape"):
         if key not in shared:

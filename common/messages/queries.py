@@ -1,4 +1,4 @@
-"""What a server asks a node besides training: who lives there, and what it has."""
+"""Questions of a server to a node besides training: its clients, its backbone, baselines."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class DescribeRequest(Flat):
     Attributes:
         run_id: names the run in the node's state folder.
         classes: names of the classes, in label order.
-        test_fraction: part of a device's examples kept for its own evaluation.
-        seed: of the run.
-        name: of the run, for people.
-        max_examples: images that a client may use at most; 0: all.
+        test_fraction: share of a device's examples that it keeps for its own evaluation.
+        seed: the run's seed.
+        name: the run's name, for people.
+        max_examples: largest number of images that a client may use; 0: all.
     """
 
     run_id: str
@@ -40,14 +40,14 @@ class DescribeRequest(Flat):
 
 @dataclass(frozen=True)
 class DescribeReply(Flat, record="report"):
-    """What a node hosts.
+    """The clients of a node.
 
     Attributes:
         clients: ids of the node's clients.
-        num_examples: training examples of each.
-        simulated: whether the node stands for phones, so that all data is on this machine.
-        unused: images that are left out because of the request's bound.
-        data: of a simulated node, the ``content_key`` of the data that it has read; else empty.
+        num_examples: number of training examples of each.
+        simulated: whether the clients are simulated, so that all data is on this machine.
+        unused: number of images that are left out because of the request's bound.
+        data: the ``content_key`` of a simulated node's data; empty on a device.
     """
 
     clients: tuple[int, ...]
@@ -66,9 +66,9 @@ class DescribeReply(Flat, record="report"):
 
 @dataclass(frozen=True)
 class BackboneRequest(Flat):
-    """Asks whether a node has a backbone (no data), or brings it.
+    """Asks whether a node has a backbone, or brings it as ``data``.
 
-    Statement and signature are those of ``common.signing``, empty where nothing is signed.
+    Statement and signature are those of ``common.signing``; empty if unsigned.
     """
 
     fingerprint: str
@@ -86,7 +86,7 @@ class BackboneReply(Flat, record="report"):
 
 @dataclass(frozen=True)
 class BaselineRequest(Flat):
-    """Asks a simulated node for the heads that all clients' data in one place would give."""
+    """Asks a simulated node for heads trained on all clients' data in one place."""
 
     training: LocalTraining
     num_classes: int

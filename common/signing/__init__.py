@@ -1,5 +1,5 @@
-"""Signed artifacts: the statement that is signed, and the keys whose signatures hold.
+"""Signed artifacts: the statement that is signed, and the keys whose signatures are valid.
 
-Signing itself, which needs the private key, is in ``simulations/deploy/signing_key.py``: neither a
-device nor a server has that.
+Signing itself needs the private key and is in ``simulations/deploy/signing_key.py``. Neither a
+device nor a server has that key.
 """

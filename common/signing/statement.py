@@ -1,4 +1,4 @@
-r"""What an operator vouches for: one file, byte by byte, in ten lines that any language can write.
+r"""The statement that an operator signs: ten lines about one file, easy to write in any language.
 
 ::
 
@@ -8,18 +8,18 @@ r"""What an operator vouches for: one file, byte by byte, in ten lines that any 
     version 3
     size 2551234                of the file, in bytes
     sha256 9f86...              of the file
-    card 2c26...                SHA-256 of its card as it is delivered; of nothing for a backbone
+    card 2c26...                SHA-256 of its card as delivered; of no bytes for a backbone
     fingerprint 486e...         of the backbone
     created 1795873446          seconds since 1970, UTC
     expires 1827409446
 
-Each line ends with one ``\n``, the values are separated from their names by one space, numbers have
-no leading zeros, digests are 64 lower-case hexadecimal digits: no other bytes are a statement. The
-first two lines keep a signature from meaning anything else.
+Each line ends with one ``\n``. One space separates a value from its name. Numbers have no leading
+zeros. Digests are 64 lower-case hexadecimal digits. No other bytes are a statement. Because of the
+first two lines, a signature cannot be taken for one of something else.
 
 The signature is ECDSA on P-256 with SHA-256 over exactly these bytes, in DER. There is no other
-algorithm. Such a signature can be changed into another valid one by anybody, so it identifies
-nothing.
+algorithm. Anybody can change such a signature into another valid one, so it must not serve as an
+identifier.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ __all__ = ["MAX_SIGNED_BYTES", "NAME_PATTERN", "Kind", "Signed", "Statement", "r
 Kind = Literal["model", "backbone"]
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-"""What can name an artifact, or a device."""
+"""Pattern of an artifact's or a device's name."""
 
 MAX_SIGNED_BYTES = 1024
-"""What statement and signature take at most, together or in a file: they take half of it."""
+"""Largest size of statement and signature, together or in a file; they need half of it."""
 
-# Eleven digits of seconds reach to the year 5138.
+# Eleven digits of seconds last until the year 5138.
 _STATEMENT = re.compile(
     (
         r"fedhead artifact v1\n"
@@ -64,13 +64,13 @@ _SIGNATURE = b"signature "
 
 
 def utc(seconds: int) -> str:
-    """A moment as a person reads it."""
+    """A time as text for people."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 @dataclass(frozen=True)
 class Statement:
-    """What is signed; see the top of the file."""
+    """The statement; see the top of the file."""
 
     kind: Kind
     name: str
@@ -87,14 +87,14 @@ class Statement:
 
     @property
     def title(self) -> str:
-        """What it is about, without the version."""
+        """Kind and name, without the version."""
         return self.name if self.kind == "model" else f"backbone {self.name}"
 
     def to_bytes(self) -> bytes:
-        """Exactly what is signed.
+        """Exactly the bytes that are signed.
 
         Raises:
-            SignatureError: a value that no statement can have.
+            SignatureError: a statement cannot have such a value.
         """
         lines = [f"{name} {value}\n" for name, value in vars(self).items()]
         data = "".join(["fedhead artifact v1\n", *lines]).encode()
@@ -107,7 +107,7 @@ class Statement:
         """The reverse of ``to_bytes``.
 
         Raises:
-            SignatureError: not a statement, to the byte.
+            SignatureError: the bytes are not exactly a statement.
         """
         match = _STATEMENT.fullmatch(data) if len(data) <= MAX_SIGNED_BYTES else None
         if match is None:
@@ -126,10 +126,10 @@ class Statement:
 
 @dataclass(frozen=True)
 class Signed:
-    """A statement and its signature, not yet checked: bytes from a disk or over the wire.
+    """A statement and its signature, not yet checked: bytes from a disk or a message.
 
     Attributes:
-        statement: its exact bytes.
+        statement: the statement's exact bytes.
         signature: ECDSA in DER.
     """
 
@@ -137,7 +137,7 @@ class Signed:
     signature: bytes
 
     def to_file(self) -> bytes:
-        """As it lies on a disk: the statement's lines, and one more with the signature."""
+        """The content of its file: the statement's lines, and one more with the signature."""
         return self.statement + _SIGNATURE + base64.b64encode(self.signature) + b"\n"
 
     @classmethod
@@ -145,14 +145,14 @@ class Signed:
         """The reverse of ``to_file``.
 
         Raises:
-            SignatureError: no such file, to the byte.
+            SignatureError: the bytes are not exactly such a file.
         """
         statement, _, last = data.rpartition(_SIGNATURE)
         try:
             signed = cls(statement, base64.b64decode(last.removesuffix(b"\n"), validate=True))
         except binascii.Error:
             signed = cls(statement, b"")
-        # Base64 has several forms for the same bytes; one of them is enough.
+        # Base64 has several forms for the same bytes; only one of them is accepted.
         if len(data) > MAX_SIGNED_BYTES or not statement or signed.to_file() != data:
             raise SignatureError("not a signed statement of fedhead")
         return signed
@@ -160,10 +160,10 @@ class Signed:
 
 @own_check("signed statement")
 def read_signed(path: Path) -> Signed:
-    """A file of a signed statement.
+    """Read the file of a signed statement.
 
     Raises:
-        SignatureError: it is none; names the file.
+        SignatureError: it is not one; names the file.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:

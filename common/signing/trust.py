@@ -1,4 +1,4 @@
-"""The public keys whose signatures hold, and what makes a signed statement hold now."""
+"""The trusted public keys, and the checks that a signed statement is valid now."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ MAX_KEYS = 2
 """The current key and the next one."""
 
 CLOCK_SKEW_SECONDS = 3600
-"""How far the clocks of who signs and who checks may be apart."""
+"""Largest difference between the clocks of the signer and the checker."""
 
-# A PEM of such a key has 178 bytes; text may stand around it.
+# Such a key's PEM has 178 bytes; there may be text around it.
 _MAX_KEY_BYTES = 8192
 
 
 def key_id(key: EllipticCurvePublicKey) -> str:
-    """A short name of a key: the beginning of SHA-256 over its SPKI in DER."""
+    """A key's short name: the beginning of the SHA-256 of its SPKI in DER."""
     return hashlib.sha256(
         key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     ).hexdigest()[:16]
@@ -47,10 +47,10 @@ def key_id(key: EllipticCurvePublicKey) -> str:
 
 @own_check("public signing key")
 def read_public_key(path: Path) -> EllipticCurvePublicKey:
-    """The public half of a signing key.
+    """Read the public half of a signing key.
 
     Raises:
-        SignatureError: not such a key, or others than its owner may write the file.
+        SignatureError: it is not such a key, or users other than its owner may write the file.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
@@ -81,12 +81,13 @@ class TrustedKeys:
         """The keys in a folder.
 
         Raises:
-            SignatureError: no folder, one without a key, with more than two, or something else.
+            SignatureError: the folder is missing, or does not hold one or two keys and nothing
+                else.
         """
         if not folder.is_dir():
             raise SignatureError(f"{folder}: no such folder, expected trusted public keys in it")
         files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-        # A folder that has lost its keys must not mean that everything is taken.
+        # A folder that has lost its keys must not mean that everything is accepted.
         if not 1 <= len(files) <= MAX_KEYS:
             raise SignatureError(
                 f"{folder}: {len(files)} files, expected one public key or two: the current one "
@@ -97,7 +98,7 @@ class TrustedKeys:
 
     @classmethod
     def where_there_are(cls, folder: Path) -> TrustedKeys | None:
-        """The same; None if there is no such folder, and nothing need be signed."""
+        """The same; None if there is no such folder, so that nothing need be signed."""
         return cls.read(folder) if folder.exists() else None
 
     def __str__(self) -> str:
@@ -107,20 +108,21 @@ class TrustedKeys:
         """The statement, if one of the keys has signed it.
 
         Args:
-            signed: as it came; None: it came without.
-            what: it is said to be about, for the error.
-            expires: False: it may have expired; for what is in use already.
+            signed: the received statement and signature; None: there was none.
+            what: words for the signed thing, for the error.
+            expires: whether an expired statement is refused; False for artifacts already in use.
 
         Raises:
-            SignatureError: unsigned, of another key or changed since, expired, or from the future.
+            SignatureError: it is unsigned, signed by another key, changed, expired, or from the
+                future.
         """
         if signed is None or signed == Signed(b"", b""):
             raise SignatureError(
-                f"{what} is refused: it is not signed, and only what {self} has signed is taken"
+                f"{what} is refused: it is not signed, and a signature of {self} is needed"
             )
         if not any(_holds(key, signed) for key in self.keys.values()):
             raise SignatureError(
-                f"{what} is refused: its signature is none of {self}, or it was tampered with"
+                f"{what} is refused: it is not signed by {self}, or it was changed since"
             )
         try:
             statement = Statement.from_bytes(signed.statement)
@@ -145,10 +147,10 @@ def _check_time(statement: Statement, what: str, now: int) -> None:
     clock = f"by this machine's clock it is {utc(now)}"
     if now < statement.created - CLOCK_SKEW_SECONDS:
         raise SignatureError(
-            f"{what} is refused: it was signed on {utc(statement.created)}, and {clock}: set it"
+            f"{what} is refused: it was signed on {utc(statement.created)}, but {clock}: set it"
         )
     if now > statement.expires + CLOCK_SKEW_SECONDS:
         raise SignatureError(
-            f"{what} is refused: its signature has expired on {utc(statement.expires)}, and "
-            f"{clock}: it must be signed again, unless the clock is wrong"
+            f"{what} is refused: its signature expired on {utc(statement.expires)}, and "
+            f"{clock}; sign it again, unless the clock is wrong"
         )

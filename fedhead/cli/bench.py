@@ -1,4 +1,4 @@
-"""The commands that time fedhead beside others: ``fedhead bench simulation``."""
+"""The commands that compare fedhead's speed with others: ``fedhead bench simulation``."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from fedhead.cli.terminal import JsonFlag
 
 __all__ = ["bench"]
 
-bench = typer.Typer(no_args_is_help=True, help="Measure fedhead beside its rivals.")
+bench = typer.Typer(no_args_is_help=True, help="Compare fedhead's speed with other frameworks.")
 
 
 @bench.command()
 def simulation(
     sizes: Annotated[
-        str, typer.Option(help="Clients, beside Flower's simulation and pfl-research.")
+        str,
+        typer.Option(help="Numbers of clients to compare with Flower's simulation and pfl."),
     ] = "100,1000",
-    scaling: Annotated[str, typer.Option(help="Clients, fedhead alone.")] = "1000,10000,100000",
-    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds, after a warm-up.")] = 5,
+    scaling: Annotated[
+        str, typer.Option(help="Numbers of clients for fedhead alone.")
+    ] = "1000,10000,100000",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds to time, after a warm-up.")] = 5,
     json_: JsonFlag = False,
 ) -> None:
-    """Time a round of local training, here and in two other frameworks; some minutes.
+    """Time a round of local training, here and in two other frameworks. Takes some minutes.
 
-    100,000 clients need 6.4 GB of disk in the cache folder while they last.
+    100,000 clients need 6.4 GB of disk in the cache folder meanwhile.
     """
     from simulations.bench.simulation import bench_simulation, show, to_json
 

@@ -1,4 +1,4 @@
-"""``fedhead cache``: what lies in the cache, and room again."""
+"""``fedhead cache``: show and prune the cache."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _DAYS = 30
 def cache(
     folder: Annotated[
         Path | None,
-        typer.Argument(help="A device's state folder; without it, the cache of this machine."),
+        typer.Argument(help="A device's state folder; by default the cache of this machine."),
     ] = None,
     prune_: Annotated[
-        bool, typer.Option("--prune", help="Remove what was not used for so many days.")
+        bool, typer.Option("--prune", help="Remove what was not used for --days days.")
     ] = False,
     days: Annotated[
         int, typer.Option(min=0, help="For --prune; 0 removes all that can be made again.")
     ] = _DAYS,
     json_: JsonFlag = False,
 ) -> None:
-    """Show what lies in the cache; with --prune, make room.
+    """Show what the cache holds; with --prune, free disk space.
 
-    Backbones, features and partitions are made again when they are needed. What clients remember
-    of their runs, and data sets that were downloaded, stay.
+    Only backbones, features and partitions are removed; they are made again
+    when needed. Clients' memories of their runs and downloaded data sets stay.
     """
     if folder is not None and not folder.is_dir():
         raise RunError(f"{folder}: no such folder")

@@ -1,4 +1,4 @@
-"""The command line of artifact delivery, but for what puts models up: ``fedhead delivery ...``."""
+"""The command line of artifact delivery, apart from publishing: ``fedhead delivery ...``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["delivery"]
 
-delivery = typer.Typer(no_args_is_help=True, help="Bring published models to devices over gRPC.")
+delivery = typer.Typer(no_args_is_help=True, help="Deliver published models to devices over gRPC.")
 delivery.command()(restore)
 
 logger = logging.getLogger("fedhead.delivery")
@@ -35,7 +35,9 @@ _GRACE_SECONDS = 5
 _HERE = Path()
 _MODEL = "model.pt"
 
-DeviceArgument = Annotated[Path, typer.Argument(help="The device's folder; without it, this one.")]
+DeviceArgument = Annotated[
+    Path, typer.Argument(help="The device's folder; by default the working folder.")
+]
 NameArgument = Annotated[str, typer.Argument(help="Name of the device.")]
 
 
@@ -45,9 +47,9 @@ def token(
     device: NameArgument,
     out: Annotated[Path, typer.Option(help="Token file to carry to the device.")],
 ) -> None:
-    """Let one more device fetch, a phone for example: write its token file.
+    """Allow one more device to fetch models, a phone for example: write its token file.
 
-    The server keeps only a hash. Devices of fedhead deploy have their token already.
+    The server keeps only a hash of it. Devices of fedhead deploy have their token already.
     """
     from server.delivery.tokens import issue_token
 
@@ -57,7 +59,7 @@ def token(
 
 @delivery.command()
 def revoke(server: ServerArgument, device: NameArgument) -> None:
-    """Let a device fetch no more."""
+    """Stop a device from fetching models: its token is refused."""
     from server.delivery.tokens import revoke_token
 
     revoke_token(published_in(server), device)
@@ -67,19 +69,21 @@ def revoke(server: ServerArgument, device: NameArgument) -> None:
 @delivery.command()
 def serve(
     server: ServerArgument,
-    downloads: Annotated[int, typer.Option(min=1, max=1000, help="Downloads at once.")] = 16,
+    downloads: Annotated[
+        int, typer.Option(min=1, max=1000, help="Largest number of downloads at once.")
+    ] = 16,
     rate: Annotated[
-        float, typer.Option(min=0.001, help="MB a second, all downloads together.")
+        float, typer.Option(min=0.001, help="MB per second for all downloads together.")
     ] = 10.0,
 ) -> None:
-    """Serve published models until Ctrl-C or SIGTERM; what is published meanwhile too."""
+    """Serve published models until Ctrl-C or SIGTERM, including those published meanwhile."""
     from server.delivery.identity import Identity
     from server.delivery.service import Limits, start
     from simulations.deploy.settings import endpoint, read_server
     from simulations.deploy.trust import signing_state
 
     settings, signing = read_server(server), signing_state(server)
-    # A service manager's stop is as good as Ctrl-C, which a shell's `&` lets a process ignore.
+    # A service manager stops with SIGTERM. A process started with a shell's `&` ignores Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     running, port = start(
         published_in(server),
@@ -96,7 +100,7 @@ def serve(
 
 @delivery.command()
 def status(server: ServerArgument, json_: JsonFlag = False) -> None:
-    """What is published, and how right devices found it on their own data."""
+    """List published versions, and the accuracy that devices measured on their own data."""
     from server.delivery.reports import survey
 
     found = survey(published_in(server))
@@ -131,10 +135,10 @@ def status(server: ServerArgument, json_: JsonFlag = False) -> None:
 def fetch(
     device: DeviceArgument = _HERE,
     name: NameOption = _MODEL,
-    keep: Annotated[int, typer.Option(min=2, help="Versions to keep.")] = 3,
+    keep: Annotated[int, typer.Option(min=2, help="Number of versions to keep.")] = 3,
     json_: JsonFlag = False,
 ) -> None:
-    """On a device: fetch the newest model, if it is new, and put it into use."""
+    """On a device: fetch the newest model if there is a new one, and use it from now on."""
     from client.delivery.fetch import fetch as bring
     from client.delivery.remote import DeliveryInterruptedError
 
@@ -143,7 +147,7 @@ def fetch(
             fetched = bring(remote, _shelf(device, name), keep=keep, trust=_trust(device))
         except DeliveryInterruptedError:
             raise
-        except DeliveryError:  # nothing is published yet: it checks in nevertheless
+        except DeliveryError:  # if nothing is published yet, the device still checks in
             with suppress(DeliveryError):
                 _check_in(device, remote)
             raise
@@ -159,9 +163,9 @@ def fetch(
 
 @delivery.command("check-in")
 def check_in(device: DeviceArgument = _HERE) -> None:
-    """On a device: tell the server what it runs, and trust the authorities that it hands out.
+    """On a device: report its versions to the server, and trust the authorities it hands out.
 
-    fetch does so too, and fedhead device every hour.
+    fetch does this too, and fedhead device does it every hour.
     """
     with _remote(device) as remote:
         _check_in(device, remote)
@@ -169,10 +173,10 @@ def check_in(device: DeviceArgument = _HERE) -> None:
 
 @delivery.command()
 def report(device: DeviceArgument = _HERE, name: NameOption = _MODEL) -> None:
-    """On a device: measure the model in use on its own images, and tell the accuracy.
+    """On a device: measure the current model on its own images and report the accuracy.
 
-    On those that it keeps to test with, if it has taken part in a run with the model's classes.
-    Nothing else is told: no image, no label, no prediction.
+    A device that took part in a run with the model's classes uses its test
+    images only. Nothing else is sent: no image, no label, no prediction.
     """
     from simulations.deploy.grade import grade
     from simulations.deploy.settings import read_device
@@ -180,12 +184,12 @@ def report(device: DeviceArgument = _HERE, name: NameOption = _MODEL) -> None:
     artifact, figures = grade(device, _shelf(device, name), _trust(device))
     with _remote(device) as remote:
         remote.report(artifact, **asdict(figures))
-    print(f"{artifact}: right in {figures}, told {read_device(device).delivery}")
+    print(f"{artifact}: right in {figures}, reported to {read_device(device).delivery}")
 
 
 @delivery.command()
 def rollback(device: DeviceArgument = _HERE, name: NameOption = _MODEL) -> None:
-    """On a device: use the version before again, until one newer than today's is published."""
+    """On a device: go back to the previous version until a newer one is published."""
     with _shelf(device, name).locked() as shelf:
         artifact = shelf.roll_back()
     print(f"{shelf.model}: back to {artifact}")
@@ -224,7 +228,7 @@ def _check_in(device: Path, remote: Remote) -> None:
         in_use={s.path.name: s.current for s in shelves(inside(device, settings.models))},
     )
     if new:
-        logger.info("%s: other authorities are trusted", device / "ca.crt")
+        logger.info("%s: the trusted authorities changed", device / "ca.crt")
     for line in expiry_warnings({"authority": end_of_trust(device / "ca.crt")}):
         logger.warning("warning: %s", line)
 

@@ -21,43 +21,43 @@ __all__ = ["deployments"]
 deployments = typer.Typer()
 
 FolderArgument = Annotated[
-    Path, typer.Argument(help="Made when missing; keys that are there stay.")
+    Path, typer.Argument(help="The deployment's folder. It is made if missing; its keys stay.")
 ]
 DeviceOption = Annotated[
     list[str] | None,
-    typer.Option(help="Name of a device; repeat it. Those that are known stay."),
+    typer.Option(help="Name of a new device; may be given several times. Known devices stay."),
 ]
 AddressOption = Annotated[
     list[str] | None,
     typer.Option(
-        help="Host name or IP address of the server; repeat it, these devices use the first. "
-        "Those that are known stay."
+        help="Host name or IP address of the server; may be given several times. New devices use "
+        "the first. Known addresses stay."
     ),
 ]
 DropAddressOption = Annotated[
-    list[str] | None, typer.Option(help="Host name or IP address that is known no longer.")
+    list[str] | None, typer.Option(help="Host name or IP address of the server to forget.")
 ]
 PortOption = Annotated[
-    int | None, typer.Option(min=1, max=65535, help="Of the server; without it, 9092.")
+    int | None, typer.Option(min=1, max=65535, help="The server's port; by default 9092.")
 ]
 OperatorPortOption = Annotated[
     int | None,
-    typer.Option(min=1, max=65535, help="For operators, on loopback; without it, 9093."),
+    typer.Option(min=1, max=65535, help="Port for operators, on loopback; by default 9093."),
 ]
 DeliveryPortOption = Annotated[
-    int | None, typer.Option(min=1, max=65535, help="For models; without it, 9095.")
+    int | None, typer.Option(min=1, max=65535, help="Port for models; by default 9095.")
 ]
 DaysOption = Annotated[
     int | None,
     typer.Option(
         min=1,
         max=MOST_DAYS,
-        help=f"Validity of a new certificate for the server; without it, {VALID_DAYS}.",
+        help=f"Days that a new certificate of the server is valid; by default {VALID_DAYS}.",
     ),
 ]
 TrustOption = Annotated[
     list[Path] | None,
-    typer.Option(help="Public signing key, for all devices; twice at most."),
+    typer.Option(help="Public signing key that all devices trust; at most twice."),
 ]
 
 
@@ -73,9 +73,9 @@ def deploy(
     days: DaysOption = None,
     trust: TrustOption = None,
 ) -> None:
-    """Write keys, settings and instructions for a server and its devices, or for more of them.
+    """Write keys, settings and instructions for a server and its devices.
 
-    Where the server runs, devices are let in at once.
+    Run it again to add devices. A server that runs lets them in at once.
     """
     from simulations.deploy.changes import let_in
     from simulations.deploy.folder import Ports, write_deployment

@@ -18,7 +18,7 @@ __all__ = ["fleet"]
 
 
 class _FolderFirst(TyperGroup):
-    """Lets the folder come before what is done with it, and shows it if nothing is."""
+    """Takes the folder before the command; without a command, it shows the folder's devices."""
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and not args[0].startswith("-"):
@@ -31,18 +31,18 @@ fleet = typer.Typer(
     cls=_FolderFirst,
     no_args_is_help=True,
     subcommand_metavar="DIR [COMMAND] [ARGS]...",
-    help="A deployment's devices. DIR is its folder, or that of its server.",
+    help="Show or change a deployment's devices. DIR is its folder, or its server's folder.",
 )
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The deployment's folder.")]
 Days = Annotated[
-    int, typer.Option(min=1, max=MOST_DAYS, help="Validity of the server's certificate.")
+    int, typer.Option(min=1, max=MOST_DAYS, help="Days that the server's certificate is valid.")
 ]
 
 
 @fleet.command()
 def show(folder: Folder, json_: JsonFlag = False) -> None:
-    """Devices by name: keys, who is online, what they run and hold, what failed. The default."""
+    """List devices: their keys, versions and failures, and who is online. The default command."""
     from simulations.deploy.fleet import look
     from simulations.deploy.fleet_table import fleet_json, fleet_lines, fleet_table
     from simulations.deploy.settings import server_folder
@@ -59,9 +59,9 @@ def show(folder: Folder, json_: JsonFlag = False) -> None:
 
 @fleet.command()
 def revoke(
-    folder: Folder, name: Annotated[str, typer.Argument(metavar="NAME", help="Of the device.")]
+    folder: Folder, name: Annotated[str, typer.Argument(metavar="NAME", help="The device's name.")]
 ) -> None:
-    """Let a device in no more, at once: its SuperNode and its token are refused."""
+    """Shut a device out at once: its SuperNode and its token are refused."""
     from simulations.deploy.changes import revoke as put_out
     from simulations.deploy.settings import server_folder
 
@@ -72,15 +72,16 @@ def revoke(
 def renew(
     folder: Folder,
     authority: Annotated[
-        bool, typer.Option("--authority", help="Take the next step to another authority.")
+        bool,
+        typer.Option("--authority", help="Take the next step to a new certificate authority."),
     ] = False,
     anyway: Annotated[
         bool,
-        typer.Option("--anyway", help="Drop the old authority though devices still need it."),
+        typer.Option("--anyway", help="Drop the old authority even if devices still need it."),
     ] = False,
     days: Days = VALID_DAYS,
 ) -> None:
-    """Give the server a new certificate; servers that run take it up."""
+    """Give the server a new certificate. A running server uses it without a restart."""
     from simulations.deploy.changes import renew_authority, renew_certificate
     from simulations.deploy.settings import server_folder
 

@@ -11,20 +11,20 @@ __all__ = ["keys"]
 
 keys = typer.Typer(
     no_args_is_help=True,
-    help="The key that signs models and backbones; it belongs on no server and on no device. "
-    "Its passphrase is asked for, or taken from FEDHEAD_PASSPHRASE, or from the file that "
+    help="Make, show and use the key that signs models and backbones. Keep it off servers and "
+    "devices. Its passphrase is asked for, or read from FEDHEAD_PASSPHRASE or the file that "
     "FEDHEAD_PASSPHRASE_FILE names.",
 )
 
 
 @keys.command()
-def new(file: Annotated[Path, typer.Argument(help="Never replaced.")]) -> None:
-    """Make a signing key, and its public half in FILE.pub."""
+def new(file: Annotated[Path, typer.Argument(help="The key's file; it must not exist.")]) -> None:
+    """Make a signing key and write its public half to FILE.pub."""
     from simulations.deploy.signing_key import new_key, new_passphrase, public_file
 
     passphrase = new_passphrase()
     name = new_key(file, passphrase)
-    locked = "" if passphrase else " (no passphrase: who has the file can sign)"
+    locked = "" if passphrase else " (no passphrase: anyone who has the file can sign)"
     print(
         f"{file}: signing key {name}; keep it offline, with a copy{locked}\n"
         f"{public_file(file)}: its public half, for fedhead deploy --trust"
@@ -33,7 +33,7 @@ def new(file: Annotated[Path, typer.Argument(help="Never replaced.")]) -> None:
 
 @keys.command()
 def show(file: Annotated[Path, typer.Argument(help="Private or public key.")]) -> None:
-    """What a file of a key is, and the key's id."""
+    """Say which kind of key a file holds, and the key's id."""
     from common.signing.trust import key_id, read_public_key
     from simulations.deploy.signing_key import read_key
 
@@ -46,10 +46,10 @@ def show(file: Annotated[Path, typer.Argument(help="Private or public key.")]) -
 
 @keys.command()
 def sign(
-    statement: Annotated[Path, typer.Argument(help="From fedhead publish --statement.")],
-    key: Annotated[Path, typer.Option(help="Signing key of fedhead keys new.")],
+    statement: Annotated[Path, typer.Argument(help="File from fedhead publish --statement.")],
+    key: Annotated[Path, typer.Option(help="Signing key from fedhead keys new.")],
     out: Annotated[
-        Path | None, typer.Option(help="Signed statement; without it, STATEMENT.signed.")
+        Path | None, typer.Option(help="File to write; by default STATEMENT.signed.")
     ] = None,
 ) -> None:
     """Sign a statement that another machine wrote."""

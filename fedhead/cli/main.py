@@ -32,10 +32,10 @@ from fedhead.environment import NOT_ON_DEVICES, prepare_environment
 
 __all__ = ["cli", "main"]
 
-# The commands above import what is heavy when they run: after this.
+# The commands import heavy packages only when they run, which is after this call.
 prepare_environment()
 
-# They run until they are stopped; all others say at least every ten seconds what they do.
+# These run until they are stopped. All others report at least every ten seconds what they do.
 _ENDLESS = ("serve", "device", "delivery serve")
 
 cli = typer.Typer(
@@ -80,7 +80,7 @@ def _start_log() -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO)
-    # Flower's strategies log each step; the round's own line says it.
+    # Flower's strategies log each step; fedhead logs one line per round instead.
     logging.getLogger("flwr").setLevel(logging.WARNING)
 
 
@@ -90,9 +90,9 @@ def _command() -> str:
 
 
 def main() -> None:
-    """Entry point: one clear line for what a user can mend, a traceback only for a bug."""
+    """Entry point. What a user can fix is one clear line; only a bug is a traceback."""
     _start_log()
-    sys.path.append(str(Path.cwd()))  # where strategies of a user's own lie; after fedhead's rooms
+    sys.path.append(str(Path.cwd()))  # for a user's own strategies; last, so that it hides nothing
     try:
         with nullcontext() if _command() in _ENDLESS else stage(f"fedhead {_command()}"):
             cli()

@@ -1,4 +1,4 @@
-"""The commands that measure: data before there is a federation, and models after."""
+"""The commands that measure: data before a deployment, models after a run."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def probe(
         str,
         typer.Argument(
             metavar="DATA",
-            help="A folder with one sub-folder a class, a table (.csv), or a data set as "
-            "data.source names it.",
+            help="A folder with one sub-folder per class, a table (.csv), or a value of "
+            "data.source.",
         ),
     ],
     target: Annotated[
         float, typer.Option(min=0.01, max=0.999, help="Accuracy that you need.")
     ] = 0.9,
-    examples: Annotated[int, typer.Option(min=10, help="Images to use at most.")] = 5000,
+    examples: Annotated[int, typer.Option(min=10, help="Largest number of images.")] = 5000,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A key of \\[data] or \\[backbone]."),
@@ -45,9 +45,9 @@ def probe(
     out: Annotated[Path, typer.Option(help="File of the plot.")] = Path("probe.png"),
     json_: JsonFlag = False,
 ) -> None:
-    """Does training the head alone suffice for these images? Asked before anything is deployed.
+    """Estimate, before a deployment, what accuracy a head alone can reach on your images.
 
-    Linear heads on the frozen int8 backbone's features, in cross-validation.
+    Trains linear heads on the frozen int8 backbone's features, in cross-validation.
     """
     from common.plots import check_drawable
     from simulations.probe import draw, judge, probe_data
@@ -71,14 +71,15 @@ def probe(
 def profile(
     model: Annotated[Path, typer.Argument(help="A model.pt that fedhead exported.")],
     quantized_engine: Annotated[
-        str, typer.Option(help="Torch's, such as qnnpack; without it, the one in the model's card.")
+        str,
+        typer.Option(help="Torch's engine, such as qnnpack; by default that of the model's card."),
     ] = "",
     trace: Annotated[
         Path, typer.Option(help="Trace file, for chrome://tracing or ui.perfetto.dev.")
     ] = Path("trace.json"),
     json_: JsonFlag = False,
 ) -> None:
-    """Where a model's time goes on this machine: layers, images per second, memory."""
+    """Measure a model on this machine: time per layer, images per second, memory."""
     from simulations.bench.speed import profile_model
     from simulations.bench.speed.profile_tables import as_json, tables
 
@@ -91,15 +92,15 @@ def profile(
 
 
 TestDataOption = Annotated[
-    str, typer.Option(help="Data set that heads are tested on, as data.source names it.")
+    str, typer.Option(help="Data set to test heads on; a value of data.source.")
 ]
 ArchOption = Annotated[
     list[str] | None,
-    typer.Option(help=f"Backbone; may be given several times. Without it, {', '.join(_ARCHS)}."),
+    typer.Option(help=f"Backbone; may be given several times. By default {', '.join(_ARCHS)}."),
 ]
 WeightsOption = Annotated[
     list[str] | None,
-    typer.Option(metavar="ARCH=WEIGHTS", help="A backbone's weights, as backbone.weights."),
+    typer.Option(metavar="ARCH=WEIGHTS", help="A backbone's weights; a value of backbone.weights."),
 ]
 InputOption = Annotated[
     list[str] | None,
@@ -116,14 +117,14 @@ def quantize_report(
     data: TestDataOption = "mnist5k",
     arch: ArchOption = None,
     weights: WeightsOption = None,
-    examples: Annotated[int, typer.Option(min=50, help="Images to test on at most.")] = 4000,
+    examples: Annotated[int, typer.Option(min=50, help="Largest number of test images.")] = 4000,
     set_: InputOption = None,
     out: Annotated[Path, typer.Option(help="Folder for report and plot.")] = _REPORT,
     json_: JsonFlag = False,
 ) -> None:
-    """What each way of making a backbone small costs and gains, on each runtime; minutes.
+    """Compare ways to make a backbone small: accuracy, size, speed. Takes minutes.
 
-    Writes quantize.md, quantize.json and quantize.png.
+    Each way is measured on each runtime. Writes quantize.md, quantize.json and quantize.png.
     """
     from common.plots import check_drawable
     from simulations.quantization import as_json, notes, tables, write_report
@@ -147,15 +148,15 @@ def compare_pixels(
     pixels: Annotated[
         Path,
         typer.Argument(
-            help="What an app made of it for the model: .npy of shape (3, S, S) or (S, S, 3), or "
-            "3 * S * S bytes, three planes of red, green and blue."
+            help="The app's input to the model for that image: .npy of shape (3, S, S) or "
+            "(S, S, 3), or 3 * S * S bytes, one plane each of red, green and blue."
         ),
     ],
     json_: JsonFlag = False,
 ) -> None:
-    """Does an app give the model the pixels that it was trained on? If not, what went wrong?
+    """Check that an app prepares an image as in training; if not, say what it does wrong.
 
-    The exit code is 1 if they differ by more than decoders and rounding do.
+    The exit code is 1 if the pixels differ by more than decoders and rounding explain.
     """
     from server.export.compare_pixels import compare_pixels as compare
 
@@ -168,16 +169,16 @@ def compare_pixels(
             f"255 levels on average, by {found.max_difference:.0f} at most"
         )
         if found.same:
-            print("the same image, but for decoders and rounding")
+            print("the same image, apart from decoders and rounding")
         elif found.mistakes:
             print(f"it looks like this: {'; '.join(found.mistakes)}")
         else:
-            print("another image, or a mistake that is not known here")
+            print("another image, or an unknown mistake")
     if not found.same:
         raise typer.Exit(1)
 
 
-# Of [data], what decides which images there are and which of them quantize.
+# The keys of [data] that decide which images there are and which calibrate the quantization.
 _DATA_KEYS = tuple(
     f"data.{key}"
     for key in (
@@ -189,7 +190,7 @@ _INPUT_KEYS = ("backbone.input-size", "backbone.mean", "backbone.std")
 
 
 def _source(data: str) -> str:
-    """The data set that a person names by its folder or table, as data.source does."""
+    """The value of data.source for a folder, a table or a data set's name."""
     path = Path(data)
     if path.is_dir():
         return f"folder:{path.resolve()}"
@@ -206,7 +207,7 @@ def _configured(
 
 
 def _weights(archs: Sequence[str] | None, given: Sequence[str] | None) -> dict[str, str]:
-    """Backbones to compare, each with its weights; "" for what is at hand."""
+    """Backbones to compare, each with its weights; "" for the weights that are at hand."""
     from common.backbone.architectures import architecture
 
     weights = {architecture(arch).name: "" for arch in archs or _ARCHS}

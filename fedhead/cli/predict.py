@@ -25,20 +25,21 @@ _STDOUT = Path("-")
 
 def predict(
     model: Annotated[
-        Path, typer.Argument(help="A file that fedhead exported, or a run folder: its model.pt.")
+        Path,
+        typer.Argument(help="A file that fedhead exported, or a run folder for its model.pt."),
     ],
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")
     ],
     csv: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write a table instead; - is standard output."),
+        typer.Option(metavar="FILE", help="Write a table to this file; - is standard output."),
     ] = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Print class and probability of each image.
+    """Print the class and its probability for each image.
 
-    An image that cannot be read is named, the others go on, and the exit code is 1.
+    An image that cannot be read is named and skipped, and the exit code is 1.
     """
     from server.export.exported import exported
     from server.export.predict import find_images, write_csv
@@ -50,7 +51,7 @@ def predict(
     with exported(model) as loaded:
         found = find_images(images)
         answers = predictions(loaded, found)
-        if json_ or csv not in (None, _STDOUT):  # else the lines themselves show how far it is
+        if json_ or csv not in (None, _STDOUT):  # otherwise the printed lines show the progress
             answers = track(answers, "Predicting", len(found))
         readable = _Readable(answers)
         if json_:
@@ -65,7 +66,7 @@ def predict(
             _write_file(csv, readable)
             print(f"{csv}: {len(found) - readable.errors:,} images")
     if readable.errors:
-        print_error(f"{readable.errors:,} of {len(found):,} not classified, named above")
+        print_error(f"{readable.errors:,} of {len(found):,} images not classified, named above")
         raise typer.Exit(1)
 
 
@@ -79,7 +80,7 @@ def _check_table(csv: Path | None) -> None:
 
 
 class _Readable:
-    """The predictions among the answers; an error is said at once, and counted."""
+    """The predictions among the answers. An error is printed at once and counted."""
 
     def __init__(self, answers: Iterable[Prediction | DataError]) -> None:
         self._answers, self.errors = answers, 0

@@ -1,4 +1,4 @@
-"""The commands that put models and backbones up for devices, signed or not.
+"""The commands that publish models and backbones for devices, signed or not.
 
 Typer takes a command's options as its parameters, so they are more than seven.
 """
@@ -33,45 +33,48 @@ def _server(folder: Path) -> Path:
     return server_folder(folder)
 
 
-_SERVER = "The deployment's folder, or its server's."
+_SERVER = "The deployment's folder, or its server's folder."
 ServerArgument = Annotated[Path, typer.Argument(callback=_server, help=_SERVER)]
-NameOption = Annotated[str, typer.Option(help="Artifact, as it was published.")]
-KeyOption = Annotated[Path | None, typer.Option(help="Signing key of fedhead keys new.")]
+NameOption = Annotated[str, typer.Option(help="Name under which the model was published.")]
+KeyOption = Annotated[Path | None, typer.Option(help="Signing key from fedhead keys new.")]
 StatementOption = Annotated[
     Path | None,
-    typer.Option(help="Put nothing up; write what fedhead keys sign is to sign elsewhere."),
+    typer.Option(help="Publish nothing; write this file for fedhead keys sign elsewhere."),
 ]
-SignedOption = Annotated[Path | None, typer.Option(help="What fedhead keys sign wrote elsewhere.")]
+SignedOption = Annotated[
+    Path | None, typer.Option(help="Signed statement that fedhead keys sign wrote elsewhere.")
+]
 ExpiresOption = Annotated[
-    int, typer.Option(min=1, max=MOST_DAYS, help="Days that the signature holds.")
+    int, typer.Option(min=1, max=MOST_DAYS, help="Days that the signature is valid.")
 ]
 WhatArgument = Annotated[
     Path,
     typer.Argument(
-        metavar="RUN|EXPERIMENT.toml", help="Run folder; or experiment, to sign its backbone."
+        metavar="RUN|EXPERIMENT.toml",
+        help="Run folder; or an experiment file, to sign its backbone.",
     ),
 ]
 ToOption = Annotated[Path, typer.Option(callback=_server, help=_SERVER)]
 FileOption = Annotated[str, typer.Option(help="Exported file in RUN.")]
 NewNameOption = Annotated[
-    str | None, typer.Option(help="What devices ask for; without it, the file's name.")
+    str | None, typer.Option(help="Name that devices ask for; by default the file's name.")
 ]
 VersionOption = Annotated[
     int,
     typer.Option(
         min=1,
         max=MOST_VERSIONS,
-        help="Lowest number it may get, where a server has lost its versions.",
+        help="Lowest version number to give, if the server has lost its versions.",
     ),
 ]
 
 
 @dataclass(frozen=True)
 class _Signing:
-    """The options of commands that put something up.
+    """The signing options of commands that publish.
 
     Raises:
-        DeliveryError: more than one way to sign.
+        DeliveryError: more than one way to sign is given.
     """
 
     key: Path | None
@@ -96,9 +99,9 @@ def publish(
     expires: ExpiresOption = VALID_DAYS,
     json_: JsonFlag = False,
 ) -> None:
-    """Put a run's exported model up for devices, as a new version, signed or not.
+    """Publish a run's exported model for devices, as a new version, signed or not.
 
-    What is published already stays as it is; with a key, its signature is renewed.
+    The same bytes get no second version; with a key, their signature is renewed.
     """
     from common.config import load_config
     from simulations.deploy.signing import backbone_candidate
@@ -106,7 +109,9 @@ def publish(
     delivered = published_in(to)
     if what.suffix == ".toml":
         if not (key or statement or signed):
-            raise SignatureError(f"{what}: a backbone is put up to be signed: give --key FILE")
+            raise SignatureError(
+                f"{what}: a backbone can only be published signed: give --key FILE"
+            )
         candidate = backbone_candidate(load_config(what), to)
     else:
         candidate = _exported(what, file, delivered, name)
@@ -126,7 +131,7 @@ def _exported(run: Path, file: str, delivered: Path, name: str | None) -> Candid
 
 def restore(
     server: ServerArgument,
-    version: Annotated[int, typer.Argument(min=1, help="Version with the content wanted.")],
+    version: Annotated[int, typer.Argument(min=1, help="Earlier version to publish again.")],
     name: NameOption = _MODEL,
     key: KeyOption = None,
     statement: StatementOption = None,
@@ -134,9 +139,9 @@ def restore(
     expires: ExpiresOption = VALID_DAYS,
     json_: JsonFlag = False,
 ) -> None:
-    """Give devices an earlier version's content again, as a new version.
+    """Publish an earlier version's content again, as a new version.
 
-    Devices never go back to a lower number: an old version must not be forced on them.
+    Devices never go back to a lower number, so that nobody can force an old version on them.
     """
     from server.delivery.publish import earlier
 
@@ -169,14 +174,14 @@ def _publish(candidate: Candidate, server: Path, signing: _Signing, *, json_: bo
 
 
 def figures_of(artifact: Artifact) -> dict[str, object]:
-    """What a program wants to know of a version."""
+    """A version's figures for --json."""
     names = ("name", "version", "size", "sha256")
     return {name: getattr(artifact, name) for name in names} | {"signed": bool(artifact.signed)}
 
 
 def published_in(server: Path) -> Path:
-    """Where a server's folder keeps what is published."""
+    """The folder of published files in a server's folder."""
     from simulations.deploy.settings import delivery_of, read_server
 
-    read_server(server)  # or a mistyped folder would become one
+    read_server(server)  # otherwise a mistyped folder would become a server's
     return delivery_of(server)

@@ -23,7 +23,7 @@ runs = typer.Typer()
 
 
 class Target(StrEnum):
-    """What a run can be exported as."""
+    """The formats that a run can be exported to."""
 
     MODEL = "model"
     DEVICE = "device"
@@ -34,50 +34,54 @@ class Target(StrEnum):
 
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
-OutOption = Annotated[Path | None, typer.Option(help="Run folder; without it, runs/NAME.")]
+OutOption = Annotated[Path | None, typer.Option(help="Run folder; by default runs/NAME.")]
 OverwriteFlag = Annotated[
-    bool, typer.Option(help="Replace the run in that folder, once the new one has a round.")
+    bool,
+    typer.Option(help="Replace the run in that folder as soon as the new one has a round."),
 ]
 InitFromOption = Annotated[
     Path | None,
     typer.Option(metavar="RUN", help="Start from this run's head, and keep its backbone."),
 ]
 EngineOption = Annotated[
-    Engine, typer.Option(help="This process, or Flower's own simulation on Ray.")
+    Engine, typer.Option(help="Run in this process, or in Flower's simulation on Ray.")
 ]
 DeploymentOption = Annotated[
     Path | None,
-    typer.Option(help="Folder of fedhead deploy: on its real devices, instead of an engine here."),
+    typer.Option(help="Folder of fedhead deploy; train on its real devices instead of here."),
 ]
 KeyOption = Annotated[
     Path | None,
-    typer.Option(help="Signing key, for a deployment whose devices take signed backbones only."),
+    typer.Option(help="Signing key, if the deployment's devices take signed backbones only."),
 ]
 HealthOption = Annotated[
-    str, typer.Option(metavar="HOST:PORT", help="Answer gRPC health checks here meanwhile.")
+    str,
+    typer.Option(metavar="HOST:PORT", help="Answer gRPC health checks at this address meanwhile."),
 ]
 ChangeOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Go on with another value: train.rounds for longer, data.source where data moved.",
+        help="Change a key: train.rounds for more rounds, data.source if the data moved.",
     ),
 ]
 TargetOption = Annotated[
     list[Target] | None,
-    typer.Option(help="What to write; may be given several times. Without it, model."),
+    typer.Option(help="Format to write; may be given several times. By default model."),
 ]
 FileOption = Annotated[
     Path | None,
-    typer.Option(help="File, or folder for several targets; without it, the run folder."),
+    typer.Option(help="File, or folder for several targets; by default the run folder."),
 ]
 BytecodeOption = Annotated[
-    int | None, typer.Option(help="Bytecode version of the lite file, for older runtimes.")
+    int | None, typer.Option(help="Bytecode version of the lite file, for an older runtime.")
 ]
 DataOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="As of resume: data.source, data.root."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Where the data is now: data.source, data.root."
+    ),
 ]
 
 
@@ -117,7 +121,7 @@ def resume(
     health: HealthOption = "",
     json_: JsonFlag = False,
 ) -> None:
-    """Go on with a run from its last finished round, also where its folder was moved."""
+    """Continue a run from its last finished round, even if its folder was moved."""
     from common.config import parse_overrides
     from simulations.resume import change_run, needs_data
     from simulations.run import open_run
@@ -138,10 +142,10 @@ def _run(path: Path, carrier: Carrier, json_: bool) -> None:
     try:
         summary = carrier.run(path)
     except KeyboardInterrupt:
-        if replaced_of(path).exists():  # which comes back
+        if replaced_of(path).exists():  # the old run comes back, so there is nothing to resume
             print_error(f"interrupted before the first round of {path}")
         else:
-            print_error(f"interrupted; go on with: {carrier.resume_command(path)}")
+            print_error(f"interrupted; continue with: {carrier.resume_command(path)}")
         raise typer.Exit(130) from None
     if json_:
         print(json.dumps(summary))
@@ -158,9 +162,10 @@ def export(
     set_: DataOption = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Export a run's head again, an unfinished run's last checkpoint included.
+    """Export a run's model again; from its last checkpoint if the run is unfinished.
 
-    Each file first runs in a process of its own and is compared with the head.
+    Each file is run in a process of its own, and its answers are compared with
+    those of the head.
     """
     from common.config import parse_overrides
     from simulations.resume import needs_data

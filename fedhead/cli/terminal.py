@@ -37,20 +37,20 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object at
 
 
 def near(path: str) -> str:
-    """The path as it looks from here, where that is shorter."""
+    """The path relative to the working folder, if that is shorter."""
     relative = os.path.relpath(path)
     return relative if len(relative) < len(path) else path
 
 
 def print_all(items: Iterable[RenderableType], *, highlight: bool = True) -> None:
-    """Tables and lines, as rich prints them; brackets in them are no markup."""
+    """Print tables and lines with rich; brackets in them are plain text, not markup."""
     console = Console(markup=False)
     for item in items:
         console.print(item, highlight=highlight)
 
 
 def print_error(message: str) -> None:
-    """One line on standard error, as the command line puts it, whoever's words are in it."""
+    """Print one line on standard error. It may hold text from outside: that is made printable."""
     print(f"fedhead: {printable(message)}", file=sys.stderr)
 
 
@@ -67,12 +67,12 @@ def configured(
     Args:
         experiment: the file; None: all defaults.
         items: what ``--set`` gave, ``section.key=value`` each.
-        overrides: what other options say.
+        overrides: values of other options, by key.
         reads: patterns of the keys that the command reads, such as "data.*".
-        elsewhere: keys that an option of the command says instead, with its name.
+        elsewhere: keys that an option of the command sets instead, with its name.
 
     Raises:
-        ConfigError: with all problems of the file, and all items that are no override, or that
+        ConfigError: names all problems of the file, all items that are no override, and all that
             the command would ignore.
     """
     from common.config import describe_keys, load_config
@@ -82,11 +82,11 @@ def configured(
     for item in items or []:
         key = item.partition("=")[0].strip()
         if option := (elsewhere or {}).get(key):
-            problems.append(f"--set {key} would be ignored here, {option} says it")
+            problems.append(f"--set {key} would be ignored here: give {option} instead")
         elif any(key == k or key.startswith(f"{k}.") for k in known) and not any(
             fnmatchcase(key, pattern) for pattern in reads
         ):
-            problems.append(f"--set {key} would be ignored: only {', '.join(reads)} matter here")
+            problems.append(f"--set {key} would be ignored: only {', '.join(reads)} count here")
     try:
         config = load_config(experiment, overrides, items or [])
     except ConfigError as exc:

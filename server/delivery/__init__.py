@@ -1,4 +1,4 @@
-"""The server's half of artifact delivery: a folder of published models, served to devices.
+"""The server's part of artifact delivery: a folder of published models, served to devices.
 
 ::
 

@@ -1,4 +1,4 @@
-"""What devices say of themselves when they check in: one file a device."""
+"""The check-ins of devices, in which they report their versions: one file per device."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _MOST_SECONDS = 1e11  # the year 5138
 
 @dataclass(frozen=True)
 class CheckIn:
-    """A device's own words, checked for their form alone.
+    """A device's report. Only its form is checked, as a device may say anything.
 
     Attributes:
         app: program and version.
-        authorities_sha256: of the authorities that it trusts.
-        in_use: version in use, by artifact.
+        authorities_sha256: SHA-256 of the authorities that it trusts.
+        in_use: the current version of each artifact.
         time: in seconds since 1970, by the server's clock.
 
     Raises:
-        DeliveryError: words that cannot be.
+        DeliveryError: impossible values.
     """
 
     app: str
@@ -67,13 +67,13 @@ def _folder(folder: Path) -> Path:
 
 
 def save_check_in(folder: Path, device: str, words: CheckIn) -> None:
-    """Keep what a device says, in place of what it said before."""
+    """Keep a device's check-in, in place of its last one."""
     path = _folder(folder) / f"{device}.json"
     _CHECK_IN.write(path, asdict(words), durable=False)
 
 
 def check_ins(folder: Path) -> dict[str, CheckIn]:
-    """What each device said last; what a loss of power has damaged is left out."""
+    """The last check-in of each device; damaged ones are left out."""
     found = {}
     for path in sorted(_folder(folder).glob("[!.]*.json")):
         try:
@@ -86,5 +86,5 @@ def check_ins(folder: Path) -> dict[str, CheckIn]:
 
 
 def forget(folder: Path, device: str) -> None:
-    """A name that gets a new key is another device."""
+    """Remove a device's check-in: with a new key, its name is another device's."""
     (_folder(folder) / f"{check_name(device)}.json").unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""Who comes in to the delivery service: strangers not at all, a device with few calls at once.
+"""Access to the delivery service: strangers are refused, and devices get a few calls at once.
 
-gRPC waits, in a thread of the service, for the request of a call that has one, for as long as it
-takes. So here each call is taken as one that sends a stream of requests, which looks the same from
-outside: who calls is known before the first is waited for.
+For a call with one request, gRPC waits for the request in a thread of the service, without a limit.
+So each call is handled here as one with a stream of requests, which looks the same to callers. Then
+the caller is known before the first request is waited for.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["Door"]
 
 
 class Door(grpc.ServerInterceptor):
-    """Stands before all methods.
+    """Checks the calls of all methods.
 
     Args:
-        device: tells whose call it is; aborts that of a stranger.
-        most: calls of one device at once.
-        seconds: a call whose request has not come by then is broken off.
+        device: returns the calling device; ends a stranger's call.
+        most: largest number of calls of one device at once.
+        seconds: a call without a request is ended after this time.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Door(grpc.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The method behind the door; None where there is none."""
+        """The checked method; None if there is no such method."""
         method = continuation(handler_call_details)
         if method is None:
             return None

@@ -1,4 +1,4 @@
-"""By which files devices know the server, also when they change while it runs."""
+"""The files by which devices recognize the server; they may change while it runs."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _END = b"-----END CERTIFICATE-----\n"
 
 @dataclass(frozen=True)
 class Identity:
-    """The files by which devices know the server; all but the key may change while it runs.
+    """The files by which devices recognize the server; all but the key may change while it runs.
 
     Attributes:
-        certificate: PEM, of the deployment's authority, for the names that devices use, followed
-            by the voucher while one authority follows another.
-        key: PEM, its private key; refused if others than its owner can read it.
-        authorities: PEM, those that devices are to trust.
+        certificate: PEM, signed by the deployment's authority for the names that devices use.
+            During a change of authorities, the voucher follows it.
+        key: PEM, the private key; refused if users other than its owner can read it.
+        authorities: PEM, the authorities that devices are to trust.
     """
 
     certificate: Path
@@ -35,14 +35,14 @@ class Identity:
     authorities: Path
 
     def voucher(self) -> bytes:
-        """What follows the server's own certificate."""
+        """The certificates behind the server's own one."""
         return self.certificate.read_bytes().partition(_END)[2]
 
     def credentials(self) -> grpc.ServerCredentials:
-        """For gRPC, which asks at each new connection whether the certificate is still the same.
+        """Credentials for gRPC, which asks for a new certificate at each new connection.
 
         Raises:
-            DeliveryError: not a certificate and its key.
+            DeliveryError: the files are not a certificate and its key.
             OSError: a file cannot be read.
         """
         last = self._checked()
@@ -54,19 +54,19 @@ class Identity:
                     return None
                 last = self._checked()
             except (DeliveryError, OSError) as exc:
-                logger.warning("%s; the certificate before stays in use", exc)
+                logger.warning("%s; the previous certificate stays in use", exc)
                 return None
             logger.info("%s: serving with the new certificate", self.certificate)
             return grpc.ssl_server_certificate_configuration([last])
 
         first = grpc.ssl_server_certificate_configuration([last])
-        # gRPC takes None as its documentation says, which its types do not know.
+        # gRPC accepts None, by its documentation but not by its types.
         return grpc.dynamic_ssl_server_credentials(first, changed)  # type: ignore[arg-type]
 
     def _checked(self) -> tuple[bytes, bytes]:
         pair = read_private(self.key), self.certificate.read_bytes()
         try:
-            # gRPC would say no more than that it cannot listen; the password keeps OpenSSL quiet.
+            # gRPC would only say that it cannot listen. The password keeps OpenSSL from asking.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
                 self.certificate, self.key, password=""
             )

@@ -1,4 +1,4 @@
-"""What downloads may take: bytes a second, and how many at once."""
+"""Limits of downloads: bytes per second, and how many at once."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ logger = logging.getLogger("fedhead.delivery")
 
 @dataclass(frozen=True)
 class Clock:
-    """Time, in seconds, and how to let it pass."""
+    """The time in seconds, and a way to wait."""
 
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
 
 class RateLimit:
-    """All callers together take no more than so many bytes a second; each in its turn.
+    """Limits the bytes per second of all callers together; callers take turns.
 
-    Nothing is saved up: after a pause the rate is the same.
+    Unused bytes are not saved up: after a pause the rate is the same.
     """
 
     def __init__(self, bytes_per_second: float, clock: Clock) -> None:
@@ -34,7 +34,7 @@ class RateLimit:
         self._free_at = clock.now()
 
     def take(self, num_bytes: int) -> None:
-        """Wait until these bytes may go."""
+        """Wait until this number of bytes may be sent."""
         with self._lock:
             now = self._clock.now()
             start = max(now, self._free_at)
@@ -46,20 +46,20 @@ class RateLimit:
 @dataclass
 class _Download:
     end: Callable[[], object]
-    moved: float  # when a piece of it was last taken
+    moved: float  # when its reader last took a piece
 
 
 class Places:
-    """So many downloads at once, one for each device.
+    """Limits the number of downloads at once, one for each device.
 
-    A device's new download takes the place of its old one: that is mostly a connection that broke
-    without the server having noticed. Where all places are taken, it takes the place of one whose
-    reader has stopped reading.
+    A device's new download takes the place of its old one, because the old one is usually a broken
+    connection that the server has not noticed. If all places are taken, it takes the place of a
+    download whose reader has stopped.
 
     Args:
-        limit: downloads.
-        stall_seconds: a reader that takes nothing for so long has stopped.
-        clock: tells the time.
+        limit: largest number of downloads at once.
+        stall_seconds: a reader that takes nothing for this time has stopped.
+        clock: the clock to use.
     """
 
     def __init__(self, limit: int, stall_seconds: float, clock: Clock) -> None:
@@ -73,8 +73,8 @@ class Places:
         """Take a place.
 
         Args:
-            device: whose download it is.
-            end: breaks the download off; called when it loses its place to another.
+            device: the device that downloads.
+            end: ends the download; called when it loses its place to another.
 
         Returns:
             Whether there was a place.
@@ -88,8 +88,8 @@ class Places:
                     return False
                 old = self._downloads.pop(slowest)
                 logger.warning(
-                    "%s: its download is broken off: it has taken nothing for %.0f s, and others "
-                    "wait for the place",
+                    "%s: its download is ended: it has taken nothing for %.0f s, and others wait "
+                    "for the place",
                     *(slowest, idle),
                 )
             self._downloads[device] = _Download(end, self._now())
@@ -98,7 +98,7 @@ class Places:
         return True
 
     def moved(self, device: str, end: Callable[[], object]) -> None:
-        """A piece was taken of the download, unless a newer one has its place."""
+        """Record that a piece was taken, unless a newer download has the place."""
         with self._lock:
             if (download := self._downloads.get(device)) and download.end is end:
                 download.moved = self._now()

@@ -1,4 +1,4 @@
-"""Put a file up for devices."""
+"""Publish a file for devices."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ __all__ = [
 
 
 def artifacts_of(folder: Path) -> Path:
-    """Where a delivery folder keeps what is published."""
+    """The folder of published files in a delivery folder."""
     return folder / "artifacts"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file that is to become the newest version on a shelf.
+    """A file to publish as the newest version on a shelf.
 
     Attributes:
         source: the file.
-        shelf: of all its versions.
-        kind: what it is.
-        card: as JSON; empty for a backbone.
-        fingerprint: of the backbone.
-        sha256: of the file, as it was when it was looked at.
-        least: the lowest number that a new version of it may get.
+        shelf: the folder of all its versions.
+        kind: model or backbone.
+        card: its card as JSON; empty for a backbone.
+        fingerprint: the backbone's fingerprint.
+        sha256: the file's SHA-256 at the time of reading.
+        least: the lowest number that a new version may get.
     """
 
     source: Path
@@ -63,36 +63,36 @@ class Candidate:
     least: int = 1
 
     def newest(self) -> Artifact | None:
-        """The newest version, if it is this file already, undamaged."""
+        """The newest version, if it already is this file and undamaged."""
         known = known_versions(self.shelf)
         if not known:
             return None
         try:
             artifact = read_artifact(self.shelf, known[-1])
         except DeliveryError:
-            return None  # damaged: what is published after it is what devices get
+            return None  # it is damaged; devices get the version published after it
         if (artifact.sha256, artifact.card) != (self.sha256, self.card):
             return None
         return None if artifact.damage(artifact.path(self.shelf)) else artifact
 
     def next(self) -> Artifact:
-        """What it becomes if nothing else is published before."""
+        """The artifact that it becomes if nothing else is published before."""
         version = max(max(known_versions(self.shelf), default=0) + 1, self.least)
         size = self.source.stat().st_size
         return Artifact(self.shelf.name, version, size, self.sha256, self.card)
 
     def statement(self, artifact: Artifact, created: int, expires: int) -> Statement:
-        """What is signed of it as this version."""
+        """The statement to sign for this version."""
         return artifact.statement(self.kind, self.fingerprint, created, expires)
 
 
 @dataclass(frozen=True)
 class Release:
-    """What putting a file up came to.
+    """The result of publishing a file.
 
     Attributes:
         artifact: the newest version now.
-        is_new: whether it was not before.
+        is_new: whether this version is new.
     """
 
     artifact: Artifact
@@ -100,20 +100,20 @@ class Release:
 
 
 Sign = Callable[[Candidate, Artifact], Signed]
-"""Has a version signed, or says why not by an error."""
+"""Returns a version's signature, or raises an error."""
 
 
 def exported(source: Path, folder: Path, *, name: str) -> Candidate:
-    """An exported file, to be published.
+    """An exported file as a candidate.
 
     Args:
-        source: the file; one that is not TorchScript has its card beside it.
-        folder: of the delivery.
-        name: what devices ask for.
+        source: the file; if it is not TorchScript, its card lies beside it.
+        folder: the delivery folder.
+        name: the name that devices ask for.
 
     Raises:
-        DeliveryError: not a name, or no card.
-        ExportError: the file is damaged, or not an export.
+        DeliveryError: the name is not safe, or there is no card.
+        ExportError: the file is damaged or is not an export.
     """
     shelf = shelf_of(artifacts_of(folder), name)
     sha256 = sha256_file(source)
@@ -122,7 +122,7 @@ def exported(source: Path, folder: Path, *, name: str) -> Candidate:
 
 
 def earlier(folder: Path, *, name: str, version: int) -> Candidate:
-    """A version that was published before, to be published again: devices never go back by number.
+    """An earlier version as a candidate. It gets a new number, as devices never go back to a lower.
 
     Raises:
         DeliveryError: there is no such version, or it is damaged.
@@ -138,18 +138,19 @@ def earlier(folder: Path, *, name: str, version: int) -> Candidate:
 
 
 def publish_version(candidate: Candidate, sign: Sign | None = None) -> Release:
-    """Make a candidate the newest version, whole or not at all.
+    """Publish a candidate as the newest version, completely or not at all.
 
-    If it is that already, only its signature is renewed. Two at once get two versions.
+    If it already is the newest version, only its signature is renewed. Two publishing processes at
+    once make two versions.
 
     Args:
-        candidate: what.
-        sign: has it signed; None: nobody vouches for it.
+        candidate: the file to publish.
+        sign: signs it; None: it stays unsigned.
 
     Raises:
         DeliveryError: the file changed meanwhile.
-        SignatureError: from ``sign``.
-        OSError: as the operating system says (disk full, no permission); nothing is left.
+        SignatureError: raised by ``sign``.
+        OSError: it cannot be written (disk full, no permission); nothing is left behind.
     """
     shelf = candidate.shelf
     shelf.mkdir(parents=True, exist_ok=True)
@@ -165,7 +166,7 @@ def publish_version(candidate: Candidate, sign: Sign | None = None) -> Release:
         with write_folder(shelf / str(artifact.version)) as folder:
             copy = folder / artifact.name
             shutil.copyfile(candidate.source, copy)
-            # Or the card could be that of another file.
+            # Otherwise the card could be of another file.
             if problem := artifact.damage(copy):
                 raise DeliveryError(
                     f"{candidate.source} changed while it was being published, try again "
@@ -176,10 +177,10 @@ def publish_version(candidate: Candidate, sign: Sign | None = None) -> Release:
 
 
 def tidy(shelves: Path) -> None:
-    """Remove what publishes that were killed had begun, and leave alone one that is at work.
+    """Remove remains of killed publishing processes; those of a running one stay.
 
     Args:
-        shelves: folder of them; need not be there.
+        shelves: the folder of shelves; it need not exist.
     """
     for shelf in shelves.glob("[!.]*"):
         with suppress(BlockingIOError), _alone(shelf, fcntl.LOCK_NB):
@@ -193,10 +194,10 @@ def _tidy(shelf: Path) -> None:
 
 @contextmanager
 def _alone(shelf: Path, how: int = 0) -> Iterator[None]:
-    """Inside, no other process publishes on the shelf; one that was killed holds no lock.
+    """Inside the block, no other process publishes on the shelf. A killed process holds no lock.
 
     Raises:
-        BlockingIOError: one does, and with ``LOCK_NB`` it is not waited for.
+        BlockingIOError: another process does, and ``how`` is ``LOCK_NB``.
     """
     descriptor = os.open(shelf, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""What devices measured with a version: one file a device, so that reports cannot pile up."""
+"""Accuracies that devices report for a version. Each device has one file, which cannot pile up."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from server.delivery.publish import artifacts_of
 __all__ = ["DeviceReport", "Published", "save_report", "survey"]
 
 
-_MOST_EXAMPLES = 10_000_000  # or one device's figures would stand for all
+_MOST_EXAMPLES = 10_000_000  # with more, one device's figures would outweigh all others
 _REPORT = JsonFile("report of a device")
 
 
 @dataclass(frozen=True)
 class DeviceReport:
-    """One device's figures.
+    """One device's reported accuracy.
 
     Attributes:
-        num_examples: its own labelled examples, at most ten million.
-        accuracy: on them, in [0, 1].
+        num_examples: number of its own labelled examples, at most ten million.
+        accuracy: the accuracy on them, in [0, 1].
         held_out: whether it kept all of them out of its last training.
 
     Raises:
-        DeliveryError: figures that cannot be.
+        DeliveryError: impossible figures.
     """
 
     num_examples: int
@@ -49,7 +49,7 @@ class DeviceReport:
 
 @dataclass(frozen=True)
 class Published:
-    """A version and what devices say of it.
+    """A version and its reports.
 
     Attributes:
         artifact: the version.
@@ -61,7 +61,7 @@ class Published:
 
     @property
     def accuracy(self) -> float | None:
-        """Over all devices' examples, of held-out ones if there are any; None without any."""
+        """Accuracy over all devices' examples, or their held-out ones if any; None: no report."""
         kept = [report for report in self.reports.values() if report.held_out]
         reports = kept or list(self.reports.values())
         examples = sum(report.num_examples for report in reports)
@@ -70,7 +70,7 @@ class Published:
 
     @property
     def worst(self) -> str:
-        """The device with the lowest accuracy, and what it measured; empty without any."""
+        """The device with the lowest accuracy, and this accuracy; empty if there is no report."""
         if not self.reports:
             return ""
         device, report = min(self.reports.items(), key=lambda entry: entry[1].accuracy)
@@ -83,13 +83,13 @@ def _reports_of(folder: Path, artifact: Artifact) -> Path:
 
 
 def save_report(folder: Path, artifact: Artifact, device: str, report: DeviceReport) -> None:
-    """Keep a device's report, in place of its earlier one on the version."""
+    """Keep a device's report on a version, in place of its earlier one."""
     path = _reports_of(folder, artifact) / f"{device}.json"
     _REPORT.write(path, asdict(report), durable=False)
 
 
 def survey(folder: Path) -> list[Published]:
-    """All that is published, by name and version, with its reports.
+    """All published versions, by name and number, with their reports.
 
     Raises:
         DeliveryError, DamagedError: a file is damaged.

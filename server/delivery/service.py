@@ -1,4 +1,4 @@
-"""The gRPC service that devices fetch models from."""
+"""The gRPC service from which devices fetch models."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ __all__ = ["Limits", "start"]
 
 logger = logging.getLogger("fedhead.delivery")
 
-# A reader at 600 bytes a second takes one before it counts as stalled.
+# Size of a piece. A reader at 600 bytes a second takes one before it counts as stalled.
 _CHUNK = 16 * 1024
-# In which the rate lets each download take a piece, however many there are.
+# Within this time the rate must allow each download a piece, however many downloads there are.
 _ROUND_SECONDS = 5.0
 _STALL_SECONDS = 30.0
-# Beside downloads: short calls, and refusals of downloads that are too many.
+# Threads beside those of downloads: for short calls, and to refuse too many downloads.
 _SHORT_CALLS = 8
-# Of one device, at once: what it has going on, and what is left of connections that broke.
+# Calls of one device at once: its present calls, and remains of broken connections.
 _DEVICE_CALLS = 4
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the service may take.
+    """Limits of the service.
 
     Attributes:
-        downloads: at once.
-        bytes_per_second: of all downloads together.
-        stall_seconds: a device that takes nothing of its download for so long loses its place
-            to one that waits, and one that says nothing is sent away. Devices wait longer.
+        downloads: largest number of downloads at once.
+        bytes_per_second: for all downloads together.
+        stall_seconds: a device that takes nothing of its download for this time loses its place
+            to a waiting one, and a silent call is ended. Devices wait longer than this.
 
     Raises:
-        DeliveryError: a rate at which each download would seem to be stalled.
+        DeliveryError: the rate is so low that each download would count as stalled.
     """
 
     downloads: int
@@ -71,7 +71,7 @@ class Limits:
 
     @property
     def chunk(self) -> int:
-        """Bytes of a download to send at once."""
+        """Bytes of a download in one message."""
         share = self.bytes_per_second / self.downloads
         return int(max(LEAST_BYTES, min(_CHUNK, share * _ROUND_SECONDS)))
 
@@ -85,7 +85,7 @@ class _Delivery:
         self._rate = RateLimit(limits.bytes_per_second, clock)
 
     def device(self, context: grpc.ServicerContext) -> str:
-        """Who calls; others come no further."""
+        """The calling device; calls of others are ended here."""
         header = dict(context.invocation_metadata()).get("authorization", "")
         device = device_of(self._folder, str(header).removeprefix("Bearer "))
         if device is None:
@@ -117,7 +117,7 @@ class _Delivery:
         end = context.cancel
         if not self._places.enter(device, end):
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many downloads at once")
-        # However the call ends; False: it has ended already.
+        # Called however the call ends. False: it has ended already.
         if not context.add_callback(lambda: self._places.leave(device, end)):
             self._places.leave(device, end)
             return
@@ -126,10 +126,10 @@ class _Delivery:
             file.seek(request.offset)
             while data := file.read(self._chunk):
                 self._rate.take(len(data))
-                self.device(context)  # its token may be revoked by now
+                self.device(context)  # checked again, because its token may be revoked by now
                 yield pb.Chunk(data=data)
                 self._places.moved(device, end)
-        # A reader that leaves the last bytes untaken keeps the call, not the place.
+        # The place is free now, even if the reader does not take the last bytes.
         self._places.leave(device, end)
 
     def report(self, request: pb.ReportRequest, context: grpc.ServicerContext) -> pb.ReportReply:
@@ -165,7 +165,7 @@ class _Delivery:
     def _artifact(
         self, context: grpc.ServicerContext, name: str, version: int | None = None
     ) -> Artifact:
-        """A version, the newest if None."""
+        """The version; None: the newest."""
         try:
             shelf = self._shelf(name)
         except DeliveryError as exc:
@@ -178,13 +178,13 @@ class _Delivery:
         try:
             return read_artifact(shelf, known[-1] if version is None else version)
         except DeliveryError as exc:
-            # The device need not know the server's paths.
+            # The answer does not tell the device the server's paths.
             logger.warning("%s", exc)
             context.abort(grpc.StatusCode.DATA_LOSS, f"{name} is damaged on the server")
 
 
 def _open(artifact: Artifact, shelf: Path, context: grpc.ServicerContext) -> BinaryIO:
-    """The file, read once before any of it goes out: the disk may have changed it."""
+    """The file, checked completely before any of it is sent: it may have changed on disk."""
     path = artifact.path(shelf)
     if problem := artifact.damage(path):
         logger.warning("%s is damaged: %s", artifact, problem)
@@ -203,18 +203,18 @@ def start(
     """Serve a delivery folder over TLS.
 
     Args:
-        folder: from ``publish``; what is published meanwhile is served from then on.
-        address: host and port to listen on; port 0 takes a free one.
-        identity: of the server; its certificate may be renewed meanwhile.
-        limits: of bytes and downloads.
-        clock: for the rate; the machine's own if None.
+        folder: the delivery folder; versions that are published later are served too.
+        address: host and port to listen on; port 0: any free one.
+        identity: the server's files; its certificate may be renewed meanwhile.
+        limits: limits of bytes and downloads.
+        clock: clock for the rate; None: the machine's clock.
 
     Returns:
         The server, and the port it listens on.
 
     Raises:
-        DeliveryError: no such folder, an address that cannot be used, or not a certificate and its
-            key.
+        DeliveryError: the folder is missing, the address cannot be used, or the files are not a
+            certificate and its key.
         OSError: a file cannot be read.
     """
     if not folder.is_dir():
@@ -226,7 +226,7 @@ def start(
         ThreadPoolExecutor(workers, thread_name_prefix="delivery"),
         interceptors=[Door(delivery.device, _DEVICE_CALLS, limits.stall_seconds)],
         options=SERVER_OPTIONS,
-        # More are refused at once; they would only queue up in memory.
+        # More calls are refused at once, because they would only wait in memory.
         maximum_concurrent_rpcs=workers,
     )
     server.add_generic_rpc_handlers(handlers(delivery))
@@ -240,7 +240,7 @@ def start(
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what was being written when a process was killed; nobody else serves the folder."""
+    """Remove unfinished files of killed processes. No other process serves the folder."""
     tidy(artifacts_of(folder))
     for place in (folder / "check-ins", *(folder / "reports").glob("*/*")):
         remove_temporary(place)

@@ -1,8 +1,8 @@
-"""A token for each device. The server keeps only its hash.
+"""A token for each device, of which the server keeps only a hash.
 
-A token is ``DEVICE.SECRET``: the secret, 32 random bytes in URL-safe Base64, has no dot. It is no
-password that could be guessed, so one SHA-256 is enough. A token that was revoked leaves a word to
-say so.
+A token is ``DEVICE.SECRET``. The secret is 32 random bytes in URL-safe Base64, which has no dot. It
+cannot be guessed like a password, so one SHA-256 is enough. A revoked token leaves a note in its
+file.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ def _hash(token: str) -> str:
 
 
 def issue_token(folder: Path, device: str, out: Path) -> None:
-    """Make a device's token, for its owner's eyes alone, and remember the hash.
+    """Write a device's token to a file that only its owner can read, and keep the hash.
 
-    A process that is killed meanwhile leaves a token that does not work yet; the next call with
-    the same arguments completes it.
+    If the process is killed meanwhile, the token may not work yet; another call with the same
+    arguments completes it.
 
     Args:
         folder: the delivery folder.
-        device: a name of its own.
+        device: the device's name, which must be new.
         out: the token file, to be carried to the device; never overwritten.
 
     Raises:
-        DeliveryError: not a name, or the device has a token already.
-        FileExistsError: there is such a file.
+        DeliveryError: the name is not safe, or the device has a token already.
+        FileExistsError: the token file exists.
     """
     path = _path(folder, device)
     state = _state(path)
@@ -71,10 +71,10 @@ def issue_token(folder: Path, device: str, out: Path) -> None:
 
 
 def revoke_token(folder: Path, device: str) -> None:
-    """Let a device in no more, from its next call on.
+    """Refuse a device from its next call on.
 
     Raises:
-        DeliveryError: it has no token.
+        DeliveryError: the device has no token.
     """
     path = _path(folder, device)
     if _state(path) not in ("valid", "damaged"):
@@ -83,7 +83,7 @@ def revoke_token(folder: Path, device: str) -> None:
 
 
 def token_states(folder: Path) -> dict[str, TokenState]:
-    """Who has a token, or had one."""
+    """Devices that have or had a token, with its state."""
     found = {path.name: _state(path) for path in sorted((folder / "tokens").glob("[!.]*"))}
     return {device: state for device, state in found.items() if state is not None}
 
@@ -98,14 +98,14 @@ def _state(path: Path) -> TokenState | None:
 
 
 def device_of(folder: Path, token: str) -> str | None:
-    """Whose token it is, or None; the log says why not."""
+    """The device of a token; None if it is not valid, and the log says why."""
     device = token.rpartition(".")[0]
     try:
         path = _path(folder, device)
         if (state := _state(path)) not in ("valid", None):
             logger.warning("refused: the token of %s is %s", device, state)
             return None
-        read_private(path)  # others must not read it
+        read_private(path)  # raises if other users can read it
         known = str(_TOKEN.read(path)["sha256"])
     except DeliveryError:
         logger.warning("refused: a token that names no device")

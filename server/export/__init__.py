@@ -1,1 +1,1 @@
-"""From a trained head to files that phones and others run, each checked and with a card."""
+"""Exports a trained head as files for phones and other machines, each checked and with a card."""

@@ -1,7 +1,7 @@
-"""The card of an exported file: all that must be known to run it and to trust it.
+"""The card of an exported file: everything that one must know to run and trust it.
 
-It lies beside each file as JSON, and inside the TorchScript ones, which can carry it. The one
-inside counts; the one beside knows the file itself, too (``Card.file``).
+It is a JSON file beside each exported file. TorchScript files also hold it inside, and that card is
+the one that counts. Only the card beside the file has facts about the file (``Card.file``).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 CARD_RECORD = "archive/extra/card.json"
-"""Where ``torch.jit.save(..., _extra_files={"card.json": ...})`` puts it."""
+"""The place where ``torch.jit.save(..., _extra_files={"card.json": ...})`` puts it."""
 
 BESIDE = JsonFile("card beside an exported file", indent=2)
 
@@ -43,15 +43,15 @@ class _Frozen(BaseModel):
 
 
 class SelfCheck(_Frozen):
-    """How far the exported model is from the head that was trained, on real test images.
+    """The exported model's difference from the trained head, on real test images.
 
     Attributes:
-        images: how many were compared.
-        accuracy: of the exported model, in [0, 1].
+        images: number of compared images.
+        accuracy: the exported model's accuracy, in [0, 1].
         argmax_agreement: share of images with the same best class.
         max_logit_difference: largest absolute difference of a logit.
         logit_spread: mean over images of largest minus smallest logit (with one class: of its
-            absolute value); the yardstick.
+            absolute value), for comparison with the difference.
     """
 
     images: int
@@ -62,12 +62,12 @@ class SelfCheck(_Frozen):
 
 
 class DefaultEngine(_Frozen):
-    """What the file gives with torch's own choice of an engine: about this machine, not the file.
+    """Results with the engine that torch picks by itself: facts about this machine, not the file.
 
     Attributes:
-        engine: that torch takes here if nobody sets one.
-        check: beside the trained head; None where the file did not run with it.
-        problem: why not, else empty.
+        engine: the engine that torch picks here if none is set.
+        check: difference from the trained head; None if the file did not run with it.
+        problem: why it did not run; otherwise empty.
     """
 
     engine: str
@@ -76,16 +76,17 @@ class DefaultEngine(_Frozen):
 
 
 class FileFacts(_Frozen):
-    """The file as it was run in a fresh process.
+    """Facts about the file, from a run in a fresh process.
 
     Attributes:
-        bytes: its size.
-        sha256: of its content.
-        runtime: what ran it, with its version.
-        processor: on which it ran; other kinds round otherwise, except in the card's engine.
-        features_equal: whether its features were the training side's to the bit; None where it
+        bytes: the file's size.
+        sha256: SHA-256 of its content.
+        runtime: the runtime that ran it, with its version.
+        processor: the processor that ran it. Others round differently, except with the card's
+            engine.
+        features_equal: whether its features were bit for bit those of the training; None if it
             computes none.
-        default_engine: None for files whose runtime has no choice.
+        default_engine: None for files whose runtime has only one engine.
     """
 
     bytes: int
@@ -97,25 +98,25 @@ class FileFacts(_Frozen):
 
 
 class Card(_Frozen):
-    """What is in the file.
+    """The description of an exported file.
 
     Attributes:
-        target: what was exported: model, device, lite, onnx, executorch or head.
-        usage: lines of Python that run it with its runtime alone.
+        target: the export target: model, device, lite, onnx, executorch or head.
+        usage: lines of Python that run it with only its runtime.
         usage_elsewhere: the same in C++, Kotlin and Swift.
         engine: quantized engine to set before loading; others give other logits.
         input: type and layout of the images.
-        output: type and layout of what the file gives for them.
-        methods: of a file that trains: each one's arguments and result, in TorchScript's types.
-        bytecode_version: of the lite interpreter's bytecode; None elsewhere.
-        operators: of torch that the runtime must have.
-        mean: of each colour, subtracted inside the model after division by 255.
-        std: of each colour, divided by inside the model.
-        fingerprint: of the backbone.
-        head_sha256: of the float head that was trained.
-        metrics: of the run; null where not finite.
-        self_check: None where nothing is computed.
-        file: None in the card that lies inside the file.
+        output: type and layout of the file's result.
+        methods: arguments and result of each method of a file that trains, in TorchScript's types.
+        bytecode_version: version of the lite interpreter's bytecode; None for other targets.
+        operators: torch operators that the runtime must have.
+        mean: mean of each colour, subtracted inside the model after division by 255.
+        std: standard deviation of each colour; the model divides by it.
+        fingerprint: the backbone's fingerprint.
+        head_sha256: SHA-256 of the trained float head.
+        metrics: the run's metrics; null if not finite.
+        self_check: None if the file computes nothing.
+        file: None in the card inside the file.
     """
 
     format: Literal["fedhead-model-2"] = "fedhead-model-2"
@@ -149,7 +150,7 @@ class Card(_Frozen):
 
 
 def card_path(path: Path) -> Path:
-    """Where the card beside a file lies: model.json beside model.pt, else NAME.json."""
+    """The path of the card beside a file: model.json beside model.pt, otherwise NAME.json."""
     return (
         path.with_suffix(".json") if path.suffix == ".pt" else path.with_name(f"{path.name}.json")
     )
@@ -157,9 +158,9 @@ def card_path(path: Path) -> Path:
 
 @own_check("card inside an exported file")
 def read_card(path: Path) -> Card:
-    """The card inside a model file, without running any of it.
+    """The card inside a model file, read without running any of its code.
 
-    Reads the whole file against its checksums, which torch's own reader does not do.
+    It checks the whole file against its checksums, which torch's reader does not do.
 
     Raises:
         ExportError: the file cannot be read, is damaged, or was not exported by fedhead.
@@ -175,7 +176,7 @@ def read_card(path: Path) -> Card:
         raise ExportError(f"{path}: not a model exported by fedhead (no card inside)") from exc
     except zipfile.BadZipFile as exc:
         raise ExportError(f"{path}: not a model file, or cut off ({exc})") from exc
-    # What zipfile lets through when headers lie: RuntimeError is "encrypted".
+    # zipfile raises these on false headers; RuntimeError means "encrypted".
     except (EOFError, NotImplementedError, RuntimeError, ValueError, struct.error, zlib.error) as e:
         raise ExportError(f"{path}: damaged model file ({e})") from e
     except OSError as exc:
@@ -188,14 +189,14 @@ def read_card(path: Path) -> Card:
 
 
 def read_card_beside(path: Path, sha256: str) -> Card:
-    """The card of a file that cannot carry one, such as model.onnx.
+    """The card of a file that cannot hold one, such as model.onnx.
 
     Args:
-        path: of the file.
-        sha256: of its content, hex.
+        path: the file.
+        sha256: hex SHA-256 of its content.
 
     Raises:
-        ExportError: there is no card beside the file, or it is that of another file.
+        ExportError: there is no card beside the file, or the card is of another file.
     """
     beside = card_path(path)
     try:

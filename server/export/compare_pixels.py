@@ -1,4 +1,4 @@
-"""Whether an app makes of an image the pixels that the model was trained on, and if not, why."""
+"""Checks whether an app prepares an image as in training, and if not, finds its mistake."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from common.images import decode_file, read_image, upright
 
 __all__ = ["Comparison", "compare_pixels"]
 
-# Two decoders of JPEG, or a scaling that rounds otherwise, differ by a level or two.
+# Two JPEG decoders, or two roundings of a scaled image, differ by a level or two.
 _CLOSE = 1.5
 _MOST = 8
-_MOST_PIXELS = 2048  # a side; networks for phones see a few hundred
-# An image that is cut before it is scaled differs at its edges alone, but there by more.
+_MOST_PIXELS = 2048  # per side; networks for phones have a few hundred
+# If an image is cut before it is scaled, it differs only at its edges, but there by more.
 _EDGES = 0.75
-# What a further mistake must explain, in levels of the mean, lest noise looks like one.
+# Levels of the mean difference that a further mistake must explain; less could be noise.
 _WORTH = 0.1
 
 Pixels = npt.NDArray[Any]
@@ -38,10 +38,10 @@ class Comparison:
 
     Attributes:
         size: S, height and width.
-        max_difference: of 255 levels.
-        mean_difference: of 255 levels, over all pixels and colours.
-        same: no more than decoders and rounding differ by.
-        mistakes: which together explain the difference; empty where none known does.
+        max_difference: in levels of 255.
+        mean_difference: in levels of 255, over all pixels and colours.
+        same: whether decoders and rounding explain the difference.
+        mistakes: mistakes that together explain the difference; empty if no known one does.
     """
 
     size: int
@@ -52,12 +52,12 @@ class Comparison:
 
 
 def compare_pixels(image: Path, pixels: Path) -> Comparison:
-    """Compare, and look for what would have made the difference.
+    """Compare, and look for mistakes that explain the difference.
 
     Args:
-        image: an image, of any format that is read for training.
-        pixels: what the app made of it: a NumPy file of shape (3, S, S) or (S, S, 3), or
-            3 * S * S bytes, three planes of red, green and blue.
+        image: an image, in any format that training can read.
+        pixels: the app's input to the model for it: a NumPy file of shape (3, S, S) or (S, S, 3),
+            or 3 * S * S bytes, one plane each of red, green and blue.
 
     Raises:
         DataError: a file cannot be read, or the pixels have another shape.
@@ -86,7 +86,7 @@ class _Candidate:
 def _explanation(
     image: Path, size: int, readings: list[tuple[tuple[str, ...], Pixels]]
 ) -> _Candidate:
-    """The mistakes that bring the image closest to the pixels, the fewer the better."""
+    """The fewest mistakes that bring the image closest to the pixels."""
     best = _Candidate((), math.inf)
     for source, made in _renderings(image, size):
         for (turn, turned), (swap, order), (reading, got) in itertools.product(
@@ -115,12 +115,12 @@ _TURNS: tuple[tuple[tuple[str, ...], Callable[[Pixels], Pixels]], ...] = (
 
 
 def _readings(path: Path) -> Iterator[tuple[tuple[str, ...], Pixels]]:
-    """The file's pixels as float32 (3, S, S), as they should be read first, then as they may be."""
+    """The file's pixels as float32 (3, S, S): first the correct reading, then other readings."""
     data = read_image(path)
     array = _array(data, path)
     if array.shape[1] > _MOST_PIXELS:
-        raise DataError(f"{path}: {array.shape[1]} pixels a side, at most {_MOST_PIXELS} expected")
-    if array.dtype == np.int8:  # bytes of a language that has no unsigned ones
+        raise DataError(f"{path}: {array.shape[1]} pixels a side, expected at most {_MOST_PIXELS}")
+    if array.dtype == np.int8:  # bytes of a language without unsigned bytes
         array = array.view(np.uint8)
     planes = array if array.shape[0] == 3 else array.transpose(2, 0, 1)
     values = planes.astype(np.float32)
@@ -149,10 +149,10 @@ def _array(data: bytes, path: Path) -> Pixels:
         return np.frombuffer(data, np.uint8).reshape(3, side, side)
     try:
         array: Pixels = np.load(io.BytesIO(data), allow_pickle=False)
-    # What a header claims may be no file, and more than there is memory.
+    # A false header may claim more than there is in the file, or in memory.
     except (ValueError, EOFError, OSError, MemoryError, OverflowError) as exc:
         raise DataError(f"{path}: not a readable .npy file ({exc})") from exc
-    if array.ndim == 4 and len(array) == 1:  # a batch of one, as a model takes it
+    if array.ndim == 4 and len(array) == 1:  # a batch of one image
         array = array[0]
     shape = array.shape
     square = len(shape) == 3 and 3 in (shape[0], shape[2]) and 0 not in shape
@@ -160,13 +160,13 @@ def _array(data: bytes, path: Path) -> Pixels:
         raise DataError(f"{path}: shape {shape}, expected (3, S, S) or (S, S, 3)")
     if array.dtype not in (np.uint8, np.int8) and array.dtype.kind != "f":
         raise DataError(f"{path}: values are {array.dtype}, expected uint8")
-    if not (np.abs(array) <= 1e6).all():  # which no NaN is
-        raise DataError(f"{path}: some values are no pixel's, expected uint8")
+    if not (np.abs(array) <= 1e6).all():  # false for NaN, too
+        raise DataError(f"{path}: some values cannot be pixels, expected uint8")
     return array
 
 
 def _renderings(path: Path, size: int) -> Iterator[tuple[tuple[str, ...], Pixels]]:
-    """The image as float32 (3, S, S): with each mistake, with several, and as it should be."""
+    """The image as float32 (3, S, S): correct, with one mistake, and with several mistakes."""
     yield from _mistaken(path, size)
     yield (), decode_file(path, size).astype(np.float32)
 
@@ -175,7 +175,7 @@ def _mistaken(path: Path, size: int) -> Iterator[tuple[tuple[str, ...], Pixels]]
     try:
         image = Image.open(path)
         image.load()
-    except (Image.DecompressionBombError, OSError):  # only ``decode_file`` can read it
+    except (Image.DecompressionBombError, OSError):  # only ``decode_file`` can read this one
         return
     with image:
         for source, opaque in _sources(image):
@@ -194,10 +194,10 @@ def _mistaken(path: Path, size: int) -> Iterator[tuple[tuple[str, ...], Pixels]]
 
 
 def _sources(image: Image.Image) -> Iterator[tuple[tuple[str, ...], Image.Image]]:
-    """Upright and opaque, and what it would be if one of the two, or both, were forgotten."""
+    """The image upright and opaque, and as it is if one or both steps are forgotten."""
     orientation = _orientation(image)
     if orientation not in (0, 1):
-        # First, for it explains a turn better than the turn itself.
+        # This comes first, because it explains a turned image better than a plain turn does.
         for source, opaque in _opaque(image):
             yield (*source, f"its EXIF orientation ({orientation}) was not applied"), opaque
     yield from _opaque(upright(image))
@@ -206,7 +206,7 @@ def _sources(image: Image.Image) -> Iterator[tuple[tuple[str, ...], Image.Image]
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(0x0112, 1))
-    except Exception:  # a damaged EXIF block says nothing
+    except Exception:  # a damaged EXIF block has no orientation
         return 1
 
 
@@ -244,7 +244,7 @@ def _scalings(
         yield name, image.resize((size, size), resample, box=box)
     left, top, right, bottom = box
     x, y = (right - left) / size, (bottom - top) / size
-    # Each new pixel looks at four old ones, however many it stands for.
+    # Each new pixel is computed from four old ones, however many it covers.
     plain = image.transform(
         (size, size), Image.Transform.AFFINE, (x, 0, left, 0, y, top), sampling.BILINEAR
     )

@@ -1,4 +1,4 @@
-"""Files that ``fedhead export`` writes, loaded by the runtime that each is for."""
+"""Loads files of ``fedhead export``, each by its own runtime."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Exported", "exported"]
 
 Run = Callable[[ByteArray], FloatArray]
 
-# What cannot carry its card; torch's own files do, by whatever name.
+# Kinds of files that cannot hold their card. Torch's files hold it, whatever their name.
 _CARD_BESIDE = (".onnx", ".pte", ".safetensors")
 
 
@@ -35,9 +35,9 @@ class Exported:
     """A file that is ready to run.
 
     Attributes:
-        path: of the file.
-        card: of it.
-        run: uint8 (n, 3, S, S) to float32 logits (n, K), as the runtime gives them.
+        path: the file.
+        card: the file's card.
+        run: from uint8 (n, 3, S, S) to float32 logits (n, K), computed by the runtime.
     """
 
     path: Path
@@ -58,7 +58,7 @@ class Exported:
         """
         try:
             logits = self.run(pixels)
-        except Exception as exc:  # each runtime has its own tree
+        except Exception as exc:  # each runtime has its own exceptions
             raise ExportError(f"{self.path}: does not run ({_last_line(exc)})") from exc
         expected = (len(pixels), len(self.card.classes))
         if logits.shape != expected:
@@ -68,16 +68,16 @@ class Exported:
 
 @contextmanager
 def exported(path: Path) -> Iterator[Exported]:
-    """Load a file; inside the block it can be run.
+    """Load a file, so that it can be run inside the block.
 
     Args:
-        path: model.pt, device.pt, device.ptl, model.onnx or model.pte; or a run folder, whose
-            model.pt is meant.
+        path: model.pt, device.pt, device.ptl, model.onnx or model.pte; or a run folder, for its
+            model.pt.
 
     Raises:
-        ExportError: the file is damaged, not an export of fedhead, or lacks its card.
+        ExportError: the file is damaged, is not an export of fedhead, or has no card.
         MissingExtraError: its runtime is not installed.
-        BackboneError: this torch lacks the engine that the card names.
+        BackboneError: this torch does not have the card's engine.
     """
     recover(path.resolve())
     if path.is_dir():
@@ -87,12 +87,12 @@ def exported(path: Path) -> Iterator[Exported]:
     elif not path.exists():
         kind, colon, _ = str(path).partition(":")
         prefix = kind in ("file", "folder") and colon
-        hint = f", and a path alone is expected, without {kind}:" if prefix else ""
+        hint = f"; give the path alone, without {kind}:" if prefix else ""
         raise ExportError(f"{path}: cannot be read (there is no such file{hint})")
     card = _card(path)
     load = _LOADERS.get(card.target)
     if load is None:
-        raise ExportError(f"{path} is a {card.target} alone, which cannot tell images apart")
+        raise ExportError(f"{path} is only a {card.target}, which cannot classify images")
     with ExitStack() as stack:
         if card.target in ("model", "device", "lite"):
             stack.enter_context(quantized_engine(card.engine))
@@ -141,14 +141,14 @@ def _onnx(path: Path) -> Run:
 def _executorch(path: Path) -> Run:
     _need("executorch", "executorch", path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about itself, when it is imported
-        import executorch.kernels.quantized  # noqa: F401  # what the core runtime lacks
+        warnings.simplefilter("ignore")  # its import warns about itself
+        import executorch.kernels.quantized  # noqa: F401  # operators that the core runtime lacks
         from executorch.runtime import Runtime
 
     method = Runtime.get().load_program(str(path)).load_method("forward")
 
     def run(pixels: ByteArray) -> FloatArray:
-        # The file takes one image; what it gives back is overwritten by the next.
+        # The file takes one image at a time, and the next call overwrites the result.
         images = torch.split(torch.from_numpy(pixels), 1)
         return _array(torch.cat([method.execute([image])[0].clone() for image in images]))
 

@@ -1,4 +1,4 @@
-"""A trained head with its backbone as files for other machines, one for each kind of runtime."""
+"""Exports a trained head with its backbone, one file for each kind of runtime."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def export(
     Args:
         trained: what to export.
         target: a key of ``FILES``.
-        path: of the file; one that exists is replaced.
-        bytecode: version of the lite file's bytecode, for an older runtime.
+        path: the file to write; an existing one is replaced.
+        bytecode: bytecode version of the lite file, for an older runtime.
 
     Raises:
-        ExportError: a file that gives something else, when it is loaded in a fresh process, than
-            was promised of it; never because another engine or runtime rounds otherwise on this
-            machine. Then nothing is left of it, and a file that was there before stays.
+        ExportError: the file, loaded in a fresh process, gives other results than promised. Then
+            it is removed, and an earlier file stays. Different rounding of another engine or
+            runtime on this machine is never an error.
         MissingExtraError: the target's runtime is not installed.
-        OSError: as the operating system says (disk full, no permission); no half file is left.
+        OSError: the file cannot be written (disk full, no permission); no partial file is left.
     """
     if path.suffix == ".json":
-        raise ExportError(f"{path}: the card beside the file takes the suffix .json")
+        raise ExportError(f"{path}: the suffix .json is for the card beside the file")
     with stage(f"exporting {path.name}"):
         if target == "lite":
             return export_lite(trained, path, bytecode)

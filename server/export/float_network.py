@@ -1,7 +1,7 @@
-"""The int8 network as a list of plain steps, from which other runtimes' files are written.
+"""The int8 network as a list of plain steps; files for other runtimes are made from it.
 
-A converted module keeps its weights packed for one engine, in operators that no other runtime
-has. So it runs once, on noise, and what it calls is written down: each step reads earlier results
+A converted module keeps its weights packed for one engine, in operators that other runtimes do not
+have. So it is run once, on noise, and its operators are recorded. Each step reads earlier results
 as real numbers, computes, and rounds its own result to uint8.
 """
 
@@ -33,7 +33,7 @@ _KINDS = {
     "quantized::hardswish": "hardswish",
     "quantized::mul": "mul",
 }
-# Take a quantized tensor apart and compute nothing.
+# Operators that only take a quantized tensor apart.
 _SILENT = {"aten::_local_scalar_dense", "aten::detach"}
 
 
@@ -45,9 +45,9 @@ class Convolution:
         weight: int8 (out, in / groups, h, w).
         weight_scales: float32 (out,).
         bias: float32 (out,).
-        stride: of both axes, like the padding.
-        padding: with the real number 0.
-        groups: as torch counts them.
+        stride: for both axes.
+        padding: for both axes, with the real number 0.
+        groups: torch's number of groups.
     """
 
     weight: npt.NDArray[np.int8]
@@ -63,12 +63,12 @@ class Step:
     """One operator.
 
     Attributes:
-        kind: a value of ``_KINDS``; "pool" is the mean over space, axes kept, and "turn" turns both
-            of them around.
-        inputs: results that it reads: 0 is the network's input, i the result of step i - 1.
-        scale: of its own result.
-        zero_point: the uint8 that stands for 0.
-        convolution: of the kinds "conv" and "conv_relu".
+        kind: a value of ``_KINDS``; "pool" is the mean over both spatial axes, which are kept, and
+            "turn" reverses both.
+        inputs: the results that it reads: 0 is the network's input, i the result of step i - 1.
+        scale: the step size of its own result.
+        zero_point: the uint8 value that stands for 0.
+        convolution: the attributes for the kinds "conv" and "conv_relu".
     """
 
     kind: str
@@ -84,7 +84,7 @@ class Network:
 
     Attributes:
         input_scale: step of the uint8 input.
-        input_zero_point: the uint8 that stands for 0.
+        input_zero_point: the uint8 value that stands for 0.
         steps: in order; the last one's result is the network's.
     """
 
@@ -97,7 +97,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
-        self.results: list[Tensor] = []  # kept, so that no id is given twice
+        self.results: list[Tensor] = []  # keeps tensors alive, so that no id is used twice
 
     def __torch_dispatch__(
         self,
@@ -114,7 +114,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.steps.append(self._step(_KINDS[name], args, out))
             self.results.append(out)
         elif name not in _SILENT:
-            raise ExportError(f"the backbone calls {name}, which other runtimes' files lack")
+            raise ExportError(f"the backbone uses {name}, which other runtimes do not have")
         return out
 
     def _step(self, kind: str, args: tuple[Any, ...], out: Tensor) -> Step:
@@ -145,10 +145,10 @@ def _convolution(packed: Any) -> Convolution:
 
 
 def recorded(backbone: FrozenBackbone) -> Network:
-    """Run the backbone once and write down what it does.
+    """Run the backbone once and record its steps.
 
     Raises:
-        ExportError: an operator that is not known here.
+        ExportError: it uses an unknown operator.
     """
     module = backbone.module
     images = torch.from_numpy(probe_images(backbone.spec.input_size)[:1])

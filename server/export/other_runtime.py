@@ -1,4 +1,4 @@
-"""Files for runtimes other than torch: measured, not promised, for each rounds in its own way."""
+"""Files for runtimes other than torch; only measured, because each runtime rounds differently."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from server.export.trained import TrainedModel
 __all__ = ["OTHER_RUNTIMES", "check_installed", "export_checked", "is_installed"]
 
 OTHER_RUNTIMES = {"onnx": ("onnx", "onnxruntime"), "executorch": ("executorch",)}
-"""Packages that a target needs beside torch; the extra has the target's name."""
+"""Packages that a target needs beside torch. The extra is named after the target."""
 
 
 def is_installed(target: str) -> bool:
-    """Whether all of a target's packages are here."""
+    """Whether all of a target's packages are installed."""
     return all(map(find_spec, OTHER_RUNTIMES.get(target, ())))
 
 
 def check_installed(target: str) -> None:
-    """Refuse a target whose runtime is not here; ask before the long work.
+    """Refuse a target whose runtime is not installed; to be called before the long work.
 
     Raises:
         MissingExtraError: names the command that installs it.
@@ -44,14 +44,14 @@ def export_checked(
     build: Callable[[TrainedModel], bytes],
     script: str,
 ) -> ExportReport:
-    """Write a file that gives logits and nothing else.
+    """Write a file that only gives logits.
 
     Args:
         trained: what to export.
-        path: of the file.
+        path: the file to write.
         target: its key in ``server.export.exporters.FILES``.
         build: makes the file's bytes.
-        script: of this package's parent; runs the file in a process that has its runtime alone.
+        script: a script in server/export that runs the file in a process with only its runtime.
 
     Raises:
         ExportError: the file does not run, or its logits are not finite.
@@ -62,7 +62,7 @@ def export_checked(
     own, labels = trained.logits[:count], trained.labels[:count]
     checks: list[SelfCheck] = []
     facts: list[FileFacts] = []
-    # Started now: it imports the runtime while this process works.
+    # Started early, so that it imports the runtime while this process works.
     with fresh_process(script) as process:
         data = build(trained)
 
@@ -81,6 +81,6 @@ def export_checked(
             )
 
         write_atomic(path, write)
-    tell(checks[0], f"{path.name}: {facts[0].runtime} here", "measure it where it is to run")
+    tell(checks[0], f"{path.name}: {facts[0].runtime} here", "measure it on the target machine")
     card = draft_card(trained, target, check=checks[0], engine=facts[0].runtime)
     return finish(card, path, facts[0])

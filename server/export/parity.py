@@ -1,9 +1,10 @@
-"""How far an exported model is from the head that was trained, and what cannot be rounding.
+"""Compares an exported model with the trained head, and finds differences beyond rounding.
 
-What is promised is a gate: the shipped engine gives the training side's features to the bit, and
-logits within what rounding can explain, a bound that follows from the arithmetic and not from
-experience. How another engine or runtime rounds 60 layers depends on the processor and, with
-random weights, is magnified until classes change: that is a figure, for the card and for one line.
+Promises are checked strictly. With the card's engine, the features are bit for bit those of the
+training, and the logits differ by no more than rounding explains; the bound follows from the
+arithmetic, not from experience. The rounding of another engine or runtime over 60 layers depends on
+the processor, and with random weights it grows until classes change. So that difference is only
+reported, in the card and one log line.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ __all__ = ["check_within", "measure", "rounding", "tell"]
 
 logger = logging.getLogger("fedhead")
 
-# Other rounding moves 1 % to 4 % of the images of pretrained networks to another class.
+# With pretrained networks, other rounding changes the class of 1 % to 4 % of the images.
 _MUCH = 0.05
 
 
 def rounding(x: FloatArray, matrix: FloatArray) -> FloatArray:
-    """What ``x @ matrix.T`` may be off where both sides add up in float32, each in its own order.
+    """Largest difference of ``x @ matrix.T`` between two float32 sums in different orders.
 
     Args:
         x: float32 (n, D).
@@ -35,22 +36,22 @@ def rounding(x: FloatArray, matrix: FloatArray) -> FloatArray:
         (n, K); Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1.
     """
     size = np.abs(x) @ np.abs(matrix).T
-    # Of each side (D + 1) half steps; one more for the size's own rounding.
+    # (D + 1) half steps for each of the two, and one more for the rounding of the size.
     bound: FloatArray = size * np.float32((x.shape[1] + 2) * np.finfo(np.float32).eps)
     return bound
 
 
 def check_within(logits: FloatArray, expected: FloatArray, bound: FloatArray, what: str) -> None:
-    """Refuse logits that are farther off than rounding explains.
+    """Refuse logits that differ by more than rounding explains.
 
     Args:
         logits: float32 (n, K).
         expected: float32 (n, K).
-        bound: (n, K), what each may be off.
-        what: whose logits they are.
+        bound: (n, K), largest allowed difference of each.
+        what: words for the model with these logits.
 
     Raises:
-        ExportError: names the logit that is farthest beyond its bound; NaN is.
+        ExportError: names the logit that is farthest beyond its bound; NaN counts as beyond.
     """
     off = np.abs(logits.astype(np.float64) - expected)
     if (off <= bound).all():
@@ -63,21 +64,21 @@ def check_within(logits: FloatArray, expected: FloatArray, bound: FloatArray, wh
 
 
 def measure(logits: FloatArray, trained: FloatArray, labels: IntArray) -> SelfCheck:
-    """Figures of a model's logits beside the trained head's.
+    """Compare a model's logits with the trained head's.
 
     Args:
-        logits: float32 (n, K), the exported model's.
-        trained: float32 (n, K).
+        logits: float32 (n, K), of the exported model.
+        trained: float32 (n, K), of the trained head.
         labels: int64 (n,).
 
     Raises:
-        ExportError: they are not finite.
+        ExportError: the logits are not finite.
     """
     if not np.isfinite(logits).all():
         raise ExportError("the exported model's logits are not finite")
     size = np.abs(trained).max(axis=1) if trained.shape[1] == 1 else np.ptp(trained, axis=1)
     best = logits.argmax(axis=1)
-    # A tie in float32 is nobody's class.
+    # On a tie in float32, neither class is wrong.
     lost = trained.max(axis=1) - np.take_along_axis(trained, best[:, None], axis=1)[:, 0]
     tie = np.finfo(np.float32).eps * np.abs(trained).max()
     return SelfCheck(
@@ -90,11 +91,11 @@ def measure(logits: FloatArray, trained: FloatArray, labels: IntArray) -> SelfCh
 
 
 def tell(check: SelfCheck, who: str, advice: str) -> None:
-    """One line in the log where a model gives many images another class than the trained head.
+    """Log a line if a model gives many images another class than the trained head.
 
     Args:
-        check: its figures.
-        who: what computes otherwise.
+        check: the model's figures.
+        who: words for the model or engine.
         advice: what to do about it.
     """
     changed = round((1 - check.argmax_agreement) * check.images)

@@ -1,4 +1,4 @@
-"""What an exported model says about images; what ``fedhead predict`` prints."""
+"""Classifies images with an exported model, for ``fedhead predict``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["Prediction", "classify", "find_images", "measure", "predict", "write
 
 logger = logging.getLogger("fedhead")
 
-# Bounds memory; logits do not depend on it.
+# The batch size bounds the memory; logits do not depend on it.
 _BATCH = 32
 
 
@@ -37,9 +37,9 @@ class Prediction:
     """The best class of one image.
 
     Attributes:
-        path: as it was given.
-        class_name: from the model's card.
-        probability: of that class, in [0, 1].
+        path: the image's path, as given.
+        class_name: the class's name in the model's card.
+        probability: the class's probability, in [0, 1].
     """
 
     path: Path
@@ -48,15 +48,14 @@ class Prediction:
 
 
 def find_images(paths: Sequence[Path]) -> list[Path | DataError]:
-    """The files that are meant by files and folders.
+    """The image files among files and folders.
 
     Args:
-        paths: a file stands for itself, a folder for all images below it, sorted; what is
-            hidden or no image by its suffix is left out there, and counted in a warning.
+        paths: files, and folders whose images on all levels are taken, sorted. In folders, hidden
+            files and files without an image's suffix are left out and counted in a warning.
 
     Returns:
-        Paths in the order given; in place of a folder that cannot be read or holds no image,
-        the error that says so.
+        Paths in the given order; for a folder that cannot be read or holds no image, an error.
     """
     found: list[Path | DataError] = []
     for path in paths:
@@ -82,12 +81,12 @@ def predict(
 
     Args:
         model: from ``exported``.
-        images: files of any format, size and colour that ``common.images`` reads; an error is
-            handed on.
+        images: files of any format, size and colour that ``common.images`` reads; errors are
+            passed on.
 
     Yields:
-        A prediction for each image, in the order given; for one that cannot be read, the
-        error that names it.
+        A prediction for each image, in the given order; for an unreadable one, an error that
+        names it.
 
     Raises:
         ExportError: the model does not run, or contradicts its card.
@@ -143,18 +142,18 @@ def write_csv(stream: TextIO, predictions: Iterable[Prediction]) -> None:
 
 
 def measure(model: Path, dataset: Dataset, positions: IntArray) -> float:
-    """How often an exported model is right on labelled images.
+    """The accuracy of an exported model on labelled images.
 
     Args:
         model: a file that ``exported`` loads.
         dataset: images, with the classes of the model's card.
-        positions: of those to look at, at least one.
+        positions: positions of the images to use, at least one.
 
     Returns:
         The accuracy in [0, 1].
 
     Raises:
-        As ``exported`` and ``predict``.
+        As in ``exported`` and ``predict``.
     """
     right = 0
     with exported(model) as loaded:

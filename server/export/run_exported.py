@@ -1,8 +1,8 @@
 """Runs a TorchScript file in a process of its own, with torch and the standard library alone.
 
-Started as a script by ``server/export/fresh_process.py``. It imports nothing of fedhead, so that
-the check sees what a stranger's machine sees. One JSON object on standard input says what to do,
-one on standard output what was found; arrays pass through raw files.
+``server/export/fresh_process.py`` starts it as a script. It imports nothing of fedhead, so that the
+check is the same as on a user's machine. One JSON object on standard input says what to do, and one
+on standard output says the results. Arrays are passed in raw files.
 """
 
 import json
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Not the size that the training side uses: logits must not depend on it.
+# Not the batch size of the training: logits must not depend on it.
 _BATCH = 16
 
 
 def load(kind: str, path: str) -> Callable[..., Any]:
-    """A function that calls the file's methods by name; the engine must be set, and stay so."""
+    """A function that calls the file's methods by name; the engine must be set and stay set."""
     if kind == "lite":
         from torch.jit.mobile import _load_for_lite_interpreter
 
@@ -31,7 +31,7 @@ def load(kind: str, path: str) -> Callable[..., Any]:
 
 
 def read(order: dict[str, Any], dtype: torch.dtype) -> Tensor:
-    """An array that the other side has written."""
+    """Read an array that the other process has written."""
     size = 1
     for n in order["shape"]:
         size *= n
@@ -39,13 +39,13 @@ def read(order: dict[str, Any], dtype: torch.dtype) -> Tensor:
 
 
 def write(path: str, result: Tensor) -> None:
-    """One for the other side."""
+    """Write an array for the other process."""
     file = torch.from_file(path, shared=True, size=result.numel(), dtype=result.dtype)
     file.copy_(result.reshape(-1))
 
 
 def main() -> None:
-    """Run the file with the engine it is for, then with the one that torch takes by default."""
+    """Run the file with its own engine, then with the one that torch picks by default."""
     job = json.load(sys.stdin)
     images = read(job["images"], torch.uint8)
     default = torch.backends.quantized.engine
@@ -63,8 +63,8 @@ def main() -> None:
             call("set_head", *zeros, call("fingerprint"))
             call("train_epochs", features, read(job["labels"], torch.int64), *job["training"])
             write(job["out"]["delta"], call("head_delta"))
-        # All that is promised is said. An engine that cannot run the file, or takes this process
-        # along, is no fault of the file.
+        # The promised results are written by now. If another engine cannot run the file, or crashes
+        # this process, the file is not at fault.
         write(job["out"]["default_logits"], logits)
         print(json.dumps({"engine": default, "problem": "it ended the process"}), flush=True)
         torch.backends.quantized.engine, problem = default, ""

@@ -1,4 +1,4 @@
-"""The backbone that a run's head is trained on, and the two together once it is."""
+"""The backbone of a run, and the trained model made of it and the head."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SELF_CHECK_IMAGES = 128
 
 
 def prepare(config: Config, dataset: Dataset) -> FrozenBackbone:
-    """The configured backbone, quantized on the server's unlabelled images, or from the cache."""
+    """The configured backbone, from the cache or quantized on the server's calibration images."""
     calibration = calibration_positions(config)
     return _prepared_backbone(config.backbone, dataset, calibration.tobytes(), config.data_seed)
 
@@ -64,16 +64,16 @@ def _prepared_backbone(
 
 
 def kept_backbone(path: Path) -> Path | None:
-    """The file of a run folder's backbone; None: there is none.
+    """The file of the backbone in a run folder; None: there is none.
 
-    It is kept because another machine or processor would make a slightly other one.
+    It is kept because another machine or processor would make a slightly different one.
     """
     file = path / _KEPT
     return file if file.exists() else None
 
 
 def backbone_of_run(path: Path, config: Config, dataset: Dataset) -> FrozenBackbone:
-    """The backbone that lies in a run folder; without one, the configured one.
+    """The backbone in a run folder; if there is none, the configured one.
 
     Raises:
         FedheadError: it cannot be prepared.
@@ -85,20 +85,20 @@ def backbone_of_run(path: Path, config: Config, dataset: Dataset) -> FrozenBackb
     return _known[backbone.fingerprint]
 
 
-# torch names what it loads a second time in another way, and a model's bytes hold the names.
+# Loaded only once: torch gives other names on a second load, and a model's bytes hold the names.
 _known: dict[str, FrozenBackbone] = {}
 
 
 @own_check("backbone.safetensors of a run")
 def _kept(path: Path) -> FrozenBackbone | None:
-    """What lies in a run folder; None: nothing, or something damaged, which is removed."""
+    """The backbone in a run folder; None if there is none or it was damaged and is now removed."""
     file = kept_backbone(path)
     if file is None:
         return None
     try:
         kept = FrozenBackbone.load(path, opened=False)
         if kept.fingerprint not in _known:
-            _ = kept.module  # opened, and so checked
+            _ = kept.module  # loads it, which checks it
     except BackboneError as exc:
         logger.warning("%s: %s: preparing it again", file, exc)
         drop_backbone(path)
@@ -107,7 +107,7 @@ def _kept(path: Path) -> FrozenBackbone | None:
 
 
 def keep_backbone(source: FrozenBackbone | Path, path: Path) -> None:
-    """Put a backbone, or its file, into a run folder that has none."""
+    """Write a backbone, or its file, into a run folder that has none."""
     target = path / _KEPT
     if target.exists():
         return
@@ -128,10 +128,10 @@ def drop_backbone(path: Path) -> None:
 def trained_model(
     config: Config, backbone: FrozenBackbone, head: Head, test: FeatureSet
 ) -> TrainedModel:
-    """What an export needs: the head with its backbone, and the images of its test features."""
+    """The input of an export: the head with its backbone, and test images with their features."""
     dataset, positions = experiment_dataset(config), held_out_positions(config)
     evaluation = evaluate(head, test)
-    # The file itself runs on some images of all classes, evenly spread; its head on all.
+    # The file runs on some images, evenly spread over all classes; the head alone on all.
     count = min(_SELF_CHECK_IMAGES, len(test))
     spread = np.linspace(0, len(test) - 1, count).astype(np.int64)
     order = np.concatenate([spread, np.setdiff1d(np.arange(len(test)), spread)])

@@ -12,7 +12,7 @@ def main() -> None:
     job = json.load(sys.stdin)
     images = np.fromfile(job["images"]["path"], np.uint8).reshape(job["images"]["shape"])
     session = onnxruntime.InferenceSession(job["model"], providers=["CPUExecutionProvider"])
-    # Batches of another size than 1 or all: the file must take any.
+    # The batch size is neither 1 nor all, because the file must take any number of images.
     logits = [session.run(None, {"images": images[i : i + 7]})[0] for i in range(0, len(images), 7)]
     np.concatenate(logits).tofile(job["out"]["logits"])
     print(json.dumps({"runtime": f"onnxruntime {onnxruntime.__version__}"}))

@@ -1,4 +1,4 @@
-"""The card and the report of one export: what all targets say alike."""
+"""The card and the report of one export: the part that is the same for all targets."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ __all__ = ["ExportReport", "draft_card", "finish"]
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how far it is from the head that was trained.
+    """A written file, and its difference from the trained head.
 
     Attributes:
-        target: what was exported.
-        path: of the file.
-        model_bytes: its size.
-        sha256: of the file.
-        argmax_agreement: share of images with the same best class, in [0, 1]; like all that
-            follows, None where the file does not compute it.
+        target: the export target.
+        path: the file.
+        model_bytes: the file's size.
+        sha256: the file's SHA-256.
+        argmax_agreement: share of images with the same best class, in [0, 1]. This and the
+            following are None if the file does not compute them.
         max_logit_difference: largest absolute difference of a logit.
-        accuracy: of the exported model on the images, in [0, 1].
-        images: how many that were.
-        features_equal: whether its features are the training side's to the bit.
-        default_engine: what torch's own choice of an engine gives on this machine.
+        accuracy: the exported model's accuracy on the images, in [0, 1].
+        images: number of images.
+        features_equal: whether its features are bit for bit those of the training.
+        default_engine: results with the engine that torch picks on this machine.
         weights: label of the backbone's pretrained weights.
     """
 
@@ -50,7 +50,7 @@ class ExportReport:
     weights: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """What JSON can hold of it."""
+        """The report as JSON values."""
         default = self.default_engine and self.default_engine.model_dump()
         return {**asdict(self), "path": str(self.path), "default_engine": default}
 
@@ -62,13 +62,13 @@ def draft_card(
     check: SelfCheck | None = None,
     engine: str = "",
 ) -> Card:
-    """A card that still lacks what is known of the finished file.
+    """A card without the facts about the finished file.
 
     Args:
-        trained: what is exported.
+        trained: the exported model.
         target: see ``Card``.
-        check: of its logits.
-        engine: what computes; without it, the backbone's own quantized engine.
+        check: the check of its logits.
+        engine: the engine that computes; by default the backbone's quantized engine.
     """
     spec = trained.backbone.spec
     images, logits = _interface(target, spec, trained.head)
@@ -96,14 +96,14 @@ def draft_card(
 
 
 def _interface(target: str, spec: BackboneSpec, head: Head) -> tuple[str, str]:
-    """What the file takes and gives."""
+    """Descriptions of the file's input and output."""
     if target == "head":
         return (
             f"no images: weight float32 ({head.num_classes}, {head.num_features}) and bias "
             f"float32 ({head.num_classes},), for set_head of device.pt and device.ptl",
             "nothing by itself",
         )
-    # ExecuTorch plans its memory when the file is made, for one image a call.
+    # ExecuTorch plans its memory when the file is made, for one image per call.
     n = "1" if target == "executorch" else "n"
     return (
         f"uint8 ({n}, 3, {spec.input_size}, {spec.input_size}), RGB in 0..255; "
@@ -115,7 +115,7 @@ def _interface(target: str, spec: BackboneSpec, head: Head) -> tuple[str, str]:
 
 
 def finish(card: Card, path: Path, facts: FileFacts) -> ExportReport:
-    """Write the card beside a file that is in place."""
+    """Write the card beside a finished file."""
     whole = card.model_copy(update={"file": facts})
     BESIDE.write(card_path(path), json.loads(whole.to_json()))  # which has null for NaN
     report = ExportReport(

@@ -1,4 +1,4 @@
-"""What is exported: a backbone with its trained head, and real images to measure a file on."""
+"""The input of an export: a backbone with its trained head, and real images for the checks."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ __all__ = ["TrainedModel"]
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """One run's result, as the training side knows it.
+    """One run's result for an export.
 
     Attributes:
-        backbone: as the head was trained on.
-        head: float, for x as ``backbone.affine`` makes it.
+        backbone: the backbone that the head was trained on.
+        head: the float head, for x from ``backbone.affine``.
         classes: K names, in the order of the head's rows.
-        metrics: of the run, for the card.
-        images: uint8 (m, 3, H, W), m >= 1, real test images to run a file on.
-        features: uint8 (n, d), n >= m, of the images and of more of the test set: what can be
-            measured without running the backbone is measured on all.
-        labels: int64 (n,), the first m of them of the images.
+        metrics: the run's metrics, for the card.
+        images: uint8 (m, 3, H, W), m >= 1, real test images on which a file is run.
+        features: uint8 (n, d), n >= m, of the images and then of more test images; checks that do
+            not need the backbone use all of them.
+        labels: int64 (n,); the first m are the images' labels.
 
     Raises:
-        ExportError: these do not fit each other.
+        ExportError: the parts do not fit each other.
     """
 
     backbone: FrozenBackbone
@@ -75,7 +75,7 @@ class TrainedModel:
 
     @cached_property
     def logits(self) -> FloatArray:
-        """float32 (n, K): what the head that was trained says."""
+        """float32 (n, K): the trained head's logits."""
         logits: FloatArray = (
             self.backbone.affine(self.features) @ self.head.weight.T + self.head.bias
         )

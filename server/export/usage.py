@@ -1,4 +1,4 @@
-"""How to load an exported file, in the languages of the machines that run it: lines for cards."""
+"""Lines for cards that load an exported file, in the languages of the machines that run it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILES = {
 }
 """Each target's file name."""
 
-# LibTorch has no Swift interface of its own.
+# LibTorch has no Swift interface.
 _OBJECTIVE_CPP = "// in an Objective-C++ file that Swift calls:"
 
 _PYTHON = {

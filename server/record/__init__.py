@@ -1,1 +1,1 @@
-"""What a run leaves behind and tells while it lasts: its folder, checkpoints, events, figures."""
+"""The records of a run: its folder, checkpoints, events, figures and progress."""

@@ -1,4 +1,4 @@
-"""What each client of a run has given and cost: updates by fate, bytes, and when it was seen."""
+"""Counts for each client of a run: updates by outcome, bytes, and when it was last seen."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _WIDTH = len(COLUMNS) + 2
 
 
 class Accounts:
-    """A table that grows by a row with each new client.
+    """A table with a row for each client; new clients get new rows.
 
-    The counts add up to those of the run: every client that was asked gave a valid update, a
-    rejected one or failed, and late ones are among the failed. ``refused`` is what a device said
-    that was not its to say, beside all rounds. ``uplink_bytes`` are those of valid updates. A
-    simulated client is never seen: its time is not of this world.
+    The counts add up to those of the run: every asked client gave a valid update, gave a rejected
+    one, or failed; late ones are among the failed. ``refused`` counts what a device said outside
+    of rounds against the rules. ``uplink_bytes`` are those of valid updates. A simulated client has
+    no time of last contact, because its time is simulated.
 
     Args:
-        name: what a person calls a client.
+        name: returns a client's name for people.
 
     Attributes:
         name: as given.
@@ -53,12 +53,12 @@ class Accounts:
         return np.zeros((0, _WIDTH), np.int64)
 
     def add(self, column: Column, clients: Sequence[int], amount: int | Sequence[int] = 1) -> None:
-        """Count something for each of some clients; who is named twice counts twice."""
+        """Add to a count of some clients; a client that is named twice counts twice."""
         rows = self._rows(np.asarray(clients, np.int64))
         np.add.at(self.table[:, 1 + COLUMNS.index(column)], rows, amount)
 
     def see(self, clients: Sequence[int]) -> None:
-        """Remember that these were there a moment ago."""
+        """Record that these clients were there just now."""
         rows = self._rows(np.asarray(clients, np.int64))
         self.table[rows, -1] = time.time_ns() // 1_000_000
 
@@ -69,27 +69,27 @@ class Accounts:
         self.table[rows, -1] = np.maximum(self.table[rows, -1], earlier[:, -1])
 
     def total(self, column: Column) -> int:
-        """Over all clients."""
+        """Sum over all clients."""
         return int(self.table[:, 1 + COLUMNS.index(column)].sum())
 
     @property
     def num_clients(self) -> int:
-        """How many have taken part; who was only refused has not."""
+        """Number of clients that took part; one that was only refused did not."""
         refused = 1 + COLUMNS.index("refused")
         return int(np.delete(self.table[:, 1:], refused - 1, axis=1).any(axis=1).sum())
 
     def write(self, path: Path) -> None:
-        """A line a client, as CSV."""
+        """Write a CSV file with a line per client."""
         text = io.StringIO()
         lines = csv.writer(text, lineterminator="\n")
         lines.writerow(["client", "name", *COLUMNS, "last_seen"])
         for client, *numbers, seen in self.table.tolist():
             lines.writerow([client, self.name(client), *numbers, utc(seen / 1000) if seen else ""])
-        # After a loss of power the next round writes it again.
+        # Not durable: after a power failure the next round writes it again.
         write_atomic(path, text.getvalue().encode(), durable=False)
 
     def _rows(self, clients: IntArray) -> IntArray:
-        """Where each client's row is; new ones get one."""
+        """The row number of each client; new clients get a row."""
         ids = self.table[:, 0]
         rows = np.searchsorted(ids, clients)
         if len(ids) and (ids[np.minimum(rows, len(ids) - 1)] == clients).all():

@@ -1,8 +1,8 @@
 """Checkpoints: the head, the strategy's state and the counters after each round.
 
-A checkpoint is a folder that appears whole or not at all. ``SHA256SUMS`` holds the hashes of its
-files, as ``sha256sum --check`` reads them; one that does not verify is passed over for the one
-before.
+A checkpoint is a folder that appears completely or not at all. ``SHA256SUMS`` holds the hashes of
+its files, in the form that ``sha256sum --check`` reads. A checkpoint with a wrong hash is skipped,
+and the one before it is used.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a round left behind.
+    """The state after a round.
 
     Attributes:
         round_number: the last finished round; 0 before the first.
         head: the global head after it.
-        arrays: the strategy state's arrays, by dotted field name.
-        scalars: its other fields, and the counters.
+        arrays: the arrays of the strategy's state, by dotted field name.
+        scalars: the state's other fields, and the counters.
         counters: totals of the run so far.
     """
 
@@ -72,7 +72,7 @@ def _flatten(state: Any, prefix: str = "") -> tuple[Arrays, dict[str, Any]]:
 
 
 def restore_state(template: S, checkpoint: Checkpoint, prefix: str = "") -> S:
-    """The strategy state of a checkpoint, in the form of a freshly made one.
+    """The strategy's state in a checkpoint, in the form of a new state.
 
     Raises:
         RunError: a field is missing or an array has another shape or dtype.
@@ -86,8 +86,8 @@ def restore_state(template: S, checkpoint: Checkpoint, prefix: str = "") -> S:
         source = checkpoint.arrays if isinstance(old, np.ndarray) else checkpoint.scalars
         if name not in source:
             raise RunError(
-                f"checkpoint of round {checkpoint.round_number} lacks {name!r}: it is of another "
-                "strategy, or another version of fedhead wrote it"
+                f"checkpoint of round {checkpoint.round_number} has no {name!r}: it is of another "
+                "strategy or another version of fedhead"
             )
         new = source[name]
         if isinstance(old, np.ndarray) and (_form(new, old), new.dtype) != (old.shape, old.dtype):
@@ -100,7 +100,7 @@ def restore_state(template: S, checkpoint: Checkpoint, prefix: str = "") -> S:
 
 
 def _form(new: npt.NDArray[np.generic], old: npt.NDArray[np.generic]) -> tuple[int, ...]:
-    """Its shape, but for the length of an array that began with no rows and has grown."""
+    """The shape, without the number of rows if the array began without rows."""
     if old.ndim and not len(old) and new.ndim:
         return (0, *new.shape[1:])
     return new.shape
@@ -115,7 +115,7 @@ def save_checkpoint(
     counters: Mapping[str, float],
     keep: int,
 ) -> None:
-    """Write the checkpoint of a round and drop all but it and the ``keep - 1`` before it."""
+    """Write a round's checkpoint, and remove all but it and the ``keep - 1`` before it."""
     arrays, scalars = _flatten(state)
     meta = {"round": round_number, "scalars": scalars, "counters": dict(counters)}
     files = {
@@ -128,7 +128,7 @@ def save_checkpoint(
         for name, data in files.items():
             (temporary / name).write_bytes(data)
     for path in _folders(folder):
-        # A later one was found damaged: the run has gone another way since.
+        # Later checkpoints were found damaged, and the run has continued without them.
         if not round_number - keep < int(path.name) <= round_number:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -145,7 +145,7 @@ def _sums(files: Mapping[str, bytes]) -> bytes:
 def _load(path: Path) -> Checkpoint:
     files = {name: (path / name).read_bytes() for name in (_HEAD, _STATE, _META)}
     if _sums(files) != (path / _SUMS).read_bytes():
-        raise ValueError(f"its files are not those of {_SUMS}")
+        raise ValueError(f"its files are not those listed in {_SUMS}")
     head, meta = load(files[_HEAD]), json.loads(files[_META])
     return Checkpoint(
         round_number=meta["round"],
@@ -158,20 +158,20 @@ def _load(path: Path) -> Checkpoint:
 
 @own_check("checkpoint of a run")
 def load_latest(folder: Path, *, rounds: int | None = None, because: str = "") -> Checkpoint | None:
-    """The newest checkpoint that verifies; None if there is none at all.
+    """The newest valid checkpoint; None if there are no checkpoints.
 
     Args:
-        folder: of the checkpoints.
-        rounds: pass over those of later rounds; None: of none.
-        because: why.
+        folder: the folder of checkpoints.
+        rounds: checkpoints of later rounds are skipped; None: none is skipped.
+        because: the reason for skipping, for the log.
 
     Raises:
-        RunError: there are checkpoints, but every one is damaged or of a later round.
+        RunError: all checkpoints are damaged or of later rounds.
     """
     folders = _folders(folder)
     for path in reversed(folders):
         if rounds is not None and int(path.name) > rounds:
-            message = f"checkpoint {path} is passed over ({because}), going back one"
+            message = f"checkpoint {path} is skipped ({because}), going back one"
             event("checkpoint", message, level=logging.WARNING, path=str(path), reason=because)
             continue
         try:
@@ -181,8 +181,8 @@ def load_latest(folder: Path, *, rounds: int | None = None, because: str = "") -
             event("checkpoint", message, level=logging.WARNING, path=str(path), reason=str(exc))
     if folders and rounds is not None and int(folders[0].name) > rounds:
         raise RunError(
-            f"{because}, and the oldest checkpoint is of round {int(folders[0].name)}: mend it, "
-            f"or remove {folder}, and the run begins again"
+            f"{because}, and the oldest checkpoint is of round {int(folders[0].name)}: repair the "
+            f"file, or remove {folder} to begin the run again"
         )
     if folders:
         raise RunError(

@@ -1,7 +1,7 @@
-"""What simulated clients remember, once their run has ended: it lies in the run folder.
+"""The memories of simulated clients after their run has ended, kept in the run folder.
 
-While a run is on, clients keep it in the cache of their machine. A run that has finished may still
-go on for more rounds, after its folder was moved too.
+During a run, clients keep their memories in the machine's cache. A finished run may be continued
+with more rounds, even after its folder was moved.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TEMPORARY = f".{_FOLDER}.tmp"
 
 
 def bring_back(path: Path, run_id: str) -> None:
-    """Give clients what they remembered when the run ended."""
+    """Copy the clients' memories back into the cache."""
     kept = path / _FOLDER
     if kept.is_dir():
         _copy(kept, simulated_state() / run_id)
@@ -30,12 +30,12 @@ def bring_back(path: Path, run_id: str) -> None:
 
 
 def put_away(path: Path, run_id: str, *, keep: bool) -> None:
-    """Empty the cache of a run that has ended.
+    """Remove an ended run's memories from the cache.
 
     Args:
         path: the run folder.
-        run_id: of the run.
-        keep: whether it may go on.
+        run_id: the run's id.
+        keep: whether the run may be continued, so that the memories move to its folder.
     """
     state = simulated_state() / run_id
     if keep and any(state.glob("[0-9]*")):
@@ -53,24 +53,24 @@ def put_away(path: Path, run_id: str, *, keep: bool) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     try:
-        # What is sent again to who lacks it lies beside the clients' folders.
+        # Files beside the clients' folders are left out: the server can send them again.
         shutil.copytree(
             source, target, ignore=shutil.ignore_patterns("constant-*"), dirs_exist_ok=True
         )
-    except shutil.Error as exc:  # it lists every file
+    except shutil.Error as exc:  # its text lists every file
         reason = exc.args[0][0][2]
-        raise RunError(f"{target} does not take what clients remember ({reason})") from exc
+        raise RunError(f"clients' memories cannot be written to {target} ({reason})") from exc
 
 
 def check_memory(run_id: str, num_clients: int, round_number: int) -> None:
-    """Make sure that a simulated run's clients are where they remember something.
+    """Check that the memories of a simulated run's clients are in this machine's cache.
 
     Raises:
-        RunError: they are not.
+        RunError: they are missing.
     """
     state = simulated_state() / run_id
     if num_clients and not state.is_dir():
         raise RunError(
-            f"{num_clients} clients remember something of the rounds up to {round_number}, and "
-            f"{state} is not there: a run that was cut off goes on where it began, with its cache"
+            f"{num_clients} clients have memories of the rounds up to {round_number}, but "
+            f"{state} is missing: resume an interrupted run on its machine, with its cache"
         )

@@ -1,7 +1,7 @@
-"""The structured log: what happens to a run, one JSON object a line, beside the console's words.
+"""The structured log of a run: one JSON object per line, beside the console's log.
 
-An event is an ordinary log record that also carries its name and its values; this file's handler
-writes them to a run folder's events.jsonl, other handlers show the words alone.
+An event is an ordinary log record that also has a name and values. The handler here writes them to
+the run folder's events.jsonl. Other handlers show only the message.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ Value = str | int | float | bool | None
 
 
 def event(kind: str, message: str, /, *, level: int = logging.INFO, **values: Value) -> None:
-    """Log something that a machine may look for; words are made printable, whoever's they are.
+    """Log an event that programs may look for. Text from outside is made printable.
 
     Args:
-        kind: what has happened, a word that never changes.
-        message: for people.
-        level: of the logging module.
+        kind: the event's name, which never changes.
+        message: the text for people.
+        level: a level of the logging module.
         values: round, client, name, reason, ...
     """
     clean = {key: printable(v) if isinstance(v, str) else v for key, v in values.items()}
-    # As an argument, so that a % in a device's own words stays one.
+    # As an argument, so that a % in a device's text is not interpreted.
     extra = {"event": kind, "values": clean}
     logger.log(level, "%s", printable(message), extra=extra, stacklevel=2)
 
@@ -50,7 +50,7 @@ def utc(seconds: float) -> str:
 
 
 class _JsonFormatter(logging.Formatter):
-    """Keys: time, level, event ("log" where a record is no event), its values, message."""
+    """Keys: time, level, event ("log" if a record is not an event), its values, message."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -64,17 +64,17 @@ class _JsonFormatter(logging.Formatter):
 
 
 class _EventHandler(logging.Handler):
-    """Appends to a file, a whole line at a time; one that cannot be written ends no run."""
+    """Appends whole lines to a file. If the file cannot be written, the run continues."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.setFormatter(_JsonFormatter())
-        # Unbuffered: a line that does not fit on a full disk must not come up again at the end.
+        # Unbuffered: a line that a full disk refused must not be written again at the end.
         self._path, self._file = path, path.open("a+b", buffering=0)
         self._broken = False
         if self._file.tell():
             self._file.seek(-1, 2)
-            if self._file.read(1) != b"\n":  # a run that was cut off in the middle of a line
+            if self._file.read(1) != b"\n":  # an earlier process was killed in the middle of a line
                 self._file.write(b"\n")
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -93,7 +93,7 @@ class _EventHandler(logging.Handler):
 
 @contextmanager
 def event_log(path: Path) -> Iterator[None]:
-    """Write what fedhead logs meanwhile, from INFO up, to a file as well."""
+    """Inside the block, write fedhead's log from INFO up to a file as well."""
     handler, level = _EventHandler(path), logger.level
     logger.addHandler(handler)
     if not logger.isEnabledFor(logging.INFO):

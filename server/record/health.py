@@ -1,4 +1,4 @@
-"""The standard gRPC health service of a run, for grpc_health_probe and Kubernetes."""
+"""A run's standard gRPC health service, for grpc_health_probe and Kubernetes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from server.record.progress import OnRound, Progress, Standing
 __all__ = ["health_service"]
 
 _SERVICES = ("", "fedhead")
-_THREADS = 4  # who watches occupies none
+_THREADS = 4  # watching clients do not occupy threads
 _GRACE_SECONDS = 1.0
 
 
 class _Health(HealthServicer):
-    """SERVING while the run can progress; the standing comes as initial metadata."""
+    """Answers SERVING while the run can progress; the run's state is sent as initial metadata."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class _Health(HealthServicer):
         self._say(serving=False)
 
     def show(self, standing: Standing) -> None:
-        """Say this from now on, and to those who watch at once."""
+        """Answer with this state from now on, and send it to watching clients at once."""
         before, self._standing = self._standing, standing
         if standing.can_progress != before.can_progress:
             self._say(serving=standing.can_progress)
@@ -67,16 +67,16 @@ def health_service(address: str, on_round: OnRound = lambda _: None) -> Iterator
 
     Args:
         address: HOST:PORT to listen on, without TLS, as probes expect it.
-        on_round: is told of each round, beside the service.
+        on_round: called with each round's metrics.
 
     Yields:
-        Takes what the service says.
+        The progress object that the service reports.
 
     Raises:
-        RunError: the address cannot be had.
+        RunError: the address cannot be used.
     """
     health = _Health()
-    # Without reuse, or a second run at the same port would take some of the first one's checks.
+    # No port reuse: otherwise a second run at this port would get some of the first one's checks.
     server = grpc.server(ThreadPoolExecutor(_THREADS), options=[("grpc.so_reuseport", 0)])
     add_HealthServicer_to_server(health, server)
     try:

@@ -1,8 +1,8 @@
-"""A run ends with the process that a person started it by, however that ends.
+"""A run ends when the process that started it ends, for whatever reason.
 
-Through Flower the run is another process's child, which goes on unseen where its operator's was
-killed. So that process holds a lock on a file in the run folder, which the system frees when it
-dies, and the run waits for the lock in a thread of its own.
+With Flower, the run is a child of another process and would go on unseen if the starting process
+was killed. So the starting process holds a lock on a file in the run folder. The system frees the
+lock when the process dies, and a thread of the run waits for that.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from server.record.events import event
 __all__ = ["follow", "held", "lease_of"]
 
 _PAUSE_SECONDS = 0.5
-_LEFT_SECONDS = 15.0  # in which a run whose operator was killed has ended
+_LEFT_SECONDS = 15.0  # a run ends within this time after its operator was killed
 _FAREWELL_SECONDS = 5.0
 
 
 def lease_of(run: Path) -> Path:
-    """The file in a run folder."""
+    """The lock's file in a run folder."""
     return run / ".operator.lock"
 
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Let a run go on, until the block ends or this process does.
+    """Hold the lock, so that the run goes on until the block or this process ends.
 
     Raises:
-        RunError: another process has a run going on in this folder.
+        RunError: another process has a run in this folder.
     """
     deadline = time.monotonic() + _LEFT_SECONDS
     with path.open("a") as file:
@@ -56,10 +56,10 @@ def held(path: Path) -> Iterator[None]:
 
 
 def follow(path: Path) -> None:
-    """From now on, end this process when nobody holds the lease any more.
+    """From now on, end this process when no process holds the lock any more.
 
     Args:
-        path: of the file.
+        path: the lock's file.
     """
     Thread(target=_follow, args=(path,), daemon=True).start()
 
@@ -68,15 +68,15 @@ def _follow(path: Path) -> None:
     why = "the process that started this run has ended"
     with ExitStack() as stack:
         try:
-            # Shared, and kept: who resumes the run meanwhile waits until this process has ended.
+            # The lock is shared and kept, so that a resume waits until this process has ended.
             fcntl.flock(stack.enter_context(path.open()), fcntl.LOCK_SH)
         except OSError as exc:
-            why = f"{path}: {exc.strerror}: nobody knows whether this run is still wanted"
+            why = f"{path}: {exc.strerror}: it is unknown whether this run is still wanted"
         _end(why)
 
 
 def _end(why: str) -> NoReturn:
-    event("ended", f"{why}, and so the run ends", level=logging.ERROR)
-    os.kill(os.getpid(), signal.SIGTERM)  # Flower says goodbye to its SuperLink
+    event("ended", f"{why}, so the run ends", level=logging.ERROR)
+    os.kill(os.getpid(), signal.SIGTERM)  # so that Flower can tell its SuperLink
     time.sleep(_FAREWELL_SECONDS)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""How a run stands and what each round gave, for whoever watches it."""
+"""The state of a run and each round's metrics, for listeners."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any
 __all__ = ["OnRound", "Progress", "Standing", "StopRun"]
 
 OnRound = Callable[[Mapping[str, Any]], None]
-"""Called with the line of metrics.jsonl of each finished round, once the round is on the disk. What
-it raises ends the run there, which can be resumed; ``StopRun`` makes that round the last one."""
+"""Called with each finished round's line of metrics.jsonl, once the round is on the disk. If it
+raises, the run ends there and can be resumed; ``StopRun`` makes that round the last one."""
 
 
 class StopRun(Exception):  # noqa: N818 - no error: how a listener says that it has seen enough
-    """Raised by a listener: the round it was told of is the last, and the run finishes with it."""
+    """Raised by a listener to end the run with the round that it was told of."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A moment of a run.
+    """The state of a run at one moment.
 
     Attributes:
-        round_number: that is under way; 0 before the first.
-        rounds: how many there are to be.
-        connected: clients that can be reached.
-        quorum: of how many a round needs valid updates; 0 as long as that is not known.
+        round_number: the round under way; 0 before the first.
+        rounds: number of rounds of the run.
+        connected: number of clients that can be reached.
+        quorum: number of valid updates that a round needs; 0 as long as it is unknown.
     """
 
     round_number: int = 0
@@ -37,15 +37,15 @@ class Standing:
 
     @property
     def can_progress(self) -> bool:
-        """Whether the round under way can succeed."""
+        """Whether enough clients are connected for the round to succeed."""
         return 0 < self.quorum <= self.connected
 
 
 class Progress:
-    """Tells listeners of each change and of each round, from the run's thread.
+    """Tells listeners about each change and each round, in the run's thread.
 
     Args:
-        listener: called with each new standing.
+        listener: called with each new state.
         on_round: called with each finished round's metrics.
     """
 
@@ -58,14 +58,14 @@ class Progress:
         self._on_round = [on_round]
 
     def update(self, **changes: int) -> None:
-        """Set fields of the standing."""
+        """Set fields of the state."""
         standing = dataclasses.replace(self._standing, **changes)
         if standing != self._standing:
             self._standing = standing
             self._listener(standing)
 
     def finished(self, metrics: Mapping[str, Any]) -> bool:
-        """Tell of a finished round: ``round`` and its metrics, as metrics.jsonl has them.
+        """Report a finished round: ``round`` and its metrics, as in metrics.jsonl.
 
         Returns:
             Whether a listener wants it to be the last.
@@ -80,7 +80,7 @@ class Progress:
 
     @contextmanager
     def told(self, on_round: OnRound) -> Iterator[None]:
-        """Tell another one of each round meanwhile, before the one who may end the run."""
+        """Report each round to another listener as well, before the one that may end the run."""
         self._on_round.insert(0, on_round)
         try:
             yield

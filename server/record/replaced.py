@@ -1,8 +1,8 @@
-"""A run that another takes the place of: moved aside, and removed only once that has begun.
+"""A run that a new run replaces: it is moved aside, and removed once the new run has begun.
 
-While ``runs/mine`` begins again, its former content lies in ``runs/.mine.replaced``. It goes when
-the first round of the new run is on the disk; a new run that ends before puts it back, and where
-that was killed the next command that meets the folder does.
+While ``runs/mine`` begins again, its former content is in ``runs/.mine.replaced``. It is removed
+when the new run's first round is on the disk. If the new run ends before, it puts the content back.
+If the new run was killed, the next command on the folder does.
 """
 
 from __future__ import annotations
@@ -33,37 +33,37 @@ __all__ = [
 logger = logging.getLogger("fedhead")
 
 _PAUSE_SECONDS = 0.2
-_LEFT_SECONDS = 15.0  # in which a process has ended whose operator has
+_LEFT_SECONDS = 15.0  # a run's process ends within this time after its operator
 _FAILED_LOG = "flower-failed.log"
 
 
 def replaced_of(path: Path) -> Path:
-    """Where the run lies that a run folder's new content replaces."""
+    """The folder of the replaced run while a run folder has new content."""
     return path.with_name(f".{path.name}.replaced")
 
 
 def place_of(old: Path) -> Path | None:
-    """The run folder whose former content lies here; None: this is no such place."""
+    """The run folder whose former content this is; None: it is not such a folder."""
     name = old.name.removeprefix(".").removesuffix(".replaced")
     path = old.with_name(name)
     return path if replaced_of(path) == old else None
 
 
 def has_begun(path: Path) -> bool:
-    """Whether a round of a run is on the disk."""
+    """Whether a run has a round on the disk."""
     return any((path / "checkpoint").glob("[0-9]*"))
 
 
 @contextmanager
 def locked(path: Path, *, seconds: float = 0.0) -> Iterator[None]:
-    """Let nobody work on a run meanwhile, neither a process nor an operator of Flower's.
+    """Inside the block, no other process works on a run, not even through Flower.
 
     Args:
         path: the run folder.
-        seconds: how long to wait for who does.
+        seconds: how long to wait for another process to end.
 
     Raises:
-        RunError: somebody does.
+        RunError: another process works on it.
     """
     deadline = time.monotonic() + seconds
     with ExitStack() as stack:
@@ -82,16 +82,16 @@ def locked(path: Path, *, seconds: float = 0.0) -> Iterator[None]:
 
 @contextmanager
 def in_place_of(path: Path) -> Iterator[None]:
-    """Make room for a new run, and put the former one back if the block ends before that begins.
+    """Move a run aside for a new one; put it back if the block ends before the new one has begun.
 
     Args:
-        path: of a run folder.
+        path: the run folder.
 
     Raises:
-        RunError: the folder holds something else, or a run that is still at work.
+        RunError: the folder holds something else, or a run that is still running.
     """
     if not (path / "run.json").exists():
-        raise RunError(f"{path} is not empty and holds no run: not overwritten")
+        raise RunError(f"{path} is not empty and is not a run: not overwritten")
     old = replaced_of(path)
     with locked(path):
         try:
@@ -108,7 +108,7 @@ def in_place_of(path: Path) -> Iterator[None]:
 
 
 def recover(path: Path) -> None:
-    """Finish what a process was at that was killed while a run took another's place."""
+    """Finish the work of a process that was killed while a run replaced another."""
     old = replaced_of(path)
     if not old.is_dir():
         return
@@ -116,11 +116,11 @@ def recover(path: Path) -> None:
         with locked(old):
             _settle(path, old)
     except RunError:
-        return  # it is at it
+        return  # that process is still working
 
 
 def forget_replaced(path: Path) -> None:
-    """Remove the run whose place this one has taken; it has begun."""
+    """Remove the replaced run, once the new one has begun."""
     shutil.rmtree(replaced_of(path), ignore_errors=True)
 
 
@@ -131,7 +131,7 @@ def _settle(path: Path, old: Path) -> None:
     log = ""
     if not is_empty(path):
         if not (path / "run.json").exists():
-            logger.warning("%s holds no run, and the one it held before lies in %s", path, old)
+            logger.warning("%s is not a run; the run that was there before is in %s", path, old)
             return
         try:
             with locked(path, seconds=_LEFT_SECONDS):
@@ -139,8 +139,8 @@ def _settle(path: Path, old: Path) -> None:
                     (path / "flower.log").replace(old / _FAILED_LOG)
                     log = f", and left {path / _FAILED_LOG}"
         except RunError:
-            logger.warning("%s is still at work; the run it was to replace lies in %s", path, old)
+            logger.warning("%s is still running; the run that it replaces is in %s", path, old)
             return
     shutil.rmtree(path, ignore_errors=True)
     old.rename(path)
-    logger.warning("%s holds its former run again: the new one had no round%s", path, log)
+    logger.warning("%s holds its former run again: the new one had no finished round%s", path, log)

@@ -1,1 +1,1 @@
-"""One round after another: who is asked, what comes back, and the head that it gives."""
+"""The rounds: choosing clients, asking them, checking their replies, and the new head."""

@@ -1,4 +1,4 @@
-"""Whom a run lets in: what a node may say of itself, and what it is called."""
+"""Decides which nodes a run lets in, checks what they say about themselves, and names them."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ __all__ = ["Admission", "check_total"]
 
 logger = logging.getLogger("fedhead")
 
-_MOST_EXAMPLES = 2**31 - 1  # sums of as many clients' stay exact
-_MOST_TOGETHER = 2**40  # of all clients: their sums of squares stay far below 2^64
+_MOST_EXAMPLES = 2**31 - 1  # of one client; keeps sums over clients exact
+_MOST_TOGETHER = 2**40  # of all clients; keeps their sums of squares far below 2^64
 
 
 class Admission:
-    """Decides on descriptions of nodes; a refusal names what the node said and may not.
+    """Decides on descriptions of nodes; a refusal names what the node must not say.
 
-    In a deployment a node is the device whose key it has shown, and hosts this one client; what it
-    says of simulation is no matter. Elsewhere nobody vouches for nodes: what most of those say that
-    are there first holds for all of them, and a client lives where it was seen first.
+    In a deployment a node is the device whose key it has proved to have, and it hosts one client;
+    whether it says that it is simulated does not matter. Elsewhere nodes have no keys. There, the
+    majority of the first nodes decides whether all nodes are simulated, and a client belongs to the
+    node that named it first.
 
     Args:
         roster: the deployment's devices; None: there is no deployment.
-        max_clients: that a simulated node may host.
-        max_examples: that a client may claim; 0: no bound but that of the arithmetic.
-        data: ``content_key`` of what simulated nodes must have read.
-        listed: ids, or names of devices, that alone take part; empty: all.
+        max_clients: largest number of clients of a simulated node.
+        max_examples: largest number of examples of a client; 0: only the arithmetic's bound.
+        data: ``content_key`` of the data that simulated nodes must have read.
+        listed: ids, or names of devices, of the only clients that take part; empty: all.
 
     Attributes:
-        simulated: whether clients stand for phones; None: nobody has said so yet.
+        simulated: whether clients are simulated; None: no node has said it yet.
     """
 
     def __init__(
@@ -60,22 +61,22 @@ class Admission:
         return self._roster is not None
 
     def refresh(self) -> None:
-        """Take note of devices that have been added or revoked.
+        """Read which devices have been added or revoked.
 
         Raises:
-            RunError: the deployment's folder is gone.
+            RunError: the deployment's folder is missing.
         """
         if self._roster:
             self._roster.refresh()
 
     @property
     def registered(self) -> int:
-        """How many devices of the deployment may take part; 0 without one."""
+        """Number of devices of the deployment that may take part; 0 if there is none."""
         names = self._roster.names if self._roster else []
         return sum(not self._listed or name in self._listed for name in names)
 
     def takes_part(self, reply: DescribeReply) -> bool:
-        """Whether a node hosts anybody that is listed, where some are; if not, say so."""
+        """Whether a node hosts a listed client, or none are listed; logs a line if not."""
         names = {client: self.name(client) for client in reply.clients}
         if not self._listed or not names or self._listed & {*names, *names.values()}:
             return True
@@ -91,50 +92,50 @@ class Admission:
         return self._roster is not None and self._roster.name(client_of_node(node)) is None
 
     def own_clients(self, node: int) -> tuple[int, ...]:
-        """The client that a node's key stands for; nothing where keys say nothing."""
+        """The client of a node's key; empty if there is no deployment."""
         known = self._roster is not None and not self.is_unknown(node)
         return (client_of_node(node),) if known else ()
 
     def name(self, client: int) -> str:
-        """What a person calls a client."""
+        """A client's name for people."""
         known = self._roster.name(client) if self._roster else None
         return known or f"client {client}"
 
     def read(self, content: RecordDict) -> DescribeReply:
-        """What a node says of itself.
+        """Read what a node says about itself.
 
         Raises:
-            FedheadError: it is no description, or far larger than one can be.
+            FedheadError: it is not a description, or far too large.
         """
         check_lengths(content, 1 if self.simulated is False else self._max_clients)
         return DescribeReply.read(content)
 
     def settle(self, replies: Iterable[DescribeReply]) -> None:
-        """Decide, where that is open, whether clients are simulated: as most nodes say."""
+        """Decide by majority whether clients are simulated, if that is still open."""
         said = Counter(reply.simulated for reply in replies)
         if self.simulated is None and said:
             self.simulated = said[True] > said[False]
 
     def check(self, node: int, reply: DescribeReply) -> None:
-        """Refuse a description that cannot be this node's.
+        """Refuse a description that cannot be true of this node.
 
         Raises:
-            ReplyError: says what it may not.
+            ReplyError: names what the node must not say.
         """
         if reply.simulated != self.simulated:
             raise ReplyError(f"says that it is {'simulated' if reply.simulated else 'a device'}")
         if self.simulated and reply.data != self._data:
             raise ReplyError(
-                "has read other data than the server: does data.source give the same each time?"
+                "has read other data than the server: does data.source return the same every time?"
             )
         if not self.simulated and len(reply.clients) > 1:
-            raise ReplyError(f"speaks for {len(reply.clients)} clients, a device for one")
+            raise ReplyError(f"speaks for {len(reply.clients)} clients, expected one for a device")
         own = self.own_clients(node)
         for client, count in zip(reply.clients, reply.num_examples, strict=True):
             if own and client not in own:
                 raise ReplyError(f"speaks for {self.name(client)}, which it is not")
             if client < 0:
-                raise ReplyError(f"speaks for client {client}, and ids begin at 0")
+                raise ReplyError(f"speaks for client {client}, expected an id of at least 0")
             if not 0 <= count <= (self._max_examples or _MOST_EXAMPLES):
                 raise ReplyError(f"claims {count} examples, expected {self._limit}")
 
@@ -146,11 +147,11 @@ class Admission:
 
 
 def check_total(known: int, reply: DescribeReply) -> None:
-    """Refuse examples with which the sums of all clients' statistics might not be exact.
+    """Refuse so many examples that sums of all clients' statistics might not be exact.
 
     Args:
-        known: how many examples the other clients have.
-        reply: what a node says of itself.
+        known: number of examples of the other clients.
+        reply: a node's description.
 
     Raises:
         ReplyError: it has too many.
@@ -158,6 +159,6 @@ def check_total(known: int, reply: DescribeReply) -> None:
     claimed = sum(reply.num_examples)
     if (total := known + claimed) > _MOST_TOGETHER:
         raise ReplyError(
-            f"claims {claimed} examples, with which all clients have {total}, "
+            f"claims {claimed} examples, which makes {total} of all clients, "
             f"expected at most {_MOST_TOGETHER}"
         )

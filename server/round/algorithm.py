@@ -1,4 +1,4 @@
-"""What carries a round out: the run, the round's figures, who is asked, what a reply must be."""
+"""Common parts of all rounds: the run, a round's figures, the choice of clients, the quorum."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What stays the same over all rounds."""
+    """Objects that stay the same in all rounds."""
 
     config: Config
     run_id: str
@@ -47,13 +47,13 @@ class Run:
 
     @property
     def max_norm(self) -> float:
-        """Bound on the norm of an update that is known beforehand; 0 for none."""
+        """Fixed bound on the norm of an update; 0: none."""
         bound = self.config.round.max_update_norm
         return 0.0 if bound == "auto" else bound
 
     @property
     def bounds_by_median(self) -> bool:
-        """Whether the norms of a round's updates bound each other, see server.round.norms."""
+        """Whether the median norm of a round bounds its updates, see server.round.norms."""
         bound = self.config.round.max_update_norm
         return bound == "auto" or (not bound and self.registry.deployed)
 
@@ -64,24 +64,24 @@ class RoundResult:
 
     Attributes:
         round_number: from 1.
-        accounts: gets the same figures by client.
-        cohort: how many were asked; each gave a valid update, a rejected one, or failed.
-        wanted: how many valid updates the round was after.
-        valid: how many updates counted.
-        rejected: updates refused, by node or server.
+        accounts: receives the same figures by client.
+        cohort: number of asked clients; each gave a valid update, a rejected one, or failed.
+        wanted: number of valid updates that the round wanted.
+        valid: number of updates that counted.
+        rejected: number of updates that a node or the server refused.
         failed: clients without an answer: errors, missed deadlines, simulated absence.
-        dropped: of those, simulated clients that never answered.
-        late: answers to a round that had closed: simulated clients' to this one, and real ones'
-            to earlier ones.
-        accepted: whether the head is a new one.
-        simulated_seconds: what the round would have taken on phones; None if not simulated.
-        train_seconds: what it took here, from asking the clients to the new head.
-        num_examples: behind the valid updates.
-        uplink_bytes: payloads of the replies, as each client alone would send it.
-        downlink_bytes: payloads of the requests, as each client alone would get it.
+        dropped: the part of ``failed`` that are simulated clients which never answered.
+        late: answers after a round had closed: simulated clients' answers to this round, real
+            clients' answers to earlier rounds.
+        accepted: whether there is a new head.
+        simulated_seconds: time that the round would have taken on phones; None: not simulated.
+        train_seconds: real time from asking the clients to the new head.
+        num_examples: number of examples behind the valid updates.
+        uplink_bytes: payloads of the replies, as if each client sent its own.
+        downlink_bytes: payloads of the requests, as if each client got its own.
         loss_before: mean training loss of the global head, weighted by examples.
-        loss_after: the same of the clients' own heads.
-        metrics: what the strategy says of the round, by kebab-case name.
+        loss_after: the same for the clients' own heads.
+        metrics: the strategy's metrics of the round, by kebab-case name.
     """
 
     round_number: int
@@ -104,41 +104,41 @@ class RoundResult:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def reject(self, client: int, reason: str) -> None:
-        """An update is refused."""
+        """Record that an update is refused."""
         self.rejected += 1
         self.accounts.add("rejected", [client])
         self._tell("rejected", client, reason)
 
     def fail(self, clients: Sequence[int], reason: str) -> None:
-        """Clients give no update, and the reason is worth a line for each."""
+        """Record that clients give no update, with a log line for each."""
         self.miss(clients)
         for client in clients:
             self._tell("failed", client, reason)
 
     def fail_with(self, clients: Sequence[int], error: Message) -> None:
-        """Their node answers with an error, or Flower does in its place."""
+        """Record that the clients' node, or Flower in its place, answers with an error."""
         verb, kind = (" declines", "declined") if has_declined(error) else ("", "failed")
         self.miss(clients)
         for client in clients:
             self._tell(kind, client, error_reason(error), verb)
 
     def miss(self, clients: Sequence[int]) -> None:
-        """Clients give no update."""
+        """Record that clients give no update, without a log line."""
         self.failed += len(clients)
         self.accounts.add("failed", clients)
 
     def answered_late(self, clients: Sequence[int]) -> None:
-        """Clients answer when their round has closed."""
+        """Record that clients answered after their round had closed."""
         self.late += len(clients)
         self.accounts.add("late", clients)
 
     def send(self, clients: Sequence[int], size: int) -> None:
-        """Each of some clients gets so many bytes."""
+        """Record that each of some clients gets this number of bytes."""
         self.downlink_bytes += size * len(clients)
         self.accounts.add("downlink_bytes", clients, size)
 
     def count(self, replies: Sequence[TrainReply]) -> None:
-        """Add up what valid replies report."""
+        """Add up the reports of valid replies."""
         reports = [report for reply in replies for report in reply.reports]
         self.valid = len(reports)
         if not reports:
@@ -156,7 +156,7 @@ class RoundResult:
         self.loss_after = float(after @ counts / counts.sum())
 
     def _tell(self, kind: str, client: int, reason: str, verb: str = "") -> None:
-        # A device's own words must not look like other lines of the log.
+        # Text from a device must not look like other lines of the log.
         number, name, reason = self.round_number, self.accounts.name(client), one_line(reason)
         event(
             kind, f"round {number}: {name}{verb}: {reason}",
@@ -165,14 +165,14 @@ class RoundResult:
 
 
 Fault = Callable[[Head], str]
-"""Says why a head must not be kept; empty: it is fine."""
+"""Returns why a head must not be kept; empty: it may be kept."""
 
 
 class Algorithm(Protocol):
-    """One round of training, by fedhead's own strategies or a stock one.
+    """Trains round by round, with one of fedhead's strategies or a stock one.
 
     Attributes:
-        personal: lambda of the clients' own heads after the last round, 0 for none.
+        personal: lambda of the clients' own heads after the last round; 0: none.
     """
 
     personal: float
@@ -182,9 +182,9 @@ class Algorithm(Protocol):
         ...
 
     def step(self, round_number: int, head: Head, fault: Fault) -> tuple[Head, RoundResult] | None:
-        """The next head and the round's figures; None when there is nobody left to ask.
+        """The next head and the round's figures; None if no client is left to ask.
 
-        A new head with a fault is not kept, nor is the state that goes with it.
+        If the new head has a fault, neither it nor its state is kept.
         """
         ...
 
@@ -199,17 +199,17 @@ def sample_cohort(
 ) -> tuple[list[int], int]:
     """The clients of one round: those with the smallest draws.
 
-    Who still owes the answer to an earlier round is not asked.
+    Clients that still owe the answer to an earlier round are not asked.
 
     Args:
         run: grid, registry and configuration.
         round_number: from 1.
-        excluded: are not asked.
-        everyone: all others are, whatever the configuration says.
+        excluded: clients that are not asked.
+        everyone: whether all other clients are asked, whatever the configuration says.
 
     Returns:
-        Ids, ascending, and how many valid updates the round wants; 0 when every client that has
-        ever been there is excluded.
+        Ids, ascending, and the number of valid updates that the round wants; 0 if every client
+        that ever joined is excluded.
     """
     config, registry = run.config, run.registry
     eligible = len(registry.known.difference(excluded))
@@ -223,7 +223,7 @@ def sample_cohort(
 
 
 def tell_lost(round_number: int, why: str) -> None:
-    """Log that a round leaves the head as it was."""
+    """Log that a round leaves the head unchanged."""
     message = f"round {round_number}: {why}: head unchanged"
     event("unchanged", message, level=logging.WARNING, round=round_number, reason=why)
 
@@ -236,5 +236,5 @@ def tell_no_quorum(result: RoundResult, config: Config) -> None:
 
 
 def quorum(config: Config, wanted: int) -> int:
-    """How many updates must be valid where so many are wanted."""
+    """Number of updates that must be valid if this many are wanted."""
     return max(1, math.ceil(config.round.quorum * wanted - 1e-9))

@@ -1,10 +1,10 @@
-"""What malicious simulated clients make of their updates, where all updates are at hand.
+"""Attacks of malicious simulated clients, computed on the server from all updates.
 
-Like absence, attacks are simulated on the server: an attacker that knows all honest updates is
-the strongest, and the result is the same with any engine and number of nodes. Attackers are
-honest in a round of statistics that comes before a gradient strategy (only label-flip, which
-changes a client's data, is in force there), and what a client itself remembers, such as
-SCAFFOLD's control variate, stays as it was computed.
+Like absence, attacks are simulated on the server. There, an attacker knows all honest updates,
+which makes it strongest, and the result is the same with any engine and number of nodes. In a round
+of statistics before a gradient strategy, attackers are honest; only label-flip, which changes a
+client's data, applies there too. A client's own memory, such as SCAFFOLD's control variate, is not
+changed.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ def corrupt(
     """Replace the malicious clients' rows, in every field that has the shape of a head.
 
     - sign-flip: ``-scale * own`` (Allen-Zhu et al., arXiv 2012.14368, scaled).
-    - alie: ``mean + scale * std`` of the honest rows, a little that is enough (Baruch et al.,
-      arXiv 1902.06156); ``std`` is that of a sample.
+    - alie: ``mean + scale * std`` of the honest rows, "a little is enough" (Baruch et al.,
+      arXiv 1902.06156); ``std`` is the sample's standard deviation.
     - ipm: ``-scale * mean`` of the honest rows, inner product manipulation (Xie et al.,
       arXiv 1903.03936).
-    - gaussian: ``scale * N(0, 1)``, anew for each round and client (Blanchard et al.,
+    - gaussian: ``scale * N(0, 1)``, drawn for each round and client (Blanchard et al.,
       arXiv 1703.02757).
-    - nan: NaN, which must not get past the server's checks.
-    - inflate: the update as it is, from ``scale`` times as many examples; statistics are
-      multiplied, as if each example were there so many times.
+    - nan: NaN, which the server's checks must refuse.
+    - inflate: the unchanged update, with ``scale`` times its number of examples; statistics are
+      multiplied, as if each example occurred that many times.
 
-    In a round that has no honest client, all its clients' rows stand for the honest ones'.
+    In a round without honest clients, all rows are used in place of the honest ones.
 
     Args:
         updates: single clients' rows.
         malicious: ids of all malicious clients.
-        attack: what they do.
-        plan: of the round.
-        seed: of the run.
+        attack: the attack's settings.
+        plan: the round's plan.
+        seed: the run's seed.
         round_number: from 1.
     """
     bad = np.array([ids[0] in malicious for ids in updates.client_ids], np.bool_)
@@ -65,7 +65,7 @@ def corrupt(
     fields = dict(updates.fields)
     clients = [ids[0] for ids in updates.client_ids]
     for number, name in enumerate(sorted(fields)):
-        if fields[name].ndim != 3:  # a number beside the deltas, such as FedNova's steps
+        if fields[name].ndim != 3:  # a number instead of a delta, such as FedNova's steps
             continue
         rows = fields[name].copy()
         if attack.kind == "gaussian":
@@ -80,7 +80,7 @@ def corrupt(
 
 
 def _made(own: _Rows, honest: _Rows, attack: AttackConfig) -> npt.NDArray[np.float32]:
-    """Rows of malicious clients, (m, K, d + 1), or one that all of them send."""
+    """Rows of malicious clients, (m, K, d + 1), or one row that all of them send."""
     scale = attack.strength
     mean = honest.mean(axis=0, dtype=np.float64)
     match attack.kind:
@@ -93,7 +93,7 @@ def _made(own: _Rows, honest: _Rows, attack: AttackConfig) -> npt.NDArray[np.flo
             made = -scale * mean
         case _:
             made = np.full_like(mean, np.nan)
-    with np.errstate(over="ignore"):  # a scale beyond all bounds makes infinity, which is refused
+    with np.errstate(over="ignore"):  # a huge scale may give infinity, which is refused
         return made.astype(np.float32)
 
 

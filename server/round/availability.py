@@ -1,4 +1,4 @@
-"""Which simulated phones answer in a round, and which answers come too late. All seeded."""
+"""Which simulated clients answer in a round, and which answer too late. All draws are seeded."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["Availability", "answering", "simulate"]
 
 
 def answering(run: Run, plan: ClientPlan, cohort: list[int], result: RoundResult) -> list[int]:
-    """The clients whose answers are waited for, ascending; the others are counted as missing.
+    """The clients that the round waits for, ascending; the others are counted as missing.
 
-    All of the cohort, but for those that simulated availability keeps away; nobody where these
-    are too few for the round, for then nobody need train for it.
+    These are all of the cohort, except those that simulated availability keeps away. If too few
+    are left for the round, it is nobody, because then no training is needed.
 
     Args:
         run: registry and configuration.
-        plan: of the round.
-        cohort: ids of the clients that are asked, ascending.
-        result: gets the counts.
+        plan: the round's plan.
+        cohort: ids of the asked clients, ascending.
+        result: receives the counts.
     """
     present = _present(run, plan, cohort, result)
     if len(present) >= quorum(run.config, result.wanted):
@@ -36,7 +36,7 @@ def answering(run: Run, plan: ClientPlan, cohort: list[int], result: RoundResult
 
 
 def _present(run: Run, plan: ClientPlan, cohort: list[int], result: RoundResult) -> list[int]:
-    """The clients that simulated availability leaves."""
+    """The clients that simulated availability leaves in the round."""
     config, registry = run.config, run.registry
     always = config.availability == AvailabilityConfig() and len(cohort) <= result.wanted
     if always or not registry.simulated:
@@ -59,13 +59,13 @@ def _present(run: Run, plan: ClientPlan, cohort: list[int], result: RoundResult)
 
 @dataclass(frozen=True)
 class Availability:
-    """What becomes of a round's clients.
+    """The availability of a round's clients.
 
     Attributes:
         present: clients whose answers arrive in time, ascending.
-        dropped: those that never answer.
-        late: those that answer after the round has closed.
-        seconds: simulated time until it closes.
+        dropped: clients that never answer.
+        late: clients that answer after the round has closed.
+        seconds: simulated time until the round closes.
     """
 
     present: tuple[int, ...]
@@ -85,16 +85,17 @@ def simulate(
 ) -> Availability:
     """Let clients drop out and straggle, and close the round.
 
-    A round closes when as many as it wants or ``close-fraction`` of the cohort have answered, or
-    at the deadline, or when everybody who ever will has answered, whichever comes first.
+    A round closes as soon as one of these holds: as many clients as it wants have answered;
+    ``close-fraction`` of the cohort have answered; all that will ever answer have answered; the
+    deadline is over.
 
     Args:
         cohort: ids of the clients that are asked, ascending.
-        work: examples times epochs of each.
-        config: rates, speeds and when to close.
-        wanted: how many answers are enough, at least 1.
-        seed: of the run.
-        round_number: decides who drops out; who is slow never changes.
+        work: examples times epochs of each client.
+        config: rates, speeds and closing conditions.
+        wanted: number of answers that are enough, at least 1.
+        seed: the run's seed.
+        round_number: the round; clients drop out by round, but the slow ones are always the same.
     """
     ids = np.array(cohort, np.int64)
     luck = uniform(seed, Purpose.DROPOUT, round_number, index=ids)
@@ -108,10 +109,10 @@ def simulate(
     enough = min(wanted, math.ceil(config.close_fraction * len(ids) - 1e-9))
     closes = float(arrivals[min(enough, len(arrivals)) - 1])
     if config.deadline_seconds and (closes > config.deadline_seconds or len(arrivals) < enough):
-        # Who waits for answers that never come waits for the deadline.
+        # If some answers never come, the round lasts until the deadline.
         closes = config.deadline_seconds
     present = alive & (seconds <= closes)
-    if int(present.sum()) > enough:  # a tie at the end: the draw that lets clients drop decides
+    if int(present.sum()) > enough:  # a tie for the last place: the dropout draws decide
         arrived = np.flatnonzero(present)
         last = np.lexsort((luck[arrived], seconds[arrived]))[enough:]
         present[arrived[last]] = False

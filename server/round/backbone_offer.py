@@ -1,7 +1,7 @@
-"""What nodes are sent as a run's backbone: its bytes, and who vouches for them.
+"""The backbone that a run sends to nodes: its bytes and, if signed, its signature.
 
-A deployment that signs keeps the signed ones in its server's folder, as artifacts named after the
-experiment (see common/delivery/versions)::
+A deployment with signing keeps signed backbones in its server's folder, as artifacts with the
+experiment's name (see common/delivery/versions)::
 
     backbones/mine/1/ ...
 """
@@ -29,12 +29,12 @@ __all__ = ["Offer", "deliver", "newest_signed", "offer"]
 
 @dataclass(frozen=True)
 class Offer:
-    """A backbone for the nodes that lack it.
+    """A backbone for nodes that do not have it.
 
     Attributes:
-        fingerprint: its own.
-        read: gives the payload.
-        signed: by whom it is vouched for, if by anybody.
+        fingerprint: the backbone's fingerprint.
+        read: returns the payload.
+        signed: statement and signature; None: unsigned.
     """
 
     fingerprint: str
@@ -42,17 +42,17 @@ class Offer:
     signed: Signed | None = None
 
     def request(self, *, brings: bool) -> BackboneRequest:
-        """Asks a node whether it has it, or brings it."""
+        """The message that asks a node whether it has the backbone, or brings it."""
         signed = self.signed or Signed(b"", b"")
         data = self.read() if brings else b""
         return BackboneRequest(self.fingerprint, data, signed.statement, signed.signature)
 
 
 def newest_signed(folder: Path, name: str) -> tuple[Artifact, Statement] | None:
-    """The last backbone that was signed for an experiment, with what its statement says.
+    """The last backbone that was signed for an experiment, with its statement.
 
     Raises:
-        DeliveryError, SignatureError: what is kept is damaged.
+        DeliveryError, SignatureError: it is damaged.
     """
     shelf = shelf_of(folder, name)
     versions = known_versions(shelf)
@@ -63,15 +63,15 @@ def newest_signed(folder: Path, name: str) -> tuple[Artifact, Statement] | None:
 
 
 def offer(backbone: FrozenBackbone, name: str, folder: Path | None) -> Offer:
-    """What to send.
+    """The backbone to send.
 
     Args:
-        backbone: of the run.
-        name: of the experiment.
-        folder: of the signed ones; None: the deployment does not sign, or it is a simulation.
+        backbone: the run's backbone.
+        name: the experiment's name.
+        folder: folder of signed backbones; None: a simulation, or a deployment without signing.
 
     Raises:
-        RunError: another was signed, or its file is damaged.
+        RunError: another backbone was signed, or the signed file is damaged.
     """
     if folder is None:
         return Offer(backbone.fingerprint, backbone.to_bytes)
@@ -79,7 +79,7 @@ def offer(backbone: FrozenBackbone, name: str, folder: Path | None) -> Offer:
     if found is None or found[1].fingerprint != backbone.fingerprint:
         signed = found[1].fingerprint[:12] if found else "none"
         raise RunError(
-            f"{folder}: the backbone signed for {name} is {signed}, the run's is "
+            f"{folder}: the backbone signed for {name} is {signed}, but the run's is "
             f"{backbone.fingerprint[:12]}: does the SuperLink run with the same packages and data?"
         )
     artifact = found[0]
@@ -98,18 +98,19 @@ def deliver(
     refuse: Callable[[int, str], None],
     sent: Callable[[Sequence[int], int], None],
 ) -> list[tuple[int, str]]:
-    """Send the backbone to those of the nodes that lack it.
+    """Send the backbone to the nodes that do not have it.
 
     Args:
         offered: the backbone.
         grid: to reach the nodes.
-        nodes: are asked.
-        timeout_seconds: for all: half of it to say whether they lack it, the rest to take it.
-        refuse: is told of nodes that say what cannot be.
-        sent: is told which nodes get it, and how many bytes each.
+        nodes: nodes to ask.
+        timeout_seconds: time for all nodes: half of it to say whether they have the backbone, the
+            rest to receive it.
+        refuse: called for nodes whose answers are impossible.
+        sent: called with the nodes that get it and the bytes for each.
 
     Returns:
-        Each node that did not take it, with what it did and why.
+        Each node that did not take it, with the reason in words.
     """
     question = offered.request(brings=False)
     ends = time.monotonic() + timeout_seconds
@@ -133,4 +134,4 @@ def _lacks(node: int, answer: RecordDict, refuse: Callable[[int, str], None]) ->
         return not BackboneReply.read(answer).present
     except FedheadError as exc:
         refuse(node, f"does not say whether it has the backbone, {exc}")
-        return False  # it will say so when it is to train
+        return False  # if it does not have the backbone, it says so when it is to train

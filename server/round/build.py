@@ -1,4 +1,4 @@
-"""From [strategy] to the algorithm that runs it, and what cannot be combined."""
+"""Makes the algorithm that [strategy] asks for, and refuses impossible combinations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger("fedhead")
 
 
 def check_strategy(config: Config) -> None:
-    """Find a wrong strategy name, argument or loss before the long work starts."""
+    """Refuse a wrong strategy name, argument or loss before the long work starts."""
     find_loss(config.train.loss, config.train.loss_root)
     if config.strategy.init_from and config.strategy.init != "zeros":
         raise ConfigError(
@@ -57,11 +57,11 @@ def check_strategy(config: Config) -> None:
 
 
 def _stock_problem(config: Config) -> str | None:
-    """What Flower's own strategies cannot do, because they read and sample clients themselves."""
+    """Keys that Flower's strategies do not support, as they sample and read clients themselves."""
     if config.strategy.init != "zeros" or config.strategy.precondition != "none":
         return "strategy.init and precondition need one of fedhead's strategies"
     if config.availability != AvailabilityConfig():
-        return "[availability] needs one of fedhead's strategies: Flower's sample nodes alone"
+        return "[availability] needs one of fedhead's strategies: Flower's sample nodes themselves"
     if config.round.over_selection:
         return "round.over-selection needs one of fedhead's strategies"
     if config.attack.changes_updates:
@@ -80,15 +80,15 @@ def _stock_problem(config: Config) -> str | None:
 
 
 def _check_closed_form(config: Config, name: str) -> None:
-    """What makes no sense where clients send statistics instead of deltas."""
+    """Refuse keys that have no effect if clients send statistics instead of deltas."""
     if config.strategy.init != "zeros" or config.strategy.precondition != "none":
         raise ConfigError([f"{name} has no gradients: neither init nor precondition applies"])
     if config.strategy.init_from:
-        raise ConfigError([f"{name} has no gradients: it starts from no head, see init-from"])
+        raise ConfigError([f"{name} has no gradients: init-from does not apply"])
     if config.attack.changes_updates and config.attack.kind != "inflate":
         raise ConfigError(
             [
-                f"attack.kind={config.attack.kind!r} changes deltas, and clients of {name} send "
+                f"attack.kind={config.attack.kind!r} changes deltas, but clients of {name} send "
                 "none: only label-flip and inflate apply"
             ]
         )
@@ -124,7 +124,7 @@ def _tell_trainer(run: Run) -> None:
 
 
 def _prepared(config: Config, own: Strategy[Any]) -> Strategy[Any]:
-    """With a round of statistics first, where the configuration wants one."""
+    """The strategy, after a round of statistics if the configuration asks for one."""
     settings = config.strategy
     starts, steps = settings.init == "fed3r", settings.precondition == "gram"
     if not (starts or steps):

@@ -1,4 +1,4 @@
-"""How each client fares with the last head, counted by itself on its own test part."""
+"""The last head's accuracy at each client, which it measures on its own test part."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ class ClientFigures:
     """Counts by client.
 
     Attributes:
-        num_examples: in the test part of each client that has one.
-        correct: what the head of all gets right there.
-        personal_correct: what the client's own head does; None where there are none.
+        num_examples: number of test examples, for each client with a test part.
+        correct: number that the global head classifies correctly.
+        personal_correct: number that the client's own head classifies correctly; None: no
+            personal heads.
     """
 
     num_examples: Mapping[int, int]
@@ -44,11 +45,11 @@ class ClientFigures:
     personal_correct: Mapping[int, int] | None
 
     def summary(self) -> dict[str, Any]:
-        """Mean, 10th percentile and worst of the clients' accuracies, and what they rest on.
+        """Mean, 10th percentile and worst of the clients' accuracies, and the counts behind them.
 
-        The mean is of all clients. Percentile and worst are of those with ``COUNTED_EXAMPLES``,
-        and None where these are fewer than ``COUNTED_CLIENTS``: of clients with a few examples
-        the worst is the unluckiest, not the one whom the head serves badly.
+        The mean is over all clients. Percentile and worst are over clients with at least
+        ``COUNTED_EXAMPLES``, and None if these are fewer than ``COUNTED_CLIENTS``. With few
+        examples, the worst client would only be the unluckiest one.
         """
         sizes = sorted(self.num_examples.values())
         rows = {"client_accuracy": self.correct, "personal_accuracy": self.personal_correct}
@@ -80,19 +81,19 @@ class ClientFigures:
 
 
 def ask_clients(run: Run, head: Head, personal: float) -> ClientFigures:
-    """Let clients evaluate a head; who does not answer, or badly, is left out.
+    """Let clients evaluate a head. Clients without a valid answer are left out.
 
-    So is who has not answered a round yet: it would keep everybody for another deadline.
+    So are clients that still owe a round its answer: waiting for them could take another deadline.
 
     Args:
         run: grid, registry and configuration.
-        head: of all.
-        personal: lambda of the clients' own heads, 0 for none.
+        head: the global head.
+        personal: lambda of the clients' own heads; 0: none.
     """
     by_node: dict[int, list[int]] = {}
     run.registry.stragglers.poll()
     if busy := run.registry.stragglers.busy() & run.registry.clients.keys():
-        logger.info("%d clients still owe a round an answer and do not evaluate", len(busy))
+        logger.info("%d clients do not evaluate: they still owe an answer to a round", len(busy))
     for number, client in sorted(run.registry.clients.items()):
         if number not in busy:
             by_node.setdefault(client.node, []).append(number)
@@ -116,7 +117,7 @@ def ask_clients(run: Run, head: Head, personal: float) -> ClientFigures:
             reply = EvaluateReply.read(answers[node])
             _check(reply, set(asked))
         except FedheadError as exc:
-            run.registry.refuse(node, f"evaluates badly, {exc}")
+            run.registry.refuse(node, f"sends an invalid evaluation, {exc}")
         else:
             found |= {own.client: own for own in reply.evaluations}
     found = dict(sorted(found.items()))
@@ -128,10 +129,10 @@ def ask_clients(run: Run, head: Head, personal: float) -> ClientFigures:
 
 
 def _check(reply: EvaluateReply, asked: set[int]) -> None:
-    """Refuse a client that was not asked, or counts that cannot be.
+    """Refuse a client that was not asked, and impossible counts.
 
     Raises:
-        ReplyError: says which.
+        ReplyError: says what is wrong.
     """
     seen: set[int] = set()
     for own in reply.evaluations:
@@ -148,10 +149,10 @@ def _check(reply: EvaluateReply, asked: set[int]) -> None:
 
 
 def write_clients(path: Path, run: Run, dataset: Dataset, figures: ClientFigures) -> None:
-    """Write who holds what and how it fares, a list entry for each simulated client, as JSON.
+    """Write each simulated client's label counts and accuracy as lists in JSON.
 
-    ``train_label_counts`` are those of the true labels, whatever noise or attack there is; a
-    client without a test part, or one that did not say how it fares, has 0 examples there.
+    ``train_label_counts`` count true labels, without noise or attacks. A client without a test part
+    or without a valid evaluation has 0 test examples.
     """
     shares, k = client_shares(run.config), dataset.num_classes
     clients = sorted(run.registry.clients)

@@ -1,4 +1,4 @@
-"""One round's requests and what of the answers is fit to count."""
+"""Sends one round's requests and finds the valid answers."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ __all__ = ["Collector"]
 
 _Valid = tuple[TrainReply, UpdateBatch]
 
-_DELIVERY = 2 / 3  # of a round's remaining time, for a backbone or constants that clients lack
-_WAVE_BYTES = 64_000_000  # of single clients' updates; some 1,200 heads of ten classes
+_DELIVERY = 2 / 3  # share of a round's remaining time for sending missing backbones or constants
+_WAVE_BYTES = 64_000_000  # single clients' updates at a time; some 1,200 heads of ten classes
 
 
 @dataclass(frozen=True, eq=False)
 class Collector:
-    """Asks a cohort and checks what comes back.
+    """Asks a cohort and checks the replies.
 
     Attributes:
         run: grid, registry and configuration.
-        plan: of the round.
-        head: that the clients start from.
-        reduce: whether a node sends the weighted sum of its clients or each one's own fields.
-        request: makes the request to some of a node's clients; with True it holds the plan's
-            constant arrays in any case.
-        result: takes the counts and the reasons of what went wrong.
-        needs_all: who needs the updates of all clients in memory at once; empty if nobody does.
+        plan: the round's plan.
+        head: the head that the clients start from.
+        reduce: whether a node sends the weighted sum of its clients or each client's fields.
+        request: makes the request to some of a node's clients; with True, it always includes the
+            plan's constant arrays.
+        result: receives the counts and the reasons of failures.
+        needs_all: name of what needs all clients' updates in memory at once; empty if nothing.
     """
 
     run: Run
@@ -59,10 +59,10 @@ class Collector:
     needs_all: str
 
     def collect(self, cohort: list[int]) -> Iterator[_Valid]:
-        """Valid replies, without their payloads, each with its rows; the others are counted.
+        """Valid replies with their rows and without payloads; the others are only counted.
 
         Raises:
-            RunError: more single updates are needed at once than memory holds.
+            RunError: the memory cannot hold all single updates that are needed at once.
         """
         run = self.run
         by_node: dict[int, list[int]] = {}
@@ -73,7 +73,7 @@ class Collector:
         size = self._clients_a_message(len(cohort), len(by_node))
         ends = time.monotonic() + run.config.round.deadline_seconds
         silent: set[int] = set()
-        # One wave after the other, so that single updates never lie about in great numbers.
+        # In waves, so that only a limited number of single updates is in memory.
         for start in range(0, max(map(len, by_node.values())), size):
             wave = {node: part for node, c in by_node.items() if (part := c[start : start + size])}
             for node in silent & set(wave):
@@ -88,15 +88,16 @@ class Collector:
         num_examples: int,
         scale: float = 1.0,
     ) -> None:
-        """Refuse one row of fields that cannot be.
+        """Refuse an invalid row of fields.
 
         Args:
             fields: arrays without the row axis.
-            num_examples: that the row speaks for.
-            scale: sum of the weights in it; 1 for a single client's.
+            num_examples: number of examples behind the row.
+            scale: sum of the weights in the row; 1 for a single client.
 
         Raises:
-            ReplyError: wrong shape, not finite, above the norm bound, or impossible counts.
+            ReplyError: it has a wrong shape, is not finite, is above the norm bound or has
+                impossible counts.
         """
         check_fields(fields, self._layouts, self.run.max_norm * scale * (1 + 1e-5), LARGEST * scale)
         steps = scale * self.run.config.train.local(1).most_steps(num_examples)
@@ -108,21 +109,21 @@ class Collector:
 
     @property
     def _uplink(self) -> Uplink:
-        """As the request has it."""
+        """The encoding that the request asks for."""
         head, seed = self.head, self.run.config.seed
         number = self.result.round_number
         return Uplink(self.plan, head.num_classes, head.num_features, seed, number)
 
     def _clients_a_message(self, cohort: int, nodes: int) -> int:
-        """How many clients' updates a node may send at once."""
+        """Number of clients whose updates a node may send at once."""
         if self.reduce == "sum":
             return cohort
         row_bytes = 4 * sum(math.prod(layout.shape) for layout in self._layouts.values())
-        needed = 3 * row_bytes * cohort  # as they arrive, side by side, and in float64
+        needed = 3 * row_bytes * cohort  # as received, side by side, and in float64
         if self.needs_all and needed > (free := psutil.virtual_memory().available):
             raise RunError(
                 f"{self.needs_all} needs the updates of all {cohort} clients at once, "
-                f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: "
+                f"{needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free: "
                 "lower train.clients-per-round"
             )
         return max(1, _WAVE_BYTES // (row_bytes * nodes))
@@ -130,7 +131,7 @@ class Collector:
     def _wave(
         self, by_node: dict[int, list[int]], ends: float, silent: set[int]
     ) -> Iterator[_Valid]:
-        """Valid replies, until the round closes; nodes that give no answer join ``silent``."""
+        """Valid replies until the round closes; nodes without an answer are added to ``silent``."""
         run, missed = self.run, dict[int, list[int]]()
         for attempt in range(2):
             again = attempt > 0
@@ -162,22 +163,22 @@ class Collector:
             by_node = lacking
             if not lacking or self._has_enough():
                 break
-            # A part of what is left: who keeps silent here must not cost the others their round.
+            # Only a part of the remaining time, so that silent nodes do not cost others the round.
             seconds = _DELIVERY * max(0.0, ends - time.monotonic())
             run.registry.deliver_backbone(sorted(lacking), seconds)
         silent |= set(missed)
         self._close(missed | by_node)
 
     def _has_enough(self) -> bool:
-        """Whether a round of real devices need wait for nobody else.
+        """Whether a round of real devices has enough updates and can close.
 
-        The clock of simulated ones has said already whose answers come in time.
+        For simulated clients, the simulated clock has already decided whose answers are in time.
         """
         result = self.result
         return not self.run.registry.simulated and result.valid >= result.wanted
 
     def _close(self, by_node: Mapping[int, list[int]]) -> None:
-        """Count those who have not answered: slower than others, or not in time."""
+        """Count clients without an answer: slower than the others, or past the deadline."""
         clients = sorted(client for some in by_node.values() for client in some)
         if clients and self._has_enough():
             number, valid = self.result.round_number, self.result.valid
@@ -199,7 +200,7 @@ class Collector:
     def _read(
         self, message: Message, clients: list[int]
     ) -> tuple[TrainReply | None, UpdateBatch | None]:
-        """A node's reply, if it is one, and its rows, if it has any that count."""
+        """A node's reply if it is valid, and its rows if it has any that count."""
         result = self.result
         if is_from_device(message) and not self.run.registry.simulated:
             result.accounts.see(clients)
@@ -219,24 +220,24 @@ class Collector:
     def _checked(
         self, content: RecordDict, clients: list[int]
     ) -> tuple[TrainReply, UpdateBatch | None]:
-        """A reply in which everything is as it must be.
+        """A fully checked reply.
 
         Raises:
-            FedheadError: something is not.
+            FedheadError: something in it is wrong.
         """
         check_lengths(content, len(clients))
         layouts = self._layouts.values()
         check_size(content, layouts, 1 if self.reduce == "sum" else len(clients))
         reply = TrainReply.read(content)
         if reply.missing_backbone or reply.missing_constant:
-            # Nothing else that it says has been checked.
+            # Nothing else in the reply has been checked.
             return dataclasses.replace(reply, reports=(), rejected=(), payloads={}), None
         check_reply(reply, self.run, set(clients), self.run.fingerprint)
         check_payloads(reply, layouts)
         return reply, self._batch(reply) if reply.reports else None
 
     def _batch(self, reply: TrainReply) -> UpdateBatch:
-        """A reply's rows, decoded and checked; a single one where sums are wanted."""
+        """A reply's rows, decoded and checked; one row if sums are wanted."""
         clients, uplink = reply.clients, self._uplink
         examples = np.array([report.num_examples for report in reply.reports], np.int64)
         weights = client_weights(self.plan, examples)
@@ -266,7 +267,7 @@ class Collector:
         """A reply's payloads, row by row.
 
         Raises:
-            ReplyError: they are of other fields, or of more or fewer rows than there must be.
+            ReplyError: the fields or the number of rows are wrong.
         """
         count = len(reply.reports)
         if self.reduce == "sum" and self._uplink.is_summed(count):

@@ -1,4 +1,4 @@
-"""Talking to nodes through a Flower Grid: messages on their way, and one question to many nodes."""
+"""Sends messages to nodes through a Flower Grid and receives their replies."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ _SECRET_BYTES = 16
 _POLL_SECONDS = 0.02
 _SLOWEST_POLL_SECONDS = 0.5
 _DEVICE_ERRORS = (1, 2)  # Flower's codes for an exception in a device's ClientApp
-# As its engines write an exception; ours need no name, their message is one clear line.
+# The form in which Flower reports an exception. Our errors are clear without the type's name.
 _EXCEPTION = re.compile(r"<class '(common\.errors\.)?(?:\w+\.)*(\w+)'>:<'(.*)'>", re.DOTALL)
 _LONGEST_REASON = 2000
 _DECLINED = f"{DeclinedError}:"
 
 
 class Exchange:
-    """Messages on their way; iterate over the replies as they arrive, until the deadline.
+    """Sent messages; iterate to get the replies as they arrive, until the deadline.
 
-    Flower's own ``send_and_receive`` waits 3 s between polls and does not filter duplicates.
+    Flower's ``send_and_receive`` waits 3 s between polls and does not filter duplicates.
 
     Args:
         grid: to reach the nodes.
-        messages: sent at once.
-        deadline_seconds: from now.
+        messages: the messages, all sent at once.
+        deadline_seconds: time from now.
         meanwhile: called between polls, about twice a second.
-        refuse: is told of a node that answers twice, or another's message, and how.
+        refuse: called for a node that answers twice or answers another node's message.
 
     Attributes:
-        outstanding: the node asked, by message id, of those whose reply has not been handed out.
-            A message that could not even be pushed has no id.
-        unread: the replies among them that have arrived, where the iteration was left early.
+        outstanding: by message id, the asked node of each message whose reply was not yielded yet.
+            A message that could not be pushed has no id.
+        unread: replies among them that have arrived, if the iteration was left early.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Exchange:
     ) -> None:
         messages = list(messages)
         for message in messages:
-            # A reply is matched by the hash of its message: with this nobody else knows it.
+            # Replies are matched by their message's hash; this makes the hash unknown to others.
             group = f"{message.metadata.group_id} {token_hex(_SECRET_BYTES)}"
             message.metadata.group_id = group.strip()
         names = grid.push_messages(messages)
@@ -67,16 +67,17 @@ class Exchange:
         self._deadline = time.monotonic() + deadline_seconds
         self.outstanding = {
             str(name): message.metadata.dst_node_id
-            # Flower gives no ids at all where all messages together are too large.
+            # Flower returns no ids at all if the messages together are too large.
             for name, message in zip(names, messages, strict=False)
             if name
         }
         self.unread: dict[str, Message] = {}
 
     def __iter__(self) -> Iterator[tuple[int, Message]]:
-        """At most one reply for each message, errors included, with the node that was asked.
+        """At most one reply for each message, errors included, with the asked node.
 
-        Flower's own error replies (node gone, message expired) do not name it.
+        The node is included because Flower's error replies (node gone, message expired) do not
+        name it.
         """
         pause = _POLL_SECONDS
         while self.outstanding:
@@ -95,10 +96,10 @@ class Exchange:
             pause = min(pause * 1.5, _SLOWEST_POLL_SECONDS)
 
     def _take(self, reply: Message) -> None:
-        """Keep the first reply to a message that is open, from the node that was asked.
+        """Keep the first reply to an outstanding message if it is from the asked node.
 
-        Flower hands out one reply for a message, but does not check who gives it: a device
-        writes sender and message into its reply itself, and so must not know others' messages.
+        Flower returns one reply for a message, but does not check its sender: a device itself
+        writes sender and message id into its reply, and so must not know others' messages.
         """
         answered = reply.metadata.reply_to_message_id
         node = self.outstanding.get(answered, self._answered.get(answered))
@@ -106,7 +107,7 @@ class Exchange:
             return
         sender = reply.metadata.src_node_id
         if not reply.has_error() and sender != node:
-            self._refuse(sender, "answers a message that another was sent")
+            self._refuse(sender, "answers a message that was sent to another node")
         elif answered in self.unread or answered in self._answered:
             self._refuse(node, "answers a message twice")
         else:
@@ -125,14 +126,14 @@ def ask(
 
     Args:
         grid: to reach the nodes.
-        kind: of message.
-        content: for a node.
-        nodes: are asked.
-        deadline_seconds: from now.
+        kind: kind of message.
+        content: returns the content for a node.
+        nodes: nodes to ask.
+        deadline_seconds: time from now.
         refuse: see Exchange.
 
     Returns:
-        Content of the good replies and reasons of the errors, by node id; a node that did not
+        Contents of the good replies, and reasons of the errors, by node id. A node that did not
         answer in time is in neither.
     """
     messages = [
@@ -155,7 +156,7 @@ def ask(
 
 
 def error_reason(reply: Message) -> str:
-    """What went wrong on a node, on one line; our own errors without their kind."""
+    """What went wrong on a node, on one line; our own errors without the type's name."""
     words = (reply.error.reason or f"error {reply.error.code}")[:_LONGEST_REASON].strip()
     if match := _EXCEPTION.fullmatch(words):
         ours, kind, message = match.groups()
@@ -164,10 +165,10 @@ def error_reason(reply: Message) -> str:
 
 
 def has_declined(reply: Message) -> bool:
-    """Whether a device says that it does not train now, by its owner's word."""
+    """Whether a device says that it does not train now, because of its owner's budget."""
     return (reply.error.reason or "").startswith(_DECLINED)
 
 
 def is_from_device(reply: Message) -> bool:
-    """Whether the device itself answers, be it with an error, and not Flower in its place."""
+    """Whether the device itself answers, even with an error, and not Flower in its place."""
     return not reply.has_error() or reply.error.code in _DEVICE_ERRORS

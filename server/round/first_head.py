@@ -1,7 +1,7 @@
-"""Where a run's head starts: at zero, or where a former run's ended.
+"""A run's first head: zero, or the last head of a former run.
 
-A head means something on the backbone alone that it was trained on, so the two are taken over
-together, once, when the new run is made: the former run may go on, move or be removed afterwards.
+A head can only be used with the backbone that it was trained on. So both are copied together when
+the new run is made. Afterwards the former run may continue, move or be removed.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _FILE = "first-head.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class FormerHead:
-    """What a run starts from.
+    """The head that a run starts from, with its backbone.
 
     Attributes:
-        head: the former run's last one.
-        classes: names of its rows.
-        fingerprint: of the backbone that it was trained on.
+        head: the former run's last head.
+        classes: names of the head's rows.
+        fingerprint: fingerprint of the backbone that it was trained on.
         source: the former run's folder, as the configuration names it.
         backbone: that backbone's file; None: it was not kept.
     """
@@ -54,12 +54,12 @@ class FormerHead:
 
     @property
     def sha256(self) -> str:
-        """Hex digest over all but the backbone, which has a fingerprint."""
+        """Hex digest over everything but the backbone, which has its fingerprint."""
         content = [self.head.sha256, self.classes, self.fingerprint, self.source]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def keep(self, path: Path) -> None:
-        """Put head and backbone into a new run's folder."""
+        """Write head and backbone into a new run's folder."""
         if self.backbone:
             keep_backbone(self.backbone, path)
         metadata = {
@@ -73,10 +73,10 @@ class FormerHead:
 
 
 def last_head(path: Path) -> Head:
-    """A run's head: the final one, or the last checkpoint's of an unfinished run.
+    """A run's final head, or the last checkpoint's head if the run is unfinished.
 
     Raises:
-        RunError: there is none, or it is damaged.
+        RunError: there is no head, or it is damaged.
     """
     file = path / "head.safetensors"
     if file.exists():
@@ -92,14 +92,14 @@ def last_head(path: Path) -> Head:
 
 
 def former_head(config: Config, path: Path) -> FormerHead | None:
-    """The head that ``strategy.init-from`` names; None: none, or it was taken over before.
+    """The head that ``strategy.init-from`` names; None: there is none, or it is copied already.
 
     Args:
-        config: of the new run.
-        path: its folder, which may take the former run's place.
+        config: the new run's configuration.
+        path: the new run's folder, which may be the former run's place.
 
     Raises:
-        RunError: there is no such run, or no head in it, or it is of another [backbone].
+        RunError: there is no such run, it has no head, or its [backbone] differs.
     """
     source = config.strategy.init_from
     if not source or (path / _FILE).exists():
@@ -107,12 +107,12 @@ def former_head(config: Config, path: Path) -> FormerHead | None:
     run = Path(source).expanduser().resolve()
     run = replaced_of(run) if run == path else run
     if not (run / "config.toml").exists():
-        raise RunError(f"strategy.init-from: {source} holds no run (config.toml is missing)")
+        raise RunError(f"strategy.init-from: {source} is not a run (config.toml is missing)")
     _check_section(config, read_config(run), source)
     head, known = last_head(run), read_run_json(run)
     return FormerHead(
         head,
-        classes=tuple(known["classes"]),  # known since before the first round
+        classes=tuple(known["classes"]),  # written before the first round
         fingerprint=str(known["fingerprint"]),
         source=source,
         backbone=kept_backbone(run),
@@ -123,7 +123,7 @@ def _check_section(config: Config, former: Config, source: str) -> None:
     ours, theirs = (
         {
             **c.backbone.model_dump(by_alias=True),
-            # As they are used: unset is the same as the architecture's own.
+            # The values in use: an unset key means the architecture's own value.
             **dict(zip(("mean", "std"), c.backbone.normalization(), strict=True)),
         }
         for c in (config, former)
@@ -144,14 +144,14 @@ def first_head(path: Path, backbone: FrozenBackbone, classes: Sequence[str]) -> 
 
     Args:
         path: the run folder.
-        backbone: of the run.
+        backbone: the run's backbone.
         classes: names of the run's classes.
 
     Returns:
-        The rows of classes that the former run had too; zeros for the others.
+        A head with the former run's rows for classes that both runs have, and zeros for others.
 
     Raises:
-        RunError: the former head is damaged, of another backbone, or of other classes altogether.
+        RunError: the former head is damaged, is for another backbone, or has no class in common.
     """
     zeros = Head.zeros(len(classes), backbone.spec.num_features)
     if not (path / _FILE).exists():
@@ -159,14 +159,14 @@ def first_head(path: Path, backbone: FrozenBackbone, classes: Sequence[str]) -> 
     former = _read(path / _FILE)
     if former.fingerprint != backbone.fingerprint:
         raise RunError(
-            f"the head of {former.source} is of backbone {former.fingerprint[:12]}, this run's is "
-            f"{backbone.fingerprint[:12]}: other weights, packages or images to quantize with"
+            f"the head of {former.source} is for backbone {former.fingerprint[:12]}, this run's "
+            f"is {backbone.fingerprint[:12]}: other weights, packages or calibration images"
         )
     row_of = {name: row for row, name in enumerate(former.classes)}
     known = [name for name in classes if name in row_of]
     if not known:
         raise RunError(
-            f"the head of {former.source} is of other classes: {_few(former.classes)}; "
+            f"the head of {former.source} has other classes: {_few(former.classes)}; "
             f"this run's are {_few(classes)}"
         )
     _tell(former, classes, known)
@@ -180,7 +180,7 @@ def first_head(path: Path, backbone: FrozenBackbone, classes: Sequence[str]) -> 
 def _tell(former: FormerHead, classes: Sequence[str], known: Sequence[str]) -> None:
     words = f"the first head is that of {former.source}: {len(known)} of {len(classes)} classes"
     if new := [name for name in classes if name not in known]:
-        words += f"; new, and starting at zero: {_few(new)}"
+        words += f"; new ones, which start at zero: {_few(new)}"
     if gone := [name for name in former.classes if name not in known]:
         words += f"; left out: {_few(gone)}"
     logger.info("%s", words)
@@ -199,7 +199,7 @@ def _read(file: Path) -> FormerHead:
         classes = tuple(map(str, json.loads(said["classes"])))
         former = FormerHead(head, classes, said["fingerprint"], said["source"])
         if said["sha256"] != former.sha256:
-            raise ValueError("it is not what was written")
+            raise ValueError("its content has changed since it was written")
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as exc:
         raise RunError(f"{file} is damaged ({exc})") from exc
     return former

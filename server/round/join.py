@@ -1,4 +1,4 @@
-"""Before the first round: the clients come, and simulated ones are told what they have."""
+"""Before the first round: wait for the clients, and log what a simulation's clients have."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def make_registry(
     progress: Progress,
     roster: Roster | None = None,
 ) -> Registry:
-    """The clients of a run, before any has come.
+    """The registry of a run's clients, before any has joined.
 
     Args:
         grid: to reach the nodes.
-        config: of the run.
+        config: the run's configuration.
         run_id: names the run in a node's state folder.
-        dataset: what the server tests on.
-        backbone: whose features the head reads.
-        progress: is told how many clients are connected.
+        dataset: the data that the server tests on.
+        backbone: the backbone whose features the head takes.
+        progress: receives the number of connected clients.
         roster: the deployment's devices; None: there is no deployment.
 
     Raises:
@@ -100,19 +100,20 @@ def join(
     devices: bool = False,
     resumes: bool = False,
 ) -> None:
-    """Wait for the clients; real ones as many as a round wants, or a run that goes on can do with.
+    """Wait for the clients: all simulated ones, or as many real ones as a round needs.
 
     Args:
-        registry: of the run.
-        config: likewise.
+        registry: the run's registry.
+        config: the run's configuration.
         dataset: what the server tests on.
-        devices: whether they are known to be real: a node may be dead and Flower not know it yet.
-        resumes: whether rounds have been finished before.
+        devices: whether clients are known to be real devices. A node of these may be dead without
+            Flower knowing it.
+        resumes: whether the run has finished rounds already.
 
     Raises:
-        ConfigError: the configuration is for simulated clients, and these are real; or a loss of
-            the user's own is none.
-        RunError: they are not all there, or did not come in time.
+        ConfigError: the configuration is for simulated clients, but these are real; or the user's
+            own loss is not a loss.
+        RunError: clients are missing, or did not join in time.
     """
     wanted = config.train.asked(registry.population)
     needed = quorum(config, wanted) if resumes else max(1, wanted)
@@ -129,13 +130,13 @@ def join(
         _refuse_simulation(config)
         registry.wait_for(needed, _JOIN_SECONDS)
         if resumes and registry.deployed and not wanted:
-            # All clients are wanted: not the first that comes is to go on alone.
+            # All clients are wanted, so the run must not start with the first one alone.
             registry.gather(quorum(config, registry.population), _JOIN_SECONDS, _JOIN_SECONDS)
     _tell_share(config, registry.population)
 
 
 def _check_simulated(registry: Registry, config: Config) -> None:
-    """All simulated nodes are there from the start, so each client is or never will be."""
+    """Refuse missing clients: simulated nodes are all there from the start."""
     shares = client_shares(config)
     expected = {i for i in config.train.participants(len(shares)) if len(shares[i].train)}
     if missing := sorted(expected - set(registry.clients)):
@@ -150,11 +151,11 @@ def _refuse_simulation(config: Config) -> None:
         f"train.loss={config.train.loss!r}": config.train.has_own_loss,
     }
     if wrong := [key for key, given in simulated.items() if given]:
-        raise ConfigError([f"{key} is for simulated clients, these are real" for key in wrong])
+        raise ConfigError([f"{key} is for simulated clients, but these are real" for key in wrong])
 
 
 def _tell_share(config: Config, population: int) -> None:
-    """How many clients a share of them is."""
+    """Log how many clients a share of them is."""
     share = config.train.clients_per_round
     if isinstance(share, float):
         asked = config.train.asked(population)
@@ -164,12 +165,12 @@ def _tell_share(config: Config, population: int) -> None:
 
 
 def _account(config: Config, dataset: Dataset) -> None:
-    """Where the images of a simulation have gone."""
+    """Log how a simulation's images are divided."""
     everyone = client_shares(config)
     shares = [everyone[i] for i in config.train.participants(len(everyone))]
     train, test = (sum(len(getattr(s, part)) for s in shares) for part in ("train", "test"))
     logger.info(
-        "%d images: %d to test with on the server, %d to quantize with",
+        "%d images: %d to test with on the server, %d to calibrate with",
         len(dataset), len(held_out_positions(config)), len(calibration_positions(config)),
     )  # fmt: skip
     logger.info("%d clients train on %d and keep %d to test with", len(shares), train, test)

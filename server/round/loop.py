@@ -55,7 +55,7 @@ class _Judge:
     """Evaluates heads on the server's test set, the same one only once.
 
     Attributes:
-        seconds: that evaluations have taken so far.
+        seconds: time that evaluations have taken so far.
     """
 
     def __init__(self, test: FeatureSet) -> None:
@@ -71,11 +71,11 @@ class _Judge:
         return self._last[1]
 
     def fault(self, head: Head) -> str:
-        """Why a head must not be kept; empty: it is fine."""
+        """Why a head must not be kept; empty: it may be kept."""
         if not np.isfinite(head.matrix).all():
             return "the new head is not finite"
         loss = self.evaluate(head).loss
-        # Clients' own losses near it would be refused as well, in this and all later rounds.
+        # With such a head, clients' own losses would be refused in all later rounds too.
         return "" if loss <= LARGEST_LOSS else f"the loss of the new head is {loss:g}"
 
 
@@ -95,16 +95,16 @@ def run_rounds(
     *,
     is_cell: bool = False,
 ) -> tuple[Head, int, Mapping[str, float]]:
-    """Run from the round after the checkpoint, or from the first, to the last.
+    """Run all rounds from the first, or from the one after the checkpoint, to the last.
 
     Args:
         run: grid, registry and configuration.
-        algorithm: trains.
-        head: the first head; a checkpoint's takes its place.
+        algorithm: trains the head.
+        head: the first head; replaced by the checkpoint's, if there is one.
         test: the server's test set.
-        folder: gets metrics and checkpoints.
-        checkpoint: where to go on from.
-        is_cell: a cell of a comparison: metrics.jsonl alone.
+        folder: the run folder for metrics and checkpoints.
+        checkpoint: the checkpoint to continue from.
+        is_cell: whether this is a cell of a comparison, which writes only metrics.jsonl.
 
     Returns:
         The last head, the number of finished rounds, and the totals of the run.
@@ -146,13 +146,13 @@ def run_rounds(
 def _step(
     run: Run, algorithm: Algorithm, number: int, head: Head, judge: _Judge
 ) -> tuple[Head, RoundResult] | None:
-    """One round's training, with who is there before it and who answers late after it."""
+    """One round's training: check who is there, train, and count late answers."""
     _gather(run, number)
     before = judge.seconds
     step = algorithm.step(number, head, judge.fault)
     if step is not None:
         _, result = step
-        result.train_seconds -= judge.seconds - before  # a new head is evaluated on the way
+        result.train_seconds -= judge.seconds - before  # the step evaluates a new head, too
         _count_late(run.registry, result)
     return step
 
@@ -160,7 +160,7 @@ def _step(
 def _keep(
     run: Run, folder: RunFolder, number: int, head: Head, state: Any, counters: Mapping[str, float]
 ) -> None:
-    """Put a finished round on the disk; a run that this one takes the place of can go."""
+    """Write a finished round to the disk; then a run that this one replaces can be removed."""
     save_checkpoint(
         folder.checkpoints,
         round_number=number,
@@ -173,9 +173,9 @@ def _keep(
 
 
 def _gather(run: Run, round_number: int) -> None:
-    """See who is there; wait for real devices that the round cannot do without.
+    """Find the clients that are there; wait for as many real devices as the round needs.
 
-    If they do not come by the deadline, the round is lost.
+    If they do not join by the deadline, the round is lost.
     """
     config, registry = run.config, run.registry
     registry.refresh()
@@ -188,7 +188,7 @@ def _gather(run: Run, round_number: int) -> None:
 
 
 def _count_late(registry: Registry, result: RoundResult) -> None:
-    """Count answers to earlier rounds that have come since; they are not looked at."""
+    """Count late answers to earlier rounds; their content is not read."""
     registry.stragglers.poll()
     for reply in registry.stragglers.take():
         result.answered_late(reply.clients)

@@ -1,9 +1,9 @@
-"""A bound on updates that the round itself sets: far larger than most others' is not fit to count.
+"""A bound from the round's own updates: one that is far larger than most others is refused.
 
-No fixed number fits all data and learning rates, but the honest clients of a round move about as
-far as each other, and no farther than in the run's first rounds: later most have little to add,
-and those that still have must not be refused for it. More than half of the clients must be honest
-for the median to be.
+No fixed bound fits all data and learning rates. But a round's honest clients have norms of similar
+size, and not larger than in the run's first rounds. Later, most clients change little, and those
+that still change more must not be refused; so the first rounds' norms count too. The median is
+reliable only if more than half of the clients are honest.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from common.fields import FIELDS
 
 __all__ = ["Norms", "no_norms", "oversized", "remembered", "row_norms"]
 
-_FACTOR = 10.0  # honest clients of very unequal data (Dirichlet, alpha 0.1) stay below 6
-_FEWEST = 3  # of which one that lies is not the median
+_FACTOR = 10.0  # honest clients with very unequal data (Dirichlet, alpha 0.1) stay below 6
+_FEWEST = 3  # of three updates, a single false one cannot be the median
 _REMEMBERED = 32
 
 Norms = npt.NDArray[np.float64]
 
 
 def _bounded() -> list[str]:
-    """The fields of floats that have a bound here, in the order of their columns."""
+    """Names of the fields with a bound, in the order of their columns."""
     return [name for name, row in FIELDS.items() if row.of_training and row.is_bounded]
 
 
 def no_norms() -> Norms:
-    """What is known before the first round, float64 (0, f), f being the bounded fields."""
+    """No norms, as before the first round: float64 (0, f), with f bounded fields."""
     return np.zeros((0, len(_bounded())))
 
 
 def row_norms(fields: Mapping[str, npt.NDArray[np.generic]]) -> Norms:
-    """L2 norms of one client's own fields, float64 (f,); 0 for one that is not sent.
+    """L2 norms of one client's fields, float64 (f,); 0 for a field that is not sent.
 
-    Of what grows with the square of a norm the root stands for it.
+    For a field that grows with the square of a norm, its root is taken.
     """
     names = _bounded()
     norms = np.zeros(len(names))
@@ -50,13 +50,14 @@ def row_norms(fields: Mapping[str, npt.NDArray[np.generic]]) -> Norms:
 
 
 def oversized(norms: Norms, earlier: Norms) -> dict[int, str]:
-    """Which updates are far larger than the median of the round, and why each is refused.
+    """Updates that are far larger than the round's median, with the reason for refusing each.
 
-    The run's first updates are a second yardstick, and the larger one holds; they also stand in
-    where a round has fewer than three. Where even they are fewer, nobody can tell who lies.
+    The median of the run's first updates is a second measure, and the larger one counts. It is the
+    only one if a round has fewer than three updates. If there are fewer than three first updates
+    as well, nothing is refused.
 
     Args:
-        norms: float64 (m, f), of the round's updates.
+        norms: float64 (m, f), norms of the round's updates.
         earlier: float64 (h, f), see ``remembered``.
     """
     known = norms if len(norms) >= _FEWEST else np.concatenate([earlier, norms])
@@ -79,5 +80,5 @@ def oversized(norms: Norms, earlier: Norms) -> dict[int, str]:
 
 
 def remembered(earlier: Norms, counted: Norms) -> Norms:
-    """The norms of the first updates of a run that counted, float64 (h, f), at most 32."""
+    """The norms of a run's first updates that counted, float64 (h, f), at most 32."""
     return np.concatenate([earlier, counted])[:_REMEMBERED]

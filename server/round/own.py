@@ -1,4 +1,4 @@
-"""One round by a Strategy: plan, ask, aggregate, remember."""
+"""One round with a fedhead Strategy: plan, ask, aggregate, keep the state."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ __all__ = ["OwnAlgorithm"]
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """What a checkpoint keeps.
+    """The state that a checkpoint keeps.
 
     Attributes:
         strategy: the strategy's own state.
-        memory_clients: int64 (m,), those that remember something of their own.
-        memory_rounds: int64 (m,), the round whose memory of each holds: the last that counted.
-        constant_holders: int64 (k,), those that have kept the plan's constant arrays.
-        norms: float64 (h, f), of the first updates that counted, see server.round.norms.
+        memory_clients: int64 (m,), clients that have a memory.
+        memory_rounds: int64 (m,), for each of them, the last round in which its update counted.
+        constant_holders: int64 (k,), clients that keep the plan's constant arrays.
+        norms: float64 (h, f), norms of the first updates that counted, see server.round.norms.
         accounts: int64 (n, 10), see Accounts.
     """
 
@@ -138,7 +138,7 @@ class OwnAlgorithm:
     def _ask(
         self, head: Head, plan: ClientPlan, cohort: list[int], result: RoundResult
     ) -> list[Update]:
-        """The updates that count, in the order of clients, as ``aggregate`` wants them."""
+        """The valid updates in the order of clients, in the form that ``aggregate`` needs."""
         strategy, screen = self._strategy.for_plan(plan), Screen(self._run, plan)
         reduce = "individual" if screen.needs_all else strategy.reduce
         self._requests.count_downlink(result, head, plan, cohort, reduce)
@@ -169,7 +169,7 @@ class OwnAlgorithm:
     def _aggregate(
         self, context: RoundContext, head: Head, updates: UpdateBatch, fault: Fault
     ) -> tuple[Head, Metrics] | None:
-        """The next head and the round's metrics; None, and the old state, if none is to keep."""
+        """The next head and the round's metrics; None, and no new state, if it is not kept."""
         name, number, before = self._strategy.name, context.round_number, head.sha256
         try:
             given = self._strategy.aggregate(self._state, head, updates, context)
@@ -178,10 +178,10 @@ class OwnAlgorithm:
             return None
         state, new, metrics = with_metrics(given, name)
         if head.sha256 != before:
-            raise RunError(f"strategy {name} changes the head that it is given, expected a new one")
+            raise RunError(f"strategy {name} changes its input head, expected a new head")
         check_head(new, head, name)
         why = fault(new)
-        # A moment that is infinite would spoil all later rounds.
+        # An infinite moment would spoil all later rounds.
         if not why and _is_finite(self._state) and not _is_finite(state):
             why = f"the state of {name} is not finite"
         if why:
@@ -196,14 +196,14 @@ def _clients(updates: list[Update]) -> list[int]:
 
 
 def _merged(strategy: Strategy[Any], state: Any, head: Head, rows: UpdateBatch) -> UpdateBatch:
-    """Single clients' rows as ``aggregate`` wants them."""
+    """Single clients' rows in the form that ``aggregate`` needs."""
     if strategy.each is not None:
         return added_up(strategy.each(state, head, rows))
     return added_up(rows) if strategy.reduce == "sum" else rows
 
 
 def _is_finite(state: Any) -> bool:
-    """Whether the floats of a strategy's state are."""
+    """Whether all floats of a strategy's state are finite."""
     if dataclasses.is_dataclass(state):
         return all(_is_finite(getattr(state, f.name)) for f in dataclasses.fields(state))
     is_array = isinstance(state, np.ndarray) and state.dtype.kind == "f"

@@ -1,4 +1,4 @@
-"""The clients of a run: who is there, where they live, what they have given and cost."""
+"""The clients of a run: which are there, on which node, and what they have sent and cost."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ __all__ = ["Client", "Registry"]
 logger = logging.getLogger("fedhead")
 
 _PAUSE_SECONDS = 0.5
-_SETUP_SECONDS = 600.0  # a node may have to start and to read its data
-_LATECOMER_SECONDS = 10.0  # while a run is on, nobody waits long for a new node
+_SETUP_SECONDS = 600.0  # a node may first have to start and read its data
+_LATECOMER_SECONDS = 10.0  # during a run, a new node must not hold up the others
 _LOOK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Client:
-    """Where a client lives, and how many training examples it said it has."""
+    """A client's node, and the number of training examples that it reported."""
 
     node: int
     num_examples: int
 
 
 class Registry:
-    """The clients that are known, kept up to date as nodes come.
+    """The known clients, updated as nodes come and go.
 
     Args:
         grid: to reach the nodes.
-        request: what each node is told about the run.
-        backbone: for nodes that lack it.
-        admission: who is let in.
-        deadline_seconds: of a round.
-        progress: is told how many clients are connected.
+        request: the description of the run for each node.
+        backbone: the backbone for nodes that do not have it.
+        admission: decides which nodes are let in.
+        deadline_seconds: a round's deadline.
+        progress: receives the number of connected clients.
 
     Attributes:
         progress: as given.
-        clients: those that are there, by id.
-        known: ids of all that ever were.
-        stragglers: those whose answer to an earlier round is still to come.
-        accounts: what they have given and cost.
+        clients: clients that are there, by id.
+        known: ids of all clients that ever were there.
+        stragglers: clients that still owe an answer to an earlier round.
+        accounts: each client's contributions and costs.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Registry:
 
     @property
     def simulated(self) -> bool:
-        """Whether clients stand for phones, and all data are on this machine."""
+        """Whether clients are simulated, so that all data is on this machine."""
         return bool(self._admission.simulated)
 
     @property
@@ -91,30 +91,30 @@ class Registry:
 
     @property
     def population(self) -> int:
-        """How many clients there are to choose from: all registered devices, or all that came."""
+        """Number of clients to choose from: all registered devices, or all that ever joined."""
         return self._admission.registered or len(self.known)
 
     def name(self, client: int) -> str:
-        """What a person calls a client."""
+        """A client's name for people."""
         return self._admission.name(client)
 
     def node_name(self, node: int) -> str:
-        """What a person calls a node: as its client, where it has one alone."""
+        """A node's name for people; if it has only one client, the client's name."""
         if self._admission.is_unknown(node):
             return "a node with an unknown key"
         clients = self._clients_of(node)
         return self.name(clients[0]) if len(clients) == 1 else f"node {node}"
 
     def refuse(self, node: int, reason: str) -> None:
-        """Count, and say once, that a node does what it may not.
+        """Count what a node does against the rules, and log it once.
 
         Args:
-            node: as Flower has it.
-            reason: what it does, as a verb that follows its name.
+            node: Flower's node id.
+            reason: what it does: words that follow its name and begin with a verb.
         """
         self.accounts.add("refused", self._clients_of(node))
         reason = one_line(reason)
-        # A node that says it again and again must not fill the log.
+        # A node that does it again and again must not fill the log.
         if self._complaints.refuse(node, reason):
             name = self.node_name(node)
             event(
@@ -128,7 +128,7 @@ class Registry:
         return [i for i, client in self.clients.items() if client.node == node]
 
     def refresh(self, timeout_seconds: float = _LATECOMER_SECONDS) -> None:
-        """Ask nodes that have come since the last time what they host."""
+        """Ask new nodes which clients they host."""
         self._admission.refresh()
         present = self._registered(set(self._grid.get_node_ids()))
         self._drop({client.node for client in self.clients.values()} - present)
@@ -141,7 +141,7 @@ class Registry:
         self.progress.update(connected=len(self.clients))
 
     def _registered(self, nodes: set[int]) -> set[int]:
-        """Those that may take part; of each other there is one line."""
+        """The nodes that may take part; each of the others gets one log line."""
         strangers = {node for node in nodes if not self._admission.is_registered(node)}
         for node in sorted(strangers - self._strangers):
             self.refuse(node, "is connected, but not registered in this deployment")
@@ -160,7 +160,7 @@ class Registry:
             )  # fmt: skip
 
     def look(self) -> None:
-        """Tell, every few seconds, how many clients are connected while a round is under way."""
+        """During a round, report every few seconds how many clients are connected."""
         if time.monotonic() - self._looked > _LOOK_SECONDS:
             self._looked = time.monotonic()
             present = set(self._grid.get_node_ids())
@@ -168,11 +168,11 @@ class Registry:
             self.progress.update(connected=connected)
 
     def ready(self) -> int:
-        """How many clients are there and have answered what they were asked."""
+        """Number of clients that are there and owe no answer."""
         return len(self.clients.keys() - self.stragglers.busy())
 
     def _describe(self, new: Sequence[int], timeout_seconds: float) -> None:
-        """Ask new nodes what they host, and listen to those that did not answer in time before."""
+        """Ask new nodes which clients they host; take late answers to earlier questions too."""
         messages = [
             Message(content=self._request.write(), dst_node_id=node, message_type="query.describe")
             for node in new
@@ -187,7 +187,7 @@ class Registry:
                 else:
                     answers[node] = reply.content
         self._describing = [exchange for exchange in self._describing if exchange.outstanding]
-        # One that answered with an error is asked again next time.
+        # A node that answered with an error is asked again next time.
         self._nodes -= set(errors)
         for node in self._complaints.replace_errors(errors):
             name, reason = self.node_name(node), errors[node]
@@ -196,13 +196,13 @@ class Registry:
         self.deliver_backbone(sorted(self._admitted(answers)), timeout_seconds)
 
     def _admitted(self, answers: Mapping[int, RecordDict]) -> set[int]:
-        """The nodes whose description holds; their clients are there from now on."""
+        """Add the clients of nodes with a valid description; return these nodes."""
         replies, admitted = dict[int, DescribeReply](), set[int]()
         for node in sorted(answers):
             try:
                 replies[node] = self._admission.read(answers[node])
             except FedheadError as exc:
-                self.refuse(node, f"describes itself badly, {exc}")
+                self.refuse(node, f"sends an invalid description, {exc}")
         self._admission.settle(replies.values())
         total = sum(client.num_examples for client in self.clients.values())
         for node, reply in replies.items():
@@ -211,7 +211,7 @@ class Registry:
                 check_total(total, reply)
                 if elsewhere := self.clients.keys() & set(reply.clients):
                     name = self.name(min(elsewhere))
-                    raise ReplyError(f"speaks for {name}, which lives on another node")
+                    raise ReplyError(f"speaks for {name}, which is on another node")
             except FedheadError as exc:
                 self.refuse(node, str(exc))
                 continue
@@ -232,18 +232,18 @@ class Registry:
             if not reply.simulated:
                 message = f"{name} has joined with {num_examples} examples"
                 if reply.unused > 0:
-                    message += f", {reply.unused} more images than a device may use are left out"
+                    message += f"; {reply.unused} images above its limit are left out"
                 event("joined", message, client=client, name=name, num_examples=num_examples)
 
     def deliver_backbone(
         self, nodes: Sequence[int], timeout_seconds: float = _LATECOMER_SECONDS
     ) -> None:
-        """Send the backbone to those of the nodes that lack it.
+        """Send the backbone to the nodes that do not have it.
 
         Args:
-            nodes: are asked.
-            timeout_seconds: to say whether they lack it, and again to take it. What has been sent
-                arrives later too: a node that still lacks it says so when it is to train.
+            nodes: nodes to ask.
+            timeout_seconds: time to say whether they have it, and again to receive it. A sent
+                backbone may also arrive later. A node without it says so when it is to train.
         """
         first = {c.node: i for i, c in sorted(self.clients.items(), reverse=True)}
 
@@ -259,12 +259,12 @@ class Registry:
     def gather(
         self, count: int, seconds: float, answer_seconds: float = _LATECOMER_SECONDS
     ) -> bool:
-        """Refresh until at least ``count`` clients are ready; False if they do not come in time.
+        """Refresh until at least ``count`` clients are ready; False if that takes too long.
 
         Args:
             count: at least 1.
-            seconds: to wait for them.
-            answer_seconds: that a new node has to say what it hosts.
+            seconds: time to wait for them.
+            answer_seconds: time for a new node to say which clients it hosts.
         """
         deadline = time.monotonic() + seconds
         if self.ready() < count:
@@ -283,11 +283,11 @@ class Registry:
 
         Args:
             count: at least 1.
-            timeout_seconds: to wait for them.
-            answer_seconds: that nodes which are there from the start have to say what they host.
+            timeout_seconds: time to wait for them.
+            answer_seconds: time for the first nodes to say which clients they host.
 
         Raises:
-            RunError: they did not come in time.
+            RunError: they did not join in time.
         """
         started = time.monotonic()
         self.refresh(answer_seconds)

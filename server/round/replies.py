@@ -1,4 +1,4 @@
-"""What must hold of a reply before its arrays are looked at."""
+"""Checks of a reply before its arrays are read."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from common.errors import ReplyError
 from common.messages import TrainReply, array_bytes
 from common.types import Layout
 
-if TYPE_CHECKING:  # which imports the registry, and that this module
+if TYPE_CHECKING:  # to avoid a circle: it imports the registry, which imports this module
     from server.round.algorithm import Run
 
 __all__ = ["LARGEST_LOSS", "check_lengths", "check_payloads", "check_reply", "check_size"]
 
 _MOST_RECORDS, _MOST_KEYS = 8, 64
-_LARGEST_NUMBER = 8  # bytes: statistics may come as uint64
-_ARRAY_HEADER = 1000  # bytes, for whatever a codec writes before the numbers
+_LARGEST_NUMBER = 8  # bytes; statistics may be uint64
+_ARRAY_HEADER = 1000  # bytes that a codec may write before the numbers
 LARGEST_LOSS = 1e30
-"""Above this no loss is taken for one."""
+"""Largest value that is accepted as a loss."""
 
 
 def check_lengths(content: RecordDict, most: int) -> None:
-    """Refuse, before any of it is read, a reply with more entries than clients were asked.
+    """Refuse a reply with more entries than asked clients, before reading any of them.
 
     Args:
-        content: as it came.
-        most: entries that a list may have: one a client.
+        content: the received content.
+        most: largest number of entries of a list: one per client.
 
     Raises:
-        ReplyError: names what is too long.
+        ReplyError: names the list that is too long.
     """
     if len(content) > _MOST_RECORDS:
         raise ReplyError(f"sends {len(content)} records, expected at most {_MOST_RECORDS}")
@@ -49,28 +49,28 @@ def check_lengths(content: RecordDict, most: int) -> None:
 
 
 def check_size(content: RecordDict, layouts: Iterable[Layout], rows: int) -> None:
-    """Refuse, before any of it is read, a reply far larger than its arrays can be.
+    """Refuse a reply that is far larger than its arrays can be, before reading any of them.
 
     Args:
-        content: as it came.
-        layouts: of the arrays of one row.
-        rows: how many of them there can be.
+        content: the received content.
+        layouts: layouts of one row's arrays.
+        rows: largest number of rows.
 
     Raises:
         ReplyError: names both sizes.
     """
     most = rows * sum(map(_largest, layouts))
     if (size := array_bytes(content)) > most:
-        raise ReplyError(f"its arrays take {size} bytes, more than the {most} that they can")
+        raise ReplyError(f"its arrays take {size} bytes, expected at most {most}")
 
 
 def _largest(layout: Layout) -> int:
-    """What one array takes at most, whatever the codec."""
+    """Largest size of one array, whatever the codec."""
     return _LARGEST_NUMBER * math.prod(layout.shape) + _ARRAY_HEADER
 
 
 def check_payloads(reply: TrainReply, layouts: Iterable[Layout]) -> None:
-    """Refuse what no client's own reply can weigh: a node that sums up reports it of each.
+    """Refuse an impossible payload size. A node that sums its clients reports it for each.
 
     Raises:
         ReplyError: names the size.
@@ -82,11 +82,11 @@ def check_payloads(reply: TrainReply, layouts: Iterable[Layout]) -> None:
 
 
 def check_reply(reply: TrainReply, run: Run, asked: set[int], fingerprint: str) -> None:
-    """What must hold of any reply before its arrays are looked at.
+    """Check everything in a reply except its arrays.
 
     Raises:
-        ReplyError: a foreign fingerprint, a client that was not asked or is named twice, another
-            number of examples than the client described, or figures that cannot be.
+        ReplyError: it has a wrong fingerprint, a client that was not asked or is named twice,
+            another number of examples than the client's description, or impossible figures.
     """
     name = run.registry.name
     if reply.fingerprint != fingerprint:
@@ -95,7 +95,7 @@ def check_reply(reply: TrainReply, run: Run, asked: set[int], fingerprint: str) 
         )
     clients, refused = reply.clients, reply.rejected_clients
     if both := set(clients) & set(refused):
-        raise ReplyError(f"{name(min(both))} is in the update and refused")
+        raise ReplyError(f"{name(min(both))} is both in the update and refused")
     if repeated := [c for c, n in Counter([*clients, *refused]).items() if n > 1]:
         raise ReplyError(f"names {name(repeated[0])} twice")
     if strangers := {*clients, *refused} - asked:
@@ -104,10 +104,12 @@ def check_reply(reply: TrainReply, run: Run, asked: set[int], fingerprint: str) 
         known = run.registry.clients[report.client].num_examples
         if report.num_examples != known:
             whose = f" of {name(report.client)}" if len(asked) > 1 else ""
-            raise ReplyError(f"reports {report.num_examples} examples{whose}, described {known}")
+            raise ReplyError(
+                f"reports {report.num_examples} examples{whose}, but described {known}"
+            )
     losses = np.array([(report.loss_before, report.loss_after) for report in reply.reports])
     if not np.isfinite(losses).all():
         raise ReplyError("a loss is not finite")
-    # A mean over the round must stay finite as well.
+    # The mean over the round must be finite too.
     if (impossible := losses[(losses < 0) | (losses > LARGEST_LOSS)]).size:
-        raise ReplyError(f"a loss is {impossible[0]:g}, which no loss is")
+        raise ReplyError(f"a loss is {impossible[0]:g}, which is impossible")

@@ -1,4 +1,4 @@
-"""What clients are asked to train, and what is known of what they keep between rounds."""
+"""Makes training requests, and records what clients keep between rounds."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Requests:
 
     Args:
         run: grid, registry and configuration.
-        memory_rounds: by client that remembers something of its own, the last round in which its
-            update counted; its memory of that round holds.
-        holders: clients that have kept the plan's constant arrays.
+        memory_rounds: for each client with a memory, the last round in which its update counted;
+            its memory of that round is valid.
+        holders: clients that keep the plan's constant arrays.
 
     Attributes:
-        memory_rounds: as given, and from then on kept up to date by ``note_memories``.
-        holders: likewise, by ``note_holders``.
+        memory_rounds: as given; updated by ``note_memories``.
+        holders: as given; updated by ``note_holders``.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class Requests:
         self.holders = set(holders)
 
     def note_holders(self, plan: ClientPlan, clients: Collection[int]) -> None:
-        """Clients have answered: they keep what the plan says is the same in all rounds."""
+        """Record that clients have answered and so keep the plan's constant arrays."""
         if plan.constant:
             self.holders.update(clients)
 
     def note_memories(self, plan: ClientPlan, clients: Collection[int], round_number: int) -> None:
-        """Clients' updates have counted: what they remember of this round holds."""
+        """Record that clients' updates counted, so their memories of this round are valid."""
         if plan.correction != "none":
             self.memory_rounds |= dict.fromkeys(clients, round_number)
 
@@ -57,11 +57,11 @@ class Requests:
 
         Args:
             round_number: from 1.
-            head: that they start from.
-            plan: of the round.
-            clients: of one node.
-            reduce: whether it sends the weighted sum of them or each one's own fields.
-            again: whether it comes with the plan's constant arrays in any case.
+            head: the head that they start from.
+            plan: the round's plan.
+            clients: clients of one node.
+            reduce: whether the node sends its clients' weighted sum or each client's fields.
+            again: whether it includes the plan's constant arrays in any case.
         """
         config = self._run.config
         lacks = again or not self.holders.issuperset(clients)
@@ -97,11 +97,11 @@ class Requests:
         cohort: list[int],
         reduce: Literal["sum", "individual"],
     ) -> None:
-        """What requests to clients that are phones of their own weigh."""
+        """Sizes of the requests if each client were a device of its own."""
         lacking = set(cohort) - self.holders if plan.constant else set()
         for has_constant, clients in ((True, lacking), (False, set(cohort) - lacking)):
             if clients:
-                # Measured in each round: what a codec makes of a head may have any length.
+                # Measured in each round, because the length of an encoded head may vary.
                 alone = self.request(result.round_number, head, plan, [0], reduce)
                 alone = dataclasses.replace(alone, has_constant=has_constant)
                 result.send(sorted(clients), payload_bytes(alone.write()))

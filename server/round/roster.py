@@ -1,8 +1,8 @@
-"""The devices of a deployment: which name belongs to which key, and which client that is.
+"""The devices of a deployment: the name, the key and the client id of each.
 
-``fedhead deploy`` writes a device's public key, and its registration the client id that Flower
-gave to this key, both into the server's folder. So who a node is follows from the key that it has
-proved to have, never from what it says.
+``fedhead deploy`` writes a device's public key into the server's folder. Its registration adds the
+client id that Flower gave to this key. So the key that a node has proved to have decides its
+identity, never what the node says.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Device:
     """A registered device.
 
     Attributes:
-        name: that its owner gave it.
-        client: its client id.
+        name: the name that its owner gave it.
+        client: the device's client id.
     """
 
     name: str
@@ -37,12 +37,12 @@ class Device:
 
 
 def client_file(server: Path, name: str) -> Path:
-    """Where the client id of a device is kept, beside its public key."""
+    """The file with a device's client id, beside its public key."""
     return server / "devices" / f"{name}.client"
 
 
 def read_roster(server: Path) -> dict[str, Device]:
-    """The registered devices of a server's folder, by name; a key alone is not registered yet.
+    """The registered devices of a server's folder, by name. A key alone is not registered yet.
 
     Raises:
         RunError: there is no such folder.
@@ -63,7 +63,7 @@ def read_roster(server: Path) -> dict[str, Device]:
 
 
 class Roster:
-    """The registered devices as a run needs them; they come and go while it is on.
+    """A run's view of the registered devices, which may change during the run.
 
     Args:
         server: the deployment's server folder.
@@ -83,7 +83,7 @@ class Roster:
         """Read the folder again if it has changed.
 
         Raises:
-            RunError: it is gone.
+            RunError: the folder is missing.
         """
         try:
             changed = (self._server / "devices").stat().st_mtime_ns
@@ -93,16 +93,16 @@ class Roster:
             return
         self._devices = {d.client: d for d in read_roster(self._server).values()}
         self._changed = changed
-        # One that is revoked is still called by its name.
+        # The name of a revoked device is kept for messages.
         self._names |= {client: device.name for client, device in self._devices.items()}
 
     @property
     def names(self) -> list[str]:
-        """Of the registered devices, sorted."""
+        """Names of the registered devices, sorted."""
         return sorted(device.name for device in self._devices.values())
 
     def device(self, node: int) -> Device | None:
-        """Whose key a node has shown; None: nobody's that is registered."""
+        """The registered device with a node's key; None: there is none."""
         return self._devices.get(client_of_node(node))
 
     def name(self, client: int) -> str | None:

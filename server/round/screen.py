@@ -1,7 +1,8 @@
-"""What single updates go through together, once each has been checked alone.
+"""Steps on all single updates together, after each has been checked alone.
 
-Simulated malicious clients see all updates before they send their own, and a bound that a round
-sets itself is known when all have come. Neither concerns who plans, asks or aggregates.
+Simulated malicious clients see all updates before they send their own, and a bound from the round's
+own updates is known only when all have arrived. Planning, asking and aggregating do not depend on
+these steps.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ Update = tuple[TrainReply, UpdateBatch]
 
 @dataclass(frozen=True, eq=False)
 class Screen:
-    """What the updates of one round go through.
+    """The steps on one round's updates.
 
     Attributes:
         run: registry and configuration.
-        plan: of the round.
+        plan: the round's plan.
     """
 
     run: Run
@@ -42,17 +43,17 @@ class Screen:
 
     @property
     def attacks(self) -> bool:
-        """Whether malicious clients may send something else than what they computed."""
+        """Whether malicious clients may send something other than what they computed."""
         return self.run.config.attack.changes_updates and not self.plan.everyone
 
     @property
     def bounds(self) -> bool:
-        """Whether updates are measured by the others of the round."""
+        """Whether the round's other updates bound each update."""
         return self.run.bounds_by_median and self.plan.kind == "sgd"
 
     @property
     def needs_all(self) -> str:
-        """Who looks at all single updates before any of them counts; empty if nobody does."""
+        """The key that needs all single updates before any of them counts; empty: none does."""
         if self.attacks:
             return "an attack"
         return 'round.max-update-norm = "auto"' if self.bounds else ""
@@ -60,15 +61,15 @@ class Screen:
     def passed(
         self, collector: Collector, updates: list[Update], earlier: Norms
     ) -> tuple[list[Update], Norms]:
-        """The updates that count; the others are refused.
+        """The updates that count; others are refused.
 
         Args:
-            collector: of the round; checks again what an attacker has changed.
-            updates: in the order of clients; single clients' rows if anybody looks at them.
+            collector: the round's collector; it checks again rows that an attacker changed.
+            updates: in the order of clients; single clients' rows if a step needs them.
             earlier: norms of the run's first updates, see server.round.norms.
 
         Returns:
-            The updates and the norms, with those of this round where they are wanted.
+            The updates, and the norms, with this round's added if they are used.
         """
         if updates and self.attacks:
             updates = self._corrupted(collector, updates)
@@ -77,7 +78,7 @@ class Screen:
         return updates, earlier
 
     def _corrupted(self, collector: Collector, updates: list[Update]) -> list[Update]:
-        """The same once malicious clients have seen all."""
+        """The updates after malicious clients have changed theirs."""
         config, result = self.run.config, collector.result
         rows = corrupt(
             joined([rows for _, rows in updates]),
@@ -99,7 +100,7 @@ class Screen:
 def _bounded(
     result: RoundResult, updates: list[Update], earlier: Norms
 ) -> tuple[list[Update], Norms]:
-    """Those that are not far larger than the others."""
+    """The updates that are not far larger than the others."""
     rows = joined([rows for _, rows in updates])
     norms = np.stack([row_norms(_row(rows, i)) for i in range(len(rows.client_ids))])
     refused = oversized(norms, earlier)
@@ -118,13 +119,13 @@ def _without(
     rows: UpdateBatch,
     result: RoundResult,
 ) -> list[Update]:
-    """Single clients' rows by reply, but for some, which are refused.
+    """Single clients' rows by reply, without the refused ones.
 
     Args:
-        refused: why, by position among the rows.
-        replies: whose rows they are, one after another.
-        rows: of all of them.
-        result: is told who is refused.
+        refused: reasons by position among the rows.
+        replies: the replies that the rows come from, in order.
+        rows: the rows of all replies.
+        result: receives the refusals.
     """
     kept, end = [], 0
     for reply in replies:

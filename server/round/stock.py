@@ -1,7 +1,7 @@
-"""Stock Flower strategies in the same round loop: there a node is a client.
+"""Stock Flower strategies in the same round loop; for them, a node is a client.
 
-The strategy sees a Grid on which exactly the round's cohort is connected, so that cohorts are
-fedhead's reproducible ones, and it gets only replies that passed the same checks as ours.
+The strategy sees a Grid on which exactly the round's cohort is connected. So fedhead chooses the
+cohorts, reproducibly, and the strategy gets only replies that passed fedhead's checks.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _OURS = ("fraction_train", "min_train_nodes", "min_available_nodes")
 
 
 def is_stock(name: str) -> bool:
-    """Whether a strategy.name leads to a strategy class of Flower's, or one derived from it.
+    """Whether a strategy.name is the import path of a Flower strategy class or a subclass.
 
     Raises:
-        ConfigError: it is an import path that leads nowhere.
+        ConfigError: it is an import path that cannot be imported.
     """
     if ":" not in name:
         return False
@@ -58,8 +58,8 @@ def is_stock(name: str) -> bool:
 def build_stock(name: str, args: Mapping[str, Any], *, lr: float) -> FlowerStrategy:
     """Import a Flower strategy class and construct it.
 
-    Every node of the cohort takes part, so the arguments that sample are fedhead's to set; a
-    ``client_learning_rate`` is the run's unless given.
+    Every node of the cohort takes part, so fedhead sets the arguments for sampling. By default
+    ``client_learning_rate`` is the run's.
 
     Args:
         name: import path, for example "flwr.serverapp.strategy:FedAdam".
@@ -67,13 +67,13 @@ def build_stock(name: str, args: Mapping[str, Any], *, lr: float) -> FlowerStrat
         lr: the clients' learning rate.
 
     Raises:
-        ConfigError: the path leads nowhere or to something else, or an argument does not fit.
+        ConfigError: the path does not lead to such a class, or an argument does not fit.
     """
     if not is_stock(name):
         raise ConfigError([f"strategy.name={name!r} is not a Flower strategy class"])
     cls: Any = import_strategy(name)
     if "strategy" in inspect.signature(cls).parameters or "Xgb" in cls.__name__:
-        raise ConfigError([f"strategy.name={name!r}: XGBoost and wrapped strategies do not apply"])
+        raise ConfigError([f"strategy.name={name!r}: XGBoost and wrappers are not supported"])
     given = {key.replace("-", "_"): value for key, value in args.items()}
     if sampled := sorted(set(given) & set(_OURS)):
         raise ConfigError([f"strategy.args.{sampled[0]}: set train.clients-per-round instead"])
@@ -81,9 +81,7 @@ def build_stock(name: str, args: Mapping[str, Any], *, lr: float) -> FlowerStrat
     for key, value in given.items():
         wanted = getattr(parameters.get(key), "annotation", None)
         if wanted in (str, "str") and not isinstance(value, str):
-            problem = (
-                f"strategy.args.{key}={value!r} must be text, in quotes where it looks otherwise"
-            )
+            problem = f"strategy.args.{key}={value!r} must be text; put it in quotes"
             raise ConfigError([problem])
     if "client_learning_rate" in parameters:
         given.setdefault("client_learning_rate", lr)
@@ -102,7 +100,7 @@ def build_stock(name: str, args: Mapping[str, Any], *, lr: float) -> FlowerStrat
 
 
 class _CohortGrid(Grid):
-    """A Grid on which only the round's nodes are connected; strategies ask it nothing else."""
+    """A Grid with only the round's nodes; strategies may ask it for nothing else."""
 
     def __init__(self, nodes: list[int]) -> None:
         self._nodes = nodes
@@ -120,14 +118,14 @@ class _CohortGrid(Grid):
 
 @dataclass(frozen=True, eq=False)
 class _Private:
-    """A stock strategy's state is its own; only the accounts can be put into a checkpoint."""
+    """The part of the state that a checkpoint can hold: a stock strategy's own state is private."""
 
     accounts: IntArray
 
 
 @dataclass(frozen=True, eq=False)
 class _Update:
-    """A valid reply: who it is of, as the strategy sees it, what it reports, and its norms."""
+    """A valid reply: its client, its message for the strategy, its report and its norms."""
 
     client: int
     message: Message
@@ -144,7 +142,7 @@ class StockAlgorithm:
         nodes = [client.node for client in run.registry.clients.values()]
         if len(set(nodes)) != len(nodes):
             raise FedheadError(
-                f"a stock strategy needs one node for each client: {len(nodes)} clients live on "
+                f"a stock strategy needs one node for each client: {len(nodes)} clients are on "
                 f"{len(set(nodes))} nodes (flwr run: set num-supernodes={len(nodes)})"
             )
 
@@ -164,7 +162,7 @@ class StockAlgorithm:
         client_of = {run.registry.clients[client].node: client for client in cohort}
         request = self._request(round_number, head)
         messages: list[Message] = []
-        if cohort:  # without nodes a strategy would wait for some for ever
+        if cohort:  # without nodes, a strategy would wait for ever
             grid = _CohortGrid(list(client_of))
             messages += self._strategy.configure_train(
                 round_number, write_head(head), request.config(), grid
@@ -186,8 +184,8 @@ class StockAlgorithm:
     def _aggregate(
         self, round_number: int, head: Head, messages: list[Message], fault: Fault
     ) -> tuple[Head, bool]:
-        """The next head; the old one, and the strategy as it was, where that has a fault."""
-        before = dict(vars(self._strategy))  # they replace their arrays, and change none
+        """The next head; if it has a fault, the old one, and the strategy is restored."""
+        before = dict(vars(self._strategy))  # strategies replace arrays, but do not change them
         arrays, _ = self._strategy.aggregate_train(round_number, messages)
         if arrays is None:
             return head, False
@@ -200,7 +198,7 @@ class StockAlgorithm:
         return new, True
 
     def _bounded(self, updates: list[_Update], result: RoundResult) -> list[_Update]:
-        """Those that are not far larger than the others, where that is asked for."""
+        """The updates that are not far larger than the others, if such a bound is set."""
         if not updates or not self._run.bounds_by_median:
             return updates
         norms = np.stack([update.norms for update in updates])
@@ -213,7 +211,7 @@ class StockAlgorithm:
     def _collect(
         self, messages: list[Message], client_of: dict[int, int], head: Head, result: RoundResult
     ) -> Iterator[_Update]:
-        """Each valid reply; the others are counted."""
+        """All valid replies; the others are only counted."""
         run = self._run
         for message in messages:
             result.send([client_of[message.metadata.dst_node_id]], payload_bytes(message.content))
@@ -256,7 +254,7 @@ class StockAlgorithm:
         reply = TrainReply.read(message.content)
         if reply.missing_backbone:
             self._run.registry.deliver_backbone([self._run.registry.clients[client].node])
-            raise ReplyError("had lost the backbone; it is sent for the next round")
+            raise ReplyError("has lost the backbone; it is sent again for the next round")
         if reply.clients != (client,):
             reasons = "; ".join(rejection.reason for rejection in reply.rejected)
             raise ReplyError(reasons or "does not speak for itself")
@@ -270,7 +268,7 @@ class StockAlgorithm:
         check_fields(delta, {"delta": Layout(head.matrix.shape)}, self._run.max_norm)
         report = dataclasses.replace(reply.reports[0], payload_bytes=payload_bytes(message.content))
         reply = dataclasses.replace(reply, reports=(report,))
-        # What the strategy sees must be what was checked: another record would end the run.
+        # The strategy must see only what was checked; another record would end the run.
         message.content.clear()
         message.content.update(arrays=write_head(local), metrics=reply.stock_metrics())
         return _Update(client, message, reply, row_norms(delta))

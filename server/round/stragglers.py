@@ -1,4 +1,4 @@
-"""Clients that a round no longer waits for, and their answers when they come after all."""
+"""Clients that a closed round no longer waits for, and their late answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from server.round.exchange import Exchange
 
 __all__ = ["LateReply", "Stragglers"]
 
-# Who is silent for so many deadlines has lost the message, and is asked again.
+# A client that is silent for this many deadlines has lost the message and may be asked again.
 _PATIENCE = 4
 
 
@@ -32,14 +32,14 @@ class _Waiting:
 
 
 class Stragglers:
-    """Remembers messages whose round closed without their answer.
+    """Remembers messages whose round closed without an answer to them.
 
-    Such a client is still at work on a round that is over: until it answers, it is not asked for
-    another one, which would come late as well.
+    Such a client is still working on a closed round. Until it answers, it is not asked again,
+    because that answer would be late as well.
 
     Args:
-        grid: that the messages went through.
-        deadline_seconds: of a round.
+        grid: the Grid that sent the messages.
+        deadline_seconds: a round's deadline.
     """
 
     def __init__(self, grid: Grid, deadline_seconds: float) -> None:
@@ -50,12 +50,12 @@ class Stragglers:
     def add(
         self, round_number: int, exchange: Exchange, clients: Mapping[int, Sequence[int]]
     ) -> None:
-        """Remember what a round has left outstanding.
+        """Remember the unanswered messages of a round.
 
         Args:
-            round_number: that has closed.
-            exchange: its messages.
-            clients: that each node was asked for.
+            round_number: the closed round.
+            exchange: the round's messages.
+            clients: the asked clients of each node.
         """
         free_at = time.monotonic() + self._patience
         for name, node in exchange.outstanding.items():
@@ -64,7 +64,7 @@ class Stragglers:
         self._take_in(exchange.unread.values())
 
     def busy(self) -> set[int]:
-        """The clients that are not to be asked now."""
+        """The clients that must not be asked now."""
         now = time.monotonic()
         return {
             client
@@ -74,18 +74,18 @@ class Stragglers:
         }
 
     def poll(self) -> None:
-        """Take in what has come, without waiting."""
+        """Receive late answers without waiting."""
         if self._waiting:
             self._take_in(self._grid.pull_messages(list(self._waiting)))
 
     def _take_in(self, messages: Iterable[Message]) -> None:
         for message in messages:
             waiting = self._waiting.pop(message.metadata.reply_to_message_id, None)
-            # An error is Flower's word that no answer will come, or the device's that it failed.
+            # An error means that no answer will come, or that the device has failed.
             if waiting is not None and not message.has_error():
                 self._late.append(waiting.reply)
 
     def take(self) -> list[LateReply]:
-        """The late replies since the last time; none is given out twice."""
+        """The late replies since the last call."""
         late, self._late = self._late, []
         return late

@@ -1,7 +1,7 @@
-"""A reply that nobody can read costs its node the answer, and not everybody the run.
+"""An unreadable reply counts as no answer of its node, instead of ending the run.
 
-Flower's grid turns the bytes of all replies that have come into messages in one go. What one of
-them raises would end the run, and lose the others' replies: a SuperLink hands each out once.
+Flower's grid turns the bytes of all received replies into messages at once. An exception of one of
+them would end the run and lose the other replies, because a SuperLink returns each only once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _UNREADABLE = Error(0, "its reply cannot be read")
 
 
 def survive_unreadable_replies() -> None:
-    """From now on, let Flower's grid skip them; the only use of this internal name.
+    """Make Flower's grid skip unreadable replies, by replacing an internal function.
 
     Raises:
         RunError: this version of Flower has no such name.
@@ -42,16 +42,16 @@ def _guarded(inflate: Callable[..., Any]) -> Callable[..., Message]:
             if message.has_error() or isinstance(message.content, RecordDict):
                 return message  # type: ignore[no-any-return]
         except Exception:
-            # Foreign bytes raise many kinds.
+            # Untrusted bytes may raise many kinds of exceptions.
             logger.debug("a reply cannot be read", exc_info=True)
-        logger.warning("a reply cannot be read and is thrown away; its device has not answered")
+        logger.warning("a reply cannot be read and is ignored, as if its device had not answered")
         return _nobodys()
 
     return inflate_or_skip
 
 
 def _nobodys() -> Message:
-    """What answers no message, so that nobody waits for it or counts it."""
+    """A reply that answers no message, so that it is never counted."""
     metadata = Metadata(
         run_id=0,
         message_id="",

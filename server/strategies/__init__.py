@@ -61,17 +61,17 @@ def build_strategy(name: str, args: Mapping[str, Any] | None = None) -> Strategy
     """Make a strategy from its name or import path and its [strategy.args], kebab-case keys.
 
     Raises:
-        ConfigError: unknown name or argument, with the nearest known one; a value of another type
-            or out of its range; what the name leads to gives no strategy.
+        ConfigError: the name or an argument is unknown (names the nearest), a value has a wrong
+            type or is out of its range, or the function does not return a strategy.
     """
     factory = strategy_factory(name)
     given = checked_arguments(name, factory, args or {})
     try:
         strategy = factory(**given)
-    except ValueError as exc:  # values that do not go together
+    except ValueError as exc:  # values that do not fit together
         raise ConfigError([f"{name}: {exc}"]) from exc
     if not isinstance(strategy, Strategy):
-        raise ConfigError([f"{name} gives a {type(strategy).__name__}, expected a Strategy"])
+        raise ConfigError([f"{name} returns a {type(strategy).__name__}, expected a Strategy"])
     return strategy
 
 
@@ -79,7 +79,7 @@ def strategy_factory(name: str) -> Callable[..., Strategy[Any]]:
     """The function that makes a strategy, by its name or import path.
 
     Raises:
-        ConfigError: unknown name, with the nearest known one; a path that leads to no function.
+        ConfigError: the name is unknown (names the nearest), or the path is not a function's.
     """
     if ":" in name:
         return import_strategy(name)
@@ -92,10 +92,10 @@ def strategy_factory(name: str) -> Callable[..., Strategy[Any]]:
 
 
 def import_strategy(path: str) -> Callable[..., Any]:
-    """What ``module:name`` leads to: a function of a user's own, or one of Flower's classes.
+    """The object at ``module:name``: a user's own function, or a class of Flower's.
 
     Raises:
-        ConfigError: nowhere, or to something else.
+        ConfigError: it does not exist, or is something else.
     """
     module_name, _, attribute = path.partition(":")
     try:
@@ -114,12 +114,12 @@ def _is_missing(exc: Exception, module_name: str) -> bool:
 
 
 def trains_by_gradients(strategy: Strategy[Any]) -> bool:
-    """Whether clients run SGD; false for the closed forms, which ask for statistics."""
+    """Whether clients run SGD; false for closed forms, which need statistics."""
     return first_plan(strategy).kind == "sgd"
 
 
 def first_plan(strategy: Strategy[Any]) -> ClientPlan:
-    """What it asks of clients in the first round, of some head."""
+    """The plan of the first round, for some head."""
     nothing = np.zeros(1, np.float32)
     first = RoundContext(1, 1, 1, lr=1.0, affine=Affine(nothing, nothing), zero_point=0, seed=0)
     return strategy.plan(strategy.init(Head.zeros(2, 1)), first)

@@ -1,4 +1,4 @@
-"""Server optimizers: the mean delta is a pseudo-gradient.
+"""Server optimizers, which use the mean delta as a pseudo-gradient.
 
 Reddi et al., "Adaptive federated optimization", ICLR 2021, arXiv 2003.00295; without bias
 correction, as in the paper.

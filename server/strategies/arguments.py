@@ -1,7 +1,7 @@
-"""[strategy.args]: what a strategy's function takes, as its annotations say.
+"""[strategy.args]: the arguments of a strategy's function, checked by its annotations.
 
-Text, negative numbers, lists and truth values are fine where they are annotated. An argument
-without an annotation takes a number, a text, true or false, as TOML has it.
+Text, negative numbers, lists and booleans are possible if they are annotated. An argument without
+an annotation takes a number, a text, true or false, as in TOML.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Argument:
 
     Attributes:
         name: kebab-case, as in [strategy.args].
-        default: as TOML has it; "" if it must be given.
-        allowed: what it may be, in words.
+        default: in TOML's form; "" if the argument must be given.
+        allowed: words for its type and range.
     """
 
     name: str
@@ -54,15 +54,15 @@ class Argument:
 
 
 def argument_names(factory: Callable[..., object]) -> list[str]:
-    """What [strategy.args] may hold for a strategy, kebab-case."""
+    """Names that [strategy.args] may hold for a strategy, kebab-case."""
     return [parameter.name.replace("_", "-") for parameter in _parameters(factory)]
 
 
 def arguments(name: str, factory: Callable[..., object]) -> list[Argument]:
-    """The same, with the defaults and ranges.
+    """The arguments with their defaults and ranges.
 
     Raises:
-        ConfigError: an annotation that nothing in TOML can meet.
+        ConfigError: no TOML value can fit an annotation.
     """
     fields = _model(name, factory).model_fields
     return [
@@ -74,16 +74,16 @@ def arguments(name: str, factory: Callable[..., object]) -> list[Argument]:
 def checked_arguments(
     name: str, factory: Callable[..., object], args: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """[strategy.args] as a strategy's function takes them.
+    """[strategy.args], checked and converted for a strategy's function.
 
     Args:
-        name: of the strategy, for errors.
-        factory: its function.
+        name: the strategy's name, for errors.
+        factory: the strategy's function.
         args: kebab-case keys.
 
     Raises:
-        ConfigError: with all problems: keys that are unknown, values of another type or beyond
-            their range, an annotation that nothing in TOML can meet.
+        ConfigError: names all problems: unknown keys, values of a wrong type or out of range, an
+            annotation that no TOML value can fit.
     """
     model = _model(name, factory)
     try:
@@ -94,7 +94,7 @@ def checked_arguments(
         known = ", ".join(argument_names(factory)) or "none"
         hints = {
             "unknown key": f" ({name} knows: {known})",
-            "a valid string": ", in quotes where it looks like something else",
+            "a valid string": "; put it in quotes",
         }
         raise ConfigError(
             [p + "".join(h for word, h in hints.items() if word in p) for p in exc.problems]
@@ -108,14 +108,14 @@ def checked_arguments(
 def _parameters(
     factory: Callable[..., object], *, evaluated: bool = False
 ) -> list[inspect.Parameter]:
-    """Those that can be given by name."""
+    """The parameters that can be given by name."""
     by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     signature = inspect.signature(factory, eval_str=evaluated)
     return [parameter for parameter in signature.parameters.values() if parameter.kind in by_name]
 
 
 def _model(name: str, factory: Callable[..., object]) -> type[BaseModel]:
-    """The arguments as pydantic checks them."""
+    """The pydantic model of the arguments."""
     fields: dict[str, Any] = {}
     try:
         for parameter in _parameters(factory, evaluated=True):
@@ -124,7 +124,7 @@ def _model(name: str, factory: Callable[..., object]) -> type[BaseModel]:
             default = ... if parameter.default is parameter.empty else parameter.default
             if isinstance(default, FieldInfo):
                 raise TypeError(
-                    f"{parameter.name}: a Field stands in the annotation, "
+                    f"{parameter.name}: a Field belongs in the annotation, "
                     f"{parameter.name}: Annotated[float, Field(gt=0)] = 0.5"
                 )
             fields[parameter.name] = (annotation, default)
@@ -146,7 +146,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _allowed(field: FieldInfo) -> str:
-    """What a value may be: "above 0", "a whole number, at least 1", "mean or median"."""
+    """Words for the allowed values: "above 0", "a whole number, at least 1", "mean or median"."""
     annotation: Any = field.annotation
     if get_origin(annotation) is Literal:
         return " or ".join(map(str, get_args(annotation)))

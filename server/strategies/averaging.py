@@ -12,7 +12,7 @@ __all__ = ["Stateless", "fedavg", "fedprox"]
 
 @dataclass(frozen=True)
 class Stateless:
-    """The state of a strategy that remembers nothing."""
+    """The state of a strategy without a state."""
 
 
 def fedavg(*, server_lr: Positive = 1.0) -> Strategy[Stateless]:

@@ -1,7 +1,7 @@
-"""Heads in closed form from sufficient statistics: each client is asked once.
+"""Heads in closed form from sufficient statistics; each client is asked only once.
 
-With clients-per-round below the number of clients, each round asks clients that have not been
-asked yet, and the head is that of all so far. Features are x = [gain * (q - center), 1].
+If clients-per-round is below the number of clients, each round asks clients that were not asked
+yet, and the head is that of all clients so far. Features are x = [gain * (q - center), 1].
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ _Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class StatisticsState:
-    """Sums over all clients so far, and who they were.
+    """Sums over all clients so far, and their ids.
 
     Attributes:
-        gram: uint64 (D (D + 1) / 2,), see common.statistics; empty if nobody needs it.
+        gram: uint64 (D (D + 1) / 2,), see common.statistics; empty if it is not needed.
         moments: uint64 (K, D).
-        seen: clients that are in the sums and must not be counted again.
+        seen: clients in the sums, which must not be counted again.
     """
 
     gram: npt.NDArray[np.uint64]
@@ -99,41 +99,41 @@ def _with(seen: tuple[int, ...], updates: UpdateBatch) -> tuple[int, ...]:
 
 
 def fed3r(*, lam: Positive = 10.0, normalize: bool = False) -> Strategy[StatisticsState]:
-    """Fed3R, federated recursive ridge regression: exact whatever the partition.
+    """Fed3R, federated recursive ridge regression: exact for any partition.
 
     Fani et al., ICML 2024, arXiv 2406.01116. Each client sends ``X^T X`` and ``X^T Y`` once, as
     exact integers; the head equals centralized ridge regression.
 
     Args:
-        lam: ridge penalty, also on the bias.
+        lam: ridge penalty, which applies to the bias too.
         normalize: divide each class's column by its norm, as the paper does.
     """
     return _from_sums("fed3r", lambda s, affine: ridge(*s.in_feature_space(affine), lam, normalize))
 
 
 def ditto(*, lam: Positive = 10.0, personal_lam: Positive = 10.0) -> Strategy[StatisticsState]:
-    """Ditto in closed form: Fed3R's head for all, and each client's own in its neighbourhood.
+    """Ditto in closed form: Fed3R's head for all, and for each client its own head close to it.
 
     Li et al., "Ditto: fair and robust federated learning through personalization", ICML 2021,
     arXiv 2012.04221. After the last round each client takes the head ``v`` that minimises
-    ``||X v - Y||^2 / 2 + personal_lam / 2 ||v - w||^2`` on its own training part, w being the
-    head of all; see client.personal. Nothing more is sent. Differs from the paper: squared loss,
-    as Fed3R's, so that both problems are solved exactly instead of by steps.
+    ``||X v - Y||^2 / 2 + personal_lam / 2 ||v - w||^2`` on its own training part, where w is the
+    global head; see client.personal. Clients send nothing more than in Fed3R. Differs from the
+    paper: squared loss, as in Fed3R, so that both problems are solved exactly instead of by steps.
 
     Args:
-        lam: ridge penalty of the head for all.
-        personal_lam: how much a client's own head keeps to it.
+        lam: ridge penalty of the global head.
+        personal_lam: how strongly a client's own head is kept close to the global one.
     """
     return dataclasses.replace(fed3r(lam=lam), name="ditto", personal=personal_lam)
 
 
 def afl() -> Strategy[StatisticsState]:
-    """AFL, analytic federated learning: the least squares head of everybody's data.
+    """AFL, analytic federated learning: the least squares head of all clients' data.
 
     He et al., CVPR 2025, arXiv 2405.16240. Differs from the paper: clients send ``X^T X`` and
-    ``X^T Y`` themselves, of the same size as the paper's regularized Gram and its local head, so
-    that the server's result is the paper's without the rounding of taking its regularization
-    off again; features that are the same everywhere get no weight.
+    ``X^T Y`` themselves, which have the size of the paper's regularized Gram matrix and local
+    head. The server's result is the paper's, without the rounding errors of removing the
+    regularization again. Constant features get no weight.
     """
     return _from_sums("afl", lambda s, affine: least_squares(*s.in_feature_space(affine), s.varies))
 
@@ -163,7 +163,7 @@ def discriminant(a: _Array, b: _Array, shrinkage: float) -> _Array:
     bias = -0.5 * (weight * means).sum(axis=1) + np.log(counts[present] / counts.sum())
     head = np.zeros_like(b)
     head[present, :-1], head[present, -1] = weight, bias
-    head[~present, -1] = bias.min() - 100  # a class that nobody has is never the answer
+    head[~present, -1] = bias.min() - 100  # a class without examples is never predicted
     return head
 
 
@@ -173,7 +173,7 @@ class MeansState:
 
     Attributes:
         moments: uint64 (m, K, D), a row for each client; one row of sums for FedNCM.
-        seen: clients that are in it.
+        seen: clients in ``moments``.
     """
 
     moments: npt.NDArray[np.uint64]
@@ -184,9 +184,9 @@ def fedncm() -> Strategy[MeansState]:
     """FedNCM: each class's weight is its normalized mean, ``mu_c / ||mu_c||``; no bias.
 
     Legate et al., "Guiding the last layer in federated learning with pre-trained models",
-    NeurIPS 2023, arXiv 2306.03937. The means are those of the backbone's own features, as in the
-    paper, not of the centered ones that other heads read: those gave 74 % instead of 80 % on
-    mnist5k. The head says the same of x = gain * (q - center), which needs a bias.
+    NeurIPS 2023, arXiv 2306.03937. The means are those of the backbone's plain features, as in the
+    paper. The centered features of the other heads gave 74 % instead of 80 % on mnist5k. To compute
+    the same from x = gain * (q - center), the head has a bias.
     """
 
     def aggregate(
@@ -211,7 +211,7 @@ def nearest_mean_head(moments: npt.NDArray[np.uint64], affine: Affine, zero_poin
     head = np.empty(moments.shape)
     head[:, :-1] = toward / affine.gain
     head[:, -1] = toward @ (affine.center.astype(np.float64) - zero_point)
-    # A class that nobody has is never the answer: no feature vector is as long as this.
+    # A class without examples is never predicted: no feature vector is as long as this.
     head[counts[:, 0] == 0, -1] = -256 * np.sqrt(sums.shape[1])
     return head
 
@@ -221,10 +221,10 @@ def fedcof(*, gamma: NonNegative = 0.1, normalize: bool = True) -> Strategy[Mean
 
     arXiv 2412.14326. ``S_c = sum_i n_ic (mu_ic - mu_c)(mu_ic - mu_c)^T / (K_c - 1) + gamma I``
     with K_c the clients that have class c, ``G = sum_c (N_c - 1) S_c + N mu mu^T``,
-    ``W = B G^-1``. Class means alone leave a client: a K-th of Fed3R's uplink and less.
+    ``W = B G^-1``. Clients send only class means: a K-th of Fed3R's uplink or less.
 
     Args:
-        gamma: shrinkage; 0.1 is the paper's for MobileNetV2.
+        gamma: shrinkage; 0.1 is the paper's value for MobileNetV2.
         normalize: divide each class's column by its norm, as the paper does.
     """
 
@@ -257,7 +257,7 @@ def covariance_head(b: _Array, gamma: float, normalize: bool) -> _Array:
         away = mine / weights - sums[c] / counts[c]
         spread = (away * weights).T @ away / max(len(mine) - 1, 1)
         g += (counts[c] - 1) * (spread + gamma * np.eye(len(g)))
-    # The constant's own direction has no spread, and one example of a class no weight.
+    # The constant 1 has no spread, and a single example of a class has no weight.
     g += 1e-9 * max(float(np.trace(g)) / len(g), 1.0) * np.eye(len(g))
     head: _Array = np.linalg.solve(g, sums.T).T
     return unit_rows(head) if normalize else head

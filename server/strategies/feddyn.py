@@ -1,4 +1,4 @@
-"""FedDyn: a linear term of each client's own makes the optima of all clients agree."""
+"""FedDyn: each client has a linear term, and these terms make all clients' optima agree."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def feddyn(*, alpha: Positive = 0.1) -> Strategy[DynamicState]:
 
     Acar et al., "Federated learning based on dynamic regularization", ICLR 2021,
     arXiv 2111.04263: ``g_i <- g_i - alpha delta_i`` on the client, ``h <- h - alpha / N sum
-    delta_i`` and ``w <- mean(th_i) - h / alpha`` on the server. Clients count alike.
+    delta_i`` and ``w <- mean(th_i) - h / alpha`` on the server. All clients have equal weight.
     """
 
     def aggregate(

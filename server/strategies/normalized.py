@@ -1,4 +1,4 @@
-"""Strategies that weigh clients by how far or how badly they went: FedNova and q-FedAvg."""
+"""Strategies that weight clients by their steps (FedNova) or by their loss (q-FedAvg)."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def fednova(*, mu: NonNegative = 0.0, server_lr: Positive = 1.0) -> Strategy[Sta
 
 
 def qfedavg(*, q: NonNegative = 1.0) -> Strategy[Stateless]:
-    """q-FedAvg: clients with a larger loss F_i count more; q = 0 is the unweighted mean.
+    """q-FedAvg: clients with a larger loss F_i have more weight; q = 0 is the unweighted mean.
 
     Li et al., "Fair resource allocation in federated learning", ICLR 2020, arXiv 1905.10497:
     ``w <- w - sum F_i^q g_i / sum (q F_i^(q-1) ||g_i||^2 + L F_i^q)``, ``g_i = -L delta_i`` and
-    L = 1 / lr, the clients' learning rate. Plain SGD only: with momentum ``L delta`` is no
-    gradient.
+    L = 1 / lr, with the clients' learning rate. Plain SGD only: with momentum ``L delta`` is not
+    a gradient.
     """
 
     def aggregate(

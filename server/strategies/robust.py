@@ -1,4 +1,4 @@
-"""Aggregation that a minority of malicious clients cannot steer: on deltas, unweighted.
+"""Robust aggregation of deltas, unweighted: a minority of malicious clients cannot steer it.
 
 ``byzantine`` is the share of clients that may be malicious; f = floor(byzantine * n).
 """
@@ -36,7 +36,7 @@ _Minority = Annotated[float, Field(ge=0, lt=0.5)]
 def _individual(
     name: str, combine: Callable[[_Array], _Array], server_lr: float
 ) -> Strategy[Stateless]:
-    """A strategy that turns deltas (n, K * (d + 1)) into one."""
+    """A strategy that combines deltas (n, K * (d + 1)) into one delta."""
 
     def aggregate(
         state: Stateless, head: Head, updates: UpdateBatch, _context: RoundContext
@@ -77,7 +77,7 @@ def trimmed_mean(*, byzantine: _Minority = 0.2, server_lr: Positive = 1.0) -> St
 
 
 def krum(*, byzantine: _Minority = 0.2, server_lr: Positive = 1.0) -> Strategy[Stateless]:
-    """The one delta that lies closest to its n - f - 2 nearest neighbours.
+    """The delta that is closest to its n - f - 2 nearest neighbours.
 
     Blanchard et al., NeurIPS 2017, arXiv 1703.02757.
     """
@@ -107,7 +107,7 @@ def multikrum(*, byzantine: _Minority = 0.2, server_lr: Positive = 1.0) -> Strat
 
 
 def bulyan(*, byzantine: _Minority = 0.2, server_lr: Positive = 1.0) -> Strategy[Stateless]:
-    """Krum picks n - 2f deltas one by one; then the mean of those nearest their median.
+    """Krum picks n - 2f deltas one by one; the result is the mean of the values near their median.
 
     El Mhamdi et al., "The hidden vulnerability of distributed learning in Byzantium",
     ICML 2018, arXiv 1802.07927. Needs n >= 4f + 3: with fewer clients f is smaller.
@@ -121,7 +121,7 @@ def bulyan(*, byzantine: _Minority = 0.2, server_lr: Positive = 1.0) -> Strategy
         picked: list[int] = []
         while len(picked) < n - 2 * faulty:
             scores = _krum_scores(distances[np.ix_(left, left)], faulty)
-            # Two that are each other's nearest tie: the shorter one, whatever their order.
+            # Two deltas that are each other's nearest tie. The shorter one wins, in any order.
             picked.append(left.pop(int(np.lexsort((lengths[left], scores))[0])))
         chosen = rows[picked]
         offsets = np.abs(chosen - np.median(chosen, axis=0))
@@ -135,10 +135,10 @@ def bulyan(*, byzantine: _Minority = 0.2, server_lr: Positive = 1.0) -> Strategy
 def geometric_median(
     *, iterations: Count = 8, nu: Positive = 1e-6, server_lr: Positive = 1.0
 ) -> Strategy[Stateless]:
-    """RFA: the point with the smallest sum of distances, by smoothed Weiszfeld steps from 0.
+    """RFA: the point with the smallest sum of distances, found by smoothed Weiszfeld steps from 0.
 
     Pillutla, Kakade, Harchaoui: "Robust aggregation for federated learning", arXiv 1912.13445.
-    Differs from the paper: clients count alike, for an attacker chooses its own weight.
+    Differs from the paper: all clients have equal weight, because an attacker could choose its own.
     """
 
     def combine(rows: _Array) -> _Array:
@@ -198,7 +198,7 @@ def centered_clipping(
 
 
 def _tolerated(n: int, byzantine: float, most: int | None = None) -> int:
-    """f, as far as n clients allow it: Krum needs a neighbour besides the f + 1."""
+    """f, limited by the number n of clients: Krum needs a neighbour besides the f + 1."""
     limit = max(0, n - 3) if most is None else most
     return min(math.floor(byzantine * n + 1e-9), limit)
 
@@ -206,11 +206,11 @@ def _tolerated(n: int, byzantine: float, most: int | None = None) -> int:
 def _squared_distances(rows: _Array) -> _Array:
     squares = np.square(rows).sum(axis=1)
     distances: _Array = np.maximum(squares[:, None] + squares - 2 * rows @ rows.T, 0)
-    return (distances + distances.T) / 2  # to the last bit: two nearest neighbours shall tie
+    return (distances + distances.T) / 2  # exactly symmetric, so that nearest neighbours tie
 
 
 def _krum_scores(distances: _Array, faulty: int) -> _Array:
-    """Sum of the n - f - 2 smallest squared distances to others, at least one."""
+    """Sum of the n - f - 2 smallest squared distances to others (at least one distance)."""
     nearest = np.sort(distances, axis=1)[:, 1:]  # without the distance to itself
     count = max(1, len(distances) - faulty - 2)
     scores: _Array = nearest[:, :count].sum(axis=1)

@@ -23,9 +23,9 @@ def scaffold(*, server_lr: Positive = 1.0) -> Strategy[ScaffoldState]:
     """SCAFFOLD, option II: clients step along ``g - c_i + c``.
 
     Karimireddy et al., arXiv 1910.06378. With T steps, ``c_i+ = c_i - c - delta / (T lr)``,
-    ``w <- w + server_lr * mean(delta)``, ``c <- c + sum(c_i+ - c_i) / num_clients``. Clients
-    count alike, as in the paper; the uplink is twice FedAvg's. Plain SGD only: with momentum
-    ``delta / (T lr)`` is no gradient.
+    ``w <- w + server_lr * mean(delta)``, ``c <- c + sum(c_i+ - c_i) / num_clients``. All clients
+    have equal weight, as in the paper. The uplink is twice FedAvg's. Plain SGD only: with momentum
+    ``delta / (T lr)`` is not a gradient.
     """
 
     def aggregate(

@@ -1,4 +1,4 @@
-"""One round of statistics before a gradient strategy: where it starts, and how it steps."""
+"""A round of statistics before a gradient strategy, for its first head and a preconditioner."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _Each = Callable[[Any, Head, UpdateBatch], UpdateBatch]
 
 @dataclass(frozen=True, eq=False)
 class PreparedState:
-    """What the statistics gave, and the inner strategy's state.
+    """The result of the statistics, and the inner strategy's state.
 
     Attributes:
         prepared: 1 once the statistics are in.
-        preconditioner: P, float32 (D, D); no rows without one.
+        preconditioner: P, float32 (D, D); no rows if there is none.
         inner: the inner strategy's state.
     """
 
@@ -41,18 +41,18 @@ def with_statistics(
     init_lambda: float = 10.0,
     precondition_lambda: float = 0.0,
 ) -> Strategy[PreparedState]:
-    """Let every client send its statistics in the first round, as Fed3R's do.
+    """Let every client send its statistics in the first round, as in Fed3R.
 
-    Frozen features are badly conditioned, and a first head from zero is far away. With the sums
-    A = X^T X and B = Y^T X of all n examples, the clients' data gradient is multiplied by
+    Frozen features are badly conditioned, and zero is far from a good head. The sums A = X^T X and
+    B = Y^T X of all n examples help: the clients' data gradient is multiplied by
     ``P = (A / n + lam / n I)^-1``, and the first head is a ridge head (Fed3R, arXiv 2406.01116).
 
     Args:
-        strategy: trains from the second round on.
-        temperature: the first head is this times the ridge head, so that its softmax is sure of
-            itself; 0 for the head as it was.
-        init_lambda: penalty of that ridge head.
-        precondition_lambda: lam of P, which each client is sent once; 0 for none.
+        strategy: the strategy from the second round on.
+        temperature: factor on the ridge head, so that its softmax gives confident probabilities;
+            0: the first head is not replaced.
+        init_lambda: penalty of the ridge head.
+        precondition_lambda: lam of P, which each client gets once; 0: no preconditioner.
     """
 
     def init(head: Head) -> PreparedState:
@@ -92,7 +92,7 @@ def with_statistics(
 
 
 def _inverse(a: npt.NDArray[np.float64], count: float, lam: float) -> FloatArray:
-    """P, float32 (D, D), or no rows for lam = 0."""
+    """P, float32 (D, D); no rows if lam is 0."""
     if not lam:
         return np.zeros((0, len(a)), np.float32)
     inverse = np.linalg.inv((a + lam * np.eye(len(a))) / count)
@@ -101,7 +101,7 @@ def _inverse(a: npt.NDArray[np.float64], count: float, lam: float) -> FloatArray
 
 
 def _inside(each: _Each | None) -> _Each | None:
-    """The inner strategy's ``each``, given its own state."""
+    """The inner strategy's ``each``, called with the inner state."""
     if each is None:
         return None
     return lambda state, head, rows: each(state.inner, head, rows)

@@ -1,4 +1,4 @@
-"""Strategies around strategies."""
+"""Wrappers around strategies."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["norm_clipping", "with_clipping"]
 
 
 def with_clipping(strategy: Strategy[S], bound: float) -> Strategy[S]:
-    """Shorten each client's delta to an L2 norm of at most ``bound`` before it is summed.
+    """Clip each client's delta to an L2 norm of at most ``bound`` before it is summed.
 
     Sun et al., "Can you really backdoor federated learning?", arXiv 1911.07963. Needs each
     client's update, but only one at a time.
 
     Raises:
-        ValueError: the inner strategy itself needs individual updates, or (from ``plan``) other
-            fields than the delta, which would stay as long as they are; the bound is not above 0.
+        ValueError: the inner strategy needs individual updates, or (from ``plan``) fields other
+            than the delta, which would not be clipped; or the bound is not above 0.
     """
     if strategy.reduce != "sum":
         raise ValueError(f"{strategy.name} does not work on sums, so clipping cannot go inside")

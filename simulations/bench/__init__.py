@@ -1,1 +1,1 @@
-"""Benchmarks against what a user would take instead; each runner is a process of its own."""
+"""Benchmarks against alternatives to fedhead; each runner is a process of its own."""

@@ -15,8 +15,8 @@ _PAUSE_SECONDS = 0.05
 class PeakMemory:
     """Watches a process tree from a thread, as a context manager.
 
-    Counts RssAnon on Linux, elsewhere what a process has for itself alone: pages of mapped
-    files can be dropped and do not count.
+    It counts RssAnon on Linux, and elsewhere a process's private memory. Pages of mapped files do
+    not count, because the system can drop them.
 
     Attributes:
         peak_bytes: the largest sum seen so far.
@@ -54,6 +54,6 @@ def _anonymous_bytes(pid: int) -> int:
         for line in status.read_text().splitlines():
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
-    except (OSError, psutil.Error):  # it has ended meanwhile
+    except (OSError, psutil.Error):  # the process has ended meanwhile
         pass
     return 0

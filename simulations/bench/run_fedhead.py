@@ -1,4 +1,4 @@
-"""Our own runner: algorithm, messages and what a node does in a round, over an in-process Grid."""
+"""fedhead's runner: algorithm, messages and a node's part of a round, over an in-process Grid."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _FINGERPRINT = "0" * 64
 
 
 def _client_app(cohort: Cohort) -> ClientApp:
-    """Answers as client.app does, with features that no backbone computed."""
+    """A ClientApp that answers like client.app, with synthetic features."""
     app = ClientApp()
     memory = ClientMemory(Path(tempfile.gettempdir()))  # FedAvg remembers nothing
 
@@ -123,5 +123,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # of the main thread; the cohort has its own
+    torch.set_num_threads(1)  # for the main thread; the cohort has its own threads
     main()

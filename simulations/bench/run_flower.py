@@ -1,4 +1,4 @@
-"""Flower's own simulation: stock FedAvg on Ray, a plain torch ClientApp, the same features."""
+"""Flower's simulation: stock FedAvg on Ray, a plain torch ClientApp, the same features."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ server = ServerApp()
 
 @lru_cache(maxsize=1)
 def _load() -> tuple[Work, Data]:
-    torch.set_num_threads(1)  # as many actors as cores work side by side
+    torch.set_num_threads(1)  # because one actor per core runs at the same time
     work = read_work(os.environ[WORK])
     return work, Data(work)
 
 
 @client.train()
 def train(message: Message, context: Context) -> Message:
-    """What a user would write: an nn.Linear, an optimizer, a loop."""
+    """Train as a user would write it: an nn.Linear, an optimizer, a loop."""
     work, data = _load()
     features, labels = map(torch.from_numpy, data.client(int(context.node_config["partition-id"])))
     model = torch.nn.Linear(work.features, work.classes)
@@ -58,7 +58,7 @@ def train(message: Message, context: Context) -> Message:
 
 @server.main()
 def main(grid: Grid, _context: Context) -> None:
-    """Stock FedAvg over all nodes; a round ends where its evaluation begins."""
+    """Run stock FedAvg over all nodes; a round ends when its evaluation begins."""
     work, data = _load()
     seconds: list[float] = []
     started = accuracy = 0.0
@@ -77,7 +77,7 @@ def main(grid: Grid, _context: Context) -> None:
     }
 
     def everybody(contents: list[RecordDict], _weighted_by: str) -> MetricRecord:
-        # Flower itself goes on without those that failed, and would be faster for it.
+        # Flower itself would continue without failed clients, and be faster.
         if len(contents) != work.clients:
             raise RuntimeError(f"{len(contents)} of {work.clients} clients answered")
         return MetricRecord()
@@ -88,7 +88,7 @@ def main(grid: Grid, _context: Context) -> None:
         min_available_nodes=work.clients,
         train_metrics_aggr_fn=everybody,
     )
-    # The nodes register while the actors start: neither belongs to a round.
+    # The nodes register while the actors start; neither belongs to a round.
     while len(list(grid.get_node_ids())) < work.clients:
         time.sleep(0.1)
     strategy.start(grid, ArrayRecord(zeros), num_rounds=work.rounds + 1, evaluate_fn=evaluate)

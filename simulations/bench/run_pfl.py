@@ -23,7 +23,7 @@ from simulations.bench.work import Data, Result, read_work
 
 
 class _Linear(torch.nn.Linear):
-    """A head with the two functions that pfl asks of a model."""
+    """A head with the two functions that pfl needs of a model."""
 
     def loss(self, x: torch.Tensor, y: torch.Tensor, **_: Any) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(self(x), y)
@@ -56,7 +56,7 @@ def main() -> None:
 
     def user(number: int) -> Dataset:
         x, y = (torch.from_numpy(a) for a in data.client(number))
-        order = torch.randperm(len(y))  # pfl itself visits examples in their order
+        order = torch.randperm(len(y))  # pfl itself would use examples in their order
         return Dataset(raw_data=[x[order], y[order]], user_id=str(number))
 
     linear = _Linear(work.features, work.classes)
@@ -69,7 +69,7 @@ def main() -> None:
     FederatedAveraging().run(
         NNAlgorithmParams(
             central_num_iterations=work.rounds + 1,
-            evaluation_frequency=work.rounds + 2,  # the warm-up alone
+            evaluation_frequency=work.rounds + 2,  # only for the warm-up
             train_cohort_size=work.clients,
             val_cohort_size=0,
         ),

@@ -31,8 +31,8 @@ __all__ = ["Measurement", "bench_simulation", "show", "to_json"]
 
 RUNNERS = ("fedhead", "flower", "pfl")
 _NEEDS = {"flower": "ray", "pfl": "pfl"}
-# Heads that saw the same examples equally often, in other orders, lie this close together (see
-# the test for how far one lies that did less); accuracies differ by what that means.
+# Largest distance of heads that saw the same examples equally often but in other orders, and the
+# difference in accuracy that goes with it. The test shows the distance of a head with less work.
 _HEAD_TOLERANCE = 0.15
 _ACCURACY_TOLERANCE = 0.01
 _LARGEST_FOR_PEERS = 10_000
@@ -44,9 +44,9 @@ class Measurement:
 
     Attributes:
         runner: "fedhead", "flower" or "pfl".
-        clients: in each round.
-        result: as it printed it.
-        peak_bytes: anonymous memory of all its processes together.
+        clients: number of clients in each round.
+        result: the result that it printed.
+        peak_bytes: peak anonymous memory of all its processes together.
     """
 
     runner: str
@@ -64,7 +64,7 @@ class Measurement:
 
     @property
     def floor_ratio(self) -> float | None:
-        """A round over the two products that touch every feature; None for peers."""
+        """A round's time over that of the two products that read every feature; None for peers."""
         if not self.result.floor_seconds:
             return None
         return self.median_seconds / statistics.median(self.result.floor_seconds)
@@ -73,7 +73,7 @@ class Measurement:
 def bench_simulation(
     sizes: Sequence[int], scaling: Sequence[int], *, rounds: int
 ) -> list[Measurement]:
-    """Measure all runners at ``sizes``, and ours alone at ``scaling``.
+    """Measure all runners at ``sizes``, and only ours at ``scaling``.
 
     Raises:
         MissingExtraError: a peer is not installed.
@@ -102,7 +102,7 @@ def bench_simulation(
 
 def _run(runner: str, description: Path, clients: int) -> Measurement:
     module = ["-m", f"simulations.bench.run_{runner}", str(description)]
-    if runner == "pfl":  # one process for each core, as pfl's documentation does it
+    if runner == "pfl":  # one process for each core, as in pfl's documentation
         module = ["-m", "torch.distributed.run", "--nproc-per-node", str(cores()), *module]
     with (description.parent / f"{runner}.log").open("w+") as log:
         process = subprocess.Popen(  # noqa: S603 - our own modules
@@ -151,7 +151,7 @@ def _by_size(measurements: Sequence[Measurement], runner: str) -> dict[int, Meas
 
 
 def to_json(measurements: Sequence[Measurement]) -> dict[str, Any]:
-    """The figures as one object; sizes are keys, times medians."""
+    """The figures as one object: sizes are keys, times are medians."""
     ours = _by_size(measurements, "fedhead")
 
     def per_size(values: Mapping[int, Any]) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def show(measurements: Sequence[Measurement]) -> None:
             f"{factor:.0f}x" if factor else "",
         )
     console.print(Fitted(table, ("gain", "spread")))
-    table = Table(title="fedhead against its floor, and growing", title_justify="left")
+    table = Table(title="fedhead against its floor, for more clients", title_justify="left")
     for name in ("clients", "round", "floor", "ratio", "Grams, once", "memory"):
         table.add_column(name, justify="right")
     for m in _by_size(measurements, "fedhead").values():
@@ -223,8 +223,8 @@ def show(measurements: Sequence[Measurement]) -> None:
         )
     console.print(Fitted(table, ("Grams, once",)))
     console.print(
-        "Synthetic features. Floor: both matrix products that touch every feature, with "
-        "their conversion from uint8. Memory is anonymous, of all processes.",
+        "Synthetic features. Floor: the two matrix products that read every feature, with "
+        "their conversion from uint8. Memory: anonymous memory of all processes.",
         highlight=False,
     )
 

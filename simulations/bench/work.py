@@ -1,4 +1,4 @@
-"""The work that every runner of the simulation benchmark does, and its data."""
+"""The work of every runner of the simulation benchmark, and its data."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from common.types import Affine, FloatArray, IntArray, LocalTraining
 
 __all__ = ["Data", "Result", "Work", "head_file", "read_work", "write_data"]
 
-_NOISE = 128  # uint8 noise of this width, and class means up to _OFFSET apart
+_NOISE = 128  # width of the uint8 noise; class means are up to _OFFSET apart
 _OFFSET = 12
 _TEST_EXAMPLES = 2000
-_ROWS = 100_000  # written at a time
+_ROWS = 100_000  # rows that are written at a time
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,16 @@ class Work:
     """N clients, all of them in every round.
 
     Attributes:
-        folder: where the data lie.
+        folder: the data's folder.
         clients: N.
-        rounds: timed rounds; one more comes before them as a warm-up.
-        examples: of each client.
+        rounds: number of timed rounds; one more before them is the warm-up.
+        examples: number of examples of each client.
         features: d.
         classes: K.
         lr: learning rate.
         local_epochs: passes over a client's examples in a round.
-        batch_size: examples a step.
-        seed: of data and batch orders.
+        batch_size: examples per step.
+        seed: seed of data and batch orders.
     """
 
     folder: str
@@ -55,14 +55,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Result:
-    """What a runner prints as its last line.
+    """A runner's result, which it prints as its last line.
 
     Attributes:
-        round_seconds: of the timed rounds.
-        accuracy: of the last head on the test part, in [0, 1].
-        gram_seconds: for all Gram matrices, conversion from uint8 included; our own runner only.
-        floor_seconds: both products that touch every feature, conversion included; our own
-            runner only.
+        round_seconds: times of the timed rounds.
+        accuracy: the last head's accuracy on the test part, in [0, 1].
+        gram_seconds: time for all Gram matrices with conversion from uint8; only our runner.
+        floor_seconds: time of the two products that read every feature, with conversion; only our
+            runner.
     """
 
     round_seconds: tuple[float, ...]
@@ -75,7 +75,7 @@ class Result:
 
 
 class Data:
-    """The files of ``write_data``, memory-mapped; one client's examples follow another's."""
+    """The files of ``write_data``, memory-mapped; examples are in the order of clients."""
 
     def __init__(self, work: Work) -> None:
         folder = Path(work.folder)
@@ -89,19 +89,19 @@ class Data:
         self._work = work
 
     def client(self, number: int) -> tuple[FloatArray, IntArray]:
-        """Features as trainers see them, float32 (n, d), and labels."""
+        """A client's features for training, float32 (n, d), and labels."""
         mine = slice(number * self._work.examples, (number + 1) * self._work.examples)
         return self.affine(self.q[mine]), self.labels[mine]
 
     def score(self, runner: str, weight: FloatArray, bias: FloatArray) -> float:
-        """Accuracy of a head (K, d), (K,) on the test part; the head is kept to be compared."""
+        """Accuracy of a head (K, d), (K,) on the test part; the head is saved for comparison."""
         np.save(head_file(self._work.folder, runner), np.column_stack([weight, bias]))
         predictions = (self.affine(self._test_q) @ weight.T + bias).argmax(axis=1)
         return float((predictions == self._test_labels).mean())
 
 
 def head_file(folder: str | Path, runner: str) -> Path:
-    """Where a runner leaves its last head, float32 (K, d + 1)."""
+    """The file of a runner's last head, float32 (K, d + 1)."""
     return Path(folder) / f"{runner}.npy"
 
 
@@ -111,7 +111,7 @@ def read_work(path: str) -> Work:
 
 
 def write_data(work: Work) -> Path:
-    """Synthetic features: uniform noise about class means that nearly separate the classes.
+    """Write synthetic features: uniform noise around class means that nearly separate classes.
 
     Returns:
         The file that describes the work.

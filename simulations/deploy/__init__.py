@@ -1,7 +1,7 @@
-"""A federation on real devices: its keys, its folder, and Flower's own SuperLink and SuperNode."""
+"""A federation on real devices: its keys, its folder, and Flower's SuperLink and SuperNode."""
 
 VALID_DAYS = 365
-"""How long a server's certificate and a signature hold if nothing else is said."""
+"""Default days for which a server's certificate or a signature is valid."""
 
 MOST_DAYS = 3650
-"""How long an authority holds, and a signature at most."""
+"""Days for which an authority is valid, and the most for a certificate or a signature."""

@@ -1,8 +1,8 @@
-"""Flower's SuperLink as an ASGI app, with what a deployment needs of it.
+"""Flower's SuperLink as an ASGI app, changed for deployments.
 
-Flower answers 500 when its database is busy for longer than it waits, which its clients take for
-final: a device's message would be lost. Here it waits longer, answers 503, which they try again,
-and does not count a message as fetched whose fetching failed.
+If its database is busy for too long, Flower answers 500, which its clients take as final, and a
+device's message would be lost. Here it waits longer and answers 503, on which clients try again. A
+message whose fetching failed does not count as fetched.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
     "started_commands",
 ]
 
-# Less than the 30 s after which Flower's clients ask again by themselves.
+# Less than the 30 s after which Flower's clients ask again.
 _BUSY_MILLISECONDS = 20_000
 
 
@@ -54,11 +54,11 @@ def flower_app() -> tuple[FastAPI, SuperLinkLifespanConfig]:
 
 
 def patient(app: FastAPI) -> FastAPI:
-    """Flower's app, which has what its database is too busy for asked again."""
+    """Flower's app, which asks clients to try again if its database is too busy."""
     for module in (fleet_handlers, runtime_handlers):
         _at_once(module, "pull_messages")
     app.add_exception_handler(sql_errors.OperationalError, _busy)
-    app.add_exception_handler(sql_errors.TimeoutError, _busy)  # no connection to it was free
+    app.add_exception_handler(sql_errors.TimeoutError, _busy)  # no free database connection
     return app
 
 
@@ -73,7 +73,7 @@ def devices_routes() -> set[tuple[str, str]]:
 
 
 def key_lookup(app: FastAPI) -> Callable[[bytes], Awaitable[bool]]:
-    """Tells whether a public key is registered in Flower's state."""
+    """A function that says whether a public key is registered in Flower's state."""
 
     def look(key: bytes) -> bool:
         return app.state.linkstate_factory.state().get_node_id_by_public_key(key) is not None
@@ -82,25 +82,25 @@ def key_lookup(app: FastAPI) -> Callable[[bytes], Awaitable[bool]]:
 
 
 def has_signed(key: bytes, moment: bytes, signature: bytes) -> bool:
-    """Whether a device's private key has signed the time just now, by the rule of Flower's own."""
+    """Whether a device's private key has just signed the time, by Flower's rule."""
     try:
         age = (now() - datetime.fromisoformat(moment.decode("ascii"))).total_seconds()
         if not -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE:
             return False
         return verify_signature(bytes_to_public_key(key), moment, signature)
     except (ValueError, TypeError, AttributeError, UnsupportedAlgorithm):
-        return False  # no time, no key, or a key of another kind
+        return False  # not a time, not a key, or a key of another kind
 
 
 def started_commands() -> set[str]:
-    """The commands that Flower's SuperLink and SuperExec start by their names."""
+    """The commands that Flower's SuperLink and SuperExec start by name."""
     return {"flower-superexec", *TASK_TYPE_TO_COMMAND.values()}
 
 
 def _at_once(module: ModuleType, name: str) -> None:
-    """Make what a handler of Flower's changes one transaction: all of it, or nothing.
+    """Make the changes of one of Flower's handlers a single transaction.
 
-    It notes that messages are fetched first, and may fail after that.
+    Otherwise the handler marks messages as fetched and may fail after that.
     """
     handler = getattr(module, name)
     if hasattr(handler, "__wrapped__"):

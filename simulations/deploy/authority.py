@@ -1,18 +1,18 @@
-"""The authority that a deployment's devices trust, and how another takes its place.
+"""The authority that a deployment's devices trust, and how a new one replaces it.
 
-An authority ends after ten years, or when its key may be in other hands. Another follows it in two
-steps, and no device loses the server meanwhile::
+An authority must be replaced after ten years, or when its key may be in wrong hands. A new one
+replaces it in two steps, and no device loses the server meanwhile::
 
-    authority/ca.key, ca.crt    the one that signs
-    authority/next/             the one that follows: ca.key, ca.crt, and voucher.crt, by which
-                                the old one vouches for it
+    authority/ca.key, ca.crt    the present authority
+    authority/next/             the new one: ca.key, ca.crt, and voucher.crt, its certificate
+                                signed by the old one
 
-1. The new one signs the server's certificate, which carries the voucher: who trusts the old one
-   alone still gets from there to the server. server/ca.crt holds both, and devices take it from
-   delivery when they check in.
-2. Once they have, the old one is dropped, and its key with it.
+1. The new one signs the server's certificate, and the voucher is sent with it. So a device that
+   trusts only the old one still trusts the server. server/ca.crt holds both authorities, and
+   devices fetch it from delivery when they check in.
+2. When all devices have it, the old one is dropped together with its key.
 
-Each step may be killed anywhere; taken again it goes on from the files that it finds.
+Each step may be killed at any point. A repeated step continues from the files that it finds.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _REMEDIES = {
 
 
 def stage(folder: Path) -> Stage:
-    """How far a deployment's authority has been followed by another; from its files alone.
+    """The stage of the change of a deployment's authority, read from its files.
 
     Raises:
         RunError: a certificate cannot be read.
@@ -77,28 +77,28 @@ def stage(folder: Path) -> Stage:
 
 
 def ensure_authority(folder: Path) -> None:
-    """Write a deployment's authority, unless it is there.
+    """Write a deployment's authority, unless it exists.
 
     Raises:
-        RunError: its certificate is missing, and it has signed already.
+        RunError: its certificate is missing although it has signed something.
     """
     key, certificate = _pair(folder / "authority")
     if certificate.exists():
-        return  # without its key, which is kept offline, all but signing works
+        return  # its key may be kept offline; only signing needs it
     if key.exists() and not (folder / "server" / "server.crt").exists():
-        key.unlink()  # a killed process had begun; this key has signed nothing
+        key.unlink()  # left by a killed process; this key has signed nothing
     write_authority(key, certificate)
 
 
 def sign_server(folder: Path, addresses: Sequence[str], days: int) -> datetime:
-    """Write a new certificate for the server, by the authority that signs now.
+    """Write a new certificate for the server, signed by the present authority.
 
     Returns:
-        When it ends, with the authority at the latest.
+        The time when it ends, which is not later than the authority's end.
 
     Raises:
-        RunError: a key or certificate cannot be read; the authority's key is kept offline, or the
-            authority has ended.
+        RunError: a key or certificate cannot be read, for example because the authority's key is
+            kept offline; or the authority has ended.
     """
     signer, chain = folder / "authority", b""
     _finish(signer)
@@ -112,10 +112,11 @@ def sign_server(folder: Path, addresses: Sequence[str], days: int) -> datetime:
 
 
 def follow(folder: Path, days: int) -> None:
-    """Let another authority sign, for the addresses as before; both are trusted.
+    """Make a new authority that signs from now on, for the same addresses; both are trusted.
 
     Raises:
-        RunError: a key or certificate cannot be read; the authority's key is kept offline.
+        RunError: a key or certificate cannot be read, for example because the authority's key is
+            kept offline.
     """
     authority = folder / "authority"
     if stage(folder) == "settled":
@@ -130,7 +131,7 @@ def follow(folder: Path, days: int) -> None:
 
 
 def drop_old(folder: Path) -> None:
-    """Trust the new authority alone; the server's certificate no longer carries the voucher.
+    """Trust only the new authority, and remove the voucher from the server's certificate.
 
     Raises:
         RunError: a certificate cannot be read.
@@ -139,24 +140,24 @@ def drop_old(folder: Path) -> None:
     new = authority / "next"
     _hand_out(folder, [new / _CERTIFICATE])
     write_atomic(server, certificates_in(server)[0].public_bytes(Encoding.PEM))
-    if not (new / _KEY).exists():  # it is kept offline, and the old one is of no use any more
+    if not (new / _KEY).exists():  # it is kept offline; the old key is of no use any more
         (authority / _KEY).unlink(missing_ok=True)
     (new / _CERTIFICATE).replace(authority / _CERTIFICATE)
     _finish(authority)
 
 
 def spread(folder: Path) -> None:
-    """Put the authorities to trust where the server has them, and devices not yet carried away."""
+    """Write the trusted authorities to the server's folder and to the devices' folders here."""
     old, new = (folder / "authority" / name for name in (_CERTIFICATE, f"next/{_CERTIFICATE}"))
     if not new.is_file():
         _hand_out(folder, [old])
     else:
-        # Before the server has a list there is no next, so its list says how far this has come.
+        # The server's list is written first, so it shows how far a killed process had come.
         _hand_out(folder, [new] if stage(folder) == "dropping" else [old, new])
 
 
 def expiries(server: Path) -> dict[str, datetime]:
-    """When the server's certificate ends, and the authority that signs.
+    """The times when the server's certificate and the signing authority end.
 
     Raises:
         RunError: a certificate cannot be read.
@@ -168,7 +169,7 @@ def expiries(server: Path) -> dict[str, datetime]:
 
 
 def end_of_trust(authorities: Path) -> datetime:
-    """When the last of the authorities in a file ends.
+    """The time when the last of the authorities in a file ends.
 
     Raises:
         RunError: a certificate cannot be read.
@@ -177,7 +178,7 @@ def end_of_trust(authorities: Path) -> datetime:
 
 
 def expiry_warnings(ends: Mapping[str, datetime]) -> list[str]:
-    """A line for each that ends within 30 days, by the names that ``expiries`` has."""
+    """A line for each that ends within 30 days; ``ends`` has the names of ``expiries``."""
     now = datetime.now(UTC)
     lines = []
     for name, end in ends.items():
@@ -192,19 +193,19 @@ def _pair(folder: Path) -> tuple[Path, Path]:
 
 
 def _signing(folder: Path) -> tuple[Path, Path]:
-    """The pair of an authority that is to sign.
+    """Key and certificate of the authority that signs.
 
     Raises:
-        RunError: its key is not there.
+        RunError: its key is missing.
     """
     key, certificate = _pair(folder)
     if not key.is_file():
-        raise RunError(f"{key} is missing, and is needed to sign: bring it back for this")
+        raise RunError(f"{key} is missing but needed to sign: put it back for this command")
     return key, certificate
 
 
 def _finish(authority: Path) -> None:
-    """Move the key too, once an authority's certificate has taken the old one's place."""
+    """Move the new key too, once the new certificate has replaced the old one."""
     new = authority / "next"
     if new.is_dir() and not (new / _CERTIFICATE).exists():
         if (new / _KEY).exists():

@@ -1,8 +1,8 @@
-"""The keys of a deployment: an authority, its certificate for the server, a pair for each device.
+"""The keys of a deployment: an authority, the server's certificate, a key pair for each device.
 
-All on the curve P-384, which Flower's node authentication takes. A key is written once, readable
-by its owner alone, and never replaced; a certificate is made anew. How an authority is followed by
-another is in authority.py.
+All are on the curve P-384, which Flower's node authentication accepts. A key is written once,
+readable only by its owner, and never replaced. A certificate can be renewed. authority.py replaces
+an authority.
 """
 
 from __future__ import annotations
@@ -46,43 +46,44 @@ __all__ = [
     "write_server",
 ]
 
-# A device whose clock is a little slow must not find the certificate to lie in its future.
+# A certificate begins a little earlier, so that it is valid for devices with a slow clock too.
 _CLOCK_SKEW = timedelta(hours=1)
 
 
 def write_authority(key_file: Path, certificate_file: Path) -> None:
-    """Write an authority's key and self-signed certificate, unless they are there.
+    """Write an authority's key and self-signed certificate, unless they exist.
 
     Raises:
-        RunError: only one of the two is there.
+        RunError: only one of the two exists.
     """
     if _both(key_file, certificate_file):
         return
     key = _new_key(key_file, PrivateFormat.PKCS8)
-    # Each authority has a name of its own: an old and a new one may be trusted at once.
+    # Each authority has its own name, because an old and a new one may be trusted at once.
     name = _name(f"fedhead authority {token_hex(4)}")
     end = datetime.now(UTC) + timedelta(days=MOST_DAYS)
-    # It may vouch for the authority that follows it, which then signs for the server.
+    # It may sign the certificate of one further authority, which then signs the server's.
     write_atomic(
         certificate_file, _sign(_authority(name, name, key.public_key(), end, path_length=1), key)
     )
 
 
 def vouch(old: tuple[Path, Path], new_certificate: Path) -> bytes:
-    """The certificate by which an authority vouches for the one that follows it, as PEM.
+    """The voucher: a new authority's certificate signed by the old authority, as PEM.
 
     Args:
-        old: key and certificate of the authority that is trusted.
-        new_certificate: of the other; its key stays where it is.
+        old: key and certificate of the trusted authority.
+        new_certificate: the new authority's certificate; its key is not needed.
 
     Raises:
-        RunError: a file cannot be read, or the old certificate is not for the old key, or ended.
+        RunError: a file cannot be read, or the old certificate is not for the old key or has
+            ended.
     """
     key, issuer = _issuer(old)
     (new, *_) = certificates_in(new_certificate)
     public = new.public_key()
     if not isinstance(public, EllipticCurvePublicKey):
-        raise RunError(f"{new_certificate} is of no key on an elliptic curve")
+        raise RunError(f"{new_certificate} is not for a key on an elliptic curve")
     end = issuer.not_valid_after_utc
     return _sign(_authority(new.subject, issuer.subject, public, end, path_length=0), key)
 
@@ -95,22 +96,22 @@ def write_server(
     days: int,
     chain: bytes = b"",
 ) -> datetime:
-    """Write the server's key, unless it is there, and the authority's certificate for it.
+    """Write the server's key, unless it exists, and its certificate, signed by the authority.
 
     Args:
         authority: key and certificate of the authority.
         key_file: the server's key.
-        certificate_file: replaced.
-        addresses: host names and IP addresses by which devices reach the server, at least one.
-        days: how long the certificate is valid, at most ``MOST_DAYS``; it ends with the
-            authority's at the latest.
-        chain: what leads from the authority to one that devices trust, as PEM.
+        certificate_file: the server's certificate; it is replaced.
+        addresses: host names and IP addresses of the server for devices, at least one.
+        days: days for which it is valid, at most ``MOST_DAYS``; it never ends after the
+            authority.
+        chain: certificates that link the authority to one that devices trust, as PEM.
 
     Returns:
-        When it ends.
+        The time when it ends.
 
     Raises:
-        RunError: a file cannot be read, or the authority's certificate is not for its key, or has
+        RunError: a file cannot be read, or the authority's certificate is not for its key or has
             ended.
     """
     if days > MOST_DAYS:
@@ -132,20 +133,20 @@ def write_server(
 
 
 def write_device_keys(private_file: Path, public_file: Path) -> None:
-    """Write the pair by which a device proves who it is, in OpenSSH's format, unless it is there.
+    """Write a device's key pair in OpenSSH's format, unless it exists.
 
     Raises:
-        RunError: only the public key is there.
+        RunError: only the public key exists.
     """
     if private_file.exists() and not public_file.exists():
-        write_atomic(public_file, public_half(private_file))  # a killed process had begun
+        write_atomic(public_file, public_half(private_file))  # a killed process left only one
     elif not _both(private_file, public_file):
         key = _new_key(private_file, PrivateFormat.OpenSSH)
         write_atomic(public_file, _public_bytes(key))
 
 
 def public_half(private_file: Path) -> bytes:
-    """What the file of a device's public key holds, from its private key.
+    """The content of a device's public key file, made from its private key.
 
     Raises:
         RunError: the file cannot be read as such a key.
@@ -155,7 +156,7 @@ def public_half(private_file: Path) -> bytes:
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as exc:
         raise RunError(f"{private_file} cannot be read as a device's key: {exc}") from exc
     if not isinstance(key, EllipticCurvePrivateKey):
-        raise RunError(f"{private_file} holds no key on an elliptic curve")
+        raise RunError(f"{private_file} is not a key on an elliptic curve")
     return _public_bytes(key)
 
 
@@ -164,14 +165,14 @@ def _public_bytes(key: EllipticCurvePrivateKey) -> bytes:
 
 
 def _both(key_file: Path, other: Path) -> bool:
-    """Whether both files are there.
+    """Whether both files exist; False if neither does.
 
     Raises:
-        RunError: one of them alone: making the pair anew would replace a key.
+        RunError: only one exists; a new pair would replace a key.
     """
     if key_file.exists() != other.exists():
         there, missing = (key_file, other) if key_file.exists() else (other, key_file)
-        raise RunError(f"{missing} is missing, and {there} is not replaced: move it away, or both")
+        raise RunError(f"{missing} is missing, and {there} is never replaced: move it away")
     return key_file.exists()
 
 
@@ -188,15 +189,15 @@ def _read_key(path: Path) -> EllipticCurvePrivateKey:
     except (OSError, ValueError, TypeError) as exc:
         raise RunError(f"{path} cannot be read as a private key: {exc}") from exc
     if not isinstance(key, EllipticCurvePrivateKey):
-        raise RunError(f"{path} holds no key on an elliptic curve")
+        raise RunError(f"{path} is not a key on an elliptic curve")
     return key
 
 
 def certificates_in(path: Path) -> list[x509.Certificate]:
-    """The certificates in a file, in their order; at least one.
+    """The certificates in a file, in order; at least one.
 
     Raises:
-        RunError: the file cannot be read as such.
+        RunError: the file cannot be read as certificates.
     """
     try:
         return x509.load_pem_x509_certificates(path.read_bytes())
@@ -210,9 +211,9 @@ def _issuer(authority: tuple[Path, Path]) -> tuple[EllipticCurvePrivateKey, x509
         raise RunError(f"{authority[1]} is not the certificate of {authority[0]}")
     if (end := certificate.not_valid_after_utc) <= datetime.now(UTC):
         raise RunError(
-            f"{authority[1]} ended on {end:%Y-%m-%d} and signs nothing any more: move it and "
-            f"{authority[0].name} away, then fedhead deploy with --days makes another authority, "
-            "whose ca.crt goes to each device by hand"
+            f"{authority[1]} ended on {end:%Y-%m-%d} and cannot sign any more: move it and "
+            f"{authority[0].name} away, make a new authority by fedhead deploy with --days, and "
+            "carry its ca.crt to each device by hand"
         )
     return key, certificate
 
@@ -248,7 +249,7 @@ def _authority(
 
 
 def _sign(builder: x509.CertificateBuilder, key: EllipticCurvePrivateKey) -> bytes:
-    # Python 3.13 and later ask every certificate for it.
+    # Python 3.13 and later need it in every certificate.
     identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
     signed = builder.add_extension(identifier, critical=False).sign(key, SHA384())
     return signed.public_bytes(Encoding.PEM)
@@ -280,7 +281,7 @@ def _usage(*, certificates: bool) -> x509.KeyUsage:
 
 
 def addresses_of(certificate_file: Path) -> list[str]:
-    """The names and addresses that a server's certificate holds, at least one.
+    """The host names and addresses in a server's certificate, at least one.
 
     Raises:
         RunError: the file cannot be read as such a certificate.
@@ -289,5 +290,5 @@ def addresses_of(certificate_file: Path) -> list[str]:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound as exc:
-        raise RunError(f"{certificate_file} names no address") from exc
+        raise RunError(f"{certificate_file} has no address in it") from exc
     return [str(name.value) for name in names]

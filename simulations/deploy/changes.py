@@ -1,7 +1,7 @@
-"""What an operator changes in a deployment while its server runs: devices come, go, are renewed.
+"""An operator's changes to a deployment while its server runs: devices, certificates, authorities.
 
-Each change is in the server's files first, so that a server that starts later knows it too, and
-what was killed in between is completed when it is asked for again.
+Each change is first written to the server's files, so that a server that starts later knows it too.
+If a command is killed, the same command completes the change.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def let_in(server: Path, say: Say) -> bool:
     """Register the keys in a server's folder with its SuperLink.
 
     Returns:
-        Whether it runs; else it does so itself when it starts.
+        Whether the SuperLink runs; if not, it registers them when it starts.
 
     Raises:
-        ConfigError, RunError: it refuses, or a file of the folder is missing or wrong.
+        ConfigError, RunError: it refuses, or a file in the folder is missing or wrong.
     """
     if not is_served(server):
         return False
@@ -48,16 +48,16 @@ def let_in(server: Path, say: Say) -> bool:
 
 
 def revoke(server: Path, name: str, say: Say) -> None:
-    """Let a device in no more, neither at the SuperLink nor at delivery.
+    """Shut a device out, from the SuperLink and from delivery.
 
     Args:
-        server: the server's folder; the device's own beside it is asked for its key.
-        name: of the device.
-        say: gets what has been done.
+        server: the server's folder; the device's folder beside it is searched for its key.
+        name: the device's name.
+        say: called with lines about what has been done.
 
     Raises:
-        RunError: no device of this name; or the SuperLink refuses, and the device's key stays out
-            from its next start.
+        RunError: there is no such device; or the SuperLink refuses, and shuts the device out only
+            from its next start on.
     """
     delivery = delivery_of(server)
     tokens = token_states(delivery)
@@ -73,21 +73,21 @@ def revoke(server: Path, name: str, say: Say) -> None:
         put_out(server, name, key)
     if tokens.get(name) in ("valid", "damaged"):
         revoke_token(delivery, name)
-        say(f"{name} fetches no more: its token is revoked")
+        say(f"{name} cannot fetch any more: its token is revoked")
     elif not keys and name not in revoked:
         say(f"{name} was revoked before")
     forget(delivery, name)
     if not keys and name not in revoked:
-        return  # a phone, which has no SuperNode
+        return  # for example a phone, which has no SuperNode
     if is_served(server):
         _unregister(server, name)
-        say(f"{name} is let in no more: its SuperNode is refused from now on")
+        say(f"{name} is shut out: its SuperNode is refused from now on")
     else:
-        say(f"{name} is let in no more: fedhead serve does not run, and knows when it starts")
+        say(f"{name} is shut out: fedhead serve does not run now, and reads this when it starts")
 
 
 def _unregister(server: Path, name: str) -> None:
-    """Put out whatever key the SuperLink knows by this name or by its files."""
+    """Unregister all keys that the SuperLink has for this name or for its files."""
     out = {read_key(path) for path in revoked_names(server).get(name, [])}
     with control(server) as api:
         for node in api.nodes():
@@ -99,7 +99,7 @@ def _unregister(server: Path, name: str) -> None:
 
 
 def renew_certificate(folder: Path, days: int, say: Say) -> None:
-    """Write a new certificate for the server, for the addresses as before.
+    """Write a new certificate for the server, for the same addresses.
 
     Raises:
         RunError: a key or certificate cannot be read; the authority's key is kept offline.
@@ -107,36 +107,36 @@ def renew_certificate(folder: Path, days: int, say: Say) -> None:
     certificate = folder / "server" / "server.crt"
     end = sign_server(folder, addresses_of(certificate), days)
     spread(folder)
-    say(f"{certificate}: valid until {end:%Y-%m-%d}; running servers take it up within seconds")
+    say(f"{certificate}: valid until {end:%Y-%m-%d}; a running server uses it within seconds")
 
 
 def renew_authority(folder: Path, days: int, say: Say, *, anyway: bool = False) -> None:
-    """Take the next step by which another authority follows.
+    """Take the next step of replacing the authority.
 
     Args:
-        folder: the deployment's.
-        days: how long the server's certificate is valid.
-        say: gets what has been done, and what comes next.
-        anyway: drop the old authority though there are devices that do not trust the new one.
+        folder: the deployment's folder.
+        days: days for which the server's certificate is valid.
+        say: called with lines about what has been done and what comes next.
+        anyway: whether to drop the old authority even if devices do not trust the new one yet.
 
     Raises:
-        RunError: a key or certificate cannot be read; or such devices are there, by name.
+        RunError: a key or certificate cannot be read; or there are such devices, which are named.
     """
     server = folder / "server"
     reached = stage(folder)
     if reached in ("settled", "begun"):
         follow(folder, days)
-        say("another authority signs now, and devices that trust the old one are let in as before")
-        say("they take it when they check in: fedhead device and delivery fetch do, each hour")
-        say("then the same command once more drops the old authority; fedhead fleet says when")
+        say("a new authority signs now; devices that trust the old one can still connect")
+        say("devices learn the new one at their next check-in (fedhead device checks in each hour)")
+        say("when fedhead fleet says so, run this command again to drop the old authority")
         return
     if reached == "both trusted" and not anyway and (behind := lagging(server)):
         raise RunError(
-            f"the old authority is still needed, by {_named(behind)}; they take the new one from "
-            "delivery, or by hand with server/ca.crt; --anyway leaves them behind"
+            f"the old authority is still needed by {_named(behind)}; they get the new one when "
+            "they check in, or by hand with server/ca.crt; --anyway shuts them out"
         )
     drop_old(folder)
-    say("the old authority is dropped, and its key with it")
+    say("the old authority and its key are dropped")
 
 
 def _named(behind: dict[str, datetime | None]) -> str:

@@ -1,6 +1,6 @@
-"""A running device checks in with delivery each hour, in a process of its own that soon ends.
+"""Lets a running device check in with delivery each hour, in a short process of its own.
 
-A server that cannot be reached is asked again after ten minutes.
+If the server cannot be reached, the device tries again after ten minutes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _SECONDS, _AGAIN_SECONDS = 3600.0, 600.0
 
 
 class CheckingIn:
-    """The check-ins of a device, for ``first_end`` beside its processes.
+    """A device's check-ins, to be passed to ``first_end`` like a process.
 
     Args:
-        device: its folder.
-        environment: of its processes.
-        log: file for what a check-in says; each thing is said once.
-        say: gets the lines for the person who started the device.
+        device: the device's folder.
+        environment: the environment of its processes.
+        log: file for a check-in's output; repeated output is shown once.
+        say: called with lines for the person who started the device.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class CheckingIn:
         self._stack.close()
 
     def remember(self) -> None:
-        """A SuperNode starts, and keeps the authorities that are trusted now until its end."""
+        """Remember the authorities that a starting SuperNode will trust until its end."""
         self._trusted = self._authorities.read_bytes()
 
     def poll(self) -> int | None:
-        """0 once other authorities are trusted than a while ago; None before."""
+        """0 once the trusted authorities have changed since ``remember``; None before."""
         if self._process is not None and self._process.poll() is not None:
-            # Devices that lost power together do not all come at once for ever.
+            # Random, so that devices that lost power together do not always come together.
             pause = _AGAIN_SECONDS if self._process.returncode else _SECONDS
             self._due = time.monotonic() + pause * random.uniform(0.9, 1.1)  # noqa: S311
             self._tell()
@@ -72,7 +72,7 @@ class CheckingIn:
         return None if self._authorities.read_bytes() == self._trusted else 0
 
     def _tell(self) -> None:
-        """What the check-in that has ended said, unless the one before said the same."""
+        """Show the output of the ended check-in, unless the one before had the same."""
         self._process = None
         self._stack.close()
         said = self._log.read_text(errors="replace").strip()

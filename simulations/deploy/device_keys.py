@@ -1,11 +1,11 @@
-"""Which devices' keys the server lets in, and which it never lets in again.
+"""The devices' keys that the server lets in, and those that it never lets in again.
 
 ::
 
-    server/devices/NAME.pub         is let in
-    server/revoked/NAME.KEY.pub     was revoked; KEY is the key's short id
+    server/devices/NAME.pub         a key that is let in
+    server/revoked/NAME.KEY.pub     a revoked key; KEY is the key's short id
 
-A name may come back with a new key, a revoked key never, under whatever name.
+A name may come back with a new key. A revoked key never comes back, under any name.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ __all__ = [
 
 
 def comparable(key: bytes) -> bytes:
-    """A device's public key in the one form that keys are compared in: PEM, as Flower has them.
+    """A device's public key in the form in which keys are compared: PEM, as in Flower.
 
     Args:
-        key: in OpenSSH's format, as files have it.
+        key: in OpenSSH's format, as in files.
 
     Raises:
-        ValueError, UnsupportedAlgorithm: it is no such key.
+        ValueError, UnsupportedAlgorithm: it is not such a key.
     """
     loaded = load_ssh_public_key(key)
     if not isinstance(loaded, EllipticCurvePublicKey):
@@ -56,10 +56,10 @@ def comparable(key: bytes) -> bytes:
 
 @own_check("public key of a device")
 def read_key(path: Path) -> bytes:
-    """The key in a file, as :func:`comparable` has it.
+    """The key in a file, in the form of :func:`comparable`.
 
     Raises:
-        RunError: the file holds no such key.
+        RunError: the file is not such a key.
     """
     try:
         return comparable(path.read_bytes())
@@ -68,12 +68,12 @@ def read_key(path: Path) -> bytes:
 
 
 def key_id(key: bytes) -> str:
-    """The short id by which people, and they alone, compare keys."""
+    """A short id for people to compare keys; programs compare whole keys."""
     return hashlib.sha256(key).hexdigest()[:8]
 
 
 def admitted_keys(server: Path) -> dict[str, bytes]:
-    """The keys that are let in, by the device's name.
+    """The keys that are let in, by device name.
 
     Raises:
         RunError: a key cannot be read.
@@ -85,7 +85,7 @@ def admitted_keys(server: Path) -> dict[str, bytes]:
 
 
 def revoked_keys(server: Path) -> set[bytes]:
-    """The keys that were revoked.
+    """The revoked keys.
 
     Raises:
         RunError: a key cannot be read.
@@ -94,7 +94,7 @@ def revoked_keys(server: Path) -> set[bytes]:
 
 
 def revoked_names(server: Path) -> dict[str, list[Path]]:
-    """The files of the keys that were revoked, by the name of the device."""
+    """The files of revoked keys, by device name."""
     found: dict[str, list[Path]] = {}
     for path in sorted((server / "revoked").glob("[!.]*.pub")):
         found.setdefault(path.name.split(".")[0], []).append(path)
@@ -102,12 +102,12 @@ def revoked_names(server: Path) -> dict[str, list[Path]]:
 
 
 def put_out(server: Path, name: str, key: bytes) -> None:
-    """Never let a key in again; a second time changes nothing.
+    """Revoke a key for ever. A repeated call changes nothing.
 
     Args:
         server: the server's folder.
-        name: of the device, as its key was registered; Flower takes any words.
-        key: as :func:`comparable` has it.
+        name: the name under which the key was registered; Flower accepts any text.
+        key: in the form of :func:`comparable`.
     """
     name = re.sub(r"[^A-Za-z0-9_-]", "_", name)
     kept = server / "revoked" / f"{name}.{key_id(key)}.pub"

@@ -1,7 +1,7 @@
-"""What a port lets through to Flower's SuperLink: the devices' routes, or an operator's request.
+"""Checks requests to Flower's SuperLink, at the devices' port and at the operators' port.
 
-ASGI middleware. Both answer a stranger with a status and nothing else, and let nothing of
-Flower's see a request before they have let it in.
+Both are ASGI middleware. They answer a stranger with a bare status, and no code of Flower's sees a
+request before it is let in.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from simulations.deploy.operator import SECRET_HEADER
 
 __all__ = ["DevicesDoor", "OperatorsDoor"]
 
-logger = logging.getLogger("uvicorn.error")  # where Flower's SuperLink writes what it serves
+logger = logging.getLogger("uvicorn.error")  # the log of Flower's SuperLink
 
 Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
@@ -37,23 +37,23 @@ _LOOK_AGAIN_SECONDS = 10.0
 _STRANGERS_PER_SECOND, _STRANGERS_AT_ONCE = 20.0, 100.0
 _AT_ONCE_SECONDS = 10.0
 _TELL_SECONDS = 60.0
-# Largest requests at the same time. Flower's SuperNode sends two objects and a heartbeat.
+# Number of largest requests at the same time. Flower's SuperNode sends two objects and a heartbeat.
 _MOST_OF_A_DEVICE, _MOST_TOGETHER = 3, 16
 
 
 class DevicesDoor:
-    """Lets devices whose keys are registered through to Flower's routes for devices.
+    """Lets registered devices through to Flower's routes for devices.
 
-    A public key is no secret: who names one has also signed the time with the private one, before
-    he counts as the device, or anything is taken from what it may send. Flower checks that again.
+    A public key is not a secret. So a request counts as the device's, and uses the device's share
+    of memory, only if the private key has signed the time. Flower checks that again.
 
     Args:
-        app: Flower's.
-        gate: of this port.
-        routes: methods and paths that are let through, exactly as they are spelt.
-        is_registered: whether a public key is; may take a while.
-        most_bytes: of one request.
-        rate: requests a second of one device.
+        app: Flower's app.
+        gate: this port's gate.
+        routes: methods and paths that are let through, in exactly this spelling.
+        is_registered: says whether a public key is registered; may take a while.
+        most_bytes: largest size of one request.
+        rate: requests per second of one device.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class DevicesDoor:
         self._devices = Buckets(rate, _AT_ONCE_SECONDS * rate)
         self._strangers = Buckets(_STRANGERS_PER_SECOND, _STRANGERS_AT_ONCE)
         self._seen: dict[bytes, float] = {}
-        self._bytes: Counter[bytes] = Counter()  # of requests not yet answered, by device
+        self._bytes: Counter[bytes] = Counter()  # bytes of unanswered requests, by device
         self._told, self._unknown = -_TELL_SECONDS, 0
 
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
@@ -92,7 +92,7 @@ class DevicesDoor:
             if body is None:
                 return
             connection.enter("answering")
-            # Nothing but the body is for Flower: no other spelling, no state of ours.
+            # Flower gets the checked path and the body only: no other spelling, no state of ours.
             scope = {**scope, "query_string": b"", "state": {}}
             await self._app(scope, _replay(body, receive), send)
             connection.enter("waiting")
@@ -100,9 +100,9 @@ class DevicesDoor:
             self._bytes -= held
 
     async def _check(self, scope: Event, connection: Connection) -> tuple[int, bytes, int]:
-        """The status of a refusal, or 0, the public key of the device that asks, and how much.
+        """The status of a refusal (0: none), the device's public key, and the request's length.
 
-        503 and not 429 where there is too much: Flower's clients try the former again.
+        Too many requests give 503 instead of 429, because Flower's clients retry only on 503.
         """
         path = scope["path"]
         spelt = path.isascii() and scope["raw_path"] == path.encode()
@@ -118,7 +118,7 @@ class DevicesDoor:
             return _no(401)
         if not self._devices.take(key):
             return _no(503)
-        # Flower's clients say how long a request is; h11 holds them, and others, to it.
+        # Flower's clients state a request's length, and h11 enforces it for everybody.
         said = _only(scope, b"content-length")
         if said is None or any(name == b"transfer-encoding" for name, _ in scope["headers"]):
             return _no(411)
@@ -128,25 +128,25 @@ class DevicesDoor:
         return (0, key, length) if self._has_room(key, length) else _no(503)
 
     def _has_room(self, key: bytes, length: int) -> bool:
-        """Whether memory is left for a request: of the device's share, and of all."""
+        """Whether there is memory for a request, in the device's share and in total."""
         return (
             self._bytes[key] + length <= _MOST_OF_A_DEVICE * self._most_bytes
             and self._bytes.total() + length <= _MOST_TOGETHER * self._most_bytes
         )
 
     def _tell(self, address: str) -> None:
-        """Say that somebody is no registered device; not often, or it would fill a disk."""
+        """Log refused requests; not often, because the lines could fill a disk."""
         self._unknown += 1
         if time.monotonic() - self._told > _TELL_SECONDS:
             logger.warning(
-                "refused %d requests that no registered device has just signed, the last from %s",
+                "refused %d requests without a registered device's signature, the last from %s",
                 self._unknown,
                 address,
             )
             self._told, self._unknown = time.monotonic(), 0
 
     async def _knows(self, key: bytes) -> bool:
-        """Whether a key is registered, or was seconds ago; Flower itself looks each time."""
+        """Whether a key is registered, or was seconds ago; Flower itself checks each time."""
         now = time.monotonic()
         if now - self._seen.get(key, -_LOOK_AGAIN_SECONDS) < _LOOK_AGAIN_SECONDS:
             return True
@@ -158,19 +158,19 @@ class DevicesDoor:
 
 
 class OperatorsDoor:
-    """Lets requests through that carry the operator's secret.
+    """Lets requests with the operator's secret through.
 
     Args:
-        app: Flower's.
-        secret: the operator's.
-        gate: of this port; None: it has none, as only those on this machine come here.
+        app: Flower's app.
+        secret: the operator's secret.
+        gate: this port's gate; None: there is none, as only this machine can connect.
     """
 
     def __init__(self, app: App, secret: bytes, gate: Gate | None = None) -> None:
         self._app, self._secret, self._gate = app, secret, gate
 
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
-        """Answer one request, or begin and end with the app."""
+        """Answer one request, or handle the app's start and stop."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -184,7 +184,7 @@ class OperatorsDoor:
             await self._app(scope, receive, send)
             return
         connection: Connection = scope["state"]["connection"]
-        self._gate.prove(connection, id(connection))  # an operator has as many as he likes
+        self._gate.prove(connection, id(connection))  # no limit on an operator's connections
         connection.enter("answering")
         await self._app({**scope, "state": {}}, receive, send)
         connection.enter("waiting")
@@ -197,7 +197,7 @@ def _only(scope: Event, name: bytes) -> bytes | None:
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """A request's whole body, as Flower would keep it anyway; None: it was broken off."""
+    """A request's whole body, which Flower would keep anyway; None: it was incomplete."""
     body = bytearray()
     more = True
     while more:
@@ -214,7 +214,7 @@ def _no(status: int) -> tuple[int, bytes, int]:
 
 
 def _decoded(scope: Event, name: bytes) -> bytes | None:
-    """The bytes that a header holds in base64; None: it holds none."""
+    """The bytes of a header in base64; None: there are none."""
     value = _only(scope, name)
     if value is None or len(value) > _LONGEST_HEADER:
         return None
@@ -225,13 +225,13 @@ def _decoded(scope: Event, name: bytes) -> bytes | None:
 
 
 def _signed(scope: Event, key: bytes) -> bool:
-    """Whether a request comes from who holds the private key to this public one."""
+    """Whether the sender of a request has the private key of this public key."""
     moment, signature = _only(scope, _TIMESTAMP_HEADER), _decoded(scope, _SIGNATURE_HEADER)
     return moment is not None and signature is not None and has_signed(key, moment, signature)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Gives a body that has been received, and then what else comes."""
+    """A receive function that returns a received body first, and then further events."""
     events: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def next_event() -> Event:
@@ -241,7 +241,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def _refuse(send: Send, status: int) -> None:
-    """A status and nothing else; what else was sent on the connection goes unread."""
+    """Answer with a bare status; the rest of the request is not read."""
     headers = [(b"content-length", b"0"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b""})

@@ -1,4 +1,4 @@
-"""The devices of a deployment as its operator sees them, from the server's files and its doors."""
+"""An operator's view of a deployment's devices, from the server's files and its SuperLink."""
 
 from __future__ import annotations
 
@@ -48,16 +48,17 @@ class DeviceRow:
     """A device.
 
     Attributes:
-        name: that its owner gave it.
-        key: short id of its public key; None: it has none, and can only fetch.
-        state: registered: never seen; waiting: its key is here, the SuperLink has not got it.
-        since: of the state, for one that is online, offline or revoked; None: not known.
-        seen: when it was last heard of, by SuperLink, delivery or a run; None: never.
-        app: program and version, as it said; None: it never did.
-        in_use: version of each model in use, as it said.
-        trusts_all: whether it trusts all authorities that it is to; None: it never said.
-        token: of delivery; None: it never had one.
-        last_run: what it did in the devices' last run.
+        name: the name that its owner gave it.
+        key: short id of its public key; None: it has no key and can only fetch models.
+        state: for example "registered" (never seen) or "waiting" (its key is in the folder but not
+            in the SuperLink yet).
+        since: when the state began, if it is online, offline or revoked; None: unknown.
+        seen: time of last contact with SuperLink, delivery or a run; None: never.
+        app: program and version that it reported; None: it never did.
+        in_use: current version of each model that it reported.
+        trusts_all: whether it trusts all authorities that it should; None: it never reported.
+        token: state of its delivery token; None: it never had one.
+        last_run: its part in the last run.
     """
 
     name: str
@@ -74,12 +75,12 @@ class DeviceRow:
 
 @dataclass(frozen=True)
 class Door:
-    """Where a server is reached.
+    """An address where a server listens.
 
     Attributes:
-        name: for whom.
-        address: host:port it listens at.
-        is_open: whether it does.
+        name: for whom it is.
+        address: host:port.
+        is_open: whether the server listens there now.
     """
 
     name: str
@@ -89,16 +90,16 @@ class Door:
 
 @dataclass(frozen=True)
 class Fleet:
-    """A deployment.
+    """The state of a deployment.
 
     Attributes:
-        devices: by name.
-        down: why the SuperLink was not asked; None: it was.
-        signing: whose signatures devices ask for, if anybody's.
-        doors: of the server.
+        devices: rows in the order of names.
+        down: why the SuperLink was not asked; None: it was asked.
+        signing: the signatures that devices need.
+        doors: the server's addresses.
         ends: when the server's certificate and its authority end.
-        still_old: while one authority follows another, who is not known to trust the new one;
-            None: none follows.
+        still_old: during a change of authorities, devices that are not known to trust the new one;
+            None: there is no change.
         last_run: the devices' last run.
     """
 
@@ -112,14 +113,14 @@ class Fleet:
 
 
 def look(server: Path) -> Fleet:
-    """All that is known of a deployment's devices now.
+    """The present state of a deployment and its devices.
 
     Raises:
-        ConfigError, RunError, DeliveryError: a file of the server is missing or damaged.
+        ConfigError, RunError, DeliveryError: a file in the server's folder is missing or damaged.
     """
     down, nodes = None, None
     if not is_served(server):
-        down = "fedhead serve does not run; this is what its files tell"
+        down = "fedhead serve does not run; the table is from its files"
     else:
         try:
             with control(server) as api:
@@ -140,17 +141,17 @@ def look(server: Path) -> Fleet:
 
 
 def is_served(server: Path) -> bool:
-    """Whether the SuperLink of a server's folder runs, and takes an operator's words.
+    """Whether the SuperLink of a server's folder runs and answers operators.
 
     Raises:
-        ConfigError, RunError: a file of the server is missing or wrong.
+        ConfigError, RunError: a file in the server's folder is missing or wrong.
     """
-    # Another program may listen there, and one that starts still reads the folder afterwards.
+    # Another program may listen at the port, and a starting SuperLink reads the folder later.
     return is_held(server) and _listens(OPERATORS_HOST, read_server(server).operator_port)
 
 
 def lagging(server: Path) -> dict[str, datetime | None]:
-    """Who has not said that it trusts all authorities that it is to; when it last said a word.
+    """Devices not known to trust all authorities that they should, with their last check-in.
 
     Raises:
         RunError, DeliveryError: a file is damaged.
@@ -198,7 +199,7 @@ def _rows(server: Path, nodes: Sequence[Node] | None, last_run: LastRun | None) 
 def _keys(
     server: Path, nodes: Sequence[Node] | None, tokens: set[str], roster: set[str]
 ) -> Iterator[tuple[str, str | None, State, datetime | None]]:
-    """Name, key, state and since when, of each device that is known, in the order of names."""
+    """Name, key, state and its beginning for each known device, in the order of names."""
     found: dict[str, tuple[str | None, State, datetime | None]] = {}
     for name in tokens:
         found[name] = None, "token only", None
@@ -206,7 +207,7 @@ def _keys(
         found[name] = key_id(read_key(path)), "revoked", _changed(path)
     by_key = {node.public_key: node for node in nodes or ()}
     for node in by_key.values():
-        if node.status != "unregistered":  # else known from its file
+        if node.status != "unregistered":  # unregistered keys are known from their files
             found[node.name] = key_id(node.public_key), *_standing(node)
     for name, key in admitted_keys(server).items():
         if key in by_key:
@@ -229,7 +230,7 @@ def _standing(node: Node) -> tuple[State, datetime | None]:
 
 
 def _digest(server: Path) -> str:
-    """Of the authorities that devices are to trust."""
+    """SHA-256 of the authorities that devices should trust."""
     return hashlib.sha256((server / "ca.crt").read_bytes()).hexdigest()
 
 

@@ -19,7 +19,7 @@ _UNKNOWN = "-"
 
 
 def fleet_table(fleet: Fleet) -> Fitted:
-    """A line a device; times are those of this machine's clock and zone."""
+    """A table with a line per device; times are in this machine's time zone."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("device", overflow="fold", min_width=6)
     for title in ("key", "state", "since", "version"):
@@ -43,20 +43,20 @@ def fleet_table(fleet: Fleet) -> Fitted:
 
 
 def fleet_lines(fleet: Fleet) -> Iterator[str]:
-    """What is below the table: failures, doors, ends, and what is to be done."""
+    """The lines below the table: failures, addresses, expiry dates, and what to do."""
     if fleet.down:
-        yield f"not asked: {fleet.down}"
+        yield f"the SuperLink was not asked: {fleet.down}"
     for row in fleet.devices:
         if row.last_run and row.last_run.reason_time:
             when = f"{row.last_run.reason_time.astimezone():%d %b %H:%M}"
-            yield f"{row.name} failed last on {when} for: {row.last_run.reason}"
+            yield f"{row.name} last failed on {when}: {row.last_run.reason}"
         if len(row.in_use) > 1:
             models = ", ".join(f"{name} version {v}" for name, v in sorted(row.in_use.items()))
             yield f"{row.name} uses {models}"
     if fleet.still_old:
-        yield f"another authority signs now, and is not yet known to {', '.join(fleet.still_old)}"
+        yield f"a new authority signs now; not known to trust it: {', '.join(fleet.still_old)}"
     elif fleet.still_old is not None:
-        yield "another authority signs now, and all devices trust it; the old one can be dropped:"
+        yield "a new authority signs now, and all devices trust it; drop the old one with"
         yield "fedhead fleet DEPLOYMENT renew --authority"
     yield str(fleet.signing)
     for door in fleet.doors:
@@ -68,7 +68,7 @@ def fleet_lines(fleet: Fleet) -> Iterator[str]:
 
 
 def fleet_json(fleet: Fleet) -> dict[str, Any]:
-    """The same, and all that the table has no room for."""
+    """The table's content, and everything that it has no room for."""
     return {
         "devices": [{**_plain(asdict(row)), "in-use": dict(row.in_use)} for row in fleet.devices],
         "superlink": {"asked": fleet.down is None, "problem": fleet.down},
@@ -90,7 +90,7 @@ def _plain(value: Any) -> Any:
 
 
 def _since(row: DeviceRow) -> str:
-    """When the state began; for one of which nothing is known, when it was last heard of."""
+    """The time when the state began; if unknown, the time of last contact."""
     moment = row.since or row.seen
     if moment is None:
         return _UNKNOWN if row.state == "token only" else "never"

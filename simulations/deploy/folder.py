@@ -1,13 +1,13 @@
-"""A deployment's folder: what the server, each device and the operator need, and nothing else.
+"""A deployment's folder: the files that the server, each device and the operator need.
 
 ::
 
-    authority/       ca.key, ca.crt; the key signs the server's certificate and can go offline
+    authority/       ca.key, ca.crt; the key signs the server's certificate and can be kept offline
     server/          server.toml, server.key, server.crt, ca.crt, systemd's units, devices/NAME.pub,
-                     revoked/: keys that are let in no more,
-                     operator.secret: who can read it is an operator,
-                     delivery/: hashes of tokens, and what is published;
-                     trusted/, backbones/: where it signs, public keys and signed backbones
+                     revoked/: keys that are shut out,
+                     operator.secret: anybody who can read it is an operator,
+                     delivery/: hashes of tokens, and published files;
+                     trusted/, backbones/: with signing, public keys and signed backbones
     devices/NAME/    device.toml, device.key, delivery.token, ca.crt, trusted/ and systemd's
                      units: copied to the device
     README.md        the commands
@@ -51,18 +51,18 @@ __all__ = ["Ports", "write_deployment"]
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:]+")
 _UNITS = ("fedhead-device.service", "fedhead-fetch.service", "fedhead-fetch.timer")
 _SERVER_UNITS = ("fedhead-server.service", "fedhead-delivery.service")
-_INSTALLED = "/var/lib/fedhead"  # where units expect a folder
+_INSTALLED = "/var/lib/fedhead"  # the place where systemd's units expect a folder
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 
 
 @dataclass(frozen=True)
 class Ports:
-    """Where a server is to listen; None: as in its settings, or the usual ports.
+    """The ports of a server; None: the port in its settings, or the default.
 
     Attributes:
-        devices: for devices that train.
-        operators: for operators, on loopback.
-        delivery: for devices that fetch models.
+        devices: port for devices that train.
+        operators: port for operators, on loopback.
+        delivery: port for devices that fetch models.
     """
 
     devices: int | None = None
@@ -83,31 +83,30 @@ def write_deployment(
     ports: Ports = _ANY_PORTS,
     trust: Sequence[Path] = (),
 ) -> list[str]:
-    """Write a deployment's folder, or add devices and addresses to one.
+    """Write a deployment's folder, or add devices and addresses to it.
 
-    Keys, tokens and settings files that are there stay as they are. A device that was revoked
-    gets new ones.
+    Existing keys, tokens and settings files stay. A revoked device gets new ones.
 
     Args:
-        folder: made when missing.
-        devices: names; each gets keys, a token and a folder of its own. Those that are known stay.
-        addresses: host names and IP addresses of the server, beside those that its certificate
-            has; devices use the first. Without any, the first in the certificate.
-        dropped: addresses that its certificate is to have no longer.
-        days: how long the server's certificate is valid. None: a year, and one that is there
-            stays where its addresses do.
-        ports: of the server.
-        trust: public signing keys, for all its devices; none: as the server has them.
+        folder: the deployment's folder; it is made if missing.
+        devices: names of devices. Each gets keys, a token and its own folder; known ones stay.
+        addresses: host names and IP addresses of the server, added to those in its certificate.
+            New devices use the first; if none is given, the first in the certificate.
+        dropped: addresses to remove from its certificate.
+        days: days for which the server's certificate is valid. None: a year, and an existing
+            certificate with the same addresses stays.
+        ports: the server's ports.
+        trust: public signing keys for all its devices; empty: the server's present keys.
 
     Returns:
-        What its owner has to know of the certificate and the addresses that devices use, in lines.
+        Lines for its owner about the certificate and the addresses that devices use.
 
     Raises:
-        ConfigError: with all names and addresses that cannot be used, or other ports than those
-            that devices have been given.
-        SignatureError: a file is no public signing key.
-        RunError: the folder holds something else, or half of a pair of keys.
-        DeliveryError: a device's token is missing, and the server knows it.
+        ConfigError: names all names and addresses that cannot be used; or ports differ from those
+            that devices already have.
+        SignatureError: a file is not a public signing key.
+        RunError: the folder holds something else, or only one key of a pair.
+        DeliveryError: a device's token file is missing, but the server has its hash.
     """
     server = folder / "server"
     known = _known_addresses(server)
@@ -117,10 +116,10 @@ def write_deployment(
     _check([*addresses, *dropped], devices, names, has_devices=there.is_dir())
     keys = read_keys(trust)
     if not is_empty(folder) and not (folder / "authority").is_dir():
-        raise RunError(f"{folder} is not empty and holds no deployment: nothing was written")
+        raise RunError(f"{folder} is not empty and is not a deployment: nothing was written")
     for place in (folder / "authority", server):
         _owners(place)
-    ensure_authority(folder)  # first: it says that this folder is a deployment's
+    ensure_authority(folder)  # first, because it marks the folder as a deployment's
     settings = _server_settings(server, ports)
     if not operator_secret(server).exists():
         write_private(operator_secret(server), secrets.token_hex(32).encode() + b"\n")
@@ -171,7 +170,7 @@ def _write_readme(folder: Path, address: str, settings: ServerSettings) -> None:
 
 
 def _address_notes(folder: Path, names: Sequence[str]) -> list[str]:
-    """Which devices use which address, where they differ or one is in no certificate."""
+    """Lines on which devices use which address, if they differ or one is not in the certificate."""
     used: dict[str, list[str]] = {}
     for device in sorted((folder / "devices").glob("[!.]*/device.toml")):
         host = urlsplit(f"//{read_device(device.parent).server}").hostname or ""
@@ -181,7 +180,7 @@ def _address_notes(folder: Path, names: Sequence[str]) -> list[str]:
     certain = {name.lower() for name in (*names, OPERATORS_HOST)}
     return [
         f"{host} is used by {', '.join(devices)}"
-        + ("" if host in certain else ", and the server's certificate no longer names it")
+        + ("" if host in certain else ", which is no longer in the server's certificate")
         for host, devices in used.items()
     ]
 
@@ -203,7 +202,7 @@ def _check(
         f"device '{d}' is named twice" for d in sorted(set(devices)) if devices.count(d) > 1
     ]
     if not names and not problems:
-        problems.append("no address of the server")
+        problems.append("an address of the server is missing: give --address")
     if not devices and not has_devices:
         problems.append("no device")
     if problems:
@@ -242,7 +241,7 @@ def _write_device(folder: Path, name: str, address: str, server: ServerSettings)
     _put_aside_revoked(folder / "server", device)
     write_device_keys(device / "device.key", folder / "server" / "devices" / f"{name}.pub")
     token, delivery = device / "delivery.token", delivery_of(folder / "server")
-    # One that was revoked has its token still, and stays out.
+    # A revoked device still has its token file; it is removed with the key below.
     if not token.exists() or token_states(delivery).get(name) == "unfinished":
         issue_token(delivery, name, token)
     content = {
@@ -255,13 +254,13 @@ def _write_device(folder: Path, name: str, address: str, server: ServerSettings)
 
 
 def _owners(place: Path) -> None:
-    """A folder that no other user of the machine may enter, whatever is written in it later."""
+    """Make a folder that no other user of the machine may enter."""
     place.mkdir(parents=True, exist_ok=True)
     place.chmod(0o700)
 
 
 def _write_units(place: Path, units: Sequence[str], *, folder: str, **values: str) -> None:
-    """The systemd units of a server or device, which may write in one folder."""
+    """Write the systemd units of a server or device; they may write to one folder only."""
     sandbox = _template("sandbox").substitute(folder=folder)
     for unit in units:
         content = _template(unit).substitute(values, sandbox=sandbox)
@@ -269,14 +268,14 @@ def _write_units(place: Path, units: Sequence[str], *, folder: str, **values: st
 
 
 def _put_aside_revoked(server: Path, device: Path) -> None:
-    """Remove a device's key that was revoked, and its token: it gets new ones."""
+    """Remove a device's revoked key and its token, so that it gets new ones."""
     key = device / "device.key"
     if key.exists() and comparable(public_half(key)) in revoked_keys(server):
         delivery = delivery_of(server)
         if token_states(delivery).get(device.name) == "valid":
             revoke_token(delivery, device.name)
         (device / "delivery.token").unlink(missing_ok=True)
-        key.unlink()  # last: it says that there is something to put aside
+        key.unlink()  # last, because the key shows that there is something to remove
 
 
 def _write_once(path: Path, settings: ServerSettings | DeviceSettings) -> None:

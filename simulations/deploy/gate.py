@@ -1,9 +1,9 @@
-"""Who is connected to a port: how many, from where, for how long.
+"""Limits the connections to a port: how many, from where, for how long.
 
-uvicorn has no bound on connections that say nothing, on handshakes that never end or on requests
-that arrive a byte at a time. So the gate accepts connections itself and hands uvicorn those that
-it lets in. It knows strangers from guests who have proved themselves with a request; where there
-is no room, strangers go first, so that nobody is kept out by a crowd that says nothing.
+uvicorn does not limit silent connections, endless handshakes, or requests that arrive a byte at a
+time. So the gate accepts connections and passes on to uvicorn only those that it lets in. It tells
+strangers from guests, who have proved their identity with a request. If there is no room, strangers
+are dropped first, so that a crowd of silent connections cannot keep a guest out.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 __all__ = ["Buckets", "Connection", "Gate", "Limits", "protocol"]
 
-# How long a stranger may take for a handshake and a request.
+# Seconds that a stranger may take for a handshake and a request.
 _STRANGER_SECONDS = 10.0
 _SWEEP_SECONDS = 1.0
 _GOODBYE_SECONDS = 5.0
-# Several connections for messages that are large, and those of before that are not closed yet.
+# A guest needs several connections for large messages, and old ones may not be closed yet.
 _MOST_OF_A_GUEST = 16
 _MOST_BUCKETS = 10_000
 _quiet = logging.getLogger("fedhead.gate")
@@ -43,10 +43,10 @@ class Limits:
     """Bounds of a port.
 
     Attributes:
-        connections: open ones.
-        per_address: from one address; IPv6 addresses count by their /64.
-        request_seconds: within which a guest's request has arrived.
-        answer_seconds: within which a guest has been answered; None: as long as it takes.
+        connections: largest number of open connections.
+        per_address: the same for one address; IPv6 addresses count by their /64.
+        request_seconds: time within which a guest's request must arrive.
+        answer_seconds: time within which a guest must be answered; None: no limit.
     """
 
     connections: int
@@ -57,12 +57,12 @@ class Limits:
 
 @dataclass(eq=False)
 class Connection:
-    """One connection, from the moment it is accepted.
+    """One accepted connection.
 
     Attributes:
-        address: where it comes from.
-        guest: who has proved to be at its other end; None: a stranger.
-        phase: what is waited for.
+        address: the address that it comes from.
+        guest: the proved identity of its other end; None: a stranger.
+        phase: what it is waiting for.
         since: when the phase began, by the monotonic clock.
     """
 
@@ -90,7 +90,7 @@ class Gate:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self.connections: set[Connection] = set()  # in no order: `since` says it
+        self.connections: set[Connection] = set()  # unordered; `since` gives the order
 
     async def accept(
         self,
@@ -101,9 +101,9 @@ class Gate:
         """Let connections in until cancelled.
 
         Args:
-            listener: bound and listening.
-            context: the server's side of TLS.
-            make: gives the protocol that a connection is handed to after its handshake.
+            listener: the listening socket.
+            context: the server's TLS context.
+            make: returns the protocol for a connection after its handshake.
         """
         loop = asyncio.get_running_loop()
         listener.setblocking(False)
@@ -112,7 +112,7 @@ class Gate:
             while True:
                 try:
                     link, peer = await loop.sock_accept(listener)
-                except OSError:  # it was gone before it was accepted, or no descriptor is left
+                except OSError:  # it was closed before it was accepted, or no descriptor is left
                     await asyncio.sleep(_SWEEP_SECONDS / 10)
                     continue
                 connection = self._admit(_network(peer[0]))
@@ -122,24 +122,24 @@ class Gate:
                 connection.handshake = loop.create_task(
                     self._shake_hands(connection, link, context, make)
                 )
-                await asyncio.sleep(0)  # those that are in have their turn before the next
+                await asyncio.sleep(0)  # open connections have their turn before the next one
         finally:
             sweeper.cancel()
             for connection in list(self.connections):
                 connection.drop()
 
     def prove(self, connection: Connection, guest: Hashable) -> None:
-        """Note who is at the other end; one guest's connections beyond a few stay a stranger's."""
+        """Record a connection's guest. A guest's connections beyond a few stay strangers'."""
         if connection.guest is None:
             count = sum(other.guest == guest for other in self.connections)
             connection.guest = guest if count < _MOST_OF_A_GUEST else None
 
     def leave(self, connection: Connection) -> None:
-        """Note that it is closed."""
+        """Record that a connection is closed."""
         self.connections.discard(connection)
 
     def _admit(self, address: str) -> Connection | None:
-        """A new connection, where there is room or a stranger who makes room."""
+        """A new connection, if there is room or a stranger can be dropped."""
         here = [other for other in self.connections if other.address == address]
         for crowd, most in (
             (here, self._limits.per_address),
@@ -175,7 +175,7 @@ class Gate:
             self.leave(connection)
 
     async def _sweep(self) -> None:
-        """Drop, again and again, those that take too long."""
+        """Drop connections that take too long, again and again."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             now = time.monotonic()
@@ -190,30 +190,30 @@ class Gate:
             return float("inf") if seconds is None else seconds
         if connection.guest is None:
             return _STRANGER_SECONDS
-        # uvicorn closes what waits for a further request.
+        # uvicorn itself closes connections that wait for a further request.
         return self._limits.request_seconds if connection.phase == "receiving" else float("inf")
 
 
 def protocol(gate: Gate, connection: Connection, **options: Any) -> H11Protocol:
-    """Uvicorn's HTTP for a connection, whose phases it tells.
+    """Uvicorn's HTTP protocol for a connection; it keeps the connection's phase.
 
-    h11 rather than httptools: it bounds the length of a request's head.
+    It is h11 instead of httptools, because h11 limits the length of a request's head.
 
     Args:
-        gate: the connection's.
-        connection: a request finds it in its scope's state.
-        options: of uvicorn's protocol.
+        gate: the connection's gate.
+        connection: the connection; requests find it in their scope's state.
+        options: options of uvicorn's protocol.
     """
     return _Told(gate, connection, **options)
 
 
 class _Told(H11Protocol):
-    """Tells its connection when something comes, and the gate when it is closed."""
+    """Tells its connection when data arrives, and the gate when it is closed."""
 
     def __init__(self, gate: Gate, connection: Connection, **options: Any) -> None:
         super().__init__(**options, app_state={"connection": connection})
         self._gate, self._connection = gate, connection
-        # Strangers could fill a disk with the lines of what they send.
+        # Otherwise strangers could fill a disk with log lines.
         self.logger, self.access_log = _quiet, False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -231,11 +231,11 @@ class _Told(H11Protocol):
 
 
 class Buckets:
-    """How many requests a peer has left: so many a second, some of them at once.
+    """Limits each peer's requests per second; some may come at once.
 
     Args:
-        rate: a second.
-        burst: at once.
+        rate: requests per second.
+        burst: requests at once.
     """
 
     def __init__(self, rate: float, burst: float) -> None:
@@ -243,7 +243,7 @@ class Buckets:
         self._left: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
 
     def take(self, peer: Hashable) -> bool:
-        """Whether a peer has one left; it is taken."""
+        """Take one of a peer's requests; False if none is left."""
         now = time.monotonic()
         left, then = self._left.pop(peer, (self._burst, now))
         left = min(self._burst, left + (now - then) * self._rate)
@@ -254,7 +254,7 @@ class Buckets:
 
 
 def _network(host: str) -> str:
-    """What counts as one address: who has one IPv6 address has 2^64."""
+    """The part of an address that counts: for IPv6 the /64, as one owner has all 2^64 in it."""
     with suppress(ValueError):
         address = ip_address(host.partition("%")[0])
         if address.version == 6:

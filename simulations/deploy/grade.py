@@ -1,4 +1,4 @@
-"""How right the model in use is on a device's own images."""
+"""Measures the accuracy of the current model on a device's own images."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ __all__ = ["grade"]
 
 
 def grade(device: Path, shelf: Shelf, trust: Trust | None) -> tuple[Artifact, DeviceReport]:
-    """Measure the model in use, on images that the device keeps to test with if it has any.
+    """Measure the current model, on the device's test images if it has any.
 
     Args:
         device: the device's folder.
-        shelf: of the model.
-        trust: whose signature the model must have before it is loaded; None: nobody's. It may
-            have expired since the model was put into use.
+        shelf: the model's shelf.
+        trust: keys of which one must have signed the model before it is loaded; None: it may be
+            unsigned. The signature may have expired since.
 
     Raises:
-        DeliveryError: nothing was fetched, or the file is damaged.
+        DeliveryError: nothing was fetched yet, or the file is damaged.
         SignatureError: it is not signed as it must be.
-        FedheadError: as ``server.export.predict.measure``.
+        FedheadError: as in ``server.export.predict.measure``.
     """
     settings = read_device(device)
     with shelf.locked():
         if not shelf.current:
             raise DeliveryError(f"{shelf.path}: nothing was fetched to there yet")
         artifact = read_artifact(shelf.path, shelf.current)
-        # It is loaded below: its bytes must be those that were fetched, and signed.
+        # The file is loaded below, so its bytes must be those that were fetched and signed.
         if problem := artifact.damage(shelf.model):
             raise DeliveryError(f"{shelf.model} is damaged: {problem}; fedhead delivery fetch")
         if trust:

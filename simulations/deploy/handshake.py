@@ -1,4 +1,4 @@
-"""What keeps a device from its server, in a line for its owner."""
+"""The reason why a device cannot reach its server, in one line for its owner."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _SECONDS = 10.0
 
 
 def obstacle(server: str, authority: Path, refused: str) -> str:
-    """Why a device is not let in, as far as its refusal and a handshake tell.
+    """The reason why a device is not let in, found from the refusal and a TLS handshake.
 
     Args:
         server: host:port.
-        authority: its certificate.
-        refused: status and words of the server's last refusal; empty: there was none.
+        authority: the authority's certificate.
+        refused: status and text of the server's last refusal; empty: there was none.
     """
     address = urlsplit(f"//{server}")
     context = ssl.create_default_context(cafile=authority)
@@ -41,13 +41,13 @@ def _refusal(server: str, said: str) -> str:
     if said.startswith("401"):
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         return (
-            f"{server} does not know it: is this device's key registered and not revoked, and the "
-            f"clock right? It says {now}"
+            f"{server} does not know this device: is its key registered and not revoked, and is "
+            f"the clock right? It says {now}"
         )
     if "Failed to activate SuperNode" in said:
         return (
-            f"{server} takes this device to be connected still: for a minute after its power or "
-            "network was lost, or because another process has its key"
+            f"{server} still counts this device as connected: for a minute after it lost power or "
+            "network, or because another process uses its key"
         )
     if said:
         return f"{server} says: {said}"

@@ -1,10 +1,11 @@
-"""Keeps a command, and all that it starts: none of them outlives whoever asked for it.
+"""Runs a command so that it, and all that it starts, never outlives the process that asked for it.
 
-Started as a script with the command, and with a pipe as standard input. When the pipe closes,
-which the system does however the process at its other end dies, the command is asked to end, and
-what is left after some seconds is killed. When the command ends, what it had started is killed at
-once. Flower's processes start no process group of their own, so one group holds them all. Should
-somebody kill the keeper itself, Linux asks the command to end.
+It is started as a script with the command as its arguments and a pipe as standard input. The system
+closes the pipe when the process at the other end dies, for whatever reason. Then the command is
+asked to end, and remaining processes are killed after some seconds. When the command ends,
+everything that it had started is killed at once. One process group holds all of them, because
+Flower's processes do not make their own. If the keeper itself is killed, Linux asks the command to
+end.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
-# Flower's own processes take up to five seconds for their farewells.
+# Flower's processes may need up to five seconds to end.
 _GRACE_SECONDS = 6.0
 _PR_SET_PDEATHSIG = 1
 
 
 def keep(command: Sequence[str]) -> int:
-    """Run a command while the pipe is open; its exit code, as a shell has it."""
-    # A service's come to all its processes. Not SIG_IGN, which the command would inherit.
+    """Run a command while the pipe is open; return its exit code in a shell's form."""
+    # A service sends signals to all its processes. Not SIG_IGN, which the command would inherit.
     for received in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(received, lambda *_: None)
     process = subprocess.Popen(  # noqa: S603
         command,
         stdin=subprocess.DEVNULL,
         process_group=0,
-        preexec_fn=_end_with_keeper,  # there is no other thread yet
+        preexec_fn=_end_with_keeper,  # safe, because there is no other thread yet
     )
     threading.Thread(target=_end_with_pipe, args=(process,), daemon=True).start()
     code = process.wait()
@@ -42,7 +43,7 @@ def keep(command: Sequence[str]) -> int:
 
 
 def _end_with_keeper() -> None:
-    with suppress(OSError, AttributeError):  # no Linux
+    with suppress(OSError, AttributeError):  # not on Linux
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

@@ -1,4 +1,4 @@
-"""What a deployment's last run says of its devices: examples, failures, and the last reason."""
+"""What a deployment's last run recorded about its devices: examples, failures, last reason."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _TROUBLE = ("failed", "declined", "rejected", "refused", "late", "node")
 
 @dataclass(frozen=True)
 class Participation:
-    """What a device did in a run.
+    """A device's part in a run.
 
     Attributes:
-        examples: that it trained on; None: it did not come.
-        valid: updates that counted.
-        failed: rounds in which it gave none, late ones too.
-        rejected: updates that were not fit to count, or not its to give.
-        reason: of the last that failed or was rejected; empty: none did.
-        reason_time: when that was.
-        seen: when it was there; None: never.
+        examples: number of examples that it trained on; None: it did not join.
+        valid: number of updates that counted.
+        failed: number of rounds without an update from it in time.
+        rejected: number of updates or statements that were refused.
+        reason: reason of the last failure or rejection; empty: there was none.
+        reason_time: time of the last failure or rejection.
+        seen: time of last contact; None: never.
     """
 
     examples: int | None = None
@@ -49,8 +49,8 @@ class LastRun:
     """A run and its devices.
 
     Attributes:
-        path: its folder.
-        devices: by client id.
+        path: the run's folder.
+        devices: the devices' parts by client id.
     """
 
     path: Path
@@ -58,12 +58,12 @@ class LastRun:
 
 
 def remember_run(server: Path, path: Path) -> None:
-    """Keep which run folder a deployment's devices last worked for."""
+    """Record the run folder that a deployment's devices last worked for."""
     _LAST_RUN.write(server / "last-run.json", {"path": str(path.resolve())})
 
 
 def read_last_run(server: Path) -> LastRun | None:
-    """The last run; None: there was none, or its folder is elsewhere by now.
+    """The last run; None: there was none, or its folder has moved.
 
     Raises:
         DamagedError: the file that names it has changed since it was written.
@@ -86,8 +86,8 @@ def read_last_run(server: Path) -> LastRun | None:
 
 
 def _accounts(checkpoints: Path) -> Iterator[tuple[int, Participation]]:
-    """What the last finished round knew of each client; devices.csv says it to people."""
-    # Who only remembers a run watches over its server, and goes without numpy.
+    """Each client's account in the last checkpoint; devices.csv shows the same to people."""
+    # Imported here: the process that watches over a server does without numpy.
     from server.record.accounts import COLUMNS
     from server.record.checkpoint import load_latest
 
@@ -108,7 +108,7 @@ def _accounts(checkpoints: Path) -> Iterator[tuple[int, Participation]]:
 
 
 def _said(path: Path) -> tuple[dict[int, int], dict[int, tuple[str, datetime]]]:
-    """Examples and the last trouble, why and when, by client id; a damaged line says nothing."""
+    """Examples, and reason and time of the last problem, by client id; skips damaged lines."""
     examples, reasons = dict[int, int](), dict[int, tuple[str, datetime]]()
     if not path.exists():
         return examples, reasons
@@ -117,7 +117,7 @@ def _said(path: Path) -> tuple[dict[int, int], dict[int, tuple[str, datetime]]]:
         if isinstance(event, DamagedError):
             damaged += 1
             continue
-        # What a node is refused for need not be about its client.
+        # A node's refusal need not be about its client.
         node = client_of_node(int(event["node"])) if "node" in event else None
         client = event.get("client", node)
         if client is None:

@@ -1,6 +1,6 @@
-"""Flower's SuperLink and SuperNode, started from a deployment's folders.
+"""Starts Flower's SuperLink and SuperNode from a deployment's folders.
 
-Thin on purpose: the command is printed, with Flower's own options, so that it can be read about.
+It is thin on purpose: it prints each command with Flower's options, which Flower documents.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ Say = Callable[[str], None]
 
 _FIRST_PAUSE_SECONDS = 2.0
 _LONGEST_PAUSE_SECONDS = 60.0
-_LONGEST_SOCKET = 100  # bytes of its path: Linux allows 107, others 103
+_LONGEST_SOCKET = 100  # bytes of its path; Linux allows 107, other systems 103
 
 
 def superlink_command(server: Path) -> list[str]:
-    """The command that serves a server's folder: our two doors, and Flower's own options."""
+    """The command that serves a server's folder: our module with Flower's options."""
     settings = read_server(server)
     return [
         sys.executable, "-P", "-m", "simulations.deploy.superlink", str(server),
@@ -87,7 +87,7 @@ def _written(value: object) -> str:
 
 
 def device_command(device: Path, own: Path) -> list[str]:
-    """The command of a device's SuperNode: Flower's, behind a socket in a folder of its own."""
+    """The command of a device's SuperNode, with its socket in a folder of its own."""
     settings = read_device(device)
     node_config = {
         "data": f"folder:{inside(device, settings.data)}",
@@ -110,22 +110,22 @@ def device_command(device: Path, own: Path) -> list[str]:
 
 
 def serve(server: Path, say: Say) -> int:
-    """Run a SuperLink behind our doors until it ends, with the devices' keys registered.
+    """Run a SuperLink until it ends, with the devices' keys registered.
 
     Args:
         server: the deployment's server folder.
-        say: gets the lines for the person who started it.
+        say: called with lines for the person who started it.
 
     Returns:
         The exit code of a SuperLink that ended by itself.
 
     Raises:
         ConfigError, RunError: a file is missing or wrong, or the SuperLink does not start.
-        KeyboardInterrupt: somebody ended it.
+        KeyboardInterrupt: it was interrupted.
     """
     server = server.resolve()
     environment = flower_environment() | {"FLWR_HOME": str(server / "flower")}
-    # What can be known to be wrong is said before anything starts.
+    # Known problems are reported before anything starts.
     read_secret(server)
     if (end := expiries(server)["server's certificate"]) < datetime.now(UTC):
         command = f"fedhead fleet {shlex.quote(str(server.parent))} renew"
@@ -137,14 +137,15 @@ def serve(server: Path, say: Say) -> int:
 
 
 def run_device(device: Path, say: Say) -> NoReturn:
-    """Run a SuperNode until somebody ends it.
+    """Run a SuperNode until it is interrupted.
 
-    Flower's connects again by itself once it was let in, but gives up where it is not: before its
-    key is registered, or while the server has no valid certificate.
+    Flower's SuperNode reconnects by itself after it was let in once. But it gives up if it is not
+    let in: before its key is registered, or while the server has no valid certificate. So it is
+    started again.
 
     Raises:
         ConfigError, RunError: a file is missing or wrong, or the device runs already.
-        KeyboardInterrupt: somebody ended it.
+        KeyboardInterrupt: it was interrupted.
     """
     device = device.resolve()
     settings = read_device(device)
@@ -162,7 +163,7 @@ def run_device(device: Path, say: Say) -> NoReturn:
         own, pause = Path(name), _FIRST_PAUSE_SECONDS
         answers = [sys.executable, "-P", "-m", "client.fork_server", _socket(own)]
         while True:
-            # It imports while the SuperNode starts, and once, however often that is refused.
+            # It imports while the SuperNode starts, and only once even if the SuperNode is refused.
             with running(answers, environment) as answering:
                 while answering.poll() is None:
                     started = time.monotonic()
@@ -170,13 +171,13 @@ def run_device(device: Path, say: Say) -> NoReturn:
                     arguments = device_command(device, own)
                     code = _run_node(arguments, environment, say, answering, checking_in)
                     if checking_in.poll() is not None:
-                        say("other authorities are trusted: Flower's SuperNode starts again")
+                        say("the trusted authorities changed: Flower's SuperNode starts again")
                         continue
                     if time.monotonic() - started > _LONGEST_PAUSE_SECONDS:
-                        pause = _FIRST_PAUSE_SECONDS  # it had been let in
+                        pause = _FIRST_PAUSE_SECONDS  # it had been let in before
                     why = obstacle(settings.server, device / "ca.crt", _refused(own))
                     if answering.poll() is not None:
-                        why = f"what answers its messages has ended with {answering.returncode}"
+                        why = f"the process that answers messages ended with {answering.returncode}"
                     say(f"Flower's SuperNode ended with {code}: {why}. Again in {pause:g} s.")
                     time.sleep(pause)
                     pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -185,7 +186,7 @@ def run_device(device: Path, say: Say) -> NoReturn:
 def _run_node(
     arguments: Sequence[str], environment: Mapping[str, str], say: Say, *others: Polled
 ) -> int:
-    """Run a SuperNode until it ends, or another has: what answers its messages, for one."""
+    """Run a SuperNode until it or one of the other processes ends."""
     say(f"$ {shlex.join(arguments)}")
     with running(arguments, environment) as node:
         first_end(node, *others)
@@ -193,7 +194,7 @@ def _run_node(
 
 
 def _socket(own: Path) -> str:
-    """Where a device's processes meet: in a folder that only their owner may enter.
+    """The socket of a device's processes, in a folder that only their owner may enter.
 
     Raises:
         RunError: the system's temporary folder has too long a name.
@@ -205,7 +206,7 @@ def _socket(own: Path) -> str:
 
 
 def _refused(own: Path) -> str:
-    """What the server said last when it refused a device; empty: nothing."""
+    """The server's last refusal of the device; empty: none."""
     file = own / "refused"
     said = file.read_text() if file.exists() else ""
     file.unlink(missing_ok=True)
@@ -213,10 +214,10 @@ def _refused(own: Path) -> str:
 
 
 def check_served(deployment: Path) -> None:
-    """Make sure that a deployment's server runs on this machine, before there is a run folder.
+    """Check that a deployment's server runs on this machine, before a run folder is made.
 
     Raises:
-        ConfigError, RunError: it does not, or there is no deployment.
+        ConfigError, RunError: it does not run, or there is no deployment.
     """
     server = server_folder(deployment)
     read_secret(server)
@@ -228,22 +229,22 @@ def check_served(deployment: Path) -> None:
 def run_deployed(
     path: Path, deployment: Path, *, health: str = "", key: Path | None = None
 ) -> dict[str, Any]:
-    """Run, or go on with, a run folder's experiment on a deployment's devices.
+    """Run or resume a run folder's experiment on a deployment's devices.
 
     Args:
         path: the run folder.
-        deployment: the folder that ``fedhead deploy`` wrote, or that of its server.
-        health: HOST:PORT where health checks are answered meanwhile; empty for none.
-        key: signs the backbone, where that is not signed yet; None: nothing is signed.
+        deployment: the folder that ``fedhead deploy`` wrote, or its server's folder.
+        health: HOST:PORT for health checks meanwhile; empty: none.
+        key: key that signs the backbone if it is not signed yet; None: nothing is signed.
 
     Returns:
         The run's closing figures.
 
     Raises:
         SignatureError: the devices take signed backbones only, and the run's is not.
-        ConfigError, RunError: no deployment, or the run did not complete, with the reason.
+        ConfigError, RunError: there is no deployment, or the run did not complete.
     """
-    # What watches over a device stays without torch and without the server's packages.
+    # Imported here: a device's watching process needs neither torch nor the server's packages.
     from server.record.runfolder import RunFolder
     from simulations.deploy.signing import signed_backbones
     from simulations.run import open_run
@@ -261,7 +262,7 @@ def connection(deployment: Path) -> Iterator[dict[str, str]]:
     """An environment in which ``flwr`` commands reach a deployment's SuperLink as its operator.
 
     Raises:
-        ConfigError, RunError: no deployment, or no operator's secret that could be read.
+        ConfigError, RunError: there is no deployment, or its operator's secret cannot be read.
     """
     server = server_folder(deployment)
     read_secret(server)

@@ -1,7 +1,7 @@
-"""What an operator asks of a deployment's SuperLink: who is registered, and who shall be.
+"""An operator's requests to a deployment's SuperLink: list, register and unregister devices.
 
-Through Flower's own API for operators, at the door that asks for the operator's secret. All of it
-needs no more than the server's folder, and that ``fedhead serve`` runs.
+They use Flower's API for operators, at the port that needs the operator's secret. They need only
+the server's folder and a running ``fedhead serve``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
     "register_folder",
 ]
 
-# Not Authorization: Flower's own processes use that for other things.
+# Not Authorization, because Flower's processes use that header for other things.
 SECRET_HEADER = "fedhead-operator-secret"  # noqa: S105 - a name
 _SECRET = re.compile(r"[!-~]{32,}")
 
@@ -49,13 +49,13 @@ class Node:
     """A device as the SuperLink knows it.
 
     Attributes:
-        name: that of the file with its key when it was registered.
-        node_id: Flower's.
-        public_key: as device_keys' ``comparable`` has it.
+        name: the name of its key's file when it was registered.
+        node_id: Flower's node id.
+        public_key: in the form of device_keys' ``comparable``.
         status: registered (and never seen), online, offline or unregistered.
-        activated: when it last came; None: never.
-        deactivated: when it last went; None: never.
-        unregistered: when its key was put out; None: it is registered.
+        activated: when it last connected; None: never.
+        deactivated: when it last disconnected; None: never.
+        unregistered: when its key was unregistered; None: it is registered.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Node:
 
 
 def door(server: Path) -> str:
-    """HOST:PORT of the operators' door of the server with this folder."""
+    """HOST:PORT of the operators' port of the server with this folder."""
     return endpoint(OPERATORS_HOST, read_server(server).operator_port)
 
 
@@ -76,7 +76,7 @@ def read_secret(server: Path) -> str:
     """The secret in a server's folder.
 
     Raises:
-        RunError: it is missing, or others than its owner can read it.
+        RunError: it is missing, or users other than its owner can read it.
     """
     return read_secret_file(operator_secret(server))
 
@@ -85,7 +85,7 @@ def read_secret_file(file: Path) -> str:
     """The secret in a file.
 
     Raises:
-        RunError: it is missing or too short, or others than its owner can read it.
+        RunError: it is missing or too short, or users other than its owner can read it.
     """
     try:
         secret = read_private(file).decode(errors="replace").strip()
@@ -95,30 +95,30 @@ def read_secret_file(file: Path) -> str:
         raise RunError(f"{file}: {exc.strerror}") from exc
     if not _SECRET.fullmatch(secret):
         raise RunError(
-            f"{file} holds no secret, expected 32 letters and digits or more: remove it, and "
-            "fedhead deploy writes another"
+            f"{file} is not a secret, expected 32 or more letters and digits: remove it, and "
+            "fedhead deploy writes a new one"
         )
     return secret
 
 
 class OperatorSecret:
-    """Sends the operator's secret along with what a client of Flower's sends."""
+    """Adds the operator's secret to the requests of a Flower client."""
 
     def __init__(self, secret: str) -> None:
         self._secret = secret
 
     def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
-        """Add it to a request."""
+        """Add the secret to a request."""
         context.request.headers[SECRET_HEADER] = self._secret
         return call_next(context)
 
 
 @contextmanager
 def control(server: Path) -> Iterator[Control]:
-    """Flower's API for operators of the server with this folder.
+    """Flower's API for operators, at the server with this folder.
 
     Raises:
-        ConfigError, RunError: a file of the folder is missing or wrong.
+        ConfigError, RunError: a file in the folder is missing or wrong.
     """
     from flwr.supercore.control import ControlHttpClient
     from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
@@ -137,18 +137,18 @@ def control(server: Path) -> Iterator[Control]:
 
 
 class Control:
-    """Who is registered at a SuperLink.
+    """The devices that are registered at a SuperLink.
 
     Args:
-        client: Flower's.
-        address: where it goes, for errors.
+        client: Flower's client.
+        address: the address that it connects to, for errors.
     """
 
     def __init__(self, client: ControlHttpClient, address: str) -> None:
         self._client, self._address = client, address
 
     def nodes(self) -> list[Node]:
-        """All that are registered, and those that were.
+        """All devices that are or were registered.
 
         Raises:
             RunError: the server does not answer.
@@ -171,17 +171,17 @@ class Control:
         ]
 
     def register(self, name: str, public_key: bytes) -> int:
-        """Let a device in.
+        """Register a device.
 
         Args:
-            name: the device's.
-            public_key: as device_keys' ``comparable`` has it.
+            name: the device's name.
+            public_key: in the form of device_keys' ``comparable``.
 
         Returns:
-            Flower's id of it.
+            Flower's node id of it.
 
         Raises:
-            RunError: the server does not answer, or does not take the key.
+            RunError: the server does not answer, or refuses the key.
         """
         from flwr.proto.control_pb2 import RegisterNodeRequest
 
@@ -190,10 +190,10 @@ class Control:
             return self._client.RegisterNode(request).node_id
 
     def unregister(self, node_id: int) -> None:
-        """Let a device in no more: its SuperNode is refused from its next call on.
+        """Unregister a device: its SuperNode is refused from its next call on.
 
         Raises:
-            RunError: the server does not answer, or knows no such node.
+            RunError: the server does not answer, or does not know the node.
         """
         from flwr.proto.control_pb2 import UnregisterNodeRequest
 
@@ -202,7 +202,7 @@ class Control:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """What goes wrong inside is told in a line."""
+        """Turn failures inside the block into one-line errors."""
         from flwr.supercore.error import FlowerError
 
         try:
@@ -213,35 +213,35 @@ class Control:
             raise RunError(f"the server at {self._address} refuses: {reason}") from exc
         except httpx.HTTPError as exc:
             raise RunError(
-                f"the server at {self._address} does not answer: {exc}; does fedhead serve run?"
+                f"the server at {self._address} does not answer: {exc}; is fedhead serve running?"
             ) from exc
 
 
 def register_folder(api: Control, server: Path, say: Callable[[str], None]) -> dict[str, int]:
-    """Let the devices in whose keys are in a server's folder, and no others any more.
+    """Register exactly the devices whose keys are in a server's folder.
 
     Args:
-        api: of the server.
-        server: its folder; ``devices/NAME.client`` tells what a run's logs call a device.
-        say: gets a line for each change, and for each device that stays out.
+        api: the server's API.
+        server: its folder; ``devices/NAME.client`` gives runs the names of devices.
+        say: called with a line for each change and for each device that is shut out.
 
     Returns:
-        Flower's node ids by the names of devices.
+        Flower's node ids by device name.
 
     Raises:
-        RunError: a file holds no key, and nothing was changed; or the server does not answer.
+        RunError: a file is not a key, and nothing was changed; or the server does not answer.
     """
     folder = server / "devices"
-    # In this order: a key that another process registers meanwhile was in the folder before.
+    # In this order, because a key that another process registers meanwhile was in the folder first.
     known = {node.public_key: node for node in api.nodes()}
     keys = admitted_keys(server)
     for key, node in known.items():
-        # Flower never takes a key again that it has put out.
+        # Flower never accepts a key again that it has unregistered.
         if node.status == "unregistered" or key not in keys.values():
             put_out(server, node.name, key)
         if node.status != "unregistered" and key not in keys.values():
             api.unregister(node.node_id)
-            say(f"{node.name} is let in no more: its key is no longer in {folder}")
+            say(f"{node.name} is shut out: its key is no longer in {folder}")
     nodes = {}
     for name, key in admitted_keys(server).items():
         if key in known:
@@ -256,7 +256,7 @@ def register_folder(api: Control, server: Path, say: Callable[[str], None]) -> d
     for name in nodes.keys() - admitted_keys(server):
         api.unregister(nodes.pop(name))  # revoked while this was under way
     for name in keys.keys() - nodes:
-        say(f"{name} is not let in: its key was revoked; fedhead deploy makes a new one")
+        say(f"{name} stays shut out: its key was revoked; fedhead deploy makes a new one")
     return nodes
 
 

@@ -1,4 +1,4 @@
-"""The certificate that a running server shows at its doors, taken up anew when its file changes."""
+"""The certificate that a running server presents, reloaded when its file changes."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _WARN_SECONDS = 86_400.0
 
 
 class Presented:
-    """What both doors show.
+    """The certificate at both ports.
 
-    Flower's own processes, and a run that is under way, keep the list of authorities with which
-    they began, so the operators' door goes on showing each voucher that it has shown: from any
-    authority that was trusted since the start there is a way to the certificate.
+    Flower's processes, and a run under way, keep the list of authorities with which they began. So
+    the operators' port keeps presenting every voucher that it has presented: any authority that was
+    trusted since the start is then linked to the certificate.
 
     Args:
         server: the server's folder.
-        devices: of the devices' door.
-        operators: of the operators' door.
+        devices: TLS context of the devices' port.
+        operators: TLS context of the operators' port.
 
     Raises:
         RunError: the certificate cannot be read.
@@ -47,18 +47,18 @@ class Presented:
         return self._server / "server.crt"
 
     def refresh(self) -> bool:
-        """Take up a certificate that has changed, for connections from now on.
+        """Load a changed certificate for new connections.
 
         Returns:
-            Whether it had.
+            Whether it had changed.
 
         Raises:
-            RunError: it is no certificate for the server's key; the one before stays.
+            RunError: it is not a certificate for the server's key; the previous one stays.
         """
         content = self._file.read_bytes()
         if content == self._content:
             return False
-        self._content = content  # what is wrong with it is said once
+        self._content = content  # set first, so that a problem is reported once
         found = certificates_in(self._file)
         vouchers = [*self._vouchers, *(v for v in found[1:] if v not in self._vouchers)]
         key = self._server / "server.key"
@@ -70,13 +70,13 @@ class Presented:
                 chain.flush()
                 self._operators.load_cert_chain(chain.name, key)
         except (OSError, ssl.SSLError) as exc:
-            raise RunError(f"{self._file} cannot be shown, the one before is: {exc}") from exc
+            raise RunError(f"{self._file} cannot be used, the previous one stays: {exc}") from exc
         self._vouchers = vouchers
         return True
 
 
 async def keep_presented(server: Path, presented: Presented, say: Callable[[str], None]) -> None:
-    """Take up what changes, and warn each day of what ends soon; until it is cancelled."""
+    """Until cancelled, load changed certificates, and warn each day about those that end soon."""
     warned = -_WARN_SECONDS
     while True:
         try:

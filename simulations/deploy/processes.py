@@ -1,7 +1,7 @@
-"""Processes that end together, however the one that started them ends.
+"""Processes that end together with the process that started them, however that ends.
 
-Each command is started through ``keeper``, which holds one end of a pipe: when this process is
-gone, be it by SIGKILL, the pipe closes and the keeper ends the command and all that it started.
+Each command is started through ``keeper``, which holds one end of a pipe. When this process is
+gone, even by SIGKILL, the pipe closes, and the keeper ends the command and all that it started.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Process = subprocess.Popen[bytes]
 
 
 class Polled(Protocol):
-    """A process, or what ends as one does."""
+    """A process, or something that ends like one."""
 
     def poll(self) -> int | None:
         """None until it has ended."""
@@ -46,7 +46,7 @@ class Polled(Protocol):
 
 
 _KEEPER = Path(__file__).with_name("keeper.py")
-_END_SECONDS = 8.0  # more than the keeper's grace, and all is gone within ten
+_END_SECONDS = 8.0  # longer than the keeper's grace period; everything ends within ten seconds
 _LOOK_SECONDS = 0.5
 _LOCK = ".lock"
 
@@ -54,15 +54,15 @@ _LOCK = ".lock"
 def run(
     arguments: Sequence[str], environment: Mapping[str, str], say: Callable[[str], None]
 ) -> int:
-    """Run a command to its end, or to ours: an interrupt ends it and is raised.
+    """Run a command to its end. An interrupt ends it and is raised.
 
     Args:
         arguments: the command.
-        environment: its environment, whose PATH finds it.
-        say: gets the command line, for the person who started it.
+        environment: the command's environment, with a PATH to find it.
+        say: called with the command line, for the person who started it.
 
     Returns:
-        Its exit code, as a shell has it.
+        Its exit code, in a shell's form.
     """
     say(f"$ {shlex.join(arguments)}")
     with running(arguments, environment) as process:
@@ -75,15 +75,15 @@ def running(
     environment: Mapping[str, str],
     output: int | IO[bytes] | None = None,
 ) -> Iterator[Process]:
-    """A command, and all that it starts, until the block's end or that of this process.
+    """Run a command until the end of the block or of this process; ends all that it started.
 
     Args:
         arguments: the command.
-        environment: its environment, whose PATH finds it.
-        output: where it writes, errors too; None: where this process does.
+        environment: the command's environment, with a PATH to find it.
+        output: file for its output and errors; None: this process's output.
 
     Yields:
-        Its keeper, whose exit code is the command's.
+        Its keeper, which has the command's exit code.
 
     Raises:
         RunError: the command is not on the PATH.
@@ -97,7 +97,7 @@ def running(
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=errors,
-        start_new_session=True,  # Ctrl-C is for this process
+        start_new_session=True,  # Ctrl-C is for this process only
     ) as process:
         try:
             yield process
@@ -106,7 +106,7 @@ def running(
 
 
 def command(name: str, environment: Mapping[str, str]) -> str:
-    """Path of a command.
+    """The path of a command.
 
     Raises:
         RunError: it is not installed.
@@ -118,7 +118,7 @@ def command(name: str, environment: Mapping[str, str]) -> str:
 
 
 def _end(process: Process) -> None:
-    """Let the keeper end what it keeps."""
+    """Make the keeper end its command."""
     if process.stdin:
         process.stdin.close()
     try:
@@ -135,9 +135,9 @@ def first_end(*processes: Polled) -> None:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Inside, SIGTERM is an interrupt as Ctrl-C is: processes and folders are cleaned up.
+    """Inside the block, SIGTERM interrupts like Ctrl-C, so that everything is cleaned up.
 
-    Python hears signals in its main thread alone, so in another thread nothing changes.
+    Python handles signals only in its main thread, so in another thread nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -152,14 +152,14 @@ def terminable() -> Iterator[None]:
 
 @contextmanager
 def alone(folder: Path, what: str) -> Iterator[None]:
-    """Let no second one of its kind run from a folder.
+    """Inside the block, no second process of this kind can run from a folder.
 
     Args:
-        folder: is there; what a process that was killed left in it hinders nobody.
-        what: the command, for the message.
+        folder: an existing folder; remains of a killed process in it do no harm.
+        what: the command's name, for the message.
 
     Raises:
-        RunError: one runs already, or the folder cannot be written.
+        RunError: such a process runs already, or the folder cannot be written.
     """
     path = folder / _LOCK
     try:
@@ -183,7 +183,7 @@ def alone(folder: Path, what: str) -> Iterator[None]:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process runs from a folder that lets no second one of its kind do so.
+    """Whether a process that uses ``alone`` runs from a folder.
 
     Raises:
         RunError: its lock cannot be read.
@@ -193,7 +193,7 @@ def is_held(folder: Path) -> bool:
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
-        return False  # nothing ever ran from it
+        return False  # no process ever ran from it
     except BlockingIOError:
         return True
     except OSError as exc:

@@ -1,7 +1,7 @@
-"""Flower's ServerApp process with the installed ServerApp, whatever the run's bundle holds.
+"""Runs the installed ServerApp in Flower's ServerApp process, whatever the run's bundle holds.
 
-Of the bundle only the run config is used, read as data: nothing of it is unpacked or imported.
-Who is registered, and whose signatures count, is the deployment's to say and not a run's.
+Only the bundle's run config is used, and it is read as data: nothing is unpacked or imported. The
+deployment, not the run, decides which devices are registered and which signatures count.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from simulations.deploy.trust import signing_state
 
 __all__ = ["of_deployment", "read_bundle", "use_installed"]
 
-_MOST_BYTES = 1 << 20  # of a pyproject.toml, unpacked
+_MOST_BYTES = 1 << 20  # of an unpacked pyproject.toml
 
 
 def use_installed(server: Path) -> None:
-    """Put ours in place of the functions by which Flower installs and loads an app.
+    """Replace the functions by which Flower installs and loads an app.
 
     Args:
         server: the deployment's server folder.
 
     Raises:
-        RunError: this version of Flower has no such function, so that ours would be passed by.
+        RunError: this version of Flower has no such function, so ours would not be called.
     """
     from flwr.common.config import flatten_dict, fuse_dicts
     from flwr.server.run_serverapp import run
@@ -72,10 +72,10 @@ def use_installed(server: Path) -> None:
 
 
 def of_deployment(server: Path) -> dict[str, str]:
-    """What a run's config says on a deployment, whatever whoever started it wrote there.
+    """The values of the run config that the deployment sets, whatever the run's own values are.
 
     Raises:
-        SignatureError: the keys whose signatures count cannot be used.
+        SignatureError: the trusted keys cannot be used.
     """
     from simulations.deploy.signing import backbones_of
 
@@ -84,10 +84,10 @@ def of_deployment(server: Path) -> dict[str, str]:
 
 
 def read_bundle(content: bytes) -> dict[str, Any]:
-    """What a bundle says of itself: its publisher, name, version and config.
+    """A bundle's own publisher, name, version and config.
 
     Raises:
-        RunError: it does not say that.
+        RunError: it does not have them.
     """
     try:
         with (

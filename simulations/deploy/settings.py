@@ -1,4 +1,4 @@
-"""What a server and a device are told in their own TOML files."""
+"""The settings of a server and of a device, from their TOML files."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ __all__ = [
     "server_folder",
 ]
 
-# Where operators and Flower's own processes on the server reach it, over TLS as everybody.
+# Operators and Flower's processes on the server reach it here, over TLS like everybody.
 OPERATORS_HOST = "127.0.0.1"
 _ADDRESS = re.compile(r"(?:[^\s:/\[\]]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})")
 
 
 def is_address(text: str) -> bool:
-    """Whether it is host:port; gRPC would take 65537 for port 1."""
+    """Whether the text is host:port. Checked here because gRPC would take 65537 as port 1."""
     match = _ADDRESS.fullmatch(text)
     return match is not None and 1 <= int(match[1]) <= 65535
 
@@ -44,7 +44,7 @@ def _address(text: str) -> str:
 
 def _folder(text: str) -> str:
     if not re.match("folder:.", text):
-        raise ValueError("must be folder:PATH: a device reads a folder, one sub-folder a class")
+        raise ValueError("must be folder:PATH, a folder with one sub-folder per class")
     return text
 
 
@@ -56,55 +56,56 @@ class ServerSettings(Section):
     """server.toml."""
 
     host: str = Field("0.0.0.0", min_length=1)  # noqa: S104 - devices are on other machines
-    """Address at which devices are listened for."""
+    """Address on which the server listens for devices."""
     port: int = Field(9092, ge=1, le=65535)
-    """Devices come here, and nobody else."""
+    """Port for devices only."""
     operator_port: int = Field(9093, ge=1, le=65535)
-    """Operators come here, from this machine alone and with the operator's secret."""
+    """Port for operators, from this machine only and with the operator's secret."""
     delivery_port: int = Field(9095, ge=1, le=65535)
-    """Devices fetch models here."""
+    """Port where devices fetch models."""
     max_connections: int = Field(1000, ge=1, le=1_000_000)
-    """Open connections of devices; strangers' are dropped first, the oldest of them first."""
+    """Largest number of open connections. Beyond it, strangers' oldest connections are closed."""
     max_connections_per_address: int = Field(500, ge=1, le=1_000_000)
-    """Likewise from one address, behind which there may be many devices."""
+    """The same for one address; there may be many devices behind it."""
     max_request_megabytes: int = Field(64, ge=1, le=65_536)
-    """Largest request of a device: what it sends in one piece, a head or a Gram matrix."""
+    """Largest request of a device, which holds one head or one Gram matrix."""
     max_request_seconds: float = Field(300, gt=0)
-    """A device's request must have arrived by then."""
+    """Seconds within which a device's request must have arrived."""
     max_requests_per_second: float = Field(100, gt=0)
-    """Of one device, on average; ten seconds' worth at once."""
+    """Requests of one device per second, on average; ten seconds' worth may come at once."""
 
 
 class DeviceSettings(Section):
     """device.toml."""
 
     server: Address
-    """host:port of the server, by a name or address that its certificate holds."""
+    """host:port of the server, with a name or address from its certificate."""
     delivery: Address
-    """host:port to fetch models from, likewise."""
+    """host:port to fetch models from, with such a name or address."""
     data: FolderSource
-    """folder:PATH with one sub-folder of images a class; relative to this file."""
+    """folder:PATH with one sub-folder of images per class; relative to this file."""
     state: str = Field("state", min_length=1)
-    """Folder for the backbone, features and what the device remembers; relative to this file."""
+    """Folder for the backbone, features and the device's memory; relative to this file."""
     models: str = Field("models", min_length=1)
-    """Folder for the models that are fetched; relative to this file."""
+    """Folder for fetched models; relative to this file."""
     max_examples: int = Field(0, ge=0)
-    """Train on at most so many images; 0: all."""
+    """Largest number of images to train on; 0: all."""
     max_threads: int = Field(1, ge=1)
     """Processor threads."""
     min_interval_seconds: float = Field(0, ge=0)
-    """Rest between two trainings."""
+    """Least seconds between the starts of two trainings."""
     allow: str = ""
-    """Shell command that must exit with 0 before each training: on charge, on Wi-Fi, ..."""
+    """Shell command that must exit with 0 before each training. It may check that the device is
+    charging or on Wi-Fi, for example."""
 
 
 def delivery_of(server: Path) -> Path:
-    """Where a server's folder keeps published models, tokens' hashes and reports."""
+    """The folder of published models, hashes of tokens and reports in a server's folder."""
     return server / "delivery"
 
 
 def operator_secret(server: Path) -> Path:
-    """The file in a server's folder whose content lets an operator in."""
+    """The file of the operator's secret in a server's folder."""
     return server / "operator.secret"
 
 
@@ -114,20 +115,20 @@ def endpoint(host: str, port: int) -> str:
 
 
 def inside(folder: Path, path: str) -> Path:
-    """Where a path in a settings file leads: relative to the file, unless absolute."""
+    """The full path of a path in a settings file, which is relative to the file or absolute."""
     return folder / Path(path.removeprefix("folder:")).expanduser()
 
 
 def server_folder(folder: Path) -> Path:
-    """The server's folder of a deployment, or itself.
+    """The server's folder in a deployment's folder; a server's folder is returned as it is.
 
     Raises:
-        RunError: neither.
+        RunError: the folder is neither.
     """
     for server in (folder / "server", folder):
         if (server / "server.toml").is_file():
             return server.resolve()
-    raise RunError(f"{folder} holds no deployment and no server: fedhead deploy writes them")
+    raise RunError(f"{folder} is not a folder of fedhead deploy, and not its server's folder")
 
 
 def read_server(folder: Path) -> ServerSettings:

@@ -1,4 +1,4 @@
-"""Who signs what an operator puts up: a key that is here, or one on another machine."""
+"""Signs published artifacts, with a key on this machine or on another."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ __all__ = ["backbone_candidate", "backbones_of", "draft", "signed_backbones", "s
 logger = logging.getLogger("fedhead")
 
 _DAY_SECONDS = 86_400
-# A signature that ends sooner is renewed where the key is at hand, and spoken of where it is not.
+# A signature that ends sooner is renewed if the key is here; otherwise a warning is logged.
 _SOON_SECONDS = 30 * _DAY_SECONDS
 
 
 def signer(
     server: Path, *, key: Path | None = None, signed: Path | None = None, days: int = VALID_DAYS
 ) -> Sign | None:
-    """What has candidates signed, checked by the keys that the deployment's devices trust.
+    """A function that signs candidates with a key that the deployment's devices trust.
 
     Args:
         server: the deployment's server folder.
-        key: private key that signs now.
-        signed: statement that was signed elsewhere.
-        days: how long a signature by ``key`` holds.
+        key: private key to sign with now.
+        signed: a statement that was signed elsewhere.
+        days: days for which a signature by ``key`` is valid.
 
     Returns:
-        None: nothing is signed, and the devices ask for nothing.
+        None if nothing is signed and the devices need no signature.
 
     Raises:
-        SignatureError: the devices take signed artifacts only, and there is neither; or no key.
+        SignatureError: the devices take signed artifacts only, but there is neither; or the key
+            cannot be used.
     """
     trusted = TrustedKeys.where_there_are(trusted_of(server))
     if key is not None:
@@ -50,8 +51,8 @@ def signer(
         mine = key_id(private.public_key())
         if trusted and mine not in trusted.keys:
             raise SignatureError(
-                f"{key} is key {mine}, and the devices of {server} trust {trusted}: fedhead "
-                "deploy --trust makes them trust another"
+                f"{key} is key {mine}, but the devices of {server} trust {trusted}; fedhead deploy "
+                "--trust changes that"
             )
 
         def by_key(candidate: Candidate, artifact: Artifact) -> Signed:
@@ -61,9 +62,9 @@ def signer(
     if signed is None:
         if trusted:
             raise SignatureError(
-                f"the devices of {server} take only what {trusted} has signed: give --key FILE; "
-                "if the key is elsewhere, --statement FILE, then there fedhead keys sign, then "
-                "here --signed FILE"
+                f"the devices of {server} need a signature of {trusted}: give --key FILE; if the "
+                "key is on another machine, give --statement FILE here, run fedhead keys sign "
+                "there, then give --signed FILE here"
             )
         return None
     brought = read_signed(signed)
@@ -79,7 +80,7 @@ def signer(
 
 
 def draft(candidate: Candidate, path: Path, days: int = VALID_DAYS) -> Statement:
-    """Write what is to be signed elsewhere, for a candidate as it would be put up now."""
+    """Write the statement to be signed elsewhere for a candidate if it were published now."""
     artifact = candidate.newest() or candidate.next()
     statement = candidate.statement(artifact, *_period(days))
     write_atomic(path, statement.to_bytes())
@@ -92,15 +93,15 @@ def _period(days: int) -> tuple[int, int]:
 
 
 def backbone_candidate(config: Config, server: Path, run: Path | None = None) -> Candidate:
-    """An experiment's backbone, prepared now or found: what was signed before, if it is the same.
+    """An experiment's backbone: the signed one if it is the same, or one found or prepared now.
 
     Args:
-        config: of the experiment.
+        config: the experiment's configuration.
         server: the deployment's server folder.
-        run: folder of a run of it, which may have brought its backbone; None: there is none yet.
+        run: folder of a run of it, which may hold its backbone; None: there is no run yet.
 
     Raises:
-        FedheadError: it cannot be prepared, or what was signed before is damaged.
+        FedheadError: it cannot be prepared, or the signed one is damaged.
     """
     from common.backbone.frozen import backbone_file
     from common.experiment import experiment_dataset
@@ -111,7 +112,7 @@ def backbone_candidate(config: Config, server: Path, run: Path | None = None) ->
     backbone = backbone_of_run(run, config, dataset) if run else prepare(config, dataset)
     shelf = shelf_of(folder, config.name)
     source = (run and kept_backbone(run)) or backbone_file(cache_root(), backbone.fingerprint)
-    # Prepared twice, it is the same network in other bytes.
+    # If it is prepared twice, it is the same network but in other bytes.
     found = newest_signed(folder, config.name)
     if found is not None and found[1].fingerprint == backbone.fingerprint:
         kept = found[0].path(shelf)
@@ -120,31 +121,31 @@ def backbone_candidate(config: Config, server: Path, run: Path | None = None) ->
 
 
 def backbones_of(server: Path) -> Path:
-    """Where a server's folder keeps signed backbones."""
+    """The folder of signed backbones in a server's folder."""
     return server / "backbones"
 
 
 def signed_backbones(
     config: Config, server: Path, key: Path | None, run: Path | None = None
 ) -> Path | None:
-    """Make sure that devices take a run's backbone, before the run starts.
+    """Check before a run starts that devices will take its backbone.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         server: the deployment's server folder.
-        key: private key; it signs only where there is no signature, or one that ends soon.
+        key: private key; it signs only if there is no signature or it ends soon.
         run: the run folder.
 
     Returns:
-        The folder of signed backbones; None: nobody asks for signatures.
+        The folder of signed backbones; None: the devices need no signatures.
 
     Raises:
-        SignatureError: the backbone is not signed, or not by a key that the devices trust.
+        SignatureError: the backbone is not signed by a key that the devices trust.
     """
     trusted = TrustedKeys.where_there_are(trusted_of(server))
     if trusted is None and key is None:
         return None
-    sign_now = signer(server, key=key) if key else None  # a wrong key is said, needed or not
+    sign_now = signer(server, key=key) if key else None  # a wrong key is an error even if unneeded
     candidate = backbone_candidate(config, server, run)
     what = f"backbone {config.name} ({candidate.fingerprint[:12]})"
     problem, ends = _problem(candidate, trusted, what)
@@ -153,9 +154,9 @@ def signed_backbones(
         logger.info("%s is signed as version %d", what, artifact.version)
     elif problem:
         raise SignatureError(
-            f"{problem}: give --key FILE; if the key is elsewhere, fedhead publish "
-            f"EXPERIMENT.toml --to {server} --statement FILE, then there fedhead keys sign, then "
-            "here the same with --signed FILE"
+            f"{problem}: give --key FILE; if the key is on another machine, run fedhead publish "
+            f"EXPERIMENT.toml --to {server} --statement FILE here, fedhead keys sign there, then "
+            "the first command with --signed FILE here"
         )
     elif ends < time.time() + _SOON_SECONDS:
         logger.warning("the signature of %s ends on %s: give --key to renew it", what, utc(ends))
@@ -163,7 +164,7 @@ def signed_backbones(
 
 
 def _problem(candidate: Candidate, trusted: TrustedKeys | None, what: str) -> tuple[str, int]:
-    """Why devices would not take what is signed of a candidate, and when that ends."""
+    """Why devices would refuse the signed candidate (empty: they take it), and when that ends."""
     artifact = candidate.newest()
     if artifact is None:
         return f"{what} is not signed", 0

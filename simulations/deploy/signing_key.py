@@ -1,7 +1,7 @@
-"""The operator's signing key: one file that is on no server and on no device.
+"""The operator's signing key: one file, kept off servers and devices.
 
-ECDSA on P-256, PKCS8 in PEM, readable by its owner alone, under a passphrase or not. Its public
-half lies beside it, in NAME.pub. See common/signing for what is signed.
+It is ECDSA on P-256, PKCS8 in PEM, readable only by its owner, with or without a passphrase. Its
+public half is beside it, in NAME.pub. See common/signing for what is signed.
 """
 
 from __future__ import annotations
@@ -40,31 +40,31 @@ _FILE_VARIABLE = "FEDHEAD_PASSPHRASE_FILE"
 
 
 def public_file(path: Path) -> Path:
-    """Where the public half of a key lies."""
+    """The file of a key's public half."""
     return path.with_name(f"{path.name}.pub")
 
 
 def new_key(path: Path, passphrase: str) -> str:
-    """Write a key and its public half; a key that is there is never replaced.
+    """Write a key and its public half; an existing key is never replaced.
 
-    Where only the public half is missing, because the process was killed, it is written.
+    If only the public half is missing, because the process was killed, it is written.
 
     Args:
-        path: of the private key.
-        passphrase: empty for none.
+        path: the private key's file.
+        passphrase: the passphrase; empty: none.
 
     Returns:
         The key's id.
 
     Raises:
-        SignatureError: the key is there with its public half, or the other half alone.
+        SignatureError: the key exists with its public half, or the public half exists alone.
     """
     public = public_file(path)
     if path.exists() and public.exists():
-        raise SignatureError(f"{path} is there already: keys are never replaced")
+        raise SignatureError(f"{path} exists already: keys are never replaced")
     if not path.exists():
         if public.exists():
-            raise SignatureError(f"{path} is missing, and {public} is there: move it away")
+            raise SignatureError(f"{path} is missing, but {public} exists: move it away")
         key = generate_private_key(SECP256R1())
         secret = passphrase.encode()
         encryption = BestAvailableEncryption(secret) if secret else NoEncryption()
@@ -76,10 +76,10 @@ def new_key(path: Path, passphrase: str) -> str:
 
 
 def new_passphrase() -> str:
-    """For a new key: from the environment, or asked for twice; empty: none.
+    """A new key's passphrase, from the environment or asked for twice; empty: none.
 
     Raises:
-        SignatureError: the two differ, or the file cannot be used.
+        SignatureError: the two answers differ, or the file cannot be used.
     """
     given = _given_passphrase()
     if given is not None or not sys.stdin.isatty():
@@ -91,15 +91,15 @@ def new_passphrase() -> str:
 
 
 def read_key(path: Path, passphrase: str | None = None) -> EllipticCurvePrivateKey:
-    """A private key from its file.
+    """Read a private key.
 
     Args:
-        path: its file.
-        passphrase: None: from the environment, or asked for, where the key has one.
+        path: the key's file.
+        passphrase: the passphrase; None: if there is one, take it from the environment or ask.
 
     Raises:
-        SignatureError: not such a key, or the wrong passphrase.
-        PermissionError: others than its owner may read it.
+        SignatureError: it is not such a key, or the passphrase is wrong.
+        PermissionError: users other than its owner may read it.
     """
     data = read_private(path)
     try:
@@ -118,7 +118,7 @@ def read_key(path: Path, passphrase: str | None = None) -> EllipticCurvePrivateK
 
 
 def sign(key: EllipticCurvePrivateKey, statement: Statement) -> Signed:
-    """The statement, vouched for."""
+    """The statement with its signature."""
     data = statement.to_bytes()
     return Signed(data, key.sign(data, ECDSA(SHA256())))
 
@@ -130,13 +130,13 @@ def _asked_passphrase(path: Path) -> str:
     if not sys.stdin.isatty():
         raise SignatureError(
             f"{path} has a passphrase: set {_FILE_VARIABLE} to a file that holds it, or "
-            f"{_VARIABLE} to itself"
+            f"{_VARIABLE} to the passphrase"
         )
     return getpass.getpass(f"Passphrase of {path}: ")
 
 
 def _given_passphrase() -> str | None:
-    # Taken out: processes that are started later, Flower's among them, inherit the environment.
+    # Removed from the environment, because processes that are started later inherit it.
     text = os.environ.pop(_VARIABLE, None)
     file = os.environ.pop(_FILE_VARIABLE, None)
     if text is not None:

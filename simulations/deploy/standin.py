@@ -1,10 +1,10 @@
-"""Flower's commands with the operator's secret, and without strangers' code.
+"""Stand-ins for Flower's commands, with the operator's secret and without foreign code.
 
-Flower's SuperLink and SuperExec start further processes of Flower's by their names. ``install``
-makes a folder with commands of these names to stand first on their PATH. Each runs Flower's own
-command in this module, which sends the secret along, and only to the door it is for. Of a
-deployment, ``flwr-serverapp`` runs the ServerApp that is installed here, and those by which Flower
-would run other things from a bundle refuse.
+Flower's SuperLink and SuperExec start further Flower processes by name. ``install`` makes a folder
+with commands of these names, to be first on their PATH. Each runs Flower's command through this
+module, which adds the secret to requests to the one address it is for. In a deployment,
+``flwr-serverapp`` runs the installed ServerApp, and commands that would run other code from a
+bundle refuse.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _REFUSAL = "is not run here: a deployment runs only the installed fedhead"
 
 
 def install(folder: Path, path: str, names: Iterable[str], refused: Iterable[str] = ()) -> str:
-    """Make commands in a folder of their own.
+    """Write stand-in commands into a folder of their own.
 
     Args:
-        folder: only its owner can write in it.
-        path: the PATH on which Flower's own commands are found.
-        names: of Flower's commands that carry the secret.
-        refused: of those that do nothing.
+        folder: the folder; only its owner can write to it.
+        path: the PATH on which Flower's commands are found.
+        names: names of Flower's commands that send the secret.
+        refused: names of commands that refuse to run.
 
     Returns:
-        The PATH with the folder before it.
+        The PATH with the folder in front.
     """
-    # -P: a folder named simulations where Flower was started must not be taken for ours.
+    # -P: a folder named simulations where Flower was started must not be used instead of ours.
     start = shlex.join(["exec", sys.executable, "-P", "-m", "simulations.deploy.standin"])
     lines = {name: f'{start} {shlex.quote(name)} "$@"' for name in names}
     lines |= {name: f'echo "fedhead: {name} {_REFUSAL}" >&2; exit 1' for name in refused}
@@ -51,17 +51,17 @@ def install(folder: Path, path: str, names: Iterable[str], refused: Iterable[str
 
 
 def operator_environment(server: Path) -> dict[str, str]:
-    """Variables by which stand-ins find the door and the secret of the server with this folder."""
+    """Variables that tell stand-ins the address and the secret of the server with this folder."""
     return carrying(operator_secret(server).resolve(), f"https://{door(server)}")
 
 
 def carrying(secret: Path, address: str) -> dict[str, str]:
-    """Variables by which stand-ins find a file with a secret, and the URL it is for."""
+    """Variables that tell stand-ins the file of a secret and the URL that it is for."""
     return {_SECRET: str(secret), _DOOR: address}
 
 
 def main(name: str, environment: Mapping[str, str]) -> object:
-    """Be one of Flower's commands, to its end."""
+    """Run one of Flower's commands to its end."""
     (entry,) = entry_points(group="console_scripts", name=name)
     _send_secret(read_secret_file(Path(environment[_SECRET])), environment[_DOOR])
     if name == INSTALLED_SERVERAPP:
@@ -72,7 +72,7 @@ def main(name: str, environment: Mapping[str, str]) -> object:
 
 
 def _send_secret(secret: str, address: str) -> None:
-    """Have Flower's clients carry the secret where they speak to that address."""
+    """Make Flower's clients send the secret to that address."""
     from flwr.supercore.protobuf.client import ProtobufClient, ProtobufClientInterceptor
 
     flowers = ProtobufClient.__init__

@@ -1,10 +1,10 @@
-"""Flower's SuperLink behind two doors, in one process: one for devices, one for operators.
+"""Flower's SuperLink with two ports in one process: one for devices, one for operators.
 
-Flower's own has one port for both, and asks an operator for nothing: whoever reaches it can
-register keys, and start runs of apps that the server and all devices would execute. So its ASGI
-app is served here twice, by uvicorn as Flower does: to devices the routes that are theirs, and to
-operators, on loopback and with a secret, all of it. Started as a module with a server's folder
-and the arguments of flower-superlink.
+Flower's own SuperLink has one port for both and does not authenticate operators. Anybody who
+reaches it can register keys, and start runs of apps that the server and all devices would execute.
+So its ASGI app is served here twice, by uvicorn as in Flower: devices reach only their routes, and
+operators reach everything, on loopback and with a secret. It is started as a module with a server's
+folder and the arguments of flower-superlink.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _BACKLOG = 1024
-# Longer than Flower's clients keep a connection, so that none is closed as they use it again.
+# Longer than Flower's clients keep a connection, so that none is closed just when it is used again.
 _KEEP_ALIVE_SECONDS = 15
 _ANSWER_SECONDS = 900.0
 _MOST_OPERATORS = 256
@@ -54,14 +54,14 @@ _GOODBYE_SECONDS = 3
 
 
 def main(server: Path) -> int:
-    """Serve until a signal comes.
+    """Serve until a signal arrives.
 
     Raises:
         FedheadError: a file or port cannot be used.
     """
     settings = read_server(server)
     secret = read_secret(server)
-    os.umask(0o077)  # the database, and what Flower's other processes write, are the owner's
+    os.umask(0o077)  # only the owner can read the database and other files of Flower's processes
     _raise_descriptors(settings.max_connections + _MOST_OPERATORS + _SPARE_DESCRIPTORS)
     devices = _listen(settings.host, settings.port, "port")
     operators = _listen(OPERATORS_HOST, settings.operator_port, "operator-port")
@@ -108,7 +108,7 @@ def _devices_door(app: FastAPI, config: Any, settings: ServerSettings, at: socke
 async def _serve(
     server: Path, settings: ServerSettings, operators_door: _Door, devices_door: _Door
 ) -> None:
-    """Open the operators' door, register the devices' keys through it, and open theirs."""
+    """Open the operators' port, register the devices' keys through it, then open their port."""
 
     def end(*_: object) -> None:
         operators_door.should_exit = devices_door.should_exit = True
@@ -116,7 +116,7 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, end)
-    # What is wrong with the certificate is said before a door opens.
+    # Problems with the certificate are reported before a port opens.
     presented = Presented(server, devices_door.context, operators_door.context)
     serving = [loop.create_task(operators_door.serve())]
     keeping = loop.create_task(keep_presented(server, presented, _say))
@@ -139,13 +139,13 @@ async def _serve(
 
 
 def _let_in(server: Path) -> int:
-    """Register the keys that are in the server's folder, and no others; how many they are."""
+    """Register exactly the keys in the server's folder; return their number."""
     with control(server) as api:
         return len(register_folder(api, server, _say))
 
 
 def _tell(server: Path, settings: ServerSettings, count: int) -> None:
-    """Say which doors are open, and to whom."""
+    """Say which ports are open, and for whom."""
     _say(f"devices: {endpoint(settings.host, settings.port)} over TLS, {count} registered")
     operators = endpoint(OPERATORS_HOST, settings.operator_port)
     _say(f"operators: {operators}, from this machine and with {operator_secret(server)}")
@@ -154,21 +154,21 @@ def _tell(server: Path, settings: ServerSettings, count: int) -> None:
 
 
 class _Door(uvicorn.Server):
-    """uvicorn's server for what a gate lets in.
+    """uvicorn's server for the connections that a gate lets in.
 
     Args:
-        config: Flower's.
-        app: ASGI.
-        gate: accepts.
-        listener: where.
-        lifespan: "on" for the door whose opening and closing are the app's.
+        config: Flower's configuration.
+        app: the ASGI app.
+        gate: accepts connections.
+        listener: the listening socket.
+        lifespan: "on" for the port that starts and stops the app.
 
     Attributes:
-        context: its side of TLS.
-        opened: it is open, or does not open.
+        context: the TLS context.
+        opened: set once it is open or has failed to open.
 
     Raises:
-        RunError: the certificate, or its key, cannot be used.
+        RunError: the certificate or its key cannot be used.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class _Door(uvicorn.Server):
         try:
             self.config.load()
         except OSError as exc:  # an SSLError is one
-            raise RunError(f"{config.ssl_certfile} cannot be shown: {exc}") from exc
+            raise RunError(f"{config.ssl_certfile} cannot be used: {exc}") from exc
         if self.config.ssl is None:
             raise RunError("no certificate")
         self.context: ssl.SSLContext = self.config.ssl
@@ -204,7 +204,7 @@ class _Door(uvicorn.Server):
         self.opened = asyncio.Event()
 
     def capture_signals(self) -> Any:
-        """Signals are for both doors."""
+        """Do not handle signals here: they are for both ports."""
         return nullcontext()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -236,15 +236,15 @@ def _listen(host: str, port: int, key: str) -> socket.socket:
 
 
 def _raise_descriptors(wanted: int) -> None:
-    """Allow as many open files as connections need.
+    """Allow as many open files as the connections need.
 
     Raises:
-        RunError: the system does not.
+        RunError: the system does not allow it.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < wanted:
         raise RunError(
-            f"max-connections needs {wanted} open files, and the system allows {hard} "
+            f"max-connections needs {wanted} open files, but the system allows {hard} "
             "(ulimit -Hn): lower it in server.toml"
         )
     if soft != resource.RLIM_INFINITY and soft < wanted:

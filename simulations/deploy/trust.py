@@ -1,4 +1,4 @@
-"""Whose signatures a deployment's devices ask for: one public key, or two while keys change."""
+"""The public keys that a deployment's devices trust: one, or two while keys change."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ __all__ = ["SigningState", "read_keys", "signing_state", "trusted_of", "write_tr
 
 
 def trusted_of(folder: Path) -> Path:
-    """Where a server's or a device's folder keeps the public keys."""
+    """The folder of public keys in a server's or a device's folder."""
     return folder / "trusted"
 
 
 @dataclass(frozen=True)
 class SigningState:
-    """What a deployment asks of models and backbones.
+    """The signatures that a deployment needs for models and backbones.
 
     Attributes:
-        keys: ids of those whose signatures its devices take; none: it is unsigned.
+        keys: ids of the trusted keys; empty: no signatures are needed.
     """
 
     keys: tuple[str, ...]
 
     def __str__(self) -> str:
         if self.keys:
-            return f"signed: devices take only what key {' or '.join(self.keys)} has signed"
+            return f"signed: devices take only files signed by key {' or '.join(self.keys)}"
         return (
-            "unsigned: devices take whatever this server offers, also from whoever can write on "
-            "it; see Signing in the deployment's README.md"
+            "unsigned: devices take any file from this server, even one from an intruder; see "
+            "Signing in the deployment's README.md"
         )
 
 
 def signing_state(folder: Path) -> SigningState:
-    """What a server's folder, or a device's, says of signatures.
+    """The signatures that a server's or a device's folder asks for.
 
     Raises:
         SignatureError: the keys in it cannot be used.
@@ -53,8 +53,8 @@ def read_keys(files: Sequence[Path]) -> dict[str, bytes]:
     """Public keys as PEM, by id.
 
     Raises:
-        ConfigError: more than two.
-        SignatureError: one of the files holds no such key.
+        ConfigError: there are more than two.
+        SignatureError: a file is not such a key.
     """
     keys = {key_id(key): key for key in map(read_public_key, files)}
     if len(keys) > MAX_KEYS:
@@ -67,11 +67,11 @@ def read_keys(files: Sequence[Path]) -> dict[str, bytes]:
 
 
 def write_trusted(folder: Path, keys: dict[str, bytes]) -> None:
-    """Give all of a deployment's devices, and last its server, these keys in place of others.
+    """Replace the trusted keys of all of a deployment's devices, and last of its server.
 
     Args:
-        folder: of the deployment.
-        keys: from ``read_keys``; none: those that the server has, for devices that are new.
+        folder: the deployment's folder.
+        keys: from ``read_keys``; empty: the server's keys, for new devices.
     """
     server = trusted_of(folder / "server")
     devices = sorted(path for path in (folder / "devices").iterdir() if path.is_dir())
@@ -86,7 +86,7 @@ def write_trusted(folder: Path, keys: dict[str, bytes]) -> None:
 
 
 def _exchange(target: Path, keys: dict[str, bytes]) -> None:
-    """Whenever it is cut off, there are one or two keys, old or new: none would mean unsigned."""
+    """Replace keys so that one or two are there at any moment, as none would mean unsigned."""
     stale = [path for path in sorted(target.glob("*.pub")) if path.stem not in keys]
     for name, pem in keys.items():
         if stale and len([*target.glob("*.pub")]) == MAX_KEYS:

@@ -1,1 +1,1 @@
-"""What carries messages between server and nodes on one machine: this process, or Flower."""
+"""The engines that carry messages between server and nodes: this process, or Flower."""

@@ -1,4 +1,4 @@
-"""What carries a run's messages: an engine on this machine, or a deployment's real devices."""
+"""Selects what carries a run's messages: an engine on this machine, or a deployment's devices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Carrier", "Engine"]
 
 
 class Engine(StrEnum):
-    """What carries messages between the server and its nodes on one machine."""
+    """The engines that carry messages between server and nodes on one machine."""
 
     IN_PROCESS = "in-process"
     FLOWER = "flower"
@@ -23,17 +23,17 @@ class Engine(StrEnum):
 
 @dataclass(frozen=True)
 class Carrier:
-    """How a run reaches its clients.
+    """The way in which a run reaches its clients.
 
     Attributes:
-        engine: on this machine.
-        deployment: folder of ``fedhead deploy``, whose devices take an engine's place; None: no
-            devices.
-        key: signing key, for a deployment whose devices take signed backbones only.
-        health: HOST:PORT where health checks are answered meanwhile; empty for none.
+        engine: the engine on this machine.
+        deployment: folder of ``fedhead deploy``, whose devices are used instead of an engine;
+            None: no devices.
+        key: signing key, if the deployment's devices take signed backbones only.
+        health: HOST:PORT for health checks meanwhile; empty: none.
 
     Raises:
-        ConfigError: with all that does not go together.
+        ConfigError: names everything that does not fit together.
     """
 
     engine: Engine = Engine.IN_PROCESS
@@ -48,7 +48,7 @@ class Carrier:
         if self.deployment is not None and self.engine is not Engine.IN_PROCESS:
             problems.append(f"--deployment and --engine {self.engine} exclude each other")
         if self.key is not None and self.deployment is None:
-            problems.append("--key is for --deployment: nothing else asks for signatures")
+            problems.append("--key is for --deployment: nothing else needs signatures")
         if self.health and not is_address(self.health):
             problems.append(
                 f"--health {self.health!r} must be HOST:PORT, for example 127.0.0.1:9096"
@@ -57,11 +57,11 @@ class Carrier:
             raise ConfigError(problems)
 
     def check_ready(self) -> None:
-        """Find out, before there is a run folder, whether a run can begin.
+        """Check whether a run can begin, before a run folder is made.
 
         Raises:
             MissingExtraError: Flower's simulation is not installed.
-            RunError: nobody serves the deployment.
+            RunError: the deployment's server does not run.
         """
         from simulations.deploy.launch import check_served
         from simulations.engines.flower import check_ray
@@ -72,13 +72,13 @@ class Carrier:
             check_served(self.deployment)
 
     def check_suits(self, path: Path) -> None:
-        """Refuse to go on without the devices that a run began with.
+        """Refuse to resume a run without the devices that it began with.
 
         Args:
             path: the run folder.
 
         Raises:
-            RunError: it began with a deployment, which this is not.
+            RunError: it began with a deployment, but this carrier has none.
         """
         from server.record.runfolder import read_run_json, resume_command
 
@@ -86,7 +86,7 @@ class Carrier:
             raise RunError(f"{path} began with real devices: {resume_command(path)}")
 
     def check_tells(self) -> None:
-        """Make sure that ``run`` can tell of each round.
+        """Make sure that ``run`` can report each round.
 
         Raises:
             ConfigError: the rounds run in another process.
@@ -99,7 +99,7 @@ class Carrier:
             )  # fmt: skip
 
     def run(self, path: Path, *, on_round: OnRound | None = None) -> dict[str, Any]:
-        """Run, or go on with, the experiment whose configuration lies in a run folder.
+        """Run or resume the experiment of a run folder.
 
         Args:
             path: the run folder.
@@ -109,8 +109,8 @@ class Carrier:
             The run's closing figures.
 
         Raises:
-            KeyboardInterrupt: somebody ended it, by a signal to this process too.
-            FedheadError: what a person can mend.
+            KeyboardInterrupt: it was interrupted, or this process got SIGTERM.
+            FedheadError: it failed for a reason that a user can fix.
         """
         if on_round is not None:
             self.check_tells()
@@ -133,7 +133,7 @@ class Carrier:
         return figures
 
     def resume_command(self, path: Path) -> str:
-        """What a person types to go on with a run that was interrupted."""
+        """The command that resumes an interrupted run."""
         option = f" --engine {self.engine}" if self.engine is Engine.FLOWER else ""
         if self.deployment is not None:
             option = f" --deployment {shlex.quote(str(self.deployment))}"

@@ -1,4 +1,4 @@
-"""Flower's own simulation: ``flwr run`` on a SuperLink that lives as long as the run."""
+"""Flower's simulation: ``flwr run`` on a SuperLink that lives as long as the run."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ logger = logging.getLogger("fedhead")
 _ROOT = Path(__file__).resolve().parents[2]
 _START_SECONDS = 60.0
 
-# What a run must not lose is on disk, and a run that went on unseen would write into the folder
-# that is resumed: so the keeper takes SuperLink, SuperExec, the ServerApp and Ray along.
+# A run that went on unseen would write into a folder that is being resumed. So the keeper ends
+# SuperLink, SuperExec, the ServerApp and Ray with it; what a run must not lose is on the disk.
 _PROCESSES = """
 "$2" -P -m simulations.engines.private_superlink "$3" \\
     --insecure --simulation --isolation process --host 127.0.0.1 --port "$1" &
@@ -50,7 +50,7 @@ exec flower-superexec --insecure --runtime-api-address "127.0.0.1:$1" --parent-p
 
 
 def check_ray() -> None:
-    """Make sure that Flower's simulation is installed.
+    """Check that Flower's simulation is installed.
 
     Raises:
         MissingExtraError: it is not.
@@ -60,11 +60,11 @@ def check_ray() -> None:
 
 
 def run_flower(path: Path, *, num_supernodes: int, health: str = "") -> dict[str, Any]:
-    """Run, or go on with, the experiment whose configuration lies in a run folder.
+    """Run or resume the experiment of a run folder.
 
     Args:
         path: the run folder; Flower's whole log is added to its flower.log.
-        num_supernodes: simulated nodes; Ray runs as many at a time as there are CPUs.
+        num_supernodes: number of simulated nodes; Ray runs one per CPU at a time.
         health: HOST:PORT where health checks are answered meanwhile; empty for none.
 
     Returns:
@@ -92,8 +92,8 @@ def run_app(
 
     Args:
         path: the run folder; Flower's whole log is added to its flower.log.
-        environment: its FLWR_HOME is for this one run.
-        options: of ``flwr run``.
+        environment: the environment; its FLWR_HOME is for this run only.
+        options: options of ``flwr run``.
         health: HOST:PORT where health checks are answered meanwhile; empty for none.
 
     Returns:
@@ -102,7 +102,7 @@ def run_app(
     Raises:
         RunError: the run did not complete, with the reason it gave.
     """
-    # It imports torch and what is a server's; what watches over a device stays without.
+    # Imported here: it imports torch and server packages, which a device's processes do without.
     from server.record.lease import held, lease_of
     from simulations.run import read_summary, run_values
 
@@ -125,29 +125,29 @@ def run_app(
 def _go_on(path: Path) -> str:
     from server.record.runfolder import resume_command
 
-    return f"finished rounds are safe: once the SuperLink runs, {resume_command(path)}"
+    return f"finished rounds are kept; once the SuperLink runs: {resume_command(path)}"
 
 
 @contextmanager
 def superlink() -> Iterator[dict[str, str]]:
-    """Start a SuperLink for simulations; the user's own, and its settings, are not touched.
+    """Start a SuperLink for simulations, without touching the user's own SuperLink or settings.
 
     Yields:
-        The environment in which ``flwr`` commands talk to it.
+        The environment in which ``flwr`` commands reach it.
 
     Raises:
         RunError: it does not start.
     """
     with tempfile.TemporaryDirectory(prefix="fedhead-flower-", ignore_cleanup_errors=True) as home:
         port = _free_port()
-        # Ten looks a second for something to start: here they cost little, on a device too much.
+        # Look for work ten times a second: cheap here, but too costly on a device.
         quick = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
         environment = quick | flower_environment() | {"FLWR_HOME": home}
         connection = {"address": f"127.0.0.1:{port}", "insecure": True}
         (Path(home) / "config.toml").write_text(
             tomli_w.dumps({"superlink": {"default": "fedhead", "fedhead": connection}})
         )
-        command("flower-superexec", environment)  # or the shell would say that it is not there
+        command("flower-superexec", environment)  # checked here for a clear error
         secret, own = Path(home) / "secret", Path(home) / "bin"
         write_private(secret, token_hex(32).encode())
         own.mkdir()
@@ -165,7 +165,7 @@ def superlink() -> Iterator[dict[str, str]]:
 
 
 def flower_environment() -> dict[str, str]:
-    """Flower's processes stay offline, and find the same fedhead, cache and folder as this one."""
+    """An environment in which Flower's processes are offline and use this fedhead and cache."""
     old = dict(os.environ)
     search = [sysconfig.get_path("scripts"), old.get("PATH", os.defpath)]
     return {
@@ -174,7 +174,7 @@ def flower_environment() -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ADDRESS": "local",
         **old,
-        # It would put a second set of packages before the installed ones.
+        # This variable would put other packages before the installed ones.
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "PATH": os.pathsep.join(search),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), old.get("PYTHONPATH")])),
@@ -190,7 +190,7 @@ def _free_port() -> int:
 
 
 def _wait_for(host: str, port: int, process: Process) -> None:
-    """Wait until a SuperLink listens, which it does once it is ready.
+    """Wait until a SuperLink listens, because then it is ready.
 
     Raises:
         RunError: it ends, or does not start in time.
@@ -213,10 +213,10 @@ def _last_line(log: Path) -> str:
 
 
 def _write_app(folder: Path, config: Mapping[str, str]) -> None:
-    """A Flower app that consists of the installed fedhead and one experiment.
+    """Write a Flower app that refers to the installed fedhead and one experiment.
 
-    Flower reads every file below an app's folder, 50,000 of them where a virtual environment
-    lies in a checkout, and an installed fedhead has no such folder.
+    A folder of its own is needed: Flower reads every file below an app's folder, which are 50,000
+    if a checkout holds a virtual environment, and an installed fedhead has no app folder.
     """
     app = {
         "publisher": PUBLISHER,

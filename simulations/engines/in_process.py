@@ -1,4 +1,4 @@
-"""A Flower Grid in this process: the ServerApp's messages go straight to the ClientApp."""
+"""A Flower Grid in this process, which passes messages straight to the ClientApp."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class InProcessGrid(Grid):
     """Hosts ``num_nodes`` simulated nodes; a message is answered when it is pushed.
 
     Args:
-        client_app: what every node runs.
+        client_app: the ClientApp of every node.
         num_nodes: nodes 1, 2, ..., with partition-id 0, 1, ...
         run_config: Flower's run config, the same for all nodes.
     """
@@ -28,7 +28,7 @@ class InProcessGrid(Grid):
     def __init__(
         self, client_app: ClientApp, num_nodes: int, run_config: Mapping[str, Any]
     ) -> None:
-        # Flower's Message takes sender and run from here; the only use of this internal name.
+        # Flower's Message reads sender and run from here. No other code uses this internal name.
         TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
         self._app = client_app
         self._ids = itertools.count(1)

@@ -1,8 +1,8 @@
-"""Flower's SuperLink for simulations, which answers nobody but who has started it.
+"""Flower's SuperLink for simulations, which answers only the user who has started it.
 
-It listens on loopback, where every user of the machine could start a run of an app that is then
-executed as the user whose simulation it is. Started as a module with a file that holds a secret,
-and the arguments of flower-superlink.
+It listens on loopback. There, every user of the machine could start a run, and its app would be
+executed as the user of the simulation; so requests need a secret. It is started as a module with
+the secret's file and the arguments of flower-superlink.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["main"]
 
 
 def main(secret: str) -> None:
-    """Serve until a signal comes."""
+    """Serve until a signal arrives."""
     app, config = flower_app()
     uvicorn.run(
         OperatorsDoor(app, secret.encode()),

@@ -1,4 +1,4 @@
-"""A run of Flower's from its start to its end: its log as it comes, and what became of it."""
+"""Runs a Flower run from start to end: shows its log as it arrives and returns its outcome."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["final_status", "stream"]
 logger = logging.getLogger("fedhead")
 
 _STATUS_PAUSE_SECONDS = 1.0
-_WARN_SECONDS, _GIVE_UP_SECONDS = 20.0, 90.0  # from a busy machine's start to none
+_WARN_SECONDS, _GIVE_UP_SECONDS = 20.0, 90.0  # first maybe only a busy machine, then a failure
 _NOT_STARTED = ("pending", "starting")
 
-# What server/app writes into Flower's log, and Flower's name for an exception in it.
+# Our lines in Flower's log, which server/app writes, and Flower's text for an exception.
 _OUR_LINE = re.compile(r"^fedhead (INFO|WARNING|ERROR): (.*)$")
 _STARTED = re.compile(r"Successfully started run (\d+)")
 _FAILURE = "Simulation failed with exception: "
@@ -32,10 +32,10 @@ _FAILURE = "Simulation failed with exception: "
 def stream(
     app: Path, options: Sequence[str], environment: Mapping[str, str], log: Path
 ) -> tuple[str | None, str | None]:
-    """Run the app to its end; our own lines of its log go to our log, all of them to a file.
+    """Run the app to its end. Our lines in its log go to our log, and all lines to a file.
 
     Returns:
-        Our own last error, and the id that Flower gave the run; None: it gave none.
+        Our last error, and Flower's id of the run; None: there is none.
     """
     error = run_id = None
     arguments = ["flwr", "run", str(app), "--stream", *options]
@@ -60,7 +60,7 @@ def stream(
                         logger.log(logging.getLevelNamesMapping()[level], "%s", message)
         except KeyboardInterrupt:
             if run_id is not None:
-                _flwr(environment, "stop", run_id)  # a deployment's would go on unseen
+                _flwr(environment, "stop", run_id)  # on a deployment it would go on unseen
             raise
         finally:
             start.over.set()
@@ -68,15 +68,15 @@ def stream(
 
 
 class _Start:
-    """Watches, in a thread, over the start of a run: Flower itself would wait for ever.
+    """Watches the start of a run in a thread, because Flower itself would wait for ever.
 
     Args:
-        environment: of Flower's commands.
-        stream: reads the run's log; is ended with the run that does not start.
+        environment: the environment of Flower's commands.
+        stream: the process that reads the run's log; it is ended if the run does not start.
 
     Attributes:
-        over: whether nothing is to be watched any more.
-        error: why the run was given up.
+        over: set when watching is finished.
+        error: the reason why the run was given up.
     """
 
     def __init__(self, environment: Mapping[str, str], stream: Process) -> None:
@@ -84,7 +84,7 @@ class _Start:
         self.over, self.error = Event(), ""
 
     def watch(self, run_id: str) -> None:
-        """Begin, now that Flower has taken the run."""
+        """Begin to watch, once Flower has accepted the run."""
         Thread(target=self._watch, args=(run_id,), daemon=True).start()
 
     def _watch(self, run_id: str) -> None:
@@ -119,7 +119,7 @@ def final_status(environment: Mapping[str, str], run_id: str | None) -> tuple[st
         status, details = _status(environment, run_id)
         if status.startswith("finished"):
             return status, details.removeprefix(_FAILURE)
-        time.sleep(_STATUS_PAUSE_SECONDS)  # the log's stream was cut
+        time.sleep(_STATUS_PAUSE_SECONDS)  # the log's stream ended early
 
 
 def _status(environment: Mapping[str, str], run_id: str | None) -> tuple[str, str]:
@@ -137,7 +137,7 @@ def _status(environment: Mapping[str, str], run_id: str | None) -> tuple[str, st
 
 
 def _flwr(environment: Mapping[str, str], *arguments: str) -> str:
-    """What one of Flower's commands answers, as JSON if it could."""
+    """The output of one of Flower's commands, in JSON if the command has that."""
     return subprocess.run(  # noqa: S603 - Flower's command
         [command("flwr", environment), *arguments, "--format", "json"],
         capture_output=True,

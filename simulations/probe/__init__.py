@@ -1,4 +1,4 @@
-"""Does training the head alone suffice for these images? Asked before anything is deployed."""
+"""Estimates, before a deployment, what accuracy a head alone can reach on some images."""
 
 from simulations.probe.measure import Probe, probe_data
 from simulations.probe.plot import draw

@@ -1,4 +1,4 @@
-"""Ridge heads over folds: the yardstick by which backbones and data sets are compared."""
+"""Ridge heads in cross-validation, the measure for comparing backbones and data sets."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class CrossValidated:
-    """What heads said of examples that they were not trained on.
+    """Predictions of heads on examples that they were not trained on.
 
     Attributes:
         predictions: int64 (n,).
-        penalties: of each fold's head.
-        training_accuracy: on the examples a head was trained on, mean over the folds.
+        penalties: the penalty of each fold's head.
+        training_accuracy: accuracy on a head's own training examples, mean over the folds.
     """
 
     predictions: IntArray
@@ -48,7 +48,7 @@ class CrossValidated:
 
 
 def sample(labels: IntArray, count: int, seed: int) -> IntArray:
-    """Positions of at most so many examples, ascending; each class keeps its share."""
+    """Positions of at most ``count`` examples, ascending; each class keeps its share."""
     order = permutation(len(labels), seed, Purpose.FOLDS)
     by_class = order[np.argsort(labels[order], kind="stable")]
     places = np.linspace(0, len(labels) - 1, min(len(labels), count)).astype(np.int64)
@@ -56,7 +56,7 @@ def sample(labels: IntArray, count: int, seed: int) -> IntArray:
 
 
 def split_folds(labels: IntArray, seed: int) -> IntArray:
-    """Each example's fold, int64 (n,) in [0, FOLDS); every class is spread evenly over them."""
+    """Each example's fold, int64 (n,) in [0, FOLDS); every class is spread evenly over folds."""
     order = permutation(len(labels), seed, Purpose.FOLDS)
     by_class = order[np.argsort(labels[order], kind="stable")]
     fold = np.empty(len(labels), np.int64)
@@ -67,11 +67,11 @@ def split_folds(labels: IntArray, seed: int) -> IntArray:
 def cross_validate(
     x: FloatArray, labels: IntArray, fold: IntArray, penalties: Sequence[float]
 ) -> CrossValidated:
-    """Predict each fold with the ridge head of all the others.
+    """Predict each fold with a ridge head trained on all other folds.
 
-    Of several penalties a fold takes the one that does best on the next fold after training on
-    the remaining ones: what is predicted has no part in the choice. Equal folds make results
-    on other features of the same examples comparable pair by pair.
+    For each fold, the penalty is chosen that does best on the next fold after training on the
+    remaining ones, so the predicted fold has no part in the choice. With the same folds, results on
+    other features of the same examples can be compared example by example.
 
     Args:
         x: float32 (n, d).
@@ -109,14 +109,14 @@ def learning_curve(
     penalties: Sequence[float],
     sizes: Sequence[int],
 ) -> _Array:
-    """Accuracy of heads that saw at most so many examples of each class.
+    """Accuracy of heads that saw a limited number of examples of each class.
 
     Args:
         x: float32 (n, d).
         labels: int64 (n,), from 0.
         fold: from :func:`split_folds`.
-        penalties: of each fold's head.
-        sizes: examples of each class, ascending; each set holds the ones before it.
+        penalties: the penalty of each fold's head.
+        sizes: largest numbers of examples per class, ascending; each set contains the smaller ones.
 
     Returns:
         float64 (sizes, FOLDS), each on its own fold.
@@ -136,7 +136,7 @@ def learning_curve(
 
 
 def _rank_in_class(labels: IntArray, usable: npt.NDArray[np.bool_]) -> IntArray:
-    """Place of each usable example among those of its class, in their order; -1 elsewhere."""
+    """Rank of each usable example within its class, in order; -1 for the others."""
     rank = np.full(len(labels), -1)
     for k in np.unique(labels):
         own = np.flatnonzero(usable & (labels == k))
@@ -145,7 +145,7 @@ def _rank_in_class(labels: IntArray, usable: npt.NDArray[np.bool_]) -> IntArray:
 
 
 def _blocks(x: FloatArray) -> Iterator[tuple[slice, _Array]]:
-    """Rows of [x 1] in float64, so many at a time."""
+    """Rows of [x 1] in float64, one block at a time."""
     for start in range(0, len(x), _BLOCK):
         rows = slice(start, start + _BLOCK)
         yield rows, np.concatenate([x[rows], np.ones((len(x[rows]), 1))], axis=1, dtype=np.float64)

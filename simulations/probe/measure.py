@@ -1,4 +1,4 @@
-"""What linear heads make of a data set's features, beside two references."""
+"""Measures linear heads on a data set's features, with two references."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class CurvePoint:
     """Heads trained on few examples.
 
     Attributes:
-        examples: of each class, as far as it has so many; at the end the mean over the classes.
+        examples: largest number of examples per class; for the last point, the mean number.
         accuracy: mean over the folds.
-        low: of the worst fold.
-        high: of the best fold.
+        low: accuracy of the worst fold.
+        high: accuracy of the best fold.
     """
 
     examples: float
@@ -47,18 +47,18 @@ class CurvePoint:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """All in cross-validation over the same folds; shares are in [0, 1].
+    """The figures of a probe, all cross-validated over the same folds; shares are in [0, 1].
 
     Attributes:
-        source: of the data set.
-        backbone: what computed the features.
+        source: the data set's source.
+        backbone: label of the backbone that computed the features.
         classes: K names.
-        confusion: int64 (K, K), rows are true classes, of the linear heads.
-        training_accuracy: of the heads on what they were trained on.
-        curve: over examples a class; the last point is all of them.
-        neighbours: accuracy of the nearest neighbours in the same features.
-        pixels: accuracy of linear heads on the images themselves, scaled down.
-        commonest: share of the largest class: what an answer without looking would get.
+        confusion: int64 (K, K), of the linear heads; rows are true classes.
+        training_accuracy: accuracy of the heads on their own training examples.
+        curve: learning curve over examples per class; the last point uses all examples.
+        neighbours: accuracy of nearest neighbours in the same features.
+        pixels: accuracy of linear heads on the scaled-down images themselves.
+        commonest: share of the largest class, which is the accuracy of always predicting it.
     """
 
     source: str
@@ -85,7 +85,7 @@ class Probe:
         return wilson(self.accuracy, self.num_examples)
 
     def mistakes(self, count: int = 5) -> list[tuple[str, str, int, float]]:
-        """The commonest: true class, what it was taken for, how often, and share of the class."""
+        """The commonest mistakes: true class, predicted class, count, and share of the class."""
         errors = self.confusion - np.diag(np.diagonal(self.confusion))
         order = np.argsort(-errors, axis=None, kind="stable")[:count]
         sizes = self.confusion.sum(axis=1)
@@ -100,11 +100,11 @@ def probe_data(config: Config, *, examples: int) -> Probe:
     """Probe the data set that [data] names with the backbone that [backbone] names.
 
     Args:
-        config: of an experiment; all other sections are ignored.
-        examples: at most so many images are used, of all classes in their proportions.
+        config: an experiment's configuration; its other sections are ignored.
+        examples: largest number of images to use; classes keep their proportions.
 
     Raises:
-        DataError: a class with fewer images than folds.
+        DataError: a class has fewer images than there are folds.
     """
     dataset = experiment_dataset(config)
     positions = sample(dataset.labels, examples, config.data_seed)
@@ -144,7 +144,7 @@ def _check(dataset: Dataset, labels: IntArray) -> None:
         if count < FOLDS:
             raise DataError(
                 f"{dataset.name}: class '{name}' has {count} images in the probe, "
-                f"expected at least {FOLDS}, one a fold"
+                f"expected at least {FOLDS}, one per fold"
             )
 
 
@@ -156,7 +156,7 @@ def _features(dataset: Dataset, positions: IntArray, backbone: FrozenBackbone) -
         backbone,
         lambda index: dataset.images(positions[index], backbone.spec.input_size),
         len(positions),
-        content_key=key,  # of a whole data set: as a run of the same data names them
+        content_key=key,  # for a whole data set, the key that runs of the same data use
         cache=cache_root(),
     )
 
@@ -168,7 +168,7 @@ def _sizes(most: int) -> list[int]:
 
 
 def _nearest(x: FloatArray, labels: IntArray, fold: IntArray) -> float:
-    """Accuracy of the nearest neighbours by cosine, weighted by it, from the other folds."""
+    """Accuracy of nearest neighbours from the other folds, weighted by their cosine."""
     unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     k, correct = int(labels.max()) + 1, 0
     for f in range(FOLDS):
@@ -186,7 +186,7 @@ def _nearest(x: FloatArray, labels: IntArray, fold: IntArray) -> float:
 
 
 def _plain_pixels(dataset: Dataset, positions: IntArray) -> FloatArray:
-    """The images as features, scaled as the backbone's are: centred, variance 1 on average."""
+    """The images as features, scaled like the backbone's: centred, with a mean variance of 1."""
     pixels = np.concatenate(
         [
             dataset.images(positions[start : start + _CHUNK], _PIXELS)

@@ -1,4 +1,4 @@
-"""What a probe's figures mean, in plain words."""
+"""The meaning of a probe's figures, in plain words."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ __all__ = ["Outcome", "Verdict", "judge"]
 
 Outcome = Literal["suffices", "more examples", "does not suffice"]
 
-_WITHIN_REACH = 10  # times today's examples; a power law fitted to a decade holds no further
+_WITHIN_REACH = 10  # times today's examples; the fitted power law cannot be trusted further
 _FITTED_POINTS = 4
-# Features that leave more than this share of the pixels' error carry little that pixels lack.
+# If features keep more than this share of the pixels' error, they are hardly better than pixels.
 _NO_BETTER = 0.9
 _BETTER_BY = 0.02
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer.
+    """The answer of a probe.
 
     Attributes:
-        outcome: does training the head alone suffice?
-        headline: the same as a sentence.
-        reasons: what speaks for it, each a sentence.
-        advice: what to do next, empty where nothing is to be done.
+        outcome: whether training the head alone suffices.
+        headline: the outcome as a sentence.
+        reasons: reasons for it, each a sentence.
+        advice: what to do next; empty if nothing.
     """
 
     outcome: Outcome
@@ -39,28 +39,28 @@ class Verdict:
 
 
 def judge(probe: Probe, target: float) -> Verdict:
-    """Decide by the accuracy that is needed.
+    """Decide whether the needed accuracy can be reached.
 
     Args:
         probe: the figures.
-        target: accuracy in (0, 1).
+        target: the needed accuracy, in (0, 1).
     """
     low, high = probe.interval
     measured = f"{probe.accuracy:.1%} (95% interval {low:.1%} to {high:.1%})"
     if probe.accuracy >= target:
-        unsure = [] if low >= target else ["The interval reaches below: more images would tell."]
+        unsure = [] if low >= target else ["The interval goes below it: test with more images."]
         headline = f"Training the head suffices: {measured}, {target:.1%} needed."
         return Verdict("suffices", headline, (*unsure, *_far(probe)), "")
     needed = examples_needed(probe, target)
     now = probe.curve[-1].examples
     unfit = probe.training_accuracy < target
     if needed is not None and needed <= _WITHIN_REACH * now and not unfit:
-        pace = f"Still rising: at this pace {_round_up(needed):,} examples a class would do."
+        pace = f"Still rising: at this rate {_round_up(needed):,} examples per class would do."
         return Verdict(
             "more examples",
             f"Training the head does not suffice yet: {measured}, {target:.1%} needed.",
             (pace, *_far(probe)),
-            f"Collect more than today's {now:.0f} a class, then probe again.",
+            f"Collect more than today's {now:.0f} per class, then probe again.",
         )
     return Verdict(
         "does not suffice",
@@ -73,40 +73,40 @@ def judge(probe: Probe, target: float) -> Verdict:
 
 
 def _limits(probe: Probe, needed: float | None, *, unfit: bool) -> list[str]:
-    """What holds the head back."""
+    """Reasons why the head does not get better."""
     reasons = []
     if unfit:
         reasons.append(
             f"Heads reach {probe.training_accuracy:.1%} on their own training examples: the "
-            "features lack what tells these classes apart."
+            "features do not separate these classes."
         )
     if needed is None:
         reasons.append("More examples do not help: the learning curve is flat.")
     else:
         reasons.append(
-            f"More examples hardly help: at this pace it takes {_round_up(needed):,} a class."
+            f"More examples hardly help: at this rate it takes {_round_up(needed):,} per class."
         )
     if probe.neighbours > probe.accuracy + _BETTER_BY:
         reasons.append(
-            f"Nearest neighbours in the same features reach {probe.neighbours:.1%}: the classes "
-            "are there, but no planes separate them."
+            f"Nearest neighbours in the same features reach {probe.neighbours:.1%}: the features "
+            "separate the classes, but a linear head cannot."
         )
     return reasons
 
 
 def _far(probe: Probe) -> list[str]:
-    """Whether the pretrained features say more than the pixels."""
+    """A reason if the pretrained features are hardly better than the pixels."""
     if 1 - probe.accuracy <= _NO_BETTER * (1 - probe.pixels):
         return []
     how = "better" if probe.pixels > probe.accuracy else "about as well"
     return [
-        f"A linear head on the bare pixels does {how} ({probe.pixels:.1%}): these images look "
-        "far from ImageNet, and training more than the head would pay."
+        f"A linear head on the plain pixels does {how} ({probe.pixels:.1%}): these images seem far "
+        "from ImageNet, so training more than the head should help."
     ]
 
 
 def examples_needed(probe: Probe, target: float) -> float | None:
-    """Examples a class at which the error's power law meets the target; None if it never does.
+    """Examples per class at which the error's power law meets the target; None: it never does.
 
     The law ``error = c m^-b`` is fitted to the curve's end, where it holds best (Hestness et
     al.: "Deep Learning Scaling is Predictable, Empirically", arXiv 1712.00409).
@@ -124,6 +124,6 @@ def examples_needed(probe: Probe, target: float) -> float | None:
 
 
 def _round_up(value: float) -> int:
-    """To two digits: an extrapolation knows no more."""
+    """Round up to two digits, as an extrapolation is not more precise."""
     unit = 10.0 ** max(math.floor(math.log10(max(value, 1))) - 1, 0)
     return math.ceil(value / unit) * int(unit)

@@ -1,4 +1,4 @@
-"""What each way of making a backbone small costs and gains, on each runtime."""
+"""Compares ways to make a backbone small, on each runtime."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def write_report(report: Report, folder: Path) -> Path:
     """Write quantize.md, quantize.json and quantize.png into a folder; returns the first.
 
     Raises:
-        MissingExtraError: matplotlib is not installed; the other two are there.
+        MissingExtraError: matplotlib is not installed; the other two files are written.
     """
     page = folder / "quantize.md"
     write_atomic(page, markdown(report).encode())

@@ -1,4 +1,4 @@
-"""All the files of one backbone: each mode, engine and runtime."""
+"""Makes all files of one backbone: each mode, engine and runtime."""
 
 from __future__ import annotations
 
@@ -49,21 +49,21 @@ _RATES = (0.5, 0.75)
 _PRUNING_STEPS = 100
 _PRUNING_LR = 2e-4
 _DISTILL_STEPS = 40
-_PHONE = "qnnpack"  # its int8 network is the one that other runtimes get
+_PHONE = "qnnpack"  # other runtimes get this engine's int8 network
 _SUFFIX = {"torchscript": ".pt", "lite": ".ptl", "onnx": ".onnx", "executorch": ".pte"}
 
 
 @dataclass(frozen=True)
 class Task:
-    """What to build.
+    """The files to build for one backbone.
 
     Attributes:
         arch: see ``common.backbone.networks``.
         weights: see ``load_weights``.
         input_size: S, in pixels.
-        normalization: as the weights were trained.
-        seed: of random weights and of the images' order.
-        folder: takes the files.
+        normalization: the normalization that the weights were trained with.
+        seed: seed of random weights and of the images' order.
+        folder: folder for the files.
     """
 
     arch: str
@@ -79,12 +79,12 @@ class Candidate:
     """One file.
 
     Attributes:
-        arch: of the backbone.
-        mode: how it was made small.
-        runtime: what runs it.
-        engine: torch's quantized engine; "" elsewhere.
-        file: where it lies.
-        affine: from what it gives to features; None where it gives features.
+        arch: the backbone's architecture.
+        mode: the way in which it was made small.
+        runtime: the runtime that runs it.
+        engine: torch's quantized engine; "" for other runtimes.
+        file: the file's path.
+        affine: map from its result to features; None: its result is the features.
     """
 
     arch: str
@@ -96,19 +96,19 @@ class Candidate:
 
 
 def engines() -> list[str]:
-    """Those of this torch that are compared."""
+    """This torch's quantized engines that are compared."""
     return [e for e in (_PHONE, "x86") if e in torch.backends.quantized.supported_engines]
 
 
 def build(task: Task, images: UInt8Array) -> list[Candidate]:
-    """Make every file; runtimes that are not installed are left out.
+    """Make all files; runtimes that are not installed are left out.
 
     Args:
-        task: what to build.
+        task: the files to build.
         images: uint8 (n, 3, S, S), unlabelled, to calibrate, prune and distil on.
 
     Returns:
-        Mode after mode; a file of the lite interpreter follows its TorchScript file.
+        The files mode by mode; a file for the lite interpreter follows its TorchScript file.
     """
     candidates = list(_Builder(task, images).candidates())
     modes = list(dict.fromkeys(candidate.mode for candidate in candidates))
@@ -166,7 +166,7 @@ class _Builder:
         yield from self._torch(_DYNAMIC, "", dynamic, None)
 
     def _smaller(self, rate: float) -> nn.Module:
-        """The pruned network after distillation from the whole one."""
+        """The pruned network, distilled from the unpruned one."""
         network = pruned(self._folded, rate, self._batches()).requires_grad_(True)
         distill(
             network,
@@ -200,7 +200,7 @@ class _Builder:
             return
         if is_installed("onnx"):
             yield self._written(mode, "onnx", "", onnx_file(backbone, None), backbone.affine)
-        # Lowering for ExecuTorch takes longest of all: the network that is exported, no other.
+        # Lowering for ExecuTorch takes longest, so it is done only for the exported network.
         if mode == QAT and is_installed("executorch"):
             data = executorch_file(backbone, None)
             yield self._written(mode, "executorch", "", data, backbone.affine)

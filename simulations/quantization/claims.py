@@ -1,4 +1,4 @@
-"""What dynamic quantization saves of whole classifiers: a claim that is often made for it."""
+"""Measures how much dynamic quantization shrinks whole classifiers, as is often claimed."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class DynamicSizes:
     """One network with ImageNet's classifier, as TorchScript.
 
     Attributes:
-        name: in torchvision.models.
-        before_bytes: in fp32.
-        after_bytes: after dynamic quantization.
-        quantized_layers: how many layers that replaced.
+        name: its name in torchvision.models.
+        before_bytes: size in fp32.
+        after_bytes: size after dynamic quantization.
+        quantized_layers: number of quantized layers.
     """
 
     name: str

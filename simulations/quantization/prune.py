@@ -1,6 +1,7 @@
 """Structured pruning: fewer expansion channels in each inverted residual block.
 
-What is left is smaller and faster on any runtime, for whole channels are gone, not single weights.
+The result is smaller and faster on any runtime, because whole channels are removed, not single
+weights.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 
 __all__ = ["Bottleneck", "bottlenecks", "pruned"]
 
-_MULTIPLE = 8  # kernels work on so many channels at a time
-_RIDGE = 1e-4  # of the mean variance: dead channels have no covariance to invert
+_MULTIPLE = 8  # channels that kernels process at a time
+_RIDGE = 1e-4  # share of the mean variance; without it, dead channels' covariance is singular
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,10 @@ class Bottleneck:
 
     Attributes:
         expand: 1x1, to the expansion channels.
-        depthwise: over each of them.
-        squeeze: of squeeze-and-excitation, from them; None without.
-        excite: of squeeze-and-excitation, to them; None without.
-        project: 1x1, from them.
+        depthwise: over each expansion channel.
+        squeeze: squeeze-and-excitation's, from the expansion channels; None: there is none.
+        excite: squeeze-and-excitation's, to the expansion channels; None: there is none.
+        project: 1x1, from the expansion channels.
     """
 
     expand: nn.Conv2d
@@ -68,11 +69,11 @@ class _Moments:
 
 
 def bottlenecks(features: nn.Module) -> list[Bottleneck]:
-    """The blocks that expand, in order; one without an expansion has nothing of its own to lose.
+    """The blocks with an expansion, in order; other blocks have no channels to remove.
 
     Args:
-        features: without its classifier, batch norm folded; however its modules are nested, the
-            convolutions of a block follow each other, those of squeeze-and-excitation among them.
+        features: the network without classifier, batch norm folded. Its modules may be nested in
+            any way, but a block's convolutions follow each other, with squeeze-and-excitation's.
     """
     convolutions = [m for m in features.modules() if isinstance(m, nn.Conv2d)]
     found = []
@@ -94,20 +95,20 @@ def _is_plain(convolution: nn.Conv2d) -> bool:
 
 
 def pruned(folded: nn.Module, rate: float, batches: Iterable[Tensor]) -> nn.Module:
-    """A copy with fewer expansion channels, its projections fitted anew.
+    """A copy with fewer expansion channels and newly fitted projections.
 
-    In each block the channels go that add least to the variance of what the projection gives,
-    and the projection of the others is the least squares fit to what all of them gave.
+    Each block loses the channels that add least to the variance of the projection's output. The
+    projection of the others is the least squares fit to the output of all channels.
 
     He, Zhang, Sun: "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017,
     arXiv 1707.06168. Differs from the paper: channels are chosen by their share of the variance
-    instead of by LASSO, and all blocks are fitted to the unpruned network at once, for
+    instead of by LASSO, and all blocks are fitted to the unpruned network at once, because
     distillation follows.
 
     Args:
-        folded: float, batch norm folded; not changed.
-        rate: share of the channels that go, in [0, 1); what stays is a multiple of 8.
-        batches: normalized float32 (b, 3, H, W), to measure the channels on.
+        folded: the float network, batch norm folded; not changed.
+        rate: share of the channels to remove, in [0, 1); a multiple of 8 is kept.
+        batches: normalized float32 (b, 3, H, W); the channels are measured on them.
     """
     features = copy.deepcopy(folded).eval().requires_grad_(False)
     blocks = bottlenecks(features)
@@ -157,7 +158,7 @@ def _keep_outputs(convolution: nn.Conv2d, index: Tensor) -> None:
 
 
 def _bias(convolution: nn.Conv2d) -> Tensor:
-    """Its bias: folding has given every convolution one."""
+    """A convolution's bias; folding gives every convolution one."""
     if convolution.bias is None:
         return torch.zeros(convolution.out_channels)
     return convolution.bias

@@ -1,4 +1,4 @@
-"""Size, speed, memory and accuracy of every file, measured one after the other."""
+"""Measures size, speed, memory and accuracy of every file, one after the other."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from simulations.quantization.yardstick import Accuracy, Yardstick
 __all__ = ["Report", "Row", "quantize_report"]
 
 _THREADS = (1, 2)
-_WITHOUT_ACCURACY = 512  # images are enough for a cosine
-_SAME = 64  # images on which the lite interpreter must give what TorchScript gives
+_WITHOUT_ACCURACY = 512  # images; enough for a cosine
+_SAME = 64  # images on which the lite interpreter must give TorchScript's features
 _SECONDS = 0.5
 
 
@@ -42,16 +42,17 @@ class Row:
     """One file of the table.
 
     Attributes:
-        arch: of the backbone.
-        mode: how it was made small.
-        runtime: what ran it.
-        engine: torch's quantized engine; "" elsewhere.
-        file_bytes: size.
+        arch: the backbone's architecture.
+        mode: the way in which it was made small.
+        runtime: the runtime that ran it.
+        engine: torch's quantized engine; "" for other runtimes.
+        file_bytes: the file's size.
         latency_ms: median for one image, by number of threads.
-        memory_bytes: growth of a fresh process's peak by loading the file and running one image.
+        memory_bytes: growth of a fresh process's peak memory by loading the file and running it on
+            one image.
         cosine: mean cosine of an image's features to the float ones.
         accuracy: of ridge heads on its features, see ``Yardstick``; None: not measured.
-        difference: of the accuracy to fp32's.
+        difference: difference of the accuracy to fp32's.
         difference_error: standard error of that difference.
     """
 
@@ -70,14 +71,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was measured.
+    """All measurements.
 
     Attributes:
-        source: of the data set.
-        examples: images that the heads were tested on.
+        source: the data set's source.
+        examples: number of images that heads were tested on.
         input_size: in pixels.
         machine: processor architecture.
-        versions: of Python and packages.
+        versions: versions of Python and packages.
         weights: label of each backbone's weights.
         missing: runtimes that are not installed.
         rows: in the order of the modes.
@@ -96,19 +97,20 @@ class Report:
 
 
 def quantize_report(config: Config, weights: Mapping[str, str], *, examples: int) -> Report:
-    """Build and measure; minutes of work.
+    """Build and measure all files; this takes minutes.
 
-    Files are built in several processes at once and features computed so, too; speed and memory
-    are measured one file after the other.
+    Files are built, and features computed, in several processes at once. Speed and memory are
+    measured for one file after the other.
 
     Args:
-        config: of an experiment: [data], backbone.input-size, mean and std, and the seed count.
-        weights: of each backbone; "" takes pretrained ones where they are at hand.
-        examples: images to test heads on, at most; none of those that networks are calibrated,
-            pruned or distilled on.
+        config: an experiment's configuration; only [data], backbone.input-size, mean, std and the
+            seed are used.
+        weights: weights of each backbone; "": pretrained ones if they are at hand.
+        examples: largest number of images to test heads on. Networks are not calibrated, pruned or
+            distilled on these.
 
     Raises:
-        BackboneError: weights that cannot be used.
+        BackboneError: the weights cannot be used.
         ExportError: a file does not run, or the lite interpreter differs from TorchScript.
     """
     dataset = experiment_dataset(config)
@@ -166,7 +168,7 @@ def _build(tasks: Sequence[Task], calibration: UInt8Array) -> list[Candidate]:
 def _features(
     candidates: Sequence[Candidate], images: UInt8Array, measured: Mapping[str, bool]
 ) -> list[FloatArray]:
-    """What each file gives; of the lite interpreter it is shown that it gives the same."""
+    """Each file's features; the lite interpreter's are only checked to be TorchScript's."""
 
     def compute(candidate: Candidate) -> FloatArray:
         count = len(images) if measured[candidate.arch] else min(len(images), _WITHOUT_ACCURACY)
@@ -178,7 +180,7 @@ def _features(
         running = pool.map(compute, candidates)
         result = list(track(running, "Features", len(candidates)))
     for i, candidate in enumerate(candidates):
-        if candidate.runtime == "lite":  # comes after its TorchScript file
+        if candidate.runtime == "lite":  # it comes after its TorchScript file
             _check_same(candidate, result[i], result[i - 1])
             result[i] = result[i - 1]
     return result
@@ -192,7 +194,7 @@ def _in_feature_space(candidate: Candidate, found: FloatArray | None) -> FloatAr
 
 def _check_same(candidate: Candidate, lite: FloatArray, script: FloatArray) -> None:
     off = float(np.abs(lite - script[: len(lite)]).max())
-    # Int8 must agree to the bit; floats as far as their type goes.
+    # Int8 features must agree bit for bit, float features up to their type's precision.
     allowed = 0.0 if candidate.affine is not None else 0.01 * float(np.abs(script).max())
     if off > allowed:
         raise ExportError(
@@ -221,7 +223,7 @@ def _rows(
         known = measured[candidate.arch]
         if candidate.mode == FP32 and candidate.runtime == "torchscript":
             yardstick = Yardstick(x, labels if known else None, seed)
-        if candidate.runtime != "lite":  # it gives what came before
+        if candidate.runtime != "lite":  # its features are those of the file before
             found = yardstick.accuracy(x)
         rows.append(
             Row(

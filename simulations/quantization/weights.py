@@ -1,4 +1,4 @@
-"""Pretrained weights where they can be had without a network, else random ones."""
+"""Pretrained weights if they are available without a network, otherwise random ones."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class Found:
     """Weights of one backbone.
 
     Attributes:
-        name: for ``load_weights``.
-        label: where they come from.
-        pretrained: with random weights sizes and speed can be measured, but no accuracy.
+        name: their name for ``load_weights``.
+        label: their source.
+        pretrained: whether they are pretrained. With random weights, sizes and speed can be
+            measured, but not accuracy.
     """
 
     name: str
@@ -30,15 +31,15 @@ class Found:
 
 
 def at_hand(arch: str, given: str) -> Found:
-    """Find a backbone's weights; nothing is downloaded unless it is asked for by name.
+    """Find a backbone's weights; nothing is downloaded unless it is named.
 
     Args:
         arch: a key of ``ARCHITECTURES``.
-        given: see ``load_weights``; "" for what there is.
+        given: see ``load_weights``; "": the available ones.
 
     Raises:
-        BackboneError: weights that are named cannot be used.
-        MissingExtraError: the package that holds the embedded ones is not installed.
+        BackboneError: the named weights cannot be used.
+        MissingExtraError: the package that holds the embedded weights is not installed.
     """
     name = given or _offline(arch)
     return Found(name, load_weights(arch, name).label, name != "random")

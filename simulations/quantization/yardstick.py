@@ -1,4 +1,4 @@
-"""How close a file's features are to the float ones, and what heads make of them."""
+"""Compares a file's features with the float ones: their cosine, and the accuracy of heads."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from simulations.probe.crossval import cross_validate, split_folds
 
 __all__ = ["Accuracy", "Yardstick"]
 
-_PENALTY = 100.0  # what cross-validation chooses for MobileNetV2, in fp32 and in int8
+_PENALTY = 100.0  # cross-validation chooses this for MobileNetV2, in fp32 and in int8
 # The difference of two networks moves by 0.2 points with the draw of the folds alone.
 _DRAWS = 5
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Of ridge heads on one file's features.
+    """Accuracy of ridge heads on one file's features.
 
     Attributes:
         accuracy: in five-fold cross-validation, mean over five draws of the folds, in [0, 1].
-        difference: to fp32's, over the same draws.
-        difference_error: its standard error, from the images that change sides.
+        difference: difference to fp32's accuracy, over the same draws.
+        difference_error: standard error of the difference, from the images whose result differs.
     """
 
     accuracy: float
@@ -34,18 +34,18 @@ class Accuracy:
 class Yardstick:
     """Compares features with the fp32 ones of the same backbone and the same images.
 
-    Heads see all of them through one map, that of the fp32 ones, and have one penalty, so that
-    results differ by the features alone.
+    All features go through the same map, that of the fp32 ones, and all heads have the same
+    penalty. So results differ only because of the features.
 
     Args:
-        reference: float32 (n, d), of fp32.
-        labels: int64 (n,); None where heads mean nothing, for the weights are random.
-        seed: of the folds.
+        reference: float32 (n, d), the fp32 features.
+        labels: int64 (n,); None with random weights, for which heads mean nothing.
+        seed: seed of the folds.
     """
 
     def __init__(self, reference: FloatArray, labels: IntArray | None, seed: int) -> None:
         self._reference, self._labels = reference, labels
-        # Features as trainers see them: centred, of variance 1 on average.
+        # Scaled as for training: centred, with a mean variance of 1.
         self._center = reference.mean(axis=0)
         self._scale = max(float(np.sqrt(reference.var(axis=0).mean())), 1e-12)
         if labels is not None:
@@ -59,7 +59,7 @@ class Yardstick:
         return float((products / np.maximum(norms, 1e-12)).mean())
 
     def accuracy(self, x: FloatArray) -> Accuracy | None:
-        """What heads on these features reach; None without labels."""
+        """Accuracy of heads on these features; None without labels."""
         if self._labels is None:
             return None
         hits = self._hits(x, self._labels)

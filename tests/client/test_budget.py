@@ -23,7 +23,7 @@ def test_without_limits_training_begins_at_once_and_nothing_is_written(tmp_path:
 def test_a_device_rests_between_two_trainings(tmp_path: Path) -> None:
     budget = Budget(min_interval_seconds=3600)
     budget.begin(tmp_path)
-    with pytest.raises(DeclinedError, match="it rests between two trainings"):
+    with pytest.raises(DeclinedError, match="it pauses between two trainings"):
         budget.begin(tmp_path)
     old = time.time() - 3601
     os.utime(tmp_path / "last-training", (old, old))

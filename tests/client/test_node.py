@@ -84,7 +84,7 @@ def test_numbers_too_large_to_be_summed_are_refused(tmp_path: Path, reduce: str)
 def test_a_head_of_another_width_is_refused_by_all(tmp_path: Path) -> None:
     answer = reply(tmp_path, ClientPlan(), head=Head.zeros(K, D + 1))
     assert answer.rejected_clients == EVERYONE
-    assert answer.rejected[0].reason == "head has 9 features, the backbone gives 8"
+    assert answer.rejected[0].reason == "head has 9 features, but the backbone gives 8"
 
 
 def test_only_planned_statistics_travel(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_keeps_what_counted_and_what_is_new(tmp_path: Path) -> None:
     for number, counted in ((1, 0), (4, 1), (6, 4)):
         store.save(7, number, arrays(number), counted_round=counted, oldest_round=number - 1)
     assert names(tmp_path) == ["00000004.safetensors", "00000006.safetensors"]
-    with pytest.raises(FedheadError, match="client 7: its state after round 1 is gone"):
+    with pytest.raises(FedheadError, match="client 7: its state after round 1 is missing"):
         store.load(7, 1, SHAPES)
 
 
@@ -172,7 +172,7 @@ def test_damaged_constant_arrays_are_asked_for_again(tmp_path: Path) -> None:
 
 def test_constant_arrays_under_a_false_name_are_refused(tmp_path: Path) -> None:
     request = asks({"preconditioner": value(1)}, has_constant=True)
-    with pytest.raises(ProtocolError, match="not those of its constant-id"):
+    with pytest.raises(ProtocolError, match="do not match its constant-id"):
         with_constant(replace(request, constant_id="0" * 64), tmp_path, durable=True)
     with pytest.raises(ProtocolError, match="not a SHA-256"):
         with_constant(replace(request, constant_id="../x"), tmp_path, durable=True)

@@ -264,7 +264,7 @@ def test_nothing_between_input_and_features_is_left_in_float(images, prepare, ar
     ("changes", "line"),
     [
         ({"arch": "resnet18"}, "unknown backbone 'resnet18', expected one of mobilenet_v2"),
-        ({"engine": "none"}, "engine 'none' is not in this torch, which has"),
+        ({"engine": "none"}, "this torch has no quantized engine 'none', only"),
         ({"engine": "tensorrt"}, "engine 'tensorrt'"),
         ({"input_size": 64}, r"calibration images are uint8 \(24, 3, 32, 32\)"),
     ],
@@ -457,7 +457,7 @@ def test_an_unreadable_description_is_refused(backbone, text):
 
 def test_an_engine_this_torch_lacks_is_refused(backbone):
     spec = backbone.spec.to_json().replace("qnnpack", "abacus")
-    with pytest.raises(BackboneError, match="engine 'abacus' is not in this torch"):
+    with pytest.raises(BackboneError, match="this torch has no quantized engine 'abacus'"):
         FrozenBackbone.from_bytes(reload_with(backbone.to_bytes(), spec=spec))
 
 

@@ -259,7 +259,7 @@ def test_bad_folders_are_refused_in_one_line(tmp_path):
     with pytest.raises(DataError, match="no class folders"):
         folder(tmp_path)
     fill(tmp_path, ["cat"])
-    with pytest.raises(DataError, match=r"1 class \(cat\), at least 2"):
+    with pytest.raises(DataError, match=r"1 class \(cat\), expected at least 2"):
         folder(tmp_path)
     (tmp_path / "dog").mkdir()
     with pytest.raises(DataError, match=r"dog: class folder without images$"):
@@ -329,7 +329,7 @@ def test_a_device_may_have_empty_class_folders(tmp_path):
 
 
 def test_a_device_with_a_foreign_class_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no class of the server: dog; its classes are cat, owl"):
+    with pytest.raises(DataError, match="not classes of the server: dog; its classes are cat, owl"):
         load_folder(fill(tmp_path), classes=["cat", "owl"])
 
 

@@ -155,7 +155,7 @@ def test_what_is_read_otherwise_is_left_as_it_is_and_said_in_one_line(
     network = Custom(reader).eval()
     assert streams(network, torch.randn(1, 3, 8, 8)) == []
     (said,) = caplog.messages
-    assert said.startswith("channels left as they are: deep.0.a, deep.0.b: ")
+    assert said.startswith("channels not equalized: deep.0.a, deep.0.b: ")
     assert line in said
 
 
@@ -191,7 +191,10 @@ def test_of_v3_large_the_first_block_alone_is_left_as_it_is(
     caplog.set_level("INFO", "fedhead")
     streams(folded, batch[:1])
     (said,) = caplog.messages
-    assert said == "channels left as they are: 1.block.1.0: added to what is no sum of convolutions"
+    assert (
+        said
+        == "channels not equalized: 1.block.1.0: added to something that convolutions do not write"
+    )
     caplog.clear()
     streams(network("mobilenet_v2"), batch[:1])
     streams(network("efficientnet_lite0"), batch[:1])

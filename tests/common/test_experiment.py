@@ -176,7 +176,7 @@ def test_classes_and_images_that_no_client_trains_on_are_named(
     ]
     assert unheld(config(partition=lone)) == few  # not only when it is drawn
     bounded = config(partition={"num-clients": 7}, round={"max-examples-per-client": 10})
-    assert unheld(bounded)[0].endswith("or are more than round.max-examples-per-client lets it use")
+    assert unheld(bounded)[0].endswith("or are beyond round.max-examples-per-client")
 
 
 def test_images_without_a_client_id_belong_to_nobody_and_are_counted(

@@ -154,7 +154,7 @@ def test_booleans_and_whole_floats_are_classes(
 
 def test_fractions_are_no_classes(tmp_path: Path) -> None:
     part = table(NAMES, [0.0, 1.0, 0.5, 1.0], datasets.Value("float32"))
-    with pytest.raises(DataError, match=r"'label': 0\.5 is no class; whole numbers"):
+    with pytest.raises(DataError, match=r"'label': 0\.5 is not a class, expected a whole number"):
         load(save(tmp_path / "data", "saved", train=part))
 
 
@@ -230,9 +230,13 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
     dataset = load(folder, label_column="species", image_column="scan")
     assert_colours_match(dataset)
     assert set(dataset.columns) == {"label", "id"}
-    with pytest.raises(DataError, match=r"data\.label-column='breed' is no column of labels .*lab"):
+    with pytest.raises(
+        DataError, match=r"data\.label-column='breed' is not a column of labels .*lab"
+    ):
         load(folder, label_column="breed")
-    with pytest.raises(DataError, match=r"image-column='id' is no column of images .images: scan;"):
+    with pytest.raises(
+        DataError, match=r"image-column='id' is not a column of images .images: scan;"
+    ):
         load(folder, image_column="id")
 
 

@@ -224,8 +224,8 @@ IMPOSSIBLE = {
     "alpha zero": ("dirichlet", {"alpha": 0.0}, "alpha is 0"),
     "alpha nan": ("dirichlet", {"alpha": float("nan")}, "alpha is nan"),
     "minimum out of reach": ("dirichlet", {"alpha": 0.01, "min_examples": 90}, "no draw in 20"),
-    "too many classes": ("pathological", {"classes_per_client": 11}, "11 classes a client"),
-    "no classes": ("pathological", {"classes_per_client": 0}, "0 classes a client"),
+    "too many classes": ("pathological", {"classes_per_client": 11}, "11 classes per client"),
+    "no classes": ("pathological", {"classes_per_client": 0}, "0 classes per client"),
     "class too rare": (
         "pathological",
         {"labels": np.array([0] * 99 + [1]), "clients": 10, "classes_per_client": 2},

@@ -108,7 +108,7 @@ def test_any_flipped_bit_of_statement_or_signature_is_refused(bit) -> None:
     data = bytearray(GOLDEN + SIGNATURE)
     data[bit // 8] ^= 1 << bit % 8
     changed = Signed(bytes(data[: len(GOLDEN)]), bytes(data[len(GOLDEN) :]))
-    with pytest.raises(SignatureError, match="it is refused: its signature is none of 1b96"):
+    with pytest.raises(SignatureError, match="it is refused: it is not signed by 1b96"):
         TRUSTED.verify(changed, "it", expires=False)
 
 
@@ -206,7 +206,7 @@ def test_another_algorithm_or_curve_is_never_tried() -> None:
         b"\0" * 2000,
     ]
     for signature in wrong:
-        with pytest.raises(SignatureError, match="none of"):
+        with pytest.raises(SignatureError, match="not signed by"):
             TRUSTED.verify(Signed(GOLDEN, signature), "it", expires=False)
 
 
@@ -230,7 +230,7 @@ def test_a_statement_holds_from_its_creation_to_its_end_give_or_take_an_hour() -
         held = replace(statement, created=created, expires=expires)
         assert TRUSTED.verify(signed(held), "it") == held
     old = signed(replace(statement, created=now - 9999, expires=now - 3700))
-    with pytest.raises(SignatureError, match=r"has expired on 20\d\d-.*clock it is 20\d\d-"):
+    with pytest.raises(SignatureError, match=r"expired on 20\d\d-.*clock it is 20\d\d-"):
         TRUSTED.verify(old, "it")
     assert TRUSTED.verify(old, "it", expires=False).version == 3
     # As on a board without a clock, which begins in 1970.
@@ -244,7 +244,7 @@ def test_either_of_two_keys_will_do_and_a_third_will_not(tmp_path) -> None:
     trusted = TrustedKeys.read(keys_in(tmp_path / "trusted", PUBLIC, pem(following)))
     for key in (KEY, following):
         assert trusted.verify(signed(now_valid(), key), "it").version == 3
-    with pytest.raises(SignatureError, match="its signature is none of"):
+    with pytest.raises(SignatureError, match="it is not signed by"):
         trusted.verify(signed(now_valid(), foreign), "it")
 
 

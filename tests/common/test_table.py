@@ -111,9 +111,9 @@ def test_columns_can_be_named_and_others_may_name_clients(folder: Path) -> None:
     assert classes_of(dataset) == colours_of(dataset)
     assert dataset.columns["user"].tolist() == ["ann", "bob", None, "ann", "bob", "bob"]
     for options, message in (
-        ({}, "no column of images among label, scan, breed, user; data.image-column names it"),
-        ({"image_column": "Scan"}, "data.image-column='Scan' is no column of label, scan,"),
-        ({"image_column": "scan", "label_column": "y"}, "data.label-column='y' is no column of"),
+        ({}, "no column of images among label, scan, breed, user; set data.image-column"),
+        ({"image_column": "Scan"}, "data.image-column='Scan' is not a column of label, scan,"),
+        ({"image_column": "scan", "label_column": "y"}, "data.label-column='y' is not a column of"),
     ):
         with pytest.raises(DataError, match=message):
             load(path, **options)
@@ -173,7 +173,7 @@ def test_what_is_left_out_is_counted_and_said_once(
     assert [record.getMessage() for record in caplog.records] == [
         f"{path}: left out 1 of 9 rows without 'label'",
         f"{path}: left out: 2 of 8 images are not in {folder}: 07.png, 08.png",
-        f"{path}: 1 images in its folder are in no row with a label",
+        f"{path}: 1 images in its folder have no row with a label",
         f"{path}: 1 rows repeat another and count once",
     ]
     with pytest.raises(DataError, match="1 of 9 rows have no 'label'"):
@@ -206,11 +206,11 @@ def test_the_keys_follow_images_and_labels(folder: Path) -> None:
 REFUSED = {
     "a class without images": (
         [("file", "label"), *rows(), ("7.png", "fish"), ("8.png", "fish")],
-        "no image of class fish",
+        "all images of class fish are missing",
     ),
     "another label": (
         [("file", "label"), *rows(), ("01", "dog")],
-        "lines 2 and 8 both name 01.png, and say different things",
+        "lines 2 and 8 both name 01.png, but with different cells",
     ),
     "nothing there": ([("file", "label"), ("7.png", "cat"), ("8.png", "dog")], "2 of 2 images"),
     "one class": ([("file", "label"), ("01", "cat"), ("04", "cat")], r"1 class \(cat\)"),
@@ -221,7 +221,10 @@ REFUSED = {
         [("file", "label"), ("01", "cat"), ("02", "dog", "x")],
         "line 3 has 3 cells, expected 2",
     ),
-    "an open quote": ([("file", "label"), ("01", '"cat'), ("02", "dog")], "line 3 is no line of a"),
+    "an open quote": (
+        [("file", "label"), ("01", '"cat'), ("02", "dog")],
+        "line 3 is not a table's line",
+    ),
     "a line break": (
         [("file", "label"), ("01", '"cat\n02,dog"'), ("03", "owl")],
         r"line 3 has control characters: 'cat\\n02,dog'",
@@ -229,10 +232,10 @@ REFUSED = {
     "two columns": ([("file", "label", "Label"), ("01", "cat", "dog")], "2 columns are called 'la"),
     "out of the folder": (
         [("file", "label"), ("../secret.png", "cat")],
-        "line 2: '../secret.png' is no path within the table's folder",
+        "line 2: '../secret.png' is not a path within the table's folder",
     ),
-    "absolute": ([("file", "label"), ("/etc/passwd", "cat")], "'/etc/passwd' is no path within"),
-    "a drive": ([("file", "label"), ("C:\\a.png", "cat")], "no path within"),
+    "absolute": ([("file", "label"), ("/etc/passwd", "cat")], "'/etc/passwd' is not a path within"),
+    "a drive": ([("file", "label"), ("C:\\a.png", "cat")], "not a path within"),
 }
 
 
@@ -263,7 +266,7 @@ def test_files_that_are_no_tables_are_refused_in_one_line(folder: Path) -> None:
     with pytest.raises(DataError, match="byte 14 is not UTF-8"):
         load(folder / "labels.csv")
     (folder / "labels.csv").write_bytes(b"file,label\n" + b"a" * 200_000 + b",x\n")
-    with pytest.raises(DataError, match="line 2 is no line of a table"):
+    with pytest.raises(DataError, match="line 2 is not a table's line"):
         load(folder / "labels.csv")
     os.mkfifo(folder / "pipe.csv")
     with pytest.raises(DataError, match="no such file"):
@@ -295,7 +298,7 @@ def test_which_of_two_columns_is_read_is_said(
     table = [("image", "label", "class"), *((name, "a", "b") for name in list(IMAGES)[:1])]
     table += [(name, "b", "a") for name in list(IMAGES)[1:]]
     load(write(folder, *table))
-    assert "gives the labels, though there is" in caplog.text
+    assert "gives the labels, although there is" in caplog.text
 
 
 def test_a_table_that_no_memory_holds_is_one_line(folder: Path) -> None:
@@ -325,7 +328,7 @@ def test_usual_words_for_nothing_known_are_no_class(
     table = [*rows(names[:4]), (names[4], "NaN"), (names[5], "n/a")]
     dataset = load(write(folder, ("file", "label"), *table))
     assert dataset.classes == ("cat", "dog", "owl")
-    assert "left out 2 of 6 rows without 'label' ('NaN', 'n/a' is no label)" in caplog.text
+    assert "left out 2 of 6 rows without 'label' ('NaN', 'n/a' is not a label)" in caplog.text
     kept = load(write(folder, ("file", "label"), *rows(names[:4]), (names[4], "none")))
     assert kept.classes == ("cat", "dog", "none", "owl")  # without a defect, for example
 

@@ -108,7 +108,7 @@ def test_a_model_goes_from_a_run_to_a_device_is_judged_and_rolled_back(
         assert Path(fetched["model"]) == model
         assert model.read_bytes() == (second / "model.pt").read_bytes()
         told = there("report")
-        assert " of 40 images, perhaps trained on, told localhost:" in told
+        assert " of 40 images, perhaps trained on, reported to localhost:" in told
         status = json.loads(succeed("delivery", "status", server, "--json"))[1]
         assert list(status["reports"]) == ["kitchen"]
         assert f"right in {100 * status['accuracy']:.2f} %" in told
@@ -167,7 +167,7 @@ def test_a_device_killed_in_mid_download_goes_on_after_it(
             "nowhere/model.pt: no such file; fedhead export",
         ),
         (["delivery", "status", "SERVER"], "server/delivery: nothing is published there"),
-        (["delivery", "status", "nowhere"], "nowhere holds no deployment and no server"),
+        (["delivery", "status", "nowhere"], "nowhere is not a folder of fedhead deploy"),
         (["delivery", "status", "GARDEN"], "server/delivery: nothing is published there"),
         (["publish", "nowhere", "--to", "GARDEN"], "nowhere/model.pt: no such file"),
         (["delivery", "revoke", "SERVER", "phone"], "phone has no token"),

@@ -85,7 +85,7 @@ def test_who_waits_takes_the_place_of_a_reader_that_has_stopped(caplog) -> None:
     now[0] = 31.0
     assert places.enter("three", ends["c"])
     assert ended == ["b"]
-    assert "two: its download is broken off: it has taken nothing for 30 s" in caplog.text
+    assert "two: its download is ended: it has taken nothing for 30 s" in caplog.text
     # What is broken off says so late, and changes nothing of the others.
     places.moved("two", ends["b"])
     places.leave("two", ends["b"])

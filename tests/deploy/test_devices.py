@@ -37,7 +37,7 @@ def test_five_devices_behind_a_crowd_give_the_head_of_the_in_process_engine(
     new_key(key, "")
     write_trusted(deployed.folder, read_keys([public_file(key)]))
     deployed.start_server()
-    assert "signed: devices take only what key " in deployed.said("server")
+    assert "signed: devices take only files signed by key " in deployed.said("server")
     crowd = start_crowd(deployed)
     for number, name in enumerate(names):
         deployed.give_images(name, number)
@@ -107,7 +107,7 @@ def test_a_bad_key_is_named_before_anything_starts_and_ids_outlive_a_restart(
     said = deployed.said("server")
     assert [deployed.client(name) for name in "ab"] == before[:2]
     assert "already in use" not in said
-    assert "c is let in no more: its key is no longer in" in said
+    assert "c is shut out: its key is no longer in" in said
     assert not (keys / "c.client").exists()
     with control(deployed.folder / "server") as api:
         assert {n.name: n.status for n in api.nodes()} == {

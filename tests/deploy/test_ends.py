@@ -139,7 +139,7 @@ def test_nothing_is_left_of_what_was_ended(
         wait_until(lambda: not server_has(deployed, "flwr-serverapp"), "a ServerApp", GONE_SECONDS)
         if number == signal.SIGTERM:
             assert code == 130
-            assert "interrupted; go on with: fedhead resume" in deployed.said("run")
+            assert "interrupted; continue with: fedhead resume" in deployed.said("run")
     assert {status.partition(":")[0] for status in run_status(deployed)} == {"finished"}
     events = [json.loads(line) for line in (runs.folder / "events.jsonl").read_text().splitlines()]
     assert "the process that started this run has ended" in str(
@@ -159,7 +159,7 @@ def test_nothing_is_left_of_what_was_ended(
     copy = shutil.copytree(device, device.with_name("copy"))
     start(deployed, "copy", "device", copy)
     deployed.wait_for("copy", "Again in")
-    assert "takes this device to be connected still" in deployed.said("copy")
+    assert "still counts this device as connected" in deployed.said("copy")
     end(deployed, "copy", signal.SIGTERM, least=3)
 
     # The server: the run says so, and its port is free.

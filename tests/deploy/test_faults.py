@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 DEADLINE = 30
 ROUNDS = 10  # the slow one answers before the last
-REFUSED = "is this device's key registered"
+REFUSED = "is its key registered"
 FINGERPRINT = "f" * 12
 
 
@@ -94,7 +94,7 @@ def test_a_run_finishes_with_the_honest_devices(
     # Flower has handed its reply out, and has no other.
     assert [n for n, _ in said["garbled"]] == every
     assert all("Message Unavailable" in why for _, why in said["garbled"])
-    assert any("cannot be read and is thrown away" in line for line in caplog.messages)
+    assert any("cannot be read and is ignored" in line for line in caplog.messages)
     whys = Counter(why for _, why in said["slow"])
     assert whys.keys() == {"no answer", "answered after it closed"}
     assert sum(r["late"] for r in rounds) == whys["answered after it closed"]
@@ -120,7 +120,8 @@ def assert_named(run: Path, liars: Iterable[str]) -> None:
         "thief": "thief speaks for a, which it is not: refused",
         "giant": f"giant claims {2**62} examples, expected at most 1000 "
         "(round.max-examples-per-client): refused",
-        "crowd": "crowd describes itself badly, lists 100000 clients, expected at most 1: refused",
+        "crowd": "crowd sends an invalid description, lists 100000 clients, "
+        "expected at most 1: refused",
         "virtual": "virtual says that it is simulated: refused",
     }
     with (run / "devices.csv").open() as file:

@@ -161,8 +161,8 @@ def test_devices_come_and_go_and_authorities_follow_while_the_server_runs(
     old = Key(deployed, kitchen / "device.key", stack)
     old.pull(node)
     assert fedhead("fleet", folder, "revoke", "kitchen").splitlines() == [
-        "kitchen fetches no more: its token is revoked",
-        "kitchen is let in no more: its SuperNode is refused from now on",
+        "kitchen cannot fetch any more: its token is revoked",
+        "kitchen is shut out: its SuperNode is refused from now on",
     ]
     assert old.is_refused(node)
     address, token = f"localhost:{deployed.delivery_port}", kitchen / "delivery.token"
@@ -171,7 +171,7 @@ def test_devices_come_and_go_and_authorities_follow_while_the_server_runs(
         pytest.raises(DeliveryError, match="the token is not valid"),
     ):
         remote.latest("model.pt")
-    deployed.wait_for("kitchen", "is this device's key registered and not revoked")
+    deployed.wait_for("kitchen", "is its key registered and not revoked")
     deployed.processes["kitchen"].terminate()  # it would try again and again
     assert running.wait(400) == 0, deployed.said("run")
     assert (row("kitchen")["state"], row("kitchen")["token"]) == ("revoked", "revoked")
@@ -198,12 +198,12 @@ def test_devices_come_and_go_and_authorities_follow_while_the_server_runs(
     fedhead("fleet", folder, "renew", "--authority")
     wait(is_shown)
     said = fedhead("fleet", folder, "renew", "--authority", code=1)
-    assert re.search(r"still needed, by cellar \(seen .*\), hall \(seen [^)]*\);", said)
+    assert re.search(r"still needed by cellar \(seen .*\), hall \(seen [^)]*\);", said)
     for name in ("hall", "cellar"):
         fedhead("delivery", "check-in", garden.device(name))
     assert "all devices trust it" in fedhead("fleet", folder)
     for name in ("hall", "cellar"):
-        deployed.wait_for(name, "other authorities are trusted: Flower's SuperNode starts again")
+        deployed.wait_for(name, "the trusted authorities changed: Flower's SuperNode starts again")
     fedhead("fleet", folder, "renew", "--authority")
     wait(is_shown)
     # Devices and the server's own processes are there under the new authority.

@@ -201,7 +201,9 @@ def test_foreign_and_damaged_models_are_refused_in_one_line(model, tmp_path):
 
 def test_an_engine_that_this_torch_has_not_is_named(tmp_path):
     model = write_model(tmp_path / "model.pt", engine="abacus")
-    with pytest.raises(BackboneError, match=r"engine 'abacus' is not in this torch, .*qnnpack"):
+    with pytest.raises(
+        BackboneError, match=r"this torch has no quantized engine 'abacus', only .*qnnpack"
+    ):
         answers(model)
 
 
@@ -332,7 +334,7 @@ def test_the_command_prints_a_line_an_image_and_exits_with_1_where_one_cannot_be
     assert out == f"{red}  red  0.865\n"
     assert err.splitlines() == [
         "fedhead: text.png: not an image",
-        "fedhead: 1 of 2 not classified, named above",
+        "fedhead: 1 of 2 images not classified, named above",
     ]
     code, out, err = fedhead("predict", model, red, "--json")
     assert (code, err) == (0, "")
@@ -399,4 +401,4 @@ def test_signs_of_life_stay_out_of_what_is_piped(fedhead, model, tmp_path, monke
 def test_a_model_named_as_data_are_is_told_apart_from_a_missing_file(fedhead, model):
     code, _, err = fedhead("predict", f"folder:{model}", "a.png")
     assert code == 1
-    assert err.endswith("a path alone is expected, without folder:)\n")
+    assert err.endswith("give the path alone, without folder:)\n")

@@ -167,7 +167,7 @@ def test_arguments_are_checked_all_at_once_as_they_are_annotated(noisy: str) -> 
         "strategy.args.sigma=-1 must be greater than or equal to 0",
         "strategy.args.kind='uniform' must be 'normal' or 'laplace'",
         "strategy.args.pull=0.5 must be less than or equal to 0",
-        "strategy.args.note=3 must be a valid string, in quotes where it looks like something else",
+        "strategy.args.note=3 must be a valid string; put it in quotes",
         "unknown key strategy.args.kinds, did you mean strategy.args.kind? "
         f"({noisy} knows: sigma, kind, pull, note)",
     }
@@ -254,9 +254,9 @@ HEAD = Head.zeros(2, 3)
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (None, "aggregate must give"),
-        ((Stateless(),), "aggregate must give"),
-        ((HEAD, Stateless()), "aggregate must give"),
+        (None, "aggregate must return"),
+        ((Stateless(),), "aggregate must return"),
+        ((HEAD, Stateless()), "aggregate must return"),
         ((Stateless(), HEAD, {"a": float("nan")}), "metric a=nan must be a finite number"),
         ((Stateless(), HEAD, {"a": True}), "metric a=True must be a finite number"),
         ((Stateless(), HEAD, {"a": "1"}), "metric a='1' must be a finite number"),
@@ -302,7 +302,7 @@ def test_a_head_that_is_changed_in_place_is_refused(
 
     strategy = dataclasses.replace(STATELESS, aggregate=aggregate)
     monkeypatch.setitem(STRATEGIES, "own", lambda: strategy)
-    with pytest.raises(RunError, match="changes the head that it is given"):
+    with pytest.raises(RunError, match="changes its input head"):
         run_in_process(quick("strategy.name=own"))
 
 
@@ -315,7 +315,7 @@ def test_a_field_that_nobody_sends_is_named() -> None:
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("x: float = Field(3.0, gt=0)", "a Field stands in the annotation"),
+        ("x: float = Field(3.0, gt=0)", "a Field belongs in the annotation"),
         ("x: np.flot = 1.0", "AttributeError"),
         ("x: 'a number' = 1.0", "SyntaxError"),
         ("x: Annotated[float, Field(gt='a')] = 1.0", "its arguments cannot be read"),

@@ -24,6 +24,6 @@ def test_features_have_the_same_bits_and_fifty_steps_the_same_head(device_files,
 
 def test_where_it_cannot_be_had_it_says_why(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RunError, match=r"cannot be emulated here: apt-get is not there"):
+    with pytest.raises(RunError, match=r"cannot be emulated here: apt-get is missing"):
         emulated_python(tmp_path / "arm64")
     assert not (tmp_path / "arm64").exists()

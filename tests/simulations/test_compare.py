@@ -111,9 +111,12 @@ def test_settings_that_a_comparison_would_ignore_are_refused(
     (tmp_path / "tiny.toml").write_text(tiny_toml)
     words = ("compare", "tiny.toml", "--strategies", "fedprox,fed3r")
     for options, message in (
-        (["--set", "strategy.name=fedprox"], "strategy.name would be ignored here, --strategies"),
-        (["--set", "out=x"], "--set out would be ignored here, --out says it"),
-        (["--set", "partition.scheme=iid", "--partitions", "shard:2"], "--partitions says it"),
+        (
+            ["--set", "strategy.name=fedprox"],
+            "strategy.name would be ignored here: give --strategies",
+        ),
+        (["--set", "out=x"], "--set out would be ignored here: give --out instead"),
+        (["--set", "partition.scheme=iid", "--partitions", "shard:2"], "give --partitions instead"),
         (["--set", "strategy.args.mu=1"], "--set strategy.args.* is for fedavg; --sweep STRATEGY"),
     ):
         code, _, err = fedhead(*words, *options)

@@ -103,7 +103,7 @@ def test_wrong_names_are_named_together_and_nothing_is_written(tmp_path: Path) -
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
-    with pytest.raises(RunError, match="holds no deployment"):
+    with pytest.raises(RunError, match="is not a deployment"):
         deploy(tmp_path, "a")
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
 

@@ -147,7 +147,7 @@ def test_the_fleet_is_a_table_of_80_columns(fedhead: Fedhead, lived_in: Path) ->
     assert max(map(len, lines)) <= 80
     assert "…" not in out
     when = f"{datetime(2026, 11, 20, 10, 2, tzinfo=UTC).astimezone():%d %b %H:%M}"
-    end = lines.index(f"hall failed last on {when} for: on battery")
+    end = lines.index(f"hall last failed on {when}: on battery")
     table = {line.split()[0]: line.split() for line in lines[:end]}
     long = lines[1].split()
     assert long[0] == "a" * len(long[0])
@@ -161,8 +161,8 @@ def test_the_fleet_is_a_table_of_80_columns(fedhead: Fedhead, lived_in: Path) ->
     assert table["cellar"][2:] == ["registered", "never", "-", "-", "-", "-", "valid"]
     assert table["attic"][2:] == ["revoked", table["attic"][3], "-", "-", "-", "-", "revoked"]
     assert table["phone"] == ["phone", "-", "token", "only", "-", "-", "-", "-", "-", "valid"]
-    assert f"kitchen failed last on {when} for: answers twice" in lines
-    assert "unsigned: devices take whatever this server offers" in out
+    assert f"kitchen last failed on {when}: answers twice" in lines
+    assert "unsigned: devices take any file from this server" in out
 
 
 def test_programs_get_all_of_it_as_json(fedhead: Fedhead, lived_in: Path) -> None:
@@ -196,8 +196,9 @@ def test_a_server_that_is_down_is_said_and_its_files_are_told(
     assert states == {"cellar": "waiting", "hall": "registered", "kitchen": "waiting"}
     code, _, err = fedhead("fleet", garden / "devices")
     assert code == 1
-    assert err == f"fedhead: {garden / 'devices'} holds no deployment and no server: fedhead " \
-        "deploy writes them\n"  # fmt: skip
+    devices = garden / "devices"
+    problem = "is not a folder of fedhead deploy, and not its server's folder"
+    assert err == f"fedhead: {devices} {problem}\n"
 
 
 def test_another_program_at_the_operators_port_is_no_server(fedhead: Fedhead, garden: Path) -> None:
@@ -287,7 +288,10 @@ def test_a_phone_that_can_only_fetch_is_revoked_by_the_same_command(
 ) -> None:
     delivery = garden / "server" / "delivery"
     issue_token(delivery, "phone", tmp_path / "phone.token")
-    for said in ("phone fetches no more: its token is revoked\n", "phone was revoked before\n"):
+    for said in (
+        "phone cannot fetch any more: its token is revoked\n",
+        "phone was revoked before\n",
+    ):
         assert fedhead("fleet", garden, "revoke", "phone")[:2] == (0, said)
         assert device_of(delivery, (tmp_path / "phone.token").read_text().strip()) is None
 
@@ -334,7 +338,7 @@ def test_a_key_that_is_taken_out_of_the_folder_is_put_out_when_the_server_starts
     (server / "devices" / "kitchen.pub").unlink()
     said: list[str] = []
     register_folder(superlink, server, said.append)  # type: ignore[arg-type]
-    assert said == [f"kitchen is let in no more: its key is no longer in {server / 'devices'}"]
+    assert said == [f"kitchen is shut out: its key is no longer in {server / 'devices'}"]
     assert superlink.known[pem].status == "unregistered"
     assert len(revoked_keys(server)) == 1
     assert not (server / "devices" / "kitchen.client").exists()
@@ -404,7 +408,7 @@ def test_renewing_says_what_comes_next_and_who_is_not_ready(fedhead: Fedhead, ga
     assert fedhead("fleet", garden, "renew", "--authority")[0] == 0
     code, _, err = fedhead("fleet", garden, "renew", "--authority")
     assert code == 1
-    assert "still needed, by cellar (never seen), hall (never seen), kitchen (never seen)" in err
+    assert "still needed by cellar (never seen), hall (never seen), kitchen (never seen)" in err
     assert err.count("\n") == 1
     changes.revoke(garden / "server", "hall", quiet)
     _, _, err = fedhead("fleet", garden, "renew", "--authority")

@@ -217,7 +217,7 @@ def test_too_few_nodes_for_a_stock_strategy_are_one_clear_line(tiny: Make) -> No
     values = {"experiment": str(tiny(f"strategy.name={FEDAVG}") / "config.toml"), "overrides": ""}
     grid = InProcessGrid(client_app, 2, values)
     context = Context(1, 1, {}, RecordDict(), dict(values))
-    with pytest.raises(FedheadError, match="8 clients live on 2 nodes .* set num-supernodes=8"):
+    with pytest.raises(FedheadError, match="8 clients are on 2 nodes .* set num-supernodes=8"):
         server_app(grid, context)
 
 

@@ -47,12 +47,12 @@ def address(deployed: Path) -> Iterator[str]:
     [
         (
             "401 ",
-            r"localhost:\d+ does not know it: is this device's key registered and not "
-            r"revoked, and the clock right\? It says \d{4}-\d\d-\d\d \d\d:\d\d UTC",
+            r"localhost:\d+ does not know this device: is its key registered and not "
+            r"revoked, and is the clock right\? It says \d{4}-\d\d-\d\d \d\d:\d\d UTC",
         ),
         (
             '412 {"code":2004,"detail":"Failed to activate SuperNode."}',
-            r"localhost:\d+ takes this device to be connected still: .* process has its key",
+            r"localhost:\d+ still counts this device as connected: .* process uses its key",
         ),
         ("404 Something\nnew", r"localhost:\d+ says: 404 Something new"),
         ("", r"localhost:\d+ can be reached"),

@@ -177,7 +177,7 @@ def test_a_folder_that_holds_no_run_is_not_overwritten(
     thesis.write_text("mine")
     code, _, err = fedhead("run", experiment, "--overwrite")
     assert code == 1
-    assert "holds no run: not overwritten" in err
+    assert "is not a run: not overwritten" in err
     assert thesis.read_text() == "mine"
 
 

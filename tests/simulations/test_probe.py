@@ -76,7 +76,7 @@ def test_a_flat_curve_and_a_head_that_cannot_even_fit_do_not_suffice() -> None:
 
 def test_pixels_and_neighbours_that_do_better_are_named() -> None:
     reasons = " ".join(judge(probe_like(0.7, pixels=0.72, neighbours=0.8), 0.9).reasons)
-    assert "bare pixels does better (72.0%)" in reasons
+    assert "plain pixels does better (72.0%)" in reasons
     assert "Nearest neighbours in the same features reach 80.0%" in reasons
     assert "pixels" not in " ".join(judge(probe_like(0.7, pixels=0.6), 0.9).reasons)
 
@@ -124,7 +124,7 @@ def test_digits_suffice_and_the_same_digits_shuffled_look_far_from_imagenet(
     assert max(map(len, out.splitlines())) <= 80
     text = " ".join(out.split())
     assert "does not suffice" in text
-    assert "bare pixels does better" in text
+    assert "plain pixels does better" in text
     assert "far from ImageNet" in text
     assert plot.read_text().startswith("<?xml")
 

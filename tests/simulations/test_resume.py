@@ -235,7 +235,7 @@ def test_clients_whose_memory_is_gone_are_named(
     shutil.rmtree(simulated_state() / run_id)
     code, _, err = fedhead("resume", run, "--set", "train.rounds=3")
     assert code == 1
-    assert f"{simulated_state() / run_id} is not there" in err
+    assert f"{simulated_state() / run_id} is missing" in err
     assert rounds(run) == [1, 2]
 
 
@@ -252,7 +252,7 @@ def test_a_class_that_was_added_starts_at_zero_and_is_said(
         "run", tmp_path / "tiny.toml", *settings, *source, "--init-from", former, "--json"
     )
     assert code == 0, err
-    assert "2 of 3 classes; new, and starting at zero: eel" in err
+    assert "2 of 3 classes; new ones, which start at zero: eel" in err
     summary = json.loads(out)
     # Backbones are made of the data's images, and a head is worth nothing on another one.
     assert summary["fingerprint"] == fingerprint

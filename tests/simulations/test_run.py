@@ -357,7 +357,7 @@ def test_stock_strategies_run_in_the_same_loop(quick: Make, name: str, args: lis
         (["strategy.name=fedprox", "strategy.args.mu=high"], "must be a valid number"),
         (["strategy.name=scaffold", "train.momentum=0.9"], "momentum must be 0"),
         (["strategy.name=flwr.serverapp.strategy:FedNone"], "cannot be imported"),
-        (["strategy.name=json:JSONDecoder"], "gives a JSONDecoder, expected a Strategy"),
+        (["strategy.name=json:JSONDecoder"], "returns a JSONDecoder, expected a Strategy"),
         (["strategy.name=flwr.serverapp.strategy:FedAvg", "strategy.args.x=1"], "do not fit"),
         (
             ["strategy.name=flwr.serverapp.strategy:FedAvg", "strategy.args.fraction-train=0.5"],
@@ -463,7 +463,7 @@ def test_a_run_with_damaged_metrics_goes_back_and_writes_them_again(
     assert "metrics.jsonl, line 5 is damaged" in caplog.text
     assert [line["accuracy"] for line in lines(run)] == before
     metrics.write_bytes(b"".join([first.replace(b"0", b"1", 1), *between, last]))
-    with pytest.raises(RunError, match="metrics.jsonl, line 1 is damaged .* the run begins again"):
+    with pytest.raises(RunError, match="metrics.jsonl, line 1 is damaged .* begin the run again"):
         run_in_process(run)
 
 

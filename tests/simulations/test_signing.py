@@ -90,7 +90,7 @@ def test_a_key_is_its_owners_alone_and_never_replaced(fedhead, tmp_path) -> None
     assert f"private signing key {name}, ECDSA on P-256" in fedhead("keys", "show", "signing.key")
     assert f"public signing key {name}" in fedhead("keys", "show", "signing.key.pub")
     before = key.read_bytes()
-    assert "signing.key is there already: keys are never replaced" in fedhead(
+    assert "signing.key exists already: keys are never replaced" in fedhead(
         "keys", "new", "signing.key"
     )
     (tmp_path / "signing.key.pub").unlink()
@@ -98,7 +98,7 @@ def test_a_key_is_its_owners_alone_and_never_replaced(fedhead, tmp_path) -> None
     assert key_id(read_public_key(tmp_path / "signing.key.pub")) == name
     assert key.read_bytes() == before
     key.rename(tmp_path / "elsewhere")
-    assert "signing.key is missing, and signing.key.pub is there" in fedhead(
+    assert "signing.key is missing, but signing.key.pub exists" in fedhead(
         "keys", "new", "signing.key"
     )
     (tmp_path / "elsewhere").chmod(0o640)
@@ -143,12 +143,12 @@ def test_a_passphrase_is_asked_for_at_the_prompt(tmp_path, monkeypatch) -> None:
 
 
 def test_deploy_gives_all_devices_the_keys_and_newcomers_too(fedhead, garden, tmp_path) -> None:
-    assert str(signing_state(garden / "server")).startswith("unsigned: devices take whatever")
+    assert str(signing_state(garden / "server")).startswith("unsigned: devices take any file")
     assert "trusted=" not in device_command(garden / "devices" / "hall", garden)[-1]
     trust(fedhead, "signing.key.pub")
     name = key_id(read_public_key(tmp_path / "signing.key.pub"))
     assert str(signing_state(garden / "server")) == (
-        f"signed: devices take only what key {name} has signed"
+        f"signed: devices take only files signed by key {name}"
     )
     fedhead("deploy", "garden", "--address", "localhost", "--device", "new")
     for device in ("hall", "kitchen", "new"):
@@ -182,7 +182,7 @@ def test_a_key_that_is_not_the_deployments_is_said_before_anything_else(
 
 
 def test_a_key_without_a_passphrase_says_so(fedhead, tmp_path, monkeypatch) -> None:
-    assert "(no passphrase: who has the file can sign)" in fedhead("keys", "new", "open.key")
+    assert "(no passphrase: anyone who has the file can sign)" in fedhead("keys", "new", "open.key")
     monkeypatch.setenv("FEDHEAD_PASSPHRASE", "correct horse")
     assert "passphrase" not in fedhead("keys", "new", "locked.key")
 
@@ -210,7 +210,7 @@ def test_a_deployment_that_signs_publishes_nothing_unsigned_or_of_another_key(
     fedhead, garden, run
 ) -> None:
     trust(fedhead, "signing.key.pub")
-    assert "give --key FILE; if the key is elsewhere, --statement FILE" in fedhead(
+    assert "give --key FILE; if the key is on another machine, give --statement FILE" in fedhead(
         "publish", run, "--to", "garden/server"
     )
     fedhead("keys", "new", "foreign.key")
@@ -241,7 +241,7 @@ def test_a_key_on_another_machine_signs_a_statement(fedhead, garden, run, tmp_pa
     # Signed by another key, or for another file.
     fedhead("keys", "new", "foreign.key")
     fedhead("keys", "sign", "s", "--key", "foreign.key", "--out", "foreign.signed")
-    assert "foreign.signed is refused: its signature is none of" in fedhead(
+    assert "foreign.signed is refused: it is not signed by" in fedhead(
         "publish", run, *to, "--signed", "foreign.signed"
     )
     other = (tmp_path / "s").read_bytes().replace(b"size ", b"size 1")
@@ -281,7 +281,7 @@ def test_a_backbone_is_put_up_to_be_signed(fedhead, garden, tiny_toml, tmp_path)
     trust(fedhead, "signing.key.pub")
     (tmp_path / "tiny.toml").write_text(tiny_toml)
     to = ("--to", "garden/server")
-    assert "a backbone is put up to be signed" in fedhead("publish", "tiny.toml", *to)
+    assert "a backbone can only be published signed" in fedhead("publish", "tiny.toml", *to)
     assert "s: backbone tiny version 1" in fedhead("publish", "tiny.toml", *to, "--statement", "s")
     fedhead("keys", "sign", "s", "--key", "signing.key")
     assert "signed until" in fedhead("publish", "tiny.toml", *to, "--signed", "s.signed")

@@ -243,7 +243,9 @@ def test_a_secret_that_can_be_guessed_opens_no_door(tmp_path: Path, content: str
     file.write_text(content)
     with pytest.raises(RunError) as error:
         superlink.main(tmp_path / "d" / "server")
-    assert str(error.value).startswith(f"{file} holds no secret, expected 32 letters and digits")
+    assert str(error.value).startswith(
+        f"{file} is not a secret, expected 32 or more letters and digits"
+    )
     file.write_text(" " + "0" * 32 + "\n")
     assert read_secret_file(file) == "0" * 32
 
@@ -302,5 +304,5 @@ def test_a_certificate_that_cannot_be_shown_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"fedhead: {server / 'server.crt'} cannot be shown: ")
+    assert line.startswith(f"fedhead: {server / 'server.crt'} cannot be used: ")
     assert "serving" not in done.stdout

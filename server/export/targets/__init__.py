@@ -1,1 +1,1 @@
-"""What a run can be exported as: a small module for each runtime."""
+"""The export targets: a small module for each runtime."""

@@ -23,14 +23,14 @@ from server.export.trained import TrainedModel
 
 __all__ = ["StandardModel", "executorch_file", "export_executorch", "lowered"]
 
-# XNNPACK's activations are int8: what is q in uint8 is q - 128 there.
+# XNNPACK's activations are int8: a q in uint8 becomes q - 128.
 _SHIFT = 128
 _INT8 = (-128, 127, torch.int8)
 _WEIGHTS = (-127, 127, torch.int8)
 
 
 def export_executorch(trained: TrainedModel, path: Path) -> ExportReport:
-    """Write the file, for one image a call.
+    """Write the file; it takes one image per call.
 
     Raises:
         ExportError: it does not run, or its logits are not finite.
@@ -65,7 +65,7 @@ def lowered(model: nn.Module, input_size: int) -> bytes:
 
 @contextmanager
 def _own_warnings() -> Iterator[None]:
-    """Keep what executorch and torch.export say about themselves from the user."""
+    """Hide the warnings of executorch and torch.export about themselves from the user."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable
@@ -79,12 +79,12 @@ def _own_warnings() -> Iterator[None]:
 class StandardModel(nn.Module):
     """The recorded network in torch's standard operators, each step rounded to int8.
 
-    With a head it gives logits, without one the features of ``FrozenBackbone.features``.
+    With a head it gives logits; without one, the features of ``FrozenBackbone.features``.
     """
 
     def __init__(self, backbone: FrozenBackbone, head: Head | None) -> None:
         super().__init__()
-        # Registers the operators quantized_decomposed.
+        # This import registers the operators of quantized_decomposed.
         from torch.ao.quantization.fx import _decomposed  # noqa: F401
 
         self.network = network = recorded(backbone)
@@ -153,10 +153,10 @@ class StandardModel(nn.Module):
 
 
 class _Rounded:
-    """A result as int8.
+    """A result in int8.
 
-    Each reader dequantizes for itself: where two share that node, XNNPACK's partitions would
-    depend on each other in a cycle.
+    Each reader dequantizes it separately. If two readers shared that node, XNNPACK's partitions
+    would depend on each other in a cycle.
     """
 
     def __init__(self, value: Tensor, scale: float, zero_point: int) -> None:

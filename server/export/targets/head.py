@@ -1,4 +1,4 @@
-"""device-head.safetensors: the head alone, for devices that have the backbone already."""
+"""device-head.safetensors: the head alone, for devices that already have the backbone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["export_head", "head_file"]
 
 
 def head_file(trained: TrainedModel) -> bytes:
-    """Weight, bias and, as metadata, fingerprint and classes: what ``set_head`` wants."""
+    """The arguments of ``set_head``: weight, bias and, as metadata, fingerprint and classes."""
     metadata = {
         "fingerprint": trained.backbone.fingerprint,
         "classes": json.dumps(trained.classes),
@@ -32,7 +32,7 @@ def export_head(trained: TrainedModel, path: Path) -> ExportReport:
     """Write the head.
 
     Raises:
-        ExportError: a fresh process reads something else.
+        ExportError: a fresh process reads something different.
     """
     card = draft_card(trained, "head")
     head, facts = trained.head, {}

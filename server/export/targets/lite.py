@@ -1,4 +1,4 @@
-"""The lite interpreter's own file: its bytecode, its version, its operators."""
+"""The lite interpreter's file: its bytecode, version and operators."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OLDEST_BYTECODE = 4
 
 
 def save_lite(scripted: torch.jit.ScriptModule, bytecode: int | None = None) -> bytes:
-    """The file's bytes, in this torch's own bytecode version or an older one.
+    """The file's bytes, in this torch's bytecode version or an older one.
 
     Raises:
         ExportError: this torch cannot write that version.
@@ -38,14 +38,14 @@ def save_lite(scripted: torch.jit.ScriptModule, bytecode: int | None = None) -> 
 
 
 def bytecode_version(lite: bytes) -> int:
-    """Of a file's content."""
+    """The bytecode version of a file's content."""
     version: int = mobile._get_model_bytecode_version(io.BytesIO(lite))
     return version
 
 
 def lite_operators(saved: bytes) -> tuple[str, ...]:
-    """What a runtime must have to load a file, by name."""
-    # torch reads them from a path alone: its way for buffers takes the content for a name.
+    """Names of the operators that a runtime must have to load a file."""
+    # From a path, because torch's function for buffers takes the content for a file name.
     with tempfile.NamedTemporaryFile(suffix=".ptl") as file:
         file.write(saved)
         file.flush()

@@ -1,8 +1,8 @@
 """model.onnx: the same int8 network for ONNX Runtime, written operator by operator.
 
-Torch's own exporter for quantized modules is deprecated; it also writes int8 weights, whose
-products with uint8 overflow 16 bits on x86 without VNNI. The weights here are uint8 around 128,
-which ONNX Runtime multiplies exactly everywhere.
+Torch's exporter for quantized modules is deprecated. It also writes int8 weights, and on x86
+without VNNI their products with uint8 overflow 16 bits. The weights here are uint8 around 128,
+which ONNX Runtime multiplies exactly on all processors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from server.export.trained import TrainedModel
 
 __all__ = ["export_onnx", "onnx_file"]
 
-# 17 is from 2022; nothing newer is needed. A file says which readers are new enough.
+# Version 17 is from 2022, and nothing newer is needed. A file says which readers can read it.
 _OPSET, _IR_VERSION = 17, 8
 _MIDDLE = 128
 
@@ -68,7 +68,7 @@ def onnx_file(backbone: FrozenBackbone, head: Head | None) -> bytes:
 
 
 class _Graph:
-    """Nodes in order; a value is known by its name."""
+    """Nodes in order; each value has a name."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
@@ -109,7 +109,7 @@ class _Graph:
         return self._node(names[step.kind], *inputs)
 
     def _turned(self, value: str) -> str:
-        """Both axes of space from their last position to the one before their first."""
+        """Reverse both spatial axes: from their last position to the one before their first."""
         ranges = ([-1, -1], [np.iinfo(np.int64).min] * 2, [2, 3], [-1, -1])
         return self._node("Slice", value, *(self._constant(np.array(r, np.int64)) for r in ranges))
 
@@ -117,7 +117,7 @@ class _Graph:
         middle = np.full(len(conv.bias), _MIDDLE, np.uint8)
         unsigned = (conv.weight.astype(np.int16) + _MIDDLE).astype(np.uint8)
         weight = self._dequantized(unsigned, conv.weight_scales, middle)
-        # The scale of the sums: as integers they need no rounding of their own.
+        # The scale of the sums, which are integers and need no rounding.
         steps = (conv.weight_scales * np.float32(input_scale)).astype(np.float32)
         whole = np.rint(conv.bias.astype(np.float64) / steps).astype(np.int32)
         bias = self._dequantized(whole, steps, np.zeros(len(steps), np.int32))

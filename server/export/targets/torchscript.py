@@ -1,4 +1,4 @@
-"""TorchScript files: the int8 model, and the device model for the full or the lite interpreter."""
+"""TorchScript files: the int8 model, and the device model for the full and lite interpreters."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ from server.export.trained import TrainedModel
 
 __all__ = ["export_device", "export_lite", "export_model"]
 
-# What a device file must repeat: training on so many examples, which is the first batch of
-# ``run_exported``, with this many epochs, this batch size and seed.
+# The training that a device file must reproduce: number of examples (the first batch of
+# ``run_exported``), epochs, batch size and seed.
 _EXAMPLES = 16
 _TRAINING = (3, 5, batch_seed(seed=0, round_number=1, client=0))
-_MAX_DELTA_DIFFERENCE = 1e-4  # of the largest entry; sums in another order: some 1e-6
+_MAX_DELTA_DIFFERENCE = 1e-4  # of the largest entry; another order of sums gives some 1e-6
 
 logger = logging.getLogger("fedhead")
 
 
 @dataclass(frozen=True, eq=False)
 class _Candidate:
-    """A network before it is a file.
+    """A network to be written to a file.
 
     Attributes:
-        kind: how ``run_exported`` loads it.
-        network: to script.
-        logits: float32 (n, K), what its head says to the features.
-        check: how far that is from the trained head.
-        bound: (n, K), what the file's logits may be off from these.
-        training: what it must repeat; None for a file that does not train.
+        kind: the loader that ``run_exported`` uses.
+        network: the network to script.
+        logits: float32 (n, K), the logits of its head for the features.
+        check: their difference from the trained head's.
+        bound: (n, K), largest allowed difference of the file's logits from ``logits``.
+        training: the training that it must reproduce; None: the file does not train.
     """
 
     kind: str
@@ -63,14 +63,14 @@ class _Candidate:
 
 @dataclass(frozen=True, eq=False)
 class _Training:
-    """Steps from a head of zeros, small enough that they cannot magnify rounding.
+    """Training steps from a head of zeros, too small to magnify rounding errors.
 
-    With a rate of at most ``1 / max |x|^2`` a step of gradient descent on softmax regression
-    brings two heads no farther apart.
+    With a learning rate of at most ``1 / max |x|^2``, a step of gradient descent on softmax
+    regression never increases the distance between two heads.
 
     Attributes:
         lr: learning rate.
-        delta: float32 (K, d + 1), where they lead.
+        delta: float32 (K, d + 1), the change that the steps give.
     """
 
     lr: float
@@ -78,12 +78,12 @@ class _Training:
 
 
 def export_model(trained: TrainedModel, path: Path) -> ExportReport:
-    """model.pt: backbone and int8 head, to predict with."""
+    """model.pt: backbone and int8 head, for prediction."""
     return _export(trained, path, "model", _model)
 
 
 def export_device(trained: TrainedModel, path: Path) -> ExportReport:
-    """device.pt: backbone and float head, to train with in the full interpreter."""
+    """device.pt: backbone and float head, for training in the full interpreter."""
     return _export(trained, path, "device", _device("device"))
 
 
@@ -92,11 +92,11 @@ def export_lite(trained: TrainedModel, path: Path, bytecode: int | None = None) 
 
     Args:
         trained: what to export.
-        path: of the file.
-        bytecode: version for an older runtime; None for this torch's own.
+        path: the file to write.
+        bytecode: bytecode version for an older runtime; None: this torch's version.
 
     Raises:
-        ExportError: this torch cannot write that version, and as ``export_device``.
+        ExportError: this torch cannot write that version; and as in ``export_device``.
     """
     return _export(trained, path, "lite", _device("lite"), bytecode)
 
@@ -108,7 +108,7 @@ def _export(
     build: Callable[[TrainedModel], _Candidate],
     bytecode: int | None = None,
 ) -> ExportReport:
-    # Started now: it imports torch while this process works.
+    # Started early, so that it imports torch while this process works.
     with fresh_process("run_exported.py") as process:
         candidate = build(trained)
         card = draft_card(trained, target, check=candidate.check)
@@ -170,7 +170,7 @@ def _model(trained: TrainedModel) -> _Candidate:
     check_within(logits, trained.logits, bound, "the int8 head")
     check = measure(logits, trained.logits, trained.labels)
     tell(check, "the int8 head", "its classes are nearly tied")
-    exact = np.zeros_like(logits)  # sums of integers, the same in any order
+    exact = np.zeros_like(logits)  # sums of integers are the same in any order
     return _Candidate("model", PhoneModel(backbone.module, head), logits, check, exact)
 
 
@@ -186,7 +186,7 @@ def _device(kind: str) -> Callable[[TrainedModel], _Candidate]:
         count = min(_EXAMPLES, len(trained.images))
         lr = 1 / float(np.square(x[:count]).sum(axis=1).max())
         zeros = Head.zeros(trained.head.num_classes, trained.head.num_features)
-        twin = DeviceModel(trained.backbone, zeros)  # the one to be saved stays untrained
+        twin = DeviceModel(trained.backbone, zeros)  # a copy, so that the saved one stays untrained
         twin.train_epochs(q[:count], torch.from_numpy(trained.labels[:count]), lr, *_TRAINING)
         training = _Training(lr, twin.head_delta().numpy())
         return _Candidate(kind, network, logits, check, bound, training)
@@ -195,7 +195,7 @@ def _device(kind: str) -> Callable[[TrainedModel], _Candidate]:
 
 
 def _interface(scripted: torch.jit.ScriptModule, saved: bytes, target: str) -> dict[str, Any]:
-    """What a runtime must know of the file: methods, operators, bytecode."""
+    """The facts that a runtime needs about the file: methods, operators, bytecode."""
     names: list[str] = torch.jit.export_opnames(scripted)  # type: ignore[no-untyped-call]
     facts: dict[str, Any] = {"operators": tuple(sorted(names))}
     if target != "model":
@@ -209,7 +209,7 @@ def _interface(scripted: torch.jit.ScriptModule, saved: bytes, target: str) -> d
 
 
 def _signature(schema: torch.FunctionSchema) -> str:
-    """A method as its callers see it: "(Tensor images) -> Tensor"."""
+    """A method's signature: "(Tensor images) -> Tensor"."""
     arguments = ", ".join(f"{a.type} {a.name}" for a in schema.arguments[1:])
     return f"({arguments}) -> {schema.returns[0].type}"
 
@@ -221,7 +221,7 @@ def _check_file(
     candidate: _Candidate,
     engine: str,
 ) -> FileFacts:
-    """Compare what the file gives in a process of its own with what it was made from here."""
+    """Compare the file's results in a process of its own with those computed here."""
     count = len(trained.images)
     first = trained.features[: min(_EXAMPLES, count)]
     logits = candidate.logits[:count]
@@ -262,7 +262,7 @@ def _check_delta(delta: FloatArray, expected: FloatArray) -> None:
     off, size = float(np.abs(delta - expected).max()), float(np.abs(expected).max())
     if not off <= _MAX_DELTA_DIFFERENCE * size:
         raise ExportError(
-            f"the exported file trains to a head that is off by {off:.3g}, where training "
+            f"the exported file trains a head that is off by {off:.3g}, where training "
             f"moves it by {size:.3g}"
         )
 
@@ -270,7 +270,7 @@ def _check_delta(delta: FloatArray, expected: FloatArray) -> None:
 def _by_default(
     facts: Mapping[str, Any], logits: FloatArray, trained: TrainedModel
 ) -> DefaultEngine:
-    """What torch's own choice of an engine gives on this machine: never a reason to refuse."""
+    """Results with the engine that torch picks on this machine; never a reason to refuse."""
     count, engine = len(logits), str(facts["engine"])
     if problem := str(facts["problem"]):
         return DefaultEngine(engine=engine, problem=problem)

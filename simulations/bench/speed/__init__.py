@@ -1,4 +1,4 @@
-"""How fast a model file runs on this machine, in a process that has its runtime alone."""
+"""Measures how fast a model file runs on this machine, in a process with only its runtime."""
 
 from simulations.bench.speed.layers import Layer, layers, time_by_kind
 from simulations.bench.speed.measure import Job, Measured, Runtime, Timing, run_file

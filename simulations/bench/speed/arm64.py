@@ -1,8 +1,8 @@
 """A phone's processor without a phone: ``python -m simulations.bench.speed.arm64 RUN``.
 
-Runs a run's device.ptl under emulated arm64 and here, and compares. The emulator (QEMU), a
-Python and a torch for arm64 are fetched once (120 MB) from Debian and PyPI into a folder of the
-user's cache; nothing is installed into the system.
+It runs a run's device.ptl under emulated arm64 and on this machine, and compares the results. The
+emulator (QEMU), a Python and a torch for arm64 are downloaded once (120 MB) from Debian and PyPI
+into a folder of the user's cache; nothing is installed into the system.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from simulations.run import trained_run
 
 __all__ = ["Arm64Report", "compare_on_arm64", "emulated_python"]
 
-# Older than what exports, as a phone's runtime is.
+# An older torch than the exporting one, as on a phone.
 _TORCH = "torch==2.8.0"
 _PURE = ("filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "sympy",
          "typing_extensions")  # fmt: skip
 _DEBIAN = ("python3-minimal", "libpython3-stdlib", "libgomp1", "libstdc++6")
-_EXAMPLES = 16  # as many as ``run_exported`` trains on
+_EXAMPLES = 16  # the number that ``run_exported`` trains on
 _BATCH, _EPOCHS, _SEED = 8, 25, 7  # 50 steps
 _LR = 0.05
 _TIMEOUT_SECONDS = 1200
@@ -45,9 +45,9 @@ class Arm64Report:
     """One file on two processors.
 
     Attributes:
-        max_feature_difference: in steps of a uint8; 0 for the same bits.
-        max_delta_difference: of the head after 50 steps.
-        max_delta: largest change of the head by these steps, the yardstick.
+        max_feature_difference: in steps of uint8; 0: the same bits.
+        max_delta_difference: largest difference of the head after 50 steps.
+        max_delta: largest change of the head by these steps, for comparison.
     """
 
     max_feature_difference: int
@@ -56,15 +56,15 @@ class Arm64Report:
 
 
 def compare_on_arm64(file: Path, trained: TrainedModel, python: Sequence[str]) -> Arm64Report:
-    """Features of real images and 50 training steps, here and there.
+    """Compare features of real images and 50 training steps on both processors.
 
     Args:
         file: device.pt or device.ptl.
-        trained: what it was exported from.
-        python: what ``emulated_python`` gave.
+        trained: the model that it was exported from.
+        python: the command of ``emulated_python``.
 
     Raises:
-        ExportError: not such a file, or it does not run.
+        ExportError: it is not such a file, or it does not run.
     """
     card = read_card(file)
     images, labels = trained.images[:_EXAMPLES], trained.labels[:_EXAMPLES]
@@ -103,17 +103,17 @@ def _outputs(
 
 
 def emulated_python(folder: Path) -> list[str]:
-    """The command that starts an arm64 Python with torch; what is missing is fetched.
+    """The command that starts an arm64 Python with torch; missing parts are downloaded.
 
     Raises:
-        RunError: it cannot be had here, and why.
+        RunError: it is not possible on this machine, with the reason.
     """
     qemu = folder / "qemu" / "usr" / "bin" / "qemu-aarch64-static"
     root, site = folder / "root", folder / "site"
     if not (folder / "complete").exists():
         for tool in ("apt-get", "dpkg-deb"):
             if shutil.which(tool) is None:
-                raise RunError(f"arm64 cannot be emulated here: {tool} is not there (Debian only)")
+                raise RunError(f"arm64 cannot be emulated here: {tool} is missing (Debian only)")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         _fetch_emulator(folder)
@@ -145,11 +145,11 @@ def _fetch_emulator(folder: Path) -> None:
 
 
 def _fetch_debian(folder: Path, root: Path) -> None:
-    """Packages with all that they need, of the release that is installed here."""
+    """Download packages with their dependencies, for this machine's Debian release."""
     state = folder / "apt"
     for place in ("state/lists/partial", "cache/archives/partial"):
         (state / place).mkdir(parents=True)
-    (state / "status").touch()  # nothing is installed there
+    (state / "status").touch()  # says that nothing is installed there
     settings = {
         "APT::Architecture": "arm64",
         "APT::Architectures": "arm64",
@@ -168,7 +168,7 @@ def _fetch_debian(folder: Path, root: Path) -> None:
 
 def _fetch_torch(root: Path, site: Path) -> None:
     version = _python(root).name.removeprefix("python")
-    # Dependencies by name: pip would choose them for this machine's processor.
+    # Dependencies are named, because pip would choose them for this machine's processor.
     command = [
         sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site),
         "--platform", "manylinux_2_28_aarch64", "--python-version", version,

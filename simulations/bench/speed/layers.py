@@ -1,4 +1,4 @@
-"""From the profiler's trace to the time of each layer."""
+"""Reads each layer's time from the profiler's trace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from common.errors import ExportError
 
 __all__ = ["Layer", "layers", "time_by_kind"]
 
-_ALONE = 0.75  # of the layer's time: beside it come only the reading of scales and the like
+_ALONE = 0.75  # share of the layer's time; the rest is the reading of scales and the like
 _SEGMENT = re.compile(r"([^.()]+)\([^()]*\)")
 
 
@@ -24,12 +24,12 @@ class Layer:
     """One module of the network.
 
     Attributes:
-        name: its path in the model, "" for what the model itself does between its modules.
-        operator: of torch, the one that takes most of the time; "and more" if others take part.
-        shape: of that operator's first input.
-        kernel: of a convolution: outputs, inputs a group, height, width; else empty.
-        milliseconds: median over the calls, of all operators of the module together.
-        share: of the whole call, in [0, 1].
+        name: its path in the model; "" for the model's own work between its modules.
+        operator: the torch operator that takes most of the time; "and more" if others matter too.
+        shape: shape of that operator's first input.
+        kernel: a convolution's outputs, inputs per group, height, width; otherwise empty.
+        milliseconds: time of all operators of the module together; median over the calls.
+        share: share of the whole call, in [0, 1].
     """
 
     name: str
@@ -41,7 +41,7 @@ class Layer:
 
     @property
     def kind(self) -> str:
-        """What it computes, in words."""
+        """The kind of computation, in words."""
         if not self.kernel:
             return self.operator.rpartition("::")[2]
         outputs, inputs, height, width = self.kernel
@@ -50,11 +50,11 @@ class Layer:
 
 
 def layers(trace: Path, calls: int, kernels: Mapping[str, Sequence[int]]) -> list[Layer]:
-    """Each layer's time, in the order in which they run.
+    """Each layer with its time, in the order of computation.
 
     Args:
         trace: a Chrome trace of torch's profiler, recorded with modules and shapes.
-        calls: of the model in it.
+        calls: number of calls of the model in the trace.
         kernels: shape of each convolution's weight, by the layer's name.
 
     Raises:
@@ -88,7 +88,7 @@ def time_by_kind(found: Sequence[Layer]) -> dict[str, tuple[int, float, float]]:
 
 
 def _outermost(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those that lie in no other of them; sorted by start."""
+    """The events that are not within another one, sorted by start."""
     found: list[Mapping[str, Any]] = []
     end = float("-inf")
     for event in events:
@@ -118,10 +118,10 @@ def _one_call(
 
 
 def _path(event: Mapping[str, Any]) -> str:
-    """Where the operator was called, for example backbone.body.1.conv.0.
+    """The module in which the operator was called, for example backbone.body.1.conv.0.
 
     TorchScript writes "TOP(Model)::forward.backbone(Int8Backbone)::forward. ...": each
-    attribute with its type, which says no more.
+    attribute with its type, which is left out here.
     """
     segments = _SEGMENT.findall(event["args"].get("Module Hierarchy", ""))
     return ".".join(segment.rpartition("::forward.")[2] for segment in segments[1:])

@@ -1,4 +1,4 @@
-"""A model file's speed and memory, measured in a fresh process."""
+"""Measures a model file's speed and memory in a fresh process."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ __all__ = ["Job", "Measured", "Runtime", "Timing", "run_file", "run_script"]
 Runtime = Literal["torchscript", "lite", "onnx", "executorch"]
 
 _MOST_SECONDS = 1800
-# The same for all: some runtimes' memory depends on it.
+# The same for all runtimes, because the memory of some depends on it.
 _FEATURE_BATCH = 32
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to run.
+    """A file to run, and how.
 
     Attributes:
         file: the model.
-        runtime: what runs it.
-        engine: torch's quantized engine to set before loading; "" where none is used.
-        threads: to measure with.
-        batches: images a call, to measure with.
-        seconds: to repeat each measurement for, about.
+        runtime: the runtime to use.
+        engine: torch's quantized engine to set before loading; "": none.
+        threads: numbers of threads to measure.
+        batches: numbers of images per call to measure.
+        seconds: approximate time for repeating each measurement.
     """
 
     file: Path
@@ -52,9 +52,9 @@ class Timing:
     """Median time of a call.
 
     Attributes:
-        threads: that computed.
-        batch: images a call, in a buffer that is made once.
-        seconds: of a call.
+        threads: number of threads.
+        batch: images per call, in a buffer that is made once.
+        seconds: time of a call.
     """
 
     threads: int
@@ -68,14 +68,14 @@ class Timing:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What a process of its own found; memory is the growth of its peak over the bare runtime's.
+    """Measurements in a fresh process; memory is the growth of its peak over the bare runtime's.
 
     Attributes:
-        load_seconds: of the file.
-        timings: for each number of threads and batch size.
-        memory_bytes: after loading and one image.
-        peak_memory_bytes: after all batch sizes.
-        features: float32 (n, d), where they were asked for.
+        load_seconds: time to load the file.
+        timings: one for each number of threads and batch size.
+        memory_bytes: memory after loading and one image.
+        peak_memory_bytes: memory after all batch sizes.
+        features: float32 (n, d), if asked for.
     """
 
     load_seconds: float
@@ -89,12 +89,12 @@ def run_file(job: Job, images: UInt8Array, *, features: bool = False) -> Measure
     """Measure a file.
 
     Args:
-        job: what to run, and how.
+        job: the file to run, and how.
         images: uint8 (n, 3, S, S), n >= 1.
-        features: also return what the file gives for all images.
+        features: whether to return the file's result for all images too.
 
     Raises:
-        ExportError: the file does not run; says why.
+        ExportError: the file does not run; the error says why.
     """
     with tempfile.TemporaryDirectory(prefix="fedhead-speed-") as name:
         folder = Path(name)
@@ -126,12 +126,12 @@ def run_file(job: Job, images: UInt8Array, *, features: bool = False) -> Measure
 
 
 def run_script(script: str, job: Mapping[str, object]) -> Any:
-    """Run a script of this folder; what it prints last is JSON.
+    """Run a script of this folder and return its last line, which is JSON.
 
     Raises:
         ExportError: it failed or took too long; names the model file.
     """
-    # -P: the script's own folder must not offer modules.
+    # -P: modules must not be imported from the script's folder.
     command = [sys.executable, "-P", "-W", "ignore", str(Path(__file__).with_name(script))]
     try:
         done = subprocess.run(  # noqa: S603  # our own script

@@ -1,4 +1,4 @@
-"""Where an exported model's time goes on this machine."""
+"""Measures an exported model on this machine: time per layer, speed and memory."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _WARM_UP = 3
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """What was measured.
+    """A model's measurements.
 
     Attributes:
         model: the file.
-        card: its own.
+        card: the file's card.
         engine: quantized engine that ran it.
-        layers: in the order in which they run, on one thread, one image.
-        measured: speed over threads and batch sizes, and memory.
+        layers: layers in the order of computation, for one image on one thread.
+        measured: speed for numbers of threads and batch sizes, and memory.
         trace: file for chrome://tracing or ui.perfetto.dev.
     """
 
@@ -47,11 +47,11 @@ def profile_model(model: Path, *, engine: str, trace: Path) -> Profile:
 
     Args:
         model: exported by fedhead.
-        engine: quantized engine; "" is the card's, with the bits that the phone computes.
-        trace: where to write the profiler's trace.
+        engine: quantized engine; "": the card's engine, which computes the phone's bits.
+        trace: file to write the profiler's trace to.
 
     Raises:
-        ExportError: the file is damaged, not ours, or does not run.
+        ExportError: the file is damaged, is not an export of fedhead, or does not run.
     """
     card = read_card(model)
     engine = engine or card.engine

@@ -1,8 +1,8 @@
-"""Runs a model file in a process of its own, with its runtime and the standard library alone.
+"""Runs a model file in a process of its own, with only its runtime and the standard library.
 
-Started as a script by ``measure``. It imports nothing of fedhead, so that memory and speed are
-those of a stranger's process. One JSON object on standard input says what to do, one on
-standard output what was found; arrays pass through raw files.
+``measure`` starts it as a script. It imports nothing of fedhead, so that memory and speed are those
+of a user's process. One JSON object on standard input says what to do, and one on standard output
+says the results. Arrays are passed in raw files.
 """
 
 import json
@@ -19,7 +19,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Call = Callable[[], Any]
 Runner = tuple[Callable[[Array], Call], Callable[[Any], Array]]
-"""Binds a batch to a call that is then repeated, and reads what a call returned."""
+"""Makes a repeatable call for a batch, and reads a call's result."""
 
 _WARM_UP = 3
 _MOST_RUNS = 50
@@ -27,7 +27,7 @@ _FEWEST_RUNS = 7
 
 
 def main() -> None:
-    """Load, time and measure the memory; then compute the features, where they are wanted."""
+    """Load the file, measure time and memory, and then compute features if asked."""
     job = json.load(sys.stdin)
     images = np.fromfile(job["images"]["path"], np.uint8).reshape(job["images"]["shape"])
     open_file = _RUNTIMES[job["runtime"]](job)
@@ -57,14 +57,14 @@ def main() -> None:
 
 
 def _cycled(images: Array, batch: int) -> Array:
-    """A batch of any size of the images there are."""
+    """A batch of any size, made by repeating the given images."""
     return np.ascontiguousarray(np.resize(images, (batch, *images.shape[1:])))
 
 
 def _peak_bytes() -> int:
     """Largest resident memory so far."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage's peak is there at least that of the parent process
+    if status.exists():  # on Linux, getrusage's peak includes the parent process's
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return 1024 * int(peak.split()[1])
     import resource
@@ -141,7 +141,7 @@ def _executorch(job: dict[str, Any]) -> Callable[[int], Runner]:
         method = Runtime.get().load_program(job["file"]).load_method("forward")
 
         def bind(batch: Array) -> Call:
-            # The program takes one image a call.
+            # The program takes one image per call.
             tensors = [torch.from_numpy(np.array(image[None])) for image in batch]
             return lambda: [method.execute([tensor])[0].clone() for tensor in tensors]
 

@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def _kernels(model: torch.jit.ScriptModule) -> dict[str, list[int]]:
-    """Shape of each convolution's weight: outputs, inputs a group, height, width."""
+    """Shape of each convolution's weight: outputs, inputs per group, height, width."""
     shapes = {}
     for name, module in model.named_modules():
         if hasattr(module, "_packed_params"):

@@ -502,7 +502,7 @@ def test_a_device_file_that_trains_otherwise_is_not_put_in_place(trained, tmp_pa
         return data.replace(b"mul(direction2, lr)", b"mul(direction2, 0.9)") if is_step else data
 
     monkeypatch.setattr(torchscript, "compact", tampered(slower))
-    with pytest.raises(ExportError, match="trains to a head that is off by"):
+    with pytest.raises(ExportError, match="trains a head that is off by"):
         export(trained, "device", tmp_path / "device.pt")
     assert files_in(tmp_path) == []
 

@@ -126,7 +126,7 @@ def test_state_of_another_strategy_is_refused(tmp_path: Path) -> None:
     class Other:
         control: np.ndarray
 
-    with pytest.raises(RunError, match="lacks 'control'"):
+    with pytest.raises(RunError, match="has no 'control'"):
         restore_state(Other(np.zeros(1)), checkpoint)
     wrong = dataclasses.replace(state(0, 0), total=np.zeros(2, np.uint64))
     with pytest.raises(RunError, match="total is uint64"):

@@ -37,9 +37,13 @@ def kept(trained: TrainedModel, tmp_path: Path) -> Head:
     [
         (FORMER, [0, 1, 2], "3 of 3 classes"),
         (("cat", "ant", "bee"), [2, 0, 1], "3 of 3 classes"),
-        (("ant", "asp", "bee", "cat"), [0, None, 1, 2], "new, and starting at zero: asp"),
+        (("ant", "asp", "bee", "cat"), [0, None, 1, 2], "new ones, which start at zero: asp"),
         (("bee", "ant"), [1, 0], "left out: cat"),
-        (("yak", "bee"), [None, 1], "1 of 2 classes; new, and starting at zero: yak; left out:"),
+        (
+            ("yak", "bee"),
+            [None, 1],
+            "1 of 2 classes; new ones, which start at zero: yak; left out:",
+        ),
     ],
 )
 def test_rows_follow_the_names_of_classes(
@@ -61,14 +65,14 @@ def test_without_a_former_run_a_head_is_zero(trained: TrainedModel, tmp_path: Pa
 def test_a_head_of_other_classes_altogether_is_refused(
     kept: Head, trained: TrainedModel, tmp_path: Path
 ) -> None:
-    with pytest.raises(RunError, match="runs/old is of other classes: ant, bee, cat; this run's"):
+    with pytest.raises(RunError, match="runs/old has other classes: ant, bee, cat; this run's"):
         first_head(tmp_path, trained.backbone, ("yak", "owl"))
 
 
 def test_a_head_of_another_backbone_is_refused(trained: TrainedModel, tmp_path: Path) -> None:
     head = Head.zeros(3, trained.backbone.spec.num_features)
     FormerHead(head, FORMER, "0" * 64, "runs/old").keep(tmp_path)
-    with pytest.raises(RunError, match=r"runs/old is of backbone 000000000000, this run's is"):
+    with pytest.raises(RunError, match=r"runs/old is for backbone 000000000000, this run's is"):
         first_head(tmp_path, trained.backbone, FORMER)
 
 
@@ -87,7 +91,7 @@ def test_a_damaged_first_head_is_one_line(
 @pytest.mark.parametrize(
     ("strategy", "message"),
     [
-        ({"name": "fed3r"}, "starts from no head"),
+        ({"name": "fed3r"}, "init-from does not apply"),
         ({"init": "fed3r"}, "exclude each other"),
     ],
 )
@@ -146,6 +150,6 @@ def test_a_run_without_a_round_gives_no_head(quick: Make, tmp_path: Path) -> Non
     former = quick(name="former")
     with pytest.raises(RunError, match="former has no finished round yet"):
         quick(f"strategy.init-from={former}", name="later")
-    with pytest.raises(RunError, match=r"strategy\.init-from: .*nowhere holds no run"):
+    with pytest.raises(RunError, match=r"strategy\.init-from: .*nowhere is not a run"):
         quick(f"strategy.init-from={tmp_path / 'nowhere'}", name="later")
     assert not (tmp_path / "later").exists()

@@ -137,7 +137,7 @@ STATISTICS: dict[str, tuple[Callable[[Arrays], None], str]] = {
     "gram of 2^60": (huge, f"gram holds {2**60}, expected at most"),
     "counts that wrap": (wrapping, "moments holds 92233720368547"),
     "bright": (too_bright, "above 255 times its examples"),
-    "indefinite": (indefinite, "gram is not that of any features"),
+    "indefinite": (indefinite, "gram cannot come from features"),
 }
 
 
@@ -373,7 +373,7 @@ def test_a_client_with_whom_sums_would_leave_their_numbers_is_left_out_by_name(
     monkeypatch.setattr("server.round.admission._MOST_TOGETHER", 1236)  # of 1237
     with pytest.raises(RunError, match=r"no node hosts the clients \[7\]"):
         run(tiny(*OPTIONS), {})
-    assert "with which all clients have 1237, expected at most 1236: refused" in caplog.text
+    assert "which makes 1237 of all clients, expected at most 1236: refused" in caplog.text
 
 
 def test_a_baseline_that_has_diverged_is_none(tiny: Make, caplog: pytest.LogCaptureFixture) -> None:
@@ -381,4 +381,4 @@ def test_a_baseline_that_has_diverged_is_none(tiny: Make, caplog: pytest.LogCapt
     summary = run_in_process(folder)
     assert summary["centralized_accuracy"] is None
     assert summary["ridge_accuracy"] > 0.5
-    assert "the centralized head has diverged: no baseline" in caplog.text
+    assert "no centralized baseline: its head has diverged" in caplog.text

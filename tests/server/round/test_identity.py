@@ -158,10 +158,10 @@ LIES: dict[str, tuple[Change, str]] = {
     "another's client": (describes(clients=[OTHERS]), "attic speaks for kitchen, which it is not"),
     "another's as well": (
         describes(clients=[CLIENTS["attic"], OTHERS], num_examples=[54, 54]),
-        "attic describes itself badly, lists 2 clients, expected at most 1",
+        "attic sends an invalid description, lists 2 clients, expected at most 1",
     ),
-    "a thousand": (many(1000), "attic describes itself badly, lists 1000 clients"),
-    "a million": (many(10**6), "attic describes itself badly, lists 1000000 clients"),
+    "a thousand": (many(1000), "attic sends an invalid description, lists 1000 clients"),
+    "a million": (many(10**6), "attic sends an invalid description, lists 1000000 clients"),
     "nobody's client": (describes(clients=[77]), "attic speaks for client 77, which it is not"),
     "2^62 examples": (
         describes(num_examples=[2**62]),
@@ -170,7 +170,7 @@ LIES: dict[str, tuple[Change, str]] = {
     "a little more": (describes(num_examples=[1001]), "attic claims 1001 examples, expected at"),
     "fewer than none": (describes(num_examples=[-1]), "attic claims -1 examples"),
     "simulated": (describes(simulated=True), "attic says that it is simulated"),
-    "nonsense": (nonsense, "attic describes itself badly, record 'report' is missing"),
+    "nonsense": (nonsense, "attic sends an invalid description, record 'report' is missing"),
 }  # fmt: skip
 
 
@@ -265,8 +265,8 @@ def test_a_device_with_more_images_than_allowed_uses_as_many_and_says_so(
     assert summary["valid_updates"] == 3
     joined = {e["name"]: e["num_examples"] for e in events(folder, "joined")}
     assert set(joined.values()) == {27}  # three of thirty are kept to test with
-    assert "hall has joined with 27 examples, 30 more images than a device may use" in caplog.text
-    said = "run tiny: it takes at most 30 images of a device, 30 others are left out, evenly"
+    assert "hall has joined with 27 examples; 30 images above its limit" in caplog.text
+    said = "run tiny: it uses at most 30 images of a device; 30 others are left out, evenly spread"
     assert caplog.messages.count(said) == 3
 
 
@@ -295,7 +295,7 @@ def test_who_answers_twice_or_for_another_is_refused_and_the_first_answer_counts
     assert once["valid_updates"] == twice["valid_updates"] == 6
     assert once["head_sha256"] == twice["head_sha256"]
     reasons = {e["reason"] for e in events(second, "refused")}
-    assert reasons == {"answers a message twice", "answers a message that another was sent"}
+    assert reasons == {"answers a message twice", "answers a message that was sent to another node"}
     assert {e["name"] for e in events(second, "refused")} == {"attic"}
     rows = accounts(second)
     assert int(rows["attic"]["refused"]) >= 4
@@ -368,7 +368,7 @@ def test_false_counts_are_refused_by_name(
     folder = tiny("train.rounds=1", "train.clients-per-round=0")
     run(folder, Garden(devices, change), garden)
     (refused,) = events(folder, "refused")
-    assert refused["message"].startswith("attic evaluates badly, ")
+    assert refused["message"].startswith("attic sends an invalid evaluation, ")
     assert words in refused["message"]
     assert accounts(folder)["attic"]["refused"] == "1"
 

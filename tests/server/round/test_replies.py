@@ -97,8 +97,8 @@ CASES: dict[str, tuple[Change, str]] = {
     "more examples than described": (report("num-examples", [10**9]), "reports 1000000000"),
     "a loss of NaN": (report("loss-before", [float("nan")]), "a loss is not finite"),
     "a loss beyond numbers": (report("loss-after", [1e300]), "a loss is 1e+300"),
-    "a loss below nothing": (report("loss-before", [-1.0]), "which no loss is"),
-    "2^62 examples": (report("num-examples", [2**62]), f"reports {2**62} examples, described"),
+    "a loss below nothing": (report("loss-before", [-1.0]), "which is impossible"),
+    "2^62 examples": (report("num-examples", [2**62]), f"reports {2**62} examples, but described"),
     "a payload of 2^62 bytes": (report("payload-bytes", [2**62]), f"reports a payload of {2**62}"),
     "a million clients": (report("client", [2] * 10**6), "lists 1000000 client, expected"),
     "a missing key": (lambda c: c["report"].pop("client"), "client is missing"),  # type: ignore[union-attr]
@@ -281,7 +281,7 @@ def test_a_device_with_a_class_that_the_task_does_not_have_is_named(
     (devices[0] / "images" / "3").rename(devices[0] / "images" / "three")
     summary = run(tiny("train.rounds=1", "train.clients-per-round=2"), lambda _: None, device_grid)
     assert summary["clients"] == 2
-    words = "its images cannot be used: its own log says more"
+    words = "its images cannot be used; see its own log"
     assert f"node 1 cannot take part: {words}" in caplog.text
     assert "three" in caplog.text  # in the device's own log
 

@@ -64,7 +64,7 @@ def test_devices_train_on_a_signed_backbone_and_on_no_other(
     options = ("train.rounds=1", "train.clients-per-round=3")
     with pytest.raises(RunError, match="no round of 1 gave a new head"):
         run(tiny(*options), strict_grid, None)
-    assert caplog.text.count("is refused: it is not signed, and only what ") >= 3
+    assert caplog.text.count("is refused: it is not signed, and a signature of ") >= 3
     assert not [*devices[0].rglob("backbone.safetensors")]
 
     path = tiny(*options, name="signed")
@@ -101,7 +101,7 @@ def test_the_backbone_is_signed_once_and_again_when_it_must_be(
         assert found[1].name == of.name
         return found[0].version
 
-    with pytest.raises(SignatureError, match="foreign.key is key .*, and the devices of .* trust"):
+    with pytest.raises(SignatureError, match="foreign.key is key .*, but the devices of .* trust"):
         signed_backbones(config, server, tmp_path / "foreign.key")
     assert not (server / "backbones").exists()
     signed_backbones(config, server, key)

@@ -88,4 +88,4 @@ def test_a_reply_that_cannot_be_read_costs_the_others_nothing(
     answers = [m for m in pull(pushed) if m.metadata.reply_to_message_id == "asked"]
     assert len(answers) == 1
     assert answers[0].content["report"] == honest["report"]
-    assert caplog.text.count("cannot be read and is thrown away") == 2
+    assert caplog.text.count("cannot be read and is ignored") == 2

@@ -80,10 +80,10 @@ def test_a_device_tells_the_kind_of_a_problem_and_nothing_of_its_owners(
     folder = tiny("train.rounds=2", "train.clients-per-round=2", "strategy.name=scaffold")
     run(folder, Heard, app)
     said = {(line["event"], line.get("reason")) for line in logged(folder)}
-    more = ": its own log says more"
+    more = "; see its own log"
     assert ("node", f"its images cannot be used{more}") in said
     assert ("declined", "its owner's command says no") in said
-    assert ("rejected", f"what it keeps of the run cannot be used{more}") in said
+    assert ("rejected", f"its stored data of the run cannot be used{more}") in said
     for secret in (*SECRETS, *map(str, devices)):
         assert not [reply for reply in replies if secret.encode() in reply], secret
     # What the server was not told is in the devices' own log.
@@ -103,7 +103,7 @@ def test_each_of_our_errors_has_a_kind(name: str) -> None:
 
 @pytest.mark.parametrize("problem", [OSError(28, "No space left", "/x"), MemoryError(), KeyError()])
 def test_every_other_error_has_one_too(problem: Exception) -> None:
-    assert kind_of(problem).endswith(": its own log says more")
+    assert kind_of(problem).endswith("; see its own log")
 
 
 def test_words_of_a_device_are_one_printable_line_wherever_they_are_written(

@@ -8,13 +8,13 @@ import org.pytorch.Module
 import org.pytorch.Tensor
 
 /**
- * device.ptl on a phone: computes features once, trains its head on them, says what has changed.
+ * device.ptl on a phone: computes features once, trains its head on them, returns the change.
  *
  * Every refusal of the model (a label outside its classes, a head of another backbone, an empty
- * batch) arrives as an exception with the model's own text, and the head then is what it was.
- * Not for use from several threads at once.
+ * batch) is an exception with the model's own text, and the head stays unchanged.
+ * It must not be used from several threads at once.
  *
- * @param model the file device.ptl; device.ptl.json, its card, lies beside it.
+ * @param model the file device.ptl; its card, device.ptl.json, must be beside it.
  */
 class Phone(model: File) {
     private val card = JSONObject(File("${model.path}.json").readText())
@@ -35,32 +35,32 @@ class Phone(model: File) {
     fun features(pixels: ByteArray, n: Long): ByteArray =
         module.runMethod("features", uint8(pixels, n, 3, size, size)).toTensor().dataAsUnsignedByteArray
 
-    /** Logits of n images with the head as it is, numClasses an image. */
+    /** Logits of n images under the present head, numClasses per image. */
     fun logits(pixels: ByteArray, n: Long): FloatArray =
         module.runMethod("forward", uint8(pixels, n, 3, size, size)).toTensor().dataAsFloatArray
 
-    /** Starts a round from the global head; fingerprint is that of the backbone it was trained on. */
+    /** Starts a round from the global head; fingerprint is that of the head's backbone. */
     fun setHead(weight: FloatArray, bias: FloatArray, fingerprint: String) {
         module.runMethod("set_head", float32(weight, numClasses, numFeatures), float32(bias, numClasses), IValue.from(fingerprint))
     }
 
-    /** Local training on n examples; gives each epoch's mean loss. */
+    /** Trains on n examples; returns each epoch's mean loss. */
     fun trainEpochs(q: ByteArray, labels: LongArray, n: Long, lr: Double, epochs: Long, batchSize: Long, seed: Long): FloatArray =
         module.runMethod("train_epochs", uint8(q, n, numFeatures), int64(labels, n), IValue.from(lr), IValue.from(epochs), IValue.from(batchSize), IValue.from(seed)).toTensor().dataAsFloatArray
 
-    /** Mean loss of the head as it is on n examples. */
+    /** Mean loss of the present head on n examples. */
     fun loss(q: ByteArray, labels: LongArray, n: Long): Double =
         module.runMethod("loss", uint8(q, n, numFeatures), int64(labels, n)).toDouble()
 
-    /** What has changed since setHead, (numClasses, numFeatures + 1) row by row, bias last. */
+    /** The head's change since setHead, (numClasses, numFeatures + 1) row by row, bias last. */
     fun headDelta(): FloatArray =
         module.runMethod("head_delta").toTensor().dataAsFloatArray
 
-    /** Of the backbone, 64 hex digits. */
+    /** The backbone's fingerprint, 64 hex digits. */
     fun fingerprint(): String =
         module.runMethod("fingerprint").toStr()
 
-    /** The delta as the server reads it; see [Safetensors]. */
+    /** The delta in the form that the server reads; see [Safetensors]. */
     fun update(n: Long, lossBefore: Double, lossAfter: Double): ByteArray =
         Safetensors.one(
             "delta", headDelta(), longArrayOf(numClasses, numFeatures + 1),

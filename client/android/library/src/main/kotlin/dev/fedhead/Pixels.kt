@@ -9,15 +9,15 @@ import kotlin.math.abs
 import kotlin.math.roundToInt
 
 /**
- * An image that stands upright as the model takes it: alpha laid on white, the shorter side scaled
- * to size (bilinear, antialiased), the middle of the longer kept, RGB in three planes.
+ * An upright image in the form that the model needs: alpha laid on white, the shorter side scaled
+ * to size (bilinear, antialiased), the middle of the longer side kept, RGB in three planes.
  */
 fun Bitmap.toPixels(size: Int): ByteArray {
     val opaque = onWhite()
     val side = minOf(width, height)
     val columns = windows(width, (width - side) / 2.0, side, size)
     val rows = windows(height, (height - side) / 2.0, side, size)
-    // Row by row: all of a camera's pixels as integers would be some fifty megabytes.
+    // Row by row, because all pixels of a camera's image as integers are some fifty megabytes.
     val narrow = ByteArray(3 * size * height)
     val row = IntArray(width)
     for (y in 0 until height) {
@@ -33,7 +33,7 @@ fun Bitmap.toPixels(size: Int): ByteArray {
     return pixels
 }
 
-/** As its EXIF orientation says. For BitmapFactory, which ignores it; ImageDecoder does not. */
+/** Turned by its EXIF orientation. For BitmapFactory, which ignores it, unlike ImageDecoder. */
 fun Bitmap.upright(orientation: Int): Bitmap {
     val matrix = Matrix()
     when (orientation) {
@@ -50,7 +50,7 @@ fun Bitmap.upright(orientation: Int): Bitmap {
 }
 
 private fun Bitmap.onWhite(): Bitmap {
-    // Drawing also brings 16 bits a colour to eight.
+    // Drawing also reduces 16 bits per colour to eight.
     val opaque = Bitmap.createBitmap(width, height, Bitmap.Config.ARGB_8888)
     Canvas(opaque).run {
         drawColor(Color.WHITE)
@@ -59,7 +59,7 @@ private fun Bitmap.onWhite(): Bitmap {
     return opaque
 }
 
-/** Which old pixels make one new pixel, from the first on, and how much each counts. */
+/** The old pixels that make one new pixel: the first of them, and the weight of each. */
 private class Window(val first: Int, val weights: DoubleArray) {
     inline fun mix(value: (Int) -> Int): Byte {
         var sum = 0.0
@@ -68,7 +68,7 @@ private class Window(val first: Int, val weights: DoubleArray) {
     }
 }
 
-/** Triangles two new pixels wide, or two old ones where it scales up. */
+/** Triangles two new pixels wide, or two old pixels wide if the image is enlarged. */
 private fun windows(length: Int, start: Double, side: Int, size: Int) = List(size) { i ->
     val step = side.toDouble() / size
     val reach = maxOf(step, 1.0)

@@ -18,10 +18,10 @@ import java.io.File
 import kotlin.concurrent.thread
 
 /**
- * For each class a button that takes images from the gallery, and one that trains on them.
+ * Has a button for each class that takes images from the gallery, and one that trains on them.
  *
- * device.ptl and device.ptl.json lie in the app's assets. The update is left in the app's files,
- * from where an app of yours sends it.
+ * device.ptl and device.ptl.json are in the app's assets. The update is written to the app's files,
+ * and your own app sends it from there.
  */
 class MainActivity : ComponentActivity() {
     private val phone by lazy { Phone(asset("device.ptl").also { asset("device.ptl.json") }) }
@@ -77,12 +77,12 @@ class MainActivity : ComponentActivity() {
             stored.upright(exif.getAttributeInt(ExifInterface.TAG_ORIENTATION, ExifInterface.ORIENTATION_NORMAL))
         }
 
-    // The runtime reads files, not assets.
+    // The runtime can read files, but not assets.
     private fun asset(name: String) = File(filesDir, name).also { file ->
         assets.open(name).use { from -> file.outputStream().use { from.copyTo(it) } }
     }
 
-    // One task at a time: the model is not for several threads.
+    // One task at a time, because the model must not be used by several threads.
     private fun inBackground(work: () -> Unit) {
         thread {
             synchronized(phone) {
