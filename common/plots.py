@@ -20,10 +20,21 @@ if TYPE_CHECKING:
 
     from common.types import FloatArray, IntArray
 
-__all__ = ["BLUE", "INK", "blues", "check_drawable", "draw_counts", "new_figure", "save_figure"]
+__all__ = [
+    "BLUE",
+    "INK",
+    "SERIES",
+    "blues",
+    "check_drawable",
+    "draw_counts",
+    "new_figure",
+    "save_figure",
+]
 
 # The report page's, so that a reader meets one set of colours.
 BLUE, INK = "#0072b2", "#1b2126"
+# --series in simulations/report/page.css.
+SERIES = (BLUE, "#d55e00", "#008f6b", "#a8518f", "#b07d00", "#68737d")
 _FEW, _MANY = "#e1eef7", "#5ba4d0"
 _NAMES = 60
 """Labels that an axis has room for."""

@@ -1,4 +1,4 @@
-"""Sections on training: the strategy, clients, rounds, and what it is compared with."""
+"""Sections on training: strategy, clients, rounds, and baselines."""
 
 from __future__ import annotations
 
@@ -71,26 +71,28 @@ class StrategyConfig(Section):
     """[strategy]: how the server aggregates."""
 
     name: str = Field("fedavg", min_length=1)
-    """One of fedhead's own, or an import path: module:function for one of yours, module:Class
-    for one of Flower's."""
+    """One of fedhead's strategies, or an import path: module:function of your own, module:Class of
+    Flower's."""
     args: dict[str, Any] = Field(default_factory=dict)
-    """The strategy's own settings, see fedhead strategies."""
+    """The strategy's arguments; see fedhead strategies."""
     root: str = ""
-    """Folder of a module of yours; empty: the experiment's, else the working folder, if it is in
-    one of them."""
+    """Folder of your own module; empty: the experiment file's folder or the working folder,
+    whichever has the module."""
     init_from: str = ""
-    """Run folder whose head is the first one, and whose backbone is this run's; rows are matched by
-    the names of classes, new ones start at zero."""
+    """Run folder to start from: its last head is the first head, and its backbone is used. Rows are
+    matched by class name; new classes start at zero."""
     init: Literal["zeros", "fed3r"] = "zeros"
-    """The first head; fed3r takes a first round in which every client sends its statistics."""
+    """The first head: zeros, or with fed3r a ridge head, for which every client sends its
+    statistics in a first round."""
     init_temperature: Annotated[float, Field(gt=0)] = 10.0
-    """The first head is this times the ridge head of fed3r, so that its softmax is sure."""
+    """Factor on the ridge head of fed3r, so that its softmax gives confident probabilities."""
     init_lambda: Annotated[float, Field(gt=0)] = 10.0
-    """Penalty of that ridge head."""
+    """Penalty of the ridge head of fed3r."""
     precondition: Literal["none", "gram"] = "none"
-    """gram: clients' gradients are multiplied by the inverse of all clients' Gram matrix."""
+    """gram: clients' gradients are multiplied by the inverse of the Gram matrix of all clients'
+    data."""
     precondition_lambda: Annotated[float, Field(gt=0)] = 100.0
-    """What is added to that Gram matrix before it is inverted."""
+    """Number that is added to the diagonal of that Gram matrix before it is inverted."""
 
 
 class TrainConfig(Section):
@@ -99,38 +101,39 @@ class TrainConfig(Section):
     rounds: Positive = 50
     """Rounds of federated training."""
     clients_per_round: NumberOrShare = 0
-    """How many are asked; below 1 a share of all clients, rounded up; 0: every client."""
+    """Number of clients that a round asks; below 1 a share of all clients, rounded up; 0: every
+    client."""
     clients: Annotated[list[int | str], AfterValidator(_clients)] = Field(default_factory=list)
-    """The only ones that take part: ids of simulated clients, from 0 on, or names of a
+    """The only clients that take part: ids of simulated clients, from 0 on, or names of a
     deployment's devices. Empty: all."""
     lr: Annotated[float, Field(gt=0)] = 0.01
     """The clients' learning rate."""
     optimizer: Optimizer = "sgd"
-    """What takes a client's steps; Adam and AdamW begin each round with fresh moments, and have
-    torch's defaults. They need the reference trainer, which is then taken."""
+    """The clients' optimizer. Adam and AdamW begin each round with fresh moments and have torch's
+    defaults. They need the reference trainer, which is then used."""
     schedule: ScheduleKind = "constant"
-    """How the learning rate goes on after the warm-up: linear and cosine fall towards 0, which the
-    round after the last would have; step is multiplied by decay-factor every decay-rounds."""
+    """The learning rate after the warm-up. linear and cosine let it fall; it would be 0 in the
+    round after the last. step multiplies it by decay-factor every decay-rounds."""
     warmup_rounds: Count = 0
-    """Rounds in which the learning rate rises evenly; the next is the first at full rate."""
+    """Rounds at the beginning in which the learning rate rises evenly."""
     decay_rounds: Positive = 10
-    """Rounds between two falls of schedule="step"."""
+    """Rounds between two falls of train.schedule = "step"."""
     decay_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """What each of them multiplies the learning rate by."""
+    """Factor by which each of them multiplies the learning rate."""
     local_epochs: Positive = 1
-    """Passes over its examples that a client makes in a round."""
+    """Passes of a client over its examples in each round."""
     batch_size: Positive = 10
-    """Examples a step."""
+    """Examples per step."""
     momentum: Fraction = 0.0
     """Heavy-ball momentum of SGD."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """L2 penalty; of AdamW, taken off the weights directly."""
     loss: Annotated[str, AfterValidator(_loss)] = CROSS_ENTROPY
-    """What clients minimise: cross-entropy, or module:function for one of yours, in simulations
+    """The loss that clients minimise: cross-entropy, or module:function of your own, in simulations
     only and on the reference trainer."""
     loss_root: str = ""
-    """Folder of that module; empty: strategy.root, the experiment's, else the working folder, if it
-    is in one of them."""
+    """Folder of that module; empty: strategy.root, the experiment file's folder or the working
+    folder, whichever has the module."""
 
     def problem(self, num_clients: int | None) -> str:
         """What does not go together; empty if nothing.
@@ -225,24 +228,27 @@ class RoundConfig(Section):
     """[round]: when a round closes and what is kept of it."""
 
     deadline_seconds: Annotated[float, Field(gt=0)] = 3600.0
-    """Real seconds that nodes have to answer; for simulated ones see [availability]."""
+    """Real seconds within which nodes must answer. For simulated time see [availability]."""
     over_selection: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """Share of clients asked beyond train.clients-per-round; a round closes once that many updates
-    are valid, and who is slower is late."""
+    """Share of further clients to ask beyond train.clients-per-round. A round closes once
+    train.clients-per-round updates are valid; slower clients are late."""
     quorum: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of the clients that a round wants whose updates must be valid, else the head stays."""
+    """Share of the wanted clients whose updates must be valid; with fewer, the head stays
+    unchanged."""
     max_update_norm: UpdateNorm = 0.0
-    """An update of a larger L2 norm is refused; "auto": one over 10 times the median of the round's
-    and of the run's first. 0: "auto" on a deployment's devices, in a simulation no bound."""
+    """Largest L2 norm of an update; larger ones are refused. "auto": 10 times the median of the
+    round's and of the run's first updates. 0: "auto" on a deployment's devices, no bound in a
+    simulation."""
     max_examples_per_client: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Images that a client uses at most, evenly spread, training and test part together; a device
-    that claims more is refused. 0: 1,000 on a deployment's devices, in a simulation no bound."""
+    """Largest number of images that a client uses, evenly spread, training and test part together.
+    A device that claims more is refused. 0: 1,000 on a deployment's devices, no bound in a
+    simulation."""
     keep_checkpoints: Positive = 3
-    """How many rounds' checkpoints stay."""
+    """Number of rounds whose checkpoints are kept."""
 
 
 class BaselineConfig(Section):
-    """[baseline]: what the same features give without federation."""
+    """[baseline]: heads without federation on the same features."""
 
     epochs: Count = 30
     """Epochs of the centralized head, same optimizer; 0: skip both baselines."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import ConfigError
 from fedhead.api.bar import bar
-from fedhead.api.experiments import Experiment, Overrides, configuration
+from fedhead.api.experiments import Experiment, Overrides, configuration, module_folders
 from fedhead.api.frames import Table, table
 from fedhead.api.runs import Run
 from fedhead.api.session import session
@@ -38,15 +38,19 @@ class Comparison:
         path: the comparison's folder, absolute.
         runs: each strategy with each seed in each partition, at the settings chosen for it.
         failed: what could not run, each with the reason.
+        as_asked: whether tables keep the order of the runs; otherwise the best come first.
     """
 
     path: Path
     runs: tuple[Run, ...]
     failed: Mapping[str, str]
+    as_asked: bool = False
 
     @property
     def table(self) -> Table:
-        """The leaderboard, best accuracy first within a setting; means over seeds.
+        """The leaderboard; means over seeds.
+
+        Strategies stand in the order in which they were asked for; of "all" the best comes first.
 
         A ``pandas.DataFrame`` where pandas is installed, else a list of dicts. A strategy's own
         metrics are columns "strategy/NAME", their last values.
@@ -64,22 +68,12 @@ class Comparison:
     def curves(self) -> Table:
         """Every round of every run in the long form, for a plot of one's own.
 
-        Columns: setting, strategy, seed, run (its folder's name), round, and the round's metrics.
+        The same as the comparison's curves.csv. Columns: run, setting, strategy, hyperparameters,
+        partition, seed, round, and the round's metrics.
         """
-        rows = [
-            {
-                "setting": setting.label,
-                "strategy": entry.label,
-                "seed": one.seed,
-                "run": one.path.name,
-                **row,
-            }
-            for setting in self._loaded().settings
-            for entry in setting.entries
-            for one in entry.runs
-            for row in Run(one.path)._rows()
-        ]
-        return table(rows)
+        from simulations.report import curve_rows
+
+        return table(curve_rows(self._loaded()))
 
     @property
     def report(self) -> Path:
@@ -134,7 +128,7 @@ class Comparison:
     def _loaded(self) -> Loaded:
         from simulations.report import load_runs
 
-        return load_runs([run.path for run in self.runs])
+        return load_runs([run.path for run in self.runs], as_asked=self.as_asked)
 
 
 def _curve(entry: Entry) -> Curve:
@@ -196,12 +190,13 @@ def compare(
     """
     from common.machine import cores
     from simulations.compare.compare import run_comparison
-    from simulations.compare.parse import parse_comparison
+    from simulations.compare.parse import find_modules, parse_comparison
     from simulations.report import check_installed, load_runs, write_report
 
     check_installed()  # before the long work
     with session(), bar(wanted=progress) as shown:
         base = configuration(experiment, overrides)
+        find_modules(_words(strategies), module_folders(experiment))
         with _as_arguments():
             wanted = parse_comparison(
                 base,
@@ -214,11 +209,12 @@ def compare(
         folder = Path(out).expanduser() if out is not None else Path("runs") / base.name
         shown.show("preparing", 0, 0)
         chosen = run_comparison(wanted, folder.resolve(), jobs=jobs or cores())
-        write_report(load_runs(list(chosen.runs)), folder.resolve())
+        as_asked = _words(strategies) != "all"
+        write_report(load_runs(list(chosen.runs), as_asked=as_asked), folder.resolve())
         done = len(chosen.runs)
         shown.show(f"{done} runs compared", done, done)
     failed = {cell.key: problem for cell, problem in chosen.failed}
-    return Comparison(folder.resolve(), tuple(map(Run, chosen.runs)), failed)
+    return Comparison(folder.resolve(), tuple(map(Run, chosen.runs)), failed, as_asked)
 
 
 def _words(values: str | Sequence[object]) -> str:

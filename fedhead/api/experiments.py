@@ -11,7 +11,7 @@ from common.errors import ConfigError
 if TYPE_CHECKING:
     from common.config import Config
 
-__all__ = ["Experiment", "Overrides", "configuration", "nested"]
+__all__ = ["Experiment", "Overrides", "configuration", "module_folders", "nested"]
 
 Experiment = str | Path | Mapping[str, Any]
 Overrides = Mapping[str, Any]
@@ -40,6 +40,12 @@ def configuration(
     else:
         config = load_config(_file(experiment), over)
     return changed(config, own) if own else config
+
+
+def module_folders(experiment: Experiment) -> list[Path]:
+    """Where modules of the caller's own are looked for: beside the file, in the working folder."""
+    beside = [] if isinstance(experiment, Mapping) else [_file(experiment).parent]
+    return [*beside, Path.cwd()]
 
 
 def nested(overrides: Overrides) -> dict[str, Any]:

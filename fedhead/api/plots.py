@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING
 
-from common.plots import new_figure
+from common.plots import SERIES, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Curve", "draw_curves"]
 
-# The report's, see --series in simulations/report/page.css; then the same with the next dash.
-_COLOURS = ("#0072b2", "#d55e00", "#008f6b", "#a8518f", "#b07d00", "#68737d")
+# Where the colours run out, they come again with the next of these.
 _DASHES = ("-", "--", ":", "-.")
 
 
@@ -61,7 +60,7 @@ def draw_curves(
 def _draw(axes: Axes, title: str, curves: Sequence[Curve], lines: Mapping[str, float]) -> None:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    styles = cycle([(dash, colour) for dash in _DASHES for colour in _COLOURS])
+    styles = cycle([(dash, colour) for dash in _DASHES for colour in SERIES])
     for curve, (dash, colour) in zip(curves, styles, strict=False):
         marker = "o" if len(curve.rounds) < 2 else None
         axes.plot(
@@ -72,7 +71,7 @@ def _draw(axes: Axes, title: str, curves: Sequence[Curve], lines: Mapping[str, f
             axes.fill_between(curve.rounds, *curve.band, color=colour, alpha=0.15, linewidth=0)
     for (name, value), dash in zip(lines.items(), cycle(_DASHES[1:]), strict=False):
         label = f"{name} {value:.1%}"
-        axes.axhline(value, color=_COLOURS[-1], linestyle=dash, linewidth=1, label=label)
+        axes.axhline(value, color=SERIES[-1], linestyle=dash, linewidth=1, label=label)
     axes.set_title(title, fontsize="medium")
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -28,13 +28,13 @@ BaseArgument = Annotated[Path, typer.Argument(help="Experiment file (TOML) that 
 StrategiesOption = Annotated[
     str,
     typer.Option(
-        help="Names or module:function, +gram or +fed3r behind them; all: every one there is."
+        help="Names or module:function, with +gram or +fed3r behind them; all: every strategy."
     ),
 ]
 PartitionsOption = Annotated[
-    str, typer.Option(help="For example iid,dirichlet:0.1; without it, the experiment's.")
+    str, typer.Option(help="For example iid,dirichlet:0.1; by default the experiment's.")
 ]
-SeedsOption = Annotated[str, typer.Option(help="One run each.")]
+SeedsOption = Annotated[str, typer.Option(help="Seeds; one run for each.")]
 SweepOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -44,18 +44,18 @@ SweepOption = Annotated[
     ),
 ]
 ValidationOption = Annotated[
-    float, typer.Option(min=0.01, max=0.9, help="Of the training images, to sweep on.")
+    float, typer.Option(min=0.01, max=0.9, help="Share of the training images to sweep on.")
 ]
 TargetOption = Annotated[
     float | None,
     typer.Option(
         min=0,
         max=1,
-        help="Accuracy to count rounds and bytes to; without it, 2 points below the centralized "
+        help="Accuracy to count rounds and bytes to; by default 2 points below the centralized "
         "head.",
     ),
 ]
-OutOption = Annotated[Path | None, typer.Option(help="Folder; without it, runs/NAME.")]
+OutOption = Annotated[Path | None, typer.Option(help="Folder; by default runs/NAME.")]
 JobsOption = Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")]
 
 
@@ -142,7 +142,7 @@ def report(
     ],
     target: TargetOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder; without it, RUN, or ./report for several.")
+        Path | None, typer.Option(help="Folder; by default RUN, or ./report for several.")
     ] = None,
     json_: JsonFlag = False,
 ) -> None:

@@ -28,7 +28,7 @@ def partition(
     set_: SetOption = None,
     out: Annotated[Path, typer.Option(help="File of the plot.")] = Path("partition.png"),
 ) -> None:
-    """Draw who holds what, without training anything."""
+    """Plot which client holds which images, without training."""
     from common.experiment import client_shares, experiment_dataset
     from common.partition import plot_partition
     from common.plots import check_drawable
@@ -50,7 +50,7 @@ def partition(
 
 @descriptions.command()
 def config() -> None:
-    """Every key of an experiment file: its default and what it means."""
+    """List every key of an experiment file, with its default and meaning."""
     from common.config import describe_keys
 
     section = ""
@@ -74,7 +74,7 @@ def strategies(
         ),
     ] = None,
 ) -> None:
-    """The strategies by name, with their arguments and papers."""
+    """List the strategies with their arguments and papers."""
     from server.strategies import STRATEGIES, strategy_factory
     from simulations.compare.parse import find_modules
 

@@ -31,7 +31,7 @@ SpaceOption = Annotated[
     Path | None,
     typer.Option(
         metavar="SPACE.toml",
-        help="What to search; without it, learning rate, local epochs, batch size, momentum and "
+        help="What to search; by default learning rate, local epochs, batch size, momentum and "
         "the strategy's own numbers.",
     ),
 ]
@@ -41,7 +41,7 @@ TrialsOption = Annotated[
 ValidationOption = Annotated[
     float, typer.Option(min=0.01, max=0.9, help="Of the training images, to judge by.")
 ]
-OutOption = Annotated[Path | None, typer.Option(help="Folder; without it, runs/NAME-tune.")]
+OutOption = Annotated[Path | None, typer.Option(help="Folder; by default runs/NAME-tune.")]
 
 
 def tune(
