@@ -105,8 +105,12 @@ def _remember(module: str, names: set[str]) -> None:
 
 def _forget_changed(module: str) -> None:
     sources = _sources.get(module, {})
-    same = all(_Source.of(source.path) == source for source in sources.values())
     top = module.partition(".")[0]
+    present = getattr(sys.modules.get(top), "__file__", None)
+    if top in sources and present != str(sources[top].path):
+        del _sources[module]  # somebody else has taken it away, or imported another
+        return
+    same = all(_Source.of(source.path) == source for source in sources.values())
     if top in sources:
         specs = (finder.find_spec(top, None) for finder in sys.meta_path)
         spec = next(filter(None, specs), None)

@@ -14,7 +14,7 @@ from rich.text import Text
 __all__ = ["Fitted"]
 
 _LONG_WORD = 14
-"""A cell's word beyond it may break: a path, or a strategy's arguments."""
+"""A cell's word beyond it may break: a path, or a strategy's arguments. With "fold" any may."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ def _widen(console: Console, options: ConsoleOptions, table: Table) -> None:
 
 def _needed(console: Console, options: ConsoleOptions, column: Column) -> int:
     heading = _measured(console, options, column.header).minimum
+    if column.overflow == "fold":
+        return heading
     least = [
         _measured(console, options, cell).maximum
         if column.no_wrap

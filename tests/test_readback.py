@@ -29,7 +29,7 @@ from client.memory import ClientMemory, with_constant
 from client.trust import Trust
 from common.backbone.cache import _from_key
 from common.backbone.frozen import load_by_fingerprint, store
-from common.config import load_config, parse_overrides
+from common.config import Config, load_config, parse_overrides
 from common.datasets.folder import load_folder
 from common.delivery.versions import Artifact, read_artifact
 from common.errors import DamagedError, FedheadError, RunError
@@ -61,6 +61,8 @@ from simulations.deploy.last_run import read_last_run, remember_run
 from simulations.deploy.signing_key import sign
 from simulations.report.runs import read_run
 from simulations.run import open_run
+from simulations.tune.search import tie
+from simulations.tune.space import Range
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(
@@ -136,6 +138,13 @@ def file_of_a_run(name: str) -> Make:
 
 for name in ("summary.json", "clients.json", "run.json", "metrics.jsonl", "config.toml"):
     row(f"{name} of a run")(file_of_a_run(name))
+
+
+@row("search.json of a search")
+def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
+    base, space = Config(), {"train.lr": Range(0.01, 1.0)}
+    tie(tmp, base, space)
+    return Row([tmp / "search.json"], lambda: tie(tmp, base, space))
 
 
 @row("mlflow.json of a run")

@@ -22,7 +22,7 @@ OTHERS = {
         common/images.py:_identified
         common/images.py:read_image
         common/toml_model.py:read_toml
-        simulations/compare/cells.py:_data_source
+        simulations/compare/cells.py:_function_source
         simulations/compare/cells.py:_source
         server/export/compare_pixels.py:_array
         server/export/compare_pixels.py:_mistaken

@@ -17,7 +17,7 @@ from simulations.tune.reading import read_space
 from simulations.tune.space import Space
 from simulations.tune.study import Study
 
-__all__ = ["tune"]
+__all__ = ["tie", "tune"]
 
 _SEARCH = JsonFile("search.json of a search", indent=1)
 
@@ -58,7 +58,7 @@ def tune(
         raise RunError(f"{folder} is not empty and holds no search, choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder, "fedhead tune"):
-        _tie(folder, base, checked)
+        tie(folder, base, checked)
         found = Study(base, checked, folder).run(trials, on_trial)
         tuned = write_outcome(found, config, checked, folder)
     if tuned is None:
@@ -78,7 +78,7 @@ def _judged(config: Config, validation_fraction: float) -> Config:
     return changed(config, held_out).model_copy(update={"tracking": TrackingConfig()})
 
 
-def _tie(folder: Path, base: Config, space: Space) -> None:
+def tie(folder: Path, base: Config, space: Space) -> None:
     """Keep what is searched in the folder, or see that it is still the same.
 
     Raises:

@@ -132,7 +132,7 @@ def test_all_doors_are_tried_before_a_list_is_taken(garden: Garden) -> None:
     follow(garden.folder, 30)
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    with pytest.raises(DeliveryInterruptedError, match="taken once localhost:.* can be reached"):
+    with pytest.raises(DeliveryInterruptedError, match="wait until localhost:.* can be reached"):
         garden.check_in(garden.door, f"localhost:{port}")
     assert garden.authorities.read_bytes() == before
 

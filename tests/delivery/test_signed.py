@@ -138,7 +138,7 @@ def test_a_statement_about_something_else_is_refused_by_the_field_that_differs(
     device, field, value
 ) -> None:
     device.deployment.publish(1, sign=by(CURRENT, **{field: value}))
-    device.refuses(f"model.bin version 1 is refused: its {field} is .*, and {value} was signed")
+    device.refuses(f"model.bin version 1 is refused: its {field} is .*, but {value} was signed")
 
 
 def test_a_statement_about_a_backbone_is_none_about_a_model(device) -> None:
@@ -167,7 +167,7 @@ def test_other_bytes_than_were_signed_are_refused(device) -> None:
     data[1000] ^= 1
     device.deployment.file().write_bytes(data)
     device.offer(replace(honest, sha256=hashlib.sha256(data).hexdigest()))
-    device.refuses(f"its sha256 is .*, and {honest.sha256} was signed")
+    device.refuses(f"its sha256 is .*, but {honest.sha256} was signed")
 
 
 def test_other_bytes_under_a_server_that_lies_about_them_are_refused(device, monkeypatch) -> None:

@@ -21,7 +21,7 @@ from common.codecs import CODECS
 from common.config import load_config
 from common.corrections import CORRECTIONS
 from common.fields import FIELDS
-from simulations.run import read_summary, run_cell, run_in_process
+from simulations.run import run_in_process
 
 Make = Callable[..., Path]
 
@@ -159,12 +159,3 @@ def test_a_patch_of_the_package_applies_and_works(
     with np.load(copy / "run" / "head.npz") as head:
         assert head["weight"].shape[0] == 10
         assert list(head["classes"]) == [str(i) for i in range(10)]
-
-
-def test_a_cell_of_a_comparison_finds_a_strategy_in_the_working_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(EXAMPLES / "codec")
-    monkeypatch.syspath_prepend(EXAMPLES / "codec")
-    run_cell(tmp_path / "cell", SMALL + '[strategy]\nname = "half:fedavg_in_halves"\n')
-    assert read_summary(tmp_path / "cell")["rounds"] == 1

@@ -316,7 +316,7 @@ def test_a_file_without_its_card_or_with_anothers_is_refused_in_one_line(tmp_pat
 
 def test_a_head_alone_is_refused_in_one_line(trained, tmp_path):
     head = export(trained, "head", tmp_path / "device-head.safetensors").path
-    with pytest.raises(ExportError, match="is a head alone") as caught:
+    with pytest.raises(ExportError, match="is only a head") as caught:
         answers(head)
     one_line(caught)
 

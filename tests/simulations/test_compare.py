@@ -26,9 +26,8 @@ from simulations.compare.parse import parse_comparison
 from simulations.run import run_cell, run_in_process
 
 ROOT = Path(__file__).parents[2]
-# A strategy of a user's own, as the README shows it.
-OWN = (ROOT / "README.md").read_text().partition("`strategy.root` says:\n\n```python\n")[2]
-OWN = OWN.partition("```")[0]
+# A strategy of a user's own, as docs/strategies.md shows it.
+OWN = (ROOT / "docs/examples/strategy/signs.py").read_text()
 
 
 @pytest.fixture
@@ -90,7 +89,7 @@ def test_a_strategy_of_ones_own_is_swept_by_its_functions_name(
     for module in ("mine_swept", "theirs_swept"):
         (tmp_path / f"{module}.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    for key in ("signs.step", "mine_swept:signs.step"):  # the README's, and in full
+    for key in ("signs.step", "mine_swept:signs.step"):  # short, and in full
         made = compared(base, "fedavg,mine_swept:signs", sweeps=[f"{key}=0.01,0.1"])
         assert made.sweeps["fedavg"] == ((),)
         assert made.sweeps["mine_swept:signs"] == (

@@ -187,7 +187,7 @@ def test_an_authority_that_has_ended_signs_nothing_and_its_remedy_works(
     authority = folder / "authority"
     before = (authority / "ca.crt").read_bytes()
     for attempt in (lambda: deploy_for(folder, 30), lambda: renew_authority(folder, 30, print)):
-        with pytest.raises(RunError, match=r"ca\.crt ended on .* move it and ca\.key away, then"):
+        with pytest.raises(RunError, match=r"ca\.crt ended on .* move it and ca\.key away, make"):
             attempt()
     assert not [path for path in authority.iterdir() if path.name not in ("ca.key", "ca.crt")]
     for name in ("ca.key", "ca.crt"):

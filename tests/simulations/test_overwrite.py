@@ -121,7 +121,7 @@ def test_a_successor_that_has_a_round_goes_on_itself(
         patch.setattr(server.app, "ask_clients", interrupt)
         code, _, err = fedhead("run", experiment, "--overwrite", "--set", "train.rounds=3")
     assert code == 130
-    assert f"go on with: fedhead resume {run}" in err
+    assert f"continue with: fedhead resume {run}" in err
     assert not replaced_of(run).exists()
     assert fedhead("resume", run)[0] == 0
     assert json.loads((run / "summary.json").read_text())["rounds"] == 3

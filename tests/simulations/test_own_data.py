@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from common.config import load_config
-from simulations.compare.cells import _data_source
+from simulations.compare.cells import _function_source
 from simulations.engines.flower import run_flower
 from simulations.run import new_run, open_run, run_in_process
 
@@ -76,12 +76,11 @@ def test_it_is_partitioned_and_trained_on_and_goes_on_from_elsewhere(
 
 def test_a_change_of_its_file_is_another_cell_of_a_comparison(experiment: Path) -> None:
     data = load_config(experiment).data
-    before = _data_source(data.source, data.root)
-    assert _data_source("digits", "") == ""
+    before = _function_source(data.source, data.root)
+    assert _function_source("digits", "") == ""
     file = next(experiment.parent.glob("*.py"))
     file.write_text(f"{OWN}\n# another\n")
-    _data_source.cache_clear()
-    assert _data_source(data.source, data.root) != before
+    assert _function_source(data.source, data.root) != before
 
 
 @pytest.mark.slow

@@ -253,7 +253,7 @@ def test_the_command_ends_with_the_first_and_the_best_settings(
     assert code == 0
     assert json.loads(out)["trials"] == 3
     code, _, err = fedhead(*command, "--set", "out=x")
-    assert (code, "--out says it" in err) == (1, True)
+    assert (code, "give --out instead" in err) == (1, True)
 
 
 @pytest.mark.slow

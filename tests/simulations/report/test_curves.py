@@ -78,7 +78,7 @@ def test_a_strategys_own_metric_is_a_column_of_its_own(make_run: MakeRun, cells:
     from server.record.runfolder import MetricsLog
 
     path = make_run("a", correct=[100])
-    with MetricsLog(path, 0, events=False) as log:
+    with MetricsLog(path, 0, durable=False) as log:
         confusion = [[1000, 0, 0], [0, 0, 0], [0, 0, 0]]
         values = {"accuracy": 0.1, "uplink-bytes": 1, "confusion": confusion, "accepted": True}
         log.write(1, {**values, "strategy": {"noise-norm": 0.5}})
