@@ -37,6 +37,7 @@ class Fitted:
         table.columns = [copy(column) for column in self.table.columns]
         for column in table.columns:
             column.min_width = max(column.min_width or 0, _needed(console, options, column))
+            column.width = column.min_width  # rich would measure a column by its longest word
         for heading in self.expendable:
             if (
                 Measurement.get(console, options.update(width=1000), table).minimum
