@@ -25,7 +25,7 @@ from server.round.backbone_offer import Offer
 from server.round.registry import Registry
 from server.round.roster import Roster
 
-__all__ = ["join", "make_registry"]
+__all__ = ["check_listed", "join", "make_registry"]
 
 logger = logging.getLogger("fedhead")
 
@@ -52,12 +52,7 @@ def make_registry(
         backbone: the backbone whose features the head takes.
         progress: receives the number of connected clients.
         roster: the deployment's devices; None: there is no deployment.
-
-    Raises:
-        ConfigError: train.clients lists what is no device of the deployment.
     """
-    if roster:
-        _check_listed(config, roster)
     most = config.round.max_examples_per_client or (_DEVICE_EXAMPLES if roster else 0)
     request = DescribeRequest(
         run_id=run_id,
@@ -83,13 +78,29 @@ def make_registry(
     )
 
 
-def _check_listed(config: Config, roster: Roster) -> None:
-    names = roster.names
-    if wrong := [client for client in config.train.clients if client not in names]:
-        known = ", ".join(names) or "none is registered"
-        raise ConfigError(
-            [f"train.clients lists {wrong[0]!r}, expected names of the devices here: {known}"]
-        )
+def check_listed(config: Config, roster: Roster | None, *, resumes: bool) -> None:
+    """Refuse a list of clients that a deployment does not have.
+
+    Args:
+        config: the run's configuration.
+        roster: the deployment's devices; None: there is no deployment.
+        resumes: whether rounds are finished. Then devices may have been revoked since: one that is
+            left will do.
+
+    Raises:
+        ConfigError: train.clients lists what is not a device of the deployment.
+    """
+    names = roster.names if roster else None
+    if names is None:
+        return
+    missing = [client for client in config.train.clients if client not in names]
+    if not missing:
+        return
+    known = ", ".join(names) or "none is registered"
+    message = f"train.clients lists {missing[0]!r}, expected names of the devices here: {known}"
+    if not resumes or len(missing) == len(config.train.clients):
+        raise ConfigError([message])
+    logger.warning("%s; the run continues without it", message)
 
 
 def join(

@@ -22,7 +22,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 import server.app
 from client.app import app as client_app
-from common.config import load_config
+from common.config import load_config, parse_overrides
 from common.errors import ConfigError, RunError
 from common.experiment import run_config
 from common.identity import client_of_node
@@ -37,7 +37,8 @@ from server.round.join import join, make_registry
 from server.round.registry import Registry
 from server.round.roster import CLIENT, Roster, client_file, read_roster
 from simulations.engines.in_process import InProcessGrid
-from simulations.run import read_summary
+from simulations.resume import change_run
+from simulations.run import open_run, read_summary
 
 Make = Callable[..., Path]
 Change = Callable[[Message, Message], None]
@@ -542,6 +543,21 @@ def test_only_the_listed_devices_train_and_by_the_optimizer_that_is_asked_for(
     assert "kitchen is not in train.clients: left out" in caplog.text
     plain = run(tiny(*OPTIONS, *every, listed, name="sgd"), Garden(devices), garden)
     assert plain["head_sha256"] != summary["head_sha256"]
+
+
+def test_a_run_continues_without_a_listed_device_that_was_revoked(
+    tiny: Make, devices: list[Path], garden: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny("train.rounds=1", "train.clients-per-round=0", 'train.clients=["attic","hall"]')
+    run(folder, Garden(devices), garden)
+    change_run(folder, open_run(folder), parse_overrides(["train.rounds=2"]))
+    revoke(garden, "attic")
+    assert run(folder, Garden(devices), garden)["rounds"] == 2
+    assert "train.clients lists 'attic', expected names of the devices here: hall" in caplog.text
+    change_run(folder, open_run(folder), parse_overrides(["train.rounds=3"]))
+    revoke(garden, "hall")
+    with pytest.raises(ConfigError, match="train.clients lists 'attic'"):
+        run(folder, Garden(devices), garden)
 
 
 def test_what_a_deployment_cannot_do_ends_it_before_the_first_round(
