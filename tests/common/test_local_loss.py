@@ -51,6 +51,19 @@ def nan(logits, labels):
 
 def apart(logits, labels):
     return torch.ones((), requires_grad=True) * 2
+
+def ends(logits, labels):
+    raise SystemExit(0)
+
+def zeroed(logits, labels):
+    return F.cross_entropy(logits, labels.zero_())
+
+def emptied(logits, labels):
+    logits.data.zero_()
+    return F.cross_entropy(logits, labels)
+
+def drawn(logits, labels):
+    return F.cross_entropy(logits, labels) * torch.rand(())
 """
 
 
@@ -119,6 +132,10 @@ def test_label_smoothing_is_torchs_own(find: Callable[[str], LocalLoss]) -> None
         ("detached", "has no gradient"),
         ("nan", "the loss is nan"),
         ("apart", "depends neither on the logits nor on the head"),
+        ("ends", "SystemExit: 0"),
+        ("zeroed", "changes its labels in place"),
+        ("emptied", "changes its logits in place"),
+        ("drawn", "gives another value for the same batch: is it random"),
     ],
 )
 def test_what_is_no_loss_is_one_line(
