@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.config.tracking import located_uri
+from common.errors import RunError
 from common.readback import JsonFile
 from server.record.trackers.tracker import End, Numbers, Tracked, numbers, texts
 
@@ -56,7 +57,8 @@ class MLflow:
         run: what is tracked.
 
     Raises:
-        Exception: whatever MLflow raises, where its store cannot be had.
+        RunError: the store does not know the run that this one goes on with.
+        Exception: whatever MLflow raises, where its store cannot be reached.
     """
 
     def __init__(self, run: Tracked) -> None:
@@ -67,7 +69,7 @@ class MLflow:
             self._client = MlflowClient(tracking_uri=uri)
             if known := known_run(run.folder):
                 self._id = known
-                self._client.update_run(self._id, status="RUNNING")
+                self._go_on(run)
             else:
                 self._id = self._created(run)
                 _RUN.write(run.folder / _FILE, {"run-id": self._id})
@@ -92,6 +94,26 @@ class MLflow:
     def close(self, end: End) -> None:
         with _environment():
             self._client.set_terminated(self._id, _STATUS[end])
+
+    def _go_on(self, run: Tracked) -> None:
+        """Open the run again that MLflow has for this one.
+
+        Raises:
+            RunError: the store has no such run.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.update_run(self._id, status="RUNNING")
+        except MlflowException as exc:
+            if exc.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            store = run.settings.mlflow_uri or "of MLFLOW_TRACKING_URI"  # which may hold a password
+            raise RunError(
+                f"MLflow's store {store} has no run {self._id}: set "
+                f"tracking.mlflow-uri to the store that has it, or remove {run.folder / _FILE} for "
+                "a new run there"
+            ) from exc
 
     def _created(self, run: Tracked) -> str:
         from mlflow.entities import Param

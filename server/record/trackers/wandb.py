@@ -73,7 +73,7 @@ class WandB:
         run: what is tracked.
 
     Raises:
-        Exception: whatever W&B raises, where its server cannot be had.
+        Exception: whatever W&B raises, where its server cannot be reached.
     """
 
     def __init__(self, run: Tracked) -> None:
