@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
+from functools import partial
 
 from flwr.serverapp import Grid
 
@@ -30,6 +33,7 @@ __all__ = ["check_listed", "join", "make_registry"]
 logger = logging.getLogger("fedhead")
 
 _JOIN_SECONDS = 120.0
+_SETUP_SECONDS = 600.0  # a node may first have to start and read its data
 _DEVICE_EXAMPLES = 1000  # see round.max-examples-per-client
 
 
@@ -128,10 +132,11 @@ def join(
     """
     wanted = config.train.asked(registry.population)
     needed = quorum(config, wanted) if resumes else max(1, wanted)
+    hint = partial(_needs, config, resumes=resumes)
     if devices:
-        registry.wait_for(needed, _JOIN_SECONDS, _JOIN_SECONDS)
+        _wait_for(registry, needed, hint, _JOIN_SECONDS)
     else:
-        registry.wait_for(1, _JOIN_SECONDS)
+        _wait_for(registry, 1)
     if registry.simulated:
         _check_simulated(registry, config)
         if loss := find_loss(config.train.loss, config.train.loss_root):
@@ -139,11 +144,55 @@ def join(
         _account(config, dataset)
     else:
         _refuse_simulation(config)
-        registry.wait_for(needed, _JOIN_SECONDS)
+        _wait_for(registry, needed, hint)
         if resumes and registry.deployed and not wanted:
             # All clients are wanted, so the run must not start with the first one alone.
             registry.gather(quorum(config, registry.population), _JOIN_SECONDS, _JOIN_SECONDS)
     _tell_share(config, registry.population)
+
+
+def _wait_for(
+    registry: Registry,
+    count: int,
+    hint: Callable[[int], str] = lambda _: "",
+    answer_seconds: float = _SETUP_SECONDS,
+) -> None:
+    """Gather clients before the first round.
+
+    Args:
+        registry: the run's registry.
+        count: number of clients, at least 1.
+        hint: given how many are there, where ``count`` comes from; for the error.
+        answer_seconds: time for the first nodes to say which clients they host.
+
+    Raises:
+        RunError: they did not join in time.
+    """
+    started = time.monotonic()
+    registry.refresh(answer_seconds)
+    left = _JOIN_SECONDS - (time.monotonic() - started)
+    if not registry.gather(count, left, _SETUP_SECONDS):
+        here = len(registry.clients)
+        raise RunError(
+            f"{here} clients with training examples are there after "
+            f"{time.monotonic() - started:.0f} s, {count} are needed{hint(here)}"
+            f"{registry.complaints()}"
+        )
+
+
+def _needs(config: Config, here: int, *, resumes: bool) -> str:
+    """The key that says how many clients are needed, and what takes those that are here.
+
+    Empty if every client is asked: then one is enough to begin.
+    """
+    number = config.train.clients_per_round
+    if not number:
+        return ""
+    key = f"train.clients-per-round={number:g}"
+    if resumes:  # a run keeps its number of clients
+        return f" (round.quorum={config.round.quorum:g} of {key})"
+    fewer = f"; --set train.clients-per-round={here} takes fewer" if here else ""
+    return f" ({key}{fewer})"
 
 
 def _check_simulated(registry: Registry, config: Config) -> None:

@@ -16,7 +16,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from common.errors import RunError
-from simulations.report.labels import distinct, hyperparameters, setting_label, strategy_label
+from simulations.report.labels import (
+    compared_values,
+    distinct,
+    hyperparameters,
+    setting_label,
+    strategy_label,
+)
 from simulations.report.runs import Run, read_runs
 
 __all__ = ["Comparison", "Entry", "Setting", "load_runs"]
@@ -154,7 +160,7 @@ def _key(values: Values, belongs: Callable[[str], bool]) -> str:
 
 
 def _entry_key(run: Run) -> str:
-    return _key(run.values, lambda key: key not in _NOT_COMPARED)
+    return _key(compared_values(run), lambda key: key not in _NOT_COMPARED)
 
 
 def _is_setting(key: str) -> bool:
@@ -187,9 +193,9 @@ def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Path, P
 
 
 def _settings(runs: Sequence[Run]) -> tuple[Setting, ...]:
-    groups = _groups(runs, lambda run: _key(run.values, _is_setting))
+    groups = _groups(runs, lambda run: _key(compared_values(run), _is_setting))
     of_setting = [
-        {key: value for key, value in group[0].values.items() if _is_setting(key)}
+        {key: value for key, value in compared_values(group[0]).items() if _is_setting(key)}
         for group in groups
     ]
     labels = distinct([setting_label(values, of_setting) for values in of_setting], of_setting)

@@ -11,9 +11,10 @@ from typing import Any
 
 from common.config import PARTITION_KEYS, Config
 from server.strategies import STRATEGIES, build_strategy, trains_by_gradients
-from simulations.report.runs import flat
+from simulations.report.runs import Run, flat
 
 __all__ = [
+    "compared_values",
     "distinct",
     "hyperparameters",
     "number_or_share",
@@ -40,6 +41,15 @@ def text(value: Any) -> str:
         return f"{value:g}"
     kind, colon, rest = str(value).rpartition(":")
     return f"{kind}{colon}{rest.rstrip('/').rpartition('/')[2]}"
+
+
+def compared_values(run: Run) -> Values:
+    """A run's configuration as runs are compared: where devices took part, it has no partition."""
+    if not run.devices:
+        return run.values
+    unused = {*_PARTITION, "partition.num-clients"}
+    values = {key: value for key, value in run.values.items() if key not in unused}
+    return {**values, "partition.scheme": "devices"}
 
 
 def strategy_label(values: Values) -> str:

@@ -143,13 +143,13 @@ def _facts(comparison: Comparison, common: Mapping[str, Any]) -> list[tuple[str,
     classes = sorted({len(setting.classes) for setting in comparison.settings})
     per_round, epochs = common.get("train.clients-per-round"), of("train.local-epochs")
     a_round = "varying" if per_round is None else number_or_share(per_round)
+    who = of("partition.num-clients")
+    if any(run.devices for run in comparison.runs):
+        who = "real devices" if all(run.devices for run in comparison.runs) else "varying"
     facts = [
         ("Data", f"{of('data.source')}, {_span(classes)} classes"),
         ("Tested on", f"{_span(tests)} images"),
-        (
-            "Clients",
-            f"{of('partition.num-clients')}, {'all' if a_round == '0' else a_round} a round",
-        ),
+        ("Clients", f"{who}, {'all' if a_round == '0' else a_round} a round"),
         ("Rounds", of("train.rounds")),
         (
             "A client's round",

@@ -63,6 +63,7 @@ class Summary(BaseModel):
 
 
 class _Identity(_File):
+    simulated: bool = True
     classes: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 
 
@@ -120,6 +121,7 @@ class Run:
             own by strategy/NAME; but for the seconds that the machine took.
         confusion: int64 (K, K) of the last round, rows are true classes.
         clients: None for a run that has not written them.
+        devices: whether its clients were real devices, which no partition gave their images.
     """
 
     path: Path
@@ -132,6 +134,7 @@ class Run:
     rounds: tuple[Mapping[str, Scalar], ...]
     confusion: IntArray
     clients: Clients | None
+    devices: bool = False
 
     @property
     def seed(self) -> int:
@@ -214,21 +217,22 @@ def read_run(folder: Path) -> Run:
     """
     file = folder / "summary.json"
     summary = _parse(Summary, file, _content(SUMMARY, file))
-    classes = _parse(_Identity, folder / "run.json", read_run_json(folder)).classes
+    identity = _parse(_Identity, folder / "run.json", read_run_json(folder))
     metrics = folder / "metrics.jsonl"
     lines = _lines(metrics)
-    rounds, confusion = _read_rounds(metrics, lines, summary.rounds, len(classes))
+    rounds, confusion = _read_rounds(metrics, lines, summary.rounds, len(identity.classes))
     return Run(
         path=folder,
         values=flat(read_config(folder).model_dump(by_alias=True)),
         summary=summary,
-        classes=classes,
+        classes=identity.classes,
         accuracy=np.array([r.accuracy for r in rounds], np.float64),
         uplink=np.cumsum([r.uplink_bytes for r in rounds], dtype=np.int64),
         metrics=_metrics(rounds),
         rounds=tuple(map(round_figures, lines)),
         confusion=confusion,
-        clients=_read_clients(folder / "clients.json", len(classes)),
+        clients=_read_clients(folder / "clients.json", len(identity.classes)),
+        devices=not identity.simulated,
     )
 
 
