@@ -224,14 +224,22 @@ def _tell_share(config: Config, population: int) -> None:
         )
 
 
+def _calibrating(config: Config) -> tuple[str, str]:
+    """How many images calibrate, and why these are fewer than asked for."""
+    found, asked = len(calibration_positions(config)), config.data.calibration_examples
+    if found < asked:
+        return f"{found} of the {asked} asked for", " (at most half of each class)"
+    return f"{found}", ""
+
+
 def _account(config: Config, dataset: Dataset) -> None:
     """Log how a simulation's images are divided."""
     everyone = client_shares(config)
     shares = [everyone[i] for i in config.train.participants(len(everyone))]
     train, test = (sum(len(getattr(s, part)) for s in shares) for part in ("train", "test"))
     logger.info(
-        "%d images: %d to test with on the server, %d to calibrate with",
-        len(dataset), len(held_out_positions(config)), len(calibration_positions(config)),
+        "%d images: %d to test with on the server, %s to calibrate with%s",
+        len(dataset), len(held_out_positions(config)), *_calibrating(config),
     )  # fmt: skip
     logger.info("%d clients train on %d and keep %d to test with", len(shares), train, test)
     if left_out := len(everyone) - len(shares):

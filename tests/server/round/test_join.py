@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from PIL import Image
 
-from common.config import load_config
+from common.config import Config, load_config
 from common.errors import ReplyError, RunError
+from common.experiment import experiment_dataset
 from common.messages import BackboneReply, DescribeReply
 from server.record.progress import Progress
 from server.round import backbone_offer
 from server.round.admission import Admission
 from server.round.backbone_offer import Offer, deliver
-from server.round.join import join, make_registry
+from server.round.join import _account, join, make_registry
 
 Make = Callable[..., Path]
 
@@ -89,3 +91,20 @@ def test_without_an_answer_it_ends_when_it_says(
     with pytest.raises(RunError, match=f"0 clients .* after 2 s, {needed} are needed"):
         wait(run, Silent(*nodes), resumes=resumes)
     assert time.monotonic() - started < 60  # ten minutes, where a node that is dead was waited for
+
+
+@pytest.mark.parametrize(("asked", "said"), [(9, "9 to calibrate with"), (64, "24 of the 64")])
+def test_a_run_says_where_fewer_images_calibrate_than_asked_for(
+    asked: int, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(60):
+        path = tmp_path / str(number % 3) / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (4, 4), number).save(path)
+    data = {"source": f"folder:{tmp_path}", "calibration-examples": asked}
+    config = Config.model_validate({"data": data, "partition": {"num-clients": 2}})
+    with caplog.at_level("INFO", logger="fedhead"):
+        _account(config, experiment_dataset(config))
+    first = caplog.messages[0]
+    assert said in first
+    assert first.endswith("at most half of each class)") == (asked == 64)
