@@ -121,6 +121,12 @@ class ComparisonSpec:
     sweeps: Mapping[str, tuple[tuple[str, ...], ...]]
     validation_fraction: float
 
+    @property
+    def swept(self) -> tuple[str, ...]:
+        """Keys of the experiment that are swept for some strategy, dotted."""
+        settings = (setting for rows in self.sweeps.values() for row in rows for setting in row)
+        return tuple(dict.fromkeys(setting.partition("=")[0] for setting in settings))
+
     def cell(
         self, spec: StrategySpec, partition: tuple[str, Tree], seed: int, settings: tuple[str, ...]
     ) -> Cell:
