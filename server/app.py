@@ -116,10 +116,10 @@ class _Stages:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def __call__(self, name: str, words: str = "") -> Iterator[None]:
         started = time.perf_counter()
         logger.debug("stage %s", name)
-        with stage(name):
+        with stage(words or name):
             yield
         self.seconds[name] = round(time.perf_counter() - started, 3)
 
@@ -220,7 +220,7 @@ def _set_up(
     with stages("features"):
         features = experiment_features(config, backbone)
         test = features.select(held_out_positions(config))
-    with stages("clients"):
+    with stages("clients", "waiting for clients"):
         devices = read_run_json(folder.path).get("simulated") is False
         check_listed(config, roster, resumes=resumes)
         registry = make_registry(grid, config, folder.run_id, dataset, offered, progress, roster)

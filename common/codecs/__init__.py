@@ -8,9 +8,11 @@ from common.codecs.codec import Array, Codec
 from common.codecs.none import NONE
 from common.errors import FedheadError, ProtocolError, ReplyError
 from common.types import Layout
-from common.words import unknown
+from common.words import one_line, unknown
 
 __all__ = ["CODECS", "NONE", "Codec", "decode_array", "find_codec"]
+
+_MOST = 120  # characters of an exception
 
 CODECS: Mapping[str, Codec] = {codec.name: codec for codec in (NONE,)}
 
@@ -45,7 +47,9 @@ def decode_array(codec: Codec, payload: bytes, layout: Layout, seed: int, what: 
         raise ReplyError(f"{what} {exc}") from exc
     except Exception as exc:
         # Untrusted bytes may raise many kinds of exceptions. None of them may end a server.
-        raise ReplyError(f"{what} cannot be decoded as {codec.name}") from exc
+        # Their text helps the author of a codec; it may hold what a client sent.
+        why = one_line(f"{type(exc).__name__}: {exc}", _MOST)
+        raise ReplyError(f"{what} cannot be decoded as {codec.name}: {why}") from exc
     if array.shape != layout.shape or array.dtype.kind != layout.kind:
         raise ReplyError(
             f"{what} decodes to {array.dtype} {array.shape}, expected {layout.kind} {layout.shape}"

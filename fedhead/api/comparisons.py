@@ -39,12 +39,14 @@ class Comparison:
         runs: each strategy with each seed in each partition, at the settings chosen for it.
         failed: what could not run, each with the reason.
         as_asked: whether tables keep the order of the runs; otherwise the best come first.
+        swept: keys whose values were tried, always among the hyperparameters.
     """
 
     path: Path
     runs: tuple[Run, ...]
     failed: Mapping[str, str]
     as_asked: bool = False
+    swept: tuple[str, ...] = ()
 
     @property
     def table(self) -> Table:
@@ -128,7 +130,8 @@ class Comparison:
     def _loaded(self) -> Loaded:
         from simulations.report import load_runs
 
-        return load_runs([run.path for run in self.runs], as_asked=self.as_asked)
+        paths = [run.path for run in self.runs]
+        return load_runs(paths, as_asked=self.as_asked, swept=self.swept)
 
 
 def _curve(entry: Entry) -> Curve:
@@ -210,11 +213,13 @@ def compare(
         shown.show("preparing", 0, 0)
         chosen = run_comparison(wanted, folder.resolve(), jobs=jobs or cores())
         as_asked = _words(strategies) != "all"
-        write_report(load_runs(list(chosen.runs), as_asked=as_asked), folder.resolve())
+        loaded = load_runs(list(chosen.runs), as_asked=as_asked, swept=wanted.swept)
+        write_report(loaded, folder.resolve())
         done = len(chosen.runs)
         shown.show(f"{done} runs compared", done, done)
     failed = {cell.key: problem for cell, problem in chosen.failed}
-    return Comparison(folder.resolve(), tuple(map(Run, chosen.runs)), failed, as_asked)
+    runs = tuple(map(Run, chosen.runs))
+    return Comparison(folder.resolve(), runs, failed, as_asked, wanted.swept)
 
 
 def _words(values: str | Sequence[object]) -> str:

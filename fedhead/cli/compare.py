@@ -19,6 +19,7 @@ from fedhead.cli.terminal import JsonFlag, SetOption, configured, near, print_er
 
 if TYPE_CHECKING:
     from simulations.compare.cells import ComparisonSpec
+    from simulations.report import Comparison
 
 __all__ = ["comparisons"]
 
@@ -123,13 +124,15 @@ def _compare(
 ) -> None:
     from common.machine import cores
     from simulations.compare.compare import run_comparison
+    from simulations.report import load_runs
 
     try:
         chosen = run_comparison(comparison, folder, jobs=jobs or cores())
     except KeyboardInterrupt:
         print_error("interrupted; the same command goes on")
         raise typer.Exit(130) from None
-    _report(list(chosen.runs), folder, target, json_, as_asked=as_asked)
+    loaded = load_runs(list(chosen.runs), as_asked=as_asked, swept=comparison.swept)
+    _report(loaded, folder, target, json_)
     if chosen.failed:
         print_error(f"{len(chosen.failed)} runs failed, the first: {chosen.failed[0][1]}")
         raise typer.Exit(1)
@@ -150,15 +153,15 @@ def report(
 
     Every round of every run is a row of curves.csv.
     """
-    _report(runs, out or (runs[0] if len(runs) == 1 else Path("report")), target, json_)
+    from simulations.report import load_runs
+
+    folder = out or (runs[0] if len(runs) == 1 else Path("report"))
+    _report(load_runs(runs), folder, target, json_)
 
 
-def _report(
-    runs: list[Path], folder: Path, target: float | None, json_: bool, *, as_asked: bool = False
-) -> None:
-    from simulations.report import leaderboard, load_runs, terminal_table, write_report
+def _report(comparison: Comparison, folder: Path, target: float | None, json_: bool) -> None:
+    from simulations.report import leaderboard, terminal_table, write_report
 
-    comparison = load_runs(runs, as_asked=as_asked)
     files = write_report(comparison, folder, target=target)
     if json_:
         rows = [asdict(row) for row in leaderboard(comparison, target)]

@@ -94,7 +94,7 @@ def main() -> None:
     _start_log()
     sys.path.append(str(Path.cwd()))  # for a user's own strategies; last, so that it hides nothing
     try:
-        with nullcontext() if _command() in _ENDLESS else stage(f"fedhead {_command()}"):
+        with nullcontext() if _command() in _ENDLESS else stage(f"fedhead {_command()} is working"):
             cli()
     except FedheadError as exc:
         print_error(str(exc))

@@ -140,7 +140,7 @@ def _closing_rows(s: Mapping[str, Any]) -> dict[str, str]:
     seconds["rounds"] += f" (training {s['seconds']['training']:.1f})"
     rows = {
         f"accuracy, {s['strategy'].rpartition(':')[2]}": _measured(s["accuracy"], n),
-        "accuracy, centralized SGD": _measured(s["centralized_accuracy"], n),
+        "accuracy, centralized": _measured(s["centralized_accuracy"], n),
         "accuracy, ridge": _measured(s["ridge_accuracy"], n),
         "accuracy of model.pt": _measured(s["model_accuracy"], s["model_test_examples"]),
         **_clients(s),

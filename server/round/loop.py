@@ -207,8 +207,8 @@ def _report(number: int, rounds: int, result: RoundResult, evaluation: Evaluatio
     event(
         "round",
         f"round {number:{len(str(rounds))}}/{rounds}  accuracy {evaluation.accuracy:.4f}  "
-        f"loss {evaluation.loss:.4f}  train {loss}  clients {result.valid}/{result.cohort}  "
-        f"up {result.uplink_bytes / 1e6:.2f} MB",
+        f"loss {evaluation.loss:.4f}  train loss {loss} (before)  "
+        f"clients {result.valid}/{result.cohort}  up {result.uplink_bytes / 1e6:.2f} MB",
         round=number, accepted=result.accepted, accuracy=evaluation.accuracy,
         cohort=result.cohort, valid=result.valid, rejected=result.rejected,
         failed=result.failed, late=result.late,

@@ -14,6 +14,7 @@ from common.types import Affine, ClientPlan, Head
 from server.strategies.adaptive import fedadagrad, fedadam, fedavgm, fedyogi
 from server.strategies.arguments import (
     Argument,
+    argument_bounds,
     argument_names,
     arguments,
     checked_arguments,
@@ -38,6 +39,7 @@ from server.strategy import RoundContext, Strategy
 __all__ = [
     "STRATEGIES",
     "Argument",
+    "argument_bounds",
     "argument_names",
     "arguments",
     "build_strategy",

@@ -15,10 +15,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, create_model
 from pydantic.fields import FieldInfo
 
+from common.config.bounds import bounds
 from common.errors import ConfigError
 from common.toml_model import Section, validated
 
-__all__ = ["Argument", "argument_names", "arguments", "checked_arguments"]
+__all__ = ["Argument", "argument_bounds", "argument_names", "arguments", "checked_arguments"]
 
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -69,6 +70,16 @@ def arguments(name: str, factory: Callable[..., object]) -> list[Argument]:
         Argument(key.replace("_", "-"), _default(field), _allowed(field))
         for key, field in fields.items()
     ]
+
+
+def argument_bounds(name: str, factory: Callable[..., object]) -> dict[str, set[float]]:
+    """For each argument the ends of its range that a value can lie on.
+
+    Raises:
+        ConfigError: no TOML value can fit an annotation.
+    """
+    fields = _model(name, factory).model_fields
+    return {key.replace("_", "-"): bounds(field) for key, field in fields.items()}
 
 
 def checked_arguments(

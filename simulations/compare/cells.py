@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Config, TrackingConfig, changed, parse_overrides
+from common.config.bounds import bounds_of_key
 from common.config.loading import with_module
 from common.data_sources import function_of
 from common.own_code import file_of, found_in
 from server.round.first_head import last_head
 from server.round.stock import is_stock
 from server.strategies import (
+    argument_bounds,
     argument_names,
     build_strategy,
     import_strategy,
@@ -74,6 +76,15 @@ class StrategySpec:
         }
         return {name: given[name] for name in self.arguments if name in given}
 
+    def bounds(self, key: str) -> set[float]:
+        """The smallest and largest values that a dotted key of the experiment can have."""
+        argument = key.removeprefix("strategy.args.")
+        if argument == key:
+            return bounds_of_key(key)
+        if is_stock(self.name):
+            return set()
+        return argument_bounds(self.name, self._factory).get(argument, set())
+
     @property
     def _factory(self) -> Callable[..., object]:
         return import_strategy(self.name) if is_stock(self.name) else strategy_factory(self.name)
@@ -120,6 +131,12 @@ class ComparisonSpec:
     seeds: tuple[int, ...]
     sweeps: Mapping[str, tuple[tuple[str, ...], ...]]
     validation_fraction: float
+
+    @property
+    def swept(self) -> tuple[str, ...]:
+        """Keys of the experiment that are swept for some strategy, dotted."""
+        settings = (setting for rows in self.sweeps.values() for row in rows for setting in row)
+        return tuple(dict.fromkeys(setting.partition("=")[0] for setting in settings))
 
     def cell(
         self, spec: StrategySpec, partition: tuple[str, Tree], seed: int, settings: tuple[str, ...]

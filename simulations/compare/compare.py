@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,13 @@ from server.record.runfolder import SUMMARY
 from simulations.compare.cells import Cell, ComparisonSpec
 from simulations.compare.pool import run_cells
 from simulations.deploy.processes import alone
+from simulations.report.labels import (
+    hyperparameters,
+    is_setting,
+    partition_label,
+    strategy_label,
+)
+from simulations.report.runs import flat
 
 __all__ = ["Chosen", "run_comparison"]
 
@@ -112,42 +119,59 @@ def _sweep(comparison: ComparisonSpec, folder: Path, jobs: int) -> Best:
     cells = [cell for group in several.values() for cell in group]
     _run(cells, folder / "sweep", jobs, "sweeping")
     rows = []
+    specs = {spec.text: spec for spec in comparison.strategies}
     for key, group in several.items():
         scores = [_score(folder / "sweep" / cell.key) for cell in group]
         chosen = max(range(len(group)), key=lambda i: scores[i])
         best[key] = group[chosen].settings
         name = ", ".join(word for word in key if word)
-        for edge in at_an_edge(best[key], [cell.settings for cell in group]):
+        tried = [cell.settings for cell in group]
+        for edge in at_an_edge(best[key], tried, specs[key[0]].bounds):
             logger.info("%s: best value lies at the sweep's edge: %s", name, edge)
         rows += [
-            [
-                cell.strategy,
-                cell.partition,
-                *_figures(score),
-                " ".join(cell.settings),
-                str(i == chosen).lower(),
-            ]
+            [*_labels(cell, comparison.swept), *_figures(score), str(i == chosen).lower()]
             for i, (cell, score) in enumerate(zip(group, scores, strict=True))
         ]
     header = [
-        "strategy", "partition", "validation-accuracy", "validation-loss", "hyperparameters", "best"
+        "strategy", "partition", "hyperparameters", "validation-accuracy", "validation-loss", "best"
     ]  # fmt: skip
     write_atomic(folder / "sweep.csv", _csv([header, *rows]))
     return best
 
 
-def at_an_edge(best: Sequence[str], tried: Iterable[Sequence[str]]) -> list[str]:
+def _labels(cell: Cell, swept: Sequence[str]) -> list[str]:
+    """Strategy, partition and hyperparameters, as curves.csv has them."""
+    values = flat(cell.config.model_dump(by_alias=True))
+    own = {key: value for key, value in values.items() if key in swept or not is_setting(key)}
+    return [strategy_label(values), partition_label(values), hyperparameters(own, swept=swept)]
+
+
+def at_an_edge(
+    best: Sequence[str],
+    tried: Iterable[Sequence[str]],
+    bounds: Callable[[str], Collection[float]],
+) -> list[str]:
     """Numbers among the best settings beyond which nothing was tried, with what was.
 
-    >>> at_an_edge(["lr=1", "mu=0.2"], [["lr=0.1", "mu=0.2"], ["lr=1", "mu=0.2"]])
-    ['lr=1 (tried 0.1 to 1)']
+    Of two values each is an edge, and beyond a key's own bound nothing can be tried: both go
+    without saying.
+
+    Args:
+        best: the settings that were chosen, "key=value" each.
+        tried: all that were tried.
+        bounds: the smallest and largest values that a key can have.
+
+    >>> tried = [["mu=0"], ["mu=0.1"], ["mu=1"]]
+    >>> at_an_edge(["mu=1"], tried, lambda key: {0.0}), at_an_edge(["mu=0"], tried, lambda key: {0})
+    (['mu=1 (tried 0 to 1)'], [])
     """
     edges = []
     for setting, column in zip(best, zip(*tried, strict=True), strict=True):
         key, _, value = setting.partition("=")
         with suppress(ValueError):  # what is no number has no edge
             values = sorted({float(other.partition("=")[2]) for other in column})
-            if len(values) > 1 and float(value) in (values[0], values[-1]):
+            is_edge = len(values) > 2 and float(value) in (values[0], values[-1])
+            if is_edge and float(value) not in bounds(key):
                 name = key.removeprefix("train.").removeprefix("strategy.args.")
                 edges.append(f"{name}={value} (tried {values[0]:g} to {values[-1]:g})")
     return edges

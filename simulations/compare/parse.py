@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -67,9 +68,11 @@ def parse_comparison(
     if not numbers or not all(re.fullmatch(r"\d{1,9}", number) for number in numbers):
         problems.append(f"--seeds {seeds!r} must be whole numbers, for example 0,1,2")
     axes, more = _axes(sweeps)
+    wrong = _unknown(axes, specs) | _twice(axes)
+    axes = [axis for axis in axes if axis[0] not in wrong]
     combined = {spec.text: _combinations(spec, specs, axes) for spec in specs}
     used = {setting[0] for rows in combined.values() for row in rows for setting in row}
-    problems += more
+    problems += [*more, *dict.fromkeys(wrong.values())]
     problems += [f"--sweep {key}: no strategy here has it" for key, _ in axes if key not in used]
     if problems:
         raise ConfigError(problems)
@@ -108,6 +111,35 @@ def _axes(sweeps: Sequence[str]) -> tuple[list[tuple[str, list[str]]], list[str]
             problems.append(f"--sweep {sweep!r} is not of the form key=value,value,...")
         axes.append((key.strip(), _words(values)))
     return axes, problems
+
+
+def _unknown(
+    axes: Sequence[tuple[str, list[str]]], specs: Sequence[StrategySpec]
+) -> dict[str, str]:
+    """Keys that begin with neither a strategy nor a section, each with the problem."""
+    known = {*_owners(specs), *Config.model_fields}
+    problems = {}
+    for key, _ in axes:
+        owner = key.rpartition(".")[0]
+        if owner and owner not in known and (first := key.partition(".")[0]) not in known:
+            near = difflib.get_close_matches(owner, known, n=1)
+            hint = f", did you mean {near[0]}?" if near else ""
+            problems[key] = f"--sweep {key}: unknown key {first}{hint}"
+    return problems
+
+
+def _twice(axes: Sequence[tuple[str, list[str]]]) -> dict[str, str]:
+    """Keys that mean the same as another one, each with the problem."""
+    keys: dict[str, list[str]] = {}
+    for key, _ in axes:
+        meant = "train.lr" if key == "lr" else key.removeprefix("strategy.args.")
+        keys.setdefault(meant, []).append(key)
+    return {
+        key: f"--sweep {' and '.join(dict.fromkeys(same))}: the same key, give all values in one"
+        for same in keys.values()
+        for key in same
+        if len(same) > 1
+    }
 
 
 def _check(comparison: ComparisonSpec) -> None:

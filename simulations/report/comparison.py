@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,9 +17,12 @@ import numpy as np
 
 from common.errors import RunError
 from simulations.report.labels import (
+    NOT_COMPARED,
     compared_values,
+    differing,
     distinct,
     hyperparameters,
+    is_setting,
     setting_label,
     strategy_label,
 )
@@ -32,11 +35,6 @@ logger = logging.getLogger("fedhead")
 Values = Mapping[str, Any]
 G = TypeVar("G")
 
-_NOT_COMPARED = ("seed", "out", "name")
-# What belongs to a strategy's entry; all other keys make the setting.
-_OF_THE_ENTRY = ("strategy.", "train.", "round.", "simulation.")
-_OF_THE_SETTING = ("train.clients-per-round", "train.clients")
-
 
 @dataclass(frozen=True, eq=False)
 class Entry:
@@ -44,7 +42,7 @@ class Entry:
 
     Attributes:
         label: unique in its setting.
-        hyperparameters: learning rate and what else was set, compact.
+        hyperparameters: learning rate and what else was set or swept, compact.
         runs: ascending by seed, one each.
     """
 
@@ -123,7 +121,9 @@ class Comparison:
         return sorted(ranks, key=lambda label: (float(np.mean(ranks[label])), label))
 
 
-def load_runs(paths: Sequence[Path], *, as_asked: bool = False) -> Comparison:
+def load_runs(
+    paths: Sequence[Path], *, as_asked: bool = False, swept: Sequence[str] = ()
+) -> Comparison:
     """Read finished runs and put them side by side.
 
     Args:
@@ -132,6 +132,8 @@ def load_runs(paths: Sequence[Path], *, as_asked: bool = False) -> Comparison:
             one configuration and seed the second.
         as_asked: whether tables list settings and strategies in the order of the runs; else
             settings by their labels and the best strategies first.
+        swept: keys that were swept, always among the hyperparameters; so is what differs among
+            the left-out runs of a sweep.
 
     Raises:
         RunError: nothing is finished, a file is damaged, or runs of one setting have other
@@ -140,12 +142,12 @@ def load_runs(paths: Sequence[Path], *, as_asked: bool = False) -> Comparison:
     """
     runs, unfinished = read_runs(paths)
     notes = [f"{path} has not finished and is left out." for path in unfinished]
-    runs, swept = _without_sweeps(runs)
-    if swept:
-        notes.append(f"{swept} runs of a sweep, on held-out training images, are left out.")
+    runs, tried = _without_sweeps(runs)
+    if tried:
+        notes.append(f"{len(tried)} runs of a sweep, on held-out training images, are left out.")
     runs, repeated = _without_repeats(runs)
     notes += [f"{path} repeats {first} and is left out." for path, first in repeated]
-    settings = _settings(runs)
+    settings = _settings(runs, {*swept, *_swept(tried)})
     for setting in settings:
         notes += _unequal(setting)
     if len({tuple(run.summary.versions.items()) for run in runs}) > 1:
@@ -160,12 +162,7 @@ def _key(values: Values, belongs: Callable[[str], bool]) -> str:
 
 
 def _entry_key(run: Run) -> str:
-    return _key(compared_values(run), lambda key: key not in _NOT_COMPARED)
-
-
-def _is_setting(key: str) -> bool:
-    own = key.startswith(_OF_THE_ENTRY) and key not in _OF_THE_SETTING
-    return not own and key not in _NOT_COMPARED
+    return _key(compared_values(run), lambda key: key not in NOT_COMPARED)
 
 
 def _groups(runs: Iterable[Run], key: Callable[[Run], str]) -> list[list[Run]]:
@@ -175,10 +172,17 @@ def _groups(runs: Iterable[Run], key: Callable[[Run], str]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def _without_sweeps(runs: list[Run]) -> tuple[list[Run], int]:
-    """Runs on the test set and the number of others; all runs if none is on the test set."""
+def _without_sweeps(runs: list[Run]) -> tuple[list[Run], list[Run]]:
+    """Runs on the test set and the others; all runs if none is on the test set."""
     tested = [run for run in runs if not run.values["data.validation-fraction"]]
-    return (tested, len(runs) - len(tested)) if tested else (runs, 0)
+    others = [run for run in runs if run.values["data.validation-fraction"]]
+    return (tested, others) if tested else (runs, [])
+
+
+def _swept(tried: Sequence[Run]) -> set[str]:
+    """Keys in which a sweep's runs of one strategy differ."""
+    groups = _groups(tried, lambda run: strategy_label(run.values))
+    return {key for group in groups for key in differing([run.values for run in group])}
 
 
 def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Path, Path]]]:
@@ -192,31 +196,36 @@ def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Path, P
     return list(kept.values()), repeated
 
 
-def _settings(runs: Sequence[Run]) -> tuple[Setting, ...]:
-    groups = _groups(runs, lambda run: _key(compared_values(run), _is_setting))
+def _settings(runs: Sequence[Run], swept: Collection[str]) -> tuple[Setting, ...]:
+    groups = _groups(runs, lambda run: _key(compared_values(run), is_setting))
     of_setting = [
-        {key: value for key, value in compared_values(group[0]).items() if _is_setting(key)}
+        {key: value for key, value in compared_values(group[0]).items() if is_setting(key)}
         for group in groups
     ]
     labels = distinct([setting_label(values, of_setting) for values in of_setting], of_setting)
     return tuple(
-        Setting(label, _entries(group, label)) for label, group in zip(labels, groups, strict=True)
+        Setting(label, _entries(group, label, swept))
+        for label, group in zip(labels, groups, strict=True)
     )
 
 
-def _entries(runs: Sequence[Run], setting: str) -> tuple[Entry, ...]:
+def _entries(runs: Sequence[Run], setting: str, swept: Collection[str]) -> tuple[Entry, ...]:
     if len({run.classes for run in runs}) > 1:
         other = next(run for run in runs if run.classes != runs[0].classes)
         raise RunError(f"{other.path} has other classes than {runs[0].path}, both are {setting}")
     groups = _groups(runs, _entry_key)
     values = [group[0].values for group in groups]
     own = [
-        {key: v for key, v in one.items() if key not in _NOT_COMPARED and not _is_setting(key)}
+        {key: v for key, v in one.items() if key not in NOT_COMPARED and not is_setting(key)}
         for one in values
     ]
     labels = distinct([strategy_label(one) for one in own], own)
     entries = [
-        Entry(label, hyperparameters(one, own), tuple(sorted(group, key=lambda run: run.seed)))
+        Entry(
+            label,
+            hyperparameters(one, own, swept),
+            tuple(sorted(group, key=lambda run: run.seed)),
+        )
         for label, one, group in zip(labels, own, groups, strict=True)
     ]
     return tuple(sorted(entries, key=lambda e: (-float(np.mean(e.accuracies)), e.label)))

@@ -10,7 +10,7 @@ import numpy as np
 from common.noise import COUNTED_EXAMPLES
 from simulations.report.columns import accuracy_text, byte_text, percent, points, rounds_text
 from simulations.report.comparison import Entry
-from simulations.report.leaderboard import Row, Standard
+from simulations.report.leaderboard import Row, Standard, best_row
 
 __all__ = ["Card", "answers", "figures_of_run"]
 
@@ -44,7 +44,7 @@ def answers(rows: Sequence[Row]) -> list[Card]:
 
 
 def _accuracy(rows: Sequence[Row]) -> Card:
-    best = rows[0]
+    best = best_row(rows)
     near = sum(row.near_best for row in rows) - 1
     remarks = []
     if best.gap_centralized is not None:

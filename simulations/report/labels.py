@@ -6,7 +6,7 @@ Configurations are flat here: a value for each dotted key, see :func:`simulation
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from common.config import PARTITION_KEYS, Config
@@ -14,9 +14,12 @@ from server.strategies import STRATEGIES, build_strategy, trains_by_gradients
 from simulations.report.runs import Run, flat
 
 __all__ = [
+    "NOT_COMPARED",
     "compared_values",
+    "differing",
     "distinct",
     "hyperparameters",
+    "is_setting",
     "number_or_share",
     "partition_label",
     "setting_label",
@@ -28,7 +31,14 @@ Values = Mapping[str, Any]
 
 _DEFAULTS = flat(Config().model_dump(by_alias=True))
 _UNSET = "default"
+# What tells no two runs of a comparison apart.
+NOT_COMPARED = ("seed", "out", "name")
+# What belongs to a strategy; all other keys make the setting.
+_OF_THE_STRATEGY = ("strategy.", "train.", "round.", "simulation.")
+_OF_THE_SETTING = ("train.clients-per-round", "train.clients")
 _IN_STRATEGY_LABEL = ("strategy.name", "strategy.init", "strategy.precondition")
+# Where a user's module lies is no setting of the strategy.
+_FOLDERS = ("strategy.root", "train.loss-root")
 _PARTITION = {"partition.scheme", *(f"partition.{key}" for key in PARTITION_KEYS.values())}
 _AT_REST = {"availability": "full availability", "attack": "no attack"}
 
@@ -44,11 +54,15 @@ def text(value: Any) -> str:
 
 
 def compared_values(run: Run) -> Values:
-    """A run's configuration as runs are compared: where devices took part, it has no partition."""
+    """A run's configuration as runs are compared: without what changes no figure of it.
+
+    That is who was told of its rounds and, where devices took part, the partition.
+    """
+    values = {key: v for key, v in run.values.items() if not key.startswith("tracking.")}
     if not run.devices:
-        return run.values
+        return values
     unused = {*_PARTITION, "partition.num-clients"}
-    values = {key: value for key, value in run.values.items() if key not in unused}
+    values = {key: value for key, value in values.items() if key not in unused}
     return {**values, "partition.scheme": "devices"}
 
 
@@ -59,22 +73,48 @@ def strategy_label(values: Values) -> str:
     return "+".join([label, *(name for name in variants if name not in ("zeros", "none"))])
 
 
-def hyperparameters(values: Values, compared: Sequence[Values]) -> str:
-    """Learning rate, the strategy's own arguments that were set, and what differs among entries.
+def is_setting(key: str) -> bool:
+    """Whether it is of the setting, which a strategy cannot choose: data, clients, attacks."""
+    own = key.startswith(_OF_THE_STRATEGY) and key not in _OF_THE_SETTING
+    return not own and key not in NOT_COMPARED
+
+
+def hyperparameters(
+    values: Values, compared: Sequence[Values] = (), swept: Collection[str] = ()
+) -> str:
+    """Learning rate, what else was set for strategy and training, was swept, or differs.
+
+    A closed form trains nothing, so it has no [train]. The number of rounds is left out where all
+    have the same.
+
+    Args:
+        values: of one strategy, without those of its setting.
+        compared: of all strategies beside it.
+        swept: keys that are always written.
 
     >>> a = {"strategy.name": "fedprox", "strategy.args.mu": 0.1, "train.lr": 0.05}
-    >>> hyperparameters(a, [a])
-    'lr=0.05 mu=0.1'
+    >>> hyperparameters(a | {"train.local-epochs": 2})
+    'lr=0.05 mu=0.1 local-epochs=2'
     """
-    keys = ["train.lr"] if _has_learning_rate(values["strategy.name"]) else []
-    keys += [key for key in values if key.startswith("strategy.args.")]
-    keys += [
+    is_trained = _has_learning_rate(values["strategy.name"])
+    shown = {*swept, *differing(compared)}
+    first = ["train.lr"] * is_trained + [k for k in values if k.startswith("strategy.args.")]
+    hidden = (*first, "train.lr", *_FOLDERS, *_IN_STRATEGY_LABEL)
+    others = [
         key
-        for key in _differing(compared)
-        # Where a user's module lies is no setting of the strategy.
-        if key in values and key not in (*keys, "train.lr", "strategy.root", *_IN_STRATEGY_LABEL)
+        for key, value in values.items()
+        if (key in shown or _is_set(key, value))
+        and key not in hidden
+        and (is_trained or not key.startswith("train.") or key == "train.rounds")
     ]
-    return " ".join(f"{name}={text(values[key])}" for key, name in _names(keys).items())
+    names = _names([*first, *others])
+    return " ".join(f"{name}={text(values[key])}" for key, name in names.items())
+
+
+def _is_set(key: str, value: Any) -> bool:
+    """Whether a key of the strategy or its training is away from its default."""
+    is_own = key.startswith(("strategy.", "train.")) and key != "train.rounds"
+    return is_own and value != _DEFAULTS.get(key)
 
 
 def _has_learning_rate(strategy: str) -> bool:
@@ -87,13 +127,13 @@ def setting_label(values: Values, compared: Sequence[Values]) -> str:
 
     Sections at their defaults say nothing, but where they are the difference ("no attack").
     """
-    differing = _differing(compared)
+    apart = differing(compared)
     phrases = []
-    if "data.source" in differing:
+    if "data.source" in apart:
         phrases.append(text(values["data.source"]))
-    if _PARTITION & set(differing) or not differing:
+    if _PARTITION & set(apart) or not apart:
         phrases.append(partition_label(values))
-    others = [key for key in differing if key not in _PARTITION and key != "data.source"]
+    others = [key for key in apart if key not in _PARTITION and key != "data.source"]
     for section in dict.fromkeys(key.partition(".")[0] for key in others):
         keys = [key for key in others if key.startswith(f"{section}.")]
         if all(values.get(key) == _DEFAULTS.get(key) for key in keys) and section in _AT_REST:
@@ -114,7 +154,7 @@ def distinct(labels: Sequence[str], configs: Sequence[Values]) -> list[str]:
     for label, values in zip(labels, configs, strict=True):
         if counts[label] > 1:
             same = [c for other, c in zip(labels, configs, strict=True) if other == label]
-            names = _names(_differing(same))
+            names = _names([key for key in differing(same) if key not in _FOLDERS])
             pairs = [f"{name}={text(values.get(key, _UNSET))}" for key, name in names.items()]
             label = " ".join([label, *pairs])
         result.append(label)
@@ -127,7 +167,7 @@ def distinct(labels: Sequence[str], configs: Sequence[Values]) -> list[str]:
     return result
 
 
-def _differing(configs: Sequence[Values]) -> list[str]:
+def differing(configs: Sequence[Values]) -> list[str]:
     """Keys that not all have, or not with the same value, in order."""
     keys = dict.fromkeys(key for values in configs for key in values)
     missing = object()

@@ -11,7 +11,7 @@ import numpy as np
 from simulations.report.comparison import Comparison, Entry, Setting
 from simulations.report.runs import Run, Summary
 
-__all__ = ["Row", "Standard", "leaderboard", "sampling_margin", "standard"]
+__all__ = ["Row", "Standard", "best_row", "leaderboard", "sampling_margin", "standard"]
 
 # Where there is no target: this much less than the centralized head, or this share of the best.
 _POINTS_BELOW = 0.02
@@ -98,6 +98,11 @@ def leaderboard(comparison: Comparison, target: float | None = None) -> list[Row
         for setting in comparison.settings
         for entry in comparison.in_order(setting)
     ]
+
+
+def best_row(rows: Sequence[Row]) -> Row:
+    """The row of a setting's best entry, in whatever order they were asked for."""
+    return min(rows, key=lambda row: (-row.accuracy, row.strategy))
 
 
 def standard(setting: Setting, target: float | None = None) -> Standard:

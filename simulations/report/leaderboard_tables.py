@@ -237,9 +237,15 @@ def _setting_table(setting: Setting, rows: Sequence[Row], columns: Sequence[Colu
         table.add_column(column.short, justify="right", no_wrap=column.text is not rounds_text)
     for row in rows:
         name = Text(row.strategy, style="bold" if row.near_best else "")
-        name.append(f" {row.hyperparameters}".rstrip(), style="not bold dim")
+        name.append(f" {_rest(row)}".rstrip(), style="not bold dim")
         table.add_row(name, *(Text(column.text(row)) for column in columns))
     return table
+
+
+def _rest(row: Row) -> str:
+    """Those of its hyperparameters that its name does not have already."""
+    named = row.strategy.split()
+    return " ".join(word for word in row.hyperparameters.split() if word not in named)
 
 
 def _metric_tables(rows: Sequence[Row]) -> list[Table]:
@@ -253,8 +259,8 @@ def _metric_tables(rows: Sequence[Row]) -> list[Table]:
         table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         if row.metrics:
-            label = f"{row.strategy} {row.hyperparameters}".rstrip()
-            table.add_row(Text(label), *(Text(metric_text(row, name)) for name in names))
+            label = Text(f"{row.strategy} {_rest(row)}".rstrip())
+            table.add_row(label, *(Text(metric_text(row, name)) for name in names))
     return [table]
 
 

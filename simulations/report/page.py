@@ -23,7 +23,7 @@ from simulations.report.figures import (
 )
 from simulations.report.headline import answers, figures_of_run
 from simulations.report.labels import number_or_share, text
-from simulations.report.leaderboard import Row, leaderboard, sampling_margin, standard
+from simulations.report.leaderboard import Row, best_row, leaderboard, sampling_margin, standard
 from simulations.report.leaderboard_tables import overview, rows_by_setting, standard_text
 from simulations.report.reproduce import (
     EXPERIMENT_FILE,
@@ -80,6 +80,7 @@ def page_html(comparison: Comparison, target: float | None) -> str:
         notes=comparison.notes,
         settings=[_setting(setting, rows, target, common) for setting, rows in by_setting],
         columns=shown_columns(leaderboard(comparison, target), timed=True),
+        as_asked=bool(comparison.asked),
         overview=overview(comparison, by_setting) if len(by_setting) > 1 else [],
         styles=line_styles(comparison),
         has_clients=has_clients,
@@ -180,6 +181,7 @@ def _setting(
     return {
         "label": setting.label,
         "rows": rows,
+        "best": best_row(rows),
         "cards": figures_of_run(winner, rows[0], against) if alone else answers(rows),
         "standard": line[0].upper() + line[1:],
         "margin": percent(sampling_margin(setting)),

@@ -142,6 +142,18 @@ def test_all_problems_of_the_words_are_told_at_once(base: Config) -> None:
         assert part in text
 
 
+def test_one_key_swept_twice_and_a_misspelt_strategy_are_told_once(base: Config) -> None:
+    for sweeps, problem in (
+        (["lr=0.1", "train.lr=0.3,1"], "--sweep lr and train.lr: the same key, give all values"),
+        (["lr=0.1", "lr=1"], "--sweep lr: the same key, give all values"),
+        (["trimed_mean.byzantine=0,0.1"], "unknown key trimed_mean, did you mean trimmed_mean?"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            compared(base, "fedavg,trimmed_mean", sweeps=sweeps)
+        (found,) = caught.value.problems
+        assert problem in found
+
+
 def test_a_value_out_of_range_is_told_before_anything_runs(base: Config) -> None:
     with pytest.raises(ConfigError, match=r"fedavg: train.lr=-1 must be greater than 0"):
         compared(base, sweeps=["lr=0.1,-1"])
@@ -250,8 +262,35 @@ def test_the_best_of_a_sweep_at_its_edge_is_said_in_plain_words(
     module._sweep(made, tmp_path, 1)
     line = "fedavg: best value lies at the sweep's edge: lr=0.1 (tried 0.003 to 0.1)"
     assert line in caplog.messages
-    header = (tmp_path / "sweep.csv").read_text().splitlines()[0]
-    assert header == "strategy,partition,validation-accuracy,validation-loss,hyperparameters,best"
+
+
+def test_an_edge_that_goes_without_saying_is_not_said(
+    base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import simulations.compare.compare as module
+
+    caplog.set_level(logging.INFO, "fedhead")
+    monkeypatch.setattr(module, "_run", lambda *_: [])
+    monkeypatch.setattr(module, "_score", lambda path: (0.5, 0.0))  # the first is the best
+    for sweep in ("lr=0.1,0.01", "train.momentum=0,0.5,0.9", "trimmed_mean.byzantine=0,0.1,0.2",
+                  "train.local-epochs=1,2,5"):  # fmt: skip
+        module._sweep(compared(base, "fedavg,trimmed_mean", sweeps=[sweep]), tmp_path, 1)
+    assert caplog.messages == []
+
+
+def test_a_sweep_is_written_in_the_words_of_the_other_tables(
+    base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import simulations.compare.compare as module
+
+    (tmp_path / "mine_written.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(module, "_run", lambda *_: [])
+    made = compared(base, "mine_written:signs", sweeps=["lr=0.1", "signs.step=0.01,0.1"])
+    module._sweep(made, tmp_path, 1)
+    header, first, _ = (tmp_path / "sweep.csv").read_text().splitlines()
+    assert header == "strategy,partition,hyperparameters,validation-accuracy,validation-loss,best"
+    assert first == "signs,dirichlet:1,lr=0.1 step=0.01,failed,,true"
 
 
 def command(folder: Path, out: Path, *more: str) -> list[str]:

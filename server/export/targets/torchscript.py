@@ -250,7 +250,7 @@ def _check_file(
 def _tell_by_default(name: str, engine: str, default: DefaultEngine | None) -> None:
     if default is None or default.engine == engine:
         return
-    who = f"{name}: quantized engine {default.engine} (torch's pick)"
+    who = f"{name} is right on {engine}; torch's {default.engine}"
     advice = f"see {card_path(Path(name))}"
     if default.check is None:
         logger.warning("%s does not run it (%s); %s", who, default.problem, advice)

@@ -93,6 +93,31 @@ def test_strategies_are_named_by_what_they_are(make_run: MakeRun, cells: Path) -
     ]
 
 
+def test_what_was_set_for_training_is_among_the_hyperparameters(
+    make_run: MakeRun, cells: Path
+) -> None:
+    own = ("train.optimizer=adam", "train.schedule=cosine", "train.warmup-rounds=1")
+    make_run("a", *own, "train.loss=mine:smooth", "train.loss-root=/somewhere", "train.rounds=3")
+    assert load_runs([cells]).settings[0].entries[0].hyperparameters == (
+        "lr=0.01 optimizer=adam schedule=cosine warmup-rounds=1 loss=mine:smooth"
+    )
+
+
+def test_what_was_swept_is_among_the_hyperparameters_at_its_default_too(
+    make_run: MakeRun, cells: Path
+) -> None:
+    make_run("a")
+    make_run("b", "strategy.name=fed3r")
+    keys = ("train.local-epochs", "strategy.args.mu")
+    told = load_runs([cells], swept=keys)
+    for epochs in (1, 5):  # a sweep that lies beside them tells the same
+        make_run(f"tried-{epochs}", f"train.local-epochs={epochs}", "data.validation-fraction=0.2")
+    for comparison in (told, load_runs([cells])):
+        (setting,) = comparison.settings
+        found = {entry.label: entry.hyperparameters for entry in setting.entries}
+        assert found == {"fedavg": "lr=0.01 local-epochs=1", "fed3r": ""}  # which has no epochs
+
+
 def test_equal_strategies_get_the_keys_that_differ(make_run: MakeRun, cells: Path) -> None:
     make_run("a", "train.lr=0.1", correct=[900])
     make_run("b", "train.lr=0.1", "train.local-epochs=5", correct=[800])
@@ -103,6 +128,13 @@ def test_equal_strategies_get_the_keys_that_differ(make_run: MakeRun, cells: Pat
         ("fedavg local-epochs=5", "lr=0.1 local-epochs=5"),
         ("fedprox", "lr=1 local-epochs=1"),
     ]
+
+
+def test_where_a_loss_lies_names_no_strategy(make_run: MakeRun, cells: Path) -> None:
+    make_run("a")
+    make_run("b", "train.loss=mine:smooth", "train.loss-root=/somewhere")
+    (found,) = labels(cells).values()
+    assert set(found) == {"fedavg loss=cross-entropy", "fedavg loss=mine:smooth"}
 
 
 def test_the_same_momentum_of_client_and_server_stays_apart(make_run: MakeRun, cells: Path) -> None:

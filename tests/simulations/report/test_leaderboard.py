@@ -219,6 +219,15 @@ def test_the_terminal_table_fits_80_columns_and_shows_names_as_they_are(
     assert "100.0 ± 0.0" in text
 
 
+def test_the_terminal_says_each_setting_once(make_run: MakeRun, cells: Path) -> None:
+    make_run("a", "train.lr=0.5", "train.momentum=0.25")
+    make_run("b", "train.lr=0.125", "train.momentum=0.25")
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(terminal_table(load_runs([cells])))
+    text = console.export_text()
+    assert [text.count(word) for word in ("lr=0.5", "lr=0.125", "momentum=0.25")] == [1, 1, 2]
+
+
 def test_many_rows_are_cut_in_the_terminal_and_a_matrix_holds_them_all(
     make_run: MakeRun, cells: Path
 ) -> None:

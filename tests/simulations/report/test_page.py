@@ -31,6 +31,7 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
+        self.raw = text
         self.tags: list[str] = []
         self.links: list[str] = []
         self.ids: set[str] = set()
@@ -193,6 +194,20 @@ def test_mistakes_are_the_winners_over_all_seeds(make_run: MakeRun, cells: Path)
         [0, 656, 0],
         [0, 0, 656],
     ]
+
+
+def test_the_winner_is_the_best_and_not_the_first_that_was_asked_for(
+    make_run: MakeRun, cells: Path
+) -> None:
+    runs = [
+        make_run(name, f"strategy.name={name}", correct=[right])
+        for name, right in (("krum", 905), ("median", 990))
+    ]
+    shown = Page(write_report(load_runs(runs, as_asked=True), cells).page.read_text("utf-8"))
+    text = " ".join(shown.text.split())
+    assert "Accuracy median 99.0" in text
+    assert "The last head of median" in text
+    assert 'aria-sort="descending"><button' not in shown.raw  # the rows are not sorted by anything
 
 
 def test_of_many_classes_those_with_the_most_mistakes_have_rows_of_their_own(
