@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError, FedheadError
 from fedhead.api.bar import Bar, bar
-from fedhead.api.experiments import Overrides, nested
+from fedhead.api.experiments import Overrides, plain
 from fedhead.api.session import session
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def go_on(path: Path, overrides: Overrides | None, way: Way) -> None:
         config, carrier = open_run(path), way.carrier()
         carrier.check_suits(path)
         if overrides:
-            change_run(path, config, nested(overrides))
+            change_run(path, config, plain(overrides))
         with needs_data(path, config, "resume"):
             _work(path, carrier, way)
 

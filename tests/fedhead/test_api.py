@@ -20,7 +20,7 @@ import fedhead
 import server.app
 from common.experiment import experiment_dataset
 from fedhead.api.display import block
-from fedhead.api.experiments import configuration, nested
+from fedhead.api.experiments import configuration, plain
 from fedhead.api.session import session
 from server.export.runtime_cards import ExportReport
 
@@ -223,7 +223,7 @@ def test_an_experiment_is_a_file_here_or_a_shipped_one(here: Path) -> None:
 
 def test_dotted_and_nested_keys_stand_side_by_side() -> None:
     given = {"train.lr": 1, "train": {"rounds": 2}, "data.root": Path("x")}
-    assert nested(given) == {"train": {"lr": 1, "rounds": 2}, "data": {"root": "x"}}
+    assert plain(given) == {"train": {"lr": 1, "rounds": 2}, "data": {"root": "x"}}
 
 
 def test_what_a_notebook_shows_is_escaped() -> None:
