@@ -6,8 +6,10 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout, suppress
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +18,7 @@ from typing import Any  # what a user's function takes and gives, its caller che
 from common.errors import DataError
 from common.files import shown
 
-__all__ = ["file_of", "folder_of", "found_in", "imported", "search_in"]
+__all__ = ["file_of", "folder_of", "found_in", "imported", "search_in", "searching"]
 
 
 def folder_of(module: str, places: Sequence[Path]) -> Path | None:
@@ -34,8 +36,38 @@ def folder_of(module: str, places: Sequence[Path]) -> Path | None:
 def search_in(folder: str) -> None:
     """Let modules in a folder be found, after all others; empty: nowhere."""
     path = str(Path(folder).expanduser().absolute()) if folder else ""
-    if path and path not in sys.path:
+    if not path:
+        return
+    needed, is_new = _NEEDED.get(), path not in sys.path
+    if needed is not None and path not in needed and (is_new or path in _blocks):
+        needed.add(path)
+        _blocks[path] += 1
+    if is_new:
         sys.path.append(path)
+
+
+_NEEDED: ContextVar[set[str] | None] = ContextVar("_NEEDED", default=None)
+_blocks = Counter[str]()  # of ``searching`` that need a folder which one of them has added
+
+
+@contextmanager
+def searching() -> Iterator[None]:
+    """What ``search_in`` adds in the block, in this thread, is searched until its end.
+
+    Or longer: until the end of the last such block, in whatever thread, that needs the folder.
+    """
+    needed = set[str]()
+    token = _NEEDED.set(needed)
+    try:
+        yield
+    finally:
+        _NEEDED.reset(token)
+        for path in needed:
+            _blocks[path] -= 1
+            if not _blocks[path]:
+                del _blocks[path]
+                with suppress(ValueError):  # somebody else has taken it off
+                    sys.path.remove(path)
 
 
 def imported(module: str) -> ModuleType:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 import common
-from common.own_code import found_in, imported
+from common.own_code import found_in, imported, search_in, searching
 
 Write = Callable[..., None]
 
@@ -80,3 +83,32 @@ def test_a_function_is_the_one_in_the_folder_that_is_named(write: Write, tmp_pat
     for folder, size in (("a", 1), ("b", 2)):
         assert found_in("twice_there", "size", tmp_path / folder)() == size
         sys.path[:] = before
+
+
+def test_a_folder_is_searched_until_the_last_that_needs_it_ends(tmp_path: Path) -> None:
+    before = [*sys.path]
+    shared, own, users = (str(tmp_path / name) for name in ("shared", "own", "users"))
+    with ExitStack() as first, ThreadPoolExecutor(1) as thread:
+        first.enter_context(searching())
+        search_in(shared)
+
+        def second() -> None:
+            with searching():
+                search_in(shared)
+                search_in(own)
+                begun.set()
+                assert ended.wait(10)
+
+        begun, ended = Event(), Event()
+        done = thread.submit(second)
+        assert begun.wait(10)
+        sys.path.append(users)
+        first.close()
+        assert sys.path == [*before, shared, own, users]
+        ended.set()
+        done.result()
+    assert sys.path == [*before, users]
+    with searching():
+        search_in(users)
+    assert sys.path == [*before, users]
+    sys.path[:] = before
