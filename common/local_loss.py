@@ -89,7 +89,7 @@ class LocalLoss:
         return ConfigError([f"train.loss={self.path!r}: {why}"])
 
 
-@lru_cache
+@lru_cache  # a run keeps its loss, whatever happens to the file; see common.experiment.forget_data
 def find_loss(path: str, root: str) -> LocalLoss | None:
     """The function that ``train.loss`` names; None for the cross-entropy.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError, FedheadError
 from fedhead.api.bar import Bar, bar
-from fedhead.api.experiments import Overrides, nested
+from fedhead.api.experiments import Overrides, plain
 from fedhead.api.session import session
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def go_on(path: Path, overrides: Overrides | None, way: Way) -> None:
         config, carrier = open_run(path), way.carrier()
         carrier.check_suits(path)
         if overrides:
-            change_run(path, config, nested(overrides))
+            change_run(path, config, plain(overrides))
         with needs_data(path, config, "resume"):
             _work(path, carrier, way)
 
@@ -87,6 +87,7 @@ def _listeners(on_round: Listener | Sequence[Listener]) -> list[Listener]:
 
 def _work(path: Path, carrier: Carrier, way: Way) -> None:
     """Run to the end, and say what is there where something ends it early."""
+    from server.record.progress import all_of
     from simulations.engines.carrier import Engine
     from simulations.run import open_run
 
@@ -94,13 +95,8 @@ def _work(path: Path, carrier: Carrier, way: Way) -> None:
     with _noted(path), bar(wanted=way.progress) as shown:
         shown.show("preparing", 0, 0)
         listeners: list[Listener] = [_shower(shown, rounds), *_listeners(way.on_round)]
-
-        def tell(metrics: Mapping[str, Any]) -> None:
-            for listener in listeners:
-                listener(metrics)
-
         tells = carrier.engine is Engine.IN_PROCESS
-        summary = carrier.run(path, on_round=tell if tells else None)
+        summary = carrier.run(path, on_round=all_of(listeners) if tells else None)
         done = summary["rounds"]
         shown.show(f"{done} rounds, accuracy {100 * summary['accuracy']:.1f} %", done, done)
 

@@ -84,7 +84,8 @@ def _algorithm(work: Work, cohort: Cohort, affine: Affine) -> OwnAlgorithm:
         deadline_seconds=config.round.deadline_seconds,
         progress=Progress(),
     )
-    registry.wait_for(work.clients, 60.0)
+    registry.refresh(60.0)
+    registry.gather(work.clients, 60.0)
     run = Run(config, "bench", _FINGERPRINT, grid, registry)
     return OwnAlgorithm(run, fedavg(), affine, zero_point=0)
 

@@ -1,6 +1,6 @@
 """Short names for settings and strategies, from nothing but their configurations.
 
-Configurations are flat here: a value for each dotted key, see :func:`simulations.report.runs.flat`.
+Configurations are flat here: a value for each dotted key, see :func:`common.keys.flat`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from common.config import PARTITION_KEYS, Config
+from common.keys import flat
 from server.strategies import STRATEGIES, build_strategy, trains_by_gradients
-from simulations.report.runs import Run, flat
+from simulations.report.runs import Run
 
 __all__ = [
     "NOT_COMPARED",

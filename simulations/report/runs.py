@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import DamagedError, RunError
+from common.keys import flat
 from common.noise import COUNTED_EXAMPLES
 from common.readback import JsonFile
 from common.types import IntArray
@@ -22,7 +23,7 @@ from server.record.replaced import place_of, recover
 from server.record.runfolder import CLIENTS, METRICS, SUMMARY, read_config, read_run_json
 from simulations.report.round_figures import Scalar, round_figures
 
-__all__ = ["Clients", "Run", "Summary", "flat", "read_run", "read_runs"]
+__all__ = ["Clients", "Run", "Summary", "read_run", "read_runs"]
 
 logger = logging.getLogger("fedhead")
 
@@ -113,7 +114,7 @@ class Run:
     """One finished run of R rounds.
 
     Attributes:
-        values: the whole configuration by dotted key, see :func:`flat`.
+        values: the whole configuration by dotted key, see :func:`common.keys.flat`.
         accuracy: float64 (R,), on the server's test set after each round.
         uplink: int64 (R,), bytes sent by clients up to and including each round.
         metrics: the strategy's own, by name, float64 (R,); NaN after rounds without one.
@@ -143,21 +144,6 @@ class Run:
     @property
     def test_examples(self) -> int:
         return int(self.confusion.sum())
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping by dotted key.
-
-    >>> flat({"seed": 1, "strategy": {"name": "fedprox", "args": {"mu": 0.1}}})
-    {'seed': 1, 'strategy.name': 'fedprox', 'strategy.args.mu': 0.1}
-    """
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves |= flat(value, f"{prefix}{key}.")
-        else:
-            leaves[prefix + key] = value
-    return leaves
 
 
 def _find_runs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from client.sgd import Terms, train_head
 from common.errors import ConfigError
+from common.experiment import forget_data
 from common.local_loss import LocalLoss, check_loss, find_loss
 from common.seeding import batch_order
 from common.types import LocalTraining
@@ -81,7 +82,7 @@ def find(tmp_path: Path) -> Iterator[Callable[[str], LocalLoss]]:
     yield of
     sys.path[:] = before
     sys.modules.pop("losses_of_mine", None)
-    find_loss.cache_clear()
+    forget_data()
 
 
 def problem() -> tuple[Tensor, Tensor, Tensor]:
@@ -156,3 +157,19 @@ def test_what_takes_other_arguments_or_is_not_there_is_one_line(
         find("absent")
     with pytest.raises(ConfigError, match="no module 'nowhere'; train.loss-root says in which"):
         find_loss("nowhere:loss", "")
+
+
+def test_a_loss_that_was_written_anew_is_read_by_the_next_run_alone(
+    find: Callable[[str], LocalLoss], tmp_path: Path
+) -> None:
+    x, labels, start = problem()
+
+    def slope() -> Tensor:
+        return find("plain").gradient(x, labels, start, start)
+
+    first = slope()
+    file = tmp_path / "losses_of_mine.py"
+    file.write_text(LOSSES.replace("F.cross_entropy(logits", "3 * F.cross_entropy(logits"))
+    torch.testing.assert_close(slope(), first)  # the run is under way
+    forget_data()
+    torch.testing.assert_close(slope(), 3 * first)

@@ -11,6 +11,7 @@ from typing import Any
 
 from common.config import Config
 from common.errors import FedheadError, RunError
+from common.keys import flat
 from server.record.checkpoint import Checkpoint
 from server.record.progress import Progress
 from server.record.runfolder import METRICS, SUMMARY, RunFolder, read_run_json, resume_command
@@ -124,7 +125,7 @@ def _facts(folder: RunFolder, config: Config, rounds: int) -> Tracked:
         settings=config.tracking,
         project=config.tracking.project or config.name,
         run_id=folder.run_id,
-        params=_flat(config.model_dump(by_alias=True, exclude={"out", "tracking"})),
+        params=flat(config.model_dump(by_alias=True, exclude={"out", "tracking"})),
         tags={
             "run-id": folder.run_id,
             "fingerprint": str(read_run_json(folder.path)["fingerprint"]),
@@ -132,11 +133,3 @@ def _facts(folder: RunFolder, config: Config, rounds: int) -> Tracked:
         },
         history=history,
     )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        nested = _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else None
-        leaves |= {prefix + key: value} if nested is None else nested
-    return leaves

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.config.tracking import located_uri
 from common.errors import RunError
 from common.readback import JsonFile
-from server.record.trackers.tracker import End, Numbers, Tracked, numbers, texts
+from server.record.trackers.tracker import End, Numbers, Tracked, environment, numbers, texts
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -35,21 +33,6 @@ _ENVIRONMENT = {
 }
 
 
-@contextmanager
-def _environment() -> Iterator[None]:
-    """Our settings for MLflow where the user has none, for the time of a call.
-
-    A notebook's own use of MLflow keeps its own.
-    """
-    ours = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            os.environ.pop(name, None)
-
-
 class MLflow:
     """A run of MLflow's that is the same when this run goes on; no global state of MLflow's.
 
@@ -62,7 +45,7 @@ class MLflow:
     """
 
     def __init__(self, run: Tracked) -> None:
-        with _environment():
+        with environment(_ENVIRONMENT):
             from mlflow.tracking import MlflowClient
 
             uri = located_uri(run.settings.mlflow_uri) or None  # None: the environment's
@@ -83,7 +66,7 @@ class MLflow:
             (f"summary/{name}", int(figures["rounds"])): value
             for name, value in numbers(figures).items()
         }
-        with _environment():
+        with environment(_ENVIRONMENT):
             there = self._there({name for name, _ in last})
             self._log({k: v for k, v in last.items() if there.get(k) != v})
             for name, text in texts(figures).items():
@@ -92,7 +75,7 @@ class MLflow:
                 self._client.log_artifact(self._id, str(path))
 
     def close(self, end: End) -> None:
-        with _environment():
+        with environment(_ENVIRONMENT):
             self._client.set_terminated(self._id, _STATUS[end])
 
     def _go_on(self, run: Tracked) -> None:
@@ -142,7 +125,7 @@ class MLflow:
         }
 
     def _log(self, values: Mapping[tuple[str, int], float]) -> None:
-        with _environment():
+        with environment(_ENVIRONMENT):
             from mlflow.entities import Metric
 
             now = time.time_ns() // 1_000_000
