@@ -35,6 +35,8 @@ def configuration(
     from common.config import changed, load_config
 
     over = plain(overrides or {})
+    if not isinstance(experiment, str | Path | Mapping):
+        raise ConfigError([f"{experiment!r} is no experiment, expected a path, name or mapping"])
     if isinstance(experiment, Mapping):
         tree = plain(experiment)
         config = load_config(None, merged(tree, over))
@@ -56,8 +58,13 @@ def plain(overrides: Overrides) -> dict[str, Any]:
     {'train': {'rounds': 20}, 'data': {'root': 'photos'}}
 
     Raises:
-        ConfigError: a key that is no text, or goes below one that has a value of its own.
+        ConfigError: no mapping; a key that is no text, or goes below one that has a value of its
+            own.
     """
+    if not isinstance(overrides, Mapping):
+        raise ConfigError(
+            [f"{overrides!r} is no mapping, expected one such as {{'train.rounds': 20}}"]
+        )
     tree: dict[str, Any] = _plain(nested(overrides))
     return tree
 

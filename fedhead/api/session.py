@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from common.apart import reused
-from common.errors import MissingExtraError
+from common.errors import MissingExtraError, RunError
 from fedhead.environment import NOT_ON_DEVICES
 
-__all__ = ["session"]
+__all__ = ["mendable", "session"]
 
 
 class _Warnings(logging.Filter):
@@ -26,9 +26,8 @@ def session() -> Iterator[None]:
 
     Data are read again, because files may have changed since the last time. What was appended to
     Python's search path for a user's own modules is taken off again, once no other session, in
-    another thread, needs it. Flower's log is quiet: its
-    strategies log each step, and fedhead's own log has the round. The bytes of what is written
-    depend on nothing that this process did before.
+    another thread, needs it. Flower's log is quiet: its strategies log each step, and fedhead's
+    own log has the round. The bytes of what is written depend on nothing that this process did before.
 
     Raises:
         MissingExtraError: a package of an extra is not installed.
@@ -48,3 +47,16 @@ def session() -> Iterator[None]:
         raise MissingExtraError(exc.name, "simulation", "this") from exc
     finally:
         flower.removeFilter(warnings)
+
+
+@contextmanager
+def mendable() -> Iterator[None]:
+    """A time in which a file that cannot be had is a caller's mistake, and no fault of the program.
+
+    Raises:
+        RunError: in place of an OSError; names the file.
+    """
+    try:
+        yield
+    except OSError as exc:
+        raise RunError(f"{exc.filename or ''}: {exc.strerror or exc}".removeprefix(": ")) from exc

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import ConfigError, FedheadError
 from fedhead.api.bar import Bar, bar
 from fedhead.api.experiments import Overrides, plain
-from fedhead.api.session import session
+from fedhead.api.session import mendable, session
 
 if TYPE_CHECKING:
     from common.config import Config
@@ -59,7 +59,9 @@ def begin(config: Config, way: Way, *, overwrite: bool) -> Path:
     from simulations.run import beginning
 
     carrier = way.carrier()
-    with beginning(config, overwrite=overwrite) as path:
+    with ExitStack() as stack:
+        with mendable():
+            path = stack.enter_context(beginning(config, overwrite=overwrite))
         _work(path, carrier, way)
     return path
 
