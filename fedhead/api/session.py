@@ -27,7 +27,8 @@ def session() -> Iterator[None]:
     Data are read again, because files may have changed since the last time. What was appended to
     Python's search path for a user's own modules is taken off again, once no other session, in
     another thread, needs it. Flower's log is quiet: its strategies log each step, and fedhead's
-    own log has the round. The bytes of what is written depend on nothing that this process did before.
+    own log has the round. The bytes of what is written depend on nothing that this process did
+    before.
 
     Raises:
         MissingExtraError: a package of an extra is not installed.
