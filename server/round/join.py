@@ -28,7 +28,7 @@ from server.round.backbone_offer import Offer
 from server.round.registry import Registry
 from server.round.roster import Roster
 
-__all__ = ["check_listed", "join", "make_registry"]
+__all__ = ["check_listed", "join", "make_registry", "wait_for"]
 
 logger = logging.getLogger("fedhead")
 
@@ -134,9 +134,9 @@ def join(
     needed = quorum(config, wanted) if resumes else max(1, wanted)
     hint = partial(_needs, config, resumes=resumes)
     if devices:
-        _wait_for(registry, needed, hint, _JOIN_SECONDS)
+        wait_for(registry, needed, hint, _JOIN_SECONDS)
     else:
-        _wait_for(registry, 1)
+        wait_for(registry, 1)
     if registry.simulated:
         _check_simulated(registry, config)
         if loss := find_loss(config.train.loss, config.train.loss_root):
@@ -144,14 +144,14 @@ def join(
         _account(config, dataset)
     else:
         _refuse_simulation(config)
-        _wait_for(registry, needed, hint)
+        wait_for(registry, needed, hint)
         if resumes and registry.deployed and not wanted:
             # All clients are wanted, so the run must not start with the first one alone.
             registry.gather(quorum(config, registry.population), _JOIN_SECONDS, _JOIN_SECONDS)
     _tell_share(config, registry.population)
 
 
-def _wait_for(
+def wait_for(
     registry: Registry,
     count: int,
     hint: Callable[[int], str] = lambda _: "",

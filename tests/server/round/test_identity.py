@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -436,7 +436,40 @@ def test_devices_are_added_and_revoked_while_a_run_is_on(
         "a node with an unknown key is connected, but not registered in this deployment: refused",
         "hall is connected, but not registered in this deployment: refused",
     ]
-    assert [e["name"] for e in events(folder, "gone")] == ["hall"]
+    (gone,) = events(folder, "gone")
+    assert (gone["name"], gone["message"]) == ("hall", "hall was revoked")
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "flwr.serverapp.strategy:FedAvg"])
+def test_a_device_that_is_revoked_within_a_round_is_said_to_be(
+    tiny: Make, devices: list[Path], garden: Path, strategy: str
+) -> None:
+    class Revoking(Garden):
+        """One device is revoked, and another dies, before they answer."""
+
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            messages = list(messages)
+            ids = dict(zip(super().push_messages(messages), messages, strict=True))
+            if messages and messages[0].metadata.message_type == "train":
+                revoke(garden, "hall")
+                silent = {CLIENTS["hall"], CLIENTS["attic"]}
+                for name, message in ids.items():
+                    if client_of_node(message.metadata.dst_node_id) in silent:
+                        self.lost.add(name)
+            return list(ids)
+
+        lost: ClassVar[set[str]] = set()
+
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            return super().pull_messages([name for name in message_ids if name not in self.lost])
+
+    folder = tiny(
+        "train.rounds=1", "train.clients-per-round=0", "round.quorum=0.3",
+        "round.deadline-seconds=2", f"strategy.name={strategy}",
+    )  # fmt: skip
+    run(folder, Revoking(devices), garden)
+    said = {e["name"]: e["reason"] for e in events(folder, "failed")}
+    assert said == {"hall": "it was revoked", "attic": "no answer"}
 
 
 def test_with_nobody_let_in_the_run_says_why_by_name(

@@ -13,7 +13,7 @@ from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from PIL import Image
 
-from common.config import Config, load_config
+from common.config import Config, changed, load_config
 from common.errors import ReplyError, RunError
 from common.experiment import experiment_dataset
 from common.messages import BackboneReply, DescribeReply
@@ -22,6 +22,7 @@ from server.round import backbone_offer
 from server.round.admission import Admission
 from server.round.backbone_offer import Offer, deliver
 from server.round.join import _account, join, make_registry
+from server.round.join import _needs as needs
 
 Make = Callable[..., Path]
 
@@ -78,6 +79,22 @@ def test_a_backbone_is_delivered_within_the_time_that_there_is(
     assert sum(given) <= 0.4
 
 
+@pytest.mark.parametrize(
+    ("number", "here", "words"),
+    [
+        (3, 2, " (train.clients-per-round=3; --set train.clients-per-round=2 takes fewer)"),
+        (0.5, 2, " (train.clients-per-round=0.5; --set train.clients-per-round=2 takes fewer)"),
+        (3, 0, " (train.clients-per-round=3)"),  # 0 would mean every client
+        (0, 0, ""),  # one is needed, whatever the key
+    ],
+)
+def test_a_run_without_enough_clients_names_the_key_and_what_takes_fewer(
+    number: float, here: int, words: str
+) -> None:
+    config = changed(Config(), {"train": {"clients-per-round": number}})
+    assert needs(config, here, resumes=False) == words
+
+
 @pytest.mark.parametrize("nodes", [(), (1,)])
 @pytest.mark.parametrize(("resumes", "needed"), [(False, 4), (True, 3)])
 def test_without_an_answer_it_ends_when_it_says(
@@ -88,7 +105,9 @@ def test_without_an_answer_it_ends_when_it_says(
     monkeypatch.setattr("server.round.join._JOIN_SECONDS", 2.0)
     run = tiny("train.clients-per-round=4", "round.quorum=0.6")
     started = time.monotonic()
-    with pytest.raises(RunError, match=f"0 clients .* after 2 s, {needed} are needed"):
+    key = r"\(round\.quorum=0\.6 of " if resumes else r"\("
+    words = rf"0 clients .* after 2 s, {needed} are needed {key}train\.clients-per-round=4\)$"
+    with pytest.raises(RunError, match=words):
         wait(run, Silent(*nodes), resumes=resumes)
     assert time.monotonic() - started < 60  # ten minutes, where a node that is dead was waited for
 
