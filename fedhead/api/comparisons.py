@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,17 +54,13 @@ class Comparison:
 
         Strategies stand in the order in which they were asked for; of "all" the best comes first.
 
-        A ``pandas.DataFrame`` where pandas is installed, else a list of dicts. A strategy's own
-        metrics are columns "strategy/NAME", their last values.
+        A ``pandas.DataFrame`` where pandas is installed, else a list of dicts. The columns of
+        leaderboard.csv, unrounded, and "near-best" and "training-seconds". A strategy's own metrics
+        are columns "strategy/NAME", their last values.
         """
-        from simulations.report import leaderboard
+        from simulations.report import leaderboard, leaderboard_rows
 
-        rows = []
-        for row in leaderboard(self._loaded()):
-            values = asdict(row)
-            own = {f"strategy/{name}": mean for name, (mean, _) in values.pop("metrics").items()}
-            rows.append(values | own)
-        return table(rows)
+        return table(leaderboard_rows(leaderboard(self._loaded())))
 
     @property
     def curves(self) -> Table:

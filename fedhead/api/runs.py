@@ -207,6 +207,7 @@ class Run:
         return f"go on with fedhead.resume({str(self.path)!r})"
 
     def _rows(self) -> list[dict[str, Any]]:
+        from server.record.figures import flattened
         from server.record.runfolder import METRICS
 
         rows: list[dict[str, Any]] = []
@@ -214,10 +215,8 @@ class Run:
         for line in METRICS.read(file) if file.exists() else ():
             if isinstance(line, DamagedError):
                 raise line
-            own = {f"strategy/{name}": value for name, value in line.get("strategy", {}).items()}
             # Lists, as of single classes, are no columns.
-            kept = {k: v for k, v in line.items() if not isinstance(v, list | dict)}
-            rows.append(kept | own)
+            rows.append({k: v for k, v in flattened(line).items() if not isinstance(v, list)})
         return rows
 
     def _curve(self) -> Curve:

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from common.plots import BLUE, INK, draw_counts, new_figure, save_figure
+from common.plots import BLUE, INK, SERIES, draw_counts, new_figure, save_figure
 from simulations.probe.measure import Probe
 
 __all__ = ["draw"]
 
 _MOST_NAMES = 60
-# The page's other series colours, for what the head is measured against.
-_NEIGHBOURS, _PIXELS = "#008f6b", "#d55e00"
+# What the head is measured against.
+_PIXELS, _NEIGHBOURS = SERIES[1:3]
 
 
 def draw(probe: Probe, target: float, path: Path) -> None:

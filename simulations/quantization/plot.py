@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.backbone.architectures import architecture
-from common.plots import BLUE, INK, new_figure, save_figure
+from common.plots import INK, SERIES, new_figure, save_figure
 from simulations.quantization.report import Report, Row
 
 __all__ = ["draw"]
@@ -19,8 +19,8 @@ _MARKERS = {
     ("onnx", ""): "^",
     ("executorch", ""): "v",
 }
-# The report page's series colours, of as many modes as there are.
-_COLOURS = (BLUE, "#d55e00", "#008f6b", "#a8518f", "#b07d00", "#68737d", "#56b4e9", INK)
+# Of as many modes as there are.
+_COLOURS = (*SERIES, "#56b4e9", INK)
 
 
 def draw(report: Report, path: Path) -> None:

@@ -9,12 +9,12 @@ from common.files import write_atomic
 from simulations.report.comparison import Comparison, load_runs
 from simulations.report.curves import CurveRow, curve_rows, curves_csv, write_curves
 from simulations.report.leaderboard import Row, leaderboard
-from simulations.report.leaderboard_tables import (
+from simulations.report.leaderboard_csv import (
     leaderboard_csv,
-    leaderboard_markdown,
-    terminal_table,
+    leaderboard_rows,
     timing_csv,
 )
+from simulations.report.leaderboard_tables import leaderboard_markdown, terminal_table
 from simulations.report.page import check_installed, page_html
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "check_installed",
     "curve_rows",
     "leaderboard",
+    "leaderboard_rows",
     "load_runs",
     "terminal_table",
     "write_curves",

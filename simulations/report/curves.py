@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from common.files import write_atomic
+from server.record.figures import own_name
 from simulations.report.comparison import Comparison, load_runs
 from simulations.report.labels import compared_values, partition_label, strategy_label
 from simulations.report.round_figures import Scalar
@@ -47,7 +48,7 @@ def curve_rows(comparison: Comparison) -> list[CurveRow]:
         for run in entry.runs
         for figures in run.rounds
     ]
-    own = sorted({key for row in rows for key in row if key.startswith("strategy/")})
+    own = sorted({key for row in rows for key in row if key.startswith(own_name(""))})
     shared = dict.fromkeys(key for row in rows for key in row if key not in own)
     columns = [*KEYS, *(key for key in shared if key not in KEYS), *own]
     return [{key: row.get(key) for key in columns} for row in rows]

@@ -1,15 +1,13 @@
-"""The leaderboard as text: CSV for programs, Markdown for a README, a table for the terminal.
+"""The leaderboard for people: Markdown for a README, a table for the terminal.
 
-No seconds, paths or dates in the first two: a comparison that was killed and went on gives the same
+No seconds, paths or dates in the first: a comparison that was killed and went on gives the same
 bytes as one that ran through.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Group
@@ -31,13 +29,11 @@ from simulations.report.comparison import Comparison, Setting
 from simulations.report.leaderboard import Row, leaderboard, sampling_margin, standard
 
 __all__ = [
-    "leaderboard_csv",
     "leaderboard_markdown",
     "overview",
     "rows_by_setting",
     "standard_text",
     "terminal_table",
-    "timing_csv",
 ]
 
 
@@ -73,74 +69,6 @@ def _about(setting: Setting, target: float | None) -> str:
     chance = percent(sampling_margin(setting))
     noise = f"of {tests:,} test images: differences below {chance} points may be chance"
     return f"{standard_text(setting, target)}; {noise}"
-
-
-def leaderboard_csv(rows: Sequence[Row]) -> str:
-    """A line for each row; accuracies as shares, gaps in points, bytes of all clients together.
-
-    Keys are in kebab-case, as in metrics.jsonl.
-
-    Of each of the strategies' own metrics there are two columns at the end.
-    """
-    names = metric_names(rows)
-    lines = [
-        {
-            "setting": row.setting,
-            "strategy": row.strategy,
-            "hyperparameters": row.hyperparameters,
-            "seeds": " ".join(map(str, row.seeds)),
-            "accuracy": _fixed(row.accuracy, 6),
-            "accuracy-sd": _fixed(row.accuracy_sd, 6),
-            "test-examples": row.test_examples,
-            "client-accuracy-mean": _fixed(row.mean_client, 6),
-            "client-accuracy-min": _fixed(row.worst_client, 6),
-            "client-accuracy-p10": _fixed(row.p10_client, 6),
-            "client-heads": "personal" if row.personal else "global",
-            "target": _fixed(row.target, 4),
-            "rounds-to-target": _fixed(row.rounds_to_target, 2),
-            "uplink-bytes-to-target": _fixed(row.uplink_to_target, 0),
-            "seeds-never-at-target": row.not_reached,
-            "uplink-bytes": _fixed(row.uplink_bytes, 0),
-            "gap-to-centralized-points": _fixed(row.gap_centralized, 4, 100),
-            "gap-to-ridge-points": _fixed(row.gap_ridge, 4, 100),
-            "rejected-updates": row.rejected,
-            **_metric_cells(row, names),
-        }
-        for row in rows
-    ]
-    return _csv(lines)
-
-
-def _metric_cells(row: Row, names: Sequence[str]) -> dict[str, str]:
-    """A strategy's own metrics: the last value's mean and standard deviation."""
-    cells: dict[str, str] = {}
-    for name in names:
-        mean, deviation = row.metrics.get(name, (None, None))
-        cells |= {f"strategy/{name}": _digits(mean), f"strategy/{name}-sd": _digits(deviation)}
-    return cells
-
-
-def timing_csv(comparison: Comparison) -> str:
-    """Seconds of each run by stage, as its summary has them; they differ from run to run."""
-    runs = [
-        (setting.label, entry.label, run)
-        for setting in comparison.settings
-        for entry in comparison.in_order(setting)
-        for run in entry.runs
-    ]
-    stages = dict.fromkeys(stage for *_, run in runs for stage in run.summary.seconds)
-    return _csv(
-        [
-            {
-                "setting": setting,
-                "strategy": strategy,
-                "seed": run.seed,
-                "rounds": len(run.accuracy),
-            }
-            | {f"{stage}-seconds": _fixed(run.summary.seconds.get(stage), 3) for stage in stages}
-            for setting, strategy, run in runs
-        ]
-    )
 
 
 def leaderboard_markdown(comparison: Comparison, target: float | None) -> str:
@@ -203,7 +131,8 @@ def terminal_table(comparison: Comparison, target: float | None = None) -> Group
         ]
     if len(by_setting) > 1:
         blocks.append(_overview_table(comparison, by_setting))
-    return Group(*blocks, Text(f"rows: {_order(comparison)}. {_LEGEND}", style="dim"))
+    legend = f"rows: {_order(comparison)}. {_legend(columns, every)}"
+    return Group(*blocks, Text(legend, style="dim"))
 
 
 _MANY_ROWS, _BEST_ROWS = 40, 8
@@ -211,12 +140,30 @@ _EXPENDABLE = ("s", "worst", "p10", "uplink", "rounds", "gap")
 """Columns that a narrow terminal has no room for; the page has them all."""
 _WITH_SPREAD = 4
 """Settings whose standard deviations fit beside each other on 80 columns."""
-_LEGEND = (
-    "accuracy: mean ± standard deviation over seeds, of one seed ± the 95 % chance of its test "
-    "images; bold: within chance of the best. gap: points to the centralized head. p10, worst: of "
-    f"clients with {COUNTED_EXAMPLES} test images of their own, * with personal heads. rounds, "
-    "uplink: to the target. s: seconds of training."
-)
+_LEGEND = {
+    "gap": "points to the centralized head",
+    "p10": f"a tenth of the clients with {COUNTED_EXAMPLES} test images or more has at most it",
+    "worst": "the lowest of these clients",
+    "rounds": "to the target",
+    "uplink": "to the target",
+    "s": "seconds of training",
+}
+"""What the columns mean, by their short titles."""
+
+
+def _legend(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """Words for the columns that are there, and for the marks in them."""
+    spread = (
+        "± standard deviation over seeds"
+        if all(row.accuracy_sd is not None for row in rows)
+        else "± standard deviation over seeds, of one seed the 95 % chance of its test images"
+    )
+    words = [f"accuracy: mean {spread}", "bold: within chance of the best"]
+    words += [f"{c.short}: {_LEGEND[c.short]}" for c in columns if c.short in _LEGEND]
+    clients = {"p10", "worst"} & {column.short for column in columns}
+    if clients and any(row.personal for row in rows):
+        words.append("*: with personal heads")
+    return "; ".join(words) + "."
 
 
 def _table(title: str) -> Table:
@@ -285,24 +232,6 @@ def _overview_cell(row: Row | None, spread: bool) -> Text:
         return Text("-")
     content = accuracy_text(row) if spread else percent(row.accuracy)
     return Text(content, style="bold" if row.near_best else "")
-
-
-def _fixed(value: float | None, digits: int, factor: float = 1.0) -> str:
-    # Adding zero makes -0.0 a plain zero.
-    return "" if value is None else f"{round(value * factor, digits) + 0.0:.{digits}f}"
-
-
-def _digits(value: float | None) -> str:
-    """What is of any size: six digits."""
-    return "" if value is None else f"{value:.6g}"
-
-
-def _csv(lines: Sequence[Mapping[str, object]]) -> str:
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return file.getvalue()
 
 
 def _markdown(text: str) -> str:

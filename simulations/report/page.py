@@ -6,7 +6,7 @@ import base64
 import importlib.util
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,16 @@ def _lede(comparison: Comparison) -> str:
     return f"{where} · {seeds} seed{'s' * (seeds > 1)} · {len(runs)} runs"
 
 
+_OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "varying": "varying optimizers"}
+
+
+def _a_clients_round(of: Callable[[str], str]) -> str:
+    epochs, loss = of("train.local-epochs"), of("train.loss")
+    steps = f"{epochs} epoch{'' if epochs == '1' else 's'}, batches of {of('train.batch-size')}"
+    losses = "varying losses" if loss == "varying" else loss
+    return f"{steps}, {_OPTIMIZERS[of('train.optimizer')]}, {losses}"
+
+
 def _facts(comparison: Comparison, common: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a reader asks first about the runs; what differs among them is said to vary."""
 
@@ -142,7 +152,7 @@ def _facts(comparison: Comparison, common: Mapping[str, Any]) -> list[tuple[str,
 
     tests = sorted({run.test_examples for run in comparison.runs})
     classes = sorted({len(setting.classes) for setting in comparison.settings})
-    per_round, epochs = common.get("train.clients-per-round"), of("train.local-epochs")
+    per_round = common.get("train.clients-per-round")
     a_round = "varying" if per_round is None else number_or_share(per_round)
     who = of("partition.num-clients")
     if any(run.devices for run in comparison.runs):
@@ -152,10 +162,7 @@ def _facts(comparison: Comparison, common: Mapping[str, Any]) -> list[tuple[str,
         ("Tested on", f"{_span(tests)} images"),
         ("Clients", f"{who}, {'all' if a_round == '0' else a_round} a round"),
         ("Rounds", of("train.rounds")),
-        (
-            "A client's round",
-            f"{epochs} epoch{'' if epochs == '1' else 's'}, batches of {of('train.batch-size')}",
-        ),
+        ("A client's round", _a_clients_round(of)),
         ("Backbone", f"{of('backbone.arch')}, int8, {of('backbone.input-size')} px"),
     ]
     if (attack := common.get("attack.kind", "none")) != "none":

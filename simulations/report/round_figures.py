@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from server.record.figures import flattened
+
 __all__ = ["Scalar", "round_figures"]
 
 Scalar: TypeAlias = str | int | float | None
@@ -14,9 +16,8 @@ _ON_THE_CLOCK = ("seconds", "train-seconds")
 
 def round_figures(line: Mapping[str, Any]) -> dict[str, Scalar]:
     """Single figures of a round; matrices and the clock's seconds are left out."""
-    own = {f"strategy/{name}": value for name, value in line.get("strategy", {}).items()}
     return {
         key: value
-        for key, value in {**line, **own}.items()
+        for key, value in flattened(line).items()
         if key not in _ON_THE_CLOCK and (value is None or isinstance(value, int | float))
     }

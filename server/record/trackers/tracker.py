@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from common.config import TrackingConfig
+from server.record.figures import flattened
 
 __all__ = ["End", "Numbers", "Tracked", "Tracker", "environment", "numbers", "texts"]
 
@@ -77,19 +78,17 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """What is numeric; what is grouped under a name is NAME/KEY.
 
     >>> numbers({"loss": 1, "confusion": [[1]], "accepted": True, "strategy": {"drift": 0.5}})
     {'loss': 1.0, 'strategy/drift': 0.5}
     """
-    found: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            found[prefix + name] = float(value)
-    return found
+    return {
+        name: float(value)
+        for name, value in flattened(values).items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
 
 
 def texts(values: Mapping[str, Any]) -> dict[str, str]:

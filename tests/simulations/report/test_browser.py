@@ -147,6 +147,24 @@ def test_a_phone_scrolls_tables_not_the_page(page: Any) -> None:
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_on_a_desk_no_column_of_the_leaderboard_is_cut(
+    browser: Any, make_run: MakeRun, cells: Path
+) -> None:
+    adam = ("train.optimizer=adam", "train.schedule=cosine", "train.warmup-rounds=1")
+    for seed in (0, 1):
+        own = (f"seed={seed}", *adam, "train.loss=mine:smooth")
+        make_run(f"a{seed}", *own, clients=[5] * 12, rejected_updates=3, uplink=517_000)
+        make_run(f"b{seed}", f"seed={seed}", "strategy.name=centered_clipping", clients=[5] * 12)
+    size = {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(write_report(load_runs([cells]), cells).page.resolve().as_uri())
+    room = "const one = document.querySelector('#leaderboard .scroll'); return one.{}Width"
+    assert _count(browser, "#leaderboard thead th") == 13
+    widths = [browser.execute_script(room.format(which)) for which in ("scroll", "client")]
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert widths[0] <= widths[1]
+
+
 @pytest.fixture
 def run_page(browser: Any, make_run: MakeRun, cells: Path) -> Iterator[Any]:
     """The page of one run of 44 classes, of which one has two test images."""

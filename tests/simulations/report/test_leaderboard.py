@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from simulations.report import Row, leaderboard, load_runs, terminal_table, write_report
+from simulations.report import (
+    Row,
+    leaderboard,
+    leaderboard_rows,
+    load_runs,
+    terminal_table,
+    write_report,
+)
 from simulations.report.columns import accuracy_text
 
 MakeRun = Callable[..., Path]
@@ -217,6 +224,39 @@ def test_the_terminal_table_fits_80_columns_and_shows_names_as_they_are(
     assert "…" not in text
     assert "[bold]" in text
     assert "100.0 ± 0.0" in text
+
+
+def test_rows_for_python_have_the_names_of_the_csv(
+    make_run: MakeRun, cells: Path, tmp_path: Path
+) -> None:
+    make_run("a", correct=[900])
+    comparison = load_runs([cells])
+    (row,) = leaderboard_rows(leaderboard(comparison))
+    files = write_report(comparison, tmp_path)
+    header = files.csv.read_text().splitlines()[0].split(",")
+    assert list(row) == [*header, "near-best", "training-seconds"]
+    assert row["gap-to-centralized-points"] == pytest.approx(-2.0)
+    assert row["seeds"] == (0,)
+
+
+def test_seconds_of_stages_have_names_in_one_style(
+    make_run: MakeRun, cells: Path, tmp_path: Path
+) -> None:
+    make_run("a", seconds={"rounds_total": 2.0, "training": 1.5})
+    header = write_report(load_runs([cells]), tmp_path).timing.read_text().splitlines()[0]
+    assert header == "setting,strategy,seed,rounds,rounds-total-seconds,training-seconds"
+
+
+def test_the_legend_explains_what_is_there_alone(make_run: MakeRun, cells: Path) -> None:
+    none = {f"client_accuracy_{figure}": None for figure in ("min", "p10")}
+    make_run("a", "seed=0", **none, centralized_accuracy=None)
+    make_run("b", "seed=1", **none, centralized_accuracy=None)
+    console = Console(width=300, record=True, file=io.StringIO())
+    console.print(terminal_table(load_runs([cells])))
+    legend = console.export_text().strip().splitlines()[-1]
+    for word in ("gap:", "p10:", "worst:", "*", "of one seed"):
+        assert word not in legend
+    assert "s: seconds of training." in legend
 
 
 def test_the_terminal_says_each_setting_once(make_run: MakeRun, cells: Path) -> None:

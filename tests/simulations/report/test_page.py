@@ -99,6 +99,13 @@ def test_names_of_users_stay_text(make_run: MakeRun, cells: Path) -> None:
     assert "49" not in found.text
 
 
+def test_a_clients_round_names_optimizer_and_loss(make_run: MakeRun, cells: Path) -> None:
+    make_run("a", "train.optimizer=adam", "train.loss=mine:smooth", "train.local-epochs=2")
+    assert "2 epochs, batches of 10, Adam, mine:smooth" in page(cells).text
+    make_run("b")
+    assert "varying epochs, batches of 10, varying optimizers, varying losses" in page(cells).text
+
+
 def test_sections_without_data_are_left_out(make_run: MakeRun, cells: Path) -> None:
     make_run("a", client_accuracy_p10=None, client_accuracy_min=None, versions={})
     found = page(cells)

@@ -1,0 +1,153 @@
+"""The leaderboard for programs: its columns, as CSV and as rows of plain values.
+
+No seconds, paths or dates in leaderboard.csv: a comparison that was killed and went on gives the
+same bytes as one that ran through. Seconds are in timing.csv.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from server.record.figures import own_name
+from simulations.report.columns import metric_names
+from simulations.report.comparison import Comparison
+from simulations.report.leaderboard import Row
+
+__all__ = ["Cell", "leaderboard_csv", "leaderboard_rows", "timing_csv"]
+
+Cell: TypeAlias = str | int | float | tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of leaderboard.csv.
+
+    Attributes:
+        name: kebab-case, as in metrics.jsonl; a unit that is not obvious ends it.
+        value: of a row; accuracies are shares, gaps points, bytes those of all clients together.
+        digits: behind the point in the file; None: not rounded.
+    """
+
+    name: str
+    value: Callable[[Row], Cell]
+    digits: int | None = None
+
+
+_COLUMNS = (
+    _Column("setting", lambda row: row.setting),
+    _Column("strategy", lambda row: row.strategy),
+    _Column("hyperparameters", lambda row: row.hyperparameters),
+    _Column("seeds", lambda row: row.seeds),
+    _Column("accuracy", lambda row: row.accuracy, 6),
+    _Column("accuracy-sd", lambda row: row.accuracy_sd, 6),
+    _Column("test-examples", lambda row: row.test_examples),
+    _Column("client-accuracy-mean", lambda row: row.mean_client, 6),
+    _Column("client-accuracy-min", lambda row: row.worst_client, 6),
+    _Column("client-accuracy-p10", lambda row: row.p10_client, 6),
+    _Column("client-heads", lambda row: "personal" if row.personal else "global"),
+    _Column("target", lambda row: row.target, 4),
+    _Column("rounds-to-target", lambda row: row.rounds_to_target, 2),
+    _Column("uplink-bytes-to-target", lambda row: row.uplink_to_target, 0),
+    _Column("seeds-never-at-target", lambda row: row.not_reached),
+    _Column("uplink-bytes", lambda row: row.uplink_bytes, 0),
+    _Column("gap-to-centralized-points", lambda row: _points(row.gap_centralized), 4),
+    _Column("gap-to-ridge-points", lambda row: _points(row.gap_ridge), 4),
+    _Column("rejected-updates", lambda row: row.rejected),
+)
+
+
+def leaderboard_rows(rows: Sequence[Row]) -> list[dict[str, Cell]]:
+    """The same columns with unrounded values, and two that the file has not.
+
+    These are ``near-best``, and ``training-seconds`` as in timing.csv. A strategy's own metrics
+    are ``strategy/NAME`` and ``strategy/NAME-sd``; all rows have the same keys.
+    """
+    names = metric_names(rows)
+    return [
+        {
+            **{column.name: column.value(row) for column in _COLUMNS},
+            "near-best": row.near_best,
+            "training-seconds": row.seconds,
+            **_metrics(row, names),
+        }
+        for row in rows
+    ]
+
+
+def leaderboard_csv(rows: Sequence[Row]) -> str:
+    """A line for each row; of each of the strategies' own metrics two columns at the end."""
+    names = metric_names(rows)
+    return _csv(
+        [
+            {column.name: _text(column.value(row), column.digits) for column in _COLUMNS}
+            | {name: _digits(value) for name, value in _metrics(row, names).items()}
+            for row in rows
+        ]
+    )
+
+
+def _metrics(row: Row, names: Sequence[str]) -> dict[str, float | None]:
+    """A strategy's own metrics: the last value's mean and standard deviation."""
+    cells: dict[str, float | None] = {}
+    for name in names:
+        mean, deviation = row.metrics.get(name, (None, None))
+        cells |= {own_name(name): mean, f"{own_name(name)}-sd": deviation}
+    return cells
+
+
+def timing_csv(comparison: Comparison) -> str:
+    """Seconds of each run by stage, as its summary has them; they differ from run to run."""
+    runs = [
+        (setting.label, entry.label, run)
+        for setting in comparison.settings
+        for entry in comparison.in_order(setting)
+        for run in entry.runs
+    ]
+    stages = dict.fromkeys(stage for *_, run in runs for stage in run.summary.seconds)
+    return _csv(
+        [
+            {
+                "setting": setting,
+                "strategy": strategy,
+                "seed": run.seed,
+                "rounds": len(run.accuracy),
+            }
+            | {
+                f"{stage.replace('_', '-')}-seconds": _text(run.summary.seconds.get(stage), 3)
+                for stage in stages
+            }
+            for setting, strategy, run in runs
+        ]
+    )
+
+
+def _points(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def _text(value: Cell, digits: int | None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    if digits is None or isinstance(value, str):
+        return str(value)
+    # Adding zero makes -0.0 a plain zero.
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def _digits(value: float | None) -> str:
+    """What is of any size: six digits."""
+    return "" if value is None else f"{value:.6g}"
+
+
+def _csv(lines: Sequence[Mapping[str, object]]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return file.getvalue()
