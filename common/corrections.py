@@ -29,11 +29,14 @@ class Correction:
         remember: computes the new arrays after training, under the same names. They are kept once
             the update has passed all checks, and used if the server counts the update.
         gradient: computes what is added to each gradient, float32 (K, d + 1); None: nothing.
+        of_sgd: whether it is only right for SGD, because it takes the delta for a sum of gradients
+            times the learning rate.
     """
 
     memory: Mapping[str, Callable[[int, int], tuple[int, ...]]]
     remember: Callable[[Trained], Memory]
     gradient: Callable[[ClientPlan, Memory], FloatArray] | None = None
+    of_sgd: bool = False
 
     def shapes(self, num_classes: int, num_features: int) -> dict[str, tuple[int, ...]]:
         """Shapes of the remembered arrays, by name."""
@@ -63,7 +66,7 @@ def _next_slope(trained: Trained) -> Memory:
 
 CORRECTIONS: Mapping[str, Correction] = {
     "none": Correction({}, lambda _: {}),
-    "scaffold": Correction({"control": head_shape}, _next_control, _toward_all),
+    "scaffold": Correction({"control": head_shape}, _next_control, _toward_all, of_sgd=True),
     "feddyn": Correction({"control": head_shape}, _next_slope, _away_from_own),
 }
 

@@ -21,7 +21,7 @@ __all__ = ["Parts", "by_class", "by_dirichlet", "by_shard", "by_value", "evenly_
 # Of each client the rows it gets, int64; disjoint, in no order that means anything.
 Parts: TypeAlias = list[IntArray]
 
-# As often flwr-datasets draws before it gives up on a generator.
+# flwr-datasets draws this many times from a generator before it gives up.
 _DIRICHLET_DRAWS = 11
 
 

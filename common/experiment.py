@@ -25,6 +25,7 @@ from common.errors import ConfigError, DamagedError, DataError
 from common.features import extract
 from common.files import cache_root
 from common.labels import flipped, noisy
+from common.local_loss import find_loss
 from common.partition import Request, evenly, local_split, partition_clients
 from common.readback import ArraysFile
 from common.seeding import Purpose, permutation, smallest
@@ -278,11 +279,11 @@ def _relabelled(
 
 
 def forget_data() -> None:
-    """Read data again when they are next asked for: files may have changed meanwhile.
+    """Read data, and a loss of the user's own, again when they are next asked for.
 
-    For a process that lives longer than one run, such as a notebook's.
+    For a process that lives longer than one run, such as a notebook's: files may have changed.
     """
-    for cached in (_dataset, _shares, _relabelled, _features):
+    for cached in (_dataset, _shares, _relabelled, _features, find_loss):
         cached.cache_clear()
 
 

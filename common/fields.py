@@ -75,6 +75,8 @@ class Field:
         exact: whether it is sent unencoded, whatever the plan's codec.
         of_sgd: whether it is only right for SGD, because it takes the delta for a sum of gradients
             times the learning rate.
+        of_loss: whether it needs ``Trained.loss`` to be what the client minimises, as a loss of the
+            user's own is not.
     """
 
     shape: Callable[[int, int], tuple[int, ...]]
@@ -86,6 +88,7 @@ class Field:
     is_squared: bool = False
     exact: bool = False
     of_sgd: bool = False
+    of_loss: bool = False
 
     def layout(self, num_classes: int, num_features: int) -> Layout:
         """Layout of one client's array."""
@@ -158,9 +161,10 @@ FIELDS: Mapping[str, Field] = {
         _number, lambda t: np.array([_steps(t)], np.float32), check=check_steps, is_bounded=False,
         exact=True, of_sgd=True,
     ),
-    "fair_delta": Field(head_shape, _fair_delta),
+    "fair_delta": Field(head_shape, _fair_delta, of_loss=True),
     "fair_scale": Field(
-        _number, _fair_scale, check=check_positive, is_squared=True, exact=True, of_sgd=True
+        _number, _fair_scale, check=check_positive, is_squared=True, exact=True, of_sgd=True,
+        of_loss=True,
     ),
     "moments": Field(head_shape, of_statistics=lambda s: s.moments, check=check_moments),
     "gram": Field(_triangle, of_statistics=lambda s: s.gram, check=check_gram),

@@ -47,18 +47,23 @@ class LocalLoss:
             start: (K, d + 1), the global head.
 
         Raises:
-            ConfigError: the function fails, or returns anything but a finite scalar of the
-                logits' dtype that depends on them or on the head; one line.
+            ConfigError: the function fails or ends the program, changes what it is given, or
+                returns anything but a finite scalar of the logits' dtype that depends on them or
+                on the head; one line.
         """
         with torch.enable_grad():
             w = head.detach().clone().requires_grad_()
             logits = x @ w.t()
-            given = (w, start.clone()) if self.with_heads else ()
+            given = (logits, labels.clone(), *((w, start.clone()) if self.with_heads else ()))
+            before = [tensor.detach().clone() for tensor in given]
             try:
-                loss = self.function(logits, labels.clone(), *given)
-            except Exception as exc:  # whatever the user's code raises
+                loss = self.function(*given)
+            except (Exception, SystemExit) as exc:  # whatever the user's code raises
                 words = (str(exc).splitlines() or [""])[0]
                 raise self._wrong(f"{type(exc).__name__}: {words}") from exc
+            for name, tensor, old in zip(_WITH_HEADS, given, before, strict=False):
+                if not torch.equal(tensor.detach(), old):
+                    raise self._wrong(f"changes its {name} in place: work on a copy")
             checked = self._checked(loss, logits.dtype)
             (gradient,) = torch.autograd.grad(checked, w, allow_unused=True)
         if gradient is None:
@@ -84,7 +89,7 @@ class LocalLoss:
         return ConfigError([f"train.loss={self.path!r}: {why}"])
 
 
-@lru_cache
+@lru_cache  # a run keeps its loss, whatever happens to the file; see common.experiment.forget_data
 def find_loss(path: str, root: str) -> LocalLoss | None:
     """The function that ``train.loss`` names; None for the cross-entropy.
 
@@ -124,9 +129,14 @@ def check_loss(loss: LocalLoss, num_classes: int) -> None:
         num_classes: K.
 
     Raises:
-        ConfigError: see ``LocalLoss.gradient``.
+        ConfigError: see ``LocalLoss.gradient``; or it gives another value for the same batch.
     """
     x = torch.linspace(-1, 1, 8 * 5).reshape(8, 5)
     labels = torch.arange(8) % num_classes
     head = torch.linspace(-1, 1, num_classes * 5).reshape(num_classes, 5)
-    loss.gradient(x, labels, head, torch.zeros_like(head))
+    first, second = (loss.gradient(x, labels, head, torch.zeros_like(head)) for _ in range(2))
+    if not torch.equal(first, second):
+        # A run must repeat its bytes, also after a resume.
+        raise ConfigError(
+            [f"train.loss={loss.path!r}: gives another value for the same batch: is it random?"]
+        )

@@ -6,8 +6,10 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout, suppress
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +18,7 @@ from typing import Any  # what a user's function takes and gives, its caller che
 from common.errors import DataError
 from common.files import shown
 
-__all__ = ["file_of", "folder_of", "found_in", "imported", "search_in"]
+__all__ = ["file_of", "folder_of", "found_in", "imported", "search_in", "searching"]
 
 
 def folder_of(module: str, places: Sequence[Path]) -> Path | None:
@@ -34,15 +36,46 @@ def folder_of(module: str, places: Sequence[Path]) -> Path | None:
 def search_in(folder: str) -> None:
     """Let modules in a folder be found, after all others; empty: nowhere."""
     path = str(Path(folder).expanduser().absolute()) if folder else ""
-    if path and path not in sys.path:
+    if not path:
+        return
+    needed, is_new = _NEEDED.get(), path not in sys.path
+    if needed is not None and path not in needed and (is_new or path in _blocks):
+        needed.add(path)
+        _blocks[path] += 1
+    if is_new:
         sys.path.append(path)
+
+
+_NEEDED: ContextVar[set[str] | None] = ContextVar("_NEEDED", default=None)
+_blocks = Counter[str]()  # of ``searching`` that need a folder which one of them has added
+
+
+@contextmanager
+def searching() -> Iterator[None]:
+    """What ``search_in`` adds in the block, in this thread, is searched until its end.
+
+    Or longer: until the end of the last such block, in whatever thread, that needs the folder.
+    """
+    needed = set[str]()
+    token = _NEEDED.set(needed)
+    try:
+        yield
+    finally:
+        _NEEDED.reset(token)
+        for path in needed:
+            _blocks[path] -= 1
+            if not _blocks[path]:
+                del _blocks[path]
+                with suppress(ValueError):  # somebody else has taken it off
+                    sys.path.remove(path)
 
 
 def imported(module: str) -> ModuleType:
     """Import a user's module; what it prints goes to standard error.
 
-    It is read anew where its file, or one beside it that came with it, has changed since, or where
-    another of its name is meant by now: a notebook writes a strategy, runs it, writes it again.
+    It is read anew where its file, or one that came with any module of a user's, has changed since,
+    or where another of its name is meant by now: a notebook writes a strategy, runs it, writes it
+    again.
 
     Raises:
         ModuleNotFoundError: it, or one that it needs, is not there.
@@ -50,7 +83,7 @@ def imported(module: str) -> ModuleType:
     """
     importlib.invalidate_caches()  # the file may be newer than the last look into its folder
     _forget_changed(module)
-    before = _before.setdefault(module, frozenset(sys.modules))
+    before = frozenset(sys.modules)
     try:
         with redirect_stdout(sys.stderr):  # a command's output may be one JSON object
             found = importlib.import_module(module)
@@ -59,7 +92,8 @@ def imported(module: str) -> ModuleType:
     except (Exception, SystemExit) as exc:  # whatever the user's code raises
         words = (str(exc).splitlines() or [""])[0]
         raise ImportError(f"{type(exc).__name__}: {words}") from exc
-    _remember(module, {module, *sys.modules} - (before - {module}))
+    finally:
+        _remember(module, {module, *sys.modules} - (before - {module}))
     return found
 
 
@@ -81,47 +115,54 @@ class _Source:
         return cls(path, status.st_mtime_ns, status.st_size)
 
 
-_before: dict[str, frozenset[str]] = {}  # what was imported before a user's module first was
-_sources: dict[str, dict[str, _Source]] = {}  # by that module: its own and those that came with it
+# By name, modules of users and what came with them. Who of them uses whom is not known: a strategy
+# and a loss may share a file, which came with the first of them.
+_sources: dict[str, _Source] = {}
+
+# A user's file may lie in a clone of fedhead, beside its packages.
+_FEDHEAD = {"client", "common", "fedhead", "server", "simulations"}
 
 
 def _remember(module: str, names: set[str]) -> None:
-    top = sys.modules[module.partition(".")[0]]
-    file = getattr(top, "__file__", None)
-    if module in _sources or not file:
-        return
-    folder = Path(file).parent.parent if hasattr(top, "__path__") else Path(file).parent
-    sources = {}
-    for name in names:
-        path = Path(getattr(sys.modules.get(name), "__file__", None) or "")
+    """Note the files of modules that have just been imported, where they are a user's own."""
+    top = module.partition(".")[0]
+    file = Path(_file(top) or _file_to_import(top))
+    folder = file.parent.parent if file.name == "__init__.py" else file.parent
+    for name in names - _sources.keys():
+        path = Path(_file(name))
         # An environment may lie in the user's folder: its packages are nobody's own code.
         is_installed = {"site-packages", "dist-packages"} & {*path.parts}
-        if path.suffix == ".py" and path.is_relative_to(folder) and not is_installed:
-            source = _Source.of(path)
-            if source:
-                sources[name] = source
-    _sources[module] = sources
+        if is_installed or name.partition(".")[0] in _FEDHEAD or path.suffix != ".py":
+            continue
+        if path.is_relative_to(folder) and (source := _Source.of(path)):
+            _sources[name] = source
+
+
+def _file(name: str) -> str:
+    """That a module which is there was read from; empty: it is not there, or of no file."""
+    return getattr(sys.modules.get(name), "__file__", None) or ""
+
+
+def _file_to_import(name: str) -> str:
+    """That Python would read for a module at the top level; empty: there is none."""
+    specs = (finder.find_spec(name, None) for finder in sys.meta_path)
+    spec = next(filter(None, specs), None)
+    return (spec.origin if spec else None) or ""
 
 
 def _forget_changed(module: str) -> None:
-    sources = _sources.get(module, {})
+    for name, source in [*_sources.items()]:
+        if _file(name) != str(source.path):
+            del _sources[name]  # somebody else has taken it away, or imported another
+    same = all(_Source.of(source.path) == source for source in _sources.values())
     top = module.partition(".")[0]
-    present = getattr(sys.modules.get(top), "__file__", None)
-    if top in sources and present != str(sources[top].path):
-        del _sources[module]  # somebody else has taken it away, or imported another
+    if same and (top not in _sources or _file_to_import(top) == str(_sources[top].path)):
         return
-    same = all(_Source.of(source.path) == source for source in sources.values())
-    if top in sources:
-        specs = (finder.find_spec(top, None) for finder in sys.meta_path)
-        spec = next(filter(None, specs), None)
-        same &= spec is not None and spec.origin == str(sources[top].path)
-    if same:
-        return
-    del _sources[module]
-    for name, source in sources.items():
+    for name, source in _sources.items():
         sys.modules.pop(name, None)
         with suppress(OSError):  # its time stamp is of whole seconds: a quick change looks old
             Path(importlib.util.cache_from_source(str(source.path))).unlink()
+    _sources.clear()
 
 
 def found_in(

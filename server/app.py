@@ -51,7 +51,7 @@ from server.round.backbone_offer import offer
 from server.round.build import check_strategy, make_algorithm
 from server.round.client_figures import ask_clients, write_clients
 from server.round.first_head import first_head, former_head
-from server.round.join import join, make_registry
+from server.round.join import check_listed, join, make_registry
 from server.round.loop import run_rounds
 from server.round.roster import Roster
 from server.round.stock import is_stock
@@ -222,6 +222,7 @@ def _set_up(
         test = features.select(held_out_positions(config))
     with stages("clients", "waiting for clients"):
         devices = read_run_json(folder.path).get("simulated") is False
+        check_listed(config, roster, resumes=resumes)
         registry = make_registry(grid, config, folder.run_id, dataset, offered, progress, roster)
         join(registry, config, dataset, devices=devices, resumes=resumes)
     folder.bind_clients(simulated=registry.simulated)

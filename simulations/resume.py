@@ -13,9 +13,9 @@ from common.config.tracking import located_uri
 from common.data_sources import kind_of
 from common.errors import BackboneError, DataError, RunError
 from common.files import write_atomic
+from common.keys import flat
 from server.record.checkpoint import load_latest
 from server.record.replaced import locked
-from simulations.report.runs import flat
 
 __all__ = ["MAY_CHANGE", "allowed", "anchored", "change_run", "needs_data"]
 

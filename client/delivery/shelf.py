@@ -18,8 +18,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from common.delivery.versions import Artifact, known_versions, read_artifact, renew, shelf_of
-from common.errors import DamagedError, DeliveryError
+from client.trust import Trust
+from common.delivery.versions import (
+    Artifact,
+    fingerprint_of,
+    known_versions,
+    read_artifact,
+    renew,
+    shelf_of,
+)
+from common.errors import DamagedError, DeliveryError, SignatureError
 from common.files import write_folder
 from common.readback import JsonFile
 
@@ -139,31 +147,57 @@ class Shelf:
             if path.is_dir():
                 shutil.rmtree(path)
 
-    def roll_back(self) -> Artifact:
+    def roll_back(self, trust: Trust | None = None) -> Artifact:
         """Go back to the version before the current one.
 
         The version that was current is not fetched again; the next published one is.
 
+        Args:
+            trust: the keys that must have signed it; None: nothing need be signed. That it is
+                older than one accepted before is the device's owner's will.
+
         Raises:
-            DeliveryError: there is no undamaged earlier version.
+            DeliveryError: there is no earlier version that is undamaged and signed as it must be.
+                Nothing has changed.
         """
         current = self.current
         if not current:
             raise DeliveryError(f"{self.path}: nothing was fetched to there yet")
         before = [version for version in known_versions(self.path) if version < current]
+        if not before:
+            raise DeliveryError(f"{self.path}: there is no earlier version than {current}")
+        skipped = []
         for version in reversed(before):
             try:
-                artifact = read_artifact(self.path, version)
-                problem = artifact.damage(artifact.path(self.path))
-            except DeliveryError as exc:
-                problem = str(exc)
-            if not problem:
-                # This comes first; a fetch between the two steps would find nothing to do.
-                _HELD.write(self._held, {"version": max(self.held, current)})
-                self.use(version)
-                return artifact
-            logger.warning("version %d is skipped: %s", version, problem)
-        raise DeliveryError(f"{self.path}: no intact version before {current}")
+                artifact = self._usable(version, trust)
+            except (DeliveryError, SignatureError) as exc:
+                skipped.append(f"version {version} is skipped: {exc}")
+                continue
+            for line in skipped:
+                logger.warning("%s", line)
+            # This comes first; a fetch between the two steps would find nothing to do.
+            _HELD.write(self._held, {"version": max(self.held, current)})
+            self.use(version)
+            return artifact
+        problems = "; ".join(skipped)
+        raise DeliveryError(
+            f"{self.path}: no earlier version than {current} can be used: {problems}"
+        )
+
+    def _usable(self, version: int, trust: Trust | None) -> Artifact:
+        """An installed version that is undamaged, and signed and valid now if there are keys.
+
+        Raises:
+            DeliveryError: it is damaged.
+            SignatureError: it is not signed as it must be.
+        """
+        artifact = read_artifact(self.path, version)
+        if problem := artifact.damage(artifact.path(self.path)):
+            raise DeliveryError(problem)
+        if trust:
+            statement = trust.keys.verify(artifact.signed, str(artifact))
+            artifact.check(statement, "model", fingerprint_of(artifact))
+        return artifact
 
 
 def shelves(folder: Path) -> list[Shelf]:

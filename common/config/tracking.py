@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, Field
 
@@ -61,8 +61,8 @@ def located_uri(uri: str) -> str:
         uri: as configured.
 
     Returns:
-        An address as it is, a folder as an absolute path; empty where ``MLFLOW_TRACKING_URI`` may
-        hold a password, and has to be there whenever the run goes on.
+        An address as it is, a folder or database file by its absolute path; empty where
+        ``MLFLOW_TRACKING_URI`` may hold a password, and has to be there whenever the run goes on.
     """
     if not uri:
         uri = os.environ.get("MLFLOW_TRACKING_URI", "") or "mlruns"
@@ -70,6 +70,8 @@ def located_uri(uri: str) -> str:
             return ""
     if uri.startswith(_SQLITE) and not uri.startswith(f"{_SQLITE}/"):
         return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}"
-    if ":" in uri or uri in ("databricks", "uc"):
+    if uri.startswith("file:") and not uri.startswith("file:/"):  # relative, as MLflow reads it
+        uri = unquote(uri.removeprefix("file:"))
+    elif ":" in uri or uri in ("databricks", "uc"):
         return uri
     return str(Path(uri).expanduser().absolute())

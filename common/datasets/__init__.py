@@ -7,8 +7,9 @@ NumPy alone.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import cast
 
 from common.data_sources import KINDS, NAMED, function_of, kind_of
@@ -16,15 +17,18 @@ from common.datasets.base import Dataset, Reading
 from common.datasets.folder import load_folder
 from common.datasets.own import Examples
 from common.datasets.split import stratified_split
+from common.datasets.tree import near_folder
 from common.errors import DataError
 
 __all__ = [
     "Dataset",
     "Examples",
     "Reading",
+    "is_source",
     "load_dataset",
     "load_folder",
     "loader_of",
+    "nearest_sources",
     "stratified_split",
 ]
 
@@ -53,7 +57,18 @@ def load_dataset(source: str, reading: Reading) -> Dataset:
 
     if source in TABLE:
         return loader_of("vision:load_vision")(source, reading)
-    raise DataError(f"unknown data set '{source}'; {_nearest(source, TABLE)}")
+    raise DataError(f"unknown data set '{source}'; {nearest_sources(source, reading)}")
+
+
+def is_source(text: str) -> bool:
+    """Whether a text has the form of a source; the data themselves may be missing.
+
+    >>> is_source("digits"), is_source("folder:photos"), is_source("photos")
+    (True, True, False)
+    """
+    from common.datasets.vision_table import TABLE
+
+    return bool(kind_of(text) or text in NAMED or function_of(text) or text in TABLE)
 
 
 def loader_of(row: str) -> Loader:
@@ -62,10 +77,15 @@ def loader_of(row: str) -> Loader:
     return cast(Loader, getattr(importlib.import_module(f"common.datasets.{module}"), name))
 
 
-def _nearest(source: str, table: Iterable[str]) -> str:
-    known = {name.lower(): name for name in (*NAMED, *table)}
-    near = get_close_matches(source.lower(), known, n=3, cutoff=0.5)
+def nearest_sources(text: str, reading: Reading) -> str:
+    """For messages: the sources that a text which is none may stand for, or else all forms."""
+    from common.datasets.vision_table import TABLE
+
+    known = {name.lower(): name for name in (*NAMED, *TABLE)}
+    near = [known[name] for name in get_close_matches(text.lower(), known, n=3, cutoff=0.6)]
+    if folder := near_folder(reading.path(text)):
+        near.insert(0, f"folder:{Path(text).with_name(folder)}")
     if near:
-        return f"nearest known: {', '.join(known[name] for name in near)}"
+        return f"nearest known: {', '.join(near)}"
     kinds = [f"{name}:{kind.rest}" for name, kind in KINDS.items()]
-    return f"known: {', '.join([*known.values(), *kinds, 'MODULE:FUNCTION'])}"
+    return f"known: {', '.join([*NAMED, *kinds, 'MODULE:FUNCTION'])}, torchvision's (as CIFAR10)"

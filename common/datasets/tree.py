@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 from common.errors import DataError
@@ -20,7 +21,15 @@ from common.files import shown
 from common.images import HEIC_REMEDY, heic_is_read
 from common.words import some
 
-__all__ = ["Folder", "class_name", "has_image_suffix", "left_out", "not_read", "scan"]
+__all__ = [
+    "Folder",
+    "class_name",
+    "has_image_suffix",
+    "left_out",
+    "near_folder",
+    "not_read",
+    "scan",
+]
 
 _SUFFIXES = frozenset(
     {".apng", ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpf", ".jpg",
@@ -67,6 +76,16 @@ class Folder:
     def all_images(self) -> list[Path]:
         """``images`` of all levels."""
         return [path for folder in self.below() for path in (*folder.images, *folder.links)]
+
+
+def near_folder(path: Path) -> str:
+    """The name of the folder that a path may mean: its own or one beside it; else empty."""
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry in entries if entry.is_dir()]
+    except (OSError, ValueError):  # the path may be any text
+        return ""
+    return next(iter(get_close_matches(path.name, names, n=1, cutoff=0.75)), "")
 
 
 def scan(path: Path) -> Folder:

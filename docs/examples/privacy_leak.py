@@ -60,10 +60,11 @@ def trained_delta(features: FeatureSet, local_epochs: int = 1) -> FloatArray:
 
 
 def image_behind(delta: FloatArray, affine: Affine) -> tuple[int, npt.NDArray[np.uint8]]:
-    """Label and features (d,) of the only image of a client, from its delta.
+    """Label and features (d,) of the only image of a client, from its delta by SGD.
 
-    Each step adds ``-lr (p - y) [x 1]^T``. All rows are multiples of ``[x 1]``, so a row divided
-    by its last entry is ``[x 1]``. The row of the label is the one that grows.
+    Each step, without weight decay, adds ``-lr (p - y) [x 1]^T``. All rows are multiples of
+    ``[x 1]``, so a row divided by its last entry is ``[x 1]``. The row of the label is the one that
+    grows.
     """
     label = int(delta[:, -1].argmax())
     x = delta[label, :-1] / delta[label, -1]

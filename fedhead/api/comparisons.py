@@ -16,7 +16,7 @@ from fedhead.api.bar import bar
 from fedhead.api.experiments import Experiment, Overrides, configuration, module_folders
 from fedhead.api.frames import Table, table
 from fedhead.api.runs import Run
-from fedhead.api.session import session
+from fedhead.api.session import mendable, session
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -193,6 +193,7 @@ def compare(
     from simulations.report import check_installed, load_runs, write_report
 
     check_installed()  # before the long work
+    _check(strategies, partitions, seeds, sweep, jobs)
     with session(), bar(wanted=progress) as shown:
         base = configuration(experiment, overrides)
         find_modules(_words(strategies), module_folders(experiment))
@@ -207,7 +208,8 @@ def compare(
             )
         folder = Path(out).expanduser() if out is not None else Path("runs") / base.name
         shown.show("preparing", 0, 0)
-        chosen = run_comparison(wanted, folder.resolve(), jobs=jobs or cores())
+        with mendable():
+            chosen = run_comparison(wanted, folder.resolve(), jobs=jobs or cores())
         as_asked = _words(strategies) != "all"
         loaded = load_runs(list(chosen.runs), as_asked=as_asked, swept=wanted.swept)
         write_report(loaded, folder.resolve())
@@ -216,6 +218,26 @@ def compare(
     failed = {cell.key: problem for cell, problem in chosen.failed}
     runs = tuple(map(Run, chosen.runs))
     return Comparison(folder.resolve(), runs, failed, as_asked, wanted.swept)
+
+
+def _check(
+    strategies: object, partitions: object, seeds: object, sweep: object, jobs: object
+) -> None:
+    """Refuse arguments that are of another kind, all at once."""
+    several = {"strategies": strategies, "partitions": partitions, "seeds": seeds}
+    problems = [
+        f"{name}={value!r} must be a list"
+        for name, value in several.items()
+        if not isinstance(value, Sequence)
+    ]
+    if sweep is not None and not isinstance(sweep, Mapping):
+        problems.append(f"sweep={sweep!r} must be a mapping of keys to lists of values")
+    elif any(not isinstance(values, str | Sequence) for values in (sweep or {}).values()):
+        problems.append(f"sweep={sweep!r} must have a list of values for each key")
+    if type(jobs) is not int or jobs < 0:
+        problems.append(f"jobs={jobs!r} must be a whole number, 0 for one on each core")
+    if problems:
+        raise ConfigError(problems)
 
 
 def _words(values: str | Sequence[object]) -> str:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
+from common.keys import merged, nested
 
 if TYPE_CHECKING:
     from common.config import Config
 
-__all__ = ["Experiment", "Overrides", "configuration", "module_folders", "nested"]
+__all__ = ["Experiment", "Overrides", "configuration", "module_folders", "plain"]
 
 Experiment = str | Path | Mapping[str, Any]
 Overrides = Mapping[str, Any]
@@ -25,7 +26,7 @@ def configuration(
     Args:
         experiment: path of a TOML file; the name of a shipped experiment, where there is no such
             file; or a mapping as TOML would give it.
-        overrides: see :func:`nested`.
+        overrides: see :func:`plain`.
         own: further ones, nested, which win.
 
     Raises:
@@ -33,10 +34,12 @@ def configuration(
     """
     from common.config import changed, load_config
 
-    over = nested(overrides or {})
+    over = plain(overrides or {})
+    if not isinstance(experiment, str | Path | Mapping):
+        raise ConfigError([f"{experiment!r} is no experiment, expected a path, name or mapping"])
     if isinstance(experiment, Mapping):
-        tree = nested(experiment)
-        config = load_config(None, _merged(tree, over))
+        tree = plain(experiment)
+        config = load_config(None, merged(tree, over))
     else:
         config = load_config(_file(experiment), over)
     return changed(config, own) if own else config
@@ -48,44 +51,34 @@ def module_folders(experiment: Experiment) -> list[Path]:
     return [*beside, Path.cwd()]
 
 
-def nested(overrides: Overrides) -> dict[str, Any]:
-    """Values by section from values by dotted key; both may stand side by side.
+def plain(overrides: Overrides) -> dict[str, Any]:
+    """Values by section as TOML would have them, see :func:`common.keys.nested`.
 
-    >>> nested({"train.rounds": 20, "strategy": {"args": {"mu": 0.1}}, "strategy.name": "fedprox"})
-    {'train': {'rounds': 20}, 'strategy': {'args': {'mu': 0.1}, 'name': 'fedprox'}}
+    >>> plain({"train.rounds": 20, "data.root": Path("photos")})
+    {'train': {'rounds': 20}, 'data': {'root': 'photos'}}
 
     Raises:
-        ConfigError: a key that is no text, or goes below one that has a value of its own.
+        ConfigError: no mapping; a key that is no text, or goes below one that has a value of its
+            own.
     """
-    tree: dict[str, Any] = {}
-    for key, value in overrides.items():
-        if not isinstance(key, str):
-            raise ConfigError([f"{key!r} is no key, expected text such as 'train.rounds'"])
-        value = nested(value) if isinstance(value, Mapping) else _plain(value)
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        tree = _merged(tree, value)
+    if not isinstance(overrides, Mapping):
+        raise ConfigError(
+            [f"{overrides!r} is no mapping, expected one such as {{'train.rounds': 20}}"]
+        )
+    tree: dict[str, Any] = _plain(nested(overrides))
     return tree
 
 
-def _plain(value: object) -> object:
-    """As TOML would have it: paths are text, NumPy's scalars are Python's."""
+def _plain(value: Any) -> Any:
+    """Paths are text, NumPy's scalars are Python's."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [_plain(item) for item in value]
     is_scalar = hasattr(value, "item") and getattr(value, "ndim", None) == 0
-    return value.item() if is_scalar else value  # type: ignore[attr-defined]
-
-
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    tree = dict(base)
-    for key, value in over.items():
-        old = tree.get(key)
-        if key in tree and isinstance(old, dict) != isinstance(value, dict):
-            raise ConfigError([f"'{at}{key}' has both a value of its own and keys below it"])
-        tree[key] = _merged(old, value, f"{at}{key}.") if isinstance(old, dict) else value
-    return tree
+    return value.item() if is_scalar else value
 
 
 def _file(experiment: str | Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -25,9 +25,9 @@ __all__ = ["Images", "predictions"]
 
 logger = logging.getLogger("fedhead")
 
-Images = Union["OneImage", "Sequence[OneImage]"]
+Images = Union["OneImage", "Iterable[OneImage]"]
 """A file, a folder of them, an image that PIL has opened, an array of pixels: uint8 (H, W),
-(H, W, 3) or, for n images, (n, H, W, 3); or several of these."""
+(H, W, 3) or, for n images, (n, H, W, 3); or several of these, such as a list or a glob."""
 
 Row = dict[str, object]
 
@@ -47,13 +47,14 @@ def predictions(model: Path, images: Images) -> list[Row]:
         a warning names it.
 
     Raises:
+        DataError: ``images`` is nothing of the kind.
         ExportError: the model cannot be loaded or does not run.
     """
     from server.export.exported import exported
 
     rows: list[Row] = []
+    items = enumerate(_items(images))
     with exported(model) as loaded:
-        items = enumerate(_items(images))
         for are_paths, group in groupby(items, lambda item: isinstance(item[1], str | Path)):
             rows += (_of_paths if are_paths else _of_pixels)(loaded, [*group])
     return rows
@@ -61,10 +62,20 @@ def predictions(model: Path, images: Images) -> list[Row]:
 
 def _items(images: Images) -> list[OneImage]:
     import numpy as np
+    from PIL.Image import Image
 
-    if isinstance(images, np.ndarray):
-        return [*images] if images.ndim == 4 else [images]
-    return [*images] if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+    if isinstance(images, str | Path | Image):
+        return [images]
+    if hasattr(images, "__array__"):  # as pandas and torch have it as well
+        array = np.asarray(images)
+        if array.dtype.kind in "OU" and array.ndim < 2:  # paths, or images one by one
+            items: list[OneImage] = array.reshape(-1).tolist()
+            return items
+        return [*array] if array.ndim == 4 else [array]
+    if isinstance(images, Iterable) and not isinstance(images, bytes | Mapping):
+        return [*images]
+    kind = type(images).__name__
+    raise DataError(f"images is a {kind}, expected paths, images of PIL's or arrays of pixels")
 
 
 def _of_paths(model: Exported, items: Sequence[tuple[int, OneImage]]) -> Iterator[Row]:

@@ -109,7 +109,7 @@ class Run:
 
         Args:
             images: a file, a folder, an image of PIL's, an array of pixels (uint8 (H, W),
-                (H, W, 3) or (n, H, W, 3)), or a list of these.
+                (H, W, 3) or (n, H, W, 3)), or several of these: a list, a glob, a column.
 
         Returns:
             A row for each image: "image" (its path, or its position among those given), "class",
@@ -117,6 +117,7 @@ class Run:
             names it.
 
         Raises:
+            DataError: that is nothing of the kind.
             RunError, ExportError: there is no model, or it does not run.
         """
         with session():

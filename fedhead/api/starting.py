@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.errors import RunError
 from fedhead.api.experiments import Experiment, Overrides, configuration
 from fedhead.api.runs import Run
 from fedhead.api.session import session
@@ -112,6 +113,8 @@ def load_run(path: str | Path) -> Run:
     from simulations.run import open_run
 
     folder = Path(path).expanduser().resolve()
+    if not folder.name:
+        raise RunError(f"{folder} holds no run")
     with session():
         open_run(folder)
     return Run(folder)

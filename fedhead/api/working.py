@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError, FedheadError
 from fedhead.api.bar import Bar, bar
-from fedhead.api.experiments import Overrides, nested
-from fedhead.api.session import session
+from fedhead.api.experiments import Overrides, plain
+from fedhead.api.session import mendable, session
 
 if TYPE_CHECKING:
     from common.config import Config
@@ -59,7 +59,9 @@ def begin(config: Config, way: Way, *, overwrite: bool) -> Path:
     from simulations.run import beginning
 
     carrier = way.carrier()
-    with beginning(config, overwrite=overwrite) as path:
+    with ExitStack() as stack:
+        with mendable():
+            path = stack.enter_context(beginning(config, overwrite=overwrite))
         _work(path, carrier, way)
     return path
 
@@ -73,7 +75,7 @@ def go_on(path: Path, overrides: Overrides | None, way: Way) -> None:
         config, carrier = open_run(path), way.carrier()
         carrier.check_suits(path)
         if overrides:
-            change_run(path, config, nested(overrides))
+            change_run(path, config, plain(overrides))
         with needs_data(path, config, "resume"):
             _work(path, carrier, way)
 
@@ -87,6 +89,7 @@ def _listeners(on_round: Listener | Sequence[Listener]) -> list[Listener]:
 
 def _work(path: Path, carrier: Carrier, way: Way) -> None:
     """Run to the end, and say what is there where something ends it early."""
+    from server.record.progress import all_of
     from simulations.engines.carrier import Engine
     from simulations.run import open_run
 
@@ -94,13 +97,8 @@ def _work(path: Path, carrier: Carrier, way: Way) -> None:
     with _noted(path), bar(wanted=way.progress) as shown:
         shown.show("preparing", 0, 0)
         listeners: list[Listener] = [_shower(shown, rounds), *_listeners(way.on_round)]
-
-        def tell(metrics: Mapping[str, Any]) -> None:
-            for listener in listeners:
-                listener(metrics)
-
         tells = carrier.engine is Engine.IN_PROCESS
-        summary = carrier.run(path, on_round=tell if tells else None)
+        summary = carrier.run(path, on_round=all_of(listeners) if tells else None)
         done = summary["rounds"]
         shown.show(f"{done} rounds, accuracy {100 * summary['accuracy']:.1f} %", done, done)
 

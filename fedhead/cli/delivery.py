@@ -116,7 +116,7 @@ def status(server: ServerArgument, json_: JsonFlag = False) -> None:
         print(json.dumps(rows))
         return
     table = Table()
-    for title in ("artifact", "version", "bytes", "signed until", "devices", "accuracy", "worst"):
+    for title in ("artifact", "version", "bytes", "signed until", "reports", "accuracy", "worst"):
         table.add_column(title, justify="left" if title == "artifact" else "right")
     for entry in found:
         table.add_row(
@@ -189,9 +189,12 @@ def report(device: DeviceArgument = _HERE, name: NameOption = _MODEL) -> None:
 
 @delivery.command()
 def rollback(device: DeviceArgument = _HERE, name: NameOption = _MODEL) -> None:
-    """On a device: go back to the previous version until a newer one is published."""
+    """On a device: go back to the previous version until a newer one is published.
+
+    A device that trusts signing keys goes back to a version that they have signed.
+    """
     with _shelf(device, name).locked() as shelf:
-        artifact = shelf.roll_back()
+        artifact = shelf.roll_back(_trust(device))
     print(f"{shelf.model}: back to {artifact}")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 from fedhead.cli.terminal import JsonFlag, configured, near, print_all
 
 if TYPE_CHECKING:
@@ -190,11 +190,22 @@ _INPUT_KEYS = ("backbone.input-size", "backbone.mean", "backbone.std")
 
 
 def _source(data: str) -> str:
-    """The value of data.source for a folder, a table or a data set's name."""
+    """The value of data.source for a folder, a table or a data set's name.
+
+    Raises:
+        DataError: it is none of these; names what comes near.
+    """
+    from common.datasets import Reading, is_source, nearest_sources
+
     path = Path(data)
     if path.is_dir():
         return f"folder:{path.resolve()}"
-    return f"csv:{path.resolve()}" if path.is_file() else data
+    if path.is_file():
+        return f"csv:{path.resolve()}"
+    if not is_source(data):
+        near = nearest_sources(data, Reading())
+        raise DataError(f"no folder or table {data} here, nor a data set of that name; {near}")
+    return data
 
 
 def _configured(

@@ -40,24 +40,35 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
-def _measured(accuracy: float | None, n: int | None) -> str:
-    """An accuracy with half of its 95 % interval, in points, and the number of examples."""
+def _measured(accuracy: float | None, n: int | None, of: str = "") -> str:
+    """An accuracy with half of its 95 % interval, in points, and the number of examples.
+
+    ``of`` says whose examples these are.
+    """
     if accuracy is None or not n:
         return _percent(accuracy)
-    return f"{_percent(accuracy)} ± {100 * margin(accuracy, n):.1f} (n = {n:,})"
+    whose = f"; {of}" if of else ""
+    return f"{_percent(accuracy)} ± {100 * margin(accuracy, n):.1f} (n = {n:,}{whose})"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _clients(s: Mapping[str, Any]) -> dict[str, str]:
     """How the clients fare on their own test parts, and what that rests on."""
     tests = s["client_tests"]
-    each = f"{tests['fewest']:,} to {tests['most']:,}"
-    images = f"{tests['clients']:,} clients, {each} test images each"
+    fewest, most = tests["fewest"], tests["most"]
+    each = _count(most, "test image")
+    if fewest < most:
+        each = f"{fewest:,} to {each}"
+    images = f"{_count(tests['clients'], 'client')}, {each} each"
     enough = f"{tests['counted']:,} of {tests['clients']:,} clients"
     rows = {}
     for name, who in (("client_accuracy", "clients' own"), ("personal_accuracy", "personal heads")):
         if s[f"{name}_mean"] is None:
             continue
-        rows[f"{who}: mean"] = f"{_percent(s[f'{name}_mean'])} ({images})"
+        rows[f"{who}: mean"] = _measured(s[f"{name}_mean"], tests["examples"], images)
         row, lowest = f"{who}: worst tenth", _percent(s[f"{name}_min"])
         if s[f"{name}_min"] is None:
             # Of a few images a percentile would show who was lucky.

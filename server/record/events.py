@@ -7,6 +7,7 @@ the run folder's events.jsonl. Other handlers show only the message.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -91,16 +92,53 @@ class _EventHandler(logging.Handler):
         super().close()
 
 
+class _Split(logging.Filter):
+    """Writes fedhead's log to all files that are open, and lets pass what the user asked for.
+
+    For the files, the logger's level is INFO or below meanwhile. What is below the level that the
+    user has set, or that is the root's, reaches no other handler.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open: list[_EventHandler] = []  # of runs in several threads
+        self._level, self._lock = logging.NOTSET, threading.Lock()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        for handler in [*self._open]:
+            handler.handle(record)
+        return record.levelno >= self._asked()
+
+    def open(self, handler: _EventHandler) -> None:
+        with self._lock:
+            if not self._open:
+                self._level = logger.level
+                logger.setLevel(min(logging.INFO, self._asked()))
+                logger.addFilter(self)
+            self._open.append(handler)
+
+    def close(self, handler: _EventHandler) -> None:
+        with self._lock:
+            self._open.remove(handler)
+            if not self._open:
+                logger.removeFilter(self)
+                logger.setLevel(self._level)
+
+    def _asked(self) -> int:
+        above = logger.parent
+        return self._level or (above.getEffectiveLevel() if above else logging.WARNING)
+
+
+_SPLIT = _Split()
+
+
 @contextmanager
 def event_log(path: Path) -> Iterator[None]:
     """Inside the block, write fedhead's log from INFO up to a file as well."""
-    handler, level = _EventHandler(path), logger.level
-    logger.addHandler(handler)
-    if not logger.isEnabledFor(logging.INFO):
-        logger.setLevel(logging.INFO)
+    handler = _EventHandler(path)
+    _SPLIT.open(handler)
     try:
         yield
     finally:
-        logger.setLevel(level)
-        logger.removeHandler(handler)
+        _SPLIT.close(handler)
         handler.close()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["OnRound", "Progress", "Standing", "StopRun"]
+__all__ = ["OnRound", "Progress", "Standing", "StopRun", "all_of"]
 
 OnRound = Callable[[Mapping[str, Any]], None]
 """Called with each finished round's line of metrics.jsonl, once the round is on the disk. If it
@@ -17,6 +17,22 @@ raises, the run ends there and can be resumed; ``StopRun`` makes that round the 
 
 class StopRun(Exception):  # noqa: N818 - no error: how a listener says that it has seen enough
     """Raised by a listener to end the run with the round that it was told of."""
+
+
+def all_of(listeners: Sequence[Callable[[Mapping[str, Any]], object]]) -> OnRound:
+    """One listener for several: each is told of the round that another ends the run with."""
+
+    def tell(metrics: Mapping[str, Any]) -> None:
+        is_last = False
+        for listener in listeners:
+            try:
+                listener(metrics)
+            except StopRun:
+                is_last = True
+        if is_last:
+            raise StopRun
+
+    return tell
 
 
 @dataclass(frozen=True)
@@ -70,13 +86,11 @@ class Progress:
         Returns:
             Whether a listener wants it to be the last.
         """
-        is_last = False
-        for on_round in self._on_round:
-            try:
-                on_round(metrics)
-            except StopRun:
-                is_last = True
-        return is_last
+        try:
+            all_of(self._on_round)(metrics)
+        except StopRun:
+            return True
+        return False
 
     @contextmanager
     def told(self, on_round: OnRound) -> Iterator[None]:

@@ -91,6 +91,10 @@ class Admission:
         """Whether a node's key belongs to no device that is or was registered."""
         return self._roster is not None and self._roster.name(client_of_node(node)) is None
 
+    def is_revoked(self, client: int) -> bool:
+        """Whether a client is a device that was registered and is no more."""
+        return self._roster is not None and self._roster.has_lost(client)
+
     def own_clients(self, node: int) -> tuple[int, ...]:
         """The client of a node's key; empty if there is no deployment."""
         known = self._roster is not None and not self.is_unknown(node)

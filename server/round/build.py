@@ -6,11 +6,12 @@ import inspect
 import logging
 from typing import Any
 
-from common.config import AvailabilityConfig, Config
+from common.config import AvailabilityConfig, Config, TrainConfig
+from common.corrections import CORRECTIONS
 from common.errors import ConfigError
 from common.fields import FIELDS
 from common.local_loss import find_loss
-from common.types import Affine
+from common.types import Affine, ClientPlan
 from server.round.algorithm import Algorithm, Run
 from server.round.own import OwnAlgorithm
 from server.round.stock import StockAlgorithm, build_stock, is_stock
@@ -46,12 +47,27 @@ def check_strategy(config: Config) -> None:
         _check_closed_form(config, own.name)
     if own.plain_sgd and config.train.momentum:
         raise ConfigError([f"train.momentum must be 0 with {own.name}: it needs plain SGD steps"])
-    needs_sgd = own.plain_sgd or any(name in FIELDS and FIELDS[name].of_sgd for name in plan.fields)
-    if needs_sgd and config.train.optimizer != "sgd":
+    _check_suits(config.train, own, plan)
+
+
+def _check_suits(train: TrainConfig, own: Strategy[Any], plan: ClientPlan) -> None:
+    """Refuse an optimizer or a loss that makes nonsense of what clients send or remember."""
+    fields = [FIELDS[name] for name in plan.fields if name in FIELDS]
+    correction = CORRECTIONS.get(plan.correction)
+    needs_sgd = own.plain_sgd or any(field.of_sgd for field in fields)
+    needs_sgd = needs_sgd or (correction is not None and correction.of_sgd)
+    if needs_sgd and train.optimizer != "sgd":
         raise ConfigError(
             [
                 f'train.optimizer must be "sgd" with {own.name}: it reads gradients out of what '
-                f"clients' steps add up to, which {config.train.optimizer}'s do not"
+                f"clients' steps add up to, which {train.optimizer}'s do not"
+            ]
+        )
+    if train.has_own_loss and any(field.of_loss for field in fields):
+        raise ConfigError(
+            [
+                f"train.loss={train.loss!r} does not suit {own.name}: it weights clients by their "
+                "cross-entropy, and they would minimise something else"
             ]
         )
 
@@ -76,11 +92,27 @@ def _stock_problem(config: Config) -> str | None:
             f"{config.strategy.name} takes the clients' one learning rate of SGD: "
             "train.optimizer, train.schedule and train.warmup-rounds must be as they are by default"
         )
+    if takes_rate and config.train.has_own_loss:  # as q-FedAvg's alone does
+        return (
+            f"train.loss={config.train.loss!r} does not suit {config.strategy.name}: it weights "
+            "clients by their cross-entropy, and they would minimise something else"
+        )
     return None
 
 
 def _check_closed_form(config: Config, name: str) -> None:
     """Refuse keys that have no effect if clients send statistics instead of deltas."""
+    train = config.train
+    keys = {
+        "loss": train.has_own_loss,
+        "optimizer": train.optimizer != "sgd",
+        "schedule": train.schedule != "constant",
+        "warmup-rounds": train.warmup_rounds > 0,
+    }
+    if given := [f"train.{key}" for key, is_given in keys.items() if is_given]:
+        raise ConfigError(
+            [f"{key} has no effect with {name}: clients take no steps" for key in given]
+        )
     if config.strategy.init != "zeros" or config.strategy.precondition != "none":
         raise ConfigError([f"{name} has no gradients: neither init nor precondition applies"])
     if config.strategy.init_from:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,7 +77,7 @@ class Collector:
         for start in range(0, max(map(len, by_node.values())), size):
             wave = {node: part for node, c in by_node.items() if (part := c[start : start + size])}
             for node in silent & set(wave):
-                self.result.fail(wave.pop(node), "no answer")
+                self._fail_silent(wave.pop(node))
             for reply, rows in self._wave(wave, ends, silent):
                 self.result.valid += len(reply.reports)
                 yield dataclasses.replace(reply, payloads={}), rows
@@ -186,7 +186,11 @@ class Collector:
             message = f"round {number}: closed with {valid} valid updates, {len(clients)} to come"
             event("closed", message, round=number, valid=valid, missing=len(clients))
         else:
-            self.result.fail(clients, "no answer")
+            self._fail_silent(clients)
+
+    def _fail_silent(self, clients: Sequence[int]) -> None:
+        for client in clients:
+            self.result.fail([client], self.run.registry.silence(client))
 
     def _message(self, node: int, clients: list[int], again: bool) -> Message:
         request = self.request(clients, again)

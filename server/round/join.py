@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
+from functools import partial
 
 from flwr.serverapp import Grid
 
@@ -25,11 +28,12 @@ from server.round.backbone_offer import Offer
 from server.round.registry import Registry
 from server.round.roster import Roster
 
-__all__ = ["join", "make_registry"]
+__all__ = ["check_listed", "join", "make_registry", "wait_for"]
 
 logger = logging.getLogger("fedhead")
 
 _JOIN_SECONDS = 120.0
+_SETUP_SECONDS = 600.0  # a node may first have to start and read its data
 _DEVICE_EXAMPLES = 1000  # see round.max-examples-per-client
 
 
@@ -52,12 +56,7 @@ def make_registry(
         backbone: the backbone whose features the head takes.
         progress: receives the number of connected clients.
         roster: the deployment's devices; None: there is no deployment.
-
-    Raises:
-        ConfigError: train.clients lists what is no device of the deployment.
     """
-    if roster:
-        _check_listed(config, roster)
     most = config.round.max_examples_per_client or (_DEVICE_EXAMPLES if roster else 0)
     request = DescribeRequest(
         run_id=run_id,
@@ -83,13 +82,29 @@ def make_registry(
     )
 
 
-def _check_listed(config: Config, roster: Roster) -> None:
-    names = roster.names
-    if wrong := [client for client in config.train.clients if client not in names]:
-        known = ", ".join(names) or "none is registered"
-        raise ConfigError(
-            [f"train.clients lists {wrong[0]!r}, expected names of the devices here: {known}"]
-        )
+def check_listed(config: Config, roster: Roster | None, *, resumes: bool) -> None:
+    """Refuse a list of clients that a deployment does not have.
+
+    Args:
+        config: the run's configuration.
+        roster: the deployment's devices; None: there is no deployment.
+        resumes: whether rounds are finished. Then devices may have been revoked since: one that is
+            left will do.
+
+    Raises:
+        ConfigError: train.clients lists what is not a device of the deployment.
+    """
+    names = roster.names if roster else None
+    if names is None:
+        return
+    missing = [client for client in config.train.clients if client not in names]
+    if not missing:
+        return
+    known = ", ".join(names) or "none is registered"
+    message = f"train.clients lists {missing[0]!r}, expected names of the devices here: {known}"
+    if not resumes or len(missing) == len(config.train.clients):
+        raise ConfigError([message])
+    logger.warning("%s; the run continues without it", message)
 
 
 def join(
@@ -117,10 +132,11 @@ def join(
     """
     wanted = config.train.asked(registry.population)
     needed = quorum(config, wanted) if resumes else max(1, wanted)
+    hint = partial(_needs, config, resumes=resumes)
     if devices:
-        registry.wait_for(needed, _JOIN_SECONDS, _JOIN_SECONDS)
+        wait_for(registry, needed, hint, _JOIN_SECONDS)
     else:
-        registry.wait_for(1, _JOIN_SECONDS)
+        wait_for(registry, 1)
     if registry.simulated:
         _check_simulated(registry, config)
         if loss := find_loss(config.train.loss, config.train.loss_root):
@@ -128,11 +144,55 @@ def join(
         _account(config, dataset)
     else:
         _refuse_simulation(config)
-        registry.wait_for(needed, _JOIN_SECONDS)
+        wait_for(registry, needed, hint)
         if resumes and registry.deployed and not wanted:
             # All clients are wanted, so the run must not start with the first one alone.
             registry.gather(quorum(config, registry.population), _JOIN_SECONDS, _JOIN_SECONDS)
     _tell_share(config, registry.population)
+
+
+def wait_for(
+    registry: Registry,
+    count: int,
+    hint: Callable[[int], str] = lambda _: "",
+    answer_seconds: float = _SETUP_SECONDS,
+) -> None:
+    """Gather clients before the first round.
+
+    Args:
+        registry: the run's registry.
+        count: number of clients, at least 1.
+        hint: given how many are there, where ``count`` comes from; for the error.
+        answer_seconds: time for the first nodes to say which clients they host.
+
+    Raises:
+        RunError: they did not join in time.
+    """
+    started = time.monotonic()
+    registry.refresh(answer_seconds)
+    left = _JOIN_SECONDS - (time.monotonic() - started)
+    if not registry.gather(count, left, _SETUP_SECONDS):
+        here = len(registry.clients)
+        raise RunError(
+            f"{here} clients with training examples are there after "
+            f"{time.monotonic() - started:.0f} s, {count} are needed{hint(here)}"
+            f"{registry.complaints()}"
+        )
+
+
+def _needs(config: Config, here: int, *, resumes: bool) -> str:
+    """The key that says how many clients are needed, and what takes those that are here.
+
+    Empty if every client is asked: then one is enough to begin.
+    """
+    number = config.train.clients_per_round
+    if not number:
+        return ""
+    key = f"train.clients-per-round={number:g}"
+    if resumes:  # a run keeps its number of clients
+        return f" (round.quorum={config.round.quorum:g} of {key})"
+    fewer = f"; --set train.clients-per-round={here} takes fewer" if here else ""
+    return f" ({key}{fewer})"
 
 
 def _check_simulated(registry: Registry, config: Config) -> None:
@@ -164,14 +224,22 @@ def _tell_share(config: Config, population: int) -> None:
         )
 
 
+def _calibrating(config: Config) -> tuple[str, str]:
+    """How many images calibrate, and why these are fewer than asked for."""
+    found, asked = len(calibration_positions(config)), config.data.calibration_examples
+    if found < asked:
+        return f"{found} of the {asked} asked for", " (at most half of each class)"
+    return f"{found}", ""
+
+
 def _account(config: Config, dataset: Dataset) -> None:
     """Log how a simulation's images are divided."""
     everyone = client_shares(config)
     shares = [everyone[i] for i in config.train.participants(len(everyone))]
     train, test = (sum(len(getattr(s, part)) for s in shares) for part in ("train", "test"))
     logger.info(
-        "%d images: %d to test with on the server, %d to calibrate with",
-        len(dataset), len(held_out_positions(config)), len(calibration_positions(config)),
+        "%d images: %d to test with on the server, %s to calibrate with%s",
+        len(dataset), len(held_out_positions(config)), *_calibrating(config),
     )  # fmt: skip
     logger.info("%d clients train on %d and keep %d to test with", len(shares), train, test)
     if left_out := len(everyone) - len(shares):

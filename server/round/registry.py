@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from common.errors import FedheadError, ReplyError, RunError
+from common.errors import FedheadError, ReplyError
 from common.messages import DescribeReply, DescribeRequest
 from common.words import one_line
 from server.record.accounts import Accounts
@@ -27,7 +27,6 @@ __all__ = ["Client", "Registry"]
 logger = logging.getLogger("fedhead")
 
 _PAUSE_SECONDS = 0.5
-_SETUP_SECONDS = 600.0  # a node may first have to start and read its data
 _LATECOMER_SECONDS = 10.0  # during a run, a new node must not hold up the others
 _LOOK_SECONDS = 5.0
 
@@ -151,13 +150,23 @@ class Registry:
     def _drop(self, gone: set[int]) -> None:
         for node in sorted(gone):
             lost = [i for i, client in self.clients.items() if client.node == node]
+            why = "is gone" if self._admission.is_registered(node) else "was revoked"
             name = self.node_name(node) + (f", {len(lost)} clients," if len(lost) > 1 else "")
             for client in lost:
                 del self.clients[client]
             event(
-                "gone", f"{name} is gone",
+                "gone", f"{name} {why}",
                 level=logging.WARNING, node=node, client=lost[0], name=name, clients=len(lost),
             )  # fmt: skip
+
+    def silence(self, client: int) -> str:
+        """Why a client has not answered, as far as is known."""
+        self._admission.refresh()
+        return "it was revoked" if self._admission.is_revoked(client) else "no answer"
+
+    def complaints(self) -> str:
+        """Problems of nodes, as the end of a sentence about missing clients; may be empty."""
+        return self._complaints.summary(self.node_name)
 
     def look(self) -> None:
         """During a round, report every few seconds how many clients are connected."""
@@ -275,26 +284,3 @@ class Registry:
             self.stragglers.poll()
             self.refresh(min(answer_seconds, max(0.0, deadline - time.monotonic())))
         return self.ready() >= count
-
-    def wait_for(
-        self, count: int, timeout_seconds: float, answer_seconds: float = _SETUP_SECONDS
-    ) -> None:
-        """Gather ``count`` clients before the first round.
-
-        Args:
-            count: at least 1.
-            timeout_seconds: time to wait for them.
-            answer_seconds: time for the first nodes to say which clients they host.
-
-        Raises:
-            RunError: they did not join in time.
-        """
-        started = time.monotonic()
-        self.refresh(answer_seconds)
-        left = timeout_seconds - (time.monotonic() - started)
-        if not self.gather(count, left, _SETUP_SECONDS):
-            raise RunError(
-                f"{len(self.clients)} clients with training examples are there after "
-                f"{time.monotonic() - started:.0f} s, {count} are needed"
-                f"{self._complaints.summary(self.node_name)}"
-            )

@@ -16,7 +16,7 @@ from common.errors import DamagedError, RunError
 from common.identity import client_of_node
 from common.readback import JsonFile
 
-__all__ = ["CLIENT", "Device", "Roster", "client_file", "read_roster"]
+__all__ = ["CLIENT", "Device", "Roster", "client_file", "read_client", "read_roster"]
 
 logger = logging.getLogger("fedhead")
 
@@ -41,6 +41,17 @@ def client_file(server: Path, name: str) -> Path:
     return server / "devices" / f"{name}.client"
 
 
+def read_client(file: Path) -> int | None:
+    """The client id in a file; None if there is no such file or it is damaged, with a log line."""
+    try:
+        return int(CLIENT.read(file)["client"])
+    except FileNotFoundError:
+        return None
+    except (OSError, DamagedError) as exc:
+        logger.warning("%s is left out: %s", file.stem, exc)
+        return None
+
+
 def read_roster(server: Path) -> dict[str, Device]:
     """The registered devices of a server's folder, by name. A key alone is not registered yet.
 
@@ -52,13 +63,9 @@ def read_roster(server: Path) -> dict[str, Device]:
         raise RunError(f"{folder} is missing: fedhead deploy writes it")
     found = {}
     for key in sorted(folder.glob("[!.]*.pub")):
-        file = client_file(server, key.stem)
-        try:
-            found[key.stem] = Device(key.stem, int(CLIENT.read(file)["client"]))
-        except FileNotFoundError:
-            continue
-        except (OSError, DamagedError) as exc:
-            logger.warning("%s is left out: %s", key.stem, exc)
+        client = read_client(client_file(server, key.stem))
+        if client is not None:
+            found[key.stem] = Device(key.stem, client)
     return found
 
 
@@ -104,6 +111,10 @@ class Roster:
     def device(self, node: int) -> Device | None:
         """The registered device with a node's key; None: there is none."""
         return self._devices.get(client_of_node(node))
+
+    def has_lost(self, client: int) -> bool:
+        """Whether a device was registered during the run, but is no more."""
+        return client in self._names and client not in self._devices
 
     def name(self, client: int) -> str | None:
         """The name of a device that is or was registered."""

@@ -231,7 +231,8 @@ class StockAlgorithm:
                 yield update
         left = {node: [client] for node, client in client_of.items()}
         run.registry.stragglers.add(result.round_number, exchange, left)
-        result.fail(sorted(client_of.values()), "no answer")
+        for client in sorted(client_of.values()):
+            result.fail([client], registry.silence(client))
 
     def _request(self, round_number: int, head: Head) -> TrainRequest:
         config = self._run.config

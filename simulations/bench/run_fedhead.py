@@ -27,6 +27,7 @@ from server.record.progress import Progress
 from server.round.admission import Admission
 from server.round.algorithm import Run
 from server.round.backbone_offer import Offer
+from server.round.join import wait_for
 from server.round.own import OwnAlgorithm
 from server.round.registry import Registry
 from server.strategies.averaging import fedavg
@@ -84,7 +85,7 @@ def _algorithm(work: Work, cohort: Cohort, affine: Affine) -> OwnAlgorithm:
         deadline_seconds=config.round.deadline_seconds,
         progress=Progress(),
     )
-    registry.wait_for(work.clients, 60.0)
+    wait_for(registry, work.clients)
     run = Run(config, "bench", _FINGERPRINT, grid, registry)
     return OwnAlgorithm(run, fedavg(), affine, zero_point=0)
 

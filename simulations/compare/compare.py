@@ -15,6 +15,7 @@ import numpy as np
 
 from common.errors import RunError
 from common.files import write_atomic
+from common.keys import flat
 from common.progress import track
 from server.record.runfolder import SUMMARY
 from simulations.compare.cells import Cell, ComparisonSpec
@@ -26,7 +27,6 @@ from simulations.report.labels import (
     partition_label,
     strategy_label,
 )
-from simulations.report.runs import flat
 
 __all__ = ["Chosen", "run_comparison"]
 

@@ -4,6 +4,7 @@
 
     server/devices/NAME.pub         a key that is let in
     server/revoked/NAME.KEY.pub     a revoked key; KEY is the key's short id
+    server/revoked/NAME.KEY.client  the client id that Flower had given to it
 
 A name may come back with a new key. A revoked key never comes back, under any name.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -32,6 +34,7 @@ __all__ = [
     "admitted_keys",
     "comparable",
     "key_id",
+    "last_revoked",
     "put_out",
     "read_key",
     "revoked_keys",
@@ -101,6 +104,14 @@ def revoked_names(server: Path) -> dict[str, list[Path]]:
     return found
 
 
+def last_revoked(server: Path) -> dict[str, Path]:
+    """The file of the key that was revoked last, by device name."""
+    return {
+        name: max(paths, key=lambda path: path.stat().st_mtime_ns)
+        for name, paths in revoked_names(server).items()
+    }
+
+
 def put_out(server: Path, name: str, key: bytes) -> None:
     """Revoke a key for ever. A repeated call changes nothing.
 
@@ -117,5 +128,6 @@ def put_out(server: Path, name: str, key: bytes) -> None:
     file = server / "devices" / f"{name}.pub"
     # The name may have a new key by now.
     if not file.exists() or read_key(file) == key:
-        client_file(server, name).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            client_file(server, name).replace(kept.with_suffix(".client"))
         file.unlink(missing_ok=True)

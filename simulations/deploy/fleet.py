@@ -13,10 +13,10 @@ from typing import Literal
 from common.errors import RunError
 from server.delivery.checkins import CheckIn, check_ins
 from server.delivery.tokens import TokenState, token_states
-from server.round.roster import read_roster
+from server.round.roster import read_client, read_roster
 from simulations.deploy.authority import expiries
 from simulations.deploy.certificates import certificates_in
-from simulations.deploy.device_keys import admitted_keys, key_id, read_key, revoked_names
+from simulations.deploy.device_keys import admitted_keys, key_id, last_revoked, read_key
 from simulations.deploy.last_run import LastRun, Participation, read_last_run
 from simulations.deploy.operator import Node, control
 from simulations.deploy.processes import is_held
@@ -170,11 +170,14 @@ def lagging(server: Path) -> dict[str, datetime | None]:
 def _rows(server: Path, nodes: Sequence[Node] | None, last_run: LastRun | None) -> list[DeviceRow]:
     delivery = delivery_of(server)
     said, tokens = check_ins(delivery), token_states(delivery)
-    wanted, roster = _digest(server), read_roster(server)
+    wanted, roster, revoked = _digest(server), read_roster(server), last_revoked(server)
     rows = []
     for name, key, state, since in _keys(server, nodes, {*tokens}, {*roster}):
         words = said.get(name) if state != "revoked" else None
-        client = roster[name].client if state != "revoked" and name in roster else None
+        if state == "revoked":
+            client = read_client(revoked[name].with_suffix(".client")) if name in revoked else None
+        else:
+            client = roster[name].client if name in roster else None
         did = last_run.devices.get(client) if last_run and client is not None else None
         times = [_time(words), did.seen if did else None]
         if state in ("online", "offline"):
@@ -203,7 +206,7 @@ def _keys(
     found: dict[str, tuple[str | None, State, datetime | None]] = {}
     for name in tokens:
         found[name] = None, "token only", None
-    for name, (*_, path) in revoked_names(server).items():
+    for name, path in last_revoked(server).items():
         found[name] = key_id(read_key(path)), "revoked", _changed(path)
     by_key = {node.public_key: node for node in nodes or ()}
     for node in by_key.values():

@@ -76,9 +76,12 @@ def read_last_run(server: Path) -> LastRun | None:
     if not path.is_dir():
         return None
     examples, reasons = _said(path / "events.jsonl")
-    devices = {client: Participation(examples=count) for client, count in examples.items()}
-    for client, account in _accounts(path / "checkpoint"):
+    accounts = dict(_accounts(path / "checkpoint"))
+    devices = {}
+    # A device that could not join has a reason, but no examples and no account.
+    for client in accounts.keys() | examples.keys() | reasons.keys():
         reason, moment = reasons.get(client, ("", None))
+        account = accounts.get(client, Participation())
         devices[client] = replace(
             account, examples=examples.get(client), reason=reason, reason_time=moment
         )

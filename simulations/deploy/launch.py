@@ -6,9 +6,9 @@ It is thin on purpose: it prints each command with Flower's options, which Flowe
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +30,7 @@ from simulations.deploy.processes import (
     alone,
     first_end,
     is_held,
+    own_folder,
     run,
     running,
     terminable,
@@ -149,18 +150,19 @@ def run_device(device: Path, say: Say) -> NoReturn:
     """
     device = device.resolve()
     settings = read_device(device)
+    if without := _without_images(inside(device, settings.data)):
+        say(f"warning: {without}: this device cannot take part in a run yet")
     environment = flower_environment() | {
         "FLWR_HOME": str(inside(device, settings.state) / "flower"),
         "OMP_NUM_THREADS": str(settings.max_threads),
     }
-    own_folder = tempfile.TemporaryDirectory(prefix="fedhead-device-", ignore_cleanup_errors=True)
     with (
         terminable(),
         alone(device, "fedhead device"),
-        own_folder as name,
-        CheckingIn(device, environment, Path(name) / "check-in.log", say) as checking_in,
+        own_folder("device") as own,
+        CheckingIn(device, environment, own / "check-in.log", say) as checking_in,
     ):
-        own, pause = Path(name), _FIRST_PAUSE_SECONDS
+        pause = _FIRST_PAUSE_SECONDS
         answers = [sys.executable, "-P", "-m", "client.fork_server", _socket(own)]
         while True:
             # It imports while the SuperNode starts, and only once even if the SuperNode is refused.
@@ -181,6 +183,19 @@ def run_device(device: Path, say: Say) -> NoReturn:
                     say(f"Flower's SuperNode ended with {code}: {why}. Again in {pause:g} s.")
                     time.sleep(pause)
                     pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+def _without_images(folder: Path) -> str:
+    """What is wrong with a device's folder of images if it has none; empty: it holds files.
+
+    Whether these can be read shows in a run: the process that watches over a device does without
+    the packages that read images.
+    """
+    if not folder.is_dir():
+        return f"{folder} is missing, expected a folder with one sub-folder of images per class"
+    if not any(files for _, _, files in os.walk(folder)):
+        return f"{folder} is empty, expected one sub-folder of images per class in it"
+    return ""
 
 
 def _run_node(
@@ -267,13 +282,13 @@ def connection(deployment: Path) -> Iterator[dict[str, str]]:
     server = server_folder(deployment)
     read_secret(server)
     link = {"address": door(server), "root-certificates": _there(server / "ca.crt")}
-    with tempfile.TemporaryDirectory(prefix="fedhead-flower-", ignore_cleanup_errors=True) as home:
+    with own_folder("flower") as home:
         content = {"superlink": {"default": "fedhead", "fedhead": link}}
-        (Path(home) / "config.toml").write_text(tomli_w.dumps(content))
-        (Path(home) / "bin").mkdir()
+        (home / "config.toml").write_text(tomli_w.dumps(content))
+        (home / "bin").mkdir()
         environment = flower_environment() | operator_environment(server)
-        environment["PATH"] = install(Path(home) / "bin", environment["PATH"], ["flwr"])
-        yield environment | {"FLWR_HOME": home}
+        environment["PATH"] = install(home / "bin", environment["PATH"], ["flwr"])
+        yield environment | {"FLWR_HOME": str(home)}
 
 
 def _there(path: Path) -> str:

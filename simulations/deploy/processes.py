@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ __all__ = [
     "command",
     "first_end",
     "is_held",
+    "own_folder",
     "run",
     "running",
     "terminable",
@@ -180,6 +182,28 @@ def alone(folder: Path, what: str) -> Iterator[None]:
         finally:
             with suppress(OSError):
                 file.truncate(0)
+
+
+@contextmanager
+def own_folder(purpose: str) -> Iterator[Path]:
+    """A temporary folder for the time of the block; those of killed processes are removed first.
+
+    Args:
+        purpose: is part of the folder's name.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    prefix = f"fedhead-{purpose}-"
+    for old in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        # Whose lock cannot be read is another user's. Without a lock, it is being made just now.
+        with suppress(RunError, OSError):
+            if old.stat().st_uid == os.getuid() and (old / _LOCK).exists() and not is_held(old):
+                shutil.rmtree(old, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        with alone(folder, "fedhead"):
+            yield folder
 
 
 def is_held(folder: Path) -> bool:

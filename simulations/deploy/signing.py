@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def signer(
             raise SignatureError(
                 f"the devices of {server} need a signature of {trusted}: give --key FILE; if the "
                 "key is on another machine, give --statement FILE here, run fedhead keys sign "
-                "there, then give --signed FILE here"
+                "FILE --key KEY there, then give --signed FILE.signed here"
             )
         return None
     brought = read_signed(signed)
@@ -153,14 +154,21 @@ def signed_backbones(
         artifact = publish_version(candidate, sign_now).artifact
         logger.info("%s is signed as version %d", what, artifact.version)
     elif problem:
-        raise SignatureError(
-            f"{problem}: give --key FILE; if the key is on another machine, run fedhead publish "
-            f"EXPERIMENT.toml --to {server} --statement FILE here, fedhead keys sign there, then "
-            "the first command with --signed FILE here"
-        )
+        raise SignatureError(f"{problem}: give --key FILE; {_elsewhere(config, server)}")
     elif ends < time.time() + _SOON_SECONDS:
         logger.warning("the signature of %s ends on %s: give --key to renew it", what, utc(ends))
     return candidate.shelf.parent
+
+
+def _elsewhere(config: Config, server: Path) -> str:
+    """The commands that sign an experiment's backbone with a key on another machine, in order."""
+    # Not the run's config.toml: of a run that does not begin, no folder stays.
+    publish = f"fedhead publish EXPERIMENT.toml --to {shlex.quote(str(server))}"
+    statement = shlex.quote(f"{config.name}.statement")
+    return (
+        f"if the key is on another machine, here: {publish} --statement {statement}; there: "
+        f"fedhead keys sign {statement} --key KEY; then here: {publish} --signed {statement}.signed"
+    )
 
 
 def _problem(candidate: Candidate, trusted: TrustedKeys | None, what: str) -> tuple[str, int]:

@@ -32,7 +32,11 @@ class SigningState:
 
     def __str__(self) -> str:
         if self.keys:
-            return f"signed: devices take only files signed by key {' or '.join(self.keys)}"
+            # A device carried away before that is not reached, and no check-in names its keys.
+            return (
+                f"signed: devices take only files signed by key {' or '.join(self.keys)}, once "
+                "they have got trusted/ from their folder here"
+            )
         return (
             "unsigned: devices take any file from this server, even one from an intruder; see "
             "Signing in the deployment's README.md"

@@ -9,7 +9,6 @@ import re
 import socket
 import sys
 import sysconfig
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ import tomli_w
 from common.bundle import NAME, PUBLISHER, installed_version
 from common.errors import MissingExtraError, RunError
 from common.files import write_private
-from simulations.deploy.processes import Process, command, running
+from simulations.deploy.processes import Process, command, own_folder, running
 from simulations.deploy.standin import carrying, install
 from simulations.engines.stream import final_status, stream
 
@@ -138,23 +137,23 @@ def superlink() -> Iterator[dict[str, str]]:
     Raises:
         RunError: it does not start.
     """
-    with tempfile.TemporaryDirectory(prefix="fedhead-flower-", ignore_cleanup_errors=True) as home:
+    with own_folder("flower") as home:
         port = _free_port()
         # Look for work ten times a second: cheap here, but too costly on a device.
         quick = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
-        environment = quick | flower_environment() | {"FLWR_HOME": home}
+        environment = quick | flower_environment() | {"FLWR_HOME": str(home)}
         connection = {"address": f"127.0.0.1:{port}", "insecure": True}
-        (Path(home) / "config.toml").write_text(
+        (home / "config.toml").write_text(
             tomli_w.dumps({"superlink": {"default": "fedhead", "fedhead": connection}})
         )
         command("flower-superexec", environment)  # checked here for a clear error
-        secret, own = Path(home) / "secret", Path(home) / "bin"
+        secret, own = home / "secret", home / "bin"
         write_private(secret, token_hex(32).encode())
         own.mkdir()
         names = ("flower-superexec", "flwr-simulation", "flwr")
         environment["PATH"] = install(own, environment["PATH"], names)
         environment |= carrying(secret, f"http://127.0.0.1:{port}")
-        log = Path(home) / "superlink.log"
+        log = home / "superlink.log"
         arguments = ["sh", "-c", _PROCESSES, "fedhead", str(port), sys.executable, str(secret)]
         with log.open("wb") as output, running(arguments, environment, output) as process:
             try:

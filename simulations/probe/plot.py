@@ -64,7 +64,7 @@ def _draw_curve(axes: Any, probe: Probe, target: float) -> None:
     axes.minorticks_off()
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set_xlabel("images of each class")
+    axes.set_xlabel("training images of each class")
     axes.set_ylabel("accuracy on other images")
     axes.spines[["top", "right"]].set_visible(False)
     # Below the axes, where no curve can lie under it.

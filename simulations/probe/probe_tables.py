@@ -54,8 +54,8 @@ def _figures(probe: Probe) -> Table:
 
 
 def _curve(probe: Probe) -> Table:
-    table = Table(title="Accuracy over examples of each class", title_justify="left")
-    table.add_column("examples", justify="right")
+    table = Table(title="Accuracy over training images of each class", title_justify="left")
+    table.add_column("training images", justify="right")
     table.add_column("accuracy", justify="right")
     table.add_column("worst to best fold", justify="right")
     for point in probe.curve:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from simulations.probe.crossval import FOLDS
 from simulations.probe.measure import Probe
 
 __all__ = ["Outcome", "Verdict", "judge"]
@@ -16,6 +17,9 @@ Outcome = Literal["suffices", "more examples", "does not suffice"]
 
 _WITHIN_REACH = 10  # times today's examples; the fitted power law cannot be trusted further
 _FITTED_POINTS = 4
+# A curve counts training images only. Whoever collects images counts those that test too.
+_IN_ALL = FOLDS / (FOLDS - 1)
+_FOLD = f"Of {FOLDS} images, {FOLDS - 1} train and 1 tests."
 # If features keep more than this share of the pixels' error, they are hardly better than pixels.
 _NO_BETTER = 0.9
 _BETTER_BY = 0.02
@@ -47,24 +51,29 @@ def judge(probe: Probe, target: float) -> Verdict:
     """
     low, high = probe.interval
     measured = f"{probe.accuracy:.1%} (95% interval {low:.1%} to {high:.1%})"
+    wanted = f"{target:.1%} needed (--target)"
     if probe.accuracy >= target:
         unsure = [] if low >= target else ["The interval goes below it: test with more images."]
-        headline = f"Training the head suffices: {measured}, {target:.1%} needed."
+        headline = f"Training the head suffices: {measured}, {wanted}."
         return Verdict("suffices", headline, (*unsure, *_far(probe)), "")
     needed = examples_needed(probe, target)
     now = probe.curve[-1].examples
     unfit = probe.training_accuracy < target
     if needed is not None and needed <= _WITHIN_REACH * now and not unfit:
-        pace = f"Still rising: at this rate {_round_up(needed):,} examples per class would do."
+        pace = (
+            f"Still rising: at this rate it takes {_round_up(needed):,} training images per class. "
+            f"{_FOLD} That makes {_round_up(needed * _IN_ALL):,} images per class in all."
+        )
         return Verdict(
             "more examples",
-            f"Training the head does not suffice yet: {measured}, {target:.1%} needed.",
+            f"Training the head does not suffice yet: {measured}, {wanted}.",
             (pace, *_far(probe)),
-            f"Collect more than today's {now:.0f} per class, then probe again.",
+            f"Collect more than today's {now * _IN_ALL:.0f} images per class ({now:.0f} of them "
+            "train), then probe again.",
         )
     return Verdict(
         "does not suffice",
-        f"Training the head alone does not suffice: {measured}, {target:.1%} needed.",
+        f"Training the head alone does not suffice: {measured}, {wanted}.",
         (*_limits(probe, needed, unfit=unfit), *_far(probe)),
         "Fine-tune the backbone on similar images before it is frozen, or try a larger "
         "backbone.input-size. Head-only training is known to fall behind full fine-tuning by "
@@ -77,14 +86,15 @@ def _limits(probe: Probe, needed: float | None, *, unfit: bool) -> list[str]:
     reasons = []
     if unfit:
         reasons.append(
-            f"Heads reach {probe.training_accuracy:.1%} on their own training examples: the "
+            f"Heads reach {probe.training_accuracy:.1%} on their own training images: the "
             "features do not separate these classes."
         )
     if needed is None:
-        reasons.append("More examples do not help: the learning curve is flat.")
+        reasons.append("More images do not help: the learning curve is flat.")
     else:
         reasons.append(
-            f"More examples hardly help: at this rate it takes {_round_up(needed):,} per class."
+            f"More images hardly help: at this rate it takes {_round_up(needed):,} training "
+            "images per class."
         )
     if probe.neighbours > probe.accuracy + _BETTER_BY:
         reasons.append(

@@ -18,6 +18,7 @@ import numpy as np
 from common.errors import RunError
 from simulations.report.labels import (
     NOT_COMPARED,
+    compared_values,
     differing,
     distinct,
     hyperparameters,
@@ -161,7 +162,7 @@ def _key(values: Values, belongs: Callable[[str], bool]) -> str:
 
 
 def _entry_key(run: Run) -> str:
-    return _key(run.values, lambda key: key not in NOT_COMPARED)
+    return _key(compared_values(run), lambda key: key not in NOT_COMPARED)
 
 
 def _groups(runs: Iterable[Run], key: Callable[[Run], str]) -> list[list[Run]]:
@@ -196,9 +197,9 @@ def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Path, P
 
 
 def _settings(runs: Sequence[Run], swept: Collection[str]) -> tuple[Setting, ...]:
-    groups = _groups(runs, lambda run: _key(run.values, is_setting))
+    groups = _groups(runs, lambda run: _key(compared_values(run), is_setting))
     of_setting = [
-        {key: value for key, value in group[0].values.items() if is_setting(key)}
+        {key: value for key, value in compared_values(group[0]).items() if is_setting(key)}
         for group in groups
     ]
     labels = distinct([setting_label(values, of_setting) for values in of_setting], of_setting)

@@ -15,7 +15,7 @@ from typing import TypeAlias
 from common.files import write_atomic
 from server.record.figures import own_name
 from simulations.report.comparison import Comparison, load_runs
-from simulations.report.labels import partition_label, strategy_label
+from simulations.report.labels import compared_values, partition_label, strategy_label
 from simulations.report.round_figures import Scalar
 
 __all__ = ["KEYS", "CurveRow", "curve_rows", "curves_csv", "write_curves"]
@@ -39,7 +39,7 @@ def curve_rows(comparison: Comparison) -> list[CurveRow]:
             "setting": setting.label,
             "strategy": strategy_label(run.values),
             "hyperparameters": entry.hyperparameters,
-            "partition": partition_label(run.values),
+            "partition": partition_label(compared_values(run)),
             "seed": run.seed,
             **figures,
         }

@@ -1,6 +1,6 @@
 """Short names for settings and strategies, from nothing but their configurations.
 
-Configurations are flat here: a value for each dotted key, see :func:`simulations.report.runs.flat`.
+Configurations are flat here: a value for each dotted key, see :func:`common.keys.flat`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from common.config import PARTITION_KEYS, Config
+from common.keys import flat
 from server.strategies import STRATEGIES, build_strategy, trains_by_gradients
-from simulations.report.runs import flat
+from simulations.report.runs import Run
 
 __all__ = [
     "NOT_COMPARED",
+    "compared_values",
     "differing",
     "distinct",
     "hyperparameters",
@@ -50,6 +52,19 @@ def text(value: Any) -> str:
         return f"{value:g}"
     kind, colon, rest = str(value).rpartition(":")
     return f"{kind}{colon}{rest.rstrip('/').rpartition('/')[2]}"
+
+
+def compared_values(run: Run) -> Values:
+    """A run's configuration as runs are compared: without what changes no figure of it.
+
+    That is who was told of its rounds and, where devices took part, the partition.
+    """
+    values = {key: v for key, v in run.values.items() if not key.startswith("tracking.")}
+    if not run.devices:
+        return values
+    unused = {*_PARTITION, "partition.num-clients"}
+    values = {key: value for key, value in values.items() if key not in unused}
+    return {**values, "partition.scheme": "devices"}
 
 
 def strategy_label(values: Values) -> str:

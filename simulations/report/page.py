@@ -154,13 +154,13 @@ def _facts(comparison: Comparison, common: Mapping[str, Any]) -> list[tuple[str,
     classes = sorted({len(setting.classes) for setting in comparison.settings})
     per_round = common.get("train.clients-per-round")
     a_round = "varying" if per_round is None else number_or_share(per_round)
+    who = of("partition.num-clients")
+    if any(run.devices for run in comparison.runs):
+        who = "real devices" if all(run.devices for run in comparison.runs) else "varying"
     facts = [
         ("Data", f"{of('data.source')}, {_span(classes)} classes"),
         ("Tested on", f"{_span(tests)} images"),
-        (
-            "Clients",
-            f"{of('partition.num-clients')}, {'all' if a_round == '0' else a_round} a round",
-        ),
+        ("Clients", f"{who}, {'all' if a_round == '0' else a_round} a round"),
         ("Rounds", of("train.rounds")),
         ("A client's round", _a_clients_round(of)),
         ("Backbone", f"{of('backbone.arch')}, int8, {of('backbone.input-size')} px"),

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import DamagedError, RunError
+from common.keys import flat
 from common.noise import COUNTED_EXAMPLES
 from common.readback import JsonFile
 from common.types import IntArray
@@ -22,7 +23,7 @@ from server.record.replaced import place_of, recover
 from server.record.runfolder import CLIENTS, METRICS, SUMMARY, read_config, read_run_json
 from simulations.report.round_figures import Scalar, round_figures
 
-__all__ = ["Clients", "Run", "Summary", "flat", "read_run", "read_runs"]
+__all__ = ["Clients", "Run", "Summary", "read_run", "read_runs"]
 
 logger = logging.getLogger("fedhead")
 
@@ -63,6 +64,7 @@ class Summary(BaseModel):
 
 
 class _Identity(_File):
+    simulated: bool = True
     classes: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 
 
@@ -112,7 +114,7 @@ class Run:
     """One finished run of R rounds.
 
     Attributes:
-        values: the whole configuration by dotted key, see :func:`flat`.
+        values: the whole configuration by dotted key, see :func:`common.keys.flat`.
         accuracy: float64 (R,), on the server's test set after each round.
         uplink: int64 (R,), bytes sent by clients up to and including each round.
         metrics: the strategy's own, by name, float64 (R,); NaN after rounds without one.
@@ -120,6 +122,7 @@ class Run:
             own by strategy/NAME; but for the seconds that the machine took.
         confusion: int64 (K, K) of the last round, rows are true classes.
         clients: None for a run that has not written them.
+        devices: whether its clients were real devices, which no partition gave their images.
     """
 
     path: Path
@@ -132,6 +135,7 @@ class Run:
     rounds: tuple[Mapping[str, Scalar], ...]
     confusion: IntArray
     clients: Clients | None
+    devices: bool = False
 
     @property
     def seed(self) -> int:
@@ -140,21 +144,6 @@ class Run:
     @property
     def test_examples(self) -> int:
         return int(self.confusion.sum())
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping by dotted key.
-
-    >>> flat({"seed": 1, "strategy": {"name": "fedprox", "args": {"mu": 0.1}}})
-    {'seed': 1, 'strategy.name': 'fedprox', 'strategy.args.mu': 0.1}
-    """
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves |= flat(value, f"{prefix}{key}.")
-        else:
-            leaves[prefix + key] = value
-    return leaves
 
 
 def _find_runs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -214,21 +203,22 @@ def read_run(folder: Path) -> Run:
     """
     file = folder / "summary.json"
     summary = _parse(Summary, file, _content(SUMMARY, file))
-    classes = _parse(_Identity, folder / "run.json", read_run_json(folder)).classes
+    identity = _parse(_Identity, folder / "run.json", read_run_json(folder))
     metrics = folder / "metrics.jsonl"
     lines = _lines(metrics)
-    rounds, confusion = _read_rounds(metrics, lines, summary.rounds, len(classes))
+    rounds, confusion = _read_rounds(metrics, lines, summary.rounds, len(identity.classes))
     return Run(
         path=folder,
         values=flat(read_config(folder).model_dump(by_alias=True)),
         summary=summary,
-        classes=classes,
+        classes=identity.classes,
         accuracy=np.array([r.accuracy for r in rounds], np.float64),
         uplink=np.cumsum([r.uplink_bytes for r in rounds], dtype=np.int64),
         metrics=_metrics(rounds),
         rounds=tuple(map(round_figures, lines)),
         confusion=confusion,
-        clients=_read_clients(folder / "clients.json", len(classes)),
+        clients=_read_clients(folder / "clients.json", len(identity.classes)),
+        devices=not identity.simulated,
     )
 
 

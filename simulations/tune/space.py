@@ -9,10 +9,10 @@ from typing import Any
 
 from common.config import Config, changed
 from common.errors import ConfigError
+from common.keys import flat, nested
 from server.round.stock import is_stock
 from server.strategies import build_strategy
 from simulations.compare.cells import StrategySpec
-from simulations.report.runs import flat
 
 __all__ = [
     "ARGS",
@@ -22,7 +22,6 @@ __all__ = [
     "Space",
     "edges_of",
     "misfits",
-    "nested",
     "own_values",
     "strategy_of",
     "with_values",
@@ -113,22 +112,6 @@ Space = Mapping[str, Range | Choices]
 
 def _ends(values: tuple[Value, ...]) -> tuple[Value, Value]:
     return min(values), max(values)
-
-
-def nested(values: Mapping[str, Value]) -> dict[str, Any]:
-    """Values by dotted key, as a file has them.
-
-    >>> nested({"train.lr": 0.1, "train.momentum": 0.9})
-    {'train': {'lr': 0.1, 'momentum': 0.9}}
-    """
-    tree: dict[str, Any] = {}
-    for key, value in values.items():
-        *path, last = key.split(".")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = value
-    return tree
 
 
 def with_values(base: Config, values: Mapping[str, Value]) -> Config:

@@ -113,8 +113,21 @@ def test_unknown_names_get_the_nearest_known():
         load("cifar10")
     with pytest.raises(DataError, match="nearest known: mnist5k"):
         load("mnist_5k")
-    with pytest.raises(DataError, match=r"known: mnist5k, digits, Caltech101.*folder:PATH"):
+    with pytest.raises(DataError, match=r"known: mnist5k, digits, folder:PATH.*CIFAR10\)$"):
         load("?")
+
+
+def test_a_folder_that_is_named_without_its_kind_or_with_a_typo_is_the_nearest(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "photos").mkdir(parents=True)
+    for name in ("mine/photos", "mine/photoss"):
+        with pytest.raises(DataError, match=f"'{name}'; nearest known: folder:mine/photos$"):
+            load(name)
+    for name in ("mine/stars", "/", "no/photos", "a\0b"):  # nothing near, or no path at all
+        with pytest.raises(DataError, match="; known: mnist5k"):
+            load(name)
 
 
 @pytest.mark.parametrize(

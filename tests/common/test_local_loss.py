@@ -8,6 +8,7 @@ from torch import Tensor
 
 from client.sgd import Terms, train_head
 from common.errors import ConfigError
+from common.experiment import forget_data
 from common.local_loss import LocalLoss, check_loss, find_loss
 from common.seeding import batch_order
 from common.types import LocalTraining
@@ -51,6 +52,19 @@ def nan(logits, labels):
 
 def apart(logits, labels):
     return torch.ones((), requires_grad=True) * 2
+
+def ends(logits, labels):
+    raise SystemExit(0)
+
+def zeroed(logits, labels):
+    return F.cross_entropy(logits, labels.zero_())
+
+def emptied(logits, labels):
+    logits.data.zero_()
+    return F.cross_entropy(logits, labels)
+
+def drawn(logits, labels):
+    return F.cross_entropy(logits, labels) * torch.rand(())
 """
 
 
@@ -68,7 +82,7 @@ def find(tmp_path: Path) -> Iterator[Callable[[str], LocalLoss]]:
     yield of
     sys.path[:] = before
     sys.modules.pop("losses_of_mine", None)
-    find_loss.cache_clear()
+    forget_data()
 
 
 def problem() -> tuple[Tensor, Tensor, Tensor]:
@@ -119,6 +133,10 @@ def test_label_smoothing_is_torchs_own(find: Callable[[str], LocalLoss]) -> None
         ("detached", "has no gradient"),
         ("nan", "the loss is nan"),
         ("apart", "depends neither on the logits nor on the head"),
+        ("ends", "SystemExit: 0"),
+        ("zeroed", "changes its labels in place"),
+        ("emptied", "changes its logits in place"),
+        ("drawn", "gives another value for the same batch: is it random"),
     ],
 )
 def test_what_is_no_loss_is_one_line(
@@ -139,3 +157,19 @@ def test_what_takes_other_arguments_or_is_not_there_is_one_line(
         find("absent")
     with pytest.raises(ConfigError, match="no module 'nowhere'; train.loss-root says in which"):
         find_loss("nowhere:loss", "")
+
+
+def test_a_loss_that_was_written_anew_is_read_by_the_next_run_alone(
+    find: Callable[[str], LocalLoss], tmp_path: Path
+) -> None:
+    x, labels, start = problem()
+
+    def slope() -> Tensor:
+        return find("plain").gradient(x, labels, start, start)
+
+    first = slope()
+    file = tmp_path / "losses_of_mine.py"
+    file.write_text(LOSSES.replace("F.cross_entropy(logits", "3 * F.cross_entropy(logits"))
+    torch.testing.assert_close(slope(), first)  # the run is under way
+    forget_data()
+    torch.testing.assert_close(slope(), 3 * first)

@@ -203,6 +203,42 @@ def test_an_older_version_is_refused_also_after_a_rollback_of_the_devices_own(de
     assert device.shelf.model.read_bytes() == second
 
 
+def test_a_rollback_passes_over_what_the_keys_have_not_signed(device, caplog) -> None:
+    first = device.deployment.publish(1, sign=by(CURRENT))
+    device.fetch()
+    device.deployment.publish(2)  # fetched by a device without keys
+    with device.deployment.remote(device.port) as remote:
+        fetch(remote, device.shelf, keep=3)
+    device.deployment.publish(3, sign=by(FOLLOWING))
+    device.fetch()
+    assert device.shelf.roll_back(device.trust).version == 1
+    assert device.shelf.model.read_bytes() == first
+    assert "version 2 is skipped: model.bin version 2 is refused: it is not signed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("sign", "words"),
+    [
+        (None, "is refused: it is not signed"),
+        (by(FOREIGN), "is refused: it is not signed by"),
+        (by(CURRENT, sha256="0" * 64), "is refused: its sha256 is"),
+        (by(CURRENT, created=1, expires=2), "is refused: its signature expired on"),
+    ],
+)
+def test_a_rollback_to_what_a_fetch_would_refuse_changes_nothing(device, sign, words) -> None:
+    device.deployment.publish(1, sign=sign)
+    with device.deployment.remote(device.port) as remote:
+        fetch(remote, device.shelf, keep=3)
+    second = device.deployment.publish(2, sign=by(CURRENT))
+    device.fetch()
+    before = {path: path.read_bytes() for path in device.files()}
+    with pytest.raises(DeliveryError, match=f"no earlier version than 2 can be used.*{words}") as e:
+        device.shelf.roll_back(device.trust)
+    assert "\n" not in str(e.value)
+    assert {path: path.read_bytes() for path in device.files()} == before
+    assert (device.shelf.current, device.shelf.model.read_bytes()) == (2, second)
+
+
 def test_an_older_version_is_refused_also_where_the_models_are_gone(device) -> None:
     for seed in (1, 2):
         device.deployment.publish(seed, sign=by(CURRENT))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -13,6 +14,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+PREPARE = """
+from pathlib import Path
+from common.config import load_config
+from common.experiment import experiment_dataset, experiment_features
+from server.export.run_model import prepare
+config = load_config(Path("simulations/experiments/mnist5k.toml"))
+experiment_features(config, prepare(config, experiment_dataset(config)))
+"""
+
 # Where fenced.py lies: pytest's way to import tests leaves their folders out of the path.
 sys.path.append(str(Path(__file__).parent))
 
@@ -21,7 +31,27 @@ sys.path.append(str(Path(__file__).parent))
 def environment(cache: Path) -> Mapping[str, str]:
     """This environment, with fedhead's commands on the path."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**os.environ, "PATH": path, "FEDHEAD_CACHE": str(cache), "COLUMNS": "80"}
+    return {
+        **os.environ,
+        "PATH": path,
+        "FEDHEAD_CACHE": str(cache),
+        "COLUMNS": "80",
+        "OMP_NUM_THREADS": "1",  # pytest's workers have the other cores
+    }
+
+
+@pytest.fixture(scope="session")
+def prepared(cache: Path) -> None:
+    """Backbone and features of mnist5k are in the cache, made once for all of pytest's workers.
+
+    Nearly all pages take them. Without this, every worker's first page would make its own.
+    """
+    beside = cache.with_name("prepared")
+    with beside.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not beside.stat().st_size:
+            subprocess.run([sys.executable, "-c", PREPARE], cwd=ROOT, check=True)
+            lock.write("done")
 
 
 @pytest.fixture

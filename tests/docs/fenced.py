@@ -12,7 +12,7 @@ __all__ = ["ROOT", "Block", "blocks", "commands", "pages"]
 ROOT = Path(__file__).parents[2]
 
 _FENCE = re.compile(r"^(?P<indent> *)(?P<fence>```+|~~~+)(?P<info>[^`\n]*)$")
-_COMMENT = re.compile(r"^\s*<!-- *(?P<key>not run|needs|file): *(?P<value>.+?) *-->\s*$")
+_COMMENT = re.compile(r"^\s*<!-- *(?P<key>not run|needs|file): *(?P<value>\S.*?) *-->\s*$")
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,12 @@ def commands(block: Block) -> list[str]:
 
     Output is told from commands by its language, ``text``: there a command follows a ``$``.
     """
-    joined = block.text.replace("\\\n", " ").splitlines()
+    lines = block.text.replace("\\\n", " ").splitlines()
     prompt = r"\$ +" if block.language == "text" else r"(?:\$ +)?"
-    call = re.compile(rf"^\s*{prompt}((?:\w+=\S* +)*(?:\.venv/bin/)?fedhead(?: .*)?)$")
-    return [found[1] for line in joined if (found := call.match(line))]
+    call = re.compile(rf"^\s*{prompt}\(?((?:sudo +|\w+=\S* +)*(?:\.venv/bin/)?fedhead(?: .*)?)$")
+    several = r" +(?:&&|\|\|) +" if block.language == "sh" else r"$^"
+    words = [word for line in lines for word in re.split(several, line)]
+    return [found[1].rstrip(")") for word in words if (found := call.match(word))]
 
 
 def pages() -> list[Path]:

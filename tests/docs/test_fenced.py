@@ -57,3 +57,13 @@ def test_commands_are_lines_that_call_fedhead() -> None:
 def test_a_block_that_is_never_closed_is_refused() -> None:
     with pytest.raises(ValueError, match="line 2: the block is never closed"):
         list(blocks("\n````sh\n```\n"))
+
+
+def test_commands_behind_others_and_in_brackets_are_found() -> None:
+    (block,) = blocks("```sh\ncd x && fedhead info\n(cd x && sudo fedhead cache)\n```\n")
+    assert commands(block) == ["fedhead info", "sudo fedhead cache"]
+
+
+def test_an_excuse_needs_a_reason() -> None:
+    (block,) = blocks("<!-- not run: -->\n```sh\nfedhead info\n```\n")
+    assert block.is_run

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -23,8 +23,9 @@ def test_a_notebook_is_kept_without_outputs(path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
+def test_a_notebook_runs(path: Path, tmp_path: Path, environment: Mapping[str, str]) -> None:
     pytest.importorskip("mlxtend", reason="pip install 'fedhead[demo]'")
     nbclient = pytest.importorskip("nbclient", reason="pip install 'fedhead[dev]'")
     (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -39,7 +40,7 @@ def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", code, path.name],
-        cwd=tmp_path, env={**os.environ, "JUPYTER_PLATFORM_DIRS": "1"},
+        cwd=tmp_path, env={**environment, "JUPYTER_PLATFORM_DIRS": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,8 @@ import fedhead
 import server.app
 from common.experiment import experiment_dataset
 from fedhead.api.display import block
-from fedhead.api.experiments import configuration, nested
+from fedhead.api.experiments import configuration, plain
+from fedhead.api.predicting import _items
 from fedhead.api.session import session
 from server.export.runtime_cards import ExportReport
 
@@ -99,7 +100,7 @@ def test_callbacks_are_told_of_each_round_and_may_stop(here: Path) -> None:
             raise fedhead.StopRun
 
     run = fedhead.run(
-        EXPERIMENT, {"train.rounds": 5}, on_round=[lambda m: told.append(m["round"]), stop]
+        EXPERIMENT, {"train.rounds": 5}, on_round=[stop, lambda m: told.append(m["round"])]
     )
     assert told == [1, 2]
     assert run.summary["rounds"] == 2
@@ -223,7 +224,7 @@ def test_an_experiment_is_a_file_here_or_a_shipped_one(here: Path) -> None:
 
 def test_dotted_and_nested_keys_stand_side_by_side() -> None:
     given = {"train.lr": 1, "train": {"rounds": 2}, "data.root": Path("x")}
-    assert nested(given) == {"train": {"lr": 1, "rounds": 2}, "data": {"root": "x"}}
+    assert plain(given) == {"train": {"lr": 1, "rounds": 2}, "data": {"root": "x"}}
 
 
 def test_what_a_notebook_shows_is_escaped() -> None:
@@ -235,6 +236,31 @@ def test_a_run_is_shown_with_figures_and_a_curve(here: Path) -> None:
     html = fedhead.run(EXPERIMENT)._repr_html_()
     for part in ("accuracy", "ridge", "rounds", "clients", "<svg", "currentColor"):
         assert part in html
+
+
+def test_images_may_be_whatever_gives_them_one_by_one(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.jpg", "b.jpg")]
+    for path in paths:
+        path.touch()
+    words, pixels = [str(path) for path in paths], np.zeros((9, 9, 3), np.uint8)
+    opened = Image.fromarray(pixels)
+    for images, expected in (
+        (str(tmp_path), [str(tmp_path)]),
+        (tmp_path, [tmp_path]),
+        ((path for path in paths), paths),
+        (np.array(words), words),
+        (np.array(paths), paths),
+        (opened, [opened]),
+    ):
+        assert _items(images) == expected  # type: ignore[arg-type]
+    assert sorted(_items(tmp_path.glob("*.jpg"))) == paths  # type: ignore[type-var]
+    for images, count in ((pixels, 1), (np.stack([pixels, pixels]), 2), (pixels[..., 0], 1)):
+        assert [getattr(item, "ndim", 0) for item in _items(images)] == [
+            min(images.ndim, 3)
+        ] * count
+    for wrong in ({"a": words[0]}, b"a.jpg", 3, None):
+        with pytest.raises(fedhead.DataError, match="expected paths, images of PIL's or arrays"):
+            _items(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

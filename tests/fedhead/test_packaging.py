@@ -194,7 +194,6 @@ def test_the_units_run_the_readmes_commands_as_another_user_who_can_write_one_fo
     assert "enable --now fedhead-server.service fedhead-delivery.service" in readme
 
 
-ROOT = Path(__file__).parents[2]
 ROOMS = ("client", "common", "fedhead", "server", "simulations")
 
 

@@ -18,12 +18,18 @@ from flwr.common.config import parse_config_args
 
 from common.errors import ConfigError, RunError
 from server.record.runfolder import RunFolder
-from simulations.deploy import certificates
+from simulations.deploy import certificates, launch
 from simulations.deploy.authority import sign_server
 from simulations.deploy.certificates import certificates_in
 from simulations.deploy.changes import renew_authority, renew_certificate
 from simulations.deploy.folder import Ports, write_deployment
-from simulations.deploy.launch import check_served, device_command, serve, superlink_command
+from simulations.deploy.launch import (
+    check_served,
+    device_command,
+    run_device,
+    serve,
+    superlink_command,
+)
 from simulations.deploy.settings import read_device
 from simulations.run import open_run
 
@@ -272,3 +278,31 @@ def test_a_run_of_real_devices_goes_on_with_them_only(
     code, _, err = fedhead("resume", run)
     assert code == 1
     assert f"{run} began with real devices: fedhead resume" in " ".join(err.split())
+
+
+def test_a_device_without_images_says_so_when_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reached(BaseException):
+        """What follows starts processes."""
+
+    def stop() -> None:
+        raise Reached
+
+    monkeypatch.setattr(launch, "terminable", stop)
+    write_deployment(tmp_path / "garden", addresses=["localhost"], devices=["hall"])
+    device = tmp_path / "garden" / "devices" / "hall"
+    images, said = device / "images", list[str]()
+    for make in (None, images, images / "cat"):
+        if make:
+            make.mkdir()
+        with pytest.raises(Reached):
+            run_device(device, said.append)
+    (images / "cat" / "1.png").touch()
+    with pytest.raises(Reached):
+        run_device(device, said.append)
+    missing, *empty = said
+    assert missing.startswith(f"warning: {images} is missing, expected a folder with one sub-fold")
+    assert [line[: len(f"warning: {images} is empty")] for line in empty] == [
+        f"warning: {images} is empty"
+    ] * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -267,6 +268,43 @@ def test_a_revoked_device_is_out_at_both_doors_and_its_key_never_returns(
     new = (device / "delivery.token").read_text().strip()
     assert device_of(server / "delivery", new) == "kitchen"
     assert device_of(server / "delivery", token) is None
+
+
+def test_a_device_that_was_revoked_twice_shows_its_newest_key_and_the_part_of_that(
+    lived_in: Path, superlink: FakeSuperLink
+) -> None:
+    server = lived_in / "server"
+    first = admitted_keys(server)["hall"]
+    changes.revoke(server, "hall", quiet)
+    write_deployment(lived_in, devices=["hall"])
+    changes.let_in(server, quiet)
+    second = admitted_keys(server)["hall"]
+    changes.revoke(server, "hall", quiet)
+    # Whichever is the newest, so that it is not by the order of their names.
+    for hours, key, examples in ((1, first, 1234), (2, second, None)):
+        moment = NOW + timedelta(hours=hours)
+        file = server / "revoked" / f"hall.{key_id(key)}.pub"
+        os.utime(file, (moment.timestamp(), moment.timestamp()))
+        (row,) = (row for row in fleet.look(server).devices if row.name == "hall")
+        assert (row.key, row.state) == (key_id(key), "revoked")
+        assert row.since is not None
+        assert abs(row.since - moment) < timedelta(seconds=1)
+        assert (row.last_run.examples if row.last_run else None) == examples
+
+
+def test_a_device_that_could_not_join_the_run_shows_why(
+    fedhead: Fedhead, lived_in: Path, tmp_path: Path
+) -> None:
+    node = read_roster(lived_in / "server")["cellar"].client + 2**63
+    event = {"event": "node", "node": node, "reason": "its images cannot be used"}
+    with (tmp_path / "run" / "events.jsonl").open("a") as log:
+        log.write("\n" + EVENTS.line({"time": "2026-11-20T10:02:00.000Z"} | event) + "\n")
+    assert ": its images cannot be used" in fedhead("fleet", lived_in)[1]
+    rows = {
+        row["name"]: row for row in json.loads(fedhead("fleet", lived_in, "--json")[1])["devices"]
+    }
+    last = rows["cellar"]["last-run"]
+    assert (last["examples"], last["reason"]) == (None, "its images cannot be used")
 
 
 def test_keys_with_one_short_id_are_two_keys(

@@ -1,19 +1,25 @@
 """What clients do in a round: optimizer, schedule, loss, and who takes part."""
 
+import dataclasses
 import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from common.config import load_config, parse_overrides
+from common.corrections import CORRECTIONS, Correction
 from common.errors import ConfigError, ProtocolError, RunError
+from common.fields import head_shape
 from common.messages import TrainRequest
 from common.types import ClientPlan, Head, LocalTraining
 from server.round.build import check_strategy
+from server.strategies import STRATEGIES, fedavg
+from server.strategy import RoundContext
 from simulations.report import curve_rows, load_runs
 from simulations.run import open_run, run_in_process
 
@@ -42,6 +48,12 @@ def losses(tmp_path: Path) -> Iterator[None]:
     yield
     sys.path[:] = before
     sys.modules.pop("my_losses", None)
+
+
+@pytest.fixture
+def losses_found(losses: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That file, where Python finds it."""
+    monkeypatch.syspath_prepend(tmp_path)
 
 
 @pytest.fixture
@@ -81,6 +93,46 @@ def test_adam_is_refused_where_gradients_are_read_out_of_deltas(name: str) -> No
     items = [f"strategy.name={name}", "train.optimizer=adam"]
     with pytest.raises(ConfigError, match=f'optimizer must be "sgd" with {name}'):
         check_strategy(load_config(None, parse_overrides(items)))
+
+
+@pytest.mark.parametrize("of_sgd", [False, True])
+def test_adam_is_refused_where_a_memory_reads_gradients_out_of_deltas(
+    monkeypatch: pytest.MonkeyPatch, of_sgd: bool
+) -> None:
+    plain = fedavg()
+
+    def plan(state: object, context: RoundContext) -> ClientPlan:
+        return dataclasses.replace(plain.plan(state, context), correction="leaning")  # type: ignore[arg-type]
+
+    own = dataclasses.replace(plain, name="leaning", plan=plan)
+    memory = Correction({"control": head_shape}, lambda _: {}, of_sgd=of_sgd)
+    monkeypatch.setitem(CORRECTIONS, "leaning", memory)  # type: ignore[arg-type]
+    monkeypatch.setitem(STRATEGIES, "leaning", lambda: own)
+    config = load_config(None, parse_overrides(["strategy.name=leaning", "train.optimizer=adam"]))
+    with pytest.raises(ConfigError, match="with leaning") if of_sgd else nullcontext():
+        check_strategy(config)
+
+
+LOSS = "train.loss=my_losses:plain"
+
+
+@pytest.mark.parametrize(
+    "key", ["train.optimizer=adam", "train.schedule=cosine", "train.warmup-rounds=2", LOSS]
+)
+def test_a_closed_form_takes_no_key_of_training_that_has_no_effect(
+    losses_found: None, key: str
+) -> None:
+    items = ["strategy.name=fed3r", key]
+    with pytest.raises(ConfigError, match=f"{key.split('=')[0]} has no effect with fed3r"):
+        check_strategy(load_config(None, parse_overrides(items)))
+
+
+@pytest.mark.parametrize("name", ["qfedavg", "flwr.serverapp.strategy:QFedAvg"])
+def test_a_loss_of_ones_own_is_refused_where_the_cross_entropy_weights_clients(
+    losses_found: None, name: str
+) -> None:
+    with pytest.raises(ConfigError, match="their cross-entropy"):
+        check_strategy(load_config(None, parse_overrides([f"strategy.name={name}", LOSS])))
 
 
 def test_a_stock_strategy_with_the_clients_rate_takes_no_other_than_plain_sgd() -> None:

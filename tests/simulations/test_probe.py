@@ -56,7 +56,10 @@ def test_a_rising_curve_asks_for_the_examples_its_power_law_needs() -> None:
     assert examples_needed(rising, 0.95) == pytest.approx(1600)
     verdict = judge(rising, 0.95)
     assert verdict.outcome == "more examples"
-    assert "1,600 examples" in verdict.reasons[0]
+    assert "95.0% needed (--target)" in verdict.headline
+    assert "1,600 training images per class" in verdict.reasons[0]
+    assert "2,000 images per class in all" in verdict.reasons[0]  # a fifth of them tests
+    assert "today's 500 images per class (400 of them train)" in verdict.advice
     assert judge(rising, 0.99).outcome == "does not suffice"  # 40,000 are out of reach
 
 
@@ -71,7 +74,7 @@ def test_a_flat_curve_and_a_head_that_cannot_even_fit_do_not_suffice() -> None:
         0.7, training_accuracy=0.75, curve=curve({m: 6 / m**0.5 for m in (100, 200, 400)})
     )
     assert judge(unfit, 0.9).outcome == "does not suffice"
-    assert "75.0% on their own training examples" in judge(unfit, 0.9).reasons[0]
+    assert "75.0% on their own training images" in judge(unfit, 0.9).reasons[0]
 
 
 def test_pixels_and_neighbours_that_do_better_are_named() -> None:
@@ -127,6 +130,17 @@ def test_digits_suffice_and_the_same_digits_shuffled_look_far_from_imagenet(
     assert "plain pixels does better" in text
     assert "far from ImageNet" in text
     assert plot.read_text().startswith("<?xml")
+
+
+def test_a_folder_with_a_typo_is_answered_with_the_one_that_is_there(
+    fedhead: Fedhead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    code, _, err = fedhead("probe", "photoss")
+    assert code != 0
+    assert "no folder or table photoss here" in err
+    assert err.rstrip().endswith("nearest known: folder:photos")
 
 
 @pytest.mark.slow

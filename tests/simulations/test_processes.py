@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import simulations.engines.stream
 from common.errors import RunError
 from server.record.lease import follow, held
-from simulations.deploy.processes import alone, first_end, is_held, run, running
+from simulations.deploy.processes import alone, first_end, is_held, own_folder, run, running
 
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
@@ -213,3 +214,27 @@ def test_a_run_that_does_not_start_is_said_and_then_given_up(
     )
     assert "has not started the run within 0.5 s (pending)" in caplog.text
     assert status.read_text() == "finished:stopped\n"
+
+
+def test_folders_of_killed_processes_are_removed_by_the_next_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    script = """
+import os, signal
+from simulations.deploy.processes import own_folder
+with own_folder("flower") as folder:
+    (folder / "bin").mkdir()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = ENVIRONMENT | {"TMPDIR": str(tmp_path)}
+    killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    unlocked = tmp_path / "fedhead-flower-new"  # another process is making it
+    unlocked.mkdir()
+    with own_folder("device") as other:
+        assert left.exists()  # of another kind
+        with own_folder("flower") as first, own_folder("flower") as second:
+            assert {*tmp_path.iterdir()} == {unlocked, other, first, second}
+    assert [*tmp_path.iterdir()] == [unlocked]

@@ -21,9 +21,9 @@ import server.round.loop
 from common import experiment
 from common.config import Config, load_config
 from common.files import simulated_state
+from common.keys import flat
 from common.types import Head
 from server.record.checkpoint import save_checkpoint
-from simulations.report.runs import flat
 from simulations.resume import MAY_CHANGE, anchored
 from simulations.run import open_run, read_summary, run_in_process
 

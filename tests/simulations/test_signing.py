@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import stat
 from collections.abc import Callable
@@ -148,7 +150,8 @@ def test_deploy_gives_all_devices_the_keys_and_newcomers_too(fedhead, garden, tm
     trust(fedhead, "signing.key.pub")
     name = key_id(read_public_key(tmp_path / "signing.key.pub"))
     assert str(signing_state(garden / "server")) == (
-        f"signed: devices take only files signed by key {name}"
+        f"signed: devices take only files signed by key {name}, once they have got trusted/ from "
+        "their folder here"
     )
     fedhead("deploy", "garden", "--address", "localhost", "--device", "new")
     for device in ("hall", "kitchen", "new"):
@@ -289,7 +292,25 @@ def test_a_backbone_is_put_up_to_be_signed(fedhead, garden, tiny_toml, tmp_path)
     from simulations.deploy.signing import signed_backbones
 
     config = load_config(tmp_path / "tiny.toml", {})
-    assert signed_backbones(config, garden / "server", None) == garden / "server" / "backbones"
+    server = garden / "server"
+    assert signed_backbones(config, server, None) == server / "backbones"
+
+
+def test_the_commands_that_sign_a_backbone_elsewhere_are_said_in_full(
+    fedhead, garden, tiny_toml, tmp_path
+) -> None:
+    from common.config import load_config
+
+    trust(fedhead, "signing.key.pub")
+    (tmp_path / "EXPERIMENT.toml").write_text(tiny_toml)
+    config, server = load_config(tmp_path / "EXPERIMENT.toml"), garden / "server"
+    with pytest.raises(SignatureError) as caught:
+        signed_backbones(config, server, None)
+    commands = re.findall(r"(?:here|there): fedhead (.*?)(?=;|$)", str(caught.value))
+    assert len(commands) == 3
+    for command in commands:  # each as it stands, but for the key's name
+        fedhead(*shlex.split(command.replace("KEY", "signing.key")))
+    assert signed_backbones(config, server, None) == server / "backbones"
 
 
 @pytest.mark.parametrize("command", ["run", "resume"])

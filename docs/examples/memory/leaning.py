@@ -20,7 +20,8 @@ def lean(plan, memory):
 
 
 # In a fork this is one more row of the table in common/corrections.py.
-CORRECTIONS["lean"] = Correction({"direction": head_shape}, remember, lean)
+# What it remembers is a mean gradient with SGD alone.
+CORRECTIONS["lean"] = Correction({"direction": head_shape}, remember, lean, of_sgd=True)
 
 
 def leaning():

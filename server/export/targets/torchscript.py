@@ -113,7 +113,8 @@ def _export(
         candidate = build(trained)
         card = draft_card(trained, target, check=candidate.check)
         saved, interface = _saved(candidate.network, target, card.engine, bytecode)
-        if is_reused() and NUMBERED in interface.pop("class"):
+        name = interface.pop("class")
+        if is_reused() and NUMBERED in name:
             payload = trained.backbone.to_bytes()
             saved, interface = in_fresh_process(
                 _saved_there, payload, trained.head, target, bytecode

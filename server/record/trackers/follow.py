@@ -10,7 +10,8 @@ from itertools import islice
 from typing import Any
 
 from common.config import Config
-from common.errors import RunError
+from common.errors import FedheadError, RunError
+from common.keys import flat
 from server.record.checkpoint import Checkpoint
 from server.record.progress import Progress
 from server.record.runfolder import METRICS, SUMMARY, RunFolder, read_run_json, resume_command
@@ -37,7 +38,7 @@ def tracked(
         progress: tells of each round once it is on the disk, so that none is told that is lost.
 
     Raises:
-        RunError: a run that begins has a tracker that cannot be had.
+        RunError: a run that begins has a tracker that cannot be reached.
     """
     rounds = checkpoint.round_number if checkpoint else 0
     run = _facts(folder, config, rounds)
@@ -59,7 +60,7 @@ class _Trackers:
 
     Args:
         run: what they are told first.
-        begins: whether one that cannot be had ends the run, of which nothing is lost yet.
+        begins: whether one that cannot be reached ends the run, of which nothing is lost yet.
     """
 
     def __init__(self, run: Tracked, *, begins: bool) -> None:
@@ -72,7 +73,7 @@ class _Trackers:
                 if begins:
                     self.close("failed", {})
                     raise RunError(
-                        f"tracking.trackers={name} cannot be had: {_line(exc)}; without it: "
+                        f"tracking.trackers={name} cannot be reached: {_line(exc)}; without it: "
                         "--set tracking.trackers=[]"
                     ) from exc
                 self._lost(name, exc)
@@ -100,12 +101,14 @@ class _Trackers:
 
     def _lost(self, name: str, exc: Exception) -> None:
         logger.warning(
-            "%s is told no more of this run: %s; metrics.jsonl has every round, and this tells the "
-            "rest: %s", name, _line(exc), resume_command(self._run.folder),
+            "%s is told no more of this run: %s; metrics.jsonl has every round; once that is "
+            "mended, this tells the rest: %s", name, _line(exc), resume_command(self._run.folder),
         )  # fmt: skip
 
 
 def _line(exc: Exception) -> str:
+    if isinstance(exc, FedheadError):  # a line of ours
+        return str(exc)
     words = (str(exc).strip().splitlines() or [""])[0]
     return f"{type(exc).__name__}: {words}"[:300]
 
@@ -122,7 +125,7 @@ def _facts(folder: RunFolder, config: Config, rounds: int) -> Tracked:
         settings=config.tracking,
         project=config.tracking.project or config.name,
         run_id=folder.run_id,
-        params=_flat(config.model_dump(by_alias=True, exclude={"out", "tracking"})),
+        params=flat(config.model_dump(by_alias=True, exclude={"out", "tracking"})),
         tags={
             "run-id": folder.run_id,
             "fingerprint": str(read_run_json(folder.path)["fingerprint"]),
@@ -130,11 +133,3 @@ def _facts(folder: RunFolder, config: Config, rounds: int) -> Tracked:
         },
         history=history,
     )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        nested = _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else None
-        leaves |= {prefix + key: value} if nested is None else nested
-    return leaves

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.config.tracking import located_uri
+from common.errors import RunError
 from common.readback import JsonFile
-from server.record.trackers.tracker import End, Numbers, Tracked, numbers, texts
+from server.record.trackers.tracker import End, Numbers, Tracked, environment, numbers, texts
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -34,21 +33,6 @@ _ENVIRONMENT = {
 }
 
 
-@contextmanager
-def _environment() -> Iterator[None]:
-    """Our settings for MLflow where the user has none, for the time of a call.
-
-    A notebook's own use of MLflow keeps its own.
-    """
-    ours = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            os.environ.pop(name, None)
-
-
 class MLflow:
     """A run of MLflow's that is the same when this run goes on; no global state of MLflow's.
 
@@ -56,18 +40,19 @@ class MLflow:
         run: what is tracked.
 
     Raises:
-        Exception: whatever MLflow raises, where its store cannot be had.
+        RunError: the store does not know the run that this one goes on with.
+        Exception: whatever MLflow raises, where its store cannot be reached.
     """
 
     def __init__(self, run: Tracked) -> None:
-        with _environment():
+        with environment(_ENVIRONMENT):
             from mlflow.tracking import MlflowClient
 
             uri = located_uri(run.settings.mlflow_uri) or None  # None: the environment's
             self._client = MlflowClient(tracking_uri=uri)
             if known := known_run(run.folder):
                 self._id = known
-                self._client.update_run(self._id, status="RUNNING")
+                self._go_on(run)
             else:
                 self._id = self._created(run)
                 _RUN.write(run.folder / _FILE, {"run-id": self._id})
@@ -81,7 +66,7 @@ class MLflow:
             (f"summary/{name}", int(figures["rounds"])): value
             for name, value in numbers(figures).items()
         }
-        with _environment():
+        with environment(_ENVIRONMENT):
             there = self._there({name for name, _ in last})
             self._log({k: v for k, v in last.items() if there.get(k) != v})
             for name, text in texts(figures).items():
@@ -90,8 +75,28 @@ class MLflow:
                 self._client.log_artifact(self._id, str(path))
 
     def close(self, end: End) -> None:
-        with _environment():
+        with environment(_ENVIRONMENT):
             self._client.set_terminated(self._id, _STATUS[end])
+
+    def _go_on(self, run: Tracked) -> None:
+        """Open the run again that MLflow has for this one.
+
+        Raises:
+            RunError: the store has no such run.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.update_run(self._id, status="RUNNING")
+        except MlflowException as exc:
+            if exc.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            store = run.settings.mlflow_uri or "of MLFLOW_TRACKING_URI"  # which may hold a password
+            raise RunError(
+                f"MLflow's store {store} has no run {self._id}: set "
+                f"tracking.mlflow-uri to the store that has it, or remove {run.folder / _FILE} for "
+                "a new run there"
+            ) from exc
 
     def _created(self, run: Tracked) -> str:
         from mlflow.entities import Param
@@ -120,7 +125,7 @@ class MLflow:
         }
 
     def _log(self, values: Mapping[tuple[str, int], float]) -> None:
-        with _environment():
+        with environment(_ENVIRONMENT):
             from mlflow.entities import Metric
 
             now = time.time_ns() // 1_000_000

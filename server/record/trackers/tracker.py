@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -10,7 +12,7 @@ from typing import Any, Literal, Protocol
 from common.config import TrackingConfig
 from server.record.figures import flattened
 
-__all__ = ["End", "Numbers", "Tracked", "Tracker", "numbers", "texts"]
+__all__ = ["End", "Numbers", "Tracked", "Tracker", "environment", "numbers", "texts"]
 
 Numbers = Mapping[str, float]
 End = Literal["finished", "failed", "interrupted"]
@@ -56,6 +58,24 @@ class Tracker(Protocol):
 
     def close(self, end: End) -> None:
         """The run ends, or is interrupted; it may go on later."""
+
+
+@contextmanager
+def environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Settings for a library where the user has none, for the time of a call.
+
+    A notebook's own use of the library keeps its own.
+
+    Args:
+        settings: by the names of environment variables.
+    """
+    ours = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import netrc
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from common.config import TrackingConfig
 from common.errors import ConfigError
-from server.record.trackers.tracker import End, Numbers, Tracked, numbers, texts
+from server.record.trackers.tracker import End, Numbers, Tracked, environment, numbers, texts
 
 if TYPE_CHECKING:
     from wandb import Settings
@@ -55,17 +54,6 @@ def check_login(settings: TrackingConfig) -> None:
         )
 
 
-@contextmanager
-def _environment() -> Iterator[None]:
-    ours = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            os.environ.pop(name, None)
-
-
 class WandB:
     """A run of W&B's with this run's id, which goes on with it; a notebook's own run stays.
 
@@ -73,11 +61,11 @@ class WandB:
         run: what is tracked.
 
     Raises:
-        Exception: whatever W&B raises, where its server cannot be had.
+        Exception: whatever W&B raises, where its server cannot be reached.
     """
 
     def __init__(self, run: Tracked) -> None:
-        with _environment():
+        with environment(_ENVIRONMENT):
             import wandb
 
             mode: Any = _mode(run.settings)

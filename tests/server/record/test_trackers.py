@@ -17,6 +17,7 @@ from common.errors import ConfigError, MissingExtraError, RunError
 from server.record.trackers import registry
 from server.record.trackers.tracker import numbers
 from server.record.trackers.wandb import _BLOCK, _records
+from simulations.resume import change_run
 from simulations.run import beginning, open_run, run_in_process
 
 Make = Callable[..., Path]
@@ -177,7 +178,23 @@ def test_a_tracker_that_fails_is_one_warning_and_the_run_goes_on(
     assert len(rounds_of(run)) == 4
 
 
-def test_one_that_cannot_be_had_ends_a_run_that_begins_and_no_other(
+def test_a_store_without_the_run_says_how_to_go_on(
+    quick: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("mlflow", reason="pip install 'fedhead[mlflow]'")
+    run = quick("train.rounds=1", 'tracking.trackers=["mlflow"]', "tracking.mlflow-uri=old")
+    run_in_process(run)
+    elsewhere = parse_overrides(["tracking.mlflow-uri=new", "train.rounds=2"])
+    change_run(run, open_run(run), elsewhere)
+    with caplog.at_level(logging.WARNING, "fedhead"):
+        assert run_in_process(run)["rounds"] == 2
+    assert f"remove {run}/mlflow.json for a new run there" in caplog.text
+    (run / "mlflow.json").unlink()
+    run_in_process(run)
+    assert (run / "mlflow.json").exists()
+
+
+def test_one_that_cannot_be_reached_ends_a_run_that_begins_and_no_other(
     quick: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(run: object) -> Any:
@@ -186,7 +203,7 @@ def test_one_that_cannot_be_had_ends_a_run_that_begins_and_no_other(
     run = quick("train.rounds=3", 'tracking.trackers=["mlflow"]')
     with monkeypatch.context() as patch:
         replaced(patch, refuse)
-        with pytest.raises(RunError, match="trackers=mlflow cannot be had: ConnectionError: ref"):
+        with pytest.raises(RunError, match="trackers=mlflow cannot be reached: ConnectionError"):
             run_in_process(run)
     with monkeypatch.context() as patch:
         replaced(patch, _Breaks)
@@ -247,6 +264,8 @@ def test_the_store_is_found_from_any_folder_and_no_password_is_written_down(
     pytest.importorskip("mlflow", reason="pip install 'fedhead[mlflow]'")
     assert located_uri("") == str(tmp_path / "mlruns")
     assert located_uri("sqlite:///runs.db") == f"sqlite:///{tmp_path}/runs.db"
+    assert located_uri("file:./my%20runs") == str(tmp_path / "my runs")
+    assert located_uri("file:///srv/mlruns") == "file:///srv/mlruns"
     assert located_uri("http://host:5000") == "http://host:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@host/")
     run = quick('tracking.trackers=["mlflow"]')

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 import server.app
 from client.app import app as client_app
-from common.config import load_config
+from common.config import load_config, parse_overrides
 from common.errors import ConfigError, RunError
 from common.experiment import run_config
 from common.identity import client_of_node
@@ -37,7 +37,8 @@ from server.round.join import join, make_registry
 from server.round.registry import Registry
 from server.round.roster import CLIENT, Roster, client_file, read_roster
 from simulations.engines.in_process import InProcessGrid
-from simulations.run import read_summary
+from simulations.resume import change_run
+from simulations.run import open_run, read_summary
 
 Make = Callable[..., Path]
 Change = Callable[[Message, Message], None]
@@ -435,7 +436,40 @@ def test_devices_are_added_and_revoked_while_a_run_is_on(
         "a node with an unknown key is connected, but not registered in this deployment: refused",
         "hall is connected, but not registered in this deployment: refused",
     ]
-    assert [e["name"] for e in events(folder, "gone")] == ["hall"]
+    (gone,) = events(folder, "gone")
+    assert (gone["name"], gone["message"]) == ("hall", "hall was revoked")
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "flwr.serverapp.strategy:FedAvg"])
+def test_a_device_that_is_revoked_within_a_round_is_said_to_be(
+    tiny: Make, devices: list[Path], garden: Path, strategy: str
+) -> None:
+    class Revoking(Garden):
+        """One device is revoked, and another dies, before they answer."""
+
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            messages = list(messages)
+            ids = dict(zip(super().push_messages(messages), messages, strict=True))
+            if messages and messages[0].metadata.message_type == "train":
+                revoke(garden, "hall")
+                silent = {CLIENTS["hall"], CLIENTS["attic"]}
+                for name, message in ids.items():
+                    if client_of_node(message.metadata.dst_node_id) in silent:
+                        self.lost.add(name)
+            return list(ids)
+
+        lost: ClassVar[set[str]] = set()
+
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            return super().pull_messages([name for name in message_ids if name not in self.lost])
+
+    folder = tiny(
+        "train.rounds=1", "train.clients-per-round=0", "round.quorum=0.3",
+        "round.deadline-seconds=2", f"strategy.name={strategy}",
+    )  # fmt: skip
+    run(folder, Revoking(devices), garden)
+    said = {e["name"]: e["reason"] for e in events(folder, "failed")}
+    assert said == {"hall": "it was revoked", "attic": "no answer"}
 
 
 def test_with_nobody_let_in_the_run_says_why_by_name(
@@ -542,6 +576,21 @@ def test_only_the_listed_devices_train_and_by_the_optimizer_that_is_asked_for(
     assert "kitchen is not in train.clients: left out" in caplog.text
     plain = run(tiny(*OPTIONS, *every, listed, name="sgd"), Garden(devices), garden)
     assert plain["head_sha256"] != summary["head_sha256"]
+
+
+def test_a_run_continues_without_a_listed_device_that_was_revoked(
+    tiny: Make, devices: list[Path], garden: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny("train.rounds=1", "train.clients-per-round=0", 'train.clients=["attic","hall"]')
+    run(folder, Garden(devices), garden)
+    change_run(folder, open_run(folder), parse_overrides(["train.rounds=2"]))
+    revoke(garden, "attic")
+    assert run(folder, Garden(devices), garden)["rounds"] == 2
+    assert "train.clients lists 'attic', expected names of the devices here: hall" in caplog.text
+    change_run(folder, open_run(folder), parse_overrides(["train.rounds=3"]))
+    revoke(garden, "hall")
+    with pytest.raises(ConfigError, match="train.clients lists 'attic'"):
+        run(folder, Garden(devices), garden)
 
 
 def test_what_a_deployment_cannot_do_ends_it_before_the_first_round(

@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from PIL import Image
 
-from common.config import load_config
+from common.config import Config, changed, load_config
 from common.errors import ReplyError, RunError
+from common.experiment import experiment_dataset
 from common.messages import BackboneReply, DescribeReply
 from server.record.progress import Progress
 from server.round import backbone_offer
 from server.round.admission import Admission
 from server.round.backbone_offer import Offer, deliver
-from server.round.join import join, make_registry
+from server.round.join import _account, join, make_registry
+from server.round.join import _needs as needs
 
 Make = Callable[..., Path]
 
@@ -76,6 +79,22 @@ def test_a_backbone_is_delivered_within_the_time_that_there_is(
     assert sum(given) <= 0.4
 
 
+@pytest.mark.parametrize(
+    ("number", "here", "words"),
+    [
+        (3, 2, " (train.clients-per-round=3; --set train.clients-per-round=2 takes fewer)"),
+        (0.5, 2, " (train.clients-per-round=0.5; --set train.clients-per-round=2 takes fewer)"),
+        (3, 0, " (train.clients-per-round=3)"),  # 0 would mean every client
+        (0, 0, ""),  # one is needed, whatever the key
+    ],
+)
+def test_a_run_without_enough_clients_names_the_key_and_what_takes_fewer(
+    number: float, here: int, words: str
+) -> None:
+    config = changed(Config(), {"train": {"clients-per-round": number}})
+    assert needs(config, here, resumes=False) == words
+
+
 @pytest.mark.parametrize("nodes", [(), (1,)])
 @pytest.mark.parametrize(("resumes", "needed"), [(False, 4), (True, 3)])
 def test_without_an_answer_it_ends_when_it_says(
@@ -86,6 +105,25 @@ def test_without_an_answer_it_ends_when_it_says(
     monkeypatch.setattr("server.round.join._JOIN_SECONDS", 2.0)
     run = tiny("train.clients-per-round=4", "round.quorum=0.6")
     started = time.monotonic()
-    with pytest.raises(RunError, match=f"0 clients .* after 2 s, {needed} are needed"):
+    key = r"\(round\.quorum=0\.6 of " if resumes else r"\("
+    words = rf"0 clients .* after 2 s, {needed} are needed {key}train\.clients-per-round=4\)$"
+    with pytest.raises(RunError, match=words):
         wait(run, Silent(*nodes), resumes=resumes)
     assert time.monotonic() - started < 60  # ten minutes, where a node that is dead was waited for
+
+
+@pytest.mark.parametrize(("asked", "said"), [(9, "9 to calibrate with"), (64, "24 of the 64")])
+def test_a_run_says_where_fewer_images_calibrate_than_asked_for(
+    asked: int, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(60):
+        path = tmp_path / str(number % 3) / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (4, 4), number).save(path)
+    data = {"source": f"folder:{tmp_path}", "calibration-examples": asked}
+    config = Config.model_validate({"data": data, "partition": {"num-clients": 2}})
+    with caplog.at_level("INFO", logger="fedhead"):
+        _account(config, experiment_dataset(config))
+    first = caplog.messages[0]
+    assert said in first
+    assert first.endswith("at most half of each class)") == (asked == 64)

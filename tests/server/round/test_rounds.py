@@ -281,12 +281,34 @@ def test_a_log_that_was_cut_off_in_a_line_goes_on_in_the_next(tmp_path: Path) ->
 def test_a_full_disk_ends_the_log_with_one_warning_and_not_the_run(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO, "fedhead")
     with event_log(Path("/dev/full")):
         for number in range(3):
             event("round", f"round {number}")
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert warnings == ["/dev/full ends here: No space left on device"]
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.INFO][-1] == "round 2"
+
+
+@pytest.mark.parametrize("own", [logging.NOTSET, logging.ERROR])
+def test_a_file_has_what_the_users_own_level_keeps_from_other_handlers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, own: int
+) -> None:
+    logger = logging.getLogger("fedhead")
+    caplog.set_level(logging.WARNING)  # the root's
+    caplog.set_level(own, "fedhead")
+    files = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    with event_log(files[0]):
+        with event_log(files[1]):
+            event("round", "both")
+        event("round", "first")
+        event("lost", "a warning", level=logging.WARNING)
+        event("ended", "an error", level=logging.ERROR)
+    event("round", "neither")
+    assert [len(file.read_text().splitlines()) for file in files] == [4, 1]
+    warned = [] if own else ["a warning"]
+    assert [record.getMessage() for record in caplog.records] == [*warned, "an error"]
+    assert (logger.level, logger.filters) == (own, [])
 
 
 @pytest.mark.slow

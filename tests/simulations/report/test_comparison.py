@@ -11,7 +11,9 @@ import pytest
 
 from common.errors import FedheadError, RunError
 from common.readback import seal
-from simulations.report import load_runs
+from server.record.runfolder import RunFolder, read_config
+from simulations.report import curve_rows, load_runs
+from simulations.report.page import page_html
 
 MakeRun = Callable[..., Path]
 
@@ -263,3 +265,19 @@ def test_a_damaged_file_is_named(make_run: MakeRun, what: str) -> None:
     with pytest.raises(FedheadError) as caught:
         load_runs([path])
     assert str(path / name) in str(caught.value)
+
+
+def bind(run: Path, *, simulated: bool) -> None:
+    RunFolder(run, read_config(run)).bind_clients(simulated=simulated)
+
+
+def test_runs_of_devices_have_no_partition(make_run: MakeRun, cells: Path) -> None:
+    for name, *values in (("a",), ("b", "partition.num-clients=7", "train.lr=0.5")):
+        bind(make_run(name, *values), simulated=False)
+    assert set(labels(cells)) == {"devices"}
+    comparison = load_runs([cells])
+    assert {row["partition"] for row in curve_rows(comparison)} == {"devices"}
+    assert "real devices, all a round" in page_html(comparison, None)
+    # The same configuration with simulated clients is another setting, not a repetition.
+    bind(make_run("c"), simulated=True)
+    assert set(labels(cells)) == {"devices", "iid"}
