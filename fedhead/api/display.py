@@ -36,7 +36,7 @@ def facts(summary: Mapping[str, Any]) -> dict[str, str]:
     n, size = summary["test_examples"], summary.get("model_bytes")
     return {
         "accuracy": f"{percent(summary['accuracy'], n)} on {n:,} test images",
-        "centralized SGD": percent(summary["centralized_accuracy"]),
+        "centralized": percent(summary["centralized_accuracy"]),
         "ridge": percent(summary["ridge_accuracy"]),
         "strategy": str(summary["strategy"]),
         "rounds": f"{summary['rounds']:,}",
