@@ -76,7 +76,7 @@ class _Watch(logging.Filter):
         with self._lock:
             if not self._steps:
                 self._heard, self._over = step.started, threading.Event()
-                logger.addFilter(self)
+                logger.filters.insert(0, self)  # another may keep a record from those after it
                 threading.Thread(target=self._run, args=(self._over,), daemon=True).start()
             self._steps.append(step)
         try:

@@ -35,6 +35,7 @@ from common.errors import (
 from fedhead.api.comparisons import Comparison, compare
 from fedhead.api.runs import Run
 from fedhead.api.starting import load_run, resume, run
+from fedhead.api.tuning import Tuned, tune
 from fedhead.environment import prepare_environment
 from server.record.progress import StopRun
 
@@ -64,11 +65,13 @@ __all__ = [
     "SignatureError",
     "StopRun",
     "Strategy",
+    "Tuned",
     "__version__",
     "compare",
     "load_run",
     "resume",
     "run",
+    "tune",
 ]
 
 prepare_environment()  # before flwr, ray, gRPC or torch is imported

@@ -169,6 +169,11 @@ class TrainConfig(Section):
         """Whether the dual form of a cohort cannot train it, see client.cohort."""
         return self.optimizer != "sgd" or self.has_own_loss
 
+    def without_steps(self) -> TrainConfig:
+        """The same where clients take no steps: nothing says how they would."""
+        keys = ("optimizer", "schedule", "warmup_rounds", "loss", "loss_root")
+        return self.model_copy(update={key: type(self).model_fields[key].default for key in keys})
+
     def participants(self, num_clients: int) -> tuple[int, ...]:
         """The ids of those that take part, ascending.
 

@@ -81,8 +81,8 @@ def tune(
 
 def _json(tuned: Tuned) -> dict[str, object]:
     return {
-        "best": {**vars(tuned.best), "standard_error": tuned.best.standard_error},
-        "own": {**vars(tuned.own), "standard_error": tuned.own.standard_error},
+        "best": {**tuned.best.row, "values": tuned.best.values},
+        "own": {**tuned.own.row, "values": tuned.own.values},
         "trials": len(tuned.trials),
         "edges": dict(tuned.edges),
         "file": str(tuned.file),
@@ -96,9 +96,14 @@ def _print(tuned: Tuned) -> None:
     for heading in ("", "experiment", "best", ""):
         table.add_column(heading, justify="left" if not heading else "right")
     table.add_row("trial", "0", str(best.number))
-    table.add_row("validation accuracy", f"{own.accuracy:.4f}", f"{best.accuracy:.4f}")
-    table.add_row("standard error", f"{own.standard_error:.4f}", f"{best.standard_error:.4f}")
-    table.add_row("validation loss", f"{own.loss:.4f}", f"{best.loss:.4f}")
+    figures = {
+        "validation accuracy": "accuracy",
+        "standard error": "standard_error",
+        "validation loss": "loss",
+    }
+    for words, name in figures.items():
+        first = "failed" if own.state == "failed" else f"{own.row[name]:.4f}"
+        table.add_row(words, first, f"{best.row[name]:.4f}")
     for key in dict.fromkeys([*own.values, *best.values]):
         edge = "at its range's end" if key in tuned.edges else ""
         table.add_row(key, _shown(own.values.get(key)), _shown(best.values.get(key)), edge)

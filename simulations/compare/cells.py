@@ -171,6 +171,8 @@ def _cell(
     settings: tuple[str, ...],
 ) -> Cell:
     # The experiment's own arguments are meant for its own strategy.
+    if not spec.has_gradients:  # whose clients take no steps
+        base = base.model_copy(update={"train": base.train.without_steps()})
     if spec.name != base.strategy.name:
         without = base.strategy.model_copy(update={"args": {}})
         base = base.model_copy(update={"strategy": without})

@@ -48,6 +48,19 @@ class Trial:
     problem: str = ""
 
     @property
+    def has_figures(self) -> bool:
+        """Whether it had a round."""
+        return self.rounds > 0
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """All of it but the values; None for a figure that it has not."""
+        figures = vars(self) | {"standard_error": self.standard_error}
+        if not self.has_figures:
+            figures |= dict.fromkeys(("accuracy", "standard_error", "loss"))
+        return {name: figure for name, figure in figures.items() if name != "values"}
+
+    @property
     def standard_error(self) -> float:
         """Of the accuracy, by the number of images alone."""
         return math.sqrt(self.accuracy * (1 - self.accuracy) / max(self.examples, 1))
@@ -113,13 +126,15 @@ def write_outcome(
 
 def _experiment(config: Config, tuned: Tuned) -> str:
     """What differs from the defaults, as a person writes an experiment."""
-    best = tuned.best
+    best, own = tuned.best, "failed"
+    if tuned.own.state == "finished":
+        own = f"{tuned.own.accuracy:.4f}"
     tree = config.model_dump(by_alias=True, exclude_none=True, exclude_defaults=True)
     return (
         f"# Trial {best.number} of {len(tuned.trials)}: accuracy {best.accuracy:.4f} on "
         f"{best.examples} held-out training images\n"
         f"# (standard error {best.standard_error:.4f}); the experiment's own settings: "
-        f"{tuned.own.accuracy:.4f}.\n{tomli_w.dumps(tree)}"
+        f"{own}.\n{tomli_w.dumps(tree)}"
     )
 
 
@@ -129,6 +144,8 @@ def _table(trials: Sequence[Trial], space: Space) -> bytes:
     columns = ("number", "state", "accuracy", "loss", "examples", "rounds", "seconds", "problem")
     lines.writerow([*columns, *space])
     for trial in trials:
-        figures = [getattr(trial, column) for column in columns]
-        lines.writerow([*figures, *(trial.values.get(key, "") for key in space)])
+        row = trial.row
+        lines.writerow(
+            [*(row[column] for column in columns), *(trial.values.get(key, "") for key in space)]
+        )
     return text.getvalue().encode()

@@ -10,6 +10,7 @@ It looks like the experiment, with a table in place of each value that is search
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ __all__ = ["default_space", "read_space"]
 
 # What says which task is to be solved, or where: a search for the easiest one helps nobody.
 _TASK = ("name", "seed", "out", "data.", "partition.", "availability.", "attack.", "baseline.",
-         "tracking.")  # fmt: skip
+         "tracking.", "train.rounds", "train.clients", "strategy.init-from")  # fmt: skip
 _KEYS = {"low", "high", "step", "log", "choices"}
 
 
@@ -46,9 +47,15 @@ def read_space(content: Mapping[str, Any], base: Config, where: str = "search sp
             space[key] = _dimension(key, leaf)
         except ConfigError as exc:
             problems += exc.problems
-    names = space[NAME].samples if NAME in space else (base.strategy.name,)
+    names = [str(n) for n in (space[NAME].samples if NAME in space else (base.strategy.name,))]
     for key, dimension in space.items():
-        problems += misfits(base, key, dimension, [str(name) for name in names])
+        found = misfits(base, key, dimension, names)
+        if not found and isinstance(dimension, Range):
+            try:
+                space[key] = _of_its_type(base, key, dimension, names)
+            except ConfigError as exc:
+                found = [*exc.problems]
+        problems += found
     if not space and not problems:
         problems = ["it is empty: nothing is searched"]
     if problems:
@@ -59,16 +66,17 @@ def read_space(content: Mapping[str, Any], base: Config, where: str = "search sp
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        is_section = isinstance(value, Mapping) and not (value and value.keys() <= _KEYS)
-        if is_section and any(isinstance(inner, Mapping) for inner in value.values()):
+        if isinstance(value, Mapping) and any(isinstance(v, Mapping) for v in value.values()):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
 def _dimension(key: str, leaf: Any) -> Range | Choices:
-    if isinstance(leaf, Range | Choices):
-        return leaf
+    if isinstance(leaf, Choices):
+        leaf = {"choices": [*leaf.values]}
+    elif isinstance(leaf, Range):
+        leaf = {name: value for name, value in vars(leaf).items() if value is not None}
     if any(key == word or (word.endswith(".") and key.startswith(word)) for word in _TASK):
         raise ConfigError([f"{key} is part of the task, and is not searched"])
     if not isinstance(leaf, Mapping) or not leaf.keys() <= _KEYS:
@@ -80,6 +88,10 @@ def _dimension(key: str, leaf: Any) -> Range | Choices:
         if leaf.keys() > {"choices"} or not isinstance(values, list) or len(values) < 2:
             raise ConfigError([f"{key}: choices must be a list of two values or more, alone"])
         return Choices(tuple(values))
+    return _range(key, leaf)
+
+
+def _range(key: str, leaf: Mapping[str, Any]) -> Range:
     low: Any = leaf.get("low")  # looked at below
     high: Any = leaf.get("high")
     step, log = leaf.get("step"), leaf.get("log", False)
@@ -88,11 +100,42 @@ def _dimension(key: str, leaf: Any) -> Range | Choices:
         raise ConfigError([f"{key}: low, high and step must be numbers"])
     if not low < high or (step is not None and step <= 0):
         raise ConfigError([f"{key}: low={low} must be below high={high}, and step above 0"])
+    if step is not None and step > high - low:
+        raise ConfigError([f"{key}: step={step} leads beyond high={high} at once"])
     if not isinstance(log, bool) or (log and (low <= 0 or step is not None)):
         raise ConfigError([f"{key}: log=true needs a low above 0, and no step"])
     if isinstance(low, int) != isinstance(high, int):
         low, high = float(low), float(high)
-    return Range(low, high, step, log)
+    # The last that steps from the lowest lead to: Optuna would warn of another.
+    beyond = (high - low) % step if step is not None else 0
+    is_met = step is None or min(beyond, step - beyond) < 1e-9 * step
+    return Range(low, high if is_met else high - beyond, step, log)
+
+
+def _of_its_type(base: Config, key: str, found: Range, names: list[str]) -> Range:
+    """The range of whole numbers where the experiment takes no others, else of any numbers.
+
+    Raises:
+        ConfigError: its step is none between whole numbers.
+    """
+    low, high, step = found.low, found.high, found.step
+    if _takes_fractions(base, key, found, names):
+        return dataclasses.replace(found, low=float(low), high=float(high))
+    if step is not None and not float(step).is_integer():
+        raise ConfigError([f"{key} is a whole number: step={step} must be one, too"])
+    return found
+
+
+def _takes_fractions(base: Config, key: str, found: Range, names: list[str]) -> bool:
+    if not (float(found.low).is_integer() and float(found.high).is_integer()):
+        return True  # it takes the ends
+    if misfits(base, key, Choices((found.low + 0.5, found.high - 0.5)), names):
+        return False
+    if not (key.startswith(ARGS) and found.is_whole):
+        return True
+    # An argument may be of no type: what it is by default says what is meant.
+    defaults = [strategy_of(name).defaults.get(key.removeprefix(ARGS)) for name in names]
+    return any(isinstance(default, float) for default in defaults)
 
 
 def default_space(base: Config) -> Space:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -139,6 +141,9 @@ class Study:
             state = "pruned"
         except FedheadError as exc:
             state, problem = "failed", str(exc)
+        except Exception as exc:  # whatever a user's own code raises, at these settings alone
+            words = (str(exc).splitlines() or [""])[0]
+            state, problem = "failed", f"{type(exc).__name__}: {words}"
         seconds = round(time.perf_counter() - started, 1)
         figures = _figures(line) if line else {}
         trial = Trial(number, values, state, seconds=seconds, problem=problem, **figures)
@@ -176,8 +181,20 @@ def _one(asked: optuna.Trial, key: str, dimension: Range | Choices) -> Any:
     if dimension.is_whole:
         return asked.suggest_int(key, int(low), int(high), step=int(step or 1), log=dimension.log)
     value = asked.suggest_float(key, low, high, step=step, log=dimension.log)
-    # As a person would write it: nothing depends on the fifth digit.
-    return min(max(float(f"{value:.4g}"), low), high)
+    return value if step else min(max(_short(value, dimension), low), high)
+
+
+def _short(value: float, within: Range) -> float:
+    """As a person would write it: nothing depends on the fifth digit, of it or of its range.
+
+    >>> _short(0.123456, Range(0.0, 1.0)), _short(0.9999345678, Range(0.9999, 1.0))
+    (0.1235, 0.99993457)
+    """
+    length = within.high - within.low
+    if within.log:
+        length = value * math.log(within.high / within.low)
+    sizes = [size for size in (abs(value), length) if size]
+    return round(value, max(3 - math.floor(math.log10(size)) for size in sizes))
 
 
 def _figures(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,13 +237,17 @@ def _report(found: list[Trial], trials: int) -> None:
 
 @contextmanager
 def _warnings_alone() -> Iterator[None]:
-    """A trial's own rounds are not worth a line each."""
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    """A trial's own rounds are not worth a line each; other threads may have runs of their own."""
+    thread = threading.get_ident()
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING or record.thread != thread
+
+    logger.addFilter(passes)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(passes)
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def test_importing_it_imports_nothing_heavy() -> None:
 
 
 def test_what_is_offered_says_how_it_is_used() -> None:
-    for offered in (fedhead.run, fedhead.resume, fedhead.compare):
+    for offered in (fedhead.run, fedhead.resume, fedhead.compare, fedhead.tune):
         words = offered.__doc__ or ""
         assert all(part in words for part in ("Example::", "Args:", "Raises:"))
     assert fedhead.__version__

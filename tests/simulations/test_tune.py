@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -15,12 +16,17 @@ from typing import Any
 
 import pytest
 
+import fedhead as fedhead_api
 import simulations.tune.study
 from common.config import Config, changed, load_config, parse_overrides
 from common.errors import ConfigError, MissingExtraError, RunError
 from common.experiment import experiment_dataset, held_out_positions
+from fedhead.cli.tune import _json, _print
+from server.strategies import STRATEGIES, fedavg
 from simulations.tune import Choices, Range, Trial, Tuned, default_space, read_space, tune
+from simulations.tune.outcome import write_outcome
 from simulations.tune.space import edges_of, own_values, with_values
+from simulations.tune.study import _short
 
 pytest.importorskip("optuna", reason="pip install 'fedhead[tune]'")
 
@@ -52,12 +58,17 @@ def test_all_problems_of_a_space_are_reported_at_once(base: Config) -> None:
         },
         "data.source": {"choices": ["digits", "mnist5k"]},
         "seed": {"low": 0, "high": 9},
+        "train.rounds": {"low": 1, "high": 9},
+        "train.clients": {"choices": [[0], [1]]},
+        "strategy.init-from": {"choices": ["a", "b"]},
+        "train.warmup-rounds": {"low": 1, "high": 9, "step": 20},
+        "train.decay-rounds": {"low": 1, "high": 9, "step": 0.5},
         "strategy": {"args": {"mu": {"low": 0.0, "high": 1.0}}},
         "backbone": {"arch": {"choices": ["mobilenet_v2"]}},
     }
     with pytest.raises(ConfigError) as caught:
         read_space(wrong, base, "space.toml")
-    assert str(caught.value).startswith("space.toml: 11 problems: ")
+    assert str(caught.value).startswith("space.toml: 16 problems: ")
     for words in (
         "train.lr=-1.0 must be greater than 0",
         "unknown key train.learning",
@@ -67,12 +78,67 @@ def test_all_problems_of_a_space_are_reported_at_once(base: Config) -> None:
         "train.weight-decay: log=true needs a low above 0",
         "data.source is part of the task",
         "seed is part of the task",
+        "train.rounds is part of the task",
+        "train.clients is part of the task",
+        "strategy.init-from is part of the task",
+        "train.warmup-rounds: step=20 leads beyond high=9 at once",
+        "train.decay-rounds is a whole number: step=0.5 must be one, too",
         "strategy.args.mu: no strategy here has it (fedavg)",
         "backbone.arch: choices must be a list of two values or more",
     ):
         assert words in str(caught.value), words
     with pytest.raises(ConfigError, match="it is empty"):
         read_space({}, base)
+
+
+def test_a_range_is_of_the_numbers_that_its_key_takes(base: Config) -> None:
+    ends = {"low": 1, "high": 9}
+    fedprox = changed(base, {"strategy": {"name": "fedprox"}})
+    space = read_space(
+        {
+            "train": {"lr": {**ends, "step": 0.5}, "local-epochs": {**ends, "step": 3}},
+            "train.clients-per-round": {"low": 2, "high": 8},
+            "strategy.args.mu": {"low": 0, "high": 1},
+            "strategy.args.server-lr": Range(1, 2),
+        },
+        fedprox,
+    )
+    assert {key: dimension.is_whole for key, dimension in space.items()} == {  # type: ignore[union-attr]
+        "train.lr": False,
+        "train.local-epochs": True,
+        "train.clients-per-round": True,
+        "strategy.args.mu": False,
+        "strategy.args.server-lr": False,
+    }
+    assert space["train.local-epochs"] == Range(1, 7, step=3)  # where the steps end
+    assert space["train.lr"] == Range(1.0, 9.0, step=0.5)
+
+
+def test_an_argument_may_have_the_name_of_a_ranges_key(
+    base: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stepping(step: float = 1.0, low: int = 3) -> object:
+        return fedavg()
+
+    monkeypatch.setitem(STRATEGIES, "stepping", stepping)
+    config = changed(base, {"strategy": {"name": "stepping"}})
+    ranges = {"step": {"low": 0.5, "high": 2.0}, "low": {"low": 1, "high": 5}}
+    for content in ({"strategy": {"args": ranges}}, {"strategy.args": ranges}):
+        assert read_space(content, config) == {
+            "strategy.args.step": Range(0.5, 2.0),
+            "strategy.args.low": Range(1, 5),
+        }
+
+
+def test_a_value_is_as_short_as_its_range_lets_it_be() -> None:
+    assert _short(0.1015432, Range(0.0, 0.95)) == 0.1015
+    assert _short(0.012723, Range(0.0005, 0.2, log=True)) == 0.01272
+    narrow = Range(0.99991, 0.99999)
+    assert {_short(value, narrow) for value in (0.999921234, 0.999931234)} == {
+        0.99992123,
+        0.99993123,
+    }
+    assert _short(0.0, Range(-1.0, 1.0)) == 0.0
 
 
 def test_an_argument_is_tried_with_the_strategies_that_have_it(base: Config) -> None:
@@ -211,6 +277,56 @@ def test_a_trial_that_gives_no_head_is_one_that_failed(base: Config, tmp_path: P
     failed = [trial for trial in tuned.trials if trial.state == "failed"]
     assert failed
     assert all("no round of 2 gave a new head" in trial.problem for trial in failed)
+
+
+def test_a_trial_in_which_a_users_code_fails_does_not_end_the_search(
+    base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def picky(server_lr: float = 0.0) -> object:
+        plain = fedavg()
+
+        def aggregate(*args: Any) -> Any:
+            assert 1 / server_lr
+            return plain.aggregate(*args)
+
+        return dataclasses.replace(plain, name="picky", aggregate=aggregate)
+
+    monkeypatch.setitem(STRATEGIES, "picky", picky)
+    config = changed(base, {"strategy": {"name": "picky"}})
+    space = {"strategy.args.server-lr": {"choices": [0.0, 1.0, 2.0]}}
+    tuned = tune(config, space, tmp_path / "search", trials=3)
+    assert (tuned.own.state, tuned.own.problem.split(":")[0]) == ("failed", "ZeroDivisionError")
+    assert "settings: failed.\n" in tuned.file.read_text()
+
+
+def test_a_trial_without_a_round_has_no_figures(
+    base: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = Trial(0, {"train.lr": 0.01}, "failed", problem="no head")
+    best = Trial(1, {"train.lr": 0.02}, "finished", 0.5, 1.0, 100, 2)
+    tuned = write_outcome([failed, best], base, {"train.lr": Range(0.01, 0.1)}, tmp_path)
+    assert tuned is not None
+    shown = json.loads(json.dumps(_json(tuned), allow_nan=False))
+    assert (shown["own"]["accuracy"], shown["own"]["loss"]) == (None, None)
+    assert shown["best"]["accuracy"] == 0.5
+    with (tmp_path / "trials.csv").open() as file:
+        assert next(csv.DictReader(file))["loss"] == ""
+    _print(tuned)
+    assert "validation accuracy      failed  0.5000" in capsys.readouterr().out
+
+
+def test_a_search_from_python_gives_settings_trials_and_a_file(
+    base: Config, tmp_path: Path
+) -> None:
+    pandas = pytest.importorskip("pandas")
+    tree = base.model_dump(by_alias=True)
+    tuned = fedhead_api.tune(tree, space=SPACE, trials=2, out=tmp_path / "search")
+    assert tuned.file == tmp_path / "search" / "best.toml"
+    assert tuned.best in [trial.values for trial in tuned.found.trials]
+    assert isinstance(tuned.table, pandas.DataFrame)
+    assert [*tuned.table.index] == [0, 1]
+    assert tuned.table["accuracy"].max() == tuned.accuracy
+    assert set(tuned.table["train.lr"]) >= set(tuned.best.values())
 
 
 def test_another_search_is_refused_in_its_folder(base: Config, tmp_path: Path) -> None:
