@@ -193,6 +193,13 @@ def test_a_cell_gives_the_head_of_a_plain_run(
     assert not (tmp_path / "cell" / "model.pt").exists()
 
 
+def test_a_closed_form_is_compared_beside_strategies_that_train_by_adam(base: Config) -> None:
+    train = {"optimizer": "adam", "schedule": "cosine", "warmup-rounds": 1}
+    trained, closed = cells(compared(changed(base, {"train": train}), "fedavg,fed3r"))
+    assert (trained.train.optimizer, trained.train.schedule) == ("adam", "cosine")
+    assert (closed.train.optimizer, closed.train.warmup_rounds) == ("sgd", 0)
+
+
 def test_a_users_own_strategy_names_its_cell_by_its_source(
     base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
