@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.config import Config
-from common.errors import FedheadError
+from common.errors import FedheadError, RunError
 from common.progress import stage
 from server.record.progress import OnRound
 from simulations.run import run_cell
@@ -36,6 +37,7 @@ __all__ = ["Study"]
 
 logger = logging.getLogger("fedhead")
 
+_FILE, _TRIALS = "study.db", "trials"
 _LOOKS = 20  # at a run, to see whether it can end
 _RANDOM = 8  # trials before the sampler and the pruner know enough
 # Percent that go on. Curves of few clients a round are rough: of 30 trials on mnist5k that had all
@@ -51,19 +53,35 @@ class Study:
         base: the experiment, with held-out images in the test set's place.
         space: that is searched.
         folder: of the search.
+
+    Raises:
+        RunError: study.db is damaged, or missing though there are trials.
     """
 
     def __init__(self, base: Config, space: Space, folder: Path) -> None:
         import optuna
 
+        file = folder / _FILE
+        if not file.exists() and (folder / _TRIALS).exists():
+            raise RunError(f"{file} is missing, though there are trials: choose another folder")
         self._base, self._space, self._folder = base, space, folder
         self._own = own_values(base, space)
         rounds = base.train.rounds
         self._every = max(1, rounds // _LOOKS)
-        with _quiet_optuna():
+        with _quiet_optuna(), _readable(file):
+            # Not by its address: a folder's name may hold what means something in one.
+            from sqlalchemy.pool import NullPool
+
+            storage = optuna.storages.RDBStorage(
+                f"sqlite:///{_FILE}",
+                engine_kwargs={
+                    "creator": lambda: sqlite3.connect(file, check_same_thread=False),
+                    "poolclass": NullPool,
+                },
+            )
             self._study = optuna.create_study(
                 study_name="fedhead",
-                storage=f"sqlite:///{folder / 'study.db'}",
+                storage=storage,
                 direction="maximize",
                 load_if_exists=True,
                 pruner=optuna.pruners.PercentilePruner(
@@ -75,11 +93,12 @@ class Study:
         """Run those that are missing; all, by number."""
         import optuna
 
-        with _quiet_optuna():
+        with _quiet_optuna(), _readable(self._folder / _FILE):
             for trial in self._study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
                 # A process that was killed was at it; the same settings are tried again.
                 self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
             found = self._finished()
+        with _quiet_optuna():
             for number in range(len(found), trials):
                 with stage(f"trial {number + 1}/{trials}"):
                     found.append(self._next(number))
@@ -152,7 +171,7 @@ class Study:
     def _run(self, number: int, values: Mapping[str, Any], on_round: OnRound) -> None:
         from server.round.build import check_strategy
 
-        path = self._folder / "trials" / f"{number:03d}"
+        path = self._folder / _TRIALS / f"{number:03d}"
         shutil.rmtree(path, ignore_errors=True)  # of a process that was killed
         path.parent.mkdir(exist_ok=True)
         config = with_values(self._base, values)
@@ -261,3 +280,16 @@ def _quiet_optuna() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(level)
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Say in a line that Optuna's file is not what Optuna and this module wrote."""
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, KeyError, TypeError) as exc:
+        words = (str(exc).splitlines() or [""])[0]
+        raise RunError(f"{file} is damaged ({words}): choose another folder") from exc

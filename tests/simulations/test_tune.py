@@ -351,6 +351,24 @@ def test_without_optuna_the_command_that_installs_it_is_said(
     assert not (tmp_path / "search").exists()
 
 
+def test_a_folder_may_have_any_name_and_a_damaged_study_is_refused_in_a_line(
+    base: Config, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a?b %20{c}"
+    first = tune(base, SPACE, folder, trials=1)
+    assert (folder / "study.db").is_file()
+    assert told(tune(base, SPACE, folder, trials=1)) == told(first)  # read, not run again
+    intact = (folder / "study.db").read_bytes()
+    (folder / "study.db").write_text("no database")
+    with pytest.raises(RunError, match=r"study\.db is damaged"):
+        tune(base, SPACE, folder, trials=1)
+    (folder / "study.db").unlink()
+    with pytest.raises(RunError, match=r"study\.db is missing, though there are trials"):
+        tune(base, SPACE, folder, trials=1)
+    (folder / "study.db").write_bytes(intact)
+    assert told(tune(base, SPACE, folder, trials=1)) == told(first)
+
+
 OPTIONS = ("--set", "train.rounds=2")
 
 
