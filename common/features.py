@@ -80,11 +80,13 @@ def extract(
             _write_array(temporary / _ARRAY, shape, _batches(backbone, images_at, n, batch_size))
             card["sha256"] = sha256_file(temporary / _ARRAY)
             (temporary / _CARD).write_text(json.dumps(card, sort_keys=True))
+            # Opened here: another process that made the same may put its folder in place next.
+            computed = _open(temporary)
     except OSError as exc:
         raise BackboneError(
             f"features cannot be kept in {folder.parent}: {exc.strerror or exc}"
         ) from exc
-    return _open(folder)
+    return computed
 
 
 def _open(folder: Path) -> UInt8Array:

@@ -117,7 +117,7 @@ class TrainConfig(Section):
     warmup_rounds: Count = 0
     """Rounds at the beginning in which the learning rate rises evenly."""
     decay_rounds: Positive = 10
-    """Rounds between two falls of train.schedule = "step"."""
+    """Rounds between two falls of the schedule "step"."""
     decay_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Factor by which each of them multiplies the learning rate."""
     local_epochs: Positive = 1

@@ -109,7 +109,7 @@ class _Split(logging.Filter):
             handler.handle(record)
         return record.levelno >= self._asked()
 
-    def open(self, handler: _EventHandler) -> None:
+    def add(self, handler: _EventHandler) -> None:
         with self._lock:
             if not self._open:
                 self._level = logger.level
@@ -117,7 +117,7 @@ class _Split(logging.Filter):
                 logger.addFilter(self)
             self._open.append(handler)
 
-    def close(self, handler: _EventHandler) -> None:
+    def remove(self, handler: _EventHandler) -> None:
         with self._lock:
             self._open.remove(handler)
             if not self._open:
@@ -136,9 +136,9 @@ _SPLIT = _Split()
 def event_log(path: Path) -> Iterator[None]:
     """Inside the block, write fedhead's log from INFO up to a file as well."""
     handler = _EventHandler(path)
-    _SPLIT.open(handler)
+    _SPLIT.add(handler)
     try:
         yield
     finally:
-        _SPLIT.close(handler)
+        _SPLIT.remove(handler)
         handler.close()

@@ -128,7 +128,8 @@ def setting_label(values: Values, compared: Sequence[Values]) -> str:
 
     Sections at their defaults say nothing, but where they are the difference ("no attack").
     """
-    apart = differing(compared)
+    # A key that only some have comes with another, as a partition's number of clients does.
+    apart = [key for key in differing(compared) if all(key in other for other in compared)]
     phrases = []
     if "data.source" in apart:
         phrases.append(text(values["data.source"]))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from common import features as features_module
 from common.errors import BackboneError, DataError
 from common.features import extract
+from common.files import write_folder
 
 
 @pytest.fixture
@@ -49,6 +51,20 @@ def test_mapped_read_only_and_kept(backbone, images, tmp_path, caplog):
         with pytest.raises(ValueError, match="read-only"):
             mapped[0, 0] = 1
     assert not caplog.records
+
+
+def test_another_process_may_put_the_same_in_place_meanwhile(
+    backbone, images, tmp_path, monkeypatch
+):
+    @contextmanager
+    def taken_away(folder):
+        with write_folder(folder) as temporary:
+            yield temporary
+        folder.rename(tmp_path / "between two renames of the other")
+
+    monkeypatch.setattr(features_module, "write_folder", taken_away)
+    got = extract(backbone, images.__getitem__, len(images), content_key="blobs", cache=tmp_path)
+    assert np.array_equal(got, backbone.features(images))
 
 
 @pytest.mark.slow
