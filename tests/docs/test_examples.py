@@ -28,6 +28,7 @@ Make = Callable[..., Path]
 TABLES: tuple[Any, ...] = (ARCHITECTURES, FIELDS, CORRECTIONS, CODECS)
 
 EXAMPLES = ROOT / "docs" / "examples"
+PATCHES = ("client_figure/figure.patch", "export_target/npz.patch")
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +141,7 @@ epochs = 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("patch", ["client_figure/figure.patch", "export_target/npz.patch"])
+@pytest.mark.parametrize("patch", PATCHES)
 def test_a_patch_of_the_package_applies_and_works(
     patch: str, copy: Path, environment: Mapping[str, str]
 ) -> None:
@@ -159,3 +160,10 @@ def test_a_patch_of_the_package_applies_and_works(
     with np.load(copy / "run" / "head.npz") as head:
         assert head["weight"].shape[0] == 10
         assert list(head["classes"]) == [str(i) for i in range(10)]
+
+
+@pytest.mark.parametrize("patch", PATCHES)
+def test_a_patch_fits_the_package_as_it_is(patch: str) -> None:
+    command = ["git", "apply", "--check", str(EXAMPLES / patch)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

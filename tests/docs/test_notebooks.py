@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -46,4 +47,6 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, environment: Mapping[str, s
     assert done.returncode == 0, done.stderr
     shown, errors = done.stdout.splitlines()[-2:]
     assert int(shown) >= 2
-    assert errors == "[]"
+    # Torch's default engine gives other classes on some processors, and a run warns of it.
+    warned = "model.pt is right on qnnpack; torch's "
+    assert all(line.startswith(warned) for line in ast.literal_eval(errors)), errors
