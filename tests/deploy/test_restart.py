@@ -68,7 +68,7 @@ def test_neither_a_clock_set_back_nor_a_superlink_restarted_changes_the_head(
     assert said.count("fedhead: ") == 1
     assert "Flower's SuperLink does not answer, or has lost the run" in said
     assert said.endswith(
-        f"once the SuperLink runs, fedhead resume {restart} --deployment DEPLOYMENT"
+        f"once the SuperLink runs: fedhead resume {restart} --deployment DEPLOYMENT"
     )
     assert made.processes["server"].wait(30) != 0
     assert load_latest(restart / "checkpoint") is not None
