@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Sequence
 
-__all__ = ["one_line", "printable", "some", "unknown"]
+__all__ = ["one_line", "printable", "said_of", "some", "unknown"]
 
 _LONGEST = 300
 
@@ -46,3 +46,12 @@ def unknown(what: str, name: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f", did you mean {near[0]}?" if near else ""
     return f"unknown {what} {name[:_LONGEST]!r}{hint} (known: {', '.join(known)})"
+
+
+def said_of(error: OSError) -> str:
+    """What the system says of a file, in one line, with the file's name where it has one.
+
+    >>> said_of(FileNotFoundError(2, "No such file or directory", "a.toml"))
+    'a.toml: No such file or directory'
+    """
+    return f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")

@@ -12,7 +12,7 @@ from common.keys import merged, nested
 if TYPE_CHECKING:
     from common.config import Config
 
-__all__ = ["Experiment", "Overrides", "configuration", "module_folders", "plain"]
+__all__ = ["Experiment", "Overrides", "configuration", "experiment_file", "module_folders", "plain"]
 
 Experiment = str | Path | Mapping[str, Any]
 Overrides = Mapping[str, Any]
@@ -41,13 +41,13 @@ def configuration(
         tree = plain(experiment)
         config = load_config(None, merged(tree, over))
     else:
-        config = load_config(_file(experiment), over)
+        config = load_config(experiment_file(experiment), over)
     return changed(config, own) if own else config
 
 
 def module_folders(experiment: Experiment) -> list[Path]:
     """Where modules of the caller's own are looked for: beside the file, in the working folder."""
-    beside = [] if isinstance(experiment, Mapping) else [_file(experiment).parent]
+    beside = [] if isinstance(experiment, Mapping) else [experiment_file(experiment).parent]
     return [*beside, Path.cwd()]
 
 
@@ -81,8 +81,12 @@ def _plain(value: Any) -> Any:
     return value.item() if is_scalar else value
 
 
-def _file(experiment: str | Path) -> Path:
-    """The file that is meant; one in the working folder comes before a shipped one."""
+def experiment_file(experiment: str | Path) -> Path:
+    """The file that is meant: one that is there, else a shipped experiment of that name.
+
+    Raises:
+        ConfigError: there is neither; names those that are shipped.
+    """
     import simulations
 
     path = Path(experiment).expanduser()
@@ -93,4 +97,5 @@ def _file(experiment: str | Path) -> Path:
         if (shipped / name).is_file():
             return shipped / name
     known = ", ".join(sorted(file.stem for file in shipped.glob("*.toml")))
-    raise ConfigError([f"there is no file {path}, and no experiment of that name (known: {known})"])
+    problem = f"no such file, and no shipped experiment of that name (known: {known})"
+    raise ConfigError([problem], str(path))

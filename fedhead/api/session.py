@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from common.apart import reused
 from common.errors import MissingExtraError, RunError
+from common.words import said_of
 from fedhead.environment import NOT_ON_DEVICES
 
 __all__ = ["mendable", "session"]
@@ -60,4 +61,4 @@ def mendable() -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise RunError(f"{exc.filename or ''}: {exc.strerror or exc}".removeprefix(": ")) from exc
+        raise RunError(said_of(exc)) from exc

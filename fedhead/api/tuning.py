@@ -134,15 +134,11 @@ def tune(
 
 
 def _space(space: str | Path | Mapping[str, Any] | None, base: Config) -> Space:
-    from common.toml_model import read_toml
-    from simulations.tune import default_space, read_space
+    from simulations.tune import read_space, space_of
 
-    if space is None:
-        return default_space(base)
     if isinstance(space, Mapping):
         return read_space(plain(space), base)
-    file = Path(space).expanduser()
-    return read_space(read_toml(file), base, str(file))
+    return space_of(None if space is None else Path(space).expanduser(), base)
 
 
 def _shower(shown: Bar, trials: int) -> Callable[[Trial], None]:

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from common.errors import ConfigError
+from fedhead.api.experiments import experiment_file
 from fedhead.cli.terminal import JsonFlag, SetOption, configured, near, print_error
 
 if TYPE_CHECKING:
@@ -25,7 +26,13 @@ __all__ = ["comparisons"]
 
 comparisons = typer.Typer()
 
-BaseArgument = Annotated[Path, typer.Argument(help="Experiment file (TOML) that all runs vary.")]
+BaseArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="Experiment file (TOML) that all runs vary, or the name of a shipped one.",
+        callback=experiment_file,
+    ),
+]
 StrategiesOption = Annotated[
     str,
     typer.Option(

@@ -14,6 +14,7 @@ import typer
 from common.errors import FedheadError, MissingExtraError
 from common.log import OneLine
 from common.progress import stage
+from common.words import said_of
 from fedhead.cli.bench import bench
 from fedhead.cli.cache import cache
 from fedhead.cli.compare import comparisons
@@ -105,5 +106,5 @@ def main() -> None:
         print_error(str(MissingExtraError(exc.name, "simulation", "this command")))
         sys.exit(1)
     except OSError as exc:
-        print_error(f"{exc.filename or ''}: {exc.strerror or exc}".removeprefix(": "))
+        print_error(said_of(exc))
         sys.exit(1)

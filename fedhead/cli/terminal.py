@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 
 from common.errors import ConfigError
 from common.words import printable
+from fedhead.api.experiments import experiment_file
 
 if TYPE_CHECKING:
     from common.config import Config
@@ -28,7 +29,13 @@ __all__ = [
     "print_error",
 ]
 
-ExperimentArgument = Annotated[Path, typer.Argument(help="Experiment file (TOML).")]
+ExperimentArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="Experiment file (TOML), or the name of a shipped one, such as mnist5k.",
+        callback=experiment_file,
+    ),
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")
 ]

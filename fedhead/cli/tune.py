@@ -58,13 +58,12 @@ def tune(
     Runs that do worse than others end early. The same command goes on after an interruption; more
     trials make the search longer.
     """
-    from common.toml_model import read_toml
-    from simulations.tune import default_space, read_space
+    from simulations.tune import space_of
     from simulations.tune import tune as search
 
     elsewhere = {"out": "--out", "data.validation-fraction": "--validation-fraction"}
     base = configured(experiment, set_, elsewhere=elsewhere)
-    searched = read_space(read_toml(space), base, str(space)) if space else default_space(base)
+    searched = space_of(space, base)
     folder = (out or Path("runs") / f"{base.name}-tune").resolve()
     try:
         tuned = search(

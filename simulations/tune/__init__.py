@@ -5,8 +5,17 @@ Hyper-Parameter Optimization", NeurIPS 2011.
 """
 
 from simulations.tune.outcome import Trial, Tuned
-from simulations.tune.reading import default_space, read_space
+from simulations.tune.reading import default_space, read_space, space_of
 from simulations.tune.search import tune
 from simulations.tune.space import Choices, Range
 
-__all__ = ["Choices", "Range", "Trial", "Tuned", "default_space", "read_space", "tune"]
+__all__ = [
+    "Choices",
+    "Range",
+    "Trial",
+    "Tuned",
+    "default_space",
+    "read_space",
+    "space_of",
+    "tune",
+]

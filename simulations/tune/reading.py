@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from common.config import Config
 from common.errors import ConfigError
+from common.toml_model import read_toml
 from server.round.stock import is_stock
 from server.strategies import build_strategy
 from simulations.tune.space import ARGS, NAME, Choices, Range, Space, misfits, strategy_of
 
-__all__ = ["default_space", "read_space"]
+__all__ = ["default_space", "read_space", "space_of"]
 
 # What says which task is to be solved, or where: a search for the easiest one helps nobody.
 _TASK = ("name", "seed", "out", "data.", "partition.", "availability.", "attack.", "baseline.",
@@ -62,6 +64,15 @@ def read_space(content: Mapping[str, Any], base: Config, where: str = "search sp
         raise ConfigError(list(dict.fromkeys(problems)), where)
     first = {key: space[key] for key in space if key == NAME}  # its arguments depend on it
     return {**first, **space}
+
+
+def space_of(file: Path | None, base: Config) -> Space:
+    """The search space in a TOML file; None: what is searched where nothing is said.
+
+    Raises:
+        ConfigError: see ``read_space`` and ``default_space``.
+    """
+    return default_space(base) if file is None else read_space(read_toml(file), base, str(file))
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
