@@ -192,7 +192,7 @@ def test_a_file_may_go_into_a_folder_that_is_there(
 
 
 @pytest.mark.parametrize(
-    "command", [("probe", "nowhere"), ("quantize-report",), ("partition", "nowhere.toml")]
+    "command", [("probe", "nowhere"), ("quantize-report",), ("partition", "mnist5k")]
 )
 def test_a_plot_that_cannot_be_drawn_is_said_before_any_work(
     fedhead: Fedhead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
