@@ -11,7 +11,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-slow test-kernels lint browser faketime test-deploy quantization arm64 bench compare robustness docs test-docs clean
+.PHONY: demo test test-slow test-kernels test-page lint browser faketime test-deploy quantization arm64 bench compare robustness docs test-docs clean
 
 # make TORCH=cpu demo: PyTorch without the CUDA libraries, which a run does not use. Only a .venv
 # that has no PyTorch yet is affected.
@@ -58,8 +58,12 @@ browser:
 	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver; } >/dev/null 2>&1 \
 	|| echo "No Chromium could be installed: the report is not tested in a browser."; }
 
-test: lint browser
+test: lint
 	$(BIN)/pytest -m 'not slow' -n 2
+
+# The report in a real browser.
+test-page: $(STAMP) browser
+	$(BIN)/pytest -q tests/simulations/report/test_browser.py
 
 # What is exported depends on no processor's kernels: here with the plainest ones.
 test-kernels: $(STAMP)

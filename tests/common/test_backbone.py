@@ -643,7 +643,9 @@ def test_affine_is_part_of_the_fingerprint(backbone):
     assert other != same
 
 
-@pytest.mark.parametrize("arch", ["mobilenet_v2", "mobilenet_v3_small"])
+@pytest.mark.parametrize(
+    "arch", ["mobilenet_v2", pytest.param("mobilenet_v3_small", marks=pytest.mark.slow)]
+)
 def test_untrained_weights_are_told_whenever_they_are_used(arch, images, tmp_path, caplog):
     file = tmp_path / "weights.safetensors"
     state = random_network(arch, 0).state_dict()

@@ -91,7 +91,7 @@ def state() -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("size", [64, 75])
+@pytest.mark.parametrize("size", [64, pytest.param(75, marks=pytest.mark.slow)])
 def test_features_are_those_of_tensorflows_padding_at_any_size(
     state: dict[str, Tensor], size: int
 ) -> None:

@@ -61,7 +61,13 @@ def spread(features: nn.Module, batch: Tensor) -> float:
     return float(np.mean(found))
 
 
-@pytest.mark.parametrize("arch", list(ARCHITECTURES))
+@pytest.mark.parametrize(
+    "arch",
+    [
+        "mobilenet_v2",
+        *(pytest.param(a, marks=pytest.mark.slow) for a in ARCHITECTURES if a != "mobilenet_v2"),
+    ],
+)
 def test_an_equalized_network_computes_the_same(network: Network, batch: Tensor, arch: str) -> None:
     folded = network(arch)
     before = {name: value.clone() for name, value in folded.state_dict().items()}

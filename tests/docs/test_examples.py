@@ -73,6 +73,7 @@ def test_the_command_at_an_examples_top_is_run_by_a_page(file: Path) -> None:
     assert any(first in text.splitlines() for text in pages_run), first
 
 
+@pytest.mark.slow
 def test_a_strategy_steps_by_signs_and_reports_its_metric(quick: Make) -> None:
     run, _ = small(quick, "strategy")
     steps = np.unique(np.abs(np.round(load_file(run / "head.safetensors")["weight"] / 0.003, 3)))

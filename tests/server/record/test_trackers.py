@@ -92,6 +92,7 @@ def test_mlflow_has_each_round_once_after_a_cut(
     assert not (run / "tensorboard").exists()
 
 
+@pytest.mark.slow
 def test_wandbs_files_hold_each_round_once_after_a_cut(
     quick: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

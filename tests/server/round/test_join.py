@@ -102,11 +102,11 @@ def test_without_an_answer_it_ends_when_it_says(
 ) -> None:
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
-    monkeypatch.setattr("server.round.join._JOIN_SECONDS", 2.0)
+    monkeypatch.setattr("server.round.join._JOIN_SECONDS", 1.0)
     run = tiny("train.clients-per-round=4", "round.quorum=0.6")
     started = time.monotonic()
     key = r"\(round\.quorum=0\.6 of " if resumes else r"\("
-    words = rf"0 clients .* after 2 s, {needed} are needed {key}train\.clients-per-round=4\)$"
+    words = rf"0 clients .* after 1 s, {needed} are needed {key}train\.clients-per-round=4\)$"
     with pytest.raises(RunError, match=words):
         wait(run, Silent(*nodes), resumes=resumes)
     assert time.monotonic() - started < 60  # ten minutes, where a node that is dead was waited for

@@ -11,6 +11,8 @@ import pytest
 
 from simulations.report import load_runs, write_report
 
+pytestmark = pytest.mark.slow  # make test-page runs them
+
 MakeRun = Callable[..., Path]
 
 _CURVES = "#plot-{} .scatterlayer .trace .js-line"
