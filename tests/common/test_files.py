@@ -39,7 +39,7 @@ def test_two_writers_and_a_kill_leave_one_of_two_contents(
         writer.start()
     seen: set[int] = set()
     reads = 0
-    while reads < 500 or seen != {100, 200}:  # one writer may start late: the test's time limit
+    while reads < 2000 or seen != {100, 200}:  # one writer may start late: the test's time limit
         reads += 1
         try:
             content = (path if write is write_for_ever else path / "a").read_bytes()

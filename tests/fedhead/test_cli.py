@@ -268,7 +268,6 @@ def test_every_key_and_every_strategy_is_explained(fedhead: Fedhead) -> None:
     assert out.count("arXiv") >= len(STRATEGIES)
 
 
-@pytest.mark.slow
 def test_lost_rounds_and_absent_phones_are_in_the_table(fedhead: Fedhead, experiment: Path) -> None:
     code, out, _ = fedhead(
         "run", experiment, "--set", "train.rounds=6", "--set", "availability.dropout-rate=0.5",

@@ -192,11 +192,12 @@ def test_a_file_may_go_into_a_folder_that_is_there(
 
 
 @pytest.mark.parametrize(
-    "command", [("probe", "nowhere"), ("quantize-report",), ("partition", "mnist5k")]
+    "command", [("probe", "nowhere"), ("quantize-report",), ("partition", "own.toml")]
 )
 def test_a_plot_that_cannot_be_drawn_is_said_before_any_work(
     fedhead: Fedhead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
+    (tmp_path / "own.toml").write_text('[data]\nsource = "folder:nowhere"\n')  # work would fail
     (tmp_path / "there" / "quantize.png").mkdir(parents=True)
     code, _, err = fedhead(*command, "--out", "there")
     assert code == 1
