@@ -1,0 +1,114 @@
+"""The temperature that turns a head's logits into probabilities, fitted from sums.
+
+Guo et al., "On calibration of modern neural networks", ICML 2017, arXiv 1706.04599: logits are
+divided by one number T > 0, which changes no prediction. Differs from the paper: the held-out
+examples stay where they are. Their owners send only the loss at each value of a fixed grid; sums
+over clients are all that the fit needs, so it is the same for any partition.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import ReplyError
+from common.types import Head, IntArray
+
+__all__ = ["SHARPNESS", "check_losses", "fit_temperature", "losses_by_sharpness", "scaled"]
+
+_Array = npt.NDArray[np.float64]
+
+_HALF_OCTAVES = 48
+
+SHARPNESS: _Array = 2.0 ** ((np.arange(_HALF_OCTAVES + 1) - _HALF_OCTAVES // 2) / 2)
+"""float64 (49,), the values of 1/T that losses are told for: from 1/4096 to 4096.
+
+Ridge heads want 5 to 50, a discriminant of few examples below 1/100.
+"""
+
+_ROUNDING = 1e-6  # of a loss
+
+
+def losses_by_sharpness(logits: npt.NDArray[np.floating], labels: IntArray) -> _Array:
+    """Each example's cross-entropy at each value of ``SHARPNESS``.
+
+    Args:
+        logits: (n, K).
+        labels: int64 (n,), in [0, K).
+
+    Returns:
+        float64 (n, 49), >= 0.
+    """
+    rows = logits.astype(np.float64)
+    below = rows - rows.max(axis=1, keepdims=True)  # <= 0
+    behind = -np.take_along_axis(below, labels[:, None], axis=1)[:, 0]
+    losses = np.empty((len(rows), len(SHARPNESS)))
+    # An octave further each term is squared, which is much cheaper than another exponential; 24
+    # times make an error of 1e-16 one of 2e-9.
+    terms = [np.exp(below * start) for start in SHARPNESS[:2]]
+    for i, sharpness in enumerate(SHARPNESS):
+        term = terms[i % 2]
+        losses[:, i] = np.log(term.sum(axis=1)) + sharpness * behind
+        np.square(term, out=term)
+    return losses
+
+
+def check_losses(losses: _Array, num_classes: int, largest_spread: float) -> None:
+    """Refuse mean losses that no examples can have.
+
+    As a function of 1/T a cross-entropy is convex, starts at ln K, and is nowhere steeper than the
+    logits are apart.
+
+    Args:
+        losses: float64 (49,), mean cross-entropy at each value of ``SHARPNESS``.
+        num_classes: K.
+        largest_spread: largest possible difference of two logits of an example.
+
+    Raises:
+        ReplyError: says what is impossible.
+    """
+    if losses.shape != SHARPNESS.shape:
+        raise ReplyError(f"losses by temperature are {losses.shape}, expected {SHARPNESS.shape}")
+    if not np.isfinite(losses).all() or (losses < 0).any():
+        raise ReplyError("a loss by temperature is no finite number from 0 on")
+    start = np.log(num_classes)
+    sharpness, curve = np.append(0.0, SHARPNESS), np.append(start, losses)
+    slopes = np.diff(curve) / np.diff(sharpness)
+    slack = _ROUNDING * (1 + curve[1:] + curve[:-1]) / np.diff(sharpness)
+    if (np.abs(slopes) > largest_spread + slack).any():
+        raise ReplyError(
+            f"losses by temperature change faster than logits that are {largest_spread:g} apart "
+            "can make them"
+        )
+    if (np.diff(slopes) < -(slack[1:] + slack[:-1])).any():
+        raise ReplyError("losses by temperature are not convex")
+
+
+def fit_temperature(losses: _Array, num_examples: int) -> float:
+    """The temperature with the smallest loss.
+
+    One example is added that is as far off as the average example is right. Without it, a few
+    examples that are all predicted correctly would ask for a temperature of 0.
+
+    Args:
+        losses: float64 (49,), sum of all examples' cross-entropies at each value of ``SHARPNESS``.
+        num_examples: number of examples, at least 1.
+
+    Returns:
+        T, in [1/4096, 4096].
+    """
+    # The slope at the blunt end, where all classes are nearly alike: the mean lead of the truth.
+    lead = (losses[0] - losses[1]) / (SHARPNESS[1] - SHARPNESS[0]) / num_examples
+    total = losses + max(lead, 0.0) * SHARPNESS
+    best = int(np.argmin(total))
+    if best in (0, len(total) - 1):
+        return float(1 / SHARPNESS[best])
+    # As a function of log 1/T the loss is nearly a parabola about its minimum.
+    before, here, after = total[best - 1 : best + 2]
+    shift = (before - after) / (before - 2 * here + after) / 2
+    return float(1 / SHARPNESS[best] * 2.0 ** (-shift / 2))
+
+
+def scaled(head: Head, temperature: float) -> Head:
+    """The head whose logits are those of ``head``, divided by the temperature."""
+    return Head.from_matrix(head.matrix.astype(np.float64) / temperature)
