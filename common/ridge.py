@@ -51,6 +51,15 @@ class Solution:
     score: float
     edge: Literal["", "weakest", "strongest"] = ""
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What was chosen, as metrics of a round; edge: -1 weakest, 1 strongest, 0 inside."""
+        return {
+            "ridge-lambda": self.lam,
+            "ridge-freedom": self.freedom,
+            "ridge-lambda-edge": {"weakest": -1.0, "": 0.0, "strongest": 1.0}[self.edge],
+        }
+
 
 @dataclass(frozen=True, eq=False)
 class _Spectrum:

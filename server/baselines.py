@@ -33,7 +33,9 @@ def baselines(run: Run, num_classes: int, test: FeatureSet) -> dict[str, float |
     request = BaselineRequest(
         training=training,
         num_classes=num_classes,
-        ridge_lambda=config.baseline.ridge_lambda,
+        ridge_lambda=0.0
+        if config.baseline.ridge_lambda == "auto"
+        else config.baseline.ridge_lambda,
         seed=config.seed,
         fingerprint=run.fingerprint,
     )
