@@ -103,8 +103,8 @@ def auto_ridge(a: _Array, b: _Array, n: int) -> Solution:
     """
     spectrum = _spectrum(a, b, n)
     grid = _grid(spectrum.mean)
-    scores = np.array([spectrum.score(lam) for lam in grid])
-    i = int(np.flatnonzero(scores <= scores.min() * (1 + _TIE))[-1])
+    scores = [spectrum.score(lam) for lam in grid]
+    i = max(i for i, score in enumerate(scores) if score <= min(scores) * (1 + _TIE))
     edge: Literal["", "weakest", "strongest"] = ""
     if i in (0, len(grid) - 1):
         edge = "strongest" if i else "weakest"
