@@ -310,7 +310,7 @@ def test_fed3r_equals_the_centralized_ridge_head(quick: Make) -> None:
     assert figures["strategy"]["ridge-lambda"] == summary["ridge_lambda"] > 0
     told = quick(
         "strategy.name=fed3r", f"strategy.args.lam={summary['ridge_lambda']!r}",
-        "train.clients-per-round=0", "baseline.epochs=1",
+        "train.clients-per-round=0", "baseline.epochs=1", name="told",
     )  # fmt: skip
     again = run_in_process(told)
     assert (again["head_sha256"], again["ridge_lambda"]) == (summary["head_sha256"], None)
