@@ -41,7 +41,7 @@ class Solution:
         freedom: effective degrees of freedom, the trace of A (A + lam I)^-1; the mean leverage of
             the n examples is freedom / n.
         score: the criterion n r / (n - f)^2, an estimate of the mean squared error on new examples,
-            summed over the classes; NaN where examples can be fitted in any way.
+            summed over the classes.
         edge: at which end of the searched range lambda lies; "": inside.
     """
 
@@ -87,7 +87,7 @@ class _Spectrum:
         # Added up from what is left, not taken off n: so that nothing cancels out.
         left = self.num_examples - len(self.values) + kept.sum()
         residual = self.unexplained + (self.fitted * kept**2).sum()
-        return float(self.num_examples * residual / left**2) if left > 0 else math.nan
+        return float(self.num_examples * residual / left**2)
 
 
 def auto_ridge(a: _Array, b: _Array, n: int) -> Solution:
