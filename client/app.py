@@ -43,6 +43,7 @@ from common.messages import (
     TrainRequest,
     write_heads,
 )
+from common.ridge import auto_ridge
 from common.statistics import feature_statistics, ridge
 from common.types import FeatureSet, Head
 
@@ -232,5 +233,9 @@ def _baseline_heads(
     a, b = feature_statistics(features, num_classes).in_feature_space(features.affine)
     return {
         "centralized": Head.from_matrix(result.delta.numpy()),
-        "ridge": Head.from_matrix(ridge(a, b, request.ridge_lambda)),
+        "ridge": Head.from_matrix(
+            ridge(a, b, request.ridge_lambda)
+            if request.ridge_lambda
+            else auto_ridge(a, b, len(features)).matrix
+        ),
     }

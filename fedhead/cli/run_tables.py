@@ -84,6 +84,19 @@ def _clients(s: Mapping[str, Any]) -> dict[str, str]:
     return rows
 
 
+def _chosen(s: Mapping[str, Any]) -> dict[str, str]:
+    """What generalized cross-validation chose from the clients' statistics."""
+    if s.get("ridge_lambda") is None:
+        return {}
+    words = f"{s['ridge_lambda']:.3g} (GCV), {s['ridge_freedom']:,.0f} effective parameters"
+    if s["ridge_lambda_edge"]:
+        words += ", at the end of what was searched"
+    rows = {"ridge lambda": words}
+    if s["lda_shrinkage"] is not None:
+        rows["shrinkage, of that lambda"] = f"{s['lda_shrinkage']:.3g}"
+    return rows
+
+
 def _megabytes(value: float) -> str:
     return f"{value / 1e6:,.2f} MB"
 
@@ -143,6 +156,7 @@ def _closing_rows(s: Mapping[str, Any]) -> dict[str, str]:
         "accuracy, centralized": _measured(s["centralized_accuracy"], n),
         "accuracy, ridge": _measured(s["ridge_accuracy"], n),
         "accuracy of model.pt": _measured(s["model_accuracy"], s["model_test_examples"]),
+        **_chosen(s),
         **_clients(s),
         "rounds": rounds,
         "clients": str(s["clients"]),

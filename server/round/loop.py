@@ -84,6 +84,9 @@ _COUNTED = (
     "downlink-bytes", "simulated-seconds", "train-seconds", "seconds",
 )  # fmt: skip
 
+# Metrics of strategies that the run's summary tells as they were last.
+_CHOSEN = ("ridge-lambda", "ridge-lambda-edge", "ridge-freedom", "lda-shrinkage")
+
 
 def run_rounds(
     run: Run,
@@ -130,6 +133,7 @@ def run_rounds(
             metrics["learning-rate"] = run.config.train.rate(number)
             for name in _COUNTED:
                 counters[name] += metrics[name]
+            counters |= {name: result.metrics[name] for name in _CHOSEN if name in result.metrics}
             log.write(number, metrics)
             if not is_cell:
                 _keep(run, folder, number, head, algorithm.state, counters)
