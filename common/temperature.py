@@ -101,12 +101,14 @@ def fit_temperature(losses: _Array, num_examples: int) -> float:
     lead = (losses[0] - losses[1]) / (SHARPNESS[1] - SHARPNESS[0]) / num_examples
     total = losses + max(lead, 0.0) * SHARPNESS
     best = int(np.argmin(total))
-    if best in (0, len(total) - 1):
+    if best < 2 or best > len(total) - 3:
         return float(1 / SHARPNESS[best])
-    # As a function of log 1/T the loss is nearly a parabola about its minimum.
-    before, here, after = total[best - 1 : best + 2]
-    shift = (before - after) / (before - 2 * here + after) / 2
-    return float(1 / SHARPNESS[best] * 2.0 ** (-shift / 2))
+    # A parabola through three points would be 1 to 3 % off: the loss falls and rises unalike.
+    steps = np.arange(-2, 3)
+    curve = np.polyfit(steps, total[best + steps], 4)
+    between = np.linspace(-1, 1, 2001)
+    shift = between[np.argmin(np.polyval(curve, between))]
+    return float(2.0 ** (-shift / 2) / SHARPNESS[best])
 
 
 def scaled(head: Head, temperature: float) -> Head:
