@@ -12,6 +12,7 @@ from functools import lru_cache, wraps
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -30,6 +31,7 @@ from client.trust import Trust
 from common.backbone.frozen import FrozenBackbone
 from common.errors import ConfigError, DeclinedError, FedheadError, ProtocolError, ReplyError
 from common.evaluation import evaluate as evaluate_head
+from common.evaluation import losses_of
 from common.files import cache_root
 from common.messages import (
     BackboneReply,
@@ -192,13 +194,22 @@ def _evaluate(
         correct, losses = cohort.evaluate(clients, request.head.matrix)
         counts = cohort.num_examples[clients].tolist()
         columns = clients.tolist(), counts, correct.tolist(), losses.tolist()
-        yield from map(ClientEvaluation, *columns)
+        curves = cohort.losses(clients, request.head.matrix)
+        for *figures, curve in zip(*columns, curves, strict=True):
+            yield ClientEvaluation(*figures, losses=_told(curve))
         return
     for client in request.clients:
         features = host.test_features(client, frozen, request.run_id)
         if len(features):
             result = evaluate_head(request.head, features)
-            yield ClientEvaluation(client, len(features), result.correct, result.loss)
+            curve = losses_of(request.head, features)
+            yield ClientEvaluation(
+                client, len(features), result.correct, result.loss, losses=_told(curve)
+            )
+
+
+def _told(curve: npt.NDArray[np.float64]) -> bytes:
+    return curve.astype("<f8").tobytes()
 
 
 @app.query("baselines")

@@ -12,9 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import ReplyError
-from common.types import Head, IntArray
+from common.seeding import Purpose, normal
+from common.types import Affine, Head, IntArray
 
-__all__ = ["SHARPNESS", "check_losses", "fit_temperature", "losses_by_sharpness", "scaled"]
+__all__ = [
+    "SHARPNESS",
+    "check_losses",
+    "fit_temperature",
+    "largest_spread",
+    "losses_by_sharpness",
+    "ridge_temperature",
+    "scaled",
+]
 
 _Array = npt.NDArray[np.float64]
 
@@ -27,6 +36,7 @@ Ridge heads want 5 to 50, a discriminant of few examples below 1/100.
 """
 
 _ROUNDING = 1e-6  # of a loss
+_SAMPLES = 8192  # of imagined examples, all classes together
 
 
 def losses_by_sharpness(logits: npt.NDArray[np.floating], labels: IntArray) -> _Array:
@@ -53,7 +63,18 @@ def losses_by_sharpness(logits: npt.NDArray[np.floating], labels: IntArray) -> _
     return losses
 
 
-def check_losses(losses: _Array, num_classes: int, largest_spread: float) -> None:
+def largest_spread(head: Head, affine: Affine) -> float:
+    """A bound on the difference of two logits of one example, whatever its uint8 features."""
+    weight = head.weight.astype(np.float64) * affine.gain.astype(np.float64)
+    center = affine.center.astype(np.float64)
+    ends = weight * -center, weight * (255 - center)
+    bias = head.bias.astype(np.float64)
+    high = np.maximum(*ends).sum(axis=1) + bias
+    low = np.minimum(*ends).sum(axis=1) + bias
+    return float(high.max() - low.min()) * (1 + 1e-3)  # logits are float32
+
+
+def check_losses(losses: _Array, num_classes: int, spread: float) -> None:
     """Refuse mean losses that no examples can have.
 
     As a function of 1/T a cross-entropy is convex, starts at ln K, and is nowhere steeper than the
@@ -62,7 +83,7 @@ def check_losses(losses: _Array, num_classes: int, largest_spread: float) -> Non
     Args:
         losses: float64 (49,), mean cross-entropy at each value of ``SHARPNESS``.
         num_classes: K.
-        largest_spread: largest possible difference of two logits of an example.
+        spread: see ``largest_spread``.
 
     Raises:
         ReplyError: says what is impossible.
@@ -75,10 +96,9 @@ def check_losses(losses: _Array, num_classes: int, largest_spread: float) -> Non
     sharpness, curve = np.append(0.0, SHARPNESS), np.append(start, losses)
     slopes = np.diff(curve) / np.diff(sharpness)
     slack = _ROUNDING * (1 + curve[1:] + curve[:-1]) / np.diff(sharpness)
-    if (np.abs(slopes) > largest_spread + slack).any():
+    if (np.abs(slopes) > spread + slack).any():
         raise ReplyError(
-            f"losses by temperature change faster than logits that are {largest_spread:g} apart "
-            "can make them"
+            f"losses by temperature change faster than logits {spread:g} apart can make them"
         )
     if (np.diff(slopes) < -(slack[1:] + slack[:-1])).any():
         raise ReplyError("losses by temperature are not convex")
@@ -95,8 +115,10 @@ def fit_temperature(losses: _Array, num_examples: int) -> float:
         num_examples: number of examples, at least 1.
 
     Returns:
-        T, in [1/4096, 4096].
+        T, in [1/4096, 4096]; 1 if the loss is the same at all, as with one class.
     """
+    if np.ptp(losses) <= _ROUNDING * losses.max():
+        return 1.0
     # The slope at the blunt end, where all classes are nearly alike: the mean lead of the truth.
     lead = (losses[0] - losses[1]) / (SHARPNESS[1] - SHARPNESS[0]) / num_examples
     total = losses + max(lead, 0.0) * SHARPNESS
@@ -109,6 +131,43 @@ def fit_temperature(losses: _Array, num_examples: int) -> float:
     between = np.linspace(-1, 1, 2001)
     shift = between[np.argmin(np.polyval(curve, between))]
     return float(2.0 ** (-shift / 2) / SHARPNESS[best])
+
+
+def ridge_temperature(matrix: _Array, a: _Array, b: _Array, freedom: float) -> float:
+    """The temperature of a ridge head, estimated from the sums that it was made of.
+
+    Logits of a class are taken as Gaussian, with the mean and the pooled covariance that follow
+    from the sums. The head was fitted to these very examples. On new ones its residuals are larger,
+    on average by the factor ``1 / (1 - freedom / n)``, by which leave-one-out residuals are, too.
+    The loss of logits drawn so is smallest at the temperature.
+
+    Args:
+        matrix: W = B (A + lam I)^-1, float64 (K, D).
+        a: float64 (D, D), X^T X of n examples.
+        b: float64 (K, D), Y^T X with one-hot labels.
+        freedom: effective degrees of freedom, see common.ridge.Solution.
+
+    Returns:
+        T, as in ``fit_temperature``.
+    """
+    counts = b[:, -1]
+    present = np.flatnonzero(counts)
+    n, each = counts.sum(), max(_SAMPLES // len(present), 1)
+    larger = 1 / max(1 - freedom / n, 1 / n)
+    means = b[present] / counts[present, None]
+    within = a - (means * counts[present, None]).T @ means
+    covariance = matrix @ within @ matrix.T / max(n - len(present), 1)
+    values, vectors = np.linalg.eigh(covariance)
+    spread = vectors * np.sqrt(np.maximum(values, 0))
+    draws = normal(each * len(counts), 0, Purpose.TEMPERATURE).reshape(each, -1) @ spread.T
+    onehot = np.eye(len(counts))
+    losses = np.zeros_like(SHARPNESS)
+    for label, mean in zip(present, means @ matrix.T, strict=True):
+        truth = onehot[label]
+        logits = truth - (truth - mean - draws) * larger
+        of_class = losses_by_sharpness(logits, np.full(each, label))
+        losses += counts[label] * of_class.mean(axis=0)
+    return fit_temperature(losses, int(n))
 
 
 def scaled(head: Head, temperature: float) -> Head:

@@ -29,6 +29,7 @@ from common.log import start_log
 from common.progress import stage
 from common.types import Affine, FeatureSet
 from server.baselines import baselines
+from server.calibration import calibration_of, chosen_temperature
 from server.export.exporters import export
 from server.export.run_model import backbone_of_run, drop_backbone, keep_backbone, trained_model
 from server.export.runtime_cards import ExportReport
@@ -246,10 +247,13 @@ def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Ou
         raise RunError(f"no round of {rounds} gave a new head: nothing to export, the log says why")
     HEAD.write(folder.head, {"weight": head.weight, "bias": head.bias})
     with scene.stages("evaluation"):
-        figures = ask_clients(run, head, algorithm.personal)
+        figures = ask_clients(run, head, algorithm.personal, scene.affine)
+        trained_on = {number: one.num_examples for number, one in run.registry.clients.items()}
+        temperature = chosen_temperature(figures, trained_on, counters.get("head-temperature"))
+        calibration = calibration_of(temperature, head, scene.test)
         if run.registry.simulated:
             write_clients(folder.clients, run, scene.dataset, figures)
-    return Outcome(head, evaluate(head, scene.test), rounds, counters, figures)
+    return Outcome(head, evaluate(head, scene.test), rounds, counters, figures, calibration)
 
 
 def _close(scene: _Scene, outcome: Outcome, figures: Mapping[str, Any], *, is_cell: bool) -> None:
@@ -273,7 +277,9 @@ def _close(scene: _Scene, outcome: Outcome, figures: Mapping[str, Any], *, is_ce
         return
     run.registry.accounts.write(folder.devices)
     with stages("export"), _advised(folder):
-        trained = trained_model(run.config, scene.backbone, outcome.head, scene.test)
+        trained = trained_model(
+            run.config, scene.backbone, outcome.head, scene.test, outcome.calibration
+        )
         exported = export(trained, "model", folder.model)
     write(exported)
 

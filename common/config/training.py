@@ -84,8 +84,9 @@ class StrategyConfig(Section):
     init: Literal["zeros", "fed3r"] = "zeros"
     """The first head: zeros, or with fed3r a ridge head, for which every client sends its
     statistics in a first round."""
-    init_temperature: Annotated[float, Field(gt=0)] = 10.0
-    """Factor on the ridge head of fed3r, so that its softmax gives confident probabilities."""
+    init_temperature: PositiveOrAuto = "auto"
+    """Factor on the ridge head of fed3r, so that its softmax gives confident probabilities. "auto":
+    estimated from its sums."""
     init_lambda: PositiveOrAuto = "auto"
     """Penalty of the ridge head of fed3r. "auto": cross-validation chooses it."""
     precondition: Literal["none", "gram"] = "none"

@@ -97,6 +97,20 @@ def _chosen(s: Mapping[str, Any]) -> dict[str, str]:
     return rows
 
 
+def _probabilities(s: Mapping[str, Any]) -> dict[str, str]:
+    """How far the exported model's probabilities are from the truth."""
+    found = s.get("calibration")
+    if found is None:
+        return {}
+    words = (
+        f"{_percent(found['ece'])} off on average (ECE; {_percent(found['ece_before'])} without "
+        f"temperature {found['temperature']:.3g}, from "
+    )
+    if found["fitted_examples"]:
+        words += f"{found['fitted_examples']:,} images of "
+    return {"probabilities": f"{words}{found['fitted_on']})"}
+
+
 def _megabytes(value: float) -> str:
     return f"{value / 1e6:,.2f} MB"
 
@@ -157,6 +171,7 @@ def _closing_rows(s: Mapping[str, Any]) -> dict[str, str]:
         "accuracy, ridge": _measured(s["ridge_accuracy"], n),
         "accuracy of model.pt": _measured(s["model_accuracy"], s["model_test_examples"]),
         **_chosen(s),
+        **_probabilities(s),
         **_clients(s),
         "rounds": rounds,
         "clients": str(s["clients"]),

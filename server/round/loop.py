@@ -85,7 +85,9 @@ _COUNTED = (
 )  # fmt: skip
 
 # Metrics of strategies that the run's summary tells as they were last.
-_CHOSEN = ("ridge-lambda", "ridge-lambda-edge", "ridge-freedom", "lda-shrinkage")
+_CHOSEN = (
+    "ridge-lambda", "ridge-lambda-edge", "ridge-freedom", "lda-shrinkage", "head-temperature",
+)  # fmt: skip
 
 
 def run_rounds(

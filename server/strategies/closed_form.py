@@ -14,16 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from common.config.numbers import Auto
-from common.ridge import auto_ridge
+from common.ridge import auto_ridge, fixed_ridge
 from common.statistics import (
     Statistics,
     exact_sum,
     in_feature_space,
     least_squares,
-    ridge,
     triangle_size,
     unit_rows,
 )
+from common.temperature import ridge_temperature
 from common.types import Affine, ClientPlan, Head, UpdateBatch
 from server.strategies.discriminant import discriminant, equal_shrinkage
 from server.strategy import (
@@ -121,18 +121,24 @@ def fed3r(*, lam: PositiveOrAuto = "auto", normalize: bool = False) -> Strategy[
 
     def solve(sums: Statistics, affine: Affine) -> tuple[_Array, Metrics]:
         matrix, metrics = _ridge(sums, affine, lam)
-        return unit_rows(matrix) if normalize else matrix, metrics
+        if not normalize:
+            return matrix, metrics
+        del metrics["head-temperature"]  # it is of the rows as they were
+        return unit_rows(matrix), metrics
 
     return _from_sums("fed3r", solve)
 
 
-def _ridge(sums: Statistics, affine: Affine, lam: float | Auto) -> tuple[_Array, Metrics]:
+def _ridge(sums: Statistics, affine: Affine, lam: float | Auto) -> tuple[_Array, dict[str, float]]:
     """The ridge head, and what was chosen for it."""
     a, b = sums.in_feature_space(affine)
     if lam != "auto":
-        return ridge(a, b, lam), {}
-    chosen = auto_ridge(a, b, sums.num_examples)
-    return chosen.matrix, chosen.metrics
+        chosen, metrics = fixed_ridge(a, b, sums.num_examples, lam), {}
+    else:
+        chosen = auto_ridge(a, b, sums.num_examples)
+        metrics = chosen.metrics
+    temperature = ridge_temperature(chosen.matrix, a, b, chosen.freedom)
+    return chosen.matrix, {**metrics, "head-temperature": temperature}
 
 
 def ditto(

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from common.config.numbers import Auto
-from common.ridge import Solution, auto_ridge
-from common.statistics import Statistics, exact_sum, ridge
+from common.ridge import Solution, auto_ridge, fixed_ridge
+from common.statistics import Statistics, exact_sum
+from common.temperature import ridge_temperature
 from common.types import ClientPlan, FloatArray, Head, UpdateBatch
 from server.strategy import (
     Metrics,
@@ -46,7 +47,7 @@ class PreparedState:
 def with_statistics(
     strategy: Strategy[Any],
     *,
-    temperature: float = 0.0,
+    temperature: NonNegativeOrAuto = 0.0,
     init_lambda: PositiveOrAuto = "auto",
     precondition_lambda: NonNegativeOrAuto = 0.0,
 ) -> Strategy[PreparedState]:
@@ -59,7 +60,7 @@ def with_statistics(
     Args:
         strategy: the strategy from the second round on.
         temperature: factor on the ridge head, so that its softmax gives confident probabilities;
-            0: the first head is not replaced.
+            0: the first head is not replaced; "auto": see common.temperature.ridge_temperature.
         init_lambda: penalty of the ridge head; "auto": chosen from the sums, see common.ridge.
         precondition_lambda: lam of P, which each client gets once; "auto": the penalty that would
             be chosen for the ridge head; 0: no preconditioner.
@@ -95,7 +96,11 @@ def with_statistics(
             of_head, of_steps = (_number(lam, chosen) for lam in lambdas)
             p = _inverse(a, float(sums.num_examples), of_steps)
             if temperature:
-                head = Head.from_matrix(temperature * ridge(a, b, of_head))
+                start = fixed_ridge(a, b, sums.num_examples, of_head)
+                factor = temperature
+                if factor == "auto":
+                    factor = 1 / ridge_temperature(start.matrix, a, b, start.freedom)
+                head = Head.from_matrix(factor * start.matrix)
             return PreparedState(1, p, strategy.init(head)), head, chosen.metrics if chosen else {}
         given = strategy.aggregate(state.inner, head, updates, context)
         inner, head, metrics = with_metrics(given, strategy.name)
