@@ -195,8 +195,8 @@ def _evaluate(
         counts = cohort.num_examples[clients].tolist()
         columns = clients.tolist(), counts, correct.tolist(), losses.tolist()
         curves = cohort.losses(clients, request.head.matrix)
-        for *figures, curve in zip(*columns, curves, strict=True):
-            yield ClientEvaluation(*figures, losses=_told(curve))
+        results = zip(map(ClientEvaluation, *columns), curves, strict=True)
+        yield from (replace(result, losses=_told(curve)) for result, curve in results)
         return
     for client in request.clients:
         features = host.test_features(client, frozen, request.run_id)
