@@ -29,7 +29,7 @@ from common.log import start_log
 from common.progress import stage
 from common.types import Affine, FeatureSet
 from server.baselines import baselines
-from server.calibration import calibration_of, chosen_temperature
+from server.export.calibration import calibration_of, chosen_temperature
 from server.export.exporters import export
 from server.export.run_model import backbone_of_run, drop_backbone, keep_backbone, trained_model
 from server.export.runtime_cards import ExportReport
