@@ -145,7 +145,7 @@ def ridge_temperature(matrix: _Array, a: _Array, b: _Array, freedom: float) -> f
     Of logits drawn so, two temperatures are fitted, and the result is their geometric mean. With
     the labels that the logits were drawn for, it is too low: real residuals have longer tails. With
     labels as likely as the regression says, which is linear where the softmax is not, it is too
-    high. Within 20 % of the temperature of unseen examples on three sets of images, at two sizes.
+    high. On four sets of images it was 35 % above to 20 % below that of unseen examples.
 
     Args:
         matrix: W = B (A + lam I)^-1, float64 (K, D).

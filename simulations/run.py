@@ -242,8 +242,8 @@ def trained_run(path: Path, overrides: Mapping[str, Any] | None = None) -> Train
         RunError: there is no run, no finished round, or its data are not what they were.
     """
     from common.experiment import experiment_features
-    from server.export.calibration import kept_calibration
     from server.export.run_model import backbone_of_run, trained_model
+    from server.round.calibration import kept_calibration
     from server.round.first_head import last_head
 
     config, head = open_run(path, overrides), last_head(path)

@@ -5,8 +5,8 @@ import pytest
 
 from common.temperature import losses_by_sharpness
 from common.types import Affine, FeatureSet, Head
-from server.export.calibration import calibration_of, chosen_temperature, kept_calibration
 from server.record.runfolder import SUMMARY
+from server.round.calibration import calibration_of, chosen_temperature, kept_calibration
 from server.round.client_figures import ClientFigures
 
 

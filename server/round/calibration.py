@@ -14,9 +14,16 @@ from common.temperature import SHARPNESS, fit_temperature
 from common.types import FeatureSet, Head
 from server.export.card import Calibration
 from server.record.runfolder import SUMMARY
+from server.round.algorithm import Run
 from server.round.client_figures import ClientFigures
 
-__all__ = ["Temperature", "calibration_of", "chosen_temperature", "kept_calibration"]
+__all__ = [
+    "Temperature",
+    "calibrated",
+    "calibration_of",
+    "chosen_temperature",
+    "kept_calibration",
+]
 
 _FEWEST = 50  # of a few dozen examples, whether one is right decides
 
@@ -34,6 +41,23 @@ class Temperature:
     value: float
     fitted_on: str
     examples: int = 0
+
+
+def calibrated(
+    run: Run, figures: ClientFigures, counters: Mapping[str, float], head: Head, test: FeatureSet
+) -> Calibration:
+    """The calibration of a run's last head.
+
+    Args:
+        run: grid, registry and configuration.
+        figures: what clients tell of the head.
+        counters: the run's, with the closed form's estimate as "head-temperature".
+        head: the last head.
+        test: the server's test set.
+    """
+    train_examples = {number: one.num_examples for number, one in run.registry.clients.items()}
+    chosen = chosen_temperature(figures, train_examples, counters.get("head-temperature"))
+    return calibration_of(chosen, head, test)
 
 
 def chosen_temperature(
