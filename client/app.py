@@ -12,6 +12,7 @@ from functools import lru_cache, wraps
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -30,6 +31,7 @@ from client.trust import Trust
 from common.backbone.frozen import FrozenBackbone
 from common.errors import ConfigError, DeclinedError, FedheadError, ProtocolError, ReplyError
 from common.evaluation import evaluate as evaluate_head
+from common.evaluation import losses_of
 from common.files import cache_root
 from common.messages import (
     BackboneReply,
@@ -43,6 +45,7 @@ from common.messages import (
     TrainRequest,
     write_heads,
 )
+from common.ridge import auto_ridge
 from common.statistics import feature_statistics, ridge
 from common.types import FeatureSet, Head
 
@@ -191,13 +194,22 @@ def _evaluate(
         correct, losses = cohort.evaluate(clients, request.head.matrix)
         counts = cohort.num_examples[clients].tolist()
         columns = clients.tolist(), counts, correct.tolist(), losses.tolist()
-        yield from map(ClientEvaluation, *columns)
+        curves = cohort.losses(clients, request.head.matrix)
+        results = zip(map(ClientEvaluation, *columns), curves, strict=True)
+        yield from (replace(result, losses=_told(curve)) for result, curve in results)
         return
     for client in request.clients:
         features = host.test_features(client, frozen, request.run_id)
         if len(features):
             result = evaluate_head(request.head, features)
-            yield ClientEvaluation(client, len(features), result.correct, result.loss)
+            curve = losses_of(request.head, features)
+            yield ClientEvaluation(
+                client, len(features), result.correct, result.loss, losses=_told(curve)
+            )
+
+
+def _told(curve: npt.NDArray[np.float64]) -> bytes:
+    return curve.astype("<f8").tobytes()
 
 
 @app.query("baselines")
@@ -232,5 +244,9 @@ def _baseline_heads(
     a, b = feature_statistics(features, num_classes).in_feature_space(features.affine)
     return {
         "centralized": Head.from_matrix(result.delta.numpy()),
-        "ridge": Head.from_matrix(ridge(a, b, request.ridge_lambda)),
+        "ridge": Head.from_matrix(
+            ridge(a, b, request.ridge_lambda)
+            if request.ridge_lambda
+            else auto_ridge(a, b, len(features)).matrix
+        ),
     }

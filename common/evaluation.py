@@ -7,13 +7,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from common.types import FeatureSet, Head, IntArray
+from common.temperature import SHARPNESS, losses_by_sharpness
+from common.types import FeatureSet, FloatArray, Head, IntArray
 
-__all__ = ["Evaluation", "evaluate", "single_thread"]
+__all__ = [
+    "Evaluation",
+    "calibration_error",
+    "evaluate",
+    "losses_of",
+    "probabilities_of",
+    "single_thread",
+]
 
 _CHUNK = 8192  # bounds the float copy of the features
+_BINS = 15
 
 
 @contextmanager
@@ -78,6 +88,53 @@ def evaluate(head: Head, features: FeatureSet) -> Evaluation:
             pairs = part.labels * k + log_p.argmax(1).numpy()
             confusion += np.bincount(pairs, minlength=k * k).reshape(k, k)
     return Evaluation(loss / len(features), confusion)
+
+
+def losses_of(head: Head, features: FeatureSet) -> npt.NDArray[np.float64]:
+    """The head's mean cross-entropy at each value of ``common.temperature.SHARPNESS``, (49,)."""
+    total = np.zeros_like(SHARPNESS)
+    for part in _parts(features):
+        total += losses_by_sharpness(_logits(head, part), part.labels).sum(axis=0)
+    return total / len(features)
+
+
+def probabilities_of(
+    head: Head, features: FeatureSet, temperature: float
+) -> npt.NDArray[np.float64]:
+    """The softmax of the head's logits, divided by a temperature: float64 (n, K)."""
+    parts = [_logits(head, part) for part in _parts(features)]
+    logits = np.concatenate(parts).astype(np.float64) / temperature
+    terms = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: npt.NDArray[np.float64] = terms / terms.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def calibration_error(probabilities: npt.NDArray[np.float64], labels: IntArray) -> float:
+    """Expected calibration error, in 15 bins of equal width (Guo et al., arXiv 1706.04599).
+
+    The mean over examples of how far, in the example's bin, the predicted classes' probabilities
+    are from the share that is right.
+
+    Args:
+        probabilities: float64 (n, K).
+        labels: int64 (n,).
+
+    >>> sure = np.array([[0.9, 0.1], [0.9, 0.1]])  # right in one of two
+    >>> round(calibration_error(sure, np.array([0, 1])), 6)
+    0.4
+    """
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == labels
+    bins = np.minimum((confidence * _BINS).astype(np.int64), _BINS - 1)
+    off = np.bincount(bins, weights=confidence - right, minlength=_BINS)
+    return float(np.abs(off).sum() / len(labels))
+
+
+def _logits(head: Head, part: FeatureSet) -> FloatArray:
+    """float32 (n, K)."""
+    with single_thread():
+        logits: FloatArray = (torch.from_numpy(part.x) @ torch.from_numpy(head.matrix).t()).numpy()
+    return logits
 
 
 def _parts(features: FeatureSet) -> Iterator[FeatureSet]:

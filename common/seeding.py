@@ -51,6 +51,7 @@ class Purpose(IntEnum):
     STRATEGY = 15
     UPLINK = 16
     DOWNLINK = 17
+    TEMPERATURE = 18
 
 
 def _mix(z: int) -> int:

@@ -49,6 +49,7 @@ from server.record.trackers import check_trackers, tracked
 from server.round.algorithm import Run
 from server.round.backbone_offer import offer
 from server.round.build import check_strategy, make_algorithm
+from server.round.calibration import calibrated
 from server.round.client_figures import ask_clients, write_clients
 from server.round.first_head import first_head, former_head
 from server.round.join import check_listed, join, make_registry
@@ -168,11 +169,10 @@ def run_experiment(
     log = nullcontext() if is_cell else event_log(folder.events)
     with folder.at_work(), log, stage(folder.path.name):
         checkpoint = _checkpoint(folder, config)
-        resumes = checkpoint is not None
         if former := former_head(config, folder.path):
             former.keep(folder.path)
         bring_back(folder.path, folder.run_id)
-        scene = _set_up(grid, config, folder, progress, roster, backbones, resumes=resumes)
+        scene = _set_up(grid, config, folder, progress, roster, backbones, resumes=bool(checkpoint))
         if is_cell:
             drop_backbone(folder.path)  # hundreds have the same
         else:
@@ -246,10 +246,11 @@ def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Ou
         raise RunError(f"no round of {rounds} gave a new head: nothing to export, the log says why")
     HEAD.write(folder.head, {"weight": head.weight, "bias": head.bias})
     with scene.stages("evaluation"):
-        figures = ask_clients(run, head, algorithm.personal)
+        figures = ask_clients(run, head, algorithm.personal, scene.affine)
+        calibration = calibrated(run, figures, counters, head, scene.test)
         if run.registry.simulated:
             write_clients(folder.clients, run, scene.dataset, figures)
-    return Outcome(head, evaluate(head, scene.test), rounds, counters, figures)
+    return Outcome(head, evaluate(head, scene.test), rounds, counters, figures, calibration)
 
 
 def _close(scene: _Scene, outcome: Outcome, figures: Mapping[str, Any], *, is_cell: bool) -> None:
@@ -261,9 +262,8 @@ def _close(scene: _Scene, outcome: Outcome, figures: Mapping[str, Any], *, is_ce
     folder, run, stages = scene.folder, scene.run, scene.stages
 
     def write(exported: ExportReport | None) -> None:
-        seconds = stages.seconds | figures["seconds"]
         own = {} if is_cell else of_export(exported, folder.model)
-        own |= {"seconds": seconds, "run": str(folder.path)}
+        own |= {"seconds": stages.seconds | figures["seconds"], "run": str(folder.path)}
         SUMMARY.write(folder.summary, {**figures, **own})
 
     write(None)  # whatever becomes of the model, what was trained has its figures
@@ -273,8 +273,8 @@ def _close(scene: _Scene, outcome: Outcome, figures: Mapping[str, Any], *, is_ce
         return
     run.registry.accounts.write(folder.devices)
     with stages("export"), _advised(folder):
-        trained = trained_model(run.config, scene.backbone, outcome.head, scene.test)
-        exported = export(trained, "model", folder.model)
+        parts = run.config, scene.backbone, outcome.head, scene.test, outcome.calibration
+        exported = export(trained_model(*parts), "model", folder.model)
     write(exported)
 
 

@@ -25,6 +25,7 @@ def baselines(run: Run, num_classes: int, test: FeatureSet) -> dict[str, float |
     config = run.config
     if not (run.registry.simulated and config.baseline.epochs):
         return {"centralized_accuracy": None, "ridge_accuracy": None}
+    lam = config.baseline.ridge_lambda
     training = replace(
         config.train.local(1),
         local_epochs=config.baseline.epochs,
@@ -33,7 +34,7 @@ def baselines(run: Run, num_classes: int, test: FeatureSet) -> dict[str, float |
     request = BaselineRequest(
         training=training,
         num_classes=num_classes,
-        ridge_lambda=config.baseline.ridge_lambda,
+        ridge_lambda=0.0 if lam == "auto" else lam,
         seed=config.seed,
         fingerprint=run.fingerprint,
     )

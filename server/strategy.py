@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from common.config.numbers import Auto, OrAuto, PositiveOrAuto
 from common.errors import RunError
 from common.seeding import Purpose, stream_state
 from common.types import Affine, ClientPlan, Head, UpdateBatch
@@ -23,9 +24,12 @@ __all__ = [
     "Count",
     "Metrics",
     "NonNegative",
+    "NonNegativeOrAuto",
     "Positive",
+    "PositiveOrAuto",
     "RoundContext",
     "Share",
+    "ShareOrAuto",
     "Strategy",
     "check_head",
     "mean",
@@ -42,6 +46,8 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+NonNegativeOrAuto = Annotated[float | Auto, OrAuto(ge=0)]
+ShareOrAuto = Annotated[float | Auto, OrAuto(gt=0, le=1)]
 
 _METRIC_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
@@ -101,8 +107,9 @@ class Strategy(Generic[S]):
             their rows arrive. The rows that it returns are added up, and ``aggregate`` gets sums.
             Without it, ``aggregate`` needs all rows at once. It gets no context and no random
             numbers, because the number of calls depends on the nodes.
-        personal: lambda of personal heads. If it is above 0, each client ends with a head of its
+        personal: lambda of personal heads. Unless it is 0, each client ends with a head of its
             own, made from the last global head and its training part (see client.personal).
+            -1: each client chooses its own lambda.
         plain_sgd: whether clients must step along plain gradients, without momentum.
     """
 

@@ -15,6 +15,7 @@ from common.experiment import malicious_clients
 from common.machine import versions
 from common.messages import payload_bytes, write_head
 from common.types import Head
+from server.export.card import Calibration
 from server.export.runtime_cards import ExportReport
 from server.round.algorithm import Run
 from server.round.client_figures import ClientFigures
@@ -32,6 +33,7 @@ class Outcome:
         rounds: number of finished rounds.
         counters: totals over all rounds.
         figures: figures of the clients' own test parts.
+        calibration: the head's temperature, and how good its probabilities are.
     """
 
     head: Head
@@ -39,6 +41,7 @@ class Outcome:
     rounds: int
     counters: Mapping[str, float]
     figures: ClientFigures
+    calibration: Calibration
 
 
 def summarize(run: Run, backbone: FrozenBackbone, outcome: Outcome) -> dict[str, Any]:
@@ -52,6 +55,11 @@ def summarize(run: Run, backbone: FrozenBackbone, outcome: Outcome) -> dict[str,
         "accuracy": outcome.evaluation.accuracy,
         "loss": outcome.evaluation.loss,
         "test_examples": outcome.evaluation.num_examples,
+        "temperature": outcome.calibration.temperature,
+        "ece": outcome.calibration.ece,
+        "ece_before": outcome.calibration.ece_before,
+        "calibrated_loss": outcome.calibration.loss,
+        "calibration": outcome.calibration.model_dump(),
         **outcome.figures.summary(),
         "rounds": outcome.rounds,
         "accepted_rounds": int(counters["accepted"]),
@@ -67,6 +75,10 @@ def summarize(run: Run, backbone: FrozenBackbone, outcome: Outcome) -> dict[str,
         "downlink_bytes": int(counters["downlink-bytes"]),
         "full_model_uplink_bytes": full_model_bytes * int(counters["valid"]),
         "backbone_bytes_sent": run.registry.accounts.total("backbone_bytes"),
+        "ridge_lambda": counters.get("ridge-lambda"),
+        "ridge_lambda_edge": counters.get("ridge-lambda-edge"),
+        "ridge_freedom": counters.get("ridge-freedom"),
+        "lda_shrinkage": counters.get("lda-shrinkage"),
         "simulated_seconds": round(counters["simulated-seconds"], 3),
         "seconds": {
             "rounds_total": round(counters["seconds"], 3),

@@ -243,6 +243,7 @@ def trained_run(path: Path, overrides: Mapping[str, Any] | None = None) -> Train
     """
     from common.experiment import experiment_features
     from server.export.run_model import backbone_of_run, trained_model
+    from server.round.calibration import kept_calibration
     from server.round.first_head import last_head
 
     config, head = open_run(path, overrides), last_head(path)
@@ -250,4 +251,4 @@ def trained_run(path: Path, overrides: Mapping[str, Any] | None = None) -> Train
     backbone = backbone_of_run(path, config, dataset)
     RunFolder(path, open_run(path)).bind(backbone.fingerprint, dataset.classes, dataset.content_key)
     test = experiment_features(config, backbone).select(held_out_positions(config))
-    return trained_model(config, backbone, head, test)
+    return trained_model(config, backbone, head, test, kept_calibration(path, head))

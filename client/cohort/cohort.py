@@ -28,6 +28,7 @@ from client.cohort.workers import in_order
 from common.errors import DataError, MissingExtraError
 from common.machine import cores
 from common.seeding import Purpose, stream_state
+from common.temperature import SHARPNESS, losses_by_sharpness
 from common.types import Affine, FeatureSet, IntArray, LocalTraining
 
 try:
@@ -185,6 +186,31 @@ class Cohort:
             return hits, losses
         correct: IntArray = np.add.reduceat(hits, ends[:-1])
         return correct, np.add.reduceat(losses, ends[:-1]) / np.diff(ends)
+
+    def losses(self, clients: IntArray, matrix: Floats) -> Float64Array:
+        """Each client's mean cross-entropy at each value of SHARPNESS, float64 (m, 49).
+
+        Args:
+            clients: int64 (m,), ids; each with at least one example.
+            matrix: (K, d + 1).
+        """
+        rows, ends = self._examples.positions(np.asarray(clients, np.int64))
+        weight, counts = self._examples.padded(matrix), np.diff(ends)
+        owners = np.repeat(np.arange(len(clients)), counts)
+
+        def work(part: slice) -> tuple[IntArray, Float64Array]:
+            buffer, x, labels = self._examples.load(rows[part])
+            of_rows = losses_by_sharpness((weight @ x.t()).numpy().T, labels)
+            self._examples.give_back(buffer)
+            first = np.flatnonzero(np.diff(owners[part], prepend=-1))
+            return owners[part][first], np.add.reduceat(of_rows, first)
+
+        sums = np.zeros((len(clients), len(SHARPNESS)))
+        starts = range(0, len(rows), self._chunk_rows)
+        parts = (slice(start, start + self._chunk_rows) for start in starts)
+        for who, of_part in in_order(parts, work, self._threads):
+            sums[who] += of_part
+        return sums / counts[:, None]
 
     def prepare(self, clients: IntArray) -> None:
         """Compute the clients' Gram matrices now, those that are kept, for plain training."""

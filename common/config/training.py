@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator
 
-from common.config.numbers import Count, Fraction, Positive
+from common.config.numbers import Count, Fraction, Positive, PositiveOrAuto
 from common.data_sources import function_of
 from common.errors import ConfigError
 from common.schedule import Schedule, ScheduleKind
@@ -84,15 +84,17 @@ class StrategyConfig(Section):
     init: Literal["zeros", "fed3r"] = "zeros"
     """The first head: zeros, or with fed3r a ridge head, for which every client sends its
     statistics in a first round."""
-    init_temperature: Annotated[float, Field(gt=0)] = 10.0
-    """Factor on the ridge head of fed3r, so that its softmax gives confident probabilities."""
-    init_lambda: Annotated[float, Field(gt=0)] = 10.0
-    """Penalty of the ridge head of fed3r."""
+    init_temperature: PositiveOrAuto = "auto"
+    """Factor on the ridge head of fed3r, so that its softmax gives confident probabilities. "auto":
+    estimated from its sums."""
+    init_lambda: PositiveOrAuto = "auto"
+    """Penalty of the ridge head of fed3r. "auto": cross-validation chooses it."""
     precondition: Literal["none", "gram"] = "none"
     """gram: clients' gradients are multiplied by the inverse of the Gram matrix of all clients'
     data."""
-    precondition_lambda: Annotated[float, Field(gt=0)] = 100.0
-    """Number that is added to the diagonal of that Gram matrix before it is inverted."""
+    precondition_lambda: PositiveOrAuto = "auto"
+    """Number that is added to the diagonal of that Gram matrix before it is inverted. "auto": the
+    penalty that cross-validation chooses for a ridge head."""
 
 
 class TrainConfig(Section):
@@ -259,5 +261,5 @@ class BaselineConfig(Section):
     """Epochs of the centralized head, same optimizer; 0: skip both baselines."""
     lr: Annotated[float, Field(ge=0)] = 0.0
     """Learning rate of the centralized head; 0: train.lr."""
-    ridge_lambda: Annotated[float, Field(gt=0)] = 10.0
-    """Penalty of the ridge head."""
+    ridge_lambda: PositiveOrAuto = "auto"
+    """Penalty of the ridge head. "auto": chosen by cross-validation from its sums."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 from flwr.app import ConfigRecord, RecordDict
 
 from common.codecs import NONE
+from common.errors import ReplyError
 from common.messages.content import config_of
 from common.messages.heads import decode_head, encode_head
 from common.records import from_columns, from_record, to_columns, to_record
@@ -54,6 +57,8 @@ class ClientEvaluation:
         loss: mean cross-entropy of the global head.
         personal_correct: number that the client's own head classifies correctly; 0 if there is
             none.
+        losses: float64 (49,), little-endian: mean cross-entropy of the global head at each value
+            of ``common.temperature.SHARPNESS``.
     """
 
     client: int
@@ -61,6 +66,18 @@ class ClientEvaluation:
     correct: int
     loss: float
     personal_correct: int = 0
+    losses: bytes = b""
+
+    @property
+    def curve(self) -> npt.NDArray[np.float64]:
+        """``losses`` as an array, of whatever length.
+
+        Raises:
+            ReplyError: the bytes are no float64 numbers.
+        """
+        if len(self.losses) % 8:
+            raise ReplyError(f"losses by temperature take {len(self.losses)} bytes")
+        return np.frombuffer(self.losses, "<f8").astype(np.float64)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,11 @@ class BackboneReply(Flat, record="report"):
 
 @dataclass(frozen=True)
 class BaselineRequest(Flat):
-    """Asks a simulated node for heads trained on all clients' data in one place."""
+    """Asks a simulated node for heads trained on all clients' data in one place.
+
+    Attributes:
+        ridge_lambda: penalty of the ridge head; 0: chosen from the sums, see common.ridge.
+    """
 
     training: LocalTraining
     num_classes: int

@@ -84,6 +84,33 @@ def _clients(s: Mapping[str, Any]) -> dict[str, str]:
     return rows
 
 
+def _chosen(s: Mapping[str, Any]) -> dict[str, str]:
+    """What generalized cross-validation chose from the clients' statistics."""
+    if s.get("ridge_lambda") is None:
+        return {}
+    words = f"{s['ridge_lambda']:.3g} (GCV), {s['ridge_freedom']:,.0f} effective parameters"
+    if s["ridge_lambda_edge"]:
+        words += ", at the end of what was searched"
+    rows = {"ridge lambda": words}
+    if s["lda_shrinkage"] is not None:
+        rows["shrinkage, of that lambda"] = f"{s['lda_shrinkage']:.3g}"
+    return rows
+
+
+def _probabilities(s: Mapping[str, Any]) -> dict[str, str]:
+    """How far the exported model's probabilities are from the truth."""
+    found = s.get("calibration")
+    if found is None:
+        return {}
+    words = (
+        f"{_percent(found['ece'])} off on average (ECE; {_percent(found['ece_before'])} without "
+        f"temperature {found['temperature']:.3g}, from "
+    )
+    if found["fitted_examples"]:
+        words += f"{found['fitted_examples']:,} images of "
+    return {"probabilities": f"{words}{found['fitted_on']})"}
+
+
 def _megabytes(value: float) -> str:
     return f"{value / 1e6:,.2f} MB"
 
@@ -143,6 +170,8 @@ def _closing_rows(s: Mapping[str, Any]) -> dict[str, str]:
         "accuracy, centralized": _measured(s["centralized_accuracy"], n),
         "accuracy, ridge": _measured(s["ridge_accuracy"], n),
         "accuracy of model.pt": _measured(s["model_accuracy"], s["model_test_examples"]),
+        **_chosen(s),
+        **_probabilities(s),
         **_clients(s),
         "rounds": rounds,
         "clients": str(s["clients"]),

@@ -20,6 +20,7 @@ from common.readback import JsonFile, own_check
 __all__ = [
     "BESIDE",
     "CARD_RECORD",
+    "Calibration",
     "Card",
     "DefaultEngine",
     "FileFacts",
@@ -59,6 +60,30 @@ class SelfCheck(_Frozen):
     argmax_agreement: float
     max_logit_difference: float
     logit_spread: float
+
+
+class Calibration(_Frozen):
+    """What dividing the logits by a temperature gives, on the server's test set.
+
+    Attributes:
+        temperature: T, see common.temperature.
+        fitted_on: words for what T was fitted on.
+        fitted_examples: number of these examples; 0 if T was not fitted on examples.
+        ece: expected calibration error of the probabilities, in [0, 1].
+        ece_before: the same without the temperature.
+        loss: mean cross-entropy.
+        loss_before: the same without the temperature.
+        examples: number of test examples.
+    """
+
+    temperature: float
+    fitted_on: str
+    fitted_examples: int
+    ece: float
+    ece_before: float
+    loss: float
+    loss_before: float
+    examples: int
 
 
 class DefaultEngine(_Frozen):
@@ -114,7 +139,11 @@ class Card(_Frozen):
         std: standard deviation of each colour; the model divides by it.
         fingerprint: the backbone's fingerprint.
         head_sha256: SHA-256 of the trained float head.
-        metrics: the run's metrics; null if not finite.
+        temperature: T, by which the logits of files that only predict are divided already. Those of
+            device files are not, because they train on: divide them, then softmax gives
+            probabilities.
+        calibration: how good these probabilities are; None if it is not known.
+        metrics: the run's metrics, of undivided logits; null if not finite.
         self_check: None if the file computes nothing.
         file: None in the card inside the file.
     """
@@ -140,6 +169,8 @@ class Card(_Frozen):
     fingerprint: str
     head_sha256: str
     torch_version: str
+    temperature: float = 1.0
+    calibration: Calibration | None = None
     metrics: dict[str, float | None]
     self_check: SelfCheck | None = None
     file: FileFacts | None = None

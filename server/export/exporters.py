@@ -14,7 +14,7 @@ from server.export.targets.head import export_head
 from server.export.targets.onnx import export_onnx
 from server.export.targets.torchscript import export_device, export_lite, export_model
 from server.export.trained import TrainedModel
-from server.export.usage import FILES
+from server.export.usage import FILES, PREDICT_ONLY
 
 __all__ = ["FILES", "ExportReport", "check_installed", "export"]
 
@@ -48,6 +48,8 @@ def export(
     """
     if path.suffix == ".json":
         raise ExportError(f"{path}: the suffix .json is for the card beside the file")
+    if target in PREDICT_ONLY:
+        trained = trained.for_prediction()
     with stage(f"exporting {path.name}"):
         if target == "lite":
             return export_lite(trained, path, bytecode)

@@ -23,6 +23,7 @@ from common.images import ByteArray, decode_file
 from common.machine import cores
 from common.types import IntArray
 from server.export.exported import Exported, exported
+from server.export.usage import PREDICT_ONLY
 
 __all__ = ["Prediction", "classify", "find_images", "measure", "predict", "write_csv"]
 
@@ -124,8 +125,10 @@ def classify(model: Exported, pixels: ByteArray) -> list[tuple[int, float]]:
     Raises:
         ExportError: the model does not run, or contradicts its card.
     """
-    logits = torch.from_numpy(model.logits(pixels))
-    best, index = logits.double().softmax(dim=1).max(dim=1)
+    logits = torch.from_numpy(model.logits(pixels)).double()
+    if model.card.target not in PREDICT_ONLY:
+        logits /= model.card.temperature
+    best, index = logits.softmax(dim=1).max(dim=1)
     return list(zip(index.tolist(), best.tolist(), strict=True))
 
 

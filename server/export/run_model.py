@@ -19,6 +19,7 @@ from common.experiment import calibration_positions, experiment_dataset, held_ou
 from common.files import cache_root, write_atomic
 from common.readback import own_check
 from common.types import FeatureSet, Head
+from server.export.card import Calibration
 from server.export.trained import TrainedModel
 
 __all__ = [
@@ -126,7 +127,11 @@ def drop_backbone(path: Path) -> None:
 
 
 def trained_model(
-    config: Config, backbone: FrozenBackbone, head: Head, test: FeatureSet
+    config: Config,
+    backbone: FrozenBackbone,
+    head: Head,
+    test: FeatureSet,
+    calibration: Calibration | None = None,
 ) -> TrainedModel:
     """The input of an export: the head with its backbone, and test images with their features."""
     dataset, positions = experiment_dataset(config), held_out_positions(config)
@@ -143,4 +148,5 @@ def trained_model(
         images=dataset.images(positions[spread], backbone.spec.input_size),
         features=test.q[order],
         labels=test.labels[order],
+        calibration=calibration,
     )

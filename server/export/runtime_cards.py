@@ -10,10 +10,9 @@ from typing import Any
 import torch
 
 from common.backbone.spec import BackboneSpec
-from common.types import Head
 from server.export.card import BESIDE, Card, DefaultEngine, FileFacts, SelfCheck, card_path
 from server.export.trained import TrainedModel
-from server.export.usage import elsewhere, python
+from server.export.usage import PREDICT_ONLY, elsewhere, python
 
 __all__ = ["ExportReport", "draft_card", "finish"]
 
@@ -71,7 +70,7 @@ def draft_card(
         engine: the engine that computes; by default the backbone's quantized engine.
     """
     spec = trained.backbone.spec
-    images, logits = _interface(target, spec, trained.head)
+    images, logits = _interface(target, spec, trained)
     return Card(
         target=target,
         usage=python(target, spec),
@@ -88,15 +87,18 @@ def draft_card(
         weights=spec.weights,
         weights_licence=spec.weights_licence,
         fingerprint=trained.backbone.fingerprint,
-        head_sha256=trained.head.sha256,
+        head_sha256=trained.head_sha256,
         torch_version=torch.__version__,
+        temperature=trained.temperature,
+        calibration=trained.calibration,
         metrics=dict(trained.metrics),
         self_check=check,
     )
 
 
-def _interface(target: str, spec: BackboneSpec, head: Head) -> tuple[str, str]:
+def _interface(target: str, spec: BackboneSpec, trained: TrainedModel) -> tuple[str, str]:
     """Descriptions of the file's input and output."""
+    head = trained.head
     if target == "head":
         return (
             f"no images: weight float32 ({head.num_classes}, {head.num_features}) and bias "
@@ -110,8 +112,17 @@ def _interface(target: str, spec: BackboneSpec, head: Head) -> tuple[str, str]:
         "the model normalizes. Of an image: upright by its EXIF orientation, alpha laid on white, "
         f"the high byte of 16 bits, the shorter side scaled to {spec.input_size} (bilinear, "
         "antialiased), the middle of the longer kept",
-        f"float32 ({n}, {head.num_classes}) logits",
+        f"float32 ({n}, {head.num_classes}) logits{_divided(target, trained)}",
     )
+
+
+def _divided(target: str, trained: TrainedModel) -> str:
+    """What to do with the logits to get probabilities."""
+    if trained.calibration is None:
+        return ""
+    if target in PREDICT_ONLY:
+        return ", divided by the temperature; softmax gives probabilities"
+    return "; divided by the temperature, softmax gives probabilities"
 
 
 def finish(card: Card, path: Path, facts: FileFacts) -> ExportReport:

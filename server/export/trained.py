@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,7 +11,9 @@ import numpy as np
 from common.backbone.frozen import FrozenBackbone
 from common.errors import ExportError
 from common.images import ByteArray
+from common.temperature import scaled
 from common.types import FloatArray, Head, IntArray
+from server.export.card import Calibration
 
 __all__ = ["TrainedModel"]
 
@@ -29,6 +31,8 @@ class TrainedModel:
         features: uint8 (n, d), n >= m, of the images and then of more test images; checks that do
             not need the backbone use all of them.
         labels: int64 (n,); the first m are the images' labels.
+        calibration: the head's temperature and how good it is; None: logits stay as they are.
+        trained_sha256: SHA-256 of the trained head, if ``head`` is that one scaled.
 
     Raises:
         ExportError: the parts do not fit each other.
@@ -41,6 +45,8 @@ class TrainedModel:
     images: ByteArray
     features: ByteArray
     labels: IntArray
+    calibration: Calibration | None = None
+    trained_sha256: str = ""
 
     def __post_init__(self) -> None:
         spec, head = self.backbone.spec, self.head
@@ -72,6 +78,23 @@ class TrainedModel:
             raise ExportError(
                 f"features are {self.features.dtype} {self.features.shape}, expected uint8 {shape}"
             )
+
+    @property
+    def head_sha256(self) -> str:
+        """SHA-256 of the trained head."""
+        return self.trained_sha256 or self.head.sha256
+
+    @property
+    def temperature(self) -> float:
+        """T; 1 if there is none."""
+        return self.calibration.temperature if self.calibration else 1.0
+
+    def for_prediction(self) -> TrainedModel:
+        """The same with a head whose logits are divided by the temperature."""
+        if self.temperature == 1:
+            return self
+        head = scaled(self.head, self.temperature)
+        return replace(self, head=head, trained_sha256=self.head_sha256)
 
     @cached_property
     def logits(self) -> FloatArray:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from common.backbone.spec import BackboneSpec
 
-__all__ = ["FILES", "elsewhere", "python"]
+__all__ = ["FILES", "PREDICT_ONLY", "elsewhere", "python"]
 
 FILES = {
     "model": "model.pt",
@@ -17,6 +17,9 @@ FILES = {
     "head": "device-head.safetensors",
 }
 """Each target's file name."""
+
+PREDICT_ONLY = frozenset({"model", "onnx", "executorch"})
+"""Targets whose logits are divided by the temperature: nothing trains on from their heads."""
 
 # LibTorch has no Swift interface.
 _OBJECTIVE_CPP = "// in an Objective-C++ file that Swift calls:"

@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from common.datasets import Dataset
 from common.errors import FedheadError, ReplyError
 from common.experiment import client_shares
 from common.messages import ClientEvaluation, EvaluateReply, EvaluateRequest
 from common.noise import COUNTED_CLIENTS, COUNTED_EXAMPLES
-from common.types import Head
+from common.temperature import check_losses, largest_spread
+from common.types import Affine, Head
 from server.record.runfolder import CLIENTS
 from server.round.algorithm import Run
 from server.round.exchange import ask
@@ -38,11 +40,14 @@ class ClientFigures:
         correct: number that the global head classifies correctly.
         personal_correct: number that the client's own head classifies correctly; None: no
             personal heads.
+        losses: float64 (49,), the client's mean loss at each value of
+            ``common.temperature.SHARPNESS``.
     """
 
     num_examples: Mapping[int, int]
     correct: Mapping[int, int]
     personal_correct: Mapping[int, int] | None
+    losses: Mapping[int, npt.NDArray[np.float64]] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Mean, 10th percentile and worst of the clients' accuracies, and the counts behind them.
@@ -80,7 +85,7 @@ class ClientFigures:
         return mean, float(np.percentile(counted, 10)), min(counted)
 
 
-def ask_clients(run: Run, head: Head, personal: float) -> ClientFigures:
+def ask_clients(run: Run, head: Head, personal: float, affine: Affine) -> ClientFigures:
     """Let clients evaluate a head. Clients without a valid answer are left out.
 
     So are clients that still owe a round its answer: waiting for them could take another deadline.
@@ -89,6 +94,7 @@ def ask_clients(run: Run, head: Head, personal: float) -> ClientFigures:
         run: grid, registry and configuration.
         head: the global head.
         personal: lambda of the clients' own heads; 0: none.
+        affine: how integer features become x.
     """
     by_node: dict[int, list[int]] = {}
     run.registry.stragglers.poll()
@@ -110,12 +116,15 @@ def ask_clients(run: Run, head: Head, personal: float) -> ClientFigures:
     for node, reason in errors.items():
         logger.warning("%s did not evaluate: %s", run.registry.node_name(node), reason)
     found: dict[int, ClientEvaluation] = {}
+    spread = largest_spread(head, affine)
     for node in sorted(answers):
         asked = by_node[node]
         try:
             check_lengths(answers[node], len(asked))
             reply = EvaluateReply.read(answers[node])
             _check(reply, set(asked))
+            for own in reply.evaluations:
+                check_losses(own.curve, head.num_classes, spread)
         except FedheadError as exc:
             run.registry.refuse(node, f"sends an invalid evaluation, {exc}")
         else:
@@ -125,6 +134,7 @@ def ask_clients(run: Run, head: Head, personal: float) -> ClientFigures:
         {client: own.num_examples for client, own in found.items()},
         {client: own.correct for client, own in found.items()},
         {client: own.personal_correct for client, own in found.items()} if personal else None,
+        {client: own.curve for client, own in found.items()},
     )
 
 

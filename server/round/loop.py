@@ -84,6 +84,11 @@ _COUNTED = (
     "downlink-bytes", "simulated-seconds", "train-seconds", "seconds",
 )  # fmt: skip
 
+# Metrics of strategies that the run's summary tells as they were last.
+_CHOSEN = (
+    "ridge-lambda", "ridge-lambda-edge", "ridge-freedom", "lda-shrinkage", "head-temperature",
+)  # fmt: skip
+
 
 def run_rounds(
     run: Run,
@@ -130,6 +135,7 @@ def run_rounds(
             metrics["learning-rate"] = run.config.train.rate(number)
             for name in _COUNTED:
                 counters[name] += metrics[name]
+            counters |= {name: result.metrics[name] for name in _CHOSEN if name in result.metrics}
             log.write(number, metrics)
             if not is_cell:
                 _keep(run, folder, number, head, algorithm.state, counters)

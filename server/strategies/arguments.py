@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, create_model
 from pydantic.fields import FieldInfo
 
 from common.config.bounds import bounds
+from common.config.numbers import OrAuto
 from common.errors import ConfigError
 from common.toml_model import Section, validated
 
@@ -161,6 +162,9 @@ def _allowed(field: FieldInfo) -> str:
     annotation: Any = field.annotation
     if get_origin(annotation) is Literal:
         return " or ".join(map(str, get_args(annotation)))
+    for one in field.metadata:
+        if isinstance(one, OrAuto):
+            return f"auto, or {one.range}"
     bounds = [
         f"{word} {getattr(one, key):g}"
         for one in field.metadata

@@ -9,30 +9,38 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
+from common.config.numbers import Auto
+from common.ridge import auto_ridge, fixed_ridge
 from common.statistics import (
     Statistics,
     exact_sum,
     in_feature_space,
     least_squares,
-    ridge,
     triangle_size,
     unit_rows,
 )
+from common.temperature import ridge_temperature
 from common.types import Affine, ClientPlan, Head, UpdateBatch
-from server.strategy import NonNegative, Positive, RoundContext, Strategy
+from server.strategies.discriminant import discriminant, equal_shrinkage
+from server.strategy import (
+    Metrics,
+    NonNegative,
+    NonNegativeOrAuto,
+    PositiveOrAuto,
+    RoundContext,
+    ShareOrAuto,
+    Strategy,
+)
 
 __all__ = [
     "MeansState",
     "StatisticsState",
     "afl",
     "covariance_head",
-    "discriminant",
     "ditto",
     "fed3r",
     "fedcof",
@@ -60,9 +68,9 @@ class StatisticsState:
 
 
 def _from_sums(
-    name: str, solve: Callable[[Statistics, Affine], _Array]
+    name: str, solve: Callable[[Statistics, Affine], tuple[_Array, Metrics]]
 ) -> Strategy[StatisticsState]:
-    """A head (K, D) from the sums of all clients so far."""
+    """A head (K, D), with metrics, from the sums of all clients so far."""
 
     def init(head: Head) -> StatisticsState:
         width = head.num_features + 1
@@ -74,13 +82,14 @@ def _from_sums(
 
     def aggregate(
         state: StatisticsState, _head: Head, updates: UpdateBatch, context: RoundContext
-    ) -> tuple[StatisticsState, Head]:
+    ) -> tuple[StatisticsState, Head, Metrics]:
         new = StatisticsState(
             exact_sum(state.gram, updates.fields["gram"]),
             exact_sum(state.moments, updates.fields["moments"]),
             _with(state.seen, updates),
         )
-        return new, Head.from_matrix(solve(Statistics(new.gram, new.moments), context.affine))
+        matrix, metrics = solve(Statistics(new.gram, new.moments), context.affine)
+        return new, Head.from_matrix(matrix), metrics
 
     return Strategy(
         name=name,
@@ -98,20 +107,43 @@ def _with(seen: tuple[int, ...], updates: UpdateBatch) -> tuple[int, ...]:
     return tuple(sorted((*seen, *(i for ids in updates.client_ids for i in ids))))
 
 
-def fed3r(*, lam: Positive = 10.0, normalize: bool = False) -> Strategy[StatisticsState]:
+def fed3r(*, lam: PositiveOrAuto = "auto", normalize: bool = False) -> Strategy[StatisticsState]:
     """Fed3R, federated recursive ridge regression: exact for any partition.
 
     Fani et al., ICML 2024, arXiv 2406.01116. Each client sends ``X^T X`` and ``X^T Y`` once, as
     exact integers; the head equals centralized ridge regression.
 
     Args:
-        lam: ridge penalty, which applies to the bias too.
+        lam: ridge penalty, which applies to the bias too; "auto": chosen from the sums by
+            generalized cross-validation, see common.ridge.
         normalize: divide each class's column by its norm, as the paper does.
     """
-    return _from_sums("fed3r", lambda s, affine: ridge(*s.in_feature_space(affine), lam, normalize))
+
+    def solve(sums: Statistics, affine: Affine) -> tuple[_Array, Metrics]:
+        matrix, metrics = _ridge(sums, affine, lam)
+        if not normalize:
+            return matrix, metrics
+        del metrics["head-temperature"]  # it is of the rows as they were
+        return unit_rows(matrix), metrics
+
+    return _from_sums("fed3r", solve)
 
 
-def ditto(*, lam: Positive = 10.0, personal_lam: Positive = 10.0) -> Strategy[StatisticsState]:
+def _ridge(sums: Statistics, affine: Affine, lam: float | Auto) -> tuple[_Array, dict[str, float]]:
+    """The ridge head, and what was chosen for it."""
+    a, b = sums.in_feature_space(affine)
+    if lam != "auto":
+        chosen, metrics = fixed_ridge(a, b, sums.num_examples, lam), {}
+    else:
+        chosen = auto_ridge(a, b, sums.num_examples)
+        metrics = chosen.metrics
+    temperature = ridge_temperature(chosen.matrix, a, b, chosen.freedom)
+    return chosen.matrix, {**metrics, "head-temperature": temperature}
+
+
+def ditto(
+    *, lam: PositiveOrAuto = "auto", personal_lam: PositiveOrAuto = "auto"
+) -> Strategy[StatisticsState]:
     """Ditto in closed form: Fed3R's head for all, and for each client its own head close to it.
 
     Li et al., "Ditto: fair and robust federated learning through personalization", ICML 2021,
@@ -121,50 +153,55 @@ def ditto(*, lam: Positive = 10.0, personal_lam: Positive = 10.0) -> Strategy[St
     paper: squared loss, as in Fed3R, so that both problems are solved exactly instead of by steps.
 
     Args:
-        lam: ridge penalty of the global head.
-        personal_lam: how strongly a client's own head is kept close to the global one.
+        lam: ridge penalty of the global head; "auto": as in ``fed3r``.
+        personal_lam: how strongly a client's own head is kept close to the global one; "auto": each
+            client chooses for itself.
     """
-    return dataclasses.replace(fed3r(lam=lam), name="ditto", personal=personal_lam)
+    personal = -1.0 if personal_lam == "auto" else personal_lam
+    return dataclasses.replace(fed3r(lam=lam), name="ditto", personal=personal)
 
 
-def afl() -> Strategy[StatisticsState]:
+def afl(*, lam: NonNegativeOrAuto = "auto") -> Strategy[StatisticsState]:
     """AFL, analytic federated learning: the least squares head of all clients' data.
 
     He et al., CVPR 2025, arXiv 2405.16240. Differs from the paper: clients send ``X^T X`` and
     ``X^T Y`` themselves, which have the size of the paper's regularized Gram matrix and local
     head. The server's result is the paper's, without the rounding errors of removing the
-    regularization again. Constant features get no weight.
+    regularization again. Its least squares need many more examples than features: by default they
+    are regularized, which makes the head Fed3R's.
+
+    Args:
+        lam: ridge penalty; 0: the paper's least squares, where constant features get no weight;
+            "auto": as in ``fed3r``.
     """
-    return _from_sums("afl", lambda s, affine: least_squares(*s.in_feature_space(affine), s.varies))
+
+    def solve(sums: Statistics, affine: Affine) -> tuple[_Array, Metrics]:
+        if lam == 0:
+            return least_squares(*sums.in_feature_space(affine), sums.varies), {}
+        return _ridge(sums, affine, lam)
+
+    return _from_sums("afl", solve)
 
 
-def lda(*, shrinkage: Annotated[float, Field(gt=0, le=1)] = 0.1) -> Strategy[StatisticsState]:
+def lda(*, shrinkage: ShareOrAuto = "auto") -> Strategy[StatisticsState]:
     """Linear discriminant analysis with one pooled covariance (FedCGS, arXiv 2503.06962).
 
     ``S = (A - sum N_c mu_c mu_c^T) / (N - K)``, shrunk to ``(1 - a) S + a tr(S) / d I``;
     ``w_c = S^-1 mu_c`` and ``b_c = -mu_c^T S^-1 mu_c / 2 + ln pi_c``.
 
     Args:
-        shrinkage: a, in (0, 1].
+        shrinkage: a, in (0, 1]; "auto": chosen from the sums, see ``equal_shrinkage``.
     """
-    return _from_sums("lda", lambda s, affine: discriminant(*s.in_feature_space(affine), shrinkage))
 
+    def solve(sums: Statistics, affine: Affine) -> tuple[_Array, Metrics]:
+        a, b = sums.in_feature_space(affine)
+        if shrinkage != "auto":
+            return discriminant(a, b, shrinkage), {}
+        chosen = auto_ridge(a, b, sums.num_examples)
+        share = equal_shrinkage(a, b, chosen.lam)
+        return discriminant(a, b, share), {**chosen.metrics, "lda-shrinkage": share}
 
-def discriminant(a: _Array, b: _Array, shrinkage: float) -> _Array:
-    """The head (K, D) of ``lda`` from A = X^T X (D, D) and B = Y^T X (K, D), in float64."""
-    counts, d = b[:, -1], a.shape[0] - 1
-    present = counts > 0
-    means = b[present, :-1] / counts[present, None]
-    scatter = a[:-1, :-1] - (means * counts[present, None]).T @ means
-    covariance = scatter / max(counts.sum() - present.sum(), 1.0)
-    spread = max(float(np.trace(covariance)) / d, np.finfo(np.float64).tiny)
-    covariance = (1 - shrinkage) * covariance + shrinkage * spread * np.eye(d)
-    weight = np.linalg.solve(covariance, means.T).T
-    bias = -0.5 * (weight * means).sum(axis=1) + np.log(counts[present] / counts.sum())
-    head = np.zeros_like(b)
-    head[present, :-1], head[present, -1] = weight, bias
-    head[~present, -1] = bias.min() - 100  # a class without examples is never predicted
-    return head
+    return _from_sums("lda", solve)
 
 
 @dataclass(frozen=True, eq=False)

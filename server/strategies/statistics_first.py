@@ -10,9 +10,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.statistics import Statistics, exact_sum, ridge
+from common.config.numbers import Auto
+from common.ridge import Solution, auto_ridge, fixed_ridge
+from common.statistics import Statistics, exact_sum
+from common.temperature import ridge_temperature
 from common.types import ClientPlan, FloatArray, Head, UpdateBatch
-from server.strategy import Metrics, RoundContext, Strategy, with_metrics
+from server.strategy import (
+    Metrics,
+    NonNegativeOrAuto,
+    PositiveOrAuto,
+    RoundContext,
+    Strategy,
+    with_metrics,
+)
 
 __all__ = ["PreparedState", "with_statistics"]
 
@@ -37,9 +47,9 @@ class PreparedState:
 def with_statistics(
     strategy: Strategy[Any],
     *,
-    temperature: float = 0.0,
-    init_lambda: float = 10.0,
-    precondition_lambda: float = 0.0,
+    temperature: NonNegativeOrAuto = 0.0,
+    init_lambda: PositiveOrAuto = "auto",
+    precondition_lambda: NonNegativeOrAuto = 0.0,
 ) -> Strategy[PreparedState]:
     """Let every client send its statistics in the first round, as in Fed3R.
 
@@ -50,9 +60,10 @@ def with_statistics(
     Args:
         strategy: the strategy from the second round on.
         temperature: factor on the ridge head, so that its softmax gives confident probabilities;
-            0: the first head is not replaced.
-        init_lambda: penalty of the ridge head.
-        precondition_lambda: lam of P, which each client gets once; 0: no preconditioner.
+            0: the first head is not replaced; "auto": see common.temperature.ridge_temperature.
+        init_lambda: penalty of the ridge head; "auto": chosen from the sums, see common.ridge.
+        precondition_lambda: lam of P, which each client gets once; "auto": the penalty that would
+            be chosen for the ridge head; 0: no preconditioner.
     """
 
     def init(head: Head) -> PreparedState:
@@ -78,17 +89,34 @@ def with_statistics(
                 exact_sum(np.zeros(rows.shape[1:], np.uint64), rows)
                 for rows in (updates.fields["gram"], updates.fields["moments"])
             )
-            a, b = Statistics(gram, moments).in_feature_space(context.affine)
-            p = _inverse(a, float(b[:, -1].sum()), precondition_lambda)
+            sums = Statistics(gram, moments)
+            a, b = sums.in_feature_space(context.affine)
+            lambdas = (init_lambda if temperature else 0.0, precondition_lambda)
+            chosen = auto_ridge(a, b, sums.num_examples) if "auto" in lambdas else None
+            of_head, of_steps = (_number(lam, chosen) for lam in lambdas)
+            p = _inverse(a, float(sums.num_examples), of_steps)
             if temperature:
-                head = Head.from_matrix(temperature * ridge(a, b, init_lambda))
-            return PreparedState(1, p, strategy.init(head)), head, {}
+                start = fixed_ridge(a, b, sums.num_examples, of_head)
+                factor = temperature
+                if factor == "auto":
+                    factor = 1 / ridge_temperature(start.matrix, a, b, start.freedom)
+                head = Head.from_matrix(factor * start.matrix)
+            return PreparedState(1, p, strategy.init(head)), head, chosen.metrics if chosen else {}
         given = strategy.aggregate(state.inner, head, updates, context)
         inner, head, metrics = with_metrics(given, strategy.name)
         return dataclasses.replace(state, inner=inner), head, metrics
 
     each = _inside(strategy.each)
     return dataclasses.replace(strategy, init=init, plan=plan, aggregate=aggregate, each=each)
+
+
+def _number(lam: float | Auto, chosen: Solution | None) -> float:
+    """The chosen lambda in place of "auto"."""
+    if lam != "auto":
+        return lam
+    if chosen is None:
+        raise ValueError("no lambda was chosen")
+    return chosen.lam
 
 
 def _inverse(a: npt.NDArray[np.float64], count: float, lam: float) -> FloatArray:

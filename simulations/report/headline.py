@@ -79,7 +79,7 @@ def figures_of_run(entry: Entry, row: Row, against: Standard) -> list[Card]:
         if against.ridge is not None:
             remark += f". Ridge, the same in closed form: {percent(against.ridge)} %"
         cards.append(Card("Centralized head", "", f"{percent(against.centralized)} %", remark))
-    return [*cards, _traffic(entry, row), *_model(entry)]
+    return [*cards, _traffic(entry, row), *_model(entry), *_probabilities(entry)]
 
 
 def _gap(row: Row) -> str:
@@ -101,6 +101,20 @@ def _traffic(entry: Entry, row: Row) -> Card:
         times = mean / row.uplink_bytes
         remark += f". Whole models would be {byte_text(mean)}, {times:,.0f} times as much"
     return Card("Uplink", "", byte_text(row.uplink_bytes), remark)
+
+
+def _probabilities(entry: Entry) -> list[Card]:
+    """How far the exported model's probabilities are from the truth."""
+    summary = entry.runs[0].summary
+    if len(entry.runs) > 1 or summary.model_bytes is None:
+        return []
+    if summary.ece is None or summary.ece_before is None or summary.temperature is None:
+        return []
+    remark = (
+        "by which the model's probabilities miss the share that is right, on average; without "
+        f"temperature {summary.temperature:.3g} {points(summary.ece_before)[1:]}"
+    )
+    return [Card("Calibration error", "", f"{points(summary.ece)[1:]} points", remark)]
 
 
 def _model(entry: Entry) -> list[Card]:

@@ -59,6 +59,9 @@ class Summary(BaseModel):
     downlink_bytes: Count | None = None
     full_model_uplink_bytes: Count | None = None
     model_bytes: Count | None = None
+    ece: Rate | None = None
+    ece_before: Rate | None = None
+    temperature: Annotated[float, Field(gt=0)] | None = None
     model_accuracy: Rate | None = None
     model_test_examples: Count | None = None
 

@@ -19,7 +19,7 @@ from client.cohort.kernels import _batch_order
 from client.local import batch_orders
 from client.sgd import Terms, train_head
 from common.errors import DataError
-from common.evaluation import evaluate
+from common.evaluation import evaluate, losses_of
 from common.seeding import Purpose, batch_order, stream_state
 from common.types import Affine, FeatureSet, Head, LocalTraining
 
@@ -310,9 +310,20 @@ def test_evaluates_each_client_as_the_reference_does() -> None:
         assert losses[i] == pytest.approx(want.loss, rel=1e-5)
 
 
+@pytest.mark.parametrize("chunk_rows", [7, 1000])
+def test_tells_each_clients_losses_by_temperature_as_the_reference_does(chunk_rows: int) -> None:
+    fs, owned = features(sum(SIZES), 16, 3), shares(SIZES)
+    head = Head.from_matrix(np.random.default_rng(3).normal(size=(3, 17)))
+    clients = np.array([6, 0, 1, 3])
+    losses = Cohort(fs, owned, chunk_rows=chunk_rows).losses(clients, head.matrix)
+    for own, client in zip(losses, clients, strict=True):
+        np.testing.assert_allclose(own, losses_of(head, fs.select(owned[client])), rtol=1e-4)
+
+
 def test_nobody_is_evaluated_without_a_fuss() -> None:
     correct, losses = make().evaluate(np.zeros(0, np.int64), np.zeros((3, 17), np.float32))
     assert (len(correct), len(losses)) == (0, 0)
+    assert not len(make().losses(np.zeros(0, np.int64), np.zeros((3, 17), np.float32)))
 
 
 def test_a_client_without_examples_is_named() -> None:

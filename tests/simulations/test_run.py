@@ -301,12 +301,19 @@ def test_a_share_of_the_clients_is_asked_and_said_as_a_number(
 
 def test_fed3r_equals_the_centralized_ridge_head(quick: Make) -> None:
     run = quick(
-        "strategy.name=fed3r", "strategy.args.lam=10.0", "train.clients-per-round=0",
-        "baseline.epochs=1",
+        "strategy.name=fed3r", "train.clients-per-round=0", "baseline.epochs=1",
     )  # fmt: skip
     summary = run_in_process(run)
     assert summary["rounds"] == 1
     assert summary["accuracy"] == summary["ridge_accuracy"]
+    (figures,) = lines(run)
+    assert figures["strategy"]["ridge-lambda"] == summary["ridge_lambda"] > 0
+    told = quick(
+        "strategy.name=fed3r", f"strategy.args.lam={summary['ridge_lambda']!r}",
+        "train.clients-per-round=0", "baseline.epochs=1", name="told",
+    )  # fmt: skip
+    again = run_in_process(told)
+    assert (again["head_sha256"], again["ridge_lambda"]) == (summary["head_sha256"], None)
 
 
 def test_fed3r_asks_each_client_once(quick: Make) -> None:

@@ -170,7 +170,7 @@ def test_an_argument_is_tried_with_the_strategies_that_have_it(base: Config) -> 
         ("fedavg", ["lr", "local-epochs", "batch-size", "momentum", "server-lr"]),
         ("scaffold", ["lr", "local-epochs", "batch-size", "server-lr"]),  # needs plain SGD
         ("fedadam", ["lr", "local-epochs", "batch-size", "momentum", "server-lr", "tau"]),
-        ("fed3r", ["lam"]),
+        ("fedcof", ["gamma"]),  # the other closed forms choose their numbers themselves
     ],
 )
 def test_what_is_searched_where_nothing_is_said(

@@ -1,5 +1,6 @@
 """The exported file: what it computes, what it says about itself, and when it is refused."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -23,9 +24,11 @@ from common.errors import ExportError
 from common.files import sha256_file
 from common.machine import processor
 from common.types import Affine, Head
-from server.export.card import CARD_RECORD, read_card
+from server.export.card import CARD_RECORD, Calibration, read_card
+from server.export.exported import exported as exported_file
 from server.export.exporters import FILES, check_installed, export
 from server.export.phone_model import PhoneHead, quantize_head
+from server.export.predict import classify
 
 # Raises what Python raises when a package is not installed.
 BLOCKER = """
@@ -575,3 +578,38 @@ def test_a_missing_file_or_a_folder_is_refused(tmp_path):
         read_card(tmp_path / "none.pt")
     with pytest.raises(ExportError, match="Is a directory"):
         read_card(tmp_path)
+
+
+# Probabilities
+
+
+def test_a_file_that_predicts_gives_probabilities_and_one_that_trains_the_trained_head(
+    trained, exported, tmp_path
+):
+    found = Calibration(
+        temperature=0.1, fitted_on="clients' test parts", fitted_examples=60, ece=0.01,
+        ece_before=0.5, loss=0.2, loss_before=2.0, examples=60,
+    )  # fmt: skip
+    warm = dataclasses.replace(trained, calibration=found)
+    model = export(warm, "model", tmp_path / "model.pt")
+    device = export(warm, "device", tmp_path / "device.pt")
+    with loaded(exported.path) as (plain, pixels), loaded(model.path) as (cold, _):
+        before, after = plain.logits(pixels), cold.logits(pixels)
+        np.testing.assert_allclose(after, 10 * before, rtol=1e-3, atol=1e-3 * np.ptp(after))
+        assert (before.argmax(1) == after.argmax(1)).all()
+        of_model = classify(cold, pixels)
+        inside = cold.card
+    assert (inside.temperature, inside.calibration) == (0.1, found)
+    assert inside.head_sha256 == trained.head.sha256
+    assert "divided by the temperature; softmax" in inside.output
+    with loaded(device.path) as (trains, _):
+        np.testing.assert_allclose(trains.logits(pixels), before, atol=1e-2 * np.ptp(before))
+        for (k, own), (want, probability) in zip(classify(trains, pixels), of_model, strict=True):
+            assert (k, own) == (want, pytest.approx(probability, abs=0.02))
+
+
+@contextlib.contextmanager
+def loaded(path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
+    with exported_file(path) as file:
+        yield file, pixels

@@ -357,6 +357,9 @@ FALSE_FIGURES: dict[str, tuple[Change, str]] = {
     "more right than there are": (answers("evaluate", sets(correct=[7])), "counts 7 of 6"),
     "huge": (answers("evaluate", sets(num_examples=[2**62], correct=[2**62])), "it counts"),
     "NaN": (answers("evaluate", sets(loss=[float("nan")])), "a loss is not finite"),
+    "losses of NaN": (answers("evaluate", sets(losses=[b"\xff" * 392])), "a loss by temperature"),
+    "losses cut off": (answers("evaluate", sets(losses=[b"\0" * 391])), "take 391 bytes"),
+    "losses without end": (answers("evaluate", sets(losses=[b"\0" * 10**6])), "are (125000,)"),
     "a million": (answers("evaluate", sets(clients=[1] * 10**6)), "lists 1000000 clients"),
 }
 

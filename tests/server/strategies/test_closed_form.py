@@ -28,6 +28,7 @@ from server.strategy import RoundContext, with_metrics
 pytestmark = pytest.mark.slow
 
 K, LAM, TOLERANCE = 10, 10.0, 1e-9
+ARGUMENTS = {"afl": {"lam": 0.0}, "fed3r": {"lam": LAM}}
 Matrix = npt.NDArray[np.float64]
 
 PARTITIONS = {
@@ -53,7 +54,7 @@ def federated(
     name: str, features: FeatureSet, shares: tuple[ClientShare, ...]
 ) -> tuple[StatisticsState, Head]:
     """State and head after each client has sent its statistics, at most 50 clients a round."""
-    strategy = build_strategy(name)
+    strategy = build_strategy(name, ARGUMENTS[name])
     head = Head.zeros(K, features.num_features)
     state = strategy.init(head)
     for start in range(0, len(shares), 50):

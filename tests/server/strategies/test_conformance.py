@@ -12,9 +12,10 @@ import pytest
 from client.client_round import ClientRound
 from client.local import batch_orders, client_update
 from client.memory import ClientMemory
-from common.errors import ReplyError
+from common.errors import ConfigError, ReplyError
 from common.fields import field_layouts
 from common.messages import TrainRequest
+from common.ridge import auto_ridge
 from common.statistics import feature_statistics
 from common.types import Affine, FeatureSet, Head, LocalTraining, UpdateBatch
 from common.updates import added_up, client_weights, joined
@@ -241,10 +242,59 @@ def test_fed3r_is_centralized_ridge(tmp_path: Path) -> None:
     np.testing.assert_allclose(solved("fed3r", {"lam": 3.0}, tmp_path), want, rtol=2e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("name", ["fed3r", "ditto", "afl"])
+def test_by_default_lambda_is_chosen_from_all_clients_sums_and_told(
+    name: str, tmp_path: Path
+) -> None:
+    x, y = centralized()
+    want = auto_ridge(x.T @ x, y.T @ x, len(x))
+    strategy = build(name)
+    state, head = start(strategy)
+    batch = updates(strategy, state, head, 1, EVERYONE, tmp_path)
+    _, head, metrics = aggregate(strategy, state, head, batch)
+    np.testing.assert_allclose(head.matrix, want.matrix, rtol=2e-6, atol=1e-8)
+    assert metrics["ridge-lambda"] == want.lam
+    assert metrics["ridge-freedom"] == pytest.approx(want.freedom)
+
+
+def test_shrinkage_is_the_share_that_lambda_has_of_the_diagonal_within_classes(
+    tmp_path: Path,
+) -> None:
+    x, y = centralized()
+    a, b = x.T @ x, y.T @ x
+    lam = auto_ridge(a, b, len(x)).lam
+    means = (b / b[:, -1:])[:, :-1]
+    within = ((x[:, :-1] - y @ means) ** 2).sum() / D
+    share = lam / (lam + within)
+    assert 0 < share < 1
+    want = solved("lda", {"shrinkage": share}, tmp_path)
+    np.testing.assert_allclose(solved("lda", {}, tmp_path), want, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "wrong"),
+    [("fed3r", "lam", "automatic"), ("fed3r", "lam", 0), ("ditto", "personal-lam", -1),
+     ("afl", "lam", -1.0), ("lda", "shrinkage", 1.5), ("lda", "shrinkage", True)],
+)  # fmt: skip
+def test_an_argument_is_auto_or_a_number_in_its_range(
+    name: str, argument: str, wrong: object
+) -> None:
+    assert build_strategy(name, {argument: "auto"}).name == name
+    assert build_strategy(name, {argument: 1}).name == name
+    with pytest.raises(ConfigError, match=rf'{argument}={wrong!r} must be "auto", or a number '):
+        build_strategy(name, {argument: wrong})
+
+
+def test_a_client_of_ditto_chooses_its_own_lambda_unless_one_is_given() -> None:
+    assert build("ditto").personal == -1
+    assert build("ditto", {"personal-lam": 3}).personal == 3
+    assert build("fed3r").personal == 0
+
+
 def test_afl_is_centralized_least_squares(tmp_path: Path) -> None:
     x, y = centralized()
     want = np.linalg.lstsq(x, y, rcond=None)[0].T
-    np.testing.assert_allclose(solved("afl", {}, tmp_path), want, rtol=2e-6, atol=1e-8)
+    np.testing.assert_allclose(solved("afl", {"lam": 0}, tmp_path), want, rtol=2e-6, atol=1e-8)
 
 
 def test_afl_gives_a_dead_feature_no_weight() -> None:
@@ -253,7 +303,7 @@ def test_afl_gives_a_dead_feature_no_weight() -> None:
     q[:, 5] = 0  # x is constant there, as the bias is: left out, instead of sharing with it
     fs = FeatureSet(q, y.argmax(axis=1), AFFINE, "f")
     statistics = feature_statistics(fs, K)
-    strategy = build("afl")
+    strategy = build("afl", {"lam": 0})
     state, head = start(strategy)
     fields = {"gram": statistics.gram[None], "moments": statistics.moments[None]}
     batch = UpdateBatch(((0,),), np.array([len(q)]), np.ones(1), fields)

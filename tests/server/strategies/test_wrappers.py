@@ -1,11 +1,16 @@
+from typing import Literal
+
 import numpy as np
 import pytest
 
-from common.types import Affine, Head, UpdateBatch
+from common.ridge import auto_ridge
+from common.statistics import feature_statistics, ridge
+from common.types import Affine, FeatureSet, Head, UpdateBatch
 from server.strategies.averaging import fedavg
 from server.strategies.scaffold import scaffold
+from server.strategies.statistics_first import with_statistics
 from server.strategies.wrappers import norm_clipping, with_clipping
-from server.strategy import RoundContext
+from server.strategy import RoundContext, with_metrics
 
 
 def rows(*norms: float) -> UpdateBatch:
@@ -42,3 +47,28 @@ def test_what_cannot_be_clipped_is_refused() -> None:
     context = RoundContext(1, 3, 3, 0.1, Affine(np.ones(2), np.ones(2)), zero_point=0, seed=0)
     with pytest.raises(ValueError, match="scaffold needs more than the delta"):
         clipped.plan(clipped.init(Head.zeros(2, 2)), context)
+
+
+@pytest.mark.parametrize("told", ["auto", 3.0])
+def test_a_round_of_statistics_chooses_the_penalty_of_head_and_preconditioner_unless_told(
+    told: Literal["auto"] | float,
+) -> None:
+    rng = np.random.default_rng(0)
+    affine = Affine(np.full(6, 0.02, np.float32), np.full(6, 128.0, np.float32))
+    q, labels = rng.integers(0, 256, (40, 6), np.uint8), rng.integers(0, 3, 40)
+    sums = feature_statistics(FeatureSet(q, labels, affine, ""), 3)
+    a, b = sums.in_feature_space(affine)
+    lam = auto_ridge(a, b, 40).lam if told == "auto" else told
+    strategy = with_statistics(
+        fedavg(), temperature=2.0, init_lambda=told, precondition_lambda=told
+    )
+    context = RoundContext(1, 1, 1, 0.1, affine, zero_point=0, seed=0)
+    zeros = Head.zeros(3, 6)
+    fields = {"gram": sums.gram[None], "moments": sums.moments[None]}
+    batch = UpdateBatch(((0,),), np.array([40]), np.ones(1), fields)
+    given = strategy.aggregate(strategy.init(zeros), zeros, batch, context)
+    state, head, metrics = with_metrics(given, "fedavg")
+    assert metrics.get("ridge-lambda") == (lam if told == "auto" else None)
+    np.testing.assert_allclose(head.matrix, 2 * ridge(a, b, lam), rtol=1e-6, atol=1e-8)
+    inverse = np.linalg.inv((a + lam * np.eye(7)) / 40)
+    np.testing.assert_allclose(state.preconditioner, inverse, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,125 @@
+"""The temperature of a run's last head: how it is found, how good it is, where it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.evaluation import calibration_error, evaluate, probabilities_of
+from common.temperature import SHARPNESS, fit_temperature
+from common.types import FeatureSet, Head
+from server.export.card import Calibration
+from server.record.runfolder import SUMMARY
+from server.round.algorithm import Run
+from server.round.client_figures import ClientFigures
+
+__all__ = [
+    "Temperature",
+    "calibrated",
+    "calibration_of",
+    "chosen_temperature",
+    "kept_calibration",
+]
+
+_FEWEST = 50  # of a few dozen examples, whether one is right decides
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """What the logits of a head are divided by.
+
+    Attributes:
+        value: T.
+        fitted_on: words for what it was fitted on.
+        examples: number of these examples; 0 if there were none.
+    """
+
+    value: float
+    fitted_on: str
+    examples: int = 0
+
+
+def calibrated(
+    run: Run, figures: ClientFigures, counters: Mapping[str, float], head: Head, test: FeatureSet
+) -> Calibration:
+    """The calibration of a run's last head.
+
+    Args:
+        run: grid, registry and configuration.
+        figures: what clients tell of the head.
+        counters: the run's, with the closed form's estimate as "head-temperature".
+        head: the last head.
+        test: the server's test set.
+    """
+    train_examples = {number: one.num_examples for number, one in run.registry.clients.items()}
+    chosen = chosen_temperature(figures, train_examples, counters.get("head-temperature"))
+    return calibration_of(chosen, head, test)
+
+
+def chosen_temperature(
+    figures: ClientFigures, train_examples: Mapping[int, int], of_statistics: float | None
+) -> Temperature:
+    """The temperature from what clients tell of the head on their own test parts.
+
+    A client counts with its test examples, but not with more of them than it trained on.
+
+    Args:
+        figures: the clients' answers.
+        train_examples: by client.
+        of_statistics: the estimate of a closed form for its head, if there is one. It is used if
+            all test parts together are too small.
+    """
+    weights = {
+        client: min(figures.num_examples[client], train_examples.get(client, 0))
+        for client in figures.losses
+    }
+    total = sum(weights.values())
+    if total >= _FEWEST:
+        losses = np.zeros_like(SHARPNESS)
+        for client, weight in weights.items():
+            losses += weight * figures.losses[client]
+        return Temperature(fit_temperature(losses, total), "clients' test parts", total)
+    if of_statistics is not None:
+        return Temperature(of_statistics, "clients' statistics")
+    return Temperature(1.0, f"nothing: clients have {total} test examples, fewer than {_FEWEST}")
+
+
+def calibration_of(temperature: Temperature, head: Head, test: FeatureSet) -> Calibration:
+    """How good the probabilities are on the server's test set, with and without temperature."""
+    ece, loss = _quality(head, test, temperature.value)
+    before, _ = _quality(head, test, 1.0)
+    return Calibration(
+        temperature=temperature.value,
+        fitted_on=temperature.fitted_on,
+        fitted_examples=temperature.examples,
+        ece=ece,
+        ece_before=before,
+        loss=loss,
+        loss_before=evaluate(head, test).loss,
+        examples=len(test),
+    )
+
+
+def _quality(head: Head, test: FeatureSet, temperature: float) -> tuple[float, float]:
+    """Calibration error and mean cross-entropy."""
+    probabilities = probabilities_of(head, test, temperature)
+    of_truth = np.take_along_axis(probabilities, test.labels[:, None], axis=1)
+    tiny = np.finfo(np.float64).tiny  # a probability of 0 would cost infinitely much
+    loss = float(-np.log(np.maximum(of_truth, tiny)).mean())
+    return calibration_error(probabilities, test.labels), loss
+
+
+def kept_calibration(path: Path, head: Head) -> Calibration | None:
+    """The calibration in a run folder's summary; None if that is of another head or missing."""
+    file = path / "summary.json"
+    if not file.exists():
+        return None
+    summary: Mapping[str, Any] = SUMMARY.read(file)
+    found = summary.get("calibration")
+    if found is None or summary.get("head_sha256") != head.sha256:
+        return None
+    return Calibration.model_validate(found)

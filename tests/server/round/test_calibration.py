@@ -1,0 +1,66 @@
+"""Which temperature a run takes, and what is kept of it."""
+
+import numpy as np
+import pytest
+
+from common.temperature import losses_by_sharpness
+from common.types import Affine, FeatureSet, Head
+from server.record.runfolder import SUMMARY
+from server.round.calibration import calibration_of, chosen_temperature, kept_calibration
+from server.round.client_figures import ClientFigures
+
+
+def figures(sizes, factors=None):
+    """Clients whose logits are right in three of four examples, at different scales."""
+    rng = np.random.default_rng(0)
+    losses = {}
+    for client, n in enumerate(sizes):
+        factor = (factors or {}).get(client, 1.0)
+        labels = np.arange(n) % 4 == 0
+        logits = factor * np.stack([np.ones(n), rng.normal(0, 0.1, n)], axis=1)
+        losses[client] = losses_by_sharpness(logits, labels.astype(np.int64)).mean(axis=0)
+    counts = dict(enumerate(sizes))
+    return ClientFigures(counts, counts, None, losses)
+
+
+def test_test_parts_of_fifty_examples_give_the_temperature():
+    found = chosen_temperature(figures([30, 20]), {0: 100, 1: 100}, 0.1)
+    assert (found.fitted_on, found.examples) == ("clients' test parts", 50)
+    # Right in 3 of 4 at a lead of 1: ln 3 is the lead that says so.
+    assert found.value == pytest.approx(1 / np.log(3), rel=0.15)
+
+
+@pytest.mark.parametrize(("told", "value", "words"), [
+    (0.1, 0.1, "clients' statistics"), (None, 1.0, "nothing: clients have 49 test examples"),
+])  # fmt: skip
+def test_fewer_are_not_enough(told, value, words):
+    found = chosen_temperature(figures([30, 19]), {0: 100, 1: 100}, told)
+    assert (found.value, found.examples) == (value, 0)
+    assert found.fitted_on.startswith(words)
+
+
+def test_a_client_counts_with_no_more_test_examples_than_it_trains_on():
+    honest = chosen_temperature(figures([60, 60], {1: 50.0}), {0: 540, 1: 10}, None)
+    boasts = figures([60, 60], {1: 50.0})
+    boasts = ClientFigures({0: 60, 1: 2**31 - 1}, boasts.correct, None, boasts.losses)
+    assert chosen_temperature(boasts, {0: 540, 1: 10}, None) == honest
+    assert honest.examples == 70
+
+
+def kept(tmp_path, head):
+    rng = np.random.default_rng(0)
+    affine = Affine(np.ones(3, np.float32), np.zeros(3, np.float32))
+    q = rng.integers(0, 9, (40, 3), dtype=np.uint8)
+    test = FeatureSet(q, rng.integers(0, 2, 40), affine, "")
+    found = calibration_of(chosen_temperature(figures([60]), {0: 100}, None), head, test)
+    content = {"head_sha256": head.sha256, "calibration": found.model_dump()}
+    SUMMARY.write(tmp_path / "summary.json", content)
+    return found
+
+
+def test_a_later_export_finds_the_temperature_of_its_head_only(tmp_path):
+    head = Head.from_matrix(np.ones((2, 4)) * [[1], [-1]])
+    assert kept_calibration(tmp_path, head) is None
+    found = kept(tmp_path, head)
+    assert kept_calibration(tmp_path, head) == found
+    assert kept_calibration(tmp_path, Head.zeros(2, 3)) is None
