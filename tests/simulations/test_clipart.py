@@ -18,7 +18,7 @@ from simulations.datasets.near import near_groups, split_groups
 ROOT = "./usr/share/openclipart/png"
 
 
-def drawing(seed: int, author: str, size: tuple[int, int] = (24, 24)) -> bytes:
+def drawing(seed: int, author: str, size: tuple[int, int] = (36, 36)) -> bytes:
     noise = np.random.default_rng(seed).integers(0, 256, (9, 9), np.uint8)
     info, out = PngInfo(), io.BytesIO()
     info.add_text("Author", author)
@@ -51,7 +51,7 @@ def package(tmp_path: Path) -> Path:
     files |= {f"tools/saw_0{i}.png": drawing(90 + i, "Cy") for i in range(5)}
     files |= {
         "animals/big/horse.png": drawing(7, "Dan"),  # as cat7x.png, but of another author
-        "animals/copy.png": drawing(3, "Ada", (48, 48)),  # cat3x.png, larger
+        "animals/copy.png": drawing(3, "Ada", (72, 72)),  # cat3x.png, larger
         "computer/icons/theme.png": drawing(200, "Ada"),
         "unsorted/other.png": drawing(201, "Ada"),
         "animals/readme.txt": b"text",
@@ -135,6 +135,8 @@ def test_a_test_part_of_groups_has_no_more_than_its_share_of_a_class() -> None:
     labels = np.repeat([0, 1], [100, 40])
     groups = np.arange(140) // 3
     test = split_groups(labels, groups, 0.2, seed=0)
-    assert np.bincount(labels[test]).tolist() == [18, 6]
+    counts = np.bincount(labels[test])
+    assert (counts <= [20, 8]).all()
+    assert (counts > [17, 5]).all()  # the next group of three would not fit
     for group in np.unique(groups[test]):
         assert np.isin(np.flatnonzero(groups == group), test).all()
