@@ -52,6 +52,8 @@ def package(tmp_path: Path) -> Path:
     files |= {
         "animals/big/horse.png": drawing(7, "Dan"),  # as cat7x.png, but of another author
         "animals/copy.png": drawing(3, "Ada", (72, 72)),  # cat3x.png, larger
+        "signs_and_symbols/flags/isle.png": drawing(99, "Eve"),
+        "signs_and_symbols/clock.png": drawing(98, "Eve"),
         "computer/icons/theme.png": drawing(200, "Ada"),
         "unsorted/other.png": drawing(201, "Ada"),
         "animals/readme.txt": b"text",
@@ -63,16 +65,16 @@ def test_drawings_become_a_table_whose_near_duplicates_are_on_one_side(
     package: Path, tmp_path: Path
 ) -> None:
     counts = build(package, tmp_path / "clipart")
-    assert counts["images"] == 47
-    assert counts["authors"] == 4
+    assert counts["images"] == 48
+    assert counts["authors"] == 5
     assert counts["near-duplicates"] == 5  # four saws and a copied cat
     made = load_dataset("clipart", Reading(root=tmp_path))
     assert made.name == "clipart"
-    assert made.classes == ("animals", "food", "tools")
-    assert len(made.train) + len(made.test) == 47
+    assert made.classes == ("animals", "flags", "food", "tools")
+    assert len(made.train) + len(made.test) == 48
     assert len(made.test) == counts["for the test"] > 0
     authors = made.columns["author"]
-    assert sorted(set(authors.tolist())) == ["Ada", "Ben", "Cy", "Dan"]
+    assert sorted(set(authors.tolist())) == ["Ada", "Ben", "Cy", "Dan", "Eve"]
     names = [Path(name).name for name in made.source.names]
     for near in (["copy.png", "cat3x.png"], [f"saw_0{i}.png" for i in range(5)]):
         places = [names.index(name) for name in near]
@@ -83,7 +85,7 @@ def test_the_same_package_gives_the_same_bytes(package: Path, tmp_path: Path) ->
     for name in ("one", "two"):
         build(package, tmp_path / name)
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.*"))
-    assert len(files) == 48
+    assert len(files) == 49
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
