@@ -26,7 +26,8 @@ class DataConfig(Section):
 
     source: str = Field("mnist5k", min_length=1)
     """mnist5k, digits, clipart, elpv, a torchvision data set's name,
-    folder:PATH (one sub-folder per class), folder-by-client:PATH (one folder per client, in it one sub-folder per class),
+    folder:PATH (one sub-folder per class),
+    folder-by-client:PATH (one folder per client, in it one sub-folder per class),
     csv:PATH (a table of file names and labels beside the images), hf:NAME (a Hugging Face data
     set), or module:function (your own function; it returns common.datasets.Examples)."""
     root: str = ""

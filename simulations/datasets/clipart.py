@@ -12,7 +12,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -30,9 +31,7 @@ from simulations.datasets.near import fingerprint, near_groups, split_groups
 __all__ = ["build", "drawings", "main"]
 
 _FILE = "openclipart-png_0.18+dfsg-19_all.deb"
-_URLS = (
-    f"https://deb.debian.org/debian/pool/main/o/openclipart/{_FILE}",
-)
+_URLS = (f"https://deb.debian.org/debian/pool/main/o/openclipart/{_FILE}",)
 _SHA256 = "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02"
 _ROOT = PurePosixPath("usr/share/openclipart/png")
 _CLASSES = (
@@ -83,10 +82,8 @@ def author_of(data: bytes) -> str:
     """
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         name = str(image.info.get("Author", ""))
-    try:
+    with suppress(UnicodeError):
         name = name.encode("latin-1").decode()
-    except UnicodeError:
-        pass
     name = " ".join(re.sub(r"[(\[].*", "", name).split()) or " ".join(name.split())
     return _SAME_AUTHOR.get(name, name)
 
@@ -130,23 +127,24 @@ def build(package: Path, folder: Path) -> Mapping[str, int]:
     labels = np.array([_CLASSES.index(drawing.kind) for drawing in found])
     test = frozenset(split_groups(labels, groups, _TEST_FRACTION, _SEED).tolist())
     with write_folder(folder) as temporary:
-        with (temporary / CLIPART.table).open("w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(("file", "label", "author", "split"))
-            for i, drawing in enumerate(found):
-                place = temporary / drawing.kind / drawing.name
-                place.parent.mkdir(exist_ok=True)
-                Image.fromarray(drawing.pixels).save(place)
-                split = "test" if i in test else "train"
-                table.writerow(
-                    (f"{drawing.kind}/{drawing.name}", drawing.kind, drawing.author, split)
-                )
+        _write(temporary, found, test)
     return {
         "images": len(found),
         "authors": len(set(authors) - {""}),
         "near-duplicates": len(found) - len(np.unique(groups)),
         "for the test": len(test),
     }
+
+
+def _write(folder: Path, found: Sequence[Drawing], test: Collection[int]) -> None:
+    lines = [("file", "label", "author", "split")]
+    for i, drawing in enumerate(found):
+        file = f"{drawing.kind}/{drawing.name}"
+        (folder / drawing.kind).mkdir(exist_ok=True)
+        Image.fromarray(drawing.pixels).save(folder / file)
+        lines.append((file, drawing.kind, drawing.author, "test" if i in test else "train"))
+    with (folder / CLIPART.table).open("w", encoding="utf-8", newline="") as table:
+        csv.writer(table, lineterminator="\n").writerows(lines)
 
 
 def main() -> None:

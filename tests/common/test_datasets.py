@@ -113,7 +113,9 @@ def test_unknown_names_get_the_nearest_known():
         load("cifar10")
     with pytest.raises(DataError, match="nearest known: mnist5k"):
         load("mnist_5k")
-    with pytest.raises(DataError, match=r"known: mnist5k, digits, elpv, clipart, folder:PATH.*CIFAR10\)$"):
+    with pytest.raises(
+        DataError, match=r"known: mnist5k, digits, elpv, clipart, folder:PATH.*CIFAR10\)$"
+    ):
         load("?")
 
 
