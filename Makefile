@@ -11,7 +11,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-slow test-kernels test-page lint browser faketime test-deploy quantization arm64 bench compare robustness docs test-docs clean
+.PHONY: demo clipart test test-slow test-kernels test-page lint browser faketime test-deploy quantization arm64 bench compare robustness docs test-docs clean
 
 # make TORCH=cpu demo: PyTorch without the CUDA libraries, which a run does not use. Only a .venv
 # that has no PyTorch yet is affected.
@@ -45,6 +45,10 @@ $(STAMP): pyproject.toml | $(BIN)/pip
 
 demo: $(DEMO)
 	$(BIN)/fedhead run simulations/experiments/mnist5k.toml --out runs/demo --overwrite
+
+# The data set clipart, of 131 MB that Debian serves; it needs some minutes, once.
+clipart: $(DEMO)
+	$(BIN)/python -m simulations.datasets.clipart
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -40,6 +40,8 @@ KINDS: Mapping[str, Kind] = {
 NAMED: Mapping[str, str] = {
     "mnist5k": "builtin:load_mnist5k",
     "digits": "builtin:load_digits",
+    "elpv": "solar:load_elpv",
+    "clipart": "made:load_made",
 }
 """Sources without a colon, apart from torchvision's. The loader is called with the name and a
 ``Reading``."""

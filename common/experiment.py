@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from common.backbone.frozen import FrozenBackbone
 from common.cache import note_use
+from common.calibration import calibration_part
 from common.config import Config, DataConfig, PartitionConfig, load_config, parse_overrides
 from common.datasets import Dataset, Reading, load_dataset
 from common.datasets.split import stratified_split
@@ -28,7 +29,7 @@ from common.labels import flipped, noisy
 from common.local_loss import find_loss
 from common.partition import Request, evenly, local_split, partition_clients
 from common.readback import ArraysFile
-from common.seeding import Purpose, permutation, smallest
+from common.seeding import Purpose, smallest
 from common.types import FeatureSet, IntArray
 
 __all__ = [
@@ -108,19 +109,9 @@ def _dataset(source: str, reading: Reading) -> Dataset:
 
 
 def calibration_positions(config: Config) -> IntArray:
-    """Training images that the server keeps, without labels, to quantize with.
-
-    Drawn from all, but at most half of each class: clients never own them, and are to train on
-    every class.
-    """
-    dataset = experiment_dataset(config)
-    order = dataset.train[permutation(len(dataset.train), config.data_seed, Purpose.CALIBRATION)]
-    labels = dataset.labels[order]
-    counts = np.bincount(labels, minlength=dataset.num_classes)
-    rank = np.empty_like(labels)  # place of each among those of its class, in the drawn order
-    rank[np.argsort(labels, kind="stable")] = np.concatenate([np.arange(n) for n in counts])
-    allowed = order[rank < counts[labels] // 2]
-    return np.sort(allowed[: config.data.calibration_examples])
+    """Training images that the server keeps, without labels, to quantize with."""
+    dataset, most = experiment_dataset(config), config.data.calibration_examples
+    return calibration_part(dataset.labels, dataset.train, most=most, seed=config.data_seed)
 
 
 def held_out_positions(config: Config) -> IntArray:

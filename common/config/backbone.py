@@ -45,7 +45,8 @@ class BackboneConfig(Section):
     engine: Literal["qnnpack", "x86", "onednn", "fbgemm"] = "qnnpack"
     """Torch's quantized engine; qnnpack gives the same bits here as on a phone."""
     distill_steps: Count = 40
-    """Steps of quantization-aware distillation; 0: post-training quantization."""
+    """Steps of quantization-aware distillation; 0, or fewer than 64 images: post-training
+    quantization."""
     feature_scaling: Literal["none", "center", "standardize"] = "center"
     """How features are scaled for training; the export folds the scaling into the head."""
 

@@ -25,7 +25,8 @@ class DataConfig(Section):
     """[data]: where images come from."""
 
     source: str = Field("mnist5k", min_length=1)
-    """mnist5k, digits, a torchvision data set's name, folder:PATH (one sub-folder per class),
+    """mnist5k, digits, clipart, elpv, a torchvision data set's name,
+    folder:PATH (one sub-folder per class),
     folder-by-client:PATH (one folder per client, in it one sub-folder per class),
     csv:PATH (a table of file names and labels beside the images), hf:NAME (a Hugging Face data
     set), or module:function (your own function; it returns common.datasets.Examples)."""
@@ -46,8 +47,8 @@ class DataConfig(Section):
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the images that the server tests on, if the source has no test part of its own."""
     calibration_examples: Annotated[int, Field(ge=8)] = 256
-    """Number of training images that the server keeps, without labels, to calibrate the
-    quantization; at most half of each class."""
+    """Most training images that the server keeps, without labels, to calibrate the quantization;
+    never more than 15 % of the training part (16 of a small one) and half of each class."""
     validation_fraction: Fraction = 0.0
     """Share of the training images to choose settings by. They take the test set's place; 0: the
     test set stays."""

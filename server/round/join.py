@@ -228,7 +228,8 @@ def _calibrating(config: Config) -> tuple[str, str]:
     """How many images calibrate, and why these are fewer than asked for."""
     found, asked = len(calibration_positions(config)), config.data.calibration_examples
     if found < asked:
-        return f"{found} of the {asked} asked for", " (at most half of each class)"
+        bounds = " (at most 15 % of the training images and half of each class)"
+        return f"{found} of the {asked} asked for", bounds
     return f"{found}", ""
 
 

@@ -113,7 +113,9 @@ def test_unknown_names_get_the_nearest_known():
         load("cifar10")
     with pytest.raises(DataError, match="nearest known: mnist5k"):
         load("mnist_5k")
-    with pytest.raises(DataError, match=r"known: mnist5k, digits, folder:PATH.*CIFAR10\)$"):
+    with pytest.raises(
+        DataError, match=r"known: mnist5k, digits, elpv, clipart, folder:PATH.*CIFAR10\)$"
+    ):
         load("?")
 
 
@@ -433,6 +435,13 @@ def test_split_spares_the_last_example_of_a_class_where_it_can():
     labels = np.array([0] * 4 + [1])  # shares of 2 test examples: 1.2 and 0.3
     _, test = stratified_split(labels, 0.3, 0, Purpose.SPLIT)
     assert labels[test].tolist() == [0, 0]
+
+
+def test_split_gives_no_class_the_advantage_where_all_are_alike():
+    # Four classes of one example, of which one goes to the test part: 400 seeds, 100 for each.
+    tests = [stratified_split(np.arange(4), 0.25, seed, Purpose.SPLIT)[1] for seed in range(400)]
+    counts = np.bincount(np.concatenate(tests), minlength=4)
+    assert (np.abs(counts - 100) < 44).all()  # 5 deviations of Binomial(400, 1/4)
 
 
 def test_split_chooses_at_random_within_a_class():

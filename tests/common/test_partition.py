@@ -269,6 +269,58 @@ def test_local_split_is_disjoint_complete_and_stratified(labels, fraction, seed,
     np.testing.assert_array_equal(test, again[1])
 
 
+@properties
+@given(
+    clients=st.integers(2, 60),
+    classes=st.integers(2, 62),
+    of_each=st.integers(1, 3),
+    fraction=st.floats(0, 1 / 3),
+    first=st.integers(0, 1000),
+    seed=st.integers(0, 99),
+)
+def test_no_class_vanishes_from_training_because_clients_are_small(
+    clients, classes, of_each, fraction, first, seed
+):
+    labels = np.tile(np.arange(classes), clients * of_each)
+    parts = np.arange(len(labels)).reshape(clients, -1)
+    trained = [
+        local_split(part, labels, client=client, test_fraction=fraction, seed=seed)[0]
+        for client, part in enumerate(parts, first)
+    ]
+    assert len(np.unique(labels[np.concatenate(trained)])) == classes
+
+
+def test_fonts_of_which_each_has_one_image_of_a_character_train_all_characters():
+    labels = np.tile(np.arange(62), 80)
+    parts = np.arange(len(labels)).reshape(80, 62)
+    trained = [
+        local_split(part, labels, client=client, test_fraction=0.25, seed=0)[0]
+        for client, part in enumerate(parts)
+    ]
+    counts = np.bincount(labels[np.concatenate(trained)], minlength=62)
+    # A font keeps 46 or 47 of 62 characters: 60 fonts of 80 train a character, give or take one.
+    assert counts.min() >= 58
+    assert counts.max() <= 62
+
+
+@properties
+@given(
+    st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=4), min_size=20, max_size=40),
+    st.floats(0, 0.25),
+    st.integers(0, 99),
+)
+def test_a_class_that_several_small_clients_hold_is_trained_by_one_of_them(held, fraction, seed):
+    labels = np.concatenate([np.array(own, np.int64) for own in held])
+    ends = np.cumsum([len(own) for own in held])[:-1]
+    trained = [
+        labels[local_split(part, labels, client=client, test_fraction=fraction, seed=seed)[0]]
+        for client, part in enumerate(np.split(np.arange(len(labels)), ends))
+    ]
+    holders = np.bincount(np.concatenate([np.unique(own) for own in held]), minlength=8)
+    counts = np.bincount(np.concatenate(trained), minlength=8)
+    assert (counts[holders >= 6] > 0).all()
+
+
 def test_local_split_differs_between_clients():
     _, first = local_split(ALL, LABELS, client=0, test_fraction=0.3, seed=0)
     _, second = local_split(ALL, LABELS, client=1, test_fraction=0.3, seed=0)

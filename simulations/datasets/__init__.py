@@ -1,0 +1,1 @@
+"""Builds benchmark data sets from packages of other projects."""
