@@ -233,7 +233,7 @@ def _set_up(
 def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Outcome:
     """All rounds, and what the clients make of the last head."""
     run, backbone, folder = scene.run, scene.backbone, scene.folder
-    algorithm = make_algorithm(run, scene.affine, backbone.spec.feature_zero_point)
+    algorithm = make_algorithm(run, scene.affine, backbone.spec.zero_points)
     classes = scene.dataset.classes
     start = checkpoint.head if checkpoint else first_head(folder.path, backbone, classes)
     if checkpoint is None or checkpoint.round_number < run.config.train.rounds:

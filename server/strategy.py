@@ -16,6 +16,7 @@ from pydantic import Field
 
 from common.config.numbers import Auto, OrAuto, PositiveOrAuto
 from common.errors import RunError
+from common.images import ByteArray
 from common.seeding import Purpose, stream_state
 from common.types import Affine, ClientPlan, Head, UpdateBatch
 
@@ -63,7 +64,7 @@ class RoundContext:
         clients_per_round: configured number of updates that a round wants.
         lr: the clients' learning rate in this round.
         affine: how integer features become x.
-        zero_point: the integer feature that stands for 0.
+        zero_point: the integer feature that stands for 0, uint8 (d,) or the same for all.
         seed: of the run.
     """
 
@@ -72,7 +73,7 @@ class RoundContext:
     clients_per_round: int
     lr: float
     affine: Affine
-    zero_point: int
+    zero_point: ByteArray | int
     seed: int
 
     @cached_property

@@ -20,6 +20,7 @@ from common.files import write_atomic
 from common.machine import processor
 
 if TYPE_CHECKING:
+    from common.backbone.blocks import Features
     from server.export.exporters import ExportReport
     from server.export.trained import TrainedModel
 
@@ -198,13 +199,13 @@ def make_trained(cache: Path) -> Callable[..., TrainedModel]:
     labels = digits.target[:460].astype(np.int64)
 
     @lru_cache
-    def make(arch: str, weights: str, size: int) -> TrainedModel:
+    def make(arch: str, weights: str, size: int, features: Features = "gap") -> TrainedModel:
         images = np.stack([decode_array(image, size) for image in pixels])
-        recipe = Recipe(arch, weights, size, "qnnpack", 0, "standardize", seed=0)
+        recipe = Recipe(arch, weights, size, "qnnpack", 0, "standardize", 0, features=features)
         backbone = cached_backbone(recipe, images[:64], cache)
-        features = np.concatenate([backbone.features(part) for part in np.split(images, 10)])
+        q = np.concatenate([backbone.features(part) for part in np.split(images, 10)])
         x = np.ones((400, backbone.spec.num_features + 1))
-        x[:, :-1] = backbone.affine(features[:400])
+        x[:, :-1] = backbone.affine(q[:400])
         gram = x.T @ x + 100 * np.eye(x.shape[1])
         return TrainedModel(
             backbone,
@@ -212,7 +213,7 @@ def make_trained(cache: Path) -> Callable[..., TrainedModel]:
             classes=tuple(str(digit) for digit in range(10)),
             metrics={"accuracy": 0.5, "loss": float("nan")},
             images=images[400:],
-            features=features[400:],
+            features=q[400:],
             labels=labels[400:],
         )
 

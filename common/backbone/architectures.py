@@ -82,6 +82,9 @@ class Architecture:
         enum: torchvision's enum of its float weights; empty: there is none.
         embedded: the weights "imagenet"; None: torchvision's, if there are any.
         timm: the network in timm; None: timm does not have it.
+        inner: the blocks of "compact" features, as positions in the network's ``Sequential``: of
+            each group of blocks with the same number of channels the last one, from an eighth of
+            the input's resolution on. Empty: only the last layer gives features.
     """
 
     name: str
@@ -93,6 +96,7 @@ class Architecture:
     enum: str = ""
     embedded: Embedded | None = None
     timm: Timm | None = None
+    inner: tuple[int, ...] = ()
 
 
 _ROWS = (
@@ -112,6 +116,7 @@ _ROWS = (
             reader="common.backbone.readers:in_order",
         ),
         timm=Timm("mobilenetv2_100", (1, 2, 3, 4, 3, 3, 1)),
+        inner=(6, 10, 13, 16, 17),
     ),
     Architecture(
         "efficientnet_lite0",
@@ -137,6 +142,7 @@ _ROWS = (
             other=r"(?<!tf_)efficientnet_lite0[._]ra",
             reader="common.backbone.efficientnet_lite:turned",
         ),
+        inner=(6, 9, 12, 16, 17),
     ),
     Architecture(
         "mobilenet_v3_large",
@@ -149,6 +155,7 @@ _ROWS = (
             (1, 2, 3, 4, 2, 3),
             last=("blocks.6.0.conv", "blocks.6.0.bn1"),
         ),
+        inner=(6, 10, 12, 15),
     ),
     Architecture(
         "mobilenet_v3_small",
@@ -161,6 +168,7 @@ _ROWS = (
             (1, 2, 3, 2, 3),
             last=("blocks.5.0.conv", "blocks.5.0.bn1"),
         ),
+        inner=(3, 6, 8, 11),
     ),
 )
 ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from common.backbone.content import content_fingerprint
 from common.backbone.frozen import FrozenBackbone, probe_digest, probe_images
 from common.backbone.module import Int8Backbone, Pool
 from common.backbone.quantize import Converted
-from common.backbone.spec import BackboneSpec, FeatureScaling
+from common.backbone.spec import BackboneSpec, FeatureScaling, Tap
 from common.types import Affine
 
 __all__ = ["assemble"]
@@ -28,42 +28,52 @@ def assemble(network: Converted, draft: BackboneSpec, batches: Iterable[Tensor])
 
     Args:
         network: the converted network, without pooling.
-        draft: the description so far; width, feature quantization and probe are filled in here.
+        draft: the description so far; the blocks and the probe are filled in here.
         batches: normalized float32 (b, 3, H, W); the pooled features are observed on them.
     """
-    pooled, pool = _observe(network, batches)
-    spec = dataclasses.replace(
-        draft,
-        num_features=pool.num_features,
-        feature_scale=pool.scale,
-        feature_zero_point=pool.zero_point,
+    observed = _observe(network, batches)
+    pools = [pool for _, pool in observed]
+    taps = tuple(
+        Tap(block, pool.num_features, pool.scale, pool.zero_point)
+        for block, pool in zip(network.body.blocks, pools, strict=True)
     )
+    spec = dataclasses.replace(draft, taps=taps)
     with accepted_deprecations():
         module = torch.jit.script(
             Int8Backbone(
-                network.quant, network.body, spec.input_size, spec.mean, spec.std, pool
+                network.quant, network.body, spec.input_size, spec.mean, spec.std, pools
             ).eval()
         )
-    affine = _affine(spec.feature_scaling, pooled, pool)
+    affine = _joined([_affine(spec.feature_scaling, *one) for one in observed])
     features = FrozenBackbone(module, spec, affine, "").features(probe_images(spec.input_size))
     spec = dataclasses.replace(spec, probe=probe_digest(features))
     return FrozenBackbone(module, spec, affine, content_fingerprint(module, spec, affine))
 
 
-def _observe(network: Converted, batches: Iterable[Tensor]) -> tuple[_Float64Array, Pool]:
-    """Pooled int8 activations float64 (n, d), and how to quantize them to uint8."""
-    parts = []
+def _observe(network: Converted, batches: Iterable[Tensor]) -> list[tuple[_Float64Array, Pool]]:
+    """Of each block, pooled int8 activations float64 (n, d), and how to quantize them to uint8."""
+    sums = []
     with torch.inference_mode(), accepted_deprecations():
         for batch in batches:
-            activations = network.body(network.quant(batch))
-            parts.append(activations.int_repr().sum((2, 3), dtype=torch.int64).numpy())
+            taps = network.body(network.quant(batch))
+            sums.append([tap.int_repr().sum((2, 3), dtype=torch.int64).numpy() for tap in taps])
+    parts = zip(*sums, strict=True)
+    return [_pool(tap, np.concatenate(part)) for tap, part in zip(taps, parts, strict=True)]
+
+
+def _pool(activations: Tensor, sums: npt.NDArray[np.int64]) -> tuple[_Float64Array, Pool]:
     scale, center = float(activations.q_scale()), int(activations.q_zero_point())
     positions = activations.shape[2] * activations.shape[3]
-    pooled = scale * (np.concatenate(parts) / positions - center)
+    pooled = scale * (sums / positions - center)
     low, high = min(0.0, float(pooled.min())), max(0.0, float(pooled.max()))
     step = float(np.float32(max(high - low, 1e-6) / 255))  # float32 is what trainers multiply by
     pool = Pool(scale, center, positions, pooled.shape[1], step, round(-low / step))
     return pooled, pool
+
+
+def _joined(affines: Sequence[Affine]) -> Affine:
+    gains, centers = zip(*((affine.gain, affine.center) for affine in affines), strict=True)
+    return Affine(np.concatenate(gains), np.concatenate(centers))
 
 
 def _plain(pool: Pool) -> Affine:

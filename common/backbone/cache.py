@@ -43,7 +43,7 @@ def cached_backbone(recipe: Recipe, images: UInt8Array, cache: Path) -> FrozenBa
         BackboneError, MissingExtraError: as in ``prepare_backbone``.
     """
     backbone = _cached(recipe, images, cache)
-    if backbone.spec.feature_scale < _LEAST_STEP:
+    if min(tap.scale for tap in backbone.spec.taps) < _LEAST_STEP:
         _log.warning(
             "%s: features hardly vary over the calibration images: were these weights trained?",
             recipe.weights,

@@ -54,9 +54,9 @@ def content_fingerprint(module: torch.jit.ScriptModule, spec: BackboneSpec, affi
             digest.update(f"{name}: {child.original_name}\n".encode())
             for buffer_name, buffer in child.named_buffers(recurse=False):
                 _add_tensor(digest, f"{name}.{buffer_name}", buffer)
-            for key in ("scale", "zero_point", "pool_center"):
+            for key in ("scale", "zero_point", "blocks"):
                 value = getattr(child, key, None)
-                if isinstance(value, int | float):
+                if isinstance(value, int | float | list):
                     digest.update(f"{name}.{key} {value!r}\n".encode())
             if hasattr(child, "_packed_params"):
                 _add_convolution(digest, name, child._packed_params)

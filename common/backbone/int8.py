@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.equalize import equalized
 from common.backbone.frozen import UInt8Array
+from common.backbone.module import Tapped, is_last
 from common.backbone.quantize import (
     Converted,
     calibrate,
     convert,
     correct_bias,
     distill,
+    pooled,
     prepare_student,
 )
 from common.progress import track
@@ -28,7 +30,6 @@ __all__ = [
     "Normalization",
     "Quantized",
     "distillation_batches",
-    "pooled",
     "quantized",
 ]
 
@@ -80,7 +81,7 @@ class Quantized:
 
 def quantized(
     folded: nn.Module,
-    teacher: nn.Module,
+    blocks: Sequence[int],
     *,
     engine: str,
     steps: int,
@@ -96,7 +97,7 @@ def quantized(
 
     Args:
         folded: the network to quantize; not changed.
-        teacher: the network whose pooled features are the target: ``folded`` or its original.
+        blocks: the blocks whose pooled activations are features.
         engine: quantized engine to convert for.
         steps: number of distillation steps; with 0 both versions are the same.
         lr: peak learning rate of the distillation.
@@ -107,7 +108,10 @@ def quantized(
     """
     # Module constructors of torch.ao draw random weights that are replaced at once.
     with torch.random.fork_rng(devices=[]):
-        alike = equalized(folded, normalization.batches(sample[:_CALIBRATION_IMAGES]))
+        similar = equalized(folded, normalization.batches(sample[:_CALIBRATION_IMAGES]))
+        alike = Tapped(similar, blocks)
+        # Equalization changes the channels of inner blocks, but not the last layer's.
+        teacher = Tapped(folded, blocks) if is_last(folded, blocks) else alike
         student = prepare_student(alike, engine)
         calibrate(student, normalization.batches(sample[:_CALIBRATION_IMAGES]))
         correct_bias(student, alike, normalization(sample[:_CORRECTION_IMAGES]))
@@ -116,7 +120,7 @@ def quantized(
             return Quantized(first, first)
         losses = distill(
             student,
-            lambda batch: pooled(teacher, batch),
+            teacher,
             distillation_batches(images, normalization, steps, seed),
             steps=steps,
             lr=lr,
@@ -126,26 +130,26 @@ def quantized(
         return Quantized(first, _closest(networks, teacher, normalization.batches(sample)))
 
 
-def pooled(network: nn.Module, batch: Tensor) -> Tensor:
-    """Float features (b, d) of normalized images (b, 3, H, W)."""
-    features: Tensor = network(batch).mean((2, 3))
-    return features
-
-
 def _closest(networks: list[Converted], teacher: nn.Module, batches: Iterable[Tensor]) -> Converted:
     """The int8 network whose pooled features differ least from the float ones.
 
     Rounding errors of a whole network are erratic. If post-training quantization happens to do
     very well, a network after some steps of training can be slightly worse.
     """
-    errors = [0.0] * len(networks)
+    sizes, errors = np.zeros(1), np.zeros((len(networks), 1))
     with torch.inference_mode(), accepted_deprecations():
         for batch in batches:
-            want = pooled(teacher, batch)
-            for i, network in enumerate(networks):
-                got = network.body(network.quant(batch)).dequantize().mean((2, 3))
-                errors[i] += float((got - want).square().sum())
-    return networks[int(np.argmin(errors))]
+            targets = pooled(teacher, batch)
+            sizes = sizes + np.array([float(want.square().sum()) for want in targets])
+            errors = errors + [
+                [
+                    float((tap.dequantize().mean((2, 3)) - want).square().sum())
+                    for tap, want in zip(network.body(network.quant(batch)), targets, strict=True)
+                ]
+                for network in networks
+            ]
+    # Relative to the block's features, because blocks have activations of different sizes.
+    return networks[int(np.argmin((errors / np.maximum(sizes, 1e-12)).sum(axis=1)))]
 
 
 def distillation_batches(

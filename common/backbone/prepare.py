@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from common.backbone.assemble import assemble
+from common.backbone.blocks import blocks_of
 from common.backbone.frozen import FrozenBackbone, UInt8Array, quantized_engine
 from common.backbone.int8 import Normalization, quantized
+from common.backbone.module import Tapped, num_layers
 from common.backbone.networks import float_network, quantizable_network, random_network
 from common.backbone.quantize import fold
 from common.backbone.recipe import Recipe
@@ -65,9 +67,10 @@ def _prepare(recipe: Recipe, loaded: Weights, images: UInt8Array) -> FrozenBackb
     teacher = float_teacher(recipe, loaded, sample)
     with quantized_engine(recipe.engine):
         folded = fold(quantizable_network(recipe.arch, teacher))
+        blocks = blocks_of(recipe.features, recipe.arch, num_layers(folded))
         network = quantized(
             folded,
-            folded,
+            blocks,
             engine=recipe.engine,
             steps=recipe.distill_steps if len(images) >= _DISTILLED_IMAGES else 0,
             lr=recipe.distill_lr,
@@ -76,7 +79,7 @@ def _prepare(recipe: Recipe, loaded: Weights, images: UInt8Array) -> FrozenBackb
             normalization=normalization,
             seed=recipe.seed,
         ).trained
-        draft = draft_spec(recipe, loaded, teacher)
+        draft = draft_spec(recipe, loaded, Tapped(teacher, blocks))
         return assemble(network, draft, normalization.batches(sample))
 
 
@@ -113,9 +116,7 @@ def draft_spec(recipe: Recipe, loaded: Weights, teacher: nn.Module) -> BackboneS
         mean=recipe.mean,
         std=recipe.std,
         engine=recipe.engine,
-        num_features=0,
-        feature_scale=1.0,
-        feature_zero_point=0,
+        taps=(),
         feature_scaling=recipe.feature_scaling,
         probe="",
         torch_version=torch.__version__,

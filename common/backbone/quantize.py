@@ -24,6 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.fuse import fused, keep_biases_small
+from common.backbone.module import Tapped
 from common.backbone.networks import QuantizableNetwork
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "correct_bias",
     "distill",
     "fold",
+    "pooled",
     "prepare_student",
 ]
 
@@ -47,16 +49,16 @@ class _Relu6FakeQuantize(FakeQuantize):
 
 
 class Student(nn.Module):
-    """The network under fake quantization; normalized float images to activations."""
+    """The network under fake quantization; normalized float images to blocks' activations."""
 
-    def __init__(self, body: nn.Module) -> None:
+    def __init__(self, body: Tapped) -> None:
         super().__init__()
         self.quant = tq.QuantStub()
         self.body = body
 
-    def forward(self, images: Tensor) -> Tensor:
-        """float32 (n, 3, H, W) to float32 (n, d, h, w)."""
-        out: Tensor = self.body(self.quant(images))
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """float32 (n, 3, H, W) to float32 (n, c, h, w) of each block."""
+        out: list[Tensor] = self.body(self.quant(images))
         return out
 
 
@@ -108,11 +110,11 @@ def fold(network: QuantizableNetwork) -> nn.Module:
     return features
 
 
-def prepare_student(folded: nn.Module, engine: str) -> Student:
+def prepare_student(folded: Tapped, engine: str) -> Student:
     """Insert fake quantization.
 
     Args:
-        folded: what ``fold`` returned; not changed.
+        folded: what ``fold`` returned, or its equalized version; not changed.
         engine: quantized engine that the student will be converted for.
     """
     student = Student(copy.deepcopy(folded).requires_grad_(True)).train()
@@ -207,7 +209,7 @@ def _run_hooked(
 
 def distill(
     student: nn.Module,
-    teacher: Callable[[Tensor], Tensor],
+    teacher: nn.Module,
     batches: Iterator[Tensor],
     *,
     steps: int,
@@ -216,29 +218,39 @@ def distill(
     """Train the student to give the float network's pooled features; needs no labels.
 
     Args:
-        student: from normalized images to activations; its weights change in place.
-        teacher: from normalized float32 (b, 3, H, W) to pooled float32 (b, d).
+        student: from normalized float32 (b, 3, H, W) to activations of blocks; its weights change
+            in place.
+        teacher: the same of floats.
         batches: at least ``steps`` batches of float32 (b, 3, H, W), normalized.
         steps: number of training steps.
         lr: peak learning rate of Adam, see ``_schedule``.
 
     Returns:
-        The loss of each step: squared error over the teacher's mean square.
+        The loss of each step: squared error over the teacher's mean square, the mean over blocks.
     """
     optimizer = torch.optim.Adam(student.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, steps))
     losses = []
     for _, batch in zip(range(steps), batches, strict=False):
         with torch.no_grad():
-            target = teacher(batch)
-        pooled = student(batch).mean((2, 3))
-        loss = (pooled - target).square().mean() / target.square().mean().clamp_min(1e-12)
+            targets = pooled(teacher, batch)
+        pairs = zip(pooled(student, batch), targets, strict=True)
+        loss = torch.stack([_difference(got, want) for got, want in pairs]).mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         losses.append(loss.detach().item())
     return losses
+
+
+def pooled(network: nn.Module, batch: Tensor) -> list[Tensor]:
+    """Float features (b, c) of each block, of normalized images (b, 3, H, W)."""
+    return [tap.mean((2, 3)) for tap in network(batch)]
+
+
+def _difference(got: Tensor, want: Tensor) -> Tensor:
+    return (got - want).square().mean() / want.square().mean().clamp_min(1e-12)
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -252,10 +264,10 @@ def _schedule(step: int, steps: int) -> float:
 
 @dataclass(frozen=True)
 class Converted:
-    """An int8 network that still lacks its pooling: quint8 in, quint8 (n, d, h, w) out."""
+    """An int8 network without its pooling: quint8 in, quint8 (n, c, h, w) of each block out."""
 
     quant: nn.Module
-    body: nn.Module
+    body: Tapped
 
 
 def convert(student: Student) -> Converted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from common.backbone.blocks import Features
 from common.backbone.spec import IMAGENET_MEAN, IMAGENET_STD, FeatureScaling
 
 __all__ = ["DISTILL_LR", "Recipe"]
@@ -26,6 +27,7 @@ class Recipe:
         mean: mean of red, green and blue in [0, 1] that the weights were trained with.
         std: standard deviation, likewise; above 0.
         distill_lr: peak learning rate of the distillation.
+        features: see ``Features``.
     """
 
     arch: str
@@ -38,3 +40,4 @@ class Recipe:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     distill_lr: float = DISTILL_LR
+    features: Features = "gap"

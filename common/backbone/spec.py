@@ -4,23 +4,47 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
+
 from common.errors import BackboneError
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "BackboneSpec", "FeatureScaling"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "BackboneSpec", "FeatureScaling", "Tap"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 FeatureScaling = Literal["none", "center", "standardize"]
 """How features are scaled for training, measured on the calibration images. "none": not at all;
-"center": each feature's mean is subtracted, and one gain for all makes their mean variance 1;
-"standardize": each feature that varies gets mean 0 and variance 1."""
+"center": each feature's mean is subtracted, and one gain for all features of a block makes their
+mean variance 1; "standardize": each feature that varies gets mean 0 and variance 1."""
 
 # Fields that describe a backbone but do not change what it computes.
 _NOT_CONTENT = ("weights", "weights_licence", "torch_version", "float_model_bytes")
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One block whose pooled activations are features.
+
+    Attributes:
+        block: its number, from 0.
+        num_features: its channels.
+        scale: step of its uint8 features.
+        zero_point: the uint8 value that stands for 0.
+    """
+
+    block: int
+    num_features: int
+    scale: float
+    zero_point: int
+
+
+_TAP = {"block": int, "num_features": int, "scale": float, "zero_point": int}
 
 
 @dataclass(frozen=True)
@@ -35,9 +59,7 @@ class BackboneSpec:
         mean: mean of red, green and blue, in [0, 1].
         std: standard deviation, above 0; the module computes ``(pixel / 255 - mean) / std``.
         engine: quantized engine to set before loading ("qnnpack" is the phone's arithmetic).
-        num_features: d, width of the pooled features.
-        feature_scale: step of the uint8 features.
-        feature_zero_point: the uint8 value that stands for 0.
+        taps: the blocks that give features, in the features' order.
         feature_scaling: see ``FeatureScaling``.
         probe: SHA-256 of the features of two fixed noise images, checked at every load.
         torch_version: torch's version on the machine that built it.
@@ -51,13 +73,22 @@ class BackboneSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     engine: str
-    num_features: int
-    feature_scale: float
-    feature_zero_point: int
+    taps: tuple[Tap, ...]
     feature_scaling: FeatureScaling
     probe: str
     torch_version: str
     float_model_bytes: int
+
+    @property
+    def num_features(self) -> int:
+        """d, width of the pooled features."""
+        return sum(tap.num_features for tap in self.taps)
+
+    @property
+    def zero_points(self) -> npt.NDArray[np.uint8]:
+        """Each feature's value that stands for 0, uint8 (d,)."""
+        values = np.array([tap.zero_point for tap in self.taps], np.uint8)
+        return np.repeat(values, [tap.num_features for tap in self.taps])
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys."""
@@ -79,27 +110,27 @@ class BackboneSpec:
         """
         try:
             values = json.loads(text)
-            values = {**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])}
-            spec = cls(**values)
+            taps = tuple(Tap(**tap) for tap in values["taps"])
+            colours = {name: tuple(values[name]) for name in ("mean", "std")}
+            spec = cls(**{**values, **colours, "taps": taps})
         except (ValueError, TypeError, KeyError) as exc:
             raise BackboneError(f"backbone description cannot be read: {exc}") from exc
-        for name, kind in (
-            ("arch", str),
-            ("engine", str),
-            ("probe", str),
-            ("input_size", int),
-            ("num_features", int),
-            ("feature_zero_point", int),
-            ("feature_scale", float),
-        ):
-            if not isinstance(getattr(spec, name), kind):
-                raise BackboneError(
-                    f"backbone description: {name} is {getattr(spec, name)!r}, "
-                    f"expected {kind.__name__}"
-                )
+        texts = dict.fromkeys(("arch", "engine", "probe"), str)
+        _check_types(spec, {**texts, "input_size": int})
+        for tap in spec.taps:
+            _check_types(tap, _TAP)
         if spec.feature_scaling not in get_args(FeatureScaling):
             raise BackboneError(
                 f"backbone description: feature_scaling is {spec.feature_scaling!r}, "
                 f"expected one of {', '.join(get_args(FeatureScaling))}"
             )
         return spec
+
+
+def _check_types(value: BackboneSpec | Tap, kinds: Mapping[str, type]) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(getattr(value, name), kind):
+            raise BackboneError(
+                f"backbone description: {name} is {getattr(value, name)!r}, "
+                f"expected {kind.__name__}"
+            )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from common.backbone.architectures import ARCHITECTURES, architecture
+from common.backbone.blocks import Features
 from common.config.numbers import Count
 from common.toml_model import Section
 
@@ -26,6 +27,17 @@ def _backbone_name(value: str) -> str:
     return value
 
 
+def _blocks(value: object) -> object:
+    """TOML has lists only; the numbers of blocks are kept in their order."""
+    if not isinstance(value, list | tuple):
+        return value
+    if not value or any(type(block) is not int or block < 0 for block in value):
+        raise ValueError("must be gap, compact, gap+mid or a list of at least one block number")
+    if len(set(value)) < len(value):
+        raise ValueError("must name each block once")
+    return tuple(sorted(value))
+
+
 BackboneName = Annotated[str, AfterValidator(_backbone_name)]
 
 
@@ -42,6 +54,10 @@ class BackboneConfig(Section):
     architecture's own weights. TensorFlow models often use 0.5."""
     std: Deviations | None = None
     """Standard deviation, likewise. The network gets (pixel / 255 - mean) / std."""
+    features: Annotated[Features, BeforeValidator(_blocks)] = "gap"
+    """gap: averages over space of the last layer's activations; compact: of inner blocks' instead,
+    and the layers behind them are dropped; gap+mid: of the last layer's and inner blocks'; or a
+    list of block numbers, from 0."""
     engine: Literal["qnnpack", "x86", "onednn", "fbgemm"] = "qnnpack"
     """Torch's quantized engine; qnnpack gives the same bits here as on a phone."""
     distill_steps: Count = 40

@@ -85,12 +85,14 @@ class Network:
     Attributes:
         input_scale: step of the uint8 input.
         input_zero_point: the uint8 value that stands for 0.
-        steps: in order; the last one's result is the network's.
+        steps: in order.
+        taps: the blocks' results, numbered as the inputs of a step.
     """
 
     input_scale: float
     input_zero_point: int
     steps: tuple[Step, ...]
+    taps: tuple[int, ...]
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -155,8 +157,14 @@ def recorded(backbone: FrozenBackbone) -> Network:
     with quantized_engine(backbone.spec.engine), torch.no_grad():
         normalized = (images.float() - module.mean) / module.std
         with _Recorder() as recorder:
-            out = module.body(module.quant(normalized))
-    if out is not recorder.results[-1]:
-        raise ExportError("the backbone's last operator is not its result")
+            outputs = module.body(module.quant(normalized))
+    places = {id(tensor): i for i, tensor in enumerate(recorder.results)}
+    if any(id(out) not in places for out in outputs):
+        raise ExportError("a block's result is not that of an operator")
     first = recorder.results[0]
-    return Network(first.q_scale(), first.q_zero_point(), tuple(recorder.steps))
+    return Network(
+        first.q_scale(),
+        first.q_zero_point(),
+        tuple(recorder.steps),
+        tuple(places[id(out)] for out in outputs),
+    )

@@ -60,6 +60,7 @@ def _prepared_backbone(
         seed=seed,
         mean=mean,
         std=std,
+        features=settings.features,
     )
     return cached_backbone(recipe, dataset.images(positions, settings.input_size), cache_root())
 

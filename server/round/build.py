@@ -10,6 +10,7 @@ from common.config import AvailabilityConfig, Config, TrainConfig
 from common.corrections import CORRECTIONS
 from common.errors import ConfigError
 from common.fields import FIELDS
+from common.images import ByteArray
 from common.local_loss import find_loss
 from common.types import Affine, ClientPlan
 from server.round.algorithm import Algorithm, Run
@@ -126,13 +127,13 @@ def _check_closed_form(config: Config, name: str) -> None:
         )
 
 
-def make_algorithm(run: Run, affine: Affine, zero_point: int) -> Algorithm:
+def make_algorithm(run: Run, affine: Affine, zero_point: ByteArray | int) -> Algorithm:
     """The algorithm that runs the configured strategy.
 
     Args:
         run: grid, registry and configuration.
         affine: how integer features become x.
-        zero_point: the integer feature that stands for 0.
+        zero_point: the integer feature that stands for 0, uint8 (d,) or the same for all.
     """
     config = run.config
     if is_stock(config.strategy.name):

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import RunError
+from common.images import ByteArray
 from common.types import Affine, ClientPlan, Head, IntArray, UpdateBatch
 from common.updates import added_up, joined
 from server.record.accounts import Accounts
@@ -64,10 +65,12 @@ class OwnAlgorithm:
         run: grid, registry and configuration.
         strategy: plans and aggregates.
         affine: how integer features become x.
-        zero_point: the integer feature that stands for 0.
+        zero_point: the integer feature that stands for 0, uint8 (d,) or the same for all.
     """
 
-    def __init__(self, run: Run, strategy: Strategy[Any], affine: Affine, zero_point: int) -> None:
+    def __init__(
+        self, run: Run, strategy: Strategy[Any], affine: Affine, zero_point: ByteArray | int
+    ) -> None:
         self._run, self._strategy = run, strategy
         self._affine, self._zero_point = affine, zero_point
         self.personal = strategy.personal

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.config.numbers import Auto
+from common.images import ByteArray
 from common.ridge import auto_ridge, fixed_ridge
 from common.statistics import (
     Statistics,
@@ -241,7 +242,9 @@ def fedncm() -> Strategy[MeansState]:
     )
 
 
-def nearest_mean_head(moments: npt.NDArray[np.uint64], affine: Affine, zero_point: int) -> _Array:
+def nearest_mean_head(
+    moments: npt.NDArray[np.uint64], affine: Affine, zero_point: ByteArray | int
+) -> _Array:
     """The head (K, D) of ``fedncm`` from the class sums of [q 1], uint64 (K, D), in float64."""
     sums, counts = moments[:, :-1].astype(np.float64), moments[:, -1:].astype(np.float64)
     toward = unit_rows(sums - counts * zero_point)  # the sum's direction is the mean's

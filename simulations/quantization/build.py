@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.assemble import assemble
+from common.backbone.blocks import blocks_of
 from common.backbone.frozen import UInt8Array, quantized_engine
 from common.backbone.int8 import (
     Normalization,
     Quantized,
     distillation_batches,
-    pooled,
     quantized,
 )
+from common.backbone.module import Tapped, num_layers
 from common.backbone.networks import quantizable_network
 from common.backbone.prepare import draft_spec, float_teacher
 from common.backbone.quantize import Converted, distill, fold
@@ -131,8 +132,12 @@ class _Builder:
             std=task.normalization.std,
         )
         teacher = float_teacher(recipe, loaded, images)
-        self._draft = draft_spec(recipe, loaded, teacher)
-        self._folded = fold(quantizable_network(task.arch, teacher))
+        folded = fold(quantizable_network(task.arch, teacher))
+        # Only the last layer's features can be compared with the float ones: equalization changes
+        # the channels of inner blocks.
+        self._blocks = blocks_of("gap", task.arch, num_layers(folded))
+        self._draft = draft_spec(recipe, loaded, Tapped(teacher, self._blocks))
+        self._folded = folded
 
     def candidates(self) -> Iterator[Candidate]:
         yield from self._floats()
@@ -151,7 +156,7 @@ class _Builder:
         return self._task.normalization.batches(self._images)
 
     def _floats(self) -> Iterator[Candidate]:
-        plain = FloatBackbone(self._folded, self._task.normalization).eval()
+        plain = FloatBackbone(Tapped(self._folded, self._blocks), self._task.normalization).eval()
         yield from self._torch(FP32, "", plain, None)
         other: dict[Runtime, Callable[[nn.Module, int], bytes]] = {
             "onnx": float_onnx_file,
@@ -169,8 +174,8 @@ class _Builder:
         """The pruned network, distilled from the unpruned one."""
         network = pruned(self._folded, rate, self._batches()).requires_grad_(True)
         distill(
-            network,
-            lambda batch: pooled(self._folded, batch),
+            Tapped(network, self._blocks),
+            Tapped(self._folded, self._blocks),
             distillation_batches(
                 self._images, self._task.normalization, _PRUNING_STEPS, self._task.seed
             ),
@@ -182,7 +187,7 @@ class _Builder:
     def _quantized(self, network: nn.Module, engine: str, steps: int) -> Quantized:
         return quantized(
             network,
-            self._folded,
+            self._blocks,
             engine=engine,
             steps=steps,
             lr=DISTILL_LR,

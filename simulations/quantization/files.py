@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.int8 import Normalization
+from common.backbone.module import Tapped
 from server.export.archive import compact, save_script
 from server.export.targets.lite import save_lite
 
@@ -24,7 +25,7 @@ class FloatBackbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, features: nn.Module, normalization: Normalization) -> None:
+    def __init__(self, features: Tapped, normalization: Normalization) -> None:
         super().__init__()
         self.features = features
         self.register_buffer("mean", _channels(normalization.mean))
@@ -33,8 +34,10 @@ class FloatBackbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (n, 3, H, W) to float (n, d)."""
         x = (images.to(self.mean.dtype) - self.mean) / self.std
-        pooled: Tensor = self.features(x).mean([2, 3])
-        return pooled
+        pooled: list[Tensor] = []
+        for tap in self.features(x):
+            pooled.append(tap.mean([2, 3]))
+        return torch.cat(pooled, dim=1)
 
 
 def _channels(values: tuple[float, float, float]) -> Tensor:

@@ -27,6 +27,7 @@ from common.backbone.frozen import (
     store,
 )
 from common.backbone.int8 import Normalization
+from common.backbone.module import Tapped
 from common.backbone.networks import float_network, quantizable_network, random_network
 from common.backbone.quantize import calibrate, convert, distill, fold, prepare_student
 from common.backbone.recipe import Recipe
@@ -107,14 +108,19 @@ def test_input_is_not_written_to(backbone, images):
     assert np.array_equal(copy, images)
 
 
-def test_pooling_is_dequantize_mean_quantize(backbone, images):
+@pytest.mark.parametrize("features", ["gap", "compact", "gap+mid"])
+def test_pooling_is_dequantize_mean_quantize(images, prepare, features):
     """The definition in floats beside the integers of the module; one step where they tie."""
+    backbone = prepare(images, features=features)
     module, spec = backbone.module, backbone.spec
     with quantized_engine(spec.engine), torch.inference_mode():
-        q = module.body(module.quant(IMAGENET(images)))
-        pooled = q.dequantize().mean((2, 3)).double().numpy()
-    want = np.clip(np.rint(pooled / spec.feature_scale) + spec.feature_zero_point, 0, 255)
-    difference = np.abs(want - backbone.features(images))
+        taps = module.body(module.quant(IMAGENET(images)))
+    parts = []
+    for activations, tap in zip(taps, spec.taps, strict=True):
+        assert activations.shape[1] == tap.num_features
+        pooled = activations.dequantize().double().mean((2, 3)).numpy()
+        parts.append(np.clip(np.rint(pooled / tap.scale) + tap.zero_point, 0, 255))
+    difference = np.abs(np.concatenate(parts, axis=1) - backbone.features(images))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 1e-3
 
@@ -171,14 +177,14 @@ def test_preparing_leaves_images_and_torch_as_they_were(images, prepare):
 def test_distillation_brings_the_student_nearer_to_its_teacher(images):
     network = random_network("mobilenet_v2", seed=0)
     prepare_module._calibrate_batch_norm(network, IMAGENET.batches(images))
-    folded = fold(quantizable_network("mobilenet_v2", network.eval()))
+    folded = Tapped(fold(quantizable_network("mobilenet_v2", network.eval())), (6, 18))
     with accepted_deprecations():
         student = prepare_student(folded, "qnnpack")
         calibrate(student, [IMAGENET(images)])
         before = copy.deepcopy(student.body.state_dict())
         losses = distill(
             student,
-            lambda batch: folded(batch).mean((2, 3)),
+            folded,
             itertools.repeat(IMAGENET(images)),
             steps=8,
             lr=1e-4,
@@ -203,15 +209,16 @@ def test_standardized_features_have_mean_0_and_variance_1(images, prepare):
 
 def test_plain_features_are_what_the_quantized_tensor_means(images, prepare):
     backbone = prepare(images, feature_scaling="none")
-    assert np.unique(backbone.affine.gain).tolist() == [np.float32(backbone.spec.feature_scale)]
-    assert np.unique(backbone.affine.center).tolist() == [backbone.spec.feature_zero_point]
+    (tap,) = backbone.spec.taps
+    assert np.unique(backbone.affine.gain).tolist() == [np.float32(tap.scale)]
+    assert np.unique(backbone.affine.center).tolist() == [tap.zero_point]
 
 
 @pytest.mark.slow
 def test_v3_large_goes_through_with_negative_features(images, prepare):
     backbone = prepare(images, arch="mobilenet_v3_large")
     assert backbone.spec.num_features == 960
-    assert backbone.spec.feature_zero_point > 0, "hardswish is negative in part"
+    assert backbone.spec.taps[0].zero_point > 0, "hardswish is negative in part"
     again = FrozenBackbone.from_bytes(backbone.to_bytes(), backbone.fingerprint)
     assert np.array_equal(again.features(images), backbone.features(images))
 
@@ -220,7 +227,7 @@ def test_v3_large_goes_through_with_negative_features(images, prepare):
 def test_v3_small_goes_through_and_follows_the_float_network(images, prepare):
     backbone = prepare(images, arch="mobilenet_v3_small", feature_scaling="none")
     assert backbone.spec.num_features == 576
-    assert backbone.spec.feature_zero_point > 0, "hardswish is negative in part"
+    assert backbone.spec.taps[0].zero_point > 0, "hardswish is negative in part"
     data = backbone.to_bytes()
     assert len(data) < 1_300_000  # 0.93 million weights, and what TorchScript adds
     again = FrozenBackbone.from_bytes(data, backbone.fingerprint)
@@ -291,7 +298,7 @@ def test_int8_computes_what_fake_quantization_trained_for(images, engine):
         pytest.skip(f"this torch has no {engine} engine")
     network = quantizable_network("mobilenet_v2", random_network("mobilenet_v2", seed=0))
     with quantized_engine(engine), torch.no_grad(), accepted_deprecations():
-        student = prepare_student(fold(network), engine)
+        student = prepare_student(Tapped(fold(network), (18,)), engine)
         calibrate(student, [IMAGENET(images)])
         converted = convert(student)
         student.eval()
@@ -420,11 +427,7 @@ def test_content_that_is_not_what_the_fingerprint_says_is_refused(backbone):
         {"gain": backbone.affine.gain * np.float32(1.001)},
         {"center": backbone.affine.center + np.float32(1)},
         {"fingerprint": "a" * 64},
-        {
-            "spec": backbone.spec.to_json().replace(
-                '"feature_zero_point": ', '"feature_zero_point": 1'
-            )
-        },
+        {"spec": backbone.spec.to_json().replace('"zero_point": ', '"zero_point": 1')},
     ):
         with pytest.raises(BackboneError, match="but its content has"):
             FrozenBackbone.from_bytes(reload_with(data, **changes))
@@ -553,6 +556,7 @@ def test_cache_is_used_for_the_same_work_only(backbone, images, tmp_path, prepar
             {"distill_steps": 2},
             {"feature_scaling": "none"},
             {"distill_lr": 1e-6},
+            {"features": "compact"},
             {"engine": "x86"},
             {"mean": (0.5, 0.5, 0.5)},
             {"std": (0.5, 0.5, 0.5)},

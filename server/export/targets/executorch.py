@@ -115,14 +115,17 @@ class StandardModel(nn.Module):
                     self.register_buffer(f"{name}{i}", torch.from_numpy(array.copy()))
 
     def forward(self, images: Tensor) -> Tensor:
-        network, spec = self.network, self.spec
+        network = self.network
         x = (images.to(torch.float32) - self.mean) / self.std
         results = [_Rounded(x, network.input_scale, network.input_zero_point)]
         for i, step in enumerate(network.steps):
             value = self._step(i, step, [results[k].values() for k in step.inputs])
             results.append(_Rounded(value, step.scale, step.zero_point))
-        pooled = results[-1].values().mean([2, 3])
-        q = torch.clamp(torch.round(pooled / spec.feature_scale) + spec.feature_zero_point, 0, 255)
+        parts = []
+        for result, tap in zip(network.taps, self.spec.taps, strict=True):
+            pooled = results[result].values().mean([2, 3])
+            parts.append(torch.clamp(torch.round(pooled / tap.scale) + tap.zero_point, 0, 255))
+        q = torch.cat(parts, dim=1)
         if self.head is None:
             return q
         logits: Tensor = self.head((q - self.center) * self.gain)

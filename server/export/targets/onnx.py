@@ -86,10 +86,12 @@ class _Graph:
             value = self._step(step, inputs, scales[step.inputs[0]])
             results.append(self._rounded(value, step.scale, step.zero_point))
             scales.append(step.scale)
-        pooled = self._node("ReduceMean", results[-1], axes=[2, 3], keepdims=0)
-        spec = backbone.spec
-        size = self._step_size(spec.feature_scale, spec.feature_zero_point)
-        return self._node("QuantizeLinear", pooled, *size, result="features")
+        parts = []
+        for result, tap in zip(network.taps, backbone.spec.taps, strict=True):
+            pooled = self._node("ReduceMean", results[result], axes=[2, 3], keepdims=0)
+            size = self._step_size(tap.scale, tap.zero_point)
+            parts.append(self._node("QuantizeLinear", pooled, *size))
+        return self._node("Concat", *parts, axis=1, result="features")
 
     def head(self, features: str, affine: Affine, head: Head) -> str:
         x = self._centered(self._float(features), affine.center)
