@@ -1,11 +1,20 @@
-"""A client's own head, close to the global one: Ditto with squared loss, in closed form.
+"""A client's own head: close to the global one, or of its own examples alone, in closed form.
 
-Li et al., ICML 2021, arXiv 2012.04221. With W the global head and X, Y the client's n training
-examples, V minimises ``||X V^T - Y||^2 / 2 + lam / 2 ||V - W||^2``, which is
-``V = (B + lam W) (A + lam I)^-1`` with ``A = X^T X`` and ``B = Y^T X``.
+Ditto, Li et al., ICML 2021, arXiv 2012.04221, with squared loss. With W a head to start from and
+X, Y the client's n training examples, V minimises ``||X V^T - Y||^2 / 2 + lam / 2 ||V - W||^2``.
+For ``D = V - W``, the residuals ``R = Y - X W^T`` and the singular values ``X = U S T^T`` that is
+``D = R^T U (S^2 + lam I)^-1 S T^T``. With W = 0 it is the client's own ridge regression, to which
+the global head adds nothing.
+
+Which of these heads is the best a client finds out by leaving out each of its examples once, which
+takes no further solution (Allen's PRESS, Technometrics 1974): with ``H = U S^2 / (S^2 + lam) U^T``
+the residual of example i, when it is left out, is ``(R - H R)_i / (1 - H_ii)``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,47 +27,9 @@ from common.files import write_atomic
 from common.messages import EvaluateRequest
 from common.types import FeatureSet, Head
 
-__all__ = ["personal_correct", "personal_head"]
+__all__ = ["OwnHeads", "own_correct", "own_heads", "personal_head"]
 
+_Array = npt.NDArray[np.float64]
 
-def personal_head(features: FeatureSet, head: Head, lam: float) -> npt.NDArray[np.float64]:
-    """The client's own head, computed in float64.
-
-    For ``D = V - W`` and the residuals ``R = Y - X W^T`` the minimum is at
-    ``D (A + lam I) = R^T X``. As ``X (X^T X + lam I) = (X X^T + lam I) X``, that is also
-    ``D = R^T (X X^T + lam I)^-1 X``: a system of n equations instead of d + 1, which is used if a
-    client has fewer examples than features.
-
-    Args:
-        features: the client's n >= 1 training examples.
-        head: W, (K, d), the global head.
-        lam: > 0; the larger, the closer V stays to W.
-
-    Returns:
-        V, float64 (K, d + 1).
-    """
-    x, w = features.x.astype(np.float64), head.matrix.astype(np.float64)
-    residuals = np.eye(head.num_classes)[features.labels] - x @ w.T
-    n, width = x.shape
-    step: npt.NDArray[np.floating]
-    if n < width:
-        step = np.linalg.solve(x @ x.T + lam * np.eye(n), residuals).T @ x
-    else:
-        step = np.linalg.solve(x.T @ x + lam * np.eye(width), x.T @ residuals).T
-    return np.add(w, step, dtype=np.float64)
-
-
-def personal_correct(
-    request: EvaluateRequest, client: int, frozen: FrozenBackbone, host: Host
-) -> int:
-    """Make a client's own head and count its correct predictions on the client's test part.
-
-    A real device keeps the head in ``head.safetensors`` in its folder of the run: weight float32
-    (K, d) and bias float32 (K,). A simulated client's head is not kept.
-    """
-    train = host.train_features(client, frozen, request.run_id)
-    own = Head.from_matrix(personal_head(train, request.head, request.personal))
-    if not host.simulated:
-        file = run_folder(host.state, request.run_id) / "head.safetensors"
-        write_atomic(file, save({"weight": own.weight, "bias": own.bias}))
-    return evaluate(own, host.test_features(client, frozen, request.run_id)).correct
+# lambda, relative to the mean square of the client's singular values
+_GRID = 10.0 ** np.arange(-3, 3.5, 0.5)
