@@ -65,8 +65,13 @@ def _clients(s: Mapping[str, Any]) -> dict[str, str]:
     images = f"{_count(tests['clients'], 'client')}, {each} each"
     enough = f"{tests['counted']:,} of {tests['clients']:,} clients"
     rows = {}
-    for name, who in (("client_accuracy", "clients' own"), ("personal_accuracy", "personal heads")):
-        if s[f"{name}_mean"] is None:
+    heads = {
+        "client_accuracy": "clients' own",
+        "personal_accuracy": "personal heads",
+        "local_accuracy": "each alone",
+    }
+    for name, who in heads.items():
+        if s.get(f"{name}_mean") is None:
             continue
         rows[f"{who}: mean"] = _measured(s[f"{name}_mean"], tests["examples"], images)
         row, lowest = f"{who}: worst tenth", _percent(s[f"{name}_min"])
@@ -81,6 +86,9 @@ def _clients(s: Mapping[str, Any]) -> dict[str, str]:
                 f"at most {_percent(s[f'{name}_p10'])}, the worst client {lowest} "
                 f"(of {enough}, those with {COUNTED_EXAMPLES} test images)"
             )
+    if s.get("clients_better_alone") is not None:
+        better = f"{s['clients_better_alone']:,} of {_count(tests['clients'], 'client')}"
+        rows["better off alone"] = f"{better}, with a head of their own images only"
     return rows
 
 

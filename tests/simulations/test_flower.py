@@ -88,7 +88,7 @@ def assert_same_head(run: Path, reference: Path) -> None:
 
 @pytest.mark.slow
 def test_flower_gives_the_head_and_the_figures_of_the_in_process_engine(tiny: Make) -> None:
-    overrides = ("strategy.name=scaffold", "train.rounds=3", "baseline.epochs=1")
+    overrides = ("strategy.name=scaffold", "train.rounds=3", "baseline.enabled=true")
     reference, run = tiny(*overrides, name="reference"), tiny(*overrides, name="flower")
     ours, theirs = run_in_process(reference), run_flower(run, num_supernodes=2)
     assert_same_head(run, reference)

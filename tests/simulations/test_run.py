@@ -48,7 +48,7 @@ def lines(run: Path) -> list[dict[str, object]]:
 
 
 def test_a_run_leaves_everything_it_promises(tiny: Make) -> None:
-    run = tiny("baseline.epochs=5")
+    run = tiny("baseline.enabled=true")
     summary = run_in_process(run)
     for key in (
         "accuracy", "loss", "centralized_accuracy", "ridge_accuracy", "rounds", "clients",
@@ -146,7 +146,7 @@ PREPARED = ("strategy.precondition=gram", "strategy.init=fed3r", "train.lr=0.05"
 
 @pytest.mark.parametrize("name", ["scaffold", *variants("fedavg", "norm_clipping", "median")])
 def test_a_round_of_statistics_starts_any_gradient_strategy(quick: Make, name: str) -> None:
-    run = quick(*PREPARED, f"strategy.name={name}", "baseline.epochs=1", name="a")
+    run = quick(*PREPARED, f"strategy.name={name}", "baseline.enabled=true", name="a")
     summary = run_in_process(run)
     figures = lines(run)
     # Everybody is asked once, then four of eight a round.
@@ -154,7 +154,9 @@ def test_a_round_of_statistics_starts_any_gradient_strategy(quick: Make, name: s
     # The first head is ridge regression's, only surer of itself.
     assert figures[0]["accuracy"] == summary["ridge_accuracy"]
     assert summary["accuracy"] >= summary["ridge_accuracy"] - 0.05
-    again = run_in_process(quick(*PREPARED, f"strategy.name={name}", "baseline.epochs=1", name="b"))
+    again = run_in_process(
+        quick(*PREPARED, f"strategy.name={name}", "baseline.enabled=true", name="b")
+    )
     assert again["head_sha256"] == summary["head_sha256"]
 
 
@@ -301,7 +303,7 @@ def test_a_share_of_the_clients_is_asked_and_said_as_a_number(
 
 def test_fed3r_equals_the_centralized_ridge_head(quick: Make) -> None:
     run = quick(
-        "strategy.name=fed3r", "train.clients-per-round=0", "baseline.epochs=1",
+        "strategy.name=fed3r", "train.clients-per-round=0", "baseline.enabled=true",
     )  # fmt: skip
     summary = run_in_process(run)
     assert summary["rounds"] == 1
@@ -310,7 +312,7 @@ def test_fed3r_equals_the_centralized_ridge_head(quick: Make) -> None:
     assert figures["strategy"]["ridge-lambda"] == summary["ridge_lambda"] > 0
     told = quick(
         "strategy.name=fed3r", f"strategy.args.lam={summary['ridge_lambda']!r}",
-        "train.clients-per-round=0", "baseline.epochs=1", name="told",
+        "train.clients-per-round=0", "baseline.enabled=true", name="told",
     )  # fmt: skip
     again = run_in_process(told)
     assert (again["head_sha256"], again["ridge_lambda"]) == (summary["head_sha256"], None)
