@@ -44,6 +44,7 @@ from server.record.runfolder import (
     free_folder,
     intact_rounds,
     read_run_json,
+    write_confusion,
 )
 from server.record.trackers import check_trackers, tracked
 from server.round.algorithm import Run
@@ -181,7 +182,10 @@ def run_experiment(
             without = baselines(scene.run, scene.dataset.num_classes, scene.test)
         with nullcontext() if is_cell else tracked(folder, config, checkpoint, progress):
             outcome = _train(scene, checkpoint, is_cell=is_cell)
-            figures = {**summarize(scene.run, scene.backbone, outcome), **without}
+            figures = {
+                **summarize(scene.run, scene.backbone, outcome, scene.dataset.classes),
+                **without,
+            }
             _close(scene, outcome, figures, is_cell=is_cell)
     return folder.path
 
@@ -250,7 +254,9 @@ def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Ou
         figures = ask_clients(run, head, algorithm.personal, freedom=freedom)
         if run.registry.simulated:
             write_clients(folder.clients, run, scene.dataset, figures)
-    return Outcome(head, evaluate(head, scene.test), rounds, counters, figures)
+        evaluation = evaluate(head, scene.test)
+        write_confusion(folder.confusion, evaluation.confusion)
+    return Outcome(head, evaluation, rounds, counters, figures)
 
 
 def _close(scene: _Scene, outcome: Outcome, figures: Mapping[str, Any], *, is_cell: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,10 @@ class Outcome:
     figures: ClientFigures
 
 
-def summarize(run: Run, backbone: FrozenBackbone, outcome: Outcome) -> dict[str, Any]:
-    """The figures of a run's training."""
+def summarize(
+    run: Run, backbone: FrozenBackbone, outcome: Outcome, classes: Sequence[str]
+) -> dict[str, Any]:
+    """The figures of a run's training; ``classes`` are the names of the classes."""
     config, counters, head = run.config, outcome.counters, outcome.head
     # Bytes that one client would send if the float32 backbone were trained and sent too.
     full_model_bytes = backbone.spec.float_model_bytes + payload_bytes(
@@ -51,7 +53,9 @@ def summarize(run: Run, backbone: FrozenBackbone, outcome: Outcome) -> dict[str,
     return {
         "accuracy": outcome.evaluation.accuracy,
         "loss": outcome.evaluation.loss,
+        "balanced_accuracy": outcome.evaluation.balanced_accuracy,
         "test_examples": outcome.evaluation.num_examples,
+        "classes": _by_class(outcome.evaluation, classes),
         **outcome.figures.summary(),
         "rounds": outcome.rounds,
         "accepted_rounds": int(counters["accepted"]),
@@ -81,6 +85,13 @@ def summarize(run: Run, backbone: FrozenBackbone, outcome: Outcome) -> dict[str,
         "fingerprint": backbone.fingerprint,
         "versions": versions(),
     }
+
+
+def _by_class(evaluation: Evaluation, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Test images and accuracy of each class, in label order; None without test images."""
+    tests = evaluation.confusion.sum(axis=1).tolist()
+    rows = zip(classes, tests, evaluation.class_accuracy, strict=True)
+    return [{"name": name, "tests": n, "accuracy": share} for name, n, share in rows]
 
 
 def of_export(exported: ExportReport | None, path: Path) -> dict[str, Any]:

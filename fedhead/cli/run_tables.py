@@ -105,6 +105,21 @@ def _chosen(s: Mapping[str, Any]) -> dict[str, str]:
     return rows
 
 
+_SHOWN_CLASSES = 3
+
+
+def _worst_classes(classes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The few classes with the lowest accuracy; of two classes both are in the page."""
+    known = sorted(
+        (one for one in classes if one["accuracy"] is not None), key=lambda one: one["accuracy"]
+    )
+    if len(known) <= _SHOWN_CLASSES:
+        return {}
+    worst = known[:_SHOWN_CLASSES]
+    words = [f"{one['name']} {100 * one['accuracy']:.0f} % of {one['tests']:,}" for one in worst]
+    return {"worst classes": ", ".join(words)}
+
+
 def _megabytes(value: float) -> str:
     return f"{value / 1e6:,.2f} MB"
 
@@ -161,8 +176,11 @@ def _closing_rows(s: Mapping[str, Any]) -> dict[str, str]:
     seconds["rounds"] += f" (training {s['seconds']['training']:.1f})"
     rows = {
         f"accuracy, {s['strategy'].rpartition(':')[2]}": _measured(s["accuracy"], n),
+        "accuracy, balanced": _percent(s["balanced_accuracy"]),
+        **_worst_classes(s["classes"]),
         "accuracy, centralized": _measured(s["centralized_accuracy"], n),
         "accuracy, ridge": _measured(s["ridge_accuracy"], n),
+        "accuracy, logistic": _measured(s["logistic_accuracy"], n),
         "accuracy of model.pt": _measured(s["model_accuracy"], s["model_test_examples"]),
         **_chosen(s),
         **_clients(s),

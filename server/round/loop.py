@@ -30,8 +30,8 @@ def _metrics(result: RoundResult, evaluation: Evaluation, seconds: float) -> dic
     return {
         "accuracy": evaluation.accuracy,
         "loss": evaluation.loss,
-        "class-accuracy": evaluation.class_accuracy,
-        "confusion": evaluation.confusion.tolist(),
+        "balanced-accuracy": evaluation.balanced_accuracy,
+        "test-examples": evaluation.num_examples,
         "train-loss-before": result.loss_before,
         "train-loss-after": result.loss_after,
         "cohort": result.cohort,

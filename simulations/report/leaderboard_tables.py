@@ -60,7 +60,8 @@ def standard_text(setting: Setting, target: float | None) -> str:
     line = f"target {percent(against.target)} % ({against.reason})"
     if against.centralized is not None:
         line += f", centralized {percent(against.centralized)} %"
-    return line + (f", ridge {percent(against.ridge)} %" if against.ridge is not None else "")
+    others = (("ridge", against.ridge), ("logistic", against.logistic))
+    return line + "".join(f", {name} {percent(v)} %" for name, v in others if v is not None)
 
 
 def _about(setting: Setting, target: float | None) -> str:
@@ -136,11 +137,12 @@ def terminal_table(comparison: Comparison, target: float | None = None) -> Group
 
 
 _MANY_ROWS, _BEST_ROWS = 40, 8
-_EXPENDABLE = ("s", "worst", "p10", "uplink", "rounds", "gap")
+_EXPENDABLE = ("balanced", "s", "worst", "p10", "uplink", "rounds", "gap")
 """Columns that a narrow terminal has no room for; the page has them all."""
 _WITH_SPREAD = 4
 """Settings whose standard deviations fit beside each other on 80 columns."""
 _LEGEND = {
+    "balanced": "mean of the classes' accuracies",
     "gap": "points to the centralized head",
     "p10": f"a tenth of the clients with {COUNTED_EXAMPLES} test images or more has at most it",
     "worst": "the lowest of these clients",

@@ -20,7 +20,14 @@ from common.noise import COUNTED_EXAMPLES
 from common.readback import JsonFile
 from common.types import IntArray
 from server.record.replaced import place_of, recover
-from server.record.runfolder import CLIENTS, METRICS, SUMMARY, read_config, read_run_json
+from server.record.runfolder import (
+    CLIENTS,
+    CONFUSION,
+    METRICS,
+    SUMMARY,
+    read_config,
+    read_run_json,
+)
 from simulations.report.round_figures import Scalar, round_figures
 
 __all__ = ["Clients", "Run", "Summary", "read_run", "read_runs"]
@@ -45,12 +52,16 @@ class Summary(BaseModel):
 
     centralized_accuracy: Rate | None
     ridge_accuracy: Rate | None
+    logistic_accuracy: Rate | None = None
+    balanced_accuracy: Rate | None = None
     client_accuracy_mean: Rate | None
     client_accuracy_p10: Rate | None
     client_accuracy_min: Rate | None
     personal_accuracy_mean: Rate | None = None
     personal_accuracy_p10: Rate | None = None
     personal_accuracy_min: Rate | None = None
+    local_accuracy_mean: Rate | None = None
+    clients_better_alone: Count | None = None
     rounds: Annotated[int, Field(ge=1)]
     rejected_updates: Count
     seconds: dict[str, float]
@@ -75,8 +86,12 @@ class _Round(_File):
     strategy: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
 
 
-class _LastRound(_Round):
-    confusion: list[list[Count]]
+class _Confusion(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    true: Annotated[list[Count], Field(min_length=1)]
+    predicted: list[Count]
+    count: list[Count]
 
 
 class _ClientsFile(BaseModel):
@@ -206,7 +221,7 @@ def read_run(folder: Path) -> Run:
     identity = _parse(_Identity, folder / "run.json", read_run_json(folder))
     metrics = folder / "metrics.jsonl"
     lines = _lines(metrics)
-    rounds, confusion = _read_rounds(metrics, lines, summary.rounds, len(identity.classes))
+    rounds = _read_rounds(metrics, lines, summary.rounds)
     return Run(
         path=folder,
         values=flat(read_config(folder).model_dump(by_alias=True)),
@@ -216,7 +231,7 @@ def read_run(folder: Path) -> Run:
         uplink=np.cumsum([r.uplink_bytes for r in rounds], dtype=np.int64),
         metrics=_metrics(rounds),
         rounds=tuple(map(round_figures, lines)),
-        confusion=confusion,
+        confusion=_read_confusion(folder / "confusion.json", len(identity.classes)),
         clients=_read_clients(folder / "clients.json", len(identity.classes)),
         devices=not identity.simulated,
     )
@@ -240,16 +255,23 @@ def _parse(model: type[M], file: Path, content: Mapping[str, Any], where: str = 
         ) from exc
 
 
-def _read_rounds(
-    file: Path, lines: Sequence[Mapping[str, Any]], count: int, num_classes: int
-) -> tuple[list[_Round], IntArray]:
+def _read_rounds(file: Path, lines: Sequence[Mapping[str, Any]], count: int) -> list[_Round]:
     rounds = [_parse(_Round, file, line, f", line {i}") for i, line in enumerate(lines, 1)]
     if [r.round for r in rounds] != list(range(1, count + 1)):
         raise RunError(f"{file} holds {len(rounds)} rounds, expected 1 to {count} in order")
-    rows = _parse(_LastRound, file, lines[-1], f", line {count}").confusion
-    if {len(rows), *map(len, rows)} != {num_classes} or not any(map(any, rows)):
-        raise RunError(f"{file}, line {count}: confusion is not of {num_classes} classes")
-    return rounds, np.array(rows, np.int64)
+    return rounds
+
+
+def _read_confusion(file: Path, num_classes: int) -> IntArray:
+    entries = _parse(_Confusion, file, _content(CONFUSION, file))
+    lengths = {len(entries.true), len(entries.predicted), len(entries.count)}
+    if len(lengths) > 1 or max(*entries.true, *entries.predicted, 0) >= num_classes:
+        raise RunError(f"{file} is damaged (it is not a matrix of {num_classes} classes)")
+    if not any(entries.count):
+        raise RunError(f"{file} is damaged (it counts no test image)")
+    counts = np.zeros((num_classes, num_classes), np.int64)
+    counts[entries.true, entries.predicted] = entries.count
+    return counts
 
 
 def _metrics(rounds: Sequence[_Round]) -> dict[str, npt.NDArray[np.float64]]:
