@@ -149,5 +149,5 @@ def _minimum(start: Tensor, objective: Callable[[Tensor], tuple[Tensor, Tensor]]
         value, point.grad = objective(point.detach())
         return float(value)
 
-    optimizer.step(closure)
+    optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch has no types for it
     return point.detach()

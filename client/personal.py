@@ -89,7 +89,8 @@ class OwnExamples:
             lam: > 0; the larger, the closer.
         """
         weights = self._residuals(start).T @ self._left / (self._squares + lam)
-        return np.add(start, weights @ self._right, dtype=np.float64)
+        head: _Array = start + weights @ self._right
+        return head
 
     def left_out(self, start: _Array, lam: float) -> _Array:
         """Residuals (n, K) of each example for the ``near`` head of all others."""

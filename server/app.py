@@ -44,7 +44,6 @@ from server.record.runfolder import (
     free_folder,
     intact_rounds,
     read_run_json,
-    write_confusion,
 )
 from server.record.trackers import check_trackers, tracked
 from server.round.algorithm import Run
@@ -250,13 +249,10 @@ def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Ou
         raise RunError(f"no round of {rounds} gave a new head: nothing to export, the log says why")
     HEAD.write(folder.head, {"weight": head.weight, "bias": head.bias})
     with scene.stages("evaluation"):
-        freedom = counters.get("ridge-freedom", 0.0)
-        figures = ask_clients(run, head, algorithm.personal, freedom=freedom)
+        figures = ask_clients(run, head, algorithm.personal, counters.get("ridge-freedom", 0.0))
         if run.registry.simulated:
             write_clients(folder.clients, run, scene.dataset, figures)
-        evaluation = evaluate(head, scene.test)
-        write_confusion(folder.confusion, evaluation.confusion)
-    return Outcome(head, evaluation, rounds, counters, figures)
+    return Outcome(head, evaluate(head, scene.test), rounds, counters, figures)
 
 
 def _close(scene: _Scene, outcome: Outcome, figures: Mapping[str, Any], *, is_cell: bool) -> None:

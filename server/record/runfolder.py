@@ -108,7 +108,7 @@ class RunFolder:
 
     def reopen(self) -> None:
         """The run goes on: what a former end of it has left no longer holds."""
-        for file in (self.summary, self.head):
+        for file in (self.summary, self.head, self.confusion):
             file.unlink(missing_ok=True)
 
     @contextmanager

@@ -94,7 +94,7 @@ class ClientFigures:
         return mean, float(np.percentile(counted, 10)), min(counted)
 
 
-def ask_clients(run: Run, head: Head, personal: float, *, freedom: float = 0.0) -> ClientFigures:
+def ask_clients(run: Run, head: Head, personal: float, freedom: float = 0.0) -> ClientFigures:
     """Let clients evaluate a head. Clients without a valid answer are left out.
 
     So are clients that still owe a round its answer: waiting for them could take another deadline.

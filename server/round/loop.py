@@ -15,7 +15,7 @@ from common.types import FeatureSet, Head
 from server.record.checkpoint import Checkpoint, save_checkpoint
 from server.record.events import event
 from server.record.replaced import forget_replaced
-from server.record.runfolder import MetricsLog, RunFolder
+from server.record.runfolder import MetricsLog, RunFolder, write_confusion
 from server.round.algorithm import Algorithm, RoundResult, Run, quorum
 from server.round.registry import Registry
 from server.round.replies import LARGEST_LOSS
@@ -107,7 +107,8 @@ def run_rounds(
         test: the server's test set.
         folder: the run folder for metrics and checkpoints.
         checkpoint: the checkpoint to continue from.
-        is_cell: whether this is a cell of a comparison, which writes only metrics.jsonl.
+        is_cell: whether this is a cell of a comparison, which writes only metrics.jsonl and
+            confusion.json.
 
     Returns:
         The last head, the number of finished rounds, and the totals of the run.
@@ -144,6 +145,7 @@ def run_rounds(
             if run.registry.progress.finished({"round": number, **metrics}):
                 logger.info("stopped by its listener: done after %d of %d rounds", number, rounds)
                 break
+    write_confusion(folder.confusion, judge.evaluate(head).confusion)
     return head, done, counters
 
 

@@ -29,6 +29,7 @@ from common.readback import seal
 from common.types import Head, UpdateBatch
 from server.strategies import STRATEGIES
 from server.strategies.averaging import fedavg
+from simulations.report.runs import read_run
 from simulations.run import run_in_process
 
 Make = Callable[..., Path]
@@ -66,8 +67,16 @@ def test_a_run_leaves_everything_it_promises(tiny: Make) -> None:
     assert 20 * head_bytes < summary["uplink_bytes"] < 20 * (head_bytes + 1000)
     assert summary["full_model_uplink_bytes"] > 100 * summary["uplink_bytes"]
     assert summary["accuracy"] > 0.5  # chance is 0.1
-    confusion = np.array(lines(run)[-1]["confusion"])
+    confusion = read_run(run).confusion
     assert np.trace(confusion) / confusion.sum() == pytest.approx(summary["accuracy"])
+    shares = np.diagonal(confusion) / confusion.sum(axis=1)
+    assert [one["accuracy"] for one in summary["classes"]] == pytest.approx(shares.tolist())
+    assert summary["balanced_accuracy"] == pytest.approx(shares.mean())
+    assert lines(run)[-1]["balanced-accuracy"] == summary["balanced_accuracy"]
+    # A client alone, with its share of the images, is no match for all together.
+    assert summary["local_accuracy_mean"] < summary["client_accuracy_mean"]
+    rates = {summary["ridge_accuracy"], summary["logistic_accuracy"]}
+    assert summary["centralized_accuracy"] in rates
 
 
 @pytest.mark.slow
@@ -103,8 +112,8 @@ def test_the_number_of_nodes_changes_the_head_by_rounding_only(quick: Make, stra
         assert relative(matrix(run), matrix(runs[0][0])) <= 1e-5
         assert summary["accuracy"] == runs[0][1]["accuracy"]
         assert summary["uplink_bytes"] == runs[0][1]["uplink_bytes"]
-        confusions = [lines(r)[-1]["confusion"] for r in (run, runs[0][0])]
-        assert confusions[0] == confusions[1]
+        files = [folder / "confusion.json" for folder in (run, runs[0][0])]
+        assert files[0].read_bytes() == files[1].read_bytes()
     if strategy == "fed3r":
         # Integer statistics: not even rounding.
         assert len({summary["head_sha256"] for _, summary in runs}) == 1
