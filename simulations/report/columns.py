@@ -110,11 +110,6 @@ _COLUMNS = (
         "accuracy %",
     ),
     Column(
-        "Balanced\u00a0%", lambda r: percent(r.balanced), lambda r: r.balanced, False,
-        "Mean of the classes' accuracies on the same test set, each class alike however many test "
-        "images it has; mean over seeds", "balanced",
-    ),
-    Column(
         "To centralized", lambda r: points(r.gap_centralized), lambda r: r.gap_centralized, False,
         "Points above (+) or below (-) the best linear head of all data in one place", "gap",
     ),

@@ -137,12 +137,11 @@ def terminal_table(comparison: Comparison, target: float | None = None) -> Group
 
 
 _MANY_ROWS, _BEST_ROWS = 40, 8
-_EXPENDABLE = ("balanced", "s", "worst", "p10", "uplink", "rounds", "gap")
+_EXPENDABLE = ("s", "worst", "p10", "uplink", "rounds", "gap")
 """Columns that a narrow terminal has no room for; the page has them all."""
 _WITH_SPREAD = 4
 """Settings whose standard deviations fit beside each other on 80 columns."""
 _LEGEND = {
-    "balanced": "mean of the classes' accuracies",
     "gap": "points to the centralized head",
     "p10": f"a tenth of the clients with {COUNTED_EXAMPLES} test images or more has at most it",
     "worst": "the lowest of these clients",
