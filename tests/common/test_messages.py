@@ -118,7 +118,9 @@ def test_small_messages_survive_the_wire() -> None:
     assert BackboneRequest.read(over_the_wire(brought.write())) == brought
     baseline = BaselineRequest(10, 1.0, 0, "f")
     assert BaselineRequest.read(over_the_wire(baseline.write())) == baseline
-    evaluated = EvaluateReply((ClientEvaluation(1, 2, 1, 0.5), ClientEvaluation(3, 4, 0, 0.1, 2)))
+    evaluated = EvaluateReply(
+        (ClientEvaluation(1, 2, 1, 0.5), ClientEvaluation(3, 4, 0, 0.1, 2, 1))
+    )
     assert EvaluateReply.read(over_the_wire(evaluated.write())) == evaluated
     asked = EvaluateRequest.read(over_the_wire(EvaluateRequest(HEAD, (1,), "f", "r").write()))
     assert (asked.head.sha256, asked.clients) == (HEAD.sha256, (1,))
