@@ -95,9 +95,12 @@ class OwnExamples:
     def left_out(self, start: _Array, lam: float) -> _Array:
         """Residuals (n, K) of each example for the ``near`` head of all others."""
         residuals = self._residuals(start)
+        return self._left_out(residuals, self._left.T @ residuals, lam)
+
+    def _left_out(self, residuals: _Array, along: _Array, lam: float) -> _Array:
         shares = self._squares / (self._squares + lam)
         leverage = np.square(self._left) @ shares
-        rest = residuals - (self._left * shares) @ (self._left.T @ residuals)
+        rest = residuals - self._left @ (shares[:, None] * along)
         # 1 - leverage is at least lam / (lam + the example's squared length), so above 0.
         left: _Array = rest / (1 - leverage)[:, None]
         return left
@@ -129,7 +132,11 @@ class OwnExamples:
 
     def judge(self, start: _Array, penalties: Sequence[float]) -> list[Choice]:
         """How good the ``near`` heads with some penalties are."""
-        return [self._choice(start, lam) for lam in penalties]
+        residuals = self._residuals(start)
+        along = self._left.T @ residuals
+        return [
+            self._choice(start, lam, self._left_out(residuals, along, lam)) for lam in penalties
+        ]
 
     def alone(self) -> list[Choice]:
         """How good heads are that owe nothing to other clients."""
@@ -140,8 +147,7 @@ class OwnExamples:
         """The head that was chosen, of all examples."""
         return Head.from_matrix(self.near(choice.start, choice.lam))
 
-    def _choice(self, start: _Array, lam: float) -> Choice:
-        left = self.left_out(start, lam)
+    def _choice(self, start: _Array, lam: float, left: _Array) -> Choice:
         predicted = (self._labels - left).argmax(axis=1)
         wrong = int((predicted != self._labels.argmax(axis=1)).sum())
         return Choice(start, lam, wrong, float(np.square(left).sum()))

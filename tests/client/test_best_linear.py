@@ -32,13 +32,13 @@ def test_the_logistic_head_is_that_of_scikit_learn(lam: float) -> None:
     np.testing.assert_allclose(x @ got.T, x @ want.T, atol=0.02 * np.abs(x @ want.T).max())
 
 
-def test_a_start_and_the_directions_of_other_examples_change_no_minimum() -> None:
-    every = examples(400, 30, 1)
-    part = every.select(np.arange(0, 400, 2))
-    alone = Pooled(part, K).logistic(3.0)
-    helped = Pooled(part, K, Pooled(every, K)).logistic(3.0, Pooled(every, K).logistic(1.0))
-    scale = np.abs(alone.matrix).max()
-    np.testing.assert_allclose(helped.matrix, alone.matrix, atol=0.02 * scale)
+def test_where_it_starts_and_how_it_is_scaled_change_no_minimum() -> None:
+    features = examples(400, 30, 1)
+    pooled = Pooled(features, K)
+    alone = features.x @ pooled.logistic(3.0).matrix.T
+    other = Pooled(features, K, Pooled(examples(300, 30, 5), K))
+    helped = features.x @ other.logistic(3.0, pooled.logistic(100.0)).matrix.T
+    np.testing.assert_allclose(helped, alone, atol=0.02 * np.abs(alone).max())
 
 
 def test_both_heads_choose_their_penalties_and_the_better_one_is_the_yardstick() -> None:

