@@ -181,10 +181,7 @@ def run_experiment(
             without = baselines(scene.run, scene.dataset.num_classes, scene.test)
         with nullcontext() if is_cell else tracked(folder, config, checkpoint, progress):
             outcome = _train(scene, checkpoint, is_cell=is_cell)
-            figures = {
-                **summarize(scene.run, scene.backbone, outcome, scene.dataset.classes),
-                **without,
-            }
+            figures = summarize(scene.run, scene.backbone, outcome, scene.dataset.classes) | without
             _close(scene, outcome, figures, is_cell=is_cell)
     return folder.path
 
