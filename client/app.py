@@ -18,14 +18,13 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.backbones import Backbones
+from client.best_linear import best_linear_heads
 from client.device import DeviceHost
 from client.discretion import SPEAKABLE, kind_of
 from client.host import Host, run_folder
-from client.local import batch_orders
 from client.memory import with_constant
 from client.node import node_update
-from client.personal import personal_correct
-from client.sgd import Gradient, Terms, train_head
+from client.personal import own_correct
 from client.simulated import SimulatedHost
 from client.trust import Trust
 from common.backbone.frozen import FrozenBackbone
@@ -45,8 +44,6 @@ from common.messages import (
     TrainRequest,
     write_heads,
 )
-from common.ridge import auto_ridge
-from common.statistics import feature_statistics, ridge
 from common.types import FeatureSet, Head
 
 app = ClientApp()
@@ -174,9 +171,12 @@ def evaluate(message: Message, context: Context) -> Message:
         raise ProtocolError("the backbone is not on this node")
     host = _host(context)
     results = list(_evaluate(request, frozen, host))
-    if request.personal:
-        own = [personal_correct(request, result.client, frozen, host) for result in results]
-        results = [replace(r, personal_correct=n) for r, n in zip(results, own, strict=True)]
+    if request.personal or request.alone:
+        own = [own_correct(request, result.client, frozen, host) for result in results]
+        results = [
+            replace(result, personal_correct=personal, alone_correct=alone)
+            for result, (personal, alone) in zip(results, own, strict=True)
+        ]
     correct, total = (sum(r.correct for r in results), sum(r.num_examples for r in results))
     host.tell(request.run_id, f"evaluated its head: {correct} of {total} correct")
     return Message(EvaluateReply(tuple(results)).write(), reply_to=message)
@@ -220,33 +220,12 @@ def baselines(message: Message, context: Context) -> Message:
     frozen, host = _backbones(context).get(request.fingerprint), _host(context)
     if frozen is None or not isinstance(host, SimulatedHost):
         raise ProtocolError("baselines need a simulated node that has the backbone")
-    heads = _baseline_heads(request, host.all_train_features(frozen), host.gradient())
+    heads = _baseline_heads(request, host.all_train_features(frozen))
     return Message(write_heads(heads), reply_to=message)
 
 
 @lru_cache(maxsize=4)  # runs that differ only in their strategy ask for the same heads
-def _baseline_heads(
-    request: BaselineRequest, features: FeatureSet, gradient: Gradient | None
-) -> dict[str, Head]:
-    num_classes = request.num_classes
-    start = Head.zeros(num_classes, features.num_features)
-    orders = batch_orders(
-        len(features), request.training, seed=request.seed, round_number=0, client=0
+def _baseline_heads(request: BaselineRequest, features: FeatureSet) -> dict[str, Head]:
+    return best_linear_heads(
+        features, request.num_classes, ridge_lambda=request.ridge_lambda, seed=request.seed
     )
-    result = train_head(
-        torch.from_numpy(features.x),
-        torch.from_numpy(features.labels),
-        torch.from_numpy(start.matrix),
-        request.training,
-        orders,
-        Terms(gradient=gradient),
-    )
-    a, b = feature_statistics(features, num_classes).in_feature_space(features.affine)
-    return {
-        "centralized": Head.from_matrix(result.delta.numpy()),
-        "ridge": Head.from_matrix(
-            ridge(a, b, request.ridge_lambda)
-            if request.ridge_lambda
-            else auto_ridge(a, b, len(features)).matrix
-        ),
-    }

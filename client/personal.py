@@ -1,11 +1,24 @@
-"""A client's own head, close to the global one: Ditto with squared loss, in closed form.
+"""A client's own heads: one close to the global head, and one of its own examples alone.
 
-Li et al., ICML 2021, arXiv 2012.04221. With W the global head and X, Y the client's n training
-examples, V minimises ``||X V^T - Y||^2 / 2 + lam / 2 ||V - W||^2``, which is
-``V = (B + lam W) (A + lam I)^-1`` with ``A = X^T X`` and ``B = Y^T X``.
+Ditto, Li et al., ICML 2021, arXiv 2012.04221, with squared loss. From a head W, V minimises
+``||X V^T - Y||^2 / 2 + lam / 2 ||V - W||^2`` on the client's n training examples X, Y. For
+``D = V - W``, the residuals ``R = Y - X W^T`` and the singular values ``X = U S T^T`` that is
+``D = R^T U (S^2 + lam I)^-1 S T^T``. From W = 0 it is the client's own ridge regression, for which
+it needs no federation.
+
+With "auto" a client chooses among these by leaving out each of its examples once, which takes no
+further solution (Allen's PRESS, Technometrics 1974): with ``H = U S^2 (S^2 + lam I)^-1 U^T`` the
+residual of example i, when it is left out, is ``(R - H R)_i / (1 - H_ii)``. The global head has
+seen these examples too, so that its residuals look better than they are: where clients differ much,
+all of them would keep too close to it. The client therefore takes its own part out first: it
+begins from the W0 to which the global head is the V for a lam of its own. See ``without_own``.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,47 +31,177 @@ from common.files import write_atomic
 from common.messages import EvaluateRequest
 from common.types import FeatureSet, Head
 
-__all__ = ["personal_correct", "personal_head"]
+__all__ = ["Choice", "OwnExamples", "own_correct", "personal_choice"]
+
+_Array = npt.NDArray[np.float64]
+
+# Penalties that a client tries, relative to the mean squared length of its examples.
+_GRID = 10.0 ** np.arange(-3, 3.5, 0.5)
+# The share of what a client's examples can explain that the global head owes to it, at most.
+_MOST_OWN = 0.9
 
 
-def personal_head(features: FeatureSet, head: Head, lam: float) -> npt.NDArray[np.float64]:
-    """The client's own head, computed in float64.
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A head that a client may choose, judged on its own examples, each left out once.
 
-    For ``D = V - W`` and the residuals ``R = Y - X W^T`` the minimum is at
-    ``D (A + lam I) = R^T X``. As ``X (X^T X + lam I) = (X X^T + lam I) X``, that is also
-    ``D = R^T (X X^T + lam I)^-1 X``: a system of n equations instead of d + 1, which is used if a
-    client has fewer examples than features.
+    Attributes:
+        start: float64 (K, d + 1): what the head is kept close to; zeros: nothing of others.
+        lam: how strongly; infinite: it is the start itself.
+        wrong: number of examples that the heads of all others misclassify.
+        error: sum of these heads' squared residuals.
+    """
+
+    start: _Array
+    lam: float
+    wrong: int
+    error: float
+
+
+class OwnExamples:
+    """A client's training examples, ready for many penalties.
 
     Args:
-        features: the client's n >= 1 training examples.
-        head: W, (K, d), the global head.
-        lam: > 0; the larger, the closer V stays to W.
+        features: n >= 1 examples, labels in [0, num_classes).
+        num_classes: K.
+    """
+
+    def __init__(self, features: FeatureSet, num_classes: int) -> None:
+        self._x = x = features.x.astype(np.float64)
+        self._labels = np.eye(num_classes)[features.labels]
+        # Of X X^T and X^T X the smaller one has all that is needed.
+        is_wide = x.shape[0] < x.shape[1]
+        squares, vectors = np.linalg.eigh(x @ x.T if is_wide else x.T @ x)
+        alive = squares > max(float(squares[-1]), 0.0) * len(squares) * np.finfo(np.float64).eps
+        self._squares, vectors = squares[alive], vectors[:, alive]
+        if is_wide:
+            self._left, self._right = vectors, vectors.T @ x
+        else:
+            root = np.sqrt(self._squares)
+            self._left, self._right = x @ vectors / root, (vectors * root).T
+        self.penalties: tuple[float, ...] = tuple((_GRID * np.square(x).sum() / len(x)).tolist())
+
+    def near(self, start: _Array, lam: float) -> _Array:
+        """The head, float64 (K, d + 1), that minimises the squared loss close to another.
+
+        Args:
+            start: float64 (K, d + 1).
+            lam: > 0; the larger, the closer.
+        """
+        weights = self._residuals(start).T @ self._left / (self._squares + lam)
+        head: _Array = start + weights @ self._right
+        return head
+
+    def left_out(self, start: _Array, lam: float) -> _Array:
+        """Residuals (n, K) of each example for the ``near`` head of all others."""
+        residuals = self._residuals(start)
+        return self._left_out(residuals, self._left.T @ residuals, lam)
+
+    def _left_out(self, residuals: _Array, along: _Array, lam: float) -> _Array:
+        shares = self._squares / (self._squares + lam)
+        leverage = np.square(self._left) @ shares
+        rest = residuals - self._left @ (shares[:, None] * along)
+        # 1 - leverage is at least lam / (lam + the example's squared length), so above 0.
+        left: _Array = rest / (1 - leverage)[:, None]
+        return left
+
+    def without_own(self, head: _Array, leverage: float) -> tuple[_Array, float]:
+        """The head W0 that a head would be without the client's examples, and a penalty.
+
+        The head is ``near(W0, penalty)``, where the examples have the mean leverage that they have
+        in the global head. That takes the other clients' examples to be spread evenly in all
+        directions.
+
+        Args:
+            head: float64 (K, d + 1), the global head.
+            leverage: mean leverage of all examples in it, in [0, 1); 0: not known, which takes
+                the head as it is, with an infinite penalty.
+        """
+        most = _MOST_OWN * len(self._squares) / len(self._x)
+        if not leverage or not most:
+            return head, math.inf
+        wanted = min(leverage, most) * len(self._x)
+        low, high = np.log(self._squares[-1]) - 40, np.log(self._squares[-1]) + 40
+        for _ in range(60):
+            middle = (low + high) / 2
+            has = float((self._squares / (self._squares + np.exp(middle))).sum())
+            low, high = (middle, high) if has > wanted else (low, middle)
+        penalty = float(np.exp((low + high) / 2))
+        weights = self._residuals(head).T @ self._left / penalty
+        return head - weights @ self._right, penalty
+
+    def judge(self, start: _Array, penalties: Sequence[float]) -> list[Choice]:
+        """How good the ``near`` heads with some penalties are."""
+        residuals = self._residuals(start)
+        along = self._left.T @ residuals
+        return [
+            self._choice(start, lam, self._left_out(residuals, along, lam)) for lam in penalties
+        ]
+
+    def alone(self) -> list[Choice]:
+        """How good heads are that owe nothing to other clients."""
+        zeros = np.zeros((self._labels.shape[1], self._x.shape[1]))
+        return self.judge(zeros, self.penalties)
+
+    def head(self, choice: Choice) -> Head:
+        """The head that was chosen, of all examples."""
+        return Head.from_matrix(self.near(choice.start, choice.lam))
+
+    def _choice(self, start: _Array, lam: float, left: _Array) -> Choice:
+        predicted = (self._labels - left).argmax(axis=1)
+        wrong = int((predicted != self._labels.argmax(axis=1)).sum())
+        return Choice(start, lam, wrong, float(np.square(left).sum()))
+
+    def _residuals(self, start: _Array) -> _Array:
+        residuals: _Array = self._labels - self._x @ start.T
+        return residuals
+
+
+def personal_choice(examples: OwnExamples, head: Head, leverage: float) -> Choice:
+    """The head with the fewest mistakes, of these the one with the least error.
+
+    Among them are the global head, heads close to it, and heads of the client's examples alone.
+
+    Args:
+        examples: the client's.
+        head: the global head.
+        leverage: see ``OwnExamples.without_own``.
+    """
+    start, kept = examples.without_own(head.matrix.astype(np.float64), leverage)
+    choices = [*examples.judge(start, (kept, *examples.penalties)), *examples.alone()]
+    return min(choices, key=lambda choice: (choice.wrong, choice.error))
+
+
+def own_correct(
+    request: EvaluateRequest, client: int, frozen: FrozenBackbone, host: Host
+) -> tuple[int, int]:
+    """Make a client's own heads and count correct predictions on the client's test part.
+
+    A real device keeps the personal head in ``head.safetensors`` in its folder of the run: weight
+    float32 (K, d) and bias float32 (K,). A simulated client's head is not kept.
 
     Returns:
-        V, float64 (K, d + 1).
+        The counts of the personal head and of the head of its own examples alone; 0 of a head
+        that the request does not ask for.
     """
-    x, w = features.x.astype(np.float64), head.matrix.astype(np.float64)
-    residuals = np.eye(head.num_classes)[features.labels] - x @ w.T
-    n, width = x.shape
-    step: npt.NDArray[np.floating]
-    if n < width:
-        step = np.linalg.solve(x @ x.T + lam * np.eye(n), residuals).T @ x
-    else:
-        step = np.linalg.solve(x.T @ x + lam * np.eye(width), x.T @ residuals).T
-    return np.add(w, step, dtype=np.float64)
+    head = request.head
+    examples = OwnExamples(host.train_features(client, frozen, request.run_id), head.num_classes)
+    test = host.test_features(client, frozen, request.run_id)
+    personal = alone = 0
+    if request.personal:
+        own = _personal(examples, request)
+        personal = evaluate(own, test).correct
+        if not host.simulated:
+            file = run_folder(host.state, request.run_id) / "head.safetensors"
+            write_atomic(file, save({"weight": own.weight, "bias": own.bias}))
+    if request.alone:
+        best = min(examples.alone(), key=lambda choice: choice.error)
+        alone = evaluate(examples.head(best), test).correct
+    return personal, alone
 
 
-def personal_correct(
-    request: EvaluateRequest, client: int, frozen: FrozenBackbone, host: Host
-) -> int:
-    """Make a client's own head and count its correct predictions on the client's test part.
-
-    A real device keeps the head in ``head.safetensors`` in its folder of the run: weight float32
-    (K, d) and bias float32 (K,). A simulated client's head is not kept.
-    """
-    train = host.train_features(client, frozen, request.run_id)
-    own = Head.from_matrix(personal_head(train, request.head, request.personal))
-    if not host.simulated:
-        file = run_folder(host.state, request.run_id) / "head.safetensors"
-        write_atomic(file, save({"weight": own.weight, "bias": own.bias}))
-    return evaluate(own, host.test_features(client, frozen, request.run_id)).correct
+def _personal(examples: OwnExamples, request: EvaluateRequest) -> Head:
+    if request.personal < 0:
+        return examples.head(personal_choice(examples, request.head, request.leverage))
+    start = request.head.matrix.astype(np.float64)
+    return Head.from_matrix(examples.near(start, request.personal))

@@ -69,6 +69,12 @@ class Evaluation:
         hits = np.diagonal(self.confusion)
         return tuple(float(h / n) if n else None for h, n in zip(hits, counts, strict=True))
 
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean of the classes' accuracies, of those with examples: each counts alike."""
+        known = [share for share in self.class_accuracy if share is not None]
+        return sum(known) / len(known)
+
 
 def evaluate(head: Head, features: FeatureSet) -> Evaluation:
     """Evaluate a head; ties go to the lower class.

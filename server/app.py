@@ -181,7 +181,7 @@ def run_experiment(
             without = baselines(scene.run, scene.dataset.num_classes, scene.test)
         with nullcontext() if is_cell else tracked(folder, config, checkpoint, progress):
             outcome = _train(scene, checkpoint, is_cell=is_cell)
-            figures = {**summarize(scene.run, scene.backbone, outcome), **without}
+            figures = summarize(scene.run, scene.backbone, outcome, scene.dataset.classes) | without
             _close(scene, outcome, figures, is_cell=is_cell)
     return folder.path
 
@@ -246,7 +246,8 @@ def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Ou
         raise RunError(f"no round of {rounds} gave a new head: nothing to export, the log says why")
     HEAD.write(folder.head, {"weight": head.weight, "bias": head.bias})
     with scene.stages("evaluation"):
-        figures = ask_clients(run, head, algorithm.personal, scene.affine)
+        freedom = counters.get("ridge-freedom", 0.0)
+        figures = ask_clients(run, head, algorithm.personal, scene.affine, freedom)
         calibration = calibrated(run, figures, counters, head, scene.test)
         if run.registry.simulated:
             write_clients(folder.clients, run, scene.dataset, figures)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,10 @@ class Outcome:
     calibration: Calibration
 
 
-def summarize(run: Run, backbone: FrozenBackbone, outcome: Outcome) -> dict[str, Any]:
-    """The figures of a run's training."""
+def summarize(
+    run: Run, backbone: FrozenBackbone, outcome: Outcome, classes: Sequence[str]
+) -> dict[str, Any]:
+    """The figures of a run's training; ``classes`` are the names of the classes."""
     config, counters, head = run.config, outcome.counters, outcome.head
     # Bytes that one client would send if the float32 backbone were trained and sent too.
     full_model_bytes = backbone.spec.float_model_bytes + payload_bytes(
@@ -54,12 +56,14 @@ def summarize(run: Run, backbone: FrozenBackbone, outcome: Outcome) -> dict[str,
     return {
         "accuracy": outcome.evaluation.accuracy,
         "loss": outcome.evaluation.loss,
+        "balanced_accuracy": outcome.evaluation.balanced_accuracy,
         "test_examples": outcome.evaluation.num_examples,
         "temperature": outcome.calibration.temperature,
         "ece": outcome.calibration.ece,
         "ece_before": outcome.calibration.ece_before,
         "calibrated_loss": outcome.calibration.loss,
         "calibration": outcome.calibration.model_dump(),
+        "classes": _by_class(outcome.evaluation, classes),
         **outcome.figures.summary(),
         "rounds": outcome.rounds,
         "accepted_rounds": int(counters["accepted"]),
@@ -89,6 +93,13 @@ def summarize(run: Run, backbone: FrozenBackbone, outcome: Outcome) -> dict[str,
         "fingerprint": backbone.fingerprint,
         "versions": versions(),
     }
+
+
+def _by_class(evaluation: Evaluation, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Test images and accuracy of each class, in label order; None without test images."""
+    tests = evaluation.confusion.sum(axis=1).tolist()
+    rows = zip(classes, tests, evaluation.class_accuracy, strict=True)
+    return [{"name": name, "tests": n, "accuracy": share} for name, n, share in rows]
 
 
 def of_export(exported: ExportReport | None, path: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ MAY_CHANGE = {
     "strategy.root": "where the same module lies now",
     "train.loss-root": "likewise",
     "backbone.weights": "where the same weights lie now: the backbone's fingerprint is compared",
-    "baseline.epochs": "what is computed beside the rounds",
+    "baseline.enabled": "what is computed beside the rounds",
     "tracking.trackers": "who is told of the rounds",
     "tracking.mlflow-uri": "where the same store lies now",
     "tracking.wandb-mode": "when W&B is sent what it is told",

@@ -121,7 +121,7 @@ rounds = 5
 clients-per-round = 4
 lr = 0.01
 [baseline]
-epochs = 0
+enabled = false
 """
 
 

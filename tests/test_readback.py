@@ -50,7 +50,15 @@ from server.export.trained import TrainedModel
 from server.record.accounts import Accounts
 from server.record.checkpoint import load_latest, save_checkpoint
 from server.record.events import EVENTS, event, event_log
-from server.record.runfolder import CLIENTS, HEAD, SUMMARY, MetricsLog, RunFolder, intact_rounds
+from server.record.runfolder import (
+    CLIENTS,
+    HEAD,
+    SUMMARY,
+    MetricsLog,
+    RunFolder,
+    intact_rounds,
+    write_confusion,
+)
 from server.record.trackers.mlflow import _RUN, known_run
 from server.round.first_head import FormerHead, first_head, last_head
 from server.round.roster import CLIENT, client_file, read_roster
@@ -110,8 +118,8 @@ def run_folder(path: Path) -> RunFolder:
     folder.bind("f" * 64, ["ant", "bee"], "d" * 64)
     with MetricsLog(path, 0, durable=False) as log:
         for number in (1, 2):
-            rows = [[5 - number, number], [0, 5]]
-            log.write(number, {"accuracy": 0.5, "uplink-bytes": 10, "confusion": rows})
+            log.write(number, {"accuracy": 0.5, "uplink-bytes": 10})
+    write_confusion(folder.confusion, np.array([[3, 2], [0, 5]]))
     HEAD.write(folder.head, {"weight": HEAD_.weight, "bias": HEAD_.bias})
     counts = {"train_label_counts": [[1, 2]], "test_examples": [3], "test_correct": [2]}
     CLIENTS.write(folder.clients, {"client": [0], **counts, "personal_correct": None})
@@ -136,7 +144,14 @@ def file_of_a_run(name: str) -> Make:
     return make
 
 
-for name in ("summary.json", "clients.json", "run.json", "metrics.jsonl", "config.toml"):
+for name in (
+    "summary.json",
+    "clients.json",
+    "confusion.json",
+    "run.json",
+    "metrics.jsonl",
+    "config.toml",
+):
     row(f"{name} of a run")(file_of_a_run(name))
 
 

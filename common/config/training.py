@@ -257,9 +257,8 @@ class RoundConfig(Section):
 class BaselineConfig(Section):
     """[baseline]: heads without federation on the same features."""
 
-    epochs: Count = 30
-    """Epochs of the centralized head, same optimizer; 0: skip both baselines."""
-    lr: Annotated[float, Field(ge=0)] = 0.0
-    """Learning rate of the centralized head; 0: train.lr."""
+    enabled: bool = True
+    """Whether a simulation computes the best linear heads of all clients' images in one place, and
+    each client's of its images alone."""
     ridge_lambda: PositiveOrAuto = "auto"
     """Penalty of the ridge head. "auto": chosen by cross-validation from its sums."""

@@ -27,7 +27,11 @@ class EvaluateRequest:
         clients: the node's clients that are asked.
         fingerprint: fingerprint of the backbone whose features the head takes.
         run_id: names the run in the node's state folder.
-        personal: lambda for a personal head of each client; 0: no personal heads.
+        personal: lambda for a personal head of each client; 0: no personal heads; -1: each client
+            chooses its own.
+        leverage: mean leverage of the training examples in the head, for a client that chooses; 0
+            if nobody knows it.
+        alone: whether each client also makes a head of its own examples alone.
     """
 
     head: Head
@@ -35,6 +39,8 @@ class EvaluateRequest:
     fingerprint: str
     run_id: str
     personal: float = 0.0
+    leverage: float = 0.0
+    alone: bool = False
 
     def write(self) -> RecordDict:
         shared = encode_head(self.head, NONE, 0)
@@ -57,6 +63,7 @@ class ClientEvaluation:
         loss: mean cross-entropy of the global head.
         personal_correct: number that the client's own head classifies correctly; 0 if there is
             none.
+        alone_correct: the same of the head that is made of the client's own examples alone.
         losses: float64 (49,), little-endian: mean cross-entropy of the global head at each value
             of ``common.temperature.SHARPNESS``.
     """
@@ -66,6 +73,7 @@ class ClientEvaluation:
     correct: int
     loss: float
     personal_correct: int = 0
+    alone_correct: int = 0
     losses: bytes = b""
 
     @property

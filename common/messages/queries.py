@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from common.errors import ProtocolError
 from common.messages.content import Flat
-from common.types import LocalTraining
 
 __all__ = [
     "BackboneReply",
@@ -86,13 +85,12 @@ class BackboneReply(Flat, record="report"):
 
 @dataclass(frozen=True)
 class BaselineRequest(Flat):
-    """Asks a simulated node for heads trained on all clients' data in one place.
+    """Asks a simulated node for the best linear heads of all clients' data in one place.
 
     Attributes:
         ridge_lambda: penalty of the ridge head; 0: chosen from the sums, see common.ridge.
     """
 
-    training: LocalTraining
     num_classes: int
     ridge_lambda: float
     seed: int

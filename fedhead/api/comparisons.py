@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -212,7 +212,8 @@ def compare(
             chosen = run_comparison(wanted, folder.resolve(), jobs=jobs or cores())
         as_asked = _words(strategies) != "all"
         loaded = load_runs(list(chosen.runs), as_asked=as_asked, swept=wanted.swept)
-        write_report(loaded, folder.resolve())
+        notes = (*loaded.notes, *chosen.notes)
+        write_report(replace(loaded, notes=notes), folder.resolve())
         done = len(chosen.runs)
         shown.show(f"{done} runs compared", done, done)
     failed = {cell.key: problem for cell, problem in chosen.failed}

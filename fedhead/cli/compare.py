@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from simulations.compare.cells import ComparisonSpec
     from simulations.report import Comparison
 
-__all__ = ["comparisons"]
+__all__ = ["SOME_FAILED", "comparisons"]
+
+SOME_FAILED = 3
+"""Exit code of a comparison that some runs are missing from; all others are in its report."""
 
 comparisons = typer.Typer()
 
@@ -139,10 +142,11 @@ def _compare(
         print_error("interrupted; the same command goes on")
         raise typer.Exit(130) from None
     loaded = load_runs(list(chosen.runs), as_asked=as_asked, swept=comparison.swept)
-    _report(loaded, folder, target, json_)
+    _report(replace(loaded, notes=(*loaded.notes, *chosen.notes)), folder, target, json_)
     if chosen.failed:
-        print_error(f"{len(chosen.failed)} runs failed, the first: {chosen.failed[0][1]}")
-        raise typer.Exit(1)
+        for note in chosen.notes:
+            print_error(note)
+        raise typer.Exit(SOME_FAILED)
 
 
 @comparisons.command()

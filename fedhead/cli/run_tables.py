@@ -65,8 +65,13 @@ def _clients(s: Mapping[str, Any]) -> dict[str, str]:
     images = f"{_count(tests['clients'], 'client')}, {each} each"
     enough = f"{tests['counted']:,} of {tests['clients']:,} clients"
     rows = {}
-    for name, who in (("client_accuracy", "clients' own"), ("personal_accuracy", "personal heads")):
-        if s[f"{name}_mean"] is None:
+    heads = {
+        "client_accuracy": "clients' own",
+        "personal_accuracy": "personal heads",
+        "local_accuracy": "each alone",
+    }
+    for name, who in heads.items():
+        if s.get(f"{name}_mean") is None:
             continue
         rows[f"{who}: mean"] = _measured(s[f"{name}_mean"], tests["examples"], images)
         row, lowest = f"{who}: worst tenth", _percent(s[f"{name}_min"])
@@ -81,6 +86,9 @@ def _clients(s: Mapping[str, Any]) -> dict[str, str]:
                 f"at most {_percent(s[f'{name}_p10'])}, the worst client {lowest} "
                 f"(of {enough}, those with {COUNTED_EXAMPLES} test images)"
             )
+    if s.get("clients_better_alone") is not None:
+        better = f"{s['clients_better_alone']:,} of {_count(tests['clients'], 'client')}"
+        rows["better off alone"] = f"{better}, with a head of their own images only"
     return rows
 
 
@@ -109,6 +117,21 @@ def _probabilities(s: Mapping[str, Any]) -> dict[str, str]:
     if found["fitted_examples"]:
         words += f"{found['fitted_examples']:,} images of "
     return {"probabilities": f"{words}{found['fitted_on']})"}
+
+
+_SHOWN_CLASSES = 3
+
+
+def _worst_classes(classes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The few classes with the lowest accuracy; of two classes both are in the page."""
+    known = sorted(
+        (one for one in classes if one["accuracy"] is not None), key=lambda one: one["accuracy"]
+    )
+    if len(known) <= _SHOWN_CLASSES:
+        return {}
+    worst = known[:_SHOWN_CLASSES]
+    words = [f"{one['name']} {100 * one['accuracy']:.0f} % of {one['tests']:,}" for one in worst]
+    return {"worst classes": ", ".join(words)}
 
 
 def _megabytes(value: float) -> str:
@@ -167,8 +190,11 @@ def _closing_rows(s: Mapping[str, Any]) -> dict[str, str]:
     seconds["rounds"] += f" (training {s['seconds']['training']:.1f})"
     rows = {
         f"accuracy, {s['strategy'].rpartition(':')[2]}": _measured(s["accuracy"], n),
+        "accuracy, balanced": _percent(s["balanced_accuracy"]),
+        **_worst_classes(s["classes"]),
         "accuracy, centralized": _measured(s["centralized_accuracy"], n),
         "accuracy, ridge": _measured(s["ridge_accuracy"], n),
+        "accuracy, logistic": _measured(s["logistic_accuracy"], n),
         "accuracy of model.pt": _measured(s["model_accuracy"], s["model_test_examples"]),
         **_chosen(s),
         **_probabilities(s),

@@ -13,14 +13,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from common.config import Config, load_config
 from common.errors import DamagedError, RunError
 from common.files import is_empty, remove_temporary, write_atomic
 from common.readback import ArraysFile, JsonFile, JsonLines, checksum, own_check
+from common.types import IntArray
 from server.record.replaced import recover
 
 __all__ = [
     "CLIENTS",
+    "CONFUSION",
     "HEAD",
     "METRICS",
     "SUMMARY",
@@ -31,10 +35,12 @@ __all__ = [
     "read_config",
     "read_run_json",
     "resume_command",
+    "write_confusion",
 ]
 
 SUMMARY = JsonFile("summary.json of a run", indent=1)
 CLIENTS = JsonFile("clients.json of a run")
+CONFUSION = JsonFile("confusion.json of a run")
 METRICS = JsonLines("metrics.jsonl of a run")
 HEAD = ArraysFile("head.safetensors of a run")
 _IDENTITY = JsonFile("run.json of a run", indent=1)
@@ -79,6 +85,7 @@ class RunFolder:
         self.head = path / "head.safetensors"
         self.summary = path / "summary.json"
         self.clients = path / "clients.json"
+        self.confusion = path / "confusion.json"
         self.devices = path / "devices.csv"
         self.events = path / "events.jsonl"
         # A run folder may be moved: its configuration does not say where it lies.
@@ -101,7 +108,7 @@ class RunFolder:
 
     def reopen(self) -> None:
         """The run goes on: what a former end of it has left no longer holds."""
-        for file in (self.summary, self.head):
+        for file in (self.summary, self.head, self.confusion):
             file.unlink(missing_ok=True)
 
     @contextmanager
@@ -217,6 +224,18 @@ def intact_rounds(folder: Path) -> tuple[int, str]:
             return intact, f"{path}, line {intact + 1}: round {line['round']}"
         intact += 1
     return intact, f"{path} ends after round {intact}"
+
+
+def write_confusion(path: Path, counts: IntArray) -> None:
+    """Write a confusion matrix as lists of its entries that are not 0: of 1,000 classes few are.
+
+    Args:
+        path: the file.
+        counts: int64 (K, K), rows are true classes, columns predictions.
+    """
+    true, predicted = np.nonzero(counts)
+    content = {"true": true.tolist(), "predicted": predicted.tolist()}
+    CONFUSION.write(path, {**content, "count": counts[true, predicted].tolist()})
 
 
 class MetricsLog:

@@ -172,7 +172,8 @@ class Algorithm(Protocol):
     """Trains round by round, with one of fedhead's strategies or a stock one.
 
     Attributes:
-        personal: lambda of the clients' own heads after the last round; 0: none.
+        personal: lambda of the clients' own heads after the last round; 0: none; -1: each client
+            chooses its own.
     """
 
     personal: float

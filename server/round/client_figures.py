@@ -40,6 +40,8 @@ class ClientFigures:
         correct: number that the global head classifies correctly.
         personal_correct: number that the client's own head classifies correctly; None: no
             personal heads.
+        local_correct: number that a head of the client's own examples alone classifies correctly;
+            None: nobody asked for such heads.
         losses: float64 (49,), the client's mean loss at each value of
             ``common.temperature.SHARPNESS``.
     """
@@ -47,6 +49,7 @@ class ClientFigures:
     num_examples: Mapping[int, int]
     correct: Mapping[int, int]
     personal_correct: Mapping[int, int] | None
+    local_correct: Mapping[int, int] | None = None
     losses: Mapping[int, npt.NDArray[np.float64]] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
@@ -57,7 +60,11 @@ class ClientFigures:
         examples, the worst client would only be the unluckiest one.
         """
         sizes = sorted(self.num_examples.values())
-        rows = {"client_accuracy": self.correct, "personal_accuracy": self.personal_correct}
+        rows = {
+            "client_accuracy": self.correct,
+            "personal_accuracy": self.personal_correct,
+            "local_accuracy": self.local_correct,
+        }
         spread = {
             f"{name}_{part}": value
             for name, correct in rows.items()
@@ -70,7 +77,14 @@ class ClientFigures:
             "most": sizes[-1] if sizes else 0,
             "counted": sum(size >= COUNTED_EXAMPLES for size in sizes),
         }
-        return {**spread, "client_tests": tests}
+        return {**spread, "clients_better_alone": self._better_alone(), "client_tests": tests}
+
+    def _better_alone(self) -> int | None:
+        """How many clients classify more correctly without the others."""
+        if self.local_correct is None:
+            return None
+        federated = self.correct if self.personal_correct is None else self.personal_correct
+        return sum(right > federated[client] for client, right in self.local_correct.items())
 
     def _spread(self, correct: Mapping[int, int] | None) -> tuple[float | None, ...]:
         rates = {client: n / self.num_examples[client] for client, n in (correct or {}).items()}
@@ -85,7 +99,9 @@ class ClientFigures:
         return mean, float(np.percentile(counted, 10)), min(counted)
 
 
-def ask_clients(run: Run, head: Head, personal: float, affine: Affine) -> ClientFigures:
+def ask_clients(
+    run: Run, head: Head, personal: float, affine: Affine, freedom: float = 0.0
+) -> ClientFigures:
     """Let clients evaluate a head. Clients without a valid answer are left out.
 
     So are clients that still owe a round its answer: waiting for them could take another deadline.
@@ -93,9 +109,15 @@ def ask_clients(run: Run, head: Head, personal: float, affine: Affine) -> Client
     Args:
         run: grid, registry and configuration.
         head: the global head.
-        personal: lambda of the clients' own heads; 0: none.
+        personal: lambda of the clients' own heads; 0: none; -1: each client chooses its own.
         affine: how integer features become x.
+        freedom: effective degrees of freedom of the head; 0 if nobody knows them.
     """
+    # Without personal heads it takes time for nothing that a device's owner would see.
+    simulated = run.registry.simulated and run.config.baseline.enabled
+    alone = simulated or personal != 0
+    trained = sum(client.num_examples for client in run.registry.clients.values())
+    leverage = min(freedom / max(trained, 1), 1.0)
     by_node: dict[int, list[int]] = {}
     run.registry.stragglers.poll()
     if busy := run.registry.stragglers.busy() & run.registry.clients.keys():
@@ -107,7 +129,7 @@ def ask_clients(run: Run, head: Head, personal: float, affine: Affine) -> Client
         run.grid,
         "evaluate",
         lambda node: EvaluateRequest(
-            head, tuple(by_node[node]), run.fingerprint, run.run_id, personal
+            head, tuple(by_node[node]), run.fingerprint, run.run_id, personal, leverage, alone
         ).write(),
         sorted(by_node),
         run.config.round.deadline_seconds,
@@ -134,6 +156,7 @@ def ask_clients(run: Run, head: Head, personal: float, affine: Affine) -> Client
         {client: own.num_examples for client, own in found.items()},
         {client: own.correct for client, own in found.items()},
         {client: own.personal_correct for client, own in found.items()} if personal else None,
+        {client: own.alone_correct for client, own in found.items()} if alone else None,
         {client: own.curve for client, own in found.items()},
     )
 
@@ -151,7 +174,8 @@ def _check(reply: EvaluateReply, asked: set[int]) -> None:
         if own.client in seen:
             raise ReplyError(f"it names client {own.client} twice")
         seen.add(own.client)
-        total, correct = own.num_examples, (own.correct, own.personal_correct)
+        total = own.num_examples
+        correct = (own.correct, own.personal_correct, own.alone_correct)
         if not (1 <= total < 2**31 and all(0 <= right <= total for right in correct)):
             raise ReplyError(f"it counts {max(correct)} of {total} examples as correct")
         if not math.isfinite(own.loss):
@@ -170,7 +194,7 @@ def write_clients(path: Path, run: Run, dataset: Dataset, figures: ClientFigures
     def column(values: Mapping[int, int]) -> list[int]:
         return [values.get(client, 0) for client in clients]
 
-    own = figures.personal_correct
+    own, alone = figures.personal_correct, figures.local_correct
     content = {
         "client": clients,
         "train_label_counts": [
@@ -180,5 +204,6 @@ def write_clients(path: Path, run: Run, dataset: Dataset, figures: ClientFigures
         "test_examples": column(figures.num_examples),
         "test_correct": column(figures.correct),
         "personal_correct": None if own is None else column(own),
+        "local_correct": None if alone is None else column(alone),
     }
     CLIENTS.write(path, content)

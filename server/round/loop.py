@@ -15,7 +15,7 @@ from common.types import FeatureSet, Head
 from server.record.checkpoint import Checkpoint, save_checkpoint
 from server.record.events import event
 from server.record.replaced import forget_replaced
-from server.record.runfolder import MetricsLog, RunFolder
+from server.record.runfolder import MetricsLog, RunFolder, write_confusion
 from server.round.algorithm import Algorithm, RoundResult, Run, quorum
 from server.round.registry import Registry
 from server.round.replies import LARGEST_LOSS
@@ -30,8 +30,8 @@ def _metrics(result: RoundResult, evaluation: Evaluation, seconds: float) -> dic
     return {
         "accuracy": evaluation.accuracy,
         "loss": evaluation.loss,
-        "class-accuracy": evaluation.class_accuracy,
-        "confusion": evaluation.confusion.tolist(),
+        "balanced-accuracy": evaluation.balanced_accuracy,
+        "test-examples": evaluation.num_examples,
         "train-loss-before": result.loss_before,
         "train-loss-after": result.loss_after,
         "cohort": result.cohort,
@@ -109,7 +109,8 @@ def run_rounds(
         test: the server's test set.
         folder: the run folder for metrics and checkpoints.
         checkpoint: the checkpoint to continue from.
-        is_cell: whether this is a cell of a comparison, which writes only metrics.jsonl.
+        is_cell: whether this is a cell of a comparison, which writes only metrics.jsonl and
+            confusion.json.
 
     Returns:
         The last head, the number of finished rounds, and the totals of the run.
@@ -146,6 +147,7 @@ def run_rounds(
             if run.registry.progress.finished({"round": number, **metrics}):
                 logger.info("stopped by its listener: done after %d of %d rounds", number, rounds)
                 break
+    write_confusion(folder.confusion, judge.evaluate(head).confusion)
     return head, done, counters
 
 

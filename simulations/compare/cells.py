@@ -158,7 +158,7 @@ class ComparisonSpec:
         """
         held_out = {
             "data": {"validation-fraction": self.validation_fraction},
-            "baseline": {"epochs": 0},
+            "baseline": {"enabled": False},
         }
         return _cell(changed(self.base, held_out), spec, partition, self.seeds[0], settings)
 

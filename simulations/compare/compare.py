@@ -47,6 +47,15 @@ class Chosen:
     runs: tuple[Path, ...]
     failed: tuple[tuple[Cell, str], ...]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A line for each reason: which cells have no figures because of it."""
+        cells: dict[str, list[str]] = {}
+        for cell, reason in self.failed:
+            name = ", ".join(filter(None, (cell.strategy, cell.partition, f"seed {cell.seed}")))
+            cells.setdefault(reason, []).append(name)
+        return tuple(f"Could not run: {'; '.join(n)}: {reason}" for reason, n in cells.items())
+
 
 def run_comparison(comparison: ComparisonSpec, folder: Path, *, jobs: int) -> Chosen:
     """Run all that is missing; a comparison that was cut off goes on.

@@ -168,11 +168,8 @@ def _check_strategy(config: Config) -> None:
 
 
 def _shared(base: Config) -> Config:
-    """What all cells have in common: data, backbone and the centralized head's training."""
-    same: dict[str, Any] = {"data": {"seed": base.data_seed}}
-    if not base.baseline.lr:
-        same["baseline"] = {"lr": base.train.lr}
-    return changed(base, same)
+    """What all cells have in common: data and backbone."""
+    return changed(base, {"data": {"seed": base.data_seed}})
 
 
 def _words(text: str) -> list[str]:

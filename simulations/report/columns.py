@@ -111,7 +111,7 @@ _COLUMNS = (
     ),
     Column(
         "To centralized", lambda r: points(r.gap_centralized), lambda r: r.gap_centralized, False,
-        "Points above (+) or below (-) the head that is trained on all data in one place", "gap",
+        "Points above (+) or below (-) the best linear head of all data in one place", "gap",
     ),
     Column(
         "Client mean", lambda r: _of_clients(r.mean_client, r), lambda r: r.mean_client, False,

@@ -74,12 +74,42 @@ def figures_of_run(entry: Entry, row: Row, against: Standard) -> list[Card]:
         else f"{tests}; ± is the standard deviation over {len(row.seeds)} seeds"
     )
     cards = [Card("Accuracy", "", f"{accuracy_text(row)} %", spread)]
+    balanced = "mean of the classes' accuracies: each class counts alike, however rare"
+    cards.append(Card("Balanced accuracy", "", f"{percent(row.balanced)} %", balanced))
     if against.centralized is not None:
-        remark = f"accuracy of a head trained on all data in one place; {_gap(row)}"
-        if against.ridge is not None:
-            remark += f". Ridge, the same in closed form: {percent(against.ridge)} %"
+        remark = f"the best linear head of all data in one place; {_gap(row)}"
+        heads = (("ridge", against.ridge), ("logistic", against.logistic))
+        known = [
+            f"{name} regression {percent(share)} %" for name, share in heads if share is not None
+        ]
+        if known:
+            remark += f". That is the better of {' and '.join(known)}"
         cards.append(Card("Centralized head", "", f"{percent(against.centralized)} %", remark))
-    return [*cards, _traffic(entry, row), *_model(entry), *_probabilities(entry)]
+    return [
+        *cards,
+        *_alone(entry, row),
+        _traffic(entry, row),
+        *_model(entry),
+        *_probabilities(entry),
+    ]
+
+
+def _alone(entry: Entry, row: Row) -> list[Card]:
+    """What the clients would have without each other."""
+    found = [
+        (run.summary.local_accuracy_mean, run.summary.clients_better_alone) for run in entry.runs
+    ]
+    known = [(share, better) for share, better in found if share is not None and better is not None]
+    if len(known) < len(found):
+        return []
+    mean = float(np.mean([share for share, _ in known]))
+    better = sum(better for _, better in known)
+    heads = "personal heads" if row.personal else "the federated head"
+    remark = f"mean of the clients, each with a head of its own images; {heads}: "
+    remark += (
+        f"{percent(row.mean_client)} %. {better:,} client{'s' * (better != 1)} better off alone"
+    )
+    return [Card("Each client alone", "", f"{percent(mean)} %", remark)]
 
 
 def _gap(row: Row) -> str:

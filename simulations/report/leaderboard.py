@@ -25,15 +25,16 @@ class Standard:
     Attributes:
         target: the accuracy to reach; counted is the first round that does.
         reason: where the target comes from.
-        centralized: the centralized head's, mean over seeds; None if nobody computed it. Where
-            runs of one seed trained it at different learning rates, the best counts.
+        centralized: the centralized head's, mean over seeds; None if nobody computed it.
         ridge: the same of the ridge head.
+        logistic: the same of the logistic head.
     """
 
     target: float
     reason: str
     centralized: float | None
     ridge: float | None
+    logistic: float | None
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Row:
 
     Attributes:
         accuracy_sd: sample standard deviation over seeds; None for one seed.
+        balanced: mean of the classes' accuracies, each class alike.
         test_examples: that the server measured it on, in each run.
         mean_client: of the clients' accuracies on their own test parts; None if unknown.
         worst_client: the lowest of these; None, too, if too few clients have enough examples.
@@ -67,6 +69,7 @@ class Row:
     seeds: tuple[int, ...]
     accuracy: float
     accuracy_sd: float | None
+    balanced: float
     test_examples: int
     mean_client: float | None
     worst_client: float | None
@@ -113,6 +116,7 @@ def standard(setting: Setting, target: float | None = None) -> Standard:
     """
     centralized = _by_seed(setting.runs, lambda summary: summary.centralized_accuracy)
     ridge = _by_seed(setting.runs, lambda summary: summary.ridge_accuracy)
+    logistic = _by_seed(setting.runs, lambda summary: summary.logistic_accuracy)
     central = _mean(list(centralized.values()))
     if target is not None:
         reason = "as asked for"
@@ -122,7 +126,8 @@ def standard(setting: Setting, target: float | None = None) -> Standard:
         best = float(np.mean(setting.entries[0].accuracies))
         target, reason = _SHARE_OF_BEST * best, "98 % of the best strategy's"
     # Four digits: the target that is shown is the one that counts.
-    return Standard(round(target, 4), reason, central, _mean(list(ridge.values())))
+    others = (_mean(list(rates.values())) for rates in (ridge, logistic))
+    return Standard(round(target, 4), reason, central, *others)
 
 
 def sampling_margin(setting: Setting) -> float:
@@ -163,6 +168,7 @@ def _row(setting: Setting, entry: Entry, standard: Standard) -> Row:
         seeds=entry.seeds,
         accuracy=accuracy,
         accuracy_sd=_deviation(entry.accuracies),
+        balanced=float(np.mean([_balanced(run) for run in runs])),
         test_examples=min(run.test_examples for run in runs),
         mean_client=mean_client,
         worst_client=worst_client,
@@ -185,6 +191,12 @@ def _row(setting: Setting, entry: Entry, standard: Standard) -> Row:
         near_best=best - accuracy <= sampling_margin(setting),
         metrics=_last_metrics(runs),
     )
+
+
+def _balanced(run: Run) -> float:
+    counts = run.confusion.sum(axis=1)
+    known = counts > 0
+    return float(np.mean(np.diagonal(run.confusion)[known] / counts[known]))
 
 
 def _gap(setting: Setting, entry: Entry, of: Callable[[Summary], float | None]) -> float | None:

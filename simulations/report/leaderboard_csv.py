@@ -44,6 +44,7 @@ _COLUMNS = (
     _Column("seeds", lambda row: row.seeds),
     _Column("accuracy", lambda row: row.accuracy, 6),
     _Column("accuracy-sd", lambda row: row.accuracy_sd, 6),
+    _Column("balanced-accuracy", lambda row: row.balanced, 6),
     _Column("test-examples", lambda row: row.test_examples),
     _Column("client-accuracy-mean", lambda row: row.mean_client, 6),
     _Column("client-accuracy-min", lambda row: row.worst_client, 6),

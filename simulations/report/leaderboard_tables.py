@@ -60,7 +60,8 @@ def standard_text(setting: Setting, target: float | None) -> str:
     line = f"target {percent(against.target)} % ({against.reason})"
     if against.centralized is not None:
         line += f", centralized {percent(against.centralized)} %"
-    return line + (f", ridge {percent(against.ridge)} %" if against.ridge is not None else "")
+    others = (("ridge", against.ridge), ("logistic", against.logistic))
+    return line + "".join(f", {name} {percent(v)} %" for name, v in others if v is not None)
 
 
 def _about(setting: Setting, target: float | None) -> str:

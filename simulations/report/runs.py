@@ -8,28 +8,29 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import DamagedError, RunError
 from common.keys import flat
-from common.noise import COUNTED_EXAMPLES
-from common.readback import JsonFile
 from common.types import IntArray
 from server.record.replaced import place_of, recover
-from server.record.runfolder import CLIENTS, METRICS, SUMMARY, read_config, read_run_json
+from server.record.runfolder import (
+    METRICS,
+    SUMMARY,
+    read_config,
+    read_run_json,
+)
+from simulations.report.checked import Count, Rate, content_of, parsed
 from simulations.report.round_figures import Scalar, round_figures
+from simulations.report.run_counts import Clients, read_clients, read_confusion
 
 __all__ = ["Clients", "Run", "Summary", "read_run", "read_runs"]
 
 logger = logging.getLogger("fedhead")
-
-Rate = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
-M = TypeVar("M", bound=BaseModel)
 
 
 class _File(BaseModel):
@@ -45,12 +46,16 @@ class Summary(BaseModel):
 
     centralized_accuracy: Rate | None
     ridge_accuracy: Rate | None
+    logistic_accuracy: Rate | None = None
+    balanced_accuracy: Rate | None = None
     client_accuracy_mean: Rate | None
     client_accuracy_p10: Rate | None
     client_accuracy_min: Rate | None
     personal_accuracy_mean: Rate | None = None
     personal_accuracy_p10: Rate | None = None
     personal_accuracy_min: Rate | None = None
+    local_accuracy_mean: Rate | None = None
+    clients_better_alone: Count | None = None
     rounds: Annotated[int, Field(ge=1)]
     rejected_updates: Count
     seconds: dict[str, float]
@@ -76,40 +81,6 @@ class _Round(_File):
     accuracy: Rate
     uplink_bytes: Count
     strategy: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
-
-
-class _LastRound(_Round):
-    confusion: list[list[Count]]
-
-
-class _ClientsFile(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    client: Annotated[list[int], Field(min_length=1)]
-    train_label_counts: list[list[Count]]
-    test_examples: list[Count]
-    test_correct: list[Count]
-    personal_correct: list[Count] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Clients:
-    """The clients of one run, n of them.
-
-    Attributes:
-        ids: int64 (n,).
-        label_counts: int64 (n, K), training examples of each class.
-        tests: int64 (n,), examples of their own test parts.
-        accuracy: float64 (m,), of the last head on the test parts of the m <= n that have
-            COUNTED_EXAMPLES or more.
-        personal: the same of each client's own head; None without personal heads.
-    """
-
-    ids: IntArray
-    label_counts: IntArray
-    tests: IntArray
-    accuracy: npt.NDArray[np.float64]
-    personal: npt.NDArray[np.float64] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,11 +176,11 @@ def read_run(folder: Path) -> Run:
         ConfigError: its config.toml cannot be read.
     """
     file = folder / "summary.json"
-    summary = _parse(Summary, file, _content(SUMMARY, file))
-    identity = _parse(_Identity, folder / "run.json", read_run_json(folder))
+    summary = parsed(Summary, file, content_of(SUMMARY, file))
+    identity = parsed(_Identity, folder / "run.json", read_run_json(folder))
     metrics = folder / "metrics.jsonl"
     lines = _lines(metrics)
-    rounds, confusion = _read_rounds(metrics, lines, summary.rounds, len(identity.classes))
+    rounds = _read_rounds(metrics, lines, summary.rounds)
     return Run(
         path=folder,
         values=flat(read_config(folder).model_dump(by_alias=True)),
@@ -219,40 +190,17 @@ def read_run(folder: Path) -> Run:
         uplink=np.cumsum([r.uplink_bytes for r in rounds], dtype=np.int64),
         metrics=_metrics(rounds),
         rounds=tuple(map(round_figures, lines)),
-        confusion=confusion,
-        clients=_read_clients(folder / "clients.json", len(identity.classes)),
+        confusion=read_confusion(folder / "confusion.json", len(identity.classes)),
+        clients=read_clients(folder / "clients.json", len(identity.classes)),
         devices=not identity.simulated,
     )
 
 
-def _content(kind: JsonFile, file: Path) -> Mapping[str, Any]:
-    try:
-        return kind.read(file)
-    except OSError as exc:
-        raise RunError(f"{file} cannot be read ({exc.strerror})") from exc
-
-
-def _parse(model: type[M], file: Path, content: Mapping[str, Any], where: str = "") -> M:
-    try:
-        return model.model_validate(content)
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise RunError(
-            f"{file}{where} is damaged ({f'{key}: ' if key else ''}{first['msg']})"
-        ) from exc
-
-
-def _read_rounds(
-    file: Path, lines: Sequence[Mapping[str, Any]], count: int, num_classes: int
-) -> tuple[list[_Round], IntArray]:
-    rounds = [_parse(_Round, file, line, f", line {i}") for i, line in enumerate(lines, 1)]
+def _read_rounds(file: Path, lines: Sequence[Mapping[str, Any]], count: int) -> list[_Round]:
+    rounds = [parsed(_Round, file, line, f", line {i}") for i, line in enumerate(lines, 1)]
     if [r.round for r in rounds] != list(range(1, count + 1)):
         raise RunError(f"{file} holds {len(rounds)} rounds, expected 1 to {count} in order")
-    rows = _parse(_LastRound, file, lines[-1], f", line {count}").confusion
-    if {len(rows), *map(len, rows)} != {num_classes} or not any(map(any, rows)):
-        raise RunError(f"{file}, line {count}: confusion is not of {num_classes} classes")
-    return rounds, np.array(rows, np.int64)
+    return rounds
 
 
 def _metrics(rounds: Sequence[_Round]) -> dict[str, npt.NDArray[np.float64]]:
@@ -272,27 +220,3 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     except OSError as exc:
         raise RunError(f"{file} cannot be read ({exc.strerror})") from exc
     return found
-
-
-def _read_clients(file: Path, num_classes: int) -> Clients | None:
-    if not file.exists():
-        return None
-    content = _parse(_ClientsFile, file, _content(CLIENTS, file))
-    counts, total = content.train_label_counts, content.test_examples
-    right = [content.test_correct, *filter(None, [content.personal_correct])]
-    if {len(content.client), len(counts), len(total), *map(len, right)} != {len(counts)}:
-        raise RunError(f"{file} is damaged (its lists are of different lengths)")
-    if {num_classes, *map(len, counts)} != {num_classes}:
-        raise RunError(f"{file} is damaged (a row of counts is not of {num_classes} classes)")
-    examples = np.array(total, np.int64)
-    enough = examples >= COUNTED_EXAMPLES
-    if any((np.array(hits, np.int64) > examples).any() for hits in right):
-        raise RunError(f"{file} is damaged (more right answers than examples)")
-    rates = [np.array(hits, np.int64)[enough] / examples[enough] for hits in right]
-    return Clients(
-        ids=np.array(content.client, np.int64),
-        label_counts=np.array(counts, np.int64).reshape(-1, num_classes),
-        tests=examples,
-        accuracy=rates[0],
-        personal=rates[1] if len(rates) > 1 else None,
-    )

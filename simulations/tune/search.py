@@ -73,7 +73,7 @@ def _judged(config: Config, validation_fraction: float) -> Config:
     held_out = {
         "out": "",
         "data": {"validation-fraction": validation_fraction},
-        "baseline": {"epochs": 0},
+        "baseline": {"enabled": False},
     }
     return changed(config, held_out).model_copy(update={"tracking": TrackingConfig()})
 

@@ -220,7 +220,7 @@ def _figures(line: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "accuracy": line["accuracy"],
         "loss": line["loss"],
-        "examples": sum(map(sum, line["confusion"])),
+        "examples": line["test-examples"],
         "rounds": line["round"],
     }
 
@@ -228,12 +228,11 @@ def _figures(line: Mapping[str, Any]) -> dict[str, Any]:
 def _score(line: Mapping[str, Any]) -> float:
     """Accuracy, then loss, as one number: the loss never outweighs a single image.
 
-    >>> a, b = ({"accuracy": 0.5, "loss": x, "confusion": [[1, 1]]} for x in (1.0, 3.0))
+    >>> a, b = ({"accuracy": 0.5, "loss": x, "test-examples": 2} for x in (1.0, 3.0))
     >>> _score(a), _score(b)
     (0.75, 0.625)
     """
-    images = sum(map(sum, line["confusion"]))
-    return float(line["accuracy"] + 1 / (1 + line["loss"]) / images)
+    return float(line["accuracy"] + 1 / (1 + line["loss"]) / line["test-examples"])
 
 
 def _report(found: list[Trial], trials: int) -> None:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.personal import personal_head
+from client.personal import OwnExamples, personal_choice
 from common.types import Affine, FeatureSet, Head
 
 K = 4
@@ -17,6 +17,10 @@ def client(n: int, d: int, seed: int) -> tuple[FeatureSet, Head]:
     return FeatureSet(q, rng.integers(0, K, n), affine, "f"), head
 
 
+def near(features: FeatureSet, head: Head, lam: float) -> np.ndarray:
+    return OwnExamples(features, K).near(head.matrix.astype(np.float64), lam)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 40), st.floats(0.01, 1e4), st.integers(0, 99))
 def test_it_is_the_formula_of_the_paper_whichever_system_is_smaller(
@@ -26,7 +30,7 @@ def test_it_is_the_formula_of_the_paper_whichever_system_is_smaller(
     x, y = features.x.astype(np.float64), np.eye(K)[features.labels]
     w = head.matrix.astype(np.float64)
     want = np.linalg.solve(x.T @ x + lam * np.eye(d + 1), (y.T @ x + lam * w).T).T
-    got = personal_head(features, head, lam)
+    got = near(features, head, lam)
     assert got.dtype == np.float64
     assert np.linalg.norm(got - want) <= 1e-9 * np.linalg.norm(want)
 
@@ -41,7 +45,7 @@ def test_nothing_near_it_is_better(n: int) -> None:
         fit = ((x @ v.T - y) ** 2).sum() / 2
         return float(fit + lam / 2 * ((v - head.matrix) ** 2).sum())
 
-    own = personal_head(features, head, lam)
+    own = near(features, head, lam)
     least = objective(own)
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -53,17 +57,92 @@ def test_nothing_near_it_is_better(n: int) -> None:
 @pytest.mark.parametrize("n", [5, 50])
 def test_a_huge_lambda_leaves_the_head_of_all_and_a_tiny_one_fits_the_client(n: int) -> None:
     features, head = client(n, 60, 2)
-    far = personal_head(features, head, 1e15)
+    far = near(features, head, 1e15)
     np.testing.assert_allclose(far, head.matrix, rtol=0, atol=1e-9)
     x, y = features.x.astype(np.float64), np.eye(K)[features.labels]
-    near = personal_head(features, head, 1e-6)
-    np.testing.assert_allclose(x @ near.T, y, atol=1e-4)  # fewer examples than features
+    close = near(features, head, 1e-6)
+    np.testing.assert_allclose(x @ close.T, y, atol=1e-4)  # fewer examples than features
 
 
 def test_nothing_given_is_changed() -> None:
     features, head = client(10, 6, 3)
     q, labels, matrix = features.q.copy(), features.labels.copy(), head.matrix
-    personal_head(features, head, 1.0)
+    near(features, head, 1.0)
     assert (features.q == q).all()
     assert (features.labels == labels).all()
     assert (head.matrix == matrix).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 30), st.integers(1, 20), st.floats(0.1, 1e4), st.integers(0, 99))
+def test_a_left_out_residual_is_that_of_the_head_of_all_others(
+    n: int, d: int, lam: float, seed: int
+) -> None:
+    features, head = client(n, d, seed)
+    w = head.matrix.astype(np.float64)
+    got = OwnExamples(features, K).left_out(w, lam)
+    for i in range(n):
+        others = features.select(np.delete(np.arange(n), i))
+        v = OwnExamples(others, K).near(w, lam)
+        want = np.eye(K)[features.labels[i]] - v @ features.x[i].astype(np.float64)
+        np.testing.assert_allclose(got[i], want, rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 60), st.integers(2, 30), st.floats(0.01, 0.8), st.integers(0, 99))
+def test_what_a_client_has_of_the_global_head_is_what_it_would_add_again(
+    n: int, d: int, leverage: float, seed: int
+) -> None:
+    features, head = client(n, d, seed)
+    w = head.matrix.astype(np.float64)
+    examples = OwnExamples(features, K)
+    start, penalty = examples.without_own(w, leverage)
+    np.testing.assert_allclose(examples.near(start, penalty), w, rtol=1e-6, atol=1e-6)
+    x = features.x.astype(np.float64)
+    hat = x @ np.linalg.solve(x.T @ x + penalty * np.eye(d + 1), x.T)
+    rank = np.linalg.matrix_rank(x)
+    assert np.trace(hat) / n == pytest.approx(min(leverage, 0.9 * rank / n), rel=1e-3)
+
+
+def test_a_head_of_unknown_origin_is_taken_as_it_is() -> None:
+    features, head = client(10, 6, 4)
+    w = head.matrix.astype(np.float64)
+    start, penalty = OwnExamples(features, K).without_own(w, 0.0)
+    assert start is w
+    np.testing.assert_array_equal(OwnExamples(features, K).near(start, penalty), w)
+
+
+def grouped(noise: float, n: int = 60) -> tuple[FeatureSet, np.ndarray]:
+    """Examples whose class shows in one feature each, and the head that knows it."""
+    rng = np.random.default_rng(5)
+    labels = np.arange(n) % K
+    q = np.rint(128 + 100 * np.eye(8)[labels] + rng.normal(0, noise, (n, 8)))
+    affine = Affine(np.full(8, 0.01, np.float32), np.full(8, 128, np.float32))
+    known = np.zeros((K, 9))
+    known[:, :K] = np.eye(K)
+    return FeatureSet(q.clip(0, 255).astype(np.uint8), labels, affine, "f"), known
+
+
+def test_a_head_that_makes_no_mistakes_is_kept() -> None:
+    features, known = grouped(noise=0.0)
+    examples = OwnExamples(features, K)
+    choice = personal_choice(examples, Head.from_matrix(known), 0.0)
+    assert (choice.wrong, choice.lam) == (0, np.inf)
+    np.testing.assert_array_equal(examples.head(choice).matrix, known.astype(np.float32))
+
+
+def test_a_client_whose_classes_are_named_differently_keeps_to_itself() -> None:
+    features, known = grouped(noise=3.0)
+    wrong = Head.from_matrix(known[[1, 2, 3, 0]] * 50)
+    examples = OwnExamples(features, K)
+    choice = personal_choice(examples, wrong, 0.01)
+    assert not choice.start.any()
+    right = (features.x @ examples.head(choice).matrix.T).argmax(1) == features.labels
+    assert right.all()
+
+
+@pytest.mark.parametrize("leverage", [0.0, 0.3])
+def test_one_example_is_enough_to_choose(leverage: float) -> None:
+    features, head = client(1, 6, 7)
+    examples = OwnExamples(features, K)
+    assert np.isfinite(examples.head(personal_choice(examples, head, leverage)).matrix).all()

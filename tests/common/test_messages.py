@@ -116,10 +116,10 @@ def test_small_messages_survive_the_wire() -> None:
     assert DescribeReply.read(over_the_wire(described.write())) == described
     brought = BackboneRequest("f", b"\x00\x01")
     assert BackboneRequest.read(over_the_wire(brought.write())) == brought
-    baseline = BaselineRequest(TRAINING, 10, 1.0, 0, "f")
+    baseline = BaselineRequest(10, 1.0, 0, "f")
     assert BaselineRequest.read(over_the_wire(baseline.write())) == baseline
     evaluated = EvaluateReply(
-        (ClientEvaluation(1, 2, 1, 0.5), ClientEvaluation(3, 4, 0, 0.1, 2, b"\0" * 8))
+        (ClientEvaluation(1, 2, 1, 0.5), ClientEvaluation(3, 4, 0, 0.1, 2, 1, b"\0" * 8))
     )
     assert EvaluateReply.read(over_the_wire(evaluated.write())) == evaluated
     asked = EvaluateRequest.read(over_the_wire(EvaluateRequest(HEAD, (1,), "f", "r").write()))

@@ -137,7 +137,7 @@ distill-steps = 0
 [train]
 rounds = 1
 [baseline]
-epochs = 0
+enabled = false
 """
 
 

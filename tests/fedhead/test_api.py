@@ -31,7 +31,7 @@ EXPERIMENT = {
     "partition.num-clients": 4,
     "backbone": {"weights": "random", "input-size": 32, "distill-steps": 0},
     "train": {"rounds": 2, "lr": 0.01},
-    "baseline.epochs": 0,
+    "baseline.enabled": False,
 }
 
 

@@ -88,7 +88,7 @@ def test_the_demo_runs_with_what_make_demo_installs(
     assert "No module named 'pandas'" in python(only, "-c", "import pandas").stderr
     experiment = ROOT / "simulations" / "experiments" / "mnist5k.toml"
     small = ("train.rounds=2", "backbone.input-size=32", "backbone.distill-steps=0",
-             "baseline.epochs=0")  # fmt: skip
+             "baseline.enabled=false")  # fmt: skip
     settings = [word for item in small for word in ("--set", item)]
     done = python(only, *FEDHEAD, "run", experiment, "--out", tmp_path / "run", *settings)
     assert done.returncode == 0, done.stderr

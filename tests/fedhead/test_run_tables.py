@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from common.noise import margin
-from fedhead.cli.run_tables import _clients
+from fedhead.cli.run_tables import _clients, _worst_classes
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,28 @@ def test_the_clients_mean_stands_with_what_chance_may_do_to_it(
     }  # fmt: skip
     mean = _clients(summary)["clients' own: mean"]
     assert mean == f"100.00 % ± {100 * margin(1.0, images):.1f} {said}"
+
+
+def test_each_client_alone_stands_beside_the_heads_of_all() -> None:
+    summary = {
+        **{f"{whose}_accuracy_{part}": None
+           for whose in ("client", "personal", "local") for part in ("mean", "p10", "min")},
+        "client_accuracy_mean": 0.5, "local_accuracy_mean": 0.25, "clients_better_alone": 1,
+        "client_tests": {"clients": 2, "examples": 8, "fewest": 4, "most": 4, "counted": 0},
+    }  # fmt: skip
+    rows = _clients(summary)
+    assert rows["each alone: mean"].startswith("25.00 %")
+    assert rows["better off alone"] == "1 of 2 clients, with a head of their own images only"
+
+
+def test_the_worst_of_many_classes_are_named() -> None:
+    classes = [
+        {"name": name, "tests": tests, "accuracy": accuracy}
+        for name, tests, accuracy in (
+            ("ant", 9, 0.9), ("bee", 0, None), ("cow", 4, 0.25), ("dog", 5, 0.4), ("eel", 8, 0.5),
+        )
+    ]  # fmt: skip
+    assert _worst_classes(classes) == {
+        "worst classes": "cow 25 % of 4, dog 40 % of 5, eel 50 % of 8"
+    }
+    assert _worst_classes(classes[:3]) == {}  # of few classes "the worst" would be all

@@ -107,7 +107,7 @@ def test_baselines_that_fail_can_be_left_out(
     fedhead: Fedhead, experiment: Path, monkeypatch: pytest.MonkeyPatch, resumes: bool
 ) -> None:
     monkeypatch.setattr(server.app, "export", write)
-    settings = ("--set", "train.rounds=1", "--out", "r", "--set", "baseline.epochs=1")
+    settings = ("--set", "train.rounds=1", "--out", "r", "--set", "baseline.enabled=true")
     if resumes:
         with monkeypatch.context() as patch:
             patch.setattr(server.app, "ask_clients", interrupt)
@@ -117,7 +117,7 @@ def test_baselines_that_fail_can_be_left_out(
     code, _, err = fedhead(*command)
     assert code == 1
     assert "the baselines could not be computed: no answer" in err
-    found = re.search(r"(--set) (baseline\.epochs=0) leaves them out$", err.strip())
+    found = re.search(r"(--set) (baseline\.enabled=false) leaves them out$", err.strip())
     assert found, err
     code, _, err = fedhead(*command, *found.groups())
     assert code == 0, err

@@ -202,7 +202,7 @@ def test_only_the_listed_clients_take_part(
 ) -> None:
     caplog.set_level(logging.INFO, "fedhead")
     folder = quick(
-        "train.clients=[6,1,3]", "train.clients-per-round=2", "baseline.epochs=1",
+        "train.clients=[6,1,3]", "train.clients-per-round=2", "baseline.enabled=true",
         "attack.kind=sign-flip", "attack.fraction=0.4",
     )  # fmt: skip
     summary = run_in_process(folder)

@@ -36,7 +36,7 @@ calibration-examples = 64
 [train]
 rounds = 2
 [baseline]
-epochs = 0
+enabled = false
 """
 
 

@@ -29,6 +29,7 @@ from common.readback import seal
 from common.types import Head, UpdateBatch
 from server.strategies import STRATEGIES
 from server.strategies.averaging import fedavg
+from simulations.report.runs import read_run
 from simulations.run import run_in_process
 
 Make = Callable[..., Path]
@@ -48,7 +49,7 @@ def lines(run: Path) -> list[dict[str, object]]:
 
 
 def test_a_run_leaves_everything_it_promises(tiny: Make) -> None:
-    run = tiny("baseline.epochs=5")
+    run = tiny("baseline.enabled=true")
     summary = run_in_process(run)
     for key in (
         "accuracy", "loss", "centralized_accuracy", "ridge_accuracy", "rounds", "clients",
@@ -66,8 +67,16 @@ def test_a_run_leaves_everything_it_promises(tiny: Make) -> None:
     assert 20 * head_bytes < summary["uplink_bytes"] < 20 * (head_bytes + 1000)
     assert summary["full_model_uplink_bytes"] > 100 * summary["uplink_bytes"]
     assert summary["accuracy"] > 0.5  # chance is 0.1
-    confusion = np.array(lines(run)[-1]["confusion"])
+    confusion = read_run(run).confusion
     assert np.trace(confusion) / confusion.sum() == pytest.approx(summary["accuracy"])
+    shares = np.diagonal(confusion) / confusion.sum(axis=1)
+    assert [one["accuracy"] for one in summary["classes"]] == pytest.approx(shares.tolist())
+    assert summary["balanced_accuracy"] == pytest.approx(shares.mean())
+    assert lines(run)[-1]["balanced-accuracy"] == summary["balanced_accuracy"]
+    assert 0.5 < summary["local_accuracy_mean"] < 1
+    assert 0 <= summary["clients_better_alone"] <= 8
+    rates = {summary["ridge_accuracy"], summary["logistic_accuracy"]}
+    assert summary["centralized_accuracy"] in rates
 
 
 @pytest.mark.slow
@@ -103,8 +112,8 @@ def test_the_number_of_nodes_changes_the_head_by_rounding_only(quick: Make, stra
         assert relative(matrix(run), matrix(runs[0][0])) <= 1e-5
         assert summary["accuracy"] == runs[0][1]["accuracy"]
         assert summary["uplink_bytes"] == runs[0][1]["uplink_bytes"]
-        confusions = [lines(r)[-1]["confusion"] for r in (run, runs[0][0])]
-        assert confusions[0] == confusions[1]
+        files = [folder / "confusion.json" for folder in (run, runs[0][0])]
+        assert files[0].read_bytes() == files[1].read_bytes()
     if strategy == "fed3r":
         # Integer statistics: not even rounding.
         assert len({summary["head_sha256"] for _, summary in runs}) == 1
@@ -146,7 +155,7 @@ PREPARED = ("strategy.precondition=gram", "strategy.init=fed3r", "train.lr=0.05"
 
 @pytest.mark.parametrize("name", ["scaffold", *variants("fedavg", "norm_clipping", "median")])
 def test_a_round_of_statistics_starts_any_gradient_strategy(quick: Make, name: str) -> None:
-    run = quick(*PREPARED, f"strategy.name={name}", "baseline.epochs=1", name="a")
+    run = quick(*PREPARED, f"strategy.name={name}", "baseline.enabled=true", name="a")
     summary = run_in_process(run)
     figures = lines(run)
     # Everybody is asked once, then four of eight a round.
@@ -154,7 +163,9 @@ def test_a_round_of_statistics_starts_any_gradient_strategy(quick: Make, name: s
     # The first head is ridge regression's, only surer of itself.
     assert figures[0]["accuracy"] == summary["ridge_accuracy"]
     assert summary["accuracy"] >= summary["ridge_accuracy"] - 0.05
-    again = run_in_process(quick(*PREPARED, f"strategy.name={name}", "baseline.epochs=1", name="b"))
+    again = run_in_process(
+        quick(*PREPARED, f"strategy.name={name}", "baseline.enabled=true", name="b")
+    )
     assert again["head_sha256"] == summary["head_sha256"]
 
 
@@ -301,7 +312,7 @@ def test_a_share_of_the_clients_is_asked_and_said_as_a_number(
 
 def test_fed3r_equals_the_centralized_ridge_head(quick: Make) -> None:
     run = quick(
-        "strategy.name=fed3r", "train.clients-per-round=0", "baseline.epochs=1",
+        "strategy.name=fed3r", "train.clients-per-round=0", "baseline.enabled=true",
     )  # fmt: skip
     summary = run_in_process(run)
     assert summary["rounds"] == 1
@@ -310,7 +321,7 @@ def test_fed3r_equals_the_centralized_ridge_head(quick: Make) -> None:
     assert figures["strategy"]["ridge-lambda"] == summary["ridge_lambda"] > 0
     told = quick(
         "strategy.name=fed3r", f"strategy.args.lam={summary['ridge_lambda']!r}",
-        "train.clients-per-round=0", "baseline.epochs=1", name="told",
+        "train.clients-per-round=0", "baseline.enabled=true", name="told",
     )  # fmt: skip
     again = run_in_process(told)
     assert (again["head_sha256"], again["ridge_lambda"]) == (summary["head_sha256"], None)

@@ -20,7 +20,7 @@ def figures(sizes, factors=None):
         logits = factor * np.stack([np.ones(n), rng.normal(0, 0.1, n)], axis=1)
         losses[client] = losses_by_sharpness(logits, labels.astype(np.int64)).mean(axis=0)
     counts = dict(enumerate(sizes))
-    return ClientFigures(counts, counts, None, losses)
+    return ClientFigures(counts, counts, None, None, losses)
 
 
 def test_test_parts_of_fifty_examples_give_the_temperature():
@@ -42,7 +42,7 @@ def test_fewer_are_not_enough(told, value, words):
 def test_a_client_counts_with_no_more_test_examples_than_it_trains_on():
     honest = chosen_temperature(figures([60, 60], {1: 50.0}), {0: 540, 1: 10}, None)
     boasts = figures([60, 60], {1: 50.0})
-    boasts = ClientFigures({0: 60, 1: 2**31 - 1}, boasts.correct, None, boasts.losses)
+    boasts = ClientFigures({0: 60, 1: 2**31 - 1}, boasts.correct, None, None, boasts.losses)
     assert chosen_temperature(boasts, {0: 540, 1: 10}, None) == honest
     assert honest.examples == 70
 

@@ -6,11 +6,12 @@ import pytest
 from server.round.client_figures import ClientFigures
 
 
-def figures(sizes, correct, personal=None):
+def figures(sizes, correct, personal=None, alone=None):
     return ClientFigures(
         dict(enumerate(sizes)),
         dict(enumerate(correct)),
         None if personal is None else dict(enumerate(personal)),
+        None if alone is None else dict(enumerate(alone)),
     ).summary()
 
 
@@ -44,3 +45,13 @@ def test_clients_without_test_images_have_no_figures():
     assert found["client_tests"] == {
         "clients": 0, "examples": 0, "fewest": 0, "most": 0, "counted": 0,
     }  # fmt: skip
+
+
+def test_clients_better_off_alone_are_counted_against_the_head_they_would_use():
+    found = figures([10, 10, 10], [5, 5, 5], alone=[6, 5, 4])
+    assert (found["clients_better_alone"], found["local_accuracy_mean"]) == (1, 0.5)
+    found = figures([10, 10, 10], [5, 5, 5], personal=[7, 4, 3], alone=[6, 5, 4])
+    assert found["clients_better_alone"] == 2
+    found = figures([10], [5])
+    assert found["clients_better_alone"] is None
+    assert found["local_accuracy_mean"] is None

@@ -374,11 +374,3 @@ def test_a_client_with_whom_sums_would_leave_their_numbers_is_left_out_by_name(
     with pytest.raises(RunError, match=r"no node hosts the clients \[7\]"):
         run(tiny(*OPTIONS), {})
     assert "which makes 1237 of all clients, expected at most 1236: refused" in caplog.text
-
-
-def test_a_baseline_that_has_diverged_is_none(tiny: Make, caplog: pytest.LogCaptureFixture) -> None:
-    folder = tiny("train.rounds=1", "baseline.epochs=1", "baseline.lr=1e38")
-    summary = run_in_process(folder)
-    assert summary["centralized_accuracy"] is None
-    assert summary["ridge_accuracy"] > 0.5
-    assert "no centralized baseline: its head has diverged" in caplog.text

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from common.config import load_config, parse_overrides
-from server.record.runfolder import CLIENTS, SUMMARY, MetricsLog, RunFolder
+from server.record.runfolder import CLIENTS, SUMMARY, MetricsLog, RunFolder, write_confusion
 
 TESTS = 1000  # examples of the server's test set
 
@@ -53,9 +54,9 @@ def make_run(tmp_path: Path) -> MakeRun:
         RunFolder(path, config).bind("f" * 64, classes, "d" * 64)
         with MetricsLog(path, 0, durable=False) as log:
             for i, n in enumerate(correct, 1):
-                rows = confusion or _confusion(n, len(classes))
-                values = {"accuracy": n / TESTS, "uplink-bytes": uplink, "confusion": rows}
-                log.write(i, {**values, "loss": 1.0})
+                log.write(i, {"accuracy": n / TESTS, "uplink-bytes": uplink, "loss": 1.0})
+        rows = confusion or _confusion(correct[-1], len(classes))
+        write_confusion(path / "confusion.json", np.array(rows))
         content = {
             "accuracy": correct[-1] / TESTS,
             "centralized_accuracy": 0.92,

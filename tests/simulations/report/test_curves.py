@@ -79,8 +79,7 @@ def test_a_strategys_own_metric_is_a_column_of_its_own(make_run: MakeRun, cells:
 
     path = make_run("a", correct=[100])
     with MetricsLog(path, 0, durable=False) as log:
-        confusion = [[1000, 0, 0], [0, 0, 0], [0, 0, 0]]
-        values = {"accuracy": 0.1, "uplink-bytes": 1, "confusion": confusion, "accepted": True}
+        values = {"accuracy": 0.1, "uplink-bytes": 1, "accepted": True}
         log.write(1, {**values, "strategy": {"noise-norm": 0.5}})
     make_run("b", "seed=1", correct=[100])
     first, second = read(curves_csv(load_runs([cells])))

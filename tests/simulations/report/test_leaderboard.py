@@ -172,6 +172,7 @@ def test_the_csv_says_what_the_rows_say(make_run: MakeRun, cells: Path, tmp_path
         "seeds": "0",
         "accuracy": "0.905000",
         "accuracy-sd": "",
+        "balanced-accuracy": "0.920436",
         "test-examples": "1000",
         "client-accuracy-mean": "0.800000",
         "client-accuracy-min": "0.500000",
