@@ -28,7 +28,7 @@ def baselines(run: Run, num_classes: int, test: FeatureSet) -> dict[str, float |
     training = replace(
         config.train.local(1),
         local_epochs=config.baseline.epochs,
-        lr=config.baseline.lr or config.train.lr,
+        lr=config.baseline.lr or config.train.peak,
     )
     request = BaselineRequest(
         training=training,

@@ -18,6 +18,7 @@ from common.types import Head
 from server.export.runtime_cards import ExportReport
 from server.round.algorithm import Run
 from server.round.client_figures import ClientFigures
+from server.round.learning_rate import takes_steps
 
 __all__ = ["Outcome", "of_export", "summarize"]
 
@@ -73,6 +74,7 @@ def summarize(run: Run, backbone: FrozenBackbone, outcome: Outcome) -> dict[str,
             "training": round(counters["train-seconds"], 3),
         },
         "strategy": config.strategy.name,
+        "lr": config.train.peak if takes_steps(config) else None,
         "head_sha256": head.sha256,
         "fingerprint": backbone.fingerprint,
         "versions": versions(),

@@ -145,6 +145,7 @@ def _closing_rows(s: Mapping[str, Any]) -> dict[str, str]:
         "accuracy of model.pt": _measured(s["model_accuracy"], s["model_test_examples"]),
         **_clients(s),
         "rounds": rounds,
+        "learning rate": f"{s['lr']:g}" if s["lr"] else "none: no steps",
         "clients": str(s["clients"]),
         "updates valid / rejected / failed": (
             f"{s['valid_updates']} / {s['rejected_updates']} / {s['failed_updates']}"

@@ -170,7 +170,7 @@ def _check_strategy(config: Config) -> None:
 def _shared(base: Config) -> Config:
     """What all cells have in common: data, backbone and the centralized head's training."""
     same: dict[str, Any] = {"data": {"seed": base.data_seed}}
-    if not base.baseline.lr:
+    if not base.baseline.lr and base.train.lr != "auto":
         same["baseline"] = {"lr": base.train.lr}
     return changed(base, same)
 

@@ -1,0 +1,68 @@
+"""The clients' learning rate, chosen from the curvature of features without labels.
+
+With examples x and probabilities p the Hessian of the mean cross-entropy is at most half the Gram
+matrix ``X^T X / n`` (Boehning, Annals of the Institute of Statistical Mathematics 44, 1992). So the Gram matrix's largest eigenvalue says on which scale rates make sense, whatever the images
+and however the features are scaled.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from common.types import FloatArray, Optimizer
+
+__all__ = ["automatic_rate", "curvature"]
+
+# Above the 4 at which descent is sure on every head: probabilities are soon nearer to 0 or 1 than
+# the bound assumes, and rounds average the swings of many clients. Measured in docs/heads.md.
+_STEP = 10.0
+
+# With P the features' curvature is 1 at most, whatever the data. What limits the rate is that a
+# batch has far fewer examples than P was made of, and that hardly depends on the data.
+_PRECONDITIONED = 0.1
+
+# Adam's steps are as long as the rate in every weight: the logits move by the features' length.
+_ADAM_STEP = 0.1
+
+
+def curvature(x: FloatArray) -> float:
+    """The largest eigenvalue of ``X^T X / n``, in float64.
+
+    Args:
+        x: float32 (n, d + 1), features as trainers see them and a constant 1; n >= 1.
+
+    >>> curvature(np.array([[3, 1], [-3, 1]], np.float32))
+    9.0
+    """
+    wide = x.astype(np.float64)
+    # Both products have the same eigenvalues but zeros; the smaller one is cheap.
+    product = wide @ wide.T if len(wide) < wide.shape[1] else wide.T @ wide
+    return float(np.linalg.eigvalsh(product)[-1]) / len(wide)
+
+
+def automatic_rate(
+    x: FloatArray,
+    *,
+    optimizer: Optimizer = "sgd",
+    momentum: float = 0.0,
+    preconditioned: bool = False,
+) -> float:
+    """The rate that ``train.lr = "auto"`` means, rounded to three digits.
+
+    Rounded, because the last bits of an eigenvalue differ between machines.
+
+    Args:
+        x: float32 (n, d + 1), the calibration images' features and a constant 1; n >= 1.
+        optimizer: the clients' optimizer.
+        momentum: of SGD; a long run of equal steps is ``1 / (1 - momentum)`` times as long.
+        preconditioned: whether clients multiply gradients by the inverse Gram matrix.
+    """
+    if optimizer != "sgd":
+        rate = _ADAM_STEP / math.sqrt(float(np.square(x, dtype=np.float64).sum()) / len(x))
+    elif preconditioned:
+        rate = _PRECONDITIONED
+    else:
+        rate = _STEP / curvature(x)
+    return float(f"{rate * (1 - momentum):.3g}")
