@@ -1,8 +1,9 @@
 """The clients' learning rate, chosen from the curvature of features without labels.
 
-With examples x and probabilities p the Hessian of the mean cross-entropy is at most half the Gram
-matrix ``X^T X / n`` (Boehning, Annals of the Institute of Statistical Mathematics 44, 1992). So the Gram matrix's largest eigenvalue says on which scale rates make sense, whatever the images
-and however the features are scaled.
+The Hessian of the mean cross-entropy is at most half the Gram matrix ``X^T X / n`` of the examples
+x, whatever the head (Boehning, Annals of the Institute of Statistical Mathematics 44, 1992). So the
+Gram matrix's largest eigenvalue says on which scale rates make sense, whatever the images and
+however the features are scaled.
 """
 
 from __future__ import annotations

@@ -227,8 +227,8 @@ def _set_up(
         registry = make_registry(grid, config, folder.run_id, dataset, offered, progress, roster)
         join(registry, config, dataset, devices=devices, resumes=resumes)
     folder.bind_clients(simulated=registry.simulated)
-    resolved = with_learning_rate(config, folder, features)
-    run = Run(resolved, folder.run_id, backbone.fingerprint, grid, registry)
+    config = with_learning_rate(config, folder, features)
+    run = Run(config, folder.run_id, backbone.fingerprint, grid, registry)
     return _Scene(folder, stages, dataset, backbone, features.affine, test, run)
 
 
