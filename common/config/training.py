@@ -35,8 +35,10 @@ def _learning_rate(value: object) -> float | Literal["auto"]:
         return "auto"
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ValueError('must be "auto", or a number above 0')  # noqa: TRY004, a validator's
-    if not 0 < (number := float(value)) < math.inf:
-        raise ValueError("must be greater than 0, and finite")
+    if not (number := float(value)) > 0:
+        raise ValueError("must be greater than 0")
+    if number == math.inf:
+        raise ValueError("must be finite")
     return number
 
 
