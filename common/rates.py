@@ -18,14 +18,17 @@ __all__ = ["automatic_rate", "curvature"]
 
 # Above the 4 at which descent is sure on every head: probabilities are soon nearer to 0 or 1 than
 # the bound assumes, and rounds average the swings of many clients. Measured in docs/heads.md.
-_STEP = 10.0
+_STEP = 8.0
+
+# More steps between two rounds let clients drift further apart; larger batches are less noisy.
+_BATCH, _LARGEST_BATCH = 10, 50
 
 # With P the features' curvature is 1 at most, whatever the data. What limits the rate is that a
 # batch has far fewer examples than P was made of, and that hardly depends on the data.
 _PRECONDITIONED = 0.1
 
 # Adam's steps are as long as the rate in every weight: the logits move by the features' length.
-_ADAM_STEP = 0.1
+_ADAM_STEP = 0.25
 
 
 def curvature(x: FloatArray) -> float:
@@ -48,6 +51,8 @@ def automatic_rate(
     *,
     optimizer: Optimizer = "sgd",
     momentum: float = 0.0,
+    local_epochs: int = 1,
+    batch_size: int = _BATCH,
     preconditioned: bool = False,
 ) -> float:
     """The rate that ``train.lr = "auto"`` means, rounded to three digits.
@@ -57,13 +62,17 @@ def automatic_rate(
     Args:
         x: float32 (n, d + 1), the calibration images' features and a constant 1; n >= 1.
         optimizer: the clients' optimizer.
-        momentum: of SGD; a long run of equal steps is ``1 / (1 - momentum)`` times as long.
+        momentum: of SGD; the rate falls with the root of ``1 - momentum``, because a client's few
+            steps do not gather all of a velocity.
+        local_epochs: passes over a client's examples in each round; the rate falls with its root.
+        batch_size: examples per step; the rate rises with its root, up to 50 of them.
         preconditioned: whether clients multiply gradients by the inverse Gram matrix.
     """
     if optimizer != "sgd":
-        rate = _ADAM_STEP / math.sqrt(float(np.square(x, dtype=np.float64).sum()) / len(x))
+        rate = _ADAM_STEP / math.sqrt(np.square(x, dtype=np.float64).sum() / len(x))
     elif preconditioned:
         rate = _PRECONDITIONED
     else:
-        rate = _STEP / curvature(x)
-    return float(f"{rate * (1 - momentum):.3g}")
+        steps = min(batch_size, _LARGEST_BATCH) / _BATCH / local_epochs
+        rate = _STEP * math.sqrt(steps) / curvature(x)
+    return float(f"{rate * math.sqrt(1 - momentum):.3g}")

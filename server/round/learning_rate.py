@@ -48,6 +48,8 @@ def _chosen(config: Config, features: FeatureSet) -> float:
         calibration.x,
         optimizer=train.optimizer,
         momentum=train.momentum,
+        local_epochs=train.local_epochs,
+        batch_size=train.batch_size,
         preconditioned=config.strategy.precondition == "gram",
     )
     if takes_steps(config):

@@ -26,7 +26,7 @@ def test_curvature_is_the_largest_eigenvalue_of_few_and_of_many_examples(n: int)
 
 def test_the_dominant_direction_alone_sets_the_rate() -> None:
     alone, among = (automatic_rate(spectrum([500.0, rest], 9)) for rest in (0.0, 499.0))
-    assert alone == among == 0.02
+    assert alone == among == 0.016
 
 
 @pytest.mark.parametrize(("optimizer", "power"), [("sgd", 2), ("adam", 1), ("adamw", 1)])
@@ -40,9 +40,16 @@ def test_features_times_four_take_a_rate_that_moves_the_logits_alike(
     assert rates[0] / rates[1] == pytest.approx(4**power, rel=0.01)  # three digits are kept
 
 
-def test_momentum_shortens_each_step_as_much_as_it_lengthens_their_sum() -> None:
+def test_momentum_shortens_each_step() -> None:
     x = spectrum([100.0, 3.0], 9)
-    assert automatic_rate(x, momentum=0.9) == pytest.approx(automatic_rate(x) / 10)
+    assert automatic_rate(x, momentum=0.75) == pytest.approx(automatic_rate(x) / 2)
+
+
+def test_steps_shorten_with_their_number_in_a_round_and_lengthen_with_the_batch() -> None:
+    x = spectrum([100.0, 3.0], 9)
+    assert automatic_rate(x, local_epochs=4) == pytest.approx(automatic_rate(x) / 2)
+    assert automatic_rate(x, batch_size=40) == pytest.approx(automatic_rate(x) * 2)
+    assert automatic_rate(x, batch_size=50) == automatic_rate(x, batch_size=1000)
 
 
 def test_a_preconditioned_gradient_does_not_know_the_features_scale() -> None:
