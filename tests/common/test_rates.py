@@ -16,17 +16,27 @@ def spectrum(values: list[float], n: int, scale: float = 1.0) -> FloatArray:
     rng = np.random.default_rng(3)
     left = np.linalg.qr(rng.normal(size=(n, len(values))))[0]
     right = np.linalg.qr(rng.normal(size=(len(values), len(values))))[0]
-    return (scale * np.sqrt(n) * left * np.sqrt(values) @ right).astype(np.float32)
+    made: FloatArray = (scale * np.sqrt(n) * left * np.sqrt(values) @ right).astype(np.float32)
+    return made
 
 
 @pytest.mark.parametrize("n", [5, 40])
 def test_curvature_is_the_largest_eigenvalue_of_few_and_of_many_examples(n: int) -> None:
-    assert curvature(spectrum([7.0, 2.0, 0.5, 0.1, 0.0], n)) == pytest.approx(7.0, rel=1e-5)
+    found = curvature(spectrum([7.0, 2.0, 0.5, 0.1, 0.0], n))
+    assert found == pytest.approx((7.0, 9.6), rel=1e-5)
 
 
-def test_the_dominant_direction_alone_sets_the_rate() -> None:
-    alone, among = (automatic_rate(spectrum([500.0, rest], 9)) for rest in (0.0, 499.0))
-    assert alone == among == 0.016
+EVEN = [200.0] * 6
+
+
+def test_the_largest_eigenvalue_alone_sets_the_rate_where_it_does_not_dominate() -> None:
+    even, uneven = (automatic_rate(spectrum(v, 9)) for v in (EVEN, [200.0, *[100.0] * 6]))
+    assert even == uneven == 8 / 200
+
+
+def test_a_direction_that_dominates_gets_a_rate_at_which_descent_is_sure() -> None:
+    rate = automatic_rate(spectrum([600.0, 1.0, 1.0], 9), batch_size=1000)
+    assert rate < 4 / 600
 
 
 @pytest.mark.parametrize(("optimizer", "power"), [("sgd", 2), ("adam", 1), ("adamw", 1)])
@@ -41,13 +51,14 @@ def test_features_times_four_take_a_rate_that_moves_the_logits_alike(
 
 
 def test_momentum_shortens_each_step() -> None:
-    x = spectrum([100.0, 3.0], 9)
+    x = spectrum(EVEN, 9)
     assert automatic_rate(x, momentum=0.75) == pytest.approx(automatic_rate(x) / 2)
 
 
 def test_steps_shorten_with_their_number_in_a_round_and_lengthen_with_the_batch() -> None:
-    x = spectrum([100.0, 3.0], 9)
+    x = spectrum(EVEN, 9)
     assert automatic_rate(x, local_epochs=4) == pytest.approx(automatic_rate(x) / 2)
+    x = spectrum([100.0] * 20, 30)
     assert automatic_rate(x, batch_size=40) == pytest.approx(automatic_rate(x) * 2)
     assert automatic_rate(x, batch_size=50) == automatic_rate(x, batch_size=1000)
 
