@@ -127,7 +127,8 @@ class Pooled:
         with single_thread():
 
             def head(point: Tensor) -> Tensor:
-                return torch.linalg.solve_triangular(root, point, upper=False, left=False)
+                solved: Tensor = torch.linalg.solve_triangular(root, point, upper=False, left=False)
+                return solved
 
             def objective(point: Tensor) -> tuple[Tensor, Tensor]:
                 w = head(point)
@@ -136,7 +137,7 @@ class Pooled:
                 slope = torch.linalg.solve_triangular(root, slope, upper=False).t()
                 return loss + lam / (2 * n) * (w * w).sum(), slope
 
-            found: Tensor = head(_minimum(first @ root, objective))
+            found = head(_minimum(first @ root, objective))
         return Head.from_matrix(found.numpy())
 
 

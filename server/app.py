@@ -53,6 +53,7 @@ from server.round.calibration import calibrated
 from server.round.client_figures import ask_clients, write_clients
 from server.round.first_head import first_head, former_head
 from server.round.join import check_listed, join, make_registry
+from server.round.learning_rate import with_learning_rate
 from server.round.loop import run_rounds
 from server.round.roster import Roster
 from server.round.stock import is_stock
@@ -179,7 +180,7 @@ def run_experiment(
             keep_backbone(scene.backbone, folder.path)
         with scene.stages("baselines"):
             without = baselines(scene.run, scene.dataset.num_classes, scene.test)
-        with nullcontext() if is_cell else tracked(folder, config, checkpoint, progress):
+        with nullcontext() if is_cell else tracked(folder, scene.run.config, checkpoint, progress):
             outcome = _train(scene, checkpoint, is_cell=is_cell)
             figures = summarize(scene.run, scene.backbone, outcome, scene.dataset.classes) | without
             _close(scene, outcome, figures, is_cell=is_cell)
@@ -226,6 +227,7 @@ def _set_up(
         registry = make_registry(grid, config, folder.run_id, dataset, offered, progress, roster)
         join(registry, config, dataset, devices=devices, resumes=resumes)
     folder.bind_clients(simulated=registry.simulated)
+    config = with_learning_rate(config, folder, features)
     run = Run(config, folder.run_id, backbone.fingerprint, grid, registry)
     return _Scene(folder, stages, dataset, backbone, features.affine, test, run)
 

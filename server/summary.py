@@ -19,6 +19,7 @@ from server.export.card import Calibration
 from server.export.runtime_cards import ExportReport
 from server.round.algorithm import Run
 from server.round.client_figures import ClientFigures
+from server.round.learning_rate import takes_steps
 
 __all__ = ["Outcome", "of_export", "summarize"]
 
@@ -89,6 +90,7 @@ def summarize(
             "training": round(counters["train-seconds"], 3),
         },
         "strategy": config.strategy.name,
+        "lr": config.train.peak if takes_steps(config) else None,
         "head_sha256": head.sha256,
         "fingerprint": backbone.fingerprint,
         "versions": versions(),

@@ -30,6 +30,21 @@ def _update_norm(value: object) -> float | Literal["auto"]:
 UpdateNorm = Annotated[float | Literal["auto"], PlainValidator(_update_norm)]
 
 
+def _learning_rate(value: object) -> float | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ValueError('must be "auto", or a number above 0')  # noqa: TRY004, a validator's
+    if not (number := float(value)) > 0:
+        raise ValueError("must be greater than 0")
+    if number == math.inf:
+        raise ValueError("must be finite")
+    return number
+
+
+LearningRate = Annotated[float | Literal["auto"], PlainValidator(_learning_rate)]
+
+
 def _number_or_share(value: object) -> int | float:
     """A whole number of clients, or a share of them; 1.0 might be meant as either."""
     if type(value) is int and value >= 0:
@@ -108,8 +123,9 @@ class TrainConfig(Section):
     clients: Annotated[list[int | str], AfterValidator(_clients)] = Field(default_factory=list)
     """The only clients that take part: ids of simulated clients, from 0 on, or names of a
     deployment's devices. Empty: all."""
-    lr: Annotated[float, Field(gt=0)] = 0.01
-    """The clients' learning rate."""
+    lr: LearningRate = "auto"
+    """The clients' learning rate. "auto": the server chooses it from the features of its
+    calibration images, before the first round; see common.rates."""
     optimizer: Optimizer = "sgd"
     """The clients' optimizer. Adam and AdamW begin each round with fresh moments and have torch's
     defaults. They need the reference trainer, which is then used."""
@@ -201,7 +217,18 @@ class TrainConfig(Section):
         >>> TrainConfig.model_validate({"lr": 0.1, "warmup-rounds": 1}).rate(1)
         0.05
         """
-        return self.lr * self.rates.share(round_number)
+        return self.peak * self.rates.share(round_number)
+
+    @property
+    def peak(self) -> float:
+        """The learning rate that the schedule starts from.
+
+        Raises:
+            ConfigError: it is "auto" still: a run replaces that before its first round.
+        """
+        if self.lr == "auto":
+            raise ConfigError(['train.lr="auto" has no number before a run begins'])
+        return self.lr
 
     @property
     def rates(self) -> Schedule:

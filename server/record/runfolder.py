@@ -162,6 +162,20 @@ class RunFolder:
             began = "real devices" if simulated else "simulated clients"
             raise RunError(f"{self.path} began with {began}: {resume_command(self.path)}")
 
+    def learning_rate(self) -> float | None:
+        """The learning rate that the run has chosen; None: it has not yet."""
+        known = read_run_json(self.path).get("learning-rate")
+        return None if known is None else float(known)
+
+    def bind_learning_rate(self, rate: float) -> None:
+        """Keep what the run has chosen, for when it goes on.
+
+        Raises:
+            RunError: it has another one.
+        """
+        if not self._same({"learning-rate": rate}):
+            raise RunError(f"{self.path} has a learning rate already, other than {rate:g}")
+
     def _same(self, facts: Mapping[str, Any]) -> bool:
         """Whether what is known of the run agrees; what is not yet known is from now on."""
         known = read_run_json(self.path)

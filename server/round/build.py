@@ -38,7 +38,8 @@ def check_strategy(config: Config) -> None:
             [f"strategy.init={config.strategy.init!r} and strategy.init-from exclude each other"]
         )
     if is_stock(config.strategy.name):
-        build_stock(config.strategy.name, config.strategy.args, lr=config.train.lr)
+        rate = 1.0 if config.train.lr == "auto" else config.train.lr  # any shows whether it fits
+        build_stock(config.strategy.name, config.strategy.args, lr=rate)
         if problem := _stock_problem(config):
             raise ConfigError([problem])
         return
@@ -138,7 +139,7 @@ def make_algorithm(run: Run, affine: Affine, zero_point: ByteArray | int) -> Alg
     config = run.config
     if is_stock(config.strategy.name):
         _tell_trainer(run)
-        strategy = build_stock(config.strategy.name, config.strategy.args, lr=config.train.lr)
+        strategy = build_stock(config.strategy.name, config.strategy.args, lr=config.train.peak)
         return StockAlgorithm(run, strategy)
     own = build_strategy(config.strategy.name, config.strategy.args)
     if trains_by_gradients(own):

@@ -152,8 +152,8 @@ def _takes_fractions(base: Config, key: str, found: Range, names: list[str]) -> 
 def default_space(base: Config) -> Space:
     """What is searched where nothing is said: how clients train, and the strategy's own numbers.
 
-    The learning rate within a factor of 20, each positive argument of the strategy within one of
-    10, where the strategy takes both ends.
+    The learning rate within a factor of 20, or from 0.001 to 1 where runs choose it. Each positive
+    argument of the strategy within one of 10, where the strategy takes both ends.
 
     Raises:
         ConfigError: the strategy has no such numbers.
@@ -162,7 +162,9 @@ def default_space(base: Config) -> Space:
     spec = strategy_of(name)
     space: dict[str, Range | Choices] = {}
     if spec.has_gradients:
-        space["train.lr"] = Range(train.lr / 20, train.lr * 20, log=True)
+        # Where runs choose the rate, the search takes what has been best on any data.
+        low, high = (0.001, 1.0) if train.lr == "auto" else (train.lr / 20, train.lr * 20)
+        space["train.lr"] = Range(low, high, log=True)
         space["train.local-epochs"] = Range(1, max(10, train.local_epochs))
         sizes = sorted({5, 10, 20, 50, train.batch_size})
         space["train.batch-size"] = Choices(tuple(sizes))

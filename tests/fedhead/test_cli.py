@@ -251,7 +251,7 @@ def test_a_run_that_never_began_leaves_nothing_in_the_way(
 def test_every_key_and_every_strategy_is_explained(fedhead: Fedhead) -> None:
     code, out, _ = fedhead("config")
     assert code == 0
-    for word in ("[availability]", "close-fraction = 1.0", "[train]", "lr = 0.01"):
+    for word in ("[availability]", "close-fraction = 1.0", "[train]", 'lr = "auto"'):
         assert word in out
     lines = out.splitlines()
     assert max(map(len, lines)) <= 80

@@ -29,7 +29,7 @@ def test_runs_that_differ_in_seed_name_and_folder_are_one_entry(
         make_run(f"a{seed}", f"seed={seed}", f"name=x{seed}", correct=[100 * seed + 1])
     (setting,) = load_runs([cells]).settings
     (entry,) = setting.entries
-    assert (setting.label, entry.label, entry.hyperparameters) == ("iid", "fedavg", "lr=0.01")
+    assert (setting.label, entry.label, entry.hyperparameters) == ("iid", "fedavg", "lr=auto")
     assert entry.seeds == (0, 1, 2)
     assert entry.accuracies == (0.001, 0.101, 0.201)
 
@@ -87,10 +87,10 @@ def test_strategies_are_named_by_what_they_are(make_run: MakeRun, cells: Path) -
     make_run("e", "strategy.name=fed3r", "strategy.args.lam=3.0", correct=[950])
     (setting,) = load_runs([cells]).settings
     assert [(e.label, e.hyperparameters) for e in setting.entries] == [
-        ("fedavg+fed3r", "lr=0.01"),
-        ("fedavg+gram", "lr=0.01"),
-        ("FedAdam", "lr=0.01"),
-        ("fedprox", "lr=0.01 mu=0.1"),
+        ("fedavg+fed3r", "lr=auto"),
+        ("fedavg+gram", "lr=auto"),
+        ("FedAdam", "lr=auto"),
+        ("fedprox", "lr=auto mu=0.1"),
         ("fed3r", "lam=3"),  # has no learning rate
     ]
 
@@ -101,7 +101,7 @@ def test_what_was_set_for_training_is_among_the_hyperparameters(
     own = ("train.optimizer=adam", "train.schedule=cosine", "train.warmup-rounds=1")
     make_run("a", *own, "train.loss=mine:smooth", "train.loss-root=/somewhere", "train.rounds=3")
     assert load_runs([cells]).settings[0].entries[0].hyperparameters == (
-        "lr=0.01 optimizer=adam schedule=cosine warmup-rounds=1 loss=mine:smooth"
+        "lr=auto optimizer=adam schedule=cosine warmup-rounds=1 loss=mine:smooth"
     )
 
 
@@ -117,7 +117,7 @@ def test_what_was_swept_is_among_the_hyperparameters_at_its_default_too(
     for comparison in (told, load_runs([cells])):
         (setting,) = comparison.settings
         found = {entry.label: entry.hyperparameters for entry in setting.entries}
-        assert found == {"fedavg": "lr=0.01 local-epochs=1", "fed3r": ""}  # which has no epochs
+        assert found == {"fedavg": "lr=auto local-epochs=1", "fed3r": ""}  # which has no epochs
 
 
 def test_equal_strategies_get_the_keys_that_differ(make_run: MakeRun, cells: Path) -> None:

@@ -30,7 +30,7 @@ def test_a_row_is_one_round_of_one_run(make_run: MakeRun, cells: Path, tmp_path:
         ("a", "fedprox", "0", "1"), ("a", "fedprox", "0", "2"), ("b", "fedavg", "3", "1"),
     ]  # fmt: skip
     assert rows[1] == {
-        "run": "a", "setting": "iid", "strategy": "fedprox", "hyperparameters": "lr=0.01 mu=0.1",
+        "run": "a", "setting": "iid", "strategy": "fedprox", "hyperparameters": "lr=auto mu=0.1",
         "partition": "iid", "seed": "0", "round": "2", "accuracy": "0.905", "uplink-bytes": "7",
         "loss": "1.0",
     }  # fmt: skip

@@ -168,7 +168,7 @@ def test_the_csv_says_what_the_rows_say(make_run: MakeRun, cells: Path, tmp_path
     assert prox == {
         "setting": "iid",
         "strategy": "fedprox",
-        "hyperparameters": "lr=0.01 mu=0.1",
+        "hyperparameters": "lr=auto mu=0.1",
         "seeds": "0",
         "accuracy": "0.905000",
         "accuracy-sd": "",

@@ -1,0 +1,57 @@
+"""The number that ``train.lr = "auto"`` stands for in a run."""
+
+from __future__ import annotations
+
+import logging
+
+from common.config import Config, changed
+from common.experiment import calibration_positions
+from common.rates import automatic_rate
+from common.types import FeatureSet
+from server.record.runfolder import RunFolder
+from server.round.stock import is_stock
+from server.strategies import build_strategy, trains_by_gradients
+
+__all__ = ["takes_steps", "with_learning_rate"]
+
+logger = logging.getLogger("fedhead")
+
+
+def with_learning_rate(config: Config, folder: RunFolder, features: FeatureSet) -> Config:
+    """The configuration that a run trains with: the learning rate is a number.
+
+    A run that goes on has the rate that it began with.
+
+    Args:
+        config: as it was given.
+        folder: the run folder, which keeps the rate.
+        features: of the whole data set.
+    """
+    if config.train.lr != "auto":
+        return config
+    rate = folder.learning_rate()
+    if rate is None:
+        rate = _chosen(config, features)
+        folder.bind_learning_rate(rate)
+    return changed(config, {"train": {"lr": rate}})
+
+
+def takes_steps(config: Config) -> bool:
+    """Whether the clients of the configured strategy take steps, so that a rate matters."""
+    name = config.strategy.name
+    return is_stock(name) or trains_by_gradients(build_strategy(name, config.strategy.args))
+
+
+def _chosen(config: Config, features: FeatureSet) -> float:
+    calibration, train = features.select(calibration_positions(config)), config.train
+    rate = automatic_rate(
+        calibration.x,
+        optimizer=train.optimizer,
+        momentum=train.momentum,
+        local_epochs=train.local_epochs,
+        batch_size=train.batch_size,
+        preconditioned=config.strategy.precondition == "gram",
+    )
+    if takes_steps(config):
+        logger.info("train.lr: %g, chosen on %d calibration images", rate, len(calibration))
+    return rate
