@@ -25,7 +25,7 @@ __all__ = [
 
 FOLDS = 5
 _BLOCK = 4096  # bounds the float64 copy of the features
-_PENALTIES = 10.0 ** np.arange(-1, 5.01, 0.25)
+_PENALTIES = 10.0 ** (np.arange(-10, 51) / 10)
 
 _Array = npt.NDArray[np.float64]
 _Flags = npt.NDArray[np.bool_]

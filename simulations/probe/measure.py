@@ -208,4 +208,5 @@ def _plain_pixels(dataset: Dataset, positions: IntArray) -> FloatArray:
         for start in range(0, len(positions), _CHUNK)
     ]
     pixels = np.concatenate(parts) if parts else np.zeros((0, 3, _PIXELS, _PIXELS), np.uint8)
-    return pixels.reshape(len(pixels), -1).astype(np.float32) / 64 - 2
+    flat: FloatArray = pixels.reshape(len(pixels), 3 * _PIXELS**2).astype(np.float32)
+    return flat / np.float32(64) - np.float32(2)

@@ -43,7 +43,7 @@ def gcv_by_hand(x: FloatArray, labels: IntArray) -> float:
     design = np.column_stack([x.astype(np.float64), np.ones(len(x))])
     wanted = np.eye(int(labels.max()) + 1)[labels]
     scores = {}
-    for penalty in 10.0 ** np.arange(-1, 5.01, 0.25):
+    for penalty in 10.0 ** (np.arange(-10, 51) / 10):
         inverse = np.linalg.inv(design.T @ design + penalty * np.eye(design.shape[1]))
         hat = design @ inverse @ design.T
         scores[penalty] = np.square(wanted - hat @ wanted).sum() / (len(x) - np.trace(hat)) ** 2

@@ -13,7 +13,7 @@ from PIL import Image
 from common.config import load_config, parse_overrides
 from common.errors import DataError
 from simulations.probe import Probe, judge, probe_data, probe_images
-from simulations.probe.gain import Gain, paired_gain
+from simulations.probe.gain import Gain
 from simulations.probe.measure import CurvePoint
 from simulations.probe.verdict import examples_needed
 
