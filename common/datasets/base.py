@@ -185,6 +185,7 @@ class Dataset:
         content_key: hex SHA-256 over images, labels, class names and split.
         columns: further columns of n entries each, such as user ids for natural partitions.
         skipped: broken images that were left out, each with the reason.
+        has_own_test: whether the source itself says which images test.
     """
 
     name: str
@@ -197,6 +198,7 @@ class Dataset:
     content_key: str
     columns: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+    has_own_test: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -266,7 +268,7 @@ def assemble(
         digest.update(f"\0{column}\0{cells.tolist()!r}".encode())
     return Dataset(
         name, tuple(classes), labels, train, test, images.source, images.key, digest.hexdigest(),
-        columns or {}, images.skipped,
+        columns or {}, images.skipped, split is not None,
     )  # fmt: skip
 
 

@@ -42,6 +42,11 @@ def probe(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A key of \\[data] or \\[backbone]."),
     ] = None,
+    sizes: Annotated[
+        str, typer.Option(help="Input sizes to compare, in pixels; empty: compare nothing.")
+    ] = "96,160",
+    features: Annotated[str, typer.Option(help="Kinds of features to compare.")] = "",
+    archs: Annotated[str, typer.Option(help="Backbones to compare.")] = "",
     out: Annotated[Path, typer.Option(help="File of the plot.")] = Path("probe.png"),
     json_: JsonFlag = False,
 ) -> None:
@@ -50,21 +55,58 @@ def probe(
     Trains linear heads on the frozen int8 backbone's features, in cross-validation.
     """
     from common.plots import check_drawable
-    from simulations.probe import draw, judge, probe_data
+    from simulations.probe import compare_options, draw, feature_kinds, judge, probe_data
+    from simulations.probe.images import probe_images
+    from simulations.probe.options import COMPARED
     from simulations.probe.probe_tables import as_json, tables
 
     check_drawable(out, purpose="drawing a probe")  # before the long work
-    found = probe_data(
-        _configured(set_, _source(data), "DATA", ("backbone.*",)),
-        examples=examples,
+    config = _configured(set_, _source(data), "DATA", ("backbone.*",))
+    chosen = _sizes(sizes)
+    networks = _networks(archs) or (config.backbone.arch,)
+    images = probe_images(config, examples)
+    found = probe_data(config, images)
+    options = compare_options(
+        config,
+        images.fewer(COMPARED),
+        archs=networks,
+        sizes=chosen,
+        features=_words(features) or feature_kinds(),
     )
     verdict = judge(found, target)
     draw(found, target, out)
     if json_:
-        print(json.dumps({**as_json(found, verdict), "plot": str(out.resolve())}))
+        print(json.dumps({**as_json(found, verdict, options), "plot": str(out.resolve())}))
         return
-    print_all(tables(found, verdict))
+    print_all(tables(found, verdict, options))
     print(near(str(out.resolve())))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """The value of --sizes.
+
+    Raises:
+        ConfigError: an item is no input size.
+    """
+    words = _words(text)
+    if wrong := [word for word in words if not (word.isdecimal() and 32 <= int(word) <= 1024)]:
+        raise ConfigError([f"--sizes {', '.join(wrong)}: expected pixels from 32 to 1024"])
+    return tuple(sorted({int(word) for word in words}))
+
+
+def _networks(text: str) -> tuple[str, ...]:
+    """The value of --archs.
+
+    Raises:
+        BackboneError: there is no such backbone.
+    """
+    from common.backbone.architectures import architecture
+
+    return tuple(architecture(word).name for word in _words(text))
 
 
 @measures.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,22 +10,43 @@ import numpy.typing as npt
 
 from common.progress import track
 from common.seeding import Purpose, permutation
-from common.statistics import ridge
 from common.types import FloatArray, IntArray
 
 __all__ = [
     "FOLDS",
     "CrossValidated",
+    "RidgeHead",
     "cross_validate",
     "learning_curve",
+    "ridge_head",
     "sample",
     "split_folds",
 ]
 
 FOLDS = 5
 _BLOCK = 4096  # bounds the float64 copy of the features
+_PENALTIES = 10.0 ** (np.arange(-10, 51) / 10)
 
 _Array = npt.NDArray[np.float64]
+_Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class RidgeHead:
+    """A linear head.
+
+    Attributes:
+        matrix: float64 (K, d + 1), weight and bias.
+        penalty: the ridge penalty that was chosen.
+    """
+
+    matrix: _Array
+    penalty: float
+
+    def predict(self, x: FloatArray) -> IntArray:
+        """Best class of each row."""
+        blocks = [(design @ self.matrix.T).argmax(axis=1) for _, design in _blocks(x)]
+        return np.concatenate(blocks) if blocks else np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,78 +85,108 @@ def split_folds(labels: IntArray, seed: int) -> IntArray:
     return fold
 
 
+def ridge_head(
+    x: FloatArray, labels: IntArray, num_classes: int, penalty: float | None = None
+) -> RidgeHead:
+    """Ridge regression onto one-hot labels.
+
+    Golub, Heath, Wahba: "Generalized Cross-Validation as a Method for Choosing a Good Ridge
+    Parameter", Technometrics 21 (1979). The penalty applies to the bias too, as in Fed3R.
+
+    Args:
+        x: float32 (n, d).
+        labels: int64 (n,), in [0, num_classes).
+        num_classes: K.
+        penalty: None: generalized cross-validation chooses it.
+    """
+    n, width = len(x), x.shape[1] + 1
+    onehot = np.eye(num_classes)
+    if n < width:  # few examples: the small matrix X X^T has the same eigenvalues
+        design = np.concatenate([x, np.ones((n, 1))], axis=1, dtype=np.float64)
+        values, vectors = np.linalg.eigh(design @ design.T)
+        basis, moments = design.T @ vectors, onehot[labels].T @ vectors
+        values = values.clip(0)
+        along = moments**2 * values
+    else:
+        a, b = np.zeros((width, width)), np.zeros((num_classes, width))
+        for rows, design in _blocks(x):
+            a += design.T @ design
+            b += onehot[labels[rows]].T @ design
+        values, basis = np.linalg.eigh(a)
+        values, moments = values.clip(0), b @ basis
+        along = moments**2
+    if penalty is None:
+        penalty = _best_penalty(values, along.sum(axis=0), n)
+    return RidgeHead((moments / (values + penalty)) @ basis.T, penalty)
+
+
+def _best_penalty(values: _Array, along: _Array, n: int) -> float:
+    """The penalty with the smallest generalized cross-validation error.
+
+    Args:
+        values: eigenvalues of X^T X, or of X X^T.
+        along: for each eigenvector of X^T X, the squares of Y^T X along it, summed over classes.
+        n: number of examples.
+    """
+    shrunk = values / (values + _PENALTIES[:, None])
+    explained = (along / (values + _PENALTIES[:, None]) * (2 - shrunk)).sum(axis=1)
+    score = (n - explained) / (n - shrunk.sum(axis=1)) ** 2
+    return float(_PENALTIES[int(np.argmin(score))])
+
+
 def cross_validate(
-    x: FloatArray, labels: IntArray, fold: IntArray, penalties: Sequence[float]
+    x: FloatArray, labels: IntArray, fold: IntArray, penalty: float | None = None
 ) -> CrossValidated:
     """Predict each fold with a ridge head trained on all other folds.
 
-    For each fold, the penalty is chosen that does best on the next fold after training on the
-    remaining ones, so the predicted fold has no part in the choice. With the same folds, results on
-    other features of the same examples can be compared example by example.
+    With the same folds, results on other features of the same examples can be compared example by
+    example.
 
     Args:
         x: float32 (n, d).
         labels: int64 (n,), from 0.
         fold: from :func:`split_folds`.
-        penalties: each > 0; ties go to the first.
+        penalty: as for :func:`ridge_head`.
     """
     k = int(labels.max()) + 1
-    sums = [_sums(x[fold == f], labels[fold == f], k) for f in range(FOLDS)]
-    total = _added(sums)
     predictions = np.empty(len(labels), np.int64)
     chosen, correct = [], 0
     for f in track(range(FOLDS), "cross-validating", FOLDS):
-        rest = _without(total, sums[f])
-        penalty = penalties[0]
-        if len(penalties) > 1:
-            g = (f + 1) % FOLDS
-            inner = _without(rest, sums[g])
-            hits = [
-                (_predict(x[fold == g], ridge(*inner, lam)) == labels[fold == g]).sum()
-                for lam in penalties
-            ]
-            penalty = penalties[int(np.argmax(hits))]
-        everywhere = _predict(x, ridge(*rest, penalty))
+        rest = fold != f
+        head = ridge_head(x[rest], labels[rest], k, penalty)
+        everywhere = head.predict(x)
         predictions[fold == f] = everywhere[fold == f]
-        correct += int((everywhere == labels)[fold != f].sum())
-        chosen.append(penalty)
+        correct += int((everywhere == labels)[rest].sum())
+        chosen.append(head.penalty)
     return CrossValidated(predictions, tuple(chosen), correct / ((FOLDS - 1) * len(labels)))
 
 
-def learning_curve(
-    x: FloatArray,
-    labels: IntArray,
-    fold: IntArray,
-    penalties: Sequence[float],
-    sizes: Sequence[int],
-) -> _Array:
-    """Accuracy of heads that saw a limited number of examples of each class.
+def learning_curve(x: FloatArray, labels: IntArray, fold: IntArray, limits: IntArray) -> _Flags:
+    """Which examples heads get right that saw a limited number of examples of each class.
 
     Args:
         x: float32 (n, d).
         labels: int64 (n,), from 0.
         fold: from :func:`split_folds`.
-        penalties: the penalty of each fold's head.
-        sizes: largest numbers of examples per class, ascending; each set contains the smaller ones.
+        limits: int64 (L, K), largest number of training examples of each class. The examples of a
+            smaller number are among those of a larger one.
 
     Returns:
-        float64 (sizes, FOLDS), each on its own fold.
+        bool (L, n), each example by the head of the other folds.
     """
-    k = int(labels.max()) + 1
-    accuracy = np.empty((len(sizes), FOLDS))
+    k = limits.shape[1]
+    right = np.empty((len(limits), len(labels)), np.bool_)
     for f in track(range(FOLDS), "learning from fewer examples", FOLDS):
         held_out = fold == f
         rank = _rank_in_class(labels, ~held_out)
-        sums, before = _sums(x[:0], labels[:0], k), 0
-        for row, size in enumerate(sizes):
-            new = (rank >= before) & (rank < size)
-            sums, before = _added([sums, _sums(x[new], labels[new], k)]), size
-            hits = _predict(x[held_out], ridge(*sums, penalties[f])) == labels[held_out]
-            accuracy[row, f] = hits.mean()
-    return accuracy
+        for row, limit in enumerate(limits):
+            few = (rank >= 0) & (rank < limit[labels])
+            head = ridge_head(x[few], labels[few], k)
+            right[row, held_out] = head.predict(x[held_out]) == labels[held_out]
+    return right
 
 
-def _rank_in_class(labels: IntArray, usable: npt.NDArray[np.bool_]) -> IntArray:
+def _rank_in_class(labels: IntArray, usable: _Flags) -> IntArray:
     """Rank of each usable example within its class, in order; -1 for the others."""
     rank = np.full(len(labels), -1)
     for k in np.unique(labels):
@@ -149,28 +200,3 @@ def _blocks(x: FloatArray) -> Iterator[tuple[slice, _Array]]:
     for start in range(0, len(x), _BLOCK):
         rows = slice(start, start + _BLOCK)
         yield rows, np.concatenate([x[rows], np.ones((len(x[rows]), 1))], axis=1, dtype=np.float64)
-
-
-def _sums(x: FloatArray, labels: IntArray, num_classes: int) -> tuple[_Array, _Array]:
-    """X^T X (D, D) and Y^T X (K, D) of [x 1]."""
-    width = x.shape[1] + 1
-    a, b = np.zeros((width, width)), np.zeros((num_classes, width))
-    for rows, design in _blocks(x):
-        a += design.T @ design
-        b += np.eye(num_classes)[labels[rows]].T @ design
-    return a, b
-
-
-def _added(sums: Sequence[tuple[_Array, _Array]]) -> tuple[_Array, _Array]:
-    first, second = zip(*sums, strict=True)
-    return np.sum(first, axis=0), np.sum(second, axis=0)
-
-
-def _without(total: tuple[_Array, _Array], fold: tuple[_Array, _Array]) -> tuple[_Array, _Array]:
-    return total[0] - fold[0], total[1] - fold[1]
-
-
-def _predict(x: FloatArray, head: _Array) -> IntArray:
-    """Best class of each row under a head (K, D)."""
-    blocks = [(design @ head.T).argmax(axis=1) for _, design in _blocks(x)]
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,13 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from simulations.probe.measure import Probe
+from simulations.probe.options import Option, recommended, toml_lines
 from simulations.probe.verdict import Verdict
 
 __all__ = ["as_json", "tables"]
 
 
-def tables(probe: Probe, verdict: Verdict) -> Iterator[RenderableType]:
-    """Figures, learning curve, confusions and the answer."""
+def tables(probe: Probe, verdict: Verdict, options: Sequence[Option]) -> Iterator[RenderableType]:
+    """Figures, learning curve, confusions, the answer, and the options if there are several."""
     yield _figures(probe)
     yield _curve(probe)
     if mistakes := probe.mistakes():
@@ -32,18 +33,51 @@ def tables(probe: Probe, verdict: Verdict) -> Iterator[RenderableType]:
     for sentence in (*verdict.reasons, verdict.advice):
         if sentence:
             yield Padding(sentence, (0, 0, 0, 2))
+    if options:
+        yield from _comparison(options, probe.source)
+
+
+def _comparison(options: Sequence[Option], source: str) -> Iterator[RenderableType]:
+    """The options with their cost, what more pixels gain, and the lines to run the best."""
+    table = Table(title=f"Choices, on {len(options[0].right):,} images", title_justify="left")
+    table.add_column("choice", overflow="fold")
+    for name in ("accuracy", "ms", "MB", "sends once, MB", "a round, kB"):
+        table.add_column(name, justify="right")
+    for option in options:
+        low, high = option.interval
+        settings = option.settings
+        table.add_row(
+            f"{settings.arch} {settings.input_size} px {option.features}",
+            f"{option.accuracy:.1%} +-{50 * (high - low):.1f}",
+            f"{option.latency_ms:.0f}",
+            f"{option.model_bytes / 1e6:.1f}",
+            f"{option.statistics_bytes / 1e6:.2f}",
+            f"{option.update_bytes / 1e3:.0f}",
+        )
+    yield table
+    yield Text("ms: one image on one core of this machine. fed3r sends once, FedAvg each round.")
+    best = recommended(options)
+    first = options[0]
+    for option in options[1:]:
+        a, b = option.settings, first.settings
+        if (a.arch, option.features) == (b.arch, first.features):
+            line = f"{a.input_size} px instead of {b.input_size}: {option.gain_over(first)}."
+            yield Padding(line, (0, 0, 0, 2))
+    yield Text("Recommended, as lines of an experiment:", style="bold")
+    yield Text(toml_lines(best, source))
 
 
 def _figures(probe: Probe) -> Table:
     low, high = probe.interval
     spec = probe.backbone.spec
+    tested = "linear head, its test part" if probe.has_own_test else "linear head, 5 folds"
     table = Table(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in (
         ("data", f"{probe.source}, {probe.num_examples} images, {len(probe.classes)} classes"),
         ("backbone", f"{spec.arch}, int8 ({spec.engine}), {spec.input_size} px, {spec.weights}"),
-        ("linear head, 5 folds", f"{probe.accuracy:.1%} (95% interval {low:.1%} to {high:.1%})"),
+        (tested, f"{probe.accuracy:.1%} (95% interval {low:.1%} to {high:.1%})"),
         ("the same on what it trained on", f"{probe.training_accuracy:.1%}"),
         ("nearest neighbours", f"{probe.neighbours:.1%}"),
         ("linear head on bare pixels", f"{probe.pixels:.1%}"),
@@ -64,7 +98,7 @@ def _curve(probe: Probe) -> Table:
     return table
 
 
-def as_json(probe: Probe, verdict: Verdict) -> dict[str, Any]:
+def as_json(probe: Probe, verdict: Verdict, options: Sequence[Option]) -> dict[str, Any]:
     """All figures as plain values."""
     spec = probe.backbone.spec
     return {
@@ -82,7 +116,28 @@ def as_json(probe: Probe, verdict: Verdict) -> dict[str, Any]:
         "neighbours_accuracy": probe.neighbours,
         "pixels_accuracy": probe.pixels,
         "commonest_class": probe.commonest,
+        "has_own_test": probe.has_own_test,
+        "penalty": probe.penalty,
+        "doubling": asdict(probe.doubling),
+        "options": [_option(option) for option in options],
+        "recommended": toml_lines(recommended(options), probe.source) if options else "",
         "curve": [asdict(point) for point in probe.curve],
         "confusion": probe.confusion.tolist(),
         **asdict(verdict),
+    }
+
+
+def _option(option: Option) -> dict[str, Any]:
+    settings = option.settings
+    return {
+        "arch": settings.arch,
+        "input_size": settings.input_size,
+        "features": option.features,
+        "accuracy": option.accuracy,
+        "accuracy_interval": list(option.interval),
+        "multiplications": option.multiplications,
+        "latency_ms": option.latency_ms,
+        "model_bytes": option.model_bytes,
+        "statistics_bytes": option.statistics_bytes,
+        "update_bytes": option.update_bytes,
     }

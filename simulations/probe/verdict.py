@@ -64,6 +64,7 @@ def judge(probe: Probe, target: float) -> Verdict:
             f"Still rising: at this rate it takes {_round_up(needed):,} training images per class. "
             f"{_FOLD} That makes {_round_up(needed * _IN_ALL):,} images per class in all."
         )
+        pace = f"{_doubling(probe)} {pace}"
         return Verdict(
             "more examples",
             f"Training the head does not suffice yet: {measured}, {wanted}.",
@@ -89,12 +90,13 @@ def _limits(probe: Probe, needed: float | None, *, unfit: bool) -> list[str]:
             f"Heads reach {probe.training_accuracy:.1%} on their own training images: the "
             "features do not separate these classes."
         )
+    reasons.append(_doubling(probe))
     if needed is None:
-        reasons.append("More images do not help: the learning curve is flat.")
-    else:
+        reasons.append("The learning curve is flat, or the need is out of sight.")
+    elif needed > probe.curve[-1].examples:
         reasons.append(
-            f"More images hardly help: at this rate it takes {_round_up(needed):,} training "
-            "images per class."
+            f"At this rate it takes {_round_up(needed):,} training images per class, and today "
+            f"there are {probe.curve[-1].examples:.0f}."
         )
     if probe.neighbours > probe.accuracy + _BETTER_BY:
         reasons.append(
@@ -102,6 +104,12 @@ def _limits(probe: Probe, needed: float | None, *, unfit: bool) -> list[str]:
             "separate the classes, but a linear head cannot."
         )
     return reasons
+
+
+def _doubling(probe: Probe) -> str:
+    """What the last doubling of the training images gained."""
+    helps = "More images help" if probe.doubling.is_sure else "More images hardly help"
+    return f"{helps}: the last doubling of the training images gained {probe.doubling}."
 
 
 def _far(probe: Probe) -> list[str]:
@@ -126,6 +134,9 @@ def examples_needed(probe: Probe, target: float) -> float | None:
         return None
     log_m = np.log([point.examples for point in end])
     log_error = np.log([1 - point.accuracy for point in end])
+    if probe.has_own_test and 0 < probe.accuracy < 1:
+        # The curve is cross-validated, and the test part may be harder than that.
+        log_error += math.log(1 - probe.accuracy) - log_error[-1]
     slope, at_one = np.polyfit(log_m, log_error, 1)
     if slope >= 0:
         return None

@@ -71,7 +71,7 @@ class Yardstick:
         """Share of the draws in which each image is recognized, float32 (n,)."""
         scaled = (x - self._center) / np.float32(self._scale)
         hits = [
-            cross_validate(scaled, labels, fold, [_PENALTY]).predictions == labels
+            cross_validate(scaled, labels, fold, _PENALTY).predictions == labels
             for fold in self._folds
         ]
         return np.asarray(np.mean(hits, axis=0), np.float32)

@@ -12,7 +12,8 @@ from PIL import Image
 
 from common.config import load_config, parse_overrides
 from common.errors import DataError
-from simulations.probe import Probe, judge, probe_data
+from simulations.probe import Probe, judge, probe_data, probe_images
+from simulations.probe.gain import Gain
 from simulations.probe.measure import CurvePoint
 from simulations.probe.verdict import examples_needed
 
@@ -31,6 +32,8 @@ def probe_like(accuracy: float, **figures: object) -> Probe:
         "confusion": np.array([[right, 500 - right], [500 - right, right]]),
         "training_accuracy": 1.0,
         "curve": (CurvePoint(400.0, accuracy, accuracy, accuracy),),
+        "doubling": Gain(0.0, 0.01),
+        "penalty": 100.0,
         "neighbours": accuracy,
         "pixels": 0.5,
         "commonest": 0.5,
@@ -68,7 +71,9 @@ def test_a_flat_curve_and_a_head_that_cannot_even_fit_do_not_suffice() -> None:
     assert examples_needed(flat, 0.9) is None
     verdict = judge(flat, 0.9)
     assert verdict.outcome == "does not suffice"
-    assert "flat" in verdict.reasons[0]
+    assert "hardly help" in verdict.reasons[0]
+    assert "+0.0 points (95% interval -1.0 to +1.0)" in verdict.reasons[0]
+    assert "flat" in verdict.reasons[1]
     assert "TinyTL" in verdict.advice
     unfit = probe_like(
         0.7, training_accuracy=0.75, curve=curve({m: 6 / m**0.5 for m in (100, 200, 400)})
@@ -110,7 +115,7 @@ def test_digits_suffice_and_the_same_digits_shuffled_look_far_from_imagenet(
 ) -> None:
     settings = [part for item in SMALL for part in ("--set", item)]
     code, out, err = fedhead(
-        "probe", "digits", "--examples", 500, "--target", 0.85, "--json", *settings
+        "probe", "digits", "--examples", 500, "--target", 0.85, "--json", "--sizes", 64, *settings
     )
     assert code == 0, err
     near = json.loads(out)
@@ -120,9 +125,14 @@ def test_digits_suffice_and_the_same_digits_shuffled_look_far_from_imagenet(
     assert near["curve"][-1]["accuracy"] == pytest.approx(near["accuracy"])
     assert near["curve"][0]["accuracy"] < near["accuracy"]
 
+    assert [option["input_size"] for option in near["options"]] == [64]
+    assert "input-size = 64" in near["recommended"]
+
     plot = tmp_path / "far.svg"
     folder = shuffled_digits(tmp_path / "far", 500)
-    code, out, err = fedhead("probe", folder, "--target", 0.93, "--out", plot, *settings)
+    code, out, err = fedhead(
+        "probe", folder, "--target", 0.93, "--out", plot, "--sizes", "64,96", *settings
+    )
     assert code == 0, err
     assert max(map(len, out.splitlines())) <= 80
     text = " ".join(out.split())
@@ -147,7 +157,7 @@ def test_a_folder_with_a_typo_is_answered_with_the_one_that_is_there(
 def test_probing_again_gives_the_same_figures(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     config = load_config(None, parse_overrides(["data.source=digits", *SMALL]))
-    first, again = (probe_data(config, examples=200) for _ in range(2))
+    first, again = (probe_data(config, probe_images(config, 200)) for _ in range(2))
     assert np.array_equal(first.confusion, again.confusion)
     assert first.curve == again.curve
     assert first.num_examples == 200
@@ -162,7 +172,7 @@ def test_a_class_that_some_fold_would_lack_is_named(tmp_path: Path) -> None:
             Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(path)
     config = load_config(None, {"data": {"source": f"folder:{tmp_path}"}})
     with pytest.raises(DataError, match="class 'b' has 4 images in the probe"):
-        probe_data(config, examples=1000)
+        probe_images(config, 1000)
 
 
 @pytest.mark.parametrize(
