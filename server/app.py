@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -45,6 +44,7 @@ from server.record.runfolder import (
     intact_rounds,
     read_run_json,
 )
+from server.record.stages import Stages
 from server.record.trackers import check_trackers, tracked
 from server.round.algorithm import Run
 from server.round.backbone_offer import offer
@@ -111,27 +111,12 @@ def watched(health: str, on_round: OnRound = lambda _: None) -> Iterator[Progres
         yield progress
 
 
-class _Stages:
-    """Wall seconds by stage, in the order they ran."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str, words: str = "") -> Iterator[None]:
-        started = time.perf_counter()
-        logger.debug("stage %s", name)
-        with stage(words or name):
-            yield
-        self.seconds[name] = round(time.perf_counter() - started, 3)
-
-
 @dataclass(frozen=True, eq=False)
 class _Scene:
     """What is there before the first round."""
 
     folder: RunFolder
-    stages: _Stages
+    stages: Stages
     dataset: Dataset
     backbone: FrozenBackbone
     affine: Affine
@@ -211,7 +196,7 @@ def _set_up(
     resumes: bool,
 ) -> _Scene:
     """Data, backbone and features, and the clients gathered."""
-    stages = _Stages()
+    stages = Stages()
     with stages("data"):
         dataset = experiment_dataset(config)
     with stages("backbone"):

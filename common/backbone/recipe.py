@@ -40,4 +40,4 @@ class Recipe:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     distill_lr: float = DISTILL_LR
-    features: Features = "gap"
+    features: Features = "compact"

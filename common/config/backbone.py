@@ -54,10 +54,9 @@ class BackboneConfig(Section):
     architecture's own weights. TensorFlow models often use 0.5."""
     std: Deviations | None = None
     """Standard deviation, likewise. The network gets (pixel / 255 - mean) / std."""
-    features: Annotated[Features, BeforeValidator(_blocks)] = "gap"
-    """gap: averages over space of the last layer's activations; compact: of inner blocks' instead,
-    and the layers behind them are dropped; gap+mid: of the last layer's and inner blocks'; or a
-    list of block numbers, from 0."""
+    features: Annotated[Features, BeforeValidator(_blocks)] = "compact"
+    """compact: averages over space of inner blocks' activations, and the layers behind them are
+    dropped; gap: of the last layer's; gap+mid: of both; or a list of block numbers, from 0."""
     engine: Literal["qnnpack", "x86", "onednn", "fbgemm"] = "qnnpack"
     """Torch's quantized engine; qnnpack gives the same bits here as on a phone."""
     distill_steps: Count = 40
