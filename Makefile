@@ -48,7 +48,7 @@ demo: $(DEMO)
 
 # The data set clipart, of 131 MB that Debian serves; it needs some minutes, once.
 clipart: $(DEMO)
-	$(BIN)/python -m simulations.datasets.clipart
+	$(BIN)/python -m simulations.bench.datasets.clipart
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -18,6 +18,7 @@ OTHERS = {
         common/backbone/weights_file.py:_read_safetensors
         common/backbone/weights_file.py:read_tensors
         common/datasets/builtin.py:load_mnist5k
+        common/datasets/solar.py:load_elpv
         common/datasets/table.py:_text
         common/images.py:_identified
         common/images.py:read_image
@@ -28,6 +29,8 @@ OTHERS = {
         server/export/compare_pixels.py:_mistaken
         simulations/deploy/serverapp.py:read_bundle
         server/record/trackers/wandb.py:told_rounds
+        simulations/bench/datasets/clipart.py:author_of
+        simulations/bench/datasets/debian.py:package_files
     """,
     "keys, secrets and certificates: one that has changed opens no door": """
         client/delivery/authorities.py:check_in

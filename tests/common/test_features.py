@@ -81,7 +81,7 @@ def test_other_data_or_backbone_is_other_work(backbone, images, prepare, tmp_pat
 
 def test_no_image_gives_no_row(backbone, tmp_path):
     got = extract(backbone, unwanted, 0, content_key="empty", cache=tmp_path)
-    assert got.shape == (0, 1280)
+    assert got.shape == (0, 672)
     assert got.dtype == np.uint8
 
 

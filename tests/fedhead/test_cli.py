@@ -173,7 +173,7 @@ def test_a_broken_image_is_named_and_the_run_goes_on(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["run", "none.toml"], ["none.toml", "no such file", "known: attack, compare, mnist5k"]),
+        (["run", "none.toml"], ["none.toml", "no such file", "known: attack, clipart, "]),
         (["run", "mnist5k", "--set", "train.lr=-1"], ["experiments/mnist5k.toml", "train.lr=-1"]),
         (["compare", "attack", "--set", "train.lr=-1"], ["experiments/attack.toml", "train.lr=-1"]),
         (["run", "tiny.toml", "--set", "train.rouns=3"], ["did you mean train.rounds"]),

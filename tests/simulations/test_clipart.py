@@ -11,9 +11,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from common.datasets import Reading, load_dataset
 from common.errors import DataError
-from simulations.datasets.clipart import author_of, build
-from simulations.datasets.debian import download, package_files
-from simulations.datasets.near import near_groups, split_groups
+from simulations.bench.datasets.clipart import author_of, build
+from simulations.bench.datasets.debian import download, package_files
+from simulations.bench.datasets.near import near_groups, split_groups
 
 ROOT = "./usr/share/openclipart/png"
 

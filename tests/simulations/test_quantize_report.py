@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from common.backbone.architectures import ARCHITECTURES
 from common.backbone.frozen import UInt8Array
-from common.backbone.int8 import Normalization, pooled
+from common.backbone.int8 import Normalization
+from common.backbone.module import Tapped, num_layers
 from common.backbone.networks import quantizable_network, random_network
 from common.backbone.quantize import fold
+from common.backbone.quantize import pooled as pooled_blocks
 from common.backbone.spec import IMAGENET_MEAN, IMAGENET_STD
 from server.export.other_runtime import is_installed
 from simulations.bench.speed import Job, run_file
@@ -90,14 +92,23 @@ def test_pruning_takes_whole_channels_of_every_expansion(arch: str) -> None:
         assert small(batch).shape == network(batch).shape
 
 
+def pooled_last(network: nn.Module, batch: Tensor) -> Tensor:
+    (pooled,) = pooled_blocks(last_layer(network), batch)
+    return pooled
+
+
+def last_layer(network: nn.Module) -> Tapped:
+    return Tapped(network, [num_layers(network) - 1])
+
+
 def test_pruning_nothing_changes_nothing_that_counts(folded: nn.Module) -> None:
     images = make_images(32)
     same = pruned(folded, 0.0, IMAGENET.batches(images))
     with torch.inference_mode():
         for batch in IMAGENET.batches(images):
-            want = pooled(folded, batch)
+            want = pooled_last(folded, batch)
             # All but the ridge that keeps dead channels' fit finite.
-            assert (pooled(same, batch) - want).norm() < 0.05 * want.norm()
+            assert (pooled_last(same, batch) - want).norm() < 0.05 * want.norm()
 
 
 def test_channels_that_repeat_others_are_pruned_without_loss() -> None:
@@ -129,8 +140,8 @@ def test_the_fitted_projection_beats_leaving_channels_out(folded: nn.Module) -> 
         block.project.bias.copy_(whole.project.bias)
     with torch.inference_mode():
         batch = next(IMAGENET.batches(images))
-        want = pooled(folded, batch)
-        errors = [float((pooled(network, batch) - want).norm()) for network in (fitted, cut)]
+        want = pooled_last(folded, batch)
+        errors = [float((pooled_last(network, batch) - want).norm()) for network in (fitted, cut)]
     assert errors[0] < 0.8 * errors[1]
 
 
@@ -140,7 +151,7 @@ def test_the_fitted_projection_beats_leaving_channels_out(folded: nn.Module) -> 
 @pytest.mark.slow
 def test_every_float_file_gives_the_networks_features(folded: nn.Module, tmp_path: Path) -> None:
     images = make_images(5)
-    module = FloatBackbone(folded, IMAGENET).eval()
+    module = FloatBackbone(last_layer(folded), IMAGENET).eval()
     with torch.inference_mode():
         want = module(torch.from_numpy(images)).numpy()
     files = {

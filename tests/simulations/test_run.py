@@ -63,7 +63,7 @@ def test_a_run_leaves_everything_it_promises(tiny: Make) -> None:
     assert [line["round"] for line in lines(run)] == [1, 2, 3, 4, 5]
     # 4 of 8 clients in 5 rounds, and every byte of their payloads counted
     assert summary["valid_updates"] == 20
-    head_bytes = 10 * 1281 * 4
+    head_bytes = 10 * 673 * 4
     assert 20 * head_bytes < summary["uplink_bytes"] < 20 * (head_bytes + 1000)
     assert summary["full_model_uplink_bytes"] > 100 * summary["uplink_bytes"]
     assert summary["accuracy"] > 0.5  # chance is 0.1
@@ -182,7 +182,7 @@ def test_a_preconditioner_goes_to_each_client_once_and_again_if_lost(
     run = quick(*settings)
     summary = run_in_process(run)
     _, first, *later = [line["downlink-bytes"] for line in lines(run)]
-    size, clients = 1281**2 * 4, summary["clients"]
+    size, clients = 673**2 * 4, summary["clients"]
     assert first > clients * size
     assert max(later) < clients * 100_000
     # A node whose file is gone is sent it again, and nothing else changes.

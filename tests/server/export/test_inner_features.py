@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.backbone._deprecations import accepted_deprecations
 from common.backbone.engine import quantized_engine
 from server.export.exporters import FILES, export
 from server.export.targets.executorch import StandardModel
@@ -42,15 +43,21 @@ def test_standard_operators_give_each_blocks_features(tapped):
     images = torch.from_numpy(tapped.images[:16].copy())
     with torch.no_grad():
         got = StandardModel(tapped.backbone, None).eval()(images).numpy()
-    off = np.abs(got - tapped.features[:16])
-    # Ties are rounded either way on the path through the network.
-    assert off.mean() < 0.5
     assert got.shape == (16, tapped.backbone.spec.num_features)
+    ends = np.cumsum([tap.num_features for tap in tapped.backbone.spec.taps])[:-1]
+    blocks = zip(
+        *(np.split(values, ends, 1) for values in (got, tapped.features[:16])), strict=True
+    )
+    # Ties are rounded either way on the path through the network, and a random one amplifies that;
+    # features of another block would differ by more than their own spread.
+    shares = [np.abs(one - other).mean() / other.std() for one, other in zip(*parts, strict=True)]
+    assert shares[0] < 0.05
+    assert max(shares) < 0.5
 
 
 def test_a_device_trains_on_them(tapped, tmp_path):
     export(tapped, "device", tmp_path / "device.pt")
-    with quantized_engine("qnnpack"):
+    with quantized_engine("qnnpack"), accepted_deprecations():
         device = torch.jit.load(tmp_path / "device.pt")
         q = device.features(torch.from_numpy(tapped.images.copy()))
         assert np.array_equal(q.numpy(), tapped.features)

@@ -90,7 +90,7 @@ def arrays(change: Callable[[Arrays], None], needs: str = "") -> Change:
 def _read(key: str, rows: list[bytes]) -> np.ndarray:
     dtype = "<u4" if key in ("field.gram", "field.moments") else "<f4"
     arrays = np.stack([np.frombuffer(row, dtype) for row in rows])
-    return arrays.reshape(len(rows), 10, -1) if arrays.shape[1] == 12810 else arrays
+    return arrays if key == "field.gram" else arrays.reshape(len(rows), 10, -1)
 
 
 def gone(_fields: Arrays) -> None:

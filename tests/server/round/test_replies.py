@@ -82,15 +82,15 @@ def drop(content: RecordDict) -> None:
     del content["report"]
 
 
-SHAPE = (10, 1281)
+SHAPE = (10, 673)
 OPTIONS = ("train.rounds=2", "train.clients-per-round=0", "simulation.nodes=8")
 CASES: dict[str, tuple[Change, str]] = {
     "NaN": (delta(np.full(SHAPE, np.nan, np.float32)), "delta is not finite"),
     "infinite": (delta(np.full(SHAPE, np.inf, np.float32)), "delta is not finite"),
-    "cut short": (delta(np.zeros((9, 1281), np.float32)), "delta takes 46116 bytes, expected"),
+    "cut short": (delta(np.zeros((9, 673), np.float32)), "delta takes 24228 bytes, expected"),
     "more rows": (delta(*np.zeros((2, *SHAPE), np.float32)), "lists 2 field.delta, expected"),
     "no rows": (delta(), "delta has 0 rows, expected 1"),
-    "too precise": (delta(np.zeros(SHAPE)), "delta takes 102480 bytes, expected 51240"),
+    "too precise": (delta(np.zeros(SHAPE)), "delta takes 53840 bytes, expected 26920"),
     "another field": (report("field.gram", [b""]), "sent the fields ['delta', 'gram'], expected"),
     "foreign fingerprint": (report("fingerprint", "0" * 64), "features are of backbone 0000000"),
     "another client's name": (report("client", [5]), "speaks for client 5"),
@@ -106,7 +106,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "unreadable bytes": (report("field.delta", [b"pickle"]), "delta takes 6 bytes, expected"),
     "no bytes": (report("field.delta", [1.0]), "field.delta is no list of payloads"),
     "a missing record": (drop, "record 'report' is missing"),
-    "far too much": (delta(np.zeros((30, 1281), np.float32)), "its arrays take 153720 bytes"),
+    "far too much": (delta(np.zeros((30, 673), np.float32)), "its arrays take 80760 bytes"),
 }  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def test_stock_strategies_get_only_replies_that_passed(
     tiny: Make, caplog: pytest.LogCaptureFixture, case: str
 ) -> None:
     def nan_head(content: RecordDict) -> None:
-        content["arrays"]["head.weight"] = Array(np.full((10, 1280), np.nan, np.float32))  # type: ignore[index]
+        content["arrays"]["head.weight"] = Array(np.full((10, 672), np.nan, np.float32))  # type: ignore[index]
 
     change = {"NaN": nan_head, "foreign fingerprint": CASES["foreign fingerprint"][0],
               "away": refuse}[case]  # fmt: skip

@@ -25,8 +25,8 @@ from common.datasets.made import CLIPART, made_folder
 from common.errors import DataError
 from common.files import write_folder
 from common.images import decode_bytes
-from simulations.datasets.debian import download, package_files
-from simulations.datasets.near import fingerprint, near_groups, split_groups
+from simulations.bench.datasets.debian import download, package_files
+from simulations.bench.datasets.near import fingerprint, near_groups, split_groups
 
 __all__ = ["build", "drawings", "main"]
 
