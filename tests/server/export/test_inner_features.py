@@ -45,9 +45,7 @@ def test_standard_operators_give_each_blocks_features(tapped):
         got = StandardModel(tapped.backbone, None).eval()(images).numpy()
     assert got.shape == (16, tapped.backbone.spec.num_features)
     ends = np.cumsum([tap.num_features for tap in tapped.backbone.spec.taps])[:-1]
-    blocks = zip(
-        *(np.split(values, ends, 1) for values in (got, tapped.features[:16])), strict=True
-    )
+    parts = (np.split(values, ends, 1) for values in (got, tapped.features[:16]))
     # Ties are rounded either way on the path through the network, and a random one amplifies that;
     # features of another block would differ by more than their own spread.
     shares = [np.abs(one - other).mean() / other.std() for one, other in zip(*parts, strict=True)]
