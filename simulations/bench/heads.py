@@ -50,11 +50,12 @@ def choices(features: Sequence[str] = _ALL) -> list[Choice]:
 
 def _rows(kind: str) -> Iterator[Choice]:
     backbone = f"backbone.features={kind}"
-    closed = (backbone, "strategy.name=fed3r", "train.rounds=1")
+    once = (backbone, "train.rounds=1", "train.clients-per-round=0")
+    closed = (*once, "strategy.name=fed3r")
     rates = tuple((backbone, "strategy.name=fedavg", f"train.lr={lr:g}") for lr in _RATES)
     lambdas = tuple((*closed, f"strategy.args.lam={lam:g}") for lam in _LAMBDAS)
     averaged = ((backbone, "strategy.name=fedavg"),)
-    personal = ((backbone, "strategy.name=ditto", "train.rounds=1"),)
+    personal = ((*once, "strategy.name=ditto"),)
     yield Choice(f"fed3r, {kind}", "accuracy", (closed,))
     yield Choice(f"fed3r, {kind}, best lambda", "accuracy", lambdas)
     yield Choice(f"fed3r, {kind}, ECE", "ece", (closed,))
