@@ -14,7 +14,7 @@ from client.sgd import train_head
 from common.statistics import Statistics, feature_statistics
 from common.types import Affine, FeatureSet, FloatArray, LocalTraining
 
-NUM_CLASSES, NUM_FEATURES = 10, 1280
+NUM_CLASSES, NUM_FEATURES = 10, 672
 LONE_CLASS = 7
 """The class of which the client has one image."""
 
