@@ -13,6 +13,7 @@ import typer
 
 from fedhead.cli.sources import INPUT_KEYS, DataArgument, configured_source, source_of
 from fedhead.cli.terminal import JsonFlag, near, print_all
+from simulations.fine_tune.plan import DEFAULT, Plan
 
 __all__ = ["fine_tune"]
 
@@ -22,7 +23,9 @@ _KEYS = {"arch": "--arch", "weights": "--weights", "input-size": "--size"}
 def fine_tune(
     data: DataArgument,
     out: Annotated[Path, typer.Option(help="File to write, such as tuned.safetensors.")],
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 5,
+    epochs: Annotated[
+        int, typer.Option(min=1, help="Passes over the training images.")
+    ] = DEFAULT.epochs,
     arch: Annotated[str, typer.Option(help="Network; a value of backbone.arch.")] = "mobilenet_v2",
     weights: Annotated[
         str, typer.Option(help="Weights to start from; a value of backbone.weights.")
@@ -30,10 +33,10 @@ def fine_tune(
     size: Annotated[
         int, typer.Option(min=32, max=1024, help="Input size to train for, in pixels.")
     ] = 96,
-    lr: Annotated[float, typer.Option(min=1e-7, max=1, help="Largest learning rate.")] = 1e-4,
+    lr: Annotated[float, typer.Option(min=1e-7, max=1, help="Largest learning rate.")] = DEFAULT.lr,
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of the images' order; data.seed is the split's.")
-    ] = 0,
+    ] = DEFAULT.seed,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -48,8 +51,7 @@ def fine_tune(
 
     Clients' private images are not for this: everybody gets the weights.
     """
-    from simulations.fine_tune import Plan
-    from simulations.fine_tune import fine_tune as train
+    from simulations.fine_tune.fine_tune import fine_tune as train
 
     config = configured_source(
         set_, source_of(data), "DATA", INPUT_KEYS[1:],

@@ -11,6 +11,7 @@ import typer
 from common.errors import ConfigError
 from fedhead.cli.sources import DataArgument, configured_source, source_of
 from fedhead.cli.terminal import JsonFlag, near, print_all
+from simulations.fine_tune.plan import DEFAULT, command_for
 
 if TYPE_CHECKING:
     from common.backbone.blocks import NamedFeatures
@@ -33,6 +34,12 @@ def probe(
     ] = "96,160",
     features: Annotated[str, typer.Option(help="Kinds of features to compare.")] = "",
     archs: Annotated[str, typer.Option(help="Backbones to compare.")] = "",
+    fine_tune: Annotated[
+        bool,
+        typer.Option(
+            "--fine-tune", help="Try what fine-tuning the whole backbone would give; minutes."
+        ),
+    ] = False,
     out: Annotated[Path, typer.Option(help="File of the plot.")] = Path("probe.png"),
     json_: JsonFlag = False,
 ) -> None:
@@ -45,6 +52,7 @@ def probe(
     from simulations.probe.images import probe_images
     from simulations.probe.options import COMPARED, FEATURE_KINDS
     from simulations.probe.probe_tables import as_json, tables
+    from simulations.probe.tuned import probe_tuned
 
     check_drawable(out, purpose="drawing a probe")  # before the long work
     config = configured_source(set_, source_of(data), "DATA", ("backbone.*",))
@@ -60,12 +68,14 @@ def probe(
         sizes=chosen,
         features=_kinds(features) or tuple(dict.fromkeys([*FEATURE_KINDS, own])),
     )
+    tuned = probe_tuned(config, DEFAULT, min(examples, COMPARED)) if fine_tune else None
     verdict = judge(found, target)
+    shown = (found, verdict, options, tuned, command_for(data, config.backbone, set_ or ()))
     draw(found, target, out)
     if json_:
-        print(json.dumps({**as_json(found, verdict, options), "plot": str(out.resolve())}))
+        print(json.dumps({**as_json(*shown), "plot": str(out.resolve())}))
         return
-    print_all(tables(found, verdict, options))
+    print_all(tables(*shown))
     print(near(str(out.resolve())))
 
 

@@ -19,7 +19,8 @@ from common.errors import BackboneError
 from common.experiment import experiment_dataset
 from common.files import write_atomic
 from common.types import IntArray
-from simulations.fine_tune.training import Examples, Plan, fine_tuned
+from simulations.fine_tune.plan import Plan
+from simulations.fine_tune.training import Examples, fine_tuned
 from simulations.fine_tune.tuned_file import tuned_file
 
 __all__ = ["FineTuned", "check_free", "fine_tune", "fine_tune_on"]

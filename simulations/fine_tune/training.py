@@ -20,29 +20,15 @@ from common.ridge import auto_ridge
 from common.seeding import Purpose, permutation
 from common.temperature import ridge_temperature
 from common.types import IntArray
+from simulations.fine_tune.plan import Plan
 
-__all__ = ["Examples", "Plan", "fine_tuned"]
+__all__ = ["Examples", "fine_tuned"]
 
 _BATCH = 32
 _WARM_UP = 0.1  # of all steps: Adam's first ones have full size whatever the gradient's size
 _UNTIMED, _TIMED = 1, 4  # steps; the first one allocates memory
 
 _log = logging.getLogger("fedhead")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a network is trained.
-
-    Attributes:
-        epochs: passes over the images, at least 1.
-        lr: largest learning rate.
-        seed: seed of the images' order.
-    """
-
-    epochs: int
-    lr: float
-    seed: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +142,5 @@ def _schedule(step: int, steps: int) -> float:
 
 def _tell(arch: str, count: int, plan: Plan, seconds: float) -> None:
     epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs} epochs"
-    time_needed = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-    _log.info(
-        "fine-tuning %s: %s of %s images take about %s", arch, epochs, f"{count:,}", time_needed
-    )
+    needed = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    _log.info("fine-tuning %s on %s images, %s: about %s", arch, f"{count:,}", epochs, needed)

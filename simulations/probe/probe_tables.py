@@ -13,13 +13,24 @@ from rich.text import Text
 
 from simulations.probe.measure import Probe
 from simulations.probe.options import Option, recommended, toml_lines
+from simulations.probe.tuned import Tuned
 from simulations.probe.verdict import Verdict
 
 __all__ = ["as_json", "tables"]
 
 
-def tables(probe: Probe, verdict: Verdict, options: Sequence[Option]) -> Iterator[RenderableType]:
-    """Figures, learning curve, confusions, the answer, and the options if there are several."""
+def tables(
+    probe: Probe, verdict: Verdict, options: Sequence[Option], tuned: Tuned | None, command: str
+) -> Iterator[RenderableType]:
+    """Figures, learning curve, confusions, the answer, fine-tuning and options if there are any.
+
+    Args:
+        probe: the figures.
+        verdict: the answer.
+        options: choices of [backbone].
+        tuned: what fine-tuning gives; None: it was not tried.
+        command: makes a fine-tuned backbone.
+    """
     yield _figures(probe)
     yield _curve(probe)
     if mistakes := probe.mistakes():
@@ -33,8 +44,23 @@ def tables(probe: Probe, verdict: Verdict, options: Sequence[Option]) -> Iterato
     for sentence in (*verdict.reasons, verdict.advice):
         if sentence:
             yield Padding(sentence, (0, 0, 0, 2))
+    if tuned:
+        yield from _fine_tuning(tuned, command)
     if options:
         yield from _comparison(options, probe.source)
+
+
+def _fine_tuning(tuned: Tuned, command: str) -> Iterator[RenderableType]:
+    """The frozen and the fine-tuned backbone, and how to make the latter."""
+    table = Table(title=f"Heads on {len(tuned.tuned):,} test images", title_justify="left")
+    table.add_column("int8 backbone")
+    table.add_column("accuracy", justify="right")
+    table.add_row("frozen as pretrained", f"{tuned.frozen.mean():.1%}")
+    trained = f"{tuned.epochs} epochs of {tuned.num_train:,} images"
+    table.add_row(f"fine-tuned before, {trained}", f"{tuned.tuned.mean():.1%}")
+    yield table
+    yield Text(f"Fine-tuning gains {tuned.gain}. With public images, never with clients' own:")
+    yield Padding(Text(command), (0, 0, 0, 2))
 
 
 def _comparison(options: Sequence[Option], source: str) -> Iterator[RenderableType]:
@@ -98,8 +124,10 @@ def _curve(probe: Probe) -> Table:
     return table
 
 
-def as_json(probe: Probe, verdict: Verdict, options: Sequence[Option]) -> dict[str, Any]:
-    """All figures as plain values."""
+def as_json(
+    probe: Probe, verdict: Verdict, options: Sequence[Option], tuned: Tuned | None, command: str
+) -> dict[str, Any]:
+    """All figures as plain values; the arguments are those of ``tables``."""
     spec = probe.backbone.spec
     return {
         "source": probe.source,
@@ -119,11 +147,24 @@ def as_json(probe: Probe, verdict: Verdict, options: Sequence[Option]) -> dict[s
         "has_own_test": probe.has_own_test,
         "penalty": probe.penalty,
         "doubling": asdict(probe.doubling),
+        "fine_tuning": _tuned(tuned, command) if tuned else None,
         "options": [_option(option) for option in options],
         "recommended": toml_lines(recommended(options), probe.source) if options else "",
         "curve": [asdict(point) for point in probe.curve],
         "confusion": probe.confusion.tolist(),
         **asdict(verdict),
+    }
+
+
+def _tuned(tuned: Tuned, command: str) -> dict[str, Any]:
+    return {
+        "examples": len(tuned.tuned),
+        "training_examples": tuned.num_train,
+        "epochs": tuned.epochs,
+        "frozen_accuracy": float(tuned.frozen.mean()),
+        "accuracy": float(tuned.tuned.mean()),
+        "gain": asdict(tuned.gain),
+        "command": command,
     }
 
 
