@@ -14,7 +14,7 @@ from fedhead.cli.terminal import JsonFlag, near, print_all
 from simulations.fine_tune.plan import DEFAULT, command_for
 
 if TYPE_CHECKING:
-    from common.backbone.blocks import NamedFeatures
+    from common.backbone.blocks import Features
 
 __all__ = ["probe"]
 
@@ -50,7 +50,7 @@ def probe(
     from common.plots import check_drawable
     from simulations.probe import compare_options, draw, judge, probe_data
     from simulations.probe.images import probe_images
-    from simulations.probe.options import COMPARED, FEATURE_KINDS
+    from simulations.probe.options import COMPARED
     from simulations.probe.probe_tables import as_json, tables
     from simulations.probe.tuned import probe_tuned
 
@@ -58,7 +58,7 @@ def probe(
     config = configured_source(set_, source_of(data), "DATA", ("backbone.*",))
     chosen = _sizes(sizes)
     networks = _networks(archs) or (config.backbone.arch,)
-    own = config.backbone.features
+    kinds = _kinds(features, config.backbone.features)
     images = probe_images(config, examples)
     found = probe_data(config, images)
     options = compare_options(
@@ -66,7 +66,7 @@ def probe(
         images.fewer(COMPARED),
         archs=networks,
         sizes=chosen,
-        features=_kinds(features) or tuple(dict.fromkeys([*FEATURE_KINDS, own])),
+        features=kinds,
     )
     tuned = probe_tuned(config, DEFAULT, min(examples, COMPARED)) if fine_tune else None
     verdict = judge(found, target)
@@ -95,19 +95,22 @@ def _sizes(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(word) for word in words}))
 
 
-def _kinds(text: str) -> tuple[NamedFeatures, ...]:
-    """The value of --features.
+def _kinds(text: str, own: Features) -> tuple[Features, ...]:
+    """The value of --features; if it is empty, the usual ones and the configured one.
 
     Raises:
         ConfigError: an item is no kind of features.
     """
     from common.backbone.blocks import NAMED_FEATURES
+    from simulations.probe.options import FEATURE_KINDS
 
     words = _words(text)
     if wrong := [word for word in words if word not in NAMED_FEATURES]:
         known = ", ".join(NAMED_FEATURES)
         raise ConfigError([f"--features {', '.join(wrong)}: expected some of {known}"])
-    return tuple(kind for kind in NAMED_FEATURES if kind in words)
+    if words:
+        return tuple(kind for kind in NAMED_FEATURES if kind in words)
+    return FEATURE_KINDS if own in FEATURE_KINDS else (*FEATURE_KINDS, own)
 
 
 def _networks(text: str) -> tuple[str, ...]:

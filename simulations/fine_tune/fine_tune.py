@@ -81,10 +81,8 @@ def fine_tune(config: Config, plan: Plan, out: Path) -> FineTuned:
     """
     check_free(out)
     dataset = experiment_dataset(config)
-    left_out = f"{len(dataset.test):,} test images" if len(dataset.test) else "no test images"
-    _log.info(
-        "%s: %s training images; %s are left out", dataset.name, f"{len(dataset.train):,}", left_out
-    )
+    train, test = f"{len(dataset.train):,}", f"{len(dataset.test):,}"
+    _log.info("%s: %s training images; %s test images are left out", dataset.name, train, test)
     return fine_tune_on(config, dataset, dataset.train, plan, out)
 
 

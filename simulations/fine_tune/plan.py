@@ -41,11 +41,6 @@ def command_for(source: str, settings: BackboneConfig, items: Sequence[str] = ()
         source: a value of data.source.
         settings: [backbone].
         items: overrides as ``--set`` takes them; those that the command ignores are left out.
-
-    >>> from common.config import BackboneConfig
-    >>> settings = BackboneConfig.model_validate({"input-size": 160})
-    >>> command_for("folder:my photos", settings, ["data.seed=1", "backbone.distill-steps=0"])
-    "fedhead fine-tune 'folder:my photos' --size 160 --set data.seed=1 --out tuned.safetensors"
     """
     options = {"arch": "--arch", "weights": "--weights", "input_size": "--size"}
     words = ["fedhead", "fine-tune", source]

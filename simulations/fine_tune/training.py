@@ -125,7 +125,8 @@ def _first_head(network: nn.Module, examples: Examples) -> nn.Linear:
         b += onehot.T @ design
     found = auto_ridge(a, b, len(examples))
     matrix = found.matrix / ridge_temperature(found.matrix, a, b, found.freedom)
-    head = nn.utils.skip_init(nn.Linear, a.shape[0] - 1, classes)  # draws no random weights
+    # Made without memory first, because its constructor would draw random weights.
+    head = nn.Linear(len(a) - 1, classes, device="meta").to_empty(device="cpu")
     head.load_state_dict(
         {
             "weight": torch.from_numpy(matrix[:, :-1]).float(),

@@ -30,7 +30,7 @@ __all__ = ["COMPARED", "FEATURE_KINDS", "Option", "compare_options", "recommende
 COMPARED = 2000
 """Largest number of images that options are compared on."""
 
-FEATURE_KINDS = ("gap", "compact")
+FEATURE_KINDS: tuple[Features, ...] = ("gap", "compact")
 """Kinds of features that are compared unless the user says which."""
 
 _CLOSE = 0.005  # half a point is not worth a slower model

@@ -16,7 +16,7 @@ from simulations.probe.options import Option, recommended, toml_lines
 from simulations.probe.tuned import Tuned
 from simulations.probe.verdict import Verdict
 
-__all__ = ["as_json", "tables"]
+__all__ = ["as_json", "fine_tuning", "tables"]
 
 
 def tables(
@@ -45,12 +45,12 @@ def tables(
         if sentence:
             yield Padding(sentence, (0, 0, 0, 2))
     if tuned:
-        yield from _fine_tuning(tuned, command)
+        yield from fine_tuning(tuned, command)
     if options:
         yield from _comparison(options, probe.source)
 
 
-def _fine_tuning(tuned: Tuned, command: str) -> Iterator[RenderableType]:
+def fine_tuning(tuned: Tuned, command: str) -> Iterator[RenderableType]:
     """The frozen and the fine-tuned backbone, and how to make the latter."""
     table = Table(title=f"Heads on {len(tuned.tuned):,} test images", title_justify="left")
     table.add_column("int8 backbone")

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from common.config import Config
-from common.errors import DataError
 from common.experiment import calibration_positions, experiment_dataset
 from server.export.run_model import prepare
 from simulations.fine_tune.fine_tune import fine_tune_on
@@ -58,13 +57,9 @@ def probe_tuned(config: Config, plan: Plan, examples: int) -> Tuned:
         examples: largest number of images to train on, and to test on.
 
     Raises:
-        DataError: no images are kept to test with, or a class has too few.
+        DataError: a class has too few images.
     """
     dataset = experiment_dataset(config)
-    if not len(dataset.test):
-        raise DataError(
-            f"{dataset.name} has no test images for --fine-tune: set data.test-fraction"
-        )
     train = np.setdiff1d(dataset.train, calibration_positions(config))
     images = ProbeImages(dataset, train, dataset.test, config.data_seed).fewer(examples)
     frozen = _right(config, images)

@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from common.config import load_config, parse_overrides
 from common.errors import DataError
 from simulations.probe import Probe, judge, probe_data, probe_images
 from simulations.probe.gain import Gain
 from simulations.probe.measure import CurvePoint
+from simulations.probe.probe_tables import fine_tuning
+from simulations.probe.tuned import Tuned
 from simulations.probe.verdict import examples_needed
 
 Fedhead = Callable[..., tuple[int, str, str]]
@@ -87,6 +90,25 @@ def test_pixels_and_neighbours_that_do_better_are_named() -> None:
     assert "plain pixels does better (72.0%)" in reasons
     assert "Nearest neighbours in the same features reach 80.0%" in reasons
     assert "pixels" not in " ".join(judge(probe_like(0.7, pixels=0.6), 0.9).reasons)
+
+
+def test_fine_tuning_is_named_where_the_head_alone_does_not_do() -> None:
+    verdict = judge(probe_like(0.7, pixels=0.8), 0.9)
+    assert "fedhead fine-tune IMAGES --out tuned.safetensors" in verdict.advice
+    assert "(fedhead fine-tune)" in verdict.reasons[-1]
+
+
+def test_what_fine_tuning_gains_is_shown_with_its_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tuned = Tuned(np.arange(1000) >= 300, np.arange(1000) >= 250, num_train=2000, epochs=5)
+    command = "fedhead fine-tune photos --out tuned.safetensors"
+    Console(width=80).print(*fine_tuning(tuned, command), sep="\n")
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    text = " ".join(out.split())
+    for words in ("70.0%", "5 epochs of 2,000 images", "75.0%", "gains +5.0 points", command):
+        assert words in text
 
 
 def test_mistakes_come_with_their_share_of_the_true_class() -> None:
