@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from fedhead.cli.sources import INPUT_KEYS, DataArgument, configured_source, source_of
+from fedhead.cli.sources import DataArgument, configured_source, source_of
 from fedhead.cli.terminal import JsonFlag, near, print_all
 from simulations.fine_tune.plan import DEFAULT, Plan
 
@@ -40,7 +40,9 @@ def fine_tune(
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="A key of \\[data], or backbone.mean or std."
+            "--set",
+            metavar="KEY=VALUE",
+            help="A key of \\[data], or backbone.features, mean or std.",
         ),
     ] = None,
     json_: JsonFlag = False,
@@ -54,7 +56,7 @@ def fine_tune(
     from simulations.fine_tune.fine_tune import fine_tune as train
 
     config = configured_source(
-        set_, source_of(data), "DATA", INPUT_KEYS[1:],
+        set_, source_of(data), "DATA", ("backbone.features", "backbone.mean", "backbone.std"),
         backbone={"arch": arch, "weights": weights, "input-size": size},
         elsewhere={f"backbone.{key}": option for key, option in _KEYS.items()},
     )  # fmt: skip

@@ -19,8 +19,9 @@ from common.errors import BackboneError
 from common.experiment import experiment_dataset
 from common.files import write_atomic
 from common.types import IntArray
+from simulations.fine_tune.first_head import Examples
 from simulations.fine_tune.plan import Plan
-from simulations.fine_tune.training import Examples, fine_tuned
+from simulations.fine_tune.training import fine_tuned
 from simulations.fine_tune.tuned_file import tuned_file
 
 __all__ = ["FineTuned", "check_free", "fine_tune", "fine_tune_on"]
@@ -45,7 +46,7 @@ class FineTuned:
     @property
     def toml_lines(self) -> str:
         """The lines of an experiment file that take the weights."""
-        keys = {"arch", "weights", "input_size", "mean", "std"}
+        keys = {"arch", "weights", "input_size", "features", "mean", "std"}
         backbone = self.settings.model_dump(by_alias=True, exclude_none=True, include=keys)
         return tomli_w.dumps({"backbone": backbone}).rstrip()
 
@@ -98,7 +99,7 @@ def fine_tune_on(
         )
     normalization = Normalization(*settings.normalization())
     examples = Examples(dataset, positions, settings.input_size, normalization)
-    network = fine_tuned(settings.arch, start.state, examples, plan)
+    network = fine_tuned(settings.arch, start.state, settings.features, examples, plan)
     provenance = _provenance(config, dataset, len(positions), start, plan)
     write_atomic(out, tuned_file(network, provenance))
     weights = f"file:{out.resolve()}"
@@ -120,6 +121,7 @@ def _provenance(
         "images": count,
         "classes": dataset.num_classes,
         "input-size": settings.input_size,
+        "features": settings.features,
         "epochs": plan.epochs,
         "lr": plan.lr,
         "seed": plan.seed,

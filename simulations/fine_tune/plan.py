@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT", "Plan", "command_for"]
 
 _FILE = "tuned.safetensors"
-_READ = ("data.", "seed", "backbone.mean", "backbone.std")
+_READ = ("data.", "seed", "backbone.features", "backbone.mean", "backbone.std")
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,18 @@ from safetensors import safe_open
 from torch import nn
 
 import simulations.fine_tune.training as training
+from common.backbone.int8 import Normalization
+from common.backbone.module import Tapped
+from common.backbone.networks import float_network
 from common.backbone.weights import load_weights
 from common.config import BackboneConfig, Config, load_config, parse_overrides
 from common.datasets import Dataset
 from common.errors import BackboneError
 from common.experiment import experiment_dataset
+from common.ridge import auto_ridge
 from common.types import IntArray
 from simulations.fine_tune.fine_tune import FineTuned, fine_tune
+from simulations.fine_tune.first_head import Examples, features_of, first_head
 from simulations.fine_tune.plan import Plan, command_for
 from simulations.probe.tuned import probe_tuned
 
@@ -66,7 +71,11 @@ class Made:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("fine-tuned")
-    config = configured(f"folder:{make_photos(folder / 'photos')}", "backbone.mean=[0.5, 0.5, 0.5]")
+    config = configured(
+        f"folder:{make_photos(folder / 'photos')}",
+        "backbone.mean=[0.5, 0.5, 0.5]",
+        "backbone.features=gap",
+    )
     read: set[int] = set()
     images, lines = Dataset.images, []
 
@@ -94,6 +103,7 @@ def test_a_file_says_where_its_weights_come_from(made: Made) -> None:
     assert said == json.loads(json.dumps(made.tuned.provenance))
     assert said["images"] == 64  # a fifth of 80 tests
     assert (said["arch"], said["input-size"], said["epochs"]) == ("mobilenet_v2", 32, 3)
+    assert said["features"] == "gap"
     assert said["mean"] == [0.5, 0.5, 0.5]
     assert "licence" in said
 
@@ -113,7 +123,7 @@ def test_an_experiment_takes_the_lines_that_are_printed(made: Made, tmp_path: Pa
     file.write_text(made.tuned.toml_lines)
     backbone = load_config(file).backbone
     assert backbone.weights == f"file:{made.tuned.path}"
-    assert backbone.mean == (0.5, 0.5, 0.5)
+    assert (backbone.features, backbone.mean) == ("gap", (0.5, 0.5, 0.5))
 
 
 def test_no_test_image_is_ever_read(made: Made) -> None:
@@ -131,6 +141,29 @@ def test_the_same_arguments_give_the_same_bytes(made: Made, tmp_path: Path) -> N
     torch.rand(1)  # the global generator moves on between two runs
     fine_tune(made.config, THRICE, tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == made.tuned.path.read_bytes()
+
+
+def test_the_first_head_answers_as_the_ridge_head_of_all_features_does(photos: Path) -> None:
+    config = configured(f"folder:{photos}")
+    dataset = experiment_dataset(config)
+    normalization = Normalization(*config.backbone.normalization())
+    examples = Examples(dataset, dataset.train, 32, normalization)
+    state = load_weights("mobilenet_v2", "imagenet").state
+    assert state is not None
+    tapped = Tapped(float_network("mobilenet_v2", state), [6, 10])
+    head = first_head(tapped, examples)
+    with torch.no_grad():
+        x = features_of(tapped, examples.batch(np.arange(len(examples)))[0])
+        logits = head(x).numpy()
+    blocks = np.split(x.double().numpy(), [32], axis=1)
+    z = [(block - block.mean(0)) / block.var(0).mean() ** 0.5 for block in blocks]
+    design = np.column_stack([*z, np.ones(len(x))])
+    wanted = np.eye(2)[dataset.labels[dataset.train]]
+    ridge = auto_ridge(design.T @ design, wanted.T @ design, len(x)).matrix
+    answers = design @ ridge.T
+    # The same but for one factor, the temperature.
+    factor = np.ptp(logits) / np.ptp(answers)
+    np.testing.assert_allclose(logits, factor * answers, atol=1e-3 * np.abs(logits).max())
 
 
 @pytest.mark.slow
@@ -159,7 +192,7 @@ def test_an_interruption_leaves_nothing_behind(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_first_head", interrupt)
+    monkeypatch.setattr(training, "first_head", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fine_tune(configured(f"folder:{photos}"), THRICE, tmp_path / "new" / "tuned")
     assert list((tmp_path / "new").iterdir()) == []
@@ -168,9 +201,8 @@ def test_an_interruption_leaves_nothing_behind(
 def test_a_loss_that_is_no_number_ends_with_advice(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = nn.Linear(1280, 2)
-    nn.init.constant_(broken.weight, float("nan"))
-    monkeypatch.setattr(training, "_first_head", lambda *_: broken)
+    broken = nn.Threshold(1e9, float("nan"))  # all logits are NaN
+    monkeypatch.setattr(training, "first_head", lambda *_: broken)
     with pytest.raises(BackboneError, match="no finite loss in step 0; lower --lr"):
         fine_tune(configured(f"folder:{photos}"), THRICE, tmp_path / "tuned")
     assert not (tmp_path / "tuned").exists()
