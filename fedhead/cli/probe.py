@@ -37,7 +37,7 @@ def probe(
     fine_tune: Annotated[
         bool,
         typer.Option(
-            "--fine-tune", help="Try what fine-tuning the whole backbone would give; minutes."
+            "--fine-tune", help="Try what fine-tuning the recommended backbone would give; minutes."
         ),
     ] = False,
     out: Annotated[Path, typer.Option(help="File of the plot.")] = Path("probe.png"),
@@ -50,7 +50,7 @@ def probe(
     from common.plots import check_drawable
     from simulations.probe import compare_options, draw, judge, probe_data
     from simulations.probe.images import probe_images
-    from simulations.probe.options import COMPARED
+    from simulations.probe.options import COMPARED, recommended
     from simulations.probe.probe_tables import as_json, tables
     from simulations.probe.tuned import probe_tuned
 
@@ -68,9 +68,11 @@ def probe(
         sizes=chosen,
         features=kinds,
     )
+    best = recommended(options).settings if options else config.backbone
+    config = config.model_copy(update={"backbone": best})
     tuned = probe_tuned(config, DEFAULT, min(examples, COMPARED)) if fine_tune else None
     verdict = judge(found, target)
-    shown = (found, verdict, options, tuned, command_for(data, config.backbone, set_ or ()))
+    shown = (found, verdict, options, tuned, command_for(data, best, set_ or ()))
     draw(found, target, out)
     if json_:
         print(json.dumps({**as_json(*shown), "plot": str(out.resolve())}))

@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT", "Plan", "command_for"]
 
-_FILE = "tuned.safetensors"
-_READ = ("data.", "seed", "backbone.features", "backbone.mean", "backbone.std")
+_OPTIONS = {"arch": "--arch", "weights": "--weights", "input_size": "--size"}
 
 
 @dataclass(frozen=True)
@@ -38,17 +37,21 @@ def command_for(source: str, settings: BackboneConfig, items: Sequence[str] = ()
     """The command that fine-tunes a backbone, with the options that are not the default.
 
     Args:
-        source: a value of data.source.
+        source: a value of data.source, or a path.
         settings: [backbone].
-        items: overrides as ``--set`` takes them; those that the command ignores are left out.
+        items: overrides as ``--set`` takes them; those of [data] and the seed are taken over.
     """
-    options = {"arch": "--arch", "weights": "--weights", "input_size": "--size"}
     words = ["fedhead", "fine-tune", source]
-    for name, option in options.items():
+    for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
-        if value != type(settings).model_fields[name].default:
-            words += [option, str(value)]
+        if value == field.default:
+            continue
+        if name in _OPTIONS:
+            words += [_OPTIONS[name], str(value)]
+        elif name in ("features", "mean", "std"):
+            text = value if isinstance(value, str) else list(value)
+            words += ["--set", f"backbone.{name}={text}"]
     for item in items:
-        if item.strip().startswith(_READ):
+        if item.strip().startswith(("data.", "seed")):
             words += ["--set", item.strip()]
-    return shlex.join([*words, "--out", _FILE])
+    return shlex.join([*words, "--out", "tuned.safetensors"])

@@ -25,7 +25,15 @@ from server.export.run_model import prepare
 from simulations.probe.gain import Gain, paired_gain
 from simulations.probe.images import ProbeImages, head_features, held_out_predictions
 
-__all__ = ["COMPARED", "FEATURE_KINDS", "Option", "compare_options", "recommended", "toml_lines"]
+__all__ = [
+    "COMPARED",
+    "FEATURE_KINDS",
+    "Option",
+    "compare_options",
+    "named",
+    "recommended",
+    "toml_lines",
+]
 
 COMPARED = 2000
 """Largest number of images that options are compared on."""
@@ -73,12 +81,16 @@ class Option:
     @property
     def features(self) -> str:
         """The kind of features."""
-        kind = self.settings.features
-        return kind if isinstance(kind, str) else ",".join(map(str, kind))
+        return named(self.settings.features)
 
     def gain_over(self, other: Option) -> Gain:
         """How much more it gets right than another option on the same images."""
         return paired_gain(other.right, self.right)
+
+
+def named(features: Features) -> str:
+    """A kind of features in a few letters."""
+    return features if isinstance(features, str) else ",".join(map(str, features))
 
 
 def compare_options(

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simulations.probe.measure import Probe
-from simulations.probe.options import Option, recommended, toml_lines
+from simulations.probe.options import Option, named, recommended, toml_lines
 from simulations.probe.tuned import Tuned
 from simulations.probe.verdict import Verdict
 
@@ -44,20 +44,22 @@ def tables(
     for sentence in (*verdict.reasons, verdict.advice):
         if sentence:
             yield Padding(sentence, (0, 0, 0, 2))
-    if tuned:
-        yield from fine_tuning(tuned, command)
     if options:
         yield from _comparison(options, probe.source)
+    if tuned:
+        yield from fine_tuning(tuned, command)
 
 
 def fine_tuning(tuned: Tuned, command: str) -> Iterator[RenderableType]:
     """The frozen and the fine-tuned backbone, and how to make the latter."""
-    table = Table(title=f"Heads on {len(tuned.tuned):,} test images", title_justify="left")
+    settings = tuned.settings
+    what = f"{settings.arch}, {settings.input_size} px, {named(settings.features)}"
+    table = Table(title=f"Fine-tuning {what}", title_justify="left")
     table.add_column("int8 backbone")
-    table.add_column("accuracy", justify="right")
+    table.add_column(f"{len(tuned.tuned):,} test images", justify="right")
     table.add_row("frozen as pretrained", f"{tuned.frozen.mean():.1%}")
     trained = f"{tuned.epochs} epochs of {tuned.num_train:,} images"
-    table.add_row(f"fine-tuned before, {trained}", f"{tuned.tuned.mean():.1%}")
+    table.add_row(f"fine-tuned, {trained}", f"{tuned.tuned.mean():.1%}")
     yield table
     yield Text(f"Fine-tuning gains {tuned.gain}. With public images, never with clients' own:")
     yield Padding(Text(command), (0, 0, 0, 2))
@@ -67,7 +69,7 @@ def _comparison(options: Sequence[Option], source: str) -> Iterator[RenderableTy
     """The options with their cost, what more pixels gain, and the lines to run the best."""
     table = Table(title=f"Choices, on {len(options[0].right):,} images", title_justify="left")
     table.add_column("choice", overflow="fold")
-    for name in ("accuracy", "ms", "MB", "sends once, MB", "a round, kB"):
+    for name in ("accuracy", "ms", "MB", "once, MB", "a round, kB"):
         table.add_column(name, justify="right")
     for option in options:
         low, high = option.interval
@@ -81,7 +83,9 @@ def _comparison(options: Sequence[Option], source: str) -> Iterator[RenderableTy
             f"{option.update_bytes / 1e3:.0f}",
         )
     yield table
-    yield Text("ms: one image on one core of this machine. fed3r sends once, FedAvg each round.")
+    yield Text(
+        "ms: one image on one core of this machine. Sent: by fed3r once, by FedAvg each round."
+    )
     best = recommended(options)
     first = options[0]
     for option in options[1:]:

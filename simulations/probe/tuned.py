@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from common.config import Config
+from common.config import BackboneConfig, Config
 from common.experiment import calibration_positions, experiment_dataset
 from server.export.run_model import prepare
 from simulations.fine_tune.fine_tune import fine_tune_on
@@ -29,12 +29,14 @@ class Tuned:
     Attributes:
         frozen: bool (n,), which test images the head on the frozen backbone gets right.
         tuned: the same of the head on the fine-tuned one.
+        settings: [backbone] of the frozen one.
         num_train: how many images trained backbone and heads.
         epochs: passes over them.
     """
 
     frozen: _Flags
     tuned: _Flags
+    settings: BackboneConfig
     num_train: int
     epochs: int
 
@@ -66,7 +68,7 @@ def probe_tuned(config: Config, plan: Plan, examples: int) -> Tuned:
     with tempfile.TemporaryDirectory() as folder:
         made = fine_tune_on(config, dataset, images.train, plan, Path(folder) / "weights")
         tuned = _right(config.model_copy(update={"backbone": made.settings}), images)
-    return Tuned(frozen, tuned, len(images.train), plan.epochs)
+    return Tuned(frozen, tuned, config.backbone, len(images.train), plan.epochs)
 
 
 def _right(config: Config, images: ProbeImages) -> _Flags:

@@ -234,11 +234,11 @@ def test_wrong_arguments_are_one_clear_line(
 
 
 def test_the_command_has_the_options_that_are_not_the_default() -> None:
-    settings = BackboneConfig.model_validate({"input-size": 160, "features": "compact"})
-    items = ["data.seed=1", "backbone.distill-steps=0", "backbone.std=[1, 1, 1]"]
-    assert command_for("my photos", settings, items) == (
-        "fedhead fine-tune 'my photos' --size 160 --set data.seed=1 "
-        "--set 'backbone.std=[1, 1, 1]' --out tuned.safetensors"
+    keys = {"input-size": 160, "features": [3, 5], "mean": [0.5, 0.5, 0.5], "distill-steps": 0}
+    settings = BackboneConfig.model_validate(keys)
+    assert command_for("my photos", settings, ["data.seed=1", "backbone.distill-steps=0"]) == (
+        "fedhead fine-tune 'my photos' --size 160 --set 'backbone.mean=[0.5, 0.5, 0.5]' "
+        "--set 'backbone.features=[3, 5]' --set data.seed=1 --out tuned.safetensors"
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from common.config import load_config, parse_overrides
+from common.config import BackboneConfig, load_config, parse_overrides
 from common.errors import DataError
 from simulations.probe import Probe, judge, probe_data, probe_images
 from simulations.probe.gain import Gain
@@ -101,7 +101,8 @@ def test_fine_tuning_is_named_where_the_head_alone_does_not_do() -> None:
 def test_what_fine_tuning_gains_is_shown_with_its_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    tuned = Tuned(np.arange(1000) >= 300, np.arange(1000) >= 250, num_train=2000, epochs=5)
+    right = np.arange(1000)
+    tuned = Tuned(right >= 300, right >= 250, BackboneConfig(), num_train=2000, epochs=5)
     command = "fedhead fine-tune photos --out tuned.safetensors"
     Console(width=80).print(*fine_tuning(tuned, command), sep="\n")
     out = capsys.readouterr().out
