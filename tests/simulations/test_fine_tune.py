@@ -249,7 +249,7 @@ def test_heads_on_a_fine_tuned_backbone_are_better(fedhead: Fedhead, tmp_path: P
         "data.test-fraction=0.5",
     ]  # fmt: skip
     config = configured("digits", *settings)
-    found = probe_tuned(config, Plan(epochs=4, lr=1e-4, seed=0), 600)
+    found = probe_tuned(config, Plan(epochs=3, lr=3e-4, seed=0), 600)
     assert found.num_train == 600
     assert found.gain.is_sure, found.gain
 
