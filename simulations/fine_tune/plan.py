@@ -30,7 +30,7 @@ class Plan:
     seed: int
 
 
-DEFAULT = Plan(epochs=5, lr=3e-4, seed=0)
+DEFAULT = Plan(epochs=5, lr=1e-3, seed=0)
 
 
 def command_for(source: str, settings: BackboneConfig, items: Sequence[str] = ()) -> str:

@@ -148,7 +148,9 @@ def test_digits_suffice_and_the_same_digits_shuffled_look_far_from_imagenet(
     assert near["curve"][-1]["accuracy"] == pytest.approx(near["accuracy"])
     assert near["curve"][0]["accuracy"] < near["accuracy"]
 
-    assert [option["input_size"] for option in near["options"]] == [64]
+    tried = [(option["input_size"], option["features"]) for option in near["options"]]
+    assert tried == [(64, "gap"), (64, "compact")]
+    assert near["fine_tuning"] is None
     assert "input-size = 64" in near["recommended"]
 
     plot = tmp_path / "far.svg"
