@@ -67,15 +67,18 @@ def fine_tuning(tuned: Tuned, command: str) -> Iterator[RenderableType]:
 
 def _comparison(options: Sequence[Option], source: str) -> Iterator[RenderableType]:
     """The options with their cost, what more pixels gain, and the lines to run the best."""
-    table = Table(title=f"Choices, on {len(options[0].right):,} images", title_justify="left")
+    archs = dict.fromkeys(option.settings.arch for option in options)
+    title = f"Choices of {', '.join(archs)}, on {len(options[0].right):,} images"
+    table = Table(title=title, title_justify="left")
     table.add_column("choice", overflow="fold")
     for name in ("accuracy", "ms", "MB", "once, MB", "a round, kB"):
         table.add_column(name, justify="right")
     for option in options:
         low, high = option.interval
         settings = option.settings
+        arch = f"{settings.arch} " if len(archs) > 1 else ""
         table.add_row(
-            f"{settings.arch} {settings.input_size} px {option.features}",
+            f"{arch}{settings.input_size} px {option.features}",
             f"{option.accuracy:.1%} +-{50 * (high - low):.1f}",
             f"{option.latency_ms:.0f}",
             f"{option.model_bytes / 1e6:.1f}",
@@ -83,9 +86,7 @@ def _comparison(options: Sequence[Option], source: str) -> Iterator[RenderableTy
             f"{option.update_bytes / 1e3:.0f}",
         )
     yield table
-    yield Text(
-        "ms: one image on one core of this machine. Sent: by fed3r once, by FedAvg each round."
-    )
+    yield Text("ms: one image on one core here. Sent: by fed3r once, by FedAvg each round.")
     best = recommended(options)
     first = options[0]
     for option in options[1:]:
