@@ -52,6 +52,7 @@ class Purpose(IntEnum):
     UPLINK = 16
     DOWNLINK = 17
     TEMPERATURE = 18
+    FINE_TUNING = 19
 
 
 def _mix(z: int) -> int:

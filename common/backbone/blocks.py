@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from common.backbone.architectures import architecture
 from common.errors import BackboneError
 
-__all__ = ["Features", "blocks_of"]
+__all__ = ["NAMED_FEATURES", "Features", "NamedFeatures", "blocks_of"]
 
-Features = Literal["gap", "compact", "gap+mid"] | tuple[int, ...]
+NamedFeatures = Literal["gap", "compact", "gap+mid"]
+NAMED_FEATURES: tuple[NamedFeatures, ...] = get_args(NamedFeatures)
+
+Features = NamedFeatures | tuple[int, ...]
 """Whose activations are averaged over space. "gap": the last layer's; "compact": those of the inner
 blocks in the architecture's row, and layers that none of them needs are dropped; "gap+mid": those
 of these blocks without the deepest, and the last layer's; or the numbers of blocks."""

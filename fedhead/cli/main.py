@@ -21,10 +21,12 @@ from fedhead.cli.compare import comparisons
 from fedhead.cli.delivery import delivery
 from fedhead.cli.deploy import deployments
 from fedhead.cli.describe import descriptions
+from fedhead.cli.fine_tune import fine_tune
 from fedhead.cli.fleet import fleet
 from fedhead.cli.keys import keys
 from fedhead.cli.measure import measures
 from fedhead.cli.predict import predict
+from fedhead.cli.probe import probe
 from fedhead.cli.publish import publish
 from fedhead.cli.runs import runs
 from fedhead.cli.terminal import print_error
@@ -66,7 +68,7 @@ def options(
 
 
 others = typer.Typer()
-for command in (tune, predict, publish, cache):
+for command in (probe, fine_tune, tune, predict, publish, cache):
     others.command()(command)
 for group in (runs, comparisons, descriptions, measures, deployments, others):
     cli.add_typer(group)

@@ -2,7 +2,7 @@
 
 from simulations.probe.images import probe_images
 from simulations.probe.measure import Probe, probe_data
-from simulations.probe.options import compare_options, feature_kinds
+from simulations.probe.options import compare_options
 from simulations.probe.plot import draw
 from simulations.probe.verdict import Verdict, judge
 
@@ -11,7 +11,6 @@ __all__ = [
     "Verdict",
     "compare_options",
     "draw",
-    "feature_kinds",
     "judge",
     "probe_data",
     "probe_images",

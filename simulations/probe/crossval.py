@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from common.progress import track
+from common.ridge import auto_ridge
 from common.seeding import Purpose, permutation
+from common.statistics import ridge
 from common.types import FloatArray, IntArray
 
 __all__ = [
@@ -25,7 +27,6 @@ __all__ = [
 
 FOLDS = 5
 _BLOCK = 4096  # bounds the float64 copy of the features
-_PENALTIES = 10.0 ** (np.arange(-10, 51) / 10)
 
 _Array = npt.NDArray[np.float64]
 _Flags = npt.NDArray[np.bool_]
@@ -88,50 +89,32 @@ def split_folds(labels: IntArray, seed: int) -> IntArray:
 def ridge_head(
     x: FloatArray, labels: IntArray, num_classes: int, penalty: float | None = None
 ) -> RidgeHead:
-    """Ridge regression onto one-hot labels.
-
-    Golub, Heath, Wahba: "Generalized Cross-Validation as a Method for Choosing a Good Ridge
-    Parameter", Technometrics 21 (1979). The penalty applies to the bias too, as in Fed3R.
+    """Ridge regression onto one-hot labels, as ``fed3r`` solves it.
 
     Args:
         x: float32 (n, d).
         labels: int64 (n,), in [0, num_classes).
         num_classes: K.
-        penalty: None: generalized cross-validation chooses it.
+        penalty: lambda, above 0; None: it is chosen as in a run, see ``common.ridge``.
     """
+    wanted = np.eye(num_classes)[labels]
     n, width = len(x), x.shape[1] + 1
-    onehot = np.eye(num_classes)
-    if n < width:  # few examples: the small matrix X X^T has the same eigenvalues
-        design = np.concatenate([x, np.ones((n, 1))], axis=1, dtype=np.float64)
-        values, vectors = np.linalg.eigh(design @ design.T)
-        basis, moments = design.T @ vectors, onehot[labels].T @ vectors
-        values = values.clip(0)
-        along = moments**2 * values
-    else:
-        a, b = np.zeros((width, width)), np.zeros((num_classes, width))
-        for rows, design in _blocks(x):
-            a += design.T @ design
-            b += onehot[labels[rows]].T @ design
-        values, basis = np.linalg.eigh(a)
-        values, moments = values.clip(0), b @ basis
-        along = moments**2
-    if penalty is None:
-        penalty = _best_penalty(values, along.sum(axis=0), n)
-    return RidgeHead((moments / (values + penalty)) @ basis.T, penalty)
+    if n < width:  # few examples span few directions: in those the problem is a smaller one
+        basis, rows = np.linalg.qr(_with_ones(x).T)
+        inner = _solved(rows @ rows.T, wanted.T @ rows.T, n, penalty)
+        return RidgeHead(inner.matrix @ basis.T, inner.penalty)
+    a, b = np.zeros((width, width)), np.zeros((num_classes, width))
+    for part, design in _blocks(x):
+        a += design.T @ design
+        b += wanted[part].T @ design
+    return _solved(a, b, n, penalty)
 
 
-def _best_penalty(values: _Array, along: _Array, n: int) -> float:
-    """The penalty with the smallest generalized cross-validation error.
-
-    Args:
-        values: eigenvalues of X^T X, or of X X^T.
-        along: for each eigenvector of X^T X, the squares of Y^T X along it, summed over classes.
-        n: number of examples.
-    """
-    shrunk = values / (values + _PENALTIES[:, None])
-    explained = (along / (values + _PENALTIES[:, None]) * (2 - shrunk)).sum(axis=1)
-    score = (n - explained) / (n - shrunk.sum(axis=1)) ** 2
-    return float(_PENALTIES[int(np.argmin(score))])
+def _solved(a: _Array, b: _Array, n: int, penalty: float | None) -> RidgeHead:
+    if penalty is not None:
+        return RidgeHead(ridge(a, b, penalty), penalty)
+    solution = auto_ridge(a, b, n)
+    return RidgeHead(solution.matrix, solution.lam)
 
 
 def cross_validate(
@@ -199,4 +182,8 @@ def _blocks(x: FloatArray) -> Iterator[tuple[slice, _Array]]:
     """Rows of [x 1] in float64, one block at a time."""
     for start in range(0, len(x), _BLOCK):
         rows = slice(start, start + _BLOCK)
-        yield rows, np.concatenate([x[rows], np.ones((len(x[rows]), 1))], axis=1, dtype=np.float64)
+        yield rows, _with_ones(x[rows])
+
+
+def _with_ones(x: FloatArray) -> _Array:
+    return np.concatenate([x, np.ones((len(x), 1))], axis=1, dtype=np.float64)

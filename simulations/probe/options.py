@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tomli_w
 import torch
 from torch import nn
 
+from common.backbone.blocks import Features, blocks_of
 from common.backbone.frozen import FrozenBackbone, probe_images
+from common.backbone.module import Tapped, num_layers
 from common.backbone.networks import skeleton
 from common.config import BackboneConfig, Config
 from common.noise import wilson
@@ -22,10 +25,21 @@ from server.export.run_model import prepare
 from simulations.probe.gain import Gain, paired_gain
 from simulations.probe.images import ProbeImages, head_features, held_out_predictions
 
-__all__ = ["COMPARED", "Option", "compare_options", "feature_kinds", "recommended", "toml_lines"]
+__all__ = [
+    "COMPARED",
+    "FEATURE_KINDS",
+    "Option",
+    "compare_options",
+    "named",
+    "recommended",
+    "toml_lines",
+]
 
 COMPARED = 2000
 """Largest number of images that options are compared on."""
+
+FEATURE_KINDS: tuple[Features, ...] = ("gap", "compact")
+"""Kinds of features that are compared unless the user says which."""
 
 _CLOSE = 0.005  # half a point is not worth a slower model
 _WARM_UP, _TIMED = 3, 15
@@ -67,17 +81,16 @@ class Option:
     @property
     def features(self) -> str:
         """The kind of features."""
-        return str(getattr(self.settings, "features", "gap"))
+        return named(self.settings.features)
 
     def gain_over(self, other: Option) -> Gain:
         """How much more it gets right than another option on the same images."""
         return paired_gain(other.right, self.right)
 
 
-def feature_kinds() -> tuple[str, ...]:
-    """Kinds of features that are compared unless the user says which."""
-    # A backbone without the key has only the mean over the last layer.
-    return ("gap", "compact") if "features" in BackboneConfig.model_fields else ("gap",)
+def named(features: Features) -> str:
+    """A kind of features in a few letters."""
+    return features if isinstance(features, str) else ",".join(map(str, features))
 
 
 def compare_options(
@@ -86,7 +99,7 @@ def compare_options(
     *,
     archs: Sequence[str],
     sizes: Sequence[int],
-    features: Sequence[str],
+    features: Sequence[Features],
 ) -> tuple[Option, ...]:
     """Every combination, from small to large images.
 
@@ -104,10 +117,8 @@ def compare_options(
     )
 
 
-def _settings(base: BackboneConfig, arch: str, size: int, features: str) -> BackboneConfig:
-    changed: dict[str, Any] = {"arch": arch, "input_size": size}
-    if "features" in BackboneConfig.model_fields:
-        changed["features"] = features
+def _settings(base: BackboneConfig, arch: str, size: int, features: Features) -> BackboneConfig:
+    changed: dict[str, Any] = {"arch": arch, "input_size": size, "features": features}
     if arch != base.arch:  # weights of one network, and their normalization, fit no other
         changed |= {"mean": None, "std": None}
         changed["weights"] = "random" if base.weights == "random" else "imagenet"
@@ -122,7 +133,7 @@ def _measured(config: Config, images: ProbeImages) -> Option:
     return Option(
         settings=config.backbone,
         right=answers == images.dataset.labels[images.tested],
-        multiplications=_multiplications(backbone.spec.arch, backbone.spec.input_size),
+        multiplications=_multiplications(config.backbone),
         latency_ms=_latency_ms(backbone),
         model_bytes=len(backbone.to_bytes()) + _WORD * k * width,
         statistics_bytes=_WORD * (triangle_size(width) + k * width),
@@ -130,9 +141,10 @@ def _measured(config: Config, images: ProbeImages) -> Option:
     )
 
 
-def _multiplications(arch: str, size: int) -> int:
+def _multiplications(settings: BackboneConfig) -> int:
     """Of all convolutions for one image; counted on shapes, without computing."""
-    network, total = skeleton(arch).eval(), 0
+    whole, total = skeleton(settings.arch).eval(), 0
+    network = Tapped(whole, blocks_of(settings.features, settings.arch, num_layers(whole)))
 
     def count(module: nn.Conv2d, _: object, output: torch.Tensor) -> None:
         nonlocal total
@@ -142,7 +154,7 @@ def _multiplications(arch: str, size: int) -> int:
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(count)
     with torch.no_grad():
-        network(torch.empty(1, 3, size, size, device="meta"))
+        network(torch.empty(1, 3, settings.input_size, settings.input_size, device="meta"))
     return total
 
 
@@ -178,11 +190,7 @@ def recommended(options: Sequence[Option]) -> Option:
 
 def toml_lines(option: Option, source: str) -> str:
     """The lines of an experiment file that choose this option."""
-    settings = option.settings
-    shown = {"arch": settings.arch, "weights": settings.weights}
-    lines = [f'source = "{source}"', "", "[backbone]"]
-    lines += [f'{key} = "{value}"' for key, value in shown.items()]
-    lines.append(f"input-size = {settings.input_size}")
-    if "features" in BackboneConfig.model_fields:
-        lines.append(f'features = "{option.features}"')
-    return "\n".join(["[data]", *lines, "", "[strategy]", 'name = "fed3r"'])
+    keys = {"arch", "weights", "input_size", "features", "mean", "std"}
+    backbone = option.settings.model_dump(by_alias=True, exclude_none=True, include=keys)
+    content = {"data": {"source": source}, "backbone": backbone, "strategy": {"name": "fed3r"}}
+    return tomli_w.dumps(content).rstrip()

@@ -12,14 +12,25 @@ from rich.table import Table
 from rich.text import Text
 
 from simulations.probe.measure import Probe
-from simulations.probe.options import Option, recommended, toml_lines
+from simulations.probe.options import Option, named, recommended, toml_lines
+from simulations.probe.tuned import Tuned
 from simulations.probe.verdict import Verdict
 
-__all__ = ["as_json", "tables"]
+__all__ = ["as_json", "fine_tuning", "tables"]
 
 
-def tables(probe: Probe, verdict: Verdict, options: Sequence[Option]) -> Iterator[RenderableType]:
-    """Figures, learning curve, confusions, the answer, and the options if there are several."""
+def tables(
+    probe: Probe, verdict: Verdict, options: Sequence[Option], tuned: Tuned | None, command: str
+) -> Iterator[RenderableType]:
+    """Figures, learning curve, confusions, the answer, fine-tuning and options if there are any.
+
+    Args:
+        probe: the figures.
+        verdict: the answer.
+        options: choices of [backbone].
+        tuned: what fine-tuning gives; None: it was not tried.
+        command: makes a fine-tuned backbone.
+    """
     yield _figures(probe)
     yield _curve(probe)
     if mistakes := probe.mistakes():
@@ -35,19 +46,39 @@ def tables(probe: Probe, verdict: Verdict, options: Sequence[Option]) -> Iterato
             yield Padding(sentence, (0, 0, 0, 2))
     if options:
         yield from _comparison(options, probe.source)
+    if tuned:
+        yield from fine_tuning(tuned, command)
+
+
+def fine_tuning(tuned: Tuned, command: str) -> Iterator[RenderableType]:
+    """The frozen and the fine-tuned backbone, and how to make the latter."""
+    settings = tuned.settings
+    what = f"{settings.arch}, {settings.input_size} px, {named(settings.features)}"
+    table = Table(title=f"Fine-tuning {what}", title_justify="left")
+    table.add_column("int8 backbone")
+    table.add_column(f"{len(tuned.tuned):,} test images", justify="right")
+    table.add_row("frozen as pretrained", f"{tuned.frozen.mean():.1%}")
+    trained = f"{tuned.epochs} epochs of {tuned.num_train:,} images"
+    table.add_row(f"fine-tuned, {trained}", f"{tuned.tuned.mean():.1%}")
+    yield table
+    yield Text(f"Fine-tuning gains {tuned.gain}. With public images, never with clients' own:")
+    yield Padding(Text(command), (0, 0, 0, 2))
 
 
 def _comparison(options: Sequence[Option], source: str) -> Iterator[RenderableType]:
     """The options with their cost, what more pixels gain, and the lines to run the best."""
-    table = Table(title=f"Choices, on {len(options[0].right):,} images", title_justify="left")
+    archs = dict.fromkeys(option.settings.arch for option in options)
+    title = f"Choices of {', '.join(archs)}, on {len(options[0].right):,} images"
+    table = Table(title=title, title_justify="left")
     table.add_column("choice", overflow="fold")
-    for name in ("accuracy", "ms", "MB", "sends once, MB", "a round, kB"):
+    for name in ("accuracy", "ms", "MB", "once, MB", "a round, kB"):
         table.add_column(name, justify="right")
     for option in options:
         low, high = option.interval
         settings = option.settings
+        arch = f"{settings.arch} " if len(archs) > 1 else ""
         table.add_row(
-            f"{settings.arch} {settings.input_size} px {option.features}",
+            f"{arch}{settings.input_size} px {option.features}",
             f"{option.accuracy:.1%} +-{50 * (high - low):.1f}",
             f"{option.latency_ms:.0f}",
             f"{option.model_bytes / 1e6:.1f}",
@@ -55,7 +86,7 @@ def _comparison(options: Sequence[Option], source: str) -> Iterator[RenderableTy
             f"{option.update_bytes / 1e3:.0f}",
         )
     yield table
-    yield Text("ms: one image on one core of this machine. fed3r sends once, FedAvg each round.")
+    yield Text("ms: one image on one core here. Sent: by fed3r once, by FedAvg each round.")
     best = recommended(options)
     first = options[0]
     for option in options[1:]:
@@ -98,8 +129,10 @@ def _curve(probe: Probe) -> Table:
     return table
 
 
-def as_json(probe: Probe, verdict: Verdict, options: Sequence[Option]) -> dict[str, Any]:
-    """All figures as plain values."""
+def as_json(
+    probe: Probe, verdict: Verdict, options: Sequence[Option], tuned: Tuned | None, command: str
+) -> dict[str, Any]:
+    """All figures as plain values; the arguments are those of ``tables``."""
     spec = probe.backbone.spec
     return {
         "source": probe.source,
@@ -119,11 +152,27 @@ def as_json(probe: Probe, verdict: Verdict, options: Sequence[Option]) -> dict[s
         "has_own_test": probe.has_own_test,
         "penalty": probe.penalty,
         "doubling": asdict(probe.doubling),
+        "fine_tuning": _tuned(tuned, command) if tuned else None,
         "options": [_option(option) for option in options],
         "recommended": toml_lines(recommended(options), probe.source) if options else "",
         "curve": [asdict(point) for point in probe.curve],
         "confusion": probe.confusion.tolist(),
         **asdict(verdict),
+    }
+
+
+def _tuned(tuned: Tuned, command: str) -> dict[str, Any]:
+    return {
+        "arch": tuned.settings.arch,
+        "input_size": tuned.settings.input_size,
+        "features": named(tuned.settings.features),
+        "examples": len(tuned.tuned),
+        "training_examples": tuned.num_train,
+        "epochs": tuned.epochs,
+        "frozen_accuracy": float(tuned.frozen.mean()),
+        "accuracy": float(tuned.tuned.mean()),
+        "gain": asdict(tuned.gain),
+        "command": command,
     }
 
 

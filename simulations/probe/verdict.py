@@ -76,7 +76,8 @@ def judge(probe: Probe, target: float) -> Verdict:
         "does not suffice",
         f"Training the head alone does not suffice: {measured}, {wanted}.",
         (*_limits(probe, needed, unfit=unfit), *_far(probe)),
-        "Fine-tune the backbone on similar images before it is frozen, or try a larger "
+        "Fine-tune the backbone on similar public images before it is frozen: fedhead fine-tune "
+        "IMAGES --out tuned.safetensors (probe --fine-tune tries it on these). Or try a larger "
         "backbone.input-size. Head-only training is known to fall behind full fine-tuning by "
         "up to 34 points on images far from ImageNet (TinyTL, arXiv 2007.11622).",
     )
@@ -119,7 +120,7 @@ def _far(probe: Probe) -> list[str]:
     how = "better" if probe.pixels > probe.accuracy else "about as well"
     return [
         f"A linear head on the plain pixels does {how} ({probe.pixels:.1%}): these images seem far "
-        "from ImageNet, so training more than the head should help."
+        "from ImageNet, so training more than the head should help (fedhead fine-tune)."
     ]
 
 

@@ -91,7 +91,7 @@ def test_it_is_probed_and_compared_by_other_processes(experiment: Path, tmp_path
         (["compare", "mine/mine.toml", "--strategies", "fedavg,fedncm", "--partitions", "",
           "--seeds", "0", "--jobs", "2", "--out", "out"], tmp_path),
         (["probe", own, "--examples", "200", "--set", "backbone.weights=random",
-          "--set", "backbone.input-size=32"], experiment.parent),
+          "--set", "backbone.input-size=32", "--sizes", "32"], experiment.parent),
     ):  # fmt: skip
         command = [sys.executable, "-m", "fedhead", *words]
         done = subprocess.run(

@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
-from common.config import load_config, parse_overrides
+from common.config import BackboneConfig, load_config, parse_overrides
 from common.errors import DataError
 from simulations.probe import Probe, judge, probe_data, probe_images
 from simulations.probe.gain import Gain
 from simulations.probe.measure import CurvePoint
+from simulations.probe.probe_tables import fine_tuning
+from simulations.probe.tuned import Tuned
 from simulations.probe.verdict import examples_needed
 
 Fedhead = Callable[..., tuple[int, str, str]]
@@ -89,6 +92,26 @@ def test_pixels_and_neighbours_that_do_better_are_named() -> None:
     assert "pixels" not in " ".join(judge(probe_like(0.7, pixels=0.6), 0.9).reasons)
 
 
+def test_fine_tuning_is_named_where_the_head_alone_does_not_do() -> None:
+    verdict = judge(probe_like(0.7, pixels=0.8), 0.9)
+    assert "fedhead fine-tune IMAGES --out tuned.safetensors" in verdict.advice
+    assert "(fedhead fine-tune)" in verdict.reasons[-1]
+
+
+def test_what_fine_tuning_gains_is_shown_with_its_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    right = np.arange(1000)
+    tuned = Tuned(right >= 300, right >= 250, BackboneConfig(), num_train=2000, epochs=5)
+    command = "fedhead fine-tune photos --out tuned.safetensors"
+    Console(width=80).print(*fine_tuning(tuned, command), sep="\n")
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    text = " ".join(out.split())
+    for words in ("70.0%", "5 epochs of 2,000 images", "75.0%", "gains +5.0 points", command):
+        assert words in text
+
+
 def test_mistakes_come_with_their_share_of_the_true_class() -> None:
     matrix = np.array([[90, 10], [1, 9]])
     assert probe_like(0.5, confusion=matrix).mistakes() == [
@@ -125,7 +148,9 @@ def test_digits_suffice_and_the_same_digits_shuffled_look_far_from_imagenet(
     assert near["curve"][-1]["accuracy"] == pytest.approx(near["accuracy"])
     assert near["curve"][0]["accuracy"] < near["accuracy"]
 
-    assert [option["input_size"] for option in near["options"]] == [64]
+    tried = [(option["input_size"], option["features"]) for option in near["options"]]
+    assert tried == [(64, "gap"), (64, "compact")]
+    assert near["fine_tuning"] is None
     assert "input-size = 64" in near["recommended"]
 
     plot = tmp_path / "far.svg"

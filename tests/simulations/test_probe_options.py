@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from common.config import BackboneConfig, load_config, parse_overrides
+from common.errors import ConfigError
+from fedhead.cli.probe import _kinds
 from simulations.probe.gain import paired_gain
 from simulations.probe.images import held_out_predictions, probe_images
-from simulations.probe.options import Option, recommended, toml_lines
+from simulations.probe.options import Option, _multiplications, recommended, toml_lines
 
 Fedhead = Callable[..., tuple[int, str, str]]
 
@@ -41,7 +43,7 @@ def test_the_recommended_lines_are_an_experiment(tmp_path: Path) -> None:
     file = tmp_path / "experiment.toml"
     file.write_text(toml_lines(option(160, 0), "digits"))
     config = load_config(file)
-    assert (config.data.source, config.backbone.input_size) == ("digits", 160)
+    assert (config.data.source, config.backbone) == ("digits", option(160, 0).settings)
 
 
 def test_a_test_part_of_the_source_tests_and_calibration_images_do_not_train(
@@ -65,6 +67,23 @@ def test_a_test_part_of_the_source_tests_and_calibration_images_do_not_train(
     ]
     answers = held_out_predictions(images, x[0], x[1])
     assert np.array_equal(answers, images.dataset.labels[images.test])
+
+
+def test_layers_that_no_feature_needs_are_not_counted() -> None:
+    def counted(features: str) -> int:
+        return _multiplications(BackboneConfig.model_validate({"features": features}))
+
+    # MobileNetV2's last convolution makes 1,280 channels of 320, at 3 x 3 positions for 96 pixels.
+    assert counted("gap") - counted("compact") == 9 * 320 * 1280
+    assert counted("gap+mid") == counted("gap")
+
+
+def test_kinds_of_features_are_those_asked_for_or_the_usual_ones_and_the_configured() -> None:
+    assert _kinds("compact, gap", "gap") == ("gap", "compact")
+    assert _kinds("", "gap") == _kinds("", "compact") == ("gap", "compact")
+    assert _kinds("", (3, 5)) == ("gap", "compact", (3, 5))
+    with pytest.raises(ConfigError, match="--features last: expected some of gap, compact"):
+        _kinds("gap,last", "gap")
 
 
 @pytest.mark.parametrize("sizes", ["96,large", "20", "2000"])

@@ -1,0 +1,1 @@
+"""Fine-tunes a backbone on public images, before it is frozen."""
