@@ -103,7 +103,7 @@ def test_rooms_stay_small_enough_to_look_over() -> None:
         for room in ("server", "simulations")
     }
     assert len(entries["server"]) <= 10
-    assert len(entries["simulations"]) <= 14
+    assert len(entries["simulations"]) <= 13
 
 
 def test_the_device_path_imports_nothing_heavy() -> None:
