@@ -158,18 +158,21 @@ class OwnExamples:
 
 
 def personal_choice(examples: OwnExamples, head: Head, leverage: float) -> Choice:
-    """The head with the fewest mistakes, of these the one with the least error.
+    """The better of two heads: the best one close to the global head, and the best one alone.
 
-    Among them are the global head, heads close to it, and heads of the client's examples alone.
+    The best of a kind has the least error, and of the two the one with fewer mistakes is taken. If
+    both make as many, it is the one alone: a client with a handful of examples that leaves one out
+    lacks much of what that head is made of, but hardly anything of the global one.
 
     Args:
         examples: the client's.
-        head: the global head.
+        head: the global head, which is among the heads close to it.
         leverage: see ``OwnExamples.without_own``.
     """
     start, kept = examples.without_own(head.matrix.astype(np.float64), leverage)
-    choices = [*examples.judge(start, (kept, *examples.penalties)), *examples.alone()]
-    return min(choices, key=lambda choice: (choice.wrong, choice.error))
+    near = examples.judge(start, (kept, *examples.penalties))
+    best = [min(choices, key=lambda choice: choice.error) for choices in (examples.alone(), near)]
+    return min(best, key=lambda choice: choice.wrong)
 
 
 def own_correct(

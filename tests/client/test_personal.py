@@ -123,12 +123,21 @@ def grouped(noise: float, n: int = 60) -> tuple[FeatureSet, np.ndarray]:
     return FeatureSet(q.clip(0, 255).astype(np.uint8), labels, affine, "f"), known
 
 
-def test_a_head_that_makes_no_mistakes_is_kept() -> None:
-    features, known = grouped(noise=0.0)
+def test_a_head_that_makes_fewer_mistakes_is_the_start() -> None:
+    features, known = grouped(noise=30.0, n=8)
     examples = OwnExamples(features, K)
     choice = personal_choice(examples, Head.from_matrix(known), 0.0)
-    assert (choice.wrong, choice.lam) == (0, np.inf)
-    np.testing.assert_array_equal(examples.head(choice).matrix, known.astype(np.float32))
+    alone = min(examples.alone(), key=lambda choice: choice.error)
+    assert choice.wrong < alone.wrong
+    np.testing.assert_array_equal(choice.start, known)
+
+
+def test_of_heads_with_as_many_mistakes_the_one_alone_is_taken() -> None:
+    features, known = grouped(noise=3.0)
+    examples = OwnExamples(features, K)
+    choice = personal_choice(examples, Head.from_matrix(known), 0.0)
+    assert choice.wrong == 0
+    assert not choice.start.any()
 
 
 def test_a_client_whose_classes_are_named_differently_keeps_to_itself() -> None:
