@@ -124,7 +124,7 @@ def grouped(noise: float, n: int = 60) -> tuple[FeatureSet, np.ndarray]:
 
 
 def test_a_head_that_makes_fewer_mistakes_is_the_start() -> None:
-    features, known = grouped(noise=30.0, n=8)
+    features, known = grouped(noise=40.0, n=6)
     examples = OwnExamples(features, K)
     choice = personal_choice(examples, Head.from_matrix(known), 0.0)
     alone = min(examples.alone(), key=lambda choice: choice.error)
