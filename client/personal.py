@@ -148,8 +148,10 @@ class OwnExamples:
         return Head.from_matrix(self.near(choice.start, choice.lam))
 
     def _choice(self, start: _Array, lam: float, left: _Array) -> Choice:
-        predicted = (self._labels - left).argmax(axis=1)
-        wrong = int((predicted != self._labels.argmax(axis=1)).sum())
+        logits, is_label = self._labels - left, self._labels > 0
+        others = np.where(is_label, -np.inf, logits).max(axis=1)
+        # A tie is a mistake: a head of no examples gives the same to all classes.
+        wrong = int((logits[is_label] <= others).sum())
         return Choice(start, lam, wrong, float(np.square(left).sum()))
 
     def _residuals(self, start: _Array) -> _Array:

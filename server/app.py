@@ -233,8 +233,8 @@ def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Ou
         raise RunError(f"no round of {rounds} gave a new head: nothing to export, the log says why")
     HEAD.write(folder.head, {"weight": head.weight, "bias": head.bias})
     with scene.stages("evaluation"):
-        freedom = counters.get("ridge-freedom", 0.0)
-        figures = ask_clients(run, head, algorithm.personal, scene.affine, freedom)
+        leverage = counters.get("ridge-leverage", 0.0)
+        figures = ask_clients(run, head, algorithm.personal, scene.affine, leverage)
         calibration = calibrated(run, figures, counters, head, scene.test)
         if run.registry.simulated:
             write_clients(folder.clients, run, scene.dataset, figures)

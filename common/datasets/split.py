@@ -65,5 +65,5 @@ def _turns(classes: IntArray, seed: int, purpose: Purpose, client: int) -> IntAr
     place[np.argsort(draws(seed, purpose, _TURNS, index=classes), kind="stable")] = np.arange(
         len(classes)
     )
-    begin = ((client * _GOLDEN) % (1 << 64)) * len(classes) >> 64
+    begin = ((int(client) * _GOLDEN) % (1 << 64)) * len(classes) >> 64
     return (place - begin) % max(len(classes), 1)

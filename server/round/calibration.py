@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,17 @@ from server.round.client_figures import ClientFigures
 
 __all__ = [
     "Temperature",
+    "best_calibration",
     "calibrated",
     "calibration_of",
-    "chosen_temperature",
     "kept_calibration",
+    "temperatures",
 ]
 
+_log = logging.getLogger("fedhead")
+
 _FEWEST = 50  # of a few dozen examples, whether one is right decides
+_CHANCE = 1.1  # other images than those that it was fitted on may have a somewhat larger loss
 
 
 @dataclass(frozen=True)
@@ -56,36 +61,65 @@ def calibrated(
         test: the server's test set.
     """
     train_examples = {number: one.num_examples for number, one in run.registry.clients.items()}
-    chosen = chosen_temperature(figures, train_examples, counters.get("head-temperature"))
-    return calibration_of(chosen, head, test)
+    return best_calibration(
+        temperatures(figures, train_examples, counters.get("head-temperature")), head, test
+    )
 
 
-def chosen_temperature(
+def best_calibration(choices: Sequence[Temperature], head: Head, test: FeatureSet) -> Calibration:
+    """That of the first choice that hardly raises the loss on the server's test set.
+
+    A client could tell made-up losses that no check can find: a single one may ask for any
+    temperature. The server's own images do not choose it, but can refuse it.
+
+    Args:
+        choices: in the order in which they are preferred; none of them may be good enough.
+        head: the last head.
+        test: the server's test set.
+    """
+    for choice in choices:
+        found = calibration_of(choice, head, test)
+        if found.loss <= _CHANCE * found.loss_before:
+            return found
+        _log.warning(
+            "the temperature %.3g of %s is not used: with it the loss of the test images would "
+            "be %.3g instead of %.3g", choice.value, choice.fitted_on, found.loss, found.loss_before
+        )  # fmt: skip
+    return calibration_of(Temperature(1.0, "nothing: no temperature helped"), head, test)
+
+
+def temperatures(
     figures: ClientFigures, train_examples: Mapping[int, int], of_statistics: float | None
-) -> Temperature:
-    """The temperature from what clients tell of the head on their own test parts.
+) -> list[Temperature]:
+    """The temperatures to choose from, the best first.
 
-    A client counts with its test examples, but not with more of them than it trained on.
+    They are that of the clients' test parts, by what clients tell of the head, and the estimate of
+    the statistics. A client counts with its test examples, but not with more of them than it
+    trained on.
 
     Args:
         figures: the clients' answers.
         train_examples: by client.
-        of_statistics: the estimate of a closed form for its head, if there is one. It is used if
-            all test parts together are too small.
+        of_statistics: the estimate of a closed form for its head, if there is one.
+
+    Returns:
+        Without the first if all test parts together are too small. If there is nothing to choose
+        from, 1.
     """
     weights = {
         client: min(figures.num_examples[client], train_examples.get(client, 0))
         for client in figures.losses
     }
-    total = sum(weights.values())
+    total, found = sum(weights.values()), list[Temperature]()
     if total >= _FEWEST:
         losses = np.zeros_like(SHARPNESS)
         for client, weight in weights.items():
             losses += weight * figures.losses[client]
-        return Temperature(fit_temperature(losses, total), "clients' test parts", total)
+        found.append(Temperature(fit_temperature(losses, total), "clients' test parts", total))
     if of_statistics is not None:
-        return Temperature(of_statistics, "clients' statistics")
-    return Temperature(1.0, f"nothing: clients have {total} test examples, fewer than {_FEWEST}")
+        found.append(Temperature(of_statistics, "clients' statistics"))
+    few = f"nothing: clients have {total} test examples, fewer than {_FEWEST}"
+    return found or [Temperature(1.0, few)]
 
 
 def calibration_of(temperature: Temperature, head: Head, test: FeatureSet) -> Calibration:

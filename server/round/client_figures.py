@@ -100,7 +100,7 @@ class ClientFigures:
 
 
 def ask_clients(
-    run: Run, head: Head, personal: float, affine: Affine, freedom: float = 0.0
+    run: Run, head: Head, personal: float, affine: Affine, leverage: float = 0.0
 ) -> ClientFigures:
     """Let clients evaluate a head. Clients without a valid answer are left out.
 
@@ -111,20 +111,12 @@ def ask_clients(
         head: the global head.
         personal: lambda of the clients' own heads; 0: none; -1: each client chooses its own.
         affine: how integer features become x.
-        freedom: effective degrees of freedom of the head; 0 if nobody knows them.
+        leverage: mean leverage of the clients' examples in the head; 0 if nobody knows it.
     """
-    # Without personal heads it takes time for nothing that a device's owner would see.
-    simulated = run.registry.simulated and run.config.baseline.enabled
-    alone = simulated or personal != 0
-    trained = sum(client.num_examples for client in run.registry.clients.values())
-    leverage = min(freedom / max(trained, 1), 1.0)
-    by_node: dict[int, list[int]] = {}
-    run.registry.stragglers.poll()
-    if busy := run.registry.stragglers.busy() & run.registry.clients.keys():
-        logger.info("%d clients do not evaluate: they still owe an answer to a round", len(busy))
-    for number, client in sorted(run.registry.clients.items()):
-        if number not in busy:
-            by_node.setdefault(client.node, []).append(number)
+    # A device makes a head of its own images only where it will keep a personal head: its owner
+    # would see nothing of another one.
+    alone = personal != 0 or (run.registry.simulated and run.config.baseline.enabled)
+    by_node = _free_clients(run)
     answers, errors = ask(
         run.grid,
         "evaluate",
@@ -159,6 +151,18 @@ def ask_clients(
         {client: own.alone_correct for client, own in found.items()} if alone else None,
         {client: own.curve for client, own in found.items()},
     )
+
+
+def _free_clients(run: Run) -> dict[int, list[int]]:
+    """By node, its clients that owe no round an answer."""
+    by_node: dict[int, list[int]] = {}
+    run.registry.stragglers.poll()
+    if busy := run.registry.stragglers.busy() & run.registry.clients.keys():
+        logger.info("%d clients do not evaluate: they still owe an answer to a round", len(busy))
+    for number, client in sorted(run.registry.clients.items()):
+        if number not in busy:
+            by_node.setdefault(client.node, []).append(number)
+    return by_node
 
 
 def _check(reply: EvaluateReply, asked: set[int]) -> None:

@@ -86,7 +86,8 @@ _COUNTED = (
 
 # Metrics of strategies that the run's summary tells as they were last.
 _CHOSEN = (
-    "ridge-lambda", "ridge-lambda-edge", "ridge-freedom", "lda-shrinkage", "head-temperature",
+    "ridge-lambda", "ridge-lambda-edge", "ridge-freedom", "ridge-leverage", "lda-shrinkage",
+    "head-temperature",
 )  # fmt: skip
 
 

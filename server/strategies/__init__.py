@@ -20,7 +20,8 @@ from server.strategies.arguments import (
     checked_arguments,
 )
 from server.strategies.averaging import fedavg, fedprox
-from server.strategies.closed_form import afl, ditto, fed3r, fedcof, fedncm, lda
+from server.strategies.class_means import fedcof, fedncm
+from server.strategies.closed_form import afl, ditto, fed3r, lda
 from server.strategies.feddyn import feddyn
 from server.strategies.normalized import fednova, qfedavg
 from server.strategies.robust import (

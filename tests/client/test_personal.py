@@ -150,6 +150,18 @@ def test_a_client_whose_classes_are_named_differently_keeps_to_itself() -> None:
     assert right.all()
 
 
+@pytest.mark.parametrize("label", range(K))
+def test_one_example_says_nothing_for_a_head_of_its_own(label: int) -> None:
+    affine = Affine(np.full(8, 0.01, np.float32), np.full(8, 128, np.float32))
+    q = np.full((1, 8), 128, np.uint8)
+    q[0, label] = 228
+    known = np.zeros((K, 9))
+    known[:, :K] = np.eye(K)
+    examples = OwnExamples(FeatureSet(q, np.array([label]), affine, "f"), K)
+    choice = personal_choice(examples, Head.from_matrix(known), 0.0)
+    np.testing.assert_array_equal(choice.start, known)
+
+
 @pytest.mark.parametrize("leverage", [0.0, 0.3])
 def test_one_example_is_enough_to_choose(leverage: float) -> None:
     features, head = client(1, 6, 7)

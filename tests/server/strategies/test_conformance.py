@@ -188,7 +188,7 @@ def test_nan_never_passes(name: str, tmp_path: Path) -> None:
 
 
 def accuracy(head: Head) -> float:
-    everything = [features(client) for client in EVERYONE]
+    everything = [features(client) for client in clients]
     x = np.concatenate([f.x for f in everything])
     labels = np.concatenate([f.labels for f in everything])
     return float(((x @ head.matrix.T).argmax(axis=1) == labels).mean())
@@ -220,9 +220,9 @@ def test_closed_form_is_the_same_in_one_round_or_in_three(name: str, tmp_path: P
     np.testing.assert_allclose(head.matrix, once.matrix, rtol=1e-9, atol=1e-12)
 
 
-def centralized() -> tuple[np.ndarray, np.ndarray]:
+def centralized(clients: Sequence[int] = EVERYONE) -> tuple[np.ndarray, np.ndarray]:
     """All examples in one place, in float64: x (n, D + 1) and one-hot y (n, K)."""
-    everything = [features(client) for client in EVERYONE]
+    everything = [features(client) for client in clients]
     q = np.concatenate([f.q for f in everything]).astype(np.float64)
     x = (q - AFFINE.center.astype(np.float64)) * AFFINE.gain.astype(np.float64)
     y = np.eye(K)[np.concatenate([f.labels for f in everything])]
@@ -255,6 +255,21 @@ def test_by_default_lambda_is_chosen_from_all_clients_sums_and_told(
     np.testing.assert_allclose(head.matrix, want.matrix, rtol=2e-6, atol=1e-8)
     assert metrics["ridge-lambda"] == want.lam
     assert metrics["ridge-freedom"] == pytest.approx(want.freedom)
+
+
+@pytest.mark.parametrize("args", [{}, {"lam": 3.0}])
+def test_a_ridge_head_tells_the_mean_leverage_of_its_examples(
+    args: dict[str, object], tmp_path: Path
+) -> None:
+    strategy = build("ditto", args)
+    state, head = start(strategy)
+    clients = EVERYONE[:3]  # those in the sums, not all there are
+    batch = updates(strategy, state, head, 1, clients, tmp_path)
+    _, _, metrics = aggregate(strategy, state, head, batch)
+    x = centralized(clients)[0]
+    lam = metrics.get("ridge-lambda", 3.0)
+    hat = x @ np.linalg.solve(x.T @ x + lam * np.eye(D + 1), x.T)
+    assert metrics["ridge-leverage"] == pytest.approx(np.trace(hat) / len(x), rel=1e-4)
 
 
 def test_shrinkage_is_the_share_that_lambda_has_of_the_diagonal_within_classes(
