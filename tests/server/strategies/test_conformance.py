@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ def test_nan_never_passes(name: str, tmp_path: Path) -> None:
 
 
 def accuracy(head: Head) -> float:
-    everything = [features(client) for client in clients]
+    everything = [features(client) for client in EVERYONE]
     x = np.concatenate([f.x for f in everything])
     labels = np.concatenate([f.labels for f in everything])
     return float(((x @ head.matrix.T).argmax(axis=1) == labels).mean())
