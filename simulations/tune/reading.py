@@ -27,7 +27,7 @@ __all__ = ["default_space", "read_space", "space_of"]
 # What says which task is to be solved, or where: a search for the easiest one helps nobody.
 _TASK = ("name", "seed", "out", "data.", "partition.", "availability.", "attack.", "baseline.",
          "tracking.", "train.rounds", "train.clients", "strategy.init-from")  # fmt: skip
-# Where the strategy chooses a number itself: a penalty's, and a share's where it takes no penalty's.
+# Where the strategy chooses a number itself: for a penalty, and for a share, which takes no 3000.
 _CHOSEN = Range(1.0, 3000.0, log=True), Range(0.001, 1.0, log=True)
 _KEYS = {"low", "high", "step", "log", "choices"}
 
