@@ -87,6 +87,7 @@ _COUNTED = (
 # Metrics of strategies that the run's summary tells as they were last.
 _CHOSEN = (
     "ridge-lambda", "ridge-lambda-edge", "ridge-freedom", "lda-shrinkage", "head-temperature",
+    "precondition-lambda",
 )  # fmt: skip
 
 
