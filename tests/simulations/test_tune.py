@@ -70,7 +70,7 @@ def test_all_problems_of_a_space_are_reported_at_once(base: Config) -> None:
         read_space(wrong, base, "space.toml")
     assert str(caught.value).startswith("space.toml: 16 problems: ")
     for words in (
-        "train.lr=-1.0 must be greater than 0",
+        'train.lr=-1.0 must be "auto", or a number above 0',
         "unknown key train.learning",
         "train.momentum: expected {low=..., high=...",
         "train.batch-size: low=4 must be below high=4",
