@@ -202,7 +202,7 @@ def _closing_rows(s: Mapping[str, Any]) -> dict[str, str]:
         **_probabilities(s),
         **_clients(s),
         "rounds": rounds,
-        "learning rate": f"{s['lr']:g}" if s["lr"] else "none: no steps",
+        "learning rate": f"{s['lr']:g}" if s["lr"] else "none: clients take no steps",
         "clients": str(s["clients"]),
         "updates valid / rejected / failed": (
             f"{s['valid_updates']} / {s['rejected_updates']} / {s['failed_updates']}"
