@@ -38,7 +38,7 @@ _CURVATURE, _MIDDLE = 0.1, 10**-1.5
 def best_linear_heads(
     features: FeatureSet, num_classes: int, *, ridge_lambda: float, seed: int
 ) -> dict[str, Head]:
-    """The heads "ridge" and "logistic", and "centralized": the better of them.
+    """The heads "ridge" and "logistic", and "centralized": the better one on the held-out fifth.
 
     Args:
         features: n >= 1 examples of all clients, labels in [0, num_classes).

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.errors import DataError
 from common.seeding import Purpose, permutation
 from common.types import IntArray
 
-__all__ = ["LEAST", "SHARE", "calibration_part"]
+__all__ = ["LEAST", "SHARE", "calibration_part", "needed_calibration"]
 
 SHARE = 0.15
 """Largest share of the training part: no client trains on these images, and a small data set needs
@@ -43,3 +44,21 @@ def calibration_part(labels: IntArray, train: IntArray, *, most: int, seed: int)
     )
     allowed = order[rank < counts[own] // 2]
     return np.sort(allowed[: min(most, max(LEAST, int(SHARE * len(train))))])
+
+
+def needed_calibration(positions: IntArray, source: str) -> IntArray:
+    """The same positions, where there must be some.
+
+    Args:
+        positions: from ``calibration_part``.
+        source: where the images come from, for the error.
+
+    Raises:
+        DataError: there are none.
+    """
+    if not len(positions):
+        raise DataError(
+            f"{source}: no image to calibrate with: the server keeps at most half of each class's "
+            "training images, and no class has two; add images to one class at least"
+        )
+    return positions

@@ -15,10 +15,10 @@ _SECONDS = 3600.0
 
 
 def baselines(run: Run, num_classes: int, test: FeatureSet) -> dict[str, float | None]:
-    """Accuracy of the ridge and the logistic head, and as "centralized" of the better of them.
+    """Accuracy of the ridge and the logistic head, and as "centralized" of one of them.
 
-    None if data cannot be in one place. The better one is the one that was better on training
-    examples that were held out, see client.best_linear.
+    None if data cannot be in one place. That one did better on training examples that were held
+    out, see client.best_linear.
     """
     config = run.config
     if not (run.registry.simulated and config.baseline.enabled):

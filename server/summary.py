@@ -84,6 +84,7 @@ def summarize(
         "ridge_lambda_edge": counters.get("ridge-lambda-edge"),
         "ridge_freedom": counters.get("ridge-freedom"),
         "lda_shrinkage": counters.get("lda-shrinkage"),
+        "precondition_lambda": counters.get("precondition-lambda"),
         "simulated_seconds": round(counters["simulated-seconds"], 3),
         "seconds": {
             "rounds_total": round(counters["seconds"], 3),

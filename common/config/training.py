@@ -30,21 +30,6 @@ def _update_norm(value: object) -> float | Literal["auto"]:
 UpdateNorm = Annotated[float | Literal["auto"], PlainValidator(_update_norm)]
 
 
-def _learning_rate(value: object) -> float | Literal["auto"]:
-    if value == "auto":
-        return "auto"
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise ValueError('must be "auto", or a number above 0')  # noqa: TRY004, a validator's
-    if not (number := float(value)) > 0:
-        raise ValueError("must be greater than 0")
-    if number == math.inf:
-        raise ValueError("must be finite")
-    return number
-
-
-LearningRate = Annotated[float | Literal["auto"], PlainValidator(_learning_rate)]
-
-
 def _number_or_share(value: object) -> int | float:
     """A whole number of clients, or a share of them; 1.0 might be meant as either."""
     if type(value) is int and value >= 0:
@@ -123,7 +108,7 @@ class TrainConfig(Section):
     clients: Annotated[list[int | str], AfterValidator(_clients)] = Field(default_factory=list)
     """The only clients that take part: ids of simulated clients, from 0 on, or names of a
     deployment's devices. Empty: all."""
-    lr: LearningRate = "auto"
+    lr: PositiveOrAuto = "auto"
     """The clients' learning rate. "auto": the server chooses it from the features of its
     calibration images, before the first round; see common.rates."""
     optimizer: Optimizer = "sgd"

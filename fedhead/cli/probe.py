@@ -30,8 +30,12 @@ def probe(
         typer.Option("--set", metavar="KEY=VALUE", help="A key of \\[data] or \\[backbone]."),
     ] = None,
     sizes: Annotated[
-        str, typer.Option(help="Input sizes to compare, in pixels; empty: compare nothing.")
-    ] = "96,160",
+        str | None,
+        typer.Option(
+            help="Input sizes to compare, in pixels; empty: compare nothing.",
+            show_default="96, 160 and the configured one",
+        ),
+    ] = None,
     features: Annotated[str, typer.Option(help="Kinds of features to compare.")] = "",
     archs: Annotated[str, typer.Option(help="Backbones to compare.")] = "",
     fine_tune: Annotated[
@@ -48,6 +52,7 @@ def probe(
     Trains linear heads on the frozen int8 backbone's features, in cross-validation.
     """
     from common.plots import check_drawable
+    from simulations.fine_tune.fine_tune import trained_weights
     from simulations.probe import compare_options, draw, judge, probe_data
     from simulations.probe.images import probe_images
     from simulations.probe.options import COMPARED, recommended
@@ -56,9 +61,11 @@ def probe(
 
     check_drawable(out, purpose="drawing a probe")  # before the long work
     config = configured_source(set_, source_of(data), "DATA", ("backbone.*",))
-    chosen = _sizes(sizes)
+    chosen = _sizes(sizes, config.backbone.input_size)
     networks = _networks(archs) or (config.backbone.arch,)
     kinds = _kinds(features, config.backbone.features)
+    if fine_tune:
+        trained_weights(config.backbone)  # refuses random ones before the long work
     images = probe_images(config, examples)
     found = probe_data(config, images)
     options = compare_options(
@@ -85,12 +92,16 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def _sizes(text: str) -> tuple[int, ...]:
-    """The value of --sizes.
+def _sizes(text: str | None, own: int) -> tuple[int, ...]:
+    """The value of --sizes; if it is not given, the usual ones and the configured one.
 
     Raises:
         ConfigError: an item is no input size.
     """
+    from simulations.probe.options import INPUT_SIZES
+
+    if text is None:
+        return tuple(sorted({*INPUT_SIZES, own}))
     words = _words(text)
     if wrong := [word for word in words if not (word.isdecimal() and 32 <= int(word) <= 1024)]:
         raise ConfigError([f"--sizes {', '.join(wrong)}: expected pixels from 32 to 1024"])

@@ -94,14 +94,16 @@ def _clients(s: Mapping[str, Any]) -> dict[str, str]:
 
 def _chosen(s: Mapping[str, Any]) -> dict[str, str]:
     """What generalized cross-validation chose from the clients' statistics."""
-    if s.get("ridge_lambda") is None:
-        return {}
-    words = f"{s['ridge_lambda']:.3g} (GCV), {s['ridge_freedom']:,.0f} effective parameters"
-    if s["ridge_lambda_edge"]:
-        words += ", at the end of what was searched"
-    rows = {"ridge lambda": words}
+    rows = {}
+    if s["ridge_lambda"] is not None:
+        words = f"{s['ridge_lambda']:.3g} (GCV), {s['ridge_freedom']:,.0f} effective parameters"
+        if s["ridge_lambda_edge"]:
+            words += ", at the end of what was searched"
+        rows["ridge lambda"] = words
     if s["lda_shrinkage"] is not None:
         rows["shrinkage, of that lambda"] = f"{s['lda_shrinkage']:.3g}"
+    if s["precondition_lambda"] is not None:
+        rows["preconditioner's lambda"] = f"{s['precondition_lambda']:.3g} (GCV)"
     return rows
 
 
@@ -200,7 +202,7 @@ def _closing_rows(s: Mapping[str, Any]) -> dict[str, str]:
         **_probabilities(s),
         **_clients(s),
         "rounds": rounds,
-        "learning rate": f"{s['lr']:g}" if s["lr"] else "none: no steps",
+        "learning rate": f"{s['lr']:g}" if s["lr"] else "none: clients take no steps",
         "clients": str(s["clients"]),
         "updates valid / rejected / failed": (
             f"{s['valid_updates']} / {s['rejected_updates']} / {s['failed_updates']}"

@@ -11,6 +11,7 @@ import numpy as np
 from common.backbone.cache import cached_backbone
 from common.backbone.frozen import FrozenBackbone, backbone_file
 from common.backbone.recipe import Recipe
+from common.calibration import needed_calibration
 from common.config import BackboneConfig, Config
 from common.datasets import Dataset
 from common.errors import BackboneError
@@ -39,8 +40,12 @@ _SELF_CHECK_IMAGES = 128
 
 
 def prepare(config: Config, dataset: Dataset) -> FrozenBackbone:
-    """The configured backbone, from the cache or quantized on the server's calibration images."""
-    calibration = calibration_positions(config)
+    """The configured backbone, from the cache or quantized on the server's calibration images.
+
+    Raises:
+        DataError: there are no such images.
+    """
+    calibration = needed_calibration(calibration_positions(config), config.data.source)
     return _prepared_backbone(config.backbone, dataset, calibration.tobytes(), config.data_seed)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from common.calibration import needed_calibration
 from common.config import Config, changed
 from common.experiment import calibration_positions
 from common.rates import automatic_rate
@@ -26,6 +27,9 @@ def with_learning_rate(config: Config, folder: RunFolder, features: FeatureSet) 
         config: as it was given.
         folder: the run folder, which keeps the rate.
         features: of the whole data set.
+
+    Raises:
+        DataError: there are no calibration images.
     """
     if config.train.lr != "auto":
         return config
@@ -43,7 +47,8 @@ def takes_steps(config: Config) -> bool:
 
 
 def _chosen(config: Config, features: FeatureSet) -> float:
-    calibration, train = features.select(calibration_positions(config)), config.train
+    positions = needed_calibration(calibration_positions(config), config.data.source)
+    calibration, train = features.select(positions), config.train
     rate = automatic_rate(
         calibration.x,
         optimizer=train.optimizer,

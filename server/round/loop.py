@@ -87,7 +87,7 @@ _COUNTED = (
 # Metrics of strategies that the run's summary tells as they were last.
 _CHOSEN = (
     "ridge-lambda", "ridge-lambda-edge", "ridge-freedom", "ridge-leverage", "lda-shrinkage",
-    "head-temperature",
+    "head-temperature", "precondition-lambda",
 )  # fmt: skip
 
 

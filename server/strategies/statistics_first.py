@@ -101,13 +101,22 @@ def with_statistics(
                 if factor == "auto":
                     factor = 1 / ridge_temperature(start.matrix, a, b, start.freedom)
                 head = Head.from_matrix(factor * start.matrix)
-            return PreparedState(1, p, strategy.init(head)), head, chosen.metrics if chosen else {}
+            metrics = _metrics(chosen, *(lam == "auto" for lam in lambdas))
+            return PreparedState(1, p, strategy.init(head)), head, metrics
         given = strategy.aggregate(state.inner, head, updates, context)
         inner, head, metrics = with_metrics(given, strategy.name)
         return dataclasses.replace(state, inner=inner), head, metrics
 
     each = _inside(strategy.each)
     return dataclasses.replace(strategy, init=init, plan=plan, aggregate=aggregate, each=each)
+
+
+def _metrics(chosen: Solution | None, of_head: bool, of_steps: bool) -> dict[str, float]:
+    """What was chosen for the first head, and for the preconditioner."""
+    if chosen is None:
+        return {}
+    head = chosen.metrics if of_head else {}
+    return head | ({"precondition-lambda": chosen.lam} if of_steps else {})
 
 
 def _number(lam: float | Auto, chosen: Solution | None) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 import tomli_w
 
 from common.backbone.int8 import Normalization
+from common.backbone.networks import State
 from common.backbone.spec import IMAGENET_MEAN, IMAGENET_STD
 from common.backbone.weights import Weights, load_weights
 from common.config import BackboneConfig, Config
@@ -24,7 +25,7 @@ from simulations.fine_tune.plan import Plan
 from simulations.fine_tune.training import fine_tuned
 from simulations.fine_tune.tuned_file import tuned_file
 
-__all__ = ["FineTuned", "check_free", "fine_tune", "fine_tune_on"]
+__all__ = ["FineTuned", "check_free", "fine_tune", "fine_tune_on", "trained_weights"]
 
 _log = logging.getLogger("fedhead")
 
@@ -65,6 +66,20 @@ def check_free(out: Path) -> None:
         raise PermissionError(13, "no permission to write here", str(out.parent))
 
 
+def trained_weights(settings: BackboneConfig) -> tuple[Weights, State]:
+    """The weights that a fine-tuning starts from, and their tensors.
+
+    Raises:
+        BackboneError: they are random, or cannot be used.
+    """
+    start = load_weights(settings.arch, settings.weights)
+    if start.state is None:
+        raise BackboneError(
+            f"backbone.weights = {settings.weights!r}: only trained weights can be fine-tuned"
+        )
+    return start, start.state
+
+
 def fine_tune(config: Config, plan: Plan, out: Path) -> FineTuned:
     """Fine-tune the configured backbone on the training part of the configured data.
 
@@ -92,14 +107,10 @@ def fine_tune_on(
 ) -> FineTuned:
     """The same on the images at some positions of a data set; an existing file is replaced."""
     settings = config.backbone
-    start = load_weights(settings.arch, settings.weights)
-    if start.state is None:
-        raise BackboneError(
-            f"backbone.weights = {settings.weights!r}: only trained weights can be fine-tuned"
-        )
+    start, state = trained_weights(settings)
     normalization = Normalization(*settings.normalization())
     examples = Examples(dataset, positions, settings.input_size, normalization)
-    network = fine_tuned(settings.arch, start.state, settings.features, examples, plan)
+    network = fine_tuned(settings.arch, state, settings.features, examples, plan)
     provenance = _provenance(config, dataset, len(positions), start, plan)
     write_atomic(out, tuned_file(network, provenance))
     weights = f"file:{out.resolve()}"

@@ -69,12 +69,20 @@ class CrossValidated:
         return float((self.predictions == labels).mean())
 
 
-def sample(labels: IntArray, count: int, seed: int) -> IntArray:
-    """Positions of at most ``count`` examples, ascending; each class keeps its share."""
+def sample(labels: IntArray, count: int, seed: int, least: int = 0) -> IntArray:
+    """Positions of about ``count`` examples, ascending; each class keeps its share.
+
+    There are at most ``count``, but for classes whose share is below ``least``: these keep so many,
+    or all that they have.
+    """
     order = permutation(len(labels), seed, Purpose.FOLDS)
     by_class = order[np.argsort(labels[order], kind="stable")]
-    places = np.linspace(0, len(labels) - 1, min(len(labels), count)).astype(np.int64)
-    return np.sort(by_class[places])
+    chosen = np.zeros(len(labels), np.bool_)
+    chosen[np.linspace(0, len(labels) - 1, min(len(labels), count)).astype(np.int64)] = True
+    own = labels[by_class]
+    scarce = np.bincount(own[chosen], minlength=len(np.bincount(own)))[own] < least
+    first = np.arange(len(own)) - np.searchsorted(own, own) < least
+    return np.sort(by_class[np.where(scarce, first, chosen)])
 
 
 def split_folds(labels: IntArray, seed: int) -> IntArray:

@@ -54,18 +54,21 @@ class ProbeImages:
     def fewer(self, count: int) -> ProbeImages:
         """At most ``count`` images to train on and as many to test on, each class with its share.
 
-        Raises:
-            DataError: a class has fewer images left than there are folds.
+        Of each class one image per fold stays to train on, however many classes there are.
         """
         train, test = (
-            part[sample(self.dataset.labels[part], count, self.seed)]
-            for part in (self.train, self.test)
+            part[sample(self.dataset.labels[part], count, self.seed, least)]
+            for part, least in ((self.train, FOLDS), (self.test, 0))
         )
-        self._check(train)
         return ProbeImages(self.dataset, train, test, self.seed)
 
-    def _check(self, train: IntArray) -> None:
-        counts = np.bincount(self.dataset.labels[train], minlength=self.dataset.num_classes)
+    def check(self) -> None:
+        """Refuse images that cannot be divided into folds.
+
+        Raises:
+            DataError: a class has fewer training images than there are folds.
+        """
+        counts = np.bincount(self.labels, minlength=self.dataset.num_classes)
         for name, count in zip(self.dataset.classes, counts, strict=True):
             if count < FOLDS:
                 raise DataError(
@@ -75,7 +78,7 @@ class ProbeImages:
 
 
 def probe_images(config: Config, examples: int) -> ProbeImages:
-    """The images that [data] names, at most ``examples`` of each part.
+    """The images that [data] names, ``fewer`` of each part if there are more than ``examples``.
 
     If the source has a test part of its own, heads train on what a run's clients would get: the
     training images without those that calibrate.
@@ -88,7 +91,9 @@ def probe_images(config: Config, examples: int) -> ProbeImages:
     if dataset.has_own_test:
         train = np.setdiff1d(dataset.train, calibration_positions(config))
         test = dataset.test
-    return ProbeImages(dataset, train, test, config.data_seed).fewer(examples)
+    images = ProbeImages(dataset, train, test, config.data_seed).fewer(examples)
+    images.check()
+    return images
 
 
 def head_features(images: ProbeImages, positions: IntArray, backbone: FrozenBackbone) -> FloatArray:

@@ -28,6 +28,7 @@ from simulations.probe.images import ProbeImages, head_features, held_out_predic
 __all__ = [
     "COMPARED",
     "FEATURE_KINDS",
+    "INPUT_SIZES",
     "Option",
     "compare_options",
     "named",
@@ -36,7 +37,10 @@ __all__ = [
 ]
 
 COMPARED = 2000
-"""Largest number of images that options are compared on."""
+"""Number of images that options are compared on, if each class has one per fold among them."""
+
+INPUT_SIZES = (96, 160)
+"""Input sizes that are compared unless the user says which; so is the configured one."""
 
 FEATURE_KINDS: tuple[Features, ...] = ("gap", "compact")
 """Kinds of features that are compared unless the user says which."""

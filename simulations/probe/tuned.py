@@ -56,10 +56,7 @@ def probe_tuned(config: Config, plan: Plan, examples: int) -> Tuned:
     Args:
         config: an experiment's configuration; [data] and [backbone] count.
         plan: how to train.
-        examples: largest number of images to train on, and to test on.
-
-    Raises:
-        DataError: a class has too few images.
+        examples: number of images to train on and to test on, see ``ProbeImages.fewer``.
     """
     dataset = experiment_dataset(config)
     train = np.setdiff1d(dataset.train, calibration_positions(config))

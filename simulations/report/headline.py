@@ -78,12 +78,12 @@ def figures_of_run(entry: Entry, row: Row, against: Standard) -> list[Card]:
     cards.append(Card("Balanced accuracy", "", f"{percent(row.balanced)} %", balanced))
     if against.centralized is not None:
         remark = f"the best linear head of all data in one place; {_gap(row)}"
-        heads = (("ridge", against.ridge), ("logistic", against.logistic))
-        known = [
-            f"{name} regression {percent(share)} %" for name, share in heads if share is not None
-        ]
-        if known:
-            remark += f". That is the better of {' and '.join(known)}"
+        if against.ridge is not None and against.logistic is not None:
+            remark += (
+                f". Of ridge regression ({percent(against.ridge)} %) and logistic "
+                f"regression ({percent(against.logistic)} %) it is the one that did better on "
+                "held-out training images"
+            )
         cards.append(Card("Centralized head", "", f"{percent(against.centralized)} %", remark))
     return [
         *cards,
@@ -97,19 +97,28 @@ def figures_of_run(entry: Entry, row: Row, against: Standard) -> list[Card]:
 def _alone(entry: Entry, row: Row) -> list[Card]:
     """What the clients would have without each other."""
     found = [
-        (run.summary.local_accuracy_mean, run.summary.clients_better_alone) for run in entry.runs
+        (s.local_accuracy_mean, s.clients_better_alone, s.client_tests.clients)
+        for s in (run.summary for run in entry.runs)
+        if s.local_accuracy_mean is not None
+        and s.clients_better_alone is not None
+        and s.client_tests is not None
     ]
-    known = [(share, better) for share, better in found if share is not None and better is not None]
-    if len(known) < len(found):
+    if len(found) < len(entry.runs):
         return []
-    mean = float(np.mean([share for share, _ in known]))
-    better = sum(better for _, better in known)
+    share, better, clients = np.mean(found, axis=0).tolist()
     heads = "personal heads" if row.personal else "the federated head"
     remark = f"mean of the clients, each with a head of its own images; {heads}: "
     remark += (
-        f"{percent(row.mean_client)} %. {better:,} client{'s' * (better != 1)} better off alone"
+        f"{percent(row.mean_client)} %. {_number(better)} of {_number(clients)} "
+        f"client{'s' * (clients != 1)} better off alone"
     )
-    return [Card("Each client alone", "", f"{percent(mean)} %", remark)]
+    if len(found) > 1:
+        remark += f", mean of {len(found)} seeds"
+    return [Card("Each client alone", "", f"{percent(share)} %", remark)]
+
+
+def _number(mean: float) -> str:
+    return f"{mean:,.1f}".removesuffix(".0")
 
 
 def _gap(row: Row) -> str:

@@ -39,6 +39,14 @@ class _File(BaseModel):
     )
 
 
+class ClientTests(BaseModel):
+    """How much the figures of clients rest on; the rest of the section is left alone."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    clients: Count
+
+
 class Summary(BaseModel):
     """What a report needs of ``summary.json``; the rest of the file is left alone."""
 
@@ -56,6 +64,7 @@ class Summary(BaseModel):
     personal_accuracy_min: Rate | None = None
     local_accuracy_mean: Rate | None = None
     clients_better_alone: Count | None = None
+    client_tests: ClientTests | None = None
     rounds: Annotated[int, Field(ge=1)]
     rejected_updates: Count
     seconds: dict[str, float]

@@ -27,6 +27,8 @@ __all__ = ["default_space", "read_space", "space_of"]
 # What says which task is to be solved, or where: a search for the easiest one helps nobody.
 _TASK = ("name", "seed", "out", "data.", "partition.", "availability.", "attack.", "baseline.",
          "tracking.", "train.rounds", "train.clients", "strategy.init-from")  # fmt: skip
+# Where the strategy chooses a number itself: for a penalty, and for a share, which takes no 3000.
+_CHOSEN = Range(1.0, 3000.0, log=True), Range(0.001, 1.0, log=True)
 _KEYS = {"low", "high", "step", "log", "choices"}
 
 
@@ -153,7 +155,8 @@ def default_space(base: Config) -> Space:
     """What is searched where nothing is said: how clients train, and the strategy's own numbers.
 
     The learning rate within a factor of 20, or from 0.001 to 1 where runs choose it. Each positive
-    argument of the strategy within one of 10, where the strategy takes both ends.
+    argument of the strategy within one of 10, where the strategy takes both ends. Where the
+    strategy chooses it, a penalty is searched from 1 to 3000 and a share from 0.001 to 1.
 
     Raises:
         ConfigError: the strategy has no such numbers.
@@ -171,11 +174,19 @@ def default_space(base: Config) -> Space:
         if is_stock(name) or not build_strategy(name).plain_sgd:
             space["train.momentum"] = Range(0.0, max(0.95, train.momentum))
     for argument, default in ({} if is_stock(name) else spec.defaults).items():
-        value = base.strategy.args.get(argument, default)
-        if isinstance(value, float) and value > 0:
-            around = Range(value / 10, value * 10, log=True)
-            if not misfits(base, f"{ARGS}{argument}", around, [name]):
-                space[f"{ARGS}{argument}"] = around
+        if isinstance(default, float) or default == "auto":
+            key, ranges = f"{ARGS}{argument}", _around(base.strategy.args.get(argument, default))
+            if fitting := [found for found in ranges if not misfits(base, key, found, [name])]:
+                space[key] = fitting[0]
     if not space:
         raise ConfigError([f"{name} has no numbers to search: a space says what to try"])
     return space
+
+
+def _around(value: object) -> tuple[Range, ...]:
+    """What may be searched for an argument of this value."""
+    if value == "auto":
+        return _CHOSEN
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+        return ()
+    return (Range(value / 10, value * 10.0, log=True),)

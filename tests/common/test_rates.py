@@ -91,9 +91,9 @@ def test_a_rate_is_auto_or_a_number_also_after_it_was_written(
     [
         ("automatic", r'train.lr=.automatic. must be "auto", or a number above 0'),
         ("true", 'must be "auto", or a number above 0'),
-        ("0", "train.lr=0 must be greater than 0"),
-        ("nan", "train.lr=nan must be greater than 0"),
-        ("inf", "train.lr=inf must be finite"),
+        ("0", 'train.lr=0 must be "auto", or a number above 0'),
+        ("nan", 'train.lr=nan must be "auto", or a number above 0'),
+        ("inf", 'train.lr=inf must be "auto", or a number above 0'),
     ],
 )
 def test_anything_else_is_refused_by_name(given: str, problem: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from common.noise import margin
-from fedhead.cli.run_tables import _clients, _worst_classes
+from fedhead.cli.run_tables import _chosen, _clients, _worst_classes
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,13 @@ def test_each_client_alone_stands_beside_the_heads_of_all() -> None:
     rows = _clients(summary)
     assert rows["each alone: mean"].startswith("25.00 %")
     assert rows["better off alone"] == "1 of 2 clients, with a head of their own images only"
+
+
+def test_a_preconditioners_lambda_is_not_that_of_a_ridge_head() -> None:
+    nothing = dict.fromkeys(("ridge_lambda", "ridge_lambda_edge", "ridge_freedom", "lda_shrinkage"))
+    assert _chosen({**nothing, "precondition_lambda": 31.62}) == {
+        "preconditioner's lambda": "31.6 (GCV)"
+    }
 
 
 def test_the_worst_of_many_classes_are_named() -> None:

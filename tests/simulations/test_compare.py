@@ -154,7 +154,9 @@ def test_one_key_swept_twice_and_a_misspelt_strategy_are_told_once(base: Config)
 
 
 def test_a_value_out_of_range_is_told_before_anything_runs(base: Config) -> None:
-    with pytest.raises(ConfigError, match=r"fedavg: train.lr=-1 must be greater than 0"):
+    with pytest.raises(
+        ConfigError, match=r"fedavg: train.lr=-1 must be .auto., or a number above 0"
+    ):
         compared(base, sweeps=["lr=0.1,-1"])
     with pytest.raises(ConfigError, match=r"dirichlet:-1: partition.alpha=-1"):
         compared(base, partitions="iid,dirichlet:-1")

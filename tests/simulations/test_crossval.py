@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.types import FloatArray, IntArray
-from simulations.probe.crossval import FOLDS, cross_validate, learning_curve, split_folds
+from simulations.probe.crossval import FOLDS, cross_validate, learning_curve, sample, split_folds
 
 
 def examples(n: int = 90, d: int = 7, classes: int = 3) -> tuple[FloatArray, IntArray]:
@@ -36,6 +36,20 @@ def test_folds_share_out_every_class_evenly(counts: list[int], seed: int) -> Non
     for k, count in enumerate(counts):
         sizes = np.bincount(fold[labels == k], minlength=FOLDS)
         assert set(sizes.tolist()) <= {count // FOLDS, -(-count // FOLDS)}
+
+
+def test_a_sample_leaves_every_class_what_folds_need() -> None:
+    sizes = np.array([*[10] * 500, 4, 3000])  # many small classes, a rare and a common one
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    chosen = sample(labels, 2000, 0, FOLDS)
+    counts = np.bincount(labels[chosen])
+    assert counts[:500].tolist() == [FOLDS] * 500
+    assert (counts[500], len(set(chosen.tolist()))) == (4, len(chosen))
+    assert abs(counts[501] - 2000 * 3000 / len(labels)) <= 1
+    assert sample(labels, 10**6, 0, FOLDS).tolist() == list(range(len(labels)))
+    # Where every class has enough anyway, nothing is added.
+    even = np.repeat(np.arange(3), 100)
+    assert sample(even, 30, 0, FOLDS).tolist() == sample(even, 30, 0).tolist()
 
 
 def gcv_by_hand(x: FloatArray, labels: IntArray) -> float:

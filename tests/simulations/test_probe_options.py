@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from PIL import Image
 
 from common.config import BackboneConfig, load_config, parse_overrides
 from common.errors import ConfigError
-from fedhead.cli.probe import _kinds
+from common.experiment import experiment_dataset
+from fedhead.cli.probe import _kinds, _sizes
 from simulations.probe.gain import paired_gain
 from simulations.probe.images import held_out_predictions, probe_images
 from simulations.probe.options import Option, _multiplications, recommended, toml_lines
@@ -84,6 +86,39 @@ def test_kinds_of_features_are_those_asked_for_or_the_usual_ones_and_the_configu
     assert _kinds("", (3, 5)) == ("gap", "compact", (3, 5))
     with pytest.raises(ConfigError, match="--features last: expected some of gap, compact"):
         _kinds("gap,last", "gap")
+
+
+def test_sizes_are_those_asked_for_or_the_usual_ones_and_the_configured() -> None:
+    assert _sizes("160, 64", 224) == (64, 160)
+    assert _sizes("", 224) == ()
+    assert _sizes(None, 96) == (96, 160)
+    assert _sizes(None, 128) == (96, 128, 160)
+
+
+def test_random_weights_are_not_fine_tuned_and_that_is_said_at_once(
+    fedhead: Fedhead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def long_work(*_: object) -> None:
+        raise AssertionError("the images are read")
+
+    monkeypatch.setattr("simulations.probe.images.probe_images", long_work)
+    code, _, err = fedhead(
+        "probe", "digits", "--set", "backbone.weights=random", "--fine-tune", "--sizes", ""
+    )
+    assert code == 1
+    assert "only trained weights can be fine-tuned" in err
+
+
+def test_many_small_classes_can_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = experiment_dataset(load_config(None, parse_overrides(["data.source=digits"])))
+    labels = np.repeat(np.arange(500), 10)
+    classes = tuple(f"class {k}" for k in range(500))
+    dataset = dataclasses.replace(dataset, labels=labels, classes=classes)
+    monkeypatch.setattr("simulations.probe.images.experiment_dataset", lambda _: dataset)
+    images = probe_images(load_config(None), 5000).fewer(2000)
+    folds = np.zeros((500, 5), np.int64)
+    np.add.at(folds, (images.labels, images.folds), 1)
+    assert (folds == 1).all()
 
 
 @pytest.mark.parametrize("sizes", ["96,large", "20", "2000"])

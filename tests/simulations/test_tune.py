@@ -70,7 +70,7 @@ def test_all_problems_of_a_space_are_reported_at_once(base: Config) -> None:
         read_space(wrong, base, "space.toml")
     assert str(caught.value).startswith("space.toml: 16 problems: ")
     for words in (
-        "train.lr=-1.0 must be greater than 0",
+        'train.lr=-1.0 must be "auto", or a number above 0',
         "unknown key train.learning",
         "train.momentum: expected {low=..., high=...",
         "train.batch-size: low=4 must be below high=4",
@@ -170,7 +170,7 @@ def test_an_argument_is_tried_with_the_strategies_that_have_it(base: Config) -> 
         ("fedavg", ["lr", "local-epochs", "batch-size", "momentum", "server-lr"]),
         ("scaffold", ["lr", "local-epochs", "batch-size", "server-lr"]),  # needs plain SGD
         ("fedadam", ["lr", "local-epochs", "batch-size", "momentum", "server-lr", "tau"]),
-        ("fedcof", ["gamma"]),  # the other closed forms choose their numbers themselves
+        ("fedcof", ["gamma"]),
     ],
 )
 def test_what_is_searched_where_nothing_is_said(
@@ -182,6 +182,25 @@ def test_what_is_searched_where_nothing_is_said(
     assert own_values(config, space) is not None
     for i in (0, -1):  # every corner is an experiment
         with_values(config, {key: dimension.samples[i] for key, dimension in space.items()})
+
+
+@pytest.mark.parametrize(
+    ("strategy", "args", "ranges"),
+    [
+        ("fed3r", {}, {"lam": (1.0, 3000.0)}),
+        ("ditto", {}, {"lam": (1.0, 3000.0), "personal-lam": (1.0, 3000.0)}),
+        ("lda", {}, {"shrinkage": (0.001, 1.0)}),
+        ("fed3r", {"lam": 100}, {"lam": (10.0, 1000.0)}),  # a whole number is one, too
+        ("ditto", {"lam": 2.0}, {"lam": (0.2, 20.0), "personal-lam": (1.0, 3000.0)}),
+    ],
+)
+def test_a_number_that_the_strategy_chooses_is_searched_as_well(
+    base: Config, strategy: str, args: dict[str, object], ranges: dict[str, tuple[float, float]]
+) -> None:
+    config = changed(base, {"strategy": {"name": strategy, "args": args}})
+    assert default_space(config) == {
+        f"strategy.args.{name}": Range(*ends, log=True) for name, ends in ranges.items()
+    }
 
 
 def test_an_end_counts_only_where_there_is_something_beyond(base: Config) -> None:

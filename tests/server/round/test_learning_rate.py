@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import server.round.learning_rate
-from server.record.runfolder import read_config
+from common.config import changed
+from common.errors import DataError
+from common.types import Affine, FeatureSet
+from server.record.runfolder import RunFolder, read_config
+from server.round.learning_rate import with_learning_rate
 from simulations.resume import change_run
 from simulations.run import open_run, read_summary, run_in_process
 
@@ -53,6 +60,32 @@ def test_a_strategy_of_flowers_that_needs_the_rate_gets_the_chosen_one(quick: Ma
     chosen = run_in_process(quick(name, "train.lr=auto", "train.rounds=1", name="auto"))
     given = run_in_process(quick(name, f"train.lr={chosen['lr']}", "train.rounds=1", name="given"))
     assert chosen["head_sha256"] == given["head_sha256"]
+
+
+@pytest.fixture
+def one_a_class(tmp_path: Path) -> str:
+    """A source of four classes with one training image and one test image each."""
+    for i, (part, name) in enumerate(itertools.product(("train", "test"), "abcd")):
+        folder = tmp_path / "photos" / part / name
+        folder.mkdir(parents=True)
+        Image.fromarray(np.full((8, 8), 9 * i, np.uint8)).save(folder / "0.png")
+    return f"data.source=folder:{tmp_path / 'photos'}"
+
+
+def test_without_calibration_images_the_error_says_what_to_do(
+    quick: Make, one_a_class: str, tmp_path: Path
+) -> None:
+    run = quick(one_a_class, "partition.num-clients=1", "train.clients-per-round=0")
+    with pytest.raises(DataError, match="photos: no image to calibrate with: .* add images"):
+        run_in_process(run)
+    # A run that starts from another has a backbone, but no rate.
+    config = changed(read_config(run), {"train": {"lr": "auto"}})
+    x = np.zeros((8, 3), np.uint8)
+    features = FeatureSet(
+        x, np.zeros(8, np.int64), Affine(np.ones(3, np.float32), np.zeros(3, np.float32)), "f"
+    )
+    with pytest.raises(DataError, match="no image to calibrate with"):
+        with_learning_rate(config, RunFolder(tmp_path / "other", config), features)
 
 
 def test_a_closed_form_has_no_rate(quick: Make, caplog: pytest.LogCaptureFixture) -> None:

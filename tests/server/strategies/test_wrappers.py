@@ -49,18 +49,24 @@ def test_what_cannot_be_clipped_is_refused() -> None:
         clipped.plan(clipped.init(Head.zeros(2, 2)), context)
 
 
-@pytest.mark.parametrize("told", ["auto", 3.0])
+Told = Literal["auto"] | float
+
+
+@pytest.mark.parametrize(
+    ("of_head", "of_steps"), [("auto", "auto"), (3.0, 3.0), (10.0, "auto"), ("auto", 5.0)]
+)
 def test_a_round_of_statistics_chooses_the_penalty_of_head_and_preconditioner_unless_told(
-    told: Literal["auto"] | float,
+    of_head: Told, of_steps: Told
 ) -> None:
     rng = np.random.default_rng(0)
     affine = Affine(np.full(6, 0.02, np.float32), np.full(6, 128.0, np.float32))
     q, labels = rng.integers(0, 256, (40, 6), np.uint8), rng.integers(0, 3, 40)
     sums = feature_statistics(FeatureSet(q, labels, affine, ""), 3)
     a, b = sums.in_feature_space(affine)
-    lam = auto_ridge(a, b, 40).lam if told == "auto" else told
+    chosen = auto_ridge(a, b, 40).lam
+    lambdas = [chosen if told == "auto" else told for told in (of_head, of_steps)]
     strategy = with_statistics(
-        fedavg(), temperature=2.0, init_lambda=told, precondition_lambda=told
+        fedavg(), temperature=2.0, init_lambda=of_head, precondition_lambda=of_steps
     )
     context = RoundContext(1, 1, 1, 0.1, affine, zero_point=0, seed=0)
     zeros = Head.zeros(3, 6)
@@ -68,7 +74,8 @@ def test_a_round_of_statistics_chooses_the_penalty_of_head_and_preconditioner_un
     batch = UpdateBatch(((0,),), np.array([40]), np.ones(1), fields)
     given = strategy.aggregate(strategy.init(zeros), zeros, batch, context)
     state, head, metrics = with_metrics(given, "fedavg")
-    assert metrics.get("ridge-lambda") == (lam if told == "auto" else None)
-    np.testing.assert_allclose(head.matrix, 2 * ridge(a, b, lam), rtol=1e-6, atol=1e-8)
-    inverse = np.linalg.inv((a + lam * np.eye(7)) / 40)
+    assert metrics.get("ridge-lambda") == (chosen if of_head == "auto" else None)
+    assert metrics.get("precondition-lambda") == (chosen if of_steps == "auto" else None)
+    np.testing.assert_allclose(head.matrix, 2 * ridge(a, b, lambdas[0]), rtol=1e-6, atol=1e-8)
+    inverse = np.linalg.inv((a + lambdas[1] * np.eye(7)) / 40)
     np.testing.assert_allclose(state.preconditioner, inverse, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,50 @@
+"""The figures that a page about one strategy begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from simulations.report import leaderboard, load_runs
+from simulations.report.headline import figures_of_run
+from simulations.report.leaderboard import standard
+
+MakeRun = Callable[..., Path]
+
+
+def remarks(cells: Path) -> dict[str, str]:
+    """The remark of each card, by its question."""
+    comparison = load_runs([cells])
+    (setting,) = comparison.settings
+    (row,) = leaderboard(comparison)
+    cards = figures_of_run(setting.entries[0], row, standard(setting))
+    return {card.question: card.remark for card in cards}
+
+
+def test_which_head_counts_as_centralized_was_chosen_on_other_images_than_the_test_set(
+    make_run: MakeRun, cells: Path
+) -> None:
+    make_run("a", ridge_accuracy=0.94, logistic_accuracy=0.92, centralized_accuracy=0.92)
+    remark = remarks(cells)["Centralized head"]
+    assert remark.endswith(
+        "Of ridge regression (94.0 %) and logistic regression (92.0 %) it is the one that did "
+        "better on held-out training images"
+    )
+
+
+def test_clients_that_are_better_off_alone_are_a_mean_over_seeds(
+    make_run: MakeRun, cells: Path
+) -> None:
+    tests = {"clients": 50, "examples": 500, "fewest": 10, "most": 10, "counted": 50}
+    for seed, better in enumerate((3, 4)):
+        make_run(
+            f"s{seed}", f"seed={seed}",
+            local_accuracy_mean=0.5, clients_better_alone=better, client_tests=tests,
+        )  # fmt: skip
+    remark = remarks(cells)["Each client alone"]
+    assert remark.endswith("3.5 of 50 clients better off alone, mean of 2 seeds")
+
+
+def test_of_one_run_they_are_a_count(make_run: MakeRun, cells: Path) -> None:
+    make_run("a", local_accuracy_mean=0.5, clients_better_alone=1, client_tests={"clients": 8})
+    assert remarks(cells)["Each client alone"].endswith("1 of 8 clients better off alone")
