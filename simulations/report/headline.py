@@ -150,8 +150,8 @@ def _probabilities(entry: Entry) -> list[Card]:
     if summary.ece is None or summary.ece_before is None or summary.temperature is None:
         return []
     remark = (
-        "by which the model's probabilities miss the share that is right, on average; without "
-        f"temperature {summary.temperature:.3g} {points(summary.ece_before)[1:]}"
+        "by which the model's probabilities miss the share that is right, on average; "
+        f"{points(summary.ece_before)[1:]} points without the temperature {summary.temperature:.3g}"
     )
     return [Card("Calibration error", "", f"{points(summary.ece)[1:]} points", remark)]
 
