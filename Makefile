@@ -11,7 +11,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo clipart test test-slow test-kernels test-page lint browser faketime test-deploy quantization arm64 bench compare robustness docs test-docs clean
+.PHONY: demo clipart test test-slow test-wide test-kernels test-page lint browser faketime test-deploy quantization arm64 bench compare robustness docs test-docs clean
 
 # make TORCH=cpu demo: PyTorch without the CUDA libraries, which a run does not use. Only a .venv
 # that has no PyTorch yet is affected.
@@ -63,7 +63,11 @@ browser:
 	|| echo "No Chromium could be installed: the report is not tested in a browser."; }
 
 test: lint
-	$(BIN)/pytest -m 'not slow' -n 2
+	$(BIN)/pytest -m 'not slow and not wide' -n 2
+
+# Further networks and runtimes, a minute; .ci/run has them too.
+test-wide: $(STAMP)
+	$(BIN)/pytest -q -m 'wide and not slow' -n 2
 
 # The report in a real browser.
 test-page: $(STAMP) browser

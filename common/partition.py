@@ -153,7 +153,7 @@ def _check(request: Request, labels: IntArray, column: npt.NDArray[np.generic] |
     elif examples < needed:
         problem = (
             f"{clients} clients of at least {max(request.min_examples, 1)} examples need {needed}, "
-            f"but there are {examples}"
+            f"but {examples} are left to them: lower partition.num-clients"
         )
     elif request.scheme == "dirichlet" and not 0 < request.alpha < np.inf:
         problem = f"alpha is {request.alpha}, must be > 0"

@@ -27,6 +27,10 @@ _STEPS_PER_DECADE = 10
 # The grid's ends, relative to the mean eigenvalue: weaker penalties are rounding errors beside the
 # largest eigenvalue, stronger ones leave nothing of the features.
 _WEAKEST, _STRONGEST = 1e-7, 1e4
+# Where a head has nearly as many effective parameters as examples, the criterion is a ratio of two
+# small numbers: with 500 drawings of 15 kinds and 672 features it took such a head, which had 42 %
+# right instead of 51 %.
+_MOST_FREEDOM = 0.7
 # Of penalties that are equally good up to rounding errors, the strongest is taken.
 _TIE = 1e-9
 
@@ -103,7 +107,8 @@ def auto_ridge(a: _Array, b: _Array, n: int) -> Solution:
     """
     spectrum = _spectrum(a, b, n)
     grid = _grid(spectrum.mean)
-    scores = [spectrum.score(lam) for lam in grid]
+    most = _MOST_FREEDOM * n
+    scores = [spectrum.score(lam) if spectrum.freedom(lam) <= most else math.inf for lam in grid]
     i = max(i for i, score in enumerate(scores) if score <= min(scores) * (1 + _TIE))
     edge: Literal["", "weakest", "strongest"] = ""
     if i in (0, len(grid) - 1):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from common.backbone.architectures import ARCHITECTURES, architecture
-from common.backbone.blocks import Features
+from common.backbone.blocks import NAMED_FEATURES, Features
 from common.config.numbers import Count
 from common.toml_model import Section
 
@@ -29,10 +29,12 @@ def _backbone_name(value: str) -> str:
 
 def _blocks(value: object) -> object:
     """TOML has lists only; the numbers of blocks are kept in their order."""
-    if not isinstance(value, list | tuple):
+    if isinstance(value, str) and value in NAMED_FEATURES:
         return value
-    if not value or any(type(block) is not int or block < 0 for block in value):
-        raise ValueError("must be gap, compact, gap+mid or a list of at least one block number")
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"must be one of {', '.join(NAMED_FEATURES)}, or a list of block numbers")
+    if any(type(block) is not int or block < 0 for block in value):
+        raise ValueError("must list block numbers, whole and from 0")
     if len(set(value)) < len(value):
         raise ValueError("must name each block once")
     return tuple(sorted(value))

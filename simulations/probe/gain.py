@@ -31,8 +31,11 @@ class Gain:
 
     def __str__(self) -> str:
         low, high = self.value - self.margin, self.value + self.margin
-        points = f"{100 * self.value:+.1f} points"
-        return f"{points} (95% interval {100 * low:+.1f} to {100 * high:+.1f})"
+        return f"{_points(self.value)} points (95% interval {_points(low)} to {_points(high)})"
+
+
+def _points(share: float) -> str:
+    return f"{round(100 * share, 1) + 0.0:+.1f}"  # never -0.0
 
 
 def paired_gain(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Gain:

@@ -18,7 +18,7 @@ from common.backbone.blocks import Features, blocks_of
 from common.backbone.frozen import FrozenBackbone, probe_images
 from common.backbone.module import Tapped, num_layers
 from common.backbone.networks import skeleton
-from common.config import BackboneConfig, Config
+from common.config import BackboneConfig, Config, PartitionConfig
 from common.noise import wilson
 from common.statistics import triangle_size
 from server.export.run_model import prepare
@@ -47,6 +47,7 @@ FEATURE_KINDS: tuple[Features, ...] = ("gap", "compact")
 
 _CLOSE = 0.005  # half a point is not worth a slower model
 _WARM_UP, _TIMED = 3, 15
+_IMAGES_OF_A_CLIENT = 12  # before some are taken to test and to calibrate
 _WORD = 4  # bytes of a float32 or uint32
 
 
@@ -192,9 +193,22 @@ def recommended(options: Sequence[Option]) -> Option:
     return min(close, key=lambda o: (o.multiplications, o.statistics_bytes, -o.accuracy))
 
 
-def toml_lines(option: Option, source: str) -> str:
-    """The lines of an experiment file that choose this option."""
+def toml_lines(option: Option, source: str, images: int) -> str:
+    """The lines of an experiment file that choose this option.
+
+    Args:
+        option: what to choose.
+        source: the data set's source.
+        images: how many there are; if they are few, fewer clients than by default share them.
+    """
     keys = {"arch", "weights", "input_size", "features", "mean", "std"}
     backbone = option.settings.model_dump(by_alias=True, exclude_none=True, include=keys)
-    content = {"data": {"source": source}, "backbone": backbone, "strategy": {"name": "fed3r"}}
+    content: dict[str, dict[str, Any]] = {
+        "data": {"source": source},
+        "backbone": backbone,
+        "strategy": {"name": "fed3r"},
+        "train": {"rounds": 1},
+    }
+    if images < _IMAGES_OF_A_CLIENT * PartitionConfig().num_clients:
+        content["partition"] = {"num-clients": max(2, images // _IMAGES_OF_A_CLIENT)}
     return tomli_w.dumps(content).rstrip()

@@ -45,7 +45,7 @@ def tables(
         if sentence:
             yield Padding(sentence, (0, 0, 0, 2))
     if options:
-        yield from _comparison(options, probe.source)
+        yield from _comparison(options, probe)
     if tuned:
         yield from fine_tuning(tuned, command)
 
@@ -65,7 +65,7 @@ def fine_tuning(tuned: Tuned, command: str) -> Iterator[RenderableType]:
     yield Padding(Text(command), (0, 0, 0, 2))
 
 
-def _comparison(options: Sequence[Option], source: str) -> Iterator[RenderableType]:
+def _comparison(options: Sequence[Option], probe: Probe) -> Iterator[RenderableType]:
     """The options with their cost, what more pixels gain, and the lines to run the best."""
     archs = dict.fromkeys(option.settings.arch for option in options)
     title = f"Choices of {', '.join(archs)}, on {len(options[0].right):,} images"
@@ -79,7 +79,7 @@ def _comparison(options: Sequence[Option], source: str) -> Iterator[RenderableTy
         arch = f"{settings.arch} " if len(archs) > 1 else ""
         table.add_row(
             f"{arch}{settings.input_size} px {option.features}",
-            f"{option.accuracy:.1%} +-{50 * (high - low):.1f}",
+            f"{option.accuracy:.1%} ±{50 * (high - low):.1f}",
             f"{option.latency_ms:.0f}",
             f"{option.model_bytes / 1e6:.1f}",
             f"{option.statistics_bytes / 1e6:.2f}",
@@ -87,15 +87,14 @@ def _comparison(options: Sequence[Option], source: str) -> Iterator[RenderableTy
         )
     yield table
     yield Text("ms: one image on one core here. Sent: by fed3r once, by FedAvg each round.")
-    best = recommended(options)
     first = options[0]
     for option in options[1:]:
         a, b = option.settings, first.settings
         if (a.arch, option.features) == (b.arch, first.features):
             line = f"{a.input_size} px instead of {b.input_size}: {option.gain_over(first)}."
             yield Padding(line, (0, 0, 0, 2))
-    yield Text("Recommended, as lines of an experiment:", style="bold")
-    yield Text(toml_lines(best, source))
+    yield Text("The cheapest that is not clearly worse, as lines of an experiment:", style="bold")
+    yield Text(_recommended(options, probe))
 
 
 def _figures(probe: Probe) -> Table:
@@ -154,11 +153,15 @@ def as_json(
         "doubling": asdict(probe.doubling),
         "fine_tuning": _tuned(tuned, command) if tuned else None,
         "options": [_option(option) for option in options],
-        "recommended": toml_lines(recommended(options), probe.source) if options else "",
+        "recommended": _recommended(options, probe) if options else "",
         "curve": [asdict(point) for point in probe.curve],
         "confusion": probe.confusion.tolist(),
         **asdict(verdict),
     }
+
+
+def _recommended(options: Sequence[Option], probe: Probe) -> str:
+    return toml_lines(recommended(options), probe.source, probe.num_examples)
 
 
 def _tuned(tuned: Tuned, command: str) -> dict[str, Any]:

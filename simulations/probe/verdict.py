@@ -59,7 +59,8 @@ def judge(probe: Probe, target: float) -> Verdict:
     needed = examples_needed(probe, target)
     now = probe.curve[-1].examples
     unfit = probe.training_accuracy < target
-    if needed is not None and needed <= _WITHIN_REACH * now and not unfit:
+    grows = probe.doubling.value > 0
+    if needed is not None and needed <= _WITHIN_REACH * now and grows and not unfit:
         pace = (
             f"Still rising: at this rate it takes {_round_up(needed):,} training images per class. "
             f"{_FOLD} That makes {_round_up(needed * _IN_ALL):,} images per class in all."
@@ -109,7 +110,10 @@ def _limits(probe: Probe, needed: float | None, *, unfit: bool) -> list[str]:
 
 def _doubling(probe: Probe) -> str:
     """What the last doubling of the training images gained."""
-    helps = "More images help" if probe.doubling.is_sure else "More images hardly help"
+    if probe.doubling.is_sure:
+        helps = "More images help"
+    else:
+        helps = f"More images {'may' if probe.doubling.value > 0 else 'hardly'} help"
     return f"{helps}: the last doubling of the training images gained {probe.doubling}."
 
 

@@ -22,6 +22,8 @@ from common.backbone.engine import quantized_engine
 from common.images import decode_array
 from server.export.card import Card, card_path
 
+pytestmark = pytest.mark.wide
+
 PHONE = Path(__file__).parent.parent.parent / "client/android/library/src/main/kotlin/dev/fedhead"
 SOURCE = (PHONE / "Phone.kt").read_text()
 # One call: the function's parameters, then the method, its arguments and how the result is read.

@@ -18,6 +18,8 @@ from common.backbone.weights import load_weights
 from common.backbone.weights_file import read_tensors
 from common.config import load_config, parse_overrides
 
+pytestmark = pytest.mark.wide
+
 LITE = "efficientnet_lite0"
 # TensorFlow's table: blocks, kernel, stride, expansion, channels.
 BLOCKS = [

@@ -15,6 +15,8 @@ from common.backbone.networks import quantizable_network, random_network
 from common.backbone.quantize import fold
 from common.backbone.streams import streams
 
+pytestmark = pytest.mark.wide
+
 Network = Callable[[str], nn.Module]
 
 

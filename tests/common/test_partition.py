@@ -219,8 +219,8 @@ def test_natural_drops_small_and_surplus_clients():
 
 IMPOSSIBLE = {
     "no clients": ("iid", {"clients": 0}, "0 clients"),
-    "more clients than examples": ("iid", {"clients": 1001}, "need 1001, but there are 1000"),
-    "minimum too high": ("dirichlet", {"min_examples": 101}, "need 1010, but there are 1000"),
+    "more clients than examples": ("iid", {"clients": 1001}, "need 1001, but 1000 are left"),
+    "minimum too high": ("dirichlet", {"min_examples": 101}, "need 1010, but 1000 are left"),
     "alpha zero": ("dirichlet", {"alpha": 0.0}, "alpha is 0"),
     "alpha nan": ("dirichlet", {"alpha": float("nan")}, "alpha is nan"),
     "minimum out of reach": ("dirichlet", {"alpha": 0.01, "min_examples": 90}, "no draw in 20"),

@@ -53,13 +53,18 @@ def test_a_sample_leaves_every_class_what_folds_need() -> None:
 
 
 def gcv_by_hand(x: FloatArray, labels: IntArray) -> float:
-    """The penalty with the smallest n |Y - H Y|^2 / (n - tr H)^2, with the hat matrix H."""
+    """The penalty with the smallest n |Y - H Y|^2 / (n - tr H)^2, with the hat matrix H.
+
+    tr H, the number of effective parameters, is at most 70 % of n.
+    """
     design = np.column_stack([x.astype(np.float64), np.ones(len(x))])
     wanted = np.eye(int(labels.max()) + 1)[labels]
     scores = {}
     for penalty in 10.0 ** (np.arange(-10, 51) / 10):
         inverse = np.linalg.inv(design.T @ design + penalty * np.eye(design.shape[1]))
         hat = design @ inverse @ design.T
+        if np.trace(hat) > 0.7 * len(x):
+            continue
         scores[penalty] = np.square(wanted - hat @ wanted).sum() / (len(x) - np.trace(hat)) ** 2
     return float(min(scores, key=lambda penalty: scores[penalty]))
 

@@ -56,9 +56,19 @@ def test_enough_accuracy_suffices_and_a_close_call_says_so() -> None:
     assert "more images" in close.reasons[0]
 
 
+def test_nobody_is_sent_for_more_images_where_the_last_doubling_gained_nothing() -> None:
+    points = curve({m: 2 / m**0.5 for m in (50, 100, 200, 400)})
+    unlucky = probe_like(0.9, doubling=Gain(-0.03, 0.1), curve=points)
+    verdict = judge(unlucky, 0.95)
+    assert verdict.outcome == "does not suffice"
+    assert "More images hardly help" in verdict.reasons[0]
+
+
 def test_a_rising_curve_asks_for_the_examples_its_power_law_needs() -> None:
     # error = 2 / sqrt(m): 0.1 at 400, 0.05 at 1,600
-    rising = probe_like(0.9, curve=curve({m: 2 / m**0.5 for m in (50, 100, 200, 400)}))
+    gain = Gain(0.05, 0.01)
+    points = curve({m: 2 / m**0.5 for m in (50, 100, 200, 400)})
+    rising = probe_like(0.9, doubling=gain, curve=points)
     assert examples_needed(rising, 0.95) == pytest.approx(1600)
     verdict = judge(rising, 0.95)
     assert verdict.outcome == "more examples"

@@ -43,7 +43,7 @@ def test_the_cheapest_choice_that_is_not_clearly_worse_is_recommended() -> None:
 
 def test_the_recommended_lines_are_an_experiment(tmp_path: Path) -> None:
     file = tmp_path / "experiment.toml"
-    file.write_text(toml_lines(option(160, 0), "digits"))
+    file.write_text(toml_lines(option(160, 0), "digits", 1797))
     config = load_config(file)
     assert (config.data.source, config.backbone) == ("digits", option(160, 0).settings)
 

@@ -11,6 +11,8 @@ from common.backbone.engine import quantized_engine
 from server.export.exporters import FILES, export
 from server.export.targets.executorch import StandardModel
 
+pytestmark = pytest.mark.wide
+
 SLOW = {"lite", "onnx", "executorch"}
 
 

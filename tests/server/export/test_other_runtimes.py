@@ -23,6 +23,8 @@ from server.export.float_network import Step, _Recorder, recorded
 from server.export.targets.executorch import StandardModel
 from server.export.targets.onnx import onnx_file
 
+pytestmark = pytest.mark.wide
+
 # Other networks' weights cannot be had offline.
 NETWORKS = {
     "mobilenet_v2": "imagenet",
