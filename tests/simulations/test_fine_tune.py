@@ -31,6 +31,8 @@ from simulations.fine_tune.first_head import Examples, features_of, first_head
 from simulations.fine_tune.plan import Plan, command_for
 from simulations.probe.tuned import probe_tuned
 
+pytestmark = pytest.mark.wide
+
 Fedhead = Callable[..., tuple[int, str, str]]
 
 THRICE = Plan(epochs=3, lr=1e-4, seed=0)

@@ -35,6 +35,8 @@ from simulations.quantization.prune import bottlenecks, pruned
 from simulations.quantization.weights import at_hand
 from simulations.quantization.yardstick import Yardstick
 
+pytestmark = pytest.mark.wide
+
 Fedhead = Callable[..., tuple[int, str, str]]
 
 SIZE = 32

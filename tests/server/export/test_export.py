@@ -30,6 +30,8 @@ from server.export.exporters import FILES, check_installed, export
 from server.export.phone_model import PhoneHead, quantize_head
 from server.export.predict import classify
 
+pytestmark = pytest.mark.wide
+
 # Raises what Python raises when a package is not installed.
 BLOCKER = """
 import sys
