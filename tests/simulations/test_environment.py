@@ -74,7 +74,7 @@ def refusal(result: tuple[int, str, str]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("size", "keep", "done"), [("2900k", 3, 2), ("3600k", 1, ROUNDS)], ids=["rounds", "export"]
+    ("size", "keep", "done"), [("2320k", 3, 2), ("3600k", 1, ROUNDS)], ids=["rounds", "export"]
 )
 def test_a_full_disk_is_one_line_and_with_space_the_run_goes_on(
     size: str, keep: int, done: int, disk: Disk, tiny: Make, fedhead: Fedhead, whole: bytes
