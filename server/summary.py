@@ -45,6 +45,12 @@ class Outcome:
     calibration: Calibration
 
 
+# Metrics of the strategy that say what it has chosen.
+_CHOSEN = (
+    "ridge-lambda", "ridge-lambda-edge", "ridge-freedom", "lda-shrinkage", "precondition-lambda",
+)  # fmt: skip
+
+
 def summarize(
     run: Run, backbone: FrozenBackbone, outcome: Outcome, classes: Sequence[str]
 ) -> dict[str, Any]:
@@ -59,11 +65,7 @@ def summarize(
         "loss": outcome.evaluation.loss,
         "balanced_accuracy": outcome.evaluation.balanced_accuracy,
         "test_examples": outcome.evaluation.num_examples,
-        "temperature": outcome.calibration.temperature,
-        "ece": outcome.calibration.ece,
-        "ece_before": outcome.calibration.ece_before,
-        "calibrated_loss": outcome.calibration.loss,
-        "calibration": outcome.calibration.model_dump(),
+        **_probabilities(outcome.calibration),
         "classes": _by_class(outcome.evaluation, classes),
         **outcome.figures.summary(),
         "rounds": outcome.rounds,
@@ -80,11 +82,7 @@ def summarize(
         "downlink_bytes": int(counters["downlink-bytes"]),
         "full_model_uplink_bytes": full_model_bytes * int(counters["valid"]),
         "backbone_bytes_sent": run.registry.accounts.total("backbone_bytes"),
-        "ridge_lambda": counters.get("ridge-lambda"),
-        "ridge_lambda_edge": counters.get("ridge-lambda-edge"),
-        "ridge_freedom": counters.get("ridge-freedom"),
-        "lda_shrinkage": counters.get("lda-shrinkage"),
-        "precondition_lambda": counters.get("precondition-lambda"),
+        **{name.replace("-", "_"): counters.get(name) for name in _CHOSEN},
         "simulated_seconds": round(counters["simulated-seconds"], 3),
         "seconds": {
             "rounds_total": round(counters["seconds"], 3),
@@ -95,6 +93,17 @@ def summarize(
         "head_sha256": head.sha256,
         "fingerprint": backbone.fingerprint,
         "versions": versions(),
+    }
+
+
+def _probabilities(found: Calibration) -> dict[str, Any]:
+    """The calibration whole, for a later export; and as plain numbers, which trackers take."""
+    return {
+        "temperature": found.temperature,
+        "ece": found.ece,
+        "ece_before": found.ece_before,
+        "calibrated_loss": found.loss,
+        "calibration": found.model_dump(),
     }
 
 

@@ -90,17 +90,15 @@ def with_statistics(
                 for rows in (updates.fields["gram"], updates.fields["moments"])
             )
             sums = Statistics(gram, moments)
-            a, b = sums.in_feature_space(context.affine)
+            (a, b), n = sums.in_feature_space(context.affine), sums.num_examples
             lambdas = (init_lambda if temperature else 0.0, precondition_lambda)
-            chosen = auto_ridge(a, b, sums.num_examples) if "auto" in lambdas else None
-            of_head, of_steps = (_number(lam, chosen) for lam in lambdas)
-            p = _inverse(a, float(sums.num_examples), of_steps)
+            chosen = auto_ridge(a, b, n) if "auto" in lambdas else None
+            p = _inverse(a, float(n), _number(precondition_lambda, chosen))
             if temperature:
-                start = fixed_ridge(a, b, sums.num_examples, of_head)
-                factor = temperature
-                if factor == "auto":
-                    factor = 1 / ridge_temperature(start.matrix, a, b, start.freedom)
-                head = Head.from_matrix(factor * start.matrix)
+                start = chosen
+                if start is None or init_lambda != "auto":
+                    start = fixed_ridge(a, b, n, _number(init_lambda, chosen))
+                head = _first_head(start, a, b, temperature)
             metrics = _metrics(chosen, *(lam == "auto" for lam in lambdas))
             return PreparedState(1, p, strategy.init(head)), head, metrics
         given = strategy.aggregate(state.inner, head, updates, context)
@@ -109,6 +107,15 @@ def with_statistics(
 
     each = _inside(strategy.each)
     return dataclasses.replace(strategy, init=init, plan=plan, aggregate=aggregate, each=each)
+
+
+def _first_head(
+    start: Solution, a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], factor: float | Auto
+) -> Head:
+    """The ridge head times a factor; "auto": one over its temperature."""
+    if factor == "auto":
+        factor = 1 / ridge_temperature(start.matrix, a, b, start.freedom)
+    return Head.from_matrix(factor * start.matrix)
 
 
 def _metrics(chosen: Solution | None, of_head: bool, of_steps: bool) -> dict[str, float]:

@@ -16,11 +16,11 @@ from common.backbone.spec import IMAGENET_MEAN, IMAGENET_STD
 from common.backbone.weights import Weights, load_weights
 from common.config import BackboneConfig, Config
 from common.datasets import Dataset
-from common.errors import BackboneError
+from common.errors import BackboneError, DataError
 from common.experiment import experiment_dataset
 from common.files import write_atomic
 from common.types import IntArray
-from simulations.fine_tune.first_head import Examples
+from simulations.fine_tune.first_head import BATCH, Examples
 from simulations.fine_tune.plan import Plan
 from simulations.fine_tune.training import fine_tuned
 from simulations.fine_tune.tuned_file import tuned_file
@@ -93,12 +93,16 @@ def fine_tune(config: Config, plan: Plan, out: Path) -> FineTuned:
 
     Raises:
         BackboneError: the file exists, or the weights cannot be used.
-        DataError: the data cannot be used.
+        DataError: the data cannot be used, or are fewer than a batch.
     """
     check_free(out)
     dataset = experiment_dataset(config)
     train, test = f"{len(dataset.train):,}", f"{len(dataset.test):,}"
     _log.info("%s: %s training images; %s test images are left out", dataset.name, train, test)
+    if len(dataset.train) < BATCH:
+        raise DataError(
+            f"{dataset.name}: {train} training images, expected at least {BATCH}, one batch"
+        )
     return fine_tune_on(config, dataset, dataset.train, plan, out)
 
 

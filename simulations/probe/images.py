@@ -71,8 +71,9 @@ class ProbeImages:
         counts = np.bincount(self.labels, minlength=self.dataset.num_classes)
         for name, count in zip(self.dataset.classes, counts, strict=True):
             if count < FOLDS:
+                images = "1 image" if count == 1 else f"{count} images"
                 raise DataError(
-                    f"{self.dataset.name}: class '{name}' has {count} images in the probe, "
+                    f"{self.dataset.name}: class '{name}' has {images} in the probe, "
                     f"expected at least {FOLDS}, one per fold"
                 )
 

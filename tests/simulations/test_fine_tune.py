@@ -188,6 +188,18 @@ def test_an_existing_file_stays_as_it_is(fedhead: Fedhead, photos: Path, tmp_pat
     assert out.read_text() == "mine"
 
 
+def test_fewer_images_than_a_batch_are_refused(
+    fedhead: Fedhead, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "tuned.safetensors"
+    code, printed, err = fedhead(
+        "fine-tune", "photos", "--out", out, "--set", "data.test-fraction=0.7"
+    )
+    assert (code, printed) == (1, "")
+    assert "24 training images, expected at least 32, one batch" in err
+    assert not out.exists()
+
+
 def test_an_interruption_leaves_nothing_behind(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
