@@ -75,6 +75,8 @@ def _clients(s: Mapping[str, Any]) -> dict[str, str]:
             continue
         rows[f"{who}: mean"] = _measured(s[f"{name}_mean"], tests["examples"], images)
         row, lowest = f"{who}: worst tenth", _percent(s[f"{name}_min"])
+        if s[f"{name}_min"] is None and name != "client_accuracy":
+            continue  # for the same reason as the row of the clients' own
         if s[f"{name}_min"] is None:
             # Of a few images a percentile would show who was lucky.
             rows[row] = (
@@ -132,7 +134,7 @@ def _worst_classes(classes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     if len(known) <= _SHOWN_CLASSES:
         return {}
     worst = known[:_SHOWN_CLASSES]
-    words = [f"{one['name']} {100 * one['accuracy']:.0f} % of {one['tests']:,}" for one in worst]
+    words = [f"{one['name']}: {100 * one['accuracy']:.0f} % of {one['tests']:,}" for one in worst]
     return {"worst classes": ", ".join(words)}
 
 

@@ -60,6 +60,6 @@ def test_the_worst_of_many_classes_are_named() -> None:
         )
     ]  # fmt: skip
     assert _worst_classes(classes) == {
-        "worst classes": "cow 25 % of 4, dog 40 % of 5, eel 50 % of 8"
+        "worst classes": "cow: 25 % of 4, dog: 40 % of 5, eel: 50 % of 8"
     }
     assert _worst_classes(classes[:3]) == {}  # of few classes "the worst" would be all
