@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +30,20 @@ class Codec:
             not take more memory than the layout needs.
         transparent: whether decoding gives the same bits back and the length follows from the
             layout alone. Then a node may sum its clients' arrays without making each of them.
+        carries: the arrays that it is for: floats, unsigned integers, or both. Others are sent as
+            they are.
+        sized: whether the length of its bytes follows from the layout alone.
+        through: what ``decode`` gives of the bytes that ``encode`` makes, bit for bit, for arrays
+            (m, ...) with m seeds at once; called with (arrays, seeds). Where a node hosts many
+            clients, it saves making each one's bytes. Only for codecs with ``sized``.
+        adds_up: whether the decoded numbers of all clients are whole multiples of one step.
     """
 
     name: str
     encode: Callable[[Array, int], bytes]
     decode: Callable[[bytes, Layout, int], Array]
     transparent: bool = False
+    carries: Literal["f", "u", "fu"] = "fu"
+    sized: bool = False
+    through: Callable[[Array, npt.NDArray[np.uint64]], Array] | None = None
+    adds_up: bool = False

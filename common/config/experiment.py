@@ -8,6 +8,7 @@ import tomli_w
 from pydantic import Field, model_validator
 
 from common.config.backbone import BackboneConfig
+from common.config.codec import CodecConfig
 from common.config.data import DataConfig, PartitionConfig
 from common.config.simulated import AttackConfig, AvailabilityConfig, SimulationConfig
 from common.config.tracking import TrackingConfig
@@ -33,6 +34,7 @@ class Config(Section):
     strategy: StrategyConfig = StrategyConfig()
     train: TrainConfig = TrainConfig()
     round: RoundConfig = RoundConfig()
+    codec: CodecConfig = CodecConfig()
     baseline: BaselineConfig = BaselineConfig()
     simulation: SimulationConfig = SimulationConfig()
     availability: AvailabilityConfig = AvailabilityConfig()
