@@ -15,9 +15,11 @@ from client.memory import ClientMemory
 from client.reply import (
     LARGEST_32_BIT,
     Contribution,
+    Fields,
     has_more_classes,
     has_other_width,
     node_reply,
+    of_many,
     of_one,
     of_sum,
 )
@@ -75,7 +77,7 @@ def _statistics(
 ) -> Iterator[Contribution]:
     _, losses = cohort.evaluate(clients, request.head.matrix)
     counts = cohort.num_examples[clients]
-    adds_up = request.reduce == "sum" and request.uplink.codec.transparent
+    adds_up = request.reduce == "sum" and request.uplink.is_transparent
     for mine in _groups(counts) if adds_up else np.arange(len(clients))[:, None]:
         # Statistics are exact integers: those of several clients' examples are the sum of theirs.
         sums = feature_statistics(cohort.examples(clients[mine]), request.head.num_classes)
@@ -111,17 +113,16 @@ def _train(
         corrections=client_round.corrections if client_round.corrects else None,
         preconditioner=plan.constant.get("preconditioner"),
     )
+    uplink, wants_sum = request.uplink, request.reduce == "sum"
     needs_each = any(FIELDS[name].needs_each for name in plan.fields)
-    only_sum = (
-        request.reduce == "sum"
-        and request.uplink.codec.transparent
-        and not (needs_each or request.max_norm or client_round.remembers)
-    )
+    each = needs_each or bool(request.max_norm) or client_round.remembers
+    only_sum = wants_sum and uplink.is_transparent and not each
+    side_by_side = wants_sum and uplink.is_batched and not uplink.is_transparent
 
     def consume(chunk: Chunk) -> Contribution:
         if only_sum and (summed := _summed(request, chunk)):
             return summed
-        return _separate(client_round, chunk)
+        return _separate(client_round, chunk, side_by_side)
 
     yield from cohort.train(
         clients,
@@ -149,28 +150,47 @@ def _summed(request: TrainRequest, chunk: Chunk) -> Contribution | None:
     )
 
 
-def _separate(client_round: ClientRound, chunk: Chunk) -> Contribution:
-    """Each client's own update."""
-    parts, rejected = [], []
-    for client, n, losses, steps, delta in zip(
-        chunk.clients.tolist(),
-        chunk.num_examples.tolist(),
-        chunk.losses.tolist(),
-        chunk.steps.tolist(),
-        np.asarray(chunk.deltas(), np.float32),
-        strict=True,
-    ):
+def _separate(client_round: ClientRound, chunk: Chunk, side_by_side: bool) -> Contribution:
+    """Each client's own update.
+
+    Args:
+        client_round: what the node's clients share.
+        chunk: the clients after training.
+        side_by_side: whether the plan's codecs can do without each client's bytes.
+    """
+    request, deltas = client_round.request, np.asarray(chunk.deltas(), np.float32)
+    kept: list[int] = []
+    rows: list[Fields] = []
+    rejected = []
+    for i, client in enumerate(chunk.clients.tolist()):
+        losses = chunk.losses[i]
         try:
             if not np.isfinite(losses).all():
                 raise ReplyError("delta is not finite")
-            fields = client_round.finish(client, delta, steps=steps, loss=losses[0])
+            fields = client_round.finish(
+                client, deltas[i], steps=int(chunk.steps[i]), loss=float(losses[0])
+            )
         except FedheadError as exc:
             rejected.append(Rejection(client, str(exc)))
         else:
-            parts.append(of_one(client_round.request, client, n, losses, fields))
+            kept.append(i)
+            rows.append(fields)
+    # A client that is alone in its node's answer sends its bytes instead of a sum.
+    if side_by_side and len(kept) > 1:
+        stacked = {name: np.stack([row[name] for row in rows]) for name in request.plan.fields}
+        of = chunk.clients[kept], chunk.num_examples[kept], chunk.losses[kept]
+        if together := of_many(request, *of, stacked):
+            return replace(together, rejected=tuple(rejected))
+    parts = []
+    for i, fields in zip(kept, rows, strict=True):
+        client, n = int(chunk.clients[i]), int(chunk.num_examples[i])
+        try:
+            parts.append(of_one(request, client, n, chunk.losses[i].tolist(), fields))
+        except ReplyError as exc:
+            rejected.append(Rejection(client, str(exc)))
     return Contribution(
         tuple(report for part in parts for report in part.reports),
         tuple(payload for part in parts for payload in part.payloads),
         tuple(row for part in parts for row in part.rows),
-        rejected=tuple(rejected),
+        rejected=tuple(sorted(rejected, key=lambda rejection: rejection.client)),
     )

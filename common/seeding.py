@@ -24,7 +24,9 @@ __all__ = [
     "permutation",
     "smallest",
     "stream_state",
+    "stream_states",
     "uniform",
+    "words",
 ]
 
 _MASK = (1 << 64) - 1
@@ -69,6 +71,27 @@ def stream_state(seed: int, purpose: Purpose, *keys: int) -> int:
     return state
 
 
+def stream_states(state: int, first: npt.NDArray[np.int64], last: int) -> npt.NDArray[np.uint64]:
+    """States of many streams whose names begin alike.
+
+    Args:
+        state: ``stream_state`` of what their names begin with.
+        first: int64 (m,), each stream's next key.
+        last: the last key of all of them.
+
+    Returns:
+        uint64 (m,).
+
+    >>> begin = stream_state(7, Purpose.UPLINK, 3)
+    >>> states = stream_states(begin, np.array([5, 6]), 1)
+    >>> int(states[1]) == stream_state(7, Purpose.UPLINK, 3, 6, 1)
+    True
+    """
+    now = np.zeros(1, np.uint64)
+    keyed = words(np.uint64(state) ^ first.astype(np.uint64), now)
+    return words(keyed ^ np.uint64(last), now)
+
+
 def draws(
     seed: int, purpose: Purpose, *keys: int, index: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
@@ -87,12 +110,22 @@ def draws(
     [9030583759491911620, 2535577634144532877]
     """
     state = np.uint64(stream_state(seed, purpose, *keys))
+    return (words(state, index.astype(np.uint64)) >> np.uint64(1)).astype(np.int64)
+
+
+def words(
+    state: npt.NDArray[np.uint64] | np.uint64, index: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.uint64]:
+    """Streams' full 64-bit words at the given positions; the two are broadcast together.
+
+    >>> words(np.uint64(0), np.arange(2, dtype=np.uint64)).tolist()  # as Vigna's splitmix64.c
+    [16294208416658607535, 7960286522194355700]
+    """
     with np.errstate(over="ignore"):
-        z = state + (index.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
+        z: npt.NDArray[np.uint64] = state + (index + np.uint64(1)) * np.uint64(_GOLDEN)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    return (z >> np.uint64(1)).astype(np.int64)
+    return z ^ (z >> np.uint64(31))
 
 
 def uniform(
