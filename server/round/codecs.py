@@ -97,7 +97,7 @@ def _down_problem(down: str) -> str:
         codec = _codec(down or "none")
     except ProtocolError as exc:
         return str(exc)
-    if down.partition(":")[0] == SHARED:
+    if codec.adds_up:
         return "it is for sums of what many clients send; int8 is for one array"
     return "" if "f" in codec.carries else f"it is for {_KINDS['u']}, and clients are sent a head"
 
@@ -112,17 +112,17 @@ def _carries(codec: Codec, plan: ClientPlan) -> bool:
     return any(field.kind in codec.carries and not field.exact for field in fields)
 
 
-def encoded(plan: ClientPlan, up: str, step: float) -> ClientPlan:
-    """A round's plan with the configured codec, unless the codec is for other rounds.
+def encoded(plan: ClientPlan, codec: CodecConfig, step: float) -> ClientPlan:
+    """A round's plan with the configured codecs; the one for the way up only where it is for it.
 
     Args:
         plan: as the strategy makes it.
-        up: codec.up; empty: the strategy's own.
+        codec: the section.
         step: of int8-shared.
     """
-    if not up or not _carries(_codec(up), plan):
-        return plan
-    return dataclasses.replace(plan, uplink=f"{SHARED}:{step!r}" if up == SHARED else up)
+    up = codec.up if codec.up and _carries(_codec(codec.up), plan) else plan.uplink
+    up = f"{SHARED}:{step!r}" if up == SHARED else up
+    return dataclasses.replace(plan, uplink=up, downlink=codec.down or plan.downlink)
 
 
 def first_step(lr: float, affine: Affine) -> float:

@@ -30,6 +30,7 @@ from server.round.algorithm import (
 from server.round.availability import answering
 from server.round.codecs import SHARED, encoded, first_step, next_step
 from server.round.collect import Collector
+from server.round.downlink import Downlink, Sent, unsent
 from server.round.norms import no_norms
 from server.round.requests import Requests
 from server.round.screen import Screen, Update
@@ -47,6 +48,9 @@ class _State:
         memory_clients: int64 (m,), clients that have a memory.
         memory_rounds: int64 (m,), for each of them, the last round in which its update counted.
         constant_holders: int64 (k,), clients that keep the plan's constant arrays.
+        head_clients: int64 (j,), clients that have answered, if heads are sent as changes.
+        head_rounds: int64 (j,), for each of them, the round whose head it holds.
+        sent: that head after the last round.
         norms: float64 (h, f), norms of the first updates that counted, see server.round.norms.
         accounts: int64 (n, 10), see Accounts.
         codec_step: the next round's step of int8-shared; 0: none is known yet.
@@ -56,6 +60,9 @@ class _State:
     memory_clients: IntArray
     memory_rounds: IntArray
     constant_holders: IntArray
+    head_clients: IntArray
+    head_rounds: IntArray
+    sent: Sent
     norms: npt.NDArray[np.float64]
     accounts: IntArray
     codec_step: float
@@ -85,11 +92,16 @@ class OwnAlgorithm:
     @property
     def state(self) -> _State:
         rounds = sorted(self._requests.memory_rounds.items())
+        downlink = self._requests.downlink
+        heads = sorted(downlink.rounds.items())
         return _State(
             strategy=self._state,
             memory_clients=np.array([client for client, _ in rounds], np.int64),
             memory_rounds=np.array([number for _, number in rounds], np.int64),
             constant_holders=np.array(sorted(self._requests.holders), np.int64),
+            head_clients=np.array([client for client, _ in heads], np.int64),
+            head_rounds=np.array([number for _, number in heads], np.int64),
+            sent=downlink.sent,
             norms=self._norms,
             accounts=self._run.registry.accounts.table,
             codec_step=self._codec_step,
@@ -97,7 +109,8 @@ class OwnAlgorithm:
 
     def start(self, head: Head, checkpoint: Checkpoint | None) -> None:
         self._state, self._norms = self._strategy.init(head), no_norms()
-        self._requests, self._codec_step = Requests(self._run), 0.0
+        seed, self._codec_step = self._run.config.seed, 0.0
+        self._requests = Requests(self._run, downlink=Downlink(seed, unsent(head)))
         if checkpoint is None:
             return
         fresh = dataclasses.replace(self.state, accounts=Accounts.empty())
@@ -106,7 +119,10 @@ class OwnAlgorithm:
         self._state, self._norms = kept.strategy, kept.norms
         self._codec_step = kept.codec_step
         memories = zip(kept.memory_clients.tolist(), kept.memory_rounds.tolist(), strict=True)
-        self._requests = Requests(self._run, dict(memories), kept.constant_holders.tolist())
+        heads = zip(kept.head_clients.tolist(), kept.head_rounds.tolist(), strict=True)
+        downlink = Downlink(seed, kept.sent, heads)
+        holders = kept.constant_holders.tolist()
+        self._requests = Requests(self._run, dict(memories), holders, downlink)
         if self._run.registry.simulated:
             count = len(self._requests.memory_rounds)
             check_memory(self._run.run_id, count, checkpoint.round_number)
@@ -136,7 +152,7 @@ class OwnAlgorithm:
 
     def _plan(self, context: RoundContext) -> ClientPlan:
         step = self._codec_step or first_step(context.lr, self._affine)
-        return encoded(self._strategy.plan(self._state, context), self._run.config.codec.up, step)
+        return encoded(self._strategy.plan(self._state, context), self._run.config.codec, step)
 
     def _context(self, round_number: int) -> RoundContext:
         config, population = self._run.config, self._run.registry.population
@@ -156,14 +172,16 @@ class OwnAlgorithm:
         """The valid updates in the order of clients, in the form that ``aggregate`` needs."""
         strategy, screen = self._strategy.for_plan(plan), Screen(self._run, plan)
         reduce = "individual" if screen.needs_all else strategy.reduce
-        self._requests.count_downlink(result, head, plan, cohort, reduce)
+        # The exact head stays with the server: it adds to it, evaluates it and exports it.
+        sent = self._requests.downlink.send(head, plan, result.round_number)
+        self._requests.count_downlink(result, sent, plan, cohort, reduce)
         collector = Collector(
             self._run,
             plan,
-            head,
+            sent,
             reduce,
             lambda clients, again: self._requests.request(
-                result.round_number, head, plan, clients, reduce, again
+                result.round_number, sent, plan, clients, reduce, again
             ),
             result,
             needs_all=screen.needs_all or ("" if strategy.each else strategy.name),
@@ -175,7 +193,7 @@ class OwnAlgorithm:
             for reply, rows in collector.collect(answering(self._run, plan, cohort, result))
         ]
         updates.sort(key=lambda update: min(update[0].clients))
-        self._requests.note_holders(plan, _clients(updates))
+        self._requests.note_holders(plan, _clients(updates), result.round_number)
         updates, self._norms = screen.passed(collector, updates, self._norms)
         if screen.needs_all:
             return [(reply, merge(rows)) for reply, rows in updates]
