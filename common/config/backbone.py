@@ -40,6 +40,14 @@ def _blocks(value: object) -> object:
     return tuple(sorted(value))
 
 
+def _projection(value: object) -> object:
+    if value in ("off", "auto") or (type(value) is int and value > 0):
+        return value
+    raise ValueError("must be off, auto, or a number of directions")
+
+
+Projection = Annotated[int | str, BeforeValidator(_projection)]
+
 BackboneName = Annotated[str, AfterValidator(_backbone_name)]
 
 
@@ -66,6 +74,9 @@ class BackboneConfig(Section):
     quantization."""
     feature_scaling: Literal["none", "center", "standardize"] = "center"
     """How features are scaled for training; the export folds the scaling into the head."""
+
+    projection: Projection = "off"
+    """off, auto, or the number of directions that features are projected to."""
 
     def normalization(self, arch: str = "") -> tuple[_Colours, _Colours]:
         """Mean and standard deviation, as set or else the architecture's own.
