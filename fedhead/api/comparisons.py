@@ -107,7 +107,7 @@ class Comparison:
         rows = [
             {
                 **({"setting": row.setting} if several else {}),
-                "strategy": row.strategy,
+                "strategy": row.label,
                 "settings": row.hyperparameters,
                 "accuracy": percent(row.accuracy),
                 "± over seeds": "-" if row.accuracy_sd is None else f"{100 * row.accuracy_sd:.1f}",
