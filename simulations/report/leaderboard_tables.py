@@ -139,6 +139,8 @@ def terminal_table(comparison: Comparison, target: float | None = None) -> Group
 _MANY_ROWS, _BEST_ROWS = 40, 8
 _EXPENDABLE = ("s", "worst", "p10", "uplink", "rounds", "gap")
 """Columns that a narrow terminal has no room for; the page has them all."""
+_WIDEST_NAME = 32
+"""Characters of a strategy with its codec and projection that stay on one line."""
 _WITH_SPREAD = 4
 """Settings whose standard deviations fit beside each other on 80 columns."""
 _LEGEND = {
@@ -182,7 +184,10 @@ def _table(title: str) -> Table:
 def _setting_table(setting: Setting, rows: Sequence[Row], columns: Sequence[Column]) -> Table:
     """Each strategy with its settings behind its name."""
     table = _table(setting.label)
-    table.add_column("strategy", overflow="fold")
+    # A name of three parts on one line is worth a column that the page has, too.
+    packed = any(column.packing for column in columns)
+    widest = max(len(row.label) for row in rows) if packed else 0
+    table.add_column("strategy", overflow="fold", min_width=min(widest, _WIDEST_NAME))
     for column in columns:
         table.add_column(column.short, justify="right", no_wrap=column.text is not rounds_text)
     for row in rows:
