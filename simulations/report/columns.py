@@ -100,6 +100,7 @@ class Column:
 
 
 _SECONDS, _SETTINGS = "Training\u00a0s", "Settings"
+_MEAN, _SEEDS = "Client mean", "Seeds"
 _COLUMNS = (
     Column(
         "Strategy", lambda r: r.label, lambda r: r.label, True,
@@ -118,7 +119,7 @@ _COLUMNS = (
         "Points above (+) or below (-) the best linear head of all data in one place", "gap",
     ),
     Column(
-        "Client mean", lambda r: _of_clients(r.mean_client, r), lambda r: r.mean_client, False,
+        _MEAN, lambda r: _of_clients(r.mean_client, r), lambda r: r.mean_client, False,
         "Mean of the clients' accuracies, in %, each on its own test part however small, mean over "
         "seeds; * with personal heads",
     ),
@@ -167,7 +168,7 @@ _COLUMNS = (
         "Seconds of training, all rounds, on the machine that ran it; mean over seeds", "s",
     ),
     Column(
-        "Seeds", lambda r: str(len(r.seeds)), lambda r: len(r.seeds), False, "Number of runs",
+        _SEEDS, lambda r: str(len(r.seeds)), lambda r: len(r.seeds), False, "Number of runs",
     ),
     Column(
         _SETTINGS, lambda r: r.hyperparameters, lambda r: r.hyperparameters, True,
@@ -212,6 +213,8 @@ def shown_columns(rows: Sequence[Row], *, timed: bool) -> list[Column]:
     if not any(row.rejected for row in rows):
         hidden.add("Rejected")
     compared = compared_keys((row.codec, row.projection) for row in rows)
+    if compared:
+        hidden |= {_MEAN, _SEEDS}  # a screen has no room for them beside the bytes
     return [
         column
         for column in columns
