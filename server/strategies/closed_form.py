@@ -141,7 +141,7 @@ def ditto(
     Args:
         lam: ridge penalty of the global head; "auto": as in ``fed3r``.
         personal_lam: how strongly a client's own head is kept close to the global one; "auto": each
-            client chooses for itself.
+            client chooses for itself, and shifts its head to the classes that it has.
     """
     personal = -1.0 if personal_lam == "auto" else personal_lam
     return dataclasses.replace(fed3r(lam=lam), name="ditto", personal=personal)
