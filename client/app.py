@@ -22,6 +22,7 @@ from client.best_linear import best_linear_heads
 from client.device import DeviceHost
 from client.discretion import SPEAKABLE, kind_of
 from client.host import Host, run_folder
+from client.known_head import with_head
 from client.memory import with_constant
 from client.node import node_update
 from client.personal import own_correct
@@ -127,12 +128,9 @@ def train(message: Message, context: Context) -> Message:
         reply = TrainReply(request.fingerprint, missing_backbone=True)
         return Message(reply.write(), reply_to=message)
     host = _host(context)
-    complete = with_constant(
-        request, run_folder(host.state, request.run_id), durable=not host.simulated
-    )
-    if complete is None:
-        reply = TrainReply(request.fingerprint, missing_constant=True)
-        return Message(reply.write(), reply_to=message)
+    complete = _completed(request, host)
+    if isinstance(complete, TrainReply):
+        return Message(complete.write(), reply_to=message)
     try:
         host.budget.begin(host.state)
     except DeclinedError as exc:
@@ -150,6 +148,18 @@ def train(message: Message, context: Context) -> Message:
     delta = request.uplink.decode(reply.clients[0], row)["delta"]
     local = Head.from_matrix(request.head.matrix + np.asarray(delta, np.float32))
     return Message(reply.write_stock(local), reply_to=message)
+
+
+def _completed(request: TrainRequest, host: Host) -> TrainRequest | TrainReply:
+    """The request with what this machine keeps; or the answer that it has not got it."""
+    folder = run_folder(host.state, request.run_id)
+    complete = with_constant(request, folder, durable=not host.simulated)
+    if complete is None:
+        return TrainReply(request.fingerprint, missing_constant=True)
+    if host.simulated and complete.changes is None:
+        return complete  # the whole head, for all the node's clients in each round
+    known = with_head(complete, folder)
+    return known or TrainReply(request.fingerprint, missing_head=True)
 
 
 def _result(reply: TrainReply) -> str:

@@ -25,6 +25,7 @@ __all__ = [
     "smallest",
     "stream_state",
     "uniform",
+    "words",
 ]
 
 _MASK = (1 << 64) - 1
@@ -87,12 +88,22 @@ def draws(
     [9030583759491911620, 2535577634144532877]
     """
     state = np.uint64(stream_state(seed, purpose, *keys))
+    return (words(state, index.astype(np.uint64)) >> np.uint64(1)).astype(np.int64)
+
+
+def words(
+    state: npt.NDArray[np.uint64] | np.uint64, index: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.uint64]:
+    """Streams' full 64-bit words at the given positions; the two are broadcast together.
+
+    >>> words(np.uint64(0), np.arange(2, dtype=np.uint64)).tolist()  # as Vigna's splitmix64.c
+    [16294208416658607535, 7960286522194355700]
+    """
     with np.errstate(over="ignore"):
-        z = state + (index.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
+        z: npt.NDArray[np.uint64] = state + (index + np.uint64(1)) * np.uint64(_GOLDEN)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    return (z >> np.uint64(1)).astype(np.int64)
+    return z ^ (z >> np.uint64(31))
 
 
 def uniform(

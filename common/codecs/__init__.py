@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from common.codecs.codec import Array, Codec
+from common.codecs.drive import DRIVE
+from common.codecs.eden import EDEN
+from common.codecs.int8 import INT8
 from common.codecs.none import NONE
 from common.errors import FedheadError, ProtocolError, ReplyError
 from common.types import Layout
@@ -14,7 +17,7 @@ __all__ = ["CODECS", "NONE", "Codec", "decode_array", "find_codec"]
 
 _MOST = 120  # characters of an exception
 
-CODECS: Mapping[str, Codec] = {codec.name: codec for codec in (NONE,)}
+CODECS: Mapping[str, Codec] = {codec.name: codec for codec in (NONE, INT8, DRIVE, EDEN)}
 
 
 def find_codec(name: str) -> Codec:

@@ -5,13 +5,13 @@ message          content                                         reply
 ===============  ==============================================  ==============================
 query.describe   config                                          report
 query.backbone   config: the fingerprint, with or without bytes  report
-train            config, shared: head, arrays of the plan        report
+train            config, shared: head or its changes, arrays     report
 train (stock)    arrays (head), config                           arrays (head), metrics, report
 evaluate         config, shared: head                            report
 query.baselines  config                                          report: arrays (two heads)
 ===============  ==============================================  ==============================
 
-The plan's codecs encode the head on its way down and the fields on their way up, see
+The plan's codecs encode the head's changes on their way down and the fields on their way up, see
 common.codecs. Other arrays are safetensors in a record of values. A SuperLink keeps each record,
 array and piece of an array as a separate object with separate requests, and the number of
 requests limits its speed. It keeps and receives equal objects once, so content that is the same
@@ -20,6 +20,7 @@ for all nodes has its own record. A stock strategy gets the arrays and metrics t
 
 from __future__ import annotations
 
+from common.messages.changes import MOST_CHANGES, HeadChanges, head_id
 from common.messages.content import array_bytes, content_id, payload_bytes
 from common.messages.evaluation import ClientEvaluation, EvaluateReply, EvaluateRequest
 from common.messages.heads import read_head, read_heads, write_head, write_heads
@@ -33,6 +34,7 @@ from common.messages.queries import (
 from common.messages.training import ClientReport, Rejection, TrainReply, TrainRequest
 
 __all__ = [
+    "MOST_CHANGES",
     "BackboneReply",
     "BackboneRequest",
     "BaselineRequest",
@@ -42,11 +44,13 @@ __all__ = [
     "DescribeRequest",
     "EvaluateReply",
     "EvaluateRequest",
+    "HeadChanges",
     "Rejection",
     "TrainReply",
     "TrainRequest",
     "array_bytes",
     "content_id",
+    "head_id",
     "payload_bytes",
     "read_head",
     "read_heads",

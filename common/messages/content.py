@@ -16,7 +16,7 @@ from common.errors import ProtocolError
 from common.records import from_record, to_record
 
 __all__ = ["Arrays", "Flat", "array_bytes", "config_of", "content_id", "pack", "payload_bytes",
-           "unpack"]  # fmt: skip
+           "payload_list", "unpack"]  # fmt: skip
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
@@ -48,6 +48,22 @@ def config_of(content: RecordDict, name: str) -> ConfigRecord:
     if not isinstance(record, ConfigRecord):
         raise ProtocolError(f"record {name!r} is missing")
     return record
+
+
+def payload_list(key: str, rows: object) -> tuple[bytes, ...]:
+    """A record's list of payloads.
+
+    Args:
+        key: its key, for the error.
+        rows: the value that arrived.
+
+    Raises:
+        ProtocolError: it is something else.
+    """
+    found = [row for row in rows if isinstance(row, bytes)] if isinstance(rows, list) else []
+    if not isinstance(rows, list) or len(found) != len(rows):
+        raise ProtocolError(f"{key} is no list of payloads")
+    return tuple(found)
 
 
 def pack(arrays: Arrays) -> bytes:

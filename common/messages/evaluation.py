@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import ConfigRecord, RecordDict
 
-from common.codecs import NONE
 from common.errors import ReplyError
 from common.messages.content import config_of
 from common.messages.heads import decode_head, encode_head
@@ -43,12 +42,12 @@ class EvaluateRequest:
     alone: bool = False
 
     def write(self) -> RecordDict:
-        shared = encode_head(self.head, NONE, 0)
+        shared = encode_head(self.head)
         return RecordDict({"config": to_record(self, skip=("head",)), "shared": shared})
 
     @classmethod
     def read(cls, content: RecordDict) -> EvaluateRequest:
-        head = decode_head(config_of(content, "shared"), NONE, 0)
+        head = decode_head(config_of(content, "shared"))
         return from_record(cls, config_of(content, "config"), head=head)
 
 

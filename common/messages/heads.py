@@ -1,4 +1,4 @@
-"""Heads in messages: as Flower's arrays, as several named heads, or encoded by a codec."""
+"""Heads in messages: as Flower's arrays, as several named heads, or as plain numbers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from common.codecs import Codec, decode_array
+from common.codecs import NONE, decode_array
 from common.errors import ProtocolError, ReplyError
 from common.messages.content import config_of, pack, unpack
 from common.types import FloatArray, Head, Layout
 
-__all__ = ["decode_head", "encode_head", "read_head", "read_heads", "write_head", "write_heads"]
+__all__ = ["decode_head", "encode_head", "read_head", "read_heads", "read_shape", "write_head",
+           "write_heads"]  # fmt: skip
 
 _Arrays = Mapping[str, npt.NDArray[np.generic]]
 
@@ -64,35 +65,47 @@ def read_heads(content: RecordDict) -> dict[str, Head]:
     return {name: Head.from_matrix(matrix) for name, matrix in arrays.items()}
 
 
-def encode_head(head: Head, codec: Codec, seed: int) -> ConfigRecord:
+def encode_head(head: Head) -> ConfigRecord:
     """The record that is the same for all nodes: the head's (K, d + 1) matrix and its shape."""
-    shape = [head.num_classes, head.num_features + 1]
-    return ConfigRecord({"head": _encoded(head, codec, seed), "shape": shape})
+    return ConfigRecord(
+        {"head": _encoded(head), "shape": [head.num_classes, head.num_features + 1]}
+    )
 
 
 @lru_cache(maxsize=1)  # all messages of a round have the same head
-def _encoded(head: Head, codec: Codec, seed: int) -> bytes:
-    return codec.encode(head.matrix, seed)
+def _encoded(head: Head) -> bytes:
+    return NONE.encode(head.matrix, 0)
 
 
-def decode_head(shared: ConfigRecord, codec: Codec, seed: int) -> Head:
+def decode_head(shared: ConfigRecord) -> Head:
     """The reverse of encode_head.
 
     Raises:
         ProtocolError: a key is missing, or the bytes are not a head of this shape.
     """
-    for key in ("head", "shape"):
-        if key not in shared:
-            raise ProtocolError(f"{key} is missing")
-    payload, shape = shared["head"], shared["shape"]
+    if "head" not in shared:
+        raise ProtocolError("head is missing")
+    payload, shape = shared["head"], read_shape(shared)
     if not isinstance(payload, bytes):
         raise ProtocolError(f"head is {type(payload).__name__}, expected bytes")
+    try:
+        matrix = decode_array(NONE, payload, Layout(shape), 0, "head")
+    except ReplyError as exc:
+        raise ProtocolError(str(exc)) from exc
+    return Head.from_matrix(matrix.astype(np.float32))
+
+
+def read_shape(shared: ConfigRecord) -> tuple[int, int]:
+    """The shape (K, d + 1) that a record gives.
+
+    Raises:
+        ProtocolError: there is none, or it is not a head's.
+    """
+    if "shape" not in shared:
+        raise ProtocolError("shape is missing")
+    shape = shared["shape"]
     sides = shape if isinstance(shape, list) else []
     rows, width = (n if type(n) is int else 0 for n in (*sides, 0, 0)[:2])
     if len(sides) != 2 or rows < 1 or width < 2:
         raise ProtocolError(f"shape is {shape!r}, expected that of a head")
-    try:
-        matrix = decode_array(codec, payload, Layout((rows, width)), seed, "head")
-    except ReplyError as exc:
-        raise ProtocolError(str(exc)) from exc
-    return Head.from_matrix(matrix.astype(np.float32))
+    return rows, width

@@ -12,10 +12,10 @@ from common.codecs import find_codec
 from common.codecs.uplink import Uplink
 from common.corrections import find_correction
 from common.errors import ProtocolError
-from common.messages.content import config_of, pack, unpack
+from common.messages.changes import HeadChanges
+from common.messages.content import config_of, pack, payload_list, unpack
 from common.messages.heads import decode_head, encode_head, read_head, write_head
 from common.records import from_columns, from_record, to_columns, to_record
-from common.seeding import Purpose, stream_state
 from common.types import ClientPlan, Head, LocalTraining
 
 __all__ = ["ClientReport", "Rejection", "TrainReply", "TrainRequest"]
@@ -45,6 +45,9 @@ class TrainRequest:
             to be damaged; 0 is before the first.
         constant_id: see ``content_id``, of the plan's constant arrays; empty where it has none.
         has_constant: whether they are in this message; if not, the clients have kept them.
+        changes: what is sent in place of the whole head, to a device that knows an earlier one; a
+            request that was read has them as long as nobody has found the head, and its ``head``
+            means nothing until then.
 
     Raises:
         ProtocolError: the plan asks for a field, correction or codec that there is not, or names
@@ -65,6 +68,7 @@ class TrainRequest:
     oldest_round: int = 0
     constant_id: str = ""
     has_constant: bool = False
+    changes: HeadChanges | None = None
 
     def __post_init__(self) -> None:
         find_correction(self.plan.correction)
@@ -85,11 +89,11 @@ class TrainRequest:
         # Momentum is SGD's alone. A client that knows nothing else misses it, and refuses to train
         # by the wrong optimizer.
         alone = "optimizer" if self.training.optimizer == "sgd" else "momentum"
-        return to_record(self, skip=("head", "arrays", "constant", "exclude", "everyone", alone))
+        apart = ("head", "changes", "arrays", "constant", "exclude", "everyone")
+        return to_record(self, skip=(*apart, alone))
 
     def write(self) -> RecordDict:
-        codec = find_codec(self.plan.downlink)
-        shared = encode_head(self.head, codec, _head_seed(self.seed, self.round_number))
+        shared = self.changes.write() if self.changes else encode_head(self.head)
         if self.plan.arrays:
             shared["plan"] = pack(self.plan.arrays)
         if self.has_constant:
@@ -111,15 +115,12 @@ class TrainRequest:
             ClientPlan, config, arrays=arrays, constant=constant, exclude=(), everyone=False
         )
         # What is missing is told before what the arrays are like.
-        order = from_record(cls, config, head=Head.zeros(1, 1), plan=plan)
+        order = from_record(cls, config, head=Head.zeros(1, 1), changes=None, plan=plan)
         if order.reduce == "stock":
             return replace(order, head=read_head(content))
-        seed = _head_seed(order.seed, order.round_number)
-        return replace(order, head=decode_head(shared, find_codec(plan.downlink), seed))
-
-
-def _head_seed(seed: int, round_number: int) -> int:
-    return stream_state(seed, Purpose.DOWNLINK, round_number)
+        if "changes" in shared:
+            return replace(order, changes=HeadChanges.read(shared))
+        return replace(order, head=decode_head(shared))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,7 @@ class TrainReply:
         rejected: the clients that are not.
         missing_backbone: the node has not got the backbone and did nothing.
         missing_constant: the same of the plan's constant arrays.
+        missing_head: the same of the head that the request's changes start from.
         payloads: by field, its rows as they are encoded: one a client, or a single one for the
             sum of all; see ``Uplink``.
     """
@@ -168,6 +170,7 @@ class TrainReply:
     rejected: tuple[Rejection, ...] = ()
     missing_backbone: bool = False
     missing_constant: bool = False
+    missing_head: bool = False
     payloads: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
 
     @property
@@ -185,7 +188,9 @@ class TrainReply:
         return replace(self, reports=tuple(self.reports[i] for i in index), payloads={})
 
     def _report(self) -> ConfigRecord:
-        record = to_record(self, skip=("reports", "rejected", "payloads"))
+        # Most runs send whole heads, and their replies stay as short as they were.
+        needless = () if self.missing_head else ("missing_head",)
+        record = to_record(self, skip=("reports", "rejected", "payloads", *needless))
         for key, values in (
             *to_columns(ClientReport, self.reports).items(),
             *to_columns(Rejection, self.rejected, _REJECTED).items(),
@@ -214,7 +219,7 @@ class TrainReply:
     def read(cls, content: RecordDict) -> TrainReply:
         record = config_of(content, "report")
         payloads = {
-            key.removeprefix(_FIELD): _payloads(key, rows)
+            key.removeprefix(_FIELD): payload_list(key, rows)
             for key, rows in record.items()
             if key.startswith(_FIELD)
         }
@@ -223,12 +228,6 @@ class TrainReply:
             record,
             reports=from_columns(ClientReport, record),
             rejected=from_columns(Rejection, record, _REJECTED),
+            missing_head=record.get("missing-head") is True,
             payloads=payloads,
         )
-
-
-def _payloads(key: str, rows: object) -> tuple[bytes, ...]:
-    found = [row for row in rows if isinstance(row, bytes)] if isinstance(rows, list) else []
-    if not isinstance(rows, list) or len(found) != len(rows):
-        raise ProtocolError(f"{key} is no list of payloads")
-    return tuple(found)

@@ -45,7 +45,7 @@ class Collector:
         head: the head that the clients start from.
         reduce: whether a node sends the weighted sum of its clients or each client's fields.
         request: makes the request to some of a node's clients; with True, it always includes the
-            plan's constant arrays.
+            whole head and the plan's constant arrays.
         result: receives the counts and the reasons of failures.
         needs_all: name of what needs all clients' updates in memory at once; empty if nothing.
     """
@@ -149,7 +149,7 @@ class Collector:
                 reply, rows = self._read(message, clients)
                 if reply is None:
                     continue
-                if (reply.missing_backbone or reply.missing_constant) and not again:
+                if _lacks(reply) and not again:
                     lacking[node] = clients
                     continue
                 if rows is not None:
@@ -233,7 +233,7 @@ class Collector:
         layouts = self._layouts.values()
         check_size(content, layouts, 1 if self.reduce == "sum" else len(clients))
         reply = TrainReply.read(content)
-        if reply.missing_backbone or reply.missing_constant:
+        if _lacks(reply):
             # Nothing else in the reply has been checked.
             return dataclasses.replace(reply, reports=(), rejected=(), payloads={}), None
         check_reply(reply, self.run, set(clients), self.run.fingerprint)
@@ -284,3 +284,8 @@ class Collector:
             if len(rows) != count:
                 raise ReplyError(f"{name} has {len(rows)} rows, expected {count}")
         return [{name: rows[i] for name, rows in reply.payloads.items()} for i in range(count)]
+
+
+def _lacks(reply: TrainReply) -> bool:
+    """Whether a node did nothing, because it has not got all that it needs."""
+    return reply.missing_backbone or reply.missing_constant or reply.missing_head

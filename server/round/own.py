@@ -29,6 +29,7 @@ from server.round.algorithm import (
 )
 from server.round.availability import answering
 from server.round.collect import Collector
+from server.round.downlink import Downlink, Sent, unsent
 from server.round.norms import no_norms
 from server.round.requests import Requests
 from server.round.screen import Screen, Update
@@ -46,6 +47,9 @@ class _State:
         memory_clients: int64 (m,), clients that have a memory.
         memory_rounds: int64 (m,), for each of them, the last round in which its update counted.
         constant_holders: int64 (k,), clients that keep the plan's constant arrays.
+        head_clients: int64 (j,), clients that have answered, if heads are sent as changes.
+        head_rounds: int64 (j,), for each of them, the round whose head it holds.
+        sent: that head after the last round.
         norms: float64 (h, f), norms of the first updates that counted, see server.round.norms.
         accounts: int64 (n, 10), see Accounts.
     """
@@ -54,6 +58,9 @@ class _State:
     memory_clients: IntArray
     memory_rounds: IntArray
     constant_holders: IntArray
+    head_clients: IntArray
+    head_rounds: IntArray
+    sent: Sent
     norms: npt.NDArray[np.float64]
     accounts: IntArray
 
@@ -81,18 +88,24 @@ class OwnAlgorithm:
     @property
     def state(self) -> _State:
         rounds = sorted(self._requests.memory_rounds.items())
+        downlink = self._requests.downlink
+        heads = sorted(downlink.rounds.items())
         return _State(
             strategy=self._state,
             memory_clients=np.array([client for client, _ in rounds], np.int64),
             memory_rounds=np.array([number for _, number in rounds], np.int64),
             constant_holders=np.array(sorted(self._requests.holders), np.int64),
+            head_clients=np.array([client for client, _ in heads], np.int64),
+            head_rounds=np.array([number for _, number in heads], np.int64),
+            sent=downlink.sent,
             norms=self._norms,
             accounts=self._run.registry.accounts.table,
         )
 
     def start(self, head: Head, checkpoint: Checkpoint | None) -> None:
         self._state, self._norms = self._strategy.init(head), no_norms()
-        self._requests = Requests(self._run)
+        seed = self._run.config.seed
+        self._requests = Requests(self._run, downlink=Downlink(seed, unsent(head)))
         if checkpoint is None:
             return
         fresh = dataclasses.replace(self.state, accounts=Accounts.empty())
@@ -100,7 +113,10 @@ class OwnAlgorithm:
         self._run.registry.accounts.merge(kept.accounts)
         self._state, self._norms = kept.strategy, kept.norms
         memories = zip(kept.memory_clients.tolist(), kept.memory_rounds.tolist(), strict=True)
-        self._requests = Requests(self._run, dict(memories), kept.constant_holders.tolist())
+        heads = zip(kept.head_clients.tolist(), kept.head_rounds.tolist(), strict=True)
+        downlink = Downlink(seed, kept.sent, heads)
+        holders = kept.constant_holders.tolist()
+        self._requests = Requests(self._run, dict(memories), holders, downlink)
         if self._run.registry.simulated:
             count = len(self._requests.memory_rounds)
             check_memory(self._run.run_id, count, checkpoint.round_number)
@@ -108,6 +124,7 @@ class OwnAlgorithm:
     def step(self, round_number: int, head: Head, fault: Fault) -> tuple[Head, RoundResult] | None:
         run, context = self._run, self._context(round_number)
         plan = self._strategy.plan(self._state, context)
+        plan = dataclasses.replace(plan, downlink=run.config.codec.down or plan.downlink)
         cohort, wanted = sample_cohort(
             run, round_number, excluded=plan.exclude, everyone=plan.everyone
         )
@@ -144,14 +161,16 @@ class OwnAlgorithm:
         """The valid updates in the order of clients, in the form that ``aggregate`` needs."""
         strategy, screen = self._strategy.for_plan(plan), Screen(self._run, plan)
         reduce = "individual" if screen.needs_all else strategy.reduce
-        self._requests.count_downlink(result, head, plan, cohort, reduce)
+        # The exact head stays with the server: it adds to it, evaluates it and exports it.
+        sent = self._requests.downlink.send(head, plan, result.round_number)
+        self._requests.count_downlink(result, sent, plan, cohort, reduce)
         collector = Collector(
             self._run,
             plan,
-            head,
+            sent,
             reduce,
             lambda clients, again: self._requests.request(
-                result.round_number, head, plan, clients, reduce, again
+                result.round_number, sent, plan, clients, reduce, again
             ),
             result,
             needs_all=screen.needs_all or ("" if strategy.each else strategy.name),
@@ -163,7 +182,7 @@ class OwnAlgorithm:
             for reply, rows in collector.collect(answering(self._run, plan, cohort, result))
         ]
         updates.sort(key=lambda update: min(update[0].clients))
-        self._requests.note_holders(plan, _clients(updates))
+        self._requests.note_holders(plan, _clients(updates), result.round_number)
         updates, self._norms = screen.passed(collector, updates, self._norms)
         if screen.needs_all:
             return [(reply, merge(rows)) for reply, rows in updates]

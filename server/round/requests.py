@@ -9,6 +9,7 @@ from typing import Literal
 from common.messages import TrainRequest, content_id, payload_bytes
 from common.types import ClientPlan, Head
 from server.round.algorithm import RoundResult, Run
+from server.round.downlink import Downlink, unsent
 
 __all__ = ["Requests"]
 
@@ -21,23 +22,31 @@ class Requests:
         memory_rounds: for each client with a memory, the last round in which its update counted;
             its memory of that round is valid.
         holders: clients that keep the plan's constant arrays.
+        downlink: what clients know of the head; None: no head has been sent.
 
     Attributes:
         memory_rounds: as given; updated by ``note_memories``.
         holders: as given; updated by ``note_holders``.
+        downlink: as given; updated by ``send_head`` and ``note_holders``.
     """
 
     def __init__(
-        self, run: Run, memory_rounds: Mapping[int, int] | None = None, holders: Iterable[int] = ()
+        self,
+        run: Run,
+        memory_rounds: Mapping[int, int] | None = None,
+        holders: Iterable[int] = (),
+        downlink: Downlink | None = None,
     ) -> None:
         self._run = run
         self.memory_rounds = dict(memory_rounds or {})
         self.holders = set(holders)
+        self.downlink = downlink or Downlink(run.config.seed, unsent(Head.zeros(1, 1)))
 
-    def note_holders(self, plan: ClientPlan, clients: Collection[int]) -> None:
-        """Record that clients have answered and so keep the plan's constant arrays."""
+    def note_holders(self, plan: ClientPlan, clients: Collection[int], round_number: int) -> None:
+        """Record that clients have answered: they keep the head and the plan's constant arrays."""
         if plan.constant:
             self.holders.update(clients)
+        self.downlink.note(plan, clients, round_number)
 
     def note_memories(self, plan: ClientPlan, clients: Collection[int], round_number: int) -> None:
         """Record that clients' updates counted, so their memories of this round are valid."""
@@ -57,13 +66,16 @@ class Requests:
 
         Args:
             round_number: from 1.
-            head: the head that they start from.
+            head: the head that they start from, as ``Downlink.send`` returns it.
             plan: the round's plan.
             clients: clients of one node.
             reduce: whether the node sends its clients' weighted sum or each client's fields.
-            again: whether it includes the plan's constant arrays in any case.
+            again: whether it includes the whole head and the plan's constant arrays in any case.
         """
         config = self._run.config
+        # A node of simulated clients takes the head for all of them from one message.
+        alone = not (again or self._run.registry.simulated) and len(clients) == 1
+        base = self.downlink.base(plan, clients[0]) if alone else None
         lacks = again or not self.holders.issuperset(clients)
         return TrainRequest(
             head=head,
@@ -84,6 +96,7 @@ class Requests:
             oldest_round=self._oldest_round(round_number),
             constant_id=content_id(plan.constant),
             has_constant=bool(plan.constant) and lacks,
+            changes=self.downlink.changes(head, base),
         )
 
     def _oldest_round(self, round_number: int) -> int:
@@ -98,10 +111,15 @@ class Requests:
         reduce: Literal["sum", "individual"],
     ) -> None:
         """Sizes of the requests if each client were a device of its own."""
-        lacking = set(cohort) - self.holders if plan.constant else set()
-        for has_constant, clients in ((True, lacking), (False, set(cohort) - lacking)):
-            if clients:
-                # Measured in each round, because the length of an encoded head may vary.
-                alone = self.request(result.round_number, head, plan, [0], reduce)
-                alone = dataclasses.replace(alone, has_constant=has_constant)
-                result.send(sorted(clients), payload_bytes(alone.write()))
+        groups: dict[tuple[bool, int | None], list[int]] = {}
+        for client in sorted(set(cohort)):
+            lacks = bool(plan.constant) and client not in self.holders
+            groups.setdefault((lacks, self.downlink.base(plan, client)), []).append(client)
+        for (has_constant, base), clients in groups.items():
+            # Measured in each round, because the length of an encoded change may vary.
+            alone = dataclasses.replace(
+                self.request(result.round_number, head, plan, [0], reduce, again=True),
+                has_constant=has_constant,
+                changes=self.downlink.changes(head, base),
+            )
+            result.send(clients, payload_bytes(alone.write()))
