@@ -232,7 +232,10 @@ Rows add_change(Rows held, std::span<const std::uint8_t> payload, const Codec& c
                 std::uint64_t seed) {
   if (payload.empty()) return held;
   float factor;
-  if (payload.size() < sizeof factor) throw std::runtime_error("is shorter than a number");
+  if (payload.size() < sizeof factor) {
+    throw std::runtime_error("takes " + std::to_string(payload.size()) +
+                             " bytes, which is no change");
+  }
   std::memcpy(&factor, payload.data(), sizeof factor);
   const Rows change = codec.decode(payload.subspan(sizeof factor), held.count, held.width, seed);
   for (std::size_t i = 0; i < held.values.size(); ++i) held.values[i] += factor * change.values[i];
