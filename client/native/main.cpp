@@ -1,30 +1,39 @@
 // One phone's local training: examples and the global head in, the head's delta out.
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cstdio>
 #include <iostream>
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "codecs.h"
 #include "device.h"
 #include "safetensors.h"
+#include "seeding.h"
 
 namespace {
 
 constexpr const char* kUsage =
-    "usage: fedhead-device MODEL.ptl DATA --out DELTA.safetensors [--head HEAD.safetensors]\n"
-    "         [--lr 0.05] [--epochs 5] [--batch-size 10] [--seed 0] [--features FILE]\n"
+    "usage: fedhead-device MODEL.ptl DATA --out UPDATE.safetensors [--head HEAD.safetensors]\n"
+    "         [--lr 0.05] [--epochs 5] [--batch-size 10] [--seed 0] [--round 1] [--client 0]\n"
+    "         [--codec none|int8|drive] [--features FILE]\n"
+    "         [--changes CHANGES.safetensors --keep-head FILE]\n"
     "DATA is a folder LABEL/*.rgb of raw uint8 images (3 planes, square), or a safetensors\n"
-    "file with features and labels, as --features writes it.\n";
+    "file with features and labels, as --features writes it. Seed, round and client are those\n"
+    "of the server's order. CHANGES holds what rounds have changed of the head: the order's\n"
+    "payloads, named by their rounds; its codec stands in the metadata.\n";
 
 struct Options {
   std::vector<std::string> positional;
-  std::map<std::string, std::string> named{{"--out", ""},    {"--head", ""},       {"--features", ""},
-                                           {"--lr", "0.05"}, {"--epochs", "5"},    {"--seed", "0"},
-                                           {"--batch-size", "10"}};
+  std::map<std::string, std::string> named{
+      {"--out", ""},      {"--head", ""},   {"--features", ""},    {"--changes", ""},
+      {"--lr", "0.05"},   {"--epochs", "5"}, {"--batch-size", "10"}, {"--keep-head", ""},
+      {"--seed", "0"},    {"--round", "1"}, {"--client", "0"},     {"--codec", "none"}};
 };
 
 Options parse(int argc, char** argv) {
@@ -42,18 +51,29 @@ Options parse(int argc, char** argv) {
   }
   if (options.positional.size() != 2) throw std::invalid_argument("expected MODEL.ptl and DATA");
   if (options.named["--out"].empty()) throw std::invalid_argument("--out is missing");
+  if (!options.named["--changes"].empty()) {
+    for (const char* needed : {"--head", "--keep-head"}) {
+      if (options.named[needed].empty()) {
+        throw std::invalid_argument(std::string("--changes needs ") + needed);
+      }
+    }
+  }
   return options;
 }
 
 template <typename T>
-T number(const Options& options, const std::string& name) {
-  const std::string& text = options.named.at(name);
+T number(const std::string& text, const std::string& name) {
   T value{};
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size()) {
     throw std::invalid_argument(name + " is " + text + ", expected a number");
   }
   return value;
+}
+
+template <typename T>
+T option(const Options& options, const std::string& name) {
+  return number<T>(options.named.at(name), name);
 }
 
 // Nine digits are enough to distinguish all float32 values.
@@ -63,20 +83,93 @@ std::string digits(double value) {
   return text;
 }
 
+fedhead::Rows rows_of(const at::Tensor& matrix) {
+  const auto dense = matrix.contiguous();
+  const auto* data = static_cast<const float*>(dense.data_ptr());
+  return {{data, data + dense.numel()},
+          static_cast<std::size_t>(dense.size(0)),
+          static_cast<std::size_t>(dense.size(1))};
+}
+
+// A copy: what it is made of may go.
+template <typename T>
+at::Tensor tensor_of(const std::vector<T>& values, at::IntArrayRef shape, at::ScalarType dtype) {
+  auto tensor = at::empty(shape, dtype);
+  std::copy(values.begin(), values.end(), static_cast<T*>(tensor.data_ptr()));
+  return tensor;
+}
+
+// The head after the rounds of a file of changes.
+at::Tensor changed(const at::Tensor& matrix, const fedhead::Archive& archive, std::int64_t seed) {
+  const auto named = archive.metadata.find("codec");
+  if (named == archive.metadata.end()) throw std::runtime_error("names no codec");
+  const auto& codec = fedhead::find_codec(named->second);
+  std::map<std::int64_t, at::Tensor> rounds;  // by number: as text, 10 comes before 9
+  for (const auto& [name, payload] : archive.tensors) {
+    rounds[number<std::int64_t>(name, "the round of a change")] = payload;
+  }
+  auto rows = rows_of(matrix);
+  for (const auto& [round, payload] : rounds) {
+    const auto* data = static_cast<const std::uint8_t*>(payload.data_ptr());
+    const auto state = fedhead::stream_state(seed, fedhead::Purpose::kDownlink, {round});
+    try {
+      rows = fedhead::add_change(std::move(rows), {data, payload.nbytes()}, codec, state);
+    } catch (const std::runtime_error& error) {
+      throw std::runtime_error("change " + std::to_string(round) + " " + error.what());
+    }
+  }
+  return tensor_of(rows.values, matrix.sizes(), at::kFloat);
+}
+
+// Of a matrix (K, d + 1), bias last; keeps it for the changes of later rounds.
+void set_changed(fedhead::Device& device, const at::Tensor& head, const std::string& fingerprint,
+                 const std::string& kept) {
+  const auto last = head.size(1) - 1;
+  const auto weight = head.slice(1, 0, last).contiguous(), bias = head.select(1, last).contiguous();
+  device.set_head(weight, bias, fingerprint);
+  fedhead::write_safetensors(
+      kept, {{{"weight", weight}, {"bias", bias}}, {{"fingerprint", fingerprint}}});
+}
+
+void start(fedhead::Device& device, const Options& options, std::int64_t seed) {
+  const auto& path = options.named.at("--head");
+  if (path.empty()) return;
+  const auto archive = fedhead::read_safetensors(path);
+  const auto named = archive.metadata.find("fingerprint");
+  if (named == archive.metadata.end()) throw std::runtime_error(path + ": names no fingerprint");
+  const auto &weight = archive.tensor("weight"), &bias = archive.tensor("bias");
+  device.set_head(weight, bias, named->second);  // which checks them
+  const auto& changes = options.named.at("--changes");
+  if (changes.empty()) return;
+  const auto file = fedhead::read_safetensors(changes);
+  at::Tensor head;
+  try {
+    head = changed(at::cat({weight, bias.unsqueeze(1)}, 1), file, seed);
+  } catch (const std::exception& error) {
+    throw std::runtime_error(changes + ": " + error.what());
+  }
+  set_changed(device, head, named->second, options.named.at("--keep-head"));
+}
+
+// What the server decodes: with the codec "none" the delta itself.
+at::Tensor encoded(const at::Tensor& delta, const fedhead::Codec& codec, std::uint64_t state) {
+  if (codec.name == std::string("none")) return delta;
+  const auto payload = codec.encode(rows_of(delta), state);
+  return tensor_of(payload, {static_cast<std::int64_t>(payload.size())}, at::kByte);
+}
+
 void run(const Options& options) {
-  const auto lr = number<double>(options, "--lr");
-  const auto epochs = number<std::int64_t>(options, "--epochs");
-  const auto batch_size = number<std::int64_t>(options, "--batch-size");
-  const auto seed = number<std::int64_t>(options, "--seed");
+  const auto lr = option<double>(options, "--lr");
+  const auto epochs = option<std::int64_t>(options, "--epochs");
+  const auto batch_size = option<std::int64_t>(options, "--batch-size");
+  const auto seed = option<std::int64_t>(options, "--seed");
+  const auto round = option<std::int64_t>(options, "--round");
+  const auto client = option<std::int64_t>(options, "--client");
+  const auto& codec = fedhead::find_codec(options.named.at("--codec"));
   at::set_num_threads(1);  // a step is too small to share
 
   fedhead::Device device(options.positional[0]);
-  if (const auto& head = options.named.at("--head"); !head.empty()) {
-    const auto archive = fedhead::read_safetensors(head);
-    const auto named = archive.metadata.find("fingerprint");
-    if (named == archive.metadata.end()) throw std::runtime_error(head + ": names no fingerprint");
-    device.set_head(archive.tensor("weight"), archive.tensor("bias"), named->second);
-  }
+  start(device, options, seed);
   const auto examples = device.examples(options.positional[1]);
   if (const auto& path = options.named.at("--features"); !path.empty()) {
     fedhead::write_safetensors(
@@ -84,15 +177,20 @@ void run(const Options& options) {
                {{"fingerprint", device.fingerprint()}}});
   }
   const double before = device.loss(examples);
-  const auto losses = device.train(examples, lr, epochs, batch_size, seed);
+  const auto order = fedhead::stream_state(seed, fedhead::Purpose::kBatchOrder, {round, client});
+  const auto losses =
+      device.train(examples, lr, epochs, batch_size, static_cast<std::int64_t>(order));
   for (std::int64_t epoch = 0; epoch < epochs; ++epoch) {
     std::cout << "epoch " << epoch + 1 << "  loss " << losses[epoch].item<float>() << "\n";
   }
   const double after = device.loss(examples);
   const auto count = examples.labels.size(0);
+  // The delta is the first and only field of a plan that this program can serve.
+  const auto state = fedhead::stream_state(seed, fedhead::Purpose::kUplink, {round, client, 0});
   fedhead::write_safetensors(options.named.at("--out"),
-                             {{{"delta", device.delta()}},
+                             {{{"delta", encoded(device.delta(), codec, state)}},
                               {{"fingerprint", device.fingerprint()},
+                               {"codec", codec.name},
                                {"num-examples", std::to_string(count)},
                                {"loss-before", digits(before)},
                                {"loss-after", digits(after)}}});

@@ -24,12 +24,14 @@ from client.sgd import train_head
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.engine import quantized_engine
 from common.backbone.frozen import FrozenBackbone, load_by_fingerprint
-from common.codecs.uplink import encode_sum
+from common.codecs import find_codec
+from common.codecs.downlink import add_change, change_seed, encode_change
+from common.codecs.uplink import Uplink, encode_sum
 from common.experiment import client_shares, experiment_dataset, experiment_features, run_config
 from common.files import cache_root
 from common.messages import ClientReport, TrainReply, TrainRequest, payload_bytes
 from common.seeding import batch_seed
-from common.types import FeatureSet, Head, LocalTraining
+from common.types import ClientPlan, FeatureSet, Head, LocalTraining
 from server.app import run_experiment
 from server.export.exporters import export
 from server.export.run_model import trained_model
@@ -42,7 +44,10 @@ pytestmark = pytest.mark.slow
 SOURCE = Path(__file__).parent.parent.parent / "client" / "native"
 NAMES = {"seed": 3, "round_number": 7, "client": 11}
 TRAINING = LocalTraining(lr=0.05, local_epochs=5, batch_size=6)
-FLAGS = ("--lr", "0.05", "--epochs", "5", "--batch-size", "6", "--seed", str(batch_seed(**NAMES)))
+FLAGS = (
+    "--lr", "0.05", "--epochs", "5", "--batch-size", "6",
+    "--seed", "3", "--round", "7", "--client", "11",
+)  # fmt: skip
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -153,6 +158,62 @@ def test_an_exported_head_is_where_training_starts(trained, run, features_file, 
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def update_bytes(path: Path) -> bytes:
+    return load_file(path)["delta"].tobytes()
+
+
+@pytest.mark.parametrize("codec", ["none", "int8", "drive"])
+def test_an_update_is_the_payload_that_a_python_client_sends(
+    codec, trained, run, features_file, tmp_path
+):
+    assert run(features_file, "--out", tmp_path / "plain", *FLAGS).returncode == 0
+    delta = load_file(tmp_path / "plain")["delta"]
+    done = run(features_file, "--out", tmp_path / "update", "--codec", codec, *FLAGS)
+    assert done.returncode == 0, done.stderr
+    with safe_open(tmp_path / "update", framework="numpy") as file:
+        assert file.metadata()["codec"] == codec
+    payload = update_bytes(tmp_path / "update")
+    uplink = Uplink(
+        ClientPlan(fields=("delta",), uplink=codec), 10, 1280, NAMES["seed"], NAMES["round_number"]
+    )
+    assert uplink.encode(NAMES["client"], {"delta": delta}) == {"delta": payload}
+    decoded = uplink.decode(NAMES["client"], {"delta": payload})["delta"]
+    assert np.corrcoef(decoded.ravel(), delta.ravel())[0, 1] > 0.75
+    assert len(payload) == {"none": 51_240, "int8": 12_850, "drive": 2_600}[codec]
+
+
+def write_changes(path: Path, head: Any, seed: int, codec: str) -> Any:
+    """Changes of three rounds, one of which changes nothing; returns where they lead."""
+    rounds, random = {}, np.random.default_rng(0)
+    for number in (9, 10, 11):
+        change = random.normal(size=head.shape).astype(np.float32) * np.float32(number != 10)
+        state = change_seed(seed, number)
+        payload = encode_change(change, find_codec(codec), state)
+        head = add_change(head, payload, find_codec(codec), state)
+        rounds[str(number)] = np.frombuffer(payload, np.uint8)
+    save_file(rounds, path, {"codec": codec})
+    return head
+
+
+@pytest.mark.parametrize("codec", ["none", "int8", "drive"])
+def test_a_heads_changes_lead_to_the_bits_of_the_head_that_the_server_means(
+    codec, trained, run, features_file, tmp_path
+):
+    export(trained, "head", tmp_path / "head")
+    expected = write_changes(tmp_path / "changes", trained.head.matrix, NAMES["seed"], codec)
+    known = ("--head", tmp_path / "head", "--changes", tmp_path / "changes")
+    kept = ("--keep-head", tmp_path / "kept")
+    done = run(features_file, "--out", tmp_path / "update", *known, *kept, *FLAGS)
+    assert done.returncode == 0, done.stderr
+    found = load_file(tmp_path / "kept")
+    matrix = Head(found["weight"], found["bias"]).matrix
+    np.testing.assert_array_equal(matrix.view(np.uint32), expected.view(np.uint32))
+    # Training starts there, and the next round may.
+    again = run(features_file, "--out", tmp_path / "b", "--head", tmp_path / "kept", *FLAGS)
+    assert again.returncode == 0, again.stderr
+    assert update_bytes(tmp_path / "update") == update_bytes(tmp_path / "b")
+
+
 def truncated(path: Path) -> Path:
     cut = path.parent / "cut.ptl"
     cut.write_bytes(path.read_bytes()[:-1000])
@@ -174,6 +235,11 @@ def test_refusals_are_one_line_and_leave_no_update(
     save_file({"features": q.astype(np.float32), "labels": labels}, tmp_path / "floats")
     save_file({"features": q[:0], "labels": labels[:0]}, tmp_path / "empty")
     (tmp_path / "cut").write_bytes(features_file.read_bytes()[:-1])
+    export(trained, "head", tmp_path / "head")
+    save_file({"9": np.zeros(99, np.uint8)}, tmp_path / "short", {"codec": "drive"})
+    save_file({"9": np.zeros(99, np.uint8)}, tmp_path / "zip", {"codec": "zip"})
+    save_file({"x": np.zeros(99, np.uint8)}, tmp_path / "unnamed", {"codec": "drive"})
+    known = ("--out", out, "--head", tmp_path / "head", "--keep-head", out, "--changes")
     (tmp_path / "small" / "3").mkdir(parents=True)
     (tmp_path / "small" / "3" / "a.rgb").write_bytes(bytes(3 * 31 * 31))
     (tmp_path / "odd" / "3").mkdir(parents=True)
@@ -192,6 +258,13 @@ def test_refusals_are_one_line_and_leave_no_update(
         "cut.ptl": run(features_file, "--out", out, model=truncated(device_files["lite"].path)),
         "lr is 0": run(features_file, "--out", out, "--lr", "0"),
         "--epochs is x, expected a number": run(features_file, "--out", out, "--epochs", "x"),
+        "no such codec: eden, expected one of": run(features_file, "--out", out, "--codec", "eden"),
+        "--changes needs --head": run(features_file, "--out", out, "--changes", "x"),
+        "short: change 9 takes 95 bytes, expected 2600": run(
+            features_file, *known, tmp_path / "short"
+        ),
+        "zip: no such codec: zip": run(features_file, *known, tmp_path / "zip"),
+        "the round of a change is x": run(features_file, *known, tmp_path / "unnamed"),
         "no such option: --speed": run(features_file, "--out", out, "--speed", "1"),
         "--out is missing": run(features_file),
     }
@@ -235,11 +308,11 @@ class _WithNativeClient:
         delta, head = self.folder / "delta", self.folder / "head"
         arrays = {"weight": request.head.weight, "bias": request.head.bias}
         save_file(arrays, head, {"fingerprint": request.fingerprint})
-        seed = batch_seed(seed=request.seed, round_number=request.round_number, client=client)
         training = request.training
         flags = {
-            "--head": head, "--out": delta, "--lr": training.lr, "--seed": seed,
-            "--epochs": training.local_epochs, "--batch-size": training.batch_size,
+            "--head": head, "--out": delta, "--lr": training.lr, "--epochs": training.local_epochs,
+            "--batch-size": training.batch_size, "--seed": request.seed,
+            "--round": request.round_number, "--client": client,
         }  # fmt: skip
         command = [self.program, self._model(backbone), images]
         command += [part for flag in flags.items() for part in flag]
