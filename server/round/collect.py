@@ -231,7 +231,8 @@ class Collector:
         """
         check_lengths(content, len(clients))
         layouts = self._layouts.values()
-        check_size(content, layouts, 1 if self.reduce == "sum" else len(clients))
+        rows = 1 if self.reduce == "sum" else len(clients)
+        check_size(content, layouts, rows, clients=len(clients))
         reply = TrainReply.read(content)
         if _lacks(reply):
             # Nothing else in the reply has been checked.
