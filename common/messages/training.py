@@ -237,12 +237,13 @@ class TrainReply:
         if not isinstance(fingerprint := record.get("fingerprint"), bytes):
             raise ProtocolError("fingerprint is missing")
         has_rejected = f"{_REJECTED}client" in record
+        missing = {f"missing_{what}": record.get(f"missing-{what}") is True for what in _MISSING}
         return cls(
-            fingerprint.hex(),
-            from_table(ClientReport, record, _REPORTS),
-            from_columns(Rejection, record, _REJECTED) if has_rejected else (),
-            *(record.get(f"missing-{what}") is True for what in _MISSING),
+            fingerprint=fingerprint.hex(),
+            reports=from_table(ClientReport, record, _REPORTS),
+            rejected=from_columns(Rejection, record, _REJECTED) if has_rejected else (),
             payloads=payloads,
+            **missing,
         )
 
 

@@ -18,6 +18,7 @@ import server.app
 import server.round.loop
 from client.app import app as client_app
 from common.experiment import run_config
+from common.messages import TrainReply
 from server.app import run_experiment
 from server.export.runtime_cards import ExportReport
 from server.record.events import event, event_log
