@@ -38,6 +38,9 @@ class Codec:
             (m, ...) with m seeds at once; called with (arrays, seeds). Where a node hosts many
             clients, it saves making each one's bytes. Only for codecs with ``sized``.
         adds_up: whether the decoded numbers of all clients are whole multiples of one step.
+        rounding: the largest standard deviation of the noise that it adds to an entry of a Gram
+            matrix, as a share of the geometric mean of its two features' sums of squares around
+            their means. Sums over examples pass no check that is tighter than that.
     """
 
     name: str
@@ -48,3 +51,4 @@ class Codec:
     sized: bool = False
     through: Through | None = None
     adds_up: bool = False
+    rounding: float = 0.0
