@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
+from common.codecs.codec import Through
 from common.codecs.uplink import encode_sum
 from common.errors import ReplyError
 from common.messages import ClientReport, Rejection, TrainReply, TrainRequest, payload_bytes
@@ -21,8 +22,10 @@ __all__ = [
     "LARGEST_32_BIT",
     "Contribution",
     "Fields",
+    "added_up",
     "has_more_classes",
     "has_other_width",
+    "is_small",
     "node_reply",
     "of_many",
     "of_one",
@@ -43,10 +46,9 @@ class Contribution:
 
     Attributes:
         reports: reports of the clients whose updates count.
-        payloads: each of these clients' encoded update; none where several clients' rows are told
-            without them.
+        payloads: each of these clients' encoded update; a sum of several clients may do without.
         rows: the same updates as the server will decode them, if they are to be summed.
-        total: the weighted sum of the updates, instead of ``payloads`` and ``rows``.
+        total: the weighted sum of the updates, instead of ``rows``.
         rejected: the clients whose updates do not count, with the reasons.
     """
 
@@ -94,8 +96,9 @@ def of_many(
     num_examples: IntArray,
     losses: npt.NDArray[np.float64],
     fields: Fields,
+    compiled: Mapping[str, Through],
 ) -> Contribution | None:
-    """Several clients' checked updates as the server would decode them, without their bytes.
+    """Several clients' checked updates, summed as the server would decode them.
 
     Args:
         request: the round's request, which wants sums; its plan ``is_batched``.
@@ -103,24 +106,41 @@ def of_many(
         num_examples: int64 (m,).
         losses: float64 (m, 2), before and after training.
         fields: each (m, ...).
+        compiled: see ``Uplink.through``.
 
     Returns:
         None: something in it would be refused, and each update must be looked at on its own.
     """
     uplink = request.uplink
-    decoded = uplink.through(clients, fields)
-    rows = tuple({name: array[i] for name, array in decoded.items()} for i in range(len(clients)))
-    if request.max_norm:
-        try:
-            for row in rows:
-                check_fields(row, uplink.layouts, request.max_norm)
-        except ReplyError:
-            return None
-    elif not all(np.abs(array).max() <= LARGEST for array in decoded.values()):  # which no NaN is
+    decoded = uplink.through(clients, fields, compiled)
+    if not all(is_small(array) for array in decoded.values()):
         return None
-    return Contribution(
-        _reports(request, clients, num_examples, losses, uplink.lengths()), rows=rows
-    )
+    rows = tuple({name: array[i] for name, array in decoded.items()} for i in range(len(clients)))
+    try:
+        for row in rows if request.max_norm else ():
+            check_fields(row, uplink.layouts, request.max_norm)
+    except ReplyError:
+        return None
+    reports = _reports(request, clients, num_examples, losses, uplink.lengths())
+    return added_up(request, Contribution(reports, rows=rows))
+
+
+def is_small(array: npt.NDArray[np.generic]) -> bool:
+    """Whether no number is too large to be summed, or NaN."""
+    return bool(array.max() <= LARGEST and array.min() >= -LARGEST)
+
+
+def added_up(request: TrainRequest, part: Contribution) -> Contribution:
+    """The same contribution with the sum of its rows.
+
+    The order of additions is another than that of rows one by one, so it is only for what was not
+    summed before there were codecs.
+    """
+    counts = np.array([report.num_examples for report in part.reports], np.int64)
+    sums = FieldSums()
+    for row, weight in zip(part.rows, client_weights(request.plan, counts).tolist(), strict=True):
+        sums.add(row, weight)
+    return replace(part, rows=(), total=sums.totals if part.reports else None)
 
 
 def of_sum(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -10,14 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from client.client_round import ClientRound
+from client.cohort.codecs import THROUGH
 from client.cohort.cohort import Chunk, Cohort, Objective
 from client.memory import ClientMemory
 from client.reply import (
     LARGEST_32_BIT,
     Contribution,
     Fields,
+    added_up,
     has_more_classes,
     has_other_width,
+    is_small,
     node_reply,
     of_many,
     of_one,
@@ -27,9 +30,9 @@ from common.errors import FedheadError, ReplyError
 from common.fields import FIELDS, fields_of_statistics
 from common.messages import Rejection, TrainReply, TrainRequest
 from common.statistics import feature_statistics
-from common.types import IntArray
+from common.types import IntArray, Layout
 from common.updates import client_weights
-from common.validate import LARGEST
+from common.validate import LARGEST, check_fields
 
 __all__ = ["update_together"]
 
@@ -115,14 +118,16 @@ def _train(
     )
     uplink, wants_sum = request.uplink, request.reduce == "sum"
     needs_each = any(FIELDS[name].needs_each for name in plan.fields)
-    each = needs_each or bool(request.max_norm) or client_round.remembers
-    only_sum = wants_sum and uplink.is_transparent and not each
-    side_by_side = wants_sum and uplink.is_batched and not uplink.is_transparent
+    each = needs_each or client_round.remembers
+    only_sum = wants_sum and uplink.is_transparent and not (each or request.max_norm)
+    coded_sum = wants_sum and uplink.is_batched and not uplink.is_transparent
 
     def consume(chunk: Chunk) -> Contribution:
         if only_sum and (summed := _summed(request, chunk)):
             return summed
-        return _separate(client_round, chunk, side_by_side)
+        if coded_sum and not each and (summed := _summed_as_coded(request, chunk)):
+            return summed
+        return _separate(client_round, chunk, coded_sum)
 
     yield from cohort.train(
         clients,
@@ -150,13 +155,32 @@ def _summed(request: TrainRequest, chunk: Chunk) -> Contribution | None:
     )
 
 
-def _separate(client_round: ClientRound, chunk: Chunk, side_by_side: bool) -> Contribution:
+def _summed_as_coded(request: TrainRequest, chunk: Chunk) -> Contribution | None:
+    """The weighted sum of what the server would decode; None if one update must not count."""
+    # A client that is alone in its node's answer sends its bytes instead of a sum.
+    if len(chunk.clients) == 1 or not np.isfinite(chunk.losses).all():
+        return None
+    deltas = np.asarray(chunk.deltas(), np.float32)
+    if not is_small(deltas):
+        return None
+    try:
+        for delta in deltas if request.max_norm else ():
+            check_fields({"delta": delta}, {"delta": Layout(delta.shape)}, request.max_norm)
+    except ReplyError:
+        return None
+    fields = dict.fromkeys(request.plan.fields, deltas)
+    return of_many(
+        request, chunk.clients, chunk.num_examples, chunk.losses, fields, compiled=THROUGH
+    )
+
+
+def _separate(client_round: ClientRound, chunk: Chunk, coded_sum: bool) -> Contribution:
     """Each client's own update.
 
     Args:
         client_round: what the node's clients share.
         chunk: the clients after training.
-        side_by_side: whether the plan's codecs can do without each client's bytes.
+        coded_sum: whether the sum of what is decoded is wanted, and can be had without bytes.
     """
     request, deltas = client_round.request, np.asarray(chunk.deltas(), np.float32)
     kept: list[int] = []
@@ -175,22 +199,31 @@ def _separate(client_round: ClientRound, chunk: Chunk, side_by_side: bool) -> Co
         else:
             kept.append(i)
             rows.append(fields)
-    # A client that is alone in its node's answer sends its bytes instead of a sum.
-    if side_by_side and len(kept) > 1:
+    if coded_sum and len(kept) > 1:
         stacked = {name: np.stack([row[name] for row in rows]) for name in request.plan.fields}
         of = chunk.clients[kept], chunk.num_examples[kept], chunk.losses[kept]
-        if together := of_many(request, *of, stacked):
+        if together := of_many(request, *of, stacked, compiled=THROUGH):
             return replace(together, rejected=tuple(rejected))
-    parts = []
-    for i, fields in zip(kept, rows, strict=True):
+    part = _encoded(request, chunk, dict(zip(kept, rows, strict=True)))
+    rejected = sorted((*rejected, *part.rejected), key=lambda rejection: rejection.client)
+    return replace(part, rejected=tuple(rejected))
+
+
+def _encoded(request: TrainRequest, chunk: Chunk, fields: Mapping[int, Fields]) -> Contribution:
+    """The updates of the clients at some positions of a chunk, each encoded."""
+    parts, rejected = [], []
+    for i, row in fields.items():
         client, n = int(chunk.clients[i]), int(chunk.num_examples[i])
         try:
-            parts.append(of_one(request, client, n, chunk.losses[i].tolist(), fields))
+            parts.append(of_one(request, client, n, chunk.losses[i].tolist(), row))
         except ReplyError as exc:
             rejected.append(Rejection(client, str(exc)))
-    return Contribution(
+    part = Contribution(
         tuple(report for part in parts for report in part.reports),
         tuple(payload for part in parts for payload in part.payloads),
         tuple(row for part in parts for row in part.rows),
-        rejected=tuple(sorted(rejected, key=lambda rejection: rejection.client)),
+        rejected=tuple(rejected),
     )
+    if request.reduce != "sum" or request.uplink.is_transparent:
+        return part
+    return added_up(request, part)

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from common.types import Layout
 
-__all__ = ["Array", "Codec"]
+__all__ = ["Array", "Codec", "Through"]
 
 Array = npt.NDArray[np.generic]
+Through = Callable[[Array, npt.NDArray[np.uint64]], Array]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,6 @@ class Codec:
     transparent: bool = False
     carries: Literal["f", "u", "fu"] = "fu"
     sized: bool = False
-    through: Callable[[Array, npt.NDArray[np.uint64]], Array] | None = None
+    through: Through | None = None
     adds_up: bool = False
     rounding: float = 0.0

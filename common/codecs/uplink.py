@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from common.codecs import NONE, decode_array, find_codec
-from common.codecs.codec import Array, Codec
+from common.codecs.codec import Array, Codec, Through
 from common.fields import FIELDS, field_layouts
 from common.seeding import Purpose, stream_state, stream_states
 from common.types import ClientPlan, IntArray, Layout
@@ -83,16 +83,20 @@ class Uplink:
             for i, name in enumerate(self.plan.fields)
         }
 
-    def through(self, clients: IntArray, fields: Mapping[str, Array]) -> dict[str, Array]:
+    def through(
+        self, clients: IntArray, fields: Mapping[str, Array], compiled: Mapping[str, Through]
+    ) -> dict[str, Array]:
         """What ``decode`` gives of what ``encode`` makes, bit for bit, for clients side by side.
 
         Args:
             clients: int64 (m,), ids.
             fields: each (m, ...); only where the plan ``is_batched``.
+            compiled: by a codec's name, what takes the place of its ``through``.
         """
         out = {}
         for i, name in enumerate(self.plan.fields):
-            through = self._codec_of(name).through
+            codec = self._codec_of(name)
+            through = compiled.get(codec.name, codec.through)
             seeds = stream_states(self._seed_of_round, clients, i)
             out[name] = fields[name] if through is None else through(fields[name], seeds)
         return out
