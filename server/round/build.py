@@ -14,7 +14,6 @@ from common.images import ByteArray
 from common.local_loss import find_loss
 from common.types import Affine, ClientPlan
 from server.round.algorithm import Algorithm, Run
-from server.round.downlink import check_down
 from server.round.own import OwnAlgorithm
 from server.round.stock import StockAlgorithm, build_stock, is_stock
 from server.strategies import (
@@ -44,7 +43,6 @@ def check_strategy(config: Config) -> None:
         if problem := _stock_problem(config):
             raise ConfigError([problem])
         return
-    check_down(config.codec.down)
     own = build_strategy(config.strategy.name, config.strategy.args)
     plan = first_plan(own)
     if plan.kind != "sgd":

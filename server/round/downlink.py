@@ -12,12 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from common.codecs import find_codec
-from common.codecs.downlink import add_change, change_seed, encode_change
-from common.errors import ConfigError, FedheadError
+from common.codecs.downlink import add_change, encode_change
 from common.messages import MOST_CHANGES, HeadChanges, head_id
 from common.types import ClientPlan, FloatArray, Head, IntArray
 
-__all__ = ["Downlink", "Sent", "advanced", "check_down", "unsent"]
+__all__ = ["Downlink", "Sent", "advanced", "unsent"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +82,9 @@ def advanced(sent: Sent, head: Head, round_number: int, codec_name: str, seed: i
     starts = not sent.round_number
     if sent.round_number != round_number - 1 or (starts and exact.any()):
         return whole
-    codec, coded = find_codec(codec_name), change_seed(seed, round_number)
-    change = encode_change(exact - held, codec, coded)
-    now = add_change(held, change, codec, coded)
+    codec = find_codec(codec_name)
+    change = encode_change(held, exact, codec, seed, round_number)
+    now = add_change(held, change, codec, seed, round_number)
     if len(change) >= exact.nbytes or not np.isfinite(now).all():
         return whole
     lengths = np.append(sent.lengths, len(change))[-MOST_CHANGES:]
@@ -146,24 +145,3 @@ class Downlink:
         if base is None or payloads is None:
             return None
         return HeadChanges(base, payloads, head.matrix.shape, head_id(head))
-
-
-def check_down(name: str) -> None:
-    """Refuse a codec that cannot carry the change of a head.
-
-    Args:
-        name: codec.down of the configuration.
-
-    Raises:
-        ConfigError: says why.
-    """
-    if not name:
-        return
-    try:
-        codec = find_codec(name)
-    except FedheadError as exc:
-        raise ConfigError([f"codec.down: {exc}"]) from exc
-    if "f" not in codec.carries:
-        raise ConfigError([f"codec.down={name!r} does not suit a head: it is for integers"])
-    if codec.adds_up:
-        raise ConfigError([f"codec.down={name!r} is for what is summed, which a head is not"])
