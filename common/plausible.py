@@ -25,10 +25,12 @@ class Limits:
     Attributes:
         num_examples: examples behind the row; of all its clients if it stands for several.
         most_steps: the largest possible number of FedNova's effective steps.
+        rounding: noise of the codec that brought the row's Gram matrix, see ``Codec.rounding``.
     """
 
     num_examples: int
     most_steps: float
+    rounding: float = 0.0
 
 
 def check_positive(name: str, fields: Fields, _limits: Limits) -> None:
@@ -98,12 +100,25 @@ def check_gram(name: str, fields: Fields, limits: Limits) -> None:
     length = np.sqrt(np.maximum(squares, 1))
     within /= np.outer(length, length)
     within[np.diag_indices(width)] += _ROUNDING
+    if limits.rounding:
+        spread = squares - sums.astype(np.float64) ** 2 / limits.num_examples + 1
+        within[np.diag_indices(width)] += _noise(width, limits.rounding) * spread / length**2
     try:
         np.linalg.cholesky(within)
     except np.linalg.LinAlgError as exc:
         raise ReplyError(
             f"{name} cannot come from features: it is not positive semidefinite"
         ) from exc
+
+
+def _noise(width: int, rounding: float) -> float:
+    """How far below 0 noise takes an eigenvalue, as a share of each feature's spread.
+
+    A symmetric matrix of independent noise has eigenvalues up to 2 sqrt(D) standard deviations,
+    by Wigner's semicircle. No entry is off by more than two of them, so the rest is concentrated:
+    six more are also enough for the few entries of the smallest matrices.
+    """
+    return rounding * (2 * float(np.sqrt(width)) + 6)
 
 
 def _check_largest(name: str, array: npt.NDArray[np.generic], most: int) -> None:

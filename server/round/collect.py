@@ -101,7 +101,7 @@ class Collector:
         """
         check_fields(fields, self._layouts, self.run.max_norm * scale * (1 + 1e-5), LARGEST * scale)
         steps = scale * self.run.config.train.local(1).most_steps(num_examples)
-        check_plausible(fields, Limits(num_examples, steps))
+        check_plausible(fields, Limits(num_examples, steps, self._uplink.codec.rounding))
 
     @property
     def _layouts(self) -> Mapping[str, Layout]:
