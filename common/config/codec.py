@@ -13,4 +13,4 @@ class CodecConfig(Section):
     up: str = ""
     """Of what clients send; empty: the strategy's own, which is none for all of fedhead's."""
     down: str = ""
-    """Of the head's change that clients are sent; empty: likewise."""
+    """Of the head's change that clients are sent; empty: likewise. With none, heads are whole."""

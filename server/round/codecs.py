@@ -112,17 +112,17 @@ def _carries(codec: Codec, plan: ClientPlan) -> bool:
     return any(field.kind in codec.carries and not field.exact for field in fields)
 
 
-def encoded(plan: ClientPlan, codec: CodecConfig, step: float) -> ClientPlan:
-    """A round's plan with the configured codecs; the one for the way up only where it is for it.
+def encoded(plan: ClientPlan, up: str, step: float) -> ClientPlan:
+    """A round's plan with the configured codec, unless the codec is for other rounds.
 
     Args:
         plan: as the strategy makes it.
-        codec: the section.
+        up: codec.up; empty: the strategy's own.
         step: of int8-shared.
     """
-    up = codec.up if codec.up and _carries(_codec(codec.up), plan) else plan.uplink
-    up = f"{SHARED}:{step!r}" if up == SHARED else up
-    return dataclasses.replace(plan, uplink=up, downlink=codec.down or plan.downlink)
+    if not up or not _carries(_codec(up), plan):
+        return plan
+    return dataclasses.replace(plan, uplink=f"{SHARED}:{step!r}" if up == SHARED else up)
 
 
 def first_step(lr: float, affine: Affine) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.codecs import find_codec
-from common.codecs.downlink import add_change, change_seed, encode_change
+from common.codecs.downlink import add_change, encode_change
 from common.messages import MOST_CHANGES, HeadChanges, head_id
 from common.types import ClientPlan, FloatArray, Head, IntArray
 
@@ -82,9 +82,9 @@ def advanced(sent: Sent, head: Head, round_number: int, codec_name: str, seed: i
     starts = not sent.round_number
     if sent.round_number != round_number - 1 or (starts and exact.any()):
         return whole
-    codec, coded = find_codec(codec_name), change_seed(seed, round_number)
-    change = encode_change(exact - held, codec, coded)
-    now = add_change(held, change, codec, coded)
+    codec = find_codec(codec_name)
+    change = encode_change(held, exact, codec, seed, round_number)
+    now = add_change(held, change, codec, seed, round_number)
     if len(change) >= exact.nbytes or not np.isfinite(now).all():
         return whole
     lengths = np.append(sent.lengths, len(change))[-MOST_CHANGES:]
