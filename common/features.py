@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,6 +30,7 @@ ImagesAt = Callable[[IntArray], UInt8Array]
 
 _ARRAY = "features.npy"
 _CARD = "card.json"
+_PROJECTED = 4096  # rows at a time; z does not depend on it
 _log = logging.getLogger("fedhead")
 
 
@@ -43,6 +44,8 @@ def extract(
     batch_size: int = 32,
 ) -> UInt8Array:
     """Features of n images: from the cache, or else computed on all cores and cached.
+
+    Projected ones are made of those of the backbone without its projection, which are cached too.
 
     Args:
         backbone: computes them.
@@ -75,9 +78,17 @@ def extract(
             note_use(folder)
             return _open(folder)
         _log.warning("cached features %s are not usable: %s: computing again", key[:12], problem)
+    if backbone.projection is not None:
+        q = extract(
+            backbone.base, images_at, n,
+            content_key=content_key, cache=cache, batch_size=batch_size,
+        )  # fmt: skip
+        batches = map(backbone.projection, np.array_split(q, -(-n // _PROJECTED)))
+    else:
+        batches = _batches(backbone, images_at, n, batch_size)
     try:
         with write_folder(folder) as temporary:
-            _write_array(temporary / _ARRAY, shape, _batches(backbone, images_at, n, batch_size))
+            _write_array(temporary / _ARRAY, shape, batches)
             card["sha256"] = sha256_file(temporary / _ARRAY)
             (temporary / _CARD).write_text(json.dumps(card, sort_keys=True))
             # Opened here: another process that made the same may put its folder in place next.
@@ -109,7 +120,7 @@ def _problem(folder: Path, want: Mapping[str, object]) -> str | None:
     return None
 
 
-def _write_array(path: Path, shape: tuple[int, int], batches: Iterator[UInt8Array]) -> None:
+def _write_array(path: Path, shape: tuple[int, int], batches: Iterable[UInt8Array]) -> None:
     # Written without a mapping: there, a full disk would be a crash (SIGBUS) instead of an error.
     with path.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}

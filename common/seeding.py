@@ -54,6 +54,7 @@ class Purpose(IntEnum):
     DOWNLINK = 17
     TEMPERATURE = 18
     FINE_TUNING = 19
+    PROJECTION = 20
 
 
 def _mix(z: int) -> int:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.content import content_fingerprint
-from common.backbone.frozen import FrozenBackbone, probe_digest, probe_images
+from common.backbone.frozen import FrozenBackbone
 from common.backbone.module import Int8Backbone, Pool
+from common.backbone.probe import probe_digest, probe_images
 from common.backbone.quantize import Converted
 from common.backbone.spec import BackboneSpec, FeatureScaling, Tap
 from common.types import Affine

@@ -10,26 +10,30 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from common.apart import in_fresh_process, is_reused
+from common.backbone.directions import find_projection
 from common.backbone.frozen import FrozenBackbone, UInt8Array, load_by_fingerprint, store
 from common.backbone.recipe import Recipe
 from common.backbone.sources import weights_identity
+from common.backbone.spec import Directions
 from common.errors import BackboneError
 from common.files import write_atomic
 from common.readback import own_check
 
-__all__ = ["cached_backbone"]
+__all__ = ["cached_backbone", "cached_projection"]
 
 _log = logging.getLogger("fedhead")
 # A step of the deepest uint8 features. Trained networks have 1e-5 to 0.1, even on images that
 # hardly differ. If the batch norms have never seen an image, each layer shrinks its input, and this
 # step is about 1e-8.
 _LEAST_STEP = 1e-7
+_BATCH = 32
 
 
 def cached_backbone(recipe: Recipe, images: UInt8Array, cache: Path) -> FrozenBackbone:
@@ -66,6 +70,41 @@ def _cached(recipe: Recipe, images: UInt8Array, cache: Path) -> FrozenBackbone:
     return load_by_fingerprint(backbone.fingerprint, cache) or backbone
 
 
+def cached_projection(
+    base: FrozenBackbone, images: UInt8Array, wanted: Directions, seed: int, cache: Path
+) -> FrozenBackbone:
+    """The backbone with projected features; the projection is found only once.
+
+    Args:
+        base: a backbone from the cache.
+        images: uint8 (n, 3, S, S), unlabelled.
+        wanted: see ``find_projection``.
+        seed: likewise.
+        cache: root of the caches, as in ``cached_backbone``.
+
+    Raises:
+        BackboneError: as in ``find_projection``.
+    """
+    facts = (base.fingerprint, _digest(images), images.shape, wanted, seed)
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    key_file = cache / "backbones" / "keys" / key
+    if key_file.exists() and (kept := _from_key(key_file, cache)) is not None:
+        return base.projected(kept.projection) if kept.projection else kept
+    q = np.concatenate([base.features(part) for part in _batches(images)])
+    backbone = base.projected(find_projection(q, base.affine, wanted, seed))
+    store(backbone, cache)
+    write_atomic(key_file, backbone.fingerprint.encode())
+    return backbone
+
+
+def _batches(images: UInt8Array) -> Iterator[UInt8Array]:
+    return (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+
+
+def _digest(images: UInt8Array) -> str:
+    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
+
+
 def _prepared(recipe: Recipe, images: UInt8Array) -> FrozenBackbone:
     if is_reused() and has_scripted():
         data = in_fresh_process(_prepared_bytes, recipe, images)
@@ -99,7 +138,7 @@ def _key(recipe: Recipe, images: UInt8Array) -> str:
     facts = {
         **dataclasses.asdict(recipe),
         "weights": weights_identity(recipe.arch, recipe.weights),
-        "images": hashlib.sha256(np.ascontiguousarray(images).data).hexdigest(),
+        "images": _digest(images),
         "shape": images.shape,
         "torch": torch.__version__,
     }

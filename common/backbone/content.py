@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from common.backbone._deprecations import accepted_deprecations
+from common.backbone.projection import Projection
 from common.backbone.spec import BackboneSpec
 from common.types import Affine
 
-__all__ = ["content_fingerprint"]
+__all__ = ["content_fingerprint", "projected_fingerprint"]
 
 
 def _add_tensor(digest: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:
@@ -62,4 +63,12 @@ def content_fingerprint(module: torch.jit.ScriptModule, spec: BackboneSpec, affi
                 _add_convolution(digest, name, child._packed_params)
     _add_tensor(digest, "gain", torch.from_numpy(affine.gain))
     _add_tensor(digest, "center", torch.from_numpy(affine.center))
+    return digest.hexdigest()
+
+
+def projected_fingerprint(base: str, projection: Projection) -> str:
+    """SHA-256 over the fingerprint of a backbone and what projects its features; 64 hex digits."""
+    digest = hashlib.sha256(f"{base}\n".encode())
+    for name, array in projection.arrays().items():
+        _add_tensor(digest, name, torch.from_numpy(np.array(array)))
     return digest.hexdigest()

@@ -5,7 +5,7 @@ Device path: torch, but never torchvision.
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import io
 import logging
 from collections.abc import Callable
@@ -19,9 +19,11 @@ import numpy.typing as npt
 import torch
 
 from common.backbone._deprecations import accepted_deprecations
-from common.backbone.content import content_fingerprint
+from common.backbone.content import content_fingerprint, projected_fingerprint
 from common.backbone.engine import quantized_engine
 from common.backbone.payload import Arrays, pack, unpack
+from common.backbone.probe import probe_digest, probe_images
+from common.backbone.projection import Projection, projected_network
 from common.backbone.spec import BackboneSpec
 from common.cache import note_use
 from common.errors import BackboneError
@@ -52,6 +54,8 @@ class FrozenBackbone:
         spec: its description.
         affine: how trainers see the features, ``x = gain * (q - center)``.
         fingerprint: SHA-256 over all three; server and clients compare it.
+        projection: if the module projects the features of another: how.
+        base: that other backbone.
     """
 
     def __init__(
@@ -60,16 +64,45 @@ class FrozenBackbone:
         spec: BackboneSpec,
         affine: Affine,
         fingerprint: str,
+        projection: Projection | None = None,
+        base: FrozenBackbone | None = None,
     ) -> None:
         self._module, self._lock = module, Lock()
         self.spec = spec
         self.affine = affine
         self.fingerprint = fingerprint
+        self.projection, self._base = projection, base
 
     def __repr__(self) -> str:
+        directions = f"{self.spec.projection} directions, " if self.projection else ""
         return (
             f"FrozenBackbone({self.spec.arch}, {self.spec.input_size} px, {self.spec.engine}, "
-            f"{self.fingerprint[:12]})"
+            f"{directions}{self.fingerprint[:12]})"
+        )
+
+    @property
+    def base(self) -> FrozenBackbone:
+        """The backbone without its projection; itself if it has none."""
+        return self._base or self
+
+    def projected(self, projection: Projection) -> FrozenBackbone:
+        """The same network, with projected features.
+
+        Raises:
+            BackboneError: the projection is of another number of features.
+        """
+        if len(projection.basis) != self.spec.num_features:
+            raise BackboneError(
+                f"projection's basis is of {len(projection.basis)} features, but the backbone has "
+                f"{self.spec.num_features}"
+            )
+        return FrozenBackbone(
+            lambda: projected_network(self.module, projection, self.spec.engine),
+            dataclasses.replace(self.spec, projection=projection.num_directions),
+            projection.affine,
+            projected_fingerprint(self.fingerprint, projection),
+            projection,
+            self,
         )
 
     @property
@@ -110,15 +143,16 @@ class FrozenBackbone:
 
     def to_bytes(self) -> bytes:
         """One safetensors payload: TorchScript, feature map and description."""
-        buffer = io.BytesIO()
+        buffer, base = io.BytesIO(), self.base
         with quantized_engine(self.spec.engine), accepted_deprecations():
-            torch.jit.save(self.module, buffer)
+            torch.jit.save(base.module, buffer)
         tensors: Arrays = {
             "module": np.frombuffer(buffer.getvalue(), np.uint8),
-            "gain": self.affine.gain,
-            "center": self.affine.center,
+            "gain": base.affine.gain,
+            "center": base.affine.center,
+            **(self.projection.arrays() if self.projection else {}),
         }
-        return pack(tensors, self.spec, self.fingerprint)
+        return pack(tensors, self.spec, self.fingerprint, base.fingerprint)
 
     @classmethod
     def from_bytes(
@@ -138,14 +172,25 @@ class FrozenBackbone:
             BackboneError: it is damaged, has another fingerprint, or needs an engine that this
                 torch lacks.
         """
-        tensors, spec, stated = unpack(data)
+        tensors, spec, stated, of_base = unpack(data)
         if expected_fingerprint is not None and stated != expected_fingerprint:
             raise BackboneError(
                 f"backbone has fingerprint {stated[:12]}, expected {expected_fingerprint[:12]}"
             )
-        affine = Affine(tensors["gain"], tensors["center"])
-        open_module = partial(_open, tensors["module"], spec, affine, stated)
-        return cls(open_module() if opened else open_module, spec, affine, stated)
+        affine, plain = Affine(tensors["gain"], tensors["center"]), spec.unprojected()
+        open_module = partial(_open, tensors["module"], plain, affine, of_base)
+        base = cls(open_module() if opened else open_module, plain, affine, of_base)
+        if not spec.projection:
+            return base
+        backbone = base.projected(Projection.of(tensors))
+        if (backbone.spec, backbone.fingerprint) != (spec, stated):
+            raise BackboneError(
+                f"backbone states fingerprint {stated[:12]} and {spec.projection} directions, but "
+                f"its content has {backbone.fingerprint[:12]} and {backbone.spec.projection}"
+            )
+        if opened:
+            _ = backbone.module  # makes it, which checks it
+        return backbone
 
     def save(self, folder: Path) -> None:
         """Write ``to_bytes`` into the folder, completely or not at all."""
@@ -211,20 +256,6 @@ def _as_tensor(images: UInt8Array) -> torch.Tensor:
         raise BackboneError(f"images are {images.dtype}, expected uint8 pixels")
     # torch warns about read-only arrays, such as mapped files, so these are copied.
     return torch.from_numpy(np.require(images, requirements=["C", "W"]))
-
-
-def probe_images(input_size: int) -> UInt8Array:
-    """Two noise images that every platform can make, uint8 (2, 3, H, W)."""
-    count = 2 * 3 * input_size * input_size
-    state = np.arange(1, count + 1, dtype=np.uint64)
-    state = (state ^ (state >> np.uint64(7))) * np.uint64(0x9E3779B97F4A7C15)
-    pixels = (state >> np.uint64(56)).astype(np.uint8)
-    return pixels.reshape(2, 3, input_size, input_size)
-
-
-def probe_digest(features: UInt8Array) -> str:
-    """SHA-256 of the probe images' features."""
-    return hashlib.sha256(np.ascontiguousarray(features).tobytes()).hexdigest()
 
 
 def store(backbone: FrozenBackbone, cache: Path) -> Path:

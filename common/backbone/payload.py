@@ -17,25 +17,36 @@ from common.errors import BackboneError
 __all__ = ["Arrays", "pack", "unpack"]
 
 Arrays = dict[str, npt.NDArray[Any]]
-"""The arrays of a payload: ``module`` (the TorchScript archive), ``gain`` and ``center``."""
+"""The arrays of a payload: ``module`` (the TorchScript archive), ``gain`` and ``center``; and those
+of ``Projection.arrays`` if there is one."""
 
 
-def pack(tensors: Arrays, spec: BackboneSpec, fingerprint: str) -> bytes:
-    """Arrays, description and fingerprint in one payload."""
+def pack(tensors: Arrays, spec: BackboneSpec, fingerprint: str, base: str) -> bytes:
+    """Arrays, description and fingerprints in one payload.
+
+    Args:
+        tensors: the arrays.
+        spec: the description.
+        fingerprint: the backbone's.
+        base: that of the backbone without its projection; the same if there is none.
+    """
     text = spec.to_json()
     metadata = {
         "spec": text,
         "fingerprint": fingerprint,
         "sha256": _checksum(tensors, text, fingerprint),
     }
+    if spec.projection:
+        metadata["base"] = base
     return safetensors.numpy.save(tensors, metadata)
 
 
-def unpack(data: bytes) -> tuple[Arrays, BackboneSpec, str]:
-    """What ``pack`` was given: arrays, description and fingerprint.
+def unpack(data: bytes) -> tuple[Arrays, BackboneSpec, str, str]:
+    """What ``pack`` was given: arrays, description and fingerprints.
 
     Raises:
-        BackboneError: it is damaged, or arrays do not have the described shape.
+        BackboneError: it is damaged, or arrays do not have the described shape. Those of a
+            projection are not looked at.
     """
     try:
         tensors = safetensors.numpy.load(data)
@@ -50,17 +61,19 @@ def unpack(data: bytes) -> tuple[Arrays, BackboneSpec, str]:
     spec = BackboneSpec.from_json(metadata["spec"])
     for name in ("gain", "center"):
         got = tensors[name]
-        if got.dtype != np.float32 or got.shape != (spec.num_features,):
+        if got.dtype != np.float32 or got.shape != (spec.num_pooled,):
             raise BackboneError(
                 f"backbone's {name} is {got.dtype} {got.shape}, "
-                f"expected float32 ({spec.num_features},)"
+                f"expected float32 ({spec.num_pooled},)"
             )
-    return tensors, spec, metadata["fingerprint"]
+    base = metadata["base" if spec.projection else "fingerprint"]
+    return tensors, spec, metadata["fingerprint"], base
 
 
 def _checksum(tensors: Arrays, spec: str, fingerprint: str) -> str:
     digest = hashlib.sha256(f"{spec}\n{fingerprint}\n".encode())
-    for name in ("module", "gain", "center"):
+    first = ("module", "gain", "center")
+    for name in (*first, *sorted(tensors.keys() - set(first))):
         digest.update(tensors[name].tobytes())
     return digest.hexdigest()
 

@@ -13,7 +13,15 @@ import numpy.typing as npt
 
 from common.errors import BackboneError
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "BackboneSpec", "FeatureScaling", "Tap"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "PROJECTED_ZERO",
+    "BackboneSpec",
+    "Directions",
+    "FeatureScaling",
+    "Tap",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -22,6 +30,12 @@ FeatureScaling = Literal["none", "center", "standardize"]
 """How features are scaled for training, measured on the calibration images. "none": not at all;
 "center": each feature's mean is subtracted, and one gain for all features of a block makes their
 mean variance 1; "standardize": each feature that varies gets mean 0 and variance 1."""
+
+PROJECTED_ZERO = 128
+"""The value of a projected feature that stands for 0."""
+
+Directions = int | Literal["auto"]
+"""Onto how many directions features are projected; see ``find_projection``."""
 
 # Fields that describe a backbone but do not change what it computes.
 _NOT_CONTENT = ("weights", "weights_licence", "torch_version", "float_model_bytes")
@@ -61,9 +75,10 @@ class BackboneSpec:
         engine: quantized engine to set before loading ("qnnpack" is the phone's arithmetic).
         taps: the blocks that give features, in the features' order.
         feature_scaling: see ``FeatureScaling``.
-        probe: SHA-256 of the features of two fixed noise images, checked at every load.
+        probe: SHA-256 of the pooled features of two fixed noise images, checked at every load.
         torch_version: torch's version on the machine that built it.
         float_model_bytes: bytes of the backbone's float32 weights as one safetensors payload.
+        projection: number of directions onto which the features are projected; 0: they are not.
     """
 
     arch: str
@@ -78,28 +93,46 @@ class BackboneSpec:
     probe: str
     torch_version: str
     float_model_bytes: int
+    projection: int = 0
+
+    @property
+    def num_pooled(self) -> int:
+        """Number of pooled features, before any projection."""
+        return sum(tap.num_features for tap in self.taps)
 
     @property
     def num_features(self) -> int:
-        """d, width of the pooled features."""
-        return sum(tap.num_features for tap in self.taps)
+        """d, number of features that the backbone gives."""
+        return self.projection or self.num_pooled
 
     @property
     def zero_points(self) -> npt.NDArray[np.uint8]:
         """Each feature's value that stands for 0, uint8 (d,)."""
+        if self.projection:
+            return np.full(self.projection, PROJECTED_ZERO, np.uint8)
         values = np.array([tap.zero_point for tap in self.taps], np.uint8)
         return np.repeat(values, [tap.num_features for tap in self.taps])
 
+    def unprojected(self) -> BackboneSpec:
+        """The same without its projection."""
+        return dataclasses.replace(self, projection=0)
+
     def to_json(self) -> str:
         """One line of JSON with sorted keys."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return json.dumps(self._values(), sort_keys=True)
 
     def content_json(self) -> str:
         """The part that the fingerprint covers: ``to_json`` without labels and versions."""
-        values = dataclasses.asdict(self)
+        values = self._values()
         for name in _NOT_CONTENT:
             del values[name]
         return json.dumps(values, sort_keys=True)
+
+    def _values(self) -> dict[str, object]:
+        values = dataclasses.asdict(self)
+        if not self.projection:
+            del values["projection"]  # descriptions without one have never had the key
+        return values
 
     @classmethod
     def from_json(cls, text: str) -> BackboneSpec:
@@ -116,7 +149,7 @@ class BackboneSpec:
         except (ValueError, TypeError, KeyError) as exc:
             raise BackboneError(f"backbone description cannot be read: {exc}") from exc
         texts = dict.fromkeys(("arch", "engine", "probe"), str)
-        _check_types(spec, {**texts, "input_size": int})
+        _check_types(spec, {**texts, "input_size": int, "projection": int})
         for tap in spec.taps:
             _check_types(tap, _TAP)
         if spec.feature_scaling not in get_args(FeatureScaling):

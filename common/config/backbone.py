@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from common.backbone.architectures import ARCHITECTURES, architecture
 from common.backbone.blocks import NAMED_FEATURES, Features
+from common.backbone.spec import Directions
 from common.config.numbers import Count
 from common.toml_model import Section
 
@@ -40,6 +41,12 @@ def _blocks(value: object) -> object:
     return tuple(sorted(value))
 
 
+def _directions(value: object) -> object:
+    if value in ("off", "auto") or (type(value) is int and value > 0):
+        return value
+    raise ValueError('must be "off", "auto" or a whole number above 0')
+
+
 BackboneName = Annotated[str, AfterValidator(_backbone_name)]
 
 
@@ -66,6 +73,11 @@ class BackboneConfig(Section):
     quantization."""
     feature_scaling: Literal["none", "center", "standardize"] = "center"
     """How features are scaled for training; the export folds the scaling into the head."""
+    projection: Annotated[Literal["off"] | Directions, BeforeValidator(_directions)] = "off"
+    """Number of directions that training sees instead of the features, so that clients send less:
+    those in which features of the server's calibration images vary most, and random ones where the
+    images are too few; auto: up to 255, by the number of images. The export folds them into the
+    head."""
 
     def normalization(self, arch: str = "") -> tuple[_Colours, _Colours]:
         """Mean and standard deviation, as set or else the architecture's own.

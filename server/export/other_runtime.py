@@ -59,7 +59,7 @@ def export_checked(
     """
     check_installed(target)
     count = len(trained.images)
-    own, labels = trained.logits[:count], trained.labels[:count]
+    own, labels = trained.trained_logits[:count], trained.labels[:count]
     checks: list[SelfCheck] = []
     facts: list[FileFacts] = []
     # Started early, so that it imports the runtime while this process works.

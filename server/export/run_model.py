@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.backbone.cache import cached_backbone
+from common.backbone.cache import cached_backbone, cached_projection
 from common.backbone.frozen import FrozenBackbone, backbone_file
 from common.backbone.recipe import Recipe
 from common.calibration import needed_calibration
@@ -16,7 +16,12 @@ from common.config import BackboneConfig, Config
 from common.datasets import Dataset
 from common.errors import BackboneError
 from common.evaluation import evaluate
-from common.experiment import calibration_positions, experiment_dataset, held_out_positions
+from common.experiment import (
+    calibration_positions,
+    experiment_dataset,
+    experiment_features,
+    held_out_positions,
+)
 from common.files import cache_root, write_atomic
 from common.readback import own_check
 from common.types import FeatureSet, Head
@@ -44,12 +49,13 @@ def prepare(config: Config, dataset: Dataset) -> FrozenBackbone:
 
     Raises:
         DataError: there are no such images.
+        BackboneError: as in ``cached_backbone`` and ``cached_projection``.
     """
     calibration = needed_calibration(calibration_positions(config), config.data.source)
     return _prepared_backbone(config.backbone, dataset, calibration.tobytes(), config.data_seed)
 
 
-@lru_cache(maxsize=1)  # a comparison's runs share it
+@lru_cache(maxsize=4)  # a comparison's runs share them
 def _prepared_backbone(
     settings: BackboneConfig, dataset: Dataset, calibration: bytes, seed: int
 ) -> FrozenBackbone:
@@ -67,7 +73,11 @@ def _prepared_backbone(
         std=std,
         features=settings.features,
     )
-    return cached_backbone(recipe, dataset.images(positions, settings.input_size), cache_root())
+    images = dataset.images(positions, settings.input_size)
+    backbone = cached_backbone(recipe, images, cache_root())
+    if settings.projection == "off":
+        return backbone
+    return cached_projection(backbone, images, settings.projection, seed, cache_root())
 
 
 def kept_backbone(path: Path) -> Path | None:
@@ -146,6 +156,9 @@ def trained_model(
     count = min(_SELF_CHECK_IMAGES, len(test))
     spread = np.linspace(0, len(test) - 1, count).astype(np.int64)
     order = np.concatenate([spread, np.setdiff1d(np.arange(len(test)), spread)])
+    pooled = None
+    if backbone.projection is not None:
+        pooled = experiment_features(config, backbone.base).select(positions).q[order]
     return TrainedModel(
         backbone,
         head,
@@ -155,4 +168,5 @@ def trained_model(
         features=test.q[order],
         labels=test.labels[order],
         calibration=calibration,
+        pooled=pooled,
     )

@@ -14,6 +14,7 @@ from common.images import ByteArray
 from common.temperature import scaled
 from common.types import FloatArray, Head, IntArray
 from server.export.card import Calibration
+from server.export.folding import folded
 
 __all__ = ["TrainedModel"]
 
@@ -32,7 +33,9 @@ class TrainedModel:
             not need the backbone use all of them.
         labels: int64 (n,); the first m are the images' labels.
         calibration: the head's temperature and how good it is; None: logits stay as they are.
-        trained_sha256: SHA-256 of the trained head, if ``head`` is that one scaled.
+        trained_sha256: SHA-256 of the trained head, if ``head`` is that one scaled or folded.
+        pooled: if the backbone projects its features: uint8 (n, D), those that it projects.
+        unfolded: float32 (n, K), logits of the head before a projection was folded into it.
 
     Raises:
         ExportError: the parts do not fit each other.
@@ -47,6 +50,8 @@ class TrainedModel:
     labels: IntArray
     calibration: Calibration | None = None
     trained_sha256: str = ""
+    pooled: ByteArray | None = None
+    unfolded: FloatArray | None = None
 
     def __post_init__(self) -> None:
         spec, head = self.backbone.spec, self.head
@@ -90,16 +95,44 @@ class TrainedModel:
         return self.calibration.temperature if self.calibration else 1.0
 
     def for_prediction(self) -> TrainedModel:
-        """The same with a head whose logits are divided by the temperature."""
-        if self.temperature == 1:
+        """The same with a head whose logits are divided by the temperature, without projection.
+
+        A projection is folded into the head: the file computes what it would without one.
+
+        Raises:
+            ExportError: the features that the projection is of are not known.
+        """
+        model = self
+        if self.temperature != 1:
+            head = scaled(self.head, self.temperature)
+            model = replace(self, head=head, trained_sha256=self.head_sha256)
+        return model._folded()
+
+    def _folded(self) -> TrainedModel:
+        projection, base = self.backbone.projection, self.backbone.base
+        if projection is None:
             return self
-        head = scaled(self.head, self.temperature)
-        return replace(self, head=head, trained_sha256=self.head_sha256)
+        if self.pooled is None:
+            raise ExportError("the projected features have no unprojected ones beside them")
+        return replace(
+            self,
+            backbone=base,
+            head=folded(self.head, projection, base.affine),
+            features=self.pooled,
+            trained_sha256=self.head_sha256,
+            pooled=None,
+            unfolded=self.logits,
+        )
 
     @cached_property
     def logits(self) -> FloatArray:
-        """float32 (n, K): the trained head's logits."""
+        """float32 (n, K): the head's logits."""
         logits: FloatArray = (
             self.backbone.affine(self.features) @ self.head.weight.T + self.head.bias
         )
         return logits
+
+    @property
+    def trained_logits(self) -> FloatArray:
+        """float32 (n, K): those of the trained head, on projected features if there are any."""
+        return self.logits if self.unfolded is None else self.unfolded

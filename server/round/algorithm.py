@@ -78,7 +78,8 @@ class RoundResult:
         train_seconds: real time from asking the clients to the new head.
         num_examples: number of examples behind the valid updates.
         uplink_bytes: payloads of the replies, as if each client sent its own.
-        downlink_bytes: payloads of the requests, as if each client got its own.
+        downlink_bytes: payloads of the requests, as if each client got its own, and of the
+            projection with a client's first.
         loss_before: mean training loss of the global head, weighted by examples.
         loss_after: the same for the clients' own heads.
         metrics: the strategy's metrics of the round, by kebab-case name.
@@ -133,9 +134,8 @@ class RoundResult:
         self.accounts.add("late", clients)
 
     def send(self, clients: Sequence[int], size: int) -> None:
-        """Record that each of some clients gets this number of bytes."""
-        self.downlink_bytes += size * len(clients)
-        self.accounts.add("downlink_bytes", clients, size)
+        """Record that each of some clients gets a request of this number of bytes."""
+        self.downlink_bytes += self.accounts.send(clients, size)
 
     def count(self, replies: Sequence[TrainReply]) -> None:
         """Add up the reports of valid replies."""

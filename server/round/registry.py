@@ -76,7 +76,7 @@ class Registry:
         self.clients: dict[int, Client] = {}
         self.known: set[int] = set()
         self.stragglers = Stragglers(grid, deadline_seconds)
-        self.accounts = Accounts(admission.name)
+        self.accounts = Accounts(admission.name, backbone.basis_bytes)
 
     @property
     def simulated(self) -> bool:

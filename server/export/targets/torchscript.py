@@ -169,7 +169,7 @@ def _model(trained: TrainedModel) -> _Candidate:
     bound = int8.error_bound(trained.features, backbone.affine.center)
     bound += rounding(x, trained.head.weight) + np.spacing(np.abs(logits))
     check_within(logits, trained.logits, bound, "the int8 head")
-    check = measure(logits, trained.logits, trained.labels)
+    check = measure(logits, trained.trained_logits, trained.labels)
     tell(check, "the int8 head", "its classes are nearly tied")
     exact = np.zeros_like(logits)  # sums of integers are the same in any order
     return _Candidate("model", PhoneModel(backbone.module, head), logits, check, exact)
@@ -276,7 +276,7 @@ def _by_default(
     if problem := str(facts["problem"]):
         return DefaultEngine(engine=engine, problem=problem)
     try:
-        check = measure(logits, trained.logits[:count], trained.labels[:count])
+        check = measure(logits, trained.trained_logits[:count], trained.labels[:count])
     except ExportError as exc:
         return DefaultEngine(engine=engine, problem=str(exc))
     return DefaultEngine(engine=engine, check=check)
