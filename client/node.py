@@ -47,12 +47,13 @@ def _one_by_one(
         try:
             features = host.train_features(client, frozen, request.run_id)
             update = _update(client_round, client, features, host.gradient())
+            losses = (update.loss_before, update.loss_after)
+            contribution = of_one(request, client, len(features), losses, update.fields)
         except FedheadError as exc:
             reason = str(exc) if host.simulated else kind_of(exc)
             yield Contribution(rejected=(Rejection(client, reason),))
         else:
-            losses = (update.loss_before, update.loss_after)
-            yield of_one(request, client, len(features), losses, update.fields)
+            yield contribution
 
 
 def _update(

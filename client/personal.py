@@ -12,13 +12,22 @@ residual of example i, when it is left out, is ``(R - H R)_i / (1 - H_ii)``. The
 seen these examples too, so that its residuals look better than they are: where clients differ much,
 all of them would keep too close to it. The client therefore takes its own part out first: it
 begins from the W0 to which the global head is the V for a lam of its own. See ``without_own``.
+
+A head made of all clients' examples expects each class as often as they all have it, but a client
+may have few of the classes, and some of these often. So the bias of the head near the global one
+gets ``s log prior``, where prior is each class's share of the client's own examples: that favours
+the classes that the client has (label-prior correction, Saerens, Latinne and Decaestecker, Neural
+Computation 2002; as logit adjustment Menon et al., arXiv 2007.07314). Outputs of a ridge regression
+are no log probabilities, so the client chooses s too: the one with the fewest mistakes, each
+example left out once. An example that is left out does not count in the prior that judges it: else
+a class of one example would seem to need the shift most.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +46,10 @@ _Array = npt.NDArray[np.float64]
 
 # Penalties that a client tries, relative to the mean squared length of its examples.
 _GRID = 10.0 ** np.arange(-3, 3.5, 0.5)
+# Strengths of the shift, per nat. Of those with as many mistakes the first one is taken.
+_SHIFTS = 0.1, 0.05, 0.2, 0.02, 0.4, 0.0, 1.0
+# Examples that the prior counts beside the client's own, evenly over the classes: none has log 0.
+_EVEN = 0.5
 # The share of what a client's examples can explain that the global head owes to it, at most.
 _MOST_OWN = 0.9
 
@@ -49,13 +62,15 @@ class Choice:
         start: float64 (K, d + 1): what the head is kept close to; zeros: nothing of others.
         lam: how strongly; infinite: it is the start itself.
         wrong: number of examples that the heads of all others misclassify.
-        error: sum of these heads' squared residuals.
+        error: sum of these heads' squared residuals, without the shift.
+        shift: how strongly the bias is shifted to the classes that the client has; 0: not.
     """
 
     start: _Array
     lam: float
     wrong: int
     error: float
+    shift: float = 0.0
 
 
 class OwnExamples:
@@ -145,26 +160,47 @@ class OwnExamples:
 
     def head(self, choice: Choice) -> Head:
         """The head that was chosen, of all examples."""
-        return Head.from_matrix(self.near(choice.start, choice.lam))
+        matrix = self.near(choice.start, choice.lam)
+        matrix[:, -1] += choice.shift * _log_prior(self._labels.sum(axis=0))
+        return Head.from_matrix(matrix)
+
+    def shifted(self, choice: Choice) -> Choice:
+        """The same head with the shift of its bias that makes the fewest mistakes."""
+        logits = self._labels - self.left_out(choice.start, choice.lam)
+        prior = _log_prior(self._labels.sum(axis=0) - self._labels)
+        wrong = [self._wrong(logits + shift * prior) for shift in _SHIFTS]
+        fewest = min(wrong)
+        return replace(choice, wrong=fewest, shift=_SHIFTS[wrong.index(fewest)])
 
     def _choice(self, start: _Array, lam: float, left: _Array) -> Choice:
-        logits, is_label = self._labels - left, self._labels > 0
+        wrong = self._wrong(self._labels - left)
+        return Choice(start, lam, wrong, float(np.square(left).sum()))
+
+    def _wrong(self, logits: _Array) -> int:
+        is_label = self._labels > 0
         others = np.where(is_label, -np.inf, logits).max(axis=1)
         # A tie is a mistake: a head of no examples gives the same to all classes.
-        wrong = int((logits[is_label] <= others).sum())
-        return Choice(start, lam, wrong, float(np.square(left).sum()))
+        return int((logits[is_label] <= others).sum())
 
     def _residuals(self, start: _Array) -> _Array:
         residuals: _Array = self._labels - self._x @ start.T
         return residuals
 
 
+def _log_prior(counts: _Array) -> _Array:
+    """Logarithm of each class's share, from its number of examples: float64 (..., K)."""
+    each = _EVEN / counts.shape[-1]
+    prior: _Array = np.log((counts + each) / (counts.sum(axis=-1, keepdims=True) + _EVEN))
+    return prior
+
+
 def personal_choice(examples: OwnExamples, head: Head, leverage: float) -> Choice:
     """The better of two heads: the best one close to the global head, and the best one alone.
 
-    The best of a kind has the least error, and of the two the one with fewer mistakes is taken. If
-    both make as many, it is the one alone: a client with a handful of examples that leaves one out
-    lacks much of what that head is made of, but hardly anything of the global one.
+    The best of a kind has the least error; then the one close to the global head is shifted to the
+    classes that the client has. The one alone needs no shift, for it never saw other classes, and
+    it is taken only if it makes fewer mistakes: so it is where the client's classes mean something
+    else than the other clients'.
 
     Args:
         examples: the client's.
@@ -172,9 +208,13 @@ def personal_choice(examples: OwnExamples, head: Head, leverage: float) -> Choic
         leverage: see ``OwnExamples.without_own``.
     """
     start, kept = examples.without_own(head.matrix.astype(np.float64), leverage)
-    near = examples.judge(start, (kept, *examples.penalties))
-    best = [min(choices, key=lambda choice: choice.error) for choices in (examples.alone(), near)]
-    return min(best, key=lambda choice: choice.wrong)
+    penalties = (kept, *examples.penalties)
+    alone, near = (
+        min(choices, key=lambda choice: choice.error)
+        for choices in (examples.alone(), examples.judge(start, penalties))
+    )
+    near = examples.shifted(near)
+    return alone if alone.wrong < near.wrong else near
 
 
 def own_correct(

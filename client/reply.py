@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
+from common.codecs.codec import Through
 from common.codecs.uplink import encode_sum
+from common.errors import ReplyError
 from common.messages import ClientReport, Rejection, TrainReply, TrainRequest, payload_bytes
 from common.types import IntArray
 from common.updates import FieldSums, client_weights
+from common.validate import LARGEST, check_fields
 
 __all__ = [
     "LARGEST_32_BIT",
     "Contribution",
+    "Fields",
+    "added_up",
     "has_more_classes",
     "has_other_width",
+    "is_small",
     "node_reply",
+    "of_many",
     "of_one",
     "of_sum",
 ]
@@ -39,9 +46,9 @@ class Contribution:
 
     Attributes:
         reports: reports of the clients whose updates count.
-        payloads: each of these clients' encoded update.
+        payloads: each of these clients' encoded update; a sum of several clients may do without.
         rows: the same updates as the server will decode them, if they are to be summed.
-        total: the weighted sum of the updates, instead of ``payloads`` and ``rows``.
+        total: the weighted sum of the updates, instead of ``rows``.
         rejected: the clients whose updates do not count, with the reasons.
     """
 
@@ -65,14 +72,75 @@ def has_other_width(head: int, backbone: int) -> str:
 def of_one(
     request: TrainRequest, client: int, num_examples: int, losses: Sequence[float], fields: Fields
 ) -> Contribution:
-    """One client's checked update, encoded by the plan's codec."""
+    """One client's checked update, encoded by the plan's codec.
+
+    Raises:
+        ReplyError: it is to be summed here, and the server would refuse what it decodes.
+    """
     uplink = request.uplink
     payloads = uplink.encode(client, fields)
     lengths = tuple((name, len(payload)) for name, payload in payloads.items())
     size = _own_bytes(request.fingerprint, num_examples, lengths)
     report = ClientReport(client, num_examples, float(losses[0]), float(losses[-1]), size)
-    rows = (uplink.decode(client, payloads),) if request.reduce == "sum" else ()
-    return Contribution((report,), (payloads,), rows)
+    if request.reduce != "sum":
+        return Contribution((report,), (payloads,))
+    row = uplink.decode(client, payloads)
+    if not uplink.is_transparent:
+        check_fields(row, uplink.layouts, request.max_norm)
+    return Contribution((report,), (payloads,), (row,))
+
+
+def of_many(
+    request: TrainRequest,
+    clients: IntArray,
+    num_examples: IntArray,
+    losses: npt.NDArray[np.float64],
+    fields: Fields,
+    compiled: Mapping[str, Through],
+) -> Contribution | None:
+    """Several clients' checked updates, summed as the server would decode them.
+
+    Args:
+        request: the round's request, which wants sums; its plan ``is_batched``.
+        clients: int64 (m,), ids.
+        num_examples: int64 (m,).
+        losses: float64 (m, 2), before and after training.
+        fields: each (m, ...).
+        compiled: see ``Uplink.through``.
+
+    Returns:
+        None: something in it would be refused, and each update must be looked at on its own.
+    """
+    uplink = request.uplink
+    decoded = uplink.through(clients, fields, compiled)
+    if not all(is_small(array) for array in decoded.values()):
+        return None
+    rows = tuple({name: array[i] for name, array in decoded.items()} for i in range(len(clients)))
+    try:
+        for row in rows if request.max_norm else ():
+            check_fields(row, uplink.layouts, request.max_norm)
+    except ReplyError:
+        return None
+    reports = _reports(request, clients, num_examples, losses, uplink.lengths())
+    return added_up(request, Contribution(reports, rows=rows))
+
+
+def is_small(array: npt.NDArray[np.generic]) -> bool:
+    """Whether no number is too large to be summed, or NaN."""
+    return bool(array.max() <= LARGEST and array.min() >= -LARGEST)
+
+
+def added_up(request: TrainRequest, part: Contribution) -> Contribution:
+    """The same contribution with the sum of its rows.
+
+    The order of additions is another than that of rows one by one, so it is only for what was not
+    summed before there were codecs.
+    """
+    counts = np.array([report.num_examples for report in part.reports], np.int64)
+    sums = FieldSums()
+    for row, weight in zip(part.rows, client_weights(request.plan, counts).tolist(), strict=True):
+        sums.add(row, weight)
+    return replace(part, rows=(), total=sums.totals if part.reports else None)
 
 
 def of_sum(
@@ -82,10 +150,10 @@ def of_sum(
     losses: npt.NDArray[np.float64],
     total: Fields | None,
 ) -> Contribution:
-    """Several clients' weighted sum; the codec must not change values.
+    """Several clients' weighted sum.
 
     Args:
-        request: the round's request; its plan's codec is transparent.
+        request: the round's request; each field of its plan is sent as it is.
         clients: int64 (m,), ids; a client with more than LARGEST_32_BIT examples is alone.
         num_examples: int64 (m,).
         losses: float64 (m, 2) or (m, 1), before and after training.
@@ -94,10 +162,22 @@ def of_sum(
     # A client with more than LARGEST_32_BIT examples is alone, so the sum is its own update.
     widths = [a.dtype.itemsize for a in (total or {}).values() if a.dtype.kind == "u"]
     lengths = request.uplink.lengths(max(widths, default=4) if len(clients) == 1 else 4)
+    reports = _reports(request, clients, num_examples, losses, lengths)
+    return Contribution(reports, total=total if reports else None)
+
+
+def _reports(
+    request: TrainRequest,
+    clients: IntArray,
+    num_examples: IntArray,
+    losses: npt.NDArray[np.float64],
+    lengths: tuple[tuple[str, int], ...],
+) -> tuple[ClientReport, ...]:
+    """Reports of clients whose payloads all have the same lengths."""
     sizes = {
         n: _own_bytes(request.fingerprint, n, lengths) for n in np.unique(num_examples).tolist()
     }
-    reports = tuple(
+    return tuple(
         ClientReport(client, n, before, after, sizes[n])
         for client, n, before, after in zip(
             clients.tolist(),
@@ -107,7 +187,6 @@ def of_sum(
             strict=True,
         )
     )
-    return Contribution(reports, total=total if reports else None)
 
 
 def node_reply(

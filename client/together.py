@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -10,14 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from client.client_round import ClientRound
+from client.cohort.codecs import THROUGH
 from client.cohort.cohort import Chunk, Cohort, Objective
 from client.memory import ClientMemory
 from client.reply import (
     LARGEST_32_BIT,
     Contribution,
+    Fields,
+    added_up,
     has_more_classes,
     has_other_width,
+    is_small,
     node_reply,
+    of_many,
     of_one,
     of_sum,
 )
@@ -25,9 +30,9 @@ from common.errors import FedheadError, ReplyError
 from common.fields import FIELDS, fields_of_statistics
 from common.messages import Rejection, TrainReply, TrainRequest
 from common.statistics import feature_statistics
-from common.types import IntArray
+from common.types import IntArray, Layout
 from common.updates import client_weights
-from common.validate import LARGEST
+from common.validate import LARGEST, check_fields
 
 __all__ = ["update_together"]
 
@@ -75,7 +80,7 @@ def _statistics(
 ) -> Iterator[Contribution]:
     _, losses = cohort.evaluate(clients, request.head.matrix)
     counts = cohort.num_examples[clients]
-    adds_up = request.reduce == "sum" and request.uplink.codec.transparent
+    adds_up = request.reduce == "sum" and request.uplink.is_transparent
     for mine in _groups(counts) if adds_up else np.arange(len(clients))[:, None]:
         # Statistics are exact integers: those of several clients' examples are the sum of theirs.
         sums = feature_statistics(cohort.examples(clients[mine]), request.head.num_classes)
@@ -111,17 +116,18 @@ def _train(
         corrections=client_round.corrections if client_round.corrects else None,
         preconditioner=plan.constant.get("preconditioner"),
     )
+    uplink, wants_sum = request.uplink, request.reduce == "sum"
     needs_each = any(FIELDS[name].needs_each for name in plan.fields)
-    only_sum = (
-        request.reduce == "sum"
-        and request.uplink.codec.transparent
-        and not (needs_each or request.max_norm or client_round.remembers)
-    )
+    each = needs_each or client_round.remembers
+    only_sum = wants_sum and uplink.is_transparent and not (each or request.max_norm)
+    coded_sum = wants_sum and uplink.is_batched and not uplink.is_transparent
 
     def consume(chunk: Chunk) -> Contribution:
         if only_sum and (summed := _summed(request, chunk)):
             return summed
-        return _separate(client_round, chunk)
+        if coded_sum and not each and (summed := _summed_as_coded(request, chunk)):
+            return summed
+        return _separate(client_round, chunk, coded_sum)
 
     yield from cohort.train(
         clients,
@@ -149,28 +155,75 @@ def _summed(request: TrainRequest, chunk: Chunk) -> Contribution | None:
     )
 
 
-def _separate(client_round: ClientRound, chunk: Chunk) -> Contribution:
-    """Each client's own update."""
-    parts, rejected = [], []
-    for client, n, losses, steps, delta in zip(
-        chunk.clients.tolist(),
-        chunk.num_examples.tolist(),
-        chunk.losses.tolist(),
-        chunk.steps.tolist(),
-        np.asarray(chunk.deltas(), np.float32),
-        strict=True,
-    ):
+def _summed_as_coded(request: TrainRequest, chunk: Chunk) -> Contribution | None:
+    """The weighted sum of what the server would decode; None if one update must not count."""
+    # A client that is alone in its node's answer sends its bytes instead of a sum.
+    if len(chunk.clients) == 1 or not np.isfinite(chunk.losses).all():
+        return None
+    deltas = np.asarray(chunk.deltas(), np.float32)
+    if not is_small(deltas):
+        return None
+    try:
+        for delta in deltas if request.max_norm else ():
+            check_fields({"delta": delta}, {"delta": Layout(delta.shape)}, request.max_norm)
+    except ReplyError:
+        return None
+    fields = dict.fromkeys(request.plan.fields, deltas)
+    return of_many(
+        request, chunk.clients, chunk.num_examples, chunk.losses, fields, compiled=THROUGH
+    )
+
+
+def _separate(client_round: ClientRound, chunk: Chunk, coded_sum: bool) -> Contribution:
+    """Each client's own update.
+
+    Args:
+        client_round: what the node's clients share.
+        chunk: the clients after training.
+        coded_sum: whether the sum of what is decoded is wanted, and can be had without bytes.
+    """
+    request, deltas = client_round.request, np.asarray(chunk.deltas(), np.float32)
+    kept: list[int] = []
+    rows: list[Fields] = []
+    rejected = []
+    for i, client in enumerate(chunk.clients.tolist()):
+        losses = chunk.losses[i]
         try:
             if not np.isfinite(losses).all():
                 raise ReplyError("delta is not finite")
-            fields = client_round.finish(client, delta, steps=steps, loss=losses[0])
+            fields = client_round.finish(
+                client, deltas[i], steps=int(chunk.steps[i]), loss=float(losses[0])
+            )
         except FedheadError as exc:
             rejected.append(Rejection(client, str(exc)))
         else:
-            parts.append(of_one(client_round.request, client, n, losses, fields))
-    return Contribution(
+            kept.append(i)
+            rows.append(fields)
+    if coded_sum and len(kept) > 1:
+        stacked = {name: np.stack([row[name] for row in rows]) for name in request.plan.fields}
+        of = chunk.clients[kept], chunk.num_examples[kept], chunk.losses[kept]
+        if together := of_many(request, *of, stacked, compiled=THROUGH):
+            return replace(together, rejected=tuple(rejected))
+    part = _encoded(request, chunk, dict(zip(kept, rows, strict=True)))
+    rejected = sorted((*rejected, *part.rejected), key=lambda rejection: rejection.client)
+    return replace(part, rejected=tuple(rejected))
+
+
+def _encoded(request: TrainRequest, chunk: Chunk, fields: Mapping[int, Fields]) -> Contribution:
+    """The updates of the clients at some positions of a chunk, each encoded."""
+    parts, rejected = [], []
+    for i, row in fields.items():
+        client, n = int(chunk.clients[i]), int(chunk.num_examples[i])
+        try:
+            parts.append(of_one(request, client, n, chunk.losses[i].tolist(), row))
+        except ReplyError as exc:
+            rejected.append(Rejection(client, str(exc)))
+    part = Contribution(
         tuple(report for part in parts for report in part.reports),
         tuple(payload for part in parts for payload in part.payloads),
         tuple(row for part in parts for row in part.rows),
         rejected=tuple(rejected),
     )
+    if request.reduce != "sum" or request.uplink.is_transparent:
+        return part
+    return added_up(request, part)

@@ -78,6 +78,7 @@ def extract(
             note_use(folder)
             return _open(folder)
         _log.warning("cached features %s are not usable: %s: computing again", key[:12], problem)
+    batches: Iterable[UInt8Array]
     if backbone.projection is not None:
         q = extract(
             backbone.base, images_at, n,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -90,9 +91,14 @@ class Field:
     of_sgd: bool = False
     of_loss: bool = False
 
+    @property
+    def kind(self) -> Literal["f", "u"]:
+        """The kind of its numbers, see Layout."""
+        return "u" if self.of_statistics else "f"
+
     def layout(self, num_classes: int, num_features: int) -> Layout:
         """Layout of one client's array."""
-        return Layout(self.shape(num_classes, num_features), "u" if self.of_statistics else "f")
+        return Layout(self.shape(num_classes, num_features), self.kind)
 
 
 def head_shape(num_classes: int, num_features: int) -> tuple[int, ...]:

@@ -2,7 +2,8 @@
 
 Keys are the fields' names in kebab-case. A field may be bool, int, float, str, bytes, a Literal
 of strings, a tuple of one such type, or another flat dataclass, whose fields join the record. Many
-dataclasses of one kind travel as columns: for each field a list with their values.
+dataclasses of one kind travel as columns: for each field a list with their values. Where every
+byte counts and all fields are numbers, they travel as the rows of one table.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 from flwr.app import ConfigRecord
 
 from common.errors import ProtocolError
 
-__all__ = ["from_columns", "from_record", "to_columns", "to_record"]
+__all__ = ["from_columns", "from_record", "from_table", "table_row", "to_columns", "to_record",
+           "to_table"]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -129,3 +132,41 @@ def from_columns(cls: type[T], record: Mapping[str, Any], prefix: str = "") -> t
                 f"{_key(dataclasses.fields(cls)[0].name)} {len(columns[0])}"  # type: ignore[arg-type]
             )
     return tuple(map(cls, *columns))
+
+
+_NUMBERS = {bool: "?", int: "<i8", float: "<f8"}
+
+
+def table_row(cls: type[Any]) -> np.dtype[np.void]:
+    """One row of a table: the fields of a dataclass of numbers, in their order, 64 bits each."""
+    hints = _type_hints(cls)
+    return np.dtype([(f.name, _NUMBERS[hints[f.name]]) for f in dataclasses.fields(cls)])
+
+
+def to_table(cls: type[Any], rows: Sequence[Any]) -> bytes:
+    """Dataclasses whose fields are numbers, row by row.
+
+    Args:
+        cls: the dataclass; needed because ``rows`` may be empty.
+        rows: values of this class.
+
+    Raises:
+        OverflowError: an integer does not fit into 64 bits.
+    """
+    names = table_row(cls).names or ()
+    return np.array([tuple(getattr(r, n) for n in names) for r in rows], table_row(cls)).tobytes()
+
+
+def from_table(cls: type[T], record: Mapping[str, Any], key: str) -> tuple[T, ...]:
+    """The reverse of ``to_table``.
+
+    Raises:
+        ProtocolError: the key is missing, or its value is no table of such rows.
+    """
+    if key not in record:
+        raise ProtocolError(f"{key} is missing")
+    data, row = record[key], table_row(cls)
+    if not isinstance(data, bytes) or len(data) % row.itemsize:
+        size = f"{len(data)} bytes" if isinstance(data, bytes) else type(data).__name__
+        raise ProtocolError(f"{key} is {size}, expected rows of {row.itemsize} bytes")
+    return tuple(cls(*values) for values in np.frombuffer(data, row).tolist())

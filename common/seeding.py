@@ -24,6 +24,7 @@ __all__ = [
     "permutation",
     "smallest",
     "stream_state",
+    "stream_states",
     "uniform",
     "words",
 ]
@@ -69,6 +70,27 @@ def stream_state(seed: int, purpose: Purpose, *keys: int) -> int:
     for key in (seed, int(purpose), *keys):
         state = _mix(((state ^ (key & _MASK)) + _GOLDEN) & _MASK)
     return state
+
+
+def stream_states(state: int, first: npt.NDArray[np.int64], last: int) -> npt.NDArray[np.uint64]:
+    """States of many streams whose names begin alike.
+
+    Args:
+        state: ``stream_state`` of what their names begin with.
+        first: int64 (m,), each stream's next key.
+        last: the last key of all of them.
+
+    Returns:
+        uint64 (m,).
+
+    >>> begin = stream_state(7, Purpose.UPLINK, 3)
+    >>> states = stream_states(begin, np.array([5, 6]), 1)
+    >>> int(states[1]) == stream_state(7, Purpose.UPLINK, 3, 6, 1)
+    True
+    """
+    now = np.zeros(1, np.uint64)
+    keyed = words(np.uint64(state) ^ first.astype(np.uint64), now)
+    return words(keyed ^ np.uint64(last), now)
 
 
 def draws(

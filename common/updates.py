@@ -45,6 +45,11 @@ class FieldSums:
                 total = self._floats.get(name)
                 self._floats[name] = part if total is None else total + part
 
+    @property
+    def totals(self) -> dict[str, npt.NDArray[np.generic]]:
+        """The sums so far, float64 and uint64."""
+        return {**self._floats, **self._integers}
+
     def row(self) -> dict[str, npt.NDArray[np.generic]]:
         """The sums so far, with a leading axis of length 1."""
         row: dict[str, npt.NDArray[np.generic]] = {}

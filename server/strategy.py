@@ -112,6 +112,10 @@ class Strategy(Generic[S]):
             own, made from the last global head and its training part (see client.personal).
             -1: each client chooses its own lambda.
         plain_sgd: whether clients must step along plain gradients, without momentum.
+        codecs: names of fedhead's codecs that may encode what clients send, see [codec]. None: by
+            rule: with sums of training results the unbiased ones, with single updates those that
+            change each of them little, with statistics those for statistics. A codec of the user's
+            own is never refused.
     """
 
     name: str
@@ -122,6 +126,7 @@ class Strategy(Generic[S]):
     each: Callable[[S, Head, UpdateBatch], UpdateBatch] | None = None
     personal: float = 0.0
     plain_sgd: bool = False
+    codecs: tuple[str, ...] | None = None
 
     def for_plan(self, plan: ClientPlan) -> Strategy[S]:
         """The strategy for a plan: if the plan asks everyone, sums are enough."""

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from common.backbone.recipe import Recipe
 from common.backbone.sources import weights_identity
 from common.backbone.spec import Directions
 from common.errors import BackboneError
+from common.features import extract
 from common.files import write_atomic
 from common.readback import own_check
 
@@ -33,7 +33,6 @@ _log = logging.getLogger("fedhead")
 # hardly differ. If the batch norms have never seen an image, each layer shrinks its input, and this
 # step is about 1e-8.
 _LEAST_STEP = 1e-7
-_BATCH = 32
 
 
 def cached_backbone(recipe: Recipe, images: UInt8Array, cache: Path) -> FrozenBackbone:
@@ -85,20 +84,29 @@ def cached_projection(
     Raises:
         BackboneError: as in ``find_projection``.
     """
-    facts = (base.fingerprint, _digest(images), images.shape, wanted, seed)
+    digest = _digest(images)
+    facts = (base.fingerprint, digest, images.shape, wanted, seed)
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     key_file = cache / "backbones" / "keys" / key
-    if key_file.exists() and (kept := _from_key(key_file, cache)) is not None:
-        return base.projected(kept.projection) if kept.projection else kept
-    q = np.concatenate([base.features(part) for part in _batches(images)])
-    backbone = base.projected(find_projection(q, base.affine, wanted, seed))
-    store(backbone, cache)
-    write_atomic(key_file, backbone.fingerprint.encode())
+    kept = _from_key(key_file, cache) if key_file.exists() else None
+    if kept is not None and kept.projection is not None:
+        backbone = base.projected(kept.projection)
+    else:
+        q = extract(base, images.__getitem__, len(images), content_key=digest, cache=cache)
+        backbone = base.projected(find_projection(q, base.affine, wanted, seed))
+        store(backbone, cache)
+        write_atomic(key_file, backbone.fingerprint.encode())
+    _tell_random(len({image.tobytes() for image in images}), backbone.spec.projection)
     return backbone
 
 
-def _batches(images: UInt8Array) -> Iterator[UInt8Array]:
-    return (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+def _tell_random(images: int, directions: int) -> None:
+    if (random := directions - (images - 1)) > 0:
+        _log.warning(
+            "backbone.projection: %d calibration images give %d directions, the other %d are "
+            "random: heads are more accurate with more images",
+            images, images - 1, random,
+        )  # fmt: skip
 
 
 def _digest(images: UInt8Array) -> str:

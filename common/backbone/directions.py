@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import numpy.typing as npt
 
@@ -18,8 +16,6 @@ __all__ = ["find_projection"]
 _Float64Array = npt.NDArray[np.float64]
 _Bytes = npt.NDArray[np.uint8]
 
-_log = logging.getLogger("fedhead")
-
 _MOST = 255  # with the bias 256, a power of two, to which codecs that rotate fill up
 _FEW = 192  # of fewer than about 200 images, heads are more accurate with random ones added
 _WHITENING = 0.5
@@ -33,7 +29,7 @@ def find_projection(q: _Bytes, affine: Affine, wanted: Directions, seed: int) ->
 
     U and Lambda are the principal directions of the images' features and the variances along
     them. Where there are too few images for the directions wanted, random ones are added,
-    orthogonal to those found, with a warning. With p = 0.5 the large variances are halfway to
+    orthogonal to those found. With p = 0.5 the large variances are halfway to
     equal, which helps gradient descent and hardly magnifies noise. The mean variance of what
     trainers see stays that of x.
 
@@ -41,7 +37,7 @@ def find_projection(q: _Bytes, affine: Affine, wanted: Directions, seed: int) ->
         q: uint8 (n, d), features of unlabelled images.
         affine: how trainers see them.
         wanted: the number of directions; "auto": one fewer than there are images and at most 255,
-                or if that is below 192, 255 with random ones.
+            or if that is below 192, 255 with random ones.
         seed: of the random directions.
 
     Raises:
@@ -54,25 +50,20 @@ def find_projection(q: _Bytes, affine: Affine, wanted: Directions, seed: int) ->
             f"backbone.projection: {wanted} directions, but there are only {d} features: set at "
             f"most {d}"
         )
-    x = (q - affine.center.astype(np.float64)) * affine.gain
-    _, values, rows = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
-    found = int((values > _DEAD * values[0]).sum()) if values[0] > 0 else 0
-    if not found:
+    if not np.ptp(q, axis=0).any():
         raise BackboneError(
-            f"backbone.projection: the features of the {len(q)} calibration images do not differ; "
-            'add other images, or set "off"'
+            "backbone.projection: all calibration images have the same features, so that there is "
+            f'no direction in which they vary (n = {len(q)}): add other images, or set "off"'
         )
+    x = np.asarray((q - affine.center.astype(np.float64)) * affine.gain, np.float64)
+    _, values, rows = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
+    found = int((values > _DEAD * values[0]).sum())
     size = _size(wanted, found, d)
     variances = values[:found] ** 2 / len(q)
     other = _unseen(q, x, found, affine)
     directions = rows[: min(found, size)]
     if size > found:
         directions = np.concatenate([directions, _random(directions, size - found, seed)])
-        _log.warning(
-            "backbone.projection: %d calibration images give %d directions, %d random ones are "
-            "added: more images make the projection better",
-            len(q), found, size - found,
-        )  # fmt: skip
     spread = np.full(size, other)
     spread[:found] = np.maximum(variances, other)[:size]
     return _quantized(q, affine, directions.T, spread, float(x.var(axis=0).mean()))
@@ -99,7 +90,7 @@ def _unseen(q: _Bytes, x: _Float64Array, found: int, affine: Affine) -> float:
         return least
     inverse = np.linalg.pinv(others @ others.T, hermitian=True, rcond=_DEAD**2)
     distance = 1 / np.diagonal(inverse)
-    return max(least, float(distance.mean()) / left)
+    return float(max(least, distance.mean() / left))
 
 
 def _random(found: _Float64Array, count: int, seed: int) -> _Float64Array:

@@ -84,7 +84,7 @@ class Projection:
     @property
     def num_directions(self) -> int:
         """k, the number of features that it makes."""
-        return self.basis.shape[1]
+        return int(self.basis.shape[1])
 
     @property
     def payload_bytes(self) -> int:
@@ -112,7 +112,8 @@ class Projection:
         """uint8 (n, d) to uint8 (n, k)."""
         scaled = self.sums(q).astype(np.float32) * self.multiplier
         rounded = np.clip(np.rint(scaled), -PROJECTED_ZERO, 255 - PROJECTED_ZERO)
-        return (rounded.astype(np.int16) + PROJECTED_ZERO).astype(np.uint8)
+        z: npt.NDArray[np.uint8] = (rounded.astype(np.int16) + PROJECTED_ZERO).astype(np.uint8)
+        return z
 
     def sums(self, q: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
         """``(q - center) @ basis``, int32 (n, k), exact."""

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from common.codecs.codec import Array, Codec
 from common.codecs.drive import DRIVE
 from common.codecs.eden import EDEN
+from common.codecs.gram_int8 import GRAM_INT8
 from common.codecs.int8 import INT8
+from common.codecs.int8_shared import INT8_SHARED, with_step
 from common.codecs.none import NONE
 from common.errors import FedheadError, ProtocolError, ReplyError
 from common.types import Layout
@@ -17,15 +19,23 @@ __all__ = ["CODECS", "NONE", "Codec", "decode_array", "find_codec"]
 
 _MOST = 120  # characters of an exception
 
-CODECS: Mapping[str, Codec] = {codec.name: codec for codec in (NONE, INT8, DRIVE, EDEN)}
+CODECS: Mapping[str, Codec] = {
+    codec.name: codec for codec in (NONE, INT8, DRIVE, EDEN, INT8_SHARED, GRAM_INT8)
+}
 
 
 def find_codec(name: str) -> Codec:
     """The codec of this name.
 
+    "int8-shared" takes a step behind a colon. Without one it is found, so that its attributes can
+    be asked for, but it encodes nothing.
+
     Raises:
-        ProtocolError: there is none; the error names the nearest.
+        ProtocolError: there is none; the error names the nearest. Or the step is no number.
     """
+    kind, colon, step = name.partition(":")
+    if colon and kind == INT8_SHARED.name:
+        return with_step(step)
     if name not in CODECS:
         raise ProtocolError(unknown("codec", name, CODECS))
     return CODECS[name]

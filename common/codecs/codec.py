@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from common.types import Layout
 
-__all__ = ["Array", "Codec"]
+__all__ = ["Array", "Codec", "Through"]
 
 Array = npt.NDArray[np.generic]
+Through = Callable[[Array, npt.NDArray[np.uint64]], Array]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class Codec:
             (m, ...) with m seeds at once; called with (arrays, seeds). Where a node hosts many
             clients, it saves making each one's bytes. Only for codecs with ``sized``.
         adds_up: whether the decoded numbers of all clients are whole multiples of one step.
+        rounding: the largest standard deviation of the noise that it adds to an entry of a Gram
+            matrix, as a share of the geometric mean of its two features' sums of squares around
+            their means. Sums over examples pass no check that is tighter than that.
     """
 
     name: str
@@ -45,5 +49,6 @@ class Codec:
     transparent: bool = False
     carries: Literal["f", "u", "fu"] = "fu"
     sized: bool = False
-    through: Callable[[Array, npt.NDArray[np.uint64]], Array] | None = None
+    through: Through | None = None
     adds_up: bool = False
+    rounding: float = 0.0

@@ -36,6 +36,8 @@ def change_seed(seed: int, round_number: int) -> int:
 def encode_change(change: FloatArray, codec: Codec, seed: int) -> bytes:
     """A change as s and the codec's bytes; no bytes if nothing changes.
 
+    If the codec decodes what is not finite, so is what ``add_change`` returns.
+
     Args:
         change: float32 (K, d + 1), finite.
         codec: carries floats.
@@ -45,9 +47,10 @@ def encode_change(change: FloatArray, codec: Codec, seed: int) -> bytes:
         return b""
     payload = codec.encode(change, seed)
     got = decode_array(codec, payload, Layout(change.shape), seed, "change").astype(np.float64)
-    power = float((got * got).sum())
-    scale = float((got * change).sum()) / power if power else 0.0
-    return np.array(scale, _SCALE).tobytes() + payload
+    with np.errstate(invalid="ignore"):  # whoever adds the change checks what comes out
+        power, product = (got * got).sum(), (got * change).sum()
+        scale = product / power if power else power
+    return scale.astype(_SCALE).tobytes() + payload
 
 
 def add_change(held: FloatArray, payload: bytes, codec: Codec, seed: int) -> FloatArray:
@@ -68,5 +71,5 @@ def add_change(held: FloatArray, payload: bytes, codec: Codec, seed: int) -> Flo
         raise ReplyError(f"change takes {len(payload)} bytes, which is no change")
     scale = np.frombuffer(payload, _SCALE, 1)[0]
     array = decode_array(codec, payload[_SCALE.itemsize :], Layout(held.shape), seed, "change")
-    with np.errstate(all="ignore"):  # foreign bytes may be any number
+    with np.errstate(all="ignore"):  # the bytes may stand for any numbers
         return held + np.float32(scale) * array.astype(np.float32)

@@ -26,14 +26,14 @@ from common.codecs.rows import joined, rows_of, split, width_of
 from common.seeding import words
 from common.types import FloatArray, Layout
 
-__all__ = ["folded", "rotating"]
+__all__ = ["PASSES", "folded", "padded", "rotating"]
 
 _Bytes = npt.NDArray[np.uint8]
 _Doubles = npt.NDArray[np.float64]
 _Words = npt.NDArray[np.uint64]
 _Signs = list[npt.NDArray[np.uint32]]  # of each pass
 
-_PASSES = 4
+PASSES = 4
 _WORD = 64  # bits
 _BLOCK = 1 << 16  # numbers that are rotated at once: they fit into a core's cache
 
@@ -68,7 +68,7 @@ class _Rotation:
 
     def encode(self, array: Array, seed: int) -> bytes:
         rows = rows_of(array)
-        length = _padded(rows.shape[1])
+        length = padded(rows.shape[1])
         scales = np.empty(len(rows), np.float32)
         packed = np.empty((len(rows), length * self.bits // 8), np.uint8)
         states = _states(np.array([seed], np.uint64), len(rows))
@@ -80,7 +80,7 @@ class _Rotation:
 
     def decode(self, payload: bytes, layout: Layout, seed: int) -> Array:
         width = width_of(layout.shape)
-        length = _padded(width)
+        length = padded(width)
         row_bytes = length * self.bits // 8
         scales, codes = split(payload, layout, row_bytes)
         packed = np.frombuffer(codes, np.uint8).reshape(-1, row_bytes)
@@ -94,7 +94,7 @@ class _Rotation:
     def through(self, arrays: Array, seeds: _Words) -> Array:
         rows = rows_of(arrays)
         width = rows.shape[1]
-        length = _padded(width)
+        length = padded(width)
         decoded = np.empty_like(rows)
         states = _states(seeds, len(rows) // len(seeds))
         for block in _blocks(len(rows), length):
@@ -145,7 +145,7 @@ class _Rotation:
         return np.ascontiguousarray(bits.T)
 
 
-def _padded(width: int) -> int:
+def padded(width: int) -> int:
     """The smallest power of two from 64 that holds a row."""
     return max(_WORD, 1 << (width - 1).bit_length())
 
@@ -163,12 +163,12 @@ def _blocks(rows: int, length: int) -> list[slice]:
 def _signs(states: _Words, length: int) -> _Signs:
     """Signs of two rotations, uint32 (P, n): the top bit is set where a number changes its sign."""
     count = length // _WORD
-    drawn = words(states[:, None], np.arange(_PASSES * count, dtype=np.uint64)).astype(
+    drawn = words(states[:, None], np.arange(PASSES * count, dtype=np.uint64)).astype(
         "<u8", copy=False
     )
     bits = np.unpackbits(drawn.view(np.uint8), axis=1, bitorder="little")
     flips = np.ascontiguousarray(bits.T).astype(np.uint32) << np.uint32(31)
-    return list(flips.reshape(_PASSES, length, -1))
+    return list(flips.reshape(PASSES, length, -1))
 
 
 def _flip(x: FloatArray, signs: npt.NDArray[np.uint32]) -> None:

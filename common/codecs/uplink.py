@@ -9,10 +9,10 @@ from functools import lru_cache
 import numpy as np
 
 from common.codecs import NONE, decode_array, find_codec
-from common.codecs.codec import Array, Codec
+from common.codecs.codec import Array, Codec, Through
 from common.fields import FIELDS, field_layouts
-from common.seeding import Purpose, stream_state
-from common.types import ClientPlan, Layout
+from common.seeding import Purpose, stream_state, stream_states
+from common.types import ClientPlan, IntArray, Layout
 
 __all__ = ["Uplink", "decode_sum", "encode_sum"]
 
@@ -44,12 +44,23 @@ class Uplink:
         """Layouts of one client's fields."""
         return field_layouts(self.plan.fields, self.num_classes, self.num_features)
 
+    @property
+    def is_transparent(self) -> bool:
+        """Whether every field arrives as it is."""
+        return all(self._codec_of(name).transparent for name in self.plan.fields)
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether what the server decodes can be told without each client's bytes."""
+        codecs = [self._codec_of(name) for name in self.plan.fields]
+        return all(c.transparent or (c.sized and c.through is not None) for c in codecs)
+
     def is_summed(self, num_clients: int) -> bool:
         """Whether a node that may send sums sends a sum for this number of clients.
 
         A lossy codec encodes each client's fields, and a sum would undo that.
         """
-        return num_clients > 1 or self.codec.transparent
+        return num_clients > 1 or self.is_transparent
 
     def encode(self, client: int, fields: Mapping[str, Array]) -> dict[str, bytes]:
         """One client's fields, encoded."""
@@ -72,8 +83,26 @@ class Uplink:
             for i, name in enumerate(self.plan.fields)
         }
 
+    def through(
+        self, clients: IntArray, fields: Mapping[str, Array], compiled: Mapping[str, Through]
+    ) -> dict[str, Array]:
+        """What ``decode`` gives of what ``encode`` makes, bit for bit, for clients side by side.
+
+        Args:
+            clients: int64 (m,), ids.
+            fields: each (m, ...); only where the plan ``is_batched``.
+            compiled: by a codec's name, what takes the place of its ``through``.
+        """
+        out = {}
+        for i, name in enumerate(self.plan.fields):
+            codec = self._codec_of(name)
+            through = compiled.get(codec.name, codec.through)
+            seeds = stream_states(self._seed_of_round, clients, i)
+            out[name] = fields[name] if through is None else through(fields[name], seeds)
+        return out
+
     def lengths(self, integer_bytes: int = 4) -> tuple[tuple[str, int], ...]:
-        """Bytes that each field of any client takes with a transparent codec.
+        """Bytes that each field of any client takes, where codecs are transparent or sized.
 
         Args:
             integer_bytes: size of the statistics' integers, 4 or 8.
@@ -84,10 +113,15 @@ class Uplink:
         )
 
     def _codec_of(self, name: str) -> Codec:
-        return NONE if FIELDS[name].exact else self.codec
+        field, codec = FIELDS[name], self.codec
+        return NONE if field.exact or field.kind not in codec.carries else codec
 
     def _seed(self, client: int, position: int) -> int:
         return stream_state(self.seed, Purpose.UPLINK, self.round_number, client, position)
+
+    @property
+    def _seed_of_round(self) -> int:
+        return stream_state(self.seed, Purpose.UPLINK, self.round_number)
 
 
 @lru_cache(maxsize=64)

@@ -31,7 +31,13 @@ from common.messages.queries import (
     DescribeReply,
     DescribeRequest,
 )
-from common.messages.training import ClientReport, Rejection, TrainReply, TrainRequest
+from common.messages.training import (
+    ClientReport,
+    Rejection,
+    TrainReply,
+    TrainRequest,
+    most_report_bytes,
+)
 
 __all__ = [
     "MOST_CHANGES",
@@ -51,6 +57,7 @@ __all__ = [
     "array_bytes",
     "content_id",
     "head_id",
+    "most_report_bytes",
     "payload_bytes",
     "read_head",
     "read_heads",

@@ -15,13 +15,23 @@ from common.errors import ProtocolError
 from common.messages.changes import HeadChanges
 from common.messages.content import config_of, pack, payload_list, unpack
 from common.messages.heads import decode_head, encode_head, read_head, write_head
-from common.records import from_columns, from_record, to_columns, to_record
+from common.records import (
+    from_columns,
+    from_record,
+    from_table,
+    table_row,
+    to_columns,
+    to_record,
+    to_table,
+)
 from common.types import ClientPlan, Head, LocalTraining
 
-__all__ = ["ClientReport", "Rejection", "TrainReply", "TrainRequest"]
+__all__ = ["ClientReport", "Rejection", "TrainReply", "TrainRequest", "most_report_bytes"]
 
 _FIELD = "field."  # before a field's name, as the key of its payloads
 _REJECTED = "rejected-"
+_REPORTS = "reports"
+_MISSING = ("backbone", "constant", "head")
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,14 +198,15 @@ class TrainReply:
         return replace(self, reports=tuple(self.reports[i] for i in index), payloads={})
 
     def _report(self) -> ConfigRecord:
-        # Most runs send whole heads, and their replies stay as short as they were.
-        needless = () if self.missing_head else ("missing_head",)
-        record = to_record(self, skip=("reports", "rejected", "payloads", *needless))
-        for key, values in (
-            *to_columns(ClientReport, self.reports).items(),
-            *to_columns(Rejection, self.rejected, _REJECTED).items(),
-        ):
-            record[key] = values
+        """All but the payloads. A phone sends it with each update, so nothing needless is in it."""
+        record = ConfigRecord({"fingerprint": bytes.fromhex(self.fingerprint)})
+        record[_REPORTS] = to_table(ClientReport, self.reports)
+        if self.rejected:
+            for key, values in to_columns(Rejection, self.rejected, _REJECTED).items():
+                record[key] = values
+        for what in _MISSING:
+            if getattr(self, f"missing_{what}"):
+                record[f"missing-{what}"] = True
         return record
 
     def write(self) -> RecordDict:
@@ -223,11 +234,19 @@ class TrainReply:
             for key, rows in record.items()
             if key.startswith(_FIELD)
         }
-        return from_record(
-            cls,
-            record,
-            reports=from_columns(ClientReport, record),
-            rejected=from_columns(Rejection, record, _REJECTED),
-            missing_head=record.get("missing-head") is True,
+        if not isinstance(fingerprint := record.get("fingerprint"), bytes):
+            raise ProtocolError("fingerprint is missing")
+        has_rejected = f"{_REJECTED}client" in record
+        missing = {f"missing_{what}": record.get(f"missing-{what}") is True for what in _MISSING}
+        return cls(
+            fingerprint=fingerprint.hex(),
+            reports=from_table(ClientReport, record, _REPORTS),
+            rejected=from_columns(Rejection, record, _REJECTED) if has_rejected else (),
             payloads=payloads,
+            **missing,
         )
+
+
+def most_report_bytes(clients: int) -> int:
+    """Bytes that the reports of so many clients take in a reply."""
+    return clients * table_row(ClientReport).itemsize

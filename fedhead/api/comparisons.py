@@ -56,7 +56,8 @@ class Comparison:
 
         A ``pandas.DataFrame`` where pandas is installed, else a list of dicts. The columns of
         leaderboard.csv, unrounded, and "near-best" and "training-seconds". A strategy's own metrics
-        are columns "strategy/NAME", their last values.
+        are columns "strategy/NAME", their last values. Where codecs or projections are compared,
+        there are columns "codec", "projection", "uplink-bytes-per-update" and "on-pareto-front".
         """
         from simulations.report import leaderboard, leaderboard_rows
 
@@ -107,7 +108,7 @@ class Comparison:
         rows = [
             {
                 **({"setting": row.setting} if several else {}),
-                "strategy": row.strategy,
+                "strategy": row.label,
                 "settings": row.hyperparameters,
                 "accuracy": percent(row.accuracy),
                 "± over seeds": "-" if row.accuracy_sd is None else f"{100 * row.accuracy_sd:.1f}",
@@ -147,6 +148,8 @@ def compare(
     *,
     strategies: str | Sequence[str] = "all",
     partitions: str | Sequence[str] = (),
+    codecs: str | Sequence[str] = (),
+    projections: str | Sequence[str | int] = (),
     seeds: Sequence[int] = (0, 1, 2),
     sweep: Mapping[str, Sequence[object]] | None = None,
     out: str | Path | None = None,
@@ -175,6 +178,9 @@ def compare(
         strategies: names or "module:function", "+gram" or "+fed3r" behind them; "all": every one
             there is.
         partitions: such as "iid" and "dirichlet:0.1"; empty: the experiment's own.
+        codecs: such as "none" and "drive", of what clients send; empty: the experiment's own. Each
+            is compared with the strategies that tolerate it.
+        projections: such as "off" and 255, of the features; empty: the experiment's own.
         seeds: one run each.
         sweep: values to try on held-out training images, by what they are of: "lr", an argument of
             strategies, "STRATEGY.ARGUMENT", or any key.
@@ -193,7 +199,11 @@ def compare(
     from simulations.report import check_installed, load_runs, write_report
 
     check_installed()  # before the long work
-    _check(strategies, partitions, seeds, sweep, jobs)
+    several = {
+        "strategies": strategies, "partitions": partitions, "codecs": codecs,
+        "projections": projections, "seeds": seeds,
+    }  # fmt: skip
+    _check(several, sweep, jobs)
     with session(), bar(wanted=progress) as shown:
         base = configuration(experiment, overrides)
         find_modules(_words(strategies), module_folders(experiment))
@@ -205,6 +215,8 @@ def compare(
                 seeds=_words(seeds),
                 sweeps=[f"{key}={_words(values)}" for key, values in (sweep or {}).items()],
                 validation_fraction=_VALIDATION_FRACTION,
+                codecs=_words(codecs),
+                projections=_words(projections),
             )
         folder = Path(out).expanduser() if out is not None else Path("runs") / base.name
         shown.show("preparing", 0, 0)
@@ -212,7 +224,7 @@ def compare(
             chosen = run_comparison(wanted, folder.resolve(), jobs=jobs or cores())
         as_asked = _words(strategies) != "all"
         loaded = load_runs(list(chosen.runs), as_asked=as_asked, swept=wanted.swept)
-        notes = (*loaded.notes, *chosen.notes)
+        notes = (*loaded.notes, *wanted.notes, *chosen.notes)
         write_report(replace(loaded, notes=notes), folder.resolve())
         done = len(chosen.runs)
         shown.show(f"{done} runs compared", done, done)
@@ -221,11 +233,8 @@ def compare(
     return Comparison(folder.resolve(), runs, failed, as_asked, wanted.swept)
 
 
-def _check(
-    strategies: object, partitions: object, seeds: object, sweep: object, jobs: object
-) -> None:
+def _check(several: Mapping[str, object], sweep: object, jobs: object) -> None:
     """Refuse arguments that are of another kind, all at once."""
-    several = {"strategies": strategies, "partitions": partitions, "seeds": seeds}
     problems = [
         f"{name}={value!r} must be a list"
         for name, value in several.items()

@@ -45,6 +45,20 @@ StrategiesOption = Annotated[
 PartitionsOption = Annotated[
     str, typer.Option(help="For example iid,dirichlet:0.1; by default the experiment's.")
 ]
+CodecsOption = Annotated[
+    str,
+    typer.Option(
+        help="Of what clients send, for example none,drive; by default the experiment's. Each "
+        "strategy is compared with those that it tolerates."
+    ),
+]
+ProjectionsOption = Annotated[
+    str,
+    typer.Option(
+        help="Directions that features are projected to, for example off,auto,255; by default "
+        "the experiment's."
+    ),
+]
 SeedsOption = Annotated[str, typer.Option(help="Seeds; one run for each.")]
 SweepOption = Annotated[
     list[str] | None,
@@ -75,6 +89,8 @@ def compare(
     experiment: BaseArgument,
     strategies: StrategiesOption = "all",
     partitions: PartitionsOption = "",
+    codecs: CodecsOption = "",
+    projections: ProjectionsOption = "",
     seeds: SeedsOption = "0,1,2",
     sweep: SweepOption = None,
     validation_fraction: ValidationOption = 0.2,
@@ -86,6 +102,7 @@ def compare(
 ) -> None:
     """Compare strategies: the same data, clients and seeds, each at its best settings.
 
+    With --codecs or --projections the page begins with accuracy against bytes.
     Tables list partitions and strategies as they are asked for; of all strategies, the best first.
     What has finished is kept: the same command goes on after an interruption, and a longer one
     runs only what is new.
@@ -97,6 +114,8 @@ def compare(
     elsewhere = {"out": "--out", "strategy.name": "--strategies"}
     elsewhere |= {"data.validation-fraction": "--validation-fraction"} if sweep else {}
     elsewhere |= {"partition.scheme": "--partitions"} if partitions else {}
+    elsewhere |= {"codec.up": "--codecs"} if codecs else {}
+    elsewhere |= {"backbone.projection": "--projections"} if projections else {}
     base = configured(experiment, set_, elsewhere=elsewhere)
     find_modules(strategies, [experiment.parent, Path.cwd()])
     comparison = parse_comparison(
@@ -106,6 +125,8 @@ def compare(
         seeds=seeds,
         sweeps=sweep or [],
         validation_fraction=validation_fraction,
+        codecs=codecs,
+        projections=projections,
     )
     _check_arguments(set_ or [], comparison)
     folder, as_asked = (out or Path("runs") / base.name).resolve(), strategies != "all"
@@ -142,7 +163,8 @@ def _compare(
         print_error("interrupted; the same command goes on")
         raise typer.Exit(130) from None
     loaded = load_runs(list(chosen.runs), as_asked=as_asked, swept=comparison.swept)
-    _report(replace(loaded, notes=(*loaded.notes, *chosen.notes)), folder, target, json_)
+    notes = (*loaded.notes, *comparison.notes, *chosen.notes)
+    _report(replace(loaded, notes=notes), folder, target, json_)
     if chosen.failed:
         for note in chosen.notes:
             print_error(note)

@@ -14,7 +14,7 @@ from common.images import ByteArray
 from common.local_loss import find_loss
 from common.types import Affine, ClientPlan
 from server.round.algorithm import Algorithm, Run
-from server.round.downlink import check_down
+from server.round.codecs import check_codecs
 from server.round.own import OwnAlgorithm
 from server.round.stock import StockAlgorithm, build_stock, is_stock
 from server.strategies import (
@@ -44,7 +44,6 @@ def check_strategy(config: Config) -> None:
         if problem := _stock_problem(config):
             raise ConfigError([problem])
         return
-    check_down(config.codec.down)
     own = build_strategy(config.strategy.name, config.strategy.args)
     plan = first_plan(own)
     if plan.kind != "sgd":
@@ -52,6 +51,7 @@ def check_strategy(config: Config) -> None:
     if own.plain_sgd and config.train.momentum:
         raise ConfigError([f"train.momentum must be 0 with {own.name}: it needs plain SGD steps"])
     _check_suits(config.train, own, plan)
+    check_codecs(config.codec, own, plan)
 
 
 def _check_suits(train: TrainConfig, own: Strategy[Any], plan: ClientPlan) -> None:
@@ -82,6 +82,8 @@ def _stock_problem(config: Config) -> str | None:
         return "strategy.init and precondition need one of fedhead's strategies"
     if config.availability != AvailabilityConfig():
         return "[availability] needs one of fedhead's strategies: Flower's sample nodes themselves"
+    if {config.codec.up, config.codec.down} - {"", "none"}:
+        return "[codec] needs one of fedhead's strategies: Flower's have a format of their own"
     if config.round.over_selection:
         return "round.over-selection needs one of fedhead's strategies"
     if config.attack.changes_updates:

@@ -101,7 +101,7 @@ class Collector:
         """
         check_fields(fields, self._layouts, self.run.max_norm * scale * (1 + 1e-5), LARGEST * scale)
         steps = scale * self.run.config.train.local(1).most_steps(num_examples)
-        check_plausible(fields, Limits(num_examples, steps))
+        check_plausible(fields, Limits(num_examples, steps, self._uplink.codec.rounding))
 
     @property
     def _layouts(self) -> Mapping[str, Layout]:
@@ -231,7 +231,8 @@ class Collector:
         """
         check_lengths(content, len(clients))
         layouts = self._layouts.values()
-        check_size(content, layouts, 1 if self.reduce == "sum" else len(clients))
+        rows = 1 if self.reduce == "sum" else len(clients)
+        check_size(content, layouts, rows, clients=len(clients))
         reply = TrainReply.read(content)
         if _lacks(reply):
             # Nothing else in the reply has been checked.

@@ -13,11 +13,10 @@ import numpy.typing as npt
 
 from common.codecs import find_codec
 from common.codecs.downlink import add_change, change_seed, encode_change
-from common.errors import ConfigError, FedheadError
 from common.messages import MOST_CHANGES, HeadChanges, head_id
 from common.types import ClientPlan, FloatArray, Head, IntArray
 
-__all__ = ["Downlink", "Sent", "advanced", "check_down", "unsent"]
+__all__ = ["Downlink", "Sent", "advanced", "unsent"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,24 +145,3 @@ class Downlink:
         if base is None or payloads is None:
             return None
         return HeadChanges(base, payloads, head.matrix.shape, head_id(head))
-
-
-def check_down(name: str) -> None:
-    """Refuse a codec that cannot carry the change of a head.
-
-    Args:
-        name: codec.down of the configuration.
-
-    Raises:
-        ConfigError: says why.
-    """
-    if not name:
-        return
-    try:
-        codec = find_codec(name)
-    except FedheadError as exc:
-        raise ConfigError([f"codec.down: {exc}"]) from exc
-    if "f" not in codec.carries:
-        raise ConfigError([f"codec.down={name!r} does not suit a head: it is for integers"])
-    if codec.adds_up:
-        raise ConfigError([f"codec.down={name!r} is for what is summed, which a head is not"])

@@ -28,6 +28,7 @@ from server.round.algorithm import (
     tell_no_quorum,
 )
 from server.round.availability import answering
+from server.round.codecs import SHARED, encoded, first_step, next_step
 from server.round.collect import Collector
 from server.round.downlink import Downlink, Sent, unsent
 from server.round.norms import no_norms
@@ -52,6 +53,7 @@ class _State:
         sent: that head after the last round.
         norms: float64 (h, f), norms of the first updates that counted, see server.round.norms.
         accounts: int64 (n, 10), see Accounts.
+        codec_step: the next round's step of int8-shared; 0: none is known yet.
     """
 
     strategy: Any
@@ -63,6 +65,7 @@ class _State:
     sent: Sent
     norms: npt.NDArray[np.float64]
     accounts: IntArray
+    codec_step: float
 
 
 class OwnAlgorithm:
@@ -84,6 +87,7 @@ class OwnAlgorithm:
         self._state: Any = None
         self._requests = Requests(run)
         self._norms = no_norms()
+        self._codec_step = 0.0
 
     @property
     def state(self) -> _State:
@@ -100,11 +104,12 @@ class OwnAlgorithm:
             sent=downlink.sent,
             norms=self._norms,
             accounts=self._run.registry.accounts.table,
+            codec_step=self._codec_step,
         )
 
     def start(self, head: Head, checkpoint: Checkpoint | None) -> None:
         self._state, self._norms = self._strategy.init(head), no_norms()
-        seed = self._run.config.seed
+        seed, self._codec_step = self._run.config.seed, 0.0
         self._requests = Requests(self._run, downlink=Downlink(seed, unsent(head)))
         if checkpoint is None:
             return
@@ -112,6 +117,7 @@ class OwnAlgorithm:
         kept = restore_state(fresh, checkpoint)
         self._run.registry.accounts.merge(kept.accounts)
         self._state, self._norms = kept.strategy, kept.norms
+        self._codec_step = kept.codec_step
         memories = zip(kept.memory_clients.tolist(), kept.memory_rounds.tolist(), strict=True)
         heads = zip(kept.head_clients.tolist(), kept.head_rounds.tolist(), strict=True)
         downlink = Downlink(seed, kept.sent, heads)
@@ -123,8 +129,7 @@ class OwnAlgorithm:
 
     def step(self, round_number: int, head: Head, fault: Fault) -> tuple[Head, RoundResult] | None:
         run, context = self._run, self._context(round_number)
-        plan = self._strategy.plan(self._state, context)
-        plan = dataclasses.replace(plan, downlink=run.config.codec.down or plan.downlink)
+        plan = self._plan(context)
         cohort, wanted = sample_cohort(
             run, round_number, excluded=plan.exclude, everyone=plan.everyone
         )
@@ -136,12 +141,18 @@ class OwnAlgorithm:
         result.count([reply for reply, _ in updates])
         if result.valid < quorum(run.config, wanted):
             tell_no_quorum(result, run.config)
-        elif made := self._aggregate(context, head, joined([rows for _, rows in updates]), fault):
+        elif made := self._aggregate(context, head, batch := _joined(updates), fault):
             head, result.metrics = made
             result.accepted = True
+            if run.config.codec.up == SHARED:
+                self._codec_step = next_step(plan, batch) or self._codec_step
             self._requests.note_memories(plan, _clients(updates), round_number)
         result.train_seconds = time.perf_counter() - started
         return head, result
+
+    def _plan(self, context: RoundContext) -> ClientPlan:
+        step = self._codec_step or first_step(context.lr, self._affine)
+        return encoded(self._strategy.plan(self._state, context), self._run.config.codec, step)
 
     def _context(self, round_number: int) -> RoundContext:
         config, population = self._run.config, self._run.registry.population
@@ -211,6 +222,10 @@ class OwnAlgorithm:
             return None
         self._state = state
         return new, metrics
+
+
+def _joined(updates: list[Update]) -> UpdateBatch:
+    return joined([rows for _, rows in updates])
 
 
 def _clients(updates: list[Update]) -> list[int]:

@@ -11,7 +11,7 @@ import numpy as np
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from common.errors import ReplyError
-from common.messages import TrainReply, array_bytes
+from common.messages import TrainReply, array_bytes, most_report_bytes
 from common.types import Layout
 
 if TYPE_CHECKING:  # to avoid a circle: it imports the registry, which imports this module
@@ -48,20 +48,23 @@ def check_lengths(content: RecordDict, most: int) -> None:
                 raise ReplyError(f"lists {len(value)} {key[:_MOST_KEYS]}, expected at most {most}")
 
 
-def check_size(content: RecordDict, layouts: Iterable[Layout], rows: int) -> None:
+def check_size(
+    content: RecordDict, layouts: Iterable[Layout], rows: int, *, clients: int = 1
+) -> None:
     """Refuse a reply that is far larger than its arrays can be, before reading any of them.
 
     Args:
         content: the received content.
         layouts: layouts of one row's arrays.
         rows: largest number of rows.
+        clients: largest number of clients that it reports of.
 
     Raises:
         ReplyError: names both sizes.
     """
-    most = rows * sum(map(_largest, layouts))
+    most = rows * sum(map(_largest, layouts)) + most_report_bytes(clients)
     if (size := array_bytes(content)) > most:
-        raise ReplyError(f"its arrays take {size} bytes, expected at most {most}")
+        raise ReplyError(f"its content takes {size} bytes, expected at most {most}")
 
 
 def _largest(layout: Layout) -> int:

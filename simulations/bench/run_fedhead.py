@@ -16,6 +16,7 @@ from client.cohort.cohort import Cohort, warm_up
 from client.memory import ClientMemory
 from client.together import update_together
 from common.config import Config, SimulationConfig, TrainConfig
+from common.config.codec import CodecConfig
 from common.messages import (
     BackboneReply,
     DescribeReply,
@@ -33,6 +34,8 @@ from server.round.registry import Registry
 from server.strategies.averaging import fedavg
 from simulations.bench.work import Data, Result, Work, read_work
 from simulations.engines.in_process import InProcessGrid
+
+__all__ = ["make_algorithm"]
 
 _FINGERPRINT = "0" * 64
 
@@ -62,8 +65,17 @@ def _client_app(cohort: Cohort) -> ClientApp:
     return app
 
 
-def _algorithm(work: Work, cohort: Cohort, affine: Affine) -> OwnAlgorithm:
+def make_algorithm(work: Work, cohort: Cohort, affine: Affine, codec: str = "") -> OwnAlgorithm:
+    """FedAvg over an in-process Grid with one node.
+
+    Args:
+        work: the work.
+        cohort: its clients.
+        affine: how integer features become x.
+        codec: of what clients send.
+    """
     config = Config(
+        codec=CodecConfig(up=codec),
         train=TrainConfig.model_validate(
             {
                 "rounds": work.rounds + 1,
@@ -95,14 +107,13 @@ def main() -> None:
     work = read_work(sys.argv[1])
     data = Data(work)
     features = FeatureSet(data.q, data.labels, data.affine, _FINGERPRINT)
-    starts = np.arange(work.clients)[:, None] * work.examples
-    cohort = Cohort(features, list(starts + np.arange(work.examples)))
+    cohort = Cohort(features, data.rows)
     warm_up()
     everyone = np.arange(work.clients)
     started = time.perf_counter()
     cohort.prepare(everyone)
     gram_seconds = time.perf_counter() - started
-    algorithm = _algorithm(work, cohort, data.affine)
+    algorithm = make_algorithm(work, cohort, data.affine)
     head = Head.zeros(work.classes, work.features)
     algorithm.start(head, None)
     seconds = []

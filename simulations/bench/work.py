@@ -93,6 +93,12 @@ class Data:
         mine = slice(number * self._work.examples, (number + 1) * self._work.examples)
         return self.affine(self.q[mine]), self.labels[mine]
 
+    @property
+    def rows(self) -> list[IntArray]:
+        """Each client's positions in ``q``."""
+        starts = np.arange(self._work.clients)[:, None] * self._work.examples
+        return list(starts + np.arange(self._work.examples))
+
     def score(self, runner: str, weight: FloatArray, bias: FloatArray) -> float:
         """Accuracy of a head (K, d), (K,) on the test part; the head is saved for comparison."""
         np.save(head_file(self._work.folder, runner), np.column_stack([weight, bias]))

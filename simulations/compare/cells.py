@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from server.strategies import (
     strategy_factory,
     trains_by_gradients,
 )
+from simulations.compare.packing import Packing
 
 __all__ = ["VARIANTS", "Cell", "ComparisonSpec", "StrategySpec"]
 
@@ -33,6 +34,8 @@ __all__ = ["VARIANTS", "Cell", "ComparisonSpec", "StrategySpec"]
 VARIANTS = {"gram": {"precondition": "gram"}, "fed3r": {"init": "fed3r"}}
 
 Tree = Mapping[str, Any]
+
+_OWN = Packing()
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class Cell:
         settings: what was swept, "key=value" each.
         config: all of it, without a run folder.
         key: names its folder: readable, then a hash of all that its figures depend on.
+        packing: how its clients make their updates small.
     """
 
     strategy: str
@@ -109,11 +113,12 @@ class Cell:
     settings: tuple[str, ...]
     config: Config
     key: str
+    packing: Packing = _OWN
 
 
 @dataclass(frozen=True)
 class ComparisonSpec:
-    """Strategies by partitions by seeds.
+    """Strategies by codecs and projections, by partitions, by seeds.
 
     Attributes:
         base: the experiment that all cells vary.
@@ -123,6 +128,8 @@ class ComparisonSpec:
         sweeps: by strategy, all combinations of swept settings; one, empty or fixed, where
             nothing is swept.
         validation_fraction: of the training images, to choose between those combinations.
+        packings: codecs by projections; one, the experiment's own, where neither is compared.
+        left_out: of these what a strategy does not tolerate, by its text: with the reason.
     """
 
     base: Config
@@ -131,6 +138,36 @@ class ComparisonSpec:
     seeds: tuple[int, ...]
     sweeps: Mapping[str, tuple[tuple[str, ...], ...]]
     validation_fraction: float
+    packings: tuple[Packing, ...] = (_OWN,)
+    left_out: Mapping[str, Mapping[Packing, str]] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> tuple[tuple[StrategySpec, Packing], ...]:
+        """Each strategy with each packing that it tolerates, in the order of the tables."""
+        return tuple(
+            (spec, packing)
+            for spec in self.strategies
+            for packing in self.packings
+            if packing not in self.left_out.get(spec.text, {})
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A line for each strategy and reason: what is not compared because of it."""
+        lines = []
+        for text, refused in self.left_out.items():
+            for reason in dict.fromkeys(refused.values()):
+                packings = [packing for packing, why in refused.items() if why == reason]
+                names = ", ".join(" · ".join((text, *words)) for words in self._named(packings))
+                lines.append(f"Left out: {names}: {reason}")
+        return tuple(lines)
+
+    def _named(self, packings: Sequence[Packing]) -> Iterator[tuple[str, ...]]:
+        """Words for them: of a codec that is left out with all projections its name alone."""
+        for codec in dict.fromkeys(packing.codec for packing in packings):
+            own = [packing for packing in packings if packing.codec == codec]
+            every = [packing for packing in self.packings if packing.codec == codec]
+            yield from [(codec,)] if codec and own == every else [one.words for one in own]
 
     @property
     def swept(self) -> tuple[str, ...]:
@@ -139,17 +176,26 @@ class ComparisonSpec:
         return tuple(dict.fromkeys(setting.partition("=")[0] for setting in settings))
 
     def cell(
-        self, spec: StrategySpec, partition: tuple[str, Tree], seed: int, settings: tuple[str, ...]
+        self,
+        spec: StrategySpec,
+        partition: tuple[str, Tree],
+        seed: int,
+        settings: tuple[str, ...],
+        packing: Packing = _OWN,
     ) -> Cell:
         """One run of the comparison, as it is reported.
 
         Raises:
             ConfigError: a setting does not fit.
         """
-        return _cell(self.base, spec, partition, seed, settings)
+        return _cell(self.base, spec, partition, seed, settings, packing)
 
     def sweep_cell(
-        self, spec: StrategySpec, partition: tuple[str, Tree], settings: tuple[str, ...]
+        self,
+        spec: StrategySpec,
+        partition: tuple[str, Tree],
+        settings: tuple[str, ...],
+        packing: Packing = _OWN,
     ) -> Cell:
         """The same on the first seed with some of the training images in place of the test set.
 
@@ -160,7 +206,8 @@ class ComparisonSpec:
             "data": {"validation-fraction": self.validation_fraction},
             "baseline": {"enabled": False},
         }
-        return _cell(changed(self.base, held_out), spec, partition, self.seeds[0], settings)
+        base = changed(self.base, held_out)
+        return _cell(base, spec, partition, self.seeds[0], settings, packing)
 
 
 def _cell(
@@ -169,6 +216,7 @@ def _cell(
     partition: tuple[str, Tree],
     seed: int,
     settings: tuple[str, ...],
+    packing: Packing,
 ) -> Cell:
     # The experiment's own arguments are meant for its own strategy.
     if not spec.has_gradients:  # whose clients take no steps
@@ -178,10 +226,11 @@ def _cell(
         base = base.model_copy(update={"strategy": without})
     base = base.model_copy(update={"tracking": TrackingConfig()})  # a cell has no trackers
     overrides = {"seed": seed, "out": "", "strategy": spec.keys, "partition": partition[1]}
-    config = changed(changed(base, overrides), parse_overrides(settings))
+    config = changed(changed(base, overrides | packing.keys), parse_overrides(settings))
     # A process that runs the cell must find the same module, and find it written there.
     config = with_module(config, [Path.cwd()])
-    label = ",".join(word for word in (spec.text, partition[0], f"seed-{seed}") if word)
+    words = (spec.text, partition[0], *packing.words, f"seed-{seed}")
+    label = ",".join(word for word in words if word)
     start = _first_head(config.strategy.init_from)
     own = _source(spec.name) + "".join(
         _function_source(source, root)
@@ -193,7 +242,7 @@ def _cell(
     content = f"{version('fedhead')}\n{own}{start}\n{config.to_toml()}"
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     key = f"{re.sub(r'[^A-Za-z0-9.+,-]', '-', label)}-{digest}"
-    return Cell(spec.text, partition[0], seed, settings, config, key)
+    return Cell(spec.text, partition[0], seed, settings, config, key, packing)
 
 
 def _first_head(run: str) -> str:

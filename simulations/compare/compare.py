@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -13,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from common.config import changed
 from common.errors import RunError
 from common.files import write_atomic
 from common.keys import flat
 from common.progress import track
 from server.record.runfolder import SUMMARY
 from simulations.compare.cells import Cell, ComparisonSpec
+from simulations.compare.packing import Packing
 from simulations.compare.pool import run_cells
 from simulations.deploy.processes import alone
 from simulations.report.labels import (
@@ -27,12 +27,14 @@ from simulations.report.labels import (
     partition_label,
     strategy_label,
 )
+from simulations.report.leaderboard_csv import csv_text
+from simulations.report.packing import codec_label, packing_columns, projection_label
 
 __all__ = ["Chosen", "run_comparison"]
 
 logger = logging.getLogger("fedhead")
 
-Best = Mapping[tuple[str, str], tuple[str, ...]]  # by strategy and partition
+Best = Mapping[tuple[str, str, Packing], tuple[str, ...]]  # by strategy and partition
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Chosen:
         """A line for each reason: which cells have no figures because of it."""
         cells: dict[str, list[str]] = {}
         for cell, reason in self.failed:
-            name = ", ".join(filter(None, (cell.strategy, cell.partition, f"seed {cell.seed}")))
+            strategy = " · ".join((cell.strategy, *cell.packing.words))
+            name = ", ".join(filter(None, (strategy, cell.partition, f"seed {cell.seed}")))
             cells.setdefault(reason, []).append(name)
         return tuple(f"Could not run: {'; '.join(n)}: {reason}" for reason, n in cells.items())
 
@@ -76,13 +79,15 @@ def run_comparison(comparison: ComparisonSpec, folder: Path, *, jobs: int) -> Ch
 
 
 def _run_all(comparison: ComparisonSpec, folder: Path, jobs: int) -> Chosen:
+    for note in comparison.notes:
+        logger.info(note)
     _warm(comparison)
     best = _sweep(comparison, folder, jobs)
     cells = [
-        comparison.cell(spec, partition, seed, best[spec.text, partition[0]])
+        comparison.cell(spec, partition, seed, best[spec.text, partition[0], packing], packing)
         for partition in comparison.partitions
         for seed in comparison.seeds
-        for spec in comparison.strategies
+        for spec, packing in comparison.pairs
     ]
     failed = _run(cells, folder / "cells", jobs, "comparing")
     broken = {cell.key for cell, _ in failed}
@@ -93,18 +98,22 @@ def _run_all(comparison: ComparisonSpec, folder: Path, jobs: int) -> Chosen:
 
 
 def _warm(comparison: ComparisonSpec) -> None:
-    """Make the backbone and its features once, before several processes ask for them."""
+    """Make backbones and their features once, before several processes ask for them."""
     from common.experiment import experiment_dataset, experiment_features
     from server.export.run_model import prepare
 
-    base = comparison.base
-    experiment_features(base, prepare(base, experiment_dataset(base)))
+    for projection in dict.fromkeys(packing.projection for packing in comparison.packings):
+        base = changed(comparison.base, Packing(projection=projection).keys)
+        experiment_features(base, prepare(base, experiment_dataset(base)))
 
 
 def _run(cells: Sequence[Cell], folder: Path, jobs: int, what: str) -> list[tuple[Cell, str]]:
     """Run cells; those that failed, in the cells' order."""
     logger.info("%s: %d runs in %s", what, len(cells), folder)
-    done = track(run_cells(cells, folder, jobs), what, len(cells))
+    # A process keeps one backbone: cells that share it run one after the other.
+    places = {p: i for i, p in enumerate(dict.fromkeys(c.packing.projection for c in cells))}
+    neighbours = sorted(cells, key=lambda cell: places[cell.packing.projection])
+    done = track(run_cells(neighbours, folder, jobs), what, len(cells))
     failed = {cell.key: problem for cell, problem in done if problem}
     for problem, count in Counter(failed.values()).items():
         logger.warning("%s: %d of %d runs failed: %s", what, count, len(cells), problem)
@@ -112,14 +121,14 @@ def _run(cells: Sequence[Cell], folder: Path, jobs: int, what: str) -> list[tupl
 
 
 def _sweep(comparison: ComparisonSpec, folder: Path, jobs: int) -> Best:
-    """For each strategy and partition, the settings that do best on held-out images."""
+    """For each strategy, packing and partition, the settings that do best on held-out images."""
     swept = {
-        (spec.text, partition[0]): [
-            comparison.sweep_cell(spec, partition, settings)
+        (spec.text, partition[0], packing): [
+            comparison.sweep_cell(spec, partition, settings, packing)
             for settings in comparison.sweeps[spec.text]
         ]
         for partition in comparison.partitions
-        for spec in comparison.strategies
+        for spec, packing in comparison.pairs
     }
     best = {key: cells[0].settings for key, cells in swept.items()}
     several = {key: cells for key, cells in swept.items() if len(cells) > 1}
@@ -133,26 +142,30 @@ def _sweep(comparison: ComparisonSpec, folder: Path, jobs: int) -> Best:
         scores = [_score(folder / "sweep" / cell.key) for cell in group]
         chosen = max(range(len(group)), key=lambda i: scores[i])
         best[key] = group[chosen].settings
-        name = ", ".join(word for word in key if word)
+        name = ", ".join(filter(None, (" · ".join((key[0], *key[2].words)), key[1])))
         tried = [cell.settings for cell in group]
         for edge in at_an_edge(best[key], tried, specs[key[0]].bounds):
             logger.info("%s: best value lies at the sweep's edge: %s", name, edge)
         rows += [
-            [*_labels(cell, comparison.swept), *_figures(score), str(i == chosen).lower()]
+            _labels(cell, comparison) | _figures(score) | {"best": str(i == chosen).lower()}
             for i, (cell, score) in enumerate(zip(group, scores, strict=True))
         ]
-    header = [
-        "strategy", "partition", "hyperparameters", "validation-accuracy", "validation-loss", "best"
-    ]  # fmt: skip
-    write_atomic(folder / "sweep.csv", _csv([header, *rows]))
+    write_atomic(folder / "sweep.csv", csv_text(rows).encode())
     return best
 
 
-def _labels(cell: Cell, swept: Sequence[str]) -> list[str]:
-    """Strategy, partition and hyperparameters, as curves.csv has them."""
+def _labels(cell: Cell, comparison: ComparisonSpec) -> dict[str, str]:
+    """What names a row, as in curves.csv."""
     values = flat(cell.config.model_dump(by_alias=True))
+    swept = comparison.swept
     own = {key: value for key, value in values.items() if key in swept or not is_setting(key)}
-    return [strategy_label(values), partition_label(values), hyperparameters(own, swept=swept)]
+    compared = len(comparison.packings) > 1
+    return {
+        "strategy": strategy_label(values),
+        **packing_columns(codec_label(values), projection_label(values), compared=compared),
+        "partition": partition_label(values),
+        "hyperparameters": hyperparameters(own, swept=swept),
+    }
 
 
 def at_an_edge(
@@ -195,11 +208,9 @@ def _score(path: Path) -> tuple[float, float]:
     return summary["accuracy"], -summary["loss"]
 
 
-def _figures(score: tuple[float, float]) -> list[str]:
-    return ["failed", ""] if score[0] < 0 else [f"{score[0]:.4f}", f"{-score[1]:.4f}"]
-
-
-def _csv(rows: Iterable[Sequence[object]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+def _figures(score: tuple[float, float]) -> dict[str, str]:
+    failed = score[0] < 0
+    return {
+        "validation-accuracy": "failed" if failed else f"{score[0]:.4f}",
+        "validation-loss": "" if failed else f"{-score[1]:.4f}",
+    }

@@ -6,6 +6,7 @@ import difflib
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,8 @@ from common.own_code import folder_of, search_in
 from server.round.stock import is_stock
 from server.strategies import STRATEGIES, strategy_factory
 from simulations.compare.cells import VARIANTS, ComparisonSpec, StrategySpec
+from simulations.compare.check import checked
+from simulations.compare.packing import Packing, known_codec, known_projection
 
 __all__ = ["find_modules", "parse_comparison"]
 
@@ -44,6 +47,8 @@ def parse_comparison(
     seeds: str,
     sweeps: Sequence[str],
     validation_fraction: float,
+    codecs: str = "",
+    projections: str = "",
 ) -> ComparisonSpec:
     """Read the command line's words.
 
@@ -56,6 +61,9 @@ def parse_comparison(
             the clients' learning rate, an argument of every strategy that has it or of one
             ("signs.step" for "mine:signs"), any key of the experiment.
         validation_fraction: of the training images.
+        codecs: "none,drive", of what clients send; empty: the experiment's own. A strategy is
+            compared with those that it tolerates.
+        projections: "off,auto,255", of the features; empty: the experiment's own.
 
     Raises:
         ConfigError: with all problems.
@@ -64,11 +72,13 @@ def parse_comparison(
     specs, problems = _each(names, _spec)
     schemes, more = _each(_words(partitions), lambda name: (name, _partition(name)))
     problems = ([] if names else ["--strategies is empty"]) + problems + more
+    packings, more = _packings(base, codecs, projections)
+    problems += more
     numbers = _words(seeds)
     if not numbers or not all(re.fullmatch(r"\d{1,9}", number) for number in numbers):
         problems.append(f"--seeds {seeds!r} must be whole numbers, for example 0,1,2")
     axes, more = _axes(sweeps)
-    wrong = _unknown(axes, specs) | _twice(axes)
+    wrong = _unknown(axes, specs) | _twice(axes) | _compared(axes, codecs, projections)
     axes = [axis for axis in axes if axis[0] not in wrong]
     combined = {spec.text: _combinations(spec, specs, axes) for spec in specs}
     used = {setting[0] for rows in combined.values() for row in rows for setting in row}
@@ -86,9 +96,9 @@ def parse_comparison(
             for name, rows in combined.items()
         },
         validation_fraction=validation_fraction,
+        packings=packings,
     )
-    _check(comparison)
-    return comparison
+    return checked(comparison)
 
 
 def _each(names: Sequence[str], parse: Callable[[str], _Parsed]) -> tuple[list[_Parsed], list[str]]:
@@ -100,6 +110,14 @@ def _each(names: Sequence[str], parse: Callable[[str], _Parsed]) -> tuple[list[_
         except ConfigError as exc:
             problems += exc.problems
     return parsed, problems
+
+
+def _packings(base: Config, codecs: str, projections: str) -> tuple[tuple[Packing, ...], list[str]]:
+    """Each codec with each projection, and all problems of those that there are not."""
+    names, problems = _each(_words(codecs), known_codec)
+    texts, more = _each(_words(projections), partial(known_projection, base))
+    combined = itertools.product(names or [""], dict.fromkeys(texts or [""]))
+    return tuple(itertools.starmap(Packing, combined)), problems + more
 
 
 def _axes(sweeps: Sequence[str]) -> tuple[list[tuple[str, list[str]]], list[str]]:
@@ -142,29 +160,19 @@ def _twice(axes: Sequence[tuple[str, list[str]]]) -> dict[str, str]:
     }
 
 
-def _check(comparison: ComparisonSpec) -> None:
-    """Find every setting that does not fit before anything runs."""
-    problems: list[str] = []
-    (first, *_), seed = comparison.partitions, comparison.seeds[0]
-    for spec in comparison.strategies:
-        for settings in comparison.sweeps[spec.text]:
-            try:
-                _check_strategy(comparison.cell(spec, first, seed, settings).config)
-            except ConfigError as exc:
-                problems += [f"{spec.text}: {problem}" for problem in exc.problems]
-    for partition in comparison.partitions:
-        try:
-            comparison.cell(comparison.strategies[0], partition, seed, ())
-        except ConfigError as exc:
-            problems += [f"{partition[0]}: {problem}" for problem in exc.problems]
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
-
-
-def _check_strategy(config: Config) -> None:
-    from server.round.build import check_strategy
-
-    check_strategy(config)
+def _compared(
+    axes: Sequence[tuple[str, list[str]]], codecs: str, projections: str
+) -> dict[str, str]:
+    """Keys that are compared, so that none of their values is chosen; each with the problem."""
+    compared = {
+        "codec.up": ("--codecs", codecs),
+        "backbone.projection": ("--projections", projections),
+    }
+    return {
+        key: f"--sweep {key}: its values are compared, give them to {compared[key][0]} alone"
+        for key, _ in axes
+        if key in compared and _words(compared[key][1])
+    }
 
 
 def _shared(base: Config) -> Config:

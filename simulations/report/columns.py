@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from common.noise import COUNTED_CLIENTS, COUNTED_EXAMPLES, margin
 from simulations.report.leaderboard import Row
+from simulations.report.packing import compared_keys
 
 __all__ = [
     "Column",
@@ -85,6 +86,7 @@ class Column:
         help: what it means.
         short: title in the terminal; "" is not shown there.
         words: whether it is text, not numbers.
+        packing: whether it is there only where codecs or projections are compared.
     """
 
     title: str
@@ -94,14 +96,17 @@ class Column:
     help: str
     short: str = ""
     words: bool = False
+    packing: bool = False
 
 
 _SECONDS, _SETTINGS = "Training\u00a0s", "Settings"
+_MEAN, _SEEDS = "Client mean", "Seeds"
 _COLUMNS = (
     Column(
-        "Strategy", lambda r: r.strategy, lambda r: r.strategy, True,
+        "Strategy", lambda r: r.label, lambda r: r.label, True,
         "How the server aggregates; +gram: clients' gradients are preconditioned, "
-        "+fed3r: starts from that head", words=True,
+        "+fed3r: starts from that head; behind a point, where they are compared, the codec of "
+        "what clients send and the number of directions that features are projected to", words=True,
     ),
     Column(
         "Accuracy\u00a0%", accuracy_text, lambda r: r.accuracy, False,
@@ -114,7 +119,7 @@ _COLUMNS = (
         "Points above (+) or below (-) the best linear head of all data in one place", "gap",
     ),
     Column(
-        "Client mean", lambda r: _of_clients(r.mean_client, r), lambda r: r.mean_client, False,
+        _MEAN, lambda r: _of_clients(r.mean_client, r), lambda r: r.mean_client, False,
         "Mean of the clients' accuracies, in %, each on its own test part however small, mean over "
         "seeds; * with personal heads",
     ),
@@ -143,6 +148,17 @@ _COLUMNS = (
         "What all clients together have sent in the whole run, mean over seeds",
     ),
     Column(
+        "Uplink a client a\u00a0round", lambda r: byte_text(r.update_bytes),
+        lambda r: r.update_bytes, True,
+        "What one client sends in a round that it takes part in, mean over rounds and seeds",
+        "a round", packing=True,
+    ),
+    Column(
+        "On the front", lambda r: "yes" if r.on_front else "", lambda r: float(r.on_front), False,
+        "No other row has more accuracy for fewer bytes: uplink in all, means over seeds",
+        "front", packing=True,
+    ),
+    Column(
         "Rejected", lambda r: str(r.rejected), lambda r: r.rejected, True,
         "Updates that were not fit to count, all seeds together",
     ),
@@ -152,7 +168,7 @@ _COLUMNS = (
         "Seconds of training, all rounds, on the machine that ran it; mean over seeds", "s",
     ),
     Column(
-        "Seeds", lambda r: str(len(r.seeds)), lambda r: len(r.seeds), False, "Number of runs",
+        _SEEDS, lambda r: str(len(r.seeds)), lambda r: len(r.seeds), False, "Number of runs",
     ),
     Column(
         _SETTINGS, lambda r: r.hyperparameters, lambda r: r.hyperparameters, True,
@@ -196,8 +212,13 @@ def shown_columns(rows: Sequence[Row], *, timed: bool) -> list[Column]:
     columns = [*others, *map(_metric, metric_names(rows)), *settings]
     if not any(row.rejected for row in rows):
         hidden.add("Rejected")
+    compared = compared_keys((row.codec, row.projection) for row in rows)
+    if compared:
+        hidden |= {_MEAN, _SEEDS}  # a screen has no room for them beside the bytes
     return [
         column
         for column in columns
-        if column.title not in hidden and any(column.text(row) not in ("", "-") for row in rows)
+        if (compared or not column.packing)
+        and column.title not in hidden
+        and any(column.text(row) not in ("", "-") for row in rows)
     ]

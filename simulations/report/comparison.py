@@ -26,6 +26,7 @@ from simulations.report.labels import (
     setting_label,
     strategy_label,
 )
+from simulations.report.packing import codec_label, compared_keys, packed, projection_label
 from simulations.report.runs import Run, read_runs
 
 __all__ = ["Comparison", "Entry", "Setting", "load_runs"]
@@ -41,12 +42,18 @@ class Entry:
     """One strategy in one setting.
 
     Attributes:
-        label: unique in its setting.
+        label: unique in its setting; names what of codec and projection is compared.
+        strategy: the same without these two.
+        codec: of what clients send.
+        projection: of the features.
         hyperparameters: learning rate and what else was set or swept, compact.
         runs: ascending by seed, one each.
     """
 
     label: str
+    strategy: str
+    codec: str
+    projection: str
     hyperparameters: str
     runs: tuple[Run, ...]
 
@@ -102,6 +109,12 @@ class Comparison:
     @property
     def runs(self) -> tuple[Run, ...]:
         return tuple(run for setting in self.settings for run in setting.runs)
+
+    @property
+    def packed(self) -> bool:
+        """Whether codecs or projections are compared."""
+        entries = [entry for setting in self.settings for entry in setting.entries]
+        return bool(compared_keys((entry.codec, entry.projection) for entry in entries))
 
     @property
     def alone(self) -> bool:
@@ -198,35 +211,43 @@ def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Path, P
 
 def _settings(runs: Sequence[Run], swept: Collection[str]) -> tuple[Setting, ...]:
     groups = _groups(runs, lambda run: _key(compared_values(run), is_setting))
+    axes = compared_keys((codec_label(run.values), projection_label(run.values)) for run in runs)
     of_setting = [
         {key: value for key, value in compared_values(group[0]).items() if is_setting(key)}
         for group in groups
     ]
     labels = distinct([setting_label(values, of_setting) for values in of_setting], of_setting)
     return tuple(
-        Setting(label, _entries(group, label, swept))
+        Setting(label, _entries(group, label, swept, axes))
         for label, group in zip(labels, groups, strict=True)
     )
 
 
-def _entries(runs: Sequence[Run], setting: str, swept: Collection[str]) -> tuple[Entry, ...]:
+def _entries(
+    runs: Sequence[Run], setting: str, swept: Collection[str], axes: Collection[str]
+) -> tuple[Entry, ...]:
     if len({run.classes for run in runs}) > 1:
         other = next(run for run in runs if run.classes != runs[0].classes)
         raise RunError(f"{other.path} has other classes than {runs[0].path}, both are {setting}")
     groups = _groups(runs, _entry_key)
-    values = [group[0].values for group in groups]
+    values = [compared_values(group[0]) for group in groups]
     own = [
         {key: v for key, v in one.items() if key not in NOT_COMPARED and not is_setting(key)}
         for one in values
     ]
-    labels = distinct([strategy_label(one) for one in own], own)
+    names = [strategy_label(one) for one in own]
+    plain = [packed(name, one, axes) for name, one in zip(names, own, strict=True)]
+    labels = distinct(plain, own)
     entries = [
         Entry(
             label,
+            name + label.removeprefix(short),
+            codec_label(one),
+            projection_label(one),
             hyperparameters(one, own, swept),
             tuple(sorted(group, key=lambda run: run.seed)),
         )
-        for label, one, group in zip(labels, own, groups, strict=True)
+        for label, short, name, one, group in zip(labels, plain, names, own, groups, strict=True)
     ]
     return tuple(sorted(entries, key=lambda e: (-float(np.mean(e.accuracies)), e.label)))
 
@@ -238,7 +259,12 @@ def _unequal(setting: Setting) -> Iterable[str]:
         lacking = [entry.label for entry in setting.entries if seed not in entry.seeds]
         if lacking:
             yield f"{setting.label}: seed {seed} is missing for {', '.join(lacking)}."
-        if len({run.summary.fingerprint for run in setting.runs if run.seed == seed}) > 1:
+        backbones = {
+            (projection_label(run.values), run.summary.fingerprint)
+            for run in setting.runs
+            if run.seed == seed
+        }
+        if len(backbones) > len({projection for projection, _ in backbones}):
             yield (
                 f"{setting.label}, seed {seed}: the runs have different backbones, "
                 "so their features are not the same."

@@ -16,6 +16,7 @@ from common.files import write_atomic
 from server.record.figures import own_name
 from simulations.report.comparison import Comparison, load_runs
 from simulations.report.labels import compared_values, partition_label, strategy_label
+from simulations.report.packing import packing_columns
 from simulations.report.round_figures import Scalar
 
 __all__ = ["KEYS", "CurveRow", "curve_rows", "curves_csv", "write_curves"]
@@ -23,7 +24,10 @@ __all__ = ["KEYS", "CurveRow", "curve_rows", "curves_csv", "write_curves"]
 CurveRow: TypeAlias = Mapping[str, Scalar]
 
 KEYS = ("run", "setting", "strategy", "hyperparameters", "partition", "seed", "round")
-"""What names a row; all other columns are metrics of the round."""
+"""What names a row; all other columns are metrics of the round.
+
+Where codecs or projections are compared, both stand behind the strategy.
+"""
 
 
 def curve_rows(comparison: Comparison) -> list[CurveRow]:
@@ -38,6 +42,7 @@ def curve_rows(comparison: Comparison) -> list[CurveRow]:
             "run": names[run.path],
             "setting": setting.label,
             "strategy": strategy_label(run.values),
+            **packing_columns(entry.codec, entry.projection, compared=comparison.packed),
             "hyperparameters": entry.hyperparameters,
             "partition": partition_label(compared_values(run)),
             "seed": run.seed,
@@ -50,8 +55,7 @@ def curve_rows(comparison: Comparison) -> list[CurveRow]:
     ]
     own = sorted({key for row in rows for key in row if key.startswith(own_name(""))})
     shared = dict.fromkeys(key for row in rows for key in row if key not in own)
-    columns = [*KEYS, *(key for key in shared if key not in KEYS), *own]
-    return [{key: row.get(key) for key in columns} for row in rows]
+    return [{key: row.get(key) for key in (*shared, *own)} for row in rows]
 
 
 def _names(comparison: Comparison) -> dict[Path, str]:

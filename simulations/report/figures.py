@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.noise import COUNTED_CLIENTS, COUNTED_EXAMPLES, wilson
+from simulations.report.bytes_figure import bytes_data
 from simulations.report.comparison import Comparison, Entry, Setting
 from simulations.report.confusion import matrix
 from simulations.report.leaderboard import standard
@@ -29,6 +30,7 @@ __all__ = [
 _COLOURS = 6
 """How many --series colours page.css has; then the same ones come with the next dash."""
 _DASHES = ("solid", "dash", "dot", "dashdot")
+_PACKING_DASHES = (*_DASHES, "longdash", "longdashdot")
 
 _DIGITS = 4
 _BINS = 20
@@ -47,11 +49,30 @@ class LineStyle:
 
 
 def line_styles(comparison: Comparison) -> dict[str, LineStyle]:
-    """Each strategy's own, the same in all settings."""
+    """Each strategy's own, the same in all settings.
+
+    Where codecs or projections are compared, a strategy keeps its colour and they have the dashes.
+    """
+    if comparison.packed:
+        return _packed_styles(comparison)
     return {
         label: LineStyle(number % _COLOURS, _DASHES[number // _COLOURS % len(_DASHES)])
         for number, label in enumerate(comparison.strategies)
     }
+
+
+def _packed_styles(comparison: Comparison) -> dict[str, LineStyle]:
+    entries = {entry.label: entry for s in comparison.settings for entry in s.entries}
+    every = [entries[label] for label in comparison.strategies]
+    strategies = list(dict.fromkeys(entry.strategy for entry in every))
+    packings = list(dict.fromkeys((entry.codec, entry.projection) for entry in every))
+    styles = {}
+    for entry in every:
+        strategy = strategies.index(entry.strategy)
+        dash = strategy // _COLOURS + packings.index((entry.codec, entry.projection))
+        dashes = _PACKING_DASHES[dash % len(_PACKING_DASHES)]
+        styles[entry.label] = LineStyle(strategy % _COLOURS, dashes)
+    return styles
 
 
 def yardsticks(setting: Setting, target: float | None) -> list[dict[str, Any]]:
@@ -76,7 +97,11 @@ def yardsticks(setting: Setting, target: float | None) -> list[dict[str, Any]]:
 def figure_data(comparison: Comparison, target: float | None) -> list[dict[str, Any]]:
     """For each setting its curves, distributions and matrices."""
     styles = line_styles(comparison)
-    return [_setting(setting, target, styles) for setting in comparison.settings]
+    settings = [_setting(setting, target, styles) for setting in comparison.settings]
+    if comparison.packed:
+        for drawn, setting in zip(settings, comparison.settings, strict=True):
+            drawn["bytes"] = bytes_data(setting)
+    return settings
 
 
 def _setting(

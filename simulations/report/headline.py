@@ -39,7 +39,7 @@ def answers(rows: Sequence[Row]) -> list[Card]:
         remark = f"a tenth of the {who} has at most this accuracy"
         personal = ", with personal heads" if row.personal else ""
         figure = f"{percent(share)} %"
-        cards.append(Card("The weakest clients", row.strategy, figure, remark + personal))
+        cards.append(Card("The weakest clients", row.label, figure, remark + personal))
     return cards
 
 
@@ -50,7 +50,7 @@ def _accuracy(rows: Sequence[Row]) -> Card:
     if best.gap_centralized is not None:
         remarks.append(f"{points(best.gap_centralized)} points to the centralized head")
     remarks.append(f"{f'{near} more' if near else 'nobody else'} within chance of it")
-    return Card("Accuracy", best.strategy, f"{accuracy_text(best)} %", "; ".join(remarks))
+    return Card("Accuracy", best.label, f"{accuracy_text(best)} %", "; ".join(remarks))
 
 
 def _uplink(rows: Sequence[Row]) -> Card:
@@ -62,7 +62,7 @@ def _uplink(rows: Sequence[Row]) -> Card:
     rounds = rounds_text(row)
     remark = f"{target}, after {rounds} round{'' if rounds == '1' else 's'}"
     remark += f"; {len(reached)} of {len(rows)} get there"
-    return Card(question, row.strategy, byte_text(uplink), remark)
+    return Card(question, row.label, byte_text(uplink), remark)
 
 
 def figures_of_run(entry: Entry, row: Row, against: Standard) -> list[Card]:

@@ -12,6 +12,7 @@ from typing import Any
 from common.config import PARTITION_KEYS, Config
 from common.keys import flat
 from server.strategies import STRATEGIES, build_strategy, trains_by_gradients
+from simulations.report.packing import PACKING_KEYS, codec_label
 from simulations.report.runs import Run
 
 __all__ = [
@@ -35,7 +36,7 @@ _UNSET = "default"
 # What tells no two runs of a comparison apart.
 NOT_COMPARED = ("seed", "out", "name")
 # What belongs to a strategy; all other keys make the setting.
-_OF_THE_STRATEGY = ("strategy.", "train.", "round.", "simulation.")
+_OF_THE_STRATEGY = ("strategy.", "train.", "round.", "simulation.", "codec.", *PACKING_KEYS)
 _OF_THE_SETTING = ("train.clients-per-round", "train.clients")
 _IN_STRATEGY_LABEL = ("strategy.name", "strategy.init", "strategy.precondition")
 # Where a user's module lies is no setting of the strategy.
@@ -57,9 +58,11 @@ def text(value: Any) -> str:
 def compared_values(run: Run) -> Values:
     """A run's configuration as runs are compared: without what changes no figure of it.
 
-    That is who was told of its rounds and, where devices took part, the partition.
+    That is who was told of its rounds and, where devices took part, the partition. A codec that
+    the strategy chose itself has its name.
     """
     values = {key: v for key, v in run.values.items() if not key.startswith("tracking.")}
+    values |= {"codec.up": codec_label(values)}
     if not run.devices:
         return values
     unused = {*_PARTITION, "partition.num-clients"}
@@ -99,8 +102,9 @@ def hyperparameters(
     """
     is_trained = _has_learning_rate(values["strategy.name"])
     shown = {*swept, *differing(compared)}
+    packing = [key for key in PACKING_KEYS if key not in swept]  # it stands in the label
     first = ["train.lr"] * is_trained + [k for k in values if k.startswith("strategy.args.")]
-    hidden = (*first, "train.lr", *_FOLDERS, *_IN_STRATEGY_LABEL)
+    hidden = (*first, "train.lr", *_FOLDERS, *_IN_STRATEGY_LABEL, *packing)
     others = [
         key
         for key, value in values.items()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simulations.report.comparison import Comparison, Entry, Setting
+from simulations.report.pareto import on_front
 from simulations.report.runs import Run, Summary
 
 __all__ = ["Row", "Standard", "best_row", "leaderboard", "sampling_margin", "standard"]
@@ -42,6 +43,10 @@ class Row:
     """One strategy in one setting; means over its seeds, accuracies in [0, 1].
 
     Attributes:
+        label: unique in its setting: the strategy, and what of codec and projection is compared.
+        strategy: the same without these two.
+        codec: of what clients send.
+        projection: of the features.
         accuracy_sd: sample standard deviation over seeds; None for one seed.
         balanced: mean of the classes' accuracies, each class alike.
         test_examples: that the server measured it on, in each run.
@@ -54,6 +59,9 @@ class Row:
         uplink_to_target: bytes up to and including that round.
         not_reached: number of seeds that have not.
         uplink_bytes: of the whole run.
+        update_bytes: what one client sends in one round; None if nobody counted updates.
+        on_front: whether no other row of the setting has more accuracy for fewer bytes of the
+            whole run.
         gap_centralized: accuracy minus the centralized head's, over the same seeds.
         gap_ridge: the same with the ridge head.
         rejected: updates, summed over seeds.
@@ -64,7 +72,10 @@ class Row:
     """
 
     setting: str
+    label: str
     strategy: str
+    codec: str
+    projection: str
     hyperparameters: str
     seeds: tuple[int, ...]
     accuracy: float
@@ -80,6 +91,8 @@ class Row:
     uplink_to_target: float | None
     not_reached: int
     uplink_bytes: float
+    update_bytes: float | None
+    on_front: bool
     gap_centralized: float | None
     gap_ridge: float | None
     rejected: int
@@ -96,16 +109,19 @@ def leaderboard(comparison: Comparison, target: float | None = None) -> list[Row
         target: accuracy in (0, 1] for all settings; None: each setting's own, see
             :func:`standard`.
     """
-    return [
-        _row(setting, entry, standard(setting, target))
-        for setting in comparison.settings
-        for entry in comparison.in_order(setting)
-    ]
+    rows = []
+    for setting in comparison.settings:
+        against, front = standard(setting, target), _front(setting)
+        rows += [
+            _row(setting, entry, against, on_front=entry.label in front)
+            for entry in comparison.in_order(setting)
+        ]
+    return rows
 
 
 def best_row(rows: Sequence[Row]) -> Row:
     """The row of a setting's best entry, in whatever order they were asked for."""
-    return min(rows, key=lambda row: (-row.accuracy, row.strategy))
+    return min(rows, key=lambda row: (-row.accuracy, row.label))
 
 
 def standard(setting: Setting, target: float | None = None) -> Standard:
@@ -155,7 +171,18 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
-def _row(setting: Setting, entry: Entry, standard: Standard) -> Row:
+def _front(setting: Setting) -> set[str]:
+    costs = [_uplink(entry) for entry in setting.entries]
+    values = [float(np.mean(entry.accuracies)) for entry in setting.entries]
+    kept = on_front(costs, values)
+    return {entry.label for entry, is_kept in zip(setting.entries, kept, strict=True) if is_kept}
+
+
+def _uplink(entry: Entry) -> float:
+    return float(np.mean([run.uplink[-1] for run in entry.runs]))
+
+
+def _row(setting: Setting, entry: Entry, standard: Standard, *, on_front: bool) -> Row:
     runs, accuracy = entry.runs, float(np.mean(entry.accuracies))
     mean_client, p10_client, worst_client = _of_clients(runs)
     first = [_first_round(run, standard.target) for run in runs]
@@ -163,7 +190,10 @@ def _row(setting: Setting, entry: Entry, standard: Standard) -> Row:
 
     return Row(
         setting=setting.label,
-        strategy=entry.label,
+        label=entry.label,
+        strategy=entry.strategy,
+        codec=entry.codec,
+        projection=entry.projection,
         hyperparameters=entry.hyperparameters,
         seeds=entry.seeds,
         accuracy=accuracy,
@@ -183,7 +213,9 @@ def _row(setting: Setting, entry: Entry, standard: Standard) -> Row:
             ]
         ),
         not_reached=first.count(None),
-        uplink_bytes=float(np.mean([run.uplink[-1] for run in runs])),
+        uplink_bytes=_uplink(entry),
+        update_bytes=_mean([_update_bytes(run) for run in runs]),
+        on_front=on_front,
         gap_centralized=_gap(setting, entry, lambda summary: summary.centralized_accuracy),
         gap_ridge=_gap(setting, entry, lambda summary: summary.ridge_accuracy),
         rejected=sum(run.summary.rejected_updates for run in runs),
@@ -191,6 +223,13 @@ def _row(setting: Setting, entry: Entry, standard: Standard) -> Row:
         near_best=best - accuracy <= sampling_margin(setting),
         metrics=_last_metrics(runs),
     )
+
+
+def _update_bytes(run: Run) -> float | None:
+    """Of what clients sent what was checked, whether or not it was fit to count."""
+    counts = [(figures.get("valid"), figures.get("rejected")) for figures in run.rounds]
+    sent = sum(count for pair in counts for count in pair if isinstance(count, int))
+    return float(run.uplink[-1]) / sent if sent else None
 
 
 def _balanced(run: Run) -> float:

@@ -16,8 +16,9 @@ from server.record.figures import own_name
 from simulations.report.columns import metric_names
 from simulations.report.comparison import Comparison
 from simulations.report.leaderboard import Row
+from simulations.report.packing import compared_keys, packing_columns
 
-__all__ = ["Cell", "leaderboard_csv", "leaderboard_rows", "timing_csv"]
+__all__ = ["Cell", "csv_text", "leaderboard_csv", "leaderboard_rows", "timing_csv"]
 
 Cell: TypeAlias = str | int | float | tuple[int, ...] | None
 
@@ -30,16 +31,20 @@ class _Column:
         name: kebab-case, as in metrics.jsonl; a unit that is not obvious ends it.
         value: of a row; accuracies are shares, gaps points, bytes those of all clients together.
         digits: behind the point in the file; None: not rounded.
+        packing: whether it is there only where codecs or projections are compared.
     """
 
     name: str
     value: Callable[[Row], Cell]
     digits: int | None = None
+    packing: bool = False
 
 
 _COLUMNS = (
     _Column("setting", lambda row: row.setting),
     _Column("strategy", lambda row: row.strategy),
+    _Column("codec", lambda row: row.codec, packing=True),
+    _Column("projection", lambda row: row.projection, packing=True),
     _Column("hyperparameters", lambda row: row.hyperparameters),
     _Column("seeds", lambda row: row.seeds),
     _Column("accuracy", lambda row: row.accuracy, 6),
@@ -55,6 +60,8 @@ _COLUMNS = (
     _Column("uplink-bytes-to-target", lambda row: row.uplink_to_target, 0),
     _Column("seeds-never-at-target", lambda row: row.not_reached),
     _Column("uplink-bytes", lambda row: row.uplink_bytes, 0),
+    _Column("uplink-bytes-per-update", lambda row: row.update_bytes, 0, packing=True),
+    _Column("on-pareto-front", lambda row: row.on_front, packing=True),
     _Column("gap-to-centralized-points", lambda row: _points(row.gap_centralized), 4),
     _Column("gap-to-ridge-points", lambda row: _points(row.gap_ridge), 4),
     _Column("rejected-updates", lambda row: row.rejected),
@@ -67,10 +74,10 @@ def leaderboard_rows(rows: Sequence[Row]) -> list[dict[str, Cell]]:
     These are ``near-best``, and ``training-seconds`` as in timing.csv. A strategy's own metrics
     are ``strategy/NAME`` and ``strategy/NAME-sd``; all rows have the same keys.
     """
-    names = metric_names(rows)
+    names, columns = metric_names(rows), _columns(rows)
     return [
         {
-            **{column.name: column.value(row) for column in _COLUMNS},
+            **{column.name: column.value(row) for column in columns},
             "near-best": row.near_best,
             "training-seconds": row.seconds,
             **_metrics(row, names),
@@ -79,12 +86,17 @@ def leaderboard_rows(rows: Sequence[Row]) -> list[dict[str, Cell]]:
     ]
 
 
+def _columns(rows: Sequence[Row]) -> list[_Column]:
+    compared = compared_keys((row.codec, row.projection) for row in rows)
+    return [column for column in _COLUMNS if compared or not column.packing]
+
+
 def leaderboard_csv(rows: Sequence[Row]) -> str:
     """A line for each row; of each of the strategies' own metrics two columns at the end."""
-    names = metric_names(rows)
-    return _csv(
+    names, columns = metric_names(rows), _columns(rows)
+    return csv_text(
         [
-            {column.name: _text(column.value(row), column.digits) for column in _COLUMNS}
+            {column.name: _text(column.value(row), column.digits) for column in columns}
             | {name: _digits(value) for name, value in _metrics(row, names).items()}
             for row in rows
         ]
@@ -103,17 +115,18 @@ def _metrics(row: Row, names: Sequence[str]) -> dict[str, float | None]:
 def timing_csv(comparison: Comparison) -> str:
     """Seconds of each run by stage, as its summary has them; they differ from run to run."""
     runs = [
-        (setting.label, entry.label, run)
+        (setting.label, entry, run)
         for setting in comparison.settings
         for entry in comparison.in_order(setting)
         for run in entry.runs
     ]
     stages = dict.fromkeys(stage for *_, run in runs for stage in run.summary.seconds)
-    return _csv(
+    return csv_text(
         [
             {
                 "setting": setting,
-                "strategy": strategy,
+                "strategy": entry.strategy,
+                **packing_columns(entry.codec, entry.projection, compared=comparison.packed),
                 "seed": run.seed,
                 "rounds": len(run.accuracy),
             }
@@ -121,7 +134,7 @@ def timing_csv(comparison: Comparison) -> str:
                 f"{stage.replace('_', '-')}-seconds": _text(run.summary.seconds.get(stage), 3)
                 for stage in stages
             }
-            for setting, strategy, run in runs
+            for setting, entry, run in runs
         ]
     )
 
@@ -133,6 +146,8 @@ def _points(share: float | None) -> float | None:
 def _text(value: Cell, digits: int | None) -> str:
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     if digits is None or isinstance(value, str):
@@ -146,7 +161,8 @@ def _digits(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def _csv(lines: Sequence[Mapping[str, object]]) -> str:
+def csv_text(lines: Sequence[Mapping[str, object]]) -> str:
+    """Lines that all have the keys of the first one."""
     file = io.StringIO()
     writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
     writer.writeheader()

@@ -50,7 +50,7 @@ def overview(
     comparison: Comparison, by_setting: RowsBySetting
 ) -> list[tuple[str, list[Row | None]]]:
     """Each strategy, as asked or the best on average first, with its row in every setting."""
-    rows = [{row.strategy: row for row in rows} for _, rows in by_setting]
+    rows = [{row.label: row for row in rows} for _, rows in by_setting]
     return [(label, [one.get(label) for one in rows]) for label in comparison.strategies]
 
 
@@ -139,6 +139,8 @@ def terminal_table(comparison: Comparison, target: float | None = None) -> Group
 _MANY_ROWS, _BEST_ROWS = 40, 8
 _EXPENDABLE = ("s", "worst", "p10", "uplink", "rounds", "gap")
 """Columns that a narrow terminal has no room for; the page has them all."""
+_WIDEST_NAME = 32
+"""Characters of a strategy with its codec and projection that stay on one line."""
 _WITH_SPREAD = 4
 """Settings whose standard deviations fit beside each other on 80 columns."""
 _LEGEND = {
@@ -147,6 +149,8 @@ _LEGEND = {
     "worst": "the lowest of these clients",
     "rounds": "to the target",
     "uplink": "to the target",
+    "a round": "what a client sends in a round",
+    "front": "no other row has more accuracy for fewer bytes of the whole run",
     "s": "seconds of training",
 }
 """What the columns mean, by their short titles."""
@@ -180,11 +184,14 @@ def _table(title: str) -> Table:
 def _setting_table(setting: Setting, rows: Sequence[Row], columns: Sequence[Column]) -> Table:
     """Each strategy with its settings behind its name."""
     table = _table(setting.label)
-    table.add_column("strategy", overflow="fold")
+    # A name of three parts on one line is worth a column that the page has, too.
+    packed = any(column.packing for column in columns)
+    widest = max(len(row.label) for row in rows) if packed else 0
+    table.add_column("strategy", overflow="fold", min_width=min(widest, _WIDEST_NAME))
     for column in columns:
         table.add_column(column.short, justify="right", no_wrap=column.text is not rounds_text)
     for row in rows:
-        name = Text(row.strategy, style="bold" if row.near_best else "")
+        name = Text(row.label, style="bold" if row.near_best else "")
         name.append(f" {_rest(row)}".rstrip(), style="not bold dim")
         table.add_row(name, *(Text(column.text(row)) for column in columns))
     return table
@@ -192,7 +199,7 @@ def _setting_table(setting: Setting, rows: Sequence[Row], columns: Sequence[Colu
 
 def _rest(row: Row) -> str:
     """Those of its hyperparameters that its name does not have already."""
-    named = row.strategy.split()
+    named = row.label.split()
     return " ".join(word for word in row.hyperparameters.split() if word not in named)
 
 
@@ -207,7 +214,7 @@ def _metric_tables(rows: Sequence[Row]) -> list[Table]:
         table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         if row.metrics:
-            label = Text(f"{row.strategy} {_rest(row)}".rstrip())
+            label = Text(f"{row.label} {_rest(row)}".rstrip())
             table.add_row(label, *(Text(metric_text(row, name)) for name in names))
     return [table]
 

@@ -121,6 +121,7 @@
 
   function draw() {
     if (!window.Plotly) return;
+    if (byId("plot-bytes")) bytesPlot.show(current);
     drawChosen();
     if (byId("plot-clients")) curvePlots.clients(current);
     byId("by-class").classList.toggle("stacked", current.confusion.names.length > 20);

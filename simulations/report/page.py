@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import MissingExtraError
+from simulations.report.bytes_figure import kept, traffics
 from simulations.report.columns import accuracy_text, percent, shown_columns
 from simulations.report.comparison import Comparison, Entry, Setting
 from simulations.report.confusion import class_lines, confusions, legend, matrix
@@ -73,7 +74,7 @@ def page_html(comparison: Comparison, target: float | None) -> str:
     has_clients = any(run.clients for run in comparison.runs)
     return environment.get_template("page.html.jinja").render(
         alone=comparison.alone,
-        parts=_parts(comparison.alone, metrics=has_metrics, clients=has_clients),
+        parts=_parts(comparison, metrics=has_metrics, clients=has_clients),
         title=_title(comparison),
         lede=_lede(comparison),
         facts=_facts(comparison, common),
@@ -96,11 +97,13 @@ def page_html(comparison: Comparison, target: float | None) -> str:
     )
 
 
-def _parts(alone: bool, *, metrics: bool, clients: bool) -> list[tuple[str, str]]:
+def _parts(comparison: Comparison, *, metrics: bool, clients: bool) -> list[tuple[str, str]]:
     """The page's parts in order: the name of each one's template, and its link's text.
 
     Of one strategy the curve, the matrix and the classes come first: there is nothing to compare.
+    Who compares codecs or projections asks first what accuracy costs.
     """
+    alone = comparison.alone
     curve, mistakes = ("curves", "Curve" if alone else "Curves"), ("mistakes", "Mistakes")
     own = [("metrics", "Metrics")] if metrics else []
     fare = [("clients", "Clients")] if clients else []
@@ -108,7 +111,8 @@ def _parts(alone: bool, *, metrics: bool, clients: bool) -> list[tuple[str, str]
     last = ("reproduce", "Reproduce")
     if alone:
         return [("result", "Result"), curve, mistakes, *own, *fare, *held, last]
-    return [("leaderboard", "Leaderboard"), curve, *own, *fare, mistakes, *held, last]
+    cost = [("bytes", "Bytes")] if comparison.packed else []
+    return [*cost, ("leaderboard", "Leaderboard"), curve, *own, *fare, mistakes, *held, last]
 
 
 def _plotly() -> str:
@@ -122,7 +126,22 @@ def _title(comparison: Comparison) -> str:
     sources = dict.fromkeys(text(run.values["data.source"]) for run in comparison.runs)
     labels = comparison.strategies
     what = labels[0] if len(labels) == 1 else f"{len(labels)} strategies"
+    if comparison.packed:
+        what = _compared(comparison)
     return f"{what} on {' and '.join(sources)}"
+
+
+def _compared(comparison: Comparison) -> str:
+    """How many strategies, codecs and projections; of one strategy the name."""
+    entries = [entry for setting in comparison.settings for entry in setting.entries]
+    strategies = {entry.strategy for entry in entries}
+    counts = {
+        "codec": len({entry.codec for entry in entries}),
+        "projection": len({entry.projection for entry in entries}),
+    }
+    what = min(strategies) if len(strategies) == 1 else f"{len(strategies)} strategies"
+    axes = [f"{count} {name}s" for name, count in counts.items() if count > 1]
+    return f"{what} with {' and '.join(axes)}"
 
 
 def _lede(comparison: Comparison) -> str:
@@ -198,6 +217,7 @@ def _setting(
         "lines": class_lines(setting),
         "counted_clients": counted_clients(setting),
         "yardsticks": yardsticks(setting, target),
+        "traffics": [(traffic, kept(setting, traffic)) for traffic in traffics(setting)],
         "recipes": [_recipe(entry, common) for entry in setting.entries],
     }
 

@@ -65,6 +65,7 @@ class Summary(BaseModel):
     local_accuracy_mean: Rate | None = None
     clients_better_alone: Count | None = None
     client_tests: ClientTests | None = None
+    clients: Annotated[int, Field(ge=1)] | None = None
     rounds: Annotated[int, Field(ge=1)]
     rejected_updates: Count
     seconds: dict[str, float]

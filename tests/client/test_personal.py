@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -132,22 +134,113 @@ def test_a_head_that_makes_fewer_mistakes_is_the_start() -> None:
     np.testing.assert_array_equal(choice.start, known)
 
 
-def test_of_heads_with_as_many_mistakes_the_one_alone_is_taken() -> None:
+def test_of_heads_with_as_many_mistakes_the_one_close_to_the_global_head_is_taken() -> None:
     features, known = grouped(noise=3.0)
     examples = OwnExamples(features, K)
     choice = personal_choice(examples, Head.from_matrix(known), 0.0)
-    assert choice.wrong == 0
-    assert not choice.start.any()
+    alone = min(examples.alone(), key=lambda choice: choice.error)
+    assert choice.wrong == alone.wrong == 0
+    np.testing.assert_array_equal(choice.start, known)
 
 
 def test_a_client_whose_classes_are_named_differently_keeps_to_itself() -> None:
-    features, known = grouped(noise=3.0)
-    wrong = Head.from_matrix(known[[1, 2, 3, 0]] * 50)
+    features, known = grouped(noise=40.0, n=12)
+    renamed = Head.from_matrix(known[[1, 2, 3, 0]])
     examples = OwnExamples(features, K)
-    choice = personal_choice(examples, wrong, 0.01)
+    choice = personal_choice(examples, renamed, 0.01)
     assert not choice.start.any()
+    assert choice.shift == 0
+    alone = min(examples.alone(), key=lambda choice: choice.error)
+    np.testing.assert_array_equal(examples.head(choice).matrix, examples.head(alone).matrix)
+
+
+def test_a_head_of_other_classes_names_does_no_harm_where_the_own_examples_suffice() -> None:
+    features, known = grouped(noise=3.0)
+    examples = OwnExamples(features, K)
+    choice = personal_choice(examples, Head.from_matrix(known[[1, 2, 3, 0]] * 50), 0.01)
     right = (features.x @ examples.head(choice).matrix.T).argmax(1) == features.labels
     assert right.all()
+
+
+def solved(x: np.ndarray, labels: np.ndarray, start: np.ndarray, lam: float) -> np.ndarray:
+    left = x.T @ x + lam * np.eye(x.shape[1])
+    return np.linalg.solve(left, (np.eye(K)[labels].T @ x + lam * start).T).T
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 25), st.integers(1, 12), st.floats(0.1, 1e4), st.integers(0, 99))
+def test_the_shift_is_the_one_that_predicts_each_example_best_from_all_others(
+    n: int, d: int, lam: float, seed: int
+) -> None:
+    features, head = client(n, d, seed)
+    # Few classes, some of them often: else there is little to shift to.
+    labels = np.random.default_rng(seed).choice(K, n, p=[0.6, 0.25, 0.15, 0])
+    features = FeatureSet(features.q, labels, features.affine, "f")
+    start, x = head.matrix.astype(np.float64), features.x.astype(np.float64)
+    wrong = dict.fromkeys((0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 1.0), 0)
+    for i in range(n):
+        others = np.delete(np.arange(n), i)
+        logits = solved(x[others], labels[others], start, lam) @ x[i]
+        counts = np.bincount(labels[others], minlength=K)
+        prior = (counts + 0.5 / K) / (n - 1 + 0.5)
+        for shift in wrong:
+            wrong[shift] += int((logits + shift * np.log(prior)).argmax() != labels[i])
+    examples = OwnExamples(features, K)
+    (judged,) = examples.judge(start, [lam])
+    assert judged.wrong == wrong[0.0]
+    got = examples.shifted(judged)
+    assert got.wrong == wrong[got.shift] == min(wrong.values())
+    steps = list(wrong)
+    best = [steps.index(shift) for shift in steps if wrong[shift] == got.wrong]
+    assert abs(steps.index(got.shift) - 3) == min(abs(i - 3) for i in best)
+
+
+def test_the_shift_goes_into_the_bias_and_is_the_logarithm_of_the_classes_shares() -> None:
+    features, head = client(10, 6, 8)
+    labels = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 3])
+    examples = OwnExamples(FeatureSet(features.q, labels, features.affine, "f"), K)
+    (plain,) = examples.judge(head.matrix.astype(np.float64), [2.0])
+    before, after = examples.head(plain), examples.head(replace(plain, shift=0.4))
+    np.testing.assert_array_equal(after.weight, before.weight)
+    shares = np.array([6.125, 3.125, 0.125, 1.125]) / 10.5  # half an example, evenly
+    np.testing.assert_allclose(after.bias, before.bias + 0.4 * np.log(shares), rtol=1e-5)
+
+
+def test_where_no_shift_is_better_than_another_it_is_a_small_one() -> None:
+    features, known = grouped(noise=3.0)
+    examples = OwnExamples(features, K)
+    near, hopeless = (examples.judge(start, [np.inf])[0] for start in (known, -100 * known))
+    assert (near.wrong, hopeless.wrong) == (0, len(features))
+    assert examples.shifted(near).shift == examples.shifted(hopeless).shift == 0.1
+
+
+def test_a_client_that_has_two_of_the_classes_is_no_longer_told_the_others() -> None:
+    features, known = grouped(noise=30.0)
+    vague = known.copy()
+    vague[:, -1] = [0, 0, 0.6, 0.6]  # from others, who have the last two classes often
+    own = features.select(np.flatnonzero(features.labels < 2)[:12])
+    examples = OwnExamples(own, K)
+    start = Head.from_matrix(vague)
+    plain = examples.judge(start.matrix.astype(np.float64), [1e3])[0]
+    shifted = examples.shifted(plain)
+    assert shifted.wrong < plain.wrong
+    right = (own.x @ examples.head(shifted).matrix.T).argmax(1) == own.labels
+    assert right.sum() > ((own.x @ examples.head(plain).matrix.T).argmax(1) == own.labels).sum()
+
+
+@pytest.mark.parametrize("n", [1, 2, 12])
+def test_a_client_of_one_class_gets_a_head_that_leans_to_it_a_little(n: int) -> None:
+    features, known = grouped(noise=3.0)
+    own = features.select(np.flatnonzero(features.labels == 2)[:n])
+    examples = OwnExamples(own, K)
+    choice = personal_choice(examples, Head.from_matrix(known), 0.0)
+    np.testing.assert_array_equal(choice.start, known)
+    assert choice.shift == 0.1
+    head, plain = examples.head(choice), examples.head(replace(choice, shift=0.0))
+    gained = head.bias - plain.bias
+    want = 0.1 * np.log((n + 0.125) / 0.125)
+    np.testing.assert_allclose(gained[2] - gained[[0, 1, 3]], want, rtol=1e-5)
+    assert ((features.x @ head.matrix.T).argmax(1) == 2)[features.labels == 2].all()
 
 
 @pytest.mark.parametrize("label", range(K))

@@ -68,7 +68,7 @@ def test_a_payload_is_a_scale_and_the_bits_of_each_row(
     st.integers(-30, 30),
     st.lists(st.integers(0, 2**64 - 1), min_size=3, max_size=3),
 )
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_many_clients_at_once_get_the_bits_that_each_would(
     name: str, array: np.ndarray, exponent: int, seeds: list[int]
 ) -> None:
@@ -101,7 +101,7 @@ def test_clients_of_several_blocks_get_the_bits_that_each_would(name: str) -> No
     st.integers(-30, 30),
     st.integers(0, 2**64 - 1),
 )
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_a_row_keeps_its_direction_at_every_scale(
     name: str, array: np.ndarray, exponent: int, seed: int
 ) -> None:
@@ -186,7 +186,7 @@ def test_a_code_that_int8_does_not_write_is_refused() -> None:
 
 @pytest.mark.parametrize("name", SIZED)
 @given(st.data())
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_flipped_bits_give_numbers_or_a_refusal(name: str, data: st.DataObject) -> None:
     codec = find_codec(name)
     payload = bytearray(codec.encode(example(), 1))

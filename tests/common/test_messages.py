@@ -31,7 +31,7 @@ from common.types import ClientPlan, Head, LocalTraining
 HEAD = Head(np.arange(6, dtype=np.float32).reshape(2, 3), np.array([1, -1], np.float32))
 TRAINING = LocalTraining(0.1, 2, 5, 0.5, 0.01)
 REPLY = TrainReply(
-    "f", (ClientReport(1, 2, 1.0, 1.0, 5),), payloads={"delta": (HEAD.matrix.tobytes(),)}
+    "f" * 64, (ClientReport(1, 2, 1.0, 1.0, 5),), payloads={"delta": (HEAD.matrix.tobytes(),)}
 )
 
 
@@ -81,13 +81,13 @@ def test_train_reply_survives_the_wire() -> None:
     assert (got.reports, got.rejected) == (reply.reports, reply.rejected)
     assert got.payloads == reply.payloads
     assert (got.clients, got.rejected_clients) == ((1, 4), (7,))
-    nothing = TrainReply.read(over_the_wire(TrainReply("f", missing_backbone=True).write()))
+    nothing = TrainReply.read(over_the_wire(TrainReply("f" * 64, missing_backbone=True).write()))
     assert (nothing.reports, nothing.rejected, nothing.payloads) == ((), (), {})
 
 
 def test_payloads_that_are_none_are_refused() -> None:
     for wrong in ([1, 2], b"1", ["x"]):
-        content = TrainReply("f").write()
+        content = TrainReply("f" * 64).write()
         content["report"]["field.delta"] = wrong  # type: ignore[index]
         with pytest.raises(ProtocolError, match=r"field\.delta is no list of payloads"):
             TrainReply.read(content)
@@ -213,10 +213,25 @@ def test_a_superlink_keeps_few_objects_and_what_all_nodes_get_once() -> None:
 def test_lists_of_different_length_are_refused() -> None:
     with pytest.raises(ProtocolError, match="differ in length"):
         DescribeReply((1, 2), (3,), simulated=True)
-    content = REPLY.write()
-    content["report"]["loss-before"] = [1.0, 2.0]  # type: ignore[index]
-    with pytest.raises(ProtocolError, match="loss-before lists 2 values, but client 1"):
+    content = replace(REPLY, rejected=(Rejection(7, "has NaN"),)).write()
+    content["report"]["rejected-reason"] = ["a", "b"]  # type: ignore[index]
+    with pytest.raises(ProtocolError, match="rejected-reason lists 2 values, but rejected-client"):
         TrainReply.read(content)
+
+
+@pytest.mark.parametrize("wrong", [None, "f" * 64, 1])
+def test_a_reply_without_fingerprint_is_refused(wrong: Any) -> None:
+    content = REPLY.write()
+    del content["report"]["fingerprint"]  # type: ignore[union-attr]
+    if wrong is not None:
+        content["report"]["fingerprint"] = wrong  # type: ignore[index]
+    with pytest.raises(ProtocolError, match="fingerprint is missing"):
+        TrainReply.read(content)
+
+
+def test_little_of_a_small_update_is_not_the_update_itself() -> None:
+    reply = replace(REPLY, payloads={"delta": (bytes(360),)})
+    assert payload_bytes(reply.write()) <= 360 + 150
 
 
 def test_payload_bytes_counts_what_is_serialized() -> None:

@@ -1,0 +1,212 @@
+"""What clients are sent of the head: the changes since theirs, or the whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.known_head import with_head
+from common.codecs import CODECS, Codec, find_codec
+from common.codecs.downlink import add_change, change_seed, encode_change
+from common.config.codec import CodecConfig
+from common.errors import ConfigError, ReplyError
+from common.messages import MOST_CHANGES, TrainRequest
+from common.types import ClientPlan, FloatArray, Head, Layout, LocalTraining
+from server.round.codecs import check_codecs
+from server.round.downlink import Downlink, Sent, advanced, unsent
+from server.strategies import fedavg, first_plan
+
+K, D, SEED = 3, 200, 5
+PLAN = ClientPlan(downlink="drive")
+
+
+def walk(rounds: int, seed: int = 0) -> list[Head]:
+    """Heads of a run that begins at zero and moves on by about as much in each round."""
+    steps = np.random.default_rng(seed).normal(size=(rounds - 1, K, D + 1))
+    places = np.concatenate([np.zeros((1, K, D + 1)), steps.cumsum(0)])
+    return [Head.from_matrix(place.astype(np.float32)) for place in places]
+
+
+def order(head: Head, downlink: Downlink, client: int, number: int, plan: ClientPlan = PLAN,
+          *, whole: bool = False) -> TrainRequest:  # fmt: skip
+    """The request to a device, as it arrives."""
+    base = None if whole else downlink.base(plan, client)
+    request = TrainRequest(
+        head, plan, LocalTraining(0.1), (client,), number, "r", SEED, "f", "sum",
+        changes=downlink.changes(head, base),
+    )  # fmt: skip
+    return TrainRequest.read(request.write())
+
+
+def test_every_device_holds_what_a_second_computation_says(tmp_path: Path) -> None:
+    codec, rng = find_codec("eden"), np.random.default_rng(1)
+    plan, downlink = ClientPlan(downlink="eden"), Downlink(SEED, unsent(Head.zeros(K, D)))
+    held, wholes, parts = np.zeros((K, D + 1), np.float32), 0, 0
+    for number, head in enumerate(walk(40), 1):
+        # What all devices shall hold after this round, from the definition.
+        if (change := head.matrix - held).any():
+            seed = change_seed(SEED, number)
+            y = codec.decode(codec.encode(change, seed), Layout(change.shape), seed)
+            wide = y.astype(np.float64)
+            held = held + np.float32((wide * change).sum() / (wide * wide).sum()) * y
+        sent = downlink.send(head, plan, number)
+        cohort = rng.choice(12, 2, replace=False).tolist()
+        for client in cohort:
+            request = order(sent, downlink, client, number, plan)
+            parts, wholes = parts + bool(request.changes), wholes + (not request.changes)
+            known = with_head(request, tmp_path / str(client))
+            assert known is not None
+            assert known.head.matrix.tobytes() == held.tobytes()
+            assert known.changes is None
+        downlink.note(plan, cohort, number)
+    assert wholes > 5
+    assert parts > 20
+
+
+@pytest.mark.parametrize("name", ["drive", "eden", "int8"])
+def test_errors_do_not_add_up(name: str) -> None:
+    heads, sent, errors = walk(51), unsent(Head.zeros(K, D)), []
+    for number, head in enumerate(heads, 1):
+        sent = advanced(sent, head, number, name, SEED)
+        errors.append(np.linalg.norm(head.matrix - sent.matrix))
+    step = np.sqrt(K * (D + 1))
+    # With a share q of each change missing, at most q / (1 - q) steps; one bit misses 0.6.
+    assert max(errors) < 2 * step
+    assert min(errors[1:]) > 0
+    for number in range(52, 82):  # it stands still, and its devices catch up
+        sent = advanced(sent, heads[-1], number, name, SEED)
+    assert np.linalg.norm(heads[-1].matrix - sent.matrix) < 1e-5 * step
+
+
+def one_in_twenty(array: FloatArray, seed: int) -> bytes:
+    """Twenty times every twentieth number at random: unbiased, and 19 times as far off."""
+    kept = np.random.default_rng(seed).random(array.shape) < 0.05
+    return (20 * array * kept).astype("<f4").tobytes()
+
+
+def plain(payload: bytes, layout: Layout, _seed: int) -> FloatArray:
+    return np.frombuffer(payload[: 4 * np.prod(layout.shape)], "<f4").reshape(layout.shape)
+
+
+def test_even_a_codec_whose_error_is_larger_than_the_change_brings_devices_no_further_off() -> None:
+    sparse = Codec("sparse", one_in_twenty, plain)  # type: ignore[arg-type]
+    head = walk(2)[1].matrix
+    held, before = np.zeros_like(head), np.inf
+    for number in range(60):
+        held = add_change(held, encode_change(head - held, sparse, number), sparse, number)
+        error = float(np.linalg.norm(head - held))
+        assert error <= before
+        before = error
+    assert before < 0.4 * np.linalg.norm(head)  # 0.95^60 of its square is left
+
+
+def test_who_missed_too_much_gets_the_whole_head() -> None:
+    downlink, whole = Downlink(SEED, unsent(Head.zeros(K, D))), 4 * K * (D + 1)
+    for number, head in enumerate(walk(60), 1):
+        sent = downlink.send(head, PLAN, number)
+    state = downlink.sent
+    (one,) = {len(change) for change in state.since(59) or ()}
+    most = (whole - 1) // one
+    assert 10 < most < 40
+    for missed in range(1, 61):
+        downlink.rounds[7] = 60 - missed
+        changes = downlink.changes(sent, downlink.base(PLAN, 7))
+        assert (changes is not None) == (missed <= most)
+        assert changes is None or [len(c) for c in changes.payloads] == [one] * missed
+    assert state.changes.nbytes <= whole  # more is never sent, and not kept
+
+
+def test_a_head_that_does_not_change_costs_nothing() -> None:
+    sent = unsent(Head.zeros(K, D))
+    for number in range(1, MOST_CHANGES + 100):
+        sent = advanced(sent, Head.zeros(K, D), number, "drive", SEED)
+    assert sent.since(sent.round_number - MOST_CHANGES) == (b"",) * MOST_CHANGES
+    assert sent.since(1) is None
+    assert not sent.changes.size
+
+
+@pytest.mark.parametrize("first", [1, 9])
+def test_the_whole_head_is_exact_where_changes_have_no_beginning(first: int) -> None:
+    # A run that starts from another's head, and a round after one of another codec.
+    head = walk(5)[-1]
+    downlink = Downlink(SEED, unsent(head))
+    sent = downlink.send(head, PLAN, first)
+    assert sent.sha256 == head.sha256
+    assert downlink.base(PLAN, 3) is None
+    downlink.note(PLAN, [3], first)
+    later = downlink.send(walk(6)[-1], PLAN, first + 1)
+    assert downlink.base(PLAN, 3) == first
+    assert downlink.base(PLAN, 4) is None
+    assert later.sha256 not in (head.sha256, walk(6)[-1].sha256)
+
+
+def test_without_a_codec_nothing_is_kept() -> None:
+    head = walk(3)[-1]
+    downlink = Downlink(SEED, unsent(head))
+    assert downlink.send(head, ClientPlan(), 1) is head
+    downlink.note(ClientPlan(), [1], 1)
+    assert downlink.base(ClientPlan(), 1) is None
+    assert (downlink.rounds, downlink.sent.round_number) == ({}, 0)
+
+
+def test_a_codec_that_saves_nothing_or_overflows_is_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def long(array: FloatArray, _seed: int) -> bytes:
+        return array.astype("<f4").tobytes() + b"more"
+
+    def infinite(payload: bytes, layout: Layout, seed: int) -> FloatArray:
+        return np.full(layout.shape, np.inf, np.float32)
+
+    head, half = walk(2)[1], find_codec("none").encode
+    for name, encode, decode in (("long", long, plain), ("infinite", half, infinite)):
+        monkeypatch.setitem(CODECS, name, Codec(name, encode, decode))  # type: ignore[arg-type]
+        start = advanced(unsent(head), Head.zeros(K, D), 1, name, SEED)
+        sent = advanced(start, head, 2, name, SEED)
+        assert sent.matrix.tobytes() == head.matrix.tobytes()
+        assert sent.since(1) is None
+
+
+def test_changes_are_not_changed_by_adding_them() -> None:
+    codec, head = find_codec("drive"), walk(2)[1].matrix
+    before = head.copy()
+    add_change(head, encode_change(head, codec, 1), codec, 1)
+    np.testing.assert_array_equal(head, before)
+    for foreign in (b"x", b"1234", encode_change(head, codec, 1)[:-1]):
+        with pytest.raises(ReplyError, match="change"):
+            add_change(head, foreign, codec, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dive", "codec.down='dive': unknown codec 'dive', did you mean drive?"),
+        ("counts", "codec.down='counts': it is for statistics, and clients are sent a head"),
+        ("shared", "codec.down='shared': it is for sums of what many clients send"),
+    ],
+)
+def test_a_codec_that_does_not_suit_a_head_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    drive = find_codec("drive")
+    monkeypatch.setitem(CODECS, "counts", replace(drive, name="counts", carries="u"))
+    monkeypatch.setitem(CODECS, "shared", replace(drive, name="shared", adds_up=True))
+    own = fedavg()
+    with pytest.raises(ConfigError) as caught:
+        check_codecs(CodecConfig(down=name), own, first_plan(own))
+    assert message in str(caught.value)
+    for allowed in ("", "none", "drive", "eden", "int8"):
+        check_codecs(CodecConfig(down=allowed), own, first_plan(own))
+
+
+def test_what_was_sent_is_cut_where_it_was_joined() -> None:
+    changes = np.arange(9, dtype=np.uint8)
+    sent = Sent(7, np.zeros((K, D + 1), np.float32), np.array([2, 0, 7]), changes)
+    assert sent.base == 4
+    assert sent.since(4) == (b"\0\1", b"", bytes(range(2, 9)))
+    assert sent.since(6) == (bytes(range(2, 9)),)
+    assert sent.since(7) == ()
+    assert sent.since(3) is None
