@@ -22,6 +22,7 @@ from client.app import app as client_app
 from client.local import batch_orders
 from client.sgd import train_head
 from common.backbone._deprecations import accepted_deprecations
+from common.backbone.directions import find_projection
 from common.backbone.engine import quantized_engine
 from common.backbone.frozen import FrozenBackbone, load_by_fingerprint
 from common.codecs import find_codec
@@ -31,11 +32,13 @@ from common.experiment import client_shares, experiment_dataset, experiment_feat
 from common.files import cache_root
 from common.messages import ClientReport, TrainReply, TrainRequest, payload_bytes
 from common.seeding import batch_seed
+from common.statistics import device_statistics, feature_statistics
 from common.types import ClientPlan, FeatureSet, Head, LocalTraining
 from server.app import run_experiment
 from server.export.exporters import export
 from server.export.run_model import trained_model
 from server.export.runtime_cards import ExportReport
+from server.export.trained import TrainedModel
 from simulations.engines.in_process import InProcessGrid
 from simulations.run import read_summary
 
@@ -173,13 +176,16 @@ def test_an_update_is_the_payload_that_a_python_client_sends(
     with safe_open(tmp_path / "update", framework="numpy") as file:
         assert file.metadata()["codec"] == codec
     payload = update_bytes(tmp_path / "update")
-    uplink = Uplink(
-        ClientPlan(fields=("delta",), uplink=codec), 10, 1280, NAMES["seed"], NAMES["round_number"]
-    )
+    uplink = uplink_of(codec, 1280)
     assert uplink.encode(NAMES["client"], {"delta": delta}) == {"delta": payload}
     decoded = uplink.decode(NAMES["client"], {"delta": payload})["delta"]
     assert np.corrcoef(decoded.ravel(), delta.ravel())[0, 1] > 0.75
     assert len(payload) == {"none": 51_240, "int8": 12_850, "drive": 2_600}[codec]
+
+
+def uplink_of(codec: str, num_features: int) -> Uplink:
+    plan = ClientPlan(fields=("delta",), uplink=codec)
+    return Uplink(plan, 10, num_features, NAMES["seed"], NAMES["round_number"])
 
 
 def write_changes(path: Path, head: Any, seed: int, codec: str) -> Any:
@@ -277,6 +283,64 @@ def test_refusals_are_one_line_and_leave_no_update(
         assert not out.exists(), message
 
 
+# A projected backbone
+
+
+@pytest.fixture(scope="session")
+def projected(trained: TrainedModel) -> TrainedModel:
+    """The same backbone, whose features are 63 directions, and a head of zeros."""
+    base = trained.backbone
+    backbone = base.projected(find_projection(trained.features, base.affine, 63, 0))
+    return dataclasses.replace(
+        trained,
+        backbone=backbone,
+        head=Head.zeros(10, 63),
+        features=backbone.features(trained.images),
+        pooled=trained.features,
+    )
+
+
+@pytest.mark.parametrize("codec", ["none", "drive"])
+def test_a_projected_backbone_needs_nothing_of_the_program(codec, projected, run, tmp_path):
+    model = export(projected, "lite", tmp_path / "device.ptl").path
+    images = write_images(tmp_path / "images", projected.images, projected.labels)
+    flags = ("--out", tmp_path / "plain", "--features", tmp_path / "features", *FLAGS)
+    done = run(images, *flags, model=model)
+    assert done.returncode == 0, done.stderr
+    z = load_file(tmp_path / "features")["features"]
+    np.testing.assert_array_equal(z, projected.features)
+    assert (z.shape, len(np.unique(z)) > 50) == ((60, 63), True)
+    delta = load_file(tmp_path / "plain")["delta"]
+    expected = reference(projected)
+    assert expected.abs().max() > 0.01
+    torch.testing.assert_close(torch.from_numpy(delta), expected, rtol=0, atol=1e-6)
+
+    done = run(
+        tmp_path / "features", "--out", tmp_path / "update", "--codec", codec, *FLAGS, model=model
+    )
+    assert done.returncode == 0, done.stderr
+    payload = update_bytes(tmp_path / "update")
+    uplink = uplink_of(codec, 63)
+    assert uplink.encode(NAMES["client"], {"delta": delta}) == {"delta": payload}
+    assert len(payload) == {"none": 2560, "drive": 120}[codec]
+
+
+def test_a_projected_backbones_statistics_are_the_simulations(projected, tmp_path):
+    path = export(projected, "lite", tmp_path / "device.ptl").path
+    with quantized_engine("qnnpack"), accepted_deprecations():
+        lite = _load_for_lite_interpreter(str(path))
+        z = lite.run_method("features", torch.from_numpy(projected.images.copy()))
+        sums = lite.run_method("statistics", z, torch.from_numpy(projected.labels.copy()))
+    found = device_statistics(*(tensor.numpy() for tensor in sums))
+    backbone = projected.backbone
+    features = FeatureSet(
+        projected.features, projected.labels, backbone.affine, backbone.fingerprint
+    )
+    expected = feature_statistics(features, 10)
+    np.testing.assert_array_equal(found.gram, expected.gram)
+    np.testing.assert_array_equal(found.moments, expected.moments)
+
+
 # A federated round
 
 
@@ -312,7 +376,7 @@ class _WithNativeClient:
         flags = {
             "--head": head, "--out": delta, "--lr": training.lr, "--epochs": training.local_epochs,
             "--batch-size": training.batch_size, "--seed": request.seed,
-            "--round": request.round_number, "--client": client,
+            "--round": request.round_number, "--client": client, "--codec": request.plan.uplink,
         }  # fmt: skip
         command = [self.program, self._model(backbone), images]
         command += [part for flag in flags.items() for part in flag]
@@ -334,40 +398,60 @@ class _WithNativeClient:
             metadata, array = file.metadata(), file.get_tensor("delta")
         n = int(metadata["num-examples"])
         losses = (float(metadata[f"loss-{when}"]) for when in ("before", "after"))
-        # A node sends the weighted sum of its clients.
-        total = {"delta": (n * array.astype(np.float64)).astype(np.float32)}
-        reply = TrainReply(
-            metadata["fingerprint"], (ClientReport(client, n, *losses),),
-            payloads={name: (payload,) for name, payload in encode_sum(total).items()},
-        )  # fmt: skip
+        payloads = {"delta": array.tobytes()}
         assert request.reduce == "sum"
+        if request.uplink.is_summed(1):  # a node sends the weighted sum of its clients
+            payloads = encode_sum({"delta": (n * array.astype(np.float64)).astype(np.float32)})
+        reply = TrainReply(
+            metadata["fingerprint"],
+            (ClientReport(client, n, *losses),),
+            payloads={name: (payload,) for name, payload in payloads.items()},
+        )
         assert payload_bytes(reply.write()) > array.nbytes
         return reply
 
 
-def test_a_round_with_a_cpp_client_gives_the_head_of_five_python_clients(
-    program, tiny, tmp_path, monkeypatch
-):
+def heads_of_a_round(
+    program: Path, tiny: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, codec: str
+) -> list[Any]:
+    """Heads (10, 1281) of a round of five Python clients, and with the C++ program as one."""
     report = ExportReport("model", Path(), 0, "")
     monkeypatch.setattr(server.app, "export", lambda *_: report)
     options = (
         "partition.num-clients=5", "simulation.nodes=5", "train.rounds=1",
         "train.clients-per-round=0", "train.local-epochs=3", "strategy.name=fedavg",
+        f"codec.up={codec}",
     )  # fmt: skip
     heads = []
     for name in ("python", "native"):
-        folder = tiny(*options, name=name)
-        values = {"experiment": str(folder / "config.toml"), "overrides": ""}
+        run = tiny(*options, name=name)
+        values = {"experiment": str(run / "config.toml"), "overrides": ""}
         config = run_config(values)
-        native = _WithNativeClient(program, tmp_path, config)
+        native = _WithNativeClient(program, folder, config)
         app: Any = client_app if name == "python" else native
         run_experiment(InProcessGrid(app, 5, values), config)
         assert native.trained == (name == "native")
-        assert read_summary(folder)["valid_updates"] == 5
-        heads.append(load_file(folder / "head.safetensors"))
-    for key in ("weight", "bias"):
-        assert np.abs(heads[0][key]).max() > 1e-3
-        np.testing.assert_allclose(heads[1][key], heads[0][key], rtol=0, atol=1e-6)
+        assert read_summary(run)["valid_updates"] == 5
+        kept = load_file(run / "head.safetensors")
+        heads.append(Head(kept["weight"], kept["bias"]).matrix)
+    return heads
+
+
+def test_a_round_with_a_cpp_client_gives_the_head_of_five_python_clients(
+    program, tiny, tmp_path, monkeypatch
+):
+    python, native = heads_of_a_round(program, tiny, tmp_path, monkeypatch, "none")
+    assert np.abs(python).max() > 1e-3
+    np.testing.assert_allclose(native, python, rtol=0, atol=1e-6)
+
+
+def test_a_round_with_a_cpp_client_that_sends_one_bit_a_number_gives_the_same_head(
+    program, tiny, tmp_path, monkeypatch
+):
+    python, native = heads_of_a_round(program, tiny, tmp_path, monkeypatch, "drive")
+    # The deltas differ by their last bits. A rotated number that is nearly zero may change its
+    # sign by that: each time, 0.4 % of the head. A wrong seed would be far more.
+    assert np.linalg.norm(native - python) < 0.01 * np.linalg.norm(python)
 
 
 def test_a_cpp_update_of_another_backbone_is_refused_by_the_server(
