@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ def make_run(tmp_path: Path) -> MakeRun:
 
     ``correct`` are the right answers of TESTS after each round, ``uplink`` the bytes of a round,
     ``clients`` half of the right answers of each client's own ``tests`` test examples. The
-    last round's matrix is ``confusion``, or one that has so many right answers.
+    last round's matrix is ``confusion``, or one that has so many right answers. ``counts`` are
+    further figures of each round, ``population`` is how many clients there were.
     """
 
     def make(
@@ -46,6 +47,8 @@ def make_run(tmp_path: Path) -> MakeRun:
         personal: Sequence[int] | None = None,
         tests: int = 20,
         confusion: Sequence[Sequence[int]] | None = None,
+        counts: Mapping[str, int] | None = None,
+        population: int | None = None,
         **summary: Any,
     ) -> Path:
         path = tmp_path / "cells" / name
@@ -54,7 +57,9 @@ def make_run(tmp_path: Path) -> MakeRun:
         RunFolder(path, config).bind("f" * 64, classes, "d" * 64)
         with MetricsLog(path, 0, durable=False) as log:
             for i, n in enumerate(correct, 1):
-                log.write(i, {"accuracy": n / TESTS, "uplink-bytes": uplink, "loss": 1.0})
+                log.write(
+                    i, {"accuracy": n / TESTS, "uplink-bytes": uplink, "loss": 1.0} | (counts or {})
+                )
         rows = confusion or _confusion(correct[-1], len(classes))
         write_confusion(path / "confusion.json", np.array(rows))
         content = {
@@ -70,6 +75,8 @@ def make_run(tmp_path: Path) -> MakeRun:
             "fingerprint": "f" * 64,
             "versions": {"python": "3.11.7", "torch": "2.14.1"},
         }
+        if population is not None:
+            content["clients"] = population
         SUMMARY.write(path / "summary.json", content | summary)
         if clients is not None:
             columns = {
