@@ -23,7 +23,9 @@ _PACKINGS = (
 
 @pytest.fixture
 def page(browser: Any, make_run: MakeRun, cells: Path) -> Iterator[Any]:
-    """Twelve rows, six of each strategy; the browser's log is empty at the end."""
+    """Six rows of each of two strategies, and one that failed; the log is empty at the end."""
+    make_run("krum", "strategy.name=krum", "codec.up=none", correct=[300, 301], uplink=300_000,
+             population=50, downlink_bytes=600_000)  # fmt: skip
     for name, fewer in (("fedavg", 0), ("fedprox", 1)):
         for codec, projection, right, uplink in _PACKINGS:
             make_run(
@@ -80,8 +82,12 @@ def test_on_a_desk_each_mark_has_its_name_and_full_ones_are_on_the_front(page: A
         f"{name} · {codec} · {projection}"
         for name in ("fedavg", "fedprox")
         for codec, projection, *_ in _PACKINGS
-    }
-    assert len(page.find_elements("css selector", "#plot-bytes .point")) == 12
+    } | {"krum · none · off, 30.1 %"}  # whose mark is at the lower edge, far above that
+    assert len(page.find_elements("css selector", "#plot-bytes .point")) == 13
+    low, high = page.execute_script(
+        "return document.getElementById('plot-bytes')._fullLayout.yaxis.range"
+    )
+    assert 0.7 < low < high <= 1.01  # the target is 90 %
     assert _colliding(page) == []
     symbols = page.execute_script(
         "return document.getElementById('plot-bytes').data.filter(t => t.marker)"
@@ -100,10 +106,10 @@ def test_a_phone_names_the_front_and_numbers_the_others(page: Any) -> None:
     assert page.execute_script(f"return {root}.scrollWidth - {root}.clientWidth") == 0
     assert _colliding(page) == []
     names = set(_texts(page, "#plot-bytes .annotation-text"))
-    assert names == {"fedavg · drive · 255", "fedavg · int8 · off", *map(str, range(1, 11))}
+    assert names == {"fedavg · drive · 255", "fedavg · int8 · off", *map(str, range(1, 12))}
     lines = _texts(page, "#bytes-numbers span")
-    assert [line.split()[0] for line in lines] == [str(n) for n in range(1, 11)]
-    assert "fedprox · none · off" in lines[-1]  # the most bytes
+    assert [line.split()[0] for line in lines] == [str(n) for n in range(1, 12)]
+    assert "fedprox · drive · 255" in lines[0]  # the fewest bytes first
 
 
 def test_byte_ticks_are_read_without_counting_zeros(page: Any) -> None:
@@ -132,7 +138,7 @@ def test_who_cannot_see_the_figure_is_told_the_front(page: Any) -> None:
     assert says.startswith("Accuracy against bytes that a client sent in the run. On the front: ")
     front, _, rest = says.partition(" Not on it: ")
     assert "fedavg · drive · 255: 96.5 % for 144 B; fedavg · int8 · off: 96.6 %" in front
-    assert rest.count("%") == 10
+    assert rest.count("%") == 11
 
 
 def test_on_a_desk_no_column_of_the_leaderboard_is_cut(page: Any) -> None:
