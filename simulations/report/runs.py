@@ -66,6 +66,7 @@ class Summary(BaseModel):
     clients_better_alone: Count | None = None
     client_tests: ClientTests | None = None
     rounds: Annotated[int, Field(ge=1)]
+    lr: Annotated[float, Field(gt=0)] | None = None
     rejected_updates: Count
     seconds: dict[str, float]
     fingerprint: str
