@@ -66,6 +66,7 @@ def known_head(state: Path, message: Message) -> Path:
 EVERYONE = ("train.rounds=4", "train.clients-per-round=0", DRIVE)
 
 
+@pytest.mark.slow
 def test_simulated_clients_learn_as_much_of_fewer_bytes(quick: Make) -> None:
     plain = run_in_process(quick("train.rounds=6", name="plain"))
     found = {}
@@ -92,7 +93,7 @@ def test_no_codec_is_the_head_as_it_was(quick: Make) -> None:
     assert none["downlink_bytes"] > 2 * 4 * WHOLE
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
+@pytest.mark.parametrize("strategy", ["fedavg", pytest.param("scaffold", marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_with_the_same_bytes(
     quick: Make, fedhead: Fedhead, strategy: str
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(
         assert json.loads(out)[key] == straight[key]
 
 
+@pytest.mark.slow
 def test_devices_are_counted_what_they_are_sent(quick: Make, device_grid: Grid) -> None:
     folder = quick("train.rounds=6", "train.clients-per-round=2", "round.quorum=1.0", DRIVE)
     devices = Devices(device_grid)
@@ -148,6 +150,7 @@ def test_a_lost_spoilt_or_foreign_head_costs_a_message_and_not_the_round(
     assert more == pytest.approx(3 * WHOLE, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_device_that_never_finds_the_head_loses_its_round_alone(
     quick: Make, device_grid: Grid
 ) -> None:
@@ -167,6 +170,7 @@ def test_a_device_that_never_finds_the_head_loses_its_round_alone(
     assert devices.wholes == [(1, 101), (2, 101)]  # once in a round
 
 
+@pytest.mark.slow
 def test_a_server_that_lost_its_last_rounds_and_its_devices_agree_again(
     quick: Make, device_grid: Grid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
