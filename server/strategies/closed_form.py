@@ -167,7 +167,9 @@ def afl(*, lam: NonNegativeOrAuto = "auto") -> Strategy[StatisticsState]:
             return least_squares(*sound_sums(sums, affine), sums.varies), {}
         return _ridge(sums, affine, lam)
 
-    return _from_sums("afl", solve)
+    # Without a penalty, noise in the smallest eigenvalues would become the largest weights.
+    codecs = ("none",) if lam == 0 else None
+    return dataclasses.replace(_from_sums("afl", solve), codecs=codecs)
 
 
 def lda(*, shrinkage: ShareOrAuto = "auto") -> Strategy[StatisticsState]:
