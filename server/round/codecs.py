@@ -89,7 +89,7 @@ def _up_problem(up: str, own: Strategy[Any], plan: ClientPlan) -> str:
     elif name == SHARED and len(_float_fields(plan)) > 1:
         why = f"it has one step for all numbers, and {own.name} sends {', '.join(plan.fields)}"
     else:
-        why = f"{own.name} does not tolerate its noise"
+        why = own.codecs_why or f"{own.name} does not tolerate its noise"
     return f"{why}; {own.name} goes with {', '.join(allowed)}"
 
 

@@ -30,13 +30,13 @@ AFFINE = Affine(np.full(D, 0.01, np.float32), np.full(D, 128.0, np.float32))
 TRAINING = LocalTraining(lr=0.05, local_epochs=2, batch_size=10)
 ROUNDS = 12
 FLOATS, SUMS = ("int8", "drive", "eden"), ("gram-int8",)
-# What the rule gives, written out once more: a change of it should be meant.
+# What the rule and the strategies say, written out once more: a change of it should be meant.
 EXPECTED = {
     **dict.fromkeys(
         ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "fednova", "qfedavg",
          "feddyn"), (*FLOATS, SHARED),
     ),
-    "scaffold": FLOATS,
+    "scaffold": ("int8",),
     **dict.fromkeys(
         ("median", "trimmed_mean", "krum", "multikrum", "bulyan", "geometric_median",
          "centered_clipping", "norm_clipping"), ("int8",),
@@ -124,6 +124,28 @@ def test_every_other_codec_is_refused_with_the_reason_and_what_would_do(name: st
         assert problem.endswith(f"{name} goes with none, " + ", ".join(EXPECTED[name]))
     for codec in allowed:
         check_strategy(load_config(None, parse_overrides(overrides(name, codec))))
+
+
+def test_a_strategy_says_why_it_takes_fewer_than_the_rule_gives() -> None:
+    for items, why in (
+        (overrides("scaffold", "drive"), "noise would add up in the server's control variate"),
+        (
+            overrides("scaffold", SHARED),
+            "it has one step for all numbers, and scaffold sends",
+        ),
+        (
+            [*overrides("afl", "gram-int8"), "strategy.args.lam=0"],
+            "without a penalty, noise in",
+        ),
+        (overrides("krum", SHARED), "it is for sums of updates that nobody reads, and krum reads"),
+        (overrides("krum", "drive"), "krum compares single updates, and its noise is as large as"),
+        (
+            overrides("fed3r", "drive"),
+            "it is for the results of training, and clients of fed3r",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            check_strategy(load_config(None, parse_overrides(items)))
 
 
 def test_the_battery_knows_every_strategy_and_codec() -> None:
