@@ -28,11 +28,11 @@ _FOLDS = 5
 def find_projection(q: _Bytes, affine: Affine, wanted: Directions, seed: int) -> Projection:
     """The projection ``z = Lambda^(-p/2) U^T x``, p = 0.5, of features x = affine(q).
 
-    U are the principal directions of the images' features, and Lambda the variances of other
-    images along them. Where there are too few images for the directions wanted, random ones are
-    added, orthogonal to those found. With p = 0.5 the large variances are halfway to equal, which
-    helps gradient descent and hardly magnifies noise. The mean variance of what trainers see stays
-    that of x.
+    U are the principal directions of the images' features, and Lambda the variances of images
+    along them, of others too. Where there are too few images for the directions wanted, random
+    ones are added, orthogonal to those found. With p = 0.5 the large variances are halfway to
+    equal, which helps gradient descent and hardly magnifies noise. The mean variance of what
+    trainers see stays that of x.
 
     Args:
         q: uint8 (n, d), features of unlabelled images.
@@ -64,7 +64,7 @@ def find_projection(q: _Bytes, affine: Affine, wanted: Directions, seed: int) ->
         directions = np.concatenate([rows, _random(rows, size - len(rows), seed)])
     # At least what a feature has by its rounding to whole numbers alone.
     least = float(np.mean(np.square(affine.gain, dtype=np.float64))) / 12
-    spread = np.maximum(_spread(x, size), least)
+    spread = np.maximum(np.maximum(_spread(x, size), (x @ directions.T).var(axis=0)), least)
     return _quantized(q, affine, directions.T, spread, float(x.var(axis=0).mean()))
 
 
@@ -75,7 +75,7 @@ def _principal(x: _Float64Array) -> _Float64Array:
 
 
 def _spread(x: _Float64Array, size: int) -> _Float64Array:
-    """Variances of other images along the first principal directions and then random ones, (k,).
+    """Variances of other images along the first principal directions and random ones, (k,).
 
     A fifth of the images each time, along the directions of the rest: along their own ones, images
     vary less in the last directions than others do.
@@ -92,7 +92,7 @@ def _spread(x: _Float64Array, size: int) -> _Float64Array:
         found = np.square(along).sum(axis=0)[:size]
         squares[: len(found)] += found
         squares[len(found) :] += other
-    return squares / n
+    return np.asarray(squares / n, np.float64)
 
 
 def _size(wanted: Directions, found: int, d: int) -> int:
