@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import ReplyError
+from common.scatter import is_definite, scaled_scatter
 
 __all__ = ["Limits", "check_gram", "check_moments", "check_positive", "check_steps"]
 
 _LARGEST_FEATURE = 255  # uint8
-_ROUNDING = 1e-9  # of the sum of squares within classes, as a share of the total sum
 
 Fields = Mapping[str, npt.NDArray[np.generic]]
 
@@ -83,7 +83,7 @@ def check_gram(name: str, fields: Fields, limits: Limits) -> None:
     if "moments" not in fields:
         return
     moments = fields["moments"].astype(np.uint64)
-    counts, width = moments[:, -1], moments.shape[1]
+    width = moments.shape[1]
     upper = np.zeros((width, width), np.uint64)
     upper[np.triu_indices(width)] = gram
     sums = moments.sum(axis=0)
@@ -94,21 +94,12 @@ def check_gram(name: str, fields: Fields, limits: Limits) -> None:
     if (squares < sums).any() or (squares > np.uint64(_LARGEST_FEATURE) * sums).any():
         raise ReplyError(f"{name}'s diagonal does not fit the sums of features")
     # Within each class too, no direction has a sum of squares below 0.
-    present = counts > 0
-    means = moments[present] / np.sqrt(counts[present, None])
-    within = upper + np.triu(upper, 1).T - means.T @ means
-    length = np.sqrt(np.maximum(squares, 1))
-    within /= np.outer(length, length)
-    within[np.diag_indices(width)] += _ROUNDING
+    within, length = scaled_scatter(upper, moments)
     if limits.rounding:
         spread = squares - sums.astype(np.float64) ** 2 / limits.num_examples + 1
         within[np.diag_indices(width)] += _noise(width, limits.rounding) * spread / length**2
-    try:
-        np.linalg.cholesky(within)
-    except np.linalg.LinAlgError as exc:
-        raise ReplyError(
-            f"{name} cannot come from features: it is not positive semidefinite"
-        ) from exc
+    if not is_definite(within):
+        raise ReplyError(f"{name} cannot come from features: it is not positive semidefinite")
 
 
 def _noise(width: int, rounding: float) -> float:

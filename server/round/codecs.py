@@ -30,6 +30,7 @@ _KINDS = {"f": "the results of training", "u": "statistics"}
 # A step is this part of the mean update's root mean square. Clients differ, so that their own
 # updates are some times larger than their mean, and most numbers are below 16 steps.
 _STEPS = 2
+_EXPONENTS = 90  # what a plan's step may have lies between 1e-30 and 1e30
 
 
 def tolerated(strategy: Strategy[Any], plan: ClientPlan) -> tuple[str, ...]:
@@ -70,7 +71,7 @@ def check_codecs(codec: CodecConfig, own: Strategy[Any], plan: ClientPlan) -> No
 
 def _up_problem(up: str, own: Strategy[Any], plan: ClientPlan) -> str:
     try:
-        codec, name = _codec(up or "none"), up.partition(":")[0]
+        codec, name = find_codec(up or "none"), up.partition(":")[0]
     except ProtocolError as exc:
         return str(exc)
     if not up or name in (allowed := tolerated(own, plan)):
@@ -94,16 +95,12 @@ def _up_problem(up: str, own: Strategy[Any], plan: ClientPlan) -> str:
 
 def _down_problem(down: str) -> str:
     try:
-        codec = _codec(down or "none")
+        codec = find_codec(down or "none")
     except ProtocolError as exc:
         return str(exc)
     if down.partition(":")[0] == SHARED:
         return "it is for sums of what many clients send; int8 is for one array"
     return "" if "f" in codec.carries else f"it is for {_KINDS['u']}, and clients are sent a head"
-
-
-def _codec(name: str) -> Codec:
-    return find_codec(f"{SHARED}:1.0" if name == SHARED else name)
 
 
 def _carries(codec: Codec, plan: ClientPlan) -> bool:
@@ -120,7 +117,7 @@ def encoded(plan: ClientPlan, up: str, step: float) -> ClientPlan:
         up: codec.up; empty: the strategy's own.
         step: of int8-shared.
     """
-    if not up or not _carries(_codec(up), plan):
+    if not up or not _carries(find_codec(up), plan):
         return plan
     return dataclasses.replace(plan, uplink=f"{SHARED}:{step!r}" if up == SHARED else up)
 
@@ -155,4 +152,5 @@ def _root_mean_square(array: np.ndarray[Any, np.dtype[np.floating]]) -> float:
 
 def _power_of_two(step: float) -> float:
     """The largest one that is not above the step, so that engines that round differently agree."""
-    return math.ldexp(0.5, math.frexp(step)[1]) if step else 0.0
+    exponent = min(max(math.frexp(step)[1], -_EXPONENTS), _EXPONENTS)
+    return math.ldexp(0.5, exponent) if step else 0.0

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from common.config.numbers import Auto
 from common.ridge import auto_ridge, fixed_ridge
+from common.scatter import sound_sums
 from common.statistics import (
     Statistics,
     exact_sum,
@@ -117,7 +118,7 @@ def fed3r(*, lam: PositiveOrAuto = "auto", normalize: bool = False) -> Strategy[
 
 def _ridge(sums: Statistics, affine: Affine, lam: float | Auto) -> tuple[_Array, dict[str, float]]:
     """The ridge head, and what was chosen for it."""
-    a, b = sums.in_feature_space(affine)
+    a, b = sound_sums(sums, affine)
     n = sums.num_examples
     found = auto_ridge(a, b, n) if lam == "auto" else fixed_ridge(a, b, n, lam)
     return found.matrix, {
@@ -163,10 +164,12 @@ def afl(*, lam: NonNegativeOrAuto = "auto") -> Strategy[StatisticsState]:
 
     def solve(sums: Statistics, affine: Affine) -> tuple[_Array, Metrics]:
         if lam == 0:
-            return least_squares(*sums.in_feature_space(affine), sums.varies), {}
+            return least_squares(*sound_sums(sums, affine), sums.varies), {}
         return _ridge(sums, affine, lam)
 
-    return _from_sums("afl", solve)
+    # Without a penalty, noise in the smallest eigenvalues would become the largest weights.
+    codecs = ("none",) if lam == 0 else None
+    return dataclasses.replace(_from_sums("afl", solve), codecs=codecs)
 
 
 def lda(*, shrinkage: ShareOrAuto = "auto") -> Strategy[StatisticsState]:
@@ -180,7 +183,7 @@ def lda(*, shrinkage: ShareOrAuto = "auto") -> Strategy[StatisticsState]:
     """
 
     def solve(sums: Statistics, affine: Affine) -> tuple[_Array, Metrics]:
-        a, b = sums.in_feature_space(affine)
+        a, b = sound_sums(sums, affine)
         if shrinkage != "auto":
             return discriminant(a, b, shrinkage), {}
         chosen = auto_ridge(a, b, sums.num_examples)

@@ -25,7 +25,8 @@ def scaffold(*, server_lr: Positive = 1.0) -> Strategy[ScaffoldState]:
     Karimireddy et al., arXiv 1910.06378. With T steps, ``c_i+ = c_i - c - delta / (T lr)``,
     ``w <- w + server_lr * mean(delta)``, ``c <- c + sum(c_i+ - c_i) / num_clients``. All clients
     have equal weight, as in the paper. The uplink is twice FedAvg's. Plain SGD only: with momentum
-    ``delta / (T lr)`` is not a gradient.
+    ``delta / (T lr)`` is not a gradient. Not with int8-shared: the two fields differ by the factor
+    ``T lr``, and there is one step for both.
     """
 
     def aggregate(

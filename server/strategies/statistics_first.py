@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from common.config.numbers import Auto
 from common.ridge import Solution, auto_ridge, fixed_ridge
+from common.scatter import sound_sums
 from common.statistics import Statistics, exact_sum
 from common.temperature import ridge_temperature
 from common.types import ClientPlan, FloatArray, Head, UpdateBatch
@@ -90,7 +91,7 @@ def with_statistics(
                 for rows in (updates.fields["gram"], updates.fields["moments"])
             )
             sums = Statistics(gram, moments)
-            (a, b), n = sums.in_feature_space(context.affine), sums.num_examples
+            (a, b), n = sound_sums(sums, context.affine), sums.num_examples
             lambdas = (init_lambda if temperature else 0.0, precondition_lambda)
             chosen = auto_ridge(a, b, n) if "auto" in lambdas else None
             p = _inverse(a, float(n), _number(precondition_lambda, chosen))
