@@ -169,6 +169,9 @@ def test_the_whole_head_is_exact_where_changes_have_no_beginning(first: int) -> 
     assert downlink.base(PLAN, 3) == first
     assert downlink.base(PLAN, 4) is None
     assert later.sha256 not in (head.sha256, walk(6)[-1].sha256)
+    other = ClientPlan(downlink="eden")
+    assert downlink.send(head, other, first + 2).sha256 == head.sha256
+    assert downlink.base(other, 3) is None
 
 
 def test_without_a_codec_nothing_is_kept() -> None:
