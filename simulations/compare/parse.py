@@ -1,4 +1,7 @@
-"""The words of the command line, turned into a comparison; all problems at once."""
+"""The words of the command line, turned into a comparison; all problems at once.
+
+``parse_comparison`` takes more than seven arguments: they are the options of ``fedhead compare``.
+"""
 
 from __future__ import annotations
 
