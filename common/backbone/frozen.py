@@ -98,7 +98,9 @@ class FrozenBackbone:
             )
         return FrozenBackbone(
             lambda: projected_network(self.module, projection, self.spec.engine),
-            dataclasses.replace(self.spec, projection=projection.num_directions),
+            dataclasses.replace(
+                self.spec, projection=projection.num_directions, base=self.fingerprint
+            ),
             projection.affine,
             projected_fingerprint(self.fingerprint, projection),
             projection,
@@ -152,7 +154,7 @@ class FrozenBackbone:
             "center": base.affine.center,
             **(self.projection.arrays() if self.projection else {}),
         }
-        return pack(tensors, self.spec, self.fingerprint, base.fingerprint)
+        return pack(tensors, self.spec, self.fingerprint)
 
     @classmethod
     def from_bytes(
@@ -172,24 +174,24 @@ class FrozenBackbone:
             BackboneError: it is damaged, has another fingerprint, or needs an engine that this
                 torch lacks.
         """
-        tensors, spec, stated, of_base = unpack(data)
+        tensors, spec, stated = unpack(data)
         if expected_fingerprint is not None and stated != expected_fingerprint:
             raise BackboneError(
                 f"backbone has fingerprint {stated[:12]}, expected {expected_fingerprint[:12]}"
             )
         affine, plain = Affine(tensors["gain"], tensors["center"]), spec.unprojected()
+        of_base = spec.base if spec.projection else stated
         open_module = partial(_open, tensors["module"], plain, affine, of_base)
-        base = cls(open_module() if opened else open_module, plain, affine, of_base)
-        if not spec.projection:
-            return base
-        backbone = base.projected(Projection.of(tensors))
+        backbone = cls(open_module, plain, affine, of_base)
+        if spec.projection:
+            backbone = backbone.projected(Projection.of(tensors))
         if (backbone.spec, backbone.fingerprint) != (spec, stated):
             raise BackboneError(
                 f"backbone states fingerprint {stated[:12]} and {spec.projection} directions, but "
                 f"its content has {backbone.fingerprint[:12]} and {backbone.spec.projection}"
             )
         if opened:
-            _ = backbone.module  # makes it, which checks it
+            _ = backbone.module  # loads it, which checks it
         return backbone
 
     def save(self, folder: Path) -> None:

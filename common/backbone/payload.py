@@ -21,28 +21,19 @@ Arrays = dict[str, npt.NDArray[Any]]
 of ``Projection.arrays`` if there is one."""
 
 
-def pack(tensors: Arrays, spec: BackboneSpec, fingerprint: str, base: str) -> bytes:
-    """Arrays, description and fingerprints in one payload.
-
-    Args:
-        tensors: the arrays.
-        spec: the description.
-        fingerprint: the backbone's.
-        base: that of the backbone without its projection; the same if there is none.
-    """
+def pack(tensors: Arrays, spec: BackboneSpec, fingerprint: str) -> bytes:
+    """Arrays, description and fingerprint in one payload."""
     text = spec.to_json()
     metadata = {
         "spec": text,
         "fingerprint": fingerprint,
         "sha256": _checksum(tensors, text, fingerprint),
     }
-    if spec.projection:
-        metadata["base"] = base
     return safetensors.numpy.save(tensors, metadata)
 
 
-def unpack(data: bytes) -> tuple[Arrays, BackboneSpec, str, str]:
-    """What ``pack`` was given: arrays, description and fingerprints.
+def unpack(data: bytes) -> tuple[Arrays, BackboneSpec, str]:
+    """What ``pack`` was given: arrays, description and fingerprint.
 
     Raises:
         BackboneError: it is damaged, or arrays do not have the described shape. Those of a
@@ -66,8 +57,7 @@ def unpack(data: bytes) -> tuple[Arrays, BackboneSpec, str, str]:
                 f"backbone's {name} is {got.dtype} {got.shape}, "
                 f"expected float32 ({spec.num_pooled},)"
             )
-    base = metadata["base" if spec.projection else "fingerprint"]
-    return tensors, spec, metadata["fingerprint"], base
+    return tensors, spec, metadata["fingerprint"]
 
 
 def _checksum(tensors: Arrays, spec: str, fingerprint: str) -> str:

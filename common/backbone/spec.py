@@ -79,6 +79,7 @@ class BackboneSpec:
         torch_version: torch's version on the machine that built it.
         float_model_bytes: bytes of the backbone's float32 weights as one safetensors payload.
         projection: number of directions onto which the features are projected; 0: they are not.
+        base: fingerprint of the backbone without its projection; empty if it has none.
     """
 
     arch: str
@@ -94,6 +95,7 @@ class BackboneSpec:
     torch_version: str
     float_model_bytes: int
     projection: int = 0
+    base: str = ""
 
     @property
     def num_pooled(self) -> int:
@@ -115,7 +117,7 @@ class BackboneSpec:
 
     def unprojected(self) -> BackboneSpec:
         """The same without its projection."""
-        return dataclasses.replace(self, projection=0)
+        return dataclasses.replace(self, projection=0, base="")
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys."""
@@ -130,8 +132,9 @@ class BackboneSpec:
 
     def _values(self) -> dict[str, object]:
         values = dataclasses.asdict(self)
-        if not self.projection:
-            del values["projection"]  # descriptions without one have never had the key
+        for name in ("projection", "base"):
+            if not values[name]:
+                del values[name]  # fingerprints of backbones without one do not cover the key
         return values
 
     @classmethod
@@ -148,7 +151,7 @@ class BackboneSpec:
             spec = cls(**{**values, **colours, "taps": taps})
         except (ValueError, TypeError, KeyError) as exc:
             raise BackboneError(f"backbone description cannot be read: {exc}") from exc
-        texts = dict.fromkeys(("arch", "engine", "probe"), str)
+        texts = dict.fromkeys(("arch", "engine", "probe", "base"), str)
         _check_types(spec, {**texts, "input_size": int, "projection": int})
         for tap in spec.taps:
             _check_types(tap, _TAP)

@@ -300,6 +300,24 @@ def test_a_payload_with_another_projection_is_refused(backbone, name, change, li
     assert line in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "change", [{"projection": 0}, {"projection": 41}, {"projection": -1}, {"base": "0" * 64}]
+)
+def test_a_payload_that_describes_another_projection_is_refused(backbone, change):
+    """The network of another backbone must not come in under this one's fingerprint."""
+    tensors, spec, stated = payload.unpack(backbone.to_bytes())
+    data = payload.pack(tensors, dataclasses.replace(spec, **change), stated)
+    with pytest.raises(BackboneError, match="states fingerprint"):
+        FrozenBackbone.from_bytes(data, stated)
+
+
+def test_an_unprojected_payload_that_names_a_base_is_refused(base):
+    tensors, spec, _ = payload.unpack(base.to_bytes())
+    data = payload.pack(tensors, dataclasses.replace(spec, base=base.fingerprint), "1" * 64)
+    with pytest.raises(BackboneError, match="states fingerprint"):
+        FrozenBackbone.from_bytes(data, "1" * 64)
+
+
 def test_a_flipped_bit_of_the_basis_is_damage(backbone):
     data = bytearray(backbone.to_bytes())
     place = data.index(backbone.projection.basis.tobytes()[:64])
