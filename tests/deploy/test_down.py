@@ -1,4 +1,4 @@
-"""Devices that get the head's changes from a real SuperLink, and lose power or a file meanwhile."""
+"""Devices that get the head's changes from a real SuperLink; one loses its file meanwhile."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WHOLE = 4 * 10 * 673  # bytes of this backbone's head
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_devices_that_restart_or_lose_their_head_end_with_the_head_of_those_that_do_not(
+def test_a_device_that_loses_its_head_ends_with_the_head_of_those_that_do_not(
     deployment: Callable[..., Any],
     head_in_process: Callable[..., Any],
     tiny: Callable[..., Path],
@@ -32,9 +32,6 @@ def test_devices_that_restart_or_lose_their_head_end_with_the_head_of_those_that
     assert summary["downlink_bytes"] < WHOLE  # of two devices in two rounds
     kept = {name: next(made.device(name).rglob("known-head.safetensors")) for name in ("a", "b")}
     assert [int(load_file(path)["round"]) for path in kept.values()] == [2, 2]
-    made.kill("a")
-    made.processes["a"].wait(60)
-    made.start_device("a")
     kept["b"].unlink()
     command = [sys.executable, "-m", "fedhead", "resume", str(run), "--set", "train.rounds=4"]
     process = made.start("longer", [*command, "--deployment", str(made.folder)])
