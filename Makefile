@@ -71,7 +71,7 @@ test-wide: $(STAMP)
 
 # The report in a real browser.
 test-page: $(STAMP) browser
-	$(BIN)/pytest -q tests/simulations/report/test_browser.py
+	$(BIN)/pytest -q tests/simulations/report/test_browser*.py
 
 # What is exported depends on no processor's kernels: here with the plainest ones.
 test-kernels: $(STAMP)

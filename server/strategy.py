@@ -116,6 +116,7 @@ class Strategy(Generic[S]):
             rule: with sums of training results the unbiased ones, with single updates those that
             change each of them little, with statistics those for statistics. A codec of the user's
             own is never refused.
+        codecs_why: why it tolerates no others, as an independent clause, for who asks for one.
     """
 
     name: str
@@ -127,6 +128,7 @@ class Strategy(Generic[S]):
     personal: float = 0.0
     plain_sgd: bool = False
     codecs: tuple[str, ...] | None = None
+    codecs_why: str = ""
 
     def for_plan(self, plan: ClientPlan) -> Strategy[S]:
         """The strategy for a plan: if the plan asks everyone, sums are enough."""

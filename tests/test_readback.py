@@ -25,6 +25,7 @@ from client import memory as client_state
 from client.app import host_of
 from client.delivery import shelf as device_shelf
 from client.held_out import held_out
+from client.known_head import with_head
 from client.memory import ClientMemory, with_constant
 from client.trust import Trust
 from common.backbone.cache import _from_key
@@ -36,7 +37,7 @@ from common.errors import DamagedError, FedheadError, RunError
 from common.experiment import _cached_parts
 from common.features import extract
 from common.files import sha256_file, write_atomic
-from common.messages import DescribeRequest, TrainRequest, content_id
+from common.messages import DescribeRequest, HeadChanges, TrainRequest, content_id, head_id
 from common.signing.statement import Signed, Statement, read_signed
 from common.signing.trust import TrustedKeys, read_public_key
 from common.types import ClientPlan, Head, LocalTraining
@@ -356,6 +357,22 @@ def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
         client_state._constant.cache_clear()
         found = with_constant(replace(first, has_constant=False), tmp, durable=True)
         return found and dict(found.plan.constant)
+
+    return Row([*tmp.iterdir()], read, is_none)
+
+
+@row("known head of a device")
+def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
+    whole = TrainRequest(
+        Head.zeros(2, 2), ClientPlan(downlink="drive"), LocalTraining(0.1, 1, 8), (7,), 4, "r", 0,
+        "f", "sum",
+    )  # fmt: skip
+    with_head(whole, tmp)
+    nothing = HeadChanges(4, (b"",), (2, 3), head_id(whole.head))
+
+    def read() -> Any:
+        found = with_head(replace(whole, round_number=5, changes=nothing), tmp)
+        return found and found.head.matrix.tobytes()
 
     return Row([*tmp.iterdir()], read, is_none)
 

@@ -28,7 +28,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _WORD = 32  # bits of signs at a time: as many as a number has, so that lanes stay side by side
 _TOP = np.uint32(1 << 31)
-_LANES = 8  # rows side by side, as many as vector instructions work on at once
+_TILE = 16  # numbers of a row that are loaded at a time: a cache line
+_LANES = 32  # rows side by side: some vector instructions in each of the shortest loops,
+_BLOCK = 64  # numbers of each of these rows that take their first steps together
+_LONG = 512  # but half as many of rows that are longer than this
 
 
 def _compiled(function: F) -> F:
@@ -36,10 +39,16 @@ def _compiled(function: F) -> F:
 
 
 @_compiled
-def _butterflies(x: Any, lanes: Any) -> None:
-    """H x for each lane of x (P * lanes,), in place; two steps of the numpy version at a time."""
-    size, h = x.shape[0], lanes
-    while 4 * h <= size:
+def _flip(bits: Any, signs: Any) -> None:
+    for j in range(bits.shape[0]):
+        bits[j] ^= signs[j]
+
+
+@_compiled
+def _steps(x: Any, h: Any, end: Any) -> None:
+    """Butterflies over distances h, 2 h, ... below end; two steps of the numpy version at once."""
+    size = x.shape[0]
+    while 4 * h <= end:
         for start in range(0, size, 4 * h):
             a, b = x[start : start + h], x[start + h : start + 2 * h]
             c, d = x[start + 2 * h : start + 3 * h], x[start + 3 * h : start + 4 * h]
@@ -49,60 +58,66 @@ def _butterflies(x: Any, lanes: Any) -> None:
                 a[j], b[j] = s + u, t + v
                 c[j], d[j] = s - u, t - v
         h *= 4
-    while h < size:
+    if h < end:
         for start in range(0, size, 2 * h):
             a, b = x[start : start + h], x[start + h : start + 2 * h]
             for j in range(h):
                 s, t = a[j], b[j]
                 a[j], b[j] = s + t, s - t
-        h *= 2
 
 
 @_compiled
-def _flip(bits: Any, drawn: Any) -> None:
-    """Change the signs of numbers, seen as uint32 (P * lanes,), where bits (P / 32, lanes) are 1.
+def _rotate(x: Any, signs: Any, lanes: Any) -> None:
+    """H S x for each lane of x (P * lanes,), in place; H x if there are no signs."""
+    bits, size = x.view(np.uint32), x.shape[0]
+    block = min(_BLOCK * lanes, size)  # what is near takes its steps while it is in the cache
+    for start in range(0, size, block):
+        if signs.shape[0]:
+            _flip(bits[start : start + block], signs[start : start + block])
+        _steps(x[start : start + block], lanes, block)
+    _steps(x, block, size)
 
-    The bits are used up.
-    """
-    lanes = drawn.shape[1]
-    for w in range(drawn.shape[0]):
-        left = drawn[w]
-        for p in range(_WORD - 1, -1, -1):
-            at = bits[(w * _WORD + p) * lanes : (w * _WORD + p + 1) * lanes]
+
+@_compiled
+def _spread(drawn: Any, signs: Any) -> None:
+    """Bits (lanes, P / 32) to the top bits of signs (P * lanes,)."""
+    lanes = drawn.shape[0]
+    left = np.empty(lanes, np.uint32)
+    for w in range(drawn.shape[1]):
+        for i in range(lanes):
+            left[i] = drawn[i, w]
+        for p in range(_WORD):
+            at = signs[(w * _WORD + p) * lanes : (w * _WORD + p + 1) * lanes]
             for i in range(lanes):
-                at[i] ^= left[i] & _TOP
-                left[i] += left[i]
+                at[i] = (left[i] << (_WORD - 1 - p)) & _TOP
 
 
 @_compiled
 def _summed_products(x: Any, y: Any, sums: Any, lanes: Any) -> None:
     """Sums of x * y over each lane, in float64 by folding halves, into the first of ``sums``."""
     half = x.shape[0] // 2
+    a, b, c, d = x[:half], y[:half], x[half:], y[half:]
     for j in range(half):
-        low = np.float64(x[j]) * np.float64(y[j])
-        sums[j] = low + np.float64(x[half + j]) * np.float64(y[half + j])
+        low, high = np.float64(a[j]) * np.float64(b[j]), np.float64(c[j]) * np.float64(d[j])
+        sums[j] = low + high
     half //= 2
     while half >= lanes:
-        low_half, high_half = sums[:half], sums[half : 2 * half]
+        first, second = sums[:half], sums[half : 2 * half]
         for j in range(half):
-            low_half[j] += high_half[j]
+            first[j] += second[j]
         half //= 2
 
 
 @_compiled
-def _load(rows: Any, x: Any, exponents: Any) -> None:
-    """Rows (m, width) into lanes of x (P * lanes,), without their power of two."""
-    lanes = exponents.shape[0]
+def _load(rows: Any, factors: Any, x: Any, lanes: Any) -> None:
+    """Rows (m, width) times their factors into lanes of x (P * lanes,)."""
     x[:] = 0
-    for i in range(rows.shape[0]):
-        row = rows[i]
-        top = np.float32(0)
-        for j in range(row.shape[0]):
-            top = max(top, abs(row[j]))
-        exponents[i] = math.frexp(top)[1]
-        factor = math.ldexp(1.0, -exponents[i])
-        for j in range(row.shape[0]):
-            x[j * lanes + i] = np.float32(np.float64(row[j]) * factor)
+    for start in range(0, rows.shape[1], _TILE):
+        end = min(start + _TILE, rows.shape[1])
+        for i in range(rows.shape[0]):
+            source, target = rows[i, start:end], x[start * lanes + i :: lanes]
+            for j in range(end - start):
+                target[j] = np.float32(np.float64(source[j]) * factors[i])
 
 
 @_compiled
@@ -110,69 +125,70 @@ def _quantize(x: Any, small: Any, large: Any, bound: Any, levels: Any) -> None:
     """The level of each number of x (P * lanes,); ``bound`` (lanes,) parts small from large."""
     lanes = bound.shape[0]
     for start in range(0, x.shape[0], lanes):
+        source, target = x[start : start + lanes], levels[start : start + lanes]
         for i in range(lanes):
-            y = x[start + i]
+            y = source[i]
             level = large if abs(y) >= bound[i] else small
-            levels[start + i] = -level if y < 0 else level
+            target[i] = -level if y < 0 else level
 
 
 @_compiled
-def _store(levels: Any, squares: Any, products: Any, exponents: Any, out: Any) -> None:
+def _store(levels: Any, scales: Any, out: Any, lanes: Any) -> None:
     """Lanes of levels (P * lanes,), scaled, into rows (m, width)."""
-    lanes = exponents.shape[0]
-    for i in range(out.shape[0]):
-        ratio = np.float32(squares[i] / products[i]) if squares[i] > 0 else np.float32(0)
-        scale = np.float32(np.float64(ratio) * math.ldexp(1.0, exponents[i]))
-        target = out[i]
-        for j in range(target.shape[0]):
-            target[j] = levels[j * lanes + i] * scale
+    for start in range(0, out.shape[1], _TILE):
+        end = min(start + _TILE, out.shape[1])
+        for i in range(out.shape[0]):
+            source, target = levels[start * lanes + i :: lanes], out[i, start:end]
+            for j in range(end - start):
+                target[j] = source[j] * scales[i]
 
 
 @_compiled
 def _rotated_through(
-    rows: Any, drawn: Any, small: Any, large: Any, threshold: Any, out: Any
+    rows: Any, powers: Any, drawn: Any, small: Any, large: Any, threshold: Any, lanes: Any, out: Any
 ) -> None:
     """What is decoded of rows (n, width).
 
     Args:
         rows: float32 (n, width), finite.
+        powers: float64 (n,), the power of two that is at most twice a row's largest magnitude.
         drawn: uint32 (n, passes, P / 32), bits of the signs.
         small: float32, the level of numbers below the threshold.
         large: float32, the level of the others.
         threshold: in root mean squares; infinite for one bit.
+        lanes: number of rows side by side.
         out: float32 (n, width), overwritten.
     """
-    passes, lanes = drawn.shape[1], _LANES
-    length = drawn.shape[2] * _WORD
+    passes, length = drawn.shape[1], drawn.shape[2] * _WORD
     size = length * lanes
     x, levels = np.empty(size, np.float32), np.empty(size, np.float32)
-    bits, level_bits = x.view(np.uint32), levels.view(np.uint32)
-    signs = np.zeros((passes, drawn.shape[2], lanes), np.uint32)
-    used = np.empty((drawn.shape[2], lanes), np.uint32)
+    signs = np.empty((passes, size), np.uint32)
+    own = np.zeros((lanes, passes, drawn.shape[2]), np.uint32)
     sums, squares = np.empty(size // 2, np.float64), np.empty(lanes, np.float64)
-    exponents, bound = np.zeros(lanes, np.int64), np.full(lanes, np.inf, np.float32)
+    scales, bound = np.zeros(lanes, np.float32), np.full(lanes, np.inf, np.float32)
     for begin in range(0, rows.shape[0], lanes):
         end = min(begin + lanes, rows.shape[0])
-        _load(rows[begin:end], x, exponents)
-        for i in range(end - begin):
-            signs[:, :, i] = drawn[begin + i]
+        _load(rows[begin:end], 1 / powers[begin:end], x, lanes)
+        own[: end - begin] = drawn[begin:end]
         _summed_products(x, x, sums, lanes)
         squares[:] = sums[:lanes]
         for k in range(passes):
-            used[:] = signs[k]
-            _flip(bits, used)
-            _butterflies(x, lanes)
+            _spread(own[:, k], signs[k])
+            _rotate(x, signs[k], lanes)
         if threshold < np.inf:
             _summed_products(x, x, sums, lanes)
             for i in range(lanes):
                 bound[i] = np.float32(threshold * math.sqrt(sums[i] / length))
         _quantize(x, small, large, bound, levels)
         _summed_products(x, levels, sums, lanes)
-        for k in range(passes - 1, -1, -1):
-            _butterflies(levels, lanes)
-            used[:] = signs[k]
-            _flip(level_bits, used)
-        _store(levels, squares, sums, exponents, out[begin:end])
+        for i in range(end - begin):
+            ratio = np.float32(squares[i] / sums[i]) if squares[i] > 0 else np.float32(0)
+            scales[i] = np.float32(np.float64(ratio) * powers[begin + i])
+        _rotate(levels, signs[0, :0], lanes)
+        for k in range(passes - 1, 0, -1):
+            _rotate(levels, signs[k], lanes)
+        _flip(levels.view(np.uint32), signs[0])
+        _store(levels, scales, out[begin:end], lanes)
 
 
 def _rotating(small: float, large: float, threshold: float) -> Through:
@@ -186,8 +202,9 @@ def _rotating(small: float, large: float, threshold: float) -> Through:
         drawn = words(states, np.arange(PASSES * length // 64, dtype=np.uint64))
         bits = drawn.astype("<u8", copy=False).view("<u4").astype(np.uint32, copy=False)
         bits = bits.reshape(len(rows), PASSES, length // _WORD)
-        out = np.empty_like(rows)
-        _rotated_through(rows, bits, *levels, threshold, out)
+        powers = np.ldexp(1.0, np.frexp(np.abs(rows).max(axis=1))[1])
+        out, lanes = np.empty_like(rows), _LANES if length <= _LONG else _LANES // 2
+        _rotated_through(rows, powers, bits, *levels, threshold, lanes, out)
         return out.reshape(arrays.shape)
 
     return through

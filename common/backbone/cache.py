@@ -85,7 +85,7 @@ def cached_projection(
         BackboneError: as in ``find_projection``.
     """
     digest = _digest(images)
-    facts = (base.fingerprint, digest, images.shape, wanted, seed)
+    facts = (base.fingerprint, digest, images.shape, wanted, seed, np.__version__)
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     key_file = cache / "backbones" / "keys" / key
     kept = _from_key(key_file, cache) if key_file.exists() else None

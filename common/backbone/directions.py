@@ -22,14 +22,15 @@ _WHITENING = 0.5
 # Standard deviations, and times the largest value, that z can hold: other images vary more.
 _DEVIATIONS, _MARGIN = 5.0, 1.25
 _DEAD = 1e-6  # of the largest singular value: rounding
+_FOLDS = 5
 
 
 def find_projection(q: _Bytes, affine: Affine, wanted: Directions, seed: int) -> Projection:
     """The projection ``z = Lambda^(-p/2) U^T x``, p = 0.5, of features x = affine(q).
 
-    U and Lambda are the principal directions of the images' features and the variances along
-    them. Where there are too few images for the directions wanted, random ones are added,
-    orthogonal to those found. With p = 0.5 the large variances are halfway to
+    U are the principal directions of the images' features, and Lambda the variances of images
+    along them, of others too. Where there are too few images for the directions wanted, random
+    ones are added, orthogonal to those found. With p = 0.5 the large variances are halfway to
     equal, which helps gradient descent and hardly magnifies noise. The mean variance of what
     trainers see stays that of x.
 
@@ -56,41 +57,48 @@ def find_projection(q: _Bytes, affine: Affine, wanted: Directions, seed: int) ->
             f'no direction in which they vary (n = {len(q)}): add other images, or set "off"'
         )
     x = np.asarray((q - affine.center.astype(np.float64)) * affine.gain, np.float64)
-    _, values, rows = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
-    found = int((values > _DEAD * values[0]).sum())
-    size = _size(wanted, found, d)
-    variances = values[:found] ** 2 / len(q)
-    other = _unseen(q, x, found, affine)
-    directions = rows[: min(found, size)]
-    if size > found:
-        directions = np.concatenate([directions, _random(directions, size - found, seed)])
-    spread = np.full(size, other)
-    spread[:found] = np.maximum(variances, other)[:size]
+    rows = _principal(x - x.mean(axis=0))
+    size = _size(wanted, len(rows), d)
+    directions = rows[:size]
+    if size > len(rows):
+        directions = np.concatenate([rows, _random(rows, size - len(rows), seed)])
+    # At least what a feature has by its rounding to whole numbers alone.
+    least = float(np.mean(np.square(affine.gain, dtype=np.float64))) / 12
+    spread = np.maximum(np.maximum(_spread(x, size), (x @ directions.T).var(axis=0)), least)
     return _quantized(q, affine, directions.T, spread, float(x.var(axis=0).mean()))
+
+
+def _principal(x: _Float64Array) -> _Float64Array:
+    """The directions, float64 (r, d), in which centered rows (n, d) vary, the most first."""
+    _, values, rows = np.linalg.svd(x, full_matrices=False)
+    return np.asarray(rows[values > _DEAD * values[0]], np.float64)
+
+
+def _spread(x: _Float64Array, size: int) -> _Float64Array:
+    """Variances of other images along the first principal directions and random ones, (k,).
+
+    A fifth of the images each time, along the directions of the rest: along their own ones, images
+    vary less in the last directions than others do.
+    """
+    n, d = x.shape
+    folds = np.arange(n) % _FOLDS
+    squares = np.zeros(size)
+    for fold in range(min(n, _FOLDS)):
+        rest, own = x[folds != fold], x[folds == fold]
+        rows = _principal(rest - rest.mean(axis=0))
+        along = (own - rest.mean(axis=0)) @ rows.T
+        left = np.square(own - rest.mean(axis=0)).sum() - np.square(along).sum()
+        other = max(float(left), 0.0) / max(d - len(rows), 1)
+        found = np.square(along).sum(axis=0)[:size]
+        squares[: len(found)] += found
+        squares[len(found) :] += other
+    return np.asarray(squares / n, np.float64)
 
 
 def _size(wanted: Directions, found: int, d: int) -> int:
     if wanted != "auto":
         return wanted
     return min(_MOST, d) if found < _FEW else min(_MOST, found)
-
-
-def _unseen(q: _Bytes, x: _Float64Array, found: int, affine: Affine) -> float:
-    """The variance of other images along a direction in which these do not vary.
-
-    Each image's squared distance from the plane through the others, which is 1 over its diagonal
-    entry of their Gram matrix's inverse; divided among the other directions. At least the variance
-    that a feature has by its rounding to whole numbers alone.
-    """
-    least = float(np.mean(np.square(affine.gain, dtype=np.float64))) / 12
-    _, first = np.unique(q, axis=0, return_index=True)
-    others = x[first] - x[first].mean(axis=0)
-    left = x.shape[1] - len(others) + 2
-    if found < len(others) - 1 or left < 1:
-        return least
-    inverse = np.linalg.pinv(others @ others.T, hermitian=True, rcond=_DEAD**2)
-    distance = 1 / np.diagonal(inverse)
-    return float(max(least, distance.mean() / left))
 
 
 def _random(found: _Float64Array, count: int, seed: int) -> _Float64Array:

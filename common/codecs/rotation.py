@@ -6,8 +6,9 @@ DRIVE (arXiv 2105.08339), EDEN (arXiv 2108.08842).
 
 Differs from the papers: four rotations instead of one, each y = H S x with random signs S and the
 Hadamard matrix H. A row with few entries takes only a few values after one, and what is decoded is
-biased. The error of the mean over all signs, relative to the row (1, 0.9), with one bit: 90 % after
-one rotation, 9 % after two, 1 % after three, below 0.1 % after four.
+biased. The error of the mean over all signs, relative to the row, with one bit and 64 columns:
+90, 9.2, 1.0 and 0.1 % after one to four rotations for (1, 0.9, 0, ...), and 99.9, 14.6, 5.4 and
+2.0 % for (1, 0.999, 0, ...), the worst that was found; with 256 columns four leave 0.2 % of it.
 
 All of it is float32 additions and signs in a fixed order, and sums in float64 by folding halves:
 other languages get the same bits. The scale of a row is taken out first as a power of two.
@@ -35,7 +36,7 @@ _Signs = list[npt.NDArray[np.uint32]]  # of each pass
 
 PASSES = 4
 _WORD = 64  # bits
-_BLOCK = 1 << 16  # numbers that are rotated at once: they fit into a core's cache
+_BLOCK = 1 << 18  # numbers that are rotated at once: memory stays small, and calls are few
 
 
 def rotating(

@@ -11,6 +11,11 @@ class CodecConfig(Section):
     """[codec]: how arrays become bytes in messages."""
 
     up: str = ""
-    """Of what clients send; empty: the strategy's own, which is none for all of fedhead's."""
+    """Of what clients send: none; int8 (8 bits a number, a scale a row); drive (1 bit); eden
+    (2 bits); int8-shared (8 bits in one step for all clients, chosen by the server, for sums that
+    nobody reads); gram-int8 (of the statistics that closed forms need; the others are of what
+    training gives, and leave a first round of statistics as it is); or one of your own. Empty: the
+    strategy's own, which is none for all of fedhead's. A strategy refuses those that do not suit
+    it."""
     down: str = ""
-    """Of the head's change that clients are sent; empty: likewise."""
+    """Of the head's change that clients are sent; empty: likewise. With none, heads are whole."""

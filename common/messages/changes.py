@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord
 
 from common.codecs import Codec
-from common.codecs.downlink import add_change, change_seed
+from common.codecs.downlink import add_change
 from common.errors import ProtocolError
 from common.messages.content import payload_list
 from common.messages.heads import read_shape
@@ -87,6 +87,6 @@ class HeadChanges:
         if held.shape != self.shape or not 0 <= first <= len(self.payloads):
             return None
         for number, payload in enumerate(self.payloads[first:], round_number + 1):
-            held = add_change(held, payload, codec, change_seed(seed, number))
+            held = add_change(held, payload, codec, seed, number)
         head = Head.from_matrix(held)
         return head if head_id(head) == self.head_id else None

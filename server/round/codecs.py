@@ -30,6 +30,7 @@ _KINDS = {"f": "the results of training", "u": "statistics"}
 # A step is this part of the mean update's root mean square. Clients differ, so that their own
 # updates are some times larger than their mean, and most numbers are below 16 steps.
 _STEPS = 2
+_EXPONENTS = 90  # what a plan's step may have lies between 1e-30 and 1e30
 
 
 def tolerated(strategy: Strategy[Any], plan: ClientPlan) -> tuple[str, ...]:
@@ -70,7 +71,7 @@ def check_codecs(codec: CodecConfig, own: Strategy[Any], plan: ClientPlan) -> No
 
 def _up_problem(up: str, own: Strategy[Any], plan: ClientPlan) -> str:
     try:
-        codec, name = _codec(up or "none"), up.partition(":")[0]
+        codec, name = find_codec(up or "none"), up.partition(":")[0]
     except ProtocolError as exc:
         return str(exc)
     if not up or name in (allowed := tolerated(own, plan)):
@@ -88,22 +89,18 @@ def _up_problem(up: str, own: Strategy[Any], plan: ClientPlan) -> str:
     elif name == SHARED and len(_float_fields(plan)) > 1:
         why = f"it has one step for all numbers, and {own.name} sends {', '.join(plan.fields)}"
     else:
-        why = f"{own.name} does not tolerate its noise"
+        why = own.codecs_why or f"{own.name} does not tolerate its noise"
     return f"{why}; {own.name} goes with {', '.join(allowed)}"
 
 
 def _down_problem(down: str) -> str:
     try:
-        codec = _codec(down or "none")
+        codec = find_codec(down or "none")
     except ProtocolError as exc:
         return str(exc)
     if codec.adds_up:
         return "it is for sums of what many clients send; int8 is for one array"
     return "" if "f" in codec.carries else f"it is for {_KINDS['u']}, and clients are sent a head"
-
-
-def _codec(name: str) -> Codec:
-    return find_codec(f"{SHARED}:1.0" if name == SHARED else name)
 
 
 def _carries(codec: Codec, plan: ClientPlan) -> bool:
@@ -112,17 +109,17 @@ def _carries(codec: Codec, plan: ClientPlan) -> bool:
     return any(field.kind in codec.carries and not field.exact for field in fields)
 
 
-def encoded(plan: ClientPlan, codec: CodecConfig, step: float) -> ClientPlan:
-    """A round's plan with the configured codecs; the one for the way up only where it is for it.
+def encoded(plan: ClientPlan, up: str, step: float) -> ClientPlan:
+    """A round's plan with the configured codec, unless the codec is for other rounds.
 
     Args:
         plan: as the strategy makes it.
-        codec: the section.
+        up: codec.up; empty: the strategy's own.
         step: of int8-shared.
     """
-    up = codec.up if codec.up and _carries(_codec(codec.up), plan) else plan.uplink
-    up = f"{SHARED}:{step!r}" if up == SHARED else up
-    return dataclasses.replace(plan, uplink=up, downlink=codec.down or plan.downlink)
+    if not up or not _carries(find_codec(up), plan):
+        return plan
+    return dataclasses.replace(plan, uplink=f"{SHARED}:{step!r}" if up == SHARED else up)
 
 
 def first_step(lr: float, affine: Affine) -> float:
@@ -155,4 +152,5 @@ def _root_mean_square(array: np.ndarray[Any, np.dtype[np.floating]]) -> float:
 
 def _power_of_two(step: float) -> float:
     """The largest one that is not above the step, so that engines that round differently agree."""
-    return math.ldexp(0.5, math.frexp(step)[1]) if step else 0.0
+    exponent = min(max(math.frexp(step)[1], -_EXPONENTS), _EXPONENTS)
+    return math.ldexp(0.5, exponent) if step else 0.0

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.codecs import find_codec
-from common.codecs.downlink import add_change, change_seed, encode_change
+from common.codecs.downlink import add_change, encode_change
 from common.messages import MOST_CHANGES, HeadChanges, head_id
 from common.types import ClientPlan, FloatArray, Head, IntArray
 
@@ -29,12 +29,14 @@ class Sent:
             stands for zeros.
         lengths: int64 (n,), bytes of the changes of the last n rounds.
         changes: uint8, these changes, one behind the other; together no larger than ``matrix``.
+        codec: name of the codec that made them; empty before the first round.
     """
 
     round_number: int
     matrix: FloatArray
     lengths: IntArray
     changes: npt.NDArray[np.uint8]
+    codec: str = ""
 
     @property
     def base(self) -> int:
@@ -67,7 +69,7 @@ def advanced(sent: Sent, head: Head, round_number: int, codec_name: str, seed: i
     """After one more round's message.
 
     The round's head is sent whole, and exactly, where its change cannot be: at the run's start,
-    unless it is zero; after a round of another codec; and if the change takes more bytes.
+    unless it is zero; after a round of another codec or none; and if the change takes more bytes.
 
     Args:
         sent: after an earlier round.
@@ -77,21 +79,21 @@ def advanced(sent: Sent, head: Head, round_number: int, codec_name: str, seed: i
         seed: of the run.
     """
     exact = head.matrix
-    whole = Sent(round_number, exact, np.zeros(0, np.int64), np.zeros(0, np.uint8))
+    whole = Sent(round_number, exact, np.zeros(0, np.int64), np.zeros(0, np.uint8), codec_name)
     held = sent.matrix if len(sent.matrix) else np.zeros_like(exact)
-    starts = not sent.round_number
-    if sent.round_number != round_number - 1 or (starts and exact.any()):
+    goes_on = sent.codec == codec_name if sent.round_number else not exact.any()
+    if sent.round_number != round_number - 1 or not goes_on:
         return whole
-    codec, coded = find_codec(codec_name), change_seed(seed, round_number)
-    change = encode_change(exact - held, codec, coded)
-    now = add_change(held, change, codec, coded)
+    codec = find_codec(codec_name)
+    change = encode_change(held, exact, codec, seed, round_number)
+    now = add_change(held, change, codec, seed, round_number)
     if len(change) >= exact.nbytes or not np.isfinite(now).all():
         return whole
     lengths = np.append(sent.lengths, len(change))[-MOST_CHANGES:]
     # The oldest are forgotten: who missed them gets the whole head, which is smaller.
     kept = lengths[::-1][np.cumsum(lengths[::-1]) <= exact.nbytes][::-1]
     changes = np.append(sent.changes, np.frombuffer(change, np.uint8))
-    return Sent(round_number, now, kept, changes[len(changes) - kept.sum() :])
+    return Sent(round_number, now, kept, changes[len(changes) - kept.sum() :], codec_name)
 
 
 class Downlink:

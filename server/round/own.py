@@ -151,8 +151,10 @@ class OwnAlgorithm:
         return head, result
 
     def _plan(self, context: RoundContext) -> ClientPlan:
+        plan, codec = self._strategy.plan(self._state, context), self._run.config.codec
+        plan = dataclasses.replace(plan, downlink=codec.down or plan.downlink)
         step = self._codec_step or first_step(context.lr, self._affine)
-        return encoded(self._strategy.plan(self._state, context), self._run.config.codec, step)
+        return encoded(plan, codec.up, step)
 
     def _context(self, round_number: int) -> RoundContext:
         config, population = self._run.config, self._run.registry.population

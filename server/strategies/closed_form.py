@@ -167,7 +167,11 @@ def afl(*, lam: NonNegativeOrAuto = "auto") -> Strategy[StatisticsState]:
             return least_squares(*sound_sums(sums, affine), sums.varies), {}
         return _ridge(sums, affine, lam)
 
-    return _from_sums("afl", solve)
+    plain = _from_sums("afl", solve)
+    if lam != 0:
+        return plain
+    why = "without a penalty, noise in the smallest eigenvalues would become the largest weights"
+    return dataclasses.replace(plain, codecs=("none",), codecs_why=why)
 
 
 def lda(*, shrinkage: ShareOrAuto = "auto") -> Strategy[StatisticsState]:

@@ -1,6 +1,10 @@
 """Robust aggregation of deltas, unweighted: a minority of malicious clients cannot steer it.
 
 ``byzantine`` is the share of clients that may be malicious; f = floor(byzantine * n).
+
+Of codecs they tolerate int8, by the rule for single updates: the noise of one bit is as large as
+the update, so distances and orders would be those of the noise. int8-shared is for sums that nobody
+reads, and these strategies read each update.
 """
 
 from __future__ import annotations

@@ -48,4 +48,10 @@ def scaffold(*, server_lr: Positive = 1.0) -> Strategy[ScaffoldState]:
         ),
         aggregate=aggregate,
         plain_sgd=True,
+        # What clients send of their control variates is the change since the last one, so that the
+        # server's never loses noise again, and it is in all clients' steps. After 60 rounds of
+        # mnist5k there were 97.7 % without a codec and with int8, 96.2 % with eden, 95.8 % with
+        # drive. int8-shared has one step, but the two fields differ by the factor T lr.
+        codecs=("none", "int8"),
+        codecs_why="noise would add up in the server's control variate",
     )

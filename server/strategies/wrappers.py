@@ -17,7 +17,9 @@ def with_clipping(strategy: Strategy[S], bound: float) -> Strategy[S]:
     """Clip each client's delta to an L2 norm of at most ``bound`` before it is summed.
 
     Sun et al., "Can you really backdoor federated learning?", arXiv 1911.07963. Needs each
-    client's update, but only one at a time.
+    client's update, but only one at a time. Of codecs it tolerates int8, by the rule for single
+    updates: one bit makes an update longer by a quarter, and clipping would take that for the
+    client's own.
 
     Raises:
         ValueError: the inner strategy needs individual updates, or (from ``plan``) fields other

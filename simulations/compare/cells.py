@@ -226,7 +226,7 @@ def _cell(
         base = base.model_copy(update={"strategy": without})
     base = base.model_copy(update={"tracking": TrackingConfig()})  # a cell has no trackers
     overrides = {"seed": seed, "out": "", "strategy": spec.keys, "partition": partition[1]}
-    config = changed(changed(base, overrides | packing.keys), parse_overrides(settings))
+    config = changed(changed(base, {**overrides, **packing.keys}), parse_overrides(settings))
     # A process that runs the cell must find the same module, and find it written there.
     config = with_module(config, [Path.cwd()])
     words = (spec.text, partition[0], *packing.words, f"seed-{seed}")

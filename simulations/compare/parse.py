@@ -1,4 +1,7 @@
-"""The words of the command line, turned into a comparison; all problems at once."""
+"""The words of the command line, turned into a comparison; all problems at once.
+
+``parse_comparison`` takes more than seven arguments: they are the options of ``fedhead compare``.
+"""
 
 from __future__ import annotations
 
@@ -164,14 +167,11 @@ def _compared(
     axes: Sequence[tuple[str, list[str]]], codecs: str, projections: str
 ) -> dict[str, str]:
     """Keys that are compared, so that none of their values is chosen; each with the problem."""
-    compared = {
-        "codec.up": ("--codecs", codecs),
-        "backbone.projection": ("--projections", projections),
-    }
+    compared = {"codec.up": _words(codecs), "backbone.projection": _words(projections)}
     return {
-        key: f"--sweep {key}: its values are compared, give them to {compared[key][0]} alone"
+        key: f"--sweep {key}: its values are compared, so that none of them is chosen"
         for key, _ in axes
-        if key in compared and _words(compared[key][1])
+        if compared.get(key)
     }
 
 

@@ -34,8 +34,8 @@ def fine_tuned(
     AdamW with linear warm-up and a cosine to zero. The head starts as the ridge head of the
     pretrained features, so that its first steps do not distort them (Kumar et al.: "Fine-tuning
     can distort pretrained features", arXiv 2202.10054). Layers that no feature needs stay as they
-    are, and so do the statistics of batch norm. The same arguments on the same machine give the
-    same weights.
+    are, and so do the statistics of batch norm. Each epoch's mean loss is logged. The same
+    arguments on the same machine give the same weights.
 
     Args:
         arch: a key of ``ARCHITECTURES``.
@@ -59,7 +59,7 @@ def fine_tuned(
     optimizer = torch.optim.AdamW(parameters, lr=plan.lr, weight_decay=0.0)
     size = min(BATCH, len(examples))
     per_epoch = len(examples) // size
-    steps, started = plan.epochs * per_epoch, 0.0
+    steps, started, total = plan.epochs * per_epoch, 0.0, 0.0
     for step in track(range(steps), f"fine-tuning {arch}", steps):
         if step == _UNTIMED:
             started = time.monotonic()
@@ -76,6 +76,10 @@ def fine_tuned(
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        total += loss.item()
+        if position + 1 == per_epoch:
+            mean, total = total / per_epoch, 0.0
+            _log.info("epoch %d of %d: mean training loss %.3g", epoch + 1, plan.epochs, mean)
     return network.requires_grad_(False)
 
 

@@ -140,7 +140,7 @@ def _measured(config: Config, images: ProbeImages) -> Option:
         right=answers == images.dataset.labels[images.tested],
         multiplications=_multiplications(config.backbone),
         latency_ms=_latency_ms(backbone),
-        model_bytes=len(backbone.to_bytes()) + _WORD * k * width,
+        model_bytes=len(backbone.base.to_bytes()) + _WORD * k * (backbone.spec.num_pooled + 1),
         statistics_bytes=_WORD * (triangle_size(width) + k * width),
         update_bytes=_WORD * k * width,
     )

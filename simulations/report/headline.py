@@ -88,6 +88,7 @@ def figures_of_run(entry: Entry, row: Row, against: Standard) -> list[Card]:
     return [
         *cards,
         *_alone(entry, row),
+        *_learning_rate(entry),
         _traffic(entry, row),
         *_model(entry),
         *_probabilities(entry),
@@ -115,6 +116,19 @@ def _alone(entry: Entry, row: Row) -> list[Card]:
     if len(found) > 1:
         remark += f", mean of {len(found)} seeds"
     return [Card("Each client alone", "", f"{percent(share)} %", remark)]
+
+
+def _learning_rate(entry: Entry) -> list[Card]:
+    """The rate that the clients began with; each seed has chosen its own."""
+    rates = [run.summary.lr for run in entry.runs]
+    known = [rate for rate in rates if rate is not None]
+    if len(known) < len(rates):
+        return []
+    words = dict.fromkeys(f"{rate:g}" for rate in (min(known), max(known)))
+    remark = "of the clients' steps, as the experiment says"
+    if entry.runs[0].values["train.lr"] == "auto":
+        remark = "of the clients' steps, chosen from the server's calibration images (auto)"
+    return [Card("Learning rate", "", " to ".join(words), remark)]
 
 
 def _number(mean: float) -> str:

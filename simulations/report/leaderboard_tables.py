@@ -185,9 +185,7 @@ def _setting_table(setting: Setting, rows: Sequence[Row], columns: Sequence[Colu
     """Each strategy with its settings behind its name."""
     table = _table(setting.label)
     # A name of three parts on one line is worth a column that the page has, too.
-    packed = any(column.packing for column in columns)
-    widest = max(len(row.label) for row in rows) if packed else 0
-    table.add_column("strategy", overflow="fold", min_width=min(widest, _WIDEST_NAME))
+    table.add_column("strategy", overflow="fold", min_width=_name_width(rows))
     for column in columns:
         table.add_column(column.short, justify="right", no_wrap=column.text is not rounds_text)
     for row in rows:
@@ -195,6 +193,12 @@ def _setting_table(setting: Setting, rows: Sequence[Row], columns: Sequence[Colu
         name.append(f" {_rest(row)}".rstrip(), style="not bold dim")
         table.add_row(name, *(Text(column.text(row)) for column in columns))
     return table
+
+
+def _name_width(rows: Sequence[Row]) -> int:
+    """How wide names with a codec and a projection need to be; 0 where there are none."""
+    widest = max((len(row.label) for row in rows if row.label != row.strategy), default=0)
+    return min(widest, _WIDEST_NAME)
 
 
 def _rest(row: Row) -> str:
@@ -209,7 +213,7 @@ def _metric_tables(rows: Sequence[Row]) -> list[Table]:
     if not names:
         return []
     table = _table("Own metrics, last values")
-    table.add_column("strategy", overflow="fold")
+    table.add_column("strategy", overflow="fold", min_width=_name_width(rows))
     for name in names:
         table.add_column(name, justify="right", overflow="fold")
     for row in rows:

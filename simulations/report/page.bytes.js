@@ -1,10 +1,11 @@
 // Accuracy against bytes: a mark for each row, its name beside it, and the front as a line of steps.
 const bytesPlot = (() => {
-  const { byId, bytes, byteTicks, colour, draw, narrow, pct, plain, short } = plots;
-  const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star", "pentagon", "triangle-down"];
+  const { byId, bytes, colour, draw, narrow, pct, plain, short } = plots;
+  const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star", "pentagon", "hexagon"];
   const MARGIN = { l: 54, r: 14, t: 30, b: 48 };
   const RADII = [0, 8, 18, 30, 44, 60, 80, 104, 130];
   const PARTS = [0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75]; // of the way from a mark to its name
+  const STEPS = [[1, 1.5, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]];
   const NAMED = 8; // marks on a phone that all have names
   const pen = document.createElement("canvas").getContext("2d");
   let [setting, counted] = [undefined, 0];
@@ -38,16 +39,42 @@ const bytesPlot = (() => {
     byId("bytes-numbers").replaceChildren(...lines);
   }
 
+  // From the front's whiskers as far down again, at most: a row that failed would flatten all others.
+  function heights(shown) {
+    const rules = setting.yardsticks.map(({ value }) => value);
+    const high = Math.max(...rules, ...shown.map((mark) => mark.high));
+    const ends = shown.filter(({ front }) => front).map((mark) => mark.low);
+    const least = Math.min(...rules, ...(ends.length ? ends : shown.map((mark) => mark.low)));
+    const low = Math.max(Math.min(...rules, ...shown.map((mark) => mark.low)), least - (high - least));
+    const pad = 0.002 + 0.05 * (high - low);
+    return [Math.max(-0.005, low - pad), Math.min(1.01, high + 2 * pad)];
+  }
+
+  // What lies below has its accuracy behind its name, and a mark at the lower edge.
+  function lifted(mark, [low, high]) {
+    const floor = low + 0.03 * (high - low);
+    if (mark.accuracy >= low) return { ...mark, at: mark.accuracy };
+    return { ...mark, at: floor, below: true, symbol: "triangle-down", name: `${mark.name}, ${pct(mark.accuracy)}` };
+  }
+
+  function ticks({ x, wide }) {
+    const [first, last] = x;
+    for (const steps of STEPS) {
+      const found = [];
+      for (let power = Math.floor(first); power <= last; power += 1) found.push(...steps.map((step) => step * 10 ** power));
+      const logs = found.map(Math.log10).filter((log) => log >= first && log <= last);
+      const gaps = logs.slice(1).map((log, i) => (wide * (log - logs[i])) / (last - first));
+      if (Math.min(...gaps) > 58 || steps.length === 1) return logs.map((log) => Number((10 ** log).toPrecision(2)));
+    }
+  }
+
   // The axes' ranges, and where they put a point: the margins are fixed, so that names find room.
   function frame(shown, width, height) {
     const logs = shown.map(({ cost }) => Math.log10(cost));
     const [first, last] = [Math.min(...logs), Math.max(...logs)];
     const beside = 0.06 * (last - first) + 0.12;
-    const values = [...setting.yardsticks.map(({ value }) => value), ...shown.flatMap(({ low, high }) => [low, high])];
-    const [low, high] = [Math.min(...values), Math.max(...values)];
-    const above = 0.05 * (high - low) + 0.002;
     const x = [first - beside, last + beside];
-    const y = [Math.max(-0.005, low - above), Math.min(1.005, high + above)];
+    const y = heights(shown);
     const [wide, tall] = [width - MARGIN.l - MARGIN.r, height - MARGIN.t - MARGIN.b];
     return {
       x, y, wide, tall,
@@ -71,7 +98,7 @@ const bytesPlot = (() => {
   function named(shown, corners, area) {
     const size = narrow() ? 10.5 : 11.5;
     const points = shown.map((mark) => {
-      const [x, y] = [area.right(mark.cost), area.down(mark.accuracy)];
+      const [x, y] = [area.right(mark.cost), area.down(mark.at)];
       return { mark, x, y, box: around(x, y, 13, 13), ...extent(mark, size) };
     });
     const lines = drawnLines(shown, corners, area);
@@ -80,7 +107,7 @@ const bytesPlot = (() => {
     const tried = [byCost, byCost.toReversed(), byHeight, byHeight.toReversed()].map((order) => placed(order, points, lines, area));
     const { places } = tried.reduce((a, b) => (b.cost < a.cost ? b : a));
     return [...places].map(([{ mark }, { ax, ay }]) => ({
-      x: Math.log10(mark.cost), y: mark.accuracy, ax, ay,
+      x: Math.log10(mark.cost), y: mark.at, ax, ay,
       text: mark.front ? `<b>${plain(mark.name)}</b>` : plain(mark.number || mark.name),
       font: { size, color: colour(mark.front ? "ink" : "muted") },
       showarrow: true, arrowhead: 0, arrowwidth: 0.8, arrowcolor: colour("muted", 0.8), standoff: 6, borderpad: 0, bgcolor: colour("card", 0.7),
@@ -98,7 +125,7 @@ const bytesPlot = (() => {
     const level = (y, left, to) => ({ left, right: to, top: y - 1, bottom: y + 1 });
     const ends = corners.map(([cost, value]) => [right(cost), down(value)]);
     return [
-      ...shown.map(({ cost, low, high }) => upright(right(cost), down(high), down(low))),
+      ...shown.filter(({ below }) => !below).map(({ cost, low, high }) => upright(right(cost), down(high), down(low))),
       ...ends.slice(1).flatMap(([x, y], i) => [level(ends[i][1], ends[i][0], x), upright(x, y, ends[i][1])]),
       ...setting.yardsticks.map(({ value }) => level(down(value), 0, wide)),
     ];
@@ -140,10 +167,10 @@ const bytesPlot = (() => {
   function trace(shown, full) {
     return shown.filter(({ front }) => front === full).map((mark) => ({
       x: [mark.cost],
-      y: [mark.accuracy],
+      y: [mark.at],
       mode: "markers",
       marker: { size: 11, symbol: full ? mark.symbol : `${mark.symbol}-open`, color: colour(`series-${mark.colour}`), line: { width: 2, color: colour(`series-${mark.colour}`) } },
-      error_y: {
+      error_y: mark.below ? undefined : {
         type: "data", symmetric: false, array: [mark.high - mark.accuracy], arrayminus: [mark.accuracy - mark.low],
         thickness: 1.2, width: 3, color: colour(`series-${mark.colour}`, 0.5),
       },
@@ -155,9 +182,10 @@ const bytesPlot = (() => {
   function show(current = setting) {
     setting = current;
     if (!window.Plotly) return;
-    const shown = marks();
-    const height = 420 + 6 * Math.max(0, shown.length - 8);
-    const area = frame(shown, byId("plot-bytes").clientWidth, height);
+    const every = marks();
+    const height = 420 + 6 * Math.max(0, every.length - 8);
+    const shown = every.map((mark) => lifted(mark, heights(every)));
+    const area = frame(every, byId("plot-bytes").clientWidth, height);
     const corners = steps(shown, area);
     const line = {
       x: corners.map(([cost]) => cost), y: corners.map(([, value]) => value), mode: "lines", hoverinfo: "skip",
@@ -170,11 +198,11 @@ const bytesPlot = (() => {
     const words = (full) => shown.filter(({ front }) => front === full).toSorted((a, b) => a.cost - b.cost)
       .map(({ label, accuracy, cost }) => `${label}: ${pct(accuracy)} for ${bytes(cost)}`).join("; ") || "none";
     const { axis } = setting.bytes.traffics[counted];
-    const ticks = byteTicks(shown.map(({ cost }) => cost), area.wide);
+    const tickvals = ticks(area);
     draw("plot-bytes", `Accuracy against ${axis}. On the front: ${words(true)}. Not on it: ${words(false)}.`, [line, ...trace(shown, false), ...trace(shown, true)], {
       height,
       margin: MARGIN,
-      xaxis: { type: "log", title: { text: axis, standoff: 10 }, range: area.x, tickvals: ticks, ticktext: ticks.map(bytes), tickangle: 0, automargin: false },
+      xaxis: { type: "log", title: { text: axis, standoff: 10 }, range: area.x, tickvals, ticktext: tickvals.map(bytes), tickangle: 0, automargin: false },
       yaxis: { range: area.y, tickformat: area.y[1] - area.y[0] < 0.06 ? ".1%" : ".0%", automargin: false },
       shapes: rules,
       annotations: named(shown, corners, area),

@@ -1,7 +1,7 @@
 // Curves of accuracy and of strategies' own metrics, and how the clients fare. Each function draws
 // from plain values; which setting and which strategies are drawn, page.js says.
 const curvePlots = (() => {
-  const { byId, byteTicks, colour, draw, narrow, pct, plain } = plots;
+  const { byId, colour, draw, narrow, pct, plain } = plots;
 
   // Round 1 is where a curve begins, so the axis and its numbers do, too.
   function roundAxis(last) {
@@ -12,6 +12,22 @@ const curvePlots = (() => {
     for (let tick = step; tick <= last; tick += step) if (tick - 1 >= 0.6 * step) tickvals.push(tick);
     const pad = last > 1 ? 0.02 * (last - 1) : 0.5;
     return { title: { text: "round" }, range: [1 - pad, last + pad], tickvals };
+  }
+
+  // 1, 2, 5, 10, ... or fewer: a log axis writes its numbers over each other otherwise.
+  function byteTicks(entries) {
+    const sent = entries.flatMap(({ uplink }) => uplink.filter((bytes) => bytes > 0));
+    if (!sent.length) return [];
+    const [first, last] = [Math.min(...sent), Math.max(...sent)];
+    const room = byId("plot-uplink").clientWidth / 60;
+    for (const steps of [[1, 2, 5], [1, 3], [1]]) {
+      const ticks = [];
+      for (let power = 10 ** Math.floor(Math.log10(first)); power <= last; power *= 10)
+        ticks.push(...steps.map((step) => step * power).filter((tick) => tick >= 0.7 * first && tick <= 1.4 * last));
+      // In logarithms: two ticks may be near while the axis is long.
+      const nearest = steps.length === 1 ? 1 : steps.length === 2 ? Math.log10(3) : Math.log10(2);
+      if (Math.log10(last / first) / nearest < room - 1 || steps.length === 1) return ticks;
+    }
   }
 
   function curveTraces(entries, x, unit) {
@@ -70,7 +86,7 @@ const curvePlots = (() => {
     if (!byId("plot-uplink")) return;
     draw("plot-uplink", `Accuracy against bytes sent by clients. ${says}.`, curveTraces(entries, (entry) => entry.uplink, "%{x:.3s}B"), {
       yaxis,
-      xaxis: { type: "log", title: { text: "bytes from all clients" }, tickformat: "~s", tickangle: 0, tickvals: byteTicks(entries.flatMap(({ uplink }) => uplink), byId("plot-uplink").clientWidth) },
+      xaxis: { type: "log", title: { text: "bytes from all clients" }, tickformat: "~s", tickangle: 0, tickvals: byteTicks(entries) },
       shapes: rules,
     });
   }

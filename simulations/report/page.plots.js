@@ -31,22 +31,6 @@ const plots = (() => {
     return `${Number((value / 1000 ** unit).toPrecision(3))} ${units[unit]}`;
   }
 
-  // 1, 2, 5, 10, ... or fewer: a log axis writes its numbers over each other otherwise.
-  function byteTicks(values, width) {
-    const sent = values.filter((value) => value > 0);
-    if (!sent.length) return [];
-    const [first, last] = [Math.min(...sent), Math.max(...sent)];
-    const room = width / 60;
-    for (const steps of [[1, 2, 5], [1, 3], [1]]) {
-      const ticks = [];
-      for (let power = 10 ** Math.floor(Math.log10(first)); power <= last; power *= 10)
-        ticks.push(...steps.map((step) => step * power).filter((tick) => tick >= 0.7 * first && tick <= 1.4 * last));
-      // In logarithms: two ticks may be near while the axis is long.
-      const nearest = steps.length === 1 ? 1 : steps.length === 2 ? Math.log10(3) : Math.log10(2);
-      if (Math.log10(last / first) / nearest < room - 1 || steps.length === 1) return ticks;
-    }
-  }
-
   function layout(extra = {}) {
     const axis = () => ({
       gridcolor: colour("line"),
@@ -81,5 +65,5 @@ const plots = (() => {
     Plotly.react(plot, traces, layout({ width: plot.clientWidth || undefined, ...extra }), CONFIG);
   }
 
-  return { byId, bytes, byteTicks, colour, draw, narrow, pct, plain, short };
+  return { byId, bytes, colour, draw, narrow, pct, plain, short };
 })();

@@ -67,6 +67,7 @@ class Summary(BaseModel):
     client_tests: ClientTests | None = None
     clients: Annotated[int, Field(ge=1)] | None = None
     rounds: Annotated[int, Field(ge=1)]
+    lr: Annotated[float, Field(gt=0)] | None = None
     rejected_updates: Count
     seconds: dict[str, float]
     fingerprint: str

@@ -70,7 +70,7 @@ def by_bytes(monkeypatch: pytest.MonkeyPatch) -> Any:
     def forget() -> None:
         for name in CODED:
             slow = replace(CODECS[name], through=None, sized=False)
-            monkeypatch.setitem(CODECS, name, slow)  # type: ignore[arg-type]
+            monkeypatch.setitem(CODECS, name, slow)
 
     return forget
 

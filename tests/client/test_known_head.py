@@ -12,7 +12,7 @@ import pytest
 import common.files
 from client.known_head import with_head
 from common.codecs import find_codec
-from common.codecs.downlink import add_change, change_seed, encode_change
+from common.codecs.downlink import add_change, encode_change
 from common.errors import ProtocolError
 from common.messages import MOST_CHANGES, HeadChanges, TrainRequest, head_id
 from common.types import ClientPlan, Head, LocalTraining
@@ -30,8 +30,8 @@ class Course:
         self.heads, self.payloads = [Head.from_matrix(held)], []
         for number in range(1, rounds + 1):
             step = rng.normal(size=held.shape).astype(np.float32)
-            self.payloads.append(encode_change(step, DRIVE, change_seed(SEED, number)))
-            held = add_change(held, self.payloads[-1], DRIVE, change_seed(SEED, number))
+            self.payloads.append(encode_change(held, held + step, DRIVE, SEED, number))
+            held = add_change(held, self.payloads[-1], DRIVE, SEED, number)
             self.heads.append(Head.from_matrix(held))
 
     def order(self, number: int, base: int | None = None, **changed: object) -> TrainRequest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 import pytest
@@ -45,6 +46,67 @@ def there_and_back(name: str, array: np.ndarray, seed: int = 3) -> np.ndarray:
 def test_the_bytes_of_a_seed_are_the_same_for_ever(name: str, digest: str) -> None:
     payload = find_codec(name).encode(example(), 2**63 + 12345)
     assert hashlib.sha256(payload).hexdigest()[:16] == digest
+
+
+MASK = 2**64 - 1
+
+
+def word(state: int, index: int) -> int:
+    z = (state + (index + 1) * 0x9E3779B97F4A7C15) & MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return z ^ (z >> 31)
+
+
+def plain_drive(row: np.ndarray, seed: int, r: int) -> tuple[float, bytes]:
+    """One row's scale and bits, number by number, as another language would."""
+    length = max(64, 1 << (len(row) - 1).bit_length())
+    _, exponent = math.frexp(float(np.abs(row).max()))
+    x = [np.float32(float(number) * 2.0**-exponent) for number in row]
+    x += [np.float32(0)] * (length - len(row))
+    squares = [float(number) ** 2 for number in x]
+    for turn in range(4):
+        for i in range(length):
+            if word(word(seed, r), turn * length // 64 + i // 64) >> i % 64 & 1:
+                x[i] = -x[i]
+        step = 1
+        while step < length:
+            for i in range(length):
+                if not i & step:
+                    x[i], x[i + step] = x[i] + x[i + step], x[i] - x[i + step]
+            step *= 2
+    sizes = [abs(float(number)) for number in x]
+    while len(sizes) > 1:
+        half = len(sizes) // 2
+        sizes = [sizes[i] + sizes[i + half] for i in range(half)]
+        squares = [squares[i] + squares[i + half] for i in range(half)]
+    bits = sum(1 << i for i in range(length) if x[i] < 0)
+    scale = float(np.float32(squares[0] / sizes[0])) * 2.0**exponent if squares[0] else 0.0
+    return scale, bits.to_bytes(length // 8, "little")
+
+
+def plain_int8(rows: np.ndarray, seed: int) -> bytes:
+    codes = []
+    for i, number in enumerate(rows.reshape(-1)):
+        scale = np.abs(rows[i // rows.shape[1]]).max() / np.float32(127)
+        x = number / scale if scale else np.float32(0)
+        draw = np.float32((word(seed, i) >> 40) / 2**24)
+        down = np.floor(x)
+        codes.append(int(np.clip(down + (draw < x - down), -127, 127)))
+    scales = np.abs(rows).max(axis=1) / np.float32(127)
+    return scales.astype("<f4").tobytes() + np.array(codes, np.int8).tobytes()
+
+
+@pytest.mark.parametrize("width", [10, 70])
+def test_other_languages_get_the_same_bytes_number_by_number(width: int) -> None:
+    rows = np.tile(example() * np.float32(1e-7), 7)[:, :width]
+    seed = 2**64 - 5
+    plain = [plain_drive(row, seed, r) for r, row in enumerate(rows)]
+    want = np.array([scale for scale, _ in plain], "<f4").tobytes() + b"".join(
+        bits for _, bits in plain
+    )
+    assert find_codec("drive").encode(rows, seed) == want
+    assert find_codec("int8").encode(rows, seed) == plain_int8(rows, seed)
 
 
 @pytest.mark.parametrize("name", SIZED)

@@ -36,6 +36,14 @@ def test_an_experiment_is_a_path_a_name_or_a_mapping() -> None:
         ({"sweep": {"lr": 0.1}}, "must have a list of values for each key"),
         ({"sweep": [("lr", [1])]}, "must be a mapping of keys to lists of values"),
         ({"jobs": -1}, "jobs=-1 must be a whole number"),
+        ({"codecs": 5}, "codecs=5 must be a list"),
+        ({"codecs": ["nnoe"]}, "codecs: unknown codec 'nnoe', did you mean none?"),
+        ({"projections": 255}, "projections=255 must be a list"),
+        ({"projections": ["off", 0]}, "backbone.projection=0 must be"),
+        (
+            {"projections": [8], "sweep": {"backbone.projection": [8]}},
+            "^1 problem: sweep backbone.projection: its values are compared, so",
+        ),
         ({"jobs": "2", "partitions": 5}, "2 problems: partitions=5 must be a list; jobs='2'"),
     ],
 )

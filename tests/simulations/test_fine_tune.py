@@ -68,6 +68,7 @@ class Made:
     tuned: FineTuned
     read: frozenset[int]
     lines: tuple[str, ...]
+    losses: tuple[float, ...]
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +86,27 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         read.update(index.tolist())
         return images(self, index, size)
 
+    losses: list[float] = []
+    cross_entropy = torch.nn.functional.cross_entropy
+
+    def note_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss = cross_entropy(logits, labels)
+        losses.append(loss.item())
+        return loss
+
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("fedhead")
     level = logger.level
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Dataset, "images", note)
+        patch.setattr(torch.nn.functional, "cross_entropy", note_loss)
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         tuned = fine_tune(config, THRICE, folder / "new" / "tuned.safetensors")
         logger.removeHandler(handler)
         logger.setLevel(level)
-    return Made(config, tuned, frozenset(read), tuple(lines))
+    return Made(config, tuned, frozenset(read), tuple(lines), tuple(losses))
 
 
 def test_a_file_says_where_its_weights_come_from(made: Made) -> None:
@@ -136,7 +146,16 @@ def test_no_test_image_is_ever_read(made: Made) -> None:
 
 def test_the_time_that_it_needs_is_told_first(made: Made) -> None:
     assert "64 training images; 16 test images are left out" in made.lines[0]
-    assert "fine-tuning mobilenet_v2 on 64 images, 3 epochs: about " in made.lines[-1]
+    (told,) = (line for line in made.lines if ": about " in line)
+    assert told.startswith("fine-tuning mobilenet_v2 on 64 images, 3 epochs: about ")
+
+
+def test_each_epoch_tells_the_mean_loss_of_its_steps(made: Made) -> None:
+    told = [line for line in made.lines if "loss" in line]
+    means = np.reshape(made.losses, (3, -1)).mean(axis=1)
+    assert told == [
+        f"epoch {epoch} of 3: mean training loss {mean:.3g}" for epoch, mean in enumerate(means, 1)
+    ]
 
 
 def test_the_same_arguments_give_the_same_bytes(made: Made, tmp_path: Path) -> None:

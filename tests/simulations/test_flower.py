@@ -103,6 +103,18 @@ def test_flower_gives_the_head_and_the_figures_of_the_in_process_engine(tiny: Ma
 
 
 @pytest.mark.slow
+def test_flower_brings_what_a_codec_has_made(tiny: Make) -> None:
+    overrides = ("codec.up=drive", "train.rounds=2", "train.clients-per-round=0")
+    reference, run = tiny(*overrides, name="reference"), tiny(*overrides, name="flower")
+    ours, theirs = run_in_process(reference), run_flower(run, num_supernodes=2)
+    # Rounding turns a sign here and there, which is as large as all of a number.
+    a, b = matrix(run), matrix(reference)
+    assert np.linalg.norm(a - b) <= 0.02 * np.linalg.norm(b)
+    for key in ("valid_updates", "rejected_updates", "uplink_bytes", "downlink_bytes"):
+        assert theirs[key] == ours[key] is not None, key
+
+
+@pytest.mark.slow
 def test_stock_fedavg_gives_the_same_head_with_a_supernode_for_each_client(tiny: Make) -> None:
     overrides = (f"strategy.name={FEDAVG}", "train.rounds=3")
     reference, run = tiny(*overrides, name="reference"), tiny(*overrides, name="flower")

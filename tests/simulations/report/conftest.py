@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def make_run(tmp_path: Path) -> MakeRun:
 
     ``correct`` are the right answers of TESTS after each round, ``uplink`` the bytes of a round,
     ``clients`` half of the right answers of each client's own ``tests`` test examples. The
-    last round's matrix is ``confusion``, or one that has so many right answers.
+    last round's matrix is ``confusion``, or one that has so many right answers. ``counts`` are
+    further figures of each round, ``population`` is how many clients there were.
     """
 
     def make(
@@ -46,6 +48,8 @@ def make_run(tmp_path: Path) -> MakeRun:
         personal: Sequence[int] | None = None,
         tests: int = 20,
         confusion: Sequence[Sequence[int]] | None = None,
+        counts: Mapping[str, int] | None = None,
+        population: int | None = None,
         **summary: Any,
     ) -> Path:
         path = tmp_path / "cells" / name
@@ -54,7 +58,9 @@ def make_run(tmp_path: Path) -> MakeRun:
         RunFolder(path, config).bind("f" * 64, classes, "d" * 64)
         with MetricsLog(path, 0, durable=False) as log:
             for i, n in enumerate(correct, 1):
-                log.write(i, {"accuracy": n / TESTS, "uplink-bytes": uplink, "loss": 1.0})
+                log.write(
+                    i, {"accuracy": n / TESTS, "uplink-bytes": uplink, "loss": 1.0} | (counts or {})
+                )
         rows = confusion or _confusion(correct[-1], len(classes))
         write_confusion(path / "confusion.json", np.array(rows))
         content = {
@@ -70,6 +76,8 @@ def make_run(tmp_path: Path) -> MakeRun:
             "fingerprint": "f" * 64,
             "versions": {"python": "3.11.7", "torch": "2.14.1"},
         }
+        if population is not None:
+            content["clients"] = population
         SUMMARY.write(path / "summary.json", content | summary)
         if clients is not None:
             columns = {
@@ -92,3 +100,26 @@ def make_run(tmp_path: Path) -> MakeRun:
 def cells(tmp_path: Path) -> Path:
     """The folder that ``make_run`` fills."""
     return tmp_path / "cells"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no Chromium: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    chrome.set_script_timeout(60)
+    # Whatever the page asks the network for fails, and is an error in the log.
+    chrome.execute_cdp_cmd("Network.enable", {})
+    chrome.execute_cdp_cmd(
+        "Network.emulateNetworkConditions",
+        {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
+    )
+    yield chrome
+    chrome.quit()

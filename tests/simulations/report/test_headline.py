@@ -6,19 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 from simulations.report import leaderboard, load_runs
-from simulations.report.headline import figures_of_run
+from simulations.report.headline import Card, figures_of_run
 from simulations.report.leaderboard import standard
 
 MakeRun = Callable[..., Path]
 
 
-def remarks(cells: Path) -> dict[str, str]:
-    """The remark of each card, by its question."""
+def cards_of(cells: Path) -> dict[str, Card]:
+    """Each card by its question."""
     comparison = load_runs([cells])
     (setting,) = comparison.settings
     (row,) = leaderboard(comparison)
     cards = figures_of_run(setting.entries[0], row, standard(setting))
-    return {card.question: card.remark for card in cards}
+    return {card.question: card for card in cards}
+
+
+def remarks(cells: Path) -> dict[str, str]:
+    return {question: card.remark for question, card in cards_of(cells).items()}
 
 
 def test_which_head_counts_as_centralized_was_chosen_on_other_images_than_the_test_set(
@@ -48,3 +52,32 @@ def test_clients_that_are_better_off_alone_are_a_mean_over_seeds(
 def test_of_one_run_they_are_a_count(make_run: MakeRun, cells: Path) -> None:
     make_run("a", local_accuracy_mean=0.5, clients_better_alone=1, client_tests={"clients": 8})
     assert remarks(cells)["Each client alone"].endswith("1 of 8 clients better off alone")
+
+
+def test_a_rate_that_the_program_chose_is_shown_with_where_it_comes_from(
+    make_run: MakeRun, cells: Path
+) -> None:
+    make_run("a", "train.lr=auto", lr=0.0312)
+    card = cards_of(cells)["Learning rate"]
+    assert card.figure == "0.0312"
+    assert card.remark.endswith("chosen from the server's calibration images (auto)")
+
+
+def test_seeds_that_chose_different_rates_show_the_lowest_and_the_highest(
+    make_run: MakeRun, cells: Path
+) -> None:
+    for seed, lr in enumerate((0.03, 0.02, 0.025)):
+        make_run(f"s{seed}", "train.lr=auto", f"seed={seed}", lr=lr)
+    assert cards_of(cells)["Learning rate"].figure == "0.02 to 0.03"
+
+
+def test_a_rate_that_was_set_is_shown_as_such(make_run: MakeRun, cells: Path) -> None:
+    make_run("a", "train.lr=0.1", lr=0.1)
+    card = cards_of(cells)["Learning rate"]
+    assert card.figure == "0.1"
+    assert card.remark == "of the clients' steps, as the experiment says"
+
+
+def test_clients_that_take_no_steps_have_no_rate(make_run: MakeRun, cells: Path) -> None:
+    make_run("a", lr=None)
+    assert "Learning rate" not in cards_of(cells)
