@@ -23,6 +23,7 @@ namespace {
 
 constexpr std::size_t kWord = 64;   // signs that one random word holds
 constexpr std::size_t kPasses = 4;  // of drive's rotation
+constexpr int kMostParts = 8;       // of a head's change
 
 float largest(const float* row, std::size_t width) {
   float most = 0;
@@ -228,17 +229,24 @@ const Codec& find_codec(const std::string& name) {
   throw std::invalid_argument("no such codec: " + name + ", expected one of " + names);
 }
 
-Rows add_change(Rows held, std::span<const std::uint8_t> payload, const Codec& codec,
-                std::uint64_t seed) {
-  if (payload.empty()) return held;
-  float factor;
-  if (payload.size() < sizeof factor) {
-    throw std::runtime_error("takes " + std::to_string(payload.size()) +
-                             " bytes, which is no change");
+Rows add_change(Rows held, std::span<const std::uint8_t> change, const Codec& codec,
+                std::int64_t seed, std::int64_t round) {
+  for (std::int64_t part = 0; !change.empty(); ++part) {
+    float factor;
+    std::uint32_t length = 0;
+    constexpr std::size_t start = sizeof factor + sizeof length;
+    const bool whole = change.size() >= start;
+    if (whole) std::memcpy(&length, change.data() + sizeof factor, sizeof length);
+    if (!whole || length > change.size() - start || part == kMostParts) {
+      throw std::runtime_error("cannot be read from byte " + std::to_string(change.size()) +
+                               " before its end");
+    }
+    std::memcpy(&factor, change.data(), sizeof factor);
+    const auto state = stream_state(seed, Purpose::kDownlink, {round, part});
+    const Rows rows = codec.decode(change.subspan(start, length), held.count, held.width, state);
+    for (std::size_t i = 0; i < held.values.size(); ++i) held.values[i] += factor * rows.values[i];
+    change = change.subspan(start + length);
   }
-  std::memcpy(&factor, payload.data(), sizeof factor);
-  const Rows change = codec.decode(payload.subspan(sizeof factor), held.count, held.width, seed);
-  for (std::size_t i = 0; i < held.values.size(); ++i) held.values[i] += factor * change.values[i];
   return held;
 }
 

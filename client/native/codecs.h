@@ -33,9 +33,10 @@ struct Codec {
 // Throws std::invalid_argument that names all of them.
 const Codec& find_codec(const std::string& name);
 
-// What a client holds of the head after a round's change, as common.codecs.downlink writes it: a
-// factor, then the codec's bytes; no bytes change nothing. Throws what the codec's decode throws.
-Rows add_change(Rows held, std::span<const std::uint8_t> payload, const Codec& codec,
-                std::uint64_t seed);
+// What a client holds of the head after a round's change, which is in parts, as
+// common.codecs.downlink writes it; no bytes change nothing. The seed is the run's. Throws
+// std::runtime_error if the bytes are not a change in this codec.
+Rows add_change(Rows held, std::span<const std::uint8_t> change, const Codec& codec,
+                std::int64_t seed, std::int64_t round);
 
 }  // namespace fedhead

@@ -111,9 +111,8 @@ at::Tensor changed(const at::Tensor& matrix, const fedhead::Archive& archive, st
   auto rows = rows_of(matrix);
   for (const auto& [round, payload] : rounds) {
     const auto* data = static_cast<const std::uint8_t*>(payload.data_ptr());
-    const auto state = fedhead::stream_state(seed, fedhead::Purpose::kDownlink, {round});
     try {
-      rows = fedhead::add_change(std::move(rows), {data, payload.nbytes()}, codec, state);
+      rows = fedhead::add_change(std::move(rows), {data, payload.nbytes()}, codec, seed, round);
     } catch (const std::runtime_error& error) {
       throw std::runtime_error("change " + std::to_string(round) + " " + error.what());
     }

@@ -49,10 +49,10 @@ bool decode(const char* codec, const std::uint8_t* payload, std::uint64_t size, 
 
 // Adds a change to `held`, in place.
 bool add_change(const char* codec, const std::uint8_t* payload, std::uint64_t size, float* held,
-                std::uint64_t count, std::uint64_t width, std::uint64_t seed) {
+                std::uint64_t count, std::uint64_t width, std::int64_t seed, std::int64_t round) {
   return succeeds([&] {
     fedhead::Rows rows{{held, held + count * width}, count, width};
-    rows = fedhead::add_change(rows, {payload, size}, fedhead::find_codec(codec), seed);
+    rows = fedhead::add_change(rows, {payload, size}, fedhead::find_codec(codec), seed, round);
     std::copy(rows.values.begin(), rows.values.end(), held);
   });
 }

@@ -42,7 +42,8 @@ class Native:
         self._decode.argtypes = [text, text, u64, out, u64, u64, u64]
         self._decode.restype = ctypes.c_bool
         self._change = library.add_change
-        self._change.argtypes, self._change.restype = self._decode.argtypes, ctypes.c_bool
+        self._change.argtypes = [text, text, u64, out, u64, u64, i64, i64]
+        self._change.restype = ctypes.c_bool
         self._state, self._why = library.uplink_state, library.why
         self._state.argtypes, self._state.restype = [i64, i64, i64], u64
         self._why.restype = text
@@ -61,9 +62,12 @@ class Native:
             raise RefusedError(self._why().decode())
         return array
 
-    def add_change(self, codec: str, held: _Array, payload: bytes, seed: int) -> _Array:
-        array, size = held.copy(), len(payload)
-        if not self._change(codec.encode(), payload, size, array.ctypes.data, *held.shape, seed):
+    def add_change(
+        self, codec: str, held: _Array, change: bytes, seed: int, round_number: int
+    ) -> _Array:
+        array, size = held.copy(), len(change)
+        start = codec.encode(), change, size, array.ctypes.data
+        if not self._change(*start, *held.shape, seed, round_number):
             raise RefusedError(self._why().decode())
         return array
 
@@ -143,19 +147,23 @@ def assert_same_heads(native: Native, codec: str) -> None:
     python, random = find_codec(codec), np.random.default_rng(4)
     for seed in range(20):
         held = random.normal(size=(3, 257)).astype(np.float32)
-        change = held * random.normal(size=held.shape).astype(np.float32)
-        payload = encode_change(change, python, seed)
-        expected = add_change(held, payload, python, seed)
-        assert_equal_bits(native.add_change(codec, held, payload, seed), expected)
+        head = held * random.normal(size=held.shape).astype(np.float32)
+        change = encode_change(held, head, python, seed, 7)
+        expected = add_change(held, change, python, seed, 7)
+        assert_equal_bits(native.add_change(codec, held, change, seed, 7), expected)
+    assert codec != "drive" or len(change) > 2 * (8 + 3 * (4 + 64))  # in several parts
 
 
-def test_no_bytes_change_nothing_and_too_few_are_refused(native):
-    held = np.ones((2, 70), np.float32)
-    assert_equal_bits(native.add_change("drive", held, b"", 0), held)
-    with pytest.raises(RefusedError, match="3 bytes, which is no change"):
-        native.add_change("drive", held, b"abc", 0)
-    with pytest.raises(RefusedError, match="takes 5 bytes, expected 40"):
-        native.add_change("drive", held, b"123456789", 0)
+def test_no_bytes_change_nothing_and_what_is_cut_off_is_refused(native):
+    held, head = np.ones((2, 70), np.float32), np.full((2, 70), 3, np.float32)
+    assert_equal_bits(native.add_change("drive", held, b"", 0, 1), held)
+    change = encode_change(held, head, find_codec("int8"), 0, 1)
+    for damaged in (change[:5], change[:-1], change + b"abc", change * 9):
+        with pytest.raises(RefusedError) as refused:
+            native.add_change("int8", held, damaged, 0, 1)
+        with pytest.raises(ReplyError) as expected:
+            add_change(held, damaged, find_codec("int8"), 0, 1)
+        assert str(expected.value) == f"change {refused.value}"
 
 
 @pytest.mark.slow
