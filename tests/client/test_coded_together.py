@@ -46,7 +46,7 @@ def cohort(chunk_rows: int = 40, wild: int = -1) -> Cohort:
         q[:, 0] = 128
         q[10 * wild : 10 * wild + 10, 0] = 255
     affine = Affine(gain, np.full(D, 128, np.float32))
-    fs = FeatureSet(q, rng.integers(0, K, len(q)), affine, "f")
+    fs = FeatureSet(q, rng.integers(0, K, len(q)), affine, "f" * 64)
     return Cohort(fs, np.split(np.arange(len(q)), CLIENTS), chunk_rows=chunk_rows)
 
 
@@ -55,7 +55,7 @@ def reply(
     clients: tuple[int, ...] = EVERYONE, **changes: Any,
 ) -> TrainReply:  # fmt: skip
     request = TrainRequest(
-        Head.zeros(K, D), plan, LocalTraining(0.1, 2, 4), clients, 5, "r", 0, "f", "sum",
+        Head.zeros(K, D), plan, LocalTraining(0.1, 2, 4), clients, 5, "r", 0, "f" * 64, "sum",
         memory_rounds=(0,) * len(clients) if plan.correction != "none" else (),
     )  # fmt: skip
     request = replace(request, **changes)

@@ -30,7 +30,7 @@ def cohort(labels: int = K) -> Cohort:
     affine = Affine(np.full(D, 0.01, np.float32), np.full(D, 128, np.float32))
     y = rng.integers(0, K, 40)
     y[20:30] = labels - 1
-    fs = FeatureSet(rng.integers(0, 256, (40, D), dtype=np.uint8), y, affine, "f")
+    fs = FeatureSet(rng.integers(0, 256, (40, D), dtype=np.uint8), y, affine, "f" * 64)
     return Cohort(fs, np.split(np.arange(40), 4))
 
 
@@ -40,7 +40,7 @@ def reply(
 ) -> TrainReply:  # fmt: skip
     request = TrainRequest(
         head or Head.zeros(K, D), plan, LocalTraining(**{"lr": 0.1, **training}), EVERYONE, 5, "r",
-        0, "f", reduce, memory_rounds=(0, 4, 0, 0) if plan.correction != "none" else (),  # type: ignore[arg-type]
+        0, "f" * 64, reduce, memory_rounds=(0, 4, 0, 0) if plan.correction != "none" else (),  # type: ignore[arg-type]
     )  # fmt: skip
     memory = ClientMemory(tmp_path)
     return update_together(request, EVERYONE, data or cohort(), memory, residents=EVERYONE)
@@ -102,7 +102,7 @@ def test_who_diverges_is_refused_and_the_others_count(tmp_path: Path, reduce: st
     affine = Affine(np.full(D, 1e20, np.float32), np.full(D, 128, np.float32))
     q = np.full((40, D), 128, np.uint8)  # x = 0 but for the bias
     q[20:30] = 255
-    data = Cohort(FeatureSet(q, np.arange(40) % K, affine, "f"), np.split(np.arange(40), 4))
+    data = Cohort(FeatureSet(q, np.arange(40) % K, affine, "f" * 64), np.split(np.arange(40), 4))
     answer = reply(tmp_path, ClientPlan(), data, reduce=reduce)
     assert (answer.clients, answer.rejected_clients) == ((0, 1, 3), (2,))
     assert answer.rejected == (Rejection(2, "delta is not finite"),)
@@ -118,8 +118,8 @@ def test_the_norm_bound_is_that_of_the_delta_whatever_is_sent(
     tmp_path: Path, fields: tuple[str, ...]
 ) -> None:
     request = TrainRequest(
-        Head.zeros(K, D), ClientPlan(fields=fields), LocalTraining(0.1), EVERYONE, 1, "r", 0, "f",
-        "sum", max_norm=1e-6,
+        Head.zeros(K, D), ClientPlan(fields=fields), LocalTraining(0.1), EVERYONE, 1, "r", 0,
+        "f" * 64, "sum", max_norm=1e-6,
     )  # fmt: skip
     memory = ClientMemory(tmp_path)
     answer = update_together(request, EVERYONE, cohort(), memory, residents=EVERYONE)
@@ -165,8 +165,8 @@ def test_a_phone_alone_sends_what_it_has_encoded(
 ) -> None:
     monkeypatch.setitem(CODECS, "tenths", TENTHS)  # type: ignore[arg-type]
     request = TrainRequest(
-        Head.zeros(K, D), ClientPlan(uplink="tenths"), LocalTraining(0.1), (2,), 5, "r", 0, "f",
-        "sum",
+        Head.zeros(K, D), ClientPlan(uplink="tenths"), LocalTraining(0.1), (2,), 5, "r", 0,
+        "f" * 64, "sum",
     )  # fmt: skip
     answer = update_together(request, (2,), cohort(), ClientMemory(tmp_path), residents=EVERYONE)
     assert [len(row) for row in answer.payloads["delta"]] == [2 * K * (D + 1)]

@@ -16,6 +16,8 @@ from common.backbone.spec import BackboneSpec
 from common.config import load_config
 from common.errors import BackboneError, ConfigError
 
+pytestmark = pytest.mark.wide
+
 LAYERS = 19  # of MobileNetV2
 
 

@@ -21,6 +21,8 @@ from server.app import run_experiment
 from simulations.engines.in_process import InProcessGrid
 from simulations.run import read_summary, run_in_process
 
+pytestmark = pytest.mark.wide
+
 Make = Callable[..., Path]
 Fedhead = Callable[..., tuple[int, str, str]]
 Grid = type[InProcessGrid]

@@ -21,10 +21,14 @@ from server.app import run_experiment
 from simulations.engines.in_process import InProcessGrid
 from simulations.run import read_summary, run_in_process
 
+pytestmark = pytest.mark.wide
+
 Make = Callable[..., Path]
 
 SHORT = ("train.rounds=2", "train.lr=0.05")
-CLOSED = ("strategy.name=fed3r", "train.rounds=3", "train.clients-per-round=3")
+# Small Gram matrices, because each client's is checked.
+FEW = "backbone.projection=31"
+CLOSED = ("strategy.name=fed3r", "train.rounds=3", "train.clients-per-round=3", FEW)
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -75,6 +79,7 @@ def test_bytes_are_those_of_each_clients_reply_and_far_fewer(
     quick: Make, codec: str, strategy: str
 ) -> None:
     options = ("train.rounds=1", "train.clients-per-round=0", f"strategy.name={strategy}")
+    options += (FEW,) if strategy == "fed3r" else ()
     plain = run_in_process(quick(*options, name="plain"))
     runs = [quick(*options, f"codec.up={codec}", name="together")]
     runs.append(quick(*options, f"codec.up={codec}", "simulation.nodes=8", name="alone"))
@@ -138,7 +143,7 @@ def test_a_payload_that_is_not_the_codecs_costs_its_client_its_round_and_nobody_
     strategy = "fed3r" if codec == "gram-int8" else "fedavg"
     run = quick(
         "train.rounds=1", "train.clients-per-round=0", "simulation.nodes=8", f"codec.up={codec}",
-        f"strategy.name={strategy}",
+        f"strategy.name={strategy}", *((FEW,) if strategy == "fed3r" else ()),
     )  # fmt: skip
     values, app = {"experiment": str(run / "config.toml"), "overrides": ""}, answer
     with caplog.at_level(logging.INFO, logger="fedhead"):

@@ -14,6 +14,8 @@ from common.errors import BackboneError, ConfigError
 from server.export.card import read_card
 from simulations.run import export_run, open_run, read_summary, run_in_process
 
+pytestmark = pytest.mark.wide
+
 Make = Callable[..., Path]
 
 

@@ -25,6 +25,8 @@ from server.round.codecs import SHARED, encoded, first_step, next_step, tolerate
 from server.strategies import STRATEGIES, build_strategy, first_plan
 from server.strategy import RoundContext, Strategy, with_metrics
 
+pytestmark = pytest.mark.wide
+
 K, D, CLIENTS = 4, 40, 6
 AFFINE = Affine(np.full(D, 0.01, np.float32), np.full(D, 128.0, np.float32))
 TRAINING = LocalTraining(lr=0.05, local_epochs=2, batch_size=10)
