@@ -134,7 +134,8 @@ def fractions(
     state: npt.NDArray[np.uint64] | np.uint64, index: npt.NDArray[np.uint64]
 ) -> npt.NDArray[np.float64]:
     """Draws in [0, 1), float64: the upper 53 bits of ``words``, so that they are exact."""
-    return (words(state, index) >> np.uint64(11)) * 2.0**-53
+    drawn = (words(state, index) >> np.uint64(11)).astype(np.float64)
+    return np.asarray(drawn * 2.0**-53, np.float64)
 
 
 def uniform(
