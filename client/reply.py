@@ -133,8 +133,8 @@ def is_small(array: npt.NDArray[np.generic]) -> bool:
 def added_up(request: TrainRequest, part: Contribution) -> Contribution:
     """The same contribution with the sum of its rows.
 
-    The order of additions is another than that of rows one by one, so it is only for what was not
-    summed before there were codecs.
+    Parts that are summed first have other last bits than rows that ``node_reply`` adds one by one.
+    So whoever adds up parts must do it for all of a plan's, or none.
     """
     counts = np.array([report.num_examples for report in part.reports], np.int64)
     sums = FieldSums()

@@ -78,15 +78,14 @@ def extract(
             note_use(folder)
             return _open(folder)
         _log.warning("cached features %s are not usable: %s: computing again", key[:12], problem)
-    batches: Iterable[UInt8Array]
-    if backbone.projection is not None:
+    if backbone.projection is None:
+        batches: Iterable[UInt8Array] = _batches(backbone, images_at, n, batch_size)
+    else:
         q = extract(
             backbone.base, images_at, n,
             content_key=content_key, cache=cache, batch_size=batch_size,
         )  # fmt: skip
         batches = map(backbone.projection, np.array_split(q, -(-n // _PROJECTED)))
-    else:
-        batches = _batches(backbone, images_at, n, batch_size)
     try:
         with write_folder(folder) as temporary:
             _write_array(temporary / _ARRAY, shape, batches)

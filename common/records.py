@@ -134,7 +134,7 @@ def from_columns(cls: type[T], record: Mapping[str, Any], prefix: str = "") -> t
     return tuple(map(cls, *columns))
 
 
-_NUMBERS = {bool: "?", int: "<i8", float: "<f8"}
+_NUMBERS = {int: "<i8", float: "<f8"}
 
 
 def table_row(cls: type[Any]) -> np.dtype[np.void]:

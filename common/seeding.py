@@ -20,6 +20,7 @@ __all__ = [
     "batch_order",
     "batch_seed",
     "draws",
+    "fractions",
     "normal",
     "permutation",
     "smallest",
@@ -127,6 +128,14 @@ def words(
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+def fractions(
+    state: npt.NDArray[np.uint64] | np.uint64, index: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.float64]:
+    """Draws in [0, 1), float64: the upper 53 bits of ``words``, so that they are exact."""
+    drawn = (words(state, index) >> np.uint64(11)).astype(np.float64)
+    return np.asarray(drawn * 2.0**-53, np.float64)
 
 
 def uniform(

@@ -1,13 +1,30 @@
-"""Text for logs and terminals: made safe, made short, or with the nearest known name."""
+"""Text for logs and terminals: made safe, made short, with a unit or the nearest known name."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Sequence
 
-__all__ = ["one_line", "printable", "said_of", "some", "unknown"]
+__all__ = ["byte_text", "one_line", "printable", "said_of", "some", "unknown"]
 
 _LONGEST = 300
+
+
+def byte_text(value: float | None) -> str:
+    """A number of bytes with three digits, powers of 1000; None: "-".
+
+    >>> byte_text(360), byte_text(517_315), byte_text(62_077_618)
+    ('360 B', '517 kB', '62.1 MB')
+    """
+    if value is None:
+        return "-"
+    amount, unit = value, "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if amount < 999.5 or unit == "TB":
+            break
+        amount /= 1000
+    digits = 0 if amount >= 99.95 or unit == "B" else 1 if amount >= 9.995 else 2
+    return f"{amount:.{digits}f} {unit}"
 
 
 def one_line(words: str, most: int = _LONGEST) -> str:

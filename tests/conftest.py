@@ -38,8 +38,11 @@ TOGETHER = {
     "tests/server/export/test_device_model.py": "exported files",
     "tests/server/export/test_export.py": "exported files",
     "tests/server/export/test_other_runtimes.py": "other runtimes",
+    "tests/server/export/test_projected.py": "exported files",
     "tests/common/test_backbone.py": "backbones",
+    "tests/common/test_projection.py": "backbones",
     "tests/simulations/report/test_browser.py": "browser",
+    "tests/simulations/report/test_browser_bytes.py": "browser",
 }
 
 

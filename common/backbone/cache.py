@@ -96,7 +96,7 @@ def cached_projection(
         backbone = base.projected(find_projection(q, base.affine, wanted, seed))
         store(backbone, cache)
         write_atomic(key_file, backbone.fingerprint.encode())
-    _tell_random(len({image.tobytes() for image in images}), backbone.spec.projection)
+    _tell_random(len(set(map(_digest, images))), backbone.spec.projection)
     return backbone
 
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from common.codecs.codec import Array, Codec
 from common.codecs.zstd import deflated, inflated, planes, unplaned
 from common.errors import ReplyError
-from common.seeding import words
+from common.seeding import fractions
 from common.statistics import triangle_size
 from common.types import IntArray, Layout
 
@@ -113,8 +113,8 @@ def _codes(
     """Codes of the rest of a triangle; None if they do not fit."""
     down = (entries - base) // step
     low, high = (np.maximum(base + (down + more) * step, 0) for more in (0, 1))
-    drawn = words(np.uint64(seed), np.arange(len(entries), dtype=np.uint64)) >> np.uint64(11)
-    codes = down + (drawn * 2.0**-53 * (high - low) < entries - low)
+    drawn = fractions(np.uint64(seed), np.arange(len(entries), dtype=np.uint64))
+    codes = down + (drawn * (high - low) < entries - low)
     return codes.astype(np.int8) if np.abs(codes).max() <= _MOST else None
 
 

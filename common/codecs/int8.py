@@ -14,7 +14,7 @@ from common.errors import ReplyError
 from common.seeding import words
 from common.types import FloatArray, Layout
 
-__all__ = ["INT8", "uniform_draws"]
+__all__ = ["INT8"]
 
 _Words = npt.NDArray[np.uint64]
 
@@ -22,7 +22,7 @@ _MOST = 127
 _BLOCK = 1 << 16  # numbers at once: they fit into a core's cache
 
 
-def uniform_draws(states: _Words | np.uint64, index: _Words) -> FloatArray:
+def _uniform(states: _Words | np.uint64, index: _Words) -> FloatArray:
     """Draws in [0, 1), float32: the upper 24 bits of each word, so that they are exact."""
     drawn = (words(states, index) >> np.uint64(40)).astype(np.float32)
     return drawn * np.float32(2.0**-24)
@@ -41,7 +41,7 @@ def _codes(rows: FloatArray, draws: FloatArray) -> tuple[FloatArray, FloatArray]
 def _encode(array: Array, seed: int) -> bytes:
     rows = rows_of(array)
     index = np.arange(rows.size, dtype=np.uint64).reshape(rows.shape)
-    scales, codes = _codes(rows, uniform_draws(np.uint64(seed), index))
+    scales, codes = _codes(rows, _uniform(np.uint64(seed), index))
     return joined(scales, codes.astype(np.int8))
 
 
@@ -66,7 +66,7 @@ def _through(arrays: Array, seeds: _Words) -> Array:
     size = max(_BLOCK // clients.shape[1], 1)
     for start in range(0, len(clients), size):
         block = slice(start, start + size)
-        draws = uniform_draws(seeds[block, None], index)
+        draws = _uniform(seeds[block, None], index)
         rows = clients[block].reshape(-1, width)
         scales, codes = _codes(rows, draws.reshape(rows.shape))
         # + 0 turns a code of -0 into the 0 that an int8 gives

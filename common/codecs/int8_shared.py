@@ -18,7 +18,7 @@ import numpy as np
 from common.codecs.codec import Array, Codec
 from common.codecs.zstd import deflated, inflated, planes, unplaned
 from common.errors import ProtocolError, ReplyError
-from common.seeding import words
+from common.seeding import fractions
 from common.types import Layout
 
 __all__ = ["INT8_SHARED", "with_step"]
@@ -31,8 +31,8 @@ _LEAST, _MOST = 1e-30, 1e30
 def _encode(step: float, array: Array, seed: int) -> bytes:
     x = array.astype(np.float64).reshape(-1) / step
     down = np.floor(x)
-    drawn = words(np.uint64(seed), np.arange(x.size, dtype=np.uint64)) >> np.uint64(11)
-    codes = down + (drawn * 2.0**-53 < x - down)
+    drawn = fractions(np.uint64(seed), np.arange(x.size, dtype=np.uint64))
+    codes = down + (drawn < x - down)
     top = float(np.abs(codes).max(initial=0))
     for dtype in _DTYPES.values():
         if top <= np.iinfo(dtype).max:

@@ -162,7 +162,7 @@ def _blocks(rows: int, length: int) -> list[slice]:
 
 
 def _signs(states: _Words, length: int) -> _Signs:
-    """Signs of two rotations, uint32 (P, n): the top bit is set where a number changes its sign."""
+    """Signs of each pass, uint32 (P, n): the top bit is set where a number changes its sign."""
     count = length // _WORD
     drawn = words(states[:, None], np.arange(PASSES * count, dtype=np.uint64)).astype(
         "<u8", copy=False

@@ -11,7 +11,7 @@ from common.codecs.codec import Array
 from common.errors import ReplyError
 from common.types import FloatArray, Layout
 
-__all__ = ["joined", "rows_of", "scales_of", "split", "width_of"]
+__all__ = ["joined", "rows_of", "split", "width_of"]
 
 
 def width_of(shape: tuple[int, ...]) -> int:
@@ -38,10 +38,10 @@ def split(payload: bytes, layout: Layout, row_bytes: int) -> tuple[FloatArray, b
     rows = math.prod(layout.shape) // width_of(layout.shape)
     if len(payload) != (want := rows * (4 + row_bytes)):
         raise ReplyError(f"takes {len(payload)} bytes, expected {want}")
-    return scales_of(payload[: 4 * rows]), payload[4 * rows :]
+    return _scales(payload[: 4 * rows]), payload[4 * rows :]
 
 
-def scales_of(payload: bytes) -> FloatArray:
+def _scales(payload: bytes) -> FloatArray:
     """float32 scales, from little-endian bytes.
 
     Raises:

@@ -18,4 +18,6 @@ class CodecConfig(Section):
     strategy's own, which is none for all of fedhead's. A strategy refuses those that do not suit
     it."""
     down: str = ""
-    """Of the head's change that clients are sent; empty: likewise. With none, heads are whole."""
+    """Of the head's change that clients are sent for training: int8, drive, eden, or one of your
+    own for floats. With none, heads are whole and exact; empty: likewise. Evaluation, and the
+    personal heads that are made after the last round, have the exact head in any case."""

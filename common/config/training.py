@@ -257,7 +257,8 @@ class RoundConfig(Section):
     max_update_norm: UpdateNorm = 0.0
     """Largest L2 norm of an update; larger ones are refused. "auto": 10 times the median of the
     round's and of the run's first updates. 0: "auto" on a deployment's devices, no bound in a
-    simulation."""
+    simulation. It holds for the update as it is decoded: codec.up = "drive" makes an update about
+    25 % longer, eden 6 %, so that a number must leave honest clients that much room."""
     max_examples_per_client: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Largest number of images that a client uses, evenly spread, training and test part together.
     A device that claims more is refused. 0: 1,000 on a deployment's devices, no bound in a

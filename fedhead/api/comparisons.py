@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import ConfigError
+from common.words import byte_text
 from fedhead.api.bar import bar
 from fedhead.api.experiments import Experiment, Overrides, configuration, module_folders
 from fedhead.api.frames import Table, table
@@ -113,7 +114,7 @@ class Comparison:
                 "accuracy": percent(row.accuracy),
                 "± over seeds": "-" if row.accuracy_sd is None else f"{100 * row.accuracy_sd:.1f}",
                 "worst client": percent(row.worst_client),
-                "uplink": f"{row.uplink_bytes / 1e6:,.2f} MB",
+                "uplink": byte_text(row.uplink_bytes),
             }
             for row in leaderboard(self._loaded())
         ]

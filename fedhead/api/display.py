@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 from common.noise import margin
+from common.words import byte_text
 
 __all__ = ["block", "curve_svg", "facts", "percent", "rows_html"]
 
@@ -41,8 +42,8 @@ def facts(summary: Mapping[str, Any]) -> dict[str, str]:
         "strategy": str(summary["strategy"]),
         "rounds": f"{summary['rounds']:,}",
         "clients": f"{summary['clients']:,}",
-        "uplink": f"{summary['uplink_bytes'] / 1e6:,.2f} MB",
-        "model.pt": f"{size / 1e6:,.2f} MB" if size else "not written",
+        "uplink": byte_text(summary["uplink_bytes"]),
+        "model.pt": byte_text(size) if size else "not written",
     }
 
 

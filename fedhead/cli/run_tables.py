@@ -10,6 +10,7 @@ from rich.table import Table
 
 from common.noise import COUNTED_CLIENTS, COUNTED_EXAMPLES, margin
 from common.tables import Fitted
+from common.words import byte_text
 from fedhead.cli.terminal import near
 
 if TYPE_CHECKING:
@@ -138,10 +139,6 @@ def _worst_classes(classes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {"worst classes": ", ".join(words)}
 
 
-def _megabytes(value: float) -> str:
-    return f"{value / 1e6:,.2f} MB"
-
-
 def export_table(reports: Sequence[ExportReport]) -> None:
     """Sizes and parity of exported files, on real test images."""
     table = Table(title=near(str(reports[0].path.parent)), title_justify="left")
@@ -209,11 +206,11 @@ def _closing_rows(s: Mapping[str, Any]) -> dict[str, str]:
         "updates valid / rejected / failed": (
             f"{s['valid_updates']} / {s['rejected_updates']} / {s['failed_updates']}"
         ),
-        "uplink": f"{_megabytes(s['uplink_bytes'])} (whole model: "
-        f"{_megabytes(s['full_model_uplink_bytes'])}, {saved:.0f}x)",
-        "downlink": _megabytes(s["downlink_bytes"]),
+        "uplink": f"{byte_text(s['uplink_bytes'])} (whole model: "
+        f"{byte_text(s['full_model_uplink_bytes'])}, {saved:.0f}x)",
+        "downlink": byte_text(s["downlink_bytes"]),
         "seconds": ", ".join(f"{key} {value}" for key, value in seconds.items()),
-        "model.pt": _megabytes(s["model_bytes"]),
+        "model.pt": byte_text(s["model_bytes"]),
         "run folder": near(s["run"]),
     }
     if s["malicious_clients"]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from common.codecs import Codec, find_codec
+from common.codecs.int8_shared import INT8_SHARED
 from common.config.codec import CodecConfig
 from common.errors import ConfigError, ProtocolError
 from common.fields import FIELDS
@@ -17,7 +18,7 @@ from server.strategy import Strategy, mean
 
 __all__ = ["SHARED", "check_codecs", "encoded", "first_step", "next_step", "tolerated"]
 
-SHARED = "int8-shared"
+SHARED = INT8_SHARED.name
 """The codec whose step all clients of a round share."""
 
 _ON_SUMS = ("none", "int8", "drive", "eden", SHARED)

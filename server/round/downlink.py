@@ -43,13 +43,16 @@ class Sent:
         """The earliest round from which the changes start."""
         return self.round_number - len(self.lengths)
 
+    def leads_from(self, round_number: int) -> bool:
+        """Whether the changes of all rounds after this one are there, and smaller than the head."""
+        missed = self.lengths[max(round_number - self.base, 0) :]
+        return round_number >= self.base and bool(missed.sum() < self.matrix.nbytes)
+
     def since(self, round_number: int) -> tuple[bytes, ...] | None:
-        """The changes of all rounds after this one; None if the whole head is no larger."""
-        if round_number < self.base:
+        """The changes of all rounds after this one; None if the whole head is sent instead."""
+        if not self.leads_from(round_number):
             return None
         missed = self.lengths[round_number - self.base :]
-        if missed.sum() >= self.matrix.nbytes:
-            return None
         data = self.changes[len(self.changes) - missed.sum() :].tobytes()
         ends = np.cumsum(missed).tolist()
         return tuple(data[end - n : end] for end, n in zip(ends, missed.tolist(), strict=True))
@@ -134,7 +137,7 @@ class Downlink:
     def base(self, plan: ClientPlan, client: int) -> int | None:
         """The round from which a client's changes start; None if it gets the whole head."""
         base = self.rounds.get(client, 0)
-        return None if plan.downlink == "none" or self.sent.since(base) is None else base
+        return base if plan.downlink != "none" and self.sent.leads_from(base) else None
 
     def changes(self, head: Head, base: int | None) -> HeadChanges | None:
         """What a client is sent in place of the whole head.

@@ -12,6 +12,7 @@ import numpy as np
 from common.evaluation import Evaluation, evaluate
 from common.progress import stage
 from common.types import FeatureSet, Head
+from common.words import byte_text
 from server.record.checkpoint import Checkpoint, save_checkpoint
 from server.record.events import event
 from server.record.replaced import forget_replaced
@@ -217,7 +218,7 @@ def _report(number: int, rounds: int, result: RoundResult, evaluation: Evaluatio
         "round",
         f"round {number:{len(str(rounds))}}/{rounds}  accuracy {evaluation.accuracy:.4f}  "
         f"loss {evaluation.loss:.4f}  train loss {loss} (before)  "
-        f"clients {result.valid}/{result.cohort}  up {result.uplink_bytes / 1e6:.2f} MB",
+        f"clients {result.valid}/{result.cohort}  up {byte_text(result.uplink_bytes)}",
         round=number, accepted=result.accepted, accuracy=evaluation.accuracy,
         cohort=result.cohort, valid=result.valid, rejected=result.rejected,
         failed=result.failed, late=result.late,

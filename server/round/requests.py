@@ -27,7 +27,7 @@ class Requests:
     Attributes:
         memory_rounds: as given; updated by ``note_memories``.
         holders: as given; updated by ``note_holders``.
-        downlink: as given; updated by ``send_head`` and ``note_holders``.
+        downlink: as given; updated by its ``send`` and by ``note_holders``.
     """
 
     def __init__(

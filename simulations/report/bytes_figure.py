@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from common.noise import wilson
-from simulations.report.columns import byte_text, percent, points
+from common.words import byte_text
+from simulations.report.columns import percent, points
 from simulations.report.comparison import Entry, Setting
 from simulations.report.pareto import on_front
 from simulations.report.runs import Run

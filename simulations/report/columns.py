@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from common.noise import COUNTED_CLIENTS, COUNTED_EXAMPLES, margin
+from common.words import byte_text
 from simulations.report.leaderboard import Row
 from simulations.report.packing import compared_keys
 
 __all__ = [
     "Column",
     "accuracy_text",
-    "byte_text",
     "metric_names",
     "metric_text",
     "percent",
@@ -25,23 +25,6 @@ __all__ = [
 def percent(value: float | None) -> str:
     """A share as a percentage, without the sign."""
     return "-" if value is None else f"{100 * value:.1f}"
-
-
-def byte_text(value: float | None) -> str:
-    """Bytes with three digits, powers of 1000.
-
-    >>> byte_text(517_315), byte_text(62_077_618)
-    ('517 kB', '62.1 MB')
-    """
-    if value is None:
-        return "-"
-    amount, unit = value, "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if amount < 999.5 or unit == "TB":
-            break
-        amount /= 1000
-    digits = 0 if amount >= 99.95 or unit == "B" else 1 if amount >= 9.995 else 2
-    return f"{amount:.{digits}f} {unit}"
 
 
 def accuracy_text(row: Row) -> str:

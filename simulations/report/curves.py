@@ -19,22 +19,18 @@ from simulations.report.labels import compared_values, partition_label, strategy
 from simulations.report.packing import packing_columns
 from simulations.report.round_figures import Scalar
 
-__all__ = ["KEYS", "CurveRow", "curve_rows", "curves_csv", "write_curves"]
+__all__ = ["CurveRow", "curve_rows", "curves_csv", "write_curves"]
 
 CurveRow: TypeAlias = Mapping[str, Scalar]
-
-KEYS = ("run", "setting", "strategy", "hyperparameters", "partition", "seed", "round")
-"""What names a row; all other columns are metrics of the round.
-
-Where codecs or projections are compared, both stand behind the strategy.
-"""
 
 
 def curve_rows(comparison: Comparison) -> list[CurveRow]:
     """A row for each round of each run, in the order of the comparison's tables.
 
-    Keys are those of metrics.jsonl, a strategy's own metric is ``strategy/NAME``. All rows have
-    the same ones in the same order; None where a round has no such figure.
+    What names a row comes first, up to "round". The other keys are those of metrics.jsonl, a
+    strategy's own metric is ``strategy/NAME``. All rows have the same ones in the same order; None
+    where a round has no such figure. Where codecs or projections are compared, both stand behind
+    the strategy.
     """
     names = _names(comparison)
     rows = [

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.noise import COUNTED_EXAMPLES
-from simulations.report.columns import accuracy_text, byte_text, percent, points, rounds_text
+from common.words import byte_text
+from simulations.report.columns import accuracy_text, percent, points, rounds_text
 from simulations.report.comparison import Entry
 from simulations.report.leaderboard import Row, Standard, best_row
 

@@ -95,6 +95,15 @@ def test_no_codec_is_the_head_as_it_was(quick: Make) -> None:
     assert none["downlink_bytes"] > 2 * 4 * WHOLE
 
 
+def test_personal_heads_are_made_of_the_exact_head(quick: Make) -> None:
+    options = ("strategy.name=ditto", "train.rounds=2", "train.clients-per-round=4")
+    whole = run_in_process(quick(*options, name="whole"))
+    changes = run_in_process(quick(*options, DRIVE, name="changes"))
+    for key in ("head_sha256", "accuracy", "personal_accuracy_mean"):
+        assert changes[key] == whole[key]
+    assert changes["downlink_bytes"] < whole["downlink_bytes"] / 4
+
+
 @pytest.mark.parametrize("strategy", ["fedavg", pytest.param("scaffold", marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_with_the_same_bytes(
     quick: Make, fedhead: Fedhead, strategy: str

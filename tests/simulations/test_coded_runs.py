@@ -16,8 +16,11 @@ from safetensors.numpy import load_file
 
 import server.round.loop
 from client.app import app as client_app
+from common.backbone.frozen import FrozenBackbone
 from common.experiment import run_config
+from common.types import Head
 from server.app import run_experiment
+from server.round.codecs import first_step
 from simulations.engines.in_process import InProcessGrid
 from simulations.run import read_summary, run_in_process
 
@@ -154,11 +157,26 @@ def test_a_payload_that_is_not_the_codecs_costs_its_client_its_round_and_nobody_
 
 
 def test_the_shared_step_follows_the_rounds(quick: Make) -> None:
+    ordered: list[str] = []
+
+    def answer(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "train":
+            ordered.append(str(message.content["config"]["uplink"]))  # type: ignore[index]
+        return client_app(message, context)
+
     run = quick("train.rounds=3", "codec.up=int8-shared")
-    run_in_process(run)
-    steps = [
-        json.loads((folder / "meta.json").read_text())["scalars"]
-        for folder in sorted((run / "checkpoint").glob("[0-9]*"))
-    ]
-    found = [next(v for k, v in scalars.items() if "codec_step" in k) for scalars in steps]
-    assert all(math.frexp(step)[0] == 0.5 for step in found)
+    values, app = {"experiment": str(run / "config.toml"), "overrides": ""}, answer
+    run_experiment(InProcessGrid(app, 1, values), run_config(values))  # type: ignore[arg-type]
+    folders, steps = sorted((run / "checkpoint").glob("[0-9]*")), []
+    assert len(folders) == len(ordered) == 3
+    before = np.zeros((10, 673), np.float32)
+    for folder in folders:
+        kept = load_file(folder / "head.safetensors")
+        head = Head(kept["weight"], kept["bias"]).matrix
+        # What FedAvg adds to the head is the mean update; its root mean square counts.
+        size, before = np.sqrt(np.square(head - before, dtype=np.float64).mean()), head
+        steps.append(json.loads((folder / "meta.json").read_text())["scalars"]["codec_step"])
+        assert math.frexp(steps[-1])[0] == 0.5  # a power of two
+        assert steps[-1] <= size / 2 < 2 * steps[-1]
+    first = first_step(read_summary(run)["lr"], FrozenBackbone.load(run).affine)
+    assert ordered == [f"int8-shared:{step!r}" for step in (first, *steps[:2])]
