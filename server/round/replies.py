@@ -11,13 +11,14 @@ import numpy as np
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from common.errors import ReplyError
-from common.messages import TrainReply, array_bytes, most_report_bytes
+from common.messages import TrainReply, TrainRequest, array_bytes, most_report_bytes
 from common.types import Layout
 
 if TYPE_CHECKING:  # to avoid a circle: it imports the registry, which imports this module
     from server.round.algorithm import Run
 
-__all__ = ["LARGEST_LOSS", "check_lengths", "check_payloads", "check_reply", "check_size"]
+__all__ = ["LARGEST_LOSS", "check_lacks", "check_lengths", "check_payloads", "check_reply",
+           "check_size"]  # fmt: skip
 
 _MOST_RECORDS, _MOST_KEYS = 8, 64
 _LARGEST_NUMBER = 8  # bytes; statistics may be uint64
@@ -70,6 +71,18 @@ def check_size(
 def _largest(layout: Layout) -> int:
     """Largest size of one array, whatever the codec."""
     return _LARGEST_NUMBER * math.prod(layout.shape) + _ARRAY_HEADER
+
+
+def check_lacks(reply: TrainReply, request: TrainRequest) -> None:
+    """Refuse that a node has not got what the request brings: it would be sent again for nothing.
+
+    Raises:
+        ReplyError: names what the node claims to miss.
+    """
+    if reply.missing_head and request.changes is None:
+        raise ReplyError("says that it has not got the head, but was sent the whole one")
+    if reply.missing_constant and (request.has_constant or not request.constant_id):
+        raise ReplyError("says that it has not got the plan's arrays, but was sent them all")
 
 
 def check_payloads(reply: TrainReply, layouts: Iterable[Layout]) -> None:

@@ -119,6 +119,8 @@ CASES: dict[str, tuple[Change, str]] = {
     "reports in words": (report("reports", "2"), "reports is str, expected rows of 40 bytes"),
     "unreadable bytes": (report("field.delta", [b"pickle"]), "delta takes 6 bytes, expected"),
     "no bytes": (report("field.delta", [1.0]), "field.delta is no list of payloads"),
+    "no head, though it was sent": (report("missing-head", True), "has not got the head, but was"),
+    "no arrays, though there are none": (report("missing-constant", True), "the plan's arrays"),
     "a missing record": (drop, "record 'report' is missing"),
     "far too much": (delta(np.zeros((30, 673), np.float32)), "its content takes 808"),
 }  # fmt: skip
