@@ -31,6 +31,7 @@ from server.round.replies import (
     check_payloads,
     check_reply,
     check_size,
+    weighed,
 )
 
 __all__ = ["Collector"]
@@ -248,6 +249,8 @@ class Collector:
             return dataclasses.replace(reply, reports=(), rejected=(), payloads={}), None
         check_reply(reply, self.run, set(clients), self.run.fingerprint)
         check_payloads(reply, layouts)
+        if len(clients) == 1 and not self.run.registry.simulated:
+            reply = weighed(reply, content)
         return reply, self._batch(reply) if reply.reports else None
 
     def _batch(self, reply: TrainReply) -> UpdateBatch:

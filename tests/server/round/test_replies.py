@@ -258,6 +258,16 @@ def test_devices_get_the_backbone_once_and_train_on_their_own_folders(
         assert list((device / "state" / "features").iterdir())
 
 
+def test_a_devices_bytes_are_those_that_arrive_and_not_those_that_it_claims(
+    tiny: Make, device_grid: Grid
+) -> None:
+    options = ("train.rounds=1", "train.clients-per-round=0", "codec.up=drive")
+    honest = run(tiny(*options, name="honest"), lambda _: None, device_grid)
+    lying = run(tiny(*options, name="lying"), figure("payload_bytes", 0), device_grid)
+    assert honest["valid_updates"] == lying["valid_updates"] == 3
+    assert honest["uplink_bytes"] == lying["uplink_bytes"] > 3 * 6730 / 8
+
+
 def test_a_device_whose_owner_declines_counts_as_failed_with_the_reason(
     tiny: Make, devices: list[Path], device_grid: Grid, caplog: pytest.LogCaptureFixture
 ) -> None:
