@@ -149,7 +149,7 @@ class BackboneSpec:
             taps = tuple(Tap(**tap) for tap in values["taps"])
             colours = {name: tuple(values[name]) for name in ("mean", "std")}
             spec = cls(**{**values, **colours, "taps": taps})
-        except (ValueError, TypeError, KeyError) as exc:
+        except (ValueError, TypeError, KeyError, RecursionError) as exc:
             raise BackboneError(f"backbone description cannot be read: {exc}") from exc
         texts = dict.fromkeys(("arch", "engine", "probe", "base"), str)
         _check_types(spec, {**texts, "input_size": int, "projection": int})

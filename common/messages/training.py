@@ -193,6 +193,11 @@ class TrainReply:
         """Whose updates were refused."""
         return tuple(rejection.client for rejection in self.rejected)
 
+    @property
+    def lacks(self) -> bool:
+        """Whether the node did nothing, because it has not got all that it needs."""
+        return self.missing_backbone or self.missing_constant or self.missing_head
+
     def only(self, index: Sequence[int]) -> TrainReply:
         """What it reports of the clients at these positions, without payloads."""
         return replace(self, reports=tuple(self.reports[i] for i in index), payloads={})

@@ -115,6 +115,8 @@ def deliver(
     Returns:
         Each node that did not take it, with the reason in words.
     """
+    if not nodes:
+        return []
     question = offered.request(brings=False)
     ends = time.monotonic() + timeout_seconds
     answers, refusals = ask(

@@ -25,7 +25,14 @@ from common.validate import LARGEST, check_fields
 from server.record.events import event
 from server.round.algorithm import RoundResult, Run
 from server.round.exchange import Exchange, is_from_device
-from server.round.replies import check_lengths, check_payloads, check_reply, check_size
+from server.round.replies import (
+    check_lacks,
+    check_lengths,
+    check_payloads,
+    check_reply,
+    check_size,
+    weighed,
+)
 
 __all__ = ["Collector"]
 
@@ -135,22 +142,23 @@ class Collector:
         run, missed = self.run, dict[int, list[int]]()
         for attempt in range(2):
             again = attempt > 0
-            messages = [self._message(node, by_node[node], again) for node in sorted(by_node)]
+            requests = {node: self.request(by_node[node], again) for node in sorted(by_node)}
+            messages = [self._message(node, request) for node, request in requests.items()]
             if again:
                 for message in messages:
                     first = by_node[message.metadata.dst_node_id][:1]
                     self.result.send(first, payload_bytes(message.content))
-            lacking: dict[int, list[int]] = {}
+            lacking: dict[int, TrainReply] = {}
             seconds = max(0.0, ends - time.monotonic())
             registry = run.registry
             exchange = Exchange(run.grid, messages, seconds, registry.look, registry.refuse)
             for node, message in exchange:
                 clients = by_node.pop(node)
-                reply, rows = self._read(message, clients)
+                reply, rows = self._read(message, requests[node])
                 if reply is None:
                     continue
-                if _lacks(reply) and not again:
-                    lacking[node] = clients
+                if reply.lacks and not again:
+                    lacking[node] = reply
                     continue
                 if rows is not None:
                     yield reply, rows
@@ -160,12 +168,13 @@ class Collector:
                     break
             run.registry.stragglers.add(self.result.round_number, exchange, by_node)
             missed |= by_node
-            by_node = lacking
+            by_node = {node: list(requests[node].clients) for node in lacking}
             if not lacking or self._has_enough():
                 break
             # Only a part of the remaining time, so that silent nodes do not cost others the round.
             seconds = _DELIVERY * max(0.0, ends - time.monotonic())
-            run.registry.deliver_backbone(sorted(lacking), seconds)
+            without = [node for node, reply in lacking.items() if reply.missing_backbone]
+            run.registry.deliver_backbone(sorted(without), seconds)
         silent |= set(missed)
         self._close(missed | by_node)
 
@@ -192,8 +201,7 @@ class Collector:
         for client in clients:
             self.result.fail([client], self.run.registry.silence(client))
 
-    def _message(self, node: int, clients: list[int], again: bool) -> Message:
-        request = self.request(clients, again)
+    def _message(self, node: int, request: TrainRequest) -> Message:
         return Message(
             content=request.write(),
             dst_node_id=node,
@@ -202,17 +210,17 @@ class Collector:
         )
 
     def _read(
-        self, message: Message, clients: list[int]
+        self, message: Message, request: TrainRequest
     ) -> tuple[TrainReply | None, UpdateBatch | None]:
         """A node's reply if it is valid, and its rows if it has any that count."""
-        result = self.result
+        result, clients = self.result, list(request.clients)
         if is_from_device(message) and not self.run.registry.simulated:
             result.accounts.see(clients)
         if message.has_error():
             result.fail_with(clients, message)
             return None, None
         try:
-            reply, rows = self._checked(message.content, clients)
+            reply, rows = self._checked(message.content, request)
         except FedheadError as exc:
             for client in clients:
                 result.reject(client, str(exc))
@@ -222,23 +230,27 @@ class Collector:
         return reply, rows
 
     def _checked(
-        self, content: RecordDict, clients: list[int]
+        self, content: RecordDict, request: TrainRequest
     ) -> tuple[TrainReply, UpdateBatch | None]:
         """A fully checked reply.
 
         Raises:
             FedheadError: something in it is wrong.
         """
+        clients = request.clients
         check_lengths(content, len(clients))
         layouts = self._layouts.values()
         rows = 1 if self.reduce == "sum" else len(clients)
         check_size(content, layouts, rows, clients=len(clients))
         reply = TrainReply.read(content)
-        if _lacks(reply):
+        check_lacks(reply, request)
+        if reply.lacks:
             # Nothing else in the reply has been checked.
             return dataclasses.replace(reply, reports=(), rejected=(), payloads={}), None
         check_reply(reply, self.run, set(clients), self.run.fingerprint)
         check_payloads(reply, layouts)
+        if len(clients) == 1 and not self.run.registry.simulated:
+            reply = weighed(reply, content)
         return reply, self._batch(reply) if reply.reports else None
 
     def _batch(self, reply: TrainReply) -> UpdateBatch:
@@ -285,8 +297,3 @@ class Collector:
             if len(rows) != count:
                 raise ReplyError(f"{name} has {len(rows)} rows, expected {count}")
         return [{name: rows[i] for name, rows in reply.payloads.items()} for i in range(count)]
-
-
-def _lacks(reply: TrainReply) -> bool:
-    """Whether a node did nothing, because it has not got all that it needs."""
-    return reply.missing_backbone or reply.missing_constant or reply.missing_head

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -11,13 +12,20 @@ import numpy as np
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from common.errors import ReplyError
-from common.messages import TrainReply, array_bytes, most_report_bytes
+from common.messages import (
+    TrainReply,
+    TrainRequest,
+    array_bytes,
+    most_report_bytes,
+    payload_bytes,
+)
 from common.types import Layout
 
 if TYPE_CHECKING:  # to avoid a circle: it imports the registry, which imports this module
     from server.round.algorithm import Run
 
-__all__ = ["LARGEST_LOSS", "check_lengths", "check_payloads", "check_reply", "check_size"]
+__all__ = ["LARGEST_LOSS", "check_lacks", "check_lengths", "check_payloads", "check_reply",
+           "check_size", "weighed"]  # fmt: skip
 
 _MOST_RECORDS, _MOST_KEYS = 8, 64
 _LARGEST_NUMBER = 8  # bytes; statistics may be uint64
@@ -72,6 +80,18 @@ def _largest(layout: Layout) -> int:
     return _LARGEST_NUMBER * math.prod(layout.shape) + _ARRAY_HEADER
 
 
+def check_lacks(reply: TrainReply, request: TrainRequest) -> None:
+    """Refuse that a node has not got what the request brings: it would be sent again for nothing.
+
+    Raises:
+        ReplyError: names what the node claims to miss.
+    """
+    if reply.missing_head and request.changes is None:
+        raise ReplyError("says that it has not got the head, but was sent the whole one")
+    if reply.missing_constant and (request.has_constant or not request.constant_id):
+        raise ReplyError("says that it has not got the plan's arrays, but was sent them all")
+
+
 def check_payloads(reply: TrainReply, layouts: Iterable[Layout]) -> None:
     """Refuse an impossible payload size. A node that sums its clients reports it for each.
 
@@ -82,6 +102,18 @@ def check_payloads(reply: TrainReply, layouts: Iterable[Layout]) -> None:
     for report in reply.reports:
         if not 0 <= (size := report.payload_bytes) <= most:
             raise ReplyError(f"reports a payload of {size} bytes, expected at most {most}")
+
+
+def weighed(reply: TrainReply, content: RecordDict) -> TrainReply:
+    """A device's reply with the size of its update as it has arrived, whatever it says of it.
+
+    Args:
+        reply: of a node with one client.
+        content: the received content.
+    """
+    size = payload_bytes(content)
+    reports = (dataclasses.replace(report, payload_bytes=size) for report in reply.reports)
+    return dataclasses.replace(reply, reports=tuple(reports))
 
 
 def check_reply(reply: TrainReply, run: Run, asked: set[int], fingerprint: str) -> None:

@@ -452,7 +452,9 @@ def test_other_arithmetic_over_the_same_numbers_is_refused(backbone, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"mean": [0, 0, 0], "std": [1, 1, 1]}', '{"mean": 3}']
+    "text",
+    ["", "[]", "{}", '{"mean": [0, 0, 0], "std": [1, 1, 1]}', '{"mean": 3}', "[" * 100_000],
+    ids=["empty", "list", "object", "no taps", "number", "deep"],
 )
 def test_an_unreadable_description_is_refused(backbone, text):
     with pytest.raises(BackboneError, match="description cannot be read"):

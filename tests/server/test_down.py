@@ -38,8 +38,10 @@ class Devices:
     def __init__(self, grid: Grid, meddle: Meddle = lambda *_: None) -> None:
         self._grid, self._meddle = grid, meddle
         self.sent: list[tuple[int, int, int, bool]] = []  # round, client, bytes, whether whole
+        self.kinds: list[str] = []  # of all messages
 
     def __call__(self, message: Message, context: Context) -> Message:
+        self.kinds.append(message.metadata.message_type)
         if message.metadata.message_type == "train":
             config, shared = message.content["config"], message.content["shared"]
             number, size = int(config["round-number"]), payload_bytes(message.content)  # type: ignore[arg-type, index]
@@ -159,6 +161,8 @@ def test_a_lost_spoilt_or_foreign_head_costs_a_message_and_not_the_round(
     assert (got["valid_updates"], got["failed_updates"]) == (12, 0)
     more = got["downlink_bytes"] - expected["downlink_bytes"]
     assert more == pytest.approx(3 * WHOLE, rel=0.05)
+    # Who lacks a head is not asked about the backbone.
+    assert "query.backbone" not in troubled.kinds[troubled.kinds.index("train") :]
 
 
 @pytest.mark.slow
@@ -177,7 +181,8 @@ def test_a_device_that_never_finds_the_head_loses_its_round_alone(
 
     devices = Obstinate(device_grid)
     summary = devices.run(quick("train.rounds=2", *EVERYONE[1:]))
-    assert (summary["valid_updates"], summary["failed_updates"]) == (4, 2)
+    assert (summary["valid_updates"], summary["failed_updates"]) == (4, 0)
+    assert summary["rejected_updates"] == 2  # as it was sent the whole one at last
     assert devices.wholes == [(1, 101), (2, 101)]  # once in a round
 
 

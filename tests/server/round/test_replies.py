@@ -119,6 +119,8 @@ CASES: dict[str, tuple[Change, str]] = {
     "reports in words": (report("reports", "2"), "reports is str, expected rows of 40 bytes"),
     "unreadable bytes": (report("field.delta", [b"pickle"]), "delta takes 6 bytes, expected"),
     "no bytes": (report("field.delta", [1.0]), "field.delta is no list of payloads"),
+    "no head, though it was sent": (report("missing-head", True), "has not got the head, but was"),
+    "no arrays, though there are none": (report("missing-constant", True), "the plan's arrays"),
     "a missing record": (drop, "record 'report' is missing"),
     "far too much": (delta(np.zeros((30, 673), np.float32)), "its content takes 808"),
 }  # fmt: skip
@@ -254,6 +256,16 @@ def test_devices_get_the_backbone_once_and_train_on_their_own_folders(
     for device in devices:
         assert list((device / "state" / "backbones").iterdir())
         assert list((device / "state" / "features").iterdir())
+
+
+def test_a_devices_bytes_are_those_that_arrive_and_not_those_that_it_claims(
+    tiny: Make, device_grid: Grid
+) -> None:
+    options = ("train.rounds=1", "train.clients-per-round=0", "codec.up=drive")
+    honest = run(tiny(*options, name="honest"), lambda _: None, device_grid)
+    lying = run(tiny(*options, name="lying"), figure("payload_bytes", 0), device_grid)
+    assert honest["valid_updates"] == lying["valid_updates"] == 3
+    assert honest["uplink_bytes"] == lying["uplink_bytes"] > 3 * 6730 / 8
 
 
 def test_a_device_whose_owner_declines_counts_as_failed_with_the_reason(
