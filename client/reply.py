@@ -14,7 +14,7 @@ from common.codecs.codec import Through
 from common.codecs.uplink import encode_sum
 from common.errors import ReplyError
 from common.messages import ClientReport, Rejection, TrainReply, TrainRequest, payload_bytes
-from common.types import IntArray
+from common.types import FloatArray, IntArray
 from common.updates import FieldSums, client_weights
 from common.validate import LARGEST, check_fields
 
@@ -95,8 +95,9 @@ def of_many(
     clients: IntArray,
     num_examples: IntArray,
     losses: npt.NDArray[np.float64],
-    fields: Fields,
+    fields: Mapping[str, FloatArray],
     compiled: Mapping[str, Through],
+    summed: Callable[[FloatArray, npt.NDArray[np.float64]], npt.NDArray[np.float64]],
 ) -> Contribution | None:
     """Several clients' checked updates, summed as the server would decode them.
 
@@ -107,6 +108,8 @@ def of_many(
         losses: float64 (m, 2), before and after training.
         fields: each (m, ...).
         compiled: see ``Uplink.through``.
+        summed: gives the sum of arrays (m, ...), each times its weight (m,), bit for bit as
+            ``FieldSums`` does.
 
     Returns:
         None: something in it would be refused, and each update must be looked at on its own.
@@ -115,14 +118,15 @@ def of_many(
     decoded = uplink.through(clients, fields, compiled)
     if not all(is_small(array) for array in decoded.values()):
         return None
-    rows = tuple({name: array[i] for name, array in decoded.items()} for i in range(len(clients)))
     try:
-        for row in rows if request.max_norm else ():
+        for i in range(len(clients)) if request.max_norm else ():
+            row = {name: array[i] for name, array in decoded.items()}
             check_fields(row, uplink.layouts, request.max_norm)
     except ReplyError:
         return None
     reports = _reports(request, clients, num_examples, losses, uplink.lengths())
-    return added_up(request, Contribution(reports, rows=rows))
+    weights = client_weights(request.plan, num_examples)
+    return Contribution(reports, total={name: summed(a, weights) for name, a in decoded.items()})
 
 
 def is_small(array: npt.NDArray[np.generic]) -> bool:

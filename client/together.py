@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from client.client_round import ClientRound
-from client.cohort.codecs import THROUGH
+from client.cohort.codecs import THROUGH, weighted_sum
 from client.cohort.cohort import Chunk, Cohort, Objective
 from client.memory import ClientMemory
 from client.reply import (
@@ -169,9 +169,8 @@ def _summed_as_coded(request: TrainRequest, chunk: Chunk) -> Contribution | None
     except ReplyError:
         return None
     fields = dict.fromkeys(request.plan.fields, deltas)
-    return of_many(
-        request, chunk.clients, chunk.num_examples, chunk.losses, fields, compiled=THROUGH
-    )
+    of = chunk.clients, chunk.num_examples, chunk.losses
+    return of_many(request, *of, fields, THROUGH, weighted_sum)
 
 
 def _separate(client_round: ClientRound, chunk: Chunk, coded_sum: bool) -> Contribution:
@@ -202,7 +201,7 @@ def _separate(client_round: ClientRound, chunk: Chunk, coded_sum: bool) -> Contr
     if coded_sum and len(kept) > 1:
         stacked = {name: np.stack([row[name] for row in rows]) for name in request.plan.fields}
         of = chunk.clients[kept], chunk.num_examples[kept], chunk.losses[kept]
-        if together := of_many(request, *of, stacked, compiled=THROUGH):
+        if together := of_many(request, *of, stacked, THROUGH, weighted_sum):
             return replace(together, rejected=tuple(rejected))
     part = _encoded(request, chunk, dict(zip(kept, rows, strict=True)))
     rejected = sorted((*rejected, *part.rejected), key=lambda rejection: rejection.client)

@@ -41,9 +41,11 @@ class FieldSums:
                 exact = array.astype(np.uint64)
                 self._integers[name] = exact if known is None else exact_sum(known, exact[None])
             else:
-                part = weight * array.astype(np.float64)
-                total = self._floats.get(name)
-                self._floats[name] = part if total is None else total + part
+                part = np.multiply(array, weight, dtype=np.float64)
+                if name in self._floats:
+                    self._floats[name] += part
+                else:
+                    self._floats[name] = part
 
     @property
     def totals(self) -> dict[str, npt.NDArray[np.generic]]:

@@ -101,7 +101,8 @@ class DualChunk(Chunk):
         if not weights.all():
             # Zero times infinity is NaN, so clients with weight 0 are left out.
             scaled[:, scale == 0] = 0
-        total: Float64Array = self._combine(scaled, self.x).astype(np.float64)
+        combined = self._combine(scaled, self.x).numpy()[:, : self.start.shape[1]]
+        total: Float64Array = combined.astype(np.float64)
         counted = weights != 0
         shift = weights[counted] @ (self.coefficients[counted, 0] - 1)
         total += shift * self.start.astype(np.float64)
@@ -111,10 +112,13 @@ class DualChunk(Chunk):
         return total
 
     def deltas(self) -> Floats:
-        last = np.cumsum(self.num_examples).tolist()
-        out = np.empty((len(self.clients), *self.start.shape), self.start.dtype)
-        for i, (end, n) in enumerate(zip(last, self.num_examples.tolist(), strict=True)):
-            out[i] = self._combine(self.dual[:, end - n : end], self.x[end - n : end])
+        counts = self.num_examples.tolist()
+        # As wide as x, so that each product goes where it belongs without a copy of its own.
+        products = torch.empty((len(counts), len(self.dual), self.x.shape[1]), dtype=self.x.dtype)
+        parts = zip(self.dual.split(counts, 1), self.x.split(counts), products, strict=True)
+        for dual, x, product in parts:
+            self._combine(dual, x, product)
+        out: Floats = np.ascontiguousarray(products.numpy()[..., : self.start.shape[1]])
         alpha, beta = self.coefficients.T.astype(out.dtype)
         if (alpha != 1).any():
             out += (alpha - 1)[:, None, None] * self.start
@@ -122,9 +126,7 @@ class DualChunk(Chunk):
             out += beta[:, None, None] * self.corrections
         return out
 
-    def _combine(self, dual: Tensor, x: Tensor) -> Floats:
-        combined = dual @ x
-        if self.preconditioner is not None:
-            combined = combined @ self.preconditioner
-        matrix: Floats = combined.numpy()[:, : self.start.shape[1]]
-        return matrix
+    def _combine(self, dual: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+        if self.preconditioner is None:
+            return torch.mm(dual, x, out=out)
+        return torch.mm(dual @ x, self.preconditioner, out=out)

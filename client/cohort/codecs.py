@@ -15,40 +15,103 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-import client.cohort.kernels  # noqa: F401 - it says where compiled code is stored
+from client.cohort.kernels import word_of
 from common.codecs.codec import Array, Through
 from common.codecs.eden import LEVELS, THRESHOLD
 from common.codecs.rotation import PASSES, padded
 from common.seeding import words
 from common.types import FloatArray
 
-__all__ = ["THROUGH"]
+__all__ = ["THROUGH", "weighted_sum"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_WORD = 32  # bits of signs at a time: as many as a number has, so that lanes stay side by side
-_TOP = np.uint32(1 << 31)
+_WORD = 32  # bits of signs at a time
 _TILE = 16  # numbers of a row that are loaded at a time: a cache line
-_LANES = 32  # rows side by side: some vector instructions in each of the shortest loops,
-_BLOCK = 64  # numbers of each of these rows that take their first steps together
-_LONG = 512  # but half as many of rows that are longer than this
+_LANES = 16  # rows side by side: two vector instructions in the shortest loops
+_NEAR = 1024  # sums that stay in the nearest cache while rows are added
+_TOP, _HALF = np.uint32(1 << 31), np.uint64(32)
 
 
 def _compiled(function: F) -> F:
     return cast("F", numba.njit(nogil=True, cache=True)(function))
 
 
-@_compiled
-def _flip(bits: Any, signs: Any) -> None:
-    for j in range(bits.shape[0]):
-        bits[j] ^= signs[j]
+def _inlined(function: F) -> F:
+    return cast("F", numba.njit(nogil=True, inline="always")(function))
+
+
+@_inlined
+def _eight(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
+    """Three steps of the numpy version: the same additions, but in registers."""
+    a, b, c, d, e, f, g, h = a + b, a - b, c + d, c - d, e + f, e - f, g + h, g - h
+    a, b, c, d, e, f, g, h = a + c, b + d, a - c, b - d, e + g, f + h, e - g, f - h
+    return a + e, b + f, c + g, d + h, a - e, b - f, c - g, d - h
+
+
+# The compiler makes vector instructions of such loops only if it knows ``by``.
+@_inlined
+def _three_steps(x: Any, by: Any) -> None:
+    """Butterflies over the distances by, 2 by and 4 by in x (8 by,)."""
+    for j in range(by):
+        (
+            x[j], x[j + by], x[j + 2 * by], x[j + 3 * by],
+            x[j + 4 * by], x[j + 5 * by], x[j + 6 * by], x[j + 7 * by],
+        ) = _eight(
+            x[j], x[j + by], x[j + 2 * by], x[j + 3 * by],
+            x[j + 4 * by], x[j + 5 * by], x[j + 6 * by], x[j + 7 * by],
+        )  # fmt: skip
+
+
+@_inlined
+def _signed(number: Any, word: Any) -> Any:
+    """The number with another sign if the word's top bit is set."""
+    bits = np.float32(number).view(np.uint32)
+    return np.uint32(bits ^ np.uint32(np.uint32(word) & _TOP)).view(np.float32)
 
 
 @_compiled
-def _steps(x: Any, h: Any, end: Any) -> None:
-    """Butterflies over distances h, 2 h, ... below end; two steps of the numpy version at once."""
+def _first_steps(x: Any, left: Any) -> None:
+    """Signs and the first three steps of x (8 lanes,); uses up eight bits of left (lanes,)."""
+    by = _LANES
+    for j in range(by):
+        w = left[j]
+        (
+            x[j], x[j + by], x[j + 2 * by], x[j + 3 * by],
+            x[j + 4 * by], x[j + 5 * by], x[j + 6 * by], x[j + 7 * by],
+        ) = _eight(
+            _signed(x[j], w << 31),
+            _signed(x[j + by], w << 30),
+            _signed(x[j + 2 * by], w << 29),
+            _signed(x[j + 3 * by], w << 28),
+            _signed(x[j + 4 * by], w << 27),
+            _signed(x[j + 5 * by], w << 26),
+            _signed(x[j + 6 * by], w << 25),
+            _signed(x[j + 7 * by], w << 24),
+        )  # fmt: skip
+        left[j] = w >> 8
+
+
+@_compiled
+def _plain_first(x: Any) -> None:
+    _three_steps(x, _LANES)
+
+
+@_compiled
+def _next_steps(x: Any) -> None:
+    _three_steps(x, 8 * _LANES)
+
+
+@_compiled
+def _far_steps(x: Any) -> None:
+    _three_steps(x, 64 * _LANES)
+
+
+@_compiled
+def _last_steps(x: Any, h: Any) -> None:
+    """Butterflies over distances from h."""
     size = x.shape[0]
-    while 4 * h <= end:
+    if 4 * h <= size:
         for start in range(0, size, 4 * h):
             a, b = x[start : start + h], x[start + h : start + 2 * h]
             c, d = x[start + 2 * h : start + 3 * h], x[start + 3 * h : start + 4 * h]
@@ -58,38 +121,41 @@ def _steps(x: Any, h: Any, end: Any) -> None:
                 a[j], b[j] = s + u, t + v
                 c[j], d[j] = s - u, t - v
         h *= 4
-    if h < end:
+    while h < size:
         for start in range(0, size, 2 * h):
             a, b = x[start : start + h], x[start + h : start + 2 * h]
             for j in range(h):
                 s, t = a[j], b[j]
                 a[j], b[j] = s + t, s - t
+        h *= 2
 
 
 @_compiled
-def _rotate(x: Any, signs: Any, lanes: Any) -> None:
-    """H S x for each lane of x (P * lanes,), in place; H x if there are no signs."""
-    bits, size = x.view(np.uint32), x.shape[0]
-    block = min(_BLOCK * lanes, size)  # what is near takes its steps while it is in the cache
-    for start in range(0, size, block):
-        if signs.shape[0]:
-            _flip(bits[start : start + block], signs[start : start + block])
-        _steps(x[start : start + block], lanes, block)
-    _steps(x, block, size)
+def _rotate(x: Any, bits: Any, left: Any) -> None:
+    """H S x for each lane of x (P * lanes,), in place; H x if there are no bits.
 
-
-@_compiled
-def _spread(drawn: Any, signs: Any) -> None:
-    """Bits (lanes, P / 32) to the top bits of signs (P * lanes,)."""
-    lanes = drawn.shape[0]
-    left = np.empty(lanes, np.uint32)
-    for w in range(drawn.shape[1]):
-        for i in range(lanes):
-            left[i] = drawn[i, w]
-        for p in range(_WORD):
-            at = signs[(w * _WORD + p) * lanes : (w * _WORD + p + 1) * lanes]
-            for i in range(lanes):
-                at[i] = (left[i] << (_WORD - 1 - p)) & _TOP
+    Args:
+        x: float32 (P * lanes,).
+        bits: uint32 (P / 32, lanes), those of the signs; or (0, lanes).
+        left: uint32 (lanes,), memory.
+    """
+    size, near = x.shape[0], 8 * _LANES
+    for start in range(0, size, 8 * near):
+        for k in range(8):
+            first = x[start + k * near : start + (k + 1) * near]
+            if bits.shape[0]:
+                if k % 4 == 0:
+                    left[:] = bits[start // (_WORD * _LANES) + k // 4]
+                _first_steps(first, left)
+            else:
+                _plain_first(first)
+        _next_steps(x[start : start + 8 * near])
+    h = 8 * near
+    if 8 * h <= size:
+        for start in range(0, size, 8 * h):
+            _far_steps(x[start : start + 8 * h])
+        h *= 8
+    _last_steps(x, h)
 
 
 @_compiled
@@ -109,15 +175,36 @@ def _summed_products(x: Any, y: Any, sums: Any, lanes: Any) -> None:
 
 
 @_compiled
-def _load(rows: Any, factors: Any, x: Any, lanes: Any) -> None:
+def _load(rows: Any, factors: Any, x: Any, scaled: Any) -> None:
     """Rows (m, width) times their factors into lanes of x (P * lanes,)."""
-    x[:] = 0
-    for start in range(0, rows.shape[1], _TILE):
-        end = min(start + _TILE, rows.shape[1])
+    lanes, width = _LANES, rows.shape[1]
+    for i in range(rows.shape[0]):
+        source, factor = rows[i], factors[i]
+        target = scaled[i]
+        for j in range(width):
+            target[j] = np.float32(np.float64(source[j]) * factor)
+    for j in range(width):
+        at = x[j * lanes : (j + 1) * lanes]
         for i in range(rows.shape[0]):
-            source, target = rows[i, start:end], x[start * lanes + i :: lanes]
-            for j in range(end - start):
-                target[j] = np.float32(np.float64(source[j]) * factors[i])
+            at[i] = scaled[i, j]
+    x[width * lanes :] = 0
+
+
+@_compiled
+def _take_signs(x: Any, level: Any, levels: Any) -> None:
+    """What _quantize gives with one level."""
+    for j in range(x.shape[0]):
+        levels[j] = -level if x[j] < 0 else level
+
+
+@_compiled
+def _draw(states: Any, bits: Any) -> None:
+    """Bits of the signs, (passes, P / 32, lanes), from the states of m rows' streams."""
+    flat = bits.reshape(-1, _LANES)
+    for i in range(states.shape[0]):
+        for k in range(flat.shape[0] // 2):
+            word = word_of(states[i], k)
+            flat[2 * k, i], flat[2 * k + 1, i] = np.uint32(word), np.uint32(word >> _HALF)
 
 
 @_compiled
@@ -133,62 +220,83 @@ def _quantize(x: Any, small: Any, large: Any, bound: Any, levels: Any) -> None:
 
 
 @_compiled
-def _store(levels: Any, scales: Any, out: Any, lanes: Any) -> None:
+def _store(levels: Any, scales: Any, bits: Any, out: Any, lanes: Any) -> None:
     """Lanes of levels (P * lanes,), scaled, into rows (m, width)."""
     for start in range(0, out.shape[1], _TILE):
         end = min(start + _TILE, out.shape[1])
         for i in range(out.shape[0]):
             source, target = levels[start * lanes + i :: lanes], out[i, start:end]
+            signs = bits[start // _WORD, i] >> np.uint32(start % _WORD)
             for j in range(end - start):
-                target[j] = source[j] * scales[i]
+                target[j] = -(source[j] * scales[i]) if (signs >> j) & 1 else source[j] * scales[i]
 
 
 @_compiled
 def _rotated_through(
-    rows: Any, powers: Any, drawn: Any, small: Any, large: Any, threshold: Any, lanes: Any, out: Any
+    rows: Any, powers: Any, states: Any, length: Any, small: Any, large: Any, threshold: Any, out: Any
 ) -> None:
     """What is decoded of rows (n, width).
 
     Args:
         rows: float32 (n, width), finite.
         powers: float64 (n,), the power of two that is at most twice a row's largest magnitude.
-        drawn: uint32 (n, passes, P / 32), bits of the signs.
+        states: uint64 (n,), the streams of the signs.
         small: float32, the level of numbers below the threshold.
         large: float32, the level of the others.
         threshold: in root mean squares; infinite for one bit.
-        lanes: number of rows side by side.
         out: float32 (n, width), overwritten.
     """
-    passes, length = drawn.shape[1], drawn.shape[2] * _WORD
+    lanes = _LANES
     size = length * lanes
     x, levels = np.empty(size, np.float32), np.empty(size, np.float32)
-    signs = np.empty((passes, size), np.uint32)
-    own = np.zeros((lanes, passes, drawn.shape[2]), np.uint32)
+    scaled = np.zeros((lanes, rows.shape[1]), np.float32)
+    bits, left = np.zeros((PASSES, length // _WORD, lanes), np.uint32), np.empty(lanes, np.uint32)
     sums, squares = np.empty(size // 2, np.float64), np.empty(lanes, np.float64)
-    scales, bound = np.zeros(lanes, np.float32), np.full(lanes, np.inf, np.float32)
+    scales, bound = np.zeros(lanes, np.float32), np.empty(lanes, np.float32)
     for begin in range(0, rows.shape[0], lanes):
         end = min(begin + lanes, rows.shape[0])
-        _load(rows[begin:end], 1 / powers[begin:end], x, lanes)
-        own[: end - begin] = drawn[begin:end]
+        _load(rows[begin:end], 1 / powers[begin:end], x, scaled)
+        _draw(states[begin:end], bits)
         _summed_products(x, x, sums, lanes)
         squares[:] = sums[:lanes]
-        for k in range(passes):
-            _spread(own[:, k], signs[k])
-            _rotate(x, signs[k], lanes)
+        for k in range(PASSES):
+            _rotate(x, bits[k], left)
         if threshold < np.inf:
             _summed_products(x, x, sums, lanes)
             for i in range(lanes):
                 bound[i] = np.float32(threshold * math.sqrt(sums[i] / length))
-        _quantize(x, small, large, bound, levels)
+            _quantize(x, small, large, bound, levels)
+        else:
+            _take_signs(x, small, levels)
         _summed_products(x, levels, sums, lanes)
         for i in range(end - begin):
             ratio = np.float32(squares[i] / sums[i]) if squares[i] > 0 else np.float32(0)
             scales[i] = np.float32(np.float64(ratio) * powers[begin + i])
-        _rotate(levels, signs[0, :0], lanes)
-        for k in range(passes - 1, 0, -1):
-            _rotate(levels, signs[k], lanes)
-        _flip(levels.view(np.uint32), signs[0])
-        _store(levels, scales, out[begin:end], lanes)
+        _rotate(levels, bits[0, :0], left)
+        for k in range(PASSES - 1, 0, -1):
+            _rotate(levels, bits[k], left)
+        _store(levels, scales, bits[0], out[begin:end], lanes)
+
+
+@_compiled
+def _add_rows(rows: Any, weights: Any, total: Any) -> None:
+    for start in range(0, total.shape[0], _NEAR):
+        part = total[start : start + _NEAR]
+        for i in range(rows.shape[0]):
+            row, weight = rows[i, start : start + _NEAR], weights[i]
+            if i == 0:  # not added to zero, which would lose the sign of a zero
+                for j in range(part.shape[0]):
+                    part[j] = weight * np.float64(row[j])
+            else:
+                for j in range(part.shape[0]):
+                    part[j] += weight * np.float64(row[j])
+
+
+def weighted_sum(arrays: FloatArray, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The sum of arrays (m, ...) times weights (m,), added up in their order as by FieldSums."""
+    total = np.empty(arrays[0].size, np.float64)
+    _add_rows(np.ascontiguousarray(arrays).reshape(len(arrays), -1), weights, total)
+    return total.reshape(arrays.shape[1:])
 
 
 def _rotating(small: float, large: float, threshold: float) -> Through:
@@ -197,14 +305,10 @@ def _rotating(small: float, large: float, threshold: float) -> Through:
     def through(arrays: Array, seeds: npt.NDArray[np.uint64]) -> Array:
         rows: FloatArray = np.ascontiguousarray(arrays, np.float32).reshape(-1, arrays.shape[-1])
         counts = np.arange(len(rows) // len(seeds), dtype=np.uint64)
-        states = words(seeds[:, None], counts).reshape(-1, 1)
-        length = padded(rows.shape[1])
-        drawn = words(states, np.arange(PASSES * length // 64, dtype=np.uint64))
-        bits = drawn.astype("<u8", copy=False).view("<u4").astype(np.uint32, copy=False)
-        bits = bits.reshape(len(rows), PASSES, length // _WORD)
+        states = words(seeds[:, None], counts).reshape(-1)
         powers = np.ldexp(1.0, np.frexp(np.abs(rows).max(axis=1))[1])
-        out, lanes = np.empty_like(rows), _LANES if length <= _LONG else _LANES // 2
-        _rotated_through(rows, powers, bits, *levels, threshold, lanes, out)
+        out = np.empty_like(rows)
+        _rotated_through(rows, powers, states, padded(rows.shape[1]), *levels, threshold, out)
         return out.reshape(arrays.shape)
 
     return through

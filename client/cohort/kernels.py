@@ -20,7 +20,7 @@ import numpy as np
 from common.files import cache_root
 from common.types import FloatArray
 
-__all__ = ["to_float", "train_clients"]
+__all__ = ["to_float", "train_clients", "word_of"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -72,10 +72,16 @@ def _mix(z: Any) -> Any:
 
 
 @_compiled
+def word_of(state: Any, index: Any) -> Any:
+    """``common.seeding.words`` of one stream at one position."""
+    return _mix(state + np.uint64(index + 1) * _GOLDEN)
+
+
+@_compiled
 def _batch_order(state: Any, n: Any, keys: Any) -> Any:
     """``common.seeding.permutation`` of a stream, given its state."""
     for i in range(n):
-        keys[i] = np.int64(_mix(state + np.uint64(i + 1) * _GOLDEN) >> _ONE)
+        keys[i] = np.int64(word_of(state, i) >> _ONE)
     return np.argsort(keys[:n], kind="mergesort")
 
 
