@@ -103,9 +103,9 @@ def cached_projection(
 def _tell_random(images: int, directions: int) -> None:
     if (random := directions - (images - 1)) > 0:
         _log.warning(
-            "backbone.projection: %d calibration images give %d directions, the other %d are "
-            "random: heads are more accurate with more images",
-            images, images - 1, random,
+            "backbone.projection: %d calibration images give %d directions, %s: heads are more "
+            "accurate with more images",
+            images, images - 1, f"the other {random} are random" if random > 1 else "one more is random",
         )  # fmt: skip
 
 
