@@ -14,7 +14,7 @@ from common.codecs.codec import Through
 from common.codecs.uplink import encode_sum
 from common.errors import ReplyError
 from common.messages import ClientReport, Rejection, TrainReply, TrainRequest, payload_bytes
-from common.types import FloatArray, IntArray
+from common.types import IntArray
 from common.updates import FieldSums, client_weights
 from common.validate import LARGEST, check_fields
 
@@ -95,9 +95,9 @@ def of_many(
     clients: IntArray,
     num_examples: IntArray,
     losses: npt.NDArray[np.float64],
-    fields: Mapping[str, FloatArray],
+    fields: Fields,
     compiled: Mapping[str, Through],
-    summed: Callable[[FloatArray, npt.NDArray[np.float64]], npt.NDArray[np.float64]],
+    summed: Callable[[npt.NDArray[np.generic], npt.NDArray[np.float64]], npt.NDArray[np.float64]],
 ) -> Contribution | None:
     """Several clients' checked updates, summed as the server would decode them.
 

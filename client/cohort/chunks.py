@@ -115,7 +115,12 @@ class DualChunk(Chunk):
         counts = self.num_examples.tolist()
         # As wide as x, so that each product goes where it belongs without a copy of its own.
         products = torch.empty((len(counts), len(self.dual), self.x.shape[1]), dtype=self.x.dtype)
-        parts = zip(self.dual.split(counts, 1), self.x.split(counts), products, strict=True)
+        parts = zip(
+            self.dual.split_with_sizes(counts, 1),
+            self.x.split_with_sizes(counts),
+            products,
+            strict=True,
+        )
         for dual, x, product in parts:
             self._combine(dual, x, product)
         out: Floats = np.ascontiguousarray(products.numpy()[..., : self.start.shape[1]])

@@ -1,8 +1,8 @@
 """Codecs that rotate rows, compiled: what is decoded of many clients' rows, without their bytes.
 
 Bit for bit what ``common.codecs.rotation`` gives, which is plain numpy because devices need it.
-Here the rows of a few clients lie side by side in a core's nearest cache. Nothing may be fused
-or reordered, so there is no fastmath.
+Here some rows lie side by side in a core's nearer caches. Nothing may be fused or reordered, so
+there is no fastmath.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from client.cohort.hadamard import LANES, WORD, rotate
 from client.cohort.kernels import word_of
 from common.codecs.codec import Array, Through
 from common.codecs.eden import LEVELS, THRESHOLD
@@ -26,136 +27,13 @@ __all__ = ["THROUGH", "weighted_sum"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_WORD = 32  # bits of signs at a time
 _TILE = 16  # numbers of a row that are loaded at a time: a cache line
-_LANES = 16  # rows side by side: two vector instructions in the shortest loops
 _NEAR = 1024  # sums that stay in the nearest cache while rows are added
-_TOP, _HALF = np.uint32(1 << 31), np.uint64(32)
+_MAGNITUDE, _HALF = np.uint32((1 << 31) - 1), np.uint64(32)
 
 
 def _compiled(function: F) -> F:
     return cast("F", numba.njit(nogil=True, cache=True)(function))
-
-
-def _inlined(function: F) -> F:
-    return cast("F", numba.njit(nogil=True, inline="always")(function))
-
-
-@_inlined
-def _eight(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
-    """Three steps of the numpy version: the same additions, but in registers."""
-    a, b, c, d, e, f, g, h = a + b, a - b, c + d, c - d, e + f, e - f, g + h, g - h
-    a, b, c, d, e, f, g, h = a + c, b + d, a - c, b - d, e + g, f + h, e - g, f - h
-    return a + e, b + f, c + g, d + h, a - e, b - f, c - g, d - h
-
-
-# The compiler makes vector instructions of such loops only if it knows ``by``.
-@_inlined
-def _three_steps(x: Any, by: Any) -> None:
-    """Butterflies over the distances by, 2 by and 4 by in x (8 by,)."""
-    for j in range(by):
-        (
-            x[j], x[j + by], x[j + 2 * by], x[j + 3 * by],
-            x[j + 4 * by], x[j + 5 * by], x[j + 6 * by], x[j + 7 * by],
-        ) = _eight(
-            x[j], x[j + by], x[j + 2 * by], x[j + 3 * by],
-            x[j + 4 * by], x[j + 5 * by], x[j + 6 * by], x[j + 7 * by],
-        )  # fmt: skip
-
-
-@_inlined
-def _signed(number: Any, word: Any) -> Any:
-    """The number with another sign if the word's top bit is set."""
-    bits = np.float32(number).view(np.uint32)
-    return np.uint32(bits ^ np.uint32(np.uint32(word) & _TOP)).view(np.float32)
-
-
-@_compiled
-def _first_steps(x: Any, left: Any) -> None:
-    """Signs and the first three steps of x (8 lanes,); uses up eight bits of left (lanes,)."""
-    by = _LANES
-    for j in range(by):
-        w = left[j]
-        (
-            x[j], x[j + by], x[j + 2 * by], x[j + 3 * by],
-            x[j + 4 * by], x[j + 5 * by], x[j + 6 * by], x[j + 7 * by],
-        ) = _eight(
-            _signed(x[j], w << 31),
-            _signed(x[j + by], w << 30),
-            _signed(x[j + 2 * by], w << 29),
-            _signed(x[j + 3 * by], w << 28),
-            _signed(x[j + 4 * by], w << 27),
-            _signed(x[j + 5 * by], w << 26),
-            _signed(x[j + 6 * by], w << 25),
-            _signed(x[j + 7 * by], w << 24),
-        )  # fmt: skip
-        left[j] = w >> 8
-
-
-@_compiled
-def _plain_first(x: Any) -> None:
-    _three_steps(x, _LANES)
-
-
-@_compiled
-def _next_steps(x: Any) -> None:
-    _three_steps(x, 8 * _LANES)
-
-
-@_compiled
-def _far_steps(x: Any) -> None:
-    _three_steps(x, 64 * _LANES)
-
-
-@_compiled
-def _last_steps(x: Any, h: Any) -> None:
-    """Butterflies over distances from h."""
-    size = x.shape[0]
-    if 4 * h <= size:
-        for start in range(0, size, 4 * h):
-            a, b = x[start : start + h], x[start + h : start + 2 * h]
-            c, d = x[start + 2 * h : start + 3 * h], x[start + 3 * h : start + 4 * h]
-            for j in range(h):
-                s, t = a[j] + b[j], a[j] - b[j]
-                u, v = c[j] + d[j], c[j] - d[j]
-                a[j], b[j] = s + u, t + v
-                c[j], d[j] = s - u, t - v
-        h *= 4
-    while h < size:
-        for start in range(0, size, 2 * h):
-            a, b = x[start : start + h], x[start + h : start + 2 * h]
-            for j in range(h):
-                s, t = a[j], b[j]
-                a[j], b[j] = s + t, s - t
-        h *= 2
-
-
-@_compiled
-def _rotate(x: Any, bits: Any, left: Any) -> None:
-    """H S x for each lane of x (P * lanes,), in place; H x if there are no bits.
-
-    Args:
-        x: float32 (P * lanes,).
-        bits: uint32 (P / 32, lanes), those of the signs; or (0, lanes).
-        left: uint32 (lanes,), memory.
-    """
-    size, near = x.shape[0], 8 * _LANES
-    for start in range(0, size, 8 * near):
-        for k in range(8):
-            first = x[start + k * near : start + (k + 1) * near]
-            if bits.shape[0]:
-                if k % 4 == 0:
-                    left[:] = bits[start // (_WORD * _LANES) + k // 4]
-                _first_steps(first, left)
-            else:
-                _plain_first(first)
-        _next_steps(x[start : start + 8 * near])
-    h = 8 * near
-    if 8 * h <= size:
-        for start in range(0, size, 8 * h):
-            _far_steps(x[start : start + 8 * h])
-        h *= 8
-    _last_steps(x, h)
 
 
 @_compiled
@@ -175,9 +53,20 @@ def _summed_products(x: Any, y: Any, sums: Any, lanes: Any) -> None:
 
 
 @_compiled
+def _largest(bits: Any, largest: Any) -> None:
+    """Each row's largest magnitude, from float32's bits (n, width): they have the same order."""
+    for i in range(bits.shape[0]):
+        row, most = bits[i], np.uint32(0)
+        for j in range(row.shape[0]):
+            magnitude = np.uint32(row[j] & _MAGNITUDE)
+            most = magnitude if magnitude > most else most
+        largest[i] = most
+
+
+@_compiled
 def _load(rows: Any, factors: Any, x: Any, scaled: Any) -> None:
     """Rows (m, width) times their factors into lanes of x (P * lanes,)."""
-    lanes, width = _LANES, rows.shape[1]
+    lanes, width = LANES, rows.shape[1]
     for i in range(rows.shape[0]):
         source, factor = rows[i], factors[i]
         target = scaled[i]
@@ -200,7 +89,7 @@ def _take_signs(x: Any, level: Any, levels: Any) -> None:
 @_compiled
 def _draw(states: Any, bits: Any) -> None:
     """Bits of the signs, (passes, P / 32, lanes), from the states of m rows' streams."""
-    flat = bits.reshape(-1, _LANES)
+    flat = bits.reshape(-1, LANES)
     for i in range(states.shape[0]):
         for k in range(flat.shape[0] // 2):
             word = word_of(states[i], k)
@@ -226,14 +115,21 @@ def _store(levels: Any, scales: Any, bits: Any, out: Any, lanes: Any) -> None:
         end = min(start + _TILE, out.shape[1])
         for i in range(out.shape[0]):
             source, target = levels[start * lanes + i :: lanes], out[i, start:end]
-            signs = bits[start // _WORD, i] >> np.uint32(start % _WORD)
+            signs = bits[start // WORD, i] >> np.uint32(start % WORD)
             for j in range(end - start):
                 target[j] = -(source[j] * scales[i]) if (signs >> j) & 1 else source[j] * scales[i]
 
 
 @_compiled
-def _rotated_through(
-    rows: Any, powers: Any, states: Any, length: Any, small: Any, large: Any, threshold: Any, out: Any
+def _rotated_through(  # one more than seven arguments: compiled code takes no objects
+    rows: Any,
+    powers: Any,
+    states: Any,
+    length: Any,
+    small: Any,
+    large: Any,
+    threshold: Any,
+    out: Any,
 ) -> None:
     """What is decoded of rows (n, width).
 
@@ -241,16 +137,17 @@ def _rotated_through(
         rows: float32 (n, width), finite.
         powers: float64 (n,), the power of two that is at most twice a row's largest magnitude.
         states: uint64 (n,), the streams of the signs.
+        length: P.
         small: float32, the level of numbers below the threshold.
         large: float32, the level of the others.
         threshold: in root mean squares; infinite for one bit.
         out: float32 (n, width), overwritten.
     """
-    lanes = _LANES
+    lanes = LANES
     size = length * lanes
-    x, levels = np.empty(size, np.float32), np.empty(size, np.float32)
+    x, levels = np.zeros(size, np.float32), np.empty(size, np.float32)
     scaled = np.zeros((lanes, rows.shape[1]), np.float32)
-    bits, left = np.zeros((PASSES, length // _WORD, lanes), np.uint32), np.empty(lanes, np.uint32)
+    bits, left = np.zeros((PASSES, length // WORD, lanes), np.uint32), np.empty(lanes, np.uint32)
     sums, squares = np.empty(size // 2, np.float64), np.empty(lanes, np.float64)
     scales, bound = np.zeros(lanes, np.float32), np.empty(lanes, np.float32)
     for begin in range(0, rows.shape[0], lanes):
@@ -260,7 +157,7 @@ def _rotated_through(
         _summed_products(x, x, sums, lanes)
         squares[:] = sums[:lanes]
         for k in range(PASSES):
-            _rotate(x, bits[k], left)
+            rotate(x, bits[k], left)
         if threshold < np.inf:
             _summed_products(x, x, sums, lanes)
             for i in range(lanes):
@@ -272,14 +169,15 @@ def _rotated_through(
         for i in range(end - begin):
             ratio = np.float32(squares[i] / sums[i]) if squares[i] > 0 else np.float32(0)
             scales[i] = np.float32(np.float64(ratio) * powers[begin + i])
-        _rotate(levels, bits[0, :0], left)
+        rotate(levels, bits[0, :0], left)
         for k in range(PASSES - 1, 0, -1):
-            _rotate(levels, bits[k], left)
+            rotate(levels, bits[k], left)
         _store(levels, scales, bits[0], out[begin:end], lanes)
 
 
 @_compiled
 def _add_rows(rows: Any, weights: Any, total: Any) -> None:
+    """Overwrite total (n,) by the sum of rows (m, n) times weights (m,)."""
     for start in range(0, total.shape[0], _NEAR):
         part = total[start : start + _NEAR]
         for i in range(rows.shape[0]):
@@ -292,7 +190,7 @@ def _add_rows(rows: Any, weights: Any, total: Any) -> None:
                     part[j] += weight * np.float64(row[j])
 
 
-def weighted_sum(arrays: FloatArray, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def weighted_sum(arrays: Array, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The sum of arrays (m, ...) times weights (m,), added up in their order as by FieldSums."""
     total = np.empty(arrays[0].size, np.float64)
     _add_rows(np.ascontiguousarray(arrays).reshape(len(arrays), -1), weights, total)
@@ -306,7 +204,9 @@ def _rotating(small: float, large: float, threshold: float) -> Through:
         rows: FloatArray = np.ascontiguousarray(arrays, np.float32).reshape(-1, arrays.shape[-1])
         counts = np.arange(len(rows) // len(seeds), dtype=np.uint64)
         states = words(seeds[:, None], counts).reshape(-1)
-        powers = np.ldexp(1.0, np.frexp(np.abs(rows).max(axis=1))[1])
+        largest = np.empty(len(rows), np.uint32)
+        _largest(rows.view(np.uint32), largest)
+        powers = np.ldexp(1.0, np.frexp(largest.view(np.float32))[1])
         out = np.empty_like(rows)
         _rotated_through(rows, powers, states, padded(rows.shape[1]), *levels, threshold, out)
         return out.reshape(arrays.shape)
