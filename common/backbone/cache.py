@@ -102,10 +102,11 @@ def cached_projection(
 
 def _tell_random(images: int, directions: int) -> None:
     if (random := directions - (images - 1)) > 0:
+        rest = "one more is random" if random == 1 else f"the other {random} are random"
         _log.warning(
             "backbone.projection: %d calibration images give %d directions, %s: heads are more "
             "accurate with more images",
-            images, images - 1, f"the other {random} are random" if random > 1 else "one more is random",
+            images, images - 1, rest,
         )  # fmt: skip
 
 
