@@ -19,7 +19,7 @@ from client.cohort.hadamard import LANES, WORD, rotate
 from client.cohort.kernels import word_of
 from common.codecs.codec import Array, Through
 from common.codecs.eden import LEVELS, THRESHOLD
-from common.codecs.rotation import PASSES, padded
+from common.codecs.rotation import padded, passes
 from common.seeding import words
 from common.types import FloatArray
 
@@ -121,11 +121,12 @@ def _store(levels: Any, scales: Any, bits: Any, out: Any, lanes: Any) -> None:
 
 
 @_compiled
-def _rotated_through(  # one more than seven arguments: compiled code takes no objects
+def _rotated_through(  # more than seven arguments: compiled code takes no objects
     rows: Any,
     powers: Any,
     states: Any,
     length: Any,
+    rotations: Any,
     small: Any,
     large: Any,
     threshold: Any,
@@ -138,6 +139,7 @@ def _rotated_through(  # one more than seven arguments: compiled code takes no o
         powers: float64 (n,), the power of two that is at most twice a row's largest magnitude.
         states: uint64 (n,), the streams of the signs.
         length: P.
+        rotations: number of rotations.
         small: float32, the level of numbers below the threshold.
         large: float32, the level of the others.
         threshold: in root mean squares; infinite for one bit.
@@ -147,7 +149,8 @@ def _rotated_through(  # one more than seven arguments: compiled code takes no o
     size = length * lanes
     x, levels = np.zeros(size, np.float32), np.empty(size, np.float32)
     scaled = np.zeros((lanes, rows.shape[1]), np.float32)
-    bits, left = np.zeros((PASSES, length // WORD, lanes), np.uint32), np.empty(lanes, np.uint32)
+    bits = np.zeros((rotations, length // WORD, lanes), np.uint32)
+    left = np.empty(lanes, np.uint32)
     sums, squares = np.empty(size // 2, np.float64), np.empty(lanes, np.float64)
     scales, bound = np.zeros(lanes, np.float32), np.empty(lanes, np.float32)
     for begin in range(0, rows.shape[0], lanes):
@@ -156,7 +159,7 @@ def _rotated_through(  # one more than seven arguments: compiled code takes no o
         _draw(states[begin:end], bits)
         _summed_products(x, x, sums, lanes)
         squares[:] = sums[:lanes]
-        for k in range(PASSES):
+        for k in range(rotations):
             rotate(x, bits[k], left)
         if threshold < np.inf:
             _summed_products(x, x, sums, lanes)
@@ -170,7 +173,7 @@ def _rotated_through(  # one more than seven arguments: compiled code takes no o
             ratio = np.float32(squares[i] / sums[i]) if squares[i] > 0 else np.float32(0)
             scales[i] = np.float32(np.float64(ratio) * powers[begin + i])
         rotate(levels, bits[0, :0], left)
-        for k in range(PASSES - 1, 0, -1):
+        for k in range(rotations - 1, 0, -1):
             rotate(levels, bits[k], left)
         _store(levels, scales, bits[0], out[begin:end], lanes)
 
@@ -207,8 +210,8 @@ def _rotating(small: float, large: float, threshold: float) -> Through:
         largest = np.empty(len(rows), np.uint32)
         _largest(rows.view(np.uint32), largest)
         powers = np.ldexp(1.0, np.frexp(largest.view(np.float32))[1])
-        out = np.empty_like(rows)
-        _rotated_through(rows, powers, states, padded(rows.shape[1]), *levels, threshold, out)
+        out, length = np.empty_like(rows), padded(rows.shape[1])
+        _rotated_through(rows, powers, states, length, passes(length), *levels, threshold, out)
         return out.reshape(arrays.shape)
 
     return through

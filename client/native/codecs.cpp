@@ -22,7 +22,6 @@ namespace fedhead {
 namespace {
 
 constexpr std::size_t kWord = 64;   // signs that one random word holds
-constexpr std::size_t kPasses = 4;  // of drive's rotation
 constexpr int kMostParts = 8;       // of a head's change
 
 float largest(const float* row, std::size_t width) {
@@ -123,6 +122,9 @@ Rows decode_int8(std::span<const std::uint8_t> payload, std::size_t count, std::
 
 std::size_t padded(std::size_t width) { return std::max(std::bit_ceil(width), kWord); }
 
+// The number of rotations of a padded row.
+std::size_t passes(std::size_t size) { return size > 256 ? 3 : size == 256 ? 4 : 5; }
+
 // Changes signs by the random bits of one of the row's passes.
 void flip(std::vector<float>& row, std::uint64_t state, std::size_t pass) {
   const std::size_t words = row.size() / kWord;
@@ -155,9 +157,9 @@ double folded(std::vector<double> terms) {
   return terms[0];
 }
 
-// H S_3 H S_2 H S_1 H S_0 x, with signs S and Sylvester's matrix H.
+// ... H S_1 H S_0 x, with signs S and Sylvester's matrix H.
 void rotate(std::vector<float>& row, std::uint64_t state) {
-  for (std::size_t pass = 0; pass < kPasses; ++pass) {
+  for (std::size_t pass = 0; pass < passes(row.size()); ++pass) {
     flip(row, state, pass);
     hadamard(row);
   }
@@ -165,7 +167,7 @@ void rotate(std::vector<float>& row, std::uint64_t state) {
 
 // Its transpose.
 void rotate_back(std::vector<float>& row, std::uint64_t state) {
-  for (std::size_t pass = kPasses; pass-- > 0;) {
+  for (std::size_t pass = passes(row.size()); pass-- > 0;) {
     hadamard(row);
     flip(row, state, pass);
   }
