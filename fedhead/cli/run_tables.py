@@ -180,9 +180,24 @@ def closing_table(s: Mapping[str, Any]) -> None:
     print("±: points by which n test images may mislead, in 95 of 100 cases")
 
 
+def _bytes(s: Mapping[str, Any]) -> dict[str, str]:
+    """What was sent, and how it was made small."""
+    each = s["uplink_bytes"] / max(1, s["valid_updates"])
+    saved = s["full_model_uplink_bytes"] / max(1, s["uplink_bytes"])
+    codecs = {way: s.get(f"codec_{way}", "") for way in ("up", "down")}
+    told = {w: f", codec {name}" if name not in ("", "none") else "" for w, name in codecs.items()}
+    rows = {
+        "uplink": f"{byte_text(s['uplink_bytes'])}, {byte_text(each)} an update{told['up']} "
+        f"(whole model: {byte_text(s['full_model_uplink_bytes'])}, {saved:,.0f}x)",
+        "downlink": byte_text(s["downlink_bytes"]) + told["down"],
+    }
+    if directions := s.get("projection"):
+        rows["projection"] = f"{directions:,} directions of {s['pooled_features']:,} features"
+    return rows
+
+
 def _closing_rows(s: Mapping[str, Any]) -> dict[str, str]:
     n = s["test_examples"]
-    saved = s["full_model_uplink_bytes"] / max(1, s["uplink_bytes"])
     hidden = ("rounds_total", "training")
     rounds = f"{s['rounds']}"
     if lost := s["rounds"] - s["accepted_rounds"]:
@@ -206,9 +221,7 @@ def _closing_rows(s: Mapping[str, Any]) -> dict[str, str]:
         "updates valid / rejected / failed": (
             f"{s['valid_updates']} / {s['rejected_updates']} / {s['failed_updates']}"
         ),
-        "uplink": f"{byte_text(s['uplink_bytes'])} (whole model: "
-        f"{byte_text(s['full_model_uplink_bytes'])}, {saved:.0f}x)",
-        "downlink": byte_text(s["downlink_bytes"]),
+        **_bytes(s),
         "seconds": ", ".join(f"{key} {value}" for key, value in seconds.items()),
         "model.pt": byte_text(s["model_bytes"]),
         "run folder": near(s["run"]),

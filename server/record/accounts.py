@@ -38,16 +38,17 @@ class Accounts:
 
     Args:
         name: returns a client's name for people.
-        once_bytes: what each client gets with the first request for training, beside it.
+        once_bytes: returns what each client gets with the first request for training, beside it.
 
     Attributes:
         name: as given.
-        once_bytes: as given.
         table: int64 (m, 10), ascending: client, the counts, last seen in ms since 1970 or 0.
     """
 
-    def __init__(self, name: Callable[[int], str], once_bytes: int = 0) -> None:
-        self.name, self.once_bytes, self.table = name, once_bytes, self.empty()
+    def __init__(
+        self, name: Callable[[int], str], once_bytes: Callable[[], int] = lambda: 0
+    ) -> None:
+        self.name, self._once_bytes, self.table = name, once_bytes, self.empty()
 
     @staticmethod
     def empty() -> IntArray:
@@ -63,7 +64,7 @@ class Accounts:
         """Record that each of some clients gets a request of this size; return all their bytes."""
         rows = self._rows(np.asarray(clients, np.int64))
         first = self.table[rows, 1 + COLUMNS.index("downlink_bytes")] == 0
-        sizes = size + self.once_bytes * first
+        sizes = size + self._once_bytes() * first
         self.add("downlink_bytes", clients, sizes.tolist())
         return int(sizes.sum())
 

@@ -35,7 +35,7 @@ class Offer:
         fingerprint: the backbone's fingerprint.
         read: returns the payload.
         signed: statement and signature; None: unsigned.
-        basis_bytes: the part of the payload that is the projection.
+        basis_bytes: the part of the payload that is the projection, in a simulation.
     """
 
     fingerprint: str
@@ -75,8 +75,8 @@ def offer(backbone: FrozenBackbone, name: str, folder: Path | None) -> Offer:
     Raises:
         RunError: another backbone was signed, or the signed file is damaged.
     """
-    basis_bytes = backbone.projection.payload_bytes if backbone.projection else 0
     if folder is None:
+        basis_bytes = backbone.projection.payload_bytes if backbone.projection else 0
         return Offer(backbone.fingerprint, backbone.to_bytes, basis_bytes=basis_bytes)
     found = newest_signed(folder, name)
     if found is None or found[1].fingerprint != backbone.fingerprint:
@@ -89,7 +89,7 @@ def offer(backbone: FrozenBackbone, name: str, folder: Path | None) -> Offer:
     path = artifact.path(shelf_of(folder, name))
     if problem := artifact.damage(path):
         raise RunError(f"{path} is damaged: {problem}")
-    return Offer(backbone.fingerprint, path.read_bytes, artifact.signed, basis_bytes)
+    return Offer(backbone.fingerprint, path.read_bytes, artifact.signed)
 
 
 def deliver(

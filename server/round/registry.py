@@ -76,7 +76,10 @@ class Registry:
         self.clients: dict[int, Client] = {}
         self.known: set[int] = set()
         self.stragglers = Stragglers(grid, deadline_seconds)
-        self.accounts = Accounts(admission.name, backbone.basis_bytes)
+        # Of a device's backbone all bytes are counted where they are sent, the projection's too.
+        self.accounts = Accounts(
+            admission.name, lambda: backbone.basis_bytes if self.simulated else 0
+        )
 
     @property
     def simulated(self) -> bool:

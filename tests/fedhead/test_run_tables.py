@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from common.noise import margin
-from fedhead.cli.run_tables import _chosen, _clients, _worst_classes
+from fedhead.cli.run_tables import _bytes, _chosen, _clients, _worst_classes
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,18 @@ def test_the_worst_of_many_classes_are_named() -> None:
         "worst classes": "cow: 25 % of 4, dog: 40 % of 5, eel: 50 % of 8"
     }
     assert _worst_classes(classes[:3]) == {}  # of few classes "the worst" would be all
+
+
+def test_bytes_are_told_of_one_update_too_and_with_what_made_them_small() -> None:
+    summary = {
+        "uplink_bytes": 5_060, "downlink_bytes": 11_764_355, "full_model_uplink_bytes": 74_000_000,
+        "valid_updates": 10, "codec_up": "drive", "codec_down": "", "projection": 255,
+        "pooled_features": 672,
+    }  # fmt: skip
+    assert _bytes(summary) == {
+        "uplink": "5.06 kB, 506 B an update, codec drive (whole model: 74.0 MB, 14,625x)",
+        "downlink": "11.8 MB",
+        "projection": "255 directions of 672 features",
+    }
+    older = {key: value for key, value in summary.items() if key.endswith(("bytes", "updates"))}
+    assert _bytes(older)["uplink"] == "5.06 kB, 506 B an update (whole model: 74.0 MB, 14,625x)"

@@ -137,6 +137,18 @@ def test_devices_are_counted_what_they_are_sent(quick: Make, device_grid: Grid) 
     assert missed > {1}  # some have missed rounds
 
 
+def test_a_devices_projection_is_counted_with_its_backbone_and_not_again(
+    quick: Make, device_grid: Grid
+) -> None:
+    folder = quick("train.rounds=1", "train.clients-per-round=0", "backbone.projection=20")
+    devices = Devices(device_grid)
+    summary = devices.run(folder)
+    payload = len((folder / "backbone.safetensors").read_bytes())
+    assert summary["backbone_bytes_sent"] == 3 * payload
+    sizes = [size for _, _, size, _ in devices.sent]
+    assert summary["downlink_bytes"] == pytest.approx(sum(sizes), abs=len(sizes))
+
+
 def test_a_lost_spoilt_or_foreign_head_costs_a_message_and_not_the_round(
     quick: Make, device_grid: Grid
 ) -> None:
