@@ -22,6 +22,8 @@ from common.seeding import words
 from common.types import Affine, ClientPlan, FeatureSet, Head, LocalTraining
 from common.updates import FieldSums
 
+pytestmark = pytest.mark.wide
+
 K, D, CLIENTS = 3, 20, 6
 EVERYONE = tuple(range(CLIENTS))
 PLANS = {

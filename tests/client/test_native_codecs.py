@@ -18,6 +18,8 @@ from common.codecs.uplink import Uplink
 from common.errors import ReplyError
 from common.types import ClientPlan, Layout
 
+pytestmark = pytest.mark.wide
+
 FOLDER = Path(__file__).parent
 SOURCE = FOLDER.parent.parent / "client" / "native"
 CODECS = ("none", "int8", "drive")

@@ -17,6 +17,8 @@ from common.plausible import Limits
 from common.statistics import Statistics, feature_statistics
 from common.types import Affine, FeatureSet, Layout
 
+pytestmark = pytest.mark.wide
+
 CODEC = find_codec("gram-int8")
 KINDS = ("normal", "sparse", "copies", "extremes", "constant", "few-values")
 

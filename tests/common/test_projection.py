@@ -29,6 +29,8 @@ from common.features import extract
 from common.types import Affine
 from tests.common.conftest import make_images
 
+pytestmark = pytest.mark.wide
+
 
 def random_projection(rng: np.random.Generator, d: int, k: int, extreme: bool) -> Projection:
     sign = rng.choice([-127, 127], (d, k)) if extreme else rng.integers(-127, 128, (d, k))

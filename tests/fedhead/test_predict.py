@@ -25,6 +25,8 @@ from server.export.exporters import FILES, export
 from server.export.fresh_process import fresh_process
 from server.export.predict import find_images, predict
 
+pytestmark = pytest.mark.wide
+
 SIZE = 8
 
 

@@ -14,6 +14,8 @@ from simulations.compare.cells import Cell, ComparisonSpec
 from simulations.compare.packing import Packing
 from simulations.compare.parse import parse_comparison
 
+pytestmark = pytest.mark.wide
+
 
 @pytest.fixture
 def base(tiny_toml: str, tmp_path: Path) -> Config:

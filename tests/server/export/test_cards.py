@@ -14,6 +14,8 @@ from common.backbone.engine import quantized_engine
 from server.export.card import Card, card_path
 from server.export.exporters import export
 
+pytestmark = pytest.mark.wide
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
 ANY, ONE = "uint8 (n, 3, 32, 32), RGB", "uint8 (1, 3, 32, 32), RGB"
 
