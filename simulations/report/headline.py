@@ -15,6 +15,8 @@ from simulations.report.leaderboard import Row, Standard, best_row
 
 __all__ = ["Card", "answers", "figures_of_run"]
 
+_AS_IT_IS = (None, "", "none", "off")
+
 
 @dataclass(frozen=True)
 class Card:
@@ -154,6 +156,11 @@ def _traffic(entry: Entry, row: Row) -> Card:
         mean = float(np.mean([n or 0 for n in whole]))
         times = mean / row.uplink_bytes
         remark += f". Whole models would be {byte_text(mean)}, {times:,.0f} times as much"
+    values = entry.runs[0].values
+    keys = ("codec.up", "codec.down", "backbone.projection")
+    small = [f"{key}: {values[key]}" for key in keys if values.get(key) not in _AS_IT_IS]
+    if small:
+        remark += f". Made smaller by {', '.join(small)}"
     return Card("Uplink", "", byte_text(row.uplink_bytes), remark)
 
 

@@ -81,3 +81,16 @@ def test_a_rate_that_was_set_is_shown_as_such(make_run: MakeRun, cells: Path) ->
 def test_clients_that_take_no_steps_have_no_rate(make_run: MakeRun, cells: Path) -> None:
     make_run("a", lr=None)
     assert "Learning rate" not in cards_of(cells)
+
+
+def test_what_made_the_messages_smaller_stands_with_the_bytes(
+    make_run: MakeRun, cells: Path
+) -> None:
+    make_run("a", "codec.up=drive", "codec.down=none", "backbone.projection=255")
+    remark = remarks(cells)["Uplink"]
+    assert remark.endswith("Made smaller by codec.up: drive, backbone.projection: 255")
+
+
+def test_messages_that_are_as_they_are_say_nothing_of_it(make_run: MakeRun, cells: Path) -> None:
+    make_run("a")
+    assert "smaller" not in remarks(cells)["Uplink"]
