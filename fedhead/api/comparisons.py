@@ -41,6 +41,7 @@ class Comparison:
         failed: what could not run, each with the reason.
         as_asked: whether tables keep the order of the runs; otherwise the best come first.
         swept: keys whose values were tried, always among the hyperparameters.
+        left_out: strategies with codecs or projections that do not go together, with the reasons.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Comparison:
     failed: Mapping[str, str]
     as_asked: bool = False
     swept: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def table(self) -> Table:
@@ -99,7 +101,8 @@ class Comparison:
 
     def __repr__(self) -> str:
         failed = f", {len(self.failed)} failed" if self.failed else ""
-        return f"<fedhead.Comparison {self.path}: {len(self.runs)} runs{failed}>"
+        left_out = f", {len(self.left_out)} left out" if self.left_out else ""
+        return f"<fedhead.Comparison {self.path}: {len(self.runs)} runs{failed}{left_out}>"
 
     def _repr_html_(self) -> str:
         from fedhead.api.display import block, percent, rows_html
@@ -231,7 +234,7 @@ def compare(
         shown.show(f"{done} runs compared", done, done)
     failed = {cell.key: problem for cell, problem in chosen.failed}
     runs = tuple(map(Run, chosen.runs))
-    return Comparison(folder.resolve(), runs, failed, as_asked, wanted.swept)
+    return Comparison(folder.resolve(), runs, failed, as_asked, wanted.swept, wanted.notes)
 
 
 def _check(several: Mapping[str, object], sweep: object, jobs: object) -> None:

@@ -317,8 +317,9 @@ import sys
 import fedhead
 compared = fedhead.compare(
     {experiment!r}, {{"train.rounds": 1}}, strategies=["fedavg", "fedprox"], seeds=[0],
-    sweep={{"lr": [0.01, 0.02]}}, out=sys.argv[1],
+    sweep={{"lr": [0.01, 0.02]}}, codecs=["none", "gram-int8"], out=sys.argv[1],
 )
+print(*(line.partition(":")[2] for line in compared.left_out), sep=";")
 print(len(compared.runs), sorted(compared.table["strategy"]), len(compared.curves))
 print(compared.report.exists(), "<table" in compared._repr_html_())
 compared.plot()
@@ -333,7 +334,10 @@ def test_a_script_without_a_main_guard_compares(tmp_path: Path) -> None:
         [sys.executable, str(script), str(tmp_path / "out")],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.stdout.splitlines() == ["2 ['fedavg', 'fedprox'] 2", "True True"], done.stderr
+    left_out, *lines = done.stdout.splitlines() or [""]
+    assert "fedavg" in left_out, done.stderr
+    assert "gram-int8" in left_out
+    assert lines == ["2 ['fedavg', 'fedprox'] 2", "True True"]
 
 
 def test_arguments_of_a_comparison_are_named_as_they_are_called(here: Path) -> None:
