@@ -64,7 +64,7 @@ def _changed(request: TrainRequest, changes: HeadChanges, path: Path) -> Head | 
 
 def _starts(changes: HeadChanges, path: Path) -> Iterator[tuple[int, FloatArray]]:
     """Heads to which the changes may be added, with their rounds."""
-    with suppress(DamagedError, OSError, KeyError, ValueError):
+    with suppress(DamagedError, OSError, KeyError, ValueError, TypeError, OverflowError):
         kept = _HEAD.read(path)
         yield int(kept["round"]), np.asarray(kept["head"], np.float32)
     if changes.base == 0:

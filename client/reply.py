@@ -22,7 +22,6 @@ __all__ = [
     "LARGEST_32_BIT",
     "Contribution",
     "Fields",
-    "added_up",
     "has_more_classes",
     "has_other_width",
     "is_small",
@@ -30,6 +29,7 @@ __all__ = [
     "of_many",
     "of_one",
     "of_sum",
+    "with_sum",
 ]
 
 logger = logging.getLogger("fedhead")
@@ -134,7 +134,7 @@ def is_small(array: npt.NDArray[np.generic]) -> bool:
     return bool(array.max() <= LARGEST and array.min() >= -LARGEST)
 
 
-def added_up(request: TrainRequest, part: Contribution) -> Contribution:
+def with_sum(request: TrainRequest, part: Contribution) -> Contribution:
     """The same contribution with the sum of its rows.
 
     Parts that are summed first have other last bits than rows that ``node_reply`` adds one by one.

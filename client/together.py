@@ -17,7 +17,6 @@ from client.reply import (
     LARGEST_32_BIT,
     Contribution,
     Fields,
-    added_up,
     has_more_classes,
     has_other_width,
     is_small,
@@ -25,6 +24,7 @@ from client.reply import (
     of_many,
     of_one,
     of_sum,
+    with_sum,
 )
 from common.errors import FedheadError, ReplyError
 from common.fields import FIELDS, fields_of_statistics
@@ -225,4 +225,4 @@ def _encoded(request: TrainRequest, chunk: Chunk, fields: Mapping[int, Fields]) 
     )
     if request.reduce != "sum" or request.uplink.is_transparent:
         return part
-    return added_up(request, part)
+    return with_sum(request, part)

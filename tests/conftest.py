@@ -7,6 +7,7 @@ import math
 import os
 import runpy
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from importlib.metadata import Distribution, packages_distributions
 from pathlib import Path
@@ -148,6 +149,27 @@ def tiny(tiny_toml: str, tmp_path: Path) -> Callable[..., Path]:
         return new_run(load_config(file, parse_overrides(items)))
 
     return make
+
+
+@pytest.fixture
+def cut_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """Within it, a run is interrupted once it has saved this round, as by Ctrl-C."""
+    import server.round.loop
+
+    save = server.round.loop.save_checkpoint
+
+    @contextmanager
+    def cut(last: int) -> Iterator[None]:
+        def save_and_stop(*args: Any, round_number: int, **kwargs: Any) -> None:
+            save(*args, round_number=round_number, **kwargs)
+            if round_number == last:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(server.round.loop, "save_checkpoint", save_and_stop)
+            yield
+
+    return cut
 
 
 @pytest.fixture

@@ -48,6 +48,8 @@ def _unpacked(frame: bytes, lengths: Collection[int]) -> bytes:
     try:
         # Memory is taken for what the frame claims, so this comes first.
         length = zstandard.frame_content_size(frame)
+        if length < 0:
+            raise ReplyError("is a zstd frame that does not say how long its content is")
         _check(length, lengths)
         body: bytes = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as exc:

@@ -12,6 +12,8 @@ from common.errors import ConfigError, ProtocolError
 
 __all__ = ["Packing", "known_codec", "known_projection"]
 
+_DIGITS = 10
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -37,9 +39,13 @@ class Packing:
         if self.codec:
             keys["codec"] = {"up": self.codec}
         if self.projection:
-            number = self.projection.isdecimal()
-            keys["backbone"] = {"projection": int(self.projection) if number else self.projection}
+            keys["backbone"] = {"projection": _directions(self.projection)}
         return keys
+
+
+def _directions(text: str) -> int | str:
+    """A number as one; Python reads none of thousands of digits."""
+    return int(text) if text.isdecimal() and len(text) < _DIGITS else text
 
 
 def known_codec(name: str) -> str:
@@ -61,6 +67,6 @@ def known_projection(base: Config, text: str) -> str:
     Raises:
         ConfigError: it is no value of backbone.projection.
     """
-    text = str(int(text)) if text.isdecimal() else text
+    text = str(_directions(text))
     changed(base, Packing(projection=text).keys)
     return text

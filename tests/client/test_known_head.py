@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import common.files
-from client.known_head import with_head
+from client.known_head import _HEAD, with_head
 from common.codecs import find_codec
 from common.codecs.downlink import add_change, encode_change
 from common.errors import ProtocolError
@@ -98,6 +98,11 @@ def test_a_failed_message_leaves_what_the_device_has(tmp_path: Path) -> None:
 Damage = Callable[[Path], object]
 
 
+def rewrite(path: Path, round_number: np.ndarray) -> None:
+    """A file with a right checksum, and with what is no round."""
+    _HEAD.write(path, {**_HEAD.read(path), "round": round_number})
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -105,6 +110,8 @@ Damage = Callable[[Path], object]
         lambda path: path.write_bytes(b""),
         lambda path: path.unlink(),
         lambda path: (path.unlink(), path.mkdir()),
+        lambda path: rewrite(path, np.array([3, 3])),
+        lambda path: rewrite(path, np.array(np.inf)),
     ],
 )
 def test_a_damaged_file_is_no_head(tmp_path: Path, damage: Damage) -> None:

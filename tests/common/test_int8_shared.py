@@ -140,6 +140,11 @@ def test_a_frame_takes_no_more_memory_than_it_may(claim: int | None) -> None:
         tracemalloc.stop()
 
 
+def test_a_frame_that_keeps_its_length_to_itself_is_told_as_such() -> None:
+    with pytest.raises(ReplyError, match="does not say how long its content is"):
+        inflated(bomb(None), (3, 6, 12))
+
+
 @given(st.binary(max_size=300), st.integers(0, 2))
 def test_bytes_come_back_whatever_they_are(body: bytes, repeat: int) -> None:
     body *= 20**repeat

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import pytest
 from flwr.app import Context, Message
 
-import server.round.loop
 from client.app import app as client_app
 from common.experiment import run_config
 from common.messages import TrainReply, payload_bytes
@@ -24,6 +24,7 @@ from simulations.run import read_summary, run_in_process
 pytestmark = pytest.mark.wide
 
 Make = Callable[..., Path]
+CutAfter = Callable[[int], AbstractContextManager[None]]
 Fedhead = Callable[..., tuple[int, str, str]]
 Grid = type[InProcessGrid]
 Meddle = Callable[[Message, Path, int], object]
@@ -200,21 +201,12 @@ def test_a_device_that_never_finds_the_head_loses_its_round_alone(
 
 @pytest.mark.slow
 def test_a_server_that_lost_its_last_rounds_and_its_devices_agree_again(
-    quick: Make, device_grid: Grid, monkeypatch: pytest.MonkeyPatch
+    quick: Make, device_grid: Grid, cut_after: CutAfter
 ) -> None:
     expected = Devices(device_grid).run(quick(*EVERYONE, name="calm"))
     folder, devices = quick(*EVERYONE, name="cut"), Devices(device_grid)
-    save = server.round.loop.save_checkpoint
-
-    def cut(*args: Any, round_number: int, **kwargs: Any) -> None:
-        save(*args, round_number=round_number, **kwargs)
-        if round_number == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(server.round.loop, "save_checkpoint", cut)
-        with pytest.raises(KeyboardInterrupt):
-            devices.run(folder)
+    with cut_after(3), pytest.raises(KeyboardInterrupt):
+        devices.run(folder)
     for lost in (2, 3):
         shutil.rmtree(folder / "checkpoint" / f"{lost:06d}")
     devices.sent.clear()

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import pytest
 from flwr.app import Context, Message
 from safetensors.numpy import load_file
 
-import server.round.loop
 from client.app import app as client_app
 from common.backbone.frozen import FrozenBackbone
 from common.experiment import run_config
@@ -27,6 +27,7 @@ from simulations.run import read_summary, run_in_process
 pytestmark = pytest.mark.wide
 
 Make = Callable[..., Path]
+CutAfter = Callable[[int], AbstractContextManager[None]]
 
 SHORT = ("train.rounds=2", "train.lr=0.05")
 # Small Gram matrices, because each client's is checked.
@@ -42,10 +43,6 @@ def matrix(run: Path) -> np.ndarray:
     return load_file(run / "head.safetensors")["weight"].astype(np.float64)
 
 
-class _StopError(Exception):
-    pass
-
-
 @pytest.mark.parametrize(
     "codec",
     [
@@ -54,21 +51,14 @@ class _StopError(Exception):
     ],
 )  # fmt: skip
 def test_a_run_cut_off_in_the_middle_ends_with_the_same_bytes(
-    quick: Make, codec: str, monkeypatch: pytest.MonkeyPatch
+    quick: Make, cut_after: CutAfter, codec: str
 ) -> None:
     options = CLOSED if codec == "gram-int8" else ("train.rounds=3", "train.clients-per-round=2")
     whole = run_in_process(quick(*options, f"codec.up={codec}", name="whole"))
-    run, save = quick(*options, f"codec.up={codec}", name="cut"), server.round.loop.save_checkpoint
+    run = quick(*options, f"codec.up={codec}", name="cut")
 
-    def cut(*args: object, round_number: int, **kwargs: object) -> None:
-        save(*args, round_number=round_number, **kwargs)  # type: ignore[arg-type]
-        if round_number == 2:
-            raise _StopError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(server.round.loop, "save_checkpoint", cut)
-        with pytest.raises(_StopError):
-            run_in_process(run)
+    with cut_after(2), pytest.raises(KeyboardInterrupt):
+        run_in_process(run)
     resumed = run_in_process(run)
     for key in ("head_sha256", "uplink_bytes", "accuracy"):
         assert resumed[key] == whole[key], key

@@ -121,6 +121,11 @@ def test_a_setting_out_of_range_is_no_reason_to_leave_a_codec_out(base: Config) 
         compared(base, "fedavg,fed3r", codecs="none,loud", sweeps=["lr=0.1,-1"])
 
 
+def test_a_number_that_python_does_not_read_is_no_number_of_directions(base: Config) -> None:
+    with pytest.raises(ConfigError, match="backbone.projection"):
+        compared(base, projections="9" * 5000)
+
+
 def test_unknown_codecs_and_projections_are_told_with_all_other_problems(base: Config) -> None:
     with pytest.raises(ConfigError) as caught:
         compared(base, "fedavgg", codecs="none,luod", projections="off,0,of", seeds="x")

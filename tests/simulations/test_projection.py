@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-import server.round.loop
 from common.backbone.frozen import FrozenBackbone
 from common.errors import BackboneError, ConfigError
 from server.export.card import read_card
@@ -17,6 +17,7 @@ from simulations.run import export_run, open_run, read_summary, run_in_process
 pytestmark = pytest.mark.wide
 
 Make = Callable[..., Path]
+CutAfter = Callable[[int], AbstractContextManager[None]]
 
 
 def metrics(run: Path) -> list[dict[str, object]]:
@@ -25,22 +26,13 @@ def metrics(run: Path) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
 def test_a_run_that_was_cut_off_ends_with_the_same_bytes(
-    quick: Make, monkeypatch: pytest.MonkeyPatch, strategy: str
+    quick: Make, cut_after: CutAfter, strategy: str
 ) -> None:
     options = (f"strategy.name={strategy}", "train.rounds=4", "backbone.projection=30")
     whole = run_in_process(quick(*options, name="whole"))
     run = quick(*options)
-    save = server.round.loop.save_checkpoint
-
-    def cut(*args: object, round_number: int, **kwargs: object) -> None:
-        save(*args, round_number=round_number, **kwargs)  # type: ignore[arg-type]
-        if round_number == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(server.round.loop, "save_checkpoint", cut)
-        with pytest.raises(KeyboardInterrupt):
-            run_in_process(run)
+    with cut_after(2), pytest.raises(KeyboardInterrupt):
+        run_in_process(run)
     again = run_in_process(run)
     assert again["head_sha256"] == whole["head_sha256"]
     assert again["downlink_bytes"] == whole["downlink_bytes"]

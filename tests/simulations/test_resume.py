@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from simulations.resume import MAY_CHANGE, anchored
 from simulations.run import open_run, read_summary, run_in_process
 
 Make = Callable[..., Path]
+CutAfter = Callable[[int], AbstractContextManager[None]]
 Fedhead = Callable[..., tuple[int, str, str]]
 
 
@@ -64,19 +66,11 @@ def test_a_finished_run_goes_on_for_longer_elsewhere_to_the_same_bytes(
 
 
 def test_a_run_that_goes_on_is_unfinished_until_it_ends(
-    quick: Make, monkeypatch: pytest.MonkeyPatch, fedhead: Fedhead
+    quick: Make, cut_after: CutAfter, fedhead: Fedhead
 ) -> None:
     run = quick("train.rounds=1")
     run_in_process(run)
-    save = server.round.loop.save_checkpoint
-
-    def cut(*args: object, round_number: int, **kwargs: object) -> None:
-        save(*args, round_number=round_number, **kwargs)  # type: ignore[arg-type]
-        if round_number == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(server.round.loop, "save_checkpoint", cut)
+    with cut_after(2):
         assert fedhead("resume", run, "--set", "train.rounds=3")[0] == 130
     # What the first round gave is not taken for what the second did.
     assert not (run / "summary.json").exists()
