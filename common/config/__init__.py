@@ -15,6 +15,7 @@ from common.config.loading import (
     overrides_of,
     parse_overrides,
 )
+from common.config.privacy import PrivacyConfig
 from common.config.simulated import AttackConfig, AvailabilityConfig, SimulationConfig
 from common.config.tracking import TrackingConfig
 from common.config.training import BaselineConfig, RoundConfig, StrategyConfig, TrainConfig
@@ -28,6 +29,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "PartitionConfig",
+    "PrivacyConfig",
     "RoundConfig",
     "SimulationConfig",
     "StrategyConfig",

@@ -31,6 +31,7 @@ __all__ = ["ClientReport", "Rejection", "TrainReply", "TrainRequest", "most_repo
 _FIELD = "field."  # before a field's name, as the key of its payloads
 _REJECTED = "rejected-"
 _REPORTS = "reports"
+_PRIVATE = ("clip", "unit_norm")  # of a plan; nothing needless is in a message
 _MISSING = ("backbone", "constant", "head")
 
 
@@ -100,7 +101,8 @@ class TrainRequest:
         # by the wrong optimizer.
         alone = "optimizer" if self.training.optimizer == "sgd" else "momentum"
         apart = ("head", "changes", "arrays", "constant", "exclude", "everyone")
-        return to_record(self, skip=(*apart, alone))
+        private = () if self.plan.private else _PRIVATE
+        return to_record(self, skip=(*apart, *private, alone))
 
     def write(self) -> RecordDict:
         shared = self.changes.write() if self.changes else encode_head(self.head)
@@ -117,6 +119,8 @@ class TrainRequest:
         if "proximal-mu" in config:
             config["mu"] = config["proximal-mu"]
         config |= {"momentum": 0.0} if "optimizer" in config else {"optimizer": "sgd"}
+        if "clip" not in config:
+            config |= {"clip": 0.0, "unit-norm": 0.0}
         shared = ConfigRecord() if config.get("reduce") == "stock" else config_of(content, "shared")
         arrays, constant = (
             unpack(shared, name) if name in shared else {} for name in ("plan", "constant")

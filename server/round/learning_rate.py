@@ -8,7 +8,7 @@ from common.calibration import needed_calibration
 from common.config import Config, changed
 from common.experiment import calibration_positions
 from common.rates import automatic_rate
-from common.types import FeatureSet
+from common.types import WHOLE, FeatureSet
 from server.record.runfolder import RunFolder
 from server.round.stock import is_stock
 from server.strategies import build_strategy, trains_by_gradients
@@ -54,7 +54,7 @@ def _chosen(config: Config, features: FeatureSet) -> float:
         optimizer=train.optimizer,
         momentum=train.momentum,
         local_epochs=train.local_epochs,
-        batch_size=train.batch_size,
+        batch_size=train.batch_size or WHOLE,
         preconditioned=config.strategy.precondition == "gram",
     )
     if takes_steps(config):

@@ -158,7 +158,8 @@ _OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "varying": "varyi
 
 def _a_clients_round(of: Callable[[str], str]) -> str:
     epochs, loss = of("train.local-epochs"), of("train.loss")
-    steps = f"{epochs} epoch{'' if epochs == '1' else 's'}, batches of {of('train.batch-size')}"
+    batches = f"batches of {of('train.batch-size')}".replace("batches of 0", "all in one batch")
+    steps = f"{epochs} epoch{'' if epochs == '1' else 's'}, {batches}"
     losses = "varying losses" if loss == "varying" else loss
     return f"{steps}, {_OPTIMIZERS[of('train.optimizer')]}, {losses}"
 
