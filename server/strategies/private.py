@@ -16,6 +16,7 @@ from server.strategy import Metrics, RoundContext, S, Strategy, with_metrics
 
 __all__ = [
     "DIGEST_BYTES",
+    "ONE_SHOT",
     "Digests",
     "PrivateState",
     "Release",
@@ -24,6 +25,9 @@ __all__ = [
     "private_reason",
     "with_privacy",
 ]
+
+ONE_SHOT = ("fed3r", "lda")
+"""Closed forms of which there is a release with noise."""
 
 DIGEST_BYTES = 32
 """Length of what a release's noise is named by."""
