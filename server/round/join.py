@@ -65,6 +65,7 @@ def make_registry(
         seed=config.seed,
         name=config.name,
         max_examples=most,
+        private=config.privacy.active,
     )
     return Registry(
         grid,
