@@ -76,6 +76,7 @@ class PrivacyConfig(Section):
 
 NO_PRIVACY = PrivacyConfig()
 
+
 _RULE: Mapping[str, Mapping[str, Any]] = {
     "train": {"rounds": 10, "local-epochs": 1, "batch-size": 0},
     "backbone": {"projection": "auto"},
