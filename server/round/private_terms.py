@@ -92,7 +92,8 @@ def decide(config: Config, clients: int, examples: float, norm: float) -> Decide
     elif privacy.mechanism == "min-separation":
         separation = clients // asked
         divisor = clients / separation
-        multiplier = sigma * factorization.sensitivity(rounds, separation)
+        c = factorization.coefficients(separation)
+        multiplier = sigma * factorization.sensitivity(c, rounds)
     noise, vote = (
         _with_votes(multiplier, divisor) if privacy.clip == "adaptive" else (multiplier, 0)
     )
