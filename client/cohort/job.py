@@ -53,7 +53,12 @@ def train_dual(
     objective, clients = job.objective, job.clients[part]
     rows, ends = examples.positions(clients)
     buffer, x, labels = examples.load(rows, objective.unit_norm)
-    spare, offsets = grams.prepare(clients, ends, x, job.preconditioner)
+    # A step's gradient follows from the first logits, and Gram matrices take them on to the next.
+    is_one_step = (
+        job.epochs[part] * -(-job.num_examples[part] // job.batch_sizes[part]) == 1
+    ).all()
+    needed = not (objective.private and objective.is_plain and is_one_step)
+    spare, offsets = grams.prepare(clients, ends, x, job.preconditioner, needed=needed)
     logits = _logits(job, part, x)
     corrections = None
     first = shift = np.empty((0, 0), examples.dtype)
@@ -64,11 +69,12 @@ def train_dual(
         for matrix, begin, end in zip(corrections, ends[:-1], ends[1:], strict=True):
             shift[:, begin:end] = (examples.padded(matrix) @ x[begin:end].t()).numpy()
     dual, m = torch.zeros_like(logits), len(clients)
-    losses, coefficients, steps = np.empty((m, 2)), np.empty((m, 2)), np.empty(m, np.int64)
+    losses, coefficients, steps = np.zeros((m, 2)), np.empty((m, 2)), np.empty(m, np.int64)
     train_clients(
         logits.numpy(), dual.numpy(), first, shift,
         labels, ends, clients, grams.slab.numpy(), spare.numpy(), offsets, job.stream,
-        job.epochs[part], job.batch_sizes[part], job.hyper, losses, coefficients, steps,
+        job.epochs[part], job.batch_sizes[part], job.hyper, not objective.private, losses, coefficients,
+        steps,
     )  # fmt: skip
     result = consume(
         DualChunk(
@@ -82,7 +88,7 @@ def train_dual(
 
 def _logits(job: Job, part: slice, x: Tensor) -> Tensor:
     """Logits (K, M) of all examples under the global head."""
-    if not job.objective.apart:
+    if not job.objective.private:
         return job.padded_start @ x.t()
     counts = job.num_examples[part].tolist()
     logits = torch.empty((len(job.start), len(x)), dtype=x.dtype)
