@@ -53,11 +53,7 @@ def train_dual(
     objective, clients = job.objective, job.clients[part]
     rows, ends = examples.positions(clients)
     buffer, x, labels = examples.load(rows, objective.unit_norm)
-    # A step's gradient follows from the first logits, and Gram matrices take them on to the next.
-    is_one_step = (
-        job.epochs[part] * -(-job.num_examples[part] // job.batch_sizes[part]) == 1
-    ).all()
-    needed = not (objective.private and objective.is_plain and is_one_step)
+    needed = _reads_grams(job, part)
     spare, offsets = grams.prepare(clients, ends, x, job.preconditioner, needed=needed)
     logits = _logits(job, part, x)
     corrections = None
@@ -73,8 +69,8 @@ def train_dual(
     train_clients(
         logits.numpy(), dual.numpy(), first, shift,
         labels, ends, clients, grams.slab.numpy(), spare.numpy(), offsets, job.stream,
-        job.epochs[part], job.batch_sizes[part], job.hyper, not objective.private, losses, coefficients,
-        steps,
+        job.epochs[part], job.batch_sizes[part], job.hyper, not objective.private,
+        losses, coefficients, steps,
     )  # fmt: skip
     result = consume(
         DualChunk(
@@ -96,6 +92,14 @@ def _logits(job: Job, part: slice, x: Tensor) -> Tensor:
     for mine, out in each:
         torch.mm(job.padded_start, mine.t(), out=out)
     return logits
+
+
+def _reads_grams(job: Job, part: slice) -> bool:
+    """Whether logits are needed beyond the first ones, for a further step or for a loss."""
+    if not (job.objective.private and job.objective.is_plain):
+        return True
+    batches = -(-job.num_examples[part] // job.batch_sizes[part])
+    return bool((job.epochs[part] * batches > 1).any())
 
 
 def train_primal(job: Job, part: slice, examples: Examples, consume: Callable[[Chunk], T]) -> T:
