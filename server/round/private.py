@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.config import Config
-from common.privacy import accounting, factorization
+from common.privacy import factorization
 from common.privacy.integers import RESOLUTION
-from common.privacy.ledger import Entry, Ledger
+from common.privacy.ledger import Entry, Ledger, spent
 from common.privacy.noise import (
     NoiseKey,
     coins,
@@ -42,6 +42,9 @@ LEDGER, SECRET = "privacy-ledger.jsonl", "privacy.secret"
 _NOBODY = "0"  # name of a secret that is not drawn yet
 _TURNS = 0  # a round's number in draws that hold for all rounds
 _ROUNDING = 1e-6  # a sum of as many releases as were planned is not above the budget
+
+
+_cost = lru_cache(maxsize=8)(spent)  # where clients are sampled it takes seconds
 
 
 class BudgetSpent(Exception):  # noqa: N818 - no error: the run ends with the head that it has
@@ -119,10 +122,10 @@ class Guard:
     @property
     def spent(self) -> float:
         """Privacy loss of all releases so far, at the run's delta."""
-        return self._spent(self._ledger.entries)
+        return self._cost(self._ledger.entries)
 
-    def _spent(self, entries: Collection[Entry]) -> float:
-        return accounting.spent(tuple(entries), self._config.privacy.delta)
+    def _cost(self, entries: tuple[Entry, ...]) -> float:
+        return _cost(entries, self._config.privacy.delta)
 
     def allows(self, round_number: int) -> bool:
         """Whether a round can end with a release: it had one already, or the budget has one more."""
@@ -130,11 +133,13 @@ class Guard:
             name = self._key.name
             if any((e.round, e.secret) == (round_number, name) for e in self._ledger.entries):
                 return True
-        return self._affords(self._entry(round_number, bytes(DIGEST_BYTES), _NOBODY, self.decided.clip))
+        return self._affords(
+            self._entry(round_number, bytes(DIGEST_BYTES), _NOBODY, self.decided.clip)
+        )
 
     def _affords(self, entry: Entry) -> bool:
         budget = self._config.privacy.epsilon
-        return self._spent([*self._ledger.entries, entry]) <= budget * (1 + _ROUNDING)
+        return self._cost((*self._ledger.entries, entry)) <= budget * (1 + _ROUNDING)
 
     def chosen(self, round_number: int, known: Collection[int]) -> set[int] | None:
         """The clients whose turn a round is; None: the mechanism asks everyone.
@@ -145,7 +150,7 @@ class Guard:
         """
         mechanism, ids = self._config.privacy.mechanism, np.array(sorted(known), np.int64)
         if mechanism == "poisson":
-            asked = coins(self._key.secret, round_number, len(ids), self.decided.rate)
+            asked = coins(self._key.secret, round_number, ids, self.decided.rate)
         elif mechanism == "min-separation":
             turns = self.decided.separation
             drawn = draws(self._config.seed, Purpose.COHORT, _TURNS, index=ids)
@@ -210,11 +215,11 @@ class Guard:
 
     def summary(self) -> dict[str, Any]:
         """What the run's closing figures say of its privacy."""
-        privacy, spent = self._config.privacy, self.spent
+        privacy = self._config.privacy
         return {
             "epsilon": privacy.epsilon,
             "delta": privacy.delta,
-            "spent": spent,
+            "spent": self.spent,
             "unit": privacy.unit,
             "neighbours": NEIGHBOURS,
             "mechanism": privacy.mechanism,
@@ -229,7 +234,7 @@ class Guard:
             "sentence": sentence(
                 epsilon=privacy.epsilon,
                 delta=privacy.delta,
-                spent=spent,
+                spent=self.spent,
                 simulated=self.simulated,
                 unit=privacy.unit,
             ),

@@ -127,8 +127,7 @@ def _fixed_size(config: Config) -> str:
     )
     if (cost := _cost_of_fixed_size(config)) is not None:
         words += (
-            f": with the noise that makes epsilon {privacy.epsilon:g} of coins it is "
-            f"{figure(cost)}"
+            f": with the noise that makes epsilon {privacy.epsilon:g} of coins it is {figure(cost)}"
         )
     hint = '"poisson" tosses coins, "min-separation" takes turns'
     return f"{words}; privacy.mechanism={hint}, and train.clients-per-round=0 asks everyone"

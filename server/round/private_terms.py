@@ -92,8 +92,11 @@ def decide(config: Config, clients: int, examples: float, norm: float) -> Decide
     elif privacy.mechanism == "min-separation":
         separation = clients // asked
         divisor = clients / separation
-        multiplier = sigma * factorization.sensitivity(rounds, separation)
-    noise, vote = _with_votes(multiplier, divisor) if privacy.clip == "adaptive" else (multiplier, 0)
+        c = factorization.coefficients(separation)
+        multiplier = sigma * factorization.sensitivity(c, rounds)
+    noise, vote = (
+        _with_votes(multiplier, divisor) if privacy.clip == "adaptive" else (multiplier, 0)
+    )
     clip = privacy.clip if isinstance(privacy.clip, float) else rule.clip(examples)
     step = rule.step(divisor, noise, clip, rounds) if privacy.step == "auto" else privacy.step
     return Decided(
