@@ -78,6 +78,7 @@ def summarize(
         "refused_answers": run.registry.accounts.total("refused"),
         "attack": config.attack.kind,
         "malicious_clients": len(malicious_clients(config)),
+        "backdoor_success": counters.get("backdoor-success"),
         "uplink_bytes": int(counters["uplink-bytes"]),
         "downlink_bytes": int(counters["downlink-bytes"]),
         "full_model_uplink_bytes": full_model_bytes * int(counters["valid"]),
