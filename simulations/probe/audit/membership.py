@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betaincinv, ndtr, ndtri
+from scipy.special import betaincinv, log_ndtr, ndtr, ndtri
 
 __all__ = ["Membership", "epsilon_of", "judged"]
 
@@ -92,7 +92,5 @@ def epsilon_of(mu: float, delta: float) -> float:
 
 
 def _delta_of(epsilon: float, mu: float) -> float:
-    from scipy.special import log_ndtr
-
     first, second = mu / 2 - epsilon / mu, -mu / 2 - epsilon / mu
     return float(ndtr(first)) - math.exp(min(epsilon + float(log_ndtr(second)), 0.0))

@@ -141,10 +141,8 @@ def within(x: Floats, basis: Doubles) -> Doubles:
         basis: as ``row_space`` gives it.
     """
     x = x.astype(np.float64)
-    inside = ((x @ basis.T) ** 2).sum(axis=1)
-    return np.asarray(
-        inside / np.maximum((x**2).sum(axis=1), np.finfo(np.float64).tiny), np.float64
-    )
+    inside, whole = ((x @ basis.T) ** 2).sum(axis=1), (x**2).sum(axis=1)
+    return np.divide(inside, whole, out=np.zeros(len(x)), where=whole > 0)
 
 
 def told_apart(own: Doubles, others: Doubles) -> float:
