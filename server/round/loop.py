@@ -17,6 +17,7 @@ from server.record.checkpoint import Checkpoint, save_checkpoint
 from server.record.events import event
 from server.record.replaced import forget_replaced
 from server.record.runfolder import MetricsLog, RunFolder, write_confusion
+from server.record.untold import untold_figures
 from server.round.algorithm import Algorithm, RoundResult, Run, quorum
 from server.round.backdoor import Backdoor
 from server.round.registry import Registry
@@ -27,12 +28,9 @@ __all__ = ["run_rounds"]
 logger = logging.getLogger("fedhead")
 
 
-def _metrics(
-    result: RoundResult, evaluation: Evaluation, backdoor: float | None, seconds: float
-) -> dict[str, Any]:
-    own: dict[str, Any] = {} if backdoor is None else {"backdoor-success": backdoor}
-    own |= {"strategy": dict(result.metrics)} if result.metrics else {}
-    return {
+def _metrics(result: RoundResult, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
+    own = {"strategy": dict(result.metrics)} if result.metrics else {}
+    figures = {
         "accuracy": evaluation.accuracy,
         "loss": evaluation.loss,
         "balanced-accuracy": evaluation.balanced_accuracy,
@@ -54,6 +52,7 @@ def _metrics(
         "seconds": round(seconds, 4),
         **own,
     }
+    return figures | dict.fromkeys(untold_figures(result.privacy))
 
 
 class _Judge:
@@ -130,7 +129,8 @@ def run_rounds(
     rounds = run.config.train.rounds
     done = checkpoint.round_number if checkpoint else 0
     head = checkpoint.head if checkpoint else head
-    counters = dict.fromkeys(_COUNTED, 0.0) | dict(checkpoint.counters if checkpoint else {})
+    counted = [name for name in _COUNTED if name not in untold_figures(run.config.privacy)]
+    counters = dict.fromkeys(counted, 0.0) | dict(checkpoint.counters if checkpoint else {})
     algorithm.start(head, checkpoint)
     judge = _Judge(test, backdoor)
     # A cell of a comparison begins again when it is cut off.
@@ -140,18 +140,18 @@ def run_rounds(
             with stage(f"round {number}/{rounds}"):
                 step = _step(run, algorithm, number, head, judge)
             if step is None:
-                logger.info("every client has been asked: done after %d rounds", done)
                 break
             head, result = step
             evaluation = judge.evaluate(head)
-            opened = judge.backdoor(head)
-            metrics = _metrics(result, evaluation, opened, time.perf_counter() - started)
+            metrics = _metrics(result, evaluation, time.perf_counter() - started)
             metrics["learning-rate"] = run.config.train.rate(number)
-            for name in _COUNTED:
+            if run.guard:
+                metrics["epsilon-spent"] = run.guard.spent
+            for name in counted:
                 counters[name] += metrics[name]
             counters |= {name: result.metrics[name] for name in _CHOSEN if name in result.metrics}
-            if opened is not None:
-                counters["backdoor-success"] = opened
+            if (opened := judge.backdoor(head)) is not None:
+                metrics["backdoor-success"] = counters["backdoor-success"] = opened
             log.write(number, metrics)
             if not is_cell:
                 _keep(run, folder, number, head, algorithm.state, counters)
@@ -215,6 +215,8 @@ def _count_late(registry: Registry, result: RoundResult) -> None:
     registry.stragglers.poll()
     for reply in registry.stragglers.take():
         result.answered_late(reply.clients)
+        if result.privacy.hides_cohorts:
+            continue
         if not registry.simulated:
             registry.accounts.see(reply.clients)
         for client in reply.clients:
@@ -226,13 +228,17 @@ def _count_late(registry: Registry, result: RoundResult) -> None:
 
 
 def _report(number: int, rounds: int, result: RoundResult, evaluation: Evaluation) -> None:
-    loss = "-" if result.loss_before is None else f"{result.loss_before:.3f}"
+    privacy, words = result.privacy, f"round {number:{len(str(rounds))}}/{rounds}"
+    words += f"  accuracy {evaluation.accuracy:.4f}  loss {evaluation.loss:.4f}"
+    if not privacy.active:
+        loss = "-" if result.loss_before is None else f"{result.loss_before:.3f}"
+        words += f"  train loss {loss} (before)"
+    counts = {}
+    if not privacy.hides_cohorts:
+        words += f"  clients {result.valid}/{result.cohort}  up {byte_text(result.uplink_bytes)}"
+        names = ("cohort", "valid", "rejected", "failed", "late")
+        counts = {name: getattr(result, name) for name in names}
     event(
-        "round",
-        f"round {number:{len(str(rounds))}}/{rounds}  accuracy {evaluation.accuracy:.4f}  "
-        f"loss {evaluation.loss:.4f}  train loss {loss} (before)  "
-        f"clients {result.valid}/{result.cohort}  up {byte_text(result.uplink_bytes)}",
-        round=number, accepted=result.accepted, accuracy=evaluation.accuracy,
-        cohort=result.cohort, valid=result.valid, rejected=result.rejected,
-        failed=result.failed, late=result.late,
+        "round", words,
+        round=number, accepted=result.accepted, accuracy=evaluation.accuracy, **counts,
     )  # fmt: skip

@@ -111,7 +111,8 @@ def _parts(comparison: Comparison, *, metrics: bool, clients: bool) -> list[tupl
     last = ("reproduce", "Reproduce")
     if alone:
         return [("result", "Result"), curve, mistakes, *own, *fare, *held, last]
-    cost = [("bytes", "Bytes")] if comparison.packed else []
+    is_told = all(any(run.uplink is not None for run in s.runs) for s in comparison.settings)
+    cost = [("bytes", "Bytes")] if comparison.packed and is_told else []
     return [*cost, ("leaderboard", "Leaderboard"), curve, *own, *fare, mistakes, *held, last]
 
 
@@ -158,7 +159,8 @@ _OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "varying": "varyi
 
 def _a_clients_round(of: Callable[[str], str]) -> str:
     epochs, loss = of("train.local-epochs"), of("train.loss")
-    steps = f"{epochs} epoch{'' if epochs == '1' else 's'}, batches of {of('train.batch-size')}"
+    batches = f"batches of {of('train.batch-size')}".replace("batches of 0", "all in one batch")
+    steps = f"{epochs} epoch{'' if epochs == '1' else 's'}, {batches}"
     losses = "varying losses" if loss == "varying" else loss
     return f"{steps}, {_OPTIMIZERS[of('train.optimizer')]}, {losses}"
 
