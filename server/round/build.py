@@ -91,7 +91,7 @@ def _stock_problem(config: Config) -> str | None:
     if config.round.over_selection:
         return "round.over-selection needs one of fedhead's strategies"
     if config.attack.changes_updates:
-        return f"attack.kind={config.attack.kind!r} needs one of fedhead's strategies"
+        return f"{config.attack.named} needs one of fedhead's strategies"
     takes_rate = (
         "client_learning_rate"
         in inspect.signature(import_strategy(config.strategy.name)).parameters
@@ -130,8 +130,8 @@ def _check_closed_form(config: Config, name: str) -> None:
     if config.attack.changes_updates and config.attack.kind != "inflate":
         raise ConfigError(
             [
-                f"attack.kind={config.attack.kind!r} changes deltas, but clients of {name} send "
-                "none: only label-flip and inflate apply"
+                f"{config.attack.named} changes deltas, but clients of {name} send "
+                "none: only label-flip, inflate and backdoor without a scale apply"
             ]
         )
 
