@@ -71,8 +71,12 @@ def update_together(
     if head.num_features != cohort.num_features:
         refuse(ids >= 0, has_other_width(head.num_features, cohort.num_features))
     work = _statistics if request.plan.kind == "statistics" else _train
-    contributions = work(request, ids, cohort, memory)
-    return node_reply(request, chain([Contribution(rejected=tuple(rejected))], contributions))
+    contributions = chain(
+        [Contribution(rejected=tuple(rejected))], work(request, ids, cohort, memory)
+    )
+    if request.plan.private:  # the log is the server's, which must not tell what gets no noise
+        return node_reply(request, contributions, None)
+    return node_reply(request, contributions)
 
 
 def _statistics(
@@ -115,6 +119,7 @@ def _train(
         mu=plan.mu,
         corrections=client_round.corrections if client_round.corrects else None,
         preconditioner=plan.constant.get("preconditioner"),
+        unit_norm=plan.unit_norm,
     )
     uplink, wants_sum = request.uplink, request.reduce == "sum"
     needs_each = any(FIELDS[name].needs_each for name in plan.fields)
@@ -188,7 +193,7 @@ def _separate(client_round: ClientRound, chunk: Chunk, coded_sum: bool) -> Contr
     for i, client in enumerate(chunk.clients.tolist()):
         losses = chunk.losses[i]
         try:
-            if not np.isfinite(losses).all():
+            if not (request.plan.private or np.isfinite(losses).all()):
                 raise ReplyError("delta is not finite")
             fields = client_round.finish(
                 client, deltas[i], steps=int(chunk.steps[i]), loss=float(losses[0])

@@ -55,6 +55,7 @@ from server.round.first_head import first_head, former_head
 from server.round.join import check_listed, join, make_registry
 from server.round.learning_rate import with_learning_rate
 from server.round.loop import run_rounds
+from server.round.private_terms import make_guard
 from server.round.roster import Roster
 from server.round.stock import is_stock
 from server.round.unreadable import survive_unreadable_replies
@@ -213,7 +214,8 @@ def _set_up(
         join(registry, config, dataset, devices=devices, resumes=resumes)
     folder.bind_clients(simulated=registry.simulated)
     config = with_learning_rate(config, folder, features)
-    run = Run(config, folder.run_id, backbone.fingerprint, grid, registry)
+    guard = make_guard(config, folder, features, registry)
+    run = Run(config, folder.run_id, backbone.fingerprint, grid, registry, guard)
     return _Scene(folder, stages, dataset, backbone, features.affine, test, run)
 
 
@@ -229,6 +231,8 @@ def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Ou
         head, rounds, counters = run_rounds(
             run, algorithm, start, scene.test, folder, checkpoint, is_cell=is_cell
         )
+    if run.guard:
+        run.guard.end()
     if not counters["accepted"]:
         raise RunError(f"no round of {rounds} gave a new head: nothing to export, the log says why")
     HEAD.write(folder.head, {"weight": head.weight, "bias": head.bias})

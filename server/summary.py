@@ -94,6 +94,7 @@ def summarize(
         },
         "strategy": config.strategy.name,
         "lr": config.train.peak if takes_steps(config) else None,
+        "privacy": run.guard.summary() if run.guard else None,
         "head_sha256": head.sha256,
         "fingerprint": backbone.fingerprint,
         "versions": versions(),

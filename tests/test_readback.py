@@ -38,6 +38,8 @@ from common.experiment import _cached_parts
 from common.features import extract
 from common.files import sha256_file, write_atomic
 from common.messages import DescribeRequest, HeadChanges, TrainRequest, content_id, head_id
+from common.privacy.ledger import Entry, Ledger
+from common.privacy.secret import keep_secret
 from common.signing.statement import Signed, Statement, read_signed
 from common.signing.trust import TrustedKeys, read_public_key
 from common.types import ClientPlan, Head, LocalTraining
@@ -425,6 +427,24 @@ def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
     shelf.use(2)
     shelf.roll_back()
     return Row([shelf.path / "held"], lambda: shelf.held)
+
+
+# Privacy
+
+
+@row("privacy-ledger.jsonl of a run")
+def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
+    ledger = Ledger(tmp / "privacy-ledger.jsonl")
+    for number in (1, 2, 3):
+        ledger.charge(Entry(number, "9f86", "2c26", "everyone", 3.3, 500, 0.19, 1e-5))
+    # A file that ends early cannot be told from one whose writer was killed.
+    return Row([ledger.path], lambda: ledger.entries, lambda found: len(found) < 3)
+
+
+@row("privacy.secret of a run")
+def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
+    keep_secret(tmp / "privacy.secret")
+    return Row([tmp / "privacy.secret"], lambda: keep_secret(tmp / "privacy.secret"))
 
 
 # Deployments

@@ -114,7 +114,7 @@ class Cohort:
             DataError: a client has no examples.
         """
         job = self._job(clients, start, objective, seed, round_number)
-        self._grams.use(objective.preconditioner)
+        self._grams.use(objective.preconditioner, objective.unit_norm)
 
         def work(part: slice) -> T:
             if job.dual[part.start]:

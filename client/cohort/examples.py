@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from client.cohort.kernels import to_float
+from client.cohort.kernels import give_norm, to_float
 from common.types import FeatureSet, IntArray
 
 __all__ = ["Examples"]
@@ -58,8 +58,12 @@ class Examples:
         self._buffers: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
         self._usual = chunk_rows * self.padded_width
 
-    def load(self, rows: IntArray) -> tuple[Tensor, Tensor, IntArray]:
+    def load(self, rows: IntArray, unit_norm: float = 0.0) -> tuple[Tensor, Tensor, IntArray]:
         """Examples at these rows.
+
+        Args:
+            rows: int64 (M,).
+            unit_norm: see ``common.softmax.rows_of_norm``; 0: features as they are, and a bias.
 
         Returns:
             The memory, to be given back; x (M, padded width); labels (M,).
@@ -74,6 +78,8 @@ class Examples:
                 buffer = torch.empty(self._usual, dtype=self._torch_dtype)
         x = buffer[:size].view(len(rows), self.padded_width)
         to_float(self.features.q, rows, self._center, self._gain, x.numpy())
+        if unit_norm:
+            give_norm(x.numpy(), self.width - 1, unit_norm)
         return buffer, x, self.features.labels[rows]
 
     def give_back(self, buffer: Tensor) -> None:

@@ -52,7 +52,7 @@ def train_dual(
     """Train some clients at once, in the dual form; their memory is reused after ``consume``."""
     objective, clients = job.objective, job.clients[part]
     rows, ends = examples.positions(clients)
-    buffer, x, labels = examples.load(rows)
+    buffer, x, labels = examples.load(rows, objective.unit_norm)
     spare, offsets = grams.prepare(clients, ends, x, job.preconditioner)
     logits = job.padded_start @ x.t()
     corrections = None
@@ -83,7 +83,8 @@ def train_dual(
 def train_primal(job: Job, part: slice, examples: Examples, consume: Callable[[Chunk], T]) -> T:
     """Train one client by the reference trainer."""
     objective, clients = job.objective, job.clients[part]
-    buffer, x, labels = examples.load(examples.positions(clients)[0])
+    rows = examples.positions(clients)[0]
+    buffer, x, labels = examples.load(rows, objective.unit_norm)
     training = dataclasses.replace(
         objective.training,
         local_epochs=int(job.epochs[part.start]),

@@ -20,7 +20,7 @@ import numpy as np
 from common.files import cache_root
 from common.types import FloatArray
 
-__all__ = ["to_float", "train_clients", "word_of"]
+__all__ = ["give_norm", "to_float", "train_clients", "word_of"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,6 +28,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1 = np.uint64(0xBF58476D1CE4E5B9)
 _M2 = np.uint64(0x94D049BB133111EB)
 _S30, _S27, _S31, _ONE = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(1)
+_LANES = 16
 _BLOCK = 64  # least number of scratch columns, for the losses
 
 
@@ -62,6 +63,30 @@ def to_float(q: Any, rows: Any, center: Any, gain: Any, out: Any) -> None:
         target[d] = 1
         for j in range(d + 1, out.shape[1]):
             target[j] = 0
+
+
+@_compiled
+def give_norm(x: Any, d: Any, norm: Any) -> None:
+    """``common.softmax.rows_of_norm``, in place.
+
+    Args:
+        x: float (m, >= d + 1), as ``to_float`` makes it.
+        d: number of features.
+        norm: of each row.
+    """
+    factor, squares = np.empty(1, x.dtype), np.empty(_LANES)
+    for i in range(x.shape[0]):
+        row = x[i]
+        row[d] = 0
+        squares[:] = 0
+        for start in range(0, row.shape[0], _LANES):  # as many sums as fit the core's registers
+            part = row[start : start + _LANES]
+            for j in range(part.shape[0]):
+                squares[j] += np.float64(part[j]) * np.float64(part[j])
+        length = math.sqrt(squares.sum())
+        factor[0] = norm / length if length > 0 else 0.0
+        for j in range(d):
+            row[j] *= factor[0]
 
 
 @_compiled

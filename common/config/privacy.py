@@ -69,6 +69,11 @@ class PrivacyConfig(Section):
         """Whether the run is private."""
         return math.isfinite(self.epsilon)
 
+    @property
+    def hides_cohorts(self) -> bool:
+        """Whether nobody may know whom a round has asked."""
+        return self.active and self.mechanism == "poisson"
+
 
 _RULE: Mapping[str, Mapping[str, Any]] = {
     "train": {"rounds": 10, "local-epochs": 1, "batch-size": 0},

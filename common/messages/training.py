@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -12,6 +13,7 @@ from common.codecs import find_codec
 from common.codecs.uplink import Uplink
 from common.corrections import find_correction
 from common.errors import ProtocolError
+from common.fields import FIELDS
 from common.messages.changes import HeadChanges
 from common.messages.content import config_of, pack, payload_list, unpack
 from common.messages.heads import decode_head, encode_head, read_head, write_head
@@ -61,8 +63,8 @@ class TrainRequest:
             means nothing until then.
 
     Raises:
-        ProtocolError: the plan asks for a field, correction or codec that there is not, or names
-            a client or field twice.
+        ProtocolError: the plan asks for a field, correction or codec that there is not, names a
+            client or field twice, or has a clip and lets more than the clipped update out.
     """
 
     head: Head
@@ -88,6 +90,7 @@ class TrainRequest:
             if len({*named}) < len(named):
                 raise ProtocolError(f"a {what} is listed twice")
         _ = self.uplink.codec, self.uplink.layouts
+        _check_private(self.plan, self.reduce)
 
     @property
     def uplink(self) -> Uplink:
@@ -137,13 +140,36 @@ class TrainRequest:
         return replace(order, head=decode_head(shared))
 
 
+def _check_private(plan: ClientPlan, reduce: str) -> None:
+    """Refuse a plan by which a client would tell anything that gets no noise.
+
+    Raises:
+        ProtocolError: names what the plan asks for.
+    """
+    for name in ("clip", "unit_norm"):
+        if not 0 <= (value := getattr(plan, name)) < math.inf:
+            raise ProtocolError(f"{name} is {value:g}, expected a finite number of at least 0")
+    if not plan.private and plan.unit_norm:
+        raise ProtocolError("unit_norm needs a clip")
+    for name in plan.fields:
+        if FIELDS[name].private != plan.private:
+            needs = "with a clip" if plan.private else "without a clip"
+            raise ProtocolError(f"a plan {needs} asks for the field {name!r}")
+    if plan.private and not (
+        plan.kind == "sgd" and plan.weighting == "uniform" and plan.correction == "none"
+    ):
+        raise ProtocolError("a plan with a clip trains, weights uniformly and corrects nothing")
+    if plan.private and reduce == "stock":
+        raise ProtocolError("Flower's own format holds a client's head, which has no noise")
+
+
 @dataclass(frozen=True, slots=True)
 class ClientReport:
     """What one client says of its part of a round; a further figure is one more attribute.
 
     Attributes:
         client: its id.
-        num_examples: that it has trained on.
+        num_examples: that it has trained on; 1 under a plan with a clip, and the losses are 0.
         loss_before: mean loss of the global head on its examples.
         loss_after: the same of its local head; equal where nothing was trained.
         payload_bytes: what its own update weighs on the wire.

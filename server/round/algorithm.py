@@ -21,6 +21,7 @@ from server.record.accounts import Accounts
 from server.record.checkpoint import Checkpoint
 from server.record.events import event
 from server.round.exchange import error_reason, has_declined
+from server.round.private import Guard
 from server.round.registry import Registry
 
 __all__ = [
@@ -30,20 +31,25 @@ __all__ = [
     "Run",
     "quorum",
     "sample_cohort",
+    "tell_done",
     "tell_lost",
     "tell_no_quorum",
 ]
 
 
+logger = logging.getLogger("fedhead")
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Objects that stay the same in all rounds."""
+    """Objects that stay the same in all rounds; ``guard`` only in a private run."""
 
     config: Config
     run_id: str
     fingerprint: str
     grid: Grid
     registry: Registry
+    guard: Guard | None = None
 
     @property
     def max_norm(self) -> float:
@@ -53,7 +59,12 @@ class Run:
 
     @property
     def bounds_by_median(self) -> bool:
-        """Whether the median norm of a round bounds its updates, see server.round.norms."""
+        """Whether the median norm of a round bounds its updates, see server.round.norms.
+
+        In a private run it never does: whether one client counted would depend on another's.
+        """
+        if self.guard:
+            return False
         bound = self.config.round.max_update_norm
         return bound == "auto" or (not bound and self.registry.deployed)
 
@@ -213,14 +224,21 @@ def sample_cohort(
         that ever joined is excluded.
     """
     config, registry = run.config, run.registry
-    eligible = len(registry.known.difference(excluded))
-    size = 0 if everyone else min(config.train.asked(registry.population), eligible)
     away = registry.stragglers.busy().union(excluded)
     ids = np.array(sorted(registry.clients.keys() - away), np.int64)
+    if run.guard and (turn := run.guard.chosen(round_number, registry.known)) is not None:
+        return sorted(turn.intersection(ids.tolist())), len(turn)
+    eligible = len(registry.known.difference(excluded))
+    size = 0 if everyone else min(config.train.asked(registry.population), eligible)
     wanted = size or min(eligible, max(1, len(ids)))
     asked = math.ceil(wanted * (1 + (config.round.over_selection if size else 0)) - 1e-9)
     chosen: list[int] = smallest(ids, asked, config.seed, Purpose.COHORT, round_number).tolist()
     return chosen, wanted
+
+
+def tell_done(round_number: int, why: str) -> None:
+    """Log that a run ends before this round."""
+    logger.info("%s: done after %d rounds", why, round_number - 1)
 
 
 def tell_lost(round_number: int, why: str) -> None:
@@ -238,4 +256,6 @@ def tell_no_quorum(result: RoundResult, config: Config) -> None:
 
 def quorum(config: Config, wanted: int) -> int:
     """Number of updates that must be valid if this many are wanted."""
+    if config.privacy.hides_cohorts:
+        return 0  # whether a round fails would tell of whom it has asked
     return max(1, math.ceil(config.round.quorum * wanted - 1e-9))

@@ -16,6 +16,7 @@ from common.types import Affine, ClientPlan
 from server.round.algorithm import Algorithm, Run
 from server.round.codecs import check_codecs
 from server.round.own import OwnAlgorithm
+from server.round.private_checks import check_private, check_private_stock
 from server.round.stock import StockAlgorithm, build_stock, is_stock
 from server.strategies import (
     build_strategy,
@@ -23,6 +24,7 @@ from server.strategies import (
     import_strategy,
     trains_by_gradients,
 )
+from server.strategies.private import with_privacy
 from server.strategies.statistics_first import with_statistics
 from server.strategy import Strategy
 
@@ -38,6 +40,7 @@ def check_strategy(config: Config) -> None:
         raise ConfigError(
             [f"strategy.init={config.strategy.init!r} and strategy.init-from exclude each other"]
         )
+    check_private_stock(config)
     if is_stock(config.strategy.name):
         rate = 1.0 if config.train.lr == "auto" else config.train.lr  # any shows whether it fits
         build_stock(config.strategy.name, config.strategy.args, lr=rate)
@@ -52,6 +55,7 @@ def check_strategy(config: Config) -> None:
         raise ConfigError([f"train.momentum must be 0 with {own.name}: it needs plain SGD steps"])
     _check_suits(config.train, own, plan)
     check_codecs(config.codec, own, plan)
+    check_private(config, own, plan)
 
 
 def _check_suits(train: TrainConfig, own: Strategy[Any], plan: ClientPlan) -> None:
@@ -148,7 +152,10 @@ def make_algorithm(run: Run, affine: Affine, zero_point: ByteArray | int) -> Alg
     own = build_strategy(config.strategy.name, config.strategy.args)
     if trains_by_gradients(own):
         _tell_trainer(run)
-    return OwnAlgorithm(run, _prepared(config, own), affine, zero_point)
+    prepared = _prepared(config, own)
+    if run.guard:
+        prepared = with_privacy(prepared, run.guard.decided.terms, run.guard.release)
+    return OwnAlgorithm(run, prepared, affine, zero_point)
 
 
 def _tell_trainer(run: Run) -> None:

@@ -94,6 +94,7 @@ class Collector:
         fields: Mapping[str, npt.NDArray[np.generic]],
         num_examples: int,
         scale: float = 1.0,
+        clients: int = 1,
     ) -> None:
         """Refuse an invalid row of fields.
 
@@ -101,6 +102,7 @@ class Collector:
             fields: arrays without the row axis.
             num_examples: number of examples behind the row.
             scale: sum of the weights in the row; 1 for a single client.
+            clients: number of clients whose fields were added up in the row.
 
         Raises:
             ReplyError: it has a wrong shape, is not finite, is above the norm bound or has
@@ -108,7 +110,8 @@ class Collector:
         """
         check_fields(fields, self._layouts, self.run.max_norm * scale * (1 + 1e-5), LARGEST * scale)
         steps = scale * self.run.config.train.local(1).most_steps(num_examples)
-        check_plausible(fields, Limits(num_examples, steps, self._uplink.codec.rounding))
+        rounding = self._uplink.codec.rounding
+        check_plausible(fields, Limits(num_examples, steps, rounding, clients))
 
     @property
     def _layouts(self) -> Mapping[str, Layout]:
@@ -262,7 +265,7 @@ class Collector:
         if self.reduce == "sum" and uplink.is_summed(len(clients)):
             fields = decode_sum(payloads[0], self._layouts)
             # The norm of a weighted mean is at most the largest norm in it.
-            self.check_row(fields, int(examples.sum()), float(weights.sum()))
+            self.check_row(fields, int(examples.sum()), float(weights.sum()), len(clients))
             return UpdateBatch(
                 client_ids=(clients,),
                 num_examples=examples.sum(keepdims=True),

@@ -130,12 +130,13 @@ def run_rounds(
             with stage(f"round {number}/{rounds}"):
                 step = _step(run, algorithm, number, head, judge)
             if step is None:
-                logger.info("every client has been asked: done after %d rounds", done)
                 break
             head, result = step
             evaluation = judge.evaluate(head)
             metrics = _metrics(result, evaluation, time.perf_counter() - started)
             metrics["learning-rate"] = run.config.train.rate(number)
+            if run.guard:
+                metrics["epsilon-spent"] = run.guard.spent
             for name in _COUNTED:
                 counters[name] += metrics[name]
             counters |= {name: result.metrics[name] for name in _CHOSEN if name in result.metrics}
