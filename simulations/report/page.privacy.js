@@ -2,6 +2,9 @@
 const privacyPlot = (() => {
   const { byId, colour, draw, narrow, pct, plain, short } = plots;
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star", "pentagon", "hexagon"];
+  const MOST_NAMES = 14;
+  const MARGIN = { l: 54, r: 14, t: 30, b: 48 };
+  const pen = document.createElement("canvas").getContext("2d");
   const symbol = ({ number }) => SYMBOLS[number % SYMBOLS.length];
 
   function range(lines) {
@@ -56,19 +59,29 @@ const privacyPlot = (() => {
     return `${label}: ${parts.join(", ")}`;
   };
 
-  // Names behind the last mark of each line, apart from each other.
-  function names(lines, span, low, high, height) {
-    const ends = lines.filter(({ points }) => points.length).map((line) => ({ line, ...line.points.at(-1) }));
-    const step = (17 * (high - low)) / height;
+  // Names right of the plot, each beside its line's end and apart from the others. A phone has no
+  // room for them: the table below has the colours, too.
+  function names(lines, [low, high], tall) {
+    if (narrow() || lines.length > MOST_NAMES) return [];
+    const ends = lines.map((line) => ({ line, at: (line.points.at(-1) ?? line.without).accuracy }));
+    const step = (16 * (high - low)) / tall;
     let above = Infinity;
-    return ends.toSorted((a, b) => b.accuracy - a.accuracy).map(({ line, epsilon, accuracy }) => {
-      const at = Math.min(accuracy, above - step);
-      above = at;
-      return {
-        x: Math.log10(epsilon), y: at, xanchor: "right", yanchor: "bottom", xshift: -8, yshift: 2, showarrow: false,
-        text: `<b>${plain(short(line.label, narrow() ? 24 : 44))}</b>`, font: { size: 11.5, color: colour(`series-${line.colour}`) },
-      };
+    const placed = ends.toSorted((a, b) => b.at - a.at).map(({ line, at }) => {
+      above = Math.min(at, above - step);
+      return { line, at: above };
     });
+    // What was pushed out below takes all back up.
+    const lift = Math.max(0, low + step / 2 - above);
+    return placed.map(({ line, at }) => ({
+      xref: "paper", x: 1, y: at + lift, xanchor: "left", xshift: 6, showarrow: false,
+      text: `<b>${plain(short(line.label, 34))}</b>`, font: { size: 11.5, color: colour(`series-${line.colour}`) },
+    }));
+  }
+
+  // Pixels that the widest of them takes.
+  function beside(lines) {
+    pen.font = `bold 11.5px ${getComputedStyle(document.body).fontFamily}`;
+    return Math.max(...lines.map(({ label }) => pen.measureText(short(label, 34)).width));
   }
 
   function show(setting) {
@@ -80,15 +93,18 @@ const privacyPlot = (() => {
     const pad = 0.06 * (most - least) + 0.002;
     const [low, high] = [Math.max(-0.005, least - pad), Math.min(1.01, most + pad)];
     const height = 380;
-    const tickvals = ticks(lines, span, byId("plot-privacy").clientWidth - 70);
+    const annotations = names(lines, [low, high], height - MARGIN.t - MARGIN.b);
+    const margin = annotations.length ? { ...MARGIN, r: MARGIN.r + beside(lines) } : MARGIN;
+    const tickvals = ticks(lines, span, byId("plot-privacy").clientWidth - margin.l - margin.r);
     draw("plot-privacy", `Accuracy against epsilon. ${lines.map(words).join(". ")}.`, [
       ...lines.filter(({ without }) => without).map((line) => level(line, span)),
       ...lines.filter(({ points }) => points.length).map(trace),
     ], {
       height,
-      xaxis: { type: "log", title: { text: "epsilon" }, range: span, tickvals, ticktext: tickvals.map(String), tickangle: 0 },
-      yaxis: { range: [low, high], tickformat: high - low < 0.06 ? ".1%" : ".0%" },
-      annotations: lines.length > 1 && lines.length < 7 ? names(lines, span, low, high, height - 70) : [],
+      margin,
+      xaxis: { type: "log", title: { text: "epsilon", standoff: 10 }, range: span, tickvals, ticktext: tickvals.map(String), tickangle: 0, automargin: false },
+      yaxis: { range: [low, high], tickformat: high - low < 0.06 ? ".1%" : ".0%", automargin: false },
+      annotations,
     });
   }
 
