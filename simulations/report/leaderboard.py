@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simulations.report.comparison import Comparison, Entry, Setting
+from simulations.report.packing import PackingLabels
 from simulations.report.pareto import on_front
 from simulations.report.runs import Run, Summary
 
@@ -43,10 +44,11 @@ class Row:
     """One strategy in one setting; means over its seeds, accuracies in [0, 1].
 
     Attributes:
-        label: unique in its setting: the strategy, and what of codec and projection is compared.
-        strategy: the same without these two.
+        label: unique in its setting: the strategy, and what of its packing is compared.
+        strategy: the same without that.
         codec: of what clients send.
         projection: of the features.
+        epsilon: budget of differential privacy, "inf" without it.
         accuracy_sd: sample standard deviation over seeds; None for one seed.
         balanced: mean of the classes' accuracies, each class alike.
         test_examples: that the server measured it on, in each run.
@@ -78,6 +80,7 @@ class Row:
     strategy: str
     codec: str
     projection: str
+    epsilon: str
     hyperparameters: str
     seeds: tuple[int, ...]
     accuracy: float
@@ -102,6 +105,10 @@ class Row:
     seconds: float | None
     near_best: bool
     metrics: Mapping[str, tuple[float, float | None]]
+
+    @property
+    def packing(self) -> PackingLabels:
+        return PackingLabels(self.codec, self.projection, self.epsilon)
 
 
 def leaderboard(comparison: Comparison, target: float | None = None) -> list[Row]:
@@ -200,8 +207,7 @@ def _row(setting: Setting, entry: Entry, standard: Standard, *, on_front: bool) 
         setting=setting.label,
         label=entry.label,
         strategy=entry.strategy,
-        codec=entry.codec,
-        projection=entry.projection,
+        **entry.packing._asdict(),
         hyperparameters=entry.hyperparameters,
         seeds=entry.seeds,
         accuracy=accuracy,
