@@ -65,6 +65,8 @@ logger = logging.getLogger("fedhead")
 
 app = ServerApp()
 
+_UNPROTECTED = "not private: single images may show in updates and model; see docs/privacy.md"
+
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
@@ -240,7 +242,7 @@ def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Ou
         leverage = counters.get("ridge-leverage", 0.0)
         figures = ask_clients(run, head, algorithm.personal, scene.affine, leverage)
         calibration = calibrated(run, figures, counters, head, scene.test)
-        if run.registry.simulated:
+        if run.registry.simulated and figures.asked:
             write_clients(folder.clients, run, scene.dataset, figures)
     return Outcome(head, evaluate(head, scene.test), rounds, counters, figures, calibration)
 
@@ -268,6 +270,8 @@ def _close(scene: _Scene, outcome: Outcome, figures: Mapping[str, Any], *, is_ce
         parts = run.config, scene.backbone, outcome.head, scene.test, outcome.calibration
         exported = export(trained_model(*parts), "model", folder.model)
     write(exported)
+    if not (run.registry.simulated or run.config.privacy.active):
+        logger.info("%s", _UNPROTECTED)
 
 
 @contextmanager

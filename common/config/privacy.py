@@ -12,7 +12,7 @@ from common.config.numbers import Auto, Positive, PositiveOrAuto
 from common.keys import flat
 from common.toml_model import Section
 
-__all__ = ["Mechanism", "PrivacyConfig", "by_rule", "is_private", "rule_keys"]
+__all__ = ["NO_PRIVACY", "Mechanism", "PrivacyConfig", "by_rule", "is_private", "rule_keys"]
 
 Mechanism = Literal["everyone", "poisson", "min-separation", "one-shot"]
 
@@ -71,8 +71,11 @@ class PrivacyConfig(Section):
 
     @property
     def hides_cohorts(self) -> bool:
-        """Whether nobody may know whom a round has asked."""
+        """Whether nobody may know which clients a round asks, or how many."""
         return self.active and self.mechanism == "poisson"
+
+
+NO_PRIVACY = PrivacyConfig()
 
 
 _RULE: Mapping[str, Mapping[str, Any]] = {

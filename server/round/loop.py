@@ -17,6 +17,7 @@ from server.record.checkpoint import Checkpoint, save_checkpoint
 from server.record.events import event
 from server.record.replaced import forget_replaced
 from server.record.runfolder import MetricsLog, RunFolder, write_confusion
+from server.record.untold import untold_figures
 from server.round.algorithm import Algorithm, RoundResult, Run, quorum
 from server.round.registry import Registry
 from server.round.replies import LARGEST_LOSS
@@ -28,7 +29,7 @@ logger = logging.getLogger("fedhead")
 
 def _metrics(result: RoundResult, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
     own = {"strategy": dict(result.metrics)} if result.metrics else {}
-    return {
+    figures = {
         "accuracy": evaluation.accuracy,
         "loss": evaluation.loss,
         "balanced-accuracy": evaluation.balanced_accuracy,
@@ -50,6 +51,7 @@ def _metrics(result: RoundResult, evaluation: Evaluation, seconds: float) -> dic
         "seconds": round(seconds, 4),
         **own,
     }
+    return figures | dict.fromkeys(untold_figures(result.privacy))
 
 
 class _Judge:
@@ -120,7 +122,8 @@ def run_rounds(
     rounds = run.config.train.rounds
     done = checkpoint.round_number if checkpoint else 0
     head = checkpoint.head if checkpoint else head
-    counters = dict.fromkeys(_COUNTED, 0.0) | dict(checkpoint.counters if checkpoint else {})
+    counted = [name for name in _COUNTED if name not in untold_figures(run.config.privacy)]
+    counters = dict.fromkeys(counted, 0.0) | dict(checkpoint.counters if checkpoint else {})
     algorithm.start(head, checkpoint)
     judge = _Judge(test)
     # A cell of a comparison begins again when it is cut off.
@@ -137,7 +140,7 @@ def run_rounds(
             metrics["learning-rate"] = run.config.train.rate(number)
             if run.guard:
                 metrics["epsilon-spent"] = run.guard.spent
-            for name in _COUNTED:
+            for name in counted:
                 counters[name] += metrics[name]
             counters |= {name: result.metrics[name] for name in _CHOSEN if name in result.metrics}
             log.write(number, metrics)
@@ -203,6 +206,8 @@ def _count_late(registry: Registry, result: RoundResult) -> None:
     registry.stragglers.poll()
     for reply in registry.stragglers.take():
         result.answered_late(reply.clients)
+        if result.privacy.hides_cohorts:
+            continue
         if not registry.simulated:
             registry.accounts.see(reply.clients)
         for client in reply.clients:
@@ -214,13 +219,17 @@ def _count_late(registry: Registry, result: RoundResult) -> None:
 
 
 def _report(number: int, rounds: int, result: RoundResult, evaluation: Evaluation) -> None:
-    loss = "-" if result.loss_before is None else f"{result.loss_before:.3f}"
+    privacy, words = result.privacy, f"round {number:{len(str(rounds))}}/{rounds}"
+    words += f"  accuracy {evaluation.accuracy:.4f}  loss {evaluation.loss:.4f}"
+    if not privacy.active:
+        loss = "-" if result.loss_before is None else f"{result.loss_before:.3f}"
+        words += f"  train loss {loss} (before)"
+    counts = {}
+    if not privacy.hides_cohorts:
+        words += f"  clients {result.valid}/{result.cohort}  up {byte_text(result.uplink_bytes)}"
+        names = ("cohort", "valid", "rejected", "failed", "late")
+        counts = {name: getattr(result, name) for name in names}
     event(
-        "round",
-        f"round {number:{len(str(rounds))}}/{rounds}  accuracy {evaluation.accuracy:.4f}  "
-        f"loss {evaluation.loss:.4f}  train loss {loss} (before)  "
-        f"clients {result.valid}/{result.cohort}  up {byte_text(result.uplink_bytes)}",
-        round=number, accepted=result.accepted, accuracy=evaluation.accuracy,
-        cohort=result.cohort, valid=result.valid, rejected=result.rejected,
-        failed=result.failed, late=result.late,
+        "round", words,
+        round=number, accepted=result.accepted, accuracy=evaluation.accuracy, **counts,
     )  # fmt: skip

@@ -147,7 +147,10 @@ class OwnAlgorithm:
         if not wanted and not run.config.privacy.hides_cohorts:
             return tell_done(round_number, "every client has been asked")
         started = time.perf_counter()
-        result = RoundResult(round_number, run.registry.accounts, cohort=len(cohort), wanted=wanted)
+        accounts, privacy = run.registry.accounts, run.config.privacy
+        result = RoundResult(
+            round_number, accounts, privacy=privacy, cohort=len(cohort), wanted=wanted
+        )
         updates = self._ask(head, plan, cohort, result)
         result.count([reply for reply, _ in updates])
         if result.valid < quorum(run.config, wanted):

@@ -6,6 +6,8 @@ import dataclasses
 import logging
 import math
 
+from pydantic import TypeAdapter
+
 from common.config import Config
 from common.errors import RunError
 from common.experiment import client_shares
@@ -44,7 +46,7 @@ def make_guard(
         return None
     simulated = check_noise(config, simulated=registry.simulated and not registry.deployed)
     if known := folder.privacy():
-        decided = Decided(**known)
+        decided = TypeAdapter(Decided).validate_python(known)
     else:
         clients, examples = _population(config, registry)
         check_population(config, clients)
@@ -92,8 +94,11 @@ def decide(config: Config, clients: int, examples: float, norm: float) -> Decide
     elif privacy.mechanism == "min-separation":
         separation = clients // asked
         divisor = clients / separation
-        multiplier = sigma * factorization.sensitivity(rounds, separation)
-    noise, vote = _with_votes(multiplier, divisor) if privacy.clip == "adaptive" else (multiplier, 0)
+        c = factorization.coefficients(separation)
+        multiplier = sigma * factorization.sensitivity(c, rounds)
+    noise, vote = (
+        _with_votes(multiplier, divisor) if privacy.clip == "adaptive" else (multiplier, 0)
+    )
     clip = privacy.clip if isinstance(privacy.clip, float) else rule.clip(examples)
     step = rule.step(divisor, noise, clip, rounds) if privacy.step == "auto" else privacy.step
     return Decided(

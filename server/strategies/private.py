@@ -124,7 +124,9 @@ def private_reason(strategy: Strategy[Any], plan: ClientPlan) -> str:
     return ""
 
 
-def with_privacy(strategy: Strategy[S], terms: Terms, release: Release) -> Strategy[PrivateState[S]]:
+def with_privacy(
+    strategy: Strategy[S], terms: Terms, release: Release
+) -> Strategy[PrivateState[S]]:
     """User-level differential privacy: ``w <- w + step (sum clip(delta) + noise) / clients``.
 
     McMahan et al., "Learning differentially private recurrent language models", arXiv 1710.06963,

@@ -143,7 +143,8 @@ _COLUMNS = (
         "front", packing=True,
     ),
     Column(
-        "Rejected", lambda r: str(r.rejected), lambda r: r.rejected, True,
+        "Rejected", lambda r: "-" if r.rejected is None else str(r.rejected),
+        lambda r: r.rejected, True,
         "Updates that were not fit to count, all seeds together",
     ),
     Column(

@@ -153,7 +153,7 @@ def _metric_curves(entry: Entry) -> dict[str, dict[str, Any]]:
 
 
 def _curve(entry: Entry) -> dict[str, Any]:
-    """Mean accuracy with its band, and mean cumulative uplink, after each round.
+    """Mean accuracy with its band, and mean cumulative uplink, if it is known, after each round.
 
     The band reaches from the lowest to the highest seed, and at least as far as the test examples
     of one run leave the mean uncertain.
@@ -163,10 +163,11 @@ def _curve(entry: Entry) -> dict[str, Any]:
     """
     rounds = min(len(run.accuracy) for run in entry.runs)
     accuracy = np.stack([run.accuracy[:rounds] for run in entry.runs])
-    uplink = np.stack([run.uplink[:rounds] for run in entry.runs])
+    uplink = [run.uplink[:rounds] for run in entry.runs if run.uplink is not None]
+    is_known = len(uplink) == len(entry.runs)
     curve = {
         "accuracy": _rounded(accuracy.mean(0)),
-        "uplink": np.rint(uplink.mean(0)).astype(np.int64).tolist(),
+        "uplink": np.rint(np.mean(uplink, 0)).astype(np.int64).tolist() if is_known else [],
     }
     tests = min(run.test_examples for run in entry.runs)
     chance = np.array([wilson(mean, tests) for mean in accuracy.mean(0)])

@@ -118,8 +118,9 @@ def _parts(comparison: Comparison, *, metrics: bool, clients: bool) -> list[tupl
     last = ("reproduce", "Reproduce")
     if alone:
         return [("result", "Result"), curve, mistakes, *own, *fare, *held, last]
+    is_told = all(any(run.uplink is not None for run in s.runs) for s in comparison.settings)
     cost = [("privacy", "Privacy")] if comparison.budgeted else []
-    cost += [("bytes", "Bytes")] if comparison.packed else []
+    cost += [("bytes", "Bytes")] if comparison.packed and is_told else []
     return [*cost, ("leaderboard", "Leaderboard"), curve, *own, *fare, mistakes, *held, last]
 
 
