@@ -169,7 +169,8 @@ def coins(
         raise ValueError(f"the rate of taking part is {rate}, expected 0 to 1")
     blocks = np.zeros((len(clients), 2), "<u8")
     blocks[:, 0] = clients.astype(np.uint64)
-    cipher = Cipher(algorithms.AES(_key(secret, "coins", round_number, b"")), modes.ECB())
+    key = algorithms.AES(_key(secret, "coins", round_number, b""))
+    cipher = Cipher(key, modes.ECB())  # noqa: S305 - each block is another, and nothing is hidden
     words = np.frombuffer(cipher.encryptor().update(blocks.tobytes()), "<u8")[::2]
     return _fractions(words) < rate
 

@@ -128,14 +128,14 @@ class Guard:
         return _cost(entries, self._config.privacy.delta)
 
     def allows(self, round_number: int) -> bool:
-        """Whether a round can end with a release: it had one already, or the budget has one more."""
-        if self.simulated or (self._folder / SECRET).exists():
-            name = self._key.name
-            if any((e.round, e.secret) == (round_number, name) for e in self._ledger.entries):
-                return True
-        return self._affords(
-            self._entry(round_number, bytes(DIGEST_BYTES), _NOBODY, self.decided.clip)
-        )
+        """Whether a round can end with a release: it had one, or the budget has one more."""
+        # Before its first release a run has no secret, and one that has ended needs none.
+        has_secret = self.simulated or (self._folder / SECRET).exists()
+        name = self._key.name if has_secret else _NOBODY
+        if any((e.round, e.secret) == (round_number, name) for e in self._ledger.entries):
+            return True
+        further = self._entry(round_number, bytes(DIGEST_BYTES), name, self.decided.clip)
+        return self._affords(further)
 
     def _affords(self, entry: Entry) -> bool:
         budget = self._config.privacy.epsilon
@@ -175,7 +175,7 @@ class Guard:
         self._ledger.charge(entry)
         noise = self._noise(round_number, name, total.size, earlier)
         last = round_number >= self.decided.rounds or not self.allows(round_number + 1)
-        return Released(total + noise, np.frombuffer(name, np.uint8), last)
+        return Released(np.add(total, noise), np.frombuffer(name, np.uint8), last)
 
     def _noise(self, round_number: int, name: bytes, size: int, earlier: Digests) -> IntArray:
         """The noise of sums of a digest; chained to earlier rounds' where these are given."""
@@ -184,9 +184,9 @@ class Guard:
             return gaussian_integers(secret, round_number, name, size, scale)
         # Each round's noise takes the last one's off again, which took off its own last one's.
         names = [*map(bytes, earlier[: round_number - 1]), name]
-        drawn = [gaussians(secret, i, known, size, scale) for i, known in enumerate(names, 1)]
+        drawn = (gaussians(secret, i, known, size, scale) for i, known in enumerate(names, 1))
         coefficients = factorization.coefficients(self.decided.separation)
-        return np.rint(factorization.correlated(drawn, coefficients)[-1]).astype(np.int64)
+        return np.rint(factorization.correlated(drawn, coefficients)).astype(np.int64)
 
     def _entry(self, round_number: int, name: bytes, secret: str, clip: float) -> Entry:
         privacy, decided = self._config.privacy, self.decided

@@ -6,6 +6,8 @@ import dataclasses
 import logging
 import math
 
+from pydantic import TypeAdapter
+
 from common.config import Config
 from common.errors import RunError
 from common.experiment import client_shares
@@ -44,7 +46,7 @@ def make_guard(
         return None
     simulated = check_noise(config, simulated=registry.simulated and not registry.deployed)
     if known := folder.privacy():
-        decided = Decided(**known)
+        decided = TypeAdapter(Decided).validate_python(known)
     else:
         clients, examples = _population(config, registry)
         check_population(config, clients)
