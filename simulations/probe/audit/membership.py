@@ -1,10 +1,10 @@
-"""Whether a client took part: the strongest test there is, and what it says about epsilon.
+"""What a test of membership shows: how often it is right, and how large epsilon must be.
 
 The adversary knows all other clients' updates and the canary's own. Of a release it takes off what
 it knows, so that noise alone, or noise and the canary, is left. By Neyman and Pearson no test beats
-the likelihood ratio, which for normal noise rests on the product of what is left and the canary.
-Auditing by canaries: Jagielski et al., arXiv 2006.07709; by the curve of a normal mechanism: Nasr
-et al., "Tight auditing of differentially private machine learning", arXiv 2302.07956.
+the likelihood ratio. Auditing by canaries: Jagielski et al., arXiv 2006.07709; by the curve of a
+normal mechanism: Nasr et al., "Tight auditing of differentially private machine learning",
+arXiv 2302.07956.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betaincinv, log_ndtr, ndtr, ndtri
+from scipy.special import betaincinv, ndtri
 
-__all__ = ["Membership", "epsilon_of", "judged"]
+from common.privacy.accounting import gaussian_epsilon
+
+__all__ = ["Membership", "judged"]
 
 Doubles = npt.NDArray[np.float64]
 
@@ -30,38 +32,53 @@ class Membership:
     Attributes:
         draws: of the noise with the canary, and as many without.
         right: share of right answers, if both are as likely; 0.5 is guessing.
-        mu: distance of the two means in standard deviations of the noise.
-        epsilon: with 95 % confidence the release's epsilon is at least that, at its delta.
+        advantage: how much more often it is taken for there where it is, 0 to 1.
+        mu: distance of the two means in standard deviations; None of scores that are not normal.
+        epsilon: with 95 % confidence the run's epsilon is at least that, at its delta.
     """
 
     draws: int
     right: float
-    mu: float
+    advantage: float
+    mu: float | None
     epsilon: float
 
 
-def judged(inside: Doubles, outside: Doubles, threshold: float, delta: float) -> Membership:
+def judged(
+    inside: Doubles, outside: Doubles, threshold: float, delta: float, *, normal: bool = True
+) -> Membership:
     """Judge the scores of a test.
 
     Args:
         inside: float64 (n,), scores of releases with the canary; larger ones speak for it.
-        outside: float64 (n,), without it.
+        outside: float64 (m,), without it.
         threshold: a score above it is taken for the canary. It must not depend on these scores, or
             the bound does not hold.
         delta: of the release.
+        normal: whether scores are normal with one deviation, so that the two rates of error tell
+            the whole curve; without that the bound is far lower.
     """
-    missed = int((inside <= threshold).sum())
-    alarms = int((outside > threshold).sum())
     n, m = len(inside), len(outside)
+    missed, alarms = int((inside <= threshold).sum()), int((outside > threshold).sum())
     # Each of the two rates is exceeded with half of what is left to chance.
-    most = [_upper(missed, n), _upper(alarms, m)]
-    mu_least = -ndtri(most[0]) - ndtri(most[1])
+    most_missed, most_alarms = _upper(missed, n), _upper(alarms, m)
+    advantage = 1 - missed / n - alarms / m
     spread = math.sqrt((inside.var(ddof=1) + outside.var(ddof=1)) / 2)
+    distance = float(inside.mean() - outside.mean())
+    if normal:
+        mu_least = float(-ndtri(most_alarms) - ndtri(most_missed))
+        epsilon = gaussian_epsilon(1 / mu_least, delta) if mu_least > 0 else 0.0
+    else:
+        # Of any (epsilon, delta) private release: 1 - missed <= e^epsilon alarms + delta, and
+        # likewise with the two worlds exchanged (Kairouz, Oh, Viswanath, arXiv 1311.0776).
+        pairs = ((most_missed, most_alarms), (most_alarms, most_missed))
+        epsilon = max(0.0, *(math.log(max(1 - delta - a, 1e-300) / b) for a, b in pairs))
     return Membership(
         draws=n,
-        right=1 - (missed / n + alarms / m) / 2,
-        mu=float(inside.mean() - outside.mean()) / spread if spread else math.inf,
-        epsilon=epsilon_of(max(0.0, float(mu_least)), delta),
+        right=(1 + advantage) / 2,
+        advantage=advantage,
+        mu=distance / spread if normal and spread else None,
+        epsilon=epsilon,
     )
 
 
@@ -70,27 +87,3 @@ def _upper(count: int, n: int) -> float:
     if count == n:
         return 1.0
     return float(betaincinv(count + 1, n - count, 1 - (1 - _CONFIDENCE) / 2))
-
-
-def epsilon_of(mu: float, delta: float) -> float:
-    """Epsilon of telling N(0, 1) from N(mu, 1), by bisection of its exact delta.
-
-    Balle and Wang, arXiv 1805.06530, equation 6.
-
-    >>> round(epsilon_of(1 / 3.7306, 1e-5), 3), epsilon_of(0.0, 1e-5)
-    (1.0, 0.0)
-    """
-    if mu <= 0 or _delta_of(0.0, mu) <= delta:
-        return 0.0
-    low, high = 0.0, 1.0
-    while _delta_of(high, mu) > delta:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _delta_of(middle, mu) > delta else (low, middle)
-    return high
-
-
-def _delta_of(epsilon: float, mu: float) -> float:
-    first, second = mu / 2 - epsilon / mu, -mu / 2 - epsilon / mu
-    return float(ndtr(first)) - math.exp(min(epsilon + float(log_ndtr(second)), 0.0))

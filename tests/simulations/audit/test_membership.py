@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 from scipy.stats import beta, norm
 
-from simulations.probe.audit.membership import epsilon_of, judged
+from common.privacy.accounting import gaussian_epsilon
+from simulations.probe.audit.membership import judged
 
 N, DELTA = 4000, 1e-5
+
+
+def epsilon_of(mu: float) -> float:
+    return gaussian_epsilon(1 / mu, DELTA)
 
 
 def scores(mu: float, seed: int, n: int = N) -> tuple[np.ndarray, np.ndarray]:
@@ -20,7 +25,7 @@ def scores(mu: float, seed: int, n: int = N) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("mu", [0.3, 1.0, 2.0])
 def test_it_finds_how_far_apart_the_two_are_and_never_claims_more_epsilon(mu: float) -> None:
-    true = epsilon_of(mu, DELTA)
+    true = epsilon_of(mu)
     found = [judged(*scores(mu, seed), mu / 2, DELTA) for seed in range(40)]
     for one in found:
         # The deviation of a difference of two means of N is sqrt(2 / N) = 0.022.
@@ -36,11 +41,11 @@ def test_the_bound_is_of_clopper_and_pearson() -> None:
     missed, alarms = (inside <= 0.5).sum(), (outside > 0.5).sum()
     uppers = [beta.ppf(0.975, count + 1, 500 - count) for count in (missed, alarms)]
     mu = norm.ppf(1 - uppers[1]) - norm.ppf(uppers[0])
-    assert judged(inside, outside, 0.5, DELTA).epsilon == pytest.approx(epsilon_of(mu, DELTA))
+    assert judged(inside, outside, 0.5, DELTA).epsilon == pytest.approx(epsilon_of(mu))
 
 
 def test_noise_that_is_ten_percent_short_is_noticed() -> None:
-    claimed = epsilon_of(2.0, DELTA)
+    claimed = epsilon_of(2.0)
     inside, outside = scores(2.0 / 0.9, 0, 20_000)
     assert judged(inside, outside, 1.0, DELTA).epsilon > claimed
 
@@ -50,15 +55,21 @@ def test_without_a_difference_it_is_guessing_and_without_noise_certain() -> None
     assert abs(same.right - 0.5) < 5 * 0.006
     assert same.epsilon < 1
     sure = judged(np.ones(N), np.zeros(N), 0.5, DELTA)
-    assert (sure.right, sure.mu) == (1.0, math.inf)
+    assert (sure.right, sure.advantage, sure.mu) == (1.0, 1.0, None)
     # 1 - 0.025^(1 / 4000) is the most that either rate may be.
     most = 1 - 0.025 ** (1 / N)
-    assert sure.epsilon == pytest.approx(epsilon_of(-2 * norm.ppf(most), DELTA))
+    assert sure.epsilon == pytest.approx(epsilon_of(-2 * norm.ppf(most)))
 
 
-@pytest.mark.parametrize(
-    ("sigma", "epsilon"), [(3.7306, 1.0), (0.60023, 8.0)], ids=["epsilon 1", "epsilon 8"]
-)
-def test_epsilon_of_one_release_is_balle_and_wangs(sigma: float, epsilon: float) -> None:
-    # Golden values of the analytic Gaussian mechanism, arXiv 1805.06530, at delta = 1e-5.
-    assert epsilon_of(1 / sigma, DELTA) == pytest.approx(epsilon, abs=1e-3)
+@pytest.mark.parametrize("draws", [(400, 50), (50, 400), (10, 10)])
+def test_without_normal_scores_the_bound_is_of_the_rates_of_error_alone(
+    draws: tuple[int, int],
+) -> None:
+    missed, alarms = draws
+    inside = np.repeat([0.0, 1.0], [missed, 1000 - missed])
+    outside = np.repeat([1.0, 0.0], [alarms, 1000 - alarms])
+    a, b = (beta.ppf(0.975, count + 1, 1000 - count) for count in draws)
+    want = max(math.log((1 - DELTA - a) / b), math.log((1 - DELTA - b) / a))
+    found = judged(inside, outside, 0.5, DELTA, normal=False)
+    assert found.epsilon == pytest.approx(want)
+    assert found.mu is None
