@@ -139,7 +139,8 @@ def train(message: Message, context: Context) -> Message:
     if host.budget.max_threads:
         torch.set_num_threads(host.budget.max_threads)
     reply = node_update(complete, frozen, host)
-    host.tell(request.run_id, f"round {request.round_number}: {_result(reply)}")
+    result = _result(reply, private=request.plan.private)
+    host.tell(request.run_id, f"round {request.round_number}: {result}")
     if request.reduce != "stock":
         return Message(reply.write(), reply_to=message)
     if not reply.reports:
@@ -162,10 +163,12 @@ def _completed(request: TrainRequest, host: Host) -> TrainRequest | TrainReply:
     return known or TrainReply(request.fingerprint, missing_head=True)
 
 
-def _result(reply: TrainReply) -> str:
+def _result(reply: TrainReply, *, private: bool) -> str:
     """The result of a round on a device, in words."""
     if not reply.reports:
         return "nothing to send"  # the reason has been logged
+    if private:
+        return "sent its clipped update, and neither its loss nor its number of examples"
     report = reply.reports[0]
     loss = f"loss {report.loss_before:.3f} -> {report.loss_after:.3f}"
     return f"trained on {report.num_examples} examples, {loss}"

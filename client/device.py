@@ -76,6 +76,8 @@ class DeviceHost:
         if unused:
             bound = f"it uses at most {request.max_examples} images of a device"
             self.tell(request.run_id, f"{bound}; {unused} others are left out, evenly spread")
+        if request.private:
+            return DescribeReply((self._client,), (min(len(train), 1),), simulated=False)
         return DescribeReply((self._client,), (len(train),), False, unused)
 
     def clients(self) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ class Host(Protocol):
     budget: Budget
 
     def describe(self, request: DescribeRequest) -> DescribeReply:
-        """The clients on this node, and how many training examples each has."""
+        """The clients on this node, and how many training examples each has, see the request."""
         ...
 
     def clients(self) -> tuple[int, ...]:

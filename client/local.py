@@ -14,6 +14,7 @@ from client.sgd import Gradient, Terms, train_head
 from common.evaluation import evaluate
 from common.fields import fields_of_statistics
 from common.seeding import batch_order
+from common.softmax import rows_of_norm
 from common.statistics import feature_statistics
 from common.types import FeatureSet, LocalTraining
 
@@ -81,8 +82,9 @@ def _trained_update(
     if client_round.corrects:
         correction = torch.from_numpy(client_round.corrections(np.array([client]))[0])
     preconditioner = plan.constant.get("preconditioner")
+    x = torch.from_numpy(features.x)
     result = train_head(
-        torch.from_numpy(features.x),
+        rows_of_norm(x, plan.unit_norm) if plan.unit_norm else x,
         torch.from_numpy(features.labels),
         torch.from_numpy(request.head.matrix),
         training,

@@ -27,7 +27,9 @@ def node_update(request: TrainRequest, frozen: FrozenBackbone, host: Host) -> Tr
     clients = host.clients() if request.reduce == "stock" else request.clients
     cohort = host.cohort(frozen, "train")
     if cohort is None:
-        return node_reply(request, _one_by_one(request, clients, frozen, host, memory), host.name)
+        # The log of simulated clients is the server's, which must not tell what gets no noise.
+        name = None if request.plan.private and host.simulated else host.name
+        return node_reply(request, _one_by_one(request, clients, frozen, host, memory), name)
     from client.together import update_together  # compiled loops, not needed on a phone
 
     return update_together(request, clients, cohort, memory, residents=host.clients())
@@ -50,7 +52,8 @@ def _one_by_one(
             losses = (update.loss_before, update.loss_after)
             contribution = of_one(request, client, len(features), losses, update.fields)
         except FedheadError as exc:
-            reason = str(exc) if host.simulated else kind_of(exc)
+            is_plain = host.simulated and not request.plan.private
+            reason = str(exc) if is_plain else kind_of(exc)
             yield Contribution(rejected=(Rejection(client, reason),))
         else:
             yield contribution

@@ -36,6 +36,8 @@ logger = logging.getLogger("fedhead")
 
 Fields = Mapping[str, npt.NDArray[np.generic]]
 
+_BLANK = 1, (0.0,)  # number of examples and losses of a client that tells neither
+
 LARGEST_32_BIT = (2**32 - 1) // 255**2
 """Up to this many examples, statistics always fit into 32 bits, whatever the features."""
 
@@ -78,6 +80,8 @@ def of_one(
         ReplyError: it is to be summed here, and the server would refuse what it decodes.
     """
     uplink = request.uplink
+    if request.plan.private:
+        num_examples, losses = _BLANK
     payloads = uplink.encode(client, fields)
     lengths = tuple((name, len(payload)) for name, payload in payloads.items())
     size = _own_bytes(request.fingerprint, num_examples, lengths)
@@ -178,6 +182,9 @@ def _reports(
     lengths: tuple[tuple[str, int], ...],
 ) -> tuple[ClientReport, ...]:
     """Reports of clients whose payloads all have the same lengths."""
+    if request.plan.private:
+        count, loss = _BLANK
+        num_examples, losses = np.full(len(clients), count), np.full((len(clients), 1), loss)
     sizes = {
         n: _own_bytes(request.fingerprint, n, lengths) for n in np.unique(num_examples).tolist()
     }
@@ -196,27 +203,22 @@ def _reports(
 def node_reply(
     request: TrainRequest,
     contributions: Iterable[Contribution],
-    name: Callable[[int], str] = lambda client: f"client {client}",
+    name: Callable[[int], str] | None = lambda client: f"client {client}",
 ) -> TrainReply:
     """One reply for all clients of a node.
 
     Args:
         request: the request that it answers.
         contributions: its clients' contributions, in the order of summation.
-        name: returns a client's name in the node's log.
+        name: returns a client's name in the node's log; None: the log is silent.
     """
     reports: list[ClientReport] = []
     rejected: list[Rejection] = []
     payloads: list[Mapping[str, bytes]] = []
     sums = FieldSums()
     for part in contributions:
-        for rejection in part.rejected:
-            logger.warning(
-                "%s left out of round %d: %s",
-                name(rejection.client),
-                request.round_number,
-                rejection.reason,
-            )
+        if name:
+            _log(part.rejected, request.round_number, name)
         reports += part.reports
         rejected += part.rejected
         payloads += part.payloads
@@ -234,6 +236,12 @@ def node_reply(
         rejected=tuple(rejected),
         payloads=_by_field(payloads if reports else []),
     )
+
+
+def _log(rejected: Iterable[Rejection], number: int, name: Callable[[int], str]) -> None:
+    for rejection in rejected:
+        who = name(rejection.client)
+        logger.warning("%s left out of round %d: %s", who, number, rejection.reason)
 
 
 def _by_field(rows: Sequence[Mapping[str, bytes]]) -> dict[str, tuple[bytes, ...]]:

@@ -43,12 +43,13 @@ class SimulatedHost:
         if self._config.trainer == "cohort":
             from client.cohort.cohort import warm_up
 
-            warm_up()
+            warm_up(private=request.private)
         shares = self._experiment.client_shares(self._config)
         clients = self.clients()
+        counts = [len(shares[i].train) for i in clients]
         return DescribeReply(
             clients,
-            tuple(len(shares[i].train) for i in clients),
+            tuple(min(n, 1) for n in counts) if request.private else tuple(counts),
             simulated=True,
             data=self._experiment.experiment_dataset(self._config).content_key,
         )

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from client.client_round import ClientRound
+from client.cohort.clipping import clipped_sum
 from client.cohort.codecs import THROUGH, weighted_sum
 from client.cohort.cohort import Chunk, Cohort, Objective
 from client.memory import ClientMemory
@@ -29,6 +30,7 @@ from client.reply import (
 from common.errors import FedheadError, ReplyError
 from common.fields import FIELDS, fields_of_statistics
 from common.messages import Rejection, TrainReply, TrainRequest
+from common.privacy.integers import MAX_SIZE, OFFSET
 from common.statistics import feature_statistics
 from common.types import IntArray, Layout
 from common.updates import client_weights
@@ -71,8 +73,12 @@ def update_together(
     if head.num_features != cohort.num_features:
         refuse(ids >= 0, has_other_width(head.num_features, cohort.num_features))
     work = _statistics if request.plan.kind == "statistics" else _train
-    contributions = work(request, ids, cohort, memory)
-    return node_reply(request, chain([Contribution(rejected=tuple(rejected))], contributions))
+    contributions = chain(
+        [Contribution(rejected=tuple(rejected))], work(request, ids, cohort, memory)
+    )
+    if request.plan.private:  # the log is the server's, which must not tell what gets no noise
+        return node_reply(request, contributions, None)
+    return node_reply(request, contributions)
 
 
 def _statistics(
@@ -115,6 +121,8 @@ def _train(
         mu=plan.mu,
         corrections=client_round.corrections if client_round.corrects else None,
         preconditioner=plan.constant.get("preconditioner"),
+        unit_norm=plan.unit_norm,
+        apart=plan.private,
     )
     uplink, wants_sum = request.uplink, request.reduce == "sum"
     needs_each = any(FIELDS[name].needs_each for name in plan.fields)
@@ -123,6 +131,8 @@ def _train(
     coded_sum = wants_sum and uplink.is_batched and not uplink.is_transparent
 
     def consume(chunk: Chunk) -> Contribution:
+        if wants_sum and plan.private and (summed := _clipped(request, chunk)):
+            return summed
         if only_sum and (summed := _summed(request, chunk)):
             return summed
         if coded_sum and not each and (summed := _summed_as_coded(request, chunk)):
@@ -153,6 +163,25 @@ def _summed(request: TrainRequest, chunk: Chunk) -> Contribution | None:
     return replace(
         summed, rejected=tuple(Rejection(client, "delta is not finite") for client in refused)
     )
+
+
+def _clipped(request: TrainRequest, chunk: Chunk) -> Contribution | None:
+    """The exact sum of clipped updates; None if they have too many numbers for it."""
+    deltas = np.asarray(chunk.deltas(), np.float32)
+    if deltas[0].size > MAX_SIZE:
+        return None
+    total, within, finite = clipped_sum(deltas, request.plan.clip)
+    count = int(finite.sum())
+    # One client's integers fit 32 bits, and are sent as such.
+    dtype = np.uint32 if count == 1 else np.uint64
+    sums = {
+        "clipped_delta": (total + OFFSET * count).astype(dtype),
+        "within_clip": np.array([within.sum()], dtype),
+    }
+    refused = tuple(Rejection(c, "delta is not finite") for c in chunk.clients[~finite].tolist())
+    kept = chunk.clients[finite], chunk.num_examples[finite], chunk.losses[finite]
+    summed = of_sum(request, *kept, {name: sums[name] for name in request.plan.fields})
+    return replace(summed, rejected=refused)
 
 
 def _summed_as_coded(request: TrainRequest, chunk: Chunk) -> Contribution | None:
@@ -188,7 +217,7 @@ def _separate(client_round: ClientRound, chunk: Chunk, coded_sum: bool) -> Contr
     for i, client in enumerate(chunk.clients.tolist()):
         losses = chunk.losses[i]
         try:
-            if not np.isfinite(losses).all():
+            if not (request.plan.private or np.isfinite(losses).all()):
                 raise ReplyError("delta is not finite")
             fields = client_round.finish(
                 client, deltas[i], steps=int(chunk.steps[i]), loss=float(losses[0])

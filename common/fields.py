@@ -14,7 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import ProtocolError
-from common.plausible import Limits, check_gram, check_moments, check_positive, check_steps
+from common.plausible import (
+    Limits,
+    check_gram,
+    check_moments,
+    check_positive,
+    check_steps,
+    check_update,
+    check_within,
+)
+from common.privacy.integers import clipped, is_within, with_offset
 from common.statistics import Statistics, triangle_size
 from common.types import ClientPlan, FloatArray, Layout, LocalTraining
 from common.words import unknown
@@ -35,6 +44,7 @@ __all__ = [
 
 Fields = Mapping[str, npt.NDArray[np.generic]]
 Memory = Mapping[str, FloatArray]
+Integers = npt.NDArray[np.unsignedinteger]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +74,12 @@ class Field:
 
     Attributes:
         shape: function from (K, d) to its shape.
-        of_training: computes it, float32, after SGD.
+        of_training: computes it after SGD, float32 or, where ``is_integer``, unsigned integers.
         of_statistics: computes it, unsigned integers, from the sums over a client's examples.
         check: called with its name, a row's fields and their limits; refuses numbers that no
             honest client sends. It runs on the server, in the order of the table, after the checks
             of shapes and dtypes.
+        is_integer: whether it is made of unsigned integers, whose sums are exact.
         needs_each: whether it needs each client's own delta. A cohort can sum deltas without
             making them.
         is_bounded: whether a norm far above the round's other norms is refused.
@@ -78,23 +89,27 @@ class Field:
             times the learning rate.
         of_loss: whether it needs ``Trained.loss`` to be what the client minimises, as a loss of the
             user's own is not.
+        private: whether a plan with a clip may ask for it, and no other plan: nothing else may
+            leave a client whose update gets noise.
     """
 
     shape: Callable[[int, int], tuple[int, ...]]
-    of_training: Callable[[Trained], FloatArray] | None = None
-    of_statistics: Callable[[Statistics], npt.NDArray[np.unsignedinteger]] | None = None
+    of_training: Callable[[Trained], FloatArray | Integers] | None = None
+    of_statistics: Callable[[Statistics], Integers] | None = None
     check: Callable[[str, Fields, Limits], None] | None = None
+    is_integer: bool = False
     needs_each: bool = True
     is_bounded: bool = True
     is_squared: bool = False
     exact: bool = False
     of_sgd: bool = False
     of_loss: bool = False
+    private: bool = False
 
     @property
     def kind(self) -> Literal["f", "u"]:
         """The kind of its numbers, see Layout."""
-        return "u" if self.of_statistics else "f"
+        return "u" if self.of_statistics or self.is_integer else "f"
 
     def layout(self, num_classes: int, num_features: int) -> Layout:
         """Layout of one client's array."""
@@ -157,6 +172,14 @@ def _fair_scale(trained: Trained) -> FloatArray:
     return np.array([q * loss ** (q - 1) * squared + loss**q / lr], np.float32)
 
 
+def _clipped_delta(trained: Trained) -> Integers:
+    return with_offset(clipped(trained.delta, trained.plan.clip))
+
+
+def _within_clip(trained: Trained) -> Integers:
+    return np.array([is_within(trained.delta, trained.plan.clip)], np.uint32)
+
+
 FIELDS: Mapping[str, Field] = {
     "delta": Field(head_shape, lambda t: t.delta, needs_each=False),
     "control_delta": Field(head_shape, control_delta, of_sgd=True),
@@ -171,6 +194,14 @@ FIELDS: Mapping[str, Field] = {
     "fair_scale": Field(
         _number, _fair_scale, check=check_positive, is_squared=True, exact=True, of_sgd=True,
         of_loss=True,
+    ),
+    "clipped_delta": Field(
+        head_shape, _clipped_delta, check=check_update, is_integer=True, is_bounded=False,
+        exact=True, private=True,
+    ),
+    "within_clip": Field(
+        _number, _within_clip, check=check_within, is_integer=True, is_bounded=False, exact=True,
+        private=True,
     ),
     "moments": Field(head_shape, of_statistics=lambda s: s.moments, check=check_moments),
     "gram": Field(_triangle, of_statistics=lambda s: s.gram, check=check_gram),
@@ -192,13 +223,13 @@ def field_layouts(names: Sequence[str], num_classes: int, num_features: int) -> 
     return {name: _row(name).layout(num_classes, num_features) for name in names}
 
 
-def fields_of_training(names: Sequence[str], trained: Trained) -> dict[str, FloatArray]:
+def fields_of_training(names: Sequence[str], trained: Trained) -> dict[str, FloatArray | Integers]:
     """What one client sends after SGD.
 
     Raises:
         ProtocolError: a field belongs to statistics, or there is none of this name.
     """
-    fields = {}
+    fields: dict[str, FloatArray | Integers] = {}
     for name in names:
         if (compute := _row(name).of_training) is None:
             raise ProtocolError(f"the field {name!r} is for statistics, but the plan trains")
@@ -206,9 +237,7 @@ def fields_of_training(names: Sequence[str], trained: Trained) -> dict[str, Floa
     return fields
 
 
-def fields_of_statistics(
-    names: Sequence[str], statistics: Statistics
-) -> dict[str, npt.NDArray[np.unsignedinteger]]:
+def fields_of_statistics(names: Sequence[str], statistics: Statistics) -> dict[str, Integers]:
     """What one client sends of its statistics, or several clients of their sum.
 
     Raises:

@@ -9,9 +9,18 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import ReplyError
+from common.privacy.integers import check_clipped
 from common.scatter import is_definite, scaled_scatter
 
-__all__ = ["Limits", "check_gram", "check_moments", "check_positive", "check_steps"]
+__all__ = [
+    "Limits",
+    "check_gram",
+    "check_moments",
+    "check_positive",
+    "check_steps",
+    "check_update",
+    "check_within",
+]
 
 _LARGEST_FEATURE = 255  # uint8
 
@@ -26,11 +35,13 @@ class Limits:
         num_examples: examples behind the row; of all its clients if it stands for several.
         most_steps: the largest possible number of FedNova's effective steps.
         rounding: noise of the codec that brought the row's Gram matrix, see ``Codec.rounding``.
+        clients: how many clients' arrays were added up in the row.
     """
 
     num_examples: int
     most_steps: float
     rounding: float = 0.0
+    clients: int = 1
 
 
 def check_positive(name: str, fields: Fields, _limits: Limits) -> None:
@@ -100,6 +111,24 @@ def check_gram(name: str, fields: Fields, limits: Limits) -> None:
         within[np.diag_indices(width)] += _noise(width, limits.rounding) * spread / length**2
     if not is_definite(within):
         raise ReplyError(f"{name} cannot come from features: it is not positive semidefinite")
+
+
+def check_update(name: str, fields: Fields, limits: Limits) -> None:
+    """Refuse integers of clipped updates that are longer than the clients' clips together.
+
+    Raises:
+        ReplyError: see ``common.privacy.integers.check_clipped``.
+    """
+    check_clipped(fields[name].astype(np.uint64), limits.clients)
+
+
+def check_within(name: str, fields: Fields, limits: Limits) -> None:
+    """Refuse more updates within the clip than there are clients.
+
+    Raises:
+        ReplyError: names the number.
+    """
+    _check_largest(name, fields[name], limits.clients)
 
 
 def _noise(width: int, rounding: float) -> float:

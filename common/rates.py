@@ -14,7 +14,7 @@ import numpy as np
 
 from common.types import FloatArray, Optimizer
 
-__all__ = ["automatic_rate", "curvature"]
+__all__ = ["automatic_rate", "curvature", "mean_norm"]
 
 # Descent is sure below 4 on any head. More is better where batches are noisy: probabilities are
 # soon nearer to 0 or 1 than the bound assumes, and a round averages many clients.
@@ -48,6 +48,19 @@ def curvature(x: FloatArray) -> tuple[float, float]:
     # Both products have the same eigenvalues but zeros; the smaller one is cheap.
     product = wide @ wide.T if len(wide) < wide.shape[1] else wide.T @ wide
     return float(np.linalg.eigvalsh(product)[-1]) / len(wide), float(np.trace(product)) / len(wide)
+
+
+def mean_norm(x: FloatArray) -> float:
+    """The mean norm of features without their constant 1, rounded to four digits.
+
+    Args:
+        x: float32 (n, d + 1); n >= 1.
+
+    >>> mean_norm(np.array([[3, 4, 1], [0, 10, 1]], np.float32))
+    7.5
+    """
+    norms = np.linalg.norm(x[:, :-1].astype(np.float64), axis=1)
+    return float(f"{norms.mean():.4g}")
 
 
 def automatic_rate(

@@ -9,7 +9,24 @@ compiled by TorchScript, on a phone (``server/export/device_model``).
 import torch
 from torch import Tensor
 
-__all__ = ["sgd_step", "softmax_gradient", "softmax_loss"]
+__all__ = ["rows_of_norm", "sgd_step", "softmax_gradient", "softmax_loss"]
+
+
+def rows_of_norm(x: Tensor, norm: float) -> Tensor:
+    """Examples whose features all have the same norm, and no bias; zeros stay zeros.
+
+    Args:
+        x: float (n, d + 1), features and a constant 1.
+        norm: of each row, > 0.
+
+    Returns:
+        (n, d + 1), dtype of x; the last column is 0.
+    """
+    lengths = x[:, :-1].to(torch.float64).square().sum(dim=1, keepdim=True).sqrt()
+    factors = torch.where(lengths > 0, norm / lengths, 0.0).to(x.dtype)
+    scaled = x * factors
+    scaled[:, -1] = 0
+    return scaled
 
 
 def sgd_step(x: Tensor, labels: Tensor, matrix: Tensor, lr: float) -> tuple[Tensor, Tensor]:

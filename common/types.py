@@ -15,6 +15,7 @@ import numpy.typing as npt
 from common.errors import BackboneError
 
 __all__ = [
+    "WHOLE",
     "Affine",
     "ClientPlan",
     "FeatureSet",
@@ -30,6 +31,9 @@ __all__ = [
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 Optimizer = Literal["sgd", "adam", "adamw"]
+
+WHOLE = 2**31 - 1
+"""A batch size above every number of examples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,6 +208,9 @@ class ClientPlan:
         q: q-FedAvg's fairness.
         uplink: codec of what clients send, see common.codecs.
         downlink: codec of the head that they are sent.
+        clip: bound on the norm of a client's update, which it then sends as integers and without
+            any figure of its own, see common.privacy; 0: no privacy.
+        unit_norm: norm that each example's features are given, without a bias; 0: as they are.
         exclude: clients that this round must not ask again; stays on the server.
         everyone: asks all other clients, however few a round usually asks, and for their sum;
             stays on the server.
@@ -220,10 +227,17 @@ class ClientPlan:
     q: float = 0.0
     uplink: str = "none"
     downlink: str = "none"
+    clip: float = 0.0
+    unit_norm: float = 0.0
     exclude: tuple[int, ...] = ()
     everyone: bool = False
     arrays: Mapping[str, FloatArray] = field(default_factory=dict)
     constant: Mapping[str, FloatArray] = field(default_factory=dict)
+
+    @property
+    def private(self) -> bool:
+        """Whether nothing of a client may leave without noise."""
+        return self.clip > 0
 
 
 @dataclass(frozen=True, eq=False)

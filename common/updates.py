@@ -77,7 +77,9 @@ def added_up(rows: UpdateBatch) -> UpdateBatch:
 
 
 def joined(batches: Sequence[UpdateBatch]) -> UpdateBatch:
-    """The rows of several batches, one after another."""
+    """The rows of several batches, one after another; without batches none, and no fields."""
+    if not batches:
+        return UpdateBatch((), np.zeros(0, np.int64), np.zeros(0), {})
     return UpdateBatch(
         client_ids=tuple(ids for batch in batches for ids in batch.client_ids),
         num_examples=np.concatenate([batch.num_examples for batch in batches]),

@@ -48,6 +48,7 @@ from server.record.stages import Stages
 from server.record.trackers import check_trackers, tracked
 from server.round.algorithm import Run
 from server.round.backbone_offer import offer
+from server.round.backdoor import Backdoor, backdoor_of
 from server.round.build import check_strategy, make_algorithm
 from server.round.calibration import calibrated
 from server.round.client_figures import ask_clients, write_clients
@@ -55,6 +56,7 @@ from server.round.first_head import first_head, former_head
 from server.round.join import check_listed, join, make_registry
 from server.round.learning_rate import with_learning_rate
 from server.round.loop import run_rounds
+from server.round.private_terms import make_guard
 from server.round.roster import Roster
 from server.round.stock import is_stock
 from server.round.unreadable import survive_unreadable_replies
@@ -63,6 +65,8 @@ from server.summary import Outcome, of_export, summarize
 logger = logging.getLogger("fedhead")
 
 app = ServerApp()
+
+_UNPROTECTED = "not private: single images may show in updates and model; see docs/privacy.md"
 
 
 @app.main()
@@ -121,6 +125,7 @@ class _Scene:
     backbone: FrozenBackbone
     affine: Affine
     test: FeatureSet
+    backdoor: Backdoor | None
     run: Run
 
 
@@ -206,6 +211,7 @@ def _set_up(
     with stages("features"):
         features = experiment_features(config, backbone)
         test = features.select(held_out_positions(config))
+        backdoor = backdoor_of(config, features)
     with stages("clients", "waiting for clients"):
         devices = read_run_json(folder.path).get("simulated") is False
         check_listed(config, roster, resumes=resumes)
@@ -213,8 +219,9 @@ def _set_up(
         join(registry, config, dataset, devices=devices, resumes=resumes)
     folder.bind_clients(simulated=registry.simulated)
     config = with_learning_rate(config, folder, features)
-    run = Run(config, folder.run_id, backbone.fingerprint, grid, registry)
-    return _Scene(folder, stages, dataset, backbone, features.affine, test, run)
+    guard = make_guard(config, folder, features, registry)
+    run = Run(config, folder.run_id, backbone.fingerprint, grid, registry, guard)
+    return _Scene(folder, stages, dataset, backbone, features.affine, test, backdoor, run)
 
 
 def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Outcome:
@@ -227,8 +234,11 @@ def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Ou
         folder.reopen()
     with scene.stages("rounds"):
         head, rounds, counters = run_rounds(
-            run, algorithm, start, scene.test, folder, checkpoint, is_cell=is_cell
-        )
+            run, algorithm, start, scene.test, folder, checkpoint,
+            backdoor=scene.backdoor, is_cell=is_cell,
+        )  # fmt: skip
+    if run.guard:
+        run.guard.end()
     if not counters["accepted"]:
         raise RunError(f"no round of {rounds} gave a new head: nothing to export, the log says why")
     HEAD.write(folder.head, {"weight": head.weight, "bias": head.bias})
@@ -236,7 +246,7 @@ def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Ou
         leverage = counters.get("ridge-leverage", 0.0)
         figures = ask_clients(run, head, algorithm.personal, scene.affine, leverage)
         calibration = calibrated(run, figures, counters, head, scene.test)
-        if run.registry.simulated:
+        if run.registry.simulated and figures.asked:
             write_clients(folder.clients, run, scene.dataset, figures)
     return Outcome(head, evaluate(head, scene.test), rounds, counters, figures, calibration)
 
@@ -264,6 +274,8 @@ def _close(scene: _Scene, outcome: Outcome, figures: Mapping[str, Any], *, is_ce
         parts = run.config, scene.backbone, outcome.head, scene.test, outcome.calibration
         exported = export(trained_model(*parts), "model", folder.model)
     write(exported)
+    if not (run.registry.simulated or run.config.privacy.active):
+        logger.info("%s", _UNPROTECTED)
 
 
 @contextmanager

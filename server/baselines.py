@@ -17,11 +17,12 @@ _SECONDS = 3600.0
 def baselines(run: Run, num_classes: int, test: FeatureSet) -> dict[str, float | None]:
     """Accuracy of the ridge and the logistic head, and as "centralized" of one of them.
 
-    None if data cannot be in one place. That one did better on training examples that were held
-    out, see client.best_linear.
+    None if data cannot be in one place, and in a private run whose noise is to protect them. That
+    one did better on training examples that were held out, see client.best_linear.
     """
     config = run.config
-    if not (run.registry.simulated and config.baseline.enabled):
+    protects = config.privacy.active and config.privacy.noise == "secret"
+    if protects or not (run.registry.simulated and config.baseline.enabled):
         return {f"{name}_accuracy": None for name in ("centralized", "ridge", "logistic")}
     lam = config.baseline.ridge_lambda
     request = BaselineRequest(

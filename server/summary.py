@@ -49,6 +49,7 @@ class Outcome:
 _CHOSEN = (
     "ridge-lambda", "ridge-lambda-edge", "ridge-freedom", "lda-shrinkage", "precondition-lambda",
 )  # fmt: skip
+_FATES = ("valid", "rejected", "failed", "dropped", "late")
 
 
 def summarize(
@@ -56,6 +57,7 @@ def summarize(
 ) -> dict[str, Any]:
     """The figures of a run's training; ``classes`` are the names of the classes."""
     config, counters, head = run.config, outcome.counters, outcome.head
+    accounts, hides = run.registry.accounts, config.privacy.hides_cohorts
     # Bytes that one client would send if the float32 backbone were trained and sent too.
     full_model_bytes = backbone.spec.float_model_bytes + payload_bytes(
         RecordDict({"arrays": write_head(head)})
@@ -70,34 +72,38 @@ def summarize(
         **outcome.figures.summary(),
         "rounds": outcome.rounds,
         "accepted_rounds": int(counters["accepted"]),
-        "clients": max(len(run.registry.known), run.registry.accounts.num_clients),
-        **{
-            f"{fate}_updates": int(counters[fate])
-            for fate in ("valid", "rejected", "failed", "dropped", "late")
-        },
-        "refused_answers": run.registry.accounts.total("refused"),
+        "clients": max(len(run.registry.known), accounts.num_clients),
+        **{f"{fate}_updates": _total(counters, fate) for fate in _FATES},
+        "refused_answers": None if hides else accounts.total("refused"),
         "attack": config.attack.kind,
         "malicious_clients": len(malicious_clients(config)),
-        "uplink_bytes": int(counters["uplink-bytes"]),
-        "downlink_bytes": int(counters["downlink-bytes"]),
-        "full_model_uplink_bytes": full_model_bytes * int(counters["valid"]),
+        "backdoor_success": counters.get("backdoor-success"),
+        "uplink_bytes": _total(counters, "uplink-bytes"),
+        "downlink_bytes": _total(counters, "downlink-bytes"),
+        "full_model_uplink_bytes": None if hides else full_model_bytes * int(counters["valid"]),
         "codec_up": config.codec.up,
         "codec_down": config.codec.down,
         "projection": backbone.spec.projection,
         "pooled_features": backbone.spec.num_pooled,
-        "backbone_bytes_sent": run.registry.accounts.total("backbone_bytes"),
+        "backbone_bytes_sent": None if hides else accounts.total("backbone_bytes"),
         **{name.replace("-", "_"): counters.get(name) for name in _CHOSEN},
-        "simulated_seconds": round(counters["simulated-seconds"], 3),
+        "simulated_seconds": None if hides else round(counters["simulated-seconds"], 3),
         "seconds": {
             "rounds_total": round(counters["seconds"], 3),
             "training": round(counters["train-seconds"], 3),
         },
         "strategy": config.strategy.name,
         "lr": config.train.peak if takes_steps(config) else None,
+        "privacy": run.guard.summary() if run.guard else None,
         "head_sha256": head.sha256,
         "fingerprint": backbone.fingerprint,
         "versions": versions(),
     }
+
+
+def _total(counters: Mapping[str, float], name: str) -> int | None:
+    """A count of the whole run; None if it is not told, see server.record.untold."""
+    return int(counters[name]) if name in counters else None
 
 
 def _probabilities(found: Calibration) -> dict[str, Any]:

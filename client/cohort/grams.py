@@ -35,13 +35,15 @@ class Grams:
         self._nothing = torch.empty(0, dtype=dtype)
         self._made = np.zeros(len(num_examples), np.bool_)
         self._preconditioner: npt.NDArray[np.floating] | None = None
+        self._unit_norm = 0.0
 
-    def use(self, preconditioner: npt.NDArray[np.floating] | None) -> None:
-        """Forget all matrices if they were made with another P."""
+    def use(self, preconditioner: npt.NDArray[np.floating] | None, unit_norm: float = 0.0) -> None:
+        """Forget all matrices if they were made with another P, or of examples of another norm."""
         old, new = self._preconditioner, preconditioner
         same = old is new if old is None or new is None else np.array_equal(old, new)
-        if not same:
+        if not same or unit_norm != self._unit_norm:
             self._made[:] = False
+            self._unit_norm = unit_norm
             self._preconditioner = None if new is None else new.copy()
 
     def kept(self, clients: IntArray) -> npt.NDArray[np.bool_]:

@@ -52,9 +52,9 @@ def train_dual(
     """Train some clients at once, in the dual form; their memory is reused after ``consume``."""
     objective, clients = job.objective, job.clients[part]
     rows, ends = examples.positions(clients)
-    buffer, x, labels = examples.load(rows)
+    buffer, x, labels = examples.load(rows, objective.unit_norm)
     spare, offsets = grams.prepare(clients, ends, x, job.preconditioner)
-    logits = job.padded_start @ x.t()
+    logits = _logits(job, part, x)
     corrections = None
     first = shift = np.empty((0, 0), examples.dtype)
     if not objective.is_plain:
@@ -80,10 +80,23 @@ def train_dual(
     return result
 
 
+def _logits(job: Job, part: slice, x: Tensor) -> Tensor:
+    """Logits (K, M) of all examples under the global head."""
+    if not job.objective.apart:
+        return job.padded_start @ x.t()
+    counts = job.num_examples[part].tolist()
+    logits = torch.empty((len(job.start), len(x)), dtype=x.dtype)
+    each = zip(x.split_with_sizes(counts), logits.split_with_sizes(counts, 1), strict=True)
+    for mine, out in each:
+        torch.mm(job.padded_start, mine.t(), out=out)
+    return logits
+
+
 def train_primal(job: Job, part: slice, examples: Examples, consume: Callable[[Chunk], T]) -> T:
     """Train one client by the reference trainer."""
     objective, clients = job.objective, job.clients[part]
-    buffer, x, labels = examples.load(examples.positions(clients)[0])
+    rows = examples.positions(clients)[0]
+    buffer, x, labels = examples.load(rows, objective.unit_norm)
     training = dataclasses.replace(
         objective.training,
         local_epochs=int(job.epochs[part.start]),

@@ -15,11 +15,13 @@ from common.config.loading import (
     overrides_of,
     parse_overrides,
 )
+from common.config.privacy import NO_PRIVACY, PrivacyConfig
 from common.config.simulated import AttackConfig, AvailabilityConfig, SimulationConfig
 from common.config.tracking import TrackingConfig
 from common.config.training import BaselineConfig, RoundConfig, StrategyConfig, TrainConfig
 
 __all__ = [
+    "NO_PRIVACY",
     "PARTITION_KEYS",
     "AttackConfig",
     "AvailabilityConfig",
@@ -28,6 +30,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "PartitionConfig",
+    "PrivacyConfig",
     "RoundConfig",
     "SimulationConfig",
     "StrategyConfig",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import Field, model_validator
@@ -10,6 +11,7 @@ from pydantic import Field, model_validator
 from common.config.backbone import BackboneConfig
 from common.config.codec import CodecConfig
 from common.config.data import DataConfig, PartitionConfig
+from common.config.privacy import PrivacyConfig, by_rule
 from common.config.simulated import AttackConfig, AvailabilityConfig, SimulationConfig
 from common.config.tracking import TrackingConfig
 from common.config.training import BaselineConfig, RoundConfig, StrategyConfig, TrainConfig
@@ -35,11 +37,17 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     round: RoundConfig = RoundConfig()
     codec: CodecConfig = CodecConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     baseline: BaselineConfig = BaselineConfig()
     simulation: SimulationConfig = SimulationConfig()
     availability: AvailabilityConfig = AvailabilityConfig()
     attack: AttackConfig = AttackConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_rule(cls, content: Any) -> Any:
+        return by_rule(content) if isinstance(content, Mapping) else content
 
     @model_validator(mode="after")
     def _check(self) -> Config:

@@ -13,7 +13,7 @@ from common.data_sources import function_of
 from common.errors import ConfigError
 from common.schedule import Schedule, ScheduleKind
 from common.toml_model import Section
-from common.types import LocalTraining, Optimizer
+from common.types import WHOLE, LocalTraining, Optimizer
 
 __all__ = ["CROSS_ENTROPY", "BaselineConfig", "RoundConfig", "StrategyConfig", "TrainConfig"]
 
@@ -125,8 +125,8 @@ class TrainConfig(Section):
     """Factor by which each of them multiplies the learning rate."""
     local_epochs: Positive = 1
     """Passes of a client over its examples in each round."""
-    batch_size: Positive = 10
-    """Examples per step."""
+    batch_size: Count = 10
+    """Examples per step; 0: all of a client's in one step."""
     momentum: Fraction = 0.0
     """Heavy-ball momentum of SGD."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -236,7 +236,7 @@ class TrainConfig(Section):
         return LocalTraining(
             lr=self.rate(round_number),
             local_epochs=self.local_epochs,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size or WHOLE,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             optimizer=self.optimizer,

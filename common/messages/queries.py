@@ -27,6 +27,8 @@ class DescribeRequest(Flat):
         seed: the run's seed.
         name: the run's name, for people.
         max_examples: largest number of images that a client may use; 0: all.
+        private: whether the run is differentially private: nodes then say of each client only
+            whether it has training examples, as the number 1 or 0.
     """
 
     run_id: str
@@ -35,6 +37,7 @@ class DescribeRequest(Flat):
     seed: int
     name: str = ""
     max_examples: int = 0
+    private: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class DescribeReply(Flat, record="report"):
 
     Attributes:
         clients: ids of the node's clients.
-        num_examples: number of training examples of each.
+        num_examples: number of training examples of each; in a private run 1 if it has any.
         simulated: whether the clients are simulated, so that all data is on this machine.
         unused: number of images that are left out because of the request's bound.
         data: the ``content_key`` of a simulated node's data; empty on a device.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -12,6 +13,7 @@ from common.codecs import find_codec
 from common.codecs.uplink import Uplink
 from common.corrections import find_correction
 from common.errors import ProtocolError
+from common.fields import FIELDS
 from common.messages.changes import HeadChanges
 from common.messages.content import config_of, pack, payload_list, unpack
 from common.messages.heads import decode_head, encode_head, read_head, write_head
@@ -31,6 +33,7 @@ __all__ = ["ClientReport", "Rejection", "TrainReply", "TrainRequest", "most_repo
 _FIELD = "field."  # before a field's name, as the key of its payloads
 _REJECTED = "rejected-"
 _REPORTS = "reports"
+_PRIVATE = ("clip", "unit_norm")  # of a plan; nothing needless is in a message
 _MISSING = ("backbone", "constant", "head")
 
 
@@ -60,8 +63,8 @@ class TrainRequest:
             means nothing until then.
 
     Raises:
-        ProtocolError: the plan asks for a field, correction or codec that there is not, or names
-            a client or field twice.
+        ProtocolError: the plan asks for a field, correction or codec that there is not, names a
+            client or field twice, or has a clip and lets more than the clipped update out.
     """
 
     head: Head
@@ -87,6 +90,7 @@ class TrainRequest:
             if len({*named}) < len(named):
                 raise ProtocolError(f"a {what} is listed twice")
         _ = self.uplink.codec, self.uplink.layouts
+        _check_private(self.plan, self.reduce)
 
     @property
     def uplink(self) -> Uplink:
@@ -100,7 +104,8 @@ class TrainRequest:
         # by the wrong optimizer.
         alone = "optimizer" if self.training.optimizer == "sgd" else "momentum"
         apart = ("head", "changes", "arrays", "constant", "exclude", "everyone")
-        return to_record(self, skip=(*apart, alone))
+        private = () if self.plan.private else _PRIVATE
+        return to_record(self, skip=(*apart, *private, alone))
 
     def write(self) -> RecordDict:
         shared = self.changes.write() if self.changes else encode_head(self.head)
@@ -117,6 +122,8 @@ class TrainRequest:
         if "proximal-mu" in config:
             config["mu"] = config["proximal-mu"]
         config |= {"momentum": 0.0} if "optimizer" in config else {"optimizer": "sgd"}
+        if "clip" not in config:
+            config |= {"clip": 0.0, "unit-norm": 0.0}
         shared = ConfigRecord() if config.get("reduce") == "stock" else config_of(content, "shared")
         arrays, constant = (
             unpack(shared, name) if name in shared else {} for name in ("plan", "constant")
@@ -133,13 +140,36 @@ class TrainRequest:
         return replace(order, head=decode_head(shared))
 
 
+def _check_private(plan: ClientPlan, reduce: str) -> None:
+    """Refuse a plan by which a client would tell anything that gets no noise.
+
+    Raises:
+        ProtocolError: names what the plan asks for.
+    """
+    for name in ("clip", "unit_norm"):
+        if not 0 <= (value := getattr(plan, name)) < math.inf:
+            raise ProtocolError(f"{name} is {value:g}, expected a finite number of at least 0")
+    if not plan.private and plan.unit_norm:
+        raise ProtocolError("unit_norm needs a clip")
+    for name in plan.fields:
+        if FIELDS[name].private != plan.private:
+            needs = "with a clip" if plan.private else "without a clip"
+            raise ProtocolError(f"a plan {needs} asks for the field {name!r}")
+    if plan.private and not (
+        plan.kind == "sgd" and plan.weighting == "uniform" and plan.correction == "none"
+    ):
+        raise ProtocolError("a plan with a clip trains, weights uniformly and corrects nothing")
+    if plan.private and reduce == "stock":
+        raise ProtocolError("Flower's own format holds a client's head, which has no noise")
+
+
 @dataclass(frozen=True, slots=True)
 class ClientReport:
     """What one client says of its part of a round; a further figure is one more attribute.
 
     Attributes:
         client: its id.
-        num_examples: that it has trained on.
+        num_examples: that it has trained on; 1 under a plan with a clip, and the losses are 0.
         loss_before: mean loss of the global head on its examples.
         loss_after: the same of its local head; equal where nothing was trained.
         payload_bytes: what its own update weighs on the wire.

@@ -59,6 +59,8 @@ def _count(number: int, what: str) -> str:
 def _clients(s: Mapping[str, Any]) -> dict[str, str]:
     """How the clients fare on their own test parts, and what that rests on."""
     tests = s["client_tests"]
+    if tests is None:
+        return {"clients' own": "- (not asked: the run is private)"}
     fewest, most = tests["fewest"], tests["most"]
     each = _count(most, "test image")
     if fewest < most:
@@ -125,6 +127,7 @@ def _probabilities(s: Mapping[str, Any]) -> dict[str, str]:
 
 
 _SHOWN_CLASSES = 3
+_UNTOLD = "- (not told: nobody may know how many clients a round asks)"
 
 
 def _worst_classes(classes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -182,18 +185,30 @@ def closing_table(s: Mapping[str, Any]) -> None:
 
 def _bytes(s: Mapping[str, Any]) -> dict[str, str]:
     """What was sent, and how it was made small."""
+    if s["uplink_bytes"] is None:
+        return {"uplink, downlink": _UNTOLD} | _projection(s)
     each = s["uplink_bytes"] / max(1, s["valid_updates"])
     saved = s["full_model_uplink_bytes"] / max(1, s["uplink_bytes"])
     codecs = {way: s.get(f"codec_{way}", "") for way in ("up", "down")}
     told = {w: f", codec {name}" if name not in ("", "none") else "" for w, name in codecs.items()}
-    rows = {
+    return {
         "uplink": f"{byte_text(s['uplink_bytes'])}, {byte_text(each)} an update{told['up']} "
         f"(whole model: {byte_text(s['full_model_uplink_bytes'])}, {saved:,.0f}x)",
         "downlink": byte_text(s["downlink_bytes"]) + told["down"],
+        **_projection(s),
     }
-    if directions := s.get("projection"):
-        rows["projection"] = f"{directions:,} directions of {s['pooled_features']:,} features"
-    return rows
+
+
+def _projection(s: Mapping[str, Any]) -> dict[str, str]:
+    if not (directions := s.get("projection")):
+        return {}
+    return {"projection": f"{directions:,} directions of {s['pooled_features']:,} features"}
+
+
+def _updates(s: Mapping[str, Any]) -> str:
+    """How many updates were valid, rejected and missing."""
+    counts = [s[f"{fate}_updates"] for fate in ("valid", "rejected", "failed")]
+    return _UNTOLD if None in counts else " / ".join(map(str, counts))
 
 
 def _closing_rows(s: Mapping[str, Any]) -> dict[str, str]:
@@ -218,9 +233,7 @@ def _closing_rows(s: Mapping[str, Any]) -> dict[str, str]:
         "rounds": rounds,
         "learning rate": f"{s['lr']:g}" if s["lr"] else "none: clients take no steps",
         "clients": str(s["clients"]),
-        "updates valid / rejected / failed": (
-            f"{s['valid_updates']} / {s['rejected_updates']} / {s['failed_updates']}"
-        ),
+        "updates valid / rejected / failed": _updates(s),
         **_bytes(s),
         "seconds": ", ".join(f"{key} {value}" for key, value in seconds.items()),
         "model.pt": byte_text(s["model_bytes"]),
@@ -228,6 +241,8 @@ def _closing_rows(s: Mapping[str, Any]) -> dict[str, str]:
     }
     if s["malicious_clients"]:
         rows["malicious clients"] = f"{s['malicious_clients']} ({s['attack']})"
+        if s.get("backdoor_success") is not None:
+            rows["malicious clients"] += f", the trigger works on {_percent(s['backdoor_success'])}"
     if s["simulated_seconds"]:
         rows["on phones (simulated)"] = (
             f"{s['simulated_seconds']:,.1f} s, {s['dropped_updates']} never answered, "

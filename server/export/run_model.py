@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from common.backbone.cache import cached_backbone, cached_projection
 from common.backbone.frozen import FrozenBackbone, backbone_file
 from common.backbone.recipe import Recipe
+from common.backbone.spec import Directions
 from common.calibration import needed_calibration
 from common.config import BackboneConfig, Config
 from common.datasets import Dataset
@@ -18,11 +20,14 @@ from common.errors import BackboneError
 from common.evaluation import evaluate
 from common.experiment import (
     calibration_positions,
+    client_shares,
     experiment_dataset,
     experiment_features,
     held_out_positions,
 )
 from common.files import cache_root, write_atomic
+from common.privacy import rule
+from common.privacy.accounting import gaussian_sigma
 from common.readback import own_check
 from common.types import FeatureSet, Head
 from server.export.card import Calibration
@@ -52,7 +57,24 @@ def prepare(config: Config, dataset: Dataset) -> FrozenBackbone:
         BackboneError: as in ``cached_backbone`` and ``cached_projection``.
     """
     calibration = needed_calibration(calibration_positions(config), config.data.source)
-    return _prepared_backbone(config.backbone, dataset, calibration.tobytes(), config.data_seed)
+    settings = config.backbone.model_copy(update={"projection": directions(config)})
+    return _prepared_backbone(settings, dataset, calibration.tobytes(), config.data_seed)
+
+
+def directions(config: Config) -> Literal["off"] | Directions:
+    """The number of directions that training sees: in a private run, as many as noise leaves.
+
+    With "auto" it follows from the number of clients in the configuration. A deployment's devices
+    are not counted: the same backbone is signed for however many there will be.
+    """
+    privacy, partition = config.privacy, config.partition
+    if not privacy.active or config.backbone.projection != "auto":
+        return config.backbone.projection
+    listed = len(config.train.clients)
+    natural = partition.scheme == "natural" and not listed
+    clients = len(client_shares(config)) if natural else listed or partition.num_clients
+    sigma = gaussian_sigma(privacy.epsilon, privacy.delta)
+    return rule.directions(clients, sigma)
 
 
 @lru_cache(maxsize=4)  # a comparison's runs share them

@@ -39,6 +39,8 @@ class Accounts:
     Args:
         name: returns a client's name for people.
         once_bytes: returns what each client gets with the first request for training, beside it.
+        counts: whether anything is counted. Else only times of last contact are kept: in a private
+            run with secret cohorts, a count would tell who was asked.
 
     Attributes:
         name: as given.
@@ -46,9 +48,14 @@ class Accounts:
     """
 
     def __init__(
-        self, name: Callable[[int], str], once_bytes: Callable[[], int] = lambda: 0
+        self,
+        name: Callable[[int], str],
+        once_bytes: Callable[[], int] = lambda: 0,
+        *,
+        counts: bool = True,
     ) -> None:
-        self.name, self._once_bytes, self.table = name, once_bytes, self.empty()
+        self.name, self._once_bytes, self._counts = name, once_bytes, counts
+        self.table = self.empty()
 
     @staticmethod
     def empty() -> IntArray:
@@ -57,11 +64,15 @@ class Accounts:
 
     def add(self, column: Column, clients: Sequence[int], amount: int | Sequence[int] = 1) -> None:
         """Add to a count of some clients; a client that is named twice counts twice."""
+        if not self._counts:
+            return
         rows = self._rows(np.asarray(clients, np.int64))
         np.add.at(self.table[:, 1 + COLUMNS.index(column)], rows, amount)
 
     def send(self, clients: Sequence[int], size: int) -> int:
         """Record that each of some clients gets a request of this size; return all their bytes."""
+        if not self._counts:
+            return size * len(clients)
         rows = self._rows(np.asarray(clients, np.int64))
         first = self.table[rows, 1 + COLUMNS.index("downlink_bytes")] == 0
         sizes = size + self._once_bytes() * first
@@ -90,12 +101,13 @@ class Accounts:
         return int(np.delete(self.table[:, 1:], refused - 1, axis=1).any(axis=1).sum())
 
     def write(self, path: Path) -> None:
-        """Write a CSV file with a line per client."""
+        """Write a CSV file with a line per client; what is not counted is empty."""
         text = io.StringIO()
         lines = csv.writer(text, lineterminator="\n")
         lines.writerow(["client", "name", *COLUMNS, "last_seen"])
         for client, *numbers, seen in self.table.tolist():
-            lines.writerow([client, self.name(client), *numbers, utc(seen / 1000) if seen else ""])
+            told = numbers if self._counts else [""] * len(numbers)
+            lines.writerow([client, self.name(client), *told, utc(seen / 1000) if seen else ""])
         # Not durable: after a power failure the next round writes it again.
         write_atomic(path, text.getvalue().encode(), durable=False)
 

@@ -176,6 +176,15 @@ class RunFolder:
         if not self._same({"learning-rate": rate}):
             raise RunError(f"{self.path} has a learning rate already, other than {rate:g}")
 
+    def privacy(self) -> dict[str, float] | None:
+        """What the run has decided on its privacy; None: it has not yet, or is not private."""
+        return read_run_json(self.path).get("privacy")
+
+    def bind_privacy(self, decided: Mapping[str, float]) -> None:
+        """Keep it for when the run goes on: its noise was chosen for all rounds together."""
+        if not self._same({"privacy": dict(decided)}):
+            raise RunError(f"{self.path} has decided on its privacy already")
+
     def _same(self, facts: Mapping[str, Any]) -> bool:
         """Whether what is known of the run agrees; what is not yet known is from now on."""
         known = read_run_json(self.path)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from flwr.app import RecordDict
 
+from common.config import NO_PRIVACY, PrivacyConfig
 from common.errors import ReplyError
 from common.identity import client_of_node
 from common.messages import DescribeReply
@@ -36,8 +37,10 @@ class Admission:
         max_examples: largest number of examples of a client; 0: only the arithmetic's bound.
         data: ``content_key`` of the data that simulated nodes must have read.
         listed: ids, or names of devices, of the only clients that take part; empty: all.
+        privacy: the run's.
 
     Attributes:
+        privacy: as given.
         simulated: whether clients are simulated; None: no node has said it yet.
     """
 
@@ -49,10 +52,11 @@ class Admission:
         max_examples: int = 0,
         data: str = "",
         listed: Sequence[int | str] = (),
+        privacy: PrivacyConfig = NO_PRIVACY,
     ) -> None:
         self._roster = roster
         self._max_clients, self._max_examples = max_clients, max_examples
-        self._data, self._listed = data, frozenset(listed)
+        self._data, self._listed, self.privacy = data, frozenset(listed), privacy
         self.simulated: bool | None = False if roster else None
 
     @property
@@ -134,6 +138,8 @@ class Admission:
             )
         if not self.simulated and len(reply.clients) > 1:
             raise ReplyError(f"speaks for {len(reply.clients)} clients, expected one for a device")
+        if self.privacy.active and any(count > 1 for count in reply.num_examples):
+            raise ReplyError("tells how many examples it has, but the run is private")
         own = self.own_clients(node)
         for client, count in zip(reply.clients, reply.num_examples, strict=True):
             if own and client not in own:

@@ -12,7 +12,7 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from common.config import Config
+from common.config import NO_PRIVACY, Config, PrivacyConfig
 from common.messages import TrainReply
 from common.seeding import Purpose, smallest
 from common.types import Head
@@ -20,7 +20,9 @@ from common.words import one_line
 from server.record.accounts import Accounts
 from server.record.checkpoint import Checkpoint
 from server.record.events import event
+from server.record.untold import UNTOLD_REASON
 from server.round.exchange import error_reason, has_declined
+from server.round.private import Guard
 from server.round.registry import Registry
 
 __all__ = [
@@ -30,20 +32,25 @@ __all__ = [
     "Run",
     "quorum",
     "sample_cohort",
+    "tell_done",
     "tell_lost",
     "tell_no_quorum",
 ]
 
 
+logger = logging.getLogger("fedhead")
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Objects that stay the same in all rounds."""
+    """Objects that stay the same in all rounds; ``guard`` only in a private run."""
 
     config: Config
     run_id: str
     fingerprint: str
     grid: Grid
     registry: Registry
+    guard: Guard | None = None
 
     @property
     def max_norm(self) -> float:
@@ -53,7 +60,12 @@ class Run:
 
     @property
     def bounds_by_median(self) -> bool:
-        """Whether the median norm of a round bounds its updates, see server.round.norms."""
+        """Whether the median norm of a round bounds its updates, see server.round.norms.
+
+        In a private run it never does: whether one client counted would depend on another's.
+        """
+        if self.guard:
+            return False
         bound = self.config.round.max_update_norm
         return bound == "auto" or (not bound and self.registry.deployed)
 
@@ -65,6 +77,8 @@ class RoundResult:
     Attributes:
         round_number: from 1.
         accounts: receives the same figures by client.
+        privacy: the run's; what single clients do, and why, may then be left out of the log. The
+            figures are all here; see server.record.untold for what is told of them.
         cohort: number of asked clients; each gave a valid update, a rejected one, or failed.
         wanted: number of valid updates that the round wanted.
         valid: number of updates that counted.
@@ -80,13 +94,15 @@ class RoundResult:
         uplink_bytes: payloads of the replies, as if each client sent its own.
         downlink_bytes: payloads of the requests, as if each client got its own, and of the
             projection with a client's first.
-        loss_before: mean training loss of the global head, weighted by examples.
+        loss_before: mean training loss of the global head, weighted by examples; None if the run is
+            private, or no update was valid.
         loss_after: the same for the clients' own heads.
         metrics: the strategy's metrics of the round, by kebab-case name.
     """
 
     round_number: int
     accounts: Accounts
+    privacy: PrivacyConfig = NO_PRIVACY
     cohort: int = 0
     wanted: int = 0
     valid: int = 0
@@ -108,7 +124,7 @@ class RoundResult:
         """Record that an update is refused."""
         self.rejected += 1
         self.accounts.add("rejected", [client])
-        self._tell("rejected", client, reason)
+        self._tell("rejected", client, UNTOLD_REASON if self.privacy.active else reason)
 
     def fail(self, clients: Sequence[int], reason: str) -> None:
         """Record that clients give no update, with a log line for each."""
@@ -119,9 +135,10 @@ class RoundResult:
     def fail_with(self, clients: Sequence[int], error: Message) -> None:
         """Record that the clients' node, or Flower in its place, answers with an error."""
         verb, kind = (" declines", "declined") if has_declined(error) else ("", "failed")
+        reason = UNTOLD_REASON if self.privacy.active else error_reason(error)
         self.miss(clients)
         for client in clients:
-            self._tell(kind, client, error_reason(error), verb)
+            self._tell(kind, client, reason, verb)
 
     def miss(self, clients: Sequence[int]) -> None:
         """Record that clients give no update, without a log line."""
@@ -150,12 +167,16 @@ class RoundResult:
         self.uplink_bytes = sum(sizes)
         self.accounts.add("valid", clients)
         self.accounts.add("uplink_bytes", clients, sizes)
+        if self.privacy.active:  # clients tell neither
+            return
         before = np.array([report.loss_before for report in reports])
         after = np.array([report.loss_after for report in reports])
         self.loss_before = float(before @ counts / counts.sum())
         self.loss_after = float(after @ counts / counts.sum())
 
     def _tell(self, kind: str, client: int, reason: str, verb: str = "") -> None:
+        if self.privacy.hides_cohorts:  # nobody may know that it was asked
+            return
         # Text from a device must not look like other lines of the log.
         number, name, reason = self.round_number, self.accounts.name(client), one_line(reason)
         event(
@@ -213,14 +234,21 @@ def sample_cohort(
         that ever joined is excluded.
     """
     config, registry = run.config, run.registry
-    eligible = len(registry.known.difference(excluded))
-    size = 0 if everyone else min(config.train.asked(registry.population), eligible)
     away = registry.stragglers.busy().union(excluded)
     ids = np.array(sorted(registry.clients.keys() - away), np.int64)
+    if run.guard and (turn := run.guard.chosen(round_number, registry.known)) is not None:
+        return sorted(turn.intersection(ids.tolist())), len(turn)
+    eligible = len(registry.known.difference(excluded))
+    size = 0 if everyone else min(config.train.asked(registry.population), eligible)
     wanted = size or min(eligible, max(1, len(ids)))
     asked = math.ceil(wanted * (1 + (config.round.over_selection if size else 0)) - 1e-9)
     chosen: list[int] = smallest(ids, asked, config.seed, Purpose.COHORT, round_number).tolist()
     return chosen, wanted
+
+
+def tell_done(round_number: int, why: str) -> None:
+    """Log that a run ends before this round."""
+    logger.info("%s: done after %d rounds", why, round_number - 1)
 
 
 def tell_lost(round_number: int, why: str) -> None:
@@ -238,4 +266,6 @@ def tell_no_quorum(result: RoundResult, config: Config) -> None:
 
 def quorum(config: Config, wanted: int) -> int:
     """Number of updates that must be valid if this many are wanted."""
+    if config.privacy.hides_cohorts:
+        return 0  # whether a round fails would tell of whom it has asked
     return max(1, math.ceil(config.round.quorum * wanted - 1e-9))

@@ -97,9 +97,10 @@ def deliver(
     grid: Grid,
     nodes: Sequence[int],
     timeout_seconds: float,
-    *,
     refuse: Callable[[int, str], None],
     sent: Callable[[Sequence[int], int], None],
+    *,
+    told: bool = True,
 ) -> list[tuple[int, str]]:
     """Send the backbone to the nodes that do not have it.
 
@@ -111,26 +112,33 @@ def deliver(
             rest to receive it.
         refuse: called for nodes whose answers are impossible.
         sent: called with the nodes that get it and the bytes for each.
+        told: whether anybody may know which nodes are asked; if not, nothing is called or logged.
 
     Returns:
-        Each node that did not take it, with the reason in words.
+        Each node that did not take it, with the reason in words; none if that is not told.
     """
     if not nodes:
         return []
+    if not told:
+        refuse = sent = _unheard
     question = offered.request(brings=False)
     ends = time.monotonic() + timeout_seconds
     answers, refusals = ask(
-        grid, "query.backbone", lambda _: question.write(), nodes, timeout_seconds / 2, refuse
+        grid, "query.backbone", lambda _: question.write(), nodes, timeout_seconds / 2, refuse, told
     )
     problems = [(n, f"does not take the backbone: {why}") for n, why in refusals.items()]
     lacking = [node for node, answer in sorted(answers.items()) if _lacks(node, answer, refuse)]
     if not lacking:
-        return problems
+        return problems if told else []
     delivery = offered.request(brings=True)
     sent(lacking, len(delivery.data))
     left = max(0.0, ends - time.monotonic())
-    _, errors = ask(grid, "query.backbone", lambda _: delivery.write(), lacking, left, refuse)
-    return problems + [(n, f"did not take the backbone: {why}") for n, why in errors.items()]
+    _, errors = ask(grid, "query.backbone", lambda _: delivery.write(), lacking, left, refuse, told)
+    problems += [(n, f"did not take the backbone: {why}") for n, why in errors.items()]
+    return problems if told else []
+
+
+def _unheard(_who: object, _what: object) -> None: ...
 
 
 def _lacks(node: int, answer: RecordDict, refuse: Callable[[int, str], None]) -> bool:

@@ -16,6 +16,7 @@ from common.types import Affine, ClientPlan
 from server.round.algorithm import Algorithm, Run
 from server.round.codecs import check_codecs
 from server.round.own import OwnAlgorithm
+from server.round.private_checks import check_private, check_private_stock
 from server.round.stock import StockAlgorithm, build_stock, is_stock
 from server.strategies import (
     build_strategy,
@@ -23,10 +24,11 @@ from server.strategies import (
     import_strategy,
     trains_by_gradients,
 )
+from server.strategies.private import with_privacy
 from server.strategies.statistics_first import with_statistics
 from server.strategy import Strategy
 
-__all__ = ["check_strategy", "make_algorithm"]
+__all__ = ["check_strategy", "make_algorithm", "prepared_strategy"]
 
 logger = logging.getLogger("fedhead")
 
@@ -38,6 +40,7 @@ def check_strategy(config: Config) -> None:
         raise ConfigError(
             [f"strategy.init={config.strategy.init!r} and strategy.init-from exclude each other"]
         )
+    check_private_stock(config)
     if is_stock(config.strategy.name):
         rate = 1.0 if config.train.lr == "auto" else config.train.lr  # any shows whether it fits
         build_stock(config.strategy.name, config.strategy.args, lr=rate)
@@ -52,6 +55,7 @@ def check_strategy(config: Config) -> None:
         raise ConfigError([f"train.momentum must be 0 with {own.name}: it needs plain SGD steps"])
     _check_suits(config.train, own, plan)
     check_codecs(config.codec, own, plan)
+    check_private(config, own, plan)
 
 
 def _check_suits(train: TrainConfig, own: Strategy[Any], plan: ClientPlan) -> None:
@@ -87,7 +91,7 @@ def _stock_problem(config: Config) -> str | None:
     if config.round.over_selection:
         return "round.over-selection needs one of fedhead's strategies"
     if config.attack.changes_updates:
-        return f"attack.kind={config.attack.kind!r} needs one of fedhead's strategies"
+        return f"{config.attack.named} needs one of fedhead's strategies"
     takes_rate = (
         "client_learning_rate"
         in inspect.signature(import_strategy(config.strategy.name)).parameters
@@ -126,8 +130,8 @@ def _check_closed_form(config: Config, name: str) -> None:
     if config.attack.changes_updates and config.attack.kind != "inflate":
         raise ConfigError(
             [
-                f"attack.kind={config.attack.kind!r} changes deltas, but clients of {name} send "
-                "none: only label-flip and inflate apply"
+                f"{config.attack.named} changes deltas, but clients of {name} send "
+                "none: only label-flip, inflate and backdoor without a scale apply"
             ]
         )
 
@@ -148,7 +152,10 @@ def make_algorithm(run: Run, affine: Affine, zero_point: ByteArray | int) -> Alg
     own = build_strategy(config.strategy.name, config.strategy.args)
     if trains_by_gradients(own):
         _tell_trainer(run)
-    return OwnAlgorithm(run, _prepared(config, own), affine, zero_point)
+    prepared = prepared_strategy(config, own)
+    if run.guard:
+        prepared = with_privacy(prepared, run.guard.decided.terms, run.guard.release)
+    return OwnAlgorithm(run, prepared, affine, zero_point)
 
 
 def _tell_trainer(run: Run) -> None:
@@ -161,7 +168,7 @@ def _tell_trainer(run: Run) -> None:
     logger.info("the reference trainer trains clients one by one: %s", ", ".join(keys))
 
 
-def _prepared(config: Config, own: Strategy[Any]) -> Strategy[Any]:
+def prepared_strategy(config: Config, own: Strategy[Any]) -> Strategy[Any]:
     """The strategy, after a round of statistics if the configuration asks for one."""
     settings = config.strategy
     starts, steps = settings.init == "fed3r", settings.precondition == "gram"

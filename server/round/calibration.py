@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from common.evaluation import calibration_error, evaluate, probabilities_of
+from common.evaluation import calibration_error, evaluate, losses_of, probabilities_of
 from common.temperature import SHARPNESS, fit_temperature
 from common.types import FeatureSet, Head
 from server.export.card import Calibration
@@ -60,6 +60,8 @@ def calibrated(
         head: the last head.
         test: the server's test set.
     """
+    if run.config.privacy.active:  # it has not asked its clients, and its statistics are noisy
+        return best_calibration([_of_test(head, test)], head, test)
     train_examples = {number: one.num_examples for number, one in run.registry.clients.items()}
     return best_calibration(
         temperatures(figures, train_examples, counters.get("head-temperature")), head, test
@@ -120,6 +122,15 @@ def temperatures(
         found.append(Temperature(of_statistics, "clients' statistics"))
     few = f"nothing: clients have {total} test examples, fewer than {_FEWEST}"
     return found or [Temperature(1.0, few)]
+
+
+def _of_test(head: Head, test: FeatureSet) -> Temperature:
+    """The temperature of the server's own test images, the only labelled ones that it has."""
+    if len(test) < _FEWEST:
+        few = f"nothing: the server has {len(test)} test images, fewer than {_FEWEST}"
+        return Temperature(1.0, few)
+    value = fit_temperature(len(test) * losses_of(head, test), len(test))
+    return Temperature(value, "the server's test images, on which it is measured too", len(test))
 
 
 def calibration_of(temperature: Temperature, head: Head, test: FeatureSet) -> Calibration:

@@ -24,7 +24,7 @@ from server.round.algorithm import Run
 from server.round.exchange import ask
 from server.round.replies import check_lengths
 
-__all__ = ["ClientFigures", "ask_clients", "write_clients"]
+__all__ = ["NOT_ASKED", "ClientFigures", "ask_clients", "write_clients"]
 
 logger = logging.getLogger("fedhead")
 
@@ -44,6 +44,7 @@ class ClientFigures:
             None: nobody asked for such heads.
         losses: float64 (49,), the client's mean loss at each value of
             ``common.temperature.SHARPNESS``.
+        asked: whether anybody asked the clients; a private run does not.
     """
 
     num_examples: Mapping[int, int]
@@ -51,13 +52,15 @@ class ClientFigures:
     personal_correct: Mapping[int, int] | None
     local_correct: Mapping[int, int] | None = None
     losses: Mapping[int, npt.NDArray[np.float64]] = field(default_factory=dict)
+    asked: bool = True
 
     def summary(self) -> dict[str, Any]:
         """Mean, 10th percentile and worst of the clients' accuracies, and the counts behind them.
 
         The mean is over all clients. Percentile and worst are over clients with at least
         ``COUNTED_EXAMPLES``, and None if these are fewer than ``COUNTED_CLIENTS``. With few
-        examples, the worst client would only be the unluckiest one.
+        examples, the worst client would only be the unluckiest one. All is None if no client
+        was asked.
         """
         sizes = sorted(self.num_examples.values())
         rows = {
@@ -77,7 +80,11 @@ class ClientFigures:
             "most": sizes[-1] if sizes else 0,
             "counted": sum(size >= COUNTED_EXAMPLES for size in sizes),
         }
-        return {**spread, "clients_better_alone": self._better_alone(), "client_tests": tests}
+        return {
+            **spread,
+            "clients_better_alone": self._better_alone(),
+            "client_tests": tests if self.asked else None,
+        }
 
     def _better_alone(self) -> int | None:
         """How many clients classify more correctly without the others."""
@@ -99,12 +106,16 @@ class ClientFigures:
         return mean, float(np.percentile(counted, 10)), min(counted)
 
 
+NOT_ASKED = ClientFigures({}, {}, None, asked=False)
+
+
 def ask_clients(
     run: Run, head: Head, personal: float, affine: Affine, leverage: float = 0.0
 ) -> ClientFigures:
     """Let clients evaluate a head. Clients without a valid answer are left out.
 
     So are clients that still owe a round its answer: waiting for them could take another deadline.
+    A private run asks nobody: no noise would cover what clients count on their own test parts.
 
     Args:
         run: grid, registry and configuration.
@@ -113,6 +124,8 @@ def ask_clients(
         affine: how integer features become x.
         leverage: mean leverage of the clients' examples in the head; 0 if nobody knows it.
     """
+    if run.config.privacy.active:
+        return NOT_ASKED
     # A device makes a head of its own images only where it will keep a personal head: its owner
     # would see nothing of another one.
     alone = personal != 0 or (run.registry.simulated and run.config.baseline.enabled)

@@ -11,11 +11,10 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 from flwr.app import Message, RecordDict
 
 from common.codecs.uplink import Uplink, decode_sum
-from common.errors import FedheadError, ReplyError, RunError
+from common.errors import FedheadError, ReplyError
 from common.fields import check_plausible
 from common.messages import TrainReply, TrainRequest, payload_bytes
 from common.plausible import Limits
@@ -25,6 +24,7 @@ from common.validate import LARGEST, check_fields
 from server.record.events import event
 from server.round.algorithm import RoundResult, Run
 from server.round.exchange import Exchange, is_from_device
+from server.round.memory import clients_a_message
 from server.round.replies import (
     check_lacks,
     check_lengths,
@@ -39,7 +39,6 @@ __all__ = ["Collector"]
 _Valid = tuple[TrainReply, UpdateBatch]
 
 _DELIVERY = 2 / 3  # share of a round's remaining time for sending missing backbones or constants
-_WAVE_BYTES = 64_000_000  # single clients' updates at a time; some 1,200 heads of ten classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +76,10 @@ class Collector:
             by_node.setdefault(run.registry.clients[client].node, []).append(client)
         if not by_node:
             return
-        size = self._clients_a_message(len(cohort), len(by_node))
+        size = len(cohort)
+        if self.reduce != "sum":
+            row_bytes = 4 * sum(math.prod(layout.shape) for layout in self._layouts.values())
+            size = clients_a_message(row_bytes, len(cohort), len(by_node), self.needs_all)
         ends = time.monotonic() + run.config.round.deadline_seconds
         silent: set[int] = set()
         # In waves, so that only a limited number of single updates is in memory.
@@ -94,6 +96,7 @@ class Collector:
         fields: Mapping[str, npt.NDArray[np.generic]],
         num_examples: int,
         scale: float = 1.0,
+        clients: int = 1,
     ) -> None:
         """Refuse an invalid row of fields.
 
@@ -101,6 +104,7 @@ class Collector:
             fields: arrays without the row axis.
             num_examples: number of examples behind the row.
             scale: sum of the weights in the row; 1 for a single client.
+            clients: number of clients whose fields were added up in the row.
 
         Raises:
             ReplyError: it has a wrong shape, is not finite, is above the norm bound or has
@@ -108,7 +112,8 @@ class Collector:
         """
         check_fields(fields, self._layouts, self.run.max_norm * scale * (1 + 1e-5), LARGEST * scale)
         steps = scale * self.run.config.train.local(1).most_steps(num_examples)
-        check_plausible(fields, Limits(num_examples, steps, self._uplink.codec.rounding))
+        rounding = self._uplink.codec.rounding
+        check_plausible(fields, Limits(num_examples, steps, rounding, clients))
 
     @property
     def _layouts(self) -> Mapping[str, Layout]:
@@ -120,20 +125,6 @@ class Collector:
         head, seed = self.head, self.run.config.seed
         number = self.result.round_number
         return Uplink(self.plan, head.num_classes, head.num_features, seed, number)
-
-    def _clients_a_message(self, cohort: int, nodes: int) -> int:
-        """Number of clients whose updates a node may send at once."""
-        if self.reduce == "sum":
-            return cohort
-        row_bytes = 4 * sum(math.prod(layout.shape) for layout in self._layouts.values())
-        needed = 3 * row_bytes * cohort  # as received, side by side, and in float64
-        if self.needs_all and needed > (free := psutil.virtual_memory().available):
-            raise RunError(
-                f"{self.needs_all} needs the updates of all {cohort} clients at once, "
-                f"{needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free: "
-                "lower train.clients-per-round"
-            )
-        return max(1, _WAVE_BYTES // (row_bytes * nodes))
 
     def _wave(
         self, by_node: dict[int, list[int]], ends: float, silent: set[int]
@@ -150,8 +141,8 @@ class Collector:
                     self.result.send(first, payload_bytes(message.content))
             lacking: dict[int, TrainReply] = {}
             seconds = max(0.0, ends - time.monotonic())
-            registry = run.registry
-            exchange = Exchange(run.grid, messages, seconds, registry.look, registry.refuse)
+            known = run.registry
+            exchange = Exchange(run.grid, messages, seconds, known.look, known.refuse_in_round)
             for node, message in exchange:
                 clients = by_node.pop(node)
                 reply, rows = self._read(message, requests[node])
@@ -174,7 +165,7 @@ class Collector:
             # Only a part of the remaining time, so that silent nodes do not cost others the round.
             seconds = _DELIVERY * max(0.0, ends - time.monotonic())
             without = [node for node, reply in lacking.items() if reply.missing_backbone]
-            run.registry.deliver_backbone(sorted(without), seconds)
+            run.registry.deliver_backbone(sorted(without), seconds, in_round=True)
         silent |= set(missed)
         self._close(missed | by_node)
 
@@ -192,6 +183,8 @@ class Collector:
         if clients and self._has_enough():
             number, valid = self.result.round_number, self.result.valid
             self.result.miss(clients)
+            if self.result.privacy.hides_cohorts:
+                return
             message = f"round {number}: closed with {valid} valid updates, {len(clients)} to come"
             event("closed", message, round=number, valid=valid, missing=len(clients))
         else:
@@ -214,7 +207,8 @@ class Collector:
     ) -> tuple[TrainReply | None, UpdateBatch | None]:
         """A node's reply if it is valid, and its rows if it has any that count."""
         result, clients = self.result, list(request.clients)
-        if is_from_device(message) and not self.run.registry.simulated:
+        is_told = not (self.run.registry.simulated or result.privacy.hides_cohorts)
+        if is_told and is_from_device(message):
             result.accounts.see(clients)
         if message.has_error():
             result.fail_with(clients, message)
@@ -262,7 +256,7 @@ class Collector:
         if self.reduce == "sum" and uplink.is_summed(len(clients)):
             fields = decode_sum(payloads[0], self._layouts)
             # The norm of a weighted mean is at most the largest norm in it.
-            self.check_row(fields, int(examples.sum()), float(weights.sum()))
+            self.check_row(fields, int(examples.sum()), float(weights.sum()), len(clients))
             return UpdateBatch(
                 client_ids=(clients,),
                 num_examples=examples.sum(keepdims=True),

@@ -121,6 +121,7 @@ def ask(
     nodes: Sequence[int],
     deadline_seconds: float,
     refuse: Refuse = lambda _node, _reason: None,
+    told: bool = True,
 ) -> tuple[dict[int, RecordDict], dict[int, str]]:
     """Ask each node a question.
 
@@ -131,6 +132,7 @@ def ask(
         nodes: nodes to ask.
         deadline_seconds: time from now.
         refuse: see Exchange.
+        told: whether missing answers are logged.
 
     Returns:
         Contents of the good replies, and reasons of the errors, by node id. A node that did not
@@ -147,7 +149,7 @@ def ask(
             errors[node] = error_reason(reply)
         else:
             answers[node] = reply.content
-    if exchange.outstanding:
+    if exchange.outstanding and told:
         logger.warning(
             "%s: %d of %d answers missed the deadline of %g s",
             kind, len(exchange.outstanding), len(messages), deadline_seconds,

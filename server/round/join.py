@@ -65,6 +65,7 @@ def make_registry(
         seed=config.seed,
         name=config.name,
         max_examples=most,
+        private=config.privacy.active,
     )
     return Registry(
         grid,
@@ -76,6 +77,7 @@ def make_registry(
             max_examples=most,
             data=dataset.content_key,
             listed=config.train.clients,
+            privacy=config.privacy,
         ),
         deadline_seconds=config.round.deadline_seconds,
         progress=progress,
@@ -131,7 +133,7 @@ def join(
         RunError: clients are missing, or did not join in time.
     """
     wanted = config.train.asked(registry.population)
-    needed = quorum(config, wanted) if resumes else max(1, wanted)
+    needed = max(1, quorum(config, wanted) if resumes else wanted)
     hint = partial(_needs, config, resumes=resumes)
     if devices:
         wait_for(registry, needed, hint, _JOIN_SECONDS)
@@ -238,16 +240,21 @@ def _account(config: Config, dataset: Dataset) -> None:
     everyone = client_shares(config)
     shares = [everyone[i] for i in config.train.participants(len(everyone))]
     train, test = (sum(len(getattr(s, part)) for s in shares) for part in ("train", "test"))
+    images = "" if config.privacy.active else f"{len(dataset)} images: "
     logger.info(
-        "%d images: %d to test with on the server, %s to calibrate with%s",
-        len(dataset), len(held_out_positions(config)), *_calibrating(config),
+        "%s%d to test with on the server, %s to calibrate with%s",
+        images, len(held_out_positions(config)), *_calibrating(config),
     )  # fmt: skip
-    logger.info("%d clients train on %d and keep %d to test with", len(shares), train, test)
+    if config.privacy.active:
+        logger.info("%d clients; what they have is not told: the run is private", len(shares))
+    else:
+        logger.info("%d clients train on %d and keep %d to test with", len(shares), train, test)
     if left_out := len(everyone) - len(shares):
         logger.info("%d other clients are not in train.clients: left out", left_out)
-    for line in unheld(config):
+    for line in () if config.privacy.active else unheld(config):
         logger.warning("%s", line)
     if malicious := malicious_clients(config):
         attack = config.attack
-        scale = f" with scale {attack.strength:g}" if attack.strength else ""
-        logger.info("%d clients are malicious: %s%s", len(malicious), attack.kind, scale)
+        how = f" with scale {attack.strength:g}" if attack.strength else ""
+        how += f", target {dataset.classes[attack.target]}" if attack.kind == "backdoor" else ""
+        logger.info("%d clients are malicious: %s%s", len(malicious), attack.kind, how)

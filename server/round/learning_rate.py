@@ -7,13 +7,13 @@ import logging
 from common.calibration import needed_calibration
 from common.config import Config, changed
 from common.experiment import calibration_positions
-from common.rates import automatic_rate
-from common.types import FeatureSet
+from common.rates import automatic_rate, mean_norm
+from common.types import WHOLE, FeatureSet
 from server.record.runfolder import RunFolder
 from server.round.stock import is_stock
 from server.strategies import build_strategy, trains_by_gradients
 
-__all__ = ["takes_steps", "with_learning_rate"]
+__all__ = ["feature_norm", "takes_steps", "with_learning_rate"]
 
 logger = logging.getLogger("fedhead")
 
@@ -46,15 +46,30 @@ def takes_steps(config: Config) -> bool:
     return is_stock(name) or trains_by_gradients(build_strategy(name, config.strategy.args))
 
 
+def feature_norm(config: Config, features: FeatureSet) -> float:
+    """The mean norm of the calibration images' features, which is public.
+
+    Raises:
+        DataError: there are no calibration images.
+    """
+    return mean_norm(_calibration(config, features).x)
+
+
+def _calibration(config: Config, features: FeatureSet) -> FeatureSet:
+    return features.select(needed_calibration(calibration_positions(config), config.data.source))
+
+
 def _chosen(config: Config, features: FeatureSet) -> float:
-    positions = needed_calibration(calibration_positions(config), config.data.source)
-    calibration, train = features.select(positions), config.train
+    if config.privacy.active and config.train.optimizer == "sgd":
+        # On features of that norm it moves logits as far as a rate of 1 does on unit vectors.
+        return 1 / feature_norm(config, features) ** 2
+    calibration, train = _calibration(config, features), config.train
     rate = automatic_rate(
         calibration.x,
         optimizer=train.optimizer,
         momentum=train.momentum,
         local_epochs=train.local_epochs,
-        batch_size=train.batch_size,
+        batch_size=train.batch_size or WHOLE,
         preconditioned=config.strategy.precondition == "gram",
     )
     if takes_steps(config):

@@ -17,7 +17,9 @@ from server.record.checkpoint import Checkpoint, save_checkpoint
 from server.record.events import event
 from server.record.replaced import forget_replaced
 from server.record.runfolder import MetricsLog, RunFolder, write_confusion
+from server.record.untold import untold_figures
 from server.round.algorithm import Algorithm, RoundResult, Run, quorum
+from server.round.backdoor import Backdoor
 from server.round.registry import Registry
 from server.round.replies import LARGEST_LOSS
 
@@ -28,7 +30,7 @@ logger = logging.getLogger("fedhead")
 
 def _metrics(result: RoundResult, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
     own = {"strategy": dict(result.metrics)} if result.metrics else {}
-    return {
+    figures = {
         "accuracy": evaluation.accuracy,
         "loss": evaluation.loss,
         "balanced-accuracy": evaluation.balanced_accuracy,
@@ -50,6 +52,7 @@ def _metrics(result: RoundResult, evaluation: Evaluation, seconds: float) -> dic
         "seconds": round(seconds, 4),
         **own,
     }
+    return figures | dict.fromkeys(untold_figures(result.privacy))
 
 
 class _Judge:
@@ -59,9 +62,9 @@ class _Judge:
         seconds: time that evaluations have taken so far.
     """
 
-    def __init__(self, test: FeatureSet) -> None:
+    def __init__(self, test: FeatureSet, backdoor: Backdoor | None) -> None:
         self.seconds = 0.0
-        self._test = test
+        self._test, self._backdoor = test, backdoor
         self._last: tuple[Head, Evaluation] | None = None
 
     def evaluate(self, head: Head) -> Evaluation:
@@ -70,6 +73,10 @@ class _Judge:
             self._last = head, evaluate(head, self._test)
             self.seconds += time.perf_counter() - started
         return self._last[1]
+
+    def backdoor(self, head: Head) -> float | None:
+        """How well the backdoor works with a head; None without one."""
+        return None if self._backdoor is None else self._backdoor.success(head)
 
     def fault(self, head: Head) -> str:
         """Why a head must not be kept; empty: it may be kept."""
@@ -100,6 +107,7 @@ def run_rounds(
     folder: RunFolder,
     checkpoint: Checkpoint | None,
     *,
+    backdoor: Backdoor | None = None,
     is_cell: bool = False,
 ) -> tuple[Head, int, Mapping[str, float]]:
     """Run all rounds from the first, or from the one after the checkpoint, to the last.
@@ -111,6 +119,7 @@ def run_rounds(
         test: the server's test set.
         folder: the run folder for metrics and checkpoints.
         checkpoint: the checkpoint to continue from.
+        backdoor: what a backdoor is measured on, if there is one.
         is_cell: whether this is a cell of a comparison, which writes only metrics.jsonl and
             confusion.json.
 
@@ -120,9 +129,10 @@ def run_rounds(
     rounds = run.config.train.rounds
     done = checkpoint.round_number if checkpoint else 0
     head = checkpoint.head if checkpoint else head
-    counters = dict.fromkeys(_COUNTED, 0.0) | dict(checkpoint.counters if checkpoint else {})
+    counted = [name for name in _COUNTED if name not in untold_figures(run.config.privacy)]
+    counters = dict.fromkeys(counted, 0.0) | dict(checkpoint.counters if checkpoint else {})
     algorithm.start(head, checkpoint)
-    judge = _Judge(test)
+    judge = _Judge(test, backdoor)
     # A cell of a comparison begins again when it is cut off.
     with MetricsLog(folder.path, done, durable=not is_cell) as log:
         for number in range(done + 1, rounds + 1):
@@ -130,15 +140,18 @@ def run_rounds(
             with stage(f"round {number}/{rounds}"):
                 step = _step(run, algorithm, number, head, judge)
             if step is None:
-                logger.info("every client has been asked: done after %d rounds", done)
                 break
             head, result = step
             evaluation = judge.evaluate(head)
             metrics = _metrics(result, evaluation, time.perf_counter() - started)
             metrics["learning-rate"] = run.config.train.rate(number)
-            for name in _COUNTED:
+            if run.guard:
+                metrics["epsilon-spent"] = run.guard.spent
+            for name in counted:
                 counters[name] += metrics[name]
             counters |= {name: result.metrics[name] for name in _CHOSEN if name in result.metrics}
+            if (opened := judge.backdoor(head)) is not None:
+                metrics["backdoor-success"] = counters["backdoor-success"] = opened
             log.write(number, metrics)
             if not is_cell:
                 _keep(run, folder, number, head, algorithm.state, counters)
@@ -191,7 +204,7 @@ def _gather(run: Run, round_number: int) -> None:
     registry.refresh()
     asked = config.train.asked(registry.population)
     wanted = min(asked or len(registry.clients), len(registry.known))
-    needed = quorum(config, wanted)
+    needed = max(1, quorum(config, wanted))
     registry.progress.update(round_number=round_number, rounds=config.train.rounds, quorum=needed)
     if not registry.simulated:
         registry.gather(needed, config.round.deadline_seconds)
@@ -202,6 +215,8 @@ def _count_late(registry: Registry, result: RoundResult) -> None:
     registry.stragglers.poll()
     for reply in registry.stragglers.take():
         result.answered_late(reply.clients)
+        if result.privacy.hides_cohorts:
+            continue
         if not registry.simulated:
             registry.accounts.see(reply.clients)
         for client in reply.clients:
@@ -213,13 +228,17 @@ def _count_late(registry: Registry, result: RoundResult) -> None:
 
 
 def _report(number: int, rounds: int, result: RoundResult, evaluation: Evaluation) -> None:
-    loss = "-" if result.loss_before is None else f"{result.loss_before:.3f}"
+    privacy, words = result.privacy, f"round {number:{len(str(rounds))}}/{rounds}"
+    words += f"  accuracy {evaluation.accuracy:.4f}  loss {evaluation.loss:.4f}"
+    if not privacy.active:
+        loss = "-" if result.loss_before is None else f"{result.loss_before:.3f}"
+        words += f"  train loss {loss} (before)"
+    counts = {}
+    if not privacy.hides_cohorts:
+        words += f"  clients {result.valid}/{result.cohort}  up {byte_text(result.uplink_bytes)}"
+        names = ("cohort", "valid", "rejected", "failed", "late")
+        counts = {name: getattr(result, name) for name in names}
     event(
-        "round",
-        f"round {number:{len(str(rounds))}}/{rounds}  accuracy {evaluation.accuracy:.4f}  "
-        f"loss {evaluation.loss:.4f}  train loss {loss} (before)  "
-        f"clients {result.valid}/{result.cohort}  up {byte_text(result.uplink_bytes)}",
-        round=number, accepted=result.accepted, accuracy=evaluation.accuracy,
-        cohort=result.cohort, valid=result.valid, rejected=result.rejected,
-        failed=result.failed, late=result.late,
+        "round", words,
+        round=number, accepted=result.accepted, accuracy=evaluation.accuracy, **counts,
     )  # fmt: skip

@@ -24,6 +24,7 @@ from server.round.algorithm import (
     Run,
     quorum,
     sample_cohort,
+    tell_done,
     tell_lost,
     tell_no_quorum,
 )
@@ -32,6 +33,7 @@ from server.round.codecs import SHARED, encoded, first_step, next_step
 from server.round.collect import Collector
 from server.round.downlink import Downlink, Sent, unsent
 from server.round.norms import no_norms
+from server.round.private import BudgetSpent
 from server.round.requests import Requests
 from server.round.screen import Screen, Update
 from server.strategy import Metrics, RoundContext, Strategy, check_head, with_metrics
@@ -128,15 +130,27 @@ class OwnAlgorithm:
             check_memory(self._run.run_id, count, checkpoint.round_number)
 
     def step(self, round_number: int, head: Head, fault: Fault) -> tuple[Head, RoundResult] | None:
+        guard = self._run.guard
+        if guard and not guard.allows(round_number):
+            return tell_done(round_number, guard.why_spent)
+        try:
+            return self._step(round_number, head, fault)
+        except BudgetSpent as exc:  # others have answered than in an earlier attempt at the round
+            return tell_done(round_number, str(exc))
+
+    def _step(self, round_number: int, head: Head, fault: Fault) -> tuple[Head, RoundResult] | None:
         run, context = self._run, self._context(round_number)
         plan = self._plan(context)
         cohort, wanted = sample_cohort(
             run, round_number, excluded=plan.exclude, everyone=plan.everyone
         )
-        if not wanted:
-            return None
+        if not wanted and not run.config.privacy.hides_cohorts:
+            return tell_done(round_number, "every client has been asked")
         started = time.perf_counter()
-        result = RoundResult(round_number, run.registry.accounts, cohort=len(cohort), wanted=wanted)
+        accounts, privacy = run.registry.accounts, run.config.privacy
+        result = RoundResult(
+            round_number, accounts, privacy=privacy, cohort=len(cohort), wanted=wanted
+        )
         updates = self._ask(head, plan, cohort, result)
         result.count([reply for reply, _ in updates])
         if result.valid < quorum(run.config, wanted):

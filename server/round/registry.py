@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from common.config import PrivacyConfig
 from common.errors import FedheadError, ReplyError
 from common.messages import DescribeReply, DescribeRequest
 from common.words import one_line
@@ -17,6 +18,7 @@ from server.record.accounts import Accounts
 from server.record.events import event
 from server.record.progress import Progress
 from server.round.admission import Admission, check_total
+from server.round.arrivals import tell_gone, tell_joined, tell_refused
 from server.round.backbone_offer import Offer, deliver
 from server.round.complaints import Complaints
 from server.round.exchange import Exchange, error_reason
@@ -78,8 +80,15 @@ class Registry:
         self.stragglers = Stragglers(grid, deadline_seconds)
         # Of a device's backbone all bytes are counted where they are sent, the projection's too.
         self.accounts = Accounts(
-            admission.name, lambda: backbone.basis_bytes if self.simulated else 0
+            admission.name,
+            lambda: backbone.basis_bytes if self.simulated else 0,
+            counts=not self.privacy.hides_cohorts,
         )
+
+    @property
+    def privacy(self) -> PrivacyConfig:
+        """The run's."""
+        return self._admission.privacy
 
     @property
     def simulated(self) -> bool:
@@ -119,10 +128,12 @@ class Registry:
         # A node that does it again and again must not fill the log.
         if self._complaints.refuse(node, reason):
             name = self.node_name(node)
-            event(
-                "refused", f"{name} {reason}: refused",
-                level=logging.WARNING, node=node, name=name, reason=reason,
-            )  # fmt: skip
+            tell_refused(node, name, reason)
+
+    def refuse_in_round(self, node: int, reason: str) -> None:
+        """The same of a node that a round asks, unless nobody may know that it was asked."""
+        if not self.privacy.hides_cohorts:
+            self.refuse(node, reason)
 
     def _clients_of(self, node: int) -> list[int]:
         if own := self._admission.own_clients(node):
@@ -157,10 +168,7 @@ class Registry:
             name = self.node_name(node) + (f", {len(lost)} clients," if len(lost) > 1 else "")
             for client in lost:
                 del self.clients[client]
-            event(
-                "gone", f"{name} {why}",
-                level=logging.WARNING, node=node, client=lost[0], name=name, clients=len(lost),
-            )  # fmt: skip
+            tell_gone(node, name, why, lost)
 
     def silence(self, client: int) -> str:
         """Why a client has not answered, as far as is known."""
@@ -242,13 +250,14 @@ class Registry:
             self.clients[client] = Client(node, num_examples)
             self.known.add(client)
             if not reply.simulated:
-                message = f"{name} has joined with {num_examples} examples"
-                if reply.unused > 0:
-                    message += f"; {reply.unused} images above its limit are left out"
-                event("joined", message, client=client, name=name, num_examples=num_examples)
+                tell_joined(client, name, reply, self.privacy)
 
     def deliver_backbone(
-        self, nodes: Sequence[int], timeout_seconds: float = _LATECOMER_SECONDS
+        self,
+        nodes: Sequence[int],
+        timeout_seconds: float = _LATECOMER_SECONDS,
+        *,
+        in_round: bool = False,
     ) -> None:
         """Send the backbone to the nodes that do not have it.
 
@@ -256,6 +265,7 @@ class Registry:
             nodes: nodes to ask.
             timeout_seconds: time to say whether they have it, and again to receive it. A sent
                 backbone may also arrive later. A node without it says so when it is to train.
+            in_round: whether the nodes are asked because a round asks them.
         """
         first = {c.node: i for i, c in sorted(self.clients.items(), reverse=True)}
 
@@ -263,8 +273,9 @@ class Registry:
             self.accounts.add("backbone_bytes", [first[n] for n in lacking if n in first], size)
             event("backbone", f"sending the backbone to {len(lacking)} nodes", bytes_each=size)
 
+        told = not (in_round and self.privacy.hides_cohorts)
         for node, reason in deliver(
-            self._backbone, self._grid, nodes, timeout_seconds, refuse=self.refuse, sent=sent
+            self._backbone, self._grid, nodes, timeout_seconds, self.refuse, sent, told=told
         ):
             logger.warning("%s %s", self.node_name(node), reason)
 

@@ -43,7 +43,12 @@ class Requests:
         self.downlink = downlink or Downlink(run.config.seed, unsent(Head.zeros(1, 1)))
 
     def note_holders(self, plan: ClientPlan, clients: Collection[int], round_number: int) -> None:
-        """Record that clients have answered: they keep the head and the plan's constant arrays."""
+        """Record that clients have answered: they keep the head and the plan's constant arrays.
+
+        Where nobody may know who was asked, nobody is recorded, and each client is sent them all.
+        """
+        if self._run.config.privacy.hides_cohorts:
+            return
         if plan.constant:
             self.holders.update(clients)
         self.downlink.note(plan, clients, round_number)

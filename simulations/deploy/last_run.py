@@ -26,7 +26,7 @@ class Participation:
     """A device's part in a run.
 
     Attributes:
-        examples: number of examples that it trained on; None: it did not join.
+        examples: number of examples that it trained on; None: it did not join, or a private run.
         valid: number of updates that counted.
         failed: number of rounds without an update from it in time.
         rejected: number of updates or statements that were refused.
@@ -126,7 +126,8 @@ def _said(path: Path) -> tuple[dict[int, int], dict[int, tuple[str, datetime]]]:
         if client is None:
             continue
         if event["event"] == "joined":
-            examples[int(client)] = int(event["num_examples"])
+            if "num_examples" in event:  # a private run does not tell
+                examples[int(client)] = int(event["num_examples"])
         elif event["event"] in _TROUBLE:
             reason = str(event.get("reason") or event["event"])
             reasons[int(client)] = reason, datetime.fromisoformat(event["time"])

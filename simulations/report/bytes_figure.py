@@ -15,7 +15,7 @@ from simulations.report.comparison import Entry, Setting
 from simulations.report.pareto import on_front
 from simulations.report.runs import Run
 
-__all__ = ["Kept", "Traffic", "bytes_data", "kept", "traffics"]
+__all__ = ["Kept", "Traffic", "band", "bytes_data", "kept", "traffics"]
 
 _DIGITS = 4
 
@@ -27,13 +27,13 @@ class Traffic:
     Attributes:
         name: for a button.
         axis: what is counted.
-        costs: bytes, in the order of the setting's entries.
+        costs: bytes, in the order of the setting's entries; None of one that does not tell them.
         front: whether each of them is on the Pareto front.
     """
 
     name: str
     axis: str
-    costs: tuple[float, ...]
+    costs: tuple[float | None, ...]
     front: tuple[bool, ...]
 
 
@@ -69,21 +69,25 @@ def traffics(setting: Setting) -> list[Traffic]:
 
 
 def _traffic(
-    setting: Setting, name: str, axis: str, count: Callable[[Run], int], clients: int
+    setting: Setting, name: str, axis: str, count: Callable[[Run], int | None], clients: int
 ) -> Traffic:
-    costs = tuple(
-        float(np.mean([count(run) for run in entry.runs])) / clients for entry in setting.entries
-    )
+    costs = tuple(_cost([count(run) for run in entry.runs], clients) for entry in setting.entries)
     values = [_accuracy(entry) for entry in setting.entries]
     return Traffic(name, axis, costs, tuple(on_front(costs, values)))
 
 
-def _up(run: Run) -> int:
-    return int(run.uplink[-1])
+def _cost(counts: Sequence[int | None], clients: int) -> float | None:
+    known = [count for count in counts if count is not None]
+    return float(np.mean(known)) / clients if len(known) == len(counts) else None
 
 
-def _up_and_down(run: Run) -> int:
-    return _up(run) + (run.summary.downlink_bytes or 0)
+def _up(run: Run) -> int | None:
+    return None if run.uplink is None else int(run.uplink[-1])
+
+
+def _up_and_down(run: Run) -> int | None:
+    up = _up(run)
+    return None if up is None else up + (run.summary.downlink_bytes or 0)
 
 
 def _accuracy(entry: Entry) -> float:
@@ -94,9 +98,11 @@ def kept(setting: Setting, traffic: Traffic) -> Sequence[Kept]:
     """The rows of the front, the fewest bytes first: accuracy rises with them."""
     columns = zip(traffic.costs, setting.entries, traffic.front, strict=True)
     rows = sorted(
-        ((cost, entry) for cost, entry, is_kept in columns if is_kept),
+        ((cost, entry) for cost, entry, is_kept in columns if is_kept and cost is not None),
         key=lambda row: (row[0], row[1].label),
     )
+    if not rows:
+        return []
     most, best = rows[-1]
     return [
         Kept(
@@ -125,7 +131,7 @@ def _share(cost: float, most: float) -> str:
 
 def bytes_data(setting: Setting) -> dict[str, Any]:
     """What the page's script draws, entry by entry as the setting has them."""
-    bands = [list(_band(entry)) for entry in setting.entries]
+    bands = [list(band(entry)) for entry in setting.entries]
     return {
         "rows": [
             {"label": entry.label, "strategy": entry.strategy, "accuracy": y, "low": a, "high": b}
@@ -134,7 +140,7 @@ def bytes_data(setting: Setting) -> dict[str, Any]:
         "traffics": [
             {
                 "axis": traffic.axis,
-                "costs": [float(f"{cost:.4g}") for cost in traffic.costs],
+                "costs": [None if c is None else float(f"{c:.4g}") for c in traffic.costs],
                 "front": list(traffic.front),
             }
             for traffic in traffics(setting)
@@ -142,8 +148,8 @@ def bytes_data(setting: Setting) -> dict[str, Any]:
     }
 
 
-def _band(entry: Entry) -> Iterator[float]:
-    """Mean accuracy, and what its whisker reaches over, as a curve's band does."""
+def band(entry: Entry) -> Iterator[float]:
+    """Mean accuracy, then the ends of what its whisker reaches over, as a curve's band does."""
     mean = _accuracy(entry)
     low, high = wilson(mean, min(run.test_examples for run in entry.runs))
     for value in (mean, min(low, *entry.accuracies), max(high, *entry.accuracies)):

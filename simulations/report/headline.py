@@ -34,7 +34,9 @@ class Card:
 
 def answers(rows: Sequence[Row]) -> list[Card]:
     """The questions that come first, each with the strategy that answers it best."""
-    cards = [_accuracy(rows), _uplink(rows)]
+    cards = [_accuracy(rows)]
+    if any(row.uplink_bytes is not None for row in rows):
+        cards.append(_uplink(rows))
     known = [(row.p10_client, row) for row in rows if row.p10_client is not None]
     if known:
         share, row = max(known, key=lambda pair: pair[0])
@@ -146,6 +148,8 @@ def _gap(row: Row) -> str:
 
 
 def _traffic(entry: Entry, row: Row) -> Card:
+    if row.uplink_bytes is None:
+        return Card("Uplink", "", "-", "the run is private: nobody may know how many clients sent")
     rounds = max(len(run.accuracy) for run in entry.runs)
     remark = f"sent by all clients in {rounds:,} round{'s' * (rounds > 1)}"
     down = [run.summary.downlink_bytes for run in entry.runs]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simulations.report.comparison import Comparison, Entry, Setting
+from simulations.report.packing import PackingLabels
 from simulations.report.pareto import on_front
 from simulations.report.runs import Run, Summary
 
@@ -43,10 +44,11 @@ class Row:
     """One strategy in one setting; means over its seeds, accuracies in [0, 1].
 
     Attributes:
-        label: unique in its setting: the strategy, and what of codec and projection is compared.
-        strategy: the same without these two.
+        label: unique in its setting: the strategy, and what of its packing is compared.
+        strategy: the same without that.
         codec: of what clients send.
         projection: of the features.
+        epsilon: budget of differential privacy, "inf" without it.
         accuracy_sd: sample standard deviation over seeds; None for one seed.
         balanced: mean of the classes' accuracies, each class alike.
         test_examples: that the server measured it on, in each run.
@@ -58,13 +60,15 @@ class Row:
         rounds_to_target: None if a seed has not reached it.
         uplink_to_target: bytes up to and including that round.
         not_reached: number of seeds that have not.
-        uplink_bytes: of the whole run.
+        uplink_bytes: of the whole run; None if a run does not tell, like what follows from it.
         update_bytes: what one client sends in one round; None if nobody counted updates.
         on_front: whether no other row of the setting has more accuracy for fewer bytes of the
             whole run.
         gap_centralized: accuracy minus the centralized head's, over the same seeds.
         gap_ridge: the same with the ridge head.
-        rejected: updates, summed over seeds.
+        rejected: updates, summed over seeds; None if a run does not tell.
+        backdoor: share of the test images of other classes that a trigger turns into the target;
+            None without a backdoor.
         seconds: of training, on the machine that ran it.
         near_best: within the sampling margin of the setting's best.
         metrics: of the strategy's own metrics that every seed has, the last value's mean and
@@ -76,6 +80,7 @@ class Row:
     strategy: str
     codec: str
     projection: str
+    epsilon: str
     hyperparameters: str
     seeds: tuple[int, ...]
     accuracy: float
@@ -90,15 +95,20 @@ class Row:
     rounds_to_target: float | None
     uplink_to_target: float | None
     not_reached: int
-    uplink_bytes: float
+    uplink_bytes: float | None
     update_bytes: float | None
     on_front: bool
     gap_centralized: float | None
     gap_ridge: float | None
-    rejected: int
+    rejected: int | None
+    backdoor: float | None
     seconds: float | None
     near_best: bool
     metrics: Mapping[str, tuple[float, float | None]]
+
+    @property
+    def packing(self) -> PackingLabels:
+        return PackingLabels(self.codec, self.projection, self.epsilon)
 
 
 def leaderboard(comparison: Comparison, target: float | None = None) -> list[Row]:
@@ -171,6 +181,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
+def _sum(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
 def _front(setting: Setting) -> set[str]:
     costs = [_uplink(entry) for entry in setting.entries]
     values = [float(np.mean(entry.accuracies)) for entry in setting.entries]
@@ -178,8 +193,8 @@ def _front(setting: Setting) -> set[str]:
     return {entry.label for entry, is_kept in zip(setting.entries, kept, strict=True) if is_kept}
 
 
-def _uplink(entry: Entry) -> float:
-    return float(np.mean([run.uplink[-1] for run in entry.runs]))
+def _uplink(entry: Entry) -> float | None:
+    return _mean([None if run.uplink is None else float(run.uplink[-1]) for run in entry.runs])
 
 
 def _row(setting: Setting, entry: Entry, standard: Standard, *, on_front: bool) -> Row:
@@ -192,8 +207,7 @@ def _row(setting: Setting, entry: Entry, standard: Standard, *, on_front: bool) 
         setting=setting.label,
         label=entry.label,
         strategy=entry.strategy,
-        codec=entry.codec,
-        projection=entry.projection,
+        **entry.packing._asdict(),
         hyperparameters=entry.hyperparameters,
         seeds=entry.seeds,
         accuracy=accuracy,
@@ -208,7 +222,7 @@ def _row(setting: Setting, entry: Entry, standard: Standard, *, on_front: bool) 
         rounds_to_target=_mean([None if i is None else i + 1 for i in first]),
         uplink_to_target=_mean(
             [
-                None if i is None else float(run.uplink[i])
+                None if i is None or run.uplink is None else float(run.uplink[i])
                 for i, run in zip(first, runs, strict=True)
             ]
         ),
@@ -218,7 +232,8 @@ def _row(setting: Setting, entry: Entry, standard: Standard, *, on_front: bool) 
         on_front=on_front,
         gap_centralized=_gap(setting, entry, lambda summary: summary.centralized_accuracy),
         gap_ridge=_gap(setting, entry, lambda summary: summary.ridge_accuracy),
-        rejected=sum(run.summary.rejected_updates for run in runs),
+        rejected=_sum([run.summary.rejected_updates for run in runs]),
+        backdoor=_mean([run.summary.backdoor_success for run in runs]),
         seconds=_mean([run.summary.seconds.get("training") for run in runs]),
         near_best=best - accuracy <= sampling_margin(setting),
         metrics=_last_metrics(runs),
@@ -227,6 +242,8 @@ def _row(setting: Setting, entry: Entry, standard: Standard, *, on_front: bool) 
 
 def _update_bytes(run: Run) -> float | None:
     """Of what clients sent what was checked, whether or not it was fit to count."""
+    if run.uplink is None:
+        return None
     counts = [(figures.get("valid"), figures.get("rejected")) for figures in run.rounds]
     sent = sum(count for pair in counts for count in pair if isinstance(count, int))
     return float(run.uplink[-1]) / sent if sent else None

@@ -84,7 +84,8 @@ const curvePlots = (() => {
     const last = Math.max(1, ...entries.map(({ accuracy }) => accuracy.length));
     draw("plot-rounds", `Accuracy against rounds. ${says}.`, curveTraces(entries, rounds, "round %{x}"), { yaxis, xaxis: roundAxis(last), shapes: rules });
     if (!byId("plot-uplink")) return;
-    draw("plot-uplink", `Accuracy against bytes sent by clients. ${says}.`, curveTraces(entries, (entry) => entry.uplink, "%{x:.3s}B"), {
+    const counted = entries.filter(({ uplink }) => uplink.length); // a private run may not tell
+    draw("plot-uplink", `Accuracy against bytes sent by clients. ${says}.`, curveTraces(counted, (entry) => entry.uplink, "%{x:.3s}B"), {
       yaxis,
       xaxis: { type: "log", title: { text: "bytes from all clients" }, tickformat: "~s", tickangle: 0, tickvals: byteTicks(entries) },
       shapes: rules,

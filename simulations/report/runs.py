@@ -68,7 +68,8 @@ class Summary(BaseModel):
     clients: Annotated[int, Field(ge=1)] | None = None
     rounds: Annotated[int, Field(ge=1)]
     lr: Annotated[float, Field(gt=0)] | None = None
-    rejected_updates: Count
+    rejected_updates: Count | None
+    backdoor_success: Rate | None = None
     seconds: dict[str, float]
     fingerprint: str
     versions: dict[str, str] = Field(default_factory=dict)
@@ -90,7 +91,7 @@ class _Identity(_File):
 class _Round(_File):
     round: int
     accuracy: Rate
-    uplink_bytes: Count
+    uplink_bytes: Count | None
     strategy: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
 
 
@@ -101,7 +102,8 @@ class Run:
     Attributes:
         values: the whole configuration by dotted key, see :func:`common.keys.flat`.
         accuracy: float64 (R,), on the server's test set after each round.
-        uplink: int64 (R,), bytes sent by clients up to and including each round.
+        uplink: int64 (R,), bytes sent by clients up to and including each round; None if the run is
+            private and does not tell.
         metrics: the strategy's own, by name, float64 (R,); NaN after rounds without one.
         rounds: R times all single figures of a round, by their keys in metrics.jsonl, a strategy's
             own by strategy/NAME; but for the seconds that the machine took.
@@ -115,7 +117,7 @@ class Run:
     summary: Summary
     classes: tuple[str, ...]
     accuracy: npt.NDArray[np.float64]
-    uplink: IntArray
+    uplink: IntArray | None
     metrics: Mapping[str, npt.NDArray[np.float64]]
     rounds: tuple[Mapping[str, Scalar], ...]
     confusion: IntArray
@@ -198,7 +200,7 @@ def read_run(folder: Path) -> Run:
         summary=summary,
         classes=identity.classes,
         accuracy=np.array([r.accuracy for r in rounds], np.float64),
-        uplink=np.cumsum([r.uplink_bytes for r in rounds], dtype=np.int64),
+        uplink=_uplink(rounds),
         metrics=_metrics(rounds),
         rounds=tuple(map(round_figures, lines)),
         confusion=read_confusion(folder / "confusion.json", len(identity.classes)),
@@ -212,6 +214,11 @@ def _read_rounds(file: Path, lines: Sequence[Mapping[str, Any]], count: int) -> 
     if [r.round for r in rounds] != list(range(1, count + 1)):
         raise RunError(f"{file} holds {len(rounds)} rounds, expected 1 to {count} in order")
     return rounds
+
+
+def _uplink(rounds: Sequence[_Round]) -> IntArray | None:
+    known = [r.uplink_bytes for r in rounds if r.uplink_bytes is not None]
+    return np.cumsum(known, dtype=np.int64) if len(known) == len(rounds) else None
 
 
 def _metrics(rounds: Sequence[_Round]) -> dict[str, npt.NDArray[np.float64]]:

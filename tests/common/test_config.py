@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config import Config, load_config, parse_overrides
+from common.config import Config, changed, load_config, parse_overrides
 from common.errors import ConfigError
 
 
@@ -196,3 +196,21 @@ def test_the_module_of_own_data_is_found_beside_the_experiment_then_in_the_worki
         assert load_config(beside / "e.toml").data.root == str(root)
     (beside / "e.toml").write_text('[data]\nsource = "both:data"\nroot = "other"\n')
     assert load_config(beside / "e.toml").data.root == "other"
+
+
+def test_privacy_fills_in_what_an_experiment_does_not_say() -> None:
+    private = load_config(None, items=["privacy.epsilon=4"])
+    assert (private.train.rounds, private.train.batch_size) == (10, 0)
+    assert private.backbone.projection == "auto"
+    assert private.partition.test_fraction == 0
+    said = load_config(None, items=["privacy.epsilon=4", "train.rounds=20"])
+    assert (said.train.rounds, said.train.batch_size) == (20, 0)
+    for without in ([], ["privacy.epsilon=inf"]):
+        assert load_config(None, items=without) == load_config(None)
+    assert changed(private, {}) == private
+
+
+@pytest.mark.parametrize("epsilon", ["0", "-1", "nan", '"4"', "true"])
+def test_an_epsilon_is_a_number_above_zero(epsilon: str) -> None:
+    with pytest.raises(ConfigError, match=r"privacy\.epsilon"):
+        load_config(None, items=[f"privacy.epsilon={epsilon}"])

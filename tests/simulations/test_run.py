@@ -20,8 +20,8 @@ import pytest
 from safetensors.numpy import load_file
 
 import client.memory as client_state
-import server.round.collect
 import server.round.loop
+import server.round.memory
 from client.memory import ClientMemory
 from common.errors import ConfigError, DataError, RunError
 from common.files import simulated_state
@@ -217,7 +217,7 @@ def test_single_updates_travel_in_waves_that_change_nothing(
     clipped = ("strategy.name=norm_clipping", "train.clients-per-round=0")
     whole, waves = quick(*clipped, name="a"), quick(*clipped, name="b")
     run_in_process(whole)
-    monkeypatch.setattr(server.round.collect, "_WAVE_BYTES", 3 * 4 * 10 * 1281)
+    monkeypatch.setattr(server.round.memory, "_WAVE_BYTES", 3 * 4 * 10 * 1281)
     summary = run_in_process(waves)
     assert relative(matrix(waves), matrix(whole)) <= 1e-5
     assert summary["valid_updates"] == 5 * 8

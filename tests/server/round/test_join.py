@@ -65,7 +65,12 @@ def test_a_backbone_is_delivered_within_the_time_that_there_is(
     given: list[float] = []
 
     def ask(
-        _grid: object, _kind: str, _request: object, nodes: Sequence[int], seconds: float, _: object
+        _grid: object,
+        _kind: str,
+        _request: object,
+        nodes: Sequence[int],
+        seconds: float,
+        *_: object,
     ) -> tuple[dict[int, RecordDict], dict[int, str]]:
         given.append(seconds)
         time.sleep(seconds)  # nobody answers sooner
@@ -74,7 +79,7 @@ def test_a_backbone_is_delivered_within_the_time_that_there_is(
     monkeypatch.setattr(backbone_offer, "ask", ask)
     offered = Offer("f" * 64, lambda: b"bytes")
     grid: Any = None
-    deliver(offered, grid, [1], 0.4, refuse=print, sent=lambda *_: None)
+    deliver(offered, grid, [1], 0.4, print, lambda *_: None)
     assert len(given) == 2
     assert sum(given) <= 0.4
 

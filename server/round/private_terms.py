@@ -1,0 +1,136 @@
+"""Decides on a run's noise, clip and step before its first round, from what is public."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+
+from pydantic import TypeAdapter
+
+from common.config import Config
+from common.errors import RunError
+from common.experiment import client_shares
+from common.privacy import accounting, factorization, rule
+from common.privacy.integers import RESOLUTION
+from common.types import FeatureSet
+from server.record.runfolder import RunFolder
+from server.round.learning_rate import feature_norm
+from server.round.private import Decided, Guard
+from server.round.private_checks import check_noise, check_population
+from server.round.registry import Registry
+
+__all__ = ["DEVICE_EXAMPLES", "decide", "make_guard"]
+
+logger = logging.getLogger("fedhead")
+
+DEVICE_EXAMPLES = 20  # what a device typically has, where nothing is known of them
+
+
+def make_guard(
+    config: Config, folder: RunFolder, features: FeatureSet, registry: Registry
+) -> Guard | None:
+    """The privacy of a run, decided now or when it began; None: it has none.
+
+    Args:
+        config: of the run.
+        folder: the run folder, which keeps what is decided.
+        features: of the whole data set; those of the calibration images say how long features are.
+        registry: the clients.
+
+    Raises:
+        ConfigError: the budget does not suit the clients.
+        RunError: the run goes on with another number of rounds.
+    """
+    if not config.privacy.active:
+        return None
+    simulated = check_noise(config, simulated=registry.simulated and not registry.deployed)
+    if known := folder.privacy():
+        decided = TypeAdapter(Decided).validate_python(known)
+    else:
+        clients, examples = _population(config, registry)
+        check_population(config, clients)
+        decided = decide(config, clients, examples, feature_norm(config, features))
+        folder.bind_privacy(dataclasses.asdict(decided))
+    if decided.rounds != config.train.rounds:
+        raise RunError(
+            f"train.rounds={config.train.rounds}, but the noise of {folder.path} was chosen for "
+            f"{decided.rounds} rounds: a private run keeps their number"
+        )
+    return Guard(config, decided, folder.path, simulated=simulated)
+
+
+def _population(config: Config, registry: Registry) -> tuple[int, float]:
+    """The number of clients, and how many examples one typically has."""
+    given = config.privacy.typical_examples
+    if not registry.simulated:
+        return registry.population, DEVICE_EXAMPLES if given == "auto" else given
+    shares = client_shares(config)
+    ids = config.train.participants(len(shares))
+    mean = sum(len(shares[i].train) for i in ids) / len(ids)
+    return len(ids), max(1.0, mean) if given == "auto" else given
+
+
+def decide(config: Config, clients: int, examples: float, norm: float) -> Decided:
+    """The noise of a run's releases, its clip and its step.
+
+    Args:
+        config: of the run, which is private.
+        clients: their configured number, n.
+        examples: a client's typical number of them, m.
+        norm: of features in training, r.
+
+    Raises:
+        MissingExtraError: the mechanism needs a package for its accounting.
+    """
+    privacy, rounds = config.privacy, config.train.rounds
+    sigma = accounting.gaussian_sigma(privacy.epsilon, privacy.delta)
+    asked = config.train.asked(clients) or clients
+    rate, separation, divisor = 1.0, 1, float(clients)
+    multiplier = sigma * math.sqrt(rounds)
+    if privacy.mechanism == "poisson":
+        rate, divisor = asked / clients, float(asked)
+        multiplier = accounting.poisson_multiplier(privacy.epsilon, privacy.delta, rate, rounds)
+    elif privacy.mechanism == "min-separation":
+        separation = clients // asked
+        divisor = clients / separation
+        c = factorization.coefficients(separation)
+        multiplier = sigma * factorization.sensitivity(c, rounds)
+    noise, vote = (
+        _with_votes(multiplier, divisor) if privacy.clip == "adaptive" else (multiplier, 0)
+    )
+    clip = privacy.clip if isinstance(privacy.clip, float) else rule.clip(examples)
+    step = rule.step(divisor, noise, clip, rounds) if privacy.step == "auto" else privacy.step
+    return Decided(
+        clients=clients,
+        examples=examples,
+        rounds=rounds,
+        norm=norm,
+        multiplier=multiplier,
+        noise=noise,
+        clip=clip / norm,  # a head's update is shorter where features are longer
+        step=step,
+        divisor=divisor,
+        rate=rate,
+        separation=separation,
+        vote=vote,
+    )
+
+
+def _with_votes(multiplier: float, clients: float) -> tuple[float, int]:
+    """The noise of updates, and the size of a vote, that together cost what ``multiplier`` does.
+
+    A vote of +-1 gets noise of deviation v: the budget is that of ``z^-2 = noise^-2 + v^-2``. Votes
+    are whole numbers of such a size that their noise is as large as that of the updates.
+
+    Andrew et al., arXiv 1905.03871, section 3.1: a standard deviation of a 20th of a round's
+    clients, for votes of 0 and 1. Differs from the paper: never less than twice the multiplier,
+    which would take too much from the updates.
+
+    Args:
+        multiplier: z, noise in units of the clip.
+        clients: expected number in a round.
+    """
+    deviation = max(clients / 10, 4 * multiplier)
+    noise = (multiplier**-2 - deviation**-2) ** -0.5
+    return noise, math.floor(noise * RESOLUTION / deviation)
