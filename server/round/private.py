@@ -29,7 +29,7 @@ from common.privacy.noise import (
     seed_secret,
 )
 from common.privacy.secret import destroy_secret, keep_secret
-from common.privacy.words import NEIGHBOURS, sentence
+from common.privacy.words import NEIGHBOURS, figure, sentence
 from common.seeding import Purpose, draws
 from common.types import IntArray
 from server.strategies.private import DIGEST_BYTES, Digests, Released, Terms
@@ -207,7 +207,7 @@ class Guard:
     def why_spent(self) -> str:
         """Why the run ends before its last round."""
         budget = self._config.privacy.epsilon
-        return f"the privacy budget is spent: epsilon {self.spent:.4g} of {budget:g}"
+        return f"the privacy budget is spent: epsilon {figure(self.spent)} of {figure(budget)}"
 
     def end(self) -> None:
         """The run has ended: its secret could only take noise off what was released."""

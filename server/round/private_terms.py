@@ -9,7 +9,6 @@ import math
 from pydantic import TypeAdapter
 
 from common.config import Config
-from common.errors import RunError
 from common.experiment import client_shares
 from common.privacy import accounting, factorization, rule
 from common.privacy.integers import RESOLUTION
@@ -40,7 +39,6 @@ def make_guard(
 
     Raises:
         ConfigError: the budget does not suit the clients.
-        RunError: the run goes on with another number of rounds.
     """
     if not config.privacy.active:
         return None
@@ -52,11 +50,6 @@ def make_guard(
         check_population(config, clients)
         decided = decide(config, clients, examples, feature_norm(config, features))
         folder.bind_privacy(dataclasses.asdict(decided))
-    if decided.rounds != config.train.rounds:
-        raise RunError(
-            f"train.rounds={config.train.rounds}, but the noise of {folder.path} was chosen for "
-            f"{decided.rounds} rounds: a private run keeps their number"
-        )
     return Guard(config, decided, folder.path, simulated=simulated)
 
 
