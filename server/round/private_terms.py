@@ -19,11 +19,11 @@ from server.round.private import Decided, Guard
 from server.round.private_checks import check_noise, check_population
 from server.round.registry import Registry
 
-__all__ = ["decide", "make_guard"]
+__all__ = ["DEVICE_EXAMPLES", "decide", "make_guard"]
 
 logger = logging.getLogger("fedhead")
 
-_DEVICE_EXAMPLES = 20  # what a device typically has, where nothing is known of them
+DEVICE_EXAMPLES = 20  # what a device typically has, where nothing is known of them
 
 
 def make_guard(
@@ -57,7 +57,7 @@ def _population(config: Config, registry: Registry) -> tuple[int, float]:
     """The number of clients, and how many examples one typically has."""
     given = config.privacy.typical_examples
     if not registry.simulated:
-        return registry.population, _DEVICE_EXAMPLES if given == "auto" else given
+        return registry.population, DEVICE_EXAMPLES if given == "auto" else given
     shares = client_shares(config)
     ids = config.train.participants(len(shares))
     mean = sum(len(shares[i].train) for i in ids) / len(ids)
