@@ -66,6 +66,7 @@ class Decided:
         clip: bound on the norm of an update in the first round, on features of ``norm``.
         step: factor on the noisy mean.
         divisor: what sums are divided by.
+        server_lr: the strategy's own argument of this name; 0: it has none, or as it was set.
         rate: chance that a round asks a client.
         separation: rounds from one turn of a client to its next.
         vote: see ``Terms``.
@@ -80,6 +81,7 @@ class Decided:
     clip: float
     step: float
     divisor: float
+    server_lr: float = 0.0
     rate: float = 1.0
     separation: int = 1
     vote: int = 0
