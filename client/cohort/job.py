@@ -54,7 +54,7 @@ def train_dual(
     rows, ends = examples.positions(clients)
     buffer, x, labels = examples.load(rows, objective.unit_norm)
     spare, offsets = grams.prepare(clients, ends, x, job.preconditioner)
-    logits = job.padded_start @ x.t()
+    logits = _logits(job, part, x)
     corrections = None
     first = shift = np.empty((0, 0), examples.dtype)
     if not objective.is_plain:
@@ -78,6 +78,18 @@ def train_dual(
     )  # fmt: skip
     examples.give_back(buffer)
     return result
+
+
+def _logits(job: Job, part: slice, x: Tensor) -> Tensor:
+    """Logits (K, M) of all examples under the global head."""
+    if not job.objective.apart:
+        return job.padded_start @ x.t()
+    counts = job.num_examples[part].tolist()
+    logits = torch.empty((len(job.start), len(x)), dtype=x.dtype)
+    each = zip(x.split_with_sizes(counts), logits.split_with_sizes(counts, 1), strict=True)
+    for mine, out in each:
+        torch.mm(job.padded_start, mine.t(), out=out)
+    return logits
 
 
 def train_primal(job: Job, part: slice, examples: Examples, consume: Callable[[Chunk], T]) -> T:

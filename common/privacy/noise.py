@@ -145,26 +145,34 @@ def gaussians(
     return np.asarray(scale * (radius * np.cos(2 * math.pi * u[1::2])), np.float64)
 
 
-def coins(secret: bytes, round_number: int, clients: int, rate: float) -> npt.NDArray[np.bool_]:
+def coins(
+    secret: bytes, round_number: int, clients: npt.NDArray[np.int64], rate: float
+) -> npt.NDArray[np.bool_]:
     """Which clients take part in a round, each by a coin of its own that only the secret knows.
 
-    A round that is done again has the same cohort.
+    A round that is done again has the same cohort: a client's coin depends on its id and not on who
+    else is there. It is the first word of AES-256(key, id), with a key as that of noise.
 
     Args:
         secret: the run's secret.
         round_number: the round.
-        clients: how many there are.
+        clients: int64 (n,), their ids, each once.
         rate: each one's probability.
 
     Returns:
-        bool (clients,).
+        bool (n,).
 
     Raises:
         ValueError: the rate is no probability.
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"the rate of taking part is {rate}, expected 0 to 1")
-    return _uniforms(secret, "coins", round_number, b"", clients) < rate
+    blocks = np.zeros((len(clients), 2), "<u8")
+    blocks[:, 0] = clients.astype(np.uint64)
+    key = algorithms.AES(_key(secret, "coins", round_number, b""))
+    cipher = Cipher(key, modes.ECB())  # noqa: S305 - each block is another, and nothing is hidden
+    words = np.frombuffer(cipher.encryptor().update(blocks.tobytes()), "<u8")[::2]
+    return _fractions(words) < rate
 
 
 def seed_secret(seed: int) -> bytes:
@@ -180,8 +188,15 @@ def _uniforms(
     secret: bytes, purpose: Purpose, round_number: int, info: bytes, count: int
 ) -> npt.NDArray[np.float64]:
     """``count`` multiples of 2^-53 in [0, 1), float64."""
-    named = b"fedhead noise v1" + struct.pack("<16sq", purpose.encode(), round_number) + info
-    key = HKDF(SHA256(), 32, salt=None, info=named).derive(secret)
+    key = _key(secret, purpose, round_number, info)
     stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
-    words = np.frombuffer(stream.update(bytes(8 * count)), "<u8")
+    return _fractions(np.frombuffer(stream.update(bytes(8 * count)), "<u8"))
+
+
+def _key(secret: bytes, purpose: Purpose, round_number: int, info: bytes) -> bytes:
+    named = b"fedhead noise v1" + struct.pack("<16sq", purpose.encode(), round_number) + info
+    return HKDF(SHA256(), 32, salt=None, info=named).derive(secret)
+
+
+def _fractions(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
     return np.asarray((words >> np.uint64(11)).astype(np.float64) * 2.0**-53, np.float64)

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.config import Config
-from common.privacy import accounting, factorization
+from common.privacy import factorization
 from common.privacy.integers import RESOLUTION
-from common.privacy.ledger import Entry, Ledger
+from common.privacy.ledger import Entry, Ledger, spent
 from common.privacy.noise import (
     NoiseKey,
     coins,
@@ -29,7 +29,7 @@ from common.privacy.noise import (
     seed_secret,
 )
 from common.privacy.secret import destroy_secret, keep_secret
-from common.privacy.words import NEIGHBOURS, sentence
+from common.privacy.words import NEIGHBOURS, figure, sentence
 from common.seeding import Purpose, draws
 from common.types import IntArray
 from server.strategies.private import DIGEST_BYTES, Digests, Released, Terms
@@ -42,6 +42,9 @@ LEDGER, SECRET = "privacy-ledger.jsonl", "privacy.secret"
 _NOBODY = "0"  # name of a secret that is not drawn yet
 _TURNS = 0  # a round's number in draws that hold for all rounds
 _ROUNDING = 1e-6  # a sum of as many releases as were planned is not above the budget
+
+
+_cost = lru_cache(maxsize=8)(spent)  # where clients are sampled it takes seconds
 
 
 class BudgetSpent(Exception):  # noqa: N818 - no error: the run ends with the head that it has
@@ -119,24 +122,24 @@ class Guard:
     @property
     def spent(self) -> float:
         """Privacy loss of all releases so far, at the run's delta."""
-        return self._spent(self._ledger.entries)
+        return self._cost(self._ledger.entries)
 
-    def _spent(self, entries: Collection[Entry]) -> float:
-        return accounting.spent(tuple(entries), self._config.privacy.delta)
+    def _cost(self, entries: tuple[Entry, ...]) -> float:
+        return _cost(entries, self._config.privacy.delta)
 
     def allows(self, round_number: int) -> bool:
-        """Whether a round can end with a release: it had one already, or the budget has one more."""
-        if self.simulated or (self._folder / SECRET).exists():
-            name = self._key.name
-            if any((e.round, e.secret) == (round_number, name) for e in self._ledger.entries):
-                return True
-        return self._affords(
-            self._entry(round_number, bytes(DIGEST_BYTES), _NOBODY, self.decided.clip)
-        )
+        """Whether a round can end with a release: it had one, or the budget has one more."""
+        # Before its first release a run has no secret, and one that has ended needs none.
+        has_secret = self.simulated or (self._folder / SECRET).exists()
+        name = self._key.name if has_secret else _NOBODY
+        if any((e.round, e.secret) == (round_number, name) for e in self._ledger.entries):
+            return True
+        further = self._entry(round_number, bytes(DIGEST_BYTES), name, self.decided.clip)
+        return self._affords(further)
 
     def _affords(self, entry: Entry) -> bool:
         budget = self._config.privacy.epsilon
-        return self._spent([*self._ledger.entries, entry]) <= budget * (1 + _ROUNDING)
+        return self._cost((*self._ledger.entries, entry)) <= budget * (1 + _ROUNDING)
 
     def chosen(self, round_number: int, known: Collection[int]) -> set[int] | None:
         """The clients whose turn a round is; None: the mechanism asks everyone.
@@ -147,7 +150,7 @@ class Guard:
         """
         mechanism, ids = self._config.privacy.mechanism, np.array(sorted(known), np.int64)
         if mechanism == "poisson":
-            asked = coins(self._key.secret, round_number, len(ids), self.decided.rate)
+            asked = coins(self._key.secret, round_number, ids, self.decided.rate)
         elif mechanism == "min-separation":
             turns = self.decided.separation
             drawn = draws(self._config.seed, Purpose.COHORT, _TURNS, index=ids)
@@ -172,7 +175,7 @@ class Guard:
         self._ledger.charge(entry)
         noise = self._noise(round_number, name, total.size, earlier)
         last = round_number >= self.decided.rounds or not self.allows(round_number + 1)
-        return Released(total + noise, np.frombuffer(name, np.uint8), last)
+        return Released(np.add(total, noise), np.frombuffer(name, np.uint8), last)
 
     def _noise(self, round_number: int, name: bytes, size: int, earlier: Digests) -> IntArray:
         """The noise of sums of a digest; chained to earlier rounds' where these are given."""
@@ -181,9 +184,9 @@ class Guard:
             return gaussian_integers(secret, round_number, name, size, scale)
         # Each round's noise takes the last one's off again, which took off its own last one's.
         names = [*map(bytes, earlier[: round_number - 1]), name]
-        drawn = [gaussians(secret, i, known, size, scale) for i, known in enumerate(names, 1)]
+        drawn = (gaussians(secret, i, known, size, scale) for i, known in enumerate(names, 1))
         coefficients = factorization.coefficients(self.decided.separation)
-        return np.rint(factorization.correlated(drawn, coefficients)[-1]).astype(np.int64)
+        return np.rint(factorization.correlated(drawn, coefficients)).astype(np.int64)
 
     def _entry(self, round_number: int, name: bytes, secret: str, clip: float) -> Entry:
         privacy, decided = self._config.privacy, self.decided
@@ -204,7 +207,7 @@ class Guard:
     def why_spent(self) -> str:
         """Why the run ends before its last round."""
         budget = self._config.privacy.epsilon
-        return f"the privacy budget is spent: epsilon {self.spent:.4g} of {budget:g}"
+        return f"the privacy budget is spent: epsilon {figure(self.spent)} of {figure(budget)}"
 
     def end(self) -> None:
         """The run has ended: its secret could only take noise off what was released."""
@@ -212,11 +215,11 @@ class Guard:
 
     def summary(self) -> dict[str, Any]:
         """What the run's closing figures say of its privacy."""
-        privacy, spent = self._config.privacy, self.spent
+        privacy = self._config.privacy
         return {
             "epsilon": privacy.epsilon,
             "delta": privacy.delta,
-            "spent": spent,
+            "spent": self.spent,
             "unit": privacy.unit,
             "neighbours": NEIGHBOURS,
             "mechanism": privacy.mechanism,
@@ -231,7 +234,7 @@ class Guard:
             "sentence": sentence(
                 epsilon=privacy.epsilon,
                 delta=privacy.delta,
-                spent=spent,
+                spent=self.spent,
                 simulated=self.simulated,
                 unit=privacy.unit,
             ),

@@ -58,17 +58,16 @@ def check_private(config: Config, own: Strategy[Any], plan: ClientPlan) -> None:
 def _of_strategy(config: Config, own: Strategy[Any], plan: ClientPlan) -> Iterator[str]:
     """What the strategy reads beside sums."""
     one_shot, settings = config.privacy.mechanism == "one-shot", config.strategy
+    known = " and ".join(ONE_SHOT)
     if one_shot and own.name not in ONE_SHOT:
         yield (
-            f'privacy.mechanism="one-shot" releases statistics once, for {" or ".join(ONE_SHOT)}; '
-            f'{own.name} goes with "everyone"'
-            if plan.kind == "sgd"
-            else f"{own.name} is not among the closed forms that privacy has: {' and '.join(ONE_SHOT)}"
+            f'privacy.mechanism="one-shot" releases statistics once, for {known}; {own.name} '
+            + ('goes with "everyone"' if plan.kind == "sgd" else "has no such release")
         )
     elif plan.kind != "sgd" and not one_shot:
         yield (
             f"{own.name} needs the statistics of clients: with privacy they are released once, "
-            f'privacy.mechanism="one-shot", by {" or ".join(ONE_SHOT)}'
+            f'privacy.mechanism="one-shot", by {known}'
         )
     elif not one_shot and (reason := private_reason(own, plan)):
         yield (

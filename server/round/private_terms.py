@@ -6,8 +6,9 @@ import dataclasses
 import logging
 import math
 
+from pydantic import TypeAdapter
+
 from common.config import Config
-from common.errors import RunError
 from common.experiment import client_shares
 from common.privacy import accounting, factorization, rule
 from common.privacy.integers import RESOLUTION
@@ -18,11 +19,11 @@ from server.round.private import Decided, Guard
 from server.round.private_checks import check_noise, check_population
 from server.round.registry import Registry
 
-__all__ = ["decide", "make_guard"]
+__all__ = ["DEVICE_EXAMPLES", "decide", "make_guard"]
 
 logger = logging.getLogger("fedhead")
 
-_DEVICE_EXAMPLES = 20  # what a device typically has, where nothing is known of them
+DEVICE_EXAMPLES = 20  # what a device typically has, where nothing is known of them
 
 
 def make_guard(
@@ -38,23 +39,17 @@ def make_guard(
 
     Raises:
         ConfigError: the budget does not suit the clients.
-        RunError: the run goes on with another number of rounds.
     """
     if not config.privacy.active:
         return None
     simulated = check_noise(config, simulated=registry.simulated and not registry.deployed)
     if known := folder.privacy():
-        decided = Decided(**known)
+        decided = TypeAdapter(Decided).validate_python(known)
     else:
         clients, examples = _population(config, registry)
         check_population(config, clients)
         decided = decide(config, clients, examples, feature_norm(config, features))
         folder.bind_privacy(dataclasses.asdict(decided))
-    if decided.rounds != config.train.rounds:
-        raise RunError(
-            f"train.rounds={config.train.rounds}, but the noise of {folder.path} was chosen for "
-            f"{decided.rounds} rounds: a private run keeps their number"
-        )
     return Guard(config, decided, folder.path, simulated=simulated)
 
 
@@ -62,7 +57,7 @@ def _population(config: Config, registry: Registry) -> tuple[int, float]:
     """The number of clients, and how many examples one typically has."""
     given = config.privacy.typical_examples
     if not registry.simulated:
-        return registry.population, _DEVICE_EXAMPLES if given == "auto" else given
+        return registry.population, DEVICE_EXAMPLES if given == "auto" else given
     shares = client_shares(config)
     ids = config.train.participants(len(shares))
     mean = sum(len(shares[i].train) for i in ids) / len(ids)
@@ -92,7 +87,8 @@ def decide(config: Config, clients: int, examples: float, norm: float) -> Decide
     elif privacy.mechanism == "min-separation":
         separation = clients // asked
         divisor = clients / separation
-        multiplier = sigma * factorization.sensitivity(rounds, separation)
+        c = factorization.coefficients(separation)
+        multiplier = sigma * factorization.sensitivity(c, rounds)
     noise, vote = (
         _with_votes(multiplier, divisor) if privacy.clip == "adaptive" else (multiplier, 0)
     )

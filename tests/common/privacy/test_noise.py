@@ -136,19 +136,21 @@ def test_scales_without_meaning_are_refused(bad: float) -> None:
 
 def test_coins_are_fair_hidden_and_the_same_for_a_round() -> None:
     for rate in (0.0, 0.01, 0.2, 0.5, 1.0):
-        drawn = np.stack([coins(SECRET, t, 1000, rate) for t in range(200)])
+        drawn = np.stack([coins(SECRET, t, np.arange(1000), rate) for t in range(200)])
         slack = 5 * math.sqrt(rate * (1 - rate) / drawn.size)
         assert abs(drawn.mean() - rate) <= slack
         assert (np.abs(drawn.mean(0) - rate) <= slack * math.sqrt(1000)).all()
     # Each client's coins are its own: two clients are together as often as chance has it.
-    together = np.stack([coins(SECRET, t, 2, 0.5) for t in range(4000)]).all(1)
+    together = np.stack([coins(SECRET, t, np.array([1, 2**62]), 0.5) for t in range(4000)]).all(1)
     assert abs(together.mean() - 0.25) < 5 * math.sqrt(0.25 * 0.75 / 4000)
-    assert coins(SECRET, 7, 50, 0.3).tolist() == coins(SECRET, 7, 50, 0.3).tolist()
-    assert coins(SECRET, 7, 50, 0.3).tolist() == coins(SECRET, 7, 90, 0.3)[:50].tolist()
-    assert coins(SECRET, 7, 50, 0.3).tolist() != coins(seed_secret(1), 7, 50, 0.3).tolist()
+    some = np.arange(50)
+    assert coins(SECRET, 7, some, 0.3).tolist() == coins(SECRET, 7, some, 0.3).tolist()
+    assert coins(SECRET, 7, some[9:], 0.3).tolist() == coins(SECRET, 7, some, 0.3)[9:].tolist()
+    assert coins(SECRET, 7, some, 0.3).tolist() != coins(SECRET, 8, some, 0.3).tolist()
+    assert coins(SECRET, 7, some, 0.3).tolist() != coins(seed_secret(1), 7, some, 0.3).tolist()
     for bad in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match="the rate of taking part is"):
-            coins(SECRET, 1, 2, bad)
+            coins(SECRET, 1, some, bad)
 
 
 def test_a_key_shows_its_name_and_never_its_secret() -> None:
