@@ -57,6 +57,8 @@ class Purpose(IntEnum):
     TEMPERATURE = 18
     FINE_TUNING = 19
     PROJECTION = 20
+    BACKDOOR = 21
+    PRIVACY_PLAN = 22
 
 
 def _mix(z: int) -> int:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, PlainValidator
 
 from common.config.numbers import Auto, Positive, PositiveOrAuto
+from common.keys import flat
+from common.privacy.rule import rounds
 from common.toml_model import Section
 
-__all__ = ["NO_PRIVACY", "Mechanism", "PrivacyConfig", "by_rule"]
+__all__ = ["NO_PRIVACY", "Mechanism", "PrivacyConfig", "by_rule", "is_private", "rule_keys"]
 
 Mechanism = Literal["everyone", "poisson", "min-separation", "one-shot"]
 
@@ -90,18 +92,41 @@ def by_rule(content: Mapping[str, Any]) -> Mapping[str, Any]:
     Args:
         content: sections by name, with kebab-case keys; as they were written.
     """
-    privacy = content.get("privacy")
-    if not isinstance(privacy, Mapping) or not _is_finite(privacy.get("epsilon", math.inf)):
+    if not is_private(content):
         return content
+    privacy = content["privacy"]
     chosen = dict(content)
     for section, values in _RULE.items():
         written = content.get(section, {})
         if isinstance(written, Mapping):
-            own = {"rounds": 1} if privacy.get("mechanism") == "one-shot" else {}
+            mechanism = privacy.get("mechanism", "everyone")
+            own = {"rounds": rounds(mechanism)} if mechanism in get_args(Mechanism) else {}
             fitting = {key: own.get(key, value) for key, value in values.items()}
             chosen[section] = {**fitting, **written}
     return chosen
 
 
-def _is_finite(epsilon: object) -> bool:
+def rule_keys(mechanism: Mechanism) -> dict[str, Any]:
+    """All keys that are the rule's, dotted, with its values.
+
+    An experiment that was written without privacy sets them for other reasons.
+
+    >>> rule_keys("one-shot")
+    {'train.rounds': 1, 'train.clients-per-round': 0, 'backbone.projection': 'auto', \
+'partition.test-fraction': 0.0}
+    """
+    keys = flat(_RULE) | {"train.lr": "auto", "train.clients-per-round": 0}
+    keys["train.rounds"] = rounds(mechanism)
+    if mechanism == "one-shot":  # whose clients take no steps
+        steps = ("train.lr", "train.local-epochs", "train.batch-size")
+        keys = {key: value for key, value in keys.items() if key not in steps}
+    if mechanism in ("poisson", "min-separation"):  # which are about some clients a round
+        del keys["train.clients-per-round"]
+    return keys
+
+
+def is_private(content: Mapping[str, Any]) -> bool:
+    """Whether an experiment, as it was written, has a budget."""
+    privacy = content.get("privacy")
+    epsilon = privacy.get("epsilon", math.inf) if isinstance(privacy, Mapping) else math.inf
     return isinstance(epsilon, int | float) and math.isfinite(epsilon)

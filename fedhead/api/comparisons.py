@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +15,14 @@ from typing import TYPE_CHECKING
 from common.errors import ConfigError
 from common.words import byte_text
 from fedhead.api.bar import bar
-from fedhead.api.experiments import Experiment, Overrides, configuration, module_folders
+from fedhead.api.experiments import (
+    Experiment,
+    Overrides,
+    configuration,
+    module_folders,
+    plain,
+    written,
+)
 from fedhead.api.frames import Table, table
 from fedhead.api.runs import Run
 from fedhead.api.session import mendable, session
@@ -41,7 +49,8 @@ class Comparison:
         failed: what could not run, each with the reason.
         as_asked: whether tables keep the order of the runs; otherwise the best come first.
         swept: keys whose values were tried, always among the hyperparameters.
-        left_out: strategies with codecs or projections that do not go together, with the reasons.
+        left_out: strategies with codecs, projections or budgets that do not go together, with the
+            reasons.
     """
 
     path: Path
@@ -60,7 +69,8 @@ class Comparison:
         A ``pandas.DataFrame`` where pandas is installed, else a list of dicts. The columns of
         leaderboard.csv, unrounded, and "near-best" and "training-seconds". A strategy's own metrics
         are columns "strategy/NAME", their last values. Where codecs or projections are compared,
-        there are columns "codec", "projection", "uplink-bytes-per-update" and "on-pareto-front".
+        there are columns "codec", "projection", "uplink-bytes-per-update" and "on-pareto-front";
+        where privacy budgets are, a column "epsilon".
         """
         from simulations.report import leaderboard, leaderboard_rows
 
@@ -154,6 +164,7 @@ def compare(
     partitions: str | Sequence[str] = (),
     codecs: str | Sequence[str] = (),
     projections: str | Sequence[str | int] = (),
+    epsilons: str | Sequence[float] = (),
     seeds: Sequence[int] = (0, 1, 2),
     sweep: Mapping[str, Sequence[object]] | None = None,
     out: str | Path | None = None,
@@ -185,6 +196,9 @@ def compare(
         codecs: such as "none" and "drive", of what clients send; empty: the experiment's own. Each
             is compared with the strategies that tolerate it.
         projections: such as "off" and 255, of the features; empty: the experiment's own.
+        epsilons: budgets of differential privacy, such as 1, 4 and ``math.inf``; empty: the
+            experiment's own. With a finite one rounds, batches and projection are as privacy's rule
+            has them, unless ``overrides`` set them.
         seeds: one run each.
         sweep: values to try on held-out training images, by what they are of: "lr", an argument of
             strategies, "STRATEGY.ARGUMENT", or any key.
@@ -199,17 +213,19 @@ def compare(
     """
     from common.machine import cores
     from simulations.compare.compare import run_comparison
+    from simulations.compare.packing import meant_for_privacy
     from simulations.compare.parse import find_modules, parse_comparison
     from simulations.report import check_installed, load_runs, write_report
 
     check_installed()  # before the long work
     several = {
         "strategies": strategies, "partitions": partitions, "codecs": codecs,
-        "projections": projections, "seeds": seeds,
+        "projections": projections, "epsilons": epsilons, "seeds": seeds,
     }  # fmt: skip
     _check(several, sweep, jobs)
     with session(), bar(wanted=progress) as shown:
-        base = configuration(experiment, overrides)
+        without = {"privacy.epsilon": math.inf} if _words(epsilons) else {}
+        base = configuration(experiment, {**plain(overrides or {}), **without})
         find_modules(_words(strategies), module_folders(experiment))
         with _as_arguments():
             wanted = parse_comparison(
@@ -221,6 +237,8 @@ def compare(
                 validation_fraction=_VALIDATION_FRACTION,
                 codecs=_words(codecs),
                 projections=_words(projections),
+                epsilons=_words(epsilons),
+                given=meant_for_privacy(written(experiment), plain(overrides or {})),
             )
         folder = Path(out).expanduser() if out is not None else Path("runs") / base.name
         shown.show("preparing", 0, 0)

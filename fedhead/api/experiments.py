@@ -12,7 +12,15 @@ from common.keys import merged, nested
 if TYPE_CHECKING:
     from common.config import Config
 
-__all__ = ["Experiment", "Overrides", "configuration", "experiment_file", "module_folders", "plain"]
+__all__ = [
+    "Experiment",
+    "Overrides",
+    "configuration",
+    "experiment_file",
+    "module_folders",
+    "plain",
+    "written",
+]
 
 Experiment = str | Path | Mapping[str, Any]
 Overrides = Mapping[str, Any]
@@ -43,6 +51,19 @@ def configuration(
     else:
         config = load_config(experiment_file(experiment), over)
     return changed(config, own) if own else config
+
+
+def written(experiment: Experiment) -> Mapping[str, Any]:
+    """What stands in an experiment, by section; without what is left to defaults.
+
+    Raises:
+        ConfigError: no such experiment, or no TOML.
+    """
+    from common.toml_model import read_toml
+
+    if isinstance(experiment, Mapping):
+        return plain(experiment)
+    return read_toml(experiment_file(experiment))
 
 
 def module_folders(experiment: Experiment) -> list[Path]:

@@ -6,6 +6,7 @@ Typer takes a command's options as its parameters, so they are more than seven.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -59,6 +60,14 @@ ProjectionsOption = Annotated[
         "the experiment's."
     ),
 ]
+EpsilonsOption = Annotated[
+    str,
+    typer.Option(
+        help="Budgets of differential privacy, for example 1,4,inf; by default the experiment's. "
+        "With a number rounds, batches and projection are as privacy's rule has them, unless "
+        "--set says otherwise; inf: the experiment as it is, without privacy."
+    ),
+]
 SeedsOption = Annotated[str, typer.Option(help="Seeds; one run for each.")]
 SweepOption = Annotated[
     list[str] | None,
@@ -91,6 +100,7 @@ def compare(
     partitions: PartitionsOption = "",
     codecs: CodecsOption = "",
     projections: ProjectionsOption = "",
+    epsilons: EpsilonsOption = "",
     seeds: SeedsOption = "0,1,2",
     sweep: SweepOption = None,
     validation_fraction: ValidationOption = 0.2,
@@ -102,11 +112,15 @@ def compare(
 ) -> None:
     """Compare strategies: the same data, clients and seeds, each at its best settings.
 
-    With --codecs or --projections the page begins with accuracy against bytes.
+    With --codecs or --projections the page begins with accuracy against bytes, with --epsilons
+    with accuracy against privacy.
     Tables list partitions and strategies as they are asked for; of all strategies, the best first.
     What has finished is kept: the same command goes on after an interruption, and a longer one
     runs only what is new.
     """
+    from common.config import parse_overrides
+    from common.toml_model import read_toml
+    from simulations.compare.packing import meant_for_privacy
     from simulations.compare.parse import find_modules, parse_comparison
     from simulations.report import check_installed
 
@@ -116,7 +130,9 @@ def compare(
     elsewhere |= {"partition.scheme": "--partitions"} if partitions else {}
     elsewhere |= {"codec.up": "--codecs"} if codecs else {}
     elsewhere |= {"backbone.projection": "--projections"} if projections else {}
-    base = configured(experiment, set_, elsewhere=elsewhere)
+    elsewhere |= {"privacy.epsilon": "--epsilons"} if epsilons else {}
+    without = {"privacy": {"epsilon": math.inf}} if epsilons else {}
+    base = configured(experiment, set_, without, elsewhere=elsewhere)
     find_modules(strategies, [experiment.parent, Path.cwd()])
     comparison = parse_comparison(
         base,
@@ -127,6 +143,8 @@ def compare(
         validation_fraction=validation_fraction,
         codecs=codecs,
         projections=projections,
+        epsilons=epsilons,
+        given=meant_for_privacy(read_toml(experiment), parse_overrides(set_ or [])),
     )
     _check_arguments(set_ or [], comparison)
     folder, as_asked = (out or Path("runs") / base.name).resolve(), strategies != "all"

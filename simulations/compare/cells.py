@@ -15,6 +15,7 @@ from common.config import Config, TrackingConfig, changed, parse_overrides
 from common.config.bounds import bounds_of_key
 from common.config.loading import with_module
 from common.data_sources import function_of
+from common.keys import merged
 from common.own_code import file_of, found_in
 from server.round.first_head import last_head
 from server.round.stock import is_stock
@@ -26,7 +27,7 @@ from server.strategies import (
     strategy_factory,
     trains_by_gradients,
 )
-from simulations.compare.packing import Packing
+from simulations.compare.packing import Packing, private_keys
 
 __all__ = ["VARIANTS", "Cell", "ComparisonSpec", "StrategySpec"]
 
@@ -104,7 +105,7 @@ class Cell:
         settings: what was swept, "key=value" each.
         config: all of it, without a run folder.
         key: names its folder: readable, then a hash of all that its figures depend on.
-        packing: how its clients make their updates small.
+        packing: its codec, projection and privacy budget.
     """
 
     strategy: str
@@ -118,7 +119,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class ComparisonSpec:
-    """Strategies by codecs and projections, by partitions, by seeds.
+    """Strategies by codecs, projections and privacy budgets, by partitions, by seeds.
 
     Attributes:
         base: the experiment that all cells vary.
@@ -128,8 +129,10 @@ class ComparisonSpec:
         sweeps: by strategy, all combinations of swept settings; one, empty or fixed, where
             nothing is swept.
         validation_fraction: of the training images, to choose between those combinations.
-        packings: codecs by projections; one, the experiment's own, where neither is compared.
+        packings: codecs by projections by budgets; one, the experiment's own, where none of these
+            is compared.
         left_out: of these what a strategy does not tolerate, by its text: with the reason.
+        given: dotted keys that somebody set for these runs, so that privacy's rule does not.
     """
 
     base: Config
@@ -140,6 +143,7 @@ class ComparisonSpec:
     validation_fraction: float
     packings: tuple[Packing, ...] = (_OWN,)
     left_out: Mapping[str, Mapping[Packing, str]] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
 
     @property
     def pairs(self) -> tuple[tuple[StrategySpec, Packing], ...]:
@@ -175,6 +179,11 @@ class ComparisonSpec:
         settings = (setting for rows in self.sweeps.values() for row in rows for setting in row)
         return tuple(dict.fromkeys(setting.partition("=")[0] for setting in settings))
 
+    def prepared(self, packing: Packing) -> Config:
+        """The experiment with all that decides which features a packing's cells have."""
+        ruled = private_keys(self.base, packing.epsilon, has_gradients=True, given=self.given)
+        return changed(self.base, merged(ruled, packing.keys))
+
     def cell(
         self,
         spec: StrategySpec,
@@ -188,7 +197,7 @@ class ComparisonSpec:
         Raises:
             ConfigError: a setting does not fit.
         """
-        return _cell(self.base, spec, partition, seed, settings, packing)
+        return _cell(self, self.base, spec, partition, seed, settings, packing)
 
     def sweep_cell(
         self,
@@ -207,10 +216,11 @@ class ComparisonSpec:
             "baseline": {"enabled": False},
         }
         base = changed(self.base, held_out)
-        return _cell(base, spec, partition, self.seeds[0], settings, packing)
+        return _cell(self, base, spec, partition, self.seeds[0], settings, packing)
 
 
 def _cell(
+    made: ComparisonSpec,
     base: Config,
     spec: StrategySpec,
     partition: tuple[str, Tree],
@@ -225,8 +235,10 @@ def _cell(
         without = base.strategy.model_copy(update={"args": {}})
         base = base.model_copy(update={"strategy": without})
     base = base.model_copy(update={"tracking": TrackingConfig()})  # a cell has no trackers
+    ruled = private_keys(base, packing.epsilon, has_gradients=spec.has_gradients, given=made.given)
     overrides = {"seed": seed, "out": "", "strategy": spec.keys, "partition": partition[1]}
-    config = changed(changed(base, {**overrides, **packing.keys}), parse_overrides(settings))
+    keys = merged(merged(ruled, overrides), packing.keys)
+    config = changed(changed(base, keys), parse_overrides(settings))
     # A process that runs the cell must find the same module, and find it written there.
     config = with_module(config, [Path.cwd()])
     words = (spec.text, partition[0], *packing.words, f"seed-{seed}")

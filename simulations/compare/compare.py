@@ -6,12 +6,11 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from common.config import changed
 from common.errors import RunError
 from common.files import write_atomic
 from common.keys import flat
@@ -28,7 +27,7 @@ from simulations.report.labels import (
     strategy_label,
 )
 from simulations.report.leaderboard_csv import csv_text
-from simulations.report.packing import codec_label, packing_columns, projection_label
+from simulations.report.packing import compared_keys, packing_columns, packing_labels
 
 __all__ = ["Chosen", "run_comparison"]
 
@@ -102,8 +101,8 @@ def _warm(comparison: ComparisonSpec) -> None:
     from common.experiment import experiment_dataset, experiment_features
     from server.export.run_model import prepare
 
-    for projection in dict.fromkeys(packing.projection for packing in comparison.packings):
-        base = changed(comparison.base, Packing(projection=projection).keys)
+    for packing in dict.fromkeys(replace(packing, codec="") for packing in comparison.packings):
+        base = comparison.prepared(packing)
         experiment_features(base, prepare(base, experiment_dataset(base)))
 
 
@@ -111,13 +110,18 @@ def _run(cells: Sequence[Cell], folder: Path, jobs: int, what: str) -> list[tupl
     """Run cells; those that failed, in the cells' order."""
     logger.info("%s: %d runs in %s", what, len(cells), folder)
     # A process keeps one backbone: cells that share it run one after the other.
-    places = {p: i for i, p in enumerate(dict.fromkeys(c.packing.projection for c in cells))}
-    neighbours = sorted(cells, key=lambda cell: places[cell.packing.projection])
+    places = {key: i for i, key in enumerate(dict.fromkeys(map(_features_of, cells)))}
+    neighbours = sorted(cells, key=lambda cell: places[_features_of(cell)])
     done = track(run_cells(neighbours, folder, jobs), what, len(cells))
     failed = {cell.key: problem for cell, problem in done if problem}
     for problem, count in Counter(failed.values()).items():
         logger.warning("%s: %d of %d runs failed: %s", what, count, len(cells), problem)
     return [(cell, failed[cell.key]) for cell in cells if cell.key in failed]
+
+
+def _features_of(cell: Cell) -> tuple[str, str]:
+    """What decides a cell's features: a projection, or a budget by whose rule there is one."""
+    return cell.packing.projection, cell.packing.epsilon
 
 
 def _sweep(comparison: ComparisonSpec, folder: Path, jobs: int) -> Best:
@@ -159,10 +163,10 @@ def _labels(cell: Cell, comparison: ComparisonSpec) -> dict[str, str]:
     values = flat(cell.config.model_dump(by_alias=True))
     swept = comparison.swept
     own = {key: value for key, value in values.items() if key in swept or not is_setting(key)}
-    compared = len(comparison.packings) > 1
+    asked = [(one.codec, one.projection, one.epsilon) for one in comparison.packings]
     return {
         "strategy": strategy_label(values),
-        **packing_columns(codec_label(values), projection_label(values), compared=compared),
+        **packing_columns(packing_labels(values), compared_keys(asked)),
         "partition": partition_label(values),
         "hyperparameters": hyperparameters(own, swept=swept),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from server.round.stock import is_stock
 from server.strategies import STRATEGIES, strategy_factory
 from simulations.compare.cells import VARIANTS, ComparisonSpec, StrategySpec
 from simulations.compare.check import checked
-from simulations.compare.packing import Packing, known_codec, known_projection
+from simulations.compare.packing import Packing, known_codec, known_epsilon, known_projection
 
 __all__ = ["find_modules", "parse_comparison"]
 
@@ -52,6 +52,8 @@ def parse_comparison(
     validation_fraction: float,
     codecs: str = "",
     projections: str = "",
+    epsilons: str = "",
+    given: Collection[str] = (),
 ) -> ComparisonSpec:
     """Read the command line's words.
 
@@ -67,6 +69,8 @@ def parse_comparison(
         codecs: "none,drive", of what clients send; empty: the experiment's own. A strategy is
             compared with those that it tolerates.
         projections: "off,auto,255", of the features; empty: the experiment's own.
+        epsilons: "1,4,inf", budgets of differential privacy; empty: the experiment's own.
+        given: dotted keys that somebody set for all runs, so that privacy's rule leaves them.
 
     Raises:
         ConfigError: with all problems.
@@ -75,13 +79,20 @@ def parse_comparison(
     specs, problems = _each(names, _spec)
     schemes, more = _each(_words(partitions), lambda name: (name, _partition(name)))
     problems = ([] if names else ["--strategies is empty"]) + problems + more
-    packings, more = _packings(base, codecs, projections)
+    packings, more = _packings(base, codecs, projections, epsilons)
     problems += more
     numbers = _words(seeds)
     if not numbers or not all(re.fullmatch(r"\d{1,9}", number) for number in numbers):
         problems.append(f"--seeds {seeds!r} must be whole numbers, for example 0,1,2")
     axes, more = _axes(sweeps)
-    wrong = _unknown(axes, specs) | _twice(axes) | _compared(axes, codecs, projections)
+    wrong = (
+        _unknown(axes, specs)
+        | _twice(axes)
+        | _compared(
+            axes,
+            {"codec.up": codecs, "backbone.projection": projections, "privacy.epsilon": epsilons},
+        )
+    )
     axes = [axis for axis in axes if axis[0] not in wrong]
     combined = {spec.text: _combinations(spec, specs, axes) for spec in specs}
     used = {setting[0] for rows in combined.values() for row in rows for setting in row}
@@ -100,6 +111,7 @@ def parse_comparison(
         },
         validation_fraction=validation_fraction,
         packings=packings,
+        given=frozenset(given),
     )
     return checked(comparison)
 
@@ -115,12 +127,18 @@ def _each(names: Sequence[str], parse: Callable[[str], _Parsed]) -> tuple[list[_
     return parsed, problems
 
 
-def _packings(base: Config, codecs: str, projections: str) -> tuple[tuple[Packing, ...], list[str]]:
-    """Each codec with each projection, and all problems of those that there are not."""
-    names, problems = _each(_words(codecs), known_codec)
-    texts, more = _each(_words(projections), partial(known_projection, base))
-    combined = itertools.product(names or [""], dict.fromkeys(texts or [""]))
-    return tuple(itertools.starmap(Packing, combined)), problems + more
+def _packings(
+    base: Config, codecs: str, projections: str, epsilons: str
+) -> tuple[tuple[Packing, ...], list[str]]:
+    """Each codec with each projection and budget, and all problems of those that there are not."""
+    parsed = (
+        _each(_words(codecs), known_codec),
+        _each(_words(projections), partial(known_projection, base)),
+        _each(_words(epsilons), known_epsilon),
+    )
+    combined = itertools.product(*(dict.fromkeys(texts or [""]) for texts, _ in parsed))
+    problems = [problem for _, found in parsed for problem in found]
+    return tuple(itertools.starmap(Packing, combined)), problems
 
 
 def _axes(sweeps: Sequence[str]) -> tuple[list[tuple[str, list[str]]], list[str]]:
@@ -163,15 +181,12 @@ def _twice(axes: Sequence[tuple[str, list[str]]]) -> dict[str, str]:
     }
 
 
-def _compared(
-    axes: Sequence[tuple[str, list[str]]], codecs: str, projections: str
-) -> dict[str, str]:
+def _compared(axes: Sequence[tuple[str, list[str]]], compared: Mapping[str, str]) -> dict[str, str]:
     """Keys that are compared, so that none of their values is chosen; each with the problem."""
-    compared = {"codec.up": _words(codecs), "backbone.projection": _words(projections)}
     return {
         key: f"--sweep {key}: its values are compared, so that none of them is chosen"
         for key, _ in axes
-        if compared.get(key)
+        if _words(compared.get(key, ""))
     }
 
 

@@ -15,7 +15,7 @@ from simulations.report.comparison import Entry, Setting
 from simulations.report.pareto import on_front
 from simulations.report.runs import Run
 
-__all__ = ["Kept", "Traffic", "bytes_data", "kept", "traffics"]
+__all__ = ["Kept", "Traffic", "band", "bytes_data", "kept", "traffics"]
 
 _DIGITS = 4
 
@@ -131,7 +131,7 @@ def _share(cost: float, most: float) -> str:
 
 def bytes_data(setting: Setting) -> dict[str, Any]:
     """What the page's script draws, entry by entry as the setting has them."""
-    bands = [list(_band(entry)) for entry in setting.entries]
+    bands = [list(band(entry)) for entry in setting.entries]
     return {
         "rows": [
             {"label": entry.label, "strategy": entry.strategy, "accuracy": y, "low": a, "high": b}
@@ -148,8 +148,8 @@ def bytes_data(setting: Setting) -> dict[str, Any]:
     }
 
 
-def _band(entry: Entry) -> Iterator[float]:
-    """Mean accuracy, and what its whisker reaches over, as a curve's band does."""
+def band(entry: Entry) -> Iterator[float]:
+    """Mean accuracy, then the ends of what its whisker reaches over, as a curve's band does."""
     mean = _accuracy(entry)
     low, high = wilson(mean, min(run.test_examples for run in entry.runs))
     for value in (mean, min(low, *entry.accuracies), max(high, *entry.accuracies)):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from common.noise import COUNTED_CLIENTS, COUNTED_EXAMPLES, margin
 from common.words import byte_text
 from simulations.report.leaderboard import Row
-from simulations.report.packing import compared_keys
+from simulations.report.packing import SIZE_KEYS, compared_keys
 
 __all__ = [
     "Column",
@@ -89,13 +89,19 @@ _COLUMNS = (
         "Strategy", lambda r: r.label, lambda r: r.label, True,
         "How the server aggregates; +gram: clients' gradients are preconditioned, "
         "+fed3r: starts from that head; behind a point, where they are compared, the codec of "
-        "what clients send and the number of directions that features are projected to", words=True,
+        "what clients send, the number of directions that features are projected to, and epsilon, "
+        "the budget of differential privacy", words=True,
     ),
     Column(
         "Accuracy\u00a0%", accuracy_text, lambda r: r.accuracy, False,
         "On the server's test set after the last round: mean and standard deviation over seeds; "
         "of one seed, half of the 95 % interval that its test examples leave",
         "accuracy %",
+    ),
+    Column(
+        "Backdoor\u00a0%", lambda r: percent(r.backdoor), lambda r: r.backdoor, True,
+        "Share of the test images of other classes that are taken for the attackers' target once "
+        "they carry the trigger, after the last round; mean over seeds", "backdoor",
     ),
     Column(
         "To centralized", lambda r: points(r.gap_centralized), lambda r: r.gap_centralized, False,
@@ -196,13 +202,13 @@ def shown_columns(rows: Sequence[Row], *, timed: bool) -> list[Column]:
     columns = [*others, *map(_metric, metric_names(rows)), *settings]
     if not any(row.rejected for row in rows):
         hidden.add("Rejected")
-    compared = compared_keys((row.codec, row.projection) for row in rows)
-    if compared:
+    sized = bool({*compared_keys(row.packing for row in rows)} & {*SIZE_KEYS})
+    if sized:
         hidden |= {_MEAN, _SEEDS}  # a screen has no room for them beside the bytes
     return [
         column
         for column in columns
-        if (compared or not column.packing)
+        if (sized or not column.packing)
         and column.title not in hidden
         and any(column.text(row) not in ("", "-") for row in rows)
     ]

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from common.config.privacy import rule_keys
 from common.errors import RunError
 from simulations.report.labels import (
     NOT_COMPARED,
@@ -26,7 +27,14 @@ from simulations.report.labels import (
     setting_label,
     strategy_label,
 )
-from simulations.report.packing import codec_label, compared_keys, packed, projection_label
+from simulations.report.packing import (
+    EPSILON,
+    SIZE_KEYS,
+    PackingLabels,
+    compared_keys,
+    packed,
+    packing_labels,
+)
 from simulations.report.runs import Run, read_runs
 
 __all__ = ["Comparison", "Entry", "Setting", "load_runs"]
@@ -42,18 +50,16 @@ class Entry:
     """One strategy in one setting.
 
     Attributes:
-        label: unique in its setting; names what of codec and projection is compared.
-        strategy: the same without these two.
-        codec: of what clients send.
-        projection: of the features.
+        label: unique in its setting; names what of its packing is compared.
+        strategy: the same without that.
+        packing: codec, projection and privacy budget.
         hyperparameters: learning rate and what else was set or swept, compact.
         runs: ascending by seed, one each.
     """
 
     label: str
     strategy: str
-    codec: str
-    projection: str
+    packing: PackingLabels
     hyperparameters: str
     runs: tuple[Run, ...]
 
@@ -111,10 +117,19 @@ class Comparison:
         return tuple(run for setting in self.settings for run in setting.runs)
 
     @property
+    def axes(self) -> tuple[str, ...]:
+        """Which keys of packings are compared."""
+        return compared_keys(entry.packing for s in self.settings for entry in s.entries)
+
+    @property
     def packed(self) -> bool:
         """Whether codecs or projections are compared."""
-        entries = [entry for setting in self.settings for entry in setting.entries]
-        return bool(compared_keys((entry.codec, entry.projection) for entry in entries))
+        return bool({*self.axes} & {*SIZE_KEYS})
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether privacy budgets are compared."""
+        return EPSILON in self.axes
 
     @property
     def alone(self) -> bool:
@@ -210,21 +225,31 @@ def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Path, P
 
 
 def _settings(runs: Sequence[Run], swept: Collection[str]) -> tuple[Setting, ...]:
-    groups = _groups(runs, lambda run: _key(compared_values(run), is_setting))
-    axes = compared_keys((codec_label(run.values), projection_label(run.values)) for run in runs)
+    axes = compared_keys(packing_labels(compared_values(run)) for run in runs)
+    # Privacy's rule has some of the setting its own way, which is part of what a budget costs.
+    ruled = rule_keys("everyone") if EPSILON in axes else ()
+
+    def belongs(key: str) -> bool:
+        return is_setting(key) and key not in ruled
+
+    groups = _groups(runs, lambda run: _key(compared_values(run), belongs))
     of_setting = [
-        {key: value for key, value in compared_values(group[0]).items() if is_setting(key)}
+        {key: value for key, value in compared_values(group[0]).items() if belongs(key)}
         for group in groups
     ]
     labels = distinct([setting_label(values, of_setting) for values in of_setting], of_setting)
     return tuple(
-        Setting(label, _entries(group, label, swept, axes))
+        Setting(label, _entries(group, label, swept, axes, belongs))
         for label, group in zip(labels, groups, strict=True)
     )
 
 
 def _entries(
-    runs: Sequence[Run], setting: str, swept: Collection[str], axes: Collection[str]
+    runs: Sequence[Run],
+    setting: str,
+    swept: Collection[str],
+    axes: Collection[str],
+    belongs: Callable[[str], bool],
 ) -> tuple[Entry, ...]:
     if len({run.classes for run in runs}) > 1:
         other = next(run for run in runs if run.classes != runs[0].classes)
@@ -232,7 +257,7 @@ def _entries(
     groups = _groups(runs, _entry_key)
     values = [compared_values(group[0]) for group in groups]
     own = [
-        {key: v for key, v in one.items() if key not in NOT_COMPARED and not is_setting(key)}
+        {key: v for key, v in one.items() if key not in NOT_COMPARED and not belongs(key)}
         for one in values
     ]
     names = [strategy_label(one) for one in own]
@@ -242,8 +267,7 @@ def _entries(
         Entry(
             label,
             name + label.removeprefix(short),
-            codec_label(one),
-            projection_label(one),
+            packing_labels(one),
             hyperparameters(one, own, swept),
             tuple(sorted(group, key=lambda run: run.seed)),
         )
@@ -260,11 +284,11 @@ def _unequal(setting: Setting) -> Iterable[str]:
         if lacking:
             yield f"{setting.label}: seed {seed} is missing for {', '.join(lacking)}."
         backbones = {
-            (projection_label(run.values), run.summary.fingerprint)
+            (packing_labels(run.values).features, run.summary.fingerprint)
             for run in setting.runs
             if run.seed == seed
         }
-        if len(backbones) > len({projection for projection, _ in backbones}):
+        if len(backbones) > len({features for features, _ in backbones}):
             yield (
                 f"{setting.label}, seed {seed}: the runs have different backbones, "
                 "so their features are not the same."

@@ -30,7 +30,7 @@ def curve_rows(comparison: Comparison) -> list[CurveRow]:
     What names a row comes first, up to "round". The other keys are those of metrics.jsonl, a
     strategy's own metric is ``strategy/NAME``. All rows have the same ones in the same order; None
     where a round has no such figure. Where codecs or projections are compared, both stand behind
-    the strategy.
+    the strategy, and so does epsilon where privacy budgets are.
     """
     names = _names(comparison)
     rows = [
@@ -38,7 +38,7 @@ def curve_rows(comparison: Comparison) -> list[CurveRow]:
             "run": names[run.path],
             "setting": setting.label,
             "strategy": strategy_label(run.values),
-            **packing_columns(entry.codec, entry.projection, compared=comparison.packed),
+            **packing_columns(entry.packing, comparison.axes),
             "hyperparameters": entry.hyperparameters,
             "partition": partition_label(compared_values(run)),
             "seed": run.seed,

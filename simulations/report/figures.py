@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.noise import COUNTED_CLIENTS, COUNTED_EXAMPLES, wilson
+from simulations.report.budget_figure import budget_data
 from simulations.report.bytes_figure import bytes_data
 from simulations.report.comparison import Comparison, Entry, Setting
 from simulations.report.confusion import matrix
@@ -51,9 +52,10 @@ class LineStyle:
 def line_styles(comparison: Comparison) -> dict[str, LineStyle]:
     """Each strategy's own, the same in all settings.
 
-    Where codecs or projections are compared, a strategy keeps its colour and they have the dashes.
+    Where codecs, projections or budgets are compared, a strategy keeps its colour and they have the
+    dashes.
     """
-    if comparison.packed:
+    if comparison.axes:
         return _packed_styles(comparison)
     return {
         label: LineStyle(number % _COLOURS, _DASHES[number // _COLOURS % len(_DASHES)])
@@ -65,11 +67,11 @@ def _packed_styles(comparison: Comparison) -> dict[str, LineStyle]:
     entries = {entry.label: entry for s in comparison.settings for entry in s.entries}
     every = [entries[label] for label in comparison.strategies]
     strategies = list(dict.fromkeys(entry.strategy for entry in every))
-    packings = list(dict.fromkeys((entry.codec, entry.projection) for entry in every))
+    packings = list(dict.fromkeys(entry.packing for entry in every))
     styles = {}
     for entry in every:
         strategy = strategies.index(entry.strategy)
-        dash = strategy // _COLOURS + packings.index((entry.codec, entry.projection))
+        dash = strategy // _COLOURS + packings.index(entry.packing)
         dashes = _PACKING_DASHES[dash % len(_PACKING_DASHES)]
         styles[entry.label] = LineStyle(strategy % _COLOURS, dashes)
     return styles
@@ -101,6 +103,9 @@ def figure_data(comparison: Comparison, target: float | None) -> list[dict[str, 
     if comparison.packed:
         for drawn, setting in zip(settings, comparison.settings, strict=True):
             drawn["bytes"] = bytes_data(setting)
+    if comparison.budgeted:
+        for drawn, setting in zip(settings, comparison.settings, strict=True):
+            drawn["budgets"] = budget_data(comparison, setting)
     return settings
 
 

@@ -36,7 +36,9 @@ _UNSET = "default"
 # What tells no two runs of a comparison apart.
 NOT_COMPARED = ("seed", "out", "name")
 # What belongs to a strategy; all other keys make the setting.
-_OF_THE_STRATEGY = ("strategy.", "train.", "round.", "simulation.", "codec.", *PACKING_KEYS)
+_OF_THE_STRATEGY = (
+    "strategy.", "train.", "round.", "simulation.", "codec.", "privacy.", *PACKING_KEYS,
+)  # fmt: skip
 _OF_THE_SETTING = ("train.clients-per-round", "train.clients")
 _IN_STRATEGY_LABEL = ("strategy.name", "strategy.init", "strategy.precondition")
 # Where a user's module lies is no setting of the strategy.
@@ -118,7 +120,7 @@ def hyperparameters(
 
 def _is_set(key: str, value: Any) -> bool:
     """Whether a key of the strategy or its training is away from its default."""
-    is_own = key.startswith(("strategy.", "train.")) and key != "train.rounds"
+    is_own = key.startswith(("strategy.", "train.", "privacy.")) and key != "train.rounds"
     return is_own and value != _DEFAULTS.get(key)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simulations.report.comparison import Comparison, Entry, Setting
+from simulations.report.packing import PackingLabels
 from simulations.report.pareto import on_front
 from simulations.report.runs import Run, Summary
 
@@ -43,10 +44,11 @@ class Row:
     """One strategy in one setting; means over its seeds, accuracies in [0, 1].
 
     Attributes:
-        label: unique in its setting: the strategy, and what of codec and projection is compared.
-        strategy: the same without these two.
+        label: unique in its setting: the strategy, and what of its packing is compared.
+        strategy: the same without that.
         codec: of what clients send.
         projection: of the features.
+        epsilon: budget of differential privacy, "inf" without it.
         accuracy_sd: sample standard deviation over seeds; None for one seed.
         balanced: mean of the classes' accuracies, each class alike.
         test_examples: that the server measured it on, in each run.
@@ -65,6 +67,8 @@ class Row:
         gap_centralized: accuracy minus the centralized head's, over the same seeds.
         gap_ridge: the same with the ridge head.
         rejected: updates, summed over seeds; None if a run does not tell.
+        backdoor: share of the test images of other classes that a trigger turns into the target;
+            None without a backdoor.
         seconds: of training, on the machine that ran it.
         near_best: within the sampling margin of the setting's best.
         metrics: of the strategy's own metrics that every seed has, the last value's mean and
@@ -76,6 +80,7 @@ class Row:
     strategy: str
     codec: str
     projection: str
+    epsilon: str
     hyperparameters: str
     seeds: tuple[int, ...]
     accuracy: float
@@ -96,9 +101,14 @@ class Row:
     gap_centralized: float | None
     gap_ridge: float | None
     rejected: int | None
+    backdoor: float | None
     seconds: float | None
     near_best: bool
     metrics: Mapping[str, tuple[float, float | None]]
+
+    @property
+    def packing(self) -> PackingLabels:
+        return PackingLabels(self.codec, self.projection, self.epsilon)
 
 
 def leaderboard(comparison: Comparison, target: float | None = None) -> list[Row]:
@@ -197,8 +207,7 @@ def _row(setting: Setting, entry: Entry, standard: Standard, *, on_front: bool) 
         setting=setting.label,
         label=entry.label,
         strategy=entry.strategy,
-        codec=entry.codec,
-        projection=entry.projection,
+        **entry.packing._asdict(),
         hyperparameters=entry.hyperparameters,
         seeds=entry.seeds,
         accuracy=accuracy,
@@ -224,6 +233,7 @@ def _row(setting: Setting, entry: Entry, standard: Standard, *, on_front: bool) 
         gap_centralized=_gap(setting, entry, lambda summary: summary.centralized_accuracy),
         gap_ridge=_gap(setting, entry, lambda summary: summary.ridge_accuracy),
         rejected=_sum([run.summary.rejected_updates for run in runs]),
+        backdoor=_mean([run.summary.backdoor_success for run in runs]),
         seconds=_mean([run.summary.seconds.get("training") for run in runs]),
         near_best=best - accuracy <= sampling_margin(setting),
         metrics=_last_metrics(runs),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -16,7 +16,7 @@ from server.record.figures import own_name
 from simulations.report.columns import metric_names
 from simulations.report.comparison import Comparison
 from simulations.report.leaderboard import Row
-from simulations.report.packing import compared_keys, packing_columns
+from simulations.report.packing import EPSILON, SIZE_KEYS, compared_keys, packing_columns
 
 __all__ = ["Cell", "csv_text", "leaderboard_csv", "leaderboard_rows", "timing_csv"]
 
@@ -31,24 +31,28 @@ class _Column:
         name: kebab-case, as in metrics.jsonl; a unit that is not obvious ends it.
         value: of a row; accuracies are shares, gaps points, bytes those of all clients together.
         digits: behind the point in the file; None: not rounded.
-        packing: whether it is there only where codecs or projections are compared.
+        axes: keys of packings; it is there only where one of them is compared; empty: always.
+        backdoor: whether it is there only where a run has a backdoor.
     """
 
     name: str
     value: Callable[[Row], Cell]
     digits: int | None = None
-    packing: bool = False
+    axes: Collection[str] = ()
+    backdoor: bool = False
 
 
 _COLUMNS = (
     _Column("setting", lambda row: row.setting),
     _Column("strategy", lambda row: row.strategy),
-    _Column("codec", lambda row: row.codec, packing=True),
-    _Column("projection", lambda row: row.projection, packing=True),
+    _Column("codec", lambda row: row.codec, axes=SIZE_KEYS),
+    _Column("projection", lambda row: row.projection, axes=SIZE_KEYS),
+    _Column("epsilon", lambda row: row.epsilon, axes=(EPSILON,)),
     _Column("hyperparameters", lambda row: row.hyperparameters),
     _Column("seeds", lambda row: row.seeds),
     _Column("accuracy", lambda row: row.accuracy, 6),
     _Column("accuracy-sd", lambda row: row.accuracy_sd, 6),
+    _Column("backdoor-success", lambda row: row.backdoor, 6, backdoor=True),
     _Column("balanced-accuracy", lambda row: row.balanced, 6),
     _Column("test-examples", lambda row: row.test_examples),
     _Column("client-accuracy-mean", lambda row: row.mean_client, 6),
@@ -60,8 +64,8 @@ _COLUMNS = (
     _Column("uplink-bytes-to-target", lambda row: row.uplink_to_target, 0),
     _Column("seeds-never-at-target", lambda row: row.not_reached),
     _Column("uplink-bytes", lambda row: row.uplink_bytes, 0),
-    _Column("uplink-bytes-per-update", lambda row: row.update_bytes, 0, packing=True),
-    _Column("on-pareto-front", lambda row: row.on_front, packing=True),
+    _Column("uplink-bytes-per-update", lambda row: row.update_bytes, 0, axes=SIZE_KEYS),
+    _Column("on-pareto-front", lambda row: row.on_front, axes=SIZE_KEYS),
     _Column("gap-to-centralized-points", lambda row: _points(row.gap_centralized), 4),
     _Column("gap-to-ridge-points", lambda row: _points(row.gap_ridge), 4),
     _Column("rejected-updates", lambda row: row.rejected),
@@ -87,8 +91,13 @@ def leaderboard_rows(rows: Sequence[Row]) -> list[dict[str, Cell]]:
 
 
 def _columns(rows: Sequence[Row]) -> list[_Column]:
-    compared = compared_keys((row.codec, row.projection) for row in rows)
-    return [column for column in _COLUMNS if compared or not column.packing]
+    compared = {*compared_keys(row.packing for row in rows)}
+    attacked = any(row.backdoor is not None for row in rows)
+    return [
+        column
+        for column in _COLUMNS
+        if (not column.axes or compared & {*column.axes}) and (attacked or not column.backdoor)
+    ]
 
 
 def leaderboard_csv(rows: Sequence[Row]) -> str:
@@ -126,7 +135,7 @@ def timing_csv(comparison: Comparison) -> str:
             {
                 "setting": setting,
                 "strategy": entry.strategy,
-                **packing_columns(entry.codec, entry.projection, compared=comparison.packed),
+                **packing_columns(entry.packing, comparison.axes),
                 "seed": run.seed,
                 "rounds": len(run.accuracy),
             }

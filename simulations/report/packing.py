@@ -1,27 +1,52 @@
-"""How a run's clients made their updates small: codec and projection, as a comparison names them.
+"""How a run's clients packed what they sent, as a comparison names it.
 
-Both belong to the strategy's row in a table, not to its setting: a person chooses them.
+That is a codec, a projection and a privacy budget. All belong to the strategy's row in a table, not
+to its setting: a person chooses them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from server.strategies import STRATEGIES
 
 __all__ = [
+    "EPSILON",
     "PACKING_KEYS",
+    "SIZE_KEYS",
+    "PackingLabels",
     "codec_label",
     "compared_keys",
     "packed",
     "packing_columns",
-    "projection_label",
+    "packing_labels",
 ]
 
-_CODEC, _PROJECTION = "codec.up", "backbone.projection"
-PACKING_KEYS = (_CODEC, _PROJECTION)
+_CODEC, _PROJECTION, EPSILON = "codec.up", "backbone.projection", "privacy.epsilon"
+SIZE_KEYS = (_CODEC, _PROJECTION)
+"""What makes updates small."""
+PACKING_KEYS = (*SIZE_KEYS, EPSILON)
 _UNCHOSEN = ("none", "own")
+
+
+class PackingLabels(NamedTuple):
+    """What a run has for ``PACKING_KEYS``.
+
+    Attributes:
+        codec: of what clients send, by its name.
+        projection: "off", "auto" or the number of directions.
+        epsilon: the budget; "inf" without privacy.
+    """
+
+    codec: str
+    projection: str
+    epsilon: str
+
+    @property
+    def features(self) -> tuple[str, str]:
+        """What decides features: a projection, or a budget by whose rule there is one."""
+        return self.projection, self.epsilon
 
 
 def codec_label(values: Mapping[str, Any]) -> str:
@@ -29,21 +54,31 @@ def codec_label(values: Mapping[str, Any]) -> str:
     return values[_CODEC] or ("none" if values["strategy.name"] in STRATEGIES else "own")
 
 
-def projection_label(values: Mapping[str, Any]) -> str:
-    """What the features are projected to: "off", "auto" or the number of directions."""
-    return str(values[_PROJECTION])
+def packing_labels(values: Mapping[str, Any]) -> PackingLabels:
+    """Those of a run's configuration."""
+    epsilon = repr(float(values[EPSILON])).removesuffix(".0")
+    return PackingLabels(codec_label(values), str(values[_PROJECTION]), epsilon)
 
 
-def compared_keys(packings: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """Which of the two keys are compared, given all rows' codecs and projections.
+def compared_keys(packings: Iterable[tuple[str, str, str]]) -> tuple[str, ...]:
+    """Which of the keys are compared, given all rows' codecs, projections and budgets.
 
-    Nobody compares codecs who chose none, though a user's strategy may have one of its own.
+    Nobody compares codecs who chose none, though a user's strategy may have one of its own. Nor
+    does anybody compare projections that come with the budgets, by privacy's rule.
 
-    >>> compared_keys([("none", "off"), ("drive", "off"), ("own", "off")])
+    >>> compared_keys([("none", "off", "inf"), ("drive", "off", "inf"), ("own", "off", "inf")])
     ('codec.up',)
+    >>> compared_keys([("none", "off", "inf"), ("none", "auto", "4")])
+    ('privacy.epsilon',)
     """
-    codecs, projections = ({*column} for column in zip(*packings, strict=True))
-    is_compared = (len(codecs) > 1 and bool(codecs - {*_UNCHOSEN}), len(projections) > 1)
+    rows = {PackingLabels(*row) for row in packings}
+    codecs, budgets = {row.codec for row in rows}, {row.epsilon for row in rows}
+    projections = [{row.projection for row in rows if row.epsilon == one} for one in budgets]
+    is_compared = (
+        len(codecs) > 1 and bool(codecs - {*_UNCHOSEN}),
+        max(map(len, projections), default=0) > 1,
+        len(budgets) > 1,
+    )
     return tuple(key for key, is_it in zip(PACKING_KEYS, is_compared, strict=True) if is_it)
 
 
@@ -51,13 +86,21 @@ def packed(label: str, values: Mapping[str, Any], keys: Collection[str]) -> str:
     """A strategy's label with what is compared behind it.
 
     >>> values = {"codec.up": "drive", "backbone.projection": 255, "strategy.name": "fedavg"}
-    >>> packed("fedavg", values, PACKING_KEYS)
-    'fedavg · drive · 255'
+    >>> packed("fedavg", values | {"privacy.epsilon": 4.0}, PACKING_KEYS)
+    'fedavg · drive · 255 · epsilon 4'
     """
-    words = zip(PACKING_KEYS, (codec_label(values), projection_label(values)), strict=True)
+    codec, projection, epsilon = packing_labels(values)
+    words = zip(PACKING_KEYS, (codec, projection, f"epsilon {epsilon}"), strict=True)
     return " · ".join([label, *(word for key, word in words if key in keys)])
 
 
-def packing_columns(codec: str, projection: str, *, compared: bool) -> dict[str, str]:
-    """Columns of tables for programs; none where neither is compared."""
-    return {"codec": codec, "projection": projection} if compared else {}
+def packing_columns(labels: PackingLabels, keys: Collection[str]) -> dict[str, str]:
+    """Columns of tables for programs.
+
+    Args:
+        labels: of a row.
+        keys: what is compared among all rows, see ``compared_keys``.
+    """
+    size = bool({*keys} & {*SIZE_KEYS})
+    columns = {"codec": labels.codec, "projection": labels.projection} if size else {}
+    return columns | ({"epsilon": labels.epsilon} if EPSILON in keys else {})

@@ -122,6 +122,7 @@
   function draw() {
     if (!window.Plotly) return;
     if (byId("plot-bytes")) bytesPlot.show(current);
+    if (byId("plot-privacy")) privacyPlot.show(current);
     drawChosen();
     if (byId("plot-clients")) curvePlots.clients(current);
     byId("by-class").classList.toggle("stacked", current.confusion.names.length > 20);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import MissingExtraError
+from simulations.report.budget_figure import budget_lines, budgets
 from simulations.report.bytes_figure import kept, traffics
 from simulations.report.columns import accuracy_text, percent, shown_columns
 from simulations.report.comparison import Comparison, Entry, Setting
@@ -26,6 +28,7 @@ from simulations.report.headline import answers, figures_of_run
 from simulations.report.labels import number_or_share, text
 from simulations.report.leaderboard import Row, best_row, leaderboard, sampling_margin, standard
 from simulations.report.leaderboard_tables import overview, rows_by_setting, standard_text
+from simulations.report.packing import PACKING_KEYS
 from simulations.report.reproduce import (
     EXPERIMENT_FILE,
     command,
@@ -79,7 +82,10 @@ def page_html(comparison: Comparison, target: float | None) -> str:
         lede=_lede(comparison),
         facts=_facts(comparison, common),
         notes=comparison.notes,
-        settings=[_setting(setting, rows, target, common) for setting, rows in by_setting],
+        settings=[
+            {**_setting(setting, rows, target, common), **_budgets(comparison, setting, rows)}
+            for setting, rows in by_setting
+        ],
         columns=shown_columns(leaderboard(comparison, target), timed=True),
         as_asked=bool(comparison.asked),
         overview=overview(comparison, by_setting) if len(by_setting) > 1 else [],
@@ -93,6 +99,7 @@ def page_html(comparison: Comparison, target: float | None) -> str:
         figures=figure_data(comparison, target),
         percent=percent,
         accuracy_text=accuracy_text,
+        infinity=math.inf,
         plotly=_plotly(),
     )
 
@@ -101,7 +108,7 @@ def _parts(comparison: Comparison, *, metrics: bool, clients: bool) -> list[tupl
     """The page's parts in order: the name of each one's template, and its link's text.
 
     Of one strategy the curve, the matrix and the classes come first: there is nothing to compare.
-    Who compares codecs or projections asks first what accuracy costs.
+    Who compares codecs, projections or privacy budgets asks first what accuracy costs.
     """
     alone = comparison.alone
     curve, mistakes = ("curves", "Curve" if alone else "Curves"), ("mistakes", "Mistakes")
@@ -112,7 +119,8 @@ def _parts(comparison: Comparison, *, metrics: bool, clients: bool) -> list[tupl
     if alone:
         return [("result", "Result"), curve, mistakes, *own, *fare, *held, last]
     is_told = all(any(run.uplink is not None for run in s.runs) for s in comparison.settings)
-    cost = [("bytes", "Bytes")] if comparison.packed and is_told else []
+    cost = [("privacy", "Privacy")] if comparison.budgeted else []
+    cost += [("bytes", "Bytes")] if comparison.packed and is_told else []
     return [*cost, ("leaderboard", "Leaderboard"), curve, *own, *fare, mistakes, *held, last]
 
 
@@ -127,18 +135,22 @@ def _title(comparison: Comparison) -> str:
     sources = dict.fromkeys(text(run.values["data.source"]) for run in comparison.runs)
     labels = comparison.strategies
     what = labels[0] if len(labels) == 1 else f"{len(labels)} strategies"
-    if comparison.packed:
+    if comparison.axes:
         what = _compared(comparison)
     return f"{what} on {' and '.join(sources)}"
 
 
+_AXES = ("codec", "projection", "privacy budget")
+
+
 def _compared(comparison: Comparison) -> str:
-    """How many strategies, codecs and projections; of one strategy the name."""
+    """How many strategies, codecs, projections and budgets; of one strategy the name."""
     entries = [entry for setting in comparison.settings for entry in setting.entries]
     strategies = {entry.strategy for entry in entries}
     counts = {
-        "codec": len({entry.codec for entry in entries}),
-        "projection": len({entry.projection for entry in entries}),
+        name: len({labels[i] for labels in {entry.packing for entry in entries}})
+        for i, (key, name) in enumerate(zip(PACKING_KEYS, _AXES, strict=True))
+        if key in comparison.axes
     }
     what = min(strategies) if len(strategies) == 1 else f"{len(strategies)} strategies"
     axes = [f"{count} {name}s" for name, count in counts.items() if count > 1]
@@ -221,6 +233,15 @@ def _setting(
         "yardsticks": yardsticks(setting, target),
         "traffics": [(traffic, kept(setting, traffic)) for traffic in traffics(setting)],
         "recipes": [_recipe(entry, common) for entry in setting.entries],
+    }
+
+
+def _budgets(comparison: Comparison, setting: Setting, rows: Sequence[Row]) -> dict[str, Any]:
+    """What a table of accuracies by budget is made of."""
+    return {
+        "by_label": {row.label: row for row in rows},
+        "budgets": budgets(setting),
+        "budget_lines": budget_lines(comparison, setting),
     }
 
 
