@@ -1,4 +1,4 @@
-"""SIGKILL between file operations of a private run: ledger, release, checkpoint, secret, summary."""
+"""SIGKILL between file operations of private runs: ledger, release, checkpoint, secret, summary."""
 
 from __future__ import annotations
 
