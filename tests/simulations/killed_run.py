@@ -1,8 +1,8 @@
 """Goes on with a run, and kills its own process before a file operation; see test_private_kill.
 
 Started where everything is imported, with ``RUN``, ``AT`` and ``TOLD`` as globals. ``AT`` counts
-what the run does to files: opening one to write, writing to it, syncing, renaming, removing. 0: none
-is its last, and ``TOLD`` gets their number.
+what the run does to files: opening one to write, writing to it, syncing, renaming, removing. With 0
+it is not killed, and ``TOLD`` gets their number.
 """
 
 from __future__ import annotations
