@@ -9,11 +9,13 @@ budget and the number of clients: with half or twice as much, accuracy was at mo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Served", "clip", "directions", "rounds", "served", "step"]
+import numpy as np
+
+__all__ = ["Served", "cancelled", "clip", "directions", "rounds", "served", "step"]
 
 # Updates have a norm of about 1 by the root of the number of examples. A fourth of that makes
 # nearly all of them equally long, so that three times too many or too few examples do no harm.
@@ -59,8 +61,8 @@ def step(divisor: float, multiplier: float, clip: float, rounds: int) -> float:
     Args:
         divisor: the configured number of clients n, or where not all take part in a round, the
             expected number.
-        multiplier: z, the standard deviation of a sum's noise in units of the clip; with noise that
-            later noise takes off again, see ``factorization``, by how much this makes it smaller.
+        multiplier: z, the standard deviation of a sum's noise in units of the clip, divided by
+            ``cancelled`` where later noise takes a part of it off again.
         clip: C, on features of unit norm.
         rounds: T.
 
@@ -69,6 +71,24 @@ def step(divisor: float, multiplier: float, clip: float, rounds: int) -> float:
     """
     signal = divisor * math.sqrt(rounds) / multiplier
     return min(signal, _MOST_SIGNAL) / (clip * rounds)
+
+
+def cancelled(coefficients: Sequence[float], rounds: int) -> float:
+    """How much smaller correlated noise makes a run's noise than independent noise as large is.
+
+    That of the final head, the mean of the heads of the last half of the rounds.
+
+    Args:
+        coefficients: c_0, c_1, ... of ``factorization``, at least one.
+        rounds: T.
+
+    >>> cancelled([1.0], 10)
+    1.0
+    """
+    heads = np.tri(rounds)[rounds // 2 :].mean(axis=0)  # how much of each round they hold
+    powers = (c * np.eye(rounds, k=-k) for k, c in enumerate(coefficients[:rounds]))
+    drawn = np.linalg.solve(sum(powers, np.zeros((rounds, rounds))).T, heads)
+    return float(np.linalg.norm(heads) / np.linalg.norm(drawn))
 
 
 def directions(clients: float, sigma: float) -> int | Literal["auto"]:

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import pytest
 
-from common.privacy.rule import clip, directions, rounds, served, step
+from common.privacy.rule import cancelled, clip, directions, rounds, served, step
 from common.types import Head, UpdateBatch
 from server.strategies import build_strategy
 from server.strategy import RoundContext
@@ -30,6 +30,19 @@ def test_beyond_the_signal_that_any_head_needs_steps_are_no_longer() -> None:
     enough, more = (step(n, SIGMA * math.sqrt(10), 0.1, 10) for n in (10_000, 1_000_000))
     assert enough == more == pytest.approx(3000.0)
     assert step(3000 * SIGMA * 0.99, SIGMA * math.sqrt(10), 0.1, 10) < enough
+
+
+def test_noise_that_is_taken_off_again_is_counted_by_what_is_left_of_it() -> None:
+    rounds_, c = 8, (1.0, 0.5, 0.375)
+    drawn = np.random.default_rng(0).normal(size=(rounds_, 40_000))
+    noises: list[np.ndarray[tuple[int, ...], np.dtype[np.float64]]] = []
+    for t in range(rounds_):
+        before = [c[k] * noises[t - k] for k in range(1, min(3, t + 1))]
+        noises.append((drawn[t] - np.sum(before, axis=0)) / c[0])
+    left = np.cumsum(noises, axis=0)[rounds_ // 2 :].mean(axis=0).std()
+    independent = np.cumsum(drawn, axis=0)[rounds_ // 2 :].mean(axis=0).std()
+    assert cancelled(c, rounds_) == pytest.approx(independent / left, rel=0.02)
+    assert cancelled(c, rounds_) > 1.5
 
 
 def test_the_clip_falls_with_the_root_of_the_examples() -> None:
