@@ -49,8 +49,8 @@ def show(
 ) -> None:
     """Explain a run's ledger: budget, releases and their cost. The default command."""
     from common.privacy.words import NOT_PRIVATE
-    from fedhead.api.privacy import read_privacy
     from fedhead.cli.privacy_tables import ledger_json, ledger_tables
+    from server.record.privacy import read_privacy
 
     path = run_folder.resolve()
     found = read_privacy(path)
