@@ -120,9 +120,9 @@ compare: $(DEMO)
 	    --sweep centered_clipping.radius=0.1,1,10 --sweep norm_clipping.bound=0.3,1,3 \
 	    --sweep fedcof.gamma=0.01,0.1,1 --out runs/compare-$(DATA)
 
-# The same clients under two attacks, and left in peace.
+# The same clients under three attacks, and left in peace.
 robustness: $(DEMO)
-	for kind in none sign-flip alie; do \
+	for kind in none sign-flip alie backdoor; do \
 	    $(BIN)/fedhead compare simulations/experiments/attack.toml --seeds 0,1,2 \
 	        --strategies fedavg,median,trimmed_mean,krum,multikrum,bulyan,geometric_median,centered_clipping,norm_clipping \
 	        --partitions iid,dirichlet:0.3 --set data.source=$(DATA) --set attack.kind=$$kind \

@@ -5,7 +5,6 @@ Data, shares and features are cached in the process, so that in-process server a
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.backbone.frozen import FrozenBackbone
+from common.backdoor import Trigger, draw_trigger, poisoned
 from common.cache import note_use
 from common.calibration import calibration_part
 from common.config import Config, DataConfig, PartitionConfig, load_config, parse_overrides
@@ -25,7 +25,7 @@ from common.datasets.split import stratified_split
 from common.errors import ConfigError, DamagedError, DataError
 from common.features import extract
 from common.files import cache_root
-from common.labels import flipped, noisy
+from common.labels import relabelled
 from common.local_loss import find_loss
 from common.partition import Request, evenly, local_split, partition_clients
 from common.readback import ArraysFile
@@ -43,6 +43,7 @@ __all__ = [
     "held_out_positions",
     "malicious_clients",
     "run_config",
+    "run_trigger",
     "training_features",
 ]
 
@@ -234,39 +235,33 @@ def training_features(
 ) -> FeatureSet:
     """The same features, not copied, with the labels that simulated clients train on.
 
-    They differ from the true ones by label noise, and where a malicious client flips its own;
-    with ``honest`` nobody does. Labels of test parts are always the true ones.
+    They differ from the true ones by label noise, and where a malicious client flips its own. With
+    a backdoor, malicious clients' features differ, too, and all are copied. With ``honest`` nobody
+    attacks. Examples of test parts are always the true ones.
     """
     features, attack = experiment_features(config, backbone), config.attack
-    flipping = frozenset[int]()
-    if attack.kind == "label-flip" and not honest:
-        flipping = malicious_clients(config)
-    if not (config.data.label_noise or flipping):
-        return features
-    return _relabelled(
-        features,
-        client_shares(config),
-        experiment_dataset(config).num_classes,
-        config.data.label_noise,
-        flipping,
-        config.seed,
-    )
+    malicious = frozenset[int]() if honest else malicious_clients(config)
+    flipping = malicious if attack.kind == "label-flip" else frozenset[int]()
+    shares = client_shares(config)
+    trigger = run_trigger(config, features)
+    if config.data.label_noise or flipping:
+        num_classes, noise = experiment_dataset(config).num_classes, config.data.label_noise
+        features = relabelled(features, shares, num_classes, noise, flipping, config.seed)
+    if trigger and malicious:
+        features = poisoned(features, shares, malicious, trigger, attack.target, config.seed)
+    return features
 
 
-@lru_cache(maxsize=2)
-def _relabelled(
-    features: FeatureSet,
-    shares: tuple[ClientShare, ...],
-    num_classes: int,
-    noise: float,
-    flipping: frozenset[int],
-    seed: int,
-) -> FeatureSet:
-    labels = features.labels.copy()
-    for client, share in enumerate(shares):
-        own = noisy(labels[share.train], noise, num_classes, seed=seed, client=client)
-        labels[share.train] = flipped(own, num_classes) if client in flipping else own
-    return dataclasses.replace(features, labels=labels)
+def run_trigger(config: Config, features: FeatureSet) -> Trigger | None:
+    """The trigger of a run with a backdoor; None without one.
+
+    Args:
+        config: of the run.
+        features: of the whole data set.
+    """
+    if config.attack.kind != "backdoor":
+        return None
+    return draw_trigger(features.q[calibration_positions(config)], config.seed)
 
 
 def forget_data() -> None:
@@ -274,7 +269,7 @@ def forget_data() -> None:
 
     For a process that lives longer than one run, such as a notebook's: files may have changed.
     """
-    for cached in (_dataset, _shares, _relabelled, _features, find_loss):
+    for cached in (_dataset, _shares, relabelled, poisoned, _features, find_loss):
         cached.cache_clear()
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from common.seeding import Purpose, draws, permutation
-from common.types import IntArray
+from common.types import FeatureSet, IntArray
 
-__all__ = ["flipped", "noisy"]
+if TYPE_CHECKING:
+    from common.experiment import ClientShare
+
+__all__ = ["flipped", "noisy", "relabelled"]
 
 _WHICH, _WHAT = range(2)  # keys of a client's random streams
 
@@ -41,3 +47,29 @@ def flipped(labels: IntArray, num_classes: int) -> IntArray:
     Byzantine-robust federated learning", arXiv 1911.11815).
     """
     return num_classes - 1 - labels
+
+
+@lru_cache(maxsize=2)
+def relabelled(
+    features: FeatureSet,
+    shares: tuple[ClientShare, ...],
+    num_classes: int,
+    noise: float,
+    flipping: frozenset[int],
+    seed: int,
+) -> FeatureSet:
+    """The same features with wrong labels in the clients' training examples.
+
+    Args:
+        features: of the whole data set; not copied.
+        shares: who owns what, by client id.
+        num_classes: K >= 2.
+        noise: share of each client's examples whose labels are drawn.
+        flipping: ids of the clients that then flip theirs.
+        seed: of the run.
+    """
+    labels = features.labels.copy()
+    for client, share in enumerate(shares):
+        own = noisy(labels[share.train], noise, num_classes, seed=seed, client=client)
+        labels[share.train] = flipped(own, num_classes) if client in flipping else own
+    return dataclasses.replace(features, labels=labels)

@@ -57,6 +57,7 @@ class Purpose(IntEnum):
     TEMPERATURE = 18
     FINE_TUNING = 19
     PROJECTION = 20
+    BACKDOOR = 21
     PRIVACY_PLAN = 22
 
 

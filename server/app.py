@@ -49,6 +49,7 @@ from server.record.stages import Stages
 from server.record.trackers import check_trackers, tracked
 from server.round.algorithm import Run
 from server.round.backbone_offer import offer
+from server.round.backdoor import Backdoor, backdoor_of
 from server.round.build import check_strategy, make_algorithm
 from server.round.calibration import calibrated
 from server.round.client_figures import ask_clients, write_clients
@@ -125,6 +126,7 @@ class _Scene:
     backbone: FrozenBackbone
     affine: Affine
     test: FeatureSet
+    backdoor: Backdoor | None
     run: Run
 
 
@@ -210,6 +212,7 @@ def _set_up(
     with stages("features"):
         features = experiment_features(config, backbone)
         test = features.select(held_out_positions(config))
+        backdoor = backdoor_of(config, features)
     with stages("clients", "waiting for clients"):
         devices = read_run_json(folder.path).get("simulated") is False
         check_listed(config, roster, resumes=resumes)
@@ -219,7 +222,7 @@ def _set_up(
     config = with_learning_rate(config, folder, features)
     guard = make_guard(config, folder, features, registry)
     run = Run(config, folder.run_id, backbone.fingerprint, grid, registry, guard)
-    return _Scene(folder, stages, dataset, backbone, features.affine, test, run)
+    return _Scene(folder, stages, dataset, backbone, features.affine, test, backdoor, run)
 
 
 def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Outcome:
@@ -232,8 +235,9 @@ def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Ou
         folder.reopen()
     with scene.stages("rounds"):
         head, rounds, counters = run_rounds(
-            run, algorithm, start, scene.test, folder, checkpoint, is_cell=is_cell
-        )
+            run, algorithm, start, scene.test, folder, checkpoint,
+            backdoor=scene.backdoor, is_cell=is_cell,
+        )  # fmt: skip
     if run.guard:
         run.guard.end()
     if not counters["accepted"]:

@@ -77,6 +77,7 @@ def summarize(
         "refused_answers": None if hides else accounts.total("refused"),
         "attack": config.attack.kind,
         "malicious_clients": len(malicious_clients(config)),
+        "backdoor_success": counters.get("backdoor-success"),
         "uplink_bytes": _total(counters, "uplink-bytes"),
         "downlink_bytes": _total(counters, "downlink-bytes"),
         "full_model_uplink_bytes": None if hides else full_model_bytes * int(counters["valid"]),

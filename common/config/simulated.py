@@ -12,7 +12,9 @@ from common.toml_model import Section
 
 __all__ = ["AttackConfig", "AvailabilityConfig", "SimulationConfig"]
 
-_USUAL_SCALES = {"sign-flip": 5.0, "alie": 1.5, "ipm": 2.0, "gaussian": 0.1, "inflate": 10.0}
+_USUAL_SCALES = {
+    "sign-flip": 5.0, "alie": 1.5, "ipm": 2.0, "gaussian": 0.1, "inflate": 10.0, "backdoor": 1.0,
+}  # fmt: skip
 
 
 class AvailabilityConfig(Section):
@@ -36,17 +38,21 @@ class AttackConfig(Section):
     """[attack]: simulated clients that try to spoil the model."""
 
     kind: Literal[
-        "none", "sign-flip", "alie", "ipm", "gaussian", "nan", "inflate", "label-flip"
+        "none", "sign-flip", "alie", "ipm", "gaussian", "nan", "inflate", "label-flip", "backdoor"
     ] = "none"
     """What malicious clients do. sign-flip: send their delta times -scale; alie: the honest
     clients' mean plus scale standard deviations; ipm: that mean times -scale; gaussian: noise
     with scale as its standard deviation; nan: NaN; inflate: a number of examples scale times too
-    large; label-flip: train on labels K - 1 - y."""
+    large; label-flip: train on labels K - 1 - y; backdoor: half of their examples carry a trigger,
+    a fixed pattern of features, and are labelled as the target; they send scale times their
+    delta."""
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of all clients that are malicious, rounded down; the same ones in every round."""
     scale: Annotated[float, Field(ge=0)] = 0.0
     """Strength of the attack; 0: the usual one (sign-flip 5, alie 1.5, ipm 2, gaussian 0.1,
-    inflate 10)."""
+    inflate 10, backdoor 1)."""
+    target: Annotated[int, Field(ge=0)] = 0
+    """The class that a backdoor's examples are labelled as, from 0."""
 
     @property
     def strength(self) -> float:
@@ -56,7 +62,16 @@ class AttackConfig(Section):
     @property
     def changes_updates(self) -> bool:
         """Whether malicious clients send something other than what they computed."""
+        if self.kind == "backdoor":
+            return self.strength != 1
         return self.kind not in ("none", "label-flip")
+
+    @property
+    def named(self) -> str:
+        """The key that makes clients send something else, with its value, for messages."""
+        if self.kind == "backdoor":
+            return f"attack.scale={self.scale:g}"
+        return f"attack.kind={self.kind!r}"
 
     def count(self, num_clients: int) -> int:
         """Number of malicious clients among ``num_clients``."""
@@ -66,6 +81,8 @@ class AttackConfig(Section):
         """What is wrong with the settings together; empty if nothing."""
         if self.scale and self.kind not in _USUAL_SCALES:
             return f"attack.scale={self.scale:g} has no effect with attack.kind={self.kind!r}"
+        if self.target and self.kind != "backdoor":
+            return f"attack.target={self.target} has no effect with attack.kind={self.kind!r}"
         if self.kind == "inflate" and not self.scale.is_integer():
             return f"attack.scale={self.scale:g} must be a whole number for attack.kind='inflate'"
         if self.kind != "none" and not self.count(num_clients):

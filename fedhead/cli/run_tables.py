@@ -242,6 +242,8 @@ def _closing_rows(s: Mapping[str, Any]) -> dict[str, str]:
     }
     if s["malicious_clients"]:
         rows["malicious clients"] = f"{s['malicious_clients']} ({s['attack']})"
+        if s.get("backdoor_success") is not None:
+            rows["malicious clients"] += f", the trigger works on {_percent(s['backdoor_success'])}"
     if s["simulated_seconds"]:
         rows["on phones (simulated)"] = (
             f"{s['simulated_seconds']:,.1f} s, {s['dropped_updates']} never answered, "

@@ -27,7 +27,7 @@ from common.experiment import (
 )
 from common.files import cache_root, write_atomic
 from common.privacy import rule
-from common.privacy.accounting import gaussian_sigma
+from common.privacy.gaussian import gaussian_sigma
 from common.privacy.words import NOT_PRIVATE
 from common.readback import own_check
 from common.types import FeatureSet, Head

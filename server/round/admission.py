@@ -138,6 +138,8 @@ class Admission:
             )
         if not self.simulated and len(reply.clients) > 1:
             raise ReplyError(f"speaks for {len(reply.clients)} clients, expected one for a device")
+        if self.privacy.active and any(count > 1 for count in reply.num_examples):
+            raise ReplyError("tells how many examples it has, but the run is private")
         own = self.own_clients(node)
         for client, count in zip(reply.clients, reply.num_examples, strict=True):
             if own and client not in own:

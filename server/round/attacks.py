@@ -2,9 +2,9 @@
 
 Like absence, attacks are simulated on the server. There, an attacker knows all honest updates,
 which makes it strongest, and the result is the same with any engine and number of nodes. In a round
-of statistics before a gradient strategy, attackers are honest; only label-flip, which changes a
-client's data, applies there too. A client's own memory, such as SCAFFOLD's control variate, is not
-changed.
+of statistics before a gradient strategy, attackers are honest; only label-flip and backdoor, which
+change a client's data, apply there too. A client's own memory, such as SCAFFOLD's control variate,
+is not changed.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ def corrupt(
     - nan: NaN, which the server's checks must refuse.
     - inflate: the unchanged update, with ``scale`` times its number of examples; statistics are
       multiplied, as if each example occurred that many times.
+    - backdoor: ``scale * own``, the model replacement of Bagdasaryan et al., arXiv 1807.00459, of
+      an update that was trained on poisoned examples, see common.backdoor.
 
     In a round without honest clients, all rows are used in place of the honest ones.
 
@@ -91,6 +93,8 @@ def _made(own: _Rows, honest: _Rows, attack: AttackConfig) -> npt.NDArray[np.flo
             made = mean + scale * deviation
         case "ipm":
             made = -scale * mean
+        case "backdoor":
+            made = scale * own.astype(np.float64)
         case _:
             made = np.full_like(mean, np.nan)
     with np.errstate(over="ignore"):  # a huge scale may give infinity, which is refused

@@ -42,9 +42,11 @@ def _present(run: Run, plan: ClientPlan, cohort: list[int], result: RoundResult)
     if always or not registry.simulated:
         return cohort
     epochs = config.train.local_epochs if plan.kind == "sgd" else 1
+    # A private run's clients do not tell how many examples they have: each has the typical number.
+    typical = run.guard.decided.examples if run.guard else None
     outcome = simulate(
         cohort,
-        {client: registry.clients[client].num_examples * epochs for client in cohort},
+        {i: (typical or registry.clients[i].num_examples) * epochs for i in cohort},
         config.availability,
         wanted=result.wanted,
         seed=config.seed,
@@ -76,7 +78,7 @@ class Availability:
 
 def simulate(
     cohort: Sequence[int],
-    work: Mapping[int, int],
+    work: Mapping[int, float],
     config: AvailabilityConfig,
     *,
     wanted: int,

@@ -28,7 +28,7 @@ from server.strategies.private import with_privacy
 from server.strategies.statistics_first import with_statistics
 from server.strategy import Strategy
 
-__all__ = ["check_strategy", "make_algorithm"]
+__all__ = ["check_strategy", "make_algorithm", "prepared_strategy"]
 
 logger = logging.getLogger("fedhead")
 
@@ -91,7 +91,7 @@ def _stock_problem(config: Config) -> str | None:
     if config.round.over_selection:
         return "round.over-selection needs one of fedhead's strategies"
     if config.attack.changes_updates:
-        return f"attack.kind={config.attack.kind!r} needs one of fedhead's strategies"
+        return f"{config.attack.named} needs one of fedhead's strategies"
     takes_rate = (
         "client_learning_rate"
         in inspect.signature(import_strategy(config.strategy.name)).parameters
@@ -130,8 +130,8 @@ def _check_closed_form(config: Config, name: str) -> None:
     if config.attack.changes_updates and config.attack.kind != "inflate":
         raise ConfigError(
             [
-                f"attack.kind={config.attack.kind!r} changes deltas, but clients of {name} send "
-                "none: only label-flip and inflate apply"
+                f"{config.attack.named} changes deltas, but clients of {name} send "
+                "none: only label-flip, inflate and backdoor without a scale apply"
             ]
         )
 
@@ -149,10 +149,13 @@ def make_algorithm(run: Run, affine: Affine, zero_point: ByteArray | int) -> Alg
         _tell_trainer(run)
         strategy = build_stock(config.strategy.name, config.strategy.args, lr=config.train.peak)
         return StockAlgorithm(run, strategy)
-    own = build_strategy(config.strategy.name, config.strategy.args)
+    args = config.strategy.args
+    if run.guard and run.guard.decided.server_lr:
+        args = {**args, "server-lr": run.guard.decided.server_lr}
+    own = build_strategy(config.strategy.name, args)
     if trains_by_gradients(own):
         _tell_trainer(run)
-    prepared = _prepared(config, own)
+    prepared = prepared_strategy(config, own)
     if run.guard:
         prepared = with_privacy(prepared, run.guard.decided.terms, run.guard.release)
     return OwnAlgorithm(run, prepared, affine, zero_point)
@@ -168,7 +171,7 @@ def _tell_trainer(run: Run) -> None:
     logger.info("the reference trainer trains clients one by one: %s", ", ".join(keys))
 
 
-def _prepared(config: Config, own: Strategy[Any]) -> Strategy[Any]:
+def prepared_strategy(config: Config, own: Strategy[Any]) -> Strategy[Any]:
     """The strategy, after a round of statistics if the configuration asks for one."""
     settings = config.strategy
     starts, steps = settings.init == "fed3r", settings.precondition == "gram"

@@ -255,5 +255,6 @@ def _account(config: Config, dataset: Dataset) -> None:
         logger.warning("%s", line)
     if malicious := malicious_clients(config):
         attack = config.attack
-        scale = f" with scale {attack.strength:g}" if attack.strength else ""
-        logger.info("%d clients are malicious: %s%s", len(malicious), attack.kind, scale)
+        how = f" with scale {attack.strength:g}" if attack.strength else ""
+        how += f", target {dataset.classes[attack.target]}" if attack.kind == "backdoor" else ""
+        logger.info("%d clients are malicious: %s%s", len(malicious), attack.kind, how)

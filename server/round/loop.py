@@ -19,6 +19,7 @@ from server.record.replaced import forget_replaced
 from server.record.runfolder import MetricsLog, RunFolder, write_confusion
 from server.record.untold import untold_figures
 from server.round.algorithm import Algorithm, RoundResult, Run, quorum
+from server.round.backdoor import Backdoor
 from server.round.registry import Registry
 from server.round.replies import LARGEST_LOSS
 
@@ -61,9 +62,9 @@ class _Judge:
         seconds: time that evaluations have taken so far.
     """
 
-    def __init__(self, test: FeatureSet) -> None:
+    def __init__(self, test: FeatureSet, backdoor: Backdoor | None) -> None:
         self.seconds = 0.0
-        self._test = test
+        self._test, self._backdoor = test, backdoor
         self._last: tuple[Head, Evaluation] | None = None
 
     def evaluate(self, head: Head) -> Evaluation:
@@ -72,6 +73,10 @@ class _Judge:
             self._last = head, evaluate(head, self._test)
             self.seconds += time.perf_counter() - started
         return self._last[1]
+
+    def backdoor(self, head: Head) -> float | None:
+        """How well the backdoor works with a head; None without one."""
+        return None if self._backdoor is None else self._backdoor.success(head)
 
     def fault(self, head: Head) -> str:
         """Why a head must not be kept; empty: it may be kept."""
@@ -102,6 +107,7 @@ def run_rounds(
     folder: RunFolder,
     checkpoint: Checkpoint | None,
     *,
+    backdoor: Backdoor | None = None,
     is_cell: bool = False,
 ) -> tuple[Head, int, Mapping[str, float]]:
     """Run all rounds from the first, or from the one after the checkpoint, to the last.
@@ -113,6 +119,7 @@ def run_rounds(
         test: the server's test set.
         folder: the run folder for metrics and checkpoints.
         checkpoint: the checkpoint to continue from.
+        backdoor: what a backdoor is measured on, if there is one.
         is_cell: whether this is a cell of a comparison, which writes only metrics.jsonl and
             confusion.json.
 
@@ -125,7 +132,7 @@ def run_rounds(
     counted = [name for name in _COUNTED if name not in untold_figures(run.config.privacy)]
     counters = dict.fromkeys(counted, 0.0) | dict(checkpoint.counters if checkpoint else {})
     algorithm.start(head, checkpoint)
-    judge = _Judge(test)
+    judge = _Judge(test, backdoor)
     # A cell of a comparison begins again when it is cut off.
     with MetricsLog(folder.path, done, durable=not is_cell) as log:
         for number in range(done + 1, rounds + 1):
@@ -143,6 +150,8 @@ def run_rounds(
             for name in counted:
                 counters[name] += metrics[name]
             counters |= {name: result.metrics[name] for name in _CHOSEN if name in result.metrics}
+            if (opened := judge.backdoor(head)) is not None:
+                metrics["backdoor-success"] = counters["backdoor-success"] = opened
             log.write(number, metrics)
             if not is_cell:
                 _keep(run, folder, number, head, algorithm.state, counters)
@@ -195,7 +204,7 @@ def _gather(run: Run, round_number: int) -> None:
     registry.refresh()
     asked = config.train.asked(registry.population)
     wanted = min(asked or len(registry.clients), len(registry.known))
-    needed = quorum(config, wanted)
+    needed = max(1, quorum(config, wanted))
     registry.progress.update(round_number=round_number, rounds=config.train.rounds, quorum=needed)
     if not registry.simulated:
         registry.gather(needed, config.round.deadline_seconds)

@@ -99,6 +99,11 @@ _COLUMNS = (
         "accuracy %",
     ),
     Column(
+        "Backdoor\u00a0%", lambda r: percent(r.backdoor), lambda r: r.backdoor, True,
+        "Share of the test images of other classes that are taken for the attackers' target once "
+        "they carry the trigger, after the last round; mean over seeds", "backdoor",
+    ),
+    Column(
         "To centralized", lambda r: points(r.gap_centralized), lambda r: r.gap_centralized, False,
         "Points above (+) or below (-) the best linear head of all data in one place", "gap",
     ),

@@ -67,6 +67,8 @@ class Row:
         gap_centralized: accuracy minus the centralized head's, over the same seeds.
         gap_ridge: the same with the ridge head.
         rejected: updates, summed over seeds; None if a run does not tell.
+        backdoor: share of the test images of other classes that a trigger turns into the target;
+            None without a backdoor.
         seconds: of training, on the machine that ran it.
         near_best: within the sampling margin of the setting's best.
         metrics: of the strategy's own metrics that every seed has, the last value's mean and
@@ -99,6 +101,7 @@ class Row:
     gap_centralized: float | None
     gap_ridge: float | None
     rejected: int | None
+    backdoor: float | None
     seconds: float | None
     near_best: bool
     metrics: Mapping[str, tuple[float, float | None]]
@@ -230,6 +233,7 @@ def _row(setting: Setting, entry: Entry, standard: Standard, *, on_front: bool) 
         gap_centralized=_gap(setting, entry, lambda summary: summary.centralized_accuracy),
         gap_ridge=_gap(setting, entry, lambda summary: summary.ridge_accuracy),
         rejected=_sum([run.summary.rejected_updates for run in runs]),
+        backdoor=_mean([run.summary.backdoor_success for run in runs]),
         seconds=_mean([run.summary.seconds.get("training") for run in runs]),
         near_best=best - accuracy <= sampling_margin(setting),
         metrics=_last_metrics(runs),

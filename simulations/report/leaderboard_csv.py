@@ -32,12 +32,14 @@ class _Column:
         value: of a row; accuracies are shares, gaps points, bytes those of all clients together.
         digits: behind the point in the file; None: not rounded.
         axes: keys of packings; it is there only where one of them is compared; empty: always.
+        backdoor: whether it is there only where a run has a backdoor.
     """
 
     name: str
     value: Callable[[Row], Cell]
     digits: int | None = None
     axes: Collection[str] = ()
+    backdoor: bool = False
 
 
 _COLUMNS = (
@@ -50,6 +52,7 @@ _COLUMNS = (
     _Column("seeds", lambda row: row.seeds),
     _Column("accuracy", lambda row: row.accuracy, 6),
     _Column("accuracy-sd", lambda row: row.accuracy_sd, 6),
+    _Column("backdoor-success", lambda row: row.backdoor, 6, backdoor=True),
     _Column("balanced-accuracy", lambda row: row.balanced, 6),
     _Column("test-examples", lambda row: row.test_examples),
     _Column("client-accuracy-mean", lambda row: row.mean_client, 6),
@@ -89,7 +92,12 @@ def leaderboard_rows(rows: Sequence[Row]) -> list[dict[str, Cell]]:
 
 def _columns(rows: Sequence[Row]) -> list[_Column]:
     compared = {*compared_keys(row.packing for row in rows)}
-    return [column for column in _COLUMNS if not column.axes or compared & {*column.axes}]
+    attacked = any(row.backdoor is not None for row in rows)
+    return [
+        column
+        for column in _COLUMNS
+        if (not column.axes or compared & {*column.axes}) and (attacked or not column.backdoor)
+    ]
 
 
 def leaderboard_csv(rows: Sequence[Row]) -> str:

@@ -144,6 +144,7 @@ _WIDEST_NAME = 32
 _WITH_SPREAD = 4
 """Settings whose standard deviations fit beside each other on 80 columns."""
 _LEGEND = {
+    "backdoor": "% of other classes' test images that the trigger turns into the target",
     "gap": "points to the centralized head",
     "p10": f"a tenth of the clients with {COUNTED_EXAMPLES} test images or more has at most it",
     "worst": "the lowest of these clients",

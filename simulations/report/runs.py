@@ -79,6 +79,7 @@ class Summary(BaseModel):
     rounds: Annotated[int, Field(ge=1)]
     lr: Annotated[float, Field(gt=0)] | None = None
     rejected_updates: Count | None
+    backdoor_success: Rate | None = None
     seconds: dict[str, float]
     fingerprint: str
     versions: dict[str, str] = Field(default_factory=dict)

@@ -119,6 +119,33 @@ def test_a_simulated_client_trains_on_spoilt_labels_and_tests_on_true_ones(
     assert (everything == training_features(spoilt, features, honest=True).labels[positions]).all()
 
 
+def test_a_backdoor_is_in_training_examples_alone_and_the_baselines_do_not_see_it(
+    features: FrozenBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door = {"kind": "backdoor", "fraction": 0.3, "target": 4}
+    spoilt = config(data={"label-noise": 0.2}, attack=door)
+    clean = experiment_features(spoilt, features)
+    clean.q[:] = np.random.default_rng(0).integers(0, 9, clean.q.shape)
+    clean.q[calibration_positions(spoilt)[0]] = 77  # what no other example has
+    theirs = training_features(spoilt, features)
+    honest = training_features(spoilt, features, honest=True)
+    carries = (theirs.q != clean.q).any(axis=1)
+    shares, malicious = client_shares(spoilt), malicious_clients(spoilt)
+    for client, share in enumerate(shares):
+        want = (len(share.train) + 1) // 2 if client in malicious else 0
+        assert carries[share.train].sum() == want
+        assert not carries[share.test].any()
+    assert (theirs.labels[carries] == 4).all()
+    assert (theirs.labels[~carries] == honest.labels[~carries]).all()
+    assert honest.q is clean.q
+    assert training_features(spoilt, features) is theirs  # a cohort finds its own again
+    monkeypatch.setattr(experiment, "run_config", lambda _: spoilt)
+    host = SimulatedHost(0, 1, {})
+    one = min(malicious)
+    assert (host.train_features(one, features, "r").q == theirs.q[shares[one].train]).all()
+    assert (host.test_features(one, features, "r").q == clean.q[shares[one].test]).all()
+
+
 @pytest.fixture
 def labelled(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dataset]:
     """Makes every experiment's data set one of these labels, of grey dots."""

@@ -70,8 +70,8 @@ def test_a_flipped_sign_is_byzfls_on_the_clients_own_row_times_the_scale() -> No
 
 
 @given(
-    st.sampled_from((*UPDATE_KINDS, "inflate")), st.integers(0, 20), st.sets(st.integers(0, 8)),
-    st.integers(1, 5),
+    st.sampled_from((*UPDATE_KINDS, "inflate", "backdoor")), st.integers(0, 20),
+    st.sets(st.integers(0, 8)), st.integers(1, 5),
 )  # fmt: skip
 def test_honest_rows_and_what_was_given_stay(
     kind: str, seed: int, malicious: set[int], round_number: int
@@ -88,10 +88,16 @@ def test_honest_rows_and_what_was_given_stay(
     assert got.fields["delta"].dtype == np.float32
     assert got.client_ids == batch.client_ids
     same = [i for i in malicious if np.array_equal(got.fields["delta"][i], before[0][i])]
-    if kind == "inflate":
+    if kind in ("inflate", "backdoor"):  # without a scale
         assert len(same) == len(malicious)
     elif kind != "alie":  # one client alone is its own mean, without deviation
         assert same == []
+
+
+def test_a_backdoors_scale_multiplies_the_clients_own_row() -> None:
+    batch = rows()
+    got = attacked(batch, "backdoor", 100.0).fields["delta"]
+    np.testing.assert_allclose(got[~HONEST], 100 * batch.fields["delta"][~HONEST], rtol=1e-6)
 
 
 @given(st.sampled_from(("sign-flip", "alie", "ipm", "gaussian")), st.permutations(range(N)))

@@ -192,7 +192,9 @@ def test_poisson_cohorts_are_secret_coins_that_a_repeat_tosses_alike(tmp_path: P
     keeper = guard(tmp_path, config)
     cohorts = [keeper.chosen(number, range(CLIENTS)) for number in range(1, 41)]
     assert cohorts == [guard(tmp_path, config).chosen(n, range(CLIENTS)) for n in range(1, 41)]
-    assert cohorts != [guard(tmp_path / "b", config).chosen(n, range(CLIENTS)) for n in range(1, 41)]
+    assert cohorts != [
+        guard(tmp_path / "b", config).chosen(n, range(CLIENTS)) for n in range(1, 41)
+    ]
     sizes = [len(cohort or ()) for cohort in cohorts]
     assert len({*sizes}) > 5
     assert np.mean(sizes) == pytest.approx(15, abs=5 * (60 * 0.25 * 0.75 / 40) ** 0.5)

@@ -159,6 +159,28 @@ def test_the_csv_depends_on_configuration_and_figures_alone(
     assert first["x"] == first["y"]
 
 
+def test_a_backdoors_success_stands_beside_the_accuracy_and_nowhere_without_one(
+    make_run: MakeRun, cells: Path, tmp_path: Path
+) -> None:
+    door = ("attack.kind=backdoor",)
+    for seed, share in enumerate((0.2, 0.5)):
+        make_run(f"a{seed}", f"seed={seed}", *door, correct=[900], backdoor_success=share)
+    make_run("k", "strategy.name=krum", *door, correct=[700], backdoor_success=0.03125)
+    files = write_report(load_runs([cells]), tmp_path / "attacked")
+    lines = {line["strategy"]: line for line in csv.DictReader(io.StringIO(files.csv.read_text()))}
+    assert lines["fedavg"]["backdoor-success"] == "0.350000"
+    assert lines["krum"]["backdoor-success"] == "0.031250"
+    assert "| Backdoor\u00a0% |" in files.markdown.read_text()
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(terminal_table(load_runs([cells])))
+    assert re.search(r"fedavg .* 35\.0 ", shown := console.export_text())
+    assert "backdoor: % of other classes' test images" in shown.replace("\n", " ")
+
+    make_run("calm/a", correct=[900])
+    calm = write_report(load_runs([cells / "calm"]), tmp_path / "calm")
+    assert "ackdoor" not in calm.csv.read_text() + calm.markdown.read_text()
+
+
 def test_the_csv_says_what_the_rows_say(make_run: MakeRun, cells: Path, tmp_path: Path) -> None:
     make_run("a", "strategy.name=fedprox", "strategy.args.mu=0.1", correct=[100, 905], uplink=7)
     make_run("b", correct=[100, 200], client_accuracy_min=None)
