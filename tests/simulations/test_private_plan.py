@@ -108,6 +108,7 @@ def digits(tiny_toml: str, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.wide
 def test_it_is_what_a_run_does(digits: Path, tmp_path: Path) -> None:
     """With next to no noise a run's head is the simulated one, weight by weight."""
     overrides = {"privacy.epsilon": 1e7, "privacy.step": 30.0, "train.rounds": 5}
