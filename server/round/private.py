@@ -221,9 +221,10 @@ class Guard:
         budget = self._config.privacy.epsilon
         return f"the privacy budget is spent: epsilon {figure(self.spent)} of {figure(budget)}"
 
-    def end(self) -> None:
-        """The run has ended: its secret could only take noise off what was released."""
-        destroy_secret(self._folder / SECRET)
+    def end(self, rounds: int) -> None:
+        """After so many rounds a run may have ended; then its secret could only take noise off."""
+        if rounds >= self.decided.rounds or not self.allows(rounds + 1):
+            destroy_secret(self._folder / SECRET)
 
     def summary(self) -> dict[str, Any]:
         """What the run's closing figures say of its privacy."""

@@ -24,17 +24,20 @@ from server.round.private_checks import check_noise, check_population
 from server.round.registry import Registry
 from server.strategies.one_shot import Known, second_moment
 
-__all__ = ["DEVICE_EXAMPLES", "decide", "make_guard", "one_step"]
+__all__ = ["DEVICE_EXAMPLES", "decide", "guarded"]
 
 logger = logging.getLogger("fedhead")
 
 DEVICE_EXAMPLES = 20  # what a device typically has, where nothing is known of them
 
 
-def make_guard(
+def guarded(
     config: Config, folder: RunFolder, features: FeatureSet, registry: Registry
-) -> Guard | None:
-    """The privacy of a run, decided now or when it began; None: it has none.
+) -> tuple[Config, Guard | None]:
+    """A run's configuration, and its privacy, decided now or when it began; None: it has none.
+
+    Clients make what a one-shot release needs by one step on all their examples, whatever [train]
+    says of steps.
 
     Args:
         config: of the run.
@@ -46,7 +49,9 @@ def make_guard(
         ConfigError: the budget does not suit the clients.
     """
     if not config.privacy.active:
-        return None
+        return config, None
+    if source := config.strategy.init_from:
+        logger.warning("the budget does not count what training has cost %s", source)
     simulated = check_noise(config, simulated=registry.simulated and not registry.deployed)
     if known := folder.privacy():
         decided = TypeAdapter(Decided).validate_python(known)
@@ -63,18 +68,9 @@ def make_guard(
             decided.clients * decided.examples,
             decided.noise / decided.clients,
         )
-    return Guard(config, decided, folder.path, simulated=simulated, known=known)
-
-
-def one_step(config: Config, guard: Guard | None) -> Config:
-    """The configuration of a run whose clients take one step on all their examples.
-
-    That is how they make what a one-shot release needs, whatever [train] says of steps.
-    """
-    if guard is None or config.privacy.mechanism != "one-shot":
-        return config
-    rate = unit_rate(guard.decided.norm)
-    return changed(config, {"train": {"lr": rate, "local-epochs": 1, "batch-size": 0}})
+        step = {"lr": unit_rate(decided.norm), "local-epochs": 1, "batch-size": 0}
+        config = changed(config, {"train": step})
+    return config, Guard(config, decided, folder.path, simulated=simulated, known=known)
 
 
 def _population(config: Config, registry: Registry) -> tuple[int, float]:
