@@ -122,7 +122,7 @@ def _train(
         corrections=client_round.corrections if client_round.corrects else None,
         preconditioner=plan.constant.get("preconditioner"),
         unit_norm=plan.unit_norm,
-        apart=plan.private,
+        private=plan.private,
     )
     uplink, wants_sum = request.uplink, request.reduce == "sum"
     needs_each = any(FIELDS[name].needs_each for name in plan.fields)

@@ -155,6 +155,13 @@ def _plain_step(z: Any, a: Any, gram: Any, batch: Any, m: Any, R: Any, lr: Any) 
 
 
 @compiled
+def _last_step(a: Any, batch: Any, m: Any, R: Any, lr: Any) -> None:
+    for k in range(a.shape[0]):
+        for b in range(m):
+            a[k, batch[b]] -= lr * R[k, b]
+
+
+@compiled
 def _general_step(
     z: Any, a: Any, z0: Any, zc: Any, vz: Any, va: Any, gram: Any, batch: Any, m: Any, R: Any,
     step: Any, lr: Any, momentum: Any, shrink: Any, mu: Any,
@@ -186,7 +193,7 @@ def _block(scratch: Any, rows: Any, n: Any) -> Any:
 def train_clients(
     Z: FloatArray, A: FloatArray, Z0: FloatArray, Zc: FloatArray,
     labels: Any, ends: Any, clients: Any, grams: Any, spare: Any, offsets: Any, state: Any,
-    epochs: Any, batch_sizes: Any, hyper: FloatArray,
+    epochs: Any, batch_sizes: Any, hyper: FloatArray, wants_losses: Any,
     losses: Any, coefficients: Any, steps: Any,
 ) -> None:  # fmt: skip
     """Train each client of a chunk by local SGD, in the dual form.
@@ -210,7 +217,9 @@ def train_clients(
         epochs: int64 (m,).
         batch_sizes: int64 (m,).
         hyper: (4,), lr, momentum, mu + weight decay, mu.
-        losses: float64 (m, 2), overwritten: mean loss before and after.
+        wants_losses: whether to compute losses. If not, the last plain step leaves logits and Gram
+            matrices alone, and Z is of no use at the end.
+        losses: float64 (m, 2), overwritten if wanted: mean loss before and after.
         coefficients: float64 (m, 2), overwritten: alpha and beta.
         steps: int64 (m,), overwritten.
     """
@@ -243,7 +252,8 @@ def train_clients(
             gram = grams[offsets[c] : offsets[c] + n * n].reshape((n, n))
         else:
             gram = spare[-offsets[c] - 1 : -offsets[c] - 1 + n * n].reshape((n, n))
-        losses[c, 0] = _mean_loss(z, y, R, top, total, bits)
+        if wants_losses:
+            losses[c, 0] = _mean_loss(z, y, R, top, total, bits)
         client_state = _mix((state ^ np.uint64(clients[c])) + _GOLDEN)
         alpha, beta, v_alpha, v_beta = 1.0, 0.0, 0.0, 0.0
         count = 0
@@ -254,6 +264,10 @@ def train_clients(
                 m = batch.shape[0]
                 _residuals(z, y, batch, m, R, top, total, bits)
                 count += 1
+                is_last = epoch == epochs[c] - 1 and start + m == n
+                if plain and is_last and not wants_losses:
+                    _last_step(a, batch, m, R, lr)
+                    continue
                 if plain:
                     _plain_step(z, a, gram, batch, m, R, lr)
                     continue
@@ -264,7 +278,8 @@ def train_clients(
                 v_beta = momentum * v_beta + shrink * beta + 1
                 alpha -= lr * v_alpha
                 beta -= lr * v_beta
-        losses[c, 1] = _mean_loss(z, y, R, top, total, bits)
+        if wants_losses:
+            losses[c, 1] = _mean_loss(z, y, R, top, total, bits)
         Z[:, first:last] = z
         A[:, first:last] = a
         coefficients[c, 0], coefficients[c, 1] = alpha, beta

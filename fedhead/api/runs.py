@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from common.types import Head
     from fedhead.api.plots import Curve
-    from fedhead.api.privacy import Privacy
+    from server.record.privacy import Privacy
 
 __all__ = ["Run"]
 
@@ -67,7 +67,7 @@ class Run:
             RunError: the ledger is not there, or lacks a finished round.
             DamagedError: it was changed after it was written.
         """
-        from fedhead.api.privacy import read_privacy
+        from server.record.privacy import read_privacy
 
         found = read_privacy(self.path)
         return found[0] if found else None

@@ -49,8 +49,8 @@ def show(
 ) -> None:
     """Explain a run's ledger: budget, releases and their cost. The default command."""
     from common.privacy.words import NOT_PRIVATE
-    from fedhead.api.privacy import read_privacy
     from fedhead.cli.privacy_tables import ledger_json, ledger_tables
+    from server.record.privacy import read_privacy
 
     path = run_folder.resolve()
     found = read_privacy(path)
@@ -77,7 +77,9 @@ _ELSEWHERE = {
 def plan(
     clients: Annotated[int, typer.Option(min=2, help="Clients that there are to be.")],
     epsilon: Annotated[float, typer.Option(help="Budget of the whole run.")] = 4.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of training.")] = 10,
+    rounds: Annotated[
+        int, typer.Option(min=0, help="Rounds of training; 0: as privacy's rule has them.")
+    ] = 0,
     delta: Annotated[float, typer.Option(help="Below 1 by the number of clients.")] = 1e-5,
     mechanism: Annotated[
         Mechanism, typer.Option(help="How clients come to take part in a round.")
@@ -106,12 +108,13 @@ def plan(
     Heads are trained on your images' features as a run by privacy's rule trains them,
     with the noise for as many clients as you say.
     """
+    from common.privacy import rule
     from fedhead.cli.privacy_plan_tables import plan_json, plan_tables
     from simulations.probe.private_plan import plan_privacy
 
     terms = {"epsilon": epsilon, "delta": delta, "mechanism": mechanism}
     terms |= {"typical-examples": typical_examples} if typical_examples else {}
-    train = {"rounds": rounds, "clients-per-round": clients_per_round}
+    train = {"rounds": rounds or rule.rounds(mechanism), "clients-per-round": clients_per_round}
     config = _planned(data, set_, {"privacy": terms, "train": train}, clients)
     found = plan_privacy(config, _EPSILONS)
     if json_:
@@ -121,11 +124,13 @@ def plan(
 
 
 def _planned(data: str, items: list[str] | None, overrides: dict[str, Any], clients: int) -> Config:
-    """The configuration of the planned run.
+    """The configuration of the planned run, which is of FedAvg.
 
     Raises:
         ConfigError: an option or key is wrong, or the budget is infinite.
     """
+    from common.config import StrategyConfig
+
     is_file = data.endswith(".toml")
     overrides = {**overrides, "partition": {"num-clients": clients, "test-fraction": 0.0}}
     if not is_file:
@@ -135,4 +140,4 @@ def _planned(data: str, items: list[str] | None, overrides: dict[str, Any], clie
     )
     if not config.privacy.active:
         raise ConfigError(["--epsilon inf is no privacy: expected a number above 0"])
-    return config
+    return config.model_copy(update={"strategy": StrategyConfig()})

@@ -37,7 +37,7 @@ def _terms(plan: PrivatePlan) -> dict[str, str]:
     terms = {
         "budget": f"epsilon {figure(plan.asked)}, delta {plan.delta:g}, {NEIGHBOURS}",
         "clients": f"{plan.clients:,}, typically with {plan.examples:.3g} images each",
-        "rounds": f"{plan.rounds:,}, mechanism {plan.mechanism}",
+        "rounds": f"{plan.rounds:,} of FedAvg, mechanism {plan.mechanism}",
         "directions": f"{one.directions:,} features of an image are trained on",
     }
     if one.decided:

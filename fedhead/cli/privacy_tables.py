@@ -13,7 +13,7 @@ from rich.text import Text
 
 from common.privacy.ledger import Entry, Mechanism, spent
 from common.privacy.words import figure
-from fedhead.api.privacy import Privacy
+from server.record.privacy import Privacy
 
 __all__ = ["ledger_json", "ledger_tables"]
 
@@ -73,7 +73,9 @@ def _releases(privacy: Privacy, entries: Sequence[Entry]) -> Table:
     table = Table(title="Releases", title_justify="left")
     for name in ("round", "noise, in clips", "clip", "epsilon so far"):
         table.add_column(name, justify="right")
-    table.add_column("")
+    repeated = any(release.again for release in privacy.releases)
+    if repeated:
+        table.add_column("")
     for i in _shown(len(entries)):
         release = privacy.releases[i]
         table.add_row(
@@ -81,7 +83,7 @@ def _releases(privacy: Privacy, entries: Sequence[Entry]) -> Table:
             f"{release.multiplier:.4g}",
             f"{release.clip:.4g}",
             figure(spent(entries[: i + 1], privacy.delta)),
-            "done again" if release.again else "",
+            *(["done again" if release.again else ""] if repeated else []),
         )
     return table
 

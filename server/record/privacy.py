@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from common.config import Config
 from common.errors import DamagedError, RunError
 from common.privacy.ledger import Entry, Ledger, Mechanism, spent
 from common.privacy.noise import NoiseKey, seed_secret
-from common.privacy.words import NEIGHBOURS, sentence
+from common.privacy.words import NEIGHBOURS, NOT_PRIVATE, sentence
+from server.record.runfolder import METRICS, read_config, read_run_json
 
-if TYPE_CHECKING:
-    from common.config import Config
+__all__ = ["Privacy", "Release", "privacy_sentence", "read_privacy"]
 
-__all__ = ["Privacy", "Release", "read_privacy"]
+_LEDGER = "privacy-ledger.jsonl"
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,6 @@ def read_privacy(folder: Path) -> tuple[Privacy, tuple[Entry, ...]] | None:
         RunError: there is no run; or its ledger is not there, or lacks a finished round.
         DamagedError: a file was changed after it was written; names it.
     """
-    from server.record.runfolder import read_config, read_run_json
-
     config = read_config(folder)
     if not config.privacy.active:
         return None
@@ -107,7 +106,14 @@ def read_privacy(folder: Path) -> tuple[Privacy, tuple[Entry, ...]] | None:
     return value, entries
 
 
-_LEDGER = "privacy-ledger.jsonl"
+def privacy_sentence(folder: Path) -> str:
+    """What a run guarantees, in words; of one without a budget that it guarantees nothing.
+
+    Raises:
+        RunError, DamagedError: as ``read_privacy``.
+    """
+    found = read_privacy(folder)
+    return found[0].sentence if found else NOT_PRIVATE
 
 
 def _releases(entries: Sequence[Entry]) -> tuple[Release, ...]:
@@ -129,8 +135,6 @@ def _is_simulated(config: Config, entries: Sequence[Entry], known: Mapping[str, 
 
 def _check_whole(ledger: Path, entries: Sequence[Entry]) -> None:
     """Refuse a ledger without a release of a round that has made a head."""
-    from server.record.runfolder import METRICS
-
     metrics = ledger.with_name("metrics.jsonl")
     charged = {entry.round for entry in entries}
     for line in METRICS.read(metrics) if metrics.exists() else ():
