@@ -53,8 +53,8 @@ def guarded(
     if source := config.strategy.init_from:
         logger.warning("the budget does not count what training has cost %s", source)
     simulated = check_noise(config, simulated=registry.simulated and not registry.deployed)
-    if known := folder.privacy():
-        decided = TypeAdapter(Decided).validate_python(known)
+    if kept := folder.privacy():
+        decided = TypeAdapter(Decided).validate_python(kept)
     else:
         clients, examples = _population(config, registry)
         check_population(config, clients)

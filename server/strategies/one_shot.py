@@ -70,7 +70,7 @@ def one_shot(name: str, args: Mapping[str, Any], known: Known) -> Strategy[State
         args: its [strategy.args], kebab-case keys; they have been checked.
         known: what is public.
     """
-    return {"fed3r": one_shot_ridge, "lda": one_shot_lda}[name](known, **args)
+    return one_shot_ridge(known, **args) if name == "fed3r" else one_shot_lda(known, **args)
 
 
 def one_shot_ridge(
