@@ -56,7 +56,7 @@ from server.round.first_head import first_head, former_head
 from server.round.join import check_listed, join, make_registry
 from server.round.learning_rate import with_learning_rate
 from server.round.loop import run_rounds
-from server.round.private_terms import make_guard
+from server.round.private_terms import make_guard, one_step
 from server.round.roster import Roster
 from server.round.stock import is_stock
 from server.round.unreadable import survive_unreadable_replies
@@ -220,6 +220,7 @@ def _set_up(
     folder.bind_clients(simulated=registry.simulated)
     config = with_learning_rate(config, folder, features)
     guard = make_guard(config, folder, features, registry)
+    config = one_step(config, guard)
     run = Run(config, folder.run_id, backbone.fingerprint, grid, registry, guard)
     return _Scene(folder, stages, dataset, backbone, features.affine, test, backdoor, run)
 

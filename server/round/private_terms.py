@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
 
 from pydantic import TypeAdapter
 
-from common.config import Config
+from common.config import Config, changed
 from common.experiment import client_shares
 from common.privacy import rule
 from common.privacy.accounting import poisson_multiplier
@@ -19,12 +18,13 @@ from common.privacy.integers import RESOLUTION
 from common.privacy.rule import Served
 from common.types import FeatureSet
 from server.record.runfolder import RunFolder
-from server.round.learning_rate import feature_norm
+from server.round.learning_rate import calibration_features, feature_norm, unit_rate
 from server.round.private import Decided, Guard
 from server.round.private_checks import check_noise, check_population
 from server.round.registry import Registry
+from server.strategies.one_shot import Known, second_moment
 
-__all__ = ["DEVICE_EXAMPLES", "decide", "make_guard"]
+__all__ = ["DEVICE_EXAMPLES", "decide", "make_guard", "one_step"]
 
 logger = logging.getLogger("fedhead")
 
@@ -55,7 +55,26 @@ def make_guard(
         check_population(config, clients)
         decided = decide(config, clients, examples, feature_norm(config, features))
         folder.bind_privacy(dataclasses.asdict(decided))
-    return Guard(config, decided, folder.path, simulated=simulated)
+    known = None
+    if config.privacy.mechanism == "one-shot":
+        known = Known(
+            second_moment(calibration_features(config, features).x[:, :-1]),
+            decided.norm,
+            decided.clients * decided.examples,
+            decided.noise / decided.clients,
+        )
+    return Guard(config, decided, folder.path, simulated=simulated, known=known)
+
+
+def one_step(config: Config, guard: Guard | None) -> Config:
+    """The configuration of a run whose clients take one step on all their examples.
+
+    That is how they make what a one-shot release needs, whatever [train] says of steps.
+    """
+    if guard is None or config.privacy.mechanism != "one-shot":
+        return config
+    rate = unit_rate(guard.decided.norm)
+    return changed(config, {"train": {"lr": rate, "local-epochs": 1, "batch-size": 0}})
 
 
 def _population(config: Config, registry: Registry) -> tuple[int, float]:
@@ -93,12 +112,14 @@ def decide(config: Config, clients: int, examples: float, norm: float) -> Decide
         c = coefficients(clients // asked)
         divisor = clients / len(c)
         multiplier = sigma * sensitivity(c, rounds)
-    noise, vote = (
-        _with_votes(multiplier, divisor) if privacy.clip == "adaptive" else (multiplier, 0)
-    )
+    noise, vote = multiplier, 0
+    if privacy.clip == "adaptive":
+        noise, vote = _with_votes(multiplier, divisor)
     # A head's update is shorter where features are longer.
     clip = (privacy.clip if isinstance(privacy.clip, float) else rule.clip(examples)) / norm
-    step = rule.step(divisor, noise * _left(c, rounds), clip * norm, rounds)
+    step = rule.step(divisor, noise / rule.cancelled(c, rounds), clip * norm, rounds)
+    if privacy.mechanism == "one-shot":
+        step = 1.0  # the closed form gives the head its scale
     served = Served(privacy.step, {}) if privacy.step != "auto" else rule.served(
         config.strategy.name, config.strategy.args,
         step=step, noise=noise * clip / divisor, rounds=rounds,
@@ -118,23 +139,6 @@ def decide(config: Config, clients: int, examples: float, norm: float) -> Decide
         separation=len(c),
         vote=vote,
     )
-
-
-def _left(c: Sequence[float], rounds: int) -> float:
-    """What is left of noise in the sum of all rounds, where later noise takes earlier noise off.
-
-    As a part of what independent noises leave; 1 for these.
-
-    >>> round(_left(coefficients(4), 16), 3)
-    0.506
-    """
-    noises, total, squared = [1.0], 1.0, 1.0
-    for _ in range(1, rounds):
-        taken_back = zip(c[1:], reversed(noises), strict=False)
-        noises.append(-math.fsum(c_k * y for c_k, y in taken_back))
-        total += noises[-1]
-        squared += total * total
-    return math.sqrt(squared / rounds)
 
 
 def _with_votes(multiplier: float, clients: float) -> tuple[float, int]:
