@@ -56,7 +56,7 @@ def guarded(
     if kept := folder.privacy():
         decided = TypeAdapter(Decided).validate_python(kept)
     else:
-        clients, examples = _population(config, registry)
+        clients, examples = _population(config, registry, simulated=simulated)
         check_population(config, clients)
         decided = decide(config, clients, examples, feature_norm(config, features))
         folder.bind_privacy(dataclasses.asdict(decided))
@@ -73,13 +73,18 @@ def guarded(
     return config, Guard(config, decided, folder.path, simulated=simulated, known=known)
 
 
-def _population(config: Config, registry: Registry) -> tuple[int, float]:
-    """The number of clients, and how many examples one typically has."""
+def _population(config: Config, registry: Registry, *, simulated: bool) -> tuple[int, float]:
+    """The number of clients, and how many examples one typically has.
+
+    What they have on average is theirs: it is looked up only where the noise protects nobody.
+    """
     given = config.privacy.typical_examples
     if not registry.simulated:
         return registry.population, DEVICE_EXAMPLES if given == "auto" else given
     shares = client_shares(config)
     ids = config.train.participants(len(shares))
+    if given == "auto" and not simulated:
+        return len(ids), DEVICE_EXAMPLES
     mean = sum(len(shares[i].train) for i in ids) / len(ids)
     return len(ids), max(1.0, mean) if given == "auto" else given
 
