@@ -20,7 +20,7 @@ from server.record.replaced import locked
 __all__ = ["MAY_CHANGE", "allowed", "anchored", "change_run", "needs_data"]
 
 MAY_CHANGE = {
-    "train.rounds": "only where a run ends: no round depends on it, but by privacy and some schedules",
+    "train.rounds": "only where a run ends: no round depends on it, but by some schedules",
     "round.deadline-seconds": "how long to wait for the devices that are there",
     "round.quorum": "how many of them a round can do with",
     "round.keep-checkpoints": "what the disk can hold",

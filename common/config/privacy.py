@@ -112,8 +112,8 @@ def rule_keys(mechanism: Mechanism) -> dict[str, Any]:
     An experiment that was written without privacy sets them for other reasons.
 
     >>> rule_keys("one-shot")
-    {'train.rounds': 1, 'train.clients-per-round': 0, 'backbone.projection': 'auto', \
-'partition.test-fraction': 0.0}
+    {'train.rounds': 1, 'backbone.projection': 'auto', 'partition.test-fraction': 0.0, \
+'train.clients-per-round': 0}
     """
     keys = flat(_RULE) | {"train.lr": "auto", "train.clients-per-round": 0}
     keys["train.rounds"] = rounds(mechanism)

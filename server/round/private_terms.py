@@ -93,9 +93,9 @@ def decide(config: Config, clients: int, examples: float, norm: float) -> Decide
         c = coefficients(clients // asked)
         divisor = clients / len(c)
         multiplier = sigma * sensitivity(c, rounds)
-    noise, vote = (
-        _with_votes(multiplier, divisor) if privacy.clip == "adaptive" else (multiplier, 0)
-    )
+    noise, vote = multiplier, 0
+    if privacy.clip == "adaptive":
+        noise, vote = _with_votes(multiplier, divisor)
     # A head's update is shorter where features are longer.
     clip = (privacy.clip if isinstance(privacy.clip, float) else rule.clip(examples)) / norm
     step = rule.step(divisor, noise * _left(c, rounds), clip * norm, rounds)

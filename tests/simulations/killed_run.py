@@ -1,8 +1,8 @@
 """Goes on with a run, and kills its own process before a file operation; see test_private_kill.
 
-Started where everything is imported, with ``RUN``, ``AT`` and ``TOLD`` as globals. ``AT`` counts what
-the run does to files: opening one to write, writing to it, syncing, renaming, removing. 0: none is
-its last, and ``TOLD`` gets their number.
+Started where everything is imported, with ``RUN``, ``AT`` and ``TOLD`` as globals. ``AT`` counts
+what the run does to files: opening one to write, writing to it, syncing, renaming, removing. With 0
+it is not killed, and ``TOLD`` gets their number.
 """
 
 from __future__ import annotations
@@ -18,16 +18,13 @@ import server.app
 from server.export.runtime_cards import ExportReport
 from simulations.run import run_in_process
 
-RUN: str
-AT: int
-TOLD: str
-
+RUN, AT, TOLD = (globals()[name] for name in ("RUN", "AT", "TOLD"))
 _AUDITED = {"os.rename", "os.remove", "os.mkdir", "os.link", "os.truncate"}
 _count = 0
 
 
 def operation() -> None:
-    global _count  # noqa: PLW0603 - one process, one count
+    global _count
     _count += 1
     if _count == AT:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,8 +1,9 @@
-"""A run's guard: what a release costs, when it is free, and that nothing leaves before it is paid."""
+"""A run's guard: what a release costs, when it is free, and that none leaves before it is paid."""
 
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ def test_min_separation_gives_each_client_one_turn_in_b_rounds(tmp_path: Path) -
         for client in keeper.chosen(number, range(CLIENTS)) or ():
             turns[client].append(number)
     assert all(turns.values())
-    assert {b - a for own in turns.values() for a, b in zip(own, own[1:], strict=False)} == {4}
+    assert {b - a for own in turns.values() for a, b in pairwise(own)} == {4}
 
 
 def test_min_separation_takes_earlier_noise_off_and_spends_the_budget(tmp_path: Path) -> None:
