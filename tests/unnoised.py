@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d+)?([eE][+-]?\d{1,3})?")
 _GROUPED = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d.])")
 _RELATIVE = 3e-7  # what float32 makes of a number
 _DIGITS = 6  # a decimal number with fewer may be equal by chance
-_NEAR = 1e-3  # of arrays' norm: noise is far more
+_COSINE = 1 - 1e-6  # of two arrays that are multiples of each other: noise makes it far smaller
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Planted:
     Attributes:
         numbers: by name, counts and means.
         rows: by name, numbers that stand behind each other.
-        arrays: by name, float arrays, found if one of the same size is near.
+        arrays: by name, arrays, found if one of the same size is nearly a multiple.
         blobs: by name, bytes, found as they are or as hexadecimal digits.
     """
 
@@ -83,14 +83,17 @@ class Planted:
                 yield name
         for name, array in self.arrays.items():
             flat = array.ravel().astype(np.float64)
-            size = np.linalg.norm(flat)
             every_one = (*seen.streams, *seen.views)
             same = (stream for stream in every_one if stream.shape == flat.shape)
-            if any(np.linalg.norm(stream - flat) <= _NEAR * size for stream in same):
+            if any(_cosine(stream, flat) > _COSINE for stream in same):
                 yield name
         for name, blob in self.blobs.items():
             if blob in seen.data or blob.hex().encode() in seen.data:
                 yield name
+
+
+def _cosine(a: Numbers, b: Numbers) -> float:
+    return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), np.finfo(np.float64).tiny))
 
 
 def _is_there(every: Numbers, value: float) -> bool:

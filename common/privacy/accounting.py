@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache, reduce
 from importlib.metadata import version
@@ -157,9 +157,7 @@ def sampled_epsilon(parts: Sequence[tuple[float, float, int]], delta: float) -> 
     return _epsilon(parts, delta, replaced=False)
 
 
-def _epsilon(
-    parts: Sequence[tuple[float, float, int]], delta: float, *, replaced: bool
-) -> float:
+def _epsilon(parts: Sequence[tuple[float, float, int]], delta: float, *, replaced: bool) -> float:
     step = max(_step(z, rate) for z, rate, _ in parts)
     losses = [
         _loss_of_round(z, rate, step, replaced).self_compose(rounds) for z, rate, rounds in parts
@@ -182,7 +180,8 @@ def _loss_of_round(z: float, rate: float, step: float, replaced: bool) -> Privac
     except ImportError as exc:
         purpose = "accounting for sampled clients"
         raise MissingExtraError("dp-accounting", "privacy", purpose) from exc
-    relation = NeighboringRelation.REPLACE_ONE if replaced else NeighboringRelation.ADD_OR_REMOVE_ONE
+    relations = NeighboringRelation
+    relation = relations.REPLACE_ONE if replaced else relations.ADD_OR_REMOVE_ONE
     return pld.from_gaussian_mechanism(
         z, sampling_prob=rate, value_discretization_interval=step, neighboring_relation=relation
     )
@@ -243,5 +242,3 @@ def _check_sampling(delta: float, rate: float, rounds: int) -> None:
         raise ValueError(f"rate is {rate}, expected above 0 and at most 1")
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}, expected at least 1")
-
-

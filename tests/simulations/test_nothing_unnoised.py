@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import logging
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +46,7 @@ from simulations.run import open_run, read_summary
 from tests.unnoised import Planted, Seen, of_content, of_folder, of_text
 
 Fedhead = Callable[..., tuple[int, str, str]]
+Run = Callable[..., tuple[Path, list[Seen]]]
 
 # Owners with these numbers of images; the pool has what calibrates and tests.
 IMAGES = (37, 1511, 463, 689, 57, 912)
@@ -171,25 +171,19 @@ def experiment(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
-def run(
-    experiment: Path,
-    fedhead: Fedhead,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., tuple[Path, list[Seen]]]:
-    """Runs and reports, and reads all of it: files, log, output."""
+def run(experiment: Path, fedhead: Fedhead, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs and reports, and reads all of it: files, output and log."""
 
     def run(*keys: str, exports: bool = False) -> tuple[Path, list[Seen]]:
         out = experiment.parent / "run"
         options = [word for key in keys for word in ("--set", key)]
-        with monkeypatch.context() as patch, caplog.at_level(logging.DEBUG, logger="fedhead"):
+        with monkeypatch.context() as patch:
             if not exports:
                 patch.setattr(server.app, "export", lambda *_: ExportReport("model", Path(), 0, ""))
-            code, *said = fedhead("run", experiment, "--out", out, *options)
-        assert code == 0, said
+            code, output, log = fedhead("run", experiment, "--out", out, *options)
+        assert code == 0, log
         write_report(load_runs([out]), out)
-        log = "\n".join(record.getMessage() for record in caplog.records)
-        texts = {"log": log, "output": said[0], "errors": said[1]}
+        texts = {"output": output, "log": log}
         found = (of_text(place, text.encode()) for place, text in texts.items())
         return out, [*of_folder(out), *found]
 
@@ -275,12 +269,17 @@ def _of_sum(
     if decided is None:
         weights = [sizes[c] for c in results]
         deltas = [result.delta.numpy() for result in results.values()]
-        return {"head": (head + np.average(deltas, 0, weights))[:, :-1]}, {}
+        return _head(head + np.average(deltas, 0, weights)), {}
     total = exact_sum(pairs)
     unit = request.plan.clip / RESOLUTION / decided["divisor"] * decided["step"]
     blobs = {"sum": total.astype("<i8").tobytes(), "short sum": total.astype("<i4").tobytes()}
     blobs |= {f"SHA-256 of {name}": hashlib.sha256(data).digest() for name, data in blobs.items()}
-    return {"sum": total, "mean": total * unit, "head": (head + total * unit)[:, :-1]}, blobs
+    return {"sum": total, **_head(head + total * unit)}, blobs
+
+
+def _head(matrix: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+    """As files have it, and as messages do."""
+    return {"weights": matrix[:, :-1], "head": matrix}
 
 
 def exact_sum(pairs: Sequence[tuple[TrainRequest, TrainReply]]) -> npt.NDArray[np.int64]:
@@ -294,18 +293,16 @@ def exact_sum(pairs: Sequence[tuple[TrainRequest, TrainReply]]) -> npt.NDArray[n
 
 
 KINDS = ("examples of", "mean accuracy", "labels of", "test examples", "right answers", "loss of",
-         "later loss of", "loss in", "update of", "head in")  # fmt: skip
+         "later loss of", "loss in", "update of", "weights in", "head in")  # fmt: skip
 TELLING = {
     "files": ("all examples", "mean accuracy", "labels of", "test examples", "right answers",
-              "loss in", "head in"),
+              "loss in", "weights in"),
     "messages": ("examples of", "loss of", "later loss of", "update of", "head in"),
 }  # fmt: skip
 
 
-def test_the_search_finds_it_all_in_a_run_without_privacy(
-    run: Callable[..., tuple[Path, list[Seen]]], wire: Wire
-) -> None:
-    path, told = run()
+def test_the_search_finds_it_all_in_a_run_without_privacy(run: Run, wire: Wire) -> None:
+    path, told = run("baseline.enabled=false")
     planted = planted_in(path, wire)
     found = {"files": planted.found(told), "messages": planted.found(wire.seen())}
     for where, kinds in TELLING.items():
@@ -313,10 +310,14 @@ def test_the_search_finds_it_all_in_a_run_without_privacy(
             names = {name for name in planted.names if name.startswith(kind)}
             missed = names - found[where].keys()
             # Old checkpoints are removed, and no message has the last head.
-            assert len(missed) < len(names) if kind == "head in" else not missed, (where, missed)
+            is_any = kind in ("head in", "weights in")
+            assert len(missed) < len(names) if is_any else not missed, (where, missed)
     places = {place for where in found["files"].values() for place in where}
     assert {"clients.json", "summary.json", "metrics.jsonl", "curves.csv", "events.jsonl",
-            "report.html", "log", "errors", "head.safetensors"} <= places  # fmt: skip
+            "log", "head.safetensors"} <= places  # fmt: skip
+    assert {*SECTIONS} == {
+        words for words in SECTIONS if words in (path / "report.html").read_text()
+    }
     assert any(place.startswith("tensorboard/") for place in places)
     assert any(place.startswith("checkpoint/") for place in places)
 
@@ -326,7 +327,7 @@ def test_the_search_finds_it_all_in_a_run_without_privacy(
     for name, keys in RUNS.items()
 ])  # fmt: skip
 def test_a_private_run_tells_nothing_that_no_noise_covers(
-    keys: tuple[str, ...], run: Callable[..., tuple[Path, list[Seen]]], wire: Wire
+    keys: tuple[str, ...], run: Run, wire: Wire
 ) -> None:
     path, told = run(*keys)
     planted = planted_in(path, wire)
@@ -339,14 +340,13 @@ def test_a_private_run_tells_nothing_that_no_noise_covers(
 
 
 @pytest.mark.slow
-def test_neither_does_its_exported_model(
-    run: Callable[..., tuple[Path, list[Seen]]], wire: Wire
-) -> None:
+def test_neither_does_its_exported_model(run: Run, wire: Wire) -> None:
     path, told = run(*PRIVATE, exports=True)
     assert {"model.json", "model.pt"} <= {seen.place.partition("/")[0] for seen in told}
     assert planted_in(path, wire).found(told) == {}
 
 
+SECTIONS = ("Who holds what", "How the clients fare")
 UNTOLD = {"train-loss-before", "train-loss-after", "num-examples"}
 OF_COHORTS = {"cohort", "valid", "rejected", "failed", "dropped", "late", "simulated-seconds",
               "uplink-bytes", "downlink-bytes"}  # fmt: skip
@@ -362,8 +362,7 @@ def check_files(path: Path) -> None:
     assert summary["calibration"]["fitted_on"].startswith("the server's test images")
     assert not (path / "clients.json").exists()
     page = (path / "report.html").read_text()
-    assert "Who holds what" not in page
-    assert "How the clients fare" not in page
+    assert not any(words in page for words in SECTIONS)
     log = "".join(line["message"] for line in lines(path / "events.jsonl"))
     assert "train loss" not in log
     assert "what they have is not told" in log
@@ -402,9 +401,7 @@ def check_messages(truth: Truth, wire: Wire) -> None:
         assert {*report} <= {"fingerprint", "reports", *fields}
 
 
-def test_with_secret_cohorts_nobody_can_tell_who_was_asked(
-    run: Callable[..., tuple[Path, list[Seen]]], wire: Wire
-) -> None:
+def test_with_secret_cohorts_nobody_can_tell_who_was_asked(run: Run, wire: Wire) -> None:
     path, told = run(*POISSON)
     asked = [sum(len(request.clients) for request, _ in pairs) for pairs in wire.rounds().values()]
     assert len({*asked}) > 1, "cohorts of one size would show nothing"
@@ -430,9 +427,7 @@ def test_with_secret_cohorts_nobody_can_tell_who_was_asked(
     assert output.count("not told: nobody may know") == 2
 
 
-def test_the_bytes_that_would_tell_are_found_where_everyone_is_asked(
-    run: Callable[..., tuple[Path, list[Seen]]], wire: Wire
-) -> None:
+def test_the_bytes_that_would_tell_are_found_where_everyone_is_asked(run: Run, wire: Wire) -> None:
     _, told = run(*PRIVATE)
     found = sent_bytes(wire).found(told)
     assert {*found} == {*sent_bytes(wire).names}
