@@ -43,7 +43,7 @@ class SimulatedHost:
         if self._config.trainer == "cohort":
             from client.cohort.cohort import warm_up
 
-            warm_up()
+            warm_up(private=request.private)
         shares = self._experiment.client_shares(self._config)
         clients = self.clients()
         counts = [len(shares[i].train) for i in clients]

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from client.client_round import ClientRound
+from client.cohort.clipping import clipped_sum
 from client.cohort.codecs import THROUGH, weighted_sum
 from client.cohort.cohort import Chunk, Cohort, Objective
 from client.memory import ClientMemory
@@ -29,6 +30,7 @@ from client.reply import (
 from common.errors import FedheadError, ReplyError
 from common.fields import FIELDS, fields_of_statistics
 from common.messages import Rejection, TrainReply, TrainRequest
+from common.privacy.integers import MAX_SIZE, OFFSET
 from common.statistics import feature_statistics
 from common.types import IntArray, Layout
 from common.updates import client_weights
@@ -120,6 +122,7 @@ def _train(
         corrections=client_round.corrections if client_round.corrects else None,
         preconditioner=plan.constant.get("preconditioner"),
         unit_norm=plan.unit_norm,
+        private=plan.private,
     )
     uplink, wants_sum = request.uplink, request.reduce == "sum"
     needs_each = any(FIELDS[name].needs_each for name in plan.fields)
@@ -128,6 +131,8 @@ def _train(
     coded_sum = wants_sum and uplink.is_batched and not uplink.is_transparent
 
     def consume(chunk: Chunk) -> Contribution:
+        if wants_sum and plan.private and (summed := _clipped(request, chunk)):
+            return summed
         if only_sum and (summed := _summed(request, chunk)):
             return summed
         if coded_sum and not each and (summed := _summed_as_coded(request, chunk)):
@@ -158,6 +163,25 @@ def _summed(request: TrainRequest, chunk: Chunk) -> Contribution | None:
     return replace(
         summed, rejected=tuple(Rejection(client, "delta is not finite") for client in refused)
     )
+
+
+def _clipped(request: TrainRequest, chunk: Chunk) -> Contribution | None:
+    """The exact sum of clipped updates; None if they have too many numbers for it."""
+    deltas = np.asarray(chunk.deltas(), np.float32)
+    if deltas[0].size > MAX_SIZE:
+        return None
+    total, within, finite = clipped_sum(deltas, request.plan.clip)
+    count = int(finite.sum())
+    # One client's integers fit 32 bits, and are sent as such.
+    dtype = np.uint32 if count == 1 else np.uint64
+    sums = {
+        "clipped_delta": (total + OFFSET * count).astype(dtype),
+        "within_clip": np.array([within.sum()], dtype),
+    }
+    refused = tuple(Rejection(c, "delta is not finite") for c in chunk.clients[~finite].tolist())
+    kept = chunk.clients[finite], chunk.num_examples[finite], chunk.losses[finite]
+    summed = of_sum(request, *kept, {name: sums[name] for name in request.plan.fields})
+    return replace(summed, rejected=refused)
 
 
 def _summed_as_coded(request: TrainRequest, chunk: Chunk) -> Contribution | None:

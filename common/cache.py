@@ -12,7 +12,7 @@ from pathlib import Path
 
 __all__ = ["MADE_AGAIN", "Entry", "entries", "keep_newest", "note_use", "prune", "size_of"]
 
-MADE_AGAIN = ("backbones", "features", "partitions")
+MADE_AGAIN = ("backbones", "features", "partitions", "privacy")
 """Folders of a cache whose entries are computed, or sent by a server, again when they are missing.
 Clients' memories are not among them."""
 
@@ -23,7 +23,7 @@ _BEGUN_SECONDS = 86400.0  # a name with a dot in front is being written, or its 
 
 @dataclass(frozen=True)
 class Entry:
-    """One backbone, the features of one data set, or one partition.
+    """One backbone, the features of one data set, one partition, or one figure of privacy.
 
     Attributes:
         path: a file or folder.

@@ -58,6 +58,7 @@ class Purpose(IntEnum):
     FINE_TUNING = 19
     PROJECTION = 20
     BACKDOOR = 21
+    PRIVACY_PLAN = 22
 
 
 def _mix(z: int) -> int:

@@ -25,6 +25,7 @@ from common.experiment import (
     run_config,
 )
 from common.log import start_log
+from common.privacy.words import NOT_PRIVATE
 from common.progress import stage
 from common.types import Affine, FeatureSet
 from server.baselines import baselines
@@ -272,7 +273,8 @@ def _close(scene: _Scene, outcome: Outcome, figures: Mapping[str, Any], *, is_ce
     run.registry.accounts.write(folder.devices)
     with stages("export"), _advised(folder):
         parts = run.config, scene.backbone, outcome.head, scene.test, outcome.calibration
-        exported = export(trained_model(*parts), "model", folder.model)
+        told = figures["privacy"]["sentence"] if figures["privacy"] else NOT_PRIVATE
+        exported = export(trained_model(*parts, told), "model", folder.model)
     write(exported)
     if not (run.registry.simulated or run.config.privacy.active):
         logger.info("%s", _UNPROTECTED)

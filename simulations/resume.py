@@ -87,7 +87,9 @@ def allowed(config: Config, overrides: Mapping[str, Any], path: Path) -> Config:
     """
     new = anchored(changed(config, overrides))
     before, after = (flat(c.model_dump(by_alias=True)) for c in (config, new))
-    fixed = {"train.rounds"} if config.train.rates.depends_on_rounds else set()
+    # Noise is chosen for all rounds together, and most schedules end with the last one.
+    binds = config.privacy.active or config.train.rates.depends_on_rounds
+    fixed = {"train.rounds"} if binds else set()
     refused = [
         key
         for key in dict.fromkeys([*before, *after])

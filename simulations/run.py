@@ -243,6 +243,7 @@ def trained_run(path: Path, overrides: Mapping[str, Any] | None = None) -> Train
     """
     from common.experiment import experiment_features
     from server.export.run_model import backbone_of_run, trained_model
+    from server.record.privacy import privacy_sentence
     from server.round.calibration import kept_calibration
     from server.round.first_head import last_head
 
@@ -251,4 +252,5 @@ def trained_run(path: Path, overrides: Mapping[str, Any] | None = None) -> Train
     backbone = backbone_of_run(path, config, dataset)
     RunFolder(path, open_run(path)).bind(backbone.fingerprint, dataset.classes, dataset.content_key)
     test = experiment_features(config, backbone).select(held_out_positions(config))
-    return trained_model(config, backbone, head, test, kept_calibration(path, head))
+    calibration, privacy = kept_calibration(path, head), privacy_sentence(path)
+    return trained_model(config, backbone, head, test, calibration, privacy)

@@ -38,6 +38,7 @@ from common.experiment import _cached_parts
 from common.features import extract
 from common.files import sha256_file, write_atomic
 from common.messages import DescribeRequest, HeadChanges, TrainRequest, content_id, head_id
+from common.privacy.accounting import _cached_figure
 from common.privacy.ledger import Entry, Ledger
 from common.privacy.secret import keep_secret
 from common.signing.statement import Signed, Statement, read_signed
@@ -445,6 +446,15 @@ def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
 def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
     keep_secret(tmp / "privacy.secret")
     return Row([tmp / "privacy.secret"], lambda: keep_secret(tmp / "privacy.secret"))
+
+
+@row("figure of privacy in the cache")
+def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
+    request.getfixturevalue("monkeypatch").setenv("FEDHEAD_CACHE", str(tmp))
+    question = {"of": "epsilon", "z": 2.0}
+    _cached_figure(question, lambda: 5.5)
+    # What is damaged is computed again.
+    return Row([*(tmp / "privacy").iterdir()], lambda: _cached_figure(question, lambda: 5.5))
 
 
 # Deployments

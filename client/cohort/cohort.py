@@ -32,6 +32,7 @@ from common.temperature import SHARPNESS, losses_by_sharpness
 from common.types import Affine, FeatureSet, IntArray, LocalTraining
 
 try:
+    from client.cohort.clipping import clipped_sum
     from client.cohort.examples import Examples
     from client.cohort.job import Job, train_dual, train_primal
 except ImportError as exc:
@@ -273,13 +274,22 @@ class Cohort:
             yield slice(first, len(counts))
 
 
-def warm_up() -> None:
-    """Load or compile the kernels now, so that no round has to."""
+def warm_up(*, private: bool = False) -> None:
+    """Load or compile the kernels now, so that no round has to.
+
+    Args:
+        private: whether those that clip are needed, too.
+    """
     q = np.zeros((1, 1), np.uint8)
     q.flags.writeable = False  # like a memory-mapped file
     one = np.ones(1, np.float32)
     features = FeatureSet(q, np.zeros(1, np.int64), Affine(one, one), "")
-    objective = Objective(LocalTraining(1.0))
+    objective = Objective(LocalTraining(1.0), unit_norm=float(private))
     cohort, first = Cohort(features, [np.zeros(1, np.int64)]), np.zeros(1, np.int64)
     start = np.zeros((1, 2), np.float32)
-    list(cohort.train(first, start, objective, seed=0, round_number=0, consume=lambda c: c.steps))
+
+    def consume(chunk: Chunk) -> None:
+        if private:
+            clipped_sum(np.asarray(chunk.deltas(), np.float32), 1.0)
+
+    list(cohort.train(first, start, objective, seed=0, round_number=0, consume=consume))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from client.cohort.kernels import give_norm, to_float
+from client.cohort.conversion import lengths_of, to_float
 from common.types import FeatureSet, IntArray
 
 __all__ = ["Examples"]
@@ -56,6 +56,7 @@ class Examples:
             labels = features.labels[self._rows]
             self.largest_label[present] = np.maximum.reduceat(labels, self._ends[present])
         self._buffers: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
+        self._lengths = np.full(len(features), np.nan)
         self._usual = chunk_rows * self.padded_width
 
     def load(self, rows: IntArray, unit_norm: float = 0.0) -> tuple[Tensor, Tensor, IntArray]:
@@ -77,10 +78,21 @@ class Examples:
             except queue.Empty:
                 buffer = torch.empty(self._usual, dtype=self._torch_dtype)
         x = buffer[:size].view(len(rows), self.padded_width)
-        to_float(self.features.q, rows, self._center, self._gain, x.numpy())
-        if unit_norm:
-            give_norm(x.numpy(), self.width - 1, unit_norm)
+        factors, bias = self._factors(rows, unit_norm), 0 if unit_norm else 1
+        to_float(self.features.q, rows, self._center, self._gain, factors, bias, x.numpy())
         return buffer, x, self.features.labels[rows]
+
+    def _factors(self, rows: IntArray, unit_norm: float) -> Floats:
+        """What features are multiplied by; their lengths are measured once."""
+        if not unit_norm:
+            return np.ones(len(rows), self.dtype)
+        lengths = self._lengths[rows]
+        if np.isnan(lengths).any():
+            lengths_of(self.features.q, rows, self._center, self._gain, lengths)
+            self._lengths[rows] = lengths
+        factors = np.divide(unit_norm, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+        rounded: Floats = factors.astype(self.dtype)
+        return rounded
 
     def give_back(self, buffer: Tensor) -> None:
         """Return the memory of ``load`` for another thread's use."""

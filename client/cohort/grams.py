@@ -52,7 +52,13 @@ class Grams:
         return kept
 
     def prepare(
-        self, clients: IntArray, ends: IntArray, x: Tensor, preconditioner: Tensor | None
+        self,
+        clients: IntArray,
+        ends: IntArray,
+        x: Tensor,
+        preconditioner: Tensor | None,
+        *,
+        needed: bool = True,
     ) -> tuple[Tensor, IntArray]:
         """Compute missing matrices of some clients. Threads must prepare different clients.
 
@@ -61,6 +67,7 @@ class Grams:
             ends: int64 (m + 1,), where each client's examples begin and end in x.
             x: (M, D), examples.
             preconditioner: P, (D, D).
+            needed: whether anything will read the matrices; if not, they only get their places.
 
         Returns:
             A second slab for matrices without a place in the first; and where each client's
@@ -75,6 +82,8 @@ class Grams:
         places = np.cumsum(counts[homeless] ** 2)
         spare = torch.empty(int(places[-1]) if len(places) else 0, dtype=x.dtype)
         offsets[homeless] = -1 - (places - counts[homeless] ** 2)
+        if not needed:
+            return spare, offsets
         for i in missing:
             n, offset = int(counts[i]), int(offsets[i])
             slab, first = (self.slab, offset) if offset >= 0 else (spare, -offset - 1)

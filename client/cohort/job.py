@@ -53,8 +53,9 @@ def train_dual(
     objective, clients = job.objective, job.clients[part]
     rows, ends = examples.positions(clients)
     buffer, x, labels = examples.load(rows, objective.unit_norm)
-    spare, offsets = grams.prepare(clients, ends, x, job.preconditioner)
-    logits = job.padded_start @ x.t()
+    needed = _reads_grams(job, part)
+    spare, offsets = grams.prepare(clients, ends, x, job.preconditioner, needed=needed)
+    logits = _logits(job, part, x)
     corrections = None
     first = shift = np.empty((0, 0), examples.dtype)
     if not objective.is_plain:
@@ -64,11 +65,12 @@ def train_dual(
         for matrix, begin, end in zip(corrections, ends[:-1], ends[1:], strict=True):
             shift[:, begin:end] = (examples.padded(matrix) @ x[begin:end].t()).numpy()
     dual, m = torch.zeros_like(logits), len(clients)
-    losses, coefficients, steps = np.empty((m, 2)), np.empty((m, 2)), np.empty(m, np.int64)
+    losses, coefficients, steps = np.zeros((m, 2)), np.empty((m, 2)), np.empty(m, np.int64)
     train_clients(
         logits.numpy(), dual.numpy(), first, shift,
         labels, ends, clients, grams.slab.numpy(), spare.numpy(), offsets, job.stream,
-        job.epochs[part], job.batch_sizes[part], job.hyper, losses, coefficients, steps,
+        job.epochs[part], job.batch_sizes[part], job.hyper, not objective.private,
+        losses, coefficients, steps,
     )  # fmt: skip
     result = consume(
         DualChunk(
@@ -78,6 +80,26 @@ def train_dual(
     )  # fmt: skip
     examples.give_back(buffer)
     return result
+
+
+def _logits(job: Job, part: slice, x: Tensor) -> Tensor:
+    """Logits (K, M) of all examples under the global head."""
+    if not job.objective.private:
+        return job.padded_start @ x.t()
+    counts = job.num_examples[part].tolist()
+    logits = torch.empty((len(job.start), len(x)), dtype=x.dtype)
+    each = zip(x.split_with_sizes(counts), logits.split_with_sizes(counts, 1), strict=True)
+    for mine, out in each:
+        torch.mm(job.padded_start, mine.t(), out=out)
+    return logits
+
+
+def _reads_grams(job: Job, part: slice) -> bool:
+    """Whether logits are needed beyond the first ones, for a further step or for a loss."""
+    if not (job.objective.private and job.objective.is_plain):
+        return True
+    batches = -(-job.num_examples[part] // job.batch_sizes[part])
+    return bool((job.epochs[part] * batches > 1).any())
 
 
 def train_primal(job: Job, part: slice, examples: Examples, consume: Callable[[Chunk], T]) -> T:

@@ -20,7 +20,7 @@ import numpy as np
 from common.files import cache_root
 from common.types import FloatArray
 
-__all__ = ["give_norm", "to_float", "train_clients", "word_of"]
+__all__ = ["compiled", "train_clients", "word_of"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,7 +28,6 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1 = np.uint64(0xBF58476D1CE4E5B9)
 _M2 = np.uint64(0x94D049BB133111EB)
 _S30, _S27, _S31, _ONE = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(1)
-_LANES = 16
 _BLOCK = 64  # least number of scratch columns, for the losses
 
 
@@ -39,70 +38,25 @@ if not numba.config.CACHE_DIR and not os.access(  # type: ignore[attr-defined]
     numba.config.CACHE_DIR = str(cache_root() / "numba")  # type: ignore[attr-defined]
 
 
-def _compiled(function: F) -> F:
+def compiled(function: F) -> F:
+    """Compile it when it is first called, and keep the result on the disk."""
     return cast("F", numba.njit(nogil=True, cache=True, fastmath={"contract"})(function))
 
 
-@_compiled
-def to_float(q: Any, rows: Any, center: Any, gain: Any, out: Any) -> None:
-    """Features as trainers see them: ``gain * (q - center)``, a 1, and zeros as padding.
-
-    Args:
-        q: uint8 (N, d), possibly memory-mapped.
-        rows: int64 (m,), the rows of q to convert.
-        center: float (d,).
-        gain: float (d,).
-        out: float (m, >= d + 1), overwritten.
-    """
-    d = q.shape[1]
-    for i in range(rows.shape[0]):
-        source = q[rows[i]]
-        target = out[i]
-        for j in range(d):
-            target[j] = (source[j] - center[j]) * gain[j]
-        target[d] = 1
-        for j in range(d + 1, out.shape[1]):
-            target[j] = 0
-
-
-@_compiled
-def give_norm(x: Any, d: Any, norm: Any) -> None:
-    """``common.softmax.rows_of_norm``, in place.
-
-    Args:
-        x: float (m, >= d + 1), as ``to_float`` makes it.
-        d: number of features.
-        norm: of each row.
-    """
-    factor, squares = np.empty(1, x.dtype), np.empty(_LANES)
-    for i in range(x.shape[0]):
-        row = x[i]
-        row[d] = 0
-        squares[:] = 0
-        for start in range(0, row.shape[0], _LANES):  # as many sums as fit the core's registers
-            part = row[start : start + _LANES]
-            for j in range(part.shape[0]):
-                squares[j] += np.float64(part[j]) * np.float64(part[j])
-        length = math.sqrt(squares.sum())
-        factor[0] = norm / length if length > 0 else 0.0
-        for j in range(d):
-            row[j] *= factor[0]
-
-
-@_compiled
+@compiled
 def _mix(z: Any) -> Any:
     z = (z ^ (z >> _S30)) * _M1
     z = (z ^ (z >> _S27)) * _M2
     return z ^ (z >> _S31)
 
 
-@_compiled
+@compiled
 def word_of(state: Any, index: Any) -> Any:
     """``common.seeding.words`` of one stream at one position."""
     return _mix(state + np.uint64(index + 1) * _GOLDEN)
 
 
-@_compiled
+@compiled
 def _batch_order(state: Any, n: Any, keys: Any) -> Any:
     """``common.seeding.permutation`` of a stream, given its state."""
     for i in range(n):
@@ -110,7 +64,7 @@ def _batch_order(state: Any, n: Any, keys: Any) -> Any:
     return np.argsort(keys[:n], kind="mergesort")
 
 
-@_compiled
+@compiled
 def _exponentials(R: Any, m: Any, top: Any, total: Any, bits: Any) -> None:
     """Replace logits R (K, m) by exp(logit - top); write each column's maximum and sum.
 
@@ -152,7 +106,7 @@ def _exponentials(R: Any, m: Any, top: Any, total: Any, bits: Any) -> None:
             total[b] += R[k, b]
 
 
-@_compiled
+@compiled
 def _mean_loss(Z: Any, labels: Any, R: Any, top: Any, total: Any, bits: Any) -> Any:
     """Mean cross-entropy of logits Z (K, n)."""
     K, n = Z.shape
@@ -169,7 +123,7 @@ def _mean_loss(Z: Any, labels: Any, R: Any, top: Any, total: Any, bits: Any) -> 
     return loss / n
 
 
-@_compiled
+@compiled
 def _residuals(
     z: Any, labels: Any, batch: Any, m: Any, R: Any, top: Any, total: Any, bits: Any
 ) -> None:
@@ -188,7 +142,7 @@ def _residuals(
         R[labels[batch[b]], b] -= 1 / m
 
 
-@_compiled
+@compiled
 def _plain_step(z: Any, a: Any, gram: Any, batch: Any, m: Any, R: Any, lr: Any) -> None:
     K, n = z.shape
     for b in range(m):
@@ -200,7 +154,14 @@ def _plain_step(z: Any, a: Any, gram: Any, batch: Any, m: Any, R: Any, lr: Any) 
                 z[k, j] -= r * gram[i, j]
 
 
-@_compiled
+@compiled
+def _last_step(a: Any, batch: Any, m: Any, R: Any, lr: Any) -> None:
+    for k in range(a.shape[0]):
+        for b in range(m):
+            a[k, batch[b]] -= lr * R[k, b]
+
+
+@compiled
 def _general_step(
     z: Any, a: Any, z0: Any, zc: Any, vz: Any, va: Any, gram: Any, batch: Any, m: Any, R: Any,
     step: Any, lr: Any, momentum: Any, shrink: Any, mu: Any,
@@ -222,17 +183,17 @@ def _general_step(
             a[k, j] -= lr * va[k, j]
 
 
-@_compiled
+@compiled
 def _block(scratch: Any, rows: Any, n: Any) -> Any:
     """Contiguous (rows, n) memory, because the compiler vectorizes only dense arrays."""
     return scratch[: rows * n].reshape((rows, n))
 
 
-@_compiled
+@compiled
 def train_clients(
     Z: FloatArray, A: FloatArray, Z0: FloatArray, Zc: FloatArray,
     labels: Any, ends: Any, clients: Any, grams: Any, spare: Any, offsets: Any, state: Any,
-    epochs: Any, batch_sizes: Any, hyper: FloatArray,
+    epochs: Any, batch_sizes: Any, hyper: FloatArray, wants_losses: Any,
     losses: Any, coefficients: Any, steps: Any,
 ) -> None:  # fmt: skip
     """Train each client of a chunk by local SGD, in the dual form.
@@ -256,7 +217,9 @@ def train_clients(
         epochs: int64 (m,).
         batch_sizes: int64 (m,).
         hyper: (4,), lr, momentum, mu + weight decay, mu.
-        losses: float64 (m, 2), overwritten: mean loss before and after.
+        wants_losses: whether to compute losses. If not, the last plain step leaves logits and Gram
+            matrices alone, and Z is of no use at the end.
+        losses: float64 (m, 2), overwritten if wanted: mean loss before and after.
         coefficients: float64 (m, 2), overwritten: alpha and beta.
         steps: int64 (m,), overwritten.
     """
@@ -289,7 +252,8 @@ def train_clients(
             gram = grams[offsets[c] : offsets[c] + n * n].reshape((n, n))
         else:
             gram = spare[-offsets[c] - 1 : -offsets[c] - 1 + n * n].reshape((n, n))
-        losses[c, 0] = _mean_loss(z, y, R, top, total, bits)
+        if wants_losses:
+            losses[c, 0] = _mean_loss(z, y, R, top, total, bits)
         client_state = _mix((state ^ np.uint64(clients[c])) + _GOLDEN)
         alpha, beta, v_alpha, v_beta = 1.0, 0.0, 0.0, 0.0
         count = 0
@@ -300,6 +264,10 @@ def train_clients(
                 m = batch.shape[0]
                 _residuals(z, y, batch, m, R, top, total, bits)
                 count += 1
+                is_last = epoch == epochs[c] - 1 and start + m == n
+                if plain and is_last and not wants_losses:
+                    _last_step(a, batch, m, R, lr)
+                    continue
                 if plain:
                     _plain_step(z, a, gram, batch, m, R, lr)
                     continue
@@ -310,7 +278,8 @@ def train_clients(
                 v_beta = momentum * v_beta + shrink * beta + 1
                 alpha -= lr * v_alpha
                 beta -= lr * v_beta
-        losses[c, 1] = _mean_loss(z, y, R, top, total, bits)
+        if wants_losses:
+            losses[c, 1] = _mean_loss(z, y, R, top, total, bits)
         Z[:, first:last] = z
         A[:, first:last] = a
         coefficients[c, 0], coefficients[c, 1] = alpha, beta

@@ -26,6 +26,9 @@ class Objective:
             for each chunk, in a worker thread.
         preconditioner: (d + 1, d + 1), multiplies the data's gradient from the right.
         unit_norm: norm that each example's features are given, without a bias; 0: as they are.
+        private: whether losses stay 0, unless a client is trained by ordinary steps, and no last
+            bit of a client depends on who else is in its chunk. A product of several clients'
+            examples is faster, but BLAS may round it by its shape.
         local_epochs: int64 by client, instead of ``training.local_epochs``.
         batch_sizes: int64 by client, instead of ``training.batch_size``.
     """
@@ -35,6 +38,7 @@ class Objective:
     corrections: Callable[[IntArray], Floats] | None = None
     preconditioner: Floats | None = None
     unit_norm: float = 0.0
+    private: bool = False
     local_epochs: IntArray | None = None
     batch_sizes: IntArray | None = None
 

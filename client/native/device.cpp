@@ -126,6 +126,17 @@ at::Tensor Device::train(const Examples& examples, double lr, std::int64_t epoch
 
 at::Tensor Device::delta() { return call("head_delta", {}).toTensor(); }
 
+std::pair<at::Tensor, at::Tensor> Device::private_update(const Examples& examples, double lr,
+                                                         std::int64_t epochs,
+                                                         std::int64_t batch_size,
+                                                         std::int64_t seed, double unit_norm,
+                                                         double clip) {
+  const auto fields = call("private_update", {examples.features, examples.labels, lr, epochs,
+                                              batch_size, seed, unit_norm, clip})
+                          .toTuple();
+  return {fields->elements()[0].toTensor(), fields->elements()[1].toTensor()};
+}
+
 std::string Device::fingerprint() { return call("fingerprint", {}).toStringRef(); }
 
 }  // namespace fedhead

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace fedhead {
@@ -38,6 +39,13 @@ class Device {
                    std::int64_t batch_size, std::int64_t seed);
 
   at::Tensor delta();  // float32 (K, d + 1), bias last
+
+  // What a private round sends of its training, which leaves the head alone: the fields
+  // "clipped_delta", int64 (K, d + 1), and "within_clip", int64 (1,).
+  std::pair<at::Tensor, at::Tensor> private_update(const Examples& examples, double lr,
+                                                   std::int64_t epochs, std::int64_t batch_size,
+                                                   std::int64_t seed, double unit_norm,
+                                                   double clip);
   std::string fingerprint();
 
  private:

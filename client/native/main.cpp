@@ -21,19 +21,21 @@ namespace {
 constexpr const char* kUsage =
     "usage: fedhead-device MODEL.ptl DATA --out UPDATE.safetensors [--head HEAD.safetensors]\n"
     "         [--lr 0.05] [--epochs 5] [--batch-size 10] [--seed 0] [--round 1] [--client 0]\n"
-    "         [--codec none|int8|drive] [--features FILE]\n"
+    "         [--codec none|int8|drive] [--features FILE] [--clip CLIP [--unit-norm 0]]\n"
     "         [--changes CHANGES.safetensors --keep-head FILE]\n"
     "DATA is a folder LABEL/*.rgb of raw uint8 images (3 planes, square), or a safetensors\n"
     "file with features and labels, as --features writes it. Seed, round and client are those\n"
     "of the server's order. CHANGES holds what rounds have changed of the head: the order's\n"
-    "payloads, named by their rounds; its codec stands in the metadata.\n";
+    "payloads, named by their rounds; its codec stands in the metadata. Clip and norm are those\n"
+    "of a private round's order: the update is then clipped and says nothing of the examples.\n";
 
 struct Options {
   std::vector<std::string> positional;
   std::map<std::string, std::string> named{
       {"--out", ""},      {"--head", ""},   {"--features", ""},    {"--changes", ""},
       {"--lr", "0.05"},   {"--epochs", "5"}, {"--batch-size", "10"}, {"--keep-head", ""},
-      {"--seed", "0"},    {"--round", "1"}, {"--client", "0"},     {"--codec", "none"}};
+      {"--seed", "0"},    {"--round", "1"}, {"--client", "0"},     {"--codec", "none"},
+      {"--clip", ""},     {"--unit-norm", "0"}};
 };
 
 Options parse(int argc, char** argv) {
@@ -51,6 +53,13 @@ Options parse(int argc, char** argv) {
   }
   if (options.positional.size() != 2) throw std::invalid_argument("expected MODEL.ptl and DATA");
   if (options.named["--out"].empty()) throw std::invalid_argument("--out is missing");
+  const bool is_private = !options.named["--clip"].empty();
+  if (!is_private && options.named["--unit-norm"] != "0") {
+    throw std::invalid_argument("--unit-norm needs --clip");
+  }
+  if (is_private && options.named["--codec"] != "none") {
+    throw std::invalid_argument("--clip needs --codec none");
+  }
   if (!options.named["--changes"].empty()) {
     for (const char* needed : {"--head", "--keep-head"}) {
       if (options.named[needed].empty()) {
@@ -157,13 +166,54 @@ at::Tensor encoded(const at::Tensor& delta, const fedhead::Codec& codec, std::ui
   return tensor_of(payload, {static_cast<std::int64_t>(payload.size())}, at::kByte);
 }
 
+struct Steps {
+  double lr;
+  std::int64_t epochs, batch_size, seed;  // the seed of the order of examples
+};
+
+void train_private(fedhead::Device& device, const fedhead::Examples& examples, const Steps& steps,
+                   const Options& options) {
+  const auto fields = device.private_update(examples, steps.lr, steps.epochs, steps.batch_size,
+                                            steps.seed, option<double>(options, "--unit-norm"),
+                                            option<double>(options, "--clip"));
+  fedhead::write_safetensors(
+      options.named.at("--out"),
+      {{{"clipped_delta", fields.first}, {"within_clip", fields.second}},
+       {{"fingerprint", device.fingerprint()},
+        {"codec", "none"},
+        {"num-examples", "1"},
+        {"loss-before", "0"},
+        {"loss-after", "0"}}});
+  std::cout << "the clipped update, without number of examples and losses\n";
+}
+
+void train(fedhead::Device& device, const fedhead::Examples& examples, const Steps& steps,
+           const fedhead::Codec& codec, std::uint64_t codec_state, const Options& options) {
+  const double before = device.loss(examples);
+  const auto losses = device.train(examples, steps.lr, steps.epochs, steps.batch_size, steps.seed);
+  for (std::int64_t epoch = 0; epoch < steps.epochs; ++epoch) {
+    std::cout << "epoch " << epoch + 1 << "  loss " << losses[epoch].item<float>() << "\n";
+  }
+  const double after = device.loss(examples);
+  const auto count = examples.labels.size(0);
+  fedhead::write_safetensors(options.named.at("--out"),
+                             {{{"delta", encoded(device.delta(), codec, codec_state)}},
+                              {{"fingerprint", device.fingerprint()},
+                               {"codec", codec.name},
+                               {"num-examples", std::to_string(count)},
+                               {"loss-before", digits(before)},
+                               {"loss-after", digits(after)}}});
+  std::cout << count << " examples, loss " << before << " -> " << after << "\n";
+}
+
 void run(const Options& options) {
-  const auto lr = option<double>(options, "--lr");
-  const auto epochs = option<std::int64_t>(options, "--epochs");
-  const auto batch_size = option<std::int64_t>(options, "--batch-size");
   const auto seed = option<std::int64_t>(options, "--seed");
   const auto round = option<std::int64_t>(options, "--round");
   const auto client = option<std::int64_t>(options, "--client");
+  const auto order = fedhead::stream_state(seed, fedhead::Purpose::kBatchOrder, {round, client});
+  const Steps steps{option<double>(options, "--lr"), option<std::int64_t>(options, "--epochs"),
+                    option<std::int64_t>(options, "--batch-size"),
+                    static_cast<std::int64_t>(order)};
   const auto& codec = fedhead::find_codec(options.named.at("--codec"));
   at::set_num_threads(1);  // a step is too small to share
 
@@ -175,25 +225,10 @@ void run(const Options& options) {
         path, {{{"features", examples.features}, {"labels", examples.labels}},
                {{"fingerprint", device.fingerprint()}}});
   }
-  const double before = device.loss(examples);
-  const auto order = fedhead::stream_state(seed, fedhead::Purpose::kBatchOrder, {round, client});
-  const auto losses =
-      device.train(examples, lr, epochs, batch_size, static_cast<std::int64_t>(order));
-  for (std::int64_t epoch = 0; epoch < epochs; ++epoch) {
-    std::cout << "epoch " << epoch + 1 << "  loss " << losses[epoch].item<float>() << "\n";
-  }
-  const double after = device.loss(examples);
-  const auto count = examples.labels.size(0);
-  // The delta is the first and only field of a plan that this program can serve.
+  if (!options.named.at("--clip").empty()) return train_private(device, examples, steps, options);
+  // The delta is the first and only field of such a plan that this program can serve.
   const auto state = fedhead::stream_state(seed, fedhead::Purpose::kUplink, {round, client, 0});
-  fedhead::write_safetensors(options.named.at("--out"),
-                             {{{"delta", encoded(device.delta(), codec, state)}},
-                              {{"fingerprint", device.fingerprint()},
-                               {"codec", codec.name},
-                               {"num-examples", std::to_string(count)},
-                               {"loss-before", digits(before)},
-                               {"loss-after", digits(after)}}});
-  std::cout << count << " examples, loss " << before << " -> " << after << "\n";
+  train(device, examples, steps, codec, state, options);
 }
 
 }  // namespace

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, PlainValidator
 
 from common.config.numbers import Auto, Positive, PositiveOrAuto
 from common.keys import flat
+from common.privacy.rule import rounds
 from common.toml_model import Section
 
 __all__ = ["NO_PRIVACY", "Mechanism", "PrivacyConfig", "by_rule", "is_private", "rule_keys"]
@@ -98,7 +99,8 @@ def by_rule(content: Mapping[str, Any]) -> Mapping[str, Any]:
     for section, values in _RULE.items():
         written = content.get(section, {})
         if isinstance(written, Mapping):
-            own = {"rounds": 1} if privacy.get("mechanism") == "one-shot" else {}
+            mechanism = privacy.get("mechanism", "everyone")
+            own = {"rounds": rounds(mechanism)} if mechanism in get_args(Mechanism) else {}
             fitting = {key: own.get(key, value) for key, value in values.items()}
             chosen[section] = {**fitting, **written}
     return chosen
@@ -110,14 +112,14 @@ def rule_keys(mechanism: Mechanism) -> dict[str, Any]:
     An experiment that was written without privacy sets them for other reasons.
 
     >>> rule_keys("one-shot")
-    {'train.rounds': 1, 'train.clients-per-round': 0, 'backbone.projection': 'auto', \
-'partition.test-fraction': 0.0}
+    {'train.rounds': 1, 'backbone.projection': 'auto', 'partition.test-fraction': 0.0, \
+'train.clients-per-round': 0}
     """
     keys = flat(_RULE) | {"train.lr": "auto", "train.clients-per-round": 0}
+    keys["train.rounds"] = rounds(mechanism)
     if mechanism == "one-shot":  # whose clients take no steps
         steps = ("train.lr", "train.local-epochs", "train.batch-size")
         keys = {key: value for key, value in keys.items() if key not in steps}
-        keys["train.rounds"] = 1
     if mechanism in ("poisson", "min-separation"):  # which are about some clients a round
         del keys["train.clients-per-round"]
     return keys

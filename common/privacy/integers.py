@@ -32,6 +32,7 @@ import numpy.typing as npt
 from common.errors import ReplyError
 
 __all__ = [
+    "FINE",
     "MAX_CLIENTS",
     "MAX_SIZE",
     "OFFSET",
@@ -56,7 +57,9 @@ MAX_SIZE = 2**23 - 1
 MAX_CLIENTS = 2**20
 """Clients in one sum, for the same reason."""
 
-_FINE = 2**20  # steps in which a norm is measured
+FINE = 2**20
+"""Steps in which a norm is measured."""
+
 _LOW_BITS = 20
 
 Integers = npt.NDArray[np.int64]
@@ -111,8 +114,8 @@ def _measured(
     if peak == 0:
         return 0.0, x, 0.0
     unit = x / peak
-    steps = np.ceil(np.abs(unit) * _FINE).astype(np.int64)
-    return peak, unit, math.sqrt(int((steps * steps).sum())) / _FINE
+    steps = np.ceil(np.abs(unit) * FINE).astype(np.int64)
+    return peak, unit, math.sqrt(int((steps * steps).sum())) / FINE
 
 
 def with_offset(values: Integers) -> npt.NDArray[np.uint32]:

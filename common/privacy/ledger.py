@@ -12,7 +12,8 @@ import fcntl
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,16 @@ from typing import Literal, get_args
 
 from common.errors import DamagedError
 from common.files import sync
+from common.privacy.accounting import (
+    composed,
+    gaussian_epsilon,
+    poisson_epsilon,
+    sampled_epsilon,
+)
+from common.privacy.factorization import coefficients, sensitivity
 from common.readback import JsonLines
 
-__all__ = ["LEDGER", "Entry", "Ledger", "Mechanism"]
+__all__ = ["LEDGER", "Entry", "Ledger", "Mechanism", "spent"]
 
 Mechanism = Literal["everyone", "poisson", "min-separation", "one-shot"]
 """How clients come to take part in a round."""
@@ -156,6 +164,58 @@ class Ledger:
             yield file
         finally:
             os.close(file)
+
+
+def spent(entries: Sequence[Entry], delta: float) -> float:
+    """Epsilon of all these releases together.
+
+    Two attempts at a round with sampled clients share its cohort: they count as one release with
+    less noise, not as two with cohorts of their own. Noises of different secrets are independent,
+    so a min-separation run that goes on with another secret counts from there as a further run.
+
+    Args:
+        entries: of a ledger, in any order.
+        delta: of all together.
+
+    Raises:
+        MissingExtraError: clients were sampled, and dp-accounting is not installed.
+    """
+    if not entries:
+        return 0.0
+    sampled = _sampled(entries)
+    others = [e.multiplier for e in entries if e.mechanism in ("everyone", "one-shot")]
+    sigma = composed([*others, *_separated(entries)])
+    if not sampled:
+        return gaussian_epsilon(sigma, delta)
+    if len(sampled) == 1 and sigma == math.inf:
+        ((z, rate), rounds) = sampled.popitem()
+        return poisson_epsilon(z, delta, rate, rounds)
+    parts = [(z, rate, rounds) for (z, rate), rounds in sampled.items()]
+    return sampled_epsilon([*parts, (sigma, 1.0, 1)] if sigma < math.inf else parts, delta)
+
+
+def _sampled(entries: Sequence[Entry]) -> Counter[tuple[float, float]]:
+    """How many rounds with sampled clients had each multiplier and rate."""
+    cohorts: defaultdict[tuple[str, int], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        if entry.mechanism == "poisson":
+            cohorts[entry.secret, entry.round].append(entry)
+    return Counter(
+        (composed(e.multiplier for e in attempts), max(e.rate or 0.0 for e in attempts))
+        for attempts in cohorts.values()
+    )
+
+
+def _separated(entries: Sequence[Entry]) -> Iterator[float]:
+    """The multiplier of each secret's rounds with separated participations, as one release."""
+    runs: defaultdict[tuple[str, float, int], list[int]] = defaultdict(list)
+    for entry in entries:
+        if entry.separation is not None:
+            runs[entry.secret, entry.multiplier, entry.separation].append(entry.round)
+    for (_, multiplier, separation), rounds in runs.items():
+        again = len(rounds) - len(set(rounds))
+        span = max(rounds) - min(rounds) + 1
+        yield multiplier / sensitivity(coefficients(separation), span, again)
 
 
 def _entry(values: Mapping[str, object], where: str) -> Entry:

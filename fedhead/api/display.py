@@ -39,6 +39,7 @@ def facts(summary: Mapping[str, Any]) -> dict[str, str]:
         "accuracy": f"{percent(summary['accuracy'], n)} on {n:,} test images",
         "centralized": percent(summary["centralized_accuracy"]),
         "ridge": percent(summary["ridge_accuracy"]),
+        **({"privacy": summary["privacy"]["sentence"]} if summary.get("privacy") else {}),
         "strategy": str(summary["strategy"]),
         "rounds": f"{summary['rounds']:,}",
         "clients": f"{summary['clients']:,}",

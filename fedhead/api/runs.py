@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from common.types import Head
     from fedhead.api.plots import Curve
+    from server.record.privacy import Privacy
 
 __all__ = ["Run"]
 
@@ -57,6 +58,19 @@ class Run:
         from simulations.run import read_summary
 
         return read_summary(self.path)
+
+    @property
+    def privacy(self) -> Privacy | None:
+        """What it guarantees of each client and has spent, by its ledger; None: it has no budget.
+
+        Raises:
+            RunError: the ledger is not there, or lacks a finished round.
+            DamagedError: it was changed after it was written.
+        """
+        from server.record.privacy import read_privacy
+
+        found = read_privacy(self.path)
+        return found[0] if found else None
 
     @property
     def metrics(self) -> Table:

@@ -27,6 +27,7 @@ from fedhead.cli.fleet import fleet
 from fedhead.cli.keys import keys
 from fedhead.cli.measure import measures
 from fedhead.cli.predict import predict
+from fedhead.cli.privacy import privacy
 from fedhead.cli.probe import probe
 from fedhead.cli.publish import publish
 from fedhead.cli.runs import runs
@@ -73,7 +74,10 @@ for command in (audit, probe, fine_tune, tune, predict, publish, cache):
     others.command()(command)
 for group in (runs, comparisons, descriptions, measures, deployments, others):
     cli.add_typer(group)
-for name, group in (("bench", bench), ("delivery", delivery), ("fleet", fleet), ("keys", keys)):
+for name, group in (
+    ("bench", bench), ("delivery", delivery), ("fleet", fleet), ("keys", keys),
+    ("privacy", privacy),
+):  # fmt: skip
     cli.add_typer(group, name=name)
 
 

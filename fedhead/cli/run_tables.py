@@ -221,6 +221,7 @@ def _closing_rows(s: Mapping[str, Any]) -> dict[str, str]:
     seconds["rounds"] += f" (training {s['seconds']['training']:.1f})"
     rows = {
         f"accuracy, {s['strategy'].rpartition(':')[2]}": _measured(s["accuracy"], n),
+        **({"privacy": s["privacy"]["sentence"]} if s.get("privacy") else {}),
         "accuracy, balanced": _percent(s["balanced_accuracy"]),
         **_worst_classes(s["classes"]),
         "accuracy, centralized": _measured(s["centralized_accuracy"], n),

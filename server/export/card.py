@@ -144,6 +144,7 @@ class Card(_Frozen):
             probabilities.
         calibration: how good these probabilities are; None if it is not known.
         metrics: the run's metrics, of undivided logits; null if not finite.
+        privacy: what the training guarantees its clients, in words.
         self_check: None if the file computes nothing.
         file: None in the card inside the file.
     """
@@ -172,6 +173,7 @@ class Card(_Frozen):
     temperature: float = 1.0
     calibration: Calibration | None = None
     metrics: dict[str, float | None]
+    privacy: str = ""
     self_check: SelfCheck | None = None
     file: FileFacts | None = None
 

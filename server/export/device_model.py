@@ -16,53 +16,15 @@ from torch import Tensor
 
 from common.backbone.frozen import FrozenBackbone, probe_images
 from common.errors import ExportError
-from common.softmax import sgd_step, softmax_loss
+from common.privacy.integers import FINE, RESOLUTION
+from common.softmax import rows_of_norm, sgd_step, softmax_loss
 from common.statistics import EXACT_ROWS
 from common.types import Head
+from server.export.device_arrays import head_logits, noise_image, trainer_view, visiting_orders
 from server.export.device_checks import check_array, check_examples, check_learning_rate
+from server.export.device_privacy import check_clip, clipped_integers
 
-__all__ = ["DeviceModel", "head_logits", "visiting_order"]
-
-
-def visiting_order(n: int, seed: int, epoch: int) -> Tensor:
-    """``common.seeding.batch_order`` in int64 arithmetic, which wraps as uint64 does.
-
-    Args:
-        n: examples.
-        seed: ``common.seeding.batch_seed`` of run, round and client.
-        epoch: from 0.
-
-    Returns:
-        int64 (n,), a permutation.
-    """
-    state = splitmix64(torch.full([1], (seed ^ epoch)) - 7046029254386353131)
-    draws = splitmix64(state + (torch.arange(n) + 1) * -7046029254386353131)
-    return torch.sort((draws >> 1) & 0x7FFFFFFFFFFFFFFF, stable=True)[1]
-
-
-def splitmix64(z: Tensor) -> Tensor:
-    """The mixing function; shifts are arithmetic, so what they fill in is masked away."""
-    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
-    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
-    return z ^ ((z >> 31) & 0x1FFFFFFFF)
-
-
-def noise_image(size: int) -> Tensor:
-    """The first of ``common.backbone.frozen.probe_images``, uint8 (1, 3, size, size)."""
-    state = torch.arange(3 * size * size) + 1
-    state = (state ^ (state >> 7)) * -7046029254386353131
-    return ((state >> 56) & 0xFF).to(torch.uint8).reshape(1, 3, size, size)
-
-
-def trainer_view(q: Tensor, gain: Tensor, center: Tensor) -> Tensor:
-    """uint8 (n, d) to x, float32 (n, d + 1): ``FeatureSet.x`` to the bit."""
-    x = (q.to(torch.float32) - center) * gain
-    return torch.cat([x, torch.ones([q.size(0), 1])], dim=1)
-
-
-def head_logits(q: Tensor, gain: Tensor, center: Tensor, matrix: Tensor) -> Tensor:
-    """uint8 features (n, d) to float32 logits (n, K)."""
-    return trainer_view(q, gain, center) @ matrix.t()
+__all__ = ["DeviceModel"]
 
 
 class DeviceModel(torch.nn.Module):
@@ -100,6 +62,7 @@ class DeviceModel(torch.nn.Module):
         self.num_features = spec.num_features
         self.num_classes = head.num_classes
         self.exact_rows = EXACT_ROWS
+        self.resolution, self.fine = RESOLUTION, FINE
         self.fingerprint_ = backbone.fingerprint
         self.is_probed = False
         self.register_buffer("gain", torch.from_numpy(backbone.affine.gain.copy()))
@@ -177,20 +140,85 @@ class DeviceModel(torch.nn.Module):
         """
         check_examples(features, labels, self.num_features, self.num_classes)
         check_learning_rate(lr)
-        if epochs < 1 or batch_size < 1:
-            raise ValueError(f"epochs is {epochs} and batch_size {batch_size}, expected at least 1")
-        n = features.size(0)
-        matrix = self.matrix
-        losses = torch.zeros([epochs])
-        for epoch in range(epochs):
-            order = visiting_order(n, seed, epoch)
-            for batch in torch.split(order, batch_size):
-                x = trainer_view(features[batch], self.gain, self.center)
-                loss, matrix = sgd_step(x, labels[batch], matrix, lr)
-                losses[epoch] += loss * batch.size(0) / n
-        check_array("the trained head", matrix, [self.num_classes, self.num_features + 1])
+        order = visiting_orders(features.size(0), seed, epochs, batch_size)
+        losses, matrix = self._trained(features, labels, lr, order, batch_size, 0.0, self.matrix)
         self.matrix = matrix
         return losses
+
+    @torch.jit.export
+    def private_update(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        lr: float,
+        epochs: int,
+        batch_size: int,
+        seed: int,
+        unit_norm: float,
+        clip: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Local training as a private round wants it, from the head that ``set_head`` gave.
+
+        The head stays what it is, and no loss is told: nothing else may leave the phone.
+
+        Args:
+            features: uint8 (n, d).
+            labels: int64 (n,), in [0, K).
+            lr: learning rate.
+            epochs: passes over the examples.
+            batch_size: examples a step; with more than n it is one.
+            seed: as that of ``train_epochs``.
+            unit_norm: the plan's, see ``common.softmax.rows_of_norm``; 0: features as they are.
+            clip: the plan's bound on the update's norm.
+
+        Returns:
+            As ``clipped``.
+        """
+        check_examples(features, labels, self.num_features, self.num_classes)
+        check_learning_rate(lr)
+        check_clip(clip, unit_norm)
+        order = visiting_orders(features.size(0), seed, epochs, batch_size)
+        _, matrix = self._trained(features, labels, lr, order, batch_size, unit_norm, self.start)
+        return self.clipped(matrix - self.start, clip)
+
+    @torch.jit.export
+    def clipped(self, delta: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+        """What a private round sends of an update, and nothing else of it.
+
+        Args:
+            delta: float32 (K, d + 1).
+            clip: the plan's bound on its norm.
+
+        Returns:
+            The field "clipped_delta", int64 (K, d + 1): sent as uint32, which the numbers fit; and
+            "within_clip", int64 (1,): the same, where the plan asks for it.
+        """
+        check_clip(clip, 0.0)
+        check_array("the update", delta, [self.num_classes, self.num_features + 1])
+        integers, within = clipped_integers(delta, clip, self.resolution, self.fine)
+        return integers + self.resolution, within
+
+    def _trained(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        lr: float,
+        orders: Tensor,
+        batch_size: int,
+        unit_norm: float,
+        matrix: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Each epoch's mean loss before the steps, float32 (epochs,), and the head after them."""
+        losses = torch.zeros([orders.size(0)])
+        for epoch in range(orders.size(0)):
+            for batch in torch.split(orders[epoch], batch_size):
+                x = trainer_view(features[batch], self.gain, self.center)
+                if unit_norm > 0.0:
+                    x = rows_of_norm(x, unit_norm)
+                loss, matrix = sgd_step(x, labels[batch], matrix, lr)
+                losses[epoch] += loss * batch.size(0) / orders.size(1)
+        check_array("the trained head", matrix, [self.num_classes, self.num_features + 1])
+        return losses, matrix
 
     @torch.jit.export
     def loss(self, features: Tensor, labels: Tensor) -> float:

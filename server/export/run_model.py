@@ -27,7 +27,8 @@ from common.experiment import (
 )
 from common.files import cache_root, write_atomic
 from common.privacy import rule
-from common.privacy.accounting import gaussian_sigma
+from common.privacy.gaussian import gaussian_sigma
+from common.privacy.words import NOT_PRIVATE
 from common.readback import own_check
 from common.types import FeatureSet, Head
 from server.export.card import Calibration
@@ -170,8 +171,18 @@ def trained_model(
     head: Head,
     test: FeatureSet,
     calibration: Calibration | None = None,
+    privacy: str = NOT_PRIVATE,
 ) -> TrainedModel:
-    """The input of an export: the head with its backbone, and test images with their features."""
+    """The input of an export: the head with its backbone, and test images with their features.
+
+    Args:
+        config: of the run.
+        backbone: of the run.
+        head: the head.
+        test: the test images' features.
+        calibration: of the head.
+        privacy: what the training guarantees its clients, in words.
+    """
     dataset, positions = experiment_dataset(config), held_out_positions(config)
     evaluation = evaluate(head, test)
     # The file runs on some images, evenly spread over all classes; the head alone on all.
@@ -190,5 +201,6 @@ def trained_model(
         features=test.q[order],
         labels=test.labels[order],
         calibration=calibration,
+        privacy=privacy,
         pooled=pooled,
     )

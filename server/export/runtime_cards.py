@@ -92,6 +92,7 @@ def draft_card(
         temperature=trained.temperature,
         calibration=trained.calibration,
         metrics=dict(trained.metrics),
+        privacy=trained.privacy,
         self_check=check,
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 from common.backbone.frozen import FrozenBackbone
 from common.errors import ExportError
 from common.images import ByteArray
+from common.privacy.words import NOT_PRIVATE
 from common.temperature import scaled
 from common.types import FloatArray, Head, IntArray
 from server.export.card import Calibration
@@ -33,6 +34,7 @@ class TrainedModel:
             not need the backbone use all of them.
         labels: int64 (n,); the first m are the images' labels.
         calibration: the head's temperature and how good it is; None: logits stay as they are.
+        privacy: what the training guarantees its clients, in words, for the card.
         trained_sha256: SHA-256 of the trained head, if ``head`` is that one scaled or folded.
         pooled: if the backbone projects its features: uint8 (n, D), those that it projects.
         unfolded: float32 (n, K), logits of the head before a projection was folded into it.
@@ -49,6 +51,7 @@ class TrainedModel:
     features: ByteArray
     labels: IntArray
     calibration: Calibration | None = None
+    privacy: str = NOT_PRIVATE
     trained_sha256: str = ""
     pooled: ByteArray | None = None
     unfolded: FloatArray | None = None

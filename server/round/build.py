@@ -149,7 +149,10 @@ def make_algorithm(run: Run, affine: Affine, zero_point: ByteArray | int) -> Alg
         _tell_trainer(run)
         strategy = build_stock(config.strategy.name, config.strategy.args, lr=config.train.peak)
         return StockAlgorithm(run, strategy)
-    own = build_strategy(config.strategy.name, config.strategy.args)
+    args = config.strategy.args
+    if run.guard and run.guard.decided.server_lr:
+        args = {**args, "server-lr": run.guard.decided.server_lr}
+    own = build_strategy(config.strategy.name, args)
     if trains_by_gradients(own):
         _tell_trainer(run)
     prepared = prepared_strategy(config, own)

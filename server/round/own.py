@@ -132,11 +132,13 @@ class OwnAlgorithm:
     def step(self, round_number: int, head: Head, fault: Fault) -> tuple[Head, RoundResult] | None:
         guard = self._run.guard
         if guard and not guard.allows(round_number):
-            return tell_done(round_number, guard.why_spent)
+            tell_done(round_number, guard.why_spent)
+            return None
         try:
             return self._step(round_number, head, fault)
         except BudgetSpent as exc:  # others have answered than in an earlier attempt at the round
-            return tell_done(round_number, str(exc))
+            tell_done(round_number, str(exc))
+            return None
 
     def _step(self, round_number: int, head: Head, fault: Fault) -> tuple[Head, RoundResult] | None:
         run, context = self._run, self._context(round_number)
@@ -145,7 +147,8 @@ class OwnAlgorithm:
             run, round_number, excluded=plan.exclude, everyone=plan.everyone
         )
         if not wanted and not run.config.privacy.hides_cohorts:
-            return tell_done(round_number, "every client has been asked")
+            tell_done(round_number, "every client has been asked")
+            return None
         started = time.perf_counter()
         accounts, privacy = run.registry.accounts, run.config.privacy
         result = RoundResult(

@@ -29,7 +29,7 @@ from common.privacy.noise import (
     seed_secret,
 )
 from common.privacy.secret import destroy_secret, keep_secret
-from common.privacy.words import NEIGHBOURS, sentence
+from common.privacy.words import NEIGHBOURS, figure, sentence
 from common.seeding import Purpose, draws
 from common.types import IntArray
 from server.strategies.private import DIGEST_BYTES, Digests, Released, Terms
@@ -66,6 +66,7 @@ class Decided:
         clip: bound on the norm of an update in the first round, on features of ``norm``.
         step: factor on the noisy mean.
         divisor: what sums are divided by.
+        server_lr: the strategy's own argument of this name; 0: it has none, or as it was set.
         rate: chance that a round asks a client.
         separation: rounds from one turn of a client to its next.
         vote: see ``Terms``.
@@ -80,6 +81,7 @@ class Decided:
     clip: float
     step: float
     divisor: float
+    server_lr: float = 0.0
     rate: float = 1.0
     separation: int = 1
     vote: int = 0
@@ -207,7 +209,7 @@ class Guard:
     def why_spent(self) -> str:
         """Why the run ends before its last round."""
         budget = self._config.privacy.epsilon
-        return f"the privacy budget is spent: epsilon {self.spent:.4g} of {budget:g}"
+        return f"the privacy budget is spent: epsilon {figure(self.spent)} of {figure(budget)}"
 
     def end(self) -> None:
         """The run has ended: its secret could only take noise off what was released."""

@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Sequence
 
 from pydantic import TypeAdapter
 
 from common.config import Config
-from common.errors import RunError
 from common.experiment import client_shares
-from common.privacy import accounting, factorization, rule
+from common.privacy import rule
+from common.privacy.accounting import poisson_multiplier
+from common.privacy.factorization import coefficients, sensitivity
+from common.privacy.gaussian import gaussian_sigma
 from common.privacy.integers import RESOLUTION
+from common.privacy.rule import Served
 from common.types import FeatureSet
 from server.record.runfolder import RunFolder
 from server.round.learning_rate import feature_norm
@@ -20,11 +24,11 @@ from server.round.private import Decided, Guard
 from server.round.private_checks import check_noise, check_population
 from server.round.registry import Registry
 
-__all__ = ["decide", "make_guard"]
+__all__ = ["DEVICE_EXAMPLES", "decide", "make_guard"]
 
 logger = logging.getLogger("fedhead")
 
-_DEVICE_EXAMPLES = 20  # what a device typically has, where nothing is known of them
+DEVICE_EXAMPLES = 20  # what a device typically has, where nothing is known of them
 
 
 def make_guard(
@@ -40,7 +44,6 @@ def make_guard(
 
     Raises:
         ConfigError: the budget does not suit the clients.
-        RunError: the run goes on with another number of rounds.
     """
     if not config.privacy.active:
         return None
@@ -52,11 +55,6 @@ def make_guard(
         check_population(config, clients)
         decided = decide(config, clients, examples, feature_norm(config, features))
         folder.bind_privacy(dataclasses.asdict(decided))
-    if decided.rounds != config.train.rounds:
-        raise RunError(
-            f"train.rounds={config.train.rounds}, but the noise of {folder.path} was chosen for "
-            f"{decided.rounds} rounds: a private run keeps their number"
-        )
     return Guard(config, decided, folder.path, simulated=simulated)
 
 
@@ -64,7 +62,7 @@ def _population(config: Config, registry: Registry) -> tuple[int, float]:
     """The number of clients, and how many examples one typically has."""
     given = config.privacy.typical_examples
     if not registry.simulated:
-        return registry.population, _DEVICE_EXAMPLES if given == "auto" else given
+        return registry.population, DEVICE_EXAMPLES if given == "auto" else given
     shares = client_shares(config)
     ids = config.train.participants(len(shares))
     mean = sum(len(shares[i].train) for i in ids) / len(ids)
@@ -84,23 +82,27 @@ def decide(config: Config, clients: int, examples: float, norm: float) -> Decide
         MissingExtraError: the mechanism needs a package for its accounting.
     """
     privacy, rounds = config.privacy, config.train.rounds
-    sigma = accounting.gaussian_sigma(privacy.epsilon, privacy.delta)
+    sigma = gaussian_sigma(privacy.epsilon, privacy.delta)
     asked = config.train.asked(clients) or clients
-    rate, separation, divisor = 1.0, 1, float(clients)
+    rate, c, divisor = 1.0, coefficients(1), float(clients)
     multiplier = sigma * math.sqrt(rounds)
     if privacy.mechanism == "poisson":
         rate, divisor = asked / clients, float(asked)
-        multiplier = accounting.poisson_multiplier(privacy.epsilon, privacy.delta, rate, rounds)
+        multiplier = poisson_multiplier(privacy.epsilon, privacy.delta, rate, rounds)
     elif privacy.mechanism == "min-separation":
-        separation = clients // asked
-        divisor = clients / separation
-        c = factorization.coefficients(separation)
-        multiplier = sigma * factorization.sensitivity(c, rounds)
-    noise, vote = (
-        _with_votes(multiplier, divisor) if privacy.clip == "adaptive" else (multiplier, 0)
-    )
-    clip = privacy.clip if isinstance(privacy.clip, float) else rule.clip(examples)
-    step = rule.step(divisor, noise, clip, rounds) if privacy.step == "auto" else privacy.step
+        c = coefficients(clients // asked)
+        divisor = clients / len(c)
+        multiplier = sigma * sensitivity(c, rounds)
+    noise, vote = multiplier, 0
+    if privacy.clip == "adaptive":
+        noise, vote = _with_votes(multiplier, divisor)
+    # A head's update is shorter where features are longer.
+    clip = (privacy.clip if isinstance(privacy.clip, float) else rule.clip(examples)) / norm
+    step = rule.step(divisor, noise * _left(c, rounds), clip * norm, rounds)
+    served = Served(privacy.step, {}) if privacy.step != "auto" else rule.served(
+        config.strategy.name, config.strategy.args,
+        step=step, noise=noise * clip / divisor, rounds=rounds,
+    )  # fmt: skip
     return Decided(
         clients=clients,
         examples=examples,
@@ -108,13 +110,31 @@ def decide(config: Config, clients: int, examples: float, norm: float) -> Decide
         norm=norm,
         multiplier=multiplier,
         noise=noise,
-        clip=clip / norm,  # a head's update is shorter where features are longer
-        step=step,
+        clip=clip,
+        step=served.step,
         divisor=divisor,
+        server_lr=served.args.get("server-lr", 0.0),
         rate=rate,
-        separation=separation,
+        separation=len(c),
         vote=vote,
     )
+
+
+def _left(c: Sequence[float], rounds: int) -> float:
+    """What is left of noise in the sum of all rounds, where later noise takes earlier noise off.
+
+    As a part of what independent noises leave; 1 for these.
+
+    >>> round(_left(coefficients(4), 16), 3)
+    0.506
+    """
+    noises, total, squared = [1.0], 1.0, 1.0
+    for _ in range(1, rounds):
+        taken_back = zip(c[1:], reversed(noises), strict=False)
+        noises.append(-math.fsum(c_k * y for c_k, y in taken_back))
+        total += noises[-1]
+        squared += total * total
+    return math.sqrt(squared / rounds)
 
 
 def _with_votes(multiplier: float, clients: float) -> tuple[float, int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.noise import COUNTED_EXAMPLES
+from common.privacy.words import figure
 from common.words import byte_text
 from simulations.report.columns import accuracy_text, percent, points, rounds_text
 from simulations.report.comparison import Entry
@@ -92,12 +93,26 @@ def figures_of_run(entry: Entry, row: Row, against: Standard) -> list[Card]:
         cards.append(Card("Centralized head", "", f"{percent(against.centralized)} %", remark))
     return [
         *cards,
+        *_privacy(entry),
         *_alone(entry, row),
         *_learning_rate(entry),
         _traffic(entry, row),
         *_model(entry),
         *_probabilities(entry),
     ]
+
+
+def _privacy(entry: Entry) -> list[Card]:
+    """What the run guarantees its clients; of several seeds, each has its own ledger."""
+    found = [run.summary.privacy for run in entry.runs]
+    known = [one for one in found if one is not None]
+    if not known or len(known) < len(found):
+        return []
+    most = max(known, key=lambda one: one.spent)
+    budget = f"epsilon {figure(most.spent)} of {figure(most.epsilon)}"
+    several = " Each seed is a run of its own, and spends a budget of its own."
+    remark = most.sentence + (several if len(known) > 1 else "")
+    return [Card("Privacy", "", budget, remark)]
 
 
 def _alone(entry: Entry, row: Row) -> list[Card]:

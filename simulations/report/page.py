@@ -202,9 +202,20 @@ def _facts(comparison: Comparison, common: Mapping[str, Any]) -> list[tuple[str,
         share = common.get("attack.fraction")
         who = f"{percent(share)} % of the clients" if share else "varying shares of the clients"
         facts.append(("Attack", f"{attack} by {who}"))
+    if any(math.isfinite(run.values["privacy.epsilon"]) for run in comparison.runs):
+        facts.append(("Privacy", _privacy(common)))
     if noise := common.get("data.label-noise"):
         facts.append(("Label noise", f"{percent(noise)} % of the training labels"))
     return facts
+
+
+def _privacy(common: Mapping[str, Any]) -> str:
+    if "privacy.epsilon" not in common:
+        return "varying budgets"
+    budget = f"epsilon {text(common['privacy.epsilon'])}"
+    if "privacy.mechanism" in common:
+        budget += f", {common['privacy.mechanism']}"
+    return budget
 
 
 def _span(numbers: Sequence[int]) -> str:

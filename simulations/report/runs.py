@@ -47,6 +47,16 @@ class ClientTests(BaseModel):
     clients: Count
 
 
+class PrivacyFigures(BaseModel):
+    """What a private run guarantees; the rest of the section is left alone."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    epsilon: Annotated[float, Field(gt=0, strict=False)]
+    spent: Annotated[float, Field(ge=0, strict=False)]
+    sentence: str
+
+
 class Summary(BaseModel):
     """What a report needs of ``summary.json``; the rest of the file is left alone."""
 
@@ -81,6 +91,7 @@ class Summary(BaseModel):
     temperature: Annotated[float, Field(gt=0)] | None = None
     model_accuracy: Rate | None = None
     model_test_examples: Count | None = None
+    privacy: PrivacyFigures | None = None
 
 
 class _Identity(_File):

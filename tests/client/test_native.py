@@ -31,6 +31,7 @@ from common.codecs.uplink import Uplink, encode_sum
 from common.experiment import client_shares, experiment_dataset, experiment_features, run_config
 from common.files import cache_root
 from common.messages import ClientReport, TrainReply, TrainRequest, payload_bytes
+from common.privacy.integers import OFFSET, check_clipped
 from common.seeding import batch_seed
 from common.statistics import device_statistics, feature_statistics
 from common.types import ClientPlan, FeatureSet, Head, LocalTraining
@@ -219,6 +220,34 @@ def test_a_heads_changes_lead_to_the_bits_of_the_head_that_the_server_means(
     assert update_bytes(tmp_path / "update") == update_bytes(tmp_path / "b")
 
 
+@pytest.mark.parametrize(("clip", "within"), [("0.03", 0), ("10", 1)])
+def test_a_private_update_is_pythons_to_the_bit_and_tells_nothing_else(
+    clip, within, trained, device_files, run, features_file, tmp_path
+):
+    flags = ("--out", tmp_path / "update", "--clip", clip, "--unit-norm", "5", *FLAGS)
+    done = run(features_file, *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "the clipped update, without number of examples and losses\n"
+    with safe_open(tmp_path / "update", framework="numpy") as file:
+        figures = {k: v for k, v in file.metadata().items() if k != "fingerprint"}
+        assert set(file.keys()) == {"clipped_delta", "within_clip"}
+    blank = {"num-examples": "1", "loss-before": "0", "loss-after": "0", "codec": "none"}
+    assert figures == blank
+    found = load_file(tmp_path / "update")
+    assert found["within_clip"].tolist() == [within]
+    with quantized_engine("qnnpack"), accepted_deprecations():
+        lite = _load_for_lite_interpreter(str(device_files["lite"].path))
+        expected, _ = lite.run_method(
+            "private_update", torch.from_numpy(trained.features.copy()),
+            torch.from_numpy(trained.labels.copy()), TRAINING.lr, TRAINING.local_epochs,
+            TRAINING.batch_size, batch_seed(**NAMES), 5.0, float(clip),
+        )  # fmt: skip
+    np.testing.assert_array_equal(found["clipped_delta"], expected.numpy())
+    sent = found["clipped_delta"].astype(np.uint32)
+    check_clipped(sent)
+    assert np.abs(sent.astype(np.int64) - OFFSET).max() > 10
+
+
 def truncated(path: Path) -> Path:
     cut = path.parent / "cut.ptl"
     cut.write_bytes(path.read_bytes()[:-1000])
@@ -274,6 +303,13 @@ def test_refusals_are_one_line_and_leave_no_update(
         "the round of a change is x": run(features_file, *known, tmp_path / "unnamed"),
         "no such option: --speed": run(features_file, "--out", out, "--speed", "1"),
         "--out is missing": run(features_file),
+        "clip is -1": run(features_file, "--out", out, "--clip", "-1"),
+        "clip is 0": run(features_file, "--out", out, "--clip", "0"),
+        "--clip is x, expected a number": run(features_file, "--out", out, "--clip", "x"),
+        "--unit-norm needs --clip": run(features_file, "--out", out, "--unit-norm", "5"),
+        "--clip needs --codec none": run(
+            features_file, "--out", out, "--clip", "1", "--codec", "drive"
+        ),
     }
     for message, done in cases.items():
         assert done.returncode != 0, message

@@ -197,7 +197,10 @@ def test_data_that_have_changed_on_the_disk_are_read_anew(here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"experiment": "nothing"}, r"nothing: .*no such file.*known: attack, .*, mnist5k\)"),
+        (
+            {"experiment": "nothing"},
+            r"nothing: .*no such file.*known: attack, .*, mnist5k, private\)",
+        ),
         ({"experiment": "no/thing.toml"}, "no such file"),
         ({"overrides": {"train.rouds": 1}}, "rounds"),
         ({"overrides": {"train": {"rounds": 1}, "train.rounds.x": 1}}, "'train.rounds' has both"),

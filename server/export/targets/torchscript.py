@@ -21,7 +21,8 @@ from common.seeding import batch_seed
 from common.types import FloatArray, Head
 from server.export.archive import NUMBERED, compact, save_script
 from server.export.card import CARD_RECORD, DefaultEngine, FileFacts, SelfCheck, card_path
-from server.export.device_model import DeviceModel, head_logits, trainer_view
+from server.export.device_arrays import head_logits, trainer_view
+from server.export.device_model import DeviceModel
 from server.export.fresh_process import FreshProcess, fresh_process
 from server.export.parity import check_within, measure, rounding, tell
 from server.export.phone_model import PhoneHead, PhoneModel, quantize_head
@@ -201,7 +202,9 @@ def _interface(scripted: torch.jit.ScriptModule, saved: bytes, target: str) -> d
     facts: dict[str, Any] = {"operators": tuple(sorted(names))}
     if target != "model":
         facts["methods"] = {
-            name: _signature(getattr(scripted, name).schema) for name in scripted._c._method_names()
+            name: _signature(getattr(scripted, name).schema)
+            for name in scripted._c._method_names()
+            if not name.startswith("_")
         }
     if target == "lite":
         facts["operators"] = lite_operators(saved)

@@ -88,7 +88,8 @@ class _Trackers:
         if figures:
             paths = {name: self._run.folder / name for name in _FILES}
             files = {name: path for name, path in paths.items() if path.exists()}
-            self._each(lambda tracker: tracker.summarize(figures, files))
+            told = {**figures, **_in_words(figures)}
+            self._each(lambda tracker: tracker.summarize(told, files))
         self._each(lambda tracker: tracker.close(end))
 
     def _each(self, tell: Callable[[Tracker], None]) -> None:
@@ -104,6 +105,12 @@ class _Trackers:
             "%s is told no more of this run: %s; metrics.jsonl has every round; once that is "
             "mended, this tells the rest: %s", name, _line(exc), resume_command(self._run.folder),
         )  # fmt: skip
+
+
+def _in_words(figures: Mapping[str, Any]) -> dict[str, str]:
+    """Text that stands within a section of summary.json, which trackers do not look into."""
+    privacy = figures.get("privacy")
+    return {"privacy_sentence": privacy["sentence"]} if privacy else {}
 
 
 def _line(exc: Exception) -> str:

@@ -19,14 +19,21 @@ from typing import Any
 import pytest
 
 from common.errors import DamagedError
-from common.privacy.ledger import LEDGER, Entry, Ledger
+from common.privacy.accounting import (
+    composed,
+    gaussian_epsilon,
+    gaussian_sigma,
+    poisson_epsilon,
+)
+from common.privacy.factorization import coefficients
+from common.privacy.ledger import LEDGER, Entry, Ledger, spent
 
 FORK = multiprocessing.get_context("fork")
 FIRST = Entry(1, "9f86", "2c26", "everyone", 3.3, 500, 0.19, 1e-5)
 
 
 def entry(number: int, **changes: Any) -> Entry:
-    return dataclasses.replace(FIRST, round=number, digest=f"{number:064x}", **changes)
+    return dataclasses.replace(FIRST, **{"round": number, "digest": f"{number:064x}", **changes})
 
 
 @pytest.fixture
@@ -269,3 +276,75 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_line(ledger: Ledger) -> None
     assert in_child(fill_up, ledger.path) == 0
     assert ledger.entries == (entry(1),)
     assert ledger.charge(entry(2))
+
+
+def test_what_is_spent_is_what_all_releases_cost_together() -> None:
+    sigma = gaussian_sigma(4.0, 1e-5)
+    each = sigma * math.sqrt(10)
+    rounds = [entry(t, multiplier=each) for t in range(1, 11)]
+    assert spent([], 1e-5) == 0.0
+    assert spent(rounds[:1], 1e-5) == gaussian_epsilon(each, 1e-5)
+    costs = [spent(rounds[:count], 1e-5) for count in range(11)]
+    assert costs == sorted(costs)
+    assert 4.0 * (1 - 1e-6) < costs[-1] <= 4.0
+    # A round that was done again with other sums is one release more.
+    again = dataclasses.replace(rounds[0], digest="ab")
+    assert spent([*rounds, again], 1e-5) == gaussian_epsilon(composed([each] * 11), 1e-5) > 4.0
+    one_shot = entry(1, mechanism="one-shot", multiplier=sigma)
+    assert spent([one_shot], 1e-5) == gaussian_epsilon(sigma, 1e-5)
+    assert spent([one_shot, *rounds], 1e-5) == gaussian_epsilon(
+        composed([sigma, *[each] * 10]), 1e-5
+    )
+
+
+def poisson(number: int, **changes: Any) -> Entry:
+    return entry(number, **{"mechanism": "poisson", "rate": 0.2, "multiplier": 8.0, **changes})
+
+
+def test_sampled_rounds_cost_what_their_loss_distributions_say() -> None:
+    rounds = [poisson(t) for t in range(1, 6)]
+    assert spent(rounds, 1e-5) == poisson_epsilon(8.0, 1e-5, 0.2, 5)
+    other = poisson(6, multiplier=9.0)
+    both = spent([*rounds, other], 1e-5)
+    assert poisson_epsilon(9.0, 1e-5, 0.2, 6) < both < poisson_epsilon(8.0, 1e-5, 0.2, 6)
+    with_all = spent([*rounds, entry(6, multiplier=8.0)], 1e-5)
+    assert with_all > poisson_epsilon(8.0, 1e-5, 0.2, 6)
+
+
+def test_two_attempts_at_a_sampled_round_share_its_cohort() -> None:
+    # Whoever is in the cohort is in both: one release with half the squared noise. As two rounds
+    # with cohorts of their own they would seem cheaper than they are.
+    attempts = [poisson(1), poisson(1, digest="ab")]
+    cost = spent(attempts, 1e-5)
+    assert cost == poisson_epsilon(composed([8.0, 8.0]), 1e-5, 0.2, 1)
+    assert cost > poisson_epsilon(8.0, 1e-5, 0.2, 2)
+    # Another secret tosses other coins.
+    assert spent([poisson(1), poisson(1, secret="ab")], 1e-5) == poisson_epsilon(8.0, 1e-5, 0.2, 2)
+    # Coins at another rate are the same coins: the larger cohort holds the smaller one.
+    mixed = [poisson(1), poisson(1, rate=0.5)]
+    assert spent(mixed, 1e-5) == poisson_epsilon(composed([8.0, 8.0]), 1e-5, 0.5, 1)
+
+
+def separate(number: int, **changes: Any) -> Entry:
+    return entry(number, **{"mechanism": "min-separation", "separation": 3, **changes})
+
+
+def test_separated_rounds_cost_one_release_against_their_sensitivity() -> None:
+    c = coefficients(3)
+    rounds = [separate(t) for t in range(1, 10)]
+
+    def of(squared: float) -> float:
+        return gaussian_epsilon(3.3 / math.sqrt(squared), 1e-5)
+
+    column = sum(value**2 for value in c)
+    assert spent(rounds[:1], 1e-5) == pytest.approx(of(1), rel=1e-6)
+    assert spent(rounds[:3], 1e-5) == pytest.approx(of(column), rel=1e-6)
+    assert spent(rounds, 1e-5) == pytest.approx(of(3 * column), rel=1e-6)
+    # An attempt more is a row more, and another secret a run of its own.
+    again = separate(4, digest="ab")
+    assert spent([*rounds, again], 1e-5) == pytest.approx(of(3 * column + 1), rel=1e-6)
+    moved = [*rounds[:4], *(separate(t, secret="ab") for t in range(5, 10))]
+    assert spent(moved, 1e-5) == pytest.approx(of(column + 1 + column + 1 + c[1] ** 2), rel=1e-6)
+    assert spent(moved, 1e-5) > spent(rounds, 1e-5)
+    # Rounds of which nothing was released count, in case.
+    assert spent([rounds[0], rounds[-1]], 1e-5) == spent(rounds, 1e-5)

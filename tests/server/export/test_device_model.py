@@ -14,16 +14,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.jit.mobile import _get_model_bytecode_version, _load_for_lite_interpreter
 
-from client.local import batch_orders
+from client.client_round import ClientRound
+from client.local import batch_orders, client_update
+from client.memory import ClientMemory
 from client.sgd import train_head
 from common.backbone._deprecations import accepted_deprecations
 from common.backbone.engine import quantized_engine
 from common.errors import ExportError
+from common.messages import TrainRequest
+from common.privacy.integers import OFFSET, check_clipped, clipped, is_within, with_offset
 from common.seeding import batch_order, batch_seed
 from common.statistics import device_statistics, feature_statistics
-from common.types import FeatureSet, Head, LocalTraining
+from common.types import WHOLE, ClientPlan, FeatureSet, Head, LocalTraining
 from server.export.card import Card, card_path
-from server.export.device_model import DeviceModel, visiting_order
+from server.export.device_arrays import visiting_order
+from server.export.device_model import DeviceModel
 from server.export.exporters import export
 from server.export.runtime_cards import ExportReport
 from server.export.trained import TrainedModel
@@ -166,6 +171,61 @@ def test_statistics_are_the_simulations_to_the_last_integer(trained, device_file
         np.testing.assert_array_equal(got.moments, expected.moments)
 
 
+# Private rounds
+
+
+def scales() -> st.SearchStrategy[float]:
+    return st.sampled_from([0.0, 1e-44, 1e-30, 1e-3, 1.0, 1e20, 1e37])
+
+
+@settings(deadline=None, max_examples=30)
+@given(scale=scales(), clip=st.floats(1e-30, 1e30), zeros=st.floats(0, 1), seed=st.integers(0, 99))
+def test_an_update_is_clipped_to_numpys_integers(device_files, scale, clip, zeros, seed):
+    rng = np.random.default_rng(seed)
+    delta = (rng.normal(size=(10, 1281)) * scale).astype(np.float32)
+    delta[rng.random(delta.shape) < zeros] = 0
+    for target in INTERPRETERS:
+        integers, within = load(device_files, target)("clipped", torch.from_numpy(delta), clip)
+        assert (integers.dtype, integers.shape, within.shape) == (torch.int64, (10, 1281), (1,))
+        np.testing.assert_array_equal(integers.numpy(), with_offset(clipped(delta, clip)))
+        assert bool(within) == is_within(delta, clip)
+
+
+@pytest.mark.parametrize("clip", [1e-3, 0.03, 10.0])
+@pytest.mark.parametrize(("epochs", "batch_size"), [(1, WHOLE), (2, 7)])
+def test_a_private_update_is_the_clients_and_the_head_stays(
+    trained, device_files, tmp_path, clip, epochs, batch_size
+):
+    names = {"seed": 3, "round_number": 7, "client": 11}
+    plan = ClientPlan(
+        fields=("clipped_delta", "within_clip"), weighting="uniform", clip=clip, unit_norm=5.0
+    )
+    request = TrainRequest(
+        trained.head, plan, LocalTraining(1.0, epochs, batch_size), (11,), 7, "r", 3, "f" * 64,
+        "individual",
+    )  # fmt: skip
+    client_round = ClientRound(request, ClientMemory(tmp_path))
+    fields = client_update(client_round, 11, as_features(trained)).fields
+    expected = fields["clipped_delta"].astype(np.int64)
+    found = []
+    for target in INTERPRETERS:
+        phone = load(device_files, target)
+        q, labels = examples(trained)
+        phone("train_step", q, labels, 0.1)  # of the local head nothing may come in
+        head = phone("get_head")
+        integers, within = phone(
+            "private_update", q, labels, 1.0, epochs, batch_size, batch_seed(**names), 5.0, clip
+        )
+        assert all(map(torch.equal, phone("get_head"), head))
+        # Only the order of sums in the products differs.
+        np.testing.assert_allclose(integers.numpy(), expected, atol=3)
+        assert within.tolist() == fields["within_clip"].tolist() == [clip > 1]
+        check_clipped(integers.numpy().astype(np.uint32))
+        found.append(integers)
+    assert torch.equal(*found)
+    assert np.abs(expected - OFFSET).max() > 100
+
+
 # What it refuses
 
 
@@ -208,6 +268,22 @@ REFUSED: dict[str, tuple[str, Call, str]] = {
     "no epoch": ("train_epochs", examples_of(lambda q, y: (q, y), 0.1, 0, 10, 0), "epochs is 0"),
     "empty batches": (
         "train_epochs", examples_of(lambda q, y: (q, y), 0.1, 1, 0, 0), "batch_size 0"),
+    "clip of zero": (
+        "private_update", examples_of(lambda q, y: (q, y), 0.1, 1, 10, 0, 1.0, 0.0), "clip is 0"),
+    "infinite clip": (
+        "clipped", lambda t: (torch.zeros(10, 1281), float("inf")),
+        "clip is inf, expected a finite number above 0"),
+    "norm of NaN": (
+        "private_update", examples_of(lambda q, y: (q, y), 0.1, 1, 10, 0, float("nan"), 1.0),
+        "unit_norm is nan"),
+    "no private epoch": (
+        "private_update", examples_of(lambda q, y: (q, y), 0.1, 0, 10, 0, 1.0, 1.0),
+        "epochs is 0"),
+    "update of NaN": (
+        "clipped", lambda t: (torch.full([10, 1281], float("nan")), 1.0),
+        "the update is not finite"),
+    "narrow update": (
+        "clipped", lambda t: (torch.zeros(10, 1280), 1.0), "[10, 1280], expected [10, 1281]"),
     "foreign fingerprint": (
         "set_head", head_of(lambda w, b, f: (w, b, "0" * 64)),
         "the head is of backbone 000000000000, expected"),
@@ -302,7 +378,7 @@ def test_the_card_lists_methods_as_a_caller_sees_them(device_files):
     assert card.methods["get_head"] == "() -> Tuple[Tensor, Tensor]"
     assert set(card.methods) == {
         "forward", "features", "train_step", "train_epochs", "loss", "get_head", "set_head",
-        "head_delta", "statistics", "fingerprint",
+        "head_delta", "statistics", "fingerprint", "private_update", "clipped",
     }  # fmt: skip
 
 

@@ -1,8 +1,9 @@
-"""A run's guard: what a release costs, when it is free, and that nothing leaves before it is paid."""
+"""A run's guard: what a release costs, when it is free, and that none leaves before it is paid."""
 
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,9 @@ def test_poisson_cohorts_are_secret_coins_that_a_repeat_tosses_alike(tmp_path: P
     keeper = guard(tmp_path, config)
     cohorts = [keeper.chosen(number, range(CLIENTS)) for number in range(1, 41)]
     assert cohorts == [guard(tmp_path, config).chosen(n, range(CLIENTS)) for n in range(1, 41)]
-    assert cohorts != [guard(tmp_path / "b", config).chosen(n, range(CLIENTS)) for n in range(1, 41)]
+    assert cohorts != [
+        guard(tmp_path / "b", config).chosen(n, range(CLIENTS)) for n in range(1, 41)
+    ]
     sizes = [len(cohort or ()) for cohort in cohorts]
     assert len({*sizes}) > 5
     assert np.mean(sizes) == pytest.approx(15, abs=5 * (60 * 0.25 * 0.75 / 40) ** 0.5)
@@ -209,7 +212,7 @@ def test_min_separation_gives_each_client_one_turn_in_b_rounds(tmp_path: Path) -
         for client in keeper.chosen(number, range(CLIENTS)) or ():
             turns[client].append(number)
     assert all(turns.values())
-    assert {b - a for own in turns.values() for a, b in zip(own, own[1:], strict=False)} == {4}
+    assert {b - a for own in turns.values() for a, b in pairwise(own)} == {4}
 
 
 def test_min_separation_takes_earlier_noise_off_and_spends_the_budget(tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ def _overlaps(browser: Any, selector: str) -> list[list[str]]:
         const box = (one) => one.getBoundingClientRect();
         const meet = (a, b) => Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1
           && Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1;
-        return names.flatMap((one, i) => names.slice(i + 1).filter((other) => meet(box(one), box(other)))
+        return names.flatMap((one, i) => names.slice(i + 1)
+          .filter((other) => meet(box(one), box(other)))
           .map((other) => [one.textContent, other.textContent]));
         """,
         selector,

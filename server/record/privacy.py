@@ -1,0 +1,148 @@
+"""A run's differential privacy, as its ledger has it: what was released, and what it has cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.config import Config
+from common.errors import DamagedError, RunError
+from common.privacy.ledger import Entry, Ledger, Mechanism, spent
+from common.privacy.noise import NoiseKey, seed_secret
+from common.privacy.words import NEIGHBOURS, NOT_PRIVATE, sentence
+from server.record.runfolder import METRICS, read_config, read_run_json
+
+__all__ = ["Privacy", "Release", "privacy_sentence", "read_privacy"]
+
+_LEDGER = "privacy-ledger.jsonl"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A sum with its noise, which a run has released.
+
+    Attributes:
+        round: that it belongs to.
+        multiplier: standard deviation of the noise, in units of the clip.
+        clip: largest norm of a client's update.
+        again: whether the round had a release before, of other sums: both count.
+    """
+
+    round: int
+    multiplier: float
+    clip: float
+    again: bool
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """What a run guarantees of each client, and has spent so far.
+
+    Attributes:
+        epsilon: the budget.
+        delta: probability with which the bound may fail.
+        spent: epsilon of all releases so far, at this delta.
+        unit: what is protected.
+        neighbours: which two sets of clients the bound compares.
+        mechanism: how clients come to take part.
+        simulated: whether the noise came from the run's seed, so that it protects nobody.
+        clients: the configured number of clients, which is public; None before the first release.
+        releases: in the order in which they were charged.
+    """
+
+    epsilon: float
+    delta: float
+    spent: float
+    unit: str
+    neighbours: str
+    mechanism: Mechanism
+    simulated: bool
+    clients: int | None
+    releases: tuple[Release, ...]
+
+    @property
+    def sentence(self) -> str:
+        """All of it in words."""
+        return sentence(
+            epsilon=self.epsilon,
+            delta=self.delta,
+            spent=self.spent,
+            simulated=self.simulated,
+            unit=self.unit,
+        )
+
+
+def read_privacy(folder: Path) -> tuple[Privacy, tuple[Entry, ...]] | None:
+    """A run's privacy, and the entries of its ledger; None: it has no budget.
+
+    Args:
+        folder: of the run, finished or not.
+
+    Raises:
+        RunError: there is no run; or its ledger is not there, or lacks a finished round.
+        DamagedError: a file was changed after it was written; names it.
+    """
+    config = read_config(folder)
+    if not config.privacy.active:
+        return None
+    ledger = Ledger(folder / _LEDGER)
+    entries = ledger.entries
+    _check_whole(ledger.path, entries)
+    known = read_run_json(folder)
+    settings = config.privacy
+    value = Privacy(
+        epsilon=settings.epsilon,
+        delta=settings.delta,
+        spent=spent(entries, settings.delta),
+        unit=settings.unit,
+        neighbours=NEIGHBOURS,
+        mechanism=settings.mechanism,
+        simulated=_is_simulated(config, entries, known),
+        clients=entries[0].clients if entries else None,
+        releases=_releases(entries),
+    )
+    return value, entries
+
+
+def privacy_sentence(folder: Path) -> str:
+    """What a run guarantees, in words; of one without a budget that it guarantees nothing.
+
+    Raises:
+        RunError, DamagedError: as ``read_privacy``.
+    """
+    found = read_privacy(folder)
+    return found[0].sentence if found else NOT_PRIVATE
+
+
+def _releases(entries: Sequence[Entry]) -> tuple[Release, ...]:
+    rounds = [entry.round for entry in entries]
+    return tuple(
+        Release(entry.round, entry.multiplier, entry.clip, again=entry.round in rounds[:i])
+        for i, entry in enumerate(entries)
+    )
+
+
+def _is_simulated(config: Config, entries: Sequence[Entry], known: Mapping[str, Any]) -> bool:
+    """Whether any noise came from the run's seed; before there is any, whether it would."""
+    if entries:
+        own = NoiseKey(seed_secret(config.seed)).name
+        return any(entry.secret == own for entry in entries)
+    wanted = config.privacy.noise
+    return wanted == "seed" or (wanted == "auto" and bool(known.get("simulated", True)))
+
+
+def _check_whole(ledger: Path, entries: Sequence[Entry]) -> None:
+    """Refuse a ledger without a release of a round that has made a head."""
+    metrics = ledger.with_name("metrics.jsonl")
+    charged = {entry.round for entry in entries}
+    for line in METRICS.read(metrics) if metrics.exists() else ():
+        if isinstance(line, DamagedError):
+            raise line
+        if line.get("accepted") and line.get("round") not in charged:
+            what = "lacks it" if ledger.exists() else "is not there"
+            raise RunError(
+                f"round {line.get('round')} has made a head, but {ledger} {what}: nobody can say "
+                "what the run has spent"
+            )
