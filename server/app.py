@@ -57,7 +57,7 @@ from server.round.first_head import first_head, former_head
 from server.round.join import check_listed, join, make_registry
 from server.round.learning_rate import with_learning_rate
 from server.round.loop import run_rounds
-from server.round.private_terms import make_guard
+from server.round.private_terms import guarded
 from server.round.roster import Roster
 from server.round.stock import is_stock
 from server.round.unreadable import survive_unreadable_replies
@@ -220,7 +220,7 @@ def _set_up(
         join(registry, config, dataset, devices=devices, resumes=resumes)
     folder.bind_clients(simulated=registry.simulated)
     config = with_learning_rate(config, folder, features)
-    guard = make_guard(config, folder, features, registry)
+    config, guard = guarded(config, folder, features, registry)
     run = Run(config, folder.run_id, backbone.fingerprint, grid, registry, guard)
     return _Scene(folder, stages, dataset, backbone, features.affine, test, backdoor, run)
 
@@ -239,7 +239,7 @@ def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Ou
             backdoor=scene.backdoor, is_cell=is_cell,
         )  # fmt: skip
     if run.guard:
-        run.guard.end()
+        run.guard.end(rounds)
     if not counters["accepted"]:
         raise RunError(f"no round of {rounds} gave a new head: nothing to export, the log says why")
     HEAD.write(folder.head, {"weight": head.weight, "bias": head.bias})

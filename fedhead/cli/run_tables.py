@@ -101,7 +101,9 @@ def _chosen(s: Mapping[str, Any]) -> dict[str, str]:
     """What generalized cross-validation chose from the clients' statistics."""
     rows = {}
     if s["ridge_lambda"] is not None:
-        words = f"{s['ridge_lambda']:.3g} (GCV), {s['ridge_freedom']:,.0f} effective parameters"
+        words = f"{s['ridge_lambda']:.3g} (by the noise)"
+        if s["ridge_freedom"] is not None:
+            words = f"{s['ridge_lambda']:.3g} (GCV), {s['ridge_freedom']:,.0f} effective parameters"
         if s["ridge_lambda_edge"]:
             words += ", at the end of what was searched"
         rows["ridge lambda"] = words

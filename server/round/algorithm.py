@@ -30,6 +30,8 @@ __all__ = [
     "Fault",
     "RoundResult",
     "Run",
+    "are_there",
+    "is_enough",
     "quorum",
     "sample_cohort",
     "tell_done",
@@ -266,6 +268,22 @@ def tell_no_quorum(result: RoundResult, config: Config) -> None:
 
 def quorum(config: Config, wanted: int) -> int:
     """Number of updates that must be valid if this many are wanted."""
-    if config.privacy.hides_cohorts:
-        return 0  # whether a round fails would tell of whom it has asked
     return max(1, math.ceil(config.round.quorum * wanted - 1e-9))
+
+
+def is_enough(config: Config, valid: int, wanted: int) -> bool:
+    """Whether a round can end with a new head.
+
+    With a hidden cohort always: that too few have answered would tell of whom it has asked.
+    """
+    return config.privacy.hides_cohorts or valid >= quorum(config, wanted)
+
+
+def are_there(run: Run) -> bool:
+    """Whether a round with a hidden cohort may toss its coins: its quorum of all clients is there.
+
+    Other rounds know whether they can end once clients have answered.
+    """
+    registry, config = run.registry, run.config
+    hides = config.privacy.hides_cohorts
+    return not hides or len(registry.clients) >= quorum(config, registry.population)

@@ -11,7 +11,7 @@ import numpy as np
 from common.config import AvailabilityConfig
 from common.seeding import Purpose, uniform
 from common.types import ClientPlan
-from server.round.algorithm import RoundResult, Run, quorum
+from server.round.algorithm import RoundResult, Run, is_enough
 
 __all__ = ["Availability", "answering", "simulate"]
 
@@ -29,7 +29,7 @@ def answering(run: Run, plan: ClientPlan, cohort: list[int], result: RoundResult
         result: receives the counts.
     """
     present = _present(run, plan, cohort, result)
-    if len(present) >= quorum(run.config, result.wanted):
+    if is_enough(run.config, len(present), result.wanted):
         return present
     result.miss(present)
     return []

@@ -16,6 +16,7 @@ from common.types import Affine, ClientPlan
 from server.round.algorithm import Algorithm, Run
 from server.round.codecs import check_codecs
 from server.round.own import OwnAlgorithm
+from server.round.private import Guard
 from server.round.private_checks import check_private, check_private_stock
 from server.round.stock import StockAlgorithm, build_stock, is_stock
 from server.strategies import (
@@ -24,6 +25,7 @@ from server.strategies import (
     import_strategy,
     trains_by_gradients,
 )
+from server.strategies.one_shot import one_shot
 from server.strategies.private import with_privacy
 from server.strategies.statistics_first import with_statistics
 from server.strategy import Strategy
@@ -149,16 +151,20 @@ def make_algorithm(run: Run, affine: Affine, zero_point: ByteArray | int) -> Alg
         _tell_trainer(run)
         strategy = build_stock(config.strategy.name, config.strategy.args, lr=config.train.peak)
         return StockAlgorithm(run, strategy)
-    args = config.strategy.args
-    if run.guard and run.guard.decided.server_lr:
-        args = {**args, "server-lr": run.guard.decided.server_lr}
-    own = build_strategy(config.strategy.name, args)
+    own = build_strategy(config.strategy.name, config.strategy.args)
     if trains_by_gradients(own):
         _tell_trainer(run)
-    prepared = prepared_strategy(config, own)
-    if run.guard:
-        prepared = with_privacy(prepared, run.guard.decided.terms, run.guard.release)
-    return OwnAlgorithm(run, prepared, affine, zero_point)
+    own = _private(config, run.guard) if run.guard else prepared_strategy(config, own)
+    return OwnAlgorithm(run, own, affine, zero_point)
+
+
+def _private(config: Config, guard: Guard) -> Strategy[Any]:
+    """The strategy with privacy around it, by the rule where nothing else is set."""
+    name, args, decided = config.strategy.name, config.strategy.args, guard.decided
+    if decided.server_lr:
+        args = {**args, "server-lr": decided.server_lr}
+    own = one_shot(name, args, guard.known) if guard.known else build_strategy(name, args)
+    return with_privacy(own, decided.terms, guard.release)
 
 
 def _tell_trainer(run: Run) -> None:

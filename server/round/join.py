@@ -133,7 +133,7 @@ def join(
         RunError: clients are missing, or did not join in time.
     """
     wanted = config.train.asked(registry.population)
-    needed = max(1, quorum(config, wanted) if resumes else wanted)
+    needed = quorum(config, wanted) if resumes else max(1, wanted)
     hint = partial(_needs, config, resumes=resumes)
     if devices:
         wait_for(registry, needed, hint, _JOIN_SECONDS)

@@ -13,7 +13,13 @@ from server.record.runfolder import RunFolder
 from server.round.stock import is_stock
 from server.strategies import build_strategy, trains_by_gradients
 
-__all__ = ["feature_norm", "takes_steps", "with_learning_rate"]
+__all__ = [
+    "calibration_features",
+    "feature_norm",
+    "takes_steps",
+    "unit_rate",
+    "with_learning_rate",
+]
 
 logger = logging.getLogger("fedhead")
 
@@ -52,18 +58,27 @@ def feature_norm(config: Config, features: FeatureSet) -> float:
     Raises:
         DataError: there are no calibration images.
     """
-    return mean_norm(_calibration(config, features).x)
+    return mean_norm(calibration_features(config, features).x)
 
 
-def _calibration(config: Config, features: FeatureSet) -> FeatureSet:
+def unit_rate(norm: float) -> float:
+    """The rate that moves logits on features of a norm as far as a rate of 1 on unit vectors."""
+    return 1 / norm**2
+
+
+def calibration_features(config: Config, features: FeatureSet) -> FeatureSet:
+    """Those of the calibration images.
+
+    Raises:
+        DataError: there are none.
+    """
     return features.select(needed_calibration(calibration_positions(config), config.data.source))
 
 
 def _chosen(config: Config, features: FeatureSet) -> float:
     if config.privacy.active and config.train.optimizer == "sgd":
-        # On features of that norm it moves logits as far as a rate of 1 does on unit vectors.
-        return 1 / feature_norm(config, features) ** 2
-    calibration, train = _calibration(config, features), config.train
+        return unit_rate(feature_norm(config, features))
+    calibration, train = calibration_features(config, features), config.train
     rate = automatic_rate(
         calibration.x,
         optimizer=train.optimizer,

@@ -22,7 +22,8 @@ from server.round.algorithm import (
     Fault,
     RoundResult,
     Run,
-    quorum,
+    are_there,
+    is_enough,
     sample_cohort,
     tell_done,
     tell_lost,
@@ -146,7 +147,7 @@ class OwnAlgorithm:
         cohort, wanted = sample_cohort(
             run, round_number, excluded=plan.exclude, everyone=plan.everyone
         )
-        if not wanted and not run.config.privacy.hides_cohorts:
+        if not wanted and run.guard is None:
             tell_done(round_number, "every client has been asked")
             return None
         started = time.perf_counter()
@@ -154,9 +155,12 @@ class OwnAlgorithm:
         result = RoundResult(
             round_number, accounts, privacy=privacy, cohort=len(cohort), wanted=wanted
         )
+        if not are_there(run):
+            tell_lost(round_number, "fewer clients are connected than round.quorum needs")
+            return head, result
         updates = self._ask(head, plan, cohort, result)
         result.count([reply for reply, _ in updates])
-        if result.valid < quorum(run.config, wanted):
+        if not is_enough(run.config, result.valid, wanted):
             tell_no_quorum(result, run.config)
         elif made := self._aggregate(context, head, batch := _joined(updates), fault):
             head, result.metrics = made

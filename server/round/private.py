@@ -32,6 +32,7 @@ from common.privacy.secret import destroy_secret, keep_secret
 from common.privacy.words import NEIGHBOURS, figure, sentence
 from common.seeding import Purpose, draws
 from common.types import IntArray
+from server.strategies.one_shot import Known
 from server.strategies.private import DIGEST_BYTES, Digests, Released, Terms
 
 __all__ = ["LEDGER", "SECRET", "BudgetSpent", "Decided", "Guard"]
@@ -108,10 +109,19 @@ class Guard:
         decided: what the run has decided on before its first round.
         folder: the run folder, for ledger and secret.
         simulated: whether the noise comes from the run's seed.
+        known: what a closed form needs beside its one release.
     """
 
-    def __init__(self, config: Config, decided: Decided, folder: Path, *, simulated: bool) -> None:
-        self.decided, self.simulated = decided, simulated
+    def __init__(
+        self,
+        config: Config,
+        decided: Decided,
+        folder: Path,
+        *,
+        simulated: bool,
+        known: Known | None = None,
+    ) -> None:
+        self.decided, self.simulated, self.known = decided, simulated, known
         self._config, self._folder = config, folder
         self._ledger = Ledger(folder / LEDGER)
 
@@ -211,9 +221,10 @@ class Guard:
         budget = self._config.privacy.epsilon
         return f"the privacy budget is spent: epsilon {figure(self.spent)} of {figure(budget)}"
 
-    def end(self) -> None:
-        """The run has ended: its secret could only take noise off what was released."""
-        destroy_secret(self._folder / SECRET)
+    def end(self, rounds: int) -> None:
+        """After so many rounds a run may have ended; then its secret could only take noise off."""
+        if rounds >= self.decided.rounds or not self.allows(rounds + 1):
+            destroy_secret(self._folder / SECRET)
 
     def summary(self) -> dict[str, Any]:
         """What the run's closing figures say of its privacy."""

@@ -79,6 +79,8 @@ def _of_strategy(config: Config, own: Strategy[Any], plan: ClientPlan) -> Iterat
             f"train.rounds={config.train.rounds}, but one-shot privacy has one round: "
             "each client's statistics count once"
         )
+    if one_shot and config.privacy.clip == "adaptive":
+        yield 'privacy.clip="adaptive" follows updates over many rounds, and one-shot has one'
     if settings.init == "fed3r":
         yield (
             'strategy.init="fed3r" has every client send its statistics, and no budget is left for '

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
 
 from pydantic import TypeAdapter
 
-from common.config import Config
+from common.config import Config, changed
 from common.experiment import client_shares
 from common.privacy import rule
 from common.privacy.accounting import poisson_multiplier
@@ -19,22 +18,26 @@ from common.privacy.integers import RESOLUTION
 from common.privacy.rule import Served
 from common.types import FeatureSet
 from server.record.runfolder import RunFolder
-from server.round.learning_rate import feature_norm
+from server.round.learning_rate import calibration_features, feature_norm, unit_rate
 from server.round.private import Decided, Guard
 from server.round.private_checks import check_noise, check_population
 from server.round.registry import Registry
+from server.strategies.one_shot import Known, second_moment
 
-__all__ = ["DEVICE_EXAMPLES", "decide", "make_guard"]
+__all__ = ["DEVICE_EXAMPLES", "decide", "guarded"]
 
 logger = logging.getLogger("fedhead")
 
 DEVICE_EXAMPLES = 20  # what a device typically has, where nothing is known of them
 
 
-def make_guard(
+def guarded(
     config: Config, folder: RunFolder, features: FeatureSet, registry: Registry
-) -> Guard | None:
-    """The privacy of a run, decided now or when it began; None: it has none.
+) -> tuple[Config, Guard | None]:
+    """A run's configuration, and its privacy, decided now or when it began; None: it has none.
+
+    Clients make what a one-shot release needs by one step on all their examples, whatever [train]
+    says of steps.
 
     Args:
         config: of the run.
@@ -46,7 +49,9 @@ def make_guard(
         ConfigError: the budget does not suit the clients.
     """
     if not config.privacy.active:
-        return None
+        return config, None
+    if source := config.strategy.init_from:
+        logger.warning("the budget does not count what training has cost %s", source)
     simulated = check_noise(config, simulated=registry.simulated and not registry.deployed)
     if known := folder.privacy():
         decided = TypeAdapter(Decided).validate_python(known)
@@ -55,7 +60,17 @@ def make_guard(
         check_population(config, clients)
         decided = decide(config, clients, examples, feature_norm(config, features))
         folder.bind_privacy(dataclasses.asdict(decided))
-    return Guard(config, decided, folder.path, simulated=simulated)
+    known = None
+    if config.privacy.mechanism == "one-shot":
+        known = Known(
+            second_moment(calibration_features(config, features).x[:, :-1]),
+            decided.norm,
+            decided.clients * decided.examples,
+            decided.noise / decided.clients,
+        )
+        step = {"lr": unit_rate(decided.norm), "local-epochs": 1, "batch-size": 0}
+        config = changed(config, {"train": step})
+    return config, Guard(config, decided, folder.path, simulated=simulated, known=known)
 
 
 def _population(config: Config, registry: Registry) -> tuple[int, float]:
@@ -98,7 +113,9 @@ def decide(config: Config, clients: int, examples: float, norm: float) -> Decide
         noise, vote = _with_votes(multiplier, divisor)
     # A head's update is shorter where features are longer.
     clip = (privacy.clip if isinstance(privacy.clip, float) else rule.clip(examples)) / norm
-    step = rule.step(divisor, noise * _left(c, rounds), clip * norm, rounds)
+    step = rule.step(divisor, noise / rule.cancelled(c, rounds), clip * norm, rounds)
+    if privacy.mechanism == "one-shot":
+        step = 1.0  # the closed form gives the head its scale
     served = Served(privacy.step, {}) if privacy.step != "auto" else rule.served(
         config.strategy.name, config.strategy.args,
         step=step, noise=noise * clip / divisor, rounds=rounds,
@@ -118,23 +135,6 @@ def decide(config: Config, clients: int, examples: float, norm: float) -> Decide
         separation=len(c),
         vote=vote,
     )
-
-
-def _left(c: Sequence[float], rounds: int) -> float:
-    """What is left of noise in the sum of all rounds, where later noise takes earlier noise off.
-
-    As a part of what independent noises leave; 1 for these.
-
-    >>> round(_left(coefficients(4), 16), 3)
-    0.506
-    """
-    noises, total, squared = [1.0], 1.0, 1.0
-    for _ in range(1, rounds):
-        taken_back = zip(c[1:], reversed(noises), strict=False)
-        noises.append(-math.fsum(c_k * y for c_k, y in taken_back))
-        total += noises[-1]
-        squared += total * total
-    return math.sqrt(squared / rounds)
 
 
 def _with_votes(multiplier: float, clients: float) -> tuple[float, int]:

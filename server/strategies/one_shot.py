@@ -11,8 +11,9 @@ release of theirs would take half of the budget for many more numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ from common.types import ClientPlan, Head, UpdateBatch
 from server.strategies.averaging import Stateless
 from server.strategy import Metrics, RoundContext, Strategy, mean
 
-__all__ = ["Known", "one_shot_lda", "one_shot_ridge", "second_moment"]
+__all__ = ["Known", "one_shot", "one_shot_lda", "one_shot_ridge", "second_moment"]
 
 _Array = npt.NDArray[np.float64]
 
@@ -59,6 +60,17 @@ def second_moment(x: npt.NDArray[np.floating]) -> _Array:
     """
     z = unit_rows(x.astype(np.float64))
     return np.asarray(z.T @ z / len(z), np.float64)
+
+
+def one_shot(name: str, args: Mapping[str, Any], known: Known) -> Strategy[Stateless]:
+    """The strategy of one release, by the name and arguments that it has without privacy.
+
+    Args:
+        name: fed3r or lda.
+        args: its [strategy.args], kebab-case keys; they have been checked.
+        known: what is public.
+    """
+    return {"fed3r": one_shot_ridge, "lda": one_shot_lda}[name](known, **args)
 
 
 def one_shot_ridge(

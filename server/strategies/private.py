@@ -168,7 +168,7 @@ def with_privacy(
         number, shape = context.round_number, head.matrix.shape
         total = _exact_total(updates, terms.vote, shape)
         released = release(number, total, state.clip, state.digests)
-        step = _mean_update(released.noisy, state.clip, terms, shape)
+        step = _mean_update(released.noisy, terms, shape)
         given = strategy.aggregate(state.inner, head, _alone(step), context)
         inner, new, metrics = with_metrics(given, strategy.name)
         averaged = 2 * number > terms.rounds
@@ -201,11 +201,14 @@ def _exact_total(updates: UpdateBatch, vote: int, shape: tuple[int, ...]) -> Int
     return np.append(total, vote * (2 * within - clients))
 
 
-def _mean_update(
-    noisy: IntArray, clip: float, terms: Terms, shape: tuple[int, ...]
-) -> npt.NDArray[np.float32]:
+def _mean_update(noisy: IntArray, terms: Terms, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """The mean update, in units of the first clip, whatever the clip is now.
+
+    So the noise of a step stays as large as the rule has it while the clip adapts.
+    """
     size = int(np.prod(shape))
-    mean = noisy[:size].reshape(shape) * (clip / RESOLUTION / terms.divisor * terms.step)
+    scale = terms.clip / RESOLUTION / terms.divisor * terms.step
+    mean = noisy[:size].reshape(shape) * scale
     if terms.unit_norm:
         mean[:, -1] = 0.0  # there is no bias then, only its noise
     return mean.astype(np.float32)

@@ -107,7 +107,8 @@ def test_killed_at_20_moments_each_release_is_charged_once_and_all_bytes_are_the
         shutil.copy2(secret, run / SECRET)
         return run
 
-    assert processes.go_on(made("everyone", "first")) == 0  # fills the caches
+    for mechanism in RUNS:
+        assert processes.go_on(made(mechanism, f"first-{mechanism}")) == 0  # fills the caches
     whole = {mechanism: made(mechanism, f"whole-{mechanism}") for mechanism in RUNS}
     lengths = {mechanism: processes.operations(run) for mechanism, run in whole.items()}
     expected = {mechanism: outcome(run) for mechanism, run in whole.items()}
