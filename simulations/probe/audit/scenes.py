@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,8 +10,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from common.backbone.frozen import FrozenBackbone
-from common.config import Config, changed
-from common.config.privacy import rule_keys
+from common.config import AttackConfig, Config, changed
+from common.config.privacy import Mechanism, PrivacyConfig, rule_keys
 from common.errors import ConfigError, RunError
 from common.experiment import client_shares, experiment_dataset, training_features
 from common.keys import nested
@@ -21,11 +20,13 @@ from server.export.run_model import backbone_of_run, directions, prepare
 from server.record.runfolder import RunFolder, read_run_json
 from server.round.build import check_strategy, prepared_strategy
 from server.round.first_head import last_head
-from server.round.learning_rate import feature_norm, with_learning_rate
+from server.round.learning_rate import feature_norm, unit_rate, with_learning_rate
 from server.round.private import Decided
 from server.round.private_terms import decide
 from server.round.stock import is_stock
 from server.strategies import build_strategy
+from server.strategies.averaging import fedavg
+from server.strategies.private import ONE_SHOT
 from server.strategy import RoundContext, Strategy
 from simulations.run import open_run
 
@@ -120,47 +121,52 @@ def _with_privacy(config: Config) -> Config:
     """The same experiment, private by rule."""
     if config.privacy.active:
         return config
-    fraction = {"partition.test-fraction": config.partition.test_fraction}  # the same clients
-    rule = {"privacy.epsilon": USUAL_EPSILON, "codec.up": "none", "attack.kind": "none"}
-    return changed(config, nested({**rule_keys("everyone"), **fraction, **rule}))
+    mechanism: Mechanism = "one-shot" if config.strategy.name in ONE_SHOT else "everyone"
+    return changed(
+        config,
+        nested(
+            {
+                **rule_keys(mechanism),
+                "partition.test-fraction": config.partition.test_fraction,  # the same clients
+                "privacy.epsilon": USUAL_EPSILON,
+                "privacy.mechanism": mechanism,
+                "codec.up": "none",
+                "attack": AttackConfig().model_dump(by_alias=True),
+            }
+        ),
+    )
 
 
 def _without_privacy(config: Config) -> Config:
-    return changed(config, {"privacy": {"epsilon": math.inf}})
+    return changed(config, {"privacy": PrivacyConfig().model_dump(by_alias=True)})
 
 
 def _scene(
     path: Path, config: Config, backbone: FrozenBackbone, private: bool, head: Head | None
 ) -> Scene | Refused:
     """One of the four; with a head, of the run's own features."""
-    projected = backbone.projection is not None
-    is_own = head is not None and config.privacy.active == private
-    changed_config = _with_privacy(config) if private else _without_privacy(config)
+    projected, is_own = backbone.projection is not None, bool(head)
+    is_own = is_own and config.privacy.active == private
+    wanted = _with_privacy(config) if private else _without_privacy(config)
     try:
-        check_strategy(changed_config)
+        check_strategy(wanted)
     except ConfigError as exc:
         return Refused(projected, private, "; ".join(exc.problems))
     features = training_features(config, backbone)
-    with TemporaryDirectory() as folder:
-        ready = with_learning_rate(
-            changed_config, RunFolder(Path(folder) / "run", config), features
-        )
-    own = build_strategy(ready.strategy.name, ready.strategy.args)
-    classes = experiment_dataset(config).num_classes
-    clients, examples = population(config)
-    kept = read_run_json(path).get("privacy") if is_own else None
-    decided = None
-    if kept:
-        decided = TypeAdapter(Decided).validate_python(kept)
-    elif private:
-        decided = decide(ready, clients, examples, feature_norm(ready, features))
+    decided = _decided(path if is_own else None, wanted, features)
+    ready = _with_rate(wanted, features, decided)
+    strategy = prepared_strategy(ready, build_strategy(ready.strategy.name, ready.strategy.args))
+    if decided and ready.privacy.mechanism == "one-shot":
+        # Its clients take one step from zeros, whatever closed form is made of it.
+        strategy, head = fedavg(), None
+    clients, _ = population(ready)
     return Scene(
         is_own=is_own,
         projected=projected,
         config=ready,
         features=features,
-        strategy=prepared_strategy(ready, own),
-        head=head or Head.zeros(classes, backbone.spec.num_features),
+        strategy=strategy,
+        head=head or Head.zeros(experiment_dataset(config).num_classes, features.num_features),
         context=RoundContext(
             round_number=1,
             num_clients=clients,
@@ -172,6 +178,24 @@ def _scene(
         ),
         decided=decided,
     )
+
+
+def _decided(path: Path | None, config: Config, features: FeatureSet) -> Decided | None:
+    """A private run's noise, clip and step: its own if it has a folder, else by the rule."""
+    if not config.privacy.active:
+        return None
+    if path and (kept := read_run_json(path).get("privacy")):
+        return TypeAdapter(Decided).validate_python(kept)
+    return decide(config, *population(config), feature_norm(config, features))
+
+
+def _with_rate(config: Config, features: FeatureSet, decided: Decided | None) -> Config:
+    """The configuration with the learning rate that a run of it would have."""
+    if decided and config.privacy.mechanism == "one-shot":
+        step = {"lr": unit_rate(decided.norm), "local-epochs": 1, "batch-size": 0}
+        return changed(config, {"train": step})
+    with TemporaryDirectory() as folder:
+        return with_learning_rate(config, RunFolder(Path(folder) / "run", config), features)
 
 
 def population(config: Config) -> tuple[int, float]:

@@ -44,13 +44,14 @@ def audit_table(audit: Audit) -> Table:
 
 
 def _heading(finding: Finding) -> str:
+    """Three short lines: four columns and the names fit beside each other on 80 columns."""
+    kind = "projected" if finding.projected else "features"
+    privacy = "privacy" if finding.private else "no privacy"
     if finding.refused:
-        return f"{'projected' if finding.projected else 'all features'}\nprivacy"
-    space = f"{finding.directions:,} {'projected' if finding.projected else 'features'}"
-    words = "no privacy"
+        return f"{'' if finding.projected else 'all'}\n{kind},\n{privacy}".strip()
     if finding.epsilon is not None:
-        words = f"epsilon {finding.epsilon:g}"
-    return f"{space}\n{words}{'*' if finding.is_own else ''}"
+        privacy = f"epsilon {finding.epsilon:g}"
+    return f"{finding.directions:,}\n{kind},\n{privacy}{'*' if finding.is_own else ''}"
 
 
 def _rows() -> Iterator[tuple[bool, str, Callable[[Finding], str]]]:
@@ -95,7 +96,8 @@ def sentences(audit: Audit) -> list[str]:
         f"{audit.clients:,} clients, strategy {audit.strategy}. * is the run as it is; the other "
         "columns are the same clients otherwise.",
         f"Lone images: {audit.lone_images}, each as if a client had this one alone. Own images: "
-        f"the {audit.images:,} of client {audit.client}, told apart from other people's.",
+        f"the {audit.images:,} of client {audit.client}, told apart from other people's. All from "
+        "one round; who took part is told from all rounds.",
         *([_of_server(own), _of_others(own, audit)] if own else []),
         *_of_projection(audit.findings),
         *_of_privacy(audit.findings),
@@ -170,6 +172,6 @@ def _of_privacy(findings: Sequence[Finding]) -> Iterator[str]:
 def _of_classes(audit: Audit) -> Iterator[str]:
     if any(found.lone_classes is not None for found in audit.findings):
         yield (
-            f"{audit.with_lone_class:,} of {audit.clients:,} clients have a class with one image, "
-            "whose features the server finds among their sums to the last bit."
+            f"{audit.with_lone_class:,} of {audit.clients:,} clients have a class with one image. "
+            "Without privacy the server finds its features among their sums, to the last bit."
         )
