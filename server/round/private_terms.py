@@ -18,6 +18,7 @@ from common.privacy.gaussian import gaussian_sigma
 from common.privacy.integers import RESOLUTION
 from common.privacy.rule import Served
 from common.types import FeatureSet
+from server.record.privacy import check_releases
 from server.record.runfolder import RunFolder
 from server.round.learning_rate import feature_norm
 from server.round.private import Decided, Guard
@@ -44,9 +45,12 @@ def make_guard(
 
     Raises:
         ConfigError: the budget does not suit the clients.
+        RunError: a finished round's release is not in the ledger any more.
+        DamagedError: the ledger was changed.
     """
     if not config.privacy.active:
         return None
+    check_releases(folder.path, config.privacy.delta)
     simulated = check_noise(config, simulated=registry.simulated and not registry.deployed)
     if known := folder.privacy():
         decided = TypeAdapter(Decided).validate_python(known)
