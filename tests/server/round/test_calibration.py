@@ -124,7 +124,7 @@ def test_a_private_run_takes_that_of_the_servers_own_test_images():
         for value in np.geomspace(found.value / 8, 8 * found.value, 100)
     ]
     assert found.value > 2, "logits are too far apart"
-    assert calibration_of(found, head, test).loss <= min(tried) * (1 + 1e-3)
+    assert calibration_of(found, head, test).loss <= min(tried) * (1 + 1e-2)
     few = of_test_images(head, test.select(np.arange(49)))
     assert (few.value, few.examples) == (1.0, 0)
     assert few.fitted_on == "nothing: the server has 49 test images, fewer than 50"
