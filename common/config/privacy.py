@@ -26,7 +26,7 @@ def _epsilon(value: object) -> float:
 
 def _clip(value: object) -> float | Literal["auto", "adaptive"]:
     if value in ("auto", "adaptive"):
-        return value  # type: ignore[return-value]
+        return value
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
         return float(value)
     raise ValueError('must be "auto", "adaptive" or a number above 0')

@@ -17,6 +17,7 @@ from common.privacy.gaussian import gaussian_sigma
 from common.privacy.integers import RESOLUTION
 from common.privacy.rule import Served
 from common.types import FeatureSet
+from server.record.privacy import check_releases
 from server.record.runfolder import RunFolder
 from server.round.learning_rate import calibration_features, feature_norm, unit_rate
 from server.round.private import Decided, Guard
@@ -47,14 +48,17 @@ def guarded(
 
     Raises:
         ConfigError: the budget does not suit the clients.
+        RunError: a finished round's release is not in the ledger any more.
+        DamagedError: the ledger was changed.
     """
     if not config.privacy.active:
         return config, None
+    check_releases(folder.path, config.privacy.delta)
     if source := config.strategy.init_from:
         logger.warning("the budget does not count what training has cost %s", source)
     simulated = check_noise(config, simulated=registry.simulated and not registry.deployed)
-    if known := folder.privacy():
-        decided = TypeAdapter(Decided).validate_python(known)
+    if kept := folder.privacy():
+        decided = TypeAdapter(Decided).validate_python(kept)
     else:
         clients, examples = _population(config, registry, simulated=simulated)
         check_population(config, clients)
