@@ -122,6 +122,21 @@ def test_with_secret_cohorts_the_accounts_have_only_when_devices_were_there(
     assert "cats" not in all_text(folder)
 
 
+@pytest.mark.parametrize("keys", [(), PRIVATE])
+def test_the_last_words_of_a_run_on_devices_say_that_it_is_not_private(
+    keys: tuple[str, ...], tiny: Make, device_grid: Grid
+) -> None:
+    log = run(tiny("train.rounds=1", "train.clients-per-round=3", *keys), device_grid)
+    said = [line["message"] for line in log if "docs/privacy.md" in line["message"]]
+    words = "not private: single images may show in updates and model; see docs/privacy.md"
+    assert said == ([] if keys else [words])
+
+
+def test_those_of_a_simulation_say_nothing_of_it(tiny: Make) -> None:
+    log = run(tiny("train.rounds=1"), InProcessGrid)
+    assert not [line for line in log if "not private" in line["message"]]
+
+
 def test_what_is_not_told_depends_on_the_mechanism() -> None:
     public, everyone, poisson = (
         untold_figures(PrivacyConfig.model_validate(keys))
