@@ -26,7 +26,7 @@ def _epsilon(value: object) -> float:
 
 def _clip(value: object) -> float | Literal["auto", "adaptive"]:
     if value in ("auto", "adaptive"):
-        return value  # type: ignore[return-value]
+        return value
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
         return float(value)
     raise ValueError('must be "auto", "adaptive" or a number above 0')
@@ -59,8 +59,8 @@ class PrivacyConfig(Section):
     step: PositiveOrAuto = "auto"
     """Factor on the mean update with its noise. "auto": by a rule from clients and noise."""
     typical_examples: Annotated[Positive | Auto, BeforeValidator(_examples)] = "auto"
-    """Typical number of a client's examples, which is public. "auto": the mean in a simulation, 20
-    on devices."""
+    """Typical number of a client's examples, which is public. "auto": the mean in a simulation
+    whose noise comes from its seed, else 20."""
     noise: Literal["auto", "secret", "seed"] = "auto"
     """Where the noise comes from: a secret that the run draws, or the run's seed, which makes a
     simulation repeatable and protects nobody. "auto": the seed in simulations, else a secret."""

@@ -86,7 +86,8 @@ def private_keys(
     if not epsilon and mechanism == own:
         return {}
     ruled = {key: value for key, value in rule_keys(mechanism).items() if key not in given}
-    return nested({**ruled, "privacy.mechanism": mechanism})
+    once = {"train.rounds": 1} if mechanism == "one-shot" else {}  # whatever others are given
+    return nested({**ruled, **once, "privacy.mechanism": mechanism})
 
 
 def meant_for_privacy(written: Mapping[str, Any], over: Mapping[str, Any]) -> frozenset[str]:
