@@ -250,5 +250,6 @@ class Guard:
                 spent=self.spent,
                 simulated=self.simulated,
                 unit=privacy.unit,
+                goes_on=bool(self._config.strategy.init_from),
             ),
         }
