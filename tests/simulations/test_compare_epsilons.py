@@ -132,7 +132,7 @@ def test_without_the_option_a_private_experiment_suits_either_kind(file: Path) -
 def test_cohorts_of_a_mechanism_that_has_them_stay(file: Path) -> None:
     file.write_text(f'{_TRAINED}[privacy]\nmechanism = "poisson"\n')
     (cell,) = cells(compared(file, "fedavg", epsilons="4")).values()
-    assert ruled(cell.config) == (10, 5, 1, 0, "auto", "auto", 0.0)
+    assert ruled(cell.config) == (50, 5, 1, 0, "auto", "auto", 0.0)
 
 
 def test_a_strategy_that_cannot_be_private_is_named_before_anything_runs(file: Path) -> None:
