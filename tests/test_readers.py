@@ -65,6 +65,7 @@ OTHERS = {
         common/readback.py:ArraysFile.read
         common/readback.py:JsonFile.read
         common/readback.py:JsonLines.read
+        common/privacy/ledger.py:Ledger.charge
         server/record/checkpoint.py:_load
         server/delivery/service.py:_open
         server/export/run_model.py:keep_backbone
@@ -94,6 +95,7 @@ OTHERS = {
     """,
     "no content of ours: the system's figures, a lock, the package's own file": """
         common/files.py:sync
+        common/privacy/ledger.py:Ledger._alone
         common/machine.py:processor
         server/delivery/publish.py:_alone
         server/record/events.py:_EventHandler.__init__

@@ -10,12 +10,10 @@ from pydantic import BeforeValidator, Field, PlainValidator
 
 from common.config.numbers import Auto, Positive, PositiveOrAuto
 from common.keys import flat
-from common.privacy.rule import rounds
+from common.privacy.rule import Mechanism, rounds
 from common.toml_model import Section
 
-__all__ = ["NO_PRIVACY", "Mechanism", "PrivacyConfig", "by_rule", "is_private", "rule_keys"]
-
-Mechanism = Literal["everyone", "poisson", "min-separation", "one-shot"]
+__all__ = ["NO_PRIVACY", "PrivacyConfig", "by_rule", "is_private", "rule_keys"]
 
 
 def _epsilon(value: object) -> float:
@@ -59,8 +57,8 @@ class PrivacyConfig(Section):
     step: PositiveOrAuto = "auto"
     """Factor on the mean update with its noise. "auto": by a rule from clients and noise."""
     typical_examples: Annotated[Positive | Auto, BeforeValidator(_examples)] = "auto"
-    """Typical number of a client's examples, which is public. "auto": the mean in a simulation, 20
-    on devices."""
+    """Typical number of a client's examples, which is public. "auto": the mean in a simulation
+    whose noise comes from its seed, else 20."""
     noise: Literal["auto", "secret", "seed"] = "auto"
     """Where the noise comes from: a secret that the run draws, or the run's seed, which makes a
     simulation repeatable and protects nobody. "auto": the seed in simulations, else a secret."""

@@ -3,7 +3,8 @@
 Nothing here looks at a client's data, which would cost budget. The rule has been fitted on features
 of unit norm, on which an update is the mean gradient of a client's examples. Its step makes the
 noise of each weight of the final head about as large as the weights of good heads are, whatever the
-budget and the number of clients: with half or twice as much, accuracy was at most a point lower.
+budget and the number of clients. On three data sets twice the step cost at most .9 points of
+accuracy, and was 1.6 better with 50 clients; half of it cost up to 1.4, and 3 with 50 clients.
 """
 
 from __future__ import annotations
@@ -15,25 +16,31 @@ from typing import Literal
 
 import numpy as np
 
-__all__ = ["Served", "cancelled", "clip", "directions", "rounds", "served", "step"]
+__all__ = ["Mechanism", "Served", "cancelled", "clip", "directions", "rounds", "served", "step"]
+
+Mechanism = Literal["everyone", "poisson", "min-separation", "one-shot"]
+"""How clients come to take part in a round."""
 
 # Updates have a norm of about 1 by the root of the number of examples. A fourth of that makes
-# nearly all of them equally long, so that three times too many or too few examples do no harm.
+# nearly all of them equally long: three times too many or too few examples cost at most .5 points.
 _CLIP = 0.25
 # Beyond, it is not the noise that bounds how far steps may go.
 _MOST_SIGNAL = 3000.0
 # Up to which signal how many directions are best. Each direction has the same noise.
 _FEWER = ((200.0, 32), (400.0, 64))
-# Everyone: as accurate with 5 as with 40. Coins: fewer cost more noise, 1.5 to 4 points with 10.
-_ROUNDS: Mapping[str, int] = {"everyone": 10, "poisson": 50, "min-separation": 20, "one-shot": 1}
+# Everyone: 5 to 40 differ by about a point. Coins for a fifth of the clients: 10 rounds have more
+# noise, and were .3 to 5 points less accurate than 50.
+_ROUNDS: Mapping[Mechanism, int] = {
+    "everyone": 10, "poisson": 50, "min-separation": 20, "one-shot": 1,
+}  # fmt: skip
 # So many rounds' steps a mean over earlier gradients falls behind, in runs of so few rounds.
 _BEHIND = 5.0
 _TAU = 1e-3  # of fedadam, fedyogi and fedadagrad, unless it is set
 _MOMENTUM = 0.9  # likewise of fedavgm, fedadam and fedyogi
 
 
-def rounds(mechanism: str) -> int:
-    """The number of rounds T, by the name of the mechanism.
+def rounds(mechanism: Mechanism) -> int:
+    """The number of rounds T.
 
     >>> rounds("everyone")
     10

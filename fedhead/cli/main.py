@@ -15,6 +15,7 @@ from common.errors import FedheadError, MissingExtraError
 from common.log import OneLine
 from common.progress import stage
 from common.words import said_of
+from fedhead.cli.audit import audit
 from fedhead.cli.bench import bench
 from fedhead.cli.cache import cache
 from fedhead.cli.compare import comparisons
@@ -69,7 +70,7 @@ def options(
 
 
 others = typer.Typer()
-for command in (probe, fine_tune, tune, predict, publish, cache):
+for command in (audit, probe, fine_tune, tune, predict, publish, cache):
     others.command()(command)
 for group in (runs, comparisons, descriptions, measures, deployments, others):
     cli.add_typer(group)

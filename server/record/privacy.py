@@ -9,14 +9,18 @@ from typing import Any
 
 from common.config import Config
 from common.errors import DamagedError, RunError
-from common.privacy.ledger import Entry, Ledger, Mechanism, spent
+from common.privacy.ledger import Entry, Ledger, spent
 from common.privacy.noise import NoiseKey, seed_secret
-from common.privacy.words import NEIGHBOURS, NOT_PRIVATE, sentence
+from common.privacy.rule import Mechanism
+from common.privacy.words import NEIGHBOURS, NOT_PRIVATE, figure, sentence
 from server.record.runfolder import METRICS, read_config, read_run_json
 
-__all__ = ["Privacy", "Release", "privacy_sentence", "read_privacy"]
+__all__ = ["Privacy", "Release", "check_releases", "privacy_sentence", "read_privacy"]
 
 _LEDGER = "privacy-ledger.jsonl"
+
+# Two versions of a package that accounts for sampled clients may differ by so much.
+_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -81,15 +85,13 @@ def read_privacy(folder: Path) -> tuple[Privacy, tuple[Entry, ...]] | None:
         folder: of the run, finished or not.
 
     Raises:
-        RunError: there is no run; or its ledger is not there, or lacks a finished round.
-        DamagedError: a file was changed after it was written; names it.
+        RunError: there is no run; or its ledger lacks a release, see ``check_releases``.
+        DamagedError: its configuration or ledger was changed after it was written; names it.
     """
     config = read_config(folder)
     if not config.privacy.active:
         return None
-    ledger = Ledger(folder / _LEDGER)
-    entries = ledger.entries
-    _check_whole(ledger.path, entries)
+    entries = check_releases(folder, config.privacy.delta)
     known = read_run_json(folder)
     settings = config.privacy
     value = Privacy(
@@ -133,16 +135,36 @@ def _is_simulated(config: Config, entries: Sequence[Entry], known: Mapping[str, 
     return wanted == "seed" or (wanted == "auto" and bool(known.get("simulated", True)))
 
 
-def _check_whole(ledger: Path, entries: Sequence[Entry]) -> None:
-    """Refuse a ledger without a release of a round that has made a head."""
-    metrics = ledger.with_name("metrics.jsonl")
-    charged = {entry.round for entry in entries}
+def check_releases(folder: Path, delta: float) -> tuple[Entry, ...]:
+    """The entries of a run's ledger, which must hold what finished rounds have released.
+
+    Args:
+        folder: of the run, whose budget is finite.
+        delta: the run's.
+
+    Raises:
+        RunError: the ledger is not there, lacks a round that has made a head, or has spent less
+            than was told after a round.
+        DamagedError: it was changed after it was written.
+    """
+    ledger, metrics = Ledger(folder / _LEDGER), folder / "metrics.jsonl"
+    entries = ledger.entries
+    charged, told = {entry.round for entry in entries}, 0.0
     for line in METRICS.read(metrics) if metrics.exists() else ():
         if isinstance(line, DamagedError):
-            raise line
+            continue  # a run goes on from an earlier round then
+        told = max(told, float(line.get("epsilon-spent", 0.0)))
         if line.get("accepted") and line.get("round") not in charged:
-            what = "lacks it" if ledger.exists() else "is not there"
-            raise RunError(
-                f"round {line.get('round')} has made a head, but {ledger} {what}: nobody can say "
-                "what the run has spent"
-            )
+            what = "lacks it" if ledger.path.exists() else "is not there"
+            raise _lost(f"round {line.get('round')} has made a head, but {ledger.path} {what}")
+    # A round that was done again has more than one release.
+    if told and (has := spent(entries, delta)) < told * (1 - _TOLERANCE):
+        raise _lost(
+            f"epsilon {figure(told)} was spent, but the releases in {ledger.path} cost "
+            f"{figure(has)}: some are missing"
+        )
+    return entries
+
+
+def _lost(what: str) -> RunError:
+    return RunError(f"{what}: nobody can say what the run has spent")

@@ -17,6 +17,7 @@ from common.privacy.gaussian import gaussian_sigma
 from common.privacy.integers import RESOLUTION
 from common.privacy.rule import Served
 from common.types import FeatureSet
+from server.record.privacy import check_releases
 from server.record.runfolder import RunFolder
 from server.round.learning_rate import calibration_features, feature_norm, unit_rate
 from server.round.private import Decided, Guard
@@ -47,16 +48,19 @@ def guarded(
 
     Raises:
         ConfigError: the budget does not suit the clients.
+        RunError: a finished round's release is not in the ledger any more.
+        DamagedError: the ledger was changed.
     """
     if not config.privacy.active:
         return config, None
+    check_releases(folder.path, config.privacy.delta)
     if source := config.strategy.init_from:
         logger.warning("the budget does not count what training has cost %s", source)
     simulated = check_noise(config, simulated=registry.simulated and not registry.deployed)
     if kept := folder.privacy():
         decided = TypeAdapter(Decided).validate_python(kept)
     else:
-        clients, examples = _population(config, registry)
+        clients, examples = _population(config, registry, simulated=simulated)
         check_population(config, clients)
         decided = decide(config, clients, examples, feature_norm(config, features))
         folder.bind_privacy(dataclasses.asdict(decided))
@@ -73,13 +77,18 @@ def guarded(
     return config, Guard(config, decided, folder.path, simulated=simulated, known=known)
 
 
-def _population(config: Config, registry: Registry) -> tuple[int, float]:
-    """The number of clients, and how many examples one typically has."""
+def _population(config: Config, registry: Registry, *, simulated: bool) -> tuple[int, float]:
+    """The number of clients, and how many examples one typically has.
+
+    What they have on average is theirs: it is looked up only where the noise protects nobody.
+    """
     given = config.privacy.typical_examples
     if not registry.simulated:
         return registry.population, DEVICE_EXAMPLES if given == "auto" else given
     shares = client_shares(config)
     ids = config.train.participants(len(shares))
+    if given == "auto" and not simulated:
+        return len(ids), DEVICE_EXAMPLES
     mean = sum(len(shares[i].train) for i in ids) / len(ids)
     return len(ids), max(1.0, mean) if given == "auto" else given
 

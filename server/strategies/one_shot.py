@@ -3,9 +3,10 @@
 From the head of zeros every class is as likely as any other. One step of a client on all its
 examples, on features z of unit norm and with a learning rate of 1, is then exactly its mean
 ``(y - 1/K) z^T``: what it sends is an update like any other, and is clipped like one. The second
-moment of z comes from the server's own calibration images, costs no budget and has no noise. That
-it differs from the clients' own costs accuracy, some 1 to 3 points with hundreds of clients; a
-release of theirs would take half of the budget for many more numbers.
+moment of z comes from the server's own calibration images, costs no budget and has no noise. A
+second moment of the clients, with a part of the budget, helped thousands of clients of one image by
+3 points, where ten rounds of updates are as good; fewer clients by 4 points at most, and 44 it
+harmed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ __all__ = ["Known", "one_shot", "one_shot_lda", "one_shot_ridge", "second_moment
 _Array = npt.NDArray[np.float64]
 
 # Of the penalty on unit features, whose second moment has a trace of 1. Fitted on three data sets:
-# the best penalty in hindsight is at most a point more accurate.
+# the best penalty in hindsight is at most 1.1 points more accurate, and 2.1 on elpv.
 _BY_NOISE = 0.5
 # Without noise it stands for how far the calibration images' second moment is from the clients'.
 _LEAST = 0.005

@@ -31,9 +31,11 @@ from simulations.report.packing import (
     EPSILON,
     SIZE_KEYS,
     PackingLabels,
+    beyond_rule,
     compared_keys,
     packed,
     packing_labels,
+    without_rule,
 )
 from simulations.report.runs import Run, read_runs
 
@@ -262,13 +264,13 @@ def _entries(
     ]
     names = [strategy_label(one) for one in own]
     plain = [packed(name, one, axes) for name, one in zip(names, own, strict=True)]
-    labels = distinct(plain, own)
+    labels, compared = distinct(plain, own), without_rule(own)
     entries = [
         Entry(
             label,
             name + label.removeprefix(short),
             packing_labels(one),
-            hyperparameters(one, own, swept),
+            hyperparameters(beyond_rule(one), compared, swept),
             tuple(sorted(group, key=lambda run: run.seed)),
         )
         for label, short, name, one, group in zip(labels, plain, names, own, groups, strict=True)

@@ -6,9 +6,11 @@ to its setting: a person chooses them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from common.config.privacy import rule_keys
 from server.strategies import STRATEGIES
 
 __all__ = [
@@ -16,14 +18,17 @@ __all__ = [
     "PACKING_KEYS",
     "SIZE_KEYS",
     "PackingLabels",
+    "beyond_rule",
     "codec_label",
     "compared_keys",
     "packed",
     "packing_columns",
     "packing_labels",
+    "without_rule",
 ]
 
 _CODEC, _PROJECTION, EPSILON = "codec.up", "backbone.projection", "privacy.epsilon"
+_RATE = "train.lr"
 SIZE_KEYS = (_CODEC, _PROJECTION)
 """What makes updates small."""
 PACKING_KEYS = (*SIZE_KEYS, EPSILON)
@@ -92,6 +97,27 @@ def packed(label: str, values: Mapping[str, Any], keys: Collection[str]) -> str:
     codec, projection, epsilon = packing_labels(values)
     words = zip(PACKING_KEYS, (codec, projection, f"epsilon {epsilon}"), strict=True)
     return " · ".join([label, *(word for key, word in words if key in keys)])
+
+
+def beyond_rule(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a private run has beside privacy's rule, and its rate; of others all but [privacy]."""
+    if not math.isfinite(values[EPSILON]):
+        return {k: v for k, v in values.items() if k == EPSILON or not k.startswith("privacy.")}
+    ruled = {k: v for k, v in rule_keys(values["privacy.mechanism"]).items() if k != _RATE}
+    ruled["privacy.mechanism"] = "one-shot"  # closed forms have no other
+    return {k: v for k, v in values.items() if k not in ruled or ruled[k] != v}
+
+
+def without_rule(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Rows without the rule's keys, where any is private: what differs by the rule needs no word.
+
+    Args:
+        rows: configurations of runs.
+    """
+    if not any(math.isfinite(row[EPSILON]) for row in rows):
+        return rows
+    ruled = {*rule_keys("everyone"), "privacy.mechanism"}
+    return [{k: v for k, v in row.items() if k not in ruled} for row in rows]
 
 
 def packing_columns(labels: PackingLabels, keys: Collection[str]) -> dict[str, str]:

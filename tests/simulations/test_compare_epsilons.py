@@ -112,6 +112,8 @@ def test_a_closed_form_releases_once_and_others_many_times(file: Path) -> None:
         "fed3r · epsilon 4": ("one-shot", 1), "fed3r · epsilon inf": ("everyone", 7),
         "fedavg · epsilon 4": ("everyone", 10), "fedavg · epsilon inf": ("everyone", 7),
     }  # fmt: skip
+    (given,) = cells(compared(file, "fed3r", "train.rounds=3", epsilons="4")).values()
+    assert given.config.train.rounds == 1  # three are for strategies that take steps
     closed = made["fed3r · epsilon 4"].config.train
     assert (closed.clients_per_round, closed.batch_size) == (0, 10)  # nobody takes steps
 

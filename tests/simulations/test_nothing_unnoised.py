@@ -97,7 +97,8 @@ POISSON = (*PRIVATE, "privacy.mechanism=poisson", "train.clients-per-round=3")
 wide = pytest.mark.wide
 RUNS = {
     "everyone": PRIVATE,
-    "a secret": (*PRIVATE, "privacy.noise=secret"),
+    "a secret": ("privacy.epsilon=8", "privacy.noise=secret"),
+    "one-shot": (*PRIVATE, "privacy.mechanism=one-shot", "strategy.name=lda", "train.rounds=1"),
     "adaptive": (*PRIVATE, "privacy.clip=adaptive"),
     "poisson": POISSON,
     "taking turns": (*PRIVATE, "privacy.mechanism=min-separation", "train.clients-per-round=3"),
@@ -331,8 +332,10 @@ def test_a_private_run_tells_nothing_that_no_noise_covers(
 ) -> None:
     path, told = run(*keys)
     planted = planted_in(path, wire)
-    assert {kind for kind in KINDS for name in planted.names if name.startswith(kind)} == {*KINDS}
-    assert any(planted.blobs)
+    found = {kind for kind in KINDS if any(name.startswith(kind) for name in planted.names)}
+    later = {"loss of", "loss in"} if open_run(path).train.rounds == 1 else set()
+    assert found == {*KINDS} - later
+    assert planted.blobs
     assert planted.found(told) == {}
     assert planted.found(wire.seen()) == {}
     check_files(path)
@@ -359,7 +362,7 @@ def check_files(path: Path) -> None:
         assert line["accuracy"] is not None
     summary = read_summary(path)
     assert summary["client_tests"] is None
-    assert summary["calibration"]["fitted_on"].startswith("the server's test images")
+    assert summary["calibration"]["fitted_on"].startswith("the server's test set")
     assert not (path / "clients.json").exists()
     page = (path / "report.html").read_text()
     assert not any(words in page for words in SECTIONS)
@@ -383,7 +386,7 @@ def check_messages(truth: Truth, wire: Wire) -> None:
         assert {*reply.num_examples} <= {1}
         assert reply.unused == 0
     rounds = wire.rounds()
-    assert len(rounds) == 4
+    assert rounds
     for request, reply in [pair for pairs in rounds.values() for pair in pairs]:
         assert {(r.num_examples, r.loss_before, r.loss_after) for r in reply.reports} <= {(1, 0, 0)}
         assert not reply.rejected

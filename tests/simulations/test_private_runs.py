@@ -15,7 +15,7 @@ import pytest
 import server.round.loop
 import server.round.own
 import server.round.private
-from common.errors import ConfigError
+from common.errors import ConfigError, RunError
 from common.privacy.ledger import Ledger
 from server.record.checkpoint import load_latest
 from server.round.private import LEDGER, SECRET
@@ -287,3 +287,18 @@ def test_a_delta_that_gives_a_client_away_ends_the_run_before_its_first_round(
     with pytest.raises(ConfigError, match="privacy.delta=0.125, expected below 0.125"):
         run_in_process(run)
     assert not (run / LEDGER).exists()
+
+
+@pytest.mark.parametrize("lines", [0, 1, 2, None])
+def test_a_run_whose_ledger_has_lost_a_release_does_not_go_on(
+    private: Make, cut_after: CutAfter, lines: int | None
+) -> None:
+    run = private(*MECHANISMS["everyone"], "privacy.noise=secret")
+    with cut_after(3), pytest.raises(KeyboardInterrupt):
+        run_in_process(run)
+    ledger = run / LEDGER
+    kept = ledger.read_bytes().splitlines(keepends=True)[:lines]
+    ledger.unlink() if lines is None else ledger.write_bytes(b"".join(kept))
+    with pytest.raises(RunError, match="nobody can say what the run has spent"):
+        run_in_process(run)
+    assert (run / SECRET).exists()

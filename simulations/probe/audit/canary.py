@@ -12,10 +12,10 @@ from itertools import count, islice
 import numpy as np
 import numpy.typing as npt
 
-from common.config.privacy import Mechanism
 from common.privacy import factorization
 from common.privacy.integers import RESOLUTION
 from common.privacy.noise import gaussians, seed_secret
+from common.privacy.rule import Mechanism
 from common.seeding import Purpose, uniform
 from server.round.private import Decided
 from simulations.probe.audit.membership import Membership, judged
@@ -37,24 +37,22 @@ def find_canary(decided: Decided, mechanism: Mechanism, draws: int, delta: float
         delta: of the run.
     """
     signal = math.hypot(RESOLUTION, decided.vote)  # an update that is within the clip also votes
-    with_it = released_noise(decided, draws, _WITH)
-    without = released_noise(decided, draws, _WITHOUT)
-    scale = decided.noise * RESOLUTION
+    scale, b = decided.noise * RESOLUTION, decided.separation
+    with_it = released_noise(decided, draws, _WITH) / scale
+    without = released_noise(decided, draws, _WITHOUT) / scale
     if mechanism == "poisson":
-        turns = _tossed(decided, draws)
-        scores = [
-            _sampled_score(seen / scale, signal / scale, decided.rate)
-            for seen in (with_it + signal * turns, without)
-        ]
-        return judged(*scores, threshold=0.0, delta=delta, normal=False)
-    turn = (np.arange(decided.rounds) % decided.separation == 0).astype(np.float64)
-    expected = _mixed(signal * turn[:, None], decided.separation) / scale
+        with_it += signal / scale * _tossed(decided, draws)
+        inside, outside = (
+            _sampled(seen, signal / scale, decided.rate) for seen in (with_it, without)
+        )
+        return judged(inside, outside, 0.0, delta, normal=False)
+    turn = signal / scale * (np.arange(decided.rounds) % b == 0)[:, None]
+    expected = _mixed(turn, b)
     length = float(np.linalg.norm(expected))
-    scores = [
-        (_mixed(seen, decided.separation) / scale * expected).sum(axis=0) / length
-        for seen in (with_it + signal * turn[:, None], without)
-    ]
-    return judged(*scores, threshold=length / 2, delta=delta)
+    inside, outside = (
+        (_mixed(seen, b) * expected).sum(axis=0) / length for seen in (with_it + turn, without)
+    )
+    return judged(inside, outside, length / 2, delta)
 
 
 def released_noise(decided: Decided, draws: int, name: bytes) -> Doubles:
@@ -84,7 +82,7 @@ def _mixed(seen: Doubles, separation: int) -> Doubles:
     return out
 
 
-def _sampled_score(seen: Doubles, signal: float, rate: float) -> Doubles:
+def _sampled(seen: Doubles, signal: float, rate: float) -> Doubles:
     """Logarithm of the likelihood ratio where each round asks by a coin, (draws,)."""
     odds = np.log1p(-rate) if rate < 1 else -np.inf
     asked = math.log(rate) + signal * seen - signal**2 / 2

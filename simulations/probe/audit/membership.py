@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betaincinv, ndtri
 
-from common.privacy.accounting import gaussian_epsilon
+from common.privacy.gaussian import gaussian_epsilon
 
 __all__ = ["Membership", "judged"]
 
@@ -66,7 +66,7 @@ def judged(
     spread = math.sqrt((inside.var(ddof=1) + outside.var(ddof=1)) / 2)
     distance = float(inside.mean() - outside.mean())
     if normal:
-        mu_least = float(-ndtri(most_alarms) - ndtri(most_missed))
+        mu_least = -sum(map(_quantile, (most_alarms, most_missed)))
         epsilon = gaussian_epsilon(1 / mu_least, delta) if mu_least > 0 else 0.0
     else:
         # Of any (epsilon, delta) private release: 1 - missed <= e^epsilon alarms + delta, and
@@ -82,8 +82,25 @@ def judged(
     )
 
 
+def _quantile(probability: float) -> float:
+    """Of the standard normal distribution; infinity at 1."""
+    return NormalDist().inv_cdf(probability) if probability < 1 else math.inf
+
+
 def _upper(count: int, n: int) -> float:
-    """Clopper and Pearson's upper bound on a probability, from so many of n."""
+    """Clopper and Pearson's upper bound on a probability: with more, so few of n are too rare.
+
+    It solves ``P(at most count of n) = (1 - confidence) / 2`` for the probability, by bisection.
+    """
     if count == n:
         return 1.0
-    return float(betaincinv(count + 1, n - count, 1 - (1 - _CONFIDENCE) / 2))
+    i = np.arange(count + 1)
+    ways = np.array([math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in i])
+    low, high = count / n, 1.0
+    for _ in range(60):
+        p = (low + high) / 2
+        rare = (
+            np.exp(ways + i * math.log(p) + (n - i) * math.log1p(-p)).sum() < (1 - _CONFIDENCE) / 2
+        )
+        low, high = (low, p) if rare else (p, high)
+    return high

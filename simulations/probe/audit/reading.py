@@ -17,6 +17,7 @@ from common.types import Affine
 __all__ = [
     "LoneImage",
     "exact_share",
+    "label_of_regression",
     "likeness",
     "lone_classes",
     "lone_image",
@@ -32,8 +33,9 @@ Doubles = npt.NDArray[np.float64]
 _COARSE, _FINE = 1e-3, 1e-5
 """Relative steps in which the length of features is searched: 255 values of 8 bits move by less
 than half a step in the first, and by less than rounding in the second."""
-_LENGTHS = (0.5, 2.0)
-"""Shortest and longest length that is tried, as a multiple of the calibration images' mean."""
+_UNKNOWN, _KNOWN = (0.5, 2.0), (0.98, 1.02)
+"""Shortest and longest length that is tried: as a multiple of the calibration images' mean, and of
+what the bias says, which noise of all kinds may have moved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,63 +44,68 @@ class LoneImage:
 
     Attributes:
         label: the class that it is of.
-        x: float64 (d,), its features as trainers see them; of unknown length without a bias.
-        has_length: whether the length is known.
+        x: float64 (d,), its features as trainers see them, of length 1.
+        length: of these features, by the bias; None without a bias.
     """
 
     label: int
     x: Doubles
-    has_length: bool
+    length: float | None
 
 
 def lone_image(update: Floats) -> LoneImage:
     """The image behind an update, as if there were only one.
 
-    The direction is the first right singular vector, the label the largest entry of the left one,
-    whose sign is such that this entry is positive. The bias's column, where it is not zero, gives
-    the length.
+    The direction is the first right singular vector. The bias's column, which has the left one
+    times the length of an entry that is 1, gives its sign and length. Without a bias the sign is
+    such that the largest entry of the left one is positive, which is the label's then.
 
     Args:
         update: (K, d + 1), the last column is the bias's.
     """
     weights, bias = update[:, :-1].astype(np.float64), update[:, -1].astype(np.float64)
     left, sizes, right = np.linalg.svd(weights, full_matrices=False)
-    label = int(np.abs(left[:, 0]).argmax())
-    u = left[:, 0] * np.sign(left[label, 0])
-    direction = right[0] * np.sign(left[label, 0])
+    u = left[:, 0]
     along = float(u @ bias)
-    if along > 0:
-        return LoneImage(label, direction * sizes[0] / along, has_length=True)
-    return LoneImage(label, direction, has_length=False)
+    sign = np.sign(along if along else u[np.abs(u).argmax()])
+    length = float(sizes[0]) / abs(along) if along else None
+    return LoneImage(int((sign * u).argmax()), sign * right[0], length)
+
+
+def label_of_regression(found: LoneImage, update: Floats, head: Floats) -> int:
+    """The label behind ``(y - W x) x^T``, by which least squares change: y, once x is known.
+
+    Args:
+        found: what ``lone_image`` gave of the update.
+        update: (K, d + 1).
+        head: W, (K, d + 1).
+    """
+    x = found.x * (found.length or 1.0)
+    residual = update[:, :-1] @ x / float(x @ x)
+    return int((residual + head[:, :-1] @ x + head[:, -1]).argmax())
 
 
 def whole_features(found: LoneImage, affine: Affine, usual: float) -> npt.NDArray[np.uint8]:
     """The whole-numbered features that were sent to the trainer, uint8 (d,).
 
-    Without a known length it is the one with which all features come nearest to whole numbers: a
-    search that anybody can make, because the affine map is public.
+    Of the lengths that are possible it is the one with which all features come nearest to whole
+    numbers: a search that anybody can make, because the affine map is public.
 
     Args:
         found: what ``lone_image`` gave.
         affine: how features q became x.
         usual: mean length of the calibration images' x, which is public, too.
     """
-    x = found.x
-    if not found.has_length:
-        x = x * _length(x, affine, usual)
-    return np.clip(np.rint(_unscaled(x, affine)), 0, 255).astype(np.uint8)
+    about, ends = (usual, _UNKNOWN) if found.length is None else (found.length, _KNOWN)
+    low, high = np.log(ends)
+    length = _nearest(about * np.exp(np.arange(low, high, _COARSE)), found.x, affine)
+    around = np.exp(np.arange(-_COARSE, _COARSE, _FINE))
+    length = _nearest(length * around, found.x, affine)
+    return np.clip(np.rint(_unscaled(length * found.x, affine)), 0, 255).astype(np.uint8)
 
 
 def _unscaled(x: Doubles, affine: Affine) -> Doubles:
     return x / affine.gain.astype(np.float64) + affine.center.astype(np.float64)
-
-
-def _length(direction: Doubles, affine: Affine, usual: float) -> float:
-    """The length with which features are nearest to whole numbers."""
-    low, high = (usual * factor for factor in _LENGTHS)
-    tried = np.exp(np.arange(np.log(low), np.log(high), _COARSE))
-    best = _nearest(tried, direction, affine)
-    return _nearest(best * np.exp(np.arange(-_COARSE, _COARSE, _FINE)), direction, affine)
 
 
 def _nearest(lengths: Doubles, direction: Doubles, affine: Affine) -> float:
@@ -142,7 +149,8 @@ def within(x: Floats, basis: Doubles) -> Doubles:
     """
     x = x.astype(np.float64)
     inside, whole = ((x @ basis.T) ** 2).sum(axis=1), (x**2).sum(axis=1)
-    return np.divide(inside, whole, out=np.zeros(len(x)), where=whole > 0)
+    shares: Doubles = np.divide(inside, whole, out=np.zeros(len(x)), where=whole > 0)
+    return shares
 
 
 def told_apart(own: Doubles, others: Doubles) -> float:

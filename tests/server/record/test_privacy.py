@@ -125,3 +125,27 @@ def test_less_noise_than_was_charged_is_seen(make_run: MakeRun) -> None:
     ledger.write_text("".join([forged, *rest]))
     with pytest.raises(DamagedError, match="privacy-ledger"):
         read_privacy(path)
+
+
+def test_of_a_round_that_was_done_again_no_release_may_be_gone(make_run: MakeRun) -> None:
+    path = make_run("privacy.epsilon=8", rounds=(1, 2, 2, 3), finished=0)
+    ledger = path / "privacy-ledger.jsonl"
+    with MetricsLog(path, 0, durable=False) as log:
+        for number, releases in ((1, 1), (2, 3), (3, 4)):
+            told = gaussian_epsilon(4 / releases**0.5, 1e-5)
+            log.write(number, {"accepted": True, "epsilon-spent": told})
+    assert len(read(path).releases) == 4
+    ledger.unlink()
+    for i, number in enumerate((1, 2, 3)):
+        entry = Entry(number, f"{i:064x}", OWN, "everyone", 4.0, 500, 0.1, 1e-5)
+        Ledger(ledger).charge(entry)
+    with pytest.raises(RunError, match=r"epsilon 2 was spent, but the releases in .* cost 1.7"):
+        read_privacy(path)
+
+
+def test_a_damaged_line_of_metrics_says_nothing_of_the_ledger(make_run: MakeRun) -> None:
+    path = make_run("privacy.epsilon=8")
+    metrics = path / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join([*lines[:-1], lines[-1].replace("0.5", "0.6")]))
+    assert len(read(path).releases) == 3

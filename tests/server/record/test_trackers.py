@@ -92,6 +92,28 @@ def test_mlflow_has_each_round_once_after_a_cut(
     assert not (run / "tensorboard").exists()
 
 
+def test_a_private_runs_budget_and_sentence_are_told(
+    quick: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow", reason="pip install 'fedhead[mlflow]'")
+    run = quick(
+        "privacy.epsilon=8", "train.clients-per-round=0", "train.rounds=2",
+        'tracking.trackers=["mlflow"]',
+    )  # fmt: skip
+    told = run_in_process(run)["privacy"]
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=str(tmp_path / "mlruns"))
+    (found,) = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    assert found.data.tags["fedhead.privacy_sentence"] == told["sentence"]
+    assert found.data.params["privacy.epsilon"] == "8.0"
+    assert found.data.metrics["summary/privacy/spent"] == told["spent"]
+    history = client.get_metric_history(found.info.run_id, "epsilon-spent")
+    assert [point.step for point in history] == [1, 2]
+    assert history[0].value < history[1].value == pytest.approx(8.0)
+
+
 @pytest.mark.slow
 def test_wandbs_files_hold_each_round_once_after_a_cut(
     quick: Make, monkeypatch: pytest.MonkeyPatch

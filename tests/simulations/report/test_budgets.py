@@ -64,12 +64,19 @@ def test_budgets_are_rows_of_one_setting(budgeted: Comparison) -> None:
     assert (budgeted.budgeted, budgeted.packed) == (True, False)
 
 
-def test_what_the_rule_changed_of_the_setting_is_told_with_the_row(budgeted: Comparison) -> None:
+def test_what_is_by_rule_needs_no_word_in_each_row(budgeted: Comparison) -> None:
     told = {row.label: row.hyperparameters for row in leaderboard(budgeted)}
-    private, without = told["fedavg · epsilon 4"].split(), told["fedavg · epsilon inf"].split()
-    assert {"clients-per-round=0", "test-fraction=0", "batch-size=0"} <= {*private}
-    assert {"clients-per-round=10", "test-fraction=0.2", "batch-size=10"} <= {*without}
-    assert "mechanism=one-shot" in told["fed3r · epsilon 1"].split()
+    assert told["fedavg · epsilon 4"] == "lr=auto"
+    assert told["fedavg · epsilon inf"] == "lr=auto clients-per-round=10"
+    assert told["fed3r · epsilon 1"] == ""
+
+
+def test_what_a_private_row_has_beside_the_rule_is_told(make_run: MakeRun, cells: Path) -> None:
+    make_run("a", "privacy.epsilon=4", "privacy.delta=1e-6", "train.local-epochs=2")
+    make_run("b", "train.local-epochs=3")
+    told = {row.label: row.hyperparameters for row in leaderboard(load_runs([cells]))}
+    assert told["fedavg · epsilon 4"].split() == ["lr=auto", "local-epochs=2", "delta=1e-06"]
+    assert told["fedavg · epsilon inf"].split() == ["lr=auto", "local-epochs=3"]
 
 
 def test_runs_of_one_budget_differ_in_their_settings_as_ever(
