@@ -49,12 +49,13 @@ def test_devices_are_protected_by_a_secret_that_is_gone_in_the_end(
     save = server.round.loop.save_checkpoint
 
     def look(path: Path, **kwargs: Any) -> None:
-        seen.append((folder / SECRET).stat().st_mode & 0o777)
+        seen.append((path.parent / SECRET).stat().st_mode & 0o777)
         save(path, **kwargs)
 
     monkeypatch.setattr(server.round.loop, "save_checkpoint", look)
     summary = run(folder, device_grid)
     assert seen == [0o600] * 3
+    seen.clear()
     assert not (folder / SECRET).exists()
     told = summary["privacy"]
     assert (told["noise"], told["clients"], told["typical_examples"]) == ("secret", 3, 20)
