@@ -55,7 +55,6 @@ def test_devices_are_protected_by_a_secret_that_is_gone_in_the_end(
     monkeypatch.setattr(server.round.loop, "save_checkpoint", look)
     summary = run(folder, device_grid)
     assert seen == [0o600] * 3
-    seen.clear()
     assert not (folder / SECRET).exists()
     told = summary["privacy"]
     assert (told["noise"], told["clients"], told["typical_examples"]) == ("secret", 3, 20)
