@@ -29,7 +29,13 @@ def figure(epsilon: float) -> str:
 
 
 def sentence(
-    *, epsilon: float, delta: float, spent: float, simulated: bool, unit: str = "client"
+    *,
+    epsilon: float,
+    delta: float,
+    spent: float,
+    simulated: bool,
+    unit: str = "client",
+    goes_on: bool = False,
 ) -> str:
     """The guarantee of what a run has released, whole.
 
@@ -39,6 +45,7 @@ def sentence(
         spent: privacy loss of all releases so far, at this delta.
         simulated: whether the noise came from the run's seed, so that anyone can take it off.
         unit: what is protected.
+        goes_on: whether the run began with another run's head, which may know its clients.
 
     >>> sentence(epsilon=4, delta=1e-5, spent=2.5, simulated=False)
     'Differentially private for each client, all its examples together: epsilon 2.5 spent of 4, \
@@ -48,6 +55,8 @@ delta 1e-05, one client added or removed.'
         f"Differentially private for each {unit}, all its examples together: epsilon "
         f"{figure(spent)} spent of {figure(epsilon)}, delta {delta:g}, {NEIGHBOURS}."
     )
+    if goes_on:
+        words += " What its first head, another run's, had cost is not counted."
     if simulated:
         words += " Simulated, not private: the noise comes from the run's seed."
     return words
