@@ -9,9 +9,10 @@ from typing import Any
 
 from common.codecs import find_codec
 from common.config import Config, changed
-from common.config.privacy import Mechanism, is_private, rule_keys
+from common.config.privacy import is_private, rule_keys
 from common.errors import ConfigError, ProtocolError
 from common.keys import flat, nested
+from common.privacy.rule import Mechanism
 
 __all__ = [
     "Packing",
@@ -86,7 +87,8 @@ def private_keys(
     if not epsilon and mechanism == own:
         return {}
     ruled = {key: value for key, value in rule_keys(mechanism).items() if key not in given}
-    return nested({**ruled, "privacy.mechanism": mechanism})
+    once = {"train.rounds": 1} if mechanism == "one-shot" else {}  # whatever others are given
+    return nested({**ruled, **once, "privacy.mechanism": mechanism})
 
 
 def meant_for_privacy(written: Mapping[str, Any], over: Mapping[str, Any]) -> frozenset[str]:

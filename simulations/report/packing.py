@@ -104,6 +104,7 @@ def beyond_rule(values: Mapping[str, Any]) -> Mapping[str, Any]:
     if not math.isfinite(values[EPSILON]):
         return {k: v for k, v in values.items() if k == EPSILON or not k.startswith("privacy.")}
     ruled = {k: v for k, v in rule_keys(values["privacy.mechanism"]).items() if k != _RATE}
+    ruled["privacy.mechanism"] = "one-shot"  # closed forms have no other
     return {k: v for k, v in values.items() if k not in ruled or ruled[k] != v}
 
 

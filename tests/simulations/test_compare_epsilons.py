@@ -112,6 +112,8 @@ def test_a_closed_form_releases_once_and_others_many_times(file: Path) -> None:
         "fed3r · epsilon 4": ("one-shot", 1), "fed3r · epsilon inf": ("everyone", 7),
         "fedavg · epsilon 4": ("everyone", 10), "fedavg · epsilon inf": ("everyone", 7),
     }  # fmt: skip
+    (given,) = cells(compared(file, "fed3r", "train.rounds=3", epsilons="4")).values()
+    assert given.config.train.rounds == 1  # three are for strategies that take steps
     closed = made["fed3r · epsilon 4"].config.train
     assert (closed.clients_per_round, closed.batch_size) == (0, 10)  # nobody takes steps
 
@@ -132,7 +134,7 @@ def test_without_the_option_a_private_experiment_suits_either_kind(file: Path) -
 def test_cohorts_of_a_mechanism_that_has_them_stay(file: Path) -> None:
     file.write_text(f'{_TRAINED}[privacy]\nmechanism = "poisson"\n')
     (cell,) = cells(compared(file, "fedavg", epsilons="4")).values()
-    assert ruled(cell.config) == (10, 5, 1, 0, "auto", "auto", 0.0)
+    assert ruled(cell.config) == (50, 5, 1, 0, "auto", "auto", 0.0)
 
 
 def test_a_strategy_that_cannot_be_private_is_named_before_anything_runs(file: Path) -> None:

@@ -68,7 +68,7 @@ def test_what_is_by_rule_needs_no_word_in_each_row(budgeted: Comparison) -> None
     told = {row.label: row.hyperparameters for row in leaderboard(budgeted)}
     assert told["fedavg · epsilon 4"] == "lr=auto"
     assert told["fedavg · epsilon inf"] == "lr=auto clients-per-round=10"
-    assert told["fed3r · epsilon 1"] == "mechanism=one-shot"
+    assert told["fed3r · epsilon 1"] == ""
 
 
 def test_what_a_private_row_has_beside_the_rule_is_told(make_run: MakeRun, cells: Path) -> None:
