@@ -168,6 +168,19 @@ def test_more_clients_than_images_make_are_told(fedhead: Fedhead, digits: Path) 
     assert plan["outlooks"][0]["decided"]["divisor"] == 5000
 
 
+def test_turns_of_more_clients_than_images_make(fedhead: Fedhead, digits: Path) -> None:
+    code, out, _ = fedhead(
+        "privacy", "plan", "--clients", 5000, "--mechanism", "min-separation", "--data", digits,
+        "--clients-per-round", 500, "--typical-examples", 30, "--json",
+    )  # fmt: skip
+    assert code == 0
+    plan = json.loads(out)
+    assert plan["rounds"] == 20  # by the rule
+    terms = plan["outlooks"][0]["decided"]
+    assert (terms["divisor"], terms["separation"]) == (500, 10)
+    assert 0.5 < plan["accuracy"] <= 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
