@@ -167,10 +167,11 @@ def _summed(request: TrainRequest, chunk: Chunk) -> Contribution | None:
 
 def _clipped(request: TrainRequest, chunk: Chunk) -> Contribution | None:
     """The exact sum of clipped updates; None if they have too many numbers for it."""
-    deltas = np.asarray(chunk.deltas(), np.float32)
-    if deltas[0].size > MAX_SIZE:
+    if request.head.matrix.size > MAX_SIZE:
         return None
+    deltas = np.asarray(chunk.deltas(padded=True), np.float32)
     total, within, finite = clipped_sum(deltas, request.plan.clip)
+    total = total[:, : request.head.num_features + 1]
     count = int(finite.sum())
     # One client's integers fit 32 bits, and are sent as such.
     dtype = np.uint32 if count == 1 else np.uint64

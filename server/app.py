@@ -238,8 +238,6 @@ def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Ou
             run, algorithm, start, scene.test, folder, checkpoint,
             backdoor=scene.backdoor, is_cell=is_cell,
         )  # fmt: skip
-    if run.guard:
-        run.guard.end(rounds)
     if not counters["accepted"]:
         raise RunError(f"no round of {rounds} gave a new head: nothing to export, the log says why")
     HEAD.write(folder.head, {"weight": head.weight, "bias": head.bias})

@@ -45,8 +45,12 @@ class Chunk(ABC):
         """Sum of weight * delta over the clients, float64 (K, d + 1)."""
 
     @abstractmethod
-    def deltas(self) -> Floats:
-        """Each client's local minus global head, (m, K, d + 1)."""
+    def deltas(self, *, padded: bool = False) -> Floats:
+        """Each client's local minus global head, (m, K, d + 1).
+
+        Args:
+            padded: whether zeros may follow in each row, which spares a copy.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +69,7 @@ class PrimalChunk(Chunk):
         total: Float64Array = weights[0] * self.delta.astype(np.float64)
         return total
 
-    def deltas(self) -> Floats:
+    def deltas(self, *, padded: bool = False) -> Floats:
         return self.delta[None]
 
 
@@ -111,7 +115,7 @@ class DualChunk(Chunk):
             total += np.tensordot(shares, self.corrections[counted], 1)
         return total
 
-    def deltas(self) -> Floats:
+    def deltas(self, *, padded: bool = False) -> Floats:
         counts = self.num_examples.tolist()
         # As wide as x, so that each product goes where it belongs without a copy of its own.
         products = torch.empty((len(counts), len(self.dual), self.x.shape[1]), dtype=self.x.dtype)
@@ -123,6 +127,9 @@ class DualChunk(Chunk):
         )
         for dual, x, product in parts:
             self._combine(dual, x, product)
+        if padded and self.corrections is None and (self.coefficients[:, 0] == 1).all():
+            whole: Floats = products.numpy()
+            return whole
         out: Floats = np.ascontiguousarray(products.numpy()[..., : self.start.shape[1]])
         alpha, beta = self.coefficients.T.astype(out.dtype)
         if (alpha != 1).any():

@@ -24,6 +24,7 @@ __all__ = [
     "calibrated",
     "calibration_of",
     "kept_calibration",
+    "of_test_images",
     "temperatures",
 ]
 
@@ -61,7 +62,7 @@ def calibrated(
         test: the server's test set.
     """
     if run.config.privacy.active:  # it has not asked its clients, and its statistics are noisy
-        return best_calibration([_of_test(head, test)], head, test)
+        return best_calibration([of_test_images(head, test)], head, test)
     train_examples = {number: one.num_examples for number, one in run.registry.clients.items()}
     return best_calibration(
         temperatures(figures, train_examples, counters.get("head-temperature")), head, test
@@ -124,13 +125,13 @@ def temperatures(
     return found or [Temperature(1.0, few)]
 
 
-def _of_test(head: Head, test: FeatureSet) -> Temperature:
+def of_test_images(head: Head, test: FeatureSet) -> Temperature:
     """The temperature of the server's own test images, the only labelled ones that it has."""
     if len(test) < _FEWEST:
         few = f"nothing: the server has {len(test)} test images, fewer than {_FEWEST}"
         return Temperature(1.0, few)
     value = fit_temperature(len(test) * losses_of(head, test), len(test))
-    return Temperature(value, "the server's test images, on which it is measured too", len(test))
+    return Temperature(value, "the server's test set, on which it is measured too", len(test))
 
 
 def calibration_of(temperature: Temperature, head: Head, test: FeatureSet) -> Calibration:

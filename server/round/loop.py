@@ -162,6 +162,8 @@ def run_rounds(
             if run.registry.progress.finished({"round": number, **metrics}):
                 logger.info("stopped by its listener: done after %d of %d rounds", number, rounds)
                 break
+    if run.guard:
+        run.guard.end(done)
     write_confusion(folder.confusion, judge.evaluate(head).confusion)
     return head, done, counters
 

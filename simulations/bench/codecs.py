@@ -11,7 +11,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,26 +20,27 @@ import torch
 from client.cohort.cohort import Cohort, warm_up
 from common.files import cache_root
 from common.types import FeatureSet, Head
+from server.round.own import OwnAlgorithm
 from simulations.bench.run_fedhead import make_algorithm
 from simulations.bench.work import Data, Work, write_data
 
-__all__ = ["Measured", "main", "measured", "table"]
+__all__ = ["Measured", "in_turns", "main", "measured", "table"]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One codec with one number of features.
+    """One kind of rounds with one number of features.
 
     Attributes:
         features: d.
-        codec: its name.
+        kind: the codec's name, or what else sets these rounds apart.
         seconds: of each timed round.
         payload_bytes: what a client sends in a round.
         accuracy: the last head's.
     """
 
     features: int
-    codec: str
+    kind: str
     seconds: tuple[float, ...]
     payload_bytes: float
     accuracy: float
@@ -61,10 +62,21 @@ def measured(work: Work, codecs: Sequence[str]) -> list[Measured]:
     cohort = Cohort(features, data.rows)
     cohort.prepare(np.arange(work.clients))
     runs = {name: make_algorithm(work, cohort, data.affine, name) for name in codecs}
+    return in_turns(work, data, runs)
+
+
+def in_turns(work: Work, data: Data, runs: Mapping[str, OwnAlgorithm]) -> list[Measured]:
+    """A round of each run, then the next of each; the first ones are not timed.
+
+    Args:
+        work: the work.
+        data: its data.
+        runs: by what sets them apart.
+    """
     start = Head.zeros(work.classes, work.features)
-    heads = dict.fromkeys(codecs, start)
-    seconds: dict[str, list[float]] = {name: [] for name in codecs}
-    sent = dict.fromkeys(codecs, 0)
+    heads = dict.fromkeys(runs, start)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    sent = dict.fromkeys(runs, 0)
     for algorithm in runs.values():
         algorithm.start(start, None)
     for number in range(1, work.rounds + 2):
@@ -83,11 +95,11 @@ def measured(work: Work, codecs: Sequence[str]) -> list[Measured]:
             sent[name] / work.clients / (work.rounds + 1),
             data.score(name.partition(":")[0], heads[name].weight, heads[name].bias),
         )
-        for name in codecs
+        for name in runs
     ]
 
 
-def table(rows: Sequence[Measured]) -> str:
+def table(rows: Sequence[Measured], kind: str = "codec") -> str:
     """Markdown; a ratio is to the same features' first row.
 
     >>> rows = [Measured(255, "none", (0.2, 0.1), 10240.0, 0.9)]
@@ -97,12 +109,13 @@ def table(rows: Sequence[Measured]) -> str:
     | 255 | none | 150 ms | 1.00 | 10,240 | 0.900 |
     | 255 | drive | 300 ms | 2.00 | 360 | 0.900 |
     """
-    lines = ["| features | codec | a round | ratio | bytes a client | accuracy |", "|" + "---|" * 6]
+    heading = f"| features | {kind} | a round | ratio | bytes a client | accuracy |"
+    lines = [heading, "|" + "---|" * 6]
     first: dict[int, Measured] = {}
     for row in rows:
         ratio = row.median_seconds / first.setdefault(row.features, row).median_seconds
         lines.append(
-            f"| {row.features:,} | {row.codec} | {1e3 * row.median_seconds:.0f} ms | {ratio:.2f} "
+            f"| {row.features:,} | {row.kind} | {1e3 * row.median_seconds:.0f} ms | {ratio:.2f} "
             f"| {row.payload_bytes:,.0f} | {row.accuracy:.3f} |"
         )
     return "\n".join(lines)

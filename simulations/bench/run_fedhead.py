@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from flwr.clientapp import ClientApp
 from client.cohort.cohort import Cohort, warm_up
 from client.memory import ClientMemory
 from client.together import update_together
-from common.config import Config, SimulationConfig, TrainConfig
+from common.config import Config, PrivacyConfig, SimulationConfig, TrainConfig
 from common.config.codec import CodecConfig
 from common.messages import (
     BackboneReply,
@@ -30,8 +32,12 @@ from server.round.algorithm import Run
 from server.round.backbone_offer import Offer
 from server.round.join import wait_for
 from server.round.own import OwnAlgorithm
+from server.round.private import Guard
+from server.round.private_terms import decide
 from server.round.registry import Registry
 from server.strategies.averaging import fedavg
+from server.strategies.private import with_privacy
+from server.strategy import Strategy
 from simulations.bench.work import Data, Result, Work, read_work
 from simulations.engines.in_process import InProcessGrid
 
@@ -48,6 +54,8 @@ def _client_app(cohort: Cohort) -> ClientApp:
     @app.query("describe")
     def describe(message: Message, _context: Context) -> Message:
         counts = cohort.num_examples.tolist()
+        if DescribeRequest.read(message.content).private:
+            counts = [1] * len(counts)
         reply = DescribeReply(tuple(range(len(counts))), tuple(counts), simulated=True)
         return Message(reply.write(), reply_to=message)
 
@@ -65,7 +73,9 @@ def _client_app(cohort: Cohort) -> ClientApp:
     return app
 
 
-def make_algorithm(work: Work, cohort: Cohort, affine: Affine, codec: str = "") -> OwnAlgorithm:
+def make_algorithm(
+    work: Work, cohort: Cohort, affine: Affine, codec: str = "", epsilon: float = math.inf
+) -> OwnAlgorithm:
     """FedAvg over an in-process Grid with one node.
 
     Args:
@@ -73,8 +83,11 @@ def make_algorithm(work: Work, cohort: Cohort, affine: Affine, codec: str = "") 
         cohort: its clients.
         affine: how integer features become x.
         codec: of what clients send.
+        epsilon: privacy budget of the run, which keeps its ledger in the work's folder; infinite:
+            no privacy.
     """
     config = Config(
+        privacy=PrivacyConfig(epsilon=epsilon),
         codec=CodecConfig(up=codec),
         train=TrainConfig.model_validate(
             {
@@ -88,7 +101,8 @@ def make_algorithm(work: Work, cohort: Cohort, affine: Affine, codec: str = "") 
         seed=work.seed,
     )
     grid = InProcessGrid(_client_app(cohort), 1, {})
-    request = DescribeRequest("bench", tuple(map(str, range(work.classes))), 0.0, work.seed)
+    classes, is_private = tuple(map(str, range(work.classes))), config.privacy.active
+    request = DescribeRequest("bench", classes, 0.0, work.seed, private=is_private)
     registry = Registry(
         grid,
         request,
@@ -98,8 +112,14 @@ def make_algorithm(work: Work, cohort: Cohort, affine: Affine, codec: str = "") 
         progress=Progress(),
     )
     wait_for(registry, work.clients)
-    run = Run(config, "bench", _FINGERPRINT, grid, registry)
-    return OwnAlgorithm(run, fedavg(), affine, zero_point=0)
+    guard: Guard | None = None
+    strategy: Strategy[Any] = fedavg()
+    if is_private:
+        decided = decide(config, work.clients, work.examples, norm=1.0)
+        guard = Guard(config, decided, Path(work.folder), simulated=True)
+        strategy = with_privacy(strategy, decided.terms, guard.release)
+    run = Run(config, "bench", _FINGERPRINT, grid, registry, guard)
+    return OwnAlgorithm(run, strategy, affine, zero_point=0)
 
 
 def main() -> None:

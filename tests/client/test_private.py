@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from client.app import host_of
+from client.app import _result, host_of
 from client.budget import Budget
 from client.cohort.cohort import Cohort, warm_up
 from client.memory import ClientMemory
@@ -384,3 +384,10 @@ def test_a_device_says_only_whether_it_has_images(tmp_path: Path) -> None:
     assert (plain.num_examples, plain.unused) == ((4,), 2)
     assert (private.num_examples, private.unused) == ((1,), 0)
     assert replace(private, num_examples=(4,), unused=2) == plain
+
+
+def test_a_devices_log_does_not_take_blanks_for_figures(tmp_path: Path) -> None:
+    given_data = data([6])
+    for plan, words in ((PLAN, "sent its clipped update"), (ClientPlan(), "trained on 6 examples")):
+        answer = one_by_one(given_data, request([0], plan=plan), tmp_path)
+        assert _result(answer, private=plan.private).startswith(words)

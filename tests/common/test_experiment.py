@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from common.experiment import (
     malicious_clients,
     training_features,
 )
+from common.messages import DescribeRequest
 from common.seeding import Purpose, permutation
 from common.types import FeatureSet, IntArray
 from common.unheld import unheld
@@ -117,6 +119,23 @@ def test_a_simulated_client_trains_on_spoilt_labels_and_tests_on_true_ones(
     positions = np.sort(np.concatenate([share.train for share in shares]))
     everything = host.all_train_features(features).labels
     assert (everything == training_features(spoilt, features, honest=True).labels[positions]).all()
+
+
+def test_of_a_private_runs_clients_a_node_says_only_who_has_examples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    some = config(partition={"num-clients": 6, "test-fraction": 0.5})
+    shares = client_shares(some)
+    shares = tuple(replace(share, train=share.train[: 2 * i]) for i, share in enumerate(shares))
+    monkeypatch.setattr(experiment, "run_config", lambda _: some)
+    monkeypatch.setattr(experiment, "client_shares", lambda _: shares)
+    host, asked = SimulatedHost(1, 2, {}), DescribeRequest("r", ("a",), 0.5, 0)
+    told = {private: host.describe(replace(asked, private=private)) for private in (False, True)}
+    assert [told[private].clients for private in told] == [(1, 3, 5)] * 2
+    assert told[False].num_examples == (2, 6, 10)
+    assert told[True].num_examples == (1, 1, 1)
+    empty = SimulatedHost(0, 2, {}).describe(replace(asked, private=True))
+    assert empty.num_examples == (0, 1, 1)
 
 
 def test_a_backdoor_is_in_training_examples_alone_and_the_baselines_do_not_see_it(

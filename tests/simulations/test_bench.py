@@ -16,7 +16,8 @@ from client.local import batch_orders
 from client.sgd import train_head
 from common.errors import FedheadError
 from common.types import LocalTraining
-from simulations.bench import simulation
+from server.round.private import LEDGER
+from simulations.bench import privacy, simulation
 from simulations.bench.memory import PeakMemory
 from simulations.bench.simulation import Measurement, bench_simulation, show, to_json
 from simulations.bench.work import Data, Result, Work, head_file, read_work, write_data
@@ -142,6 +143,17 @@ def test_our_runner_gives_the_mean_of_everybodys_training(tmp_path: Path) -> Non
     # The warm-up and one timed round.
     head, want = np.load(head_file(tmp_path, "fedhead")), train(work, work.seed, epochs=5)
     assert np.abs(head - want).max() <= 1e-4 * np.abs(want).max()
+
+
+def test_rounds_with_and_without_privacy_train_on_the_same(tmp_path: Path) -> None:
+    work = Work(str(tmp_path), clients=20, rounds=2, features=16, local_epochs=1, batch_size=0)
+    write_data(work)
+    plain, private = privacy.measured(work)
+    assert (plain.kind, private.kind) == ("none", "epsilon 4")
+    assert len(plain.seconds) == len(private.seconds) == 2
+    assert all(0 < rows.payload_bytes - 4 * 10 * 17 < 300 for rows in (plain, private))
+    # The ledger has all rounds, also the one that is not timed.
+    assert len((tmp_path / LEDGER).read_text().splitlines()) == 3
 
 
 @pytest.mark.slow

@@ -115,6 +115,19 @@ def test_flower_brings_what_a_codec_has_made(tiny: Make) -> None:
 
 
 @pytest.mark.slow
+def test_flower_opens_the_same_backdoor(tiny: Make) -> None:
+    # Clients in other processes derive the trigger and the poisoned examples by themselves.
+    overrides = (
+        "attack.kind=backdoor", "attack.fraction=0.25", "attack.target=3", "train.rounds=3",
+        "train.clients-per-round=0",
+    )  # fmt: skip
+    reference, run = tiny(*overrides, name="reference"), tiny(*overrides, name="flower")
+    ours, theirs = run_in_process(reference), run_flower(run, num_supernodes=2)
+    assert_same_head(run, reference)
+    assert theirs["backdoor_success"] == ours["backdoor_success"] > 0.2
+
+
+@pytest.mark.slow
 def test_stock_fedavg_gives_the_same_head_with_a_supernode_for_each_client(tiny: Make) -> None:
     overrides = (f"strategy.name={FEDAVG}", "train.rounds=3")
     reference, run = tiny(*overrides, name="reference"), tiny(*overrides, name="flower")

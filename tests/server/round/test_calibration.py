@@ -7,9 +7,11 @@ from common.temperature import SHARPNESS, check_losses, largest_spread, losses_b
 from common.types import Affine, FeatureSet, Head
 from server.record.runfolder import SUMMARY
 from server.round.calibration import (
+    Temperature,
     best_calibration,
     calibration_of,
     kept_calibration,
+    of_test_images,
     temperatures,
 )
 from server.round.client_figures import ClientFigures
@@ -105,3 +107,24 @@ def test_a_later_export_finds_the_temperature_of_its_head_only(tmp_path):
     found = kept(tmp_path, head)
     assert kept_calibration(tmp_path, head) == found
     assert kept_calibration(tmp_path, Head.zeros(2, 3)) is None
+
+
+def test_a_private_run_takes_that_of_the_servers_own_test_images():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 400)
+    q = rng.integers(0, 60, (400, 3)) + 40 * (np.arange(3) == labels[:, None])
+    test = FeatureSet(q.astype(np.uint8), labels, Affine(np.ones(3, "f4"), np.zeros(3, "f4")), "f")
+    head = Head.from_matrix(np.hstack([np.eye(3), np.zeros((3, 1))]) / 2)
+    found = of_test_images(head, test)
+    assert (found.fitted_on, found.examples) == (
+        "the server's test set, on which it is measured too", 400
+    )  # fmt: skip
+    tried = [
+        calibration_of(Temperature(value, ""), head, test).loss
+        for value in np.geomspace(found.value / 8, 8 * found.value, 100)
+    ]
+    assert found.value > 2, "logits are too far apart"
+    assert calibration_of(found, head, test).loss <= min(tried) * (1 + 1e-2)
+    few = of_test_images(head, test.select(np.arange(49)))
+    assert (few.value, few.examples) == (1.0, 0)
+    assert few.fitted_on == "nothing: the server has 49 test images, fewer than 50"

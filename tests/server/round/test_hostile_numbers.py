@@ -90,7 +90,8 @@ def arrays(change: Callable[[Arrays], None], needs: str = "") -> Change:
 def _read(key: str, rows: list[bytes]) -> np.ndarray:
     dtype = "<u4" if key in ("field.gram", "field.moments") else "<f4"
     arrays = np.stack([np.frombuffer(row, dtype) for row in rows])
-    return arrays if key == "field.gram" else arrays.reshape(len(rows), 10, -1)
+    is_flat = key == "field.gram" or arrays.shape[1] == 1
+    return arrays if is_flat else arrays.reshape(len(rows), 10, -1)
 
 
 def gone(_fields: Arrays) -> None:
