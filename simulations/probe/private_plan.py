@@ -196,7 +196,8 @@ def _dealt(config: Config) -> tuple[float, list[IntArray]]:
     if enough < 1:
         raise DataError(f"{dataset.name} has {count} images for clients, fewer than one client's")
     smaller = {"num-clients": enough, "min-examples": 1, "test-fraction": 0.0}
-    shares = client_shares(changed(config, {"partition": smaller}))
+    keys = {"partition": smaller, "train": {"clients-per-round": 0}}
+    shares = client_shares(changed(config, keys))
     return examples, [share.train for share in shares[:clients]]
 
 
