@@ -19,12 +19,15 @@ from common.errors import (
     SignatureError,
 )
 
-__all__ = ["SPEAKABLE", "kind_of"]
+__all__ = ["SPEAKABLE", "UNTOLD", "kind_of"]
 
 logger = logging.getLogger("fedhead")
 
 SPEAKABLE = (ReplyError, ProtocolError, DeclinedError)
 """Errors whose text may be sent: it holds only the server's own data, numbers or fixed text."""
+
+UNTOLD = "it failed, and the run is private"
+"""Of a simulated client in a private run: it has no log of its own."""
 
 # The first that fits is used.
 _KINDS: tuple[tuple[type[Exception], str], ...] = (

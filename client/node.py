@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from client.client_round import ClientRound
-from client.discretion import kind_of
+from client.discretion import UNTOLD, kind_of
 from client.host import Host, run_folder
 from client.local import ClientUpdate, client_update
 from client.memory import ClientMemory
@@ -52,11 +52,17 @@ def _one_by_one(
             losses = (update.loss_before, update.loss_after)
             contribution = of_one(request, client, len(features), losses, update.fields)
         except FedheadError as exc:
-            is_plain = host.simulated and not request.plan.private
-            reason = str(exc) if is_plain else kind_of(exc)
+            reason = _reason(exc, host, private=request.plan.private)
             yield Contribution(rejected=(Rejection(client, reason),))
         else:
             yield contribution
+
+
+def _reason(exc: FedheadError, host: Host, *, private: bool) -> str:
+    """What the server is told of a client's failure, and what its own log says."""
+    if not host.simulated:
+        return kind_of(exc)
+    return UNTOLD if private else str(exc)  # its log is the server's
 
 
 def _update(

@@ -10,12 +10,10 @@ from pydantic import BeforeValidator, Field, PlainValidator
 
 from common.config.numbers import Auto, Positive, PositiveOrAuto
 from common.keys import flat
-from common.privacy.rule import rounds
+from common.privacy.rule import Mechanism, rounds
 from common.toml_model import Section
 
-__all__ = ["NO_PRIVACY", "Mechanism", "PrivacyConfig", "by_rule", "is_private", "rule_keys"]
-
-Mechanism = Literal["everyone", "poisson", "min-separation", "one-shot"]
+__all__ = ["NO_PRIVACY", "PrivacyConfig", "by_rule", "is_private", "rule_keys"]
 
 
 def _epsilon(value: object) -> float:

@@ -37,10 +37,7 @@ if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 __all__ = [
-    "composed",
     "fixed_size_epsilon",
-    "gaussian_epsilon",
-    "gaussian_sigma",
     "poisson_epsilon",
     "poisson_multiplier",
     "sampled_epsilon",

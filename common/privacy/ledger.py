@@ -17,23 +17,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from common.errors import DamagedError
 from common.files import sync
-from common.privacy.accounting import (
-    composed,
-    gaussian_epsilon,
-    poisson_epsilon,
-    sampled_epsilon,
-)
+from common.privacy.accounting import poisson_epsilon, sampled_epsilon
 from common.privacy.factorization import coefficients, sensitivity
+from common.privacy.gaussian import composed, gaussian_epsilon
+from common.privacy.rule import Mechanism
 from common.readback import JsonLines
 
-__all__ = ["LEDGER", "Entry", "Ledger", "Mechanism", "spent"]
-
-Mechanism = Literal["everyone", "poisson", "min-separation", "one-shot"]
-"""How clients come to take part in a round."""
+__all__ = ["LEDGER", "Entry", "Ledger", "spent"]
 
 LEDGER = JsonLines("privacy-ledger.jsonl of a run")
 

@@ -26,7 +26,6 @@ import hmac
 import math
 import struct
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +36,6 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 __all__ = [
     "SECRET_BYTES",
     "NoiseKey",
-    "Purpose",
     "coins",
     "digest",
     "gaussian_integers",
@@ -48,9 +46,7 @@ __all__ = [
 SECRET_BYTES = 32
 """Length of a secret."""
 
-Purpose = Literal["sums", "within-clip", "coins"]
-"""What is drawn; no two purposes share a stream."""
-
+_SUMS, _COINS = b"sums", b"coins"  # what is drawn for; no two purposes share a stream
 _MAX_SCALE = 2.0**48  # 8.6 of these still fit the integers that a float64 holds exactly
 _NAME_DIGITS = 16
 
@@ -102,7 +98,6 @@ def gaussian_integers(
     digest: bytes,
     size: int,
     scale: float,
-    purpose: Purpose = "sums",
 ) -> npt.NDArray[np.int64]:
     """Rounded Gaussian noise, the same whenever all arguments are.
 
@@ -112,7 +107,6 @@ def gaussian_integers(
         digest: ``digest`` of the sums that it is added to.
         size: how many numbers.
         scale: standard deviation, in the sums' units.
-        purpose: which of the round's sums.
 
     Returns:
         int64 (size,).
@@ -120,7 +114,7 @@ def gaussian_integers(
     Raises:
         ValueError: the scale is negative, not finite or above 2^48.
     """
-    drawn = gaussians(secret, round_number, digest, size, scale, purpose)
+    drawn = gaussians(secret, round_number, digest, size, scale)
     return np.rint(drawn).astype(np.int64)
 
 
@@ -130,7 +124,6 @@ def gaussians(
     digest: bytes,
     size: int,
     scale: float,
-    purpose: Purpose = "sums",
 ) -> npt.NDArray[np.float64]:
     """What ``gaussian_integers`` rounds, float64 (size,): for noise that is made of several draws.
 
@@ -140,7 +133,7 @@ def gaussians(
     if not 0 <= scale <= _MAX_SCALE:
         raise ValueError(f"the noise's scale is {scale}, expected 0 to 2^48")
     info = digest + struct.pack("<d", scale)
-    u = _uniforms(secret, purpose, round_number, info, 2 * size)
+    u = _uniforms(_key(secret, _SUMS, round_number, info), 2 * size)
     radius = np.sqrt(-2 * np.log1p(-u[::2]))
     return np.asarray(scale * (radius * np.cos(2 * math.pi * u[1::2])), np.float64)
 
@@ -169,7 +162,7 @@ def coins(
         raise ValueError(f"the rate of taking part is {rate}, expected 0 to 1")
     blocks = np.zeros((len(clients), 2), "<u8")
     blocks[:, 0] = clients.astype(np.uint64)
-    key = algorithms.AES(_key(secret, "coins", round_number, b""))
+    key = algorithms.AES(_key(secret, _COINS, round_number, b""))
     cipher = Cipher(key, modes.ECB())  # noqa: S305 - each block is another, and nothing is hidden
     words = np.frombuffer(cipher.encryptor().update(blocks.tobytes()), "<u8")[::2]
     return _fractions(words) < rate
@@ -184,17 +177,14 @@ def seed_secret(seed: int) -> bytes:
     return hashlib.sha256(f"fedhead simulated secret v1 {seed}".encode()).digest()
 
 
-def _uniforms(
-    secret: bytes, purpose: Purpose, round_number: int, info: bytes, count: int
-) -> npt.NDArray[np.float64]:
+def _uniforms(key: bytes, count: int) -> npt.NDArray[np.float64]:
     """``count`` multiples of 2^-53 in [0, 1), float64."""
-    key = _key(secret, purpose, round_number, info)
     stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
     return _fractions(np.frombuffer(stream.update(bytes(8 * count)), "<u8"))
 
 
-def _key(secret: bytes, purpose: Purpose, round_number: int, info: bytes) -> bytes:
-    named = b"fedhead noise v1" + struct.pack("<16sq", purpose.encode(), round_number) + info
+def _key(secret: bytes, purpose: bytes, round_number: int, info: bytes) -> bytes:
+    named = b"fedhead noise v1" + struct.pack("<16sq", purpose, round_number) + info
     return HKDF(SHA256(), 32, salt=None, info=named).derive(secret)
 
 

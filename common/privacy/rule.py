@@ -16,7 +16,10 @@ from typing import Literal
 
 import numpy as np
 
-__all__ = ["Served", "cancelled", "clip", "directions", "rounds", "served", "step"]
+__all__ = ["Mechanism", "Served", "cancelled", "clip", "directions", "rounds", "served", "step"]
+
+Mechanism = Literal["everyone", "poisson", "min-separation", "one-shot"]
+"""How clients come to take part in a round."""
 
 # Updates have a norm of about 1 by the root of the number of examples. A fourth of that makes
 # nearly all of them equally long: three times too many or too few examples cost at most .5 points.
@@ -27,15 +30,17 @@ _MOST_SIGNAL = 3000.0
 _FEWER = ((200.0, 32), (400.0, 64))
 # Everyone: 5 to 40 differ by about a point. Coins for a fifth of the clients: 10 rounds have more
 # noise, and were .3 to 5 points less accurate than 50.
-_ROUNDS: Mapping[str, int] = {"everyone": 10, "poisson": 50, "min-separation": 20, "one-shot": 1}
+_ROUNDS: Mapping[Mechanism, int] = {
+    "everyone": 10, "poisson": 50, "min-separation": 20, "one-shot": 1,
+}  # fmt: skip
 # So many rounds' steps a mean over earlier gradients falls behind, in runs of so few rounds.
 _BEHIND = 5.0
 _TAU = 1e-3  # of fedadam, fedyogi and fedadagrad, unless it is set
 _MOMENTUM = 0.9  # likewise of fedavgm, fedadam and fedyogi
 
 
-def rounds(mechanism: str) -> int:
-    """The number of rounds T, by the name of the mechanism.
+def rounds(mechanism: Mechanism) -> int:
+    """The number of rounds T.
 
     >>> rounds("everyone")
     10

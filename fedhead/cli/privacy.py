@@ -14,8 +14,8 @@ import typer
 from click import Context
 from typer.core import TyperGroup
 
-from common.config.privacy import Mechanism
 from common.errors import ConfigError
+from common.privacy.rule import Mechanism
 from fedhead.cli.sources import source_of
 from fedhead.cli.terminal import JsonFlag, configured, near, print_all
 

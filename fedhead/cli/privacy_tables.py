@@ -11,7 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from common.privacy.ledger import Entry, Mechanism, spent
+from common.privacy.ledger import Entry, spent
+from common.privacy.rule import Mechanism
 from common.privacy.words import figure
 from server.record.privacy import Privacy
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from common.config import Config
 from common.errors import DamagedError, RunError
-from common.privacy.ledger import Entry, Ledger, Mechanism, spent
+from common.privacy.ledger import Entry, Ledger, spent
 from common.privacy.noise import NoiseKey, seed_secret
+from common.privacy.rule import Mechanism
 from common.privacy.words import NEIGHBOURS, NOT_PRIVATE, figure, sentence
 from server.record.runfolder import METRICS, read_config, read_run_json
 

@@ -131,7 +131,7 @@ def of_test_images(head: Head, test: FeatureSet) -> Temperature:
         few = f"nothing: the server has {len(test)} test images, fewer than {_FEWEST}"
         return Temperature(1.0, few)
     value = fit_temperature(len(test) * losses_of(head, test), len(test))
-    return Temperature(value, "the server's test images, on which it is measured too", len(test))
+    return Temperature(value, "the server's test set, on which it is measured too", len(test))
 
 
 def calibration_of(temperature: Temperature, head: Head, test: FeatureSet) -> Calibration:

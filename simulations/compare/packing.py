@@ -9,9 +9,10 @@ from typing import Any
 
 from common.codecs import find_codec
 from common.config import Config, changed
-from common.config.privacy import Mechanism, is_private, rule_keys
+from common.config.privacy import is_private, rule_keys
 from common.errors import ConfigError, ProtocolError
 from common.keys import flat, nested
+from common.privacy.rule import Mechanism
 
 __all__ = [
     "Packing",

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from common.config import Config, changed
-from common.config.privacy import Mechanism
 from common.errors import ConfigError, DataError
 from common.experiment import (
     calibration_positions,
@@ -20,6 +19,7 @@ from common.experiment import (
     held_out_positions,
 )
 from common.noise import wilson
+from common.privacy.rule import Mechanism
 from common.seeding import Purpose, stream_state
 from common.types import FeatureSet, FloatArray, IntArray
 from server.export.run_model import prepare

@@ -14,8 +14,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from common.config.privacy import Mechanism
 from common.privacy import factorization
+from common.privacy.rule import Mechanism
 from common.types import FloatArray, IntArray
 from server.round.private import Decided
 

@@ -18,7 +18,8 @@ import server.app
 from server.export.runtime_cards import ExportReport
 from simulations.run import run_in_process
 
-RUN, AT, TOLD = (globals()[name] for name in ("RUN", "AT", "TOLD"))
+_GIVEN = {"RUN": "", "AT": 0, "TOLD": "", **globals()}
+RUN, AT, TOLD = (_GIVEN[name] for name in ("RUN", "AT", "TOLD"))
 _AUDITED = {"os.rename", "os.remove", "os.mkdir", "os.link", "os.truncate"}
 _count = 0
 

@@ -362,7 +362,7 @@ def check_files(path: Path) -> None:
         assert line["accuracy"] is not None
     summary = read_summary(path)
     assert summary["client_tests"] is None
-    assert summary["calibration"]["fitted_on"].startswith("the server's test images")
+    assert summary["calibration"]["fitted_on"].startswith("the server's test set")
     assert not (path / "clients.json").exists()
     page = (path / "report.html").read_text()
     assert not any(words in page for words in SECTIONS)

@@ -12,10 +12,10 @@ from itertools import count, islice
 import numpy as np
 import numpy.typing as npt
 
-from common.config.privacy import Mechanism
 from common.privacy import factorization
 from common.privacy.integers import RESOLUTION
 from common.privacy.noise import gaussians, seed_secret
+from common.privacy.rule import Mechanism
 from common.seeding import Purpose, uniform
 from server.round.private import Decided
 from simulations.probe.audit.membership import Membership, judged

@@ -16,7 +16,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from common.privacy.accounting import gaussian_epsilon
+from common.privacy.gaussian import gaussian_epsilon
 
 __all__ = ["Membership", "judged"]
 

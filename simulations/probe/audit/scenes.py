@@ -11,10 +11,11 @@ from pydantic import TypeAdapter
 
 from common.backbone.frozen import FrozenBackbone
 from common.config import AttackConfig, Config, changed
-from common.config.privacy import Mechanism, PrivacyConfig, rule_keys
+from common.config.privacy import PrivacyConfig, rule_keys
 from common.errors import ConfigError, RunError
 from common.experiment import client_shares, experiment_dataset, training_features
 from common.keys import nested
+from common.privacy.rule import Mechanism
 from common.types import ClientPlan, FeatureSet, Head
 from server.export.run_model import backbone_of_run, directions, prepare
 from server.record.runfolder import RunFolder, read_run_json

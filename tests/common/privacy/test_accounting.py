@@ -14,14 +14,12 @@ from mpmath import mp, mpf
 from common.errors import MissingExtraError
 from common.privacy import accounting
 from common.privacy.accounting import (
-    composed,
     fixed_size_epsilon,
-    gaussian_epsilon,
-    gaussian_sigma,
     poisson_epsilon,
     poisson_multiplier,
     sampled_epsilon,
 )
+from common.privacy.gaussian import composed, gaussian_epsilon, gaussian_sigma
 
 DELTA = 1e-5
 GOLDEN = (2.0, DELTA, 10 / 50, 120)  # z, delta, rate, rounds: 10 of 50 clients, 120 rounds

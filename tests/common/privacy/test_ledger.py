@@ -19,13 +19,9 @@ from typing import Any
 import pytest
 
 from common.errors import DamagedError
-from common.privacy.accounting import (
-    composed,
-    gaussian_epsilon,
-    gaussian_sigma,
-    poisson_epsilon,
-)
+from common.privacy.accounting import poisson_epsilon
 from common.privacy.factorization import coefficients
+from common.privacy.gaussian import composed, gaussian_epsilon, gaussian_sigma
 from common.privacy.ledger import LEDGER, Entry, Ledger, spent
 
 FORK = multiprocessing.get_context("fork")

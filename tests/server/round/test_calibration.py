@@ -117,7 +117,7 @@ def test_a_private_run_takes_that_of_the_servers_own_test_images():
     head = Head.from_matrix(np.hstack([np.eye(3), np.zeros((3, 1))]) / 2)
     found = of_test_images(head, test)
     assert (found.fitted_on, found.examples) == (
-        "the server's test images, on which it is measured too", 400
+        "the server's test set, on which it is measured too", 400
     )  # fmt: skip
     tried = [
         calibration_of(Temperature(value, ""), head, test).loss

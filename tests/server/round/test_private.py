@@ -13,8 +13,8 @@ import pytest
 import server.round.private
 from common.config import Config
 from common.errors import ConfigError, DamagedError
-from common.privacy.accounting import gaussian_sigma
 from common.privacy.factorization import coefficients, sensitivity
+from common.privacy.gaussian import gaussian_sigma
 from common.privacy.integers import RESOLUTION
 from common.privacy.ledger import Entry, Ledger
 from common.types import IntArray

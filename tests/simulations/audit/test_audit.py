@@ -15,7 +15,7 @@ import pytest
 
 from common.errors import ConfigError, RunError
 from common.experiment import client_shares
-from common.privacy.accounting import gaussian_sigma
+from common.privacy.gaussian import gaussian_sigma
 from common.types import Head
 from server.record.runfolder import RunFolder
 from server.round.first_head import last_head

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import norm
 
 from common.config import load_config, parse_overrides
-from common.privacy.accounting import gaussian_epsilon, gaussian_sigma
+from common.privacy.gaussian import gaussian_epsilon, gaussian_sigma
 from common.privacy.integers import RESOLUTION
 from common.privacy.noise import gaussians, seed_secret
 from server.round.private import Decided, Guard

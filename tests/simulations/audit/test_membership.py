@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta, norm
 
-from common.privacy.accounting import gaussian_epsilon
+from common.privacy.gaussian import gaussian_epsilon
 from simulations.probe.audit.membership import judged
 
 N, DELTA = 4000, 1e-5
