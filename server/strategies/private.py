@@ -111,8 +111,10 @@ def private_reason(strategy: Strategy[Any], plan: ClientPlan) -> str:
         strategy: the strategy.
         plan: of one of its rounds.
     """
-    if strategy.reduce != "sum":
+    if strategy.reduce != "sum" or strategy.each is not None:
         return "it reads each client's update, and noise is added to sums"
+    if strategy.personal:
+        return "clients choose and measure heads of their own with figures that get no noise"
     if plan.kind != "sgd":
         return "its clients send statistics, not updates"
     if plan.correction != "none":
@@ -142,8 +144,8 @@ def with_privacy(
     Raises:
         ValueError: the strategy cannot have privacy around it (from ``plan``: in this round).
     """
-    if strategy.reduce != "sum":
-        raise ValueError(f"{strategy.name}: {private_reason(strategy, ClientPlan())}")
+    if reason := private_reason(strategy, ClientPlan()):
+        raise ValueError(f"{strategy.name}: {reason}")
 
     def init(head: Head) -> PrivateState[S]:
         digests = np.zeros((terms.rounds if terms.chained else 0, DIGEST_BYTES), np.uint8)

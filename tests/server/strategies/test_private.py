@@ -275,6 +275,16 @@ def test_all_others_are_refused_with_the_reason(name: str) -> None:
         first_plan(with_privacy(strategy, TERMS["everyone"], quiet))
 
 
+def test_a_strategy_of_the_users_own_gets_no_row_and_makes_no_personal_head() -> None:
+    fedavg = build_strategy("fedavg")
+    rows_seen = dataclasses.replace(fedavg, name="own", each=lambda _state, _head, given: given)
+    personal = dataclasses.replace(fedavg, name="own", personal=-1.0)
+    for strategy, why in ((rows_seen, "reads each client's update"), (personal, "heads of their")):
+        assert why in private_reason(strategy, first_plan(strategy))
+        with pytest.raises(ValueError, match=f"^own: .*{why}"):
+            with_privacy(strategy, TERMS["everyone"], quiet)
+
+
 @each_strategy
 def test_clients_are_asked_for_nothing_but_their_clipped_update(name: str) -> None:
     strategy = build_strategy(name)
