@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,10 +32,12 @@ KEYS = ("train.rounds=3", "train.clients-per-round=0", "train.local-epochs=1",
         "partition.test-fraction=0", "round.keep-checkpoints=9", "strategy.name=fedavg",
         "backbone.projection=off", "train.batch-size=0")  # fmt: skip
 PRIVATE = ("privacy.epsilon=30",)
+POISSON = (*PRIVATE, "privacy.mechanism=poisson", "train.clients-per-round=2")
+NOT_PRIVATE = "not private: single images may show in updates and model; see docs/privacy.md"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_files_log_and_the_operators_table_tell_nothing_that_no_noise_covers(
     deployment: Callable[..., Deployment], tiny: Callable[..., Path]
 ) -> None:
@@ -42,34 +46,44 @@ def test_files_log_and_the_operators_table_tell_nothing_that_no_noise_covers(
     for number, (name, count) in enumerate(IMAGES.items()):
         deployed.give_images(name, number, count)
         deployed.start_device(name)
-    for name, keys in {"open": (), "private": PRIVATE}.items():
+
+    path = tiny(*KEYS, name="open")
+    assert deployed.run(path)["valid_updates"] == 9
+    found = planted_in(path, deployed).found(all_of(path, deployed))
+    # The search finds them where they are told.
+    assert {f"examples of {name}" for name in IMAGES} <= found.keys()
+    assert {"all examples", "loss in 2", "loss in 3"} <= found.keys()
+    places = {place for places in found.values() for place in places}
+    assert {"flower.log", "events.jsonl", "metrics.jsonl"} <= places
+    assert examples_of(deployed) == [*IMAGES.values()]
+    assert NOT_PRIVATE in (path / "flower.log").read_text()
+
+    for name, keys in {"everyone": PRIVATE, "poisson": POISSON}.items():
         path = tiny(*KEYS, *keys, name=name)
         summary = deployed.run(path)
-        assert (summary["clients"], summary["valid_updates"]) == (3, 9), summary
+        assert summary["valid_updates"] == (9 if name == "everyone" else None)
         write_report(load_runs([path]), path)
-        planted, told = planted_in(path, deployed), [*all_of(path, deployed)]
-        found = planted.found(told)
-        last = read_last_run(deployed.folder / "server")
-        assert last is not None
-        examples = [last.devices[deployed.client(device)].examples for device in IMAGES]
-        words = "not private: single images may show in updates and model; see docs/privacy.md"
-        is_said = words in (path / "flower.log").read_text()
-        if name == "private":
-            assert found == {}
-            assert examples == [None] * 3
-            assert not is_said
-            assert not (path / "privacy.secret").exists()
-            assert summary["privacy"]["noise"] == "secret"
-            assert read_summary(path)["client_tests"] is None
-        else:
-            # The same search finds them where they are told.
-            assert {f"examples of {device}" for device in IMAGES} <= found.keys()
-            assert {"all examples", "loss in 2", "loss in 3"} <= found.keys()
-            assert {"flower.log", "events.jsonl", "metrics.jsonl"} <= {
-                place for places in found.values() for place in places
-            }
-            assert examples == [*IMAGES.values()]
-            assert is_said
+        assert planted_in(path, deployed).found(all_of(path, deployed)) == {}
+        assert examples_of(deployed) == [None] * 3
+        log = (path / "flower.log").read_text()
+        assert NOT_PRIVATE not in log
+        assert not (path / "privacy.secret").exists()
+        assert summary["privacy"]["noise"] == "secret"
+        assert read_summary(path)["client_tests"] is None
+
+    # Of a device the log of secret cohorts has that it is there, and nothing else.
+    assert len(re.findall(r"\b(?:attic|cellar|garden)\b", log)) == 3
+    assert all(log.count(f"{name} has joined") == 1 for name in IMAGES)
+    with (path / "devices.csv").open() as file:
+        for row in csv.DictReader(file):
+            assert {key for key, value in row.items() if value} == {"client", "name", "last_seen"}
+
+
+def examples_of(deployed: Deployment) -> list[int | None]:
+    """The devices' numbers of examples, as the operator's table has them."""
+    last = read_last_run(deployed.folder / "server")
+    assert last is not None
+    return [last.devices[deployed.client(name)].examples for name in IMAGES]
 
 
 def all_of(path: Path, deployed: Deployment) -> Iterator[Seen]:
