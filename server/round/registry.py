@@ -188,8 +188,12 @@ class Registry:
             self.progress.update(connected=connected)
 
     def ready(self) -> int:
-        """Number of clients that are there and owe no answer."""
-        return len(self.clients.keys() - self.stragglers.busy())
+        """Number of clients that are there and owe no answer.
+
+        Where nobody may know who was asked, nobody counts as owing one.
+        """
+        busy = () if self.privacy.hides_cohorts else self.stragglers.busy()
+        return len(self.clients.keys() - busy)
 
     def _describe(self, new: Sequence[int], timeout_seconds: float) -> None:
         """Ask new nodes which clients they host; take late answers to earlier questions too."""

@@ -145,6 +145,44 @@ def test_with_secret_cohorts_the_accounts_have_only_when_devices_were_there(
     assert "cats" not in all_text(folder)
 
 
+@pytest.mark.parametrize("mechanism", ["everyone", "poisson"])
+def test_with_secret_cohorts_nobody_is_told_who_owes_an_answer(
+    mechanism: str, tiny: Make, device_grid: Grid
+) -> None:
+    class Silent(device_grid):  # type: ignore[misc, valid-type]
+        """Node 2 does not answer requests to train."""
+
+        def push_messages(self, messages: Any) -> Any:
+            sent = list(messages)
+            names = list(super().push_messages(sent))
+            pairs = zip(sent, names, strict=True)
+            self.lost = getattr(self, "lost", set()) | {
+                name
+                for one, name in pairs
+                if (one.metadata.message_type, one.metadata.dst_node_id) == ("train", 2)
+            }
+            return names
+
+        def pull_messages(self, names: Any) -> Any:
+            return super().pull_messages([name for name in names if name not in self.lost])
+
+    # All coins come up heads, so that it is the same who is asked.
+    asked = {"everyone": 0, "poisson": 3}[mechanism]
+    keys = (f"privacy.mechanism={mechanism}", f"train.clients-per-round={asked}")
+    folder = tiny(
+        *PRIVATE[:2], "round.quorum=1.0", "round.deadline-seconds=1", "train.lr=auto", *keys
+    )
+    log = run(folder, Silent)
+    waiting = [line["message"] for line in log if line["event"] == "waiting"]
+    told = [line["event"] for line in log if line.get("client") == 102]
+    if mechanism == "everyone":
+        assert "2 of 3 clients are ready, waiting" in waiting
+        assert "failed" in told
+    else:
+        assert not waiting
+        assert told == ["joined"]
+
+
 @pytest.mark.parametrize("keys", [(), PRIVATE])
 def test_the_last_words_of_a_run_on_devices_say_that_it_is_not_private(
     keys: tuple[str, ...], tiny: Make, device_grid: Grid
