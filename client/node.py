@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from client.client_round import ClientRound
-from client.discretion import UNTOLD, kind_of
+from client.discretion import kind_of
 from client.host import Host, run_folder
 from client.local import ClientUpdate, client_update
 from client.memory import ClientMemory
@@ -27,7 +27,7 @@ def node_update(request: TrainRequest, frozen: FrozenBackbone, host: Host) -> Tr
     clients = host.clients() if request.reduce == "stock" else request.clients
     cohort = host.cohort(frozen, "train")
     if cohort is None:
-        # The log of simulated clients is the server's, which must not tell what gets no noise.
+        # The log of simulated clients is the server's.
         name = None if request.plan.private and host.simulated else host.name
         return node_reply(request, _one_by_one(request, clients, frozen, host, memory), name)
     from client.together import update_together  # compiled loops, not needed on a phone
@@ -52,17 +52,10 @@ def _one_by_one(
             losses = (update.loss_before, update.loss_after)
             contribution = of_one(request, client, len(features), losses, update.fields)
         except FedheadError as exc:
-            reason = _reason(exc, host, private=request.plan.private)
+            reason = str(exc) if host.simulated else kind_of(exc)
             yield Contribution(rejected=(Rejection(client, reason),))
         else:
             yield contribution
-
-
-def _reason(exc: FedheadError, host: Host, *, private: bool) -> str:
-    """What the server is told of a client's failure, and what its own log says."""
-    if not host.simulated:
-        return kind_of(exc)
-    return UNTOLD if private else str(exc)  # its log is the server's
 
 
 def _update(

@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from client.discretion import UNTOLD
 from common.codecs.codec import Through
 from common.codecs.uplink import encode_sum
 from common.errors import ReplyError
@@ -210,17 +211,21 @@ def node_reply(
     Args:
         request: the request that it answers.
         contributions: its clients' contributions, in the order of summation.
-        name: returns a client's name in the node's log; None: the log is silent.
+        name: returns a client's name in the node's log; None: no log and no reason tells why a
+            client is left out, because no noise covers that.
     """
     reports: list[ClientReport] = []
     rejected: list[Rejection] = []
     payloads: list[Mapping[str, bytes]] = []
     sums = FieldSums()
     for part in contributions:
+        left_out = part.rejected
         if name:
-            _log(part.rejected, request.round_number, name)
+            _log(left_out, request.round_number, name)
+        else:
+            left_out = tuple(Rejection(rejection.client, UNTOLD) for rejection in left_out)
         reports += part.reports
-        rejected += part.rejected
+        rejected += left_out
         payloads += part.payloads
         if part.total is not None:
             sums.add(part.total)

@@ -76,7 +76,7 @@ def update_together(
     contributions = chain(
         [Contribution(rejected=tuple(rejected))], work(request, ids, cohort, memory)
     )
-    if request.plan.private:  # the log is the server's, which must not tell what gets no noise
+    if request.plan.private:  # the log is the server's
         return node_reply(request, contributions, None)
     return node_reply(request, contributions)
 

@@ -17,17 +17,15 @@ from common.backbone.frozen import FrozenBackbone
 from common.config import Config
 from common.datasets import Dataset
 from common.errors import ExportError, FedheadError, RunError
-from common.evaluation import evaluate
 from common.experiment import (
     experiment_dataset,
     experiment_features,
-    held_out_positions,
     run_config,
 )
 from common.log import start_log
 from common.privacy.words import NOT_PRIVATE
 from common.progress import stage
-from common.types import Affine, FeatureSet
+from common.types import Affine
 from server.baselines import baselines
 from server.export.exporters import export
 from server.export.run_model import backbone_of_run, drop_backbone, keep_backbone, trained_model
@@ -49,12 +47,12 @@ from server.record.stages import Stages
 from server.record.trackers import check_trackers, tracked
 from server.round.algorithm import Run
 from server.round.backbone_offer import offer
-from server.round.backdoor import Backdoor, backdoor_of
 from server.round.build import check_strategy, make_algorithm
 from server.round.calibration import calibrated
 from server.round.client_figures import ask_clients, write_clients
 from server.round.first_head import first_head, former_head
 from server.round.join import check_listed, join, make_registry
+from server.round.judge import Judge
 from server.round.learning_rate import with_learning_rate
 from server.round.loop import run_rounds
 from server.round.private_terms import guarded
@@ -125,8 +123,7 @@ class _Scene:
     dataset: Dataset
     backbone: FrozenBackbone
     affine: Affine
-    test: FeatureSet
-    backdoor: Backdoor | None
+    judge: Judge
     run: Run
 
 
@@ -170,7 +167,7 @@ def run_experiment(
         else:
             keep_backbone(scene.backbone, folder.path)
         with scene.stages("baselines"):
-            without = baselines(scene.run, scene.dataset.num_classes, scene.test)
+            without = baselines(scene.run, scene.dataset.num_classes, scene.judge.test)
         with nullcontext() if is_cell else tracked(folder, scene.run.config, checkpoint, progress):
             outcome = _train(scene, checkpoint, is_cell=is_cell)
             figures = summarize(scene.run, scene.backbone, outcome, scene.dataset.classes) | without
@@ -211,8 +208,7 @@ def _set_up(
     offered = offer(backbone, config.name, backbones)
     with stages("features"):
         features = experiment_features(config, backbone)
-        test = features.select(held_out_positions(config))
-        backdoor = backdoor_of(config, features)
+        judge = Judge.of(config, features)
     with stages("clients", "waiting for clients"):
         devices = read_run_json(folder.path).get("simulated") is False
         check_listed(config, roster, resumes=resumes)
@@ -222,7 +218,7 @@ def _set_up(
     config = with_learning_rate(config, folder, features)
     config, guard = guarded(config, folder, features, registry)
     run = Run(config, folder.run_id, backbone.fingerprint, grid, registry, guard)
-    return _Scene(folder, stages, dataset, backbone, features.affine, test, backdoor, run)
+    return _Scene(folder, stages, dataset, backbone, features.affine, judge, run)
 
 
 def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Outcome:
@@ -235,19 +231,18 @@ def _train(scene: _Scene, checkpoint: Checkpoint | None, *, is_cell: bool) -> Ou
         folder.reopen()
     with scene.stages("rounds"):
         head, rounds, counters = run_rounds(
-            run, algorithm, start, scene.test, folder, checkpoint,
-            backdoor=scene.backdoor, is_cell=is_cell,
-        )  # fmt: skip
+            run, algorithm, start, scene.judge, folder, checkpoint, is_cell=is_cell
+        )
     if not counters["accepted"]:
         raise RunError(f"no round of {rounds} gave a new head: nothing to export, the log says why")
     HEAD.write(folder.head, {"weight": head.weight, "bias": head.bias})
     with scene.stages("evaluation"):
         leverage = counters.get("ridge-leverage", 0.0)
         figures = ask_clients(run, head, algorithm.personal, scene.affine, leverage)
-        calibration = calibrated(run, figures, counters, head, scene.test)
+        calibration = calibrated(run, figures, counters, head, scene.judge.test)
         if run.registry.simulated and figures.asked:
             write_clients(folder.clients, run, scene.dataset, figures)
-    return Outcome(head, evaluate(head, scene.test), rounds, counters, figures, calibration)
+    return Outcome(head, scene.judge.evaluate(head), rounds, counters, figures, calibration)
 
 
 def _close(scene: _Scene, outcome: Outcome, figures: Mapping[str, Any], *, is_cell: bool) -> None:
@@ -270,7 +265,7 @@ def _close(scene: _Scene, outcome: Outcome, figures: Mapping[str, Any], *, is_ce
         return
     run.registry.accounts.write(folder.devices)
     with stages("export"), _advised(folder):
-        parts = run.config, scene.backbone, outcome.head, scene.test, outcome.calibration
+        parts = run.config, scene.backbone, outcome.head, scene.judge.test, outcome.calibration
         told = figures["privacy"]["sentence"] if figures["privacy"] else NOT_PRIVATE
         exported = export(trained_model(*parts, told), "model", folder.model)
     write(exported)

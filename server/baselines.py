@@ -21,7 +21,7 @@ def baselines(run: Run, num_classes: int, test: FeatureSet) -> dict[str, float |
     one did better on training examples that were held out, see client.best_linear.
     """
     config = run.config
-    protects = config.privacy.active and config.privacy.noise == "secret"
+    protects = run.guard is not None and not run.guard.simulated
     if protects or not (run.registry.simulated and config.baseline.enabled):
         return {f"{name}_accuracy": None for name in ("centralized", "ridge", "logistic")}
     lam = config.baseline.ridge_lambda

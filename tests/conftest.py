@@ -44,6 +44,7 @@ TOGETHER = {
     "tests/common/test_projection.py": "backbones",
     "tests/simulations/report/test_browser.py": "browser",
     "tests/simulations/report/test_browser_bytes.py": "browser",
+    "tests/simulations/report/test_browser_budgets.py": "browser",
 }
 
 

@@ -109,7 +109,7 @@ def test_rooms_stay_small_enough_to_look_over() -> None:
 def test_the_device_path_imports_nothing_heavy() -> None:
     # Flower starts a process for each message on a device: what it imports is paid every round.
     heavy = {"torchvision", "pydantic", "datasets", "flwr_datasets", "pandas", "matplotlib",
-             "sklearn", "ray", "tensorboardX", "numba"}  # fmt: skip
+             "sklearn", "ray", "tensorboardX", "numba", "scipy", "dp_accounting"}  # fmt: skip
     code = (
         "import sys, client.app, client.device, client.simulated\n"
         f"print(sorted(set(sys.modules) & {heavy!r}))"

@@ -22,6 +22,7 @@ Numbers = npt.NDArray[np.float64]
 _WORD = re.compile(r"[\w.+-]+")
 _NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d+)?([eE][+-]?\d{1,3})?")
 _GROUPED = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d.])")
+_TEXT = re.compile(rb"[ -~]{4,}")
 _RELATIVE = 3e-7  # what float32 makes of a number
 _DIGITS = 6  # a decimal number with fewer may be equal by chance
 _COSINE = 1 - 1e-6  # of two arrays that are multiples of each other: noise makes it far smaller
@@ -143,6 +144,8 @@ def of_folder(folder: Path) -> Iterator[Seen]:
         place, data = str(path.relative_to(folder)), path.read_bytes()
         if path.parent.name == "tensorboard":
             yield _of_events(place, data)
+        elif path.suffix == ".wandb":  # JSON texts between lengths and tags
+            yield of_text(place, b"\n".join(_TEXT.findall(data)))
         elif zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 for name in archive.namelist():

@@ -45,7 +45,7 @@ def sentence(
         spent: privacy loss of all releases so far, at this delta.
         simulated: whether the noise came from the run's seed, so that anyone can take it off.
         unit: what is protected.
-        goes_on: whether the run began with the head of another one.
+        goes_on: whether the run began with another run's head, which may know its clients.
 
     >>> sentence(epsilon=4, delta=1e-5, spent=2.5, simulated=False)
     'Differentially private for each client, all its examples together: epsilon 2.5 spent of 4, \
@@ -56,7 +56,7 @@ delta 1e-05, one client added or removed.'
         f"{figure(spent)} spent of {figure(epsilon)}, delta {delta:g}, {NEIGHBOURS}."
     )
     if goes_on:
-        words += " It began with the head of another run, whose cost is not in this."
+        words += " What its first head, another run's, had cost is not counted."
     if simulated:
         words += " Simulated, not private: the noise comes from the run's seed."
     return words

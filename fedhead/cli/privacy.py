@@ -82,7 +82,11 @@ def plan(
     ] = 0,
     delta: Annotated[float, typer.Option(help="Below 1 by the number of clients.")] = 1e-5,
     mechanism: Annotated[
-        Mechanism, typer.Option(help="How clients come to take part in a round.")
+        Mechanism,
+        typer.Option(
+            help="How clients come to take part in a round; noise for poisson takes a minute to "
+            "find, the first time."
+        ),
     ] = "everyone",
     clients_per_round: Annotated[
         int, typer.Option(min=0, help="Clients of a round, with poisson and min-separation.")

@@ -15,9 +15,18 @@ from common.privacy.rule import Mechanism
 from common.privacy.words import NEIGHBOURS, NOT_PRIVATE, figure, sentence
 from server.record.runfolder import METRICS, read_config, read_run_json
 
-__all__ = ["Privacy", "Release", "check_releases", "privacy_sentence", "read_privacy"]
+__all__ = [
+    "LEDGER",
+    "SECRET",
+    "Privacy",
+    "Release",
+    "check_releases",
+    "privacy_sentence",
+    "read_privacy",
+]
 
-_LEDGER = "privacy-ledger.jsonl"
+LEDGER, SECRET = "privacy-ledger.jsonl", "privacy.secret"
+"""Names of the files in a run's folder."""
 
 # Two versions of a package that accounts for sampled clients may differ by so much.
 _TOLERANCE = 1e-3
@@ -52,9 +61,9 @@ class Privacy:
         neighbours: which two sets of clients the bound compares.
         mechanism: how clients come to take part.
         simulated: whether the noise came from the run's seed, so that it protects nobody.
+        goes_on: whether the run began with another run's head, whose own cost is not counted.
         clients: the configured number of clients, which is public; None before the first release.
         releases: in the order in which they were charged.
-        goes_on: whether the run began with the head of another one, whose cost is not in this.
     """
 
     epsilon: float
@@ -64,9 +73,9 @@ class Privacy:
     neighbours: str
     mechanism: Mechanism
     simulated: bool
+    goes_on: bool
     clients: int | None
     releases: tuple[Release, ...]
-    goes_on: bool = False
 
     @property
     def sentence(self) -> str:
@@ -105,9 +114,9 @@ def read_privacy(folder: Path) -> tuple[Privacy, tuple[Entry, ...]] | None:
         neighbours=NEIGHBOURS,
         mechanism=settings.mechanism,
         simulated=_is_simulated(config, entries, known),
+        goes_on=bool(config.strategy.init_from),
         clients=entries[0].clients if entries else None,
         releases=_releases(entries),
-        goes_on=bool(config.strategy.init_from),
     )
     return value, entries
 
@@ -151,7 +160,7 @@ def check_releases(folder: Path, delta: float) -> tuple[Entry, ...]:
             than was told after a round.
         DamagedError: it was changed after it was written.
     """
-    ledger, metrics = Ledger(folder / _LEDGER), folder / "metrics.jsonl"
+    ledger, metrics = Ledger(folder / LEDGER), folder / "metrics.jsonl"
     entries = ledger.entries
     charged, told = {entry.round for entry in entries}, 0.0
     for line in METRICS.read(metrics) if metrics.exists() else ():

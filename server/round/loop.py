@@ -7,11 +7,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from common.evaluation import Evaluation, evaluate
+from common.evaluation import Evaluation
 from common.progress import stage
-from common.types import FeatureSet, Head
+from common.types import Head
 from common.words import byte_text
 from server.record.checkpoint import Checkpoint, save_checkpoint
 from server.record.events import event
@@ -19,9 +17,8 @@ from server.record.replaced import forget_replaced
 from server.record.runfolder import MetricsLog, RunFolder, write_confusion
 from server.record.untold import untold_figures
 from server.round.algorithm import Algorithm, RoundResult, Run, quorum
-from server.round.backdoor import Backdoor
+from server.round.judge import Judge
 from server.round.registry import Registry
-from server.round.replies import LARGEST_LOSS
 
 __all__ = ["run_rounds"]
 
@@ -55,38 +52,6 @@ def _metrics(result: RoundResult, evaluation: Evaluation, seconds: float) -> dic
     return figures | dict.fromkeys(untold_figures(result.privacy))
 
 
-class _Judge:
-    """Evaluates heads on the server's test set, the same one only once.
-
-    Attributes:
-        seconds: time that evaluations have taken so far.
-    """
-
-    def __init__(self, test: FeatureSet, backdoor: Backdoor | None) -> None:
-        self.seconds = 0.0
-        self._test, self._backdoor = test, backdoor
-        self._last: tuple[Head, Evaluation] | None = None
-
-    def evaluate(self, head: Head) -> Evaluation:
-        if self._last is None or self._last[0] is not head:
-            started = time.perf_counter()
-            self._last = head, evaluate(head, self._test)
-            self.seconds += time.perf_counter() - started
-        return self._last[1]
-
-    def backdoor(self, head: Head) -> float | None:
-        """How well the backdoor works with a head; None without one."""
-        return None if self._backdoor is None else self._backdoor.success(head)
-
-    def fault(self, head: Head) -> str:
-        """Why a head must not be kept; empty: it may be kept."""
-        if not np.isfinite(head.matrix).all():
-            return "the new head is not finite"
-        loss = self.evaluate(head).loss
-        # With such a head, clients' own losses would be refused in all later rounds too.
-        return "" if loss <= LARGEST_LOSS else f"the loss of the new head is {loss:g}"
-
-
 _COUNTED = (
     "valid", "rejected", "failed", "dropped", "late", "accepted", "uplink-bytes",
     "downlink-bytes", "simulated-seconds", "train-seconds", "seconds",
@@ -103,11 +68,10 @@ def run_rounds(
     run: Run,
     algorithm: Algorithm,
     head: Head,
-    test: FeatureSet,
+    judge: Judge,
     folder: RunFolder,
     checkpoint: Checkpoint | None,
     *,
-    backdoor: Backdoor | None = None,
     is_cell: bool = False,
 ) -> tuple[Head, int, Mapping[str, float]]:
     """Run all rounds from the first, or from the one after the checkpoint, to the last.
@@ -116,10 +80,9 @@ def run_rounds(
         run: grid, registry and configuration.
         algorithm: trains the head.
         head: the first head; replaced by the checkpoint's, if there is one.
-        test: the server's test set.
+        judge: evaluates heads.
         folder: the run folder for metrics and checkpoints.
         checkpoint: the checkpoint to continue from.
-        backdoor: what a backdoor is measured on, if there is one.
         is_cell: whether this is a cell of a comparison, which writes only metrics.jsonl and
             confusion.json.
 
@@ -132,7 +95,6 @@ def run_rounds(
     counted = [name for name in _COUNTED if name not in untold_figures(run.config.privacy)]
     counters = dict.fromkeys(counted, 0.0) | dict(checkpoint.counters if checkpoint else {})
     algorithm.start(head, checkpoint)
-    judge = _Judge(test, backdoor)
     # A cell of a comparison begins again when it is cut off.
     with MetricsLog(folder.path, done, durable=not is_cell) as log:
         for number in range(done + 1, rounds + 1):
@@ -169,7 +131,7 @@ def run_rounds(
 
 
 def _step(
-    run: Run, algorithm: Algorithm, number: int, head: Head, judge: _Judge
+    run: Run, algorithm: Algorithm, number: int, head: Head, judge: Judge
 ) -> tuple[Head, RoundResult] | None:
     """One round's training: check who is there, train, and count late answers."""
     _gather(run, number)

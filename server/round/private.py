@@ -32,17 +32,14 @@ from common.privacy.secret import destroy_secret, keep_secret
 from common.privacy.words import NEIGHBOURS, figure, sentence
 from common.seeding import Purpose, draws
 from common.types import IntArray
+from server.record.privacy import LEDGER, SECRET
 from server.strategies.one_shot import Known
 from server.strategies.private import DIGEST_BYTES, Digests, Released, Terms
 
 __all__ = ["LEDGER", "SECRET", "BudgetSpent", "Decided", "Guard"]
 
-LEDGER, SECRET = "privacy-ledger.jsonl", "privacy.secret"
-"""Names of the files in a run's folder."""
-
 _NOBODY = "0"  # name of a secret that is not drawn yet
 _TURNS = 0  # a round's number in draws that hold for all rounds
-_ROUNDING = 1e-6  # a sum of as many releases as were planned is not above the budget
 
 
 _cost = lru_cache(maxsize=8)(spent)  # where clients are sampled it takes seconds
@@ -124,6 +121,7 @@ class Guard:
         self.decided, self.simulated, self.known = decided, simulated, known
         self._config, self._folder = config, folder
         self._ledger = Ledger(folder / LEDGER)
+        self._is_spent = False  # whether a release was refused
 
     @cached_property
     def _key(self) -> NoiseKey:
@@ -150,8 +148,7 @@ class Guard:
         return self._affords(further)
 
     def _affords(self, entry: Entry) -> bool:
-        budget = self._config.privacy.epsilon
-        return self._cost((*self._ledger.entries, entry)) <= budget * (1 + _ROUNDING)
+        return self._cost((*self._ledger.entries, entry)) <= self._config.privacy.epsilon
 
     def chosen(self, round_number: int, known: Collection[int]) -> set[int] | None:
         """The clients whose turn a round is; None: the mechanism asks everyone.
@@ -183,6 +180,7 @@ class Guard:
         name = digest(secret, round_number, total, earlier)
         entry = self._entry(round_number, name, self._key.name, clip)
         if entry not in self._ledger.entries and not self._affords(entry):
+            self._is_spent = True
             raise BudgetSpent(self.why_spent)
         self._ledger.charge(entry)
         noise = self._noise(round_number, name, total.size, earlier)
@@ -222,8 +220,11 @@ class Guard:
         return f"the privacy budget is spent: epsilon {figure(self.spent)} of {figure(budget)}"
 
     def end(self, rounds: int) -> None:
-        """After so many rounds a run may have ended; then its secret could only take noise off."""
-        if rounds >= self.decided.rounds or not self.allows(rounds + 1):
+        """After so many rounds a run may have ended; then its secret could only take noise off.
+
+        A release that was refused ends it, though an earlier attempt at the round was paid for.
+        """
+        if self._is_spent or rounds >= self.decided.rounds or not self.allows(rounds + 1):
             destroy_secret(self._folder / SECRET)
 
     def summary(self) -> dict[str, Any]:

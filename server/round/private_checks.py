@@ -162,8 +162,8 @@ def _of_updates(config: Config, plan: ClientPlan) -> Iterator[str]:
         )
     if config.attack.changes_updates:
         yield (
-            f"attack.kind={config.attack.kind!r} changes updates after they are clipped, and "
-            "reads those of others; label-flip goes with privacy"
+            f"{config.attack.named} changes updates after they are clipped, and reads those of "
+            "others; label-flip goes with privacy, and backdoor without a scale"
         )
 
 

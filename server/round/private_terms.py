@@ -25,7 +25,7 @@ from server.round.private_checks import check_noise, check_population
 from server.round.registry import Registry
 from server.strategies.one_shot import Known, second_moment
 
-__all__ = ["DEVICE_EXAMPLES", "decide", "guarded"]
+__all__ = ["DEVICE_EXAMPLES", "decide", "guarded", "in_one_step", "simulated_population"]
 
 logger = logging.getLogger("fedhead")
 
@@ -56,7 +56,7 @@ def guarded(
     check_releases(folder.path, config.privacy.delta)
     if source := config.strategy.init_from:
         logger.warning("the budget does not count what training has cost %s", source)
-    simulated = check_noise(config, simulated=registry.simulated and not registry.deployed)
+    simulated = check_noise(config, simulated=registry.simulated)
     if kept := folder.privacy():
         decided = TypeAdapter(Decided).validate_python(kept)
     else:
@@ -72,25 +72,43 @@ def guarded(
             decided.clients * decided.examples,
             decided.noise / decided.clients,
         )
-        step = {"lr": unit_rate(decided.norm), "local-epochs": 1, "batch-size": 0}
-        config = changed(config, {"train": step})
+        config = in_one_step(config, decided.norm)
     return config, Guard(config, decided, folder.path, simulated=simulated, known=known)
 
 
 def _population(config: Config, registry: Registry, *, simulated: bool) -> tuple[int, float]:
-    """The number of clients, and how many examples one typically has.
-
-    What they have on average is theirs: it is looked up only where the noise protects nobody.
-    """
+    """The number of clients, and how many examples one typically has."""
     given = config.privacy.typical_examples
-    if not registry.simulated:
-        return registry.population, DEVICE_EXAMPLES if given == "auto" else given
-    shares = client_shares(config)
+    if registry.simulated:
+        return simulated_population(config, may_look=simulated)
+    return registry.population, DEVICE_EXAMPLES if given == "auto" else given
+
+
+def simulated_population(config: Config, *, may_look: bool) -> tuple[int, float]:
+    """The number of simulated clients that take part, and how many examples one typically has.
+
+    Args:
+        config: of the run.
+        may_look: whether it may be their mean, unless it is given. The mean is the clients' own:
+            only noise that protects nobody allows it.
+    """
+    shares, given = client_shares(config), config.privacy.typical_examples
     ids = config.train.participants(len(shares))
-    if given == "auto" and not simulated:
+    if given != "auto":
+        return len(ids), given
+    if not may_look:
         return len(ids), DEVICE_EXAMPLES
-    mean = sum(len(shares[i].train) for i in ids) / len(ids)
-    return len(ids), max(1.0, mean) if given == "auto" else given
+    return len(ids), max(1.0, sum(len(shares[i].train) for i in ids) / len(ids))
+
+
+def in_one_step(config: Config, norm: float) -> Config:
+    """The configuration in which clients make what a one-shot release needs of them.
+
+    Args:
+        config: of the run.
+        norm: of features in training, r.
+    """
+    return changed(config, {"train": {"lr": unit_rate(norm), "local-epochs": 1, "batch-size": 0}})
 
 
 def decide(config: Config, clients: int, examples: float, norm: float) -> Decided:

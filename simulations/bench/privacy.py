@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for d in map(int, given.features.split(",")):
             with tempfile.TemporaryDirectory(prefix="bench-", dir=cache_root()) as folder:
                 work = Work(
-                    folder, given.clients, given.rounds, features=d, local_epochs=epochs,
-                    batch_size=batch_size,
+                    folder, given.clients, given.rounds, features=d, lr=1 / d,
+                    local_epochs=epochs, batch_size=batch_size,
                 )  # fmt: skip
                 write_data(work)
                 rows += measured(work)

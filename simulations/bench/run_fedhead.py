@@ -115,7 +115,8 @@ def make_algorithm(
     guard: Guard | None = None
     strategy: Strategy[Any] = fedavg()
     if is_private:
-        decided = decide(config, work.clients, work.examples, norm=1.0)
+        norm = math.sqrt(work.features)  # features have a mean square of 1
+        decided = decide(config, work.clients, work.examples, norm)
         guard = Guard(config, decided, Path(work.folder), simulated=True)
         strategy = with_privacy(strategy, decided.terms, guard.release)
     run = Run(config, "bench", _FINGERPRINT, grid, registry, guard)

@@ -21,6 +21,7 @@ from common.experiment import (
 from common.noise import wilson
 from common.privacy.rule import Mechanism
 from common.seeding import Purpose, stream_state
+from common.statistics import unit_rows
 from common.types import FeatureSet, FloatArray, IntArray
 from server.export.run_model import prepare
 from server.round.learning_rate import feature_norm
@@ -195,15 +196,15 @@ def _dealt(config: Config) -> tuple[float, list[IntArray]]:
     if enough < 1:
         raise DataError(f"{dataset.name} has {count} images for clients, fewer than one client's")
     smaller = {"num-clients": enough, "min-examples": 1, "test-fraction": 0.0}
-    shares = client_shares(changed(config, {"partition": smaller}))
+    keys = {"partition": smaller, "train": {"clients-per-round": 0}}
+    shares = client_shares(changed(config, keys))
     return examples, [share.train for share in shares[:clients]]
 
 
 def _unit(features: FeatureSet, positions: IntArray) -> FloatArray:
     """Features of some images, each of norm 1."""
     x = features.affine(features.q[positions])
-    lengths = np.linalg.norm(x, axis=1, keepdims=True)
-    return np.asarray(x / np.maximum(lengths, 1e-12), np.float32)
+    return unit_rows(x.astype(np.float64)).astype(np.float32)
 
 
 def _without(features: FeatureSet, train: IntArray, test: IntArray, classes: int) -> Outlook:

@@ -107,7 +107,7 @@ def private_head(
         rng: of cohorts and noise.
     """
     clip = decided.clip * decided.norm
-    head = np.zeros((dealt.num_classes, dealt.x.shape[1]), np.float32)
+    head: FloatArray = np.zeros((dealt.num_classes, dealt.x.shape[1]), np.float32)
     turns = rng.permutation(len(dealt.sizes))
     noises: list[_Float64Array] = []
     total, count = np.zeros(head.shape), 0
@@ -115,9 +115,8 @@ def private_head(
         weights = _weights(len(dealt.sizes), turns, number, decided, mechanism, rng)
         update = dealt.updates(head, weights, clip)
         noises.append(rng.standard_normal(head.shape))
-        noise = _noise(noises, decided)
-        head = head + (decided.step / decided.divisor * (update + decided.noise * clip * noise))
-        head = head.astype(np.float32)
+        noisy = update + decided.noise * clip * _noise(noises, decided)
+        head = np.asarray(head + decided.step / decided.divisor * noisy, np.float32)
         if 2 * number > decided.rounds:
             total, count = total + head, count + 1
     return np.asarray(total / count, np.float32)
@@ -146,6 +145,7 @@ def _weights(
         return rng.poisson(each * decided.rate, simulated).astype(np.float64)
     if mechanism == "min-separation":
         if math.isclose(each, 1.0):
-            return (turns % decided.separation == number % decided.separation).astype(np.float64)
+            is_asked = turns % decided.separation == number % decided.separation
+            return np.asarray(is_asked, np.float64)
         return rng.poisson(each / decided.separation, simulated).astype(np.float64)
     return np.full(simulated, each)

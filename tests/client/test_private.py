@@ -18,6 +18,7 @@ from PIL import Image
 from client.app import _result, host_of
 from client.budget import Budget
 from client.cohort.cohort import Cohort, warm_up
+from client.discretion import UNTOLD
 from client.memory import ClientMemory
 from client.node import node_update
 from client.together import update_together
@@ -263,10 +264,7 @@ def test_reasons_and_logs_hold_no_number_of_a_client(
     answer = trainer(wild, order, tmp_path)
     reasons = {rejection.client: rejection.reason for rejection in answer.rejected}
     reasons.pop(3, None)  # a client that is not there
-    assert reasons == {
-        0: f"has examples of more than the {K} classes of the head",
-        1: "delta is not finite",
-    }
+    assert reasons == {0: UNTOLD, 1: UNTOLD}
     assert answer.clients == (2,)
     assert not caplog.records
 
@@ -288,9 +286,21 @@ def test_what_is_wrong_with_a_clients_data_stays_on_its_machine(
     host = Reference(data([6, 5]), tmp_path, simulated=simulated)
     host.broken[1] = DataError("/home/ann/cats/17.png: 17 bytes")
     answer = node_update(request(range(2)), None, host)  # type: ignore[arg-type]
-    assert [r.reason for r in answer.rejected] == ["its images cannot be used; see its own log"]
+    words = UNTOLD if simulated else "its images cannot be used; see its own log"
+    assert [rejection.reason for rejection in answer.rejected] == [words]
     assert answer.clients == (0,)
+    assert ("17.png: 17 bytes" in caplog.text) is not simulated
     assert ("left out of round" in caplog.text) is not simulated
+
+
+def test_a_devices_reasons_are_fixed_words(tmp_path: Path) -> None:
+    wild = data([6, 5], gain=1e36)
+    wild.features.labels[wild.rows[0]] = K
+    order = request(range(2), plan=replace(PLAN, unit_norm=0.0))
+    answer = node_update(order, None, Reference(wild, tmp_path, simulated=False))  # type: ignore[arg-type]
+    assert [rejection.reason for rejection in answer.rejected] == [
+        f"has examples of more than the {K} classes of the head", "delta is not finite",
+    ]  # fmt: skip
 
 
 def test_kernels_for_private_rounds_can_be_had_before_a_round() -> None:

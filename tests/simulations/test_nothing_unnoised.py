@@ -343,10 +343,26 @@ def test_a_private_run_tells_nothing_that_no_noise_covers(
 
 
 @pytest.mark.slow
-def test_neither_does_its_exported_model(run: Run, wire: Wire) -> None:
-    path, told = run(*PRIVATE, exports=True)
-    assert {"model.json", "model.pt"} <= {seen.place.partition("/")[0] for seen in told}
-    assert planted_in(path, wire).found(told) == {}
+@pytest.mark.parametrize("keys", [PRIVATE, ()], ids=["private", "open"])
+def test_nor_do_its_trackers_and_its_exported_model(
+    keys: tuple[str, ...], run: Run, wire: Wire, experiment: Path
+) -> None:
+    for name in ("mlflow", "wandb"):
+        pytest.importorskip(name, reason=f"pip install 'fedhead[{name}]'")
+    trackers = (
+        'tracking.trackers=["tensorboard","mlflow","wandb"]',
+        f"tracking.mlflow-uri={experiment.parent / 'run' / 'store'}",
+        "tracking.wandb-mode=offline",
+    )
+    path, told = run(*keys, *trackers, exports=True)
+    places = {seen.place.partition("/")[0] for seen in told}
+    assert {"model.json", "model.pt", "store", "wandb", "tensorboard"} <= places
+    found = planted_in(path, wire).found(told)
+    if keys:
+        assert found == {}
+    else:
+        losses = {place.partition("/")[0] for place in found["loss in 3"]}
+        assert {"store", "wandb", "tensorboard"} <= losses
 
 
 SECTIONS = ("Who holds what", "How the clients fare")

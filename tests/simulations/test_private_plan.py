@@ -50,7 +50,7 @@ def test_updates_are_the_clipped_mean_gradients(sizes: list[int]) -> None:
             logits = head.astype(np.float64) @ data.x[i]
             shares = np.exp(logits) / np.exp(logits).sum()
             gradient += np.outer(shares - np.eye(3)[data.labels[i]], data.x[i]) / size
-        length = np.linalg.norm(gradient)
+        length = float(np.linalg.norm(gradient))
         clipped += length > clip
         wanted -= weight * gradient * min(1.0, clip / length)
         start += size
@@ -76,7 +76,7 @@ def test_turns_ask_each_client_once_in_as_many_rounds() -> None:
     rng, terms = np.random.default_rng(0), decided(separation=3, divisor=4.0)
     turns = rng.permutation(12)
     rounds = [_weights(12, turns, t, terms, "min-separation", rng) for t in (1, 2, 3, 4)]
-    assert (sum(rounds[:3]) == 1).all()
+    assert np.sum(rounds[:3], axis=0).tolist() == [1.0] * 12
     assert (rounds[3] == rounds[0]).all()
 
 
@@ -166,6 +166,19 @@ def test_more_clients_than_images_make_are_told(fedhead: Fedhead, digits: Path) 
     assert f"make {plan['simulated']:,} clients: each stands for" in words
     assert "with the noise for 5,000" in words
     assert plan["outlooks"][0]["decided"]["divisor"] == 5000
+
+
+def test_turns_of_more_clients_than_images_make(fedhead: Fedhead, digits: Path) -> None:
+    code, out, _ = fedhead(
+        "privacy", "plan", "--clients", 5000, "--mechanism", "min-separation", "--data", digits,
+        "--clients-per-round", 500, "--typical-examples", 30, "--json",
+    )  # fmt: skip
+    assert code == 0
+    plan = json.loads(out)
+    assert plan["rounds"] == 20  # by the rule
+    terms = plan["outlooks"][0]["decided"]
+    assert (terms["divisor"], terms["separation"]) == (500, 10)
+    assert 0.5 < plan["accuracy"] <= 1
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import server.round.loop
 import server.round.own
 import server.round.private
 from common.errors import ConfigError, RunError
+from common.privacy.gaussian import gaussian_sigma
 from common.privacy.ledger import Ledger
 from server.record.checkpoint import load_latest
 from server.round.private import LEDGER, SECRET
@@ -57,8 +58,16 @@ def needs_accounting(mechanism: str) -> None:
         pytest.importorskip("dp_accounting", reason="pip install 'fedhead[privacy]'")
 
 
-@each_mechanism
-@pytest.mark.parametrize("strategy", SUITED)
+def pairs() -> list[Any]:
+    """Each strategy with everyone and each mechanism with FedAvg; the others in the wide tier."""
+    return [
+        pytest.param(s, m, marks=() if s == "fedavg" or m == "everyone" else pytest.mark.wide)
+        for s in SUITED
+        for m in MECHANISMS
+    ]
+
+
+@pytest.mark.parametrize(("strategy", "mechanism"), pairs())
 def test_each_strategy_goes_with_each_mechanism_within_the_budget(
     private: Make, strategy: str, mechanism: str
 ) -> None:
@@ -181,6 +190,57 @@ def test_a_run_whose_secret_is_lost_pays_again(private: Make, cut_after: CutAfte
     run_in_process(run)
     assert charged(run) == [1, 2, 2, 3, 4, 5]
     assert len({entry.secret for entry in Ledger(run / LEDGER).entries}) == 2
+
+
+@pytest.mark.parametrize("strategy", ["fed3r", "lda"])
+def test_a_closed_form_is_made_of_one_release(private: Make, strategy: str) -> None:
+    one_shot = (f"strategy.name={strategy}", "privacy.mechanism=one-shot", "train.rounds=1")
+    run = private(*one_shot, "train.clients-per-round=0")
+    summary = run_in_process(run)
+    (entry,) = Ledger(run / LEDGER).entries
+    assert (entry.round, entry.mechanism) == (1, "one-shot")
+    assert entry.multiplier == pytest.approx(gaussian_sigma(30.0, 1e-5))
+    assert summary["privacy"]["spent"] == pytest.approx(30.0, abs=1e-5)
+    assert summary["accuracy"] > 0.5  # of ten digits, with eight clients
+    # One step on all of a client's examples, whatever is set for clients that train.
+    steps = ("train.local-epochs=4", "train.batch-size=3", "train.lr=0.7")
+    other = run_in_process(private(*one_shot, "train.clients-per-round=0", *steps, name="steps"))
+    assert other["head_sha256"] == summary["head_sha256"]
+
+
+def test_a_turn_that_nobody_has_is_a_lost_round_and_not_the_end(
+    private: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = server.round.private.Guard.chosen
+
+    def nobody(self: Any, number: int, known: Any) -> set[int] | None:
+        return set() if number == 2 else inner(self, number, known)
+
+    monkeypatch.setattr(server.round.private.Guard, "chosen", nobody)
+    run = private(*MECHANISMS["min-separation"])
+    assert run_in_process(run)["accepted_rounds"] == ROUNDS - 1
+    assert charged(run) == [1, 3, 4, 5, 6]
+
+
+def test_with_coins_that_ask_nobody_noise_is_released(
+    private: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_accounting("poisson")
+    monkeypatch.setattr(server.round.private.Guard, "chosen", lambda *_: set())
+    run = private(*MECHANISMS["poisson"])
+    assert run_in_process(run)["accepted_rounds"] == ROUNDS
+    assert charged(run) == list(range(1, ROUNDS + 1))
+
+
+def test_a_run_that_starts_from_another_says_that_its_budget_does_not_count_that(
+    private: Make, quick: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    former = quick("train.rounds=1", "backbone.projection=auto", name="former")
+    run_in_process(former)
+    # As many directions as the former run, whose backbone it is.
+    run_in_process(private(*MECHANISMS["everyone"], "privacy.epsilon=500.0",
+                           f"strategy.init-from={former}", name="later"))  # fmt: skip
+    assert f"the budget does not count what training has cost {former}" in caplog.text
 
 
 @each_mechanism

@@ -152,18 +152,20 @@ class Attack:
     @cached_property
     def _others(self) -> Others:
         """What the other clients of a first round have sent."""
-        scene = self._scene
+        features, like = self._scene.features, self._send(self._own)
         if self._plan.kind == "statistics":  # which are those of all their images together
-            positions = np.concatenate([self._shares[i].train for i in self._rest])
-            everything = scene.features.select(np.sort(positions))
-            return added_up(self._plan, [self._send(everything)])
-        asked = scene.context.clients_per_round - 1
-        ids = self._rest if self._plan.everyone else self._rest[:asked]
-        features = ((i, scene.features.select(self._shares[i].train)) for i in ids)
-        return added_up(self._plan, (sent_by(scene, self._plan, i, own) for i, own in features))
+            images = [self._shares[i].train for i in self._rest]
+            groups = [(self._target, np.sort(np.concatenate(images)))] if images else []
+        else:
+            ids = self._rest[: self._scene.context.clients_per_round - 1]
+            groups = [(i, self._shares[i].train) for i in ids]
+        sents = (self._send(features.select(positions), i) for i, positions in groups)
+        return added_up(self._plan, like, sents)
 
-    def _send(self, features: FeatureSet) -> Sent:
-        return sent_by(self._scene, self._plan, self._target, features)
+    def _send(self, features: FeatureSet, client: int | None = None) -> Sent:
+        """What a client with these images sends; None: the target."""
+        client = self._target if client is None else client
+        return sent_by(self._scene, self._plan, client, features)
 
     def _with_whole(self, reading: Reading, updates: Sequence[_Update]) -> Reading:
         """With what updates of all the client's images tell, or one several times."""

@@ -130,9 +130,12 @@ class Others:
     clients: int
 
 
-def added_up(plan: ClientPlan, sents: Iterable[Sent]) -> Others:
-    """The sum of what clients have sent; at least one of them."""
-    totals: dict[str, npt.NDArray[Any]] = {}
+def added_up(plan: ClientPlan, like: Sent, sents: Iterable[Sent]) -> Others:
+    """The sum of what clients have sent, or of none; ``like`` says which fields they have."""
+    totals: dict[str, npt.NDArray[Any]] = {
+        name: np.zeros(array.shape, np.uint64 if array.dtype.kind == "u" else np.float64)
+        for name, array in like.fields.items()
+    }
     weight, examples, clients = 0.0, 0, 0
     for sent in sents:
         own = _weight(plan, sent)
@@ -140,7 +143,7 @@ def added_up(plan: ClientPlan, sents: Iterable[Sent]) -> Others:
             row: npt.NDArray[Any] = (
                 array.astype(np.uint64) if array.dtype.kind == "u" else array.astype(float) * own
             )
-            totals[name] = totals[name] + row if name in totals else row
+            totals[name] = totals[name] + row
         weight, examples, clients = weight + own, examples + sent.num_examples, clients + 1
     return Others(totals, weight, examples, clients)
 

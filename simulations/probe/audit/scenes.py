@@ -13,7 +13,7 @@ from common.backbone.frozen import FrozenBackbone
 from common.config import AttackConfig, Config, changed
 from common.config.privacy import PrivacyConfig, rule_keys
 from common.errors import ConfigError, RunError
-from common.experiment import client_shares, experiment_dataset, training_features
+from common.experiment import experiment_dataset, training_features
 from common.keys import nested
 from common.privacy.rule import Mechanism
 from common.types import ClientPlan, FeatureSet, Head
@@ -21,9 +21,9 @@ from server.export.run_model import backbone_of_run, directions, prepare
 from server.record.runfolder import RunFolder, read_run_json
 from server.round.build import check_strategy, prepared_strategy
 from server.round.first_head import last_head
-from server.round.learning_rate import feature_norm, unit_rate, with_learning_rate
+from server.round.learning_rate import feature_norm, with_learning_rate
 from server.round.private import Decided
-from server.round.private_terms import decide
+from server.round.private_terms import decide, in_one_step, simulated_population
 from server.round.stock import is_stock
 from server.strategies import build_strategy
 from server.strategies.averaging import fedavg
@@ -160,7 +160,7 @@ def _scene(
     if decided and ready.privacy.mechanism == "one-shot":
         # Its clients take one step from zeros, whatever closed form is made of it.
         strategy, head = fedavg(), None
-    clients, _ = population(ready)
+    clients, _ = _population(ready)
     return Scene(
         is_own=is_own,
         projected=projected,
@@ -187,20 +187,16 @@ def _decided(path: Path | None, config: Config, features: FeatureSet) -> Decided
         return None
     if path and (kept := read_run_json(path).get("privacy")):
         return TypeAdapter(Decided).validate_python(kept)
-    return decide(config, *population(config), feature_norm(config, features))
+    return decide(config, *_population(config), feature_norm(config, features))
 
 
 def _with_rate(config: Config, features: FeatureSet, decided: Decided | None) -> Config:
     """The configuration with the learning rate that a run of it would have."""
     if decided and config.privacy.mechanism == "one-shot":
-        step = {"lr": unit_rate(decided.norm), "local-epochs": 1, "batch-size": 0}
-        return changed(config, {"train": step})
+        return in_one_step(config, decided.norm)
     with TemporaryDirectory() as folder:
         return with_learning_rate(config, RunFolder(Path(folder) / "run", config), features)
 
 
-def population(config: Config) -> tuple[int, float]:
-    """How many clients take part, and how many examples one has on average."""
-    shares = client_shares(config)
-    ids = config.train.participants(len(shares))
-    return len(ids), max(1.0, sum(len(shares[i].train) for i in ids) / len(ids))
+def _population(config: Config) -> tuple[int, float]:
+    return simulated_population(config, may_look=config.privacy.noise != "secret")

@@ -158,6 +158,36 @@ def test_a_lost_secret_means_other_noise_which_is_charged(tmp_path: Path) -> Non
     assert len({*names}) == len(names) == 2
 
 
+def test_a_refused_release_ends_the_secret_whatever_an_earlier_attempt_was(tmp_path: Path) -> None:
+    keeper = guard(tmp_path, configured(rounds=3))
+    for number in (1, 2, 3):
+        released(keeper, number)
+    keeper.end(2)
+    assert (tmp_path / SECRET).exists()  # the third may be done again
+    with pytest.raises(BudgetSpent):
+        released(keeper, 3, sums(99))
+    keeper.end(2)
+    assert not (tmp_path / SECRET).exists()
+    assert not guard(tmp_path, configured(rounds=3)).allows(3)
+
+
+@pytest.mark.parametrize("mechanism", ["everyone", "adaptive", "min-separation"])
+def test_the_planned_releases_are_never_a_rounding_above_the_budget(mechanism: str) -> None:
+    some = {"clients-per-round": 15} if mechanism == "min-separation" else {}
+    kind = {"clip": mechanism} if mechanism == "adaptive" else {"mechanism": mechanism}
+    for epsilon in (0.1, 0.73, 1.0, 4.0, 8.0, 30.0):
+        for rounds in (1, 2, 3, 7, 10, 50, 333):
+            config = configured(**{**kind, **some, "epsilon": epsilon, "rounds": rounds})
+            decided = decide(config, CLIENTS, EXAMPLES, NORM)
+            separation = decided.separation if some else None
+            entries = [
+                Entry(number, "0", "0", config.privacy.mechanism, decided.multiplier, CLIENTS,
+                      0.5, 1e-5, separation=separation)
+                for number in range(1, rounds + 1)
+            ]  # fmt: skip
+            assert epsilon * (1 - 1e-6) < _epsilon(entries) <= epsilon
+
+
 def test_whether_a_round_is_allowed_makes_no_secret(tmp_path: Path) -> None:
     keeper = guard(tmp_path)
     assert keeper.allows(1)

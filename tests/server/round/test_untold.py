@@ -84,6 +84,29 @@ def test_devices_join_without_their_numbers_and_their_words_are_not_repeated(
     assert _said(folder / "events.jsonl")[0] == {}, "the operator's table has a dash"
 
 
+def test_a_device_sends_its_clipped_integers_and_blanks(tiny: Make, device_grid: Grid) -> None:
+    described, trained = list[DescribeReply](), list[TrainReply]()
+
+    def heard(message: Message, context: Context) -> Message:
+        answer = client_app(message, context)
+        kind = message.metadata.message_type
+        assert kind in ("query.describe", "query.backbone", "train"), "nothing else is asked"
+        if kind == "query.describe":
+            described.append(DescribeReply.read(answer.content))
+        elif kind == "train" and not TrainReply.read(answer.content).lacks:
+            assert {*answer.content["report"]} == {"fingerprint", "reports", "field.clipped_delta"}
+            trained.append(TrainReply.read(answer.content))
+        return answer
+
+    run(tiny(*PRIVATE, "partition.test-fraction=0.5"), device_grid, heard)
+    expected = [DescribeReply((client,), (1,), simulated=False) for client in (101, 102, 103)]
+    assert sorted(described, key=lambda reply: reply.clients) == expected
+    assert len(trained) == 9
+    for reply in trained:
+        (report,) = reply.reports
+        assert (report.num_examples, report.loss_before, report.loss_after) == (1, 0, 0)
+
+
 def test_a_device_that_tells_its_number_all_the_same_is_left_out_without_it(
     tiny: Make, device_grid: Grid
 ) -> None:

@@ -105,7 +105,13 @@ def test_statistics_give_images_away_to_the_server_and_their_head_to_all(
     assert plain.others.likeness > 0.999
     labels = np.bincount(_labels(Path(found.run), found.client))
     assert plain.lone_classes == (labels == 1).sum()
-    assert private.refused or private.private
+    # With privacy it is one release of what training's clients send.
+    assert plain.lone_classes is not None
+    if strategy == "fed3r":
+        assert private.others is not None
+        assert abs(private.others.likeness) < 0.3
+    else:
+        assert private.refused
 
 
 def _labels(run: Path, client: int) -> np.ndarray:
@@ -144,7 +150,8 @@ def test_without_its_noise_a_private_release_is_the_update_itself(quick: Make) -
     silent = dataclasses.replace(noisy, decided=dataclasses.replace(noisy.decided, noise=0.0))
     want = update_of(sents[0])
     told = [
-        told_by_heads(one, plan, sents[0], added_up(plan, sents[1:])) for one in (silent, noisy)
+        told_by_heads(one, plan, sents[0], added_up(plan, sents[0], sents[1:]))
+        for one in (silent, noisy)
     ]
     assert told[0] is not None
     assert told[1] is not None
@@ -152,6 +159,19 @@ def test_without_its_noise_a_private_release_is_the_update_itself(quick: Make) -
     assert np.linalg.norm(told[0].update - want) < 0.01 * np.linalg.norm(want)
     off = (told[1].update - want)[:, :-1].std() / 2**18
     assert off == pytest.approx(noisy.decided.noise, rel=0.05)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fed3r"])
+def test_a_client_without_others_is_read_out_of_the_head_itself(quick: Make, strategy: str) -> None:
+    alone = ("train.clients=[3]", "train.clients-per-round=0", "train.rounds=1")
+    run = made(quick(*alone, f"strategy.name={strategy}"))
+    found = audit(run, draws=200)
+    assert (found.client, found.clients) == (3, 1)
+    plain, private, *_ = found.findings
+    assert plain.others is not None
+    assert plain.others.likeness > 0.999
+    assert private.others is not None
+    assert private.others.likeness < 0.5
 
 
 def test_runs_that_cannot_be_audited_are_one_clear_line(quick: Make) -> None:

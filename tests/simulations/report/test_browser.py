@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from simulations.report import load_runs, write_report
+from tests.simulations.report.browsing import texts
 
 pytestmark = pytest.mark.slow  # make test-page runs them
 
@@ -54,10 +55,6 @@ def _count(browser: Any, selector: str) -> int:
     return len(browser.find_elements("css selector", selector))
 
 
-def _texts(browser: Any, selector: str) -> list[str]:
-    return [found.text.strip() for found in browser.find_elements("css selector", selector)]
-
-
 def _drawn(browser: Any) -> list[str]:
     """Strategies of the curves with a line, as plotly holds them."""
     names: list[str] = browser.execute_script(
@@ -85,10 +82,10 @@ def test_the_best_few_are_drawn_at_first_and_others_by_click(page: Any) -> None:
 
 
 def test_another_setting_changes_tables_and_curves(page: Any) -> None:
-    first = _texts(page, _ROWS)
+    first = texts(page, _ROWS)
     assert first == list(_STRATEGIES)
     page.find_element("css selector", "#setting option:nth-child(2)").click()
-    assert _texts(page, _ROWS) == first[::-1]
+    assert texts(page, _ROWS) == first[::-1]
     assert _drawn(page) == first[:1:-1]
 
 
@@ -96,7 +93,7 @@ def test_a_click_on_a_heading_sorts_and_another_turns_around(page: Any) -> None:
     def uplinks() -> list[str]:
         head = "//div[contains(@class,'setting') and not(@hidden)]//th[contains(.,'Uplink in all')]"
         page.find_element("xpath", f"{head}//button").click()
-        return _texts(page, _ROWS)
+        return texts(page, _ROWS)
 
     page.find_element("css selector", "#setting option:nth-child(2)").click()
     assert uplinks() == list(_STRATEGIES)  # the fewest bytes first
@@ -198,9 +195,9 @@ def test_an_accuracy_axis_begins_with_round_1_and_holds_its_noise(run_page: Any)
 
 
 def test_the_matrix_has_the_totals_of_its_rows(run_page: Any) -> None:
-    totals = _texts(run_page, "#plot-confusion .y2tick text")
+    totals = texts(run_page, "#plot-confusion .y2tick text")
     assert sorted(totals) == sorted(["2", *["21"] * 43])
-    names = _texts(run_page, "#plot-confusion .ytick text")
+    names = texts(run_page, "#plot-confusion .ytick text")
     assert len(names) == 44
 
 

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from simulations.report import load_runs, write_report
+from tests.simulations.report.browsing import texts, wait_for, widen
 
 pytestmark = pytest.mark.slow  # make test-page runs them
 
 MakeRun = Callable[..., Path]
+
+_DRAWN = "#plot-privacy .point"
 
 _RIGHT = {
     "fedavg": {"1": 847, "4": 913, "8": 929, "inf": 940},
@@ -31,28 +34,10 @@ def page(browser: Any, make_run: MakeRun, cells: Path) -> Iterator[Any]:
                 f"partition.test-fraction={0.2 if epsilon == 'inf' else 0}", correct=[500, right],
             )  # fmt: skip
     browser.get(write_report(load_runs([cells]), cells).page.resolve().as_uri())
-    _drawn(browser)
+    wait_for(browser, _DRAWN)
     yield browser
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert browser.get_log("browser") == []
-
-
-def _drawn(browser: Any) -> None:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    selector = "#plot-privacy .point"
-    WebDriverWait(browser, 60).until(lambda _: browser.find_elements("css selector", selector))
-
-
-def _wide(browser: Any, width: int) -> None:
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.refresh()
-    _drawn(browser)
-
-
-def _texts(browser: Any, selector: str) -> list[str]:
-    return [one.text.strip() for one in browser.find_elements("css selector", selector)]
 
 
 def _overlaps(browser: Any, selector: str) -> list[list[str]]:
@@ -72,11 +57,11 @@ def _overlaps(browser: Any, selector: str) -> list[list[str]]:
 
 
 def test_on_a_desk_each_line_has_its_name_and_a_mark_at_each_budget(page: Any) -> None:
-    _wide(page, 1280)
-    assert {*_texts(page, "#plot-privacy .annotation-text")} == {*_RIGHT}
+    widen(page, 1280, _DRAWN)
+    assert {*texts(page, "#plot-privacy .annotation-text")} == {*_RIGHT}
     assert _overlaps(page, "#plot-privacy .annotation-text") == []
     assert len(page.find_elements("css selector", "#plot-privacy .point")) == 9
-    assert _texts(page, "#plot-privacy .xtick") == ["1", "4", "8"]
+    assert texts(page, "#plot-privacy .xtick") == ["1", "4", "8"]
     edge = page.execute_script(
         "const [plot, ...names] = [document.querySelector('#plot-privacy'), "
         "...document.querySelectorAll('#plot-privacy .annotation-text')]"
@@ -87,7 +72,7 @@ def test_on_a_desk_each_line_has_its_name_and_a_mark_at_each_budget(page: Any) -
 
 
 def test_a_level_without_privacy_is_dashed_across_the_plot(page: Any) -> None:
-    _wide(page, 1280)
+    widen(page, 1280, _DRAWN)
     levels = page.execute_script(
         "return document.getElementById('plot-privacy').data"
         ".filter((one) => one.line.dash === 'dash').map((one) => one.y[0])"
@@ -96,11 +81,11 @@ def test_a_level_without_privacy_is_dashed_across_the_plot(page: Any) -> None:
 
 
 def test_a_phone_scrolls_the_table_and_nothing_else(page: Any) -> None:
-    _wide(page, 400)
+    widen(page, 400, _DRAWN)
     root = "document.documentElement"
     assert page.execute_script(f"return {root}.scrollWidth - {root}.clientWidth") == 0
-    assert _texts(page, "#plot-privacy .annotation-text") == []
-    assert {*_texts(page, "#privacy tbody th")} == {*_RIGHT}
+    assert texts(page, "#plot-privacy .annotation-text") == []
+    assert {*texts(page, "#privacy tbody th")} == {*_RIGHT}
     assert _overlaps(page, "#plot-privacy .xtick text") == []
 
 

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from simulations.report import load_runs, write_report
+from tests.simulations.report.browsing import texts, wait_for, widen
 
 pytestmark = pytest.mark.slow  # make test-page runs them
 
 MakeRun = Callable[..., Path]
+
+_DRAWN = "#plot-bytes .annotation"
 
 # codec, projection, right answers of 1,000 and bytes of a round, for each of two strategies
 _PACKINGS = (
@@ -34,28 +37,10 @@ def page(browser: Any, make_run: MakeRun, cells: Path) -> Iterator[Any]:
                 population=50, downlink_bytes=600_000 if projection == "off" else 100_000,
             )  # fmt: skip
     browser.get(write_report(load_runs([cells]), cells).page.resolve().as_uri())
-    _drawn(browser)
+    wait_for(browser, _DRAWN)
     yield browser
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert browser.get_log("browser") == []
-
-
-def _drawn(browser: Any) -> None:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    selector = "#plot-bytes .annotation"
-    WebDriverWait(browser, 60).until(lambda _: browser.find_elements("css selector", selector))
-
-
-def _wide(browser: Any, width: int) -> None:
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.refresh()
-    _drawn(browser)
-
-
-def _texts(browser: Any, selector: str) -> list[str]:
-    return [one.text.strip() for one in browser.find_elements("css selector", selector)]
 
 
 def _colliding(browser: Any) -> list[list[str]]:
@@ -76,8 +61,8 @@ def _colliding(browser: Any) -> list[list[str]]:
 
 
 def test_on_a_desk_each_mark_has_its_name_and_full_ones_are_on_the_front(page: Any) -> None:
-    _wide(page, 1280)
-    names = _texts(page, "#plot-bytes .annotation-text")
+    widen(page, 1280, _DRAWN)
+    names = texts(page, "#plot-bytes .annotation-text")
     assert set(names) == {
         f"{name} · {codec} · {projection}"
         for name in ("fedavg", "fedprox")
@@ -95,26 +80,26 @@ def test_on_a_desk_each_mark_has_its_name_and_full_ones_are_on_the_front(page: A
     )
     full = {label for label, symbol in symbols if not symbol.endswith("-open")}
     assert full == {"fedavg · drive · 255", "fedavg · int8 · off"}
-    assert _texts(page, "#bytes .traffic:not([hidden]) tbody th") == [
+    assert texts(page, "#bytes .traffic:not([hidden]) tbody th") == [
         "fedavg · drive · 255", "fedavg · int8 · off"
     ]  # fmt: skip
 
 
 def test_a_phone_names_the_front_and_numbers_the_others(page: Any) -> None:
-    _wide(page, 400)
+    widen(page, 400, _DRAWN)
     root = "document.documentElement"
     assert page.execute_script(f"return {root}.scrollWidth - {root}.clientWidth") == 0
     assert _colliding(page) == []
-    names = set(_texts(page, "#plot-bytes .annotation-text"))
+    names = set(texts(page, "#plot-bytes .annotation-text"))
     assert names == {"fedavg · drive · 255", "fedavg · int8 · off", *map(str, range(1, 12))}
-    lines = _texts(page, "#bytes-numbers span")
+    lines = texts(page, "#bytes-numbers span")
     assert [line.split()[0] for line in lines] == [str(n) for n in range(1, 12)]
     assert "fedprox · drive · 255" in lines[0]  # the fewest bytes first
 
 
 def test_byte_ticks_are_read_without_counting_zeros(page: Any) -> None:
-    _wide(page, 1280)
-    ticks = _texts(page, "#plot-bytes .xtick")
+    widen(page, 1280, _DRAWN)
+    ticks = texts(page, "#plot-bytes .xtick")
     assert len(ticks) >= 3
     assert all(tick.partition(" ")[2] in ("B", "kB", "MB") for tick in ticks)
 
@@ -124,11 +109,11 @@ def test_the_button_counts_what_comes_down_too(page: Any) -> None:
         return str(page.find_element("css selector", "#plot-bytes .xtitle").text)
 
     assert axis() == "bytes that a client sent in the run"
-    first = _texts(page, "#bytes .traffic:not([hidden]) td")
+    first = texts(page, "#bytes .traffic:not([hidden]) td")
     button = page.find_element("css selector", "#bytes .chips button[data-traffic='1']")
     button.send_keys(" ")  # by keyboard
     assert axis() == "bytes that a client sent and got in the run"
-    assert _texts(page, "#bytes .traffic:not([hidden]) td") != first
+    assert texts(page, "#bytes .traffic:not([hidden]) td") != first
     pressed = page.find_elements("css selector", "#bytes .chips button[aria-pressed='true']")
     assert [one.text for one in pressed] == ["up and down"]
 
@@ -142,7 +127,7 @@ def test_who_cannot_see_the_figure_is_told_the_front(page: Any) -> None:
 
 
 def test_on_a_desk_no_column_of_the_leaderboard_is_cut(page: Any) -> None:
-    _wide(page, 1280)
+    widen(page, 1280, _DRAWN)
     room = "const one = document.querySelector('#leaderboard .scroll'); return one.{}Width"
     widths = [page.execute_script(room.format(which)) for which in ("scroll", "client")]
     assert widths[0] <= widths[1]
