@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,9 @@ __all__ = [
 ]
 
 
+logger = logging.getLogger("fedhead")
+
+
 @contextmanager
 def beginning(config: Config, *, overwrite: bool) -> Iterator[Path]:
     """A new run's folder, for the time in which it runs.
@@ -63,6 +67,8 @@ def beginning(config: Config, *, overwrite: bool) -> Iterator[Path]:
     check_trackers(config.tracking)
     path = free_folder(config, numbered=not overwrite)
     replaces = overwrite and not is_empty(path)
+    if replaces:
+        _tell_spent(path)
     with in_place_of(path) if replaces else nullcontext():
         new_run(config.model_copy(update={"out": str(path)}))
         try:
@@ -71,6 +77,20 @@ def beginning(config: Config, *, overwrite: bool) -> Iterator[Path]:
             if not (path / "metrics.jsonl").exists() and not (path / "flower.log").exists():
                 shutil.rmtree(path, ignore_errors=True)
             raise
+
+
+def _tell_spent(path: Path) -> None:
+    """Warn that the ledger of a run goes with it, and what it had spent does not."""
+    from common.privacy.words import figure
+    from server.record.privacy import read_privacy
+
+    with suppress(FedheadError):  # what cannot be read can be replaced all the same
+        found = read_privacy(path)
+        if found and found[0].spent and not found[0].simulated:
+            logger.warning(
+                "%s has spent epsilon %s: what leaves the new run on the same clients adds to it",
+                path, figure(found[0].spent),
+            )  # fmt: skip
 
 
 def new_run(config: Config) -> Path:

@@ -16,10 +16,14 @@ from common.toml_model import Section
 __all__ = ["NO_PRIVACY", "PrivacyConfig", "by_rule", "is_private", "rule_keys"]
 
 
+# With less, noise would not fit the integers that are summed, or have no accounting for coins.
+_LEAST_EPSILON, _LEAST_DELTA = 1e-6, 1e-14
+
+
 def _epsilon(value: object) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= _LEAST_EPSILON:
         return float(value)
-    raise ValueError("must be a number above 0; inf is no privacy")
+    raise ValueError(f"must be a number of {_LEAST_EPSILON:g} or more; inf is no privacy")
 
 
 def _clip(value: object) -> float | Literal["auto", "adaptive"]:
@@ -43,7 +47,7 @@ class PrivacyConfig(Section):
     """The budget of the whole run: the smaller, the less the model tells of any client, and the
     more noise is added. inf: no privacy. Else what is not set of train.rounds, local-epochs,
     batch-size, backbone.projection and partition.test-fraction is as privacy's rule has it."""
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    delta: Annotated[float, Field(ge=_LEAST_DELTA, lt=1)] = 1e-5
     """Probability with which the bound may fail; it must be below 1 by the number of clients."""
     unit: Literal["client"] = "client"
     """What is protected: all examples of a client together."""

@@ -49,6 +49,8 @@ _MOST_STEPS = 30_000  # in all of a round's losses: large losses need no finer o
 _TAIL = 9.0  # standard deviations that a loss distribution covers
 _TOLERANCE = 1e-4  # of a calibrated epsilon
 _MOST_TRIES = 40
+# Above this epsilon sampling is counted as if it hid nothing: loss distributions get long then.
+_LARGE = 1e4
 
 _FIGURE = JsonFile("figure of privacy in the cache")
 
@@ -74,7 +76,7 @@ def poisson_multiplier(epsilon: float, delta: float, rate: float, rounds: int) -
     check_positive("epsilon", epsilon)
     _check_sampling(delta, rate, rounds)
     full = gaussian_sigma(epsilon, delta) * math.sqrt(rounds)
-    if rate == 1:
+    if rate == 1 or epsilon > _LARGE:
         return full
     return _cached_figure(
         {"of": "multiplier", "epsilon": epsilon, "delta": delta, "rate": rate, "rounds": rounds},
@@ -151,7 +153,8 @@ def sampled_epsilon(parts: Sequence[tuple[float, float, int]], delta: float) -> 
     Raises:
         MissingExtraError: dp-accounting is not installed.
     """
-    return _epsilon(parts, delta, replaced=False)
+    whole = gaussian_epsilon(composed(z / math.sqrt(rounds) for z, _, rounds in parts), delta)
+    return whole if whole > _LARGE else _epsilon(parts, delta, replaced=False)
 
 
 def _epsilon(parts: Sequence[tuple[float, float, int]], delta: float, *, replaced: bool) -> float:

@@ -35,10 +35,15 @@ def keep_secret(path: Path) -> bytes:
         ``SECRET_BYTES`` bytes.
 
     Raises:
-        RunError: users other than the file's owner may read it.
+        RunError: users other than the file's owner may read it, or it lies elsewhere.
         DamagedError: it is no secret, or was changed: other noise would be drawn from it.
         OSError: it cannot be read or written.
     """
+    if path.is_symlink():
+        raise RunError(
+            f"{shown(path)} is a link: what it leads to would outlive the run, and with it the "
+            "run's noise can be taken off; the secret is to lie in the run folder itself"
+        )
     if not path.exists():
         with suppress(FileExistsError):
             write_private(path, _with_check(os.urandom(SECRET_BYTES)))

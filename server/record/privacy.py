@@ -64,6 +64,7 @@ class Privacy:
         goes_on: whether the run began with another run's head, whose own cost is not counted.
         clients: the configured number of clients, which is public; None before the first release.
         releases: in the order in which they were charged.
+        goes_on: whether the run began with the head of another one, whose cost is not in this.
     """
 
     epsilon: float
@@ -76,6 +77,7 @@ class Privacy:
     goes_on: bool
     clients: int | None
     releases: tuple[Release, ...]
+    goes_on: bool = False
 
     @property
     def sentence(self) -> str:
@@ -117,6 +119,7 @@ def read_privacy(folder: Path) -> tuple[Privacy, tuple[Entry, ...]] | None:
         goes_on=bool(config.strategy.init_from),
         clients=entries[0].clients if entries else None,
         releases=_releases(entries),
+        goes_on=bool(config.strategy.init_from),
     )
     return value, entries
 

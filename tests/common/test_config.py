@@ -210,7 +210,7 @@ def test_privacy_fills_in_what_an_experiment_does_not_say() -> None:
     assert changed(private, {}) == private
 
 
-@pytest.mark.parametrize("epsilon", ["0", "-1", "nan", '"4"', "true"])
+@pytest.mark.parametrize("epsilon", ["0", "-1", "nan", "1e-7", '"4"', "true"])
 def test_an_epsilon_is_a_number_above_zero(epsilon: str) -> None:
     with pytest.raises(ConfigError, match=r"privacy\.epsilon"):
         load_config(None, items=[f"privacy.epsilon={epsilon}"])

@@ -226,3 +226,16 @@ def test_a_damaged_configuration_is_not_taken_for_a_typing_error(
     code, _, err = fedhead("resume", run)
     assert code == 1
     assert "it was changed since the run began" in err
+
+
+@pytest.mark.parametrize("noise", ["secret", "seed"])
+def test_what_a_private_run_has_spent_is_told_before_its_ledger_goes(
+    experiment: Path, fedhead: Fedhead, noise: str
+) -> None:
+    keys = ("privacy.epsilon=8", f"privacy.noise={noise}", "train.clients-per-round=0",
+            "train.rounds=1")  # fmt: skip
+    settings = [word for key in keys for word in ("--set", key)]
+    code, _, err = fedhead("run", experiment, *settings)
+    assert (code, "has spent" in err) == (0, False)
+    code, _, err = fedhead("run", experiment, *settings, "--overwrite")
+    assert (code, "tiny has spent epsilon 8: what leaves" in err) == (0, noise == "secret")

@@ -129,6 +129,18 @@ def test_everybody_in_each_round_is_the_exact_formula() -> None:
     assert gaussian_epsilon(2.0, DELTA) <= by_losses < gaussian_epsilon(2.0, DELTA) * 1.0001
 
 
+def test_where_a_budget_promises_nothing_sampling_is_counted_as_if_it_hid_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Loss distributions of such rounds would take minutes.
+    monkeypatch.setattr(accounting, "_epsilon", None)
+    z = poisson_multiplier(1e6, DELTA, 0.25, 10)
+    assert z == gaussian_sigma(1e6, DELTA) * math.sqrt(10)
+    assert 1e4 < sampled_epsilon([(z, 0.25, 3)], DELTA) < sampled_epsilon([(z, 0.25, 10)], DELTA)
+    assert poisson_epsilon(z, DELTA, 0.25, 10) == pytest.approx(1e6)
+    assert poisson_epsilon(z, DELTA, 0.25, 10) <= 1e6
+
+
 def test_rounds_of_several_kinds_add_up() -> None:
     z, delta, rate, rounds = GOLDEN
     halves = [(z, rate, rounds // 2)] * 2

@@ -139,3 +139,17 @@ def test_destroying_leaves_nothing_and_touches_nothing_else(path: Path) -> None:
     destroy_secret(path)
     assert {file.name for file in path.parent.iterdir()} == {"privacy.secret2", ".head.abc.tmp"}
     destroy_secret(path)  # a run that is resumed after its end
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_one_that_lies_elsewhere_is_refused_since_it_would_outlive_the_run(
+    path: Path, exists: bool
+) -> None:
+    path.parent.mkdir(exist_ok=True)
+    elsewhere = path.with_name("elsewhere")
+    if exists:
+        keep_secret(elsewhere)
+    path.symlink_to(elsewhere)
+    with pytest.raises(RunError, match="is a link: what it leads to would outlive the run"):
+        keep_secret(path)
+    assert elsewhere.exists() == exists

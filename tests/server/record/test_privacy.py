@@ -149,3 +149,9 @@ def test_a_damaged_line_of_metrics_says_nothing_of_the_ledger(make_run: MakeRun)
     lines = metrics.read_text().splitlines(keepends=True)
     metrics.write_text("".join([*lines[:-1], lines[-1].replace("0.5", "0.6")]))
     assert len(read(path).releases) == 3
+
+
+def test_a_run_that_goes_on_from_another_says_that_this_is_not_counted(make_run: MakeRun) -> None:
+    path = make_run("privacy.epsilon=8", "strategy.init-from=/elsewhere/run")
+    assert "head of another run, whose cost is not in this" in privacy_sentence(path)
+    assert "/elsewhere" not in privacy_sentence(path)

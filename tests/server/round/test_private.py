@@ -297,6 +297,23 @@ def test_clip_and_step_follow_from_public_numbers() -> None:
     assert adaptive.vote == pytest.approx(adaptive.noise * RESOLUTION / 50.0, abs=1)
 
 
+@pytest.mark.parametrize("mechanism", ["everyone", "poisson", "min-separation"])
+def test_the_smallest_budget_that_is_taken_has_noise_that_can_be_drawn(
+    tmp_path: Path, mechanism: str
+) -> None:
+    if mechanism == "poisson":
+        pytest.importorskip("dp_accounting")
+    asked = {} if mechanism == "everyone" else {"clients-per-round": 15}
+    least = {"epsilon": 1e-6, "delta": 1e-14, "mechanism": mechanism, "rounds": 40, **asked}
+    keeper = guard(tmp_path, configured(**least))
+    digests = np.zeros((40, DIGEST_BYTES), np.uint8) if mechanism == "min-separation" else NONE
+    noise = (released(keeper, 1, np.zeros(99, np.int64), digests).noisy / RESOLUTION).std()
+    assert noise == pytest.approx(keeper.decided.noise, rel=0.4)
+    for below in ({"epsilon": 9e-7}, {"delta": 9e-15}):
+        with pytest.raises(ValueError, match="privacy"):
+            configured(**{**least, **below})
+
+
 def test_noise_from_the_seed_is_for_simulations_alone() -> None:
     assert check_noise(configured(), simulated=True)
     assert not check_noise(configured(), simulated=False)
