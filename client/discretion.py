@@ -19,15 +19,12 @@ from common.errors import (
     SignatureError,
 )
 
-__all__ = ["SPEAKABLE", "UNTOLD", "kind_of"]
+__all__ = ["SPEAKABLE", "kind_of"]
 
 logger = logging.getLogger("fedhead")
 
 SPEAKABLE = (ReplyError, ProtocolError, DeclinedError)
 """Errors whose text may be sent: it holds only the server's own data, numbers or fixed text."""
-
-UNTOLD = "it failed, and the run is private"
-"""Of a simulated client in a private run: it has no log of its own."""
 
 # The first that fits is used.
 _KINDS: tuple[tuple[type[Exception], str], ...] = (
@@ -42,11 +39,18 @@ _KINDS: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
-def kind_of(problem: Exception) -> str:
-    """A sentence without the owner's data; the full error is logged here."""
+def kind_of(problem: Exception, *, has_log: bool = True) -> str:
+    """A sentence without the owner's data; the full error is logged here.
+
+    Args:
+        problem: the error.
+        has_log: whether the log is the owner's. Simulated clients share the server's, which in a
+            private run must not tell of their data either.
+    """
     if isinstance(problem, SPEAKABLE):
         return str(problem)
     ours = isinstance(problem, FedheadError | OSError)
-    logger.error("%s", problem, exc_info=None if ours else problem)
+    if has_log:
+        logger.error("%s", problem, exc_info=None if ours else problem)
     kind = next(words for error, words in _KINDS if isinstance(problem, error))
     return f"{kind}; see its own log"

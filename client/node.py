@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from client.client_round import ClientRound
-from client.discretion import UNTOLD, kind_of
+from client.discretion import kind_of
 from client.host import Host, run_folder
 from client.local import ClientUpdate, client_update
 from client.memory import ClientMemory
@@ -60,9 +60,9 @@ def _one_by_one(
 
 def _reason(exc: FedheadError, host: Host, *, private: bool) -> str:
     """What the server is told of a client's failure, and what its own log says."""
-    if not host.simulated:
-        return kind_of(exc)
-    return UNTOLD if private else str(exc)  # its log is the server's
+    if host.simulated and not private:
+        return str(exc)
+    return kind_of(exc, has_log=not host.simulated)
 
 
 def _update(

@@ -291,6 +291,7 @@ def test_what_is_wrong_with_a_clients_data_stays_on_its_machine(
     assert [r.reason for r in answer.rejected] == ["its images cannot be used; see its own log"]
     assert answer.clients == (0,)
     assert ("left out of round" in caplog.text) is not simulated
+    assert ("17 bytes" in caplog.text) is not simulated
 
 
 def test_kernels_for_private_rounds_can_be_had_before_a_round() -> None:
