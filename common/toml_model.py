@@ -73,6 +73,11 @@ def _known_keys(model: type[BaseModel], location: tuple[str | int, ...]) -> list
     return [name.replace("_", "-") for name in model.model_fields]
 
 
+def _elsewhere(model: type[BaseModel], name: str) -> list[str]:
+    """The keys of this name in the sections of a file."""
+    return [f"{key}.{name}" for key in _known_keys(model, ()) if name in _known_keys(model, (key,))]
+
+
 def _describe(model: type[BaseModel], error: ErrorDetails) -> str:
     location = error["loc"]
     key = ".".join(str(part) for part in location)
@@ -80,8 +85,9 @@ def _describe(model: type[BaseModel], error: ErrorDetails) -> str:
         known = _known_keys(model, location[:-1])
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
         parent = ".".join(str(part) for part in location[:-1])
-        hint = f", did you mean {parent + '.' if parent else ''}{near[0]}?" if near else ""
-        return f"unknown key {key}{hint}"
+        meant = [f"{parent + '.' if parent else ''}{name}" for name in near]
+        meant = meant or _elsewhere(model, str(location[-1]))
+        return f"unknown key {key}{f', did you mean {meant[0]}?' if meant else ''}"
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
     if not location:
         return message

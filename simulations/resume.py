@@ -97,8 +97,9 @@ def allowed(config: Config, overrides: Mapping[str, Any], path: Path) -> Config:
     ]
     if refused:
         others = ", ".join(key for key in MAY_CHANGE if key not in fixed)
+        because = " (one budget of privacy is for all rounds together)" * config.privacy.active
         raise RunError(
-            f"{path} cannot go on with another {', '.join(refused)}, only with another "
+            f"{path} cannot go on with another {', '.join(refused)}{because}, only with another "
             f"{others}; a new run can start from its head: fedhead run "
             f"EXPERIMENT.toml --init-from {shlex.quote(str(path))}"
         )

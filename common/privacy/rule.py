@@ -92,6 +92,8 @@ def cancelled(coefficients: Sequence[float], rounds: int) -> float:
     >>> cancelled([1.0], 10)
     1.0
     """
+    if len(coefficients) == 1:  # independent noise, in however many rounds
+        return float(coefficients[0])
     heads = np.tri(rounds)[rounds // 2 :].mean(axis=0)  # how much of each round they hold
     powers = (c * np.eye(rounds, k=-k) for k, c in enumerate(coefficients[:rounds]))
     drawn = np.linalg.solve(sum(powers, np.zeros((rounds, rounds))).T, heads)

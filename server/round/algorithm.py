@@ -243,6 +243,8 @@ def sample_cohort(
     eligible = len(registry.known.difference(excluded))
     size = 0 if everyone else min(config.train.asked(registry.population), eligible)
     wanted = size or min(eligible, max(1, len(ids)))
+    if run.guard:  # a round costs the same, whoever is there: all clients count, absent ones too
+        wanted = registry.population
     asked = math.ceil(wanted * (1 + (config.round.over_selection if size else 0)) - 1e-9)
     chosen: list[int] = smallest(ids, asked, config.seed, Purpose.COHORT, round_number).tolist()
     return chosen, wanted

@@ -134,6 +134,9 @@ def join(
     """
     wanted = config.train.asked(registry.population)
     needed = quorum(config, wanted) if resumes else max(1, wanted)
+    awaits_all = config.privacy.active and registry.deployed and not wanted
+    if awaits_all:
+        needed = quorum(config, registry.population)
     hint = partial(_needs, config, resumes=resumes)
     if devices:
         wait_for(registry, needed, hint, _JOIN_SECONDS)
@@ -147,10 +150,23 @@ def join(
     else:
         _refuse_simulation(config)
         wait_for(registry, needed, hint)
-        if resumes and registry.deployed and not wanted:
+        if awaits_all:
+            _await_all(registry)
+        elif resumes and registry.deployed and not wanted:
             # All clients are wanted, so the run must not start with the first one alone.
             registry.gather(quorum(config, registry.population), _JOIN_SECONDS, _JOIN_SECONDS)
     _tell_share(config, registry.population)
+
+
+def _await_all(registry: Registry) -> None:
+    """Give all devices time to join: a private round costs as much with few of them as with all."""
+    count = registry.population
+    if not registry.gather(count, _JOIN_SECONDS):
+        logger.warning(
+            "%d of %d devices are there: the run begins without the others, with the noise and "
+            "the cost of %d",
+            registry.ready(), count, count,
+        )  # fmt: skip
 
 
 def wait_for(
@@ -185,9 +201,14 @@ def wait_for(
 def _needs(config: Config, here: int, *, resumes: bool) -> str:
     """The key that says how many clients are needed, and what takes those that are here.
 
-    Empty if every client is asked: then one is enough to begin.
+    Empty if every client is asked: then one is enough to begin, but for a private run.
     """
     number = config.train.clients_per_round
+    if not number and config.privacy.active:
+        return (
+            f" (round.quorum={config.round.quorum:g} of the devices that are registered: a "
+            "private round costs as much with few)"
+        )
     if not number:
         return ""
     key = f"train.clients-per-round={number:g}"

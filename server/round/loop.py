@@ -168,7 +168,9 @@ def _gather(run: Run, round_number: int) -> None:
     registry.refresh()
     asked = config.train.asked(registry.population)
     wanted = min(asked or len(registry.clients), len(registry.known))
-    needed = quorum(config, registry.population if config.privacy.hides_cohorts else wanted)
+    if config.privacy.hides_cohorts or (config.privacy.active and not asked):
+        wanted = registry.population
+    needed = quorum(config, wanted)
     registry.progress.update(round_number=round_number, rounds=config.train.rounds, quorum=needed)
     if not registry.simulated:
         registry.gather(needed, config.round.deadline_seconds)

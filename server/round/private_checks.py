@@ -65,9 +65,10 @@ def _of_strategy(config: Config, own: Strategy[Any], plan: ClientPlan) -> Iterat
             + ('goes with "everyone"' if plan.kind == "sgd" else "has no such release")
         )
     elif plan.kind != "sgd" and not one_shot:
-        yield (
-            f"{own.name} needs the statistics of clients: with privacy they are released once, "
-            f'privacy.mechanism="one-shot", by {known}'
+        yield f"{own.name} needs the statistics of clients" + (
+            ', which privacy releases once: set privacy.mechanism="one-shot"'
+            if own.name in ONE_SHOT
+            else f': with privacy only {known} have them, by privacy.mechanism="one-shot"'
         )
     elif not one_shot and (reason := private_reason(own, plan)):
         yield (
@@ -122,6 +123,12 @@ def _of_cohort(config: Config) -> Iterator[str]:
 def _fixed_size(config: Config) -> str:
     """Why a cohort of a fixed size is refused, with what it would cost."""
     train, privacy = config.train, config.privacy
+    clients = config.partition.num_clients
+    if config.partition.scheme != "natural" and train.asked(clients) == clients:
+        return (
+            f"train.clients-per-round={train.clients_per_round:g} is every client: with privacy "
+            "that is train.clients-per-round=0"
+        )
     words = (
         f"train.clients-per-round={train.clients_per_round:g} draws cohorts of a fixed size, which "
         "hide a client far less than coins of its own would"

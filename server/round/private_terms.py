@@ -62,6 +62,7 @@ def guarded(
     else:
         clients, examples = _population(config, registry, simulated=simulated)
         check_population(config, clients)
+        _warn_of_few(config, clients)
         decided = decide(config, clients, examples, feature_norm(config, features))
         folder.bind_privacy(dataclasses.asdict(decided))
     known = None
@@ -74,6 +75,18 @@ def guarded(
         )
         config = in_one_step(config, decided.norm)
     return config, Guard(config, decided, folder.path, simulated=simulated, known=known)
+
+
+def _warn_of_few(config: Config, clients: int) -> None:
+    """Say where the noise may cover what clients teach, as the rule reckons from their number."""
+    epsilon = config.privacy.epsilon
+    sigma = gaussian_sigma(epsilon, config.privacy.delta)
+    if rule.directions(clients, sigma) == rule.directions(0, sigma):  # as few as there ever are
+        logger.warning(
+            "%d clients are few for epsilon %g: the noise may cover what they teach; "
+            "fedhead privacy plan tells how much",
+            clients, epsilon,
+        )  # fmt: skip
 
 
 def _population(config: Config, registry: Registry, *, simulated: bool) -> tuple[int, float]:

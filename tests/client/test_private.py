@@ -291,6 +291,7 @@ def test_what_is_wrong_with_a_clients_data_stays_on_its_machine(
     assert answer.clients == (0,)
     assert ("17.png: 17 bytes" in caplog.text) is not simulated
     assert ("left out of round" in caplog.text) is not simulated
+    assert ("17 bytes" in caplog.text) is not simulated
 
 
 def test_a_devices_reasons_are_fixed_words(tmp_path: Path) -> None:

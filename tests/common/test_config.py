@@ -214,3 +214,10 @@ def test_privacy_fills_in_what_an_experiment_does_not_say() -> None:
 def test_an_epsilon_is_a_number_above_zero(epsilon: str) -> None:
     with pytest.raises(ConfigError, match=r"privacy\.epsilon"):
         load_config(None, items=[f"privacy.epsilon={epsilon}"])
+
+
+def test_a_key_in_the_wrong_section_is_told_where_it_belongs() -> None:
+    with pytest.raises(ConfigError, match=r"train\.epsilon, did you mean privacy\.epsilon\?"):
+        changed(Config(), {"train": {"epsilon": 4}})
+    with pytest.raises(ConfigError, match=r"key epsilon, did you mean privacy\.epsilon\?"):
+        changed(Config(), {"epsilon": 4})

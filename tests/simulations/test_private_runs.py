@@ -281,7 +281,7 @@ def test_a_private_run_keeps_its_number_of_rounds(
         run_in_process(run)
     code, _, err = fedhead("resume", run, "--set", f"train.rounds={ROUNDS + 1}")
     assert code == 1
-    assert "cannot go on with another train.rounds" in err
+    assert "cannot go on with another train.rounds (one budget of privacy" in err
 
 
 REFUSED = {
@@ -292,8 +292,8 @@ REFUSED = {
     "strategy.name=median": "median does not go with privacy: it reads each client's update",
     "strategy.name=krum": "krum does not go with privacy: it reads each client's update",
     "strategy.name=flwr.serverapp.strategy:FedAvg": "needs one of fedhead's strategies",
-    "strategy.name=fed3r": "fed3r needs the statistics of clients",
-    "strategy.name=fedcof": "fedcof needs the statistics of clients",
+    "strategy.name=fed3r": 'which privacy releases once: set privacy.mechanism="one-shot"',
+    "strategy.name=fedcof": "fedcof needs the statistics of clients: with privacy only fed3r and",
     "strategy.name=ditto": "ditto needs the statistics of clients",
     "strategy.init=fed3r": 'strategy.init="fed3r" has every client send its statistics',
     "strategy.precondition=gram": 'strategy.precondition="gram" needs the Gram matrix',
@@ -302,6 +302,7 @@ REFUSED = {
     "round.max-update-norm=auto": "round.max-update-norm='auto' refuses whole updates",
     "attack.kind=sign-flip;attack.fraction=0.2": "changes updates after they are clipped",
     "train.clients-per-round=4": "draws cohorts of a fixed size",
+    "train.clients-per-round=8": "is every client: with privacy that is",
     "privacy.mechanism=poisson": "needs train.clients-per-round",
     "privacy.mechanism=min-separation": "needs train.clients-per-round",
     "privacy.mechanism=one-shot": "releases statistics once, for fed3r and lda",

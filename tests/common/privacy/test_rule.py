@@ -45,6 +45,10 @@ def test_noise_that_is_taken_off_again_is_counted_by_what_is_left_of_it() -> Non
     assert cancelled(c, rounds_) > 1.5
 
 
+def test_independent_noise_is_left_whole_in_however_many_rounds() -> None:
+    assert cancelled([1.0], 10**6) == 1.0  # a matrix of all rounds would take 8 TB
+
+
 def test_the_clip_falls_with_the_root_of_the_examples() -> None:
     assert clip(1) == 0.25
     assert clip(400) == pytest.approx(clip(100) / 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from common.messages import BackboneReply, DescribeReply
 from server.record.progress import Progress
 from server.round import backbone_offer
 from server.round.admission import Admission
+from server.round.algorithm import sample_cohort
 from server.round.backbone_offer import Offer, deliver
 from server.round.join import _account, join, make_registry
 from server.round.join import _needs as needs
@@ -115,6 +117,61 @@ def test_without_an_answer_it_ends_when_it_says(
     with pytest.raises(RunError, match=words):
         wait(run, Silent(*nodes), resumes=resumes)
     assert time.monotonic() - started < 60  # ten minutes, where a node that is dead was waited for
+
+
+class Devices:
+    """A deployment of five devices, of which some are there, in place of its registry."""
+
+    simulated, deployed, population = False, True, 5
+
+    def __init__(self, here: int) -> None:
+        self.clients = dict.fromkeys(range(here))
+        self.awaited: list[int] = []
+
+    def refresh(self, _seconds: float) -> None:
+        pass
+
+    def gather(self, count: int, *_: float) -> bool:
+        self.awaited.append(count)
+        return len(self.clients) >= count
+
+    def ready(self) -> int:
+        return len(self.clients)
+
+    def complaints(self) -> str:
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "awaited"),
+    [(math.inf, [1, 1]), (4.0, [3, 3, 5])],  # the first one; the quorum of five, then all
+)
+def test_a_private_run_awaits_all_devices(
+    epsilon: float, awaited: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = changed(Config(), {"privacy": {"epsilon": epsilon}})
+    registry: Any = Devices(4)
+    none: Any = None
+    join(registry, config, none, devices=True)
+    assert registry.awaited == awaited
+    assert ("4 of 5 devices are there" in caplog.text) == (epsilon == 4.0)
+
+
+def test_a_private_run_does_not_begin_with_a_few_devices() -> None:
+    config = changed(Config(), {"privacy": {"epsilon": 4.0}})
+    registry: Any = Devices(2)
+    none: Any = None
+    with pytest.raises(RunError, match=r"2 clients .*, 3 are needed \(round\.quorum=0\.5 of the "):
+        join(registry, config, none, devices=True)
+
+
+@pytest.mark.parametrize(("private", "wanted"), [(True, 5), (False, 2)])
+def test_a_private_round_wants_all_devices(private: bool, wanted: int) -> None:
+    guard = SimpleNamespace(chosen=lambda *_: None) if private else None
+    registry: Any = Devices(2)
+    registry.known, registry.stragglers = set(range(2)), SimpleNamespace(busy=set)
+    run: Any = SimpleNamespace(config=Config(), registry=registry, guard=guard)
+    assert sample_cohort(run, 1) == ([0, 1], wanted)
 
 
 @pytest.mark.parametrize(("asked", "said"), [(9, "9 to calibrate with"), (64, "16 of the 64")])

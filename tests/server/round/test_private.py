@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import server.round.private
-from common.config import Config
+from common.config import Config, changed
 from common.errors import ConfigError, DamagedError
 from common.privacy.factorization import coefficients, sensitivity
 from common.privacy.gaussian import gaussian_sigma
@@ -20,7 +20,7 @@ from common.privacy.ledger import Entry, Ledger
 from common.types import IntArray
 from server.round.private import LEDGER, SECRET, BudgetSpent, Guard
 from server.round.private_checks import check_noise, check_population
-from server.round.private_terms import decide
+from server.round.private_terms import _warn_of_few, decide
 from server.strategies.private import DIGEST_BYTES, Digests, Released
 
 CLIENTS, EXAMPLES, NORM, SIZE = 60, 9, 4.0, 400
@@ -326,3 +326,11 @@ def test_a_delta_that_gives_a_client_away_is_refused() -> None:
     check_population(configured(delta=0.009), 100)
     with pytest.raises(ConfigError, match=r"privacy.delta=0.01, expected below 0.01"):
         check_population(configured(delta=0.01), 100)
+
+
+@pytest.mark.parametrize(("clients", "told"), [(215, True), (217, False)])
+def test_few_clients_are_told_so(
+    clients: int, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    _warn_of_few(changed(Config(), {"privacy": {"epsilon": 4.0}}), clients)  # 200 sigma are 216.2
+    assert ("are few for epsilon 4" in caplog.text) == told

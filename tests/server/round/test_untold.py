@@ -22,12 +22,14 @@ from server.export.runtime_cards import ExportReport
 from server.record.untold import UNTOLD_REASON, untold_figures
 from simulations.deploy.last_run import _said
 from simulations.engines.in_process import InProcessGrid
+from tests.unnoised import Planted, of_folder
 
 Make = Callable[..., Path]
 Grid = type[InProcessGrid]
 
 PRIVATE = ("privacy.epsilon=20", "train.rounds=3", "round.quorum=0.3", "train.clients-per-round=0")
-TOLD = "it holds 4211 images of cats, mean loss 0.4321"
+TOLD = "it holds 4211 images of cats, mean loss 0.432198"
+PLANTED = Planted({"examples": 4211, "loss": 0.432198})
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +42,6 @@ def run(folder: Path, grid_class: Grid, app: Any = client_app) -> list[dict[str,
     values = {"experiment": str(folder / "config.toml"), "overrides": ""}
     run_experiment(grid_class(app, 1, values), run_config(values))
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-
-
-def all_text(folder: Path) -> str:
-    return "".join(
-        file.read_text() for file in folder.rglob("*") if file.suffix in (".jsonl", ".json", ".csv")
-    )
 
 
 def accounts(folder: Path) -> list[dict[str, str]]:
@@ -76,12 +72,22 @@ def test_devices_join_without_their_numbers_and_their_words_are_not_repeated(
     assert all("num_examples" not in line for line in joined)
     problems = {(line["event"], line["client"], line["reason"]) for line in log if "reason" in line}
     assert problems == {("failed", 102, UNTOLD_REASON), ("rejected", 103, UNTOLD_REASON)}
-    assert "4211" not in all_text(folder)
-    assert "0.4321" not in all_text(folder)
+    assert PLANTED.found(of_folder(folder)) == {}
     assert [(row["valid"], row["failed"], row["rejected"]) for row in accounts(folder)] == [
         ("3", "0", "0"), ("0", "3", "0"), ("0", "0", "3"),
     ]  # fmt: skip
     assert _said(folder / "events.jsonl")[0] == {}, "the operator's table has a dash"
+
+
+def test_without_privacy_they_are(tiny: Make, device_grid: Grid) -> None:
+    def talkative(message: Message, context: Context) -> Message:
+        if (message.metadata.message_type, context.node_id) == ("train", 2):
+            return Message(Error(2, TOLD), reply_to=message)
+        return client_app(message, context)
+
+    folder = tiny(*PRIVATE[1:])
+    run(folder, device_grid, talkative)
+    assert {*PLANTED.found(of_folder(folder))} == {"examples", "loss"}
 
 
 def test_a_device_sends_its_clipped_integers_and_blanks(tiny: Make, device_grid: Grid) -> None:
@@ -122,7 +128,7 @@ def test_a_device_that_tells_its_number_all_the_same_is_left_out_without_it(
     (refused,) = [line for line in log if line["event"] == "refused"]
     assert refused["reason"] == "tells how many examples it has, but the run is private"
     assert [line["client"] for line in log if line["event"] == "joined"] == [101, 103]
-    assert "4211" not in all_text(folder)
+    assert PLANTED.found(of_folder(folder)) == {}
 
 
 def test_with_secret_cohorts_the_accounts_have_only_when_devices_were_there(
@@ -142,7 +148,7 @@ def test_with_secret_cohorts_the_accounts_have_only_when_devices_were_there(
         assert row.pop("name")
         assert not any(row.values())
     assert {line["event"] for line in log if "client" in line} == {"joined"}
-    assert "cats" not in all_text(folder)
+    assert PLANTED.found(of_folder(folder)) == {}
 
 
 @pytest.mark.parametrize("mechanism", ["everyone", "poisson"])

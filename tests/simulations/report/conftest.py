@@ -32,23 +32,23 @@ def _confusion(correct: int, k: int) -> list[list[int]]:
 def make_run(tmp_path: Path) -> MakeRun:
     """Writes a run folder.
 
-    ``correct`` are the right answers of TESTS after each round, ``uplink`` the bytes of a round,
-    ``clients`` half of the right answers of each client's own ``tests`` test examples. The
-    last round's matrix is ``confusion``, or one that has so many right answers. ``counts`` are
-    further figures of each round, ``population`` is how many clients there were.
+    ``correct`` are the right answers of TESTS after each round, ``uplink`` the bytes of a round
+    (None: not told), ``clients`` half of the right answers of each client's own ``tests`` test
+    examples. The last round's matrix is ``confusion``, or one that has so many right answers.
+    ``counts`` are further figures of each round, ``population`` is how many clients there were.
     """
 
     def make(
         name: str,
         *overrides: str,
         correct: Sequence[int] = (500, 900),
-        uplink: int = 1000,
+        uplink: int | None = 1000,
         classes: Sequence[str] = ("ant", "bee", "cow"),
         clients: Sequence[int] | None = None,
         personal: Sequence[int] | None = None,
         tests: int = 20,
         confusion: Sequence[Sequence[int]] | None = None,
-        counts: Mapping[str, int] | None = None,
+        counts: Mapping[str, int | None] | None = None,
         population: int | None = None,
         **summary: Any,
     ) -> Path:
