@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ _GROUPED = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d.])")
 _TEXT = re.compile(rb"[ -~]{4,}")
 _RELATIVE = 3e-7  # what float32 makes of a number
 _DIGITS = 6  # a decimal number with fewer may be equal by chance
+_FEW = 100  # among more floats, one is near another number by chance
 _COSINE = 1 - 1e-6  # of two arrays that are multiples of each other: noise makes it far smaller
 
 
@@ -36,8 +37,8 @@ class Seen:
         place: file or message.
         data: its bytes.
         streams: its numbers in their order, text and arrays apart.
-        views: what else the bytes may be, where nothing says what they are: among so many numbers
-            single ones are there by chance, but no array is.
+        views: long arrays of floats, and what else the bytes may be, where nothing says what they
+            are: among so many numbers single ones are there by chance, but no array is.
     """
 
     place: str
@@ -123,14 +124,29 @@ def _is_exact(word: str) -> bool:
     return "." not in word or len(digits) >= _DIGITS or float(word).is_integer()
 
 
-def _of_binary(place: str, data: bytes) -> Seen:
-    """Arrays if they are safetensors, else what the bytes are as numbers of any kind."""
+def _of_binary(place: str, data: bytes, *, is_small: bool = False) -> Iterator[Seen]:
+    """Arrays if they are safetensors, else what the bytes are as numbers of any kind.
+
+    Args:
+        place: file or message.
+        data: its bytes.
+        is_small: whether single numbers are looked for, too, where nothing says what they are.
+    """
     try:
-        return Seen(place, data, tuple(map(_floats, load(data).values())))
+        arrays = list(load(data).values())
     except SafetensorError:
         kinds = {"<f4": 4, "<i4": 4, "<u4": 4, "<f8": 8, "<i8": 8}
-        views = (np.frombuffer(data[: len(data) // n * n], kind) for kind, n in kinds.items())
-        return Seen(place, data, (), tuple(map(_floats, views)))
+        arrays = [np.frombuffer(data[: len(data) // n * n], kind) for kind, n in kinds.items()]
+    else:
+        is_small = True
+        yield of_text(f"{place}, header", data[8 : 8 + int.from_bytes(data[:8], "little")])
+    told = [is_small and (array.dtype.kind in "iu" or array.size <= _FEW) for array in arrays]
+    numbers = [_floats(array) for array in arrays]
+    streams, views = (
+        tuple(one for one, is_told in zip(numbers, told, strict=True) if is_told is wanted)
+        for wanted in (True, False)
+    )
+    yield Seen(place, data, streams, views)
 
 
 def _floats(array: npt.NDArray[Any]) -> Numbers:
@@ -156,7 +172,7 @@ def of_folder(folder: Path) -> Iterator[Seen]:
 
 def _of_any(place: str, data: bytes) -> Iterator[Seen]:
     if b"\0" in data:
-        yield _of_binary(place, data)
+        yield from _of_binary(place, data)
     else:
         yield of_text(place, data)
 
@@ -189,9 +205,7 @@ def of_content(place: str, content: RecordDict) -> Iterator[Seen]:
             yield Seen(f"{where}.{key}", b"", (np.array(plain),))
             for one in values:
                 if isinstance(one, bytes):
-                    read = _of_binary(f"{where}.{key}", one)
-                    is_known = key != "data"  # of a backbone
-                    streams = (*read.streams, *(read.views if is_known else ()))
-                    yield replace(read, streams=streams)
+                    is_backbone = key == "data"
+                    yield from _of_binary(f"{where}.{key}", one, is_small=not is_backbone)
                 elif isinstance(one, str):
                     yield of_text(f"{where}.{key}", one.encode())
