@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from flwr.app import Context, Error, Message
 import server.app
 from client.app import app as client_app
 from common.config import PrivacyConfig
+from common.errors import RunError
 from common.experiment import run_config
 from common.messages import DescribeReply, DescribeRequest, TrainReply
 from server.app import run_experiment
@@ -178,7 +180,9 @@ def test_with_secret_cohorts_nobody_is_told_who_owes_an_answer(
     folder = tiny(
         *PRIVATE[:2], "round.quorum=1.0", "round.deadline-seconds=1", "train.lr=auto", *keys
     )
-    log = run(folder, Silent)
+    with suppress(RunError):  # where everyone is asked, no round has its quorum
+        run(folder, Silent)
+    log = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     waiting = [line["message"] for line in log if line["event"] == "waiting"]
     told = [line["event"] for line in log if line.get("client") == 102]
     if mechanism == "everyone":
