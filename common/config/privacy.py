@@ -16,8 +16,9 @@ from common.toml_model import Section
 __all__ = ["NO_PRIVACY", "PrivacyConfig", "by_rule", "is_private", "rule_keys"]
 
 
-# With less, noise would not fit the integers that are summed, or have no accounting for coins.
-_LEAST_EPSILON, _LEAST_DELTA = 1e-6, 1e-14
+# With less, noise would not fit the integers that are summed, and its ends would count: a normal
+# draw of 53 bits ends at 8.5 standard deviations.
+_LEAST_EPSILON, _LEAST_DELTA = 1e-6, 1e-12
 
 
 def _epsilon(value: object) -> float:

@@ -63,7 +63,6 @@ class Privacy:
         simulated: whether the noise came from the run's seed, so that it protects nobody.
         clients: the configured number of clients, which is public; None before the first release.
         releases: in the order in which they were charged.
-        goes_on: whether the run began with the head of another one, whose cost is not in this.
     """
 
     epsilon: float
@@ -75,7 +74,6 @@ class Privacy:
     simulated: bool
     clients: int | None
     releases: tuple[Release, ...]
-    goes_on: bool = False
 
     @property
     def sentence(self) -> str:
@@ -116,7 +114,6 @@ def read_privacy(folder: Path) -> tuple[Privacy, tuple[Entry, ...]] | None:
         simulated=_is_simulated(config, entries, known),
         clients=entries[0].clients if entries else None,
         releases=_releases(entries),
-        goes_on=bool(config.strategy.init_from),
     )
     return value, entries
 

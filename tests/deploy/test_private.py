@@ -71,7 +71,13 @@ def test_files_log_and_the_operators_table_tell_nothing_that_no_noise_covers(
         assert summary["privacy"]["noise"] == "secret"
         assert read_summary(path)["client_tests"] is None
 
-    # Of a device the log of secret cohorts has that it is there, and nothing else.
+    # Of a device the log of secret cohorts has that it is there, and nothing else. Neither has
+    # Flower's own, which names the nodes that it knows and not those that answer.
+    of_nodes = [line for line in deployed.said("server").splitlines() if "node_id=" in line]
+    about = {re.sub(r"\W*node_id=\d+.*", "", line).rpartition("      ")[2] for line in of_nodes}
+    assert about == {
+        "[ControlServicer.RegisterNode] Created", "[Fleet.ActivateNode] Activated",
+    }  # fmt: skip
     assert len(re.findall(r"\b(?:attic|cellar|garden)\b", log)) == 3
     assert all(log.count(f"{name} has joined") == 1 for name in IMAGES)
     with (path / "devices.csv").open() as file:

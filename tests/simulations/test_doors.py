@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import socket
 import ssl
 import time
@@ -17,15 +18,18 @@ from typing import Any
 import pytest
 import uvicorn
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import Message, Metadata
 from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import (
     generate_key_pairs,
     public_key_to_bytes,
     sign_message,
 )
+from flwr.superlink.servicer.fleet import fleet_handlers
 
 from simulations.deploy import gate as gate_module
-from simulations.deploy.app import devices_routes
+from simulations.deploy.app import devices_routes, is_told
 from simulations.deploy.certificates import write_authority, write_server
 from simulations.deploy.doors import DevicesDoor, OperatorsDoor
 from simulations.deploy.gate import Buckets, Connection, Gate, Limits, protocol
@@ -600,3 +604,28 @@ def test_a_request_hidden_behind_anothers_end_is_one_of_its_own(authority: Path)
 
     asyncio.run(smuggle())
     assert port.devices.flower.reached == [("POST", PULL, b"x")]
+
+
+def test_flowers_log_does_not_say_which_device_answers(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its logger does not hand its lines on.
+    logger = logging.getLogger("flwr")
+    monkeypatch.setattr(logger, "propagate", True)
+    reply = PushMessagesRequest(messages_list=[Message(metadata=Metadata(src_node_id=4711))])
+
+    def told() -> bool:
+        caplog.clear()
+        with suppress(Exception):  # it is no whole message
+            fleet_handlers.push_messages(reply, state=None)  # type: ignore[arg-type]
+        return "4711" in caplog.text
+
+    with caplog.at_level("INFO", "flwr"):
+        assert told(), "Flower's line has other words now"
+        logger.addFilter(is_told)
+        try:
+            assert not told()
+            logger.info("[Fleet.ActivateNode] Activated node_id=%s", 4711)
+            assert "4711" in caplog.text
+        finally:
+            logger.removeFilter(is_told)
