@@ -61,6 +61,7 @@ class Privacy:
         neighbours: which two sets of clients the bound compares.
         mechanism: how clients come to take part.
         simulated: whether the noise came from the run's seed, so that it protects nobody.
+        goes_on: whether the run began with another run's head, whose own cost is not counted.
         clients: the configured number of clients, which is public; None before the first release.
         releases: in the order in which they were charged.
     """
@@ -72,6 +73,7 @@ class Privacy:
     neighbours: str
     mechanism: Mechanism
     simulated: bool
+    goes_on: bool
     clients: int | None
     releases: tuple[Release, ...]
 
@@ -112,6 +114,7 @@ def read_privacy(folder: Path) -> tuple[Privacy, tuple[Entry, ...]] | None:
         neighbours=NEIGHBOURS,
         mechanism=settings.mechanism,
         simulated=_is_simulated(config, entries, known),
+        goes_on=bool(config.strategy.init_from),
         clients=entries[0].clients if entries else None,
         releases=_releases(entries),
     )
