@@ -56,7 +56,7 @@ delta 1e-05, one client added or removed.'
         f"{figure(spent)} spent of {figure(epsilon)}, delta {delta:g}, {NEIGHBOURS}."
     )
     if goes_on:
-        words += " It began with the head of another run, whose cost is not in this."
+        words += " What its first head, another run's, had cost is not counted."
     if simulated:
         words += " Simulated, not private: the noise comes from the run's seed."
     return words

@@ -61,9 +61,9 @@ class Privacy:
         neighbours: which two sets of clients the bound compares.
         mechanism: how clients come to take part.
         simulated: whether the noise came from the run's seed, so that it protects nobody.
+        goes_on: whether the run began with another run's head, whose own cost is not counted.
         clients: the configured number of clients, which is public; None before the first release.
         releases: in the order in which they were charged.
-        goes_on: whether the run began with the head of another one, whose cost is not in this.
     """
 
     epsilon: float
@@ -73,9 +73,9 @@ class Privacy:
     neighbours: str
     mechanism: Mechanism
     simulated: bool
+    goes_on: bool
     clients: int | None
     releases: tuple[Release, ...]
-    goes_on: bool = False
 
     @property
     def sentence(self) -> str:
@@ -114,9 +114,9 @@ def read_privacy(folder: Path) -> tuple[Privacy, tuple[Entry, ...]] | None:
         neighbours=NEIGHBOURS,
         mechanism=settings.mechanism,
         simulated=_is_simulated(config, entries, known),
+        goes_on=bool(config.strategy.init_from),
         clients=entries[0].clients if entries else None,
         releases=_releases(entries),
-        goes_on=bool(config.strategy.init_from),
     )
     return value, entries
 

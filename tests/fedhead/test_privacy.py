@@ -140,7 +140,7 @@ def ledger(rounds: list[int]) -> tuple[Privacy, tuple[Entry, ...]]:
         for i, e in enumerate(entries)
     )
     return (
-        Privacy(8.0, 1e-5, 2.5, "client", "one", "everyone", False, 100, releases),
+        Privacy(8.0, 1e-5, 2.5, "client", "one", "everyone", False, False, 100, releases),
         entries,
     )
 

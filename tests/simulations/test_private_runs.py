@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import server.round.judge
 import server.round.loop
 import server.round.own
 import server.round.private
@@ -120,7 +121,7 @@ PLACES = {
     "charged, not drawn": (Ledger, "charge"),
     "drawn, not released": (server.round.private, "gaussian_integers"),
     "released, not evaluated": (server.round.own, "with_metrics"),
-    "evaluated, not told": (server.round.loop, "evaluate"),
+    "evaluated, not told": (server.round.judge, "evaluate"),
     "told, not kept": (server.round.loop.MetricsLog, "write"),
 }
 

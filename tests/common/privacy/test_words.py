@@ -30,5 +30,5 @@ def test_noise_of_the_seed_is_told_to_protect_nobody() -> None:
 
 def test_a_run_that_goes_on_from_another_ones_head_says_that_its_cost_is_not_counted() -> None:
     terms = {"epsilon": 4, "delta": 1e-5, "spent": 4, "simulated": False}
-    assert "head of another run, whose cost is not in this" in sentence(**terms, goes_on=True)
+    assert "first head, another run's, had cost is not counted" in sentence(**terms, goes_on=True)
     assert "not counted" not in sentence(**terms)

@@ -153,5 +153,5 @@ def test_a_damaged_line_of_metrics_says_nothing_of_the_ledger(make_run: MakeRun)
 
 def test_a_run_that_goes_on_from_another_says_that_this_is_not_counted(make_run: MakeRun) -> None:
     path = make_run("privacy.epsilon=8", "strategy.init-from=/elsewhere/run")
-    assert "head of another run, whose cost is not in this" in privacy_sentence(path)
+    assert "What its first head, another run's, had cost is not counted" in privacy_sentence(path)
     assert "/elsewhere" not in privacy_sentence(path)
