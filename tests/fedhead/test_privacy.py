@@ -17,6 +17,8 @@ from common.privacy.words import NOT_PRIVATE
 from fedhead.cli.privacy_tables import ledger_json, ledger_tables
 from server.record.privacy import Privacy, Release
 
+pytestmark = pytest.mark.wide
+
 Fedhead = Callable[..., tuple[int, str, str]]
 
 _LEDGER = "privacy-ledger.jsonl"

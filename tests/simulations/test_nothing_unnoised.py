@@ -45,6 +45,8 @@ from simulations.report import load_runs, write_report
 from simulations.run import open_run, read_summary
 from tests.unnoised import Planted, Seen, of_content, of_folder, of_text
 
+pytestmark = pytest.mark.wide
+
 Fedhead = Callable[..., tuple[int, str, str]]
 Run = Callable[..., tuple[Path, list[Seen]]]
 

@@ -21,6 +21,8 @@ from server.round.private import LEDGER, SECRET
 from simulations.engines.in_process import InProcessGrid
 from simulations.run import read_summary
 
+pytestmark = pytest.mark.wide
+
 Make = Callable[..., Path]
 Grid = type[InProcessGrid]
 

@@ -26,6 +26,8 @@ from simulations.deploy.last_run import _said
 from simulations.engines.in_process import InProcessGrid
 from tests.unnoised import Planted, of_folder
 
+pytestmark = pytest.mark.wide
+
 Make = Callable[..., Path]
 Grid = type[InProcessGrid]
 

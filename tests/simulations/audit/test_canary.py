@@ -19,6 +19,8 @@ from server.round.private import Decided, Guard
 from server.strategies.private import DIGEST_BYTES
 from simulations.probe.audit.canary import find_canary, released_noise
 
+pytestmark = pytest.mark.wide
+
 DELTA = 1e-5
 
 
