@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from client.cohort.clipping import products
 from common.types import IntArray
 
 __all__ = ["Chunk", "DualChunk", "PrimalChunk"]
@@ -116,27 +117,36 @@ class DualChunk(Chunk):
         return total
 
     def deltas(self, *, padded: bool = False) -> Floats:
-        counts = self.num_examples.tolist()
-        # As wide as x, so that each product goes where it belongs without a copy of its own.
-        products = torch.empty((len(counts), len(self.dual), self.x.shape[1]), dtype=self.x.dtype)
-        parts = zip(
-            self.dual.split_with_sizes(counts, 1),
-            self.x.split_with_sizes(counts),
-            products,
-            strict=True,
-        )
-        for dual, x, product in parts:
-            self._combine(dual, x, product)
-        if padded and self.corrections is None and (self.coefficients[:, 0] == 1).all():
-            whole: Floats = products.numpy()
-            return whole
-        out: Floats = np.ascontiguousarray(products.numpy()[..., : self.start.shape[1]])
+        # Which way a client's numbers are made must not depend on who else is in its chunk.
+        if padded and self.preconditioner is None:
+            made = products(self.dual.numpy(), self.x.numpy(), self.num_examples)
+            if self.corrections is None and (self.coefficients[:, 0] == 1).all():
+                return made
+        else:
+            made = self._products()
+        out: Floats = np.ascontiguousarray(made[..., : self.start.shape[1]])
         alpha, beta = self.coefficients.T.astype(out.dtype)
         if (alpha != 1).any():
             out += (alpha - 1)[:, None, None] * self.start
         if self.corrections is not None:
             out += beta[:, None, None] * self.corrections
         return out
+
+    def _products(self) -> Floats:
+        """Each client's dual times its examples, (m, K, >= d + 1)."""
+        counts = self.num_examples.tolist()
+        # As wide as x, so that each product goes where it belongs without a copy of its own.
+        made = torch.empty((len(counts), len(self.dual), self.x.shape[1]), dtype=self.x.dtype)
+        parts = zip(
+            self.dual.split_with_sizes(counts, 1),
+            self.x.split_with_sizes(counts),
+            made,
+            strict=True,
+        )
+        for dual, x, product in parts:
+            self._combine(dual, x, product)
+        whole: Floats = made.numpy()
+        return whole
 
     def _combine(self, dual: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         if self.preconditioner is None:

@@ -18,11 +18,12 @@ import client.cohort.kernels  # noqa: F401 - it says where compiled code is stor
 from common.privacy.integers import FINE, RESOLUTION
 from common.types import FloatArray
 
-__all__ = ["clipped_sum"]
+__all__ = ["clipped_sum", "products"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.floating]
 
 _BLOCK = 4096  # squares of at most 2^40 whose sum is exact in float64
 _MAGNITUDE, _INFINITE = np.uint32((1 << 31) - 1), np.uint32(0x7F800000)
@@ -105,3 +106,37 @@ def clipped_sum(deltas: FloatArray, clip: float) -> tuple[Integers, Flags, Flags
     within, finite = np.empty(len(rows), np.bool_), np.empty(len(rows), np.bool_)
     _add_clipped(rows, rows.view(np.uint32), clip, total, within, finite)
     return total.astype(np.int64).reshape(deltas.shape[1:]), within, finite
+
+
+@_compiled
+def _multiply(dual: Any, x: Any, counts: Any, out: Any) -> None:
+    """Each client's dual (K, n) times its x (n, w), in the order of its examples."""
+    begin = 0
+    for c in range(counts.shape[0]):
+        end = begin + counts[c]
+        for k in range(dual.shape[0]):
+            row = out[c, k]
+            row[:] = 0
+            for i in range(begin, end):
+                factor, source = dual[k, i], x[i]
+                for j in range(row.shape[0]):
+                    row[j] += factor * source[j]
+        begin = end
+
+
+def products(dual: Floats, x: Floats, counts: Integers) -> Floats:
+    """Each client's part of ``dual`` times its part of ``x``.
+
+    A library's product of such small matrices takes longer to begin than to compute.
+
+    Args:
+        dual: (K, M), client after client.
+        x: (M, w).
+        counts: int64 (m,), each client's number of examples.
+
+    Returns:
+        (m, K, w), of the same dtype.
+    """
+    out = np.empty((len(counts), len(dual), x.shape[1]), x.dtype)
+    _multiply(dual, x, counts, out)
+    return out
