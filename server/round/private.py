@@ -142,13 +142,14 @@ class Guard:
         # Before its first release a run has no secret, and one that has ended needs none.
         has_secret = self.simulated or (self._folder / SECRET).exists()
         name = self._key.name if has_secret else _NOBODY
-        if any((e.round, e.secret) == (round_number, name) for e in self._ledger.entries):
+        entries = self._ledger.entries
+        if any((e.round, e.secret) == (round_number, name) for e in entries):
             return True
         further = self._entry(round_number, bytes(DIGEST_BYTES), name, self.decided.clip)
-        return self._affords(further)
+        return self._affords(entries, further)
 
-    def _affords(self, entry: Entry) -> bool:
-        return self._cost((*self._ledger.entries, entry)) <= self._config.privacy.epsilon
+    def _affords(self, entries: tuple[Entry, ...], entry: Entry) -> bool:
+        return self._cost((*entries, entry)) <= self._config.privacy.epsilon
 
     def chosen(self, round_number: int, known: Collection[int]) -> set[int] | None:
         """The clients whose turn a round is; None: the mechanism asks everyone.
@@ -179,7 +180,8 @@ class Guard:
         secret = self._key.secret
         name = digest(secret, round_number, total, earlier)
         entry = self._entry(round_number, name, self._key.name, clip)
-        if entry not in self._ledger.entries and not self._affords(entry):
+        entries = self._ledger.entries
+        if entry not in entries and not self._affords(entries, entry):
             self._is_spent = True
             raise BudgetSpent(self.why_spent)
         self._ledger.charge(entry)
