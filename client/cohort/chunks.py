@@ -50,7 +50,8 @@ class Chunk(ABC):
         """Each client's local minus global head, (m, K, d + 1).
 
         Args:
-            padded: whether zeros may follow in each row, which spares a copy.
+            padded: whether zeros may follow in each row, which spares a copy, and the last bits may
+                be those of a compiled loop, which is faster where clients have few examples.
         """
 
 

@@ -290,6 +290,6 @@ def warm_up(*, private: bool = False) -> None:
 
     def consume(chunk: Chunk) -> None:
         if private:
-            clipped_sum(np.asarray(chunk.deltas(), np.float32), 1.0)
+            clipped_sum(np.asarray(chunk.deltas(padded=True), np.float32), 1.0)
 
     list(cohort.train(first, start, objective, seed=0, round_number=0, consume=consume))
