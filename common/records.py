@@ -19,10 +19,18 @@ from flwr.app import ConfigRecord
 
 from common.errors import ProtocolError
 
-__all__ = ["from_columns", "from_record", "from_table", "table_row", "to_columns", "to_record",
-           "to_table"]  # fmt: skip
+__all__ = ["from_columns", "from_record", "from_table", "optional", "table_row", "to_columns",
+           "to_record", "to_table"]  # fmt: skip
 
 T = TypeVar("T")
+
+_OPTIONAL = "optional"
+
+
+def optional(default: T) -> T:
+    """A dataclass's field that is written only where it is not ``default``."""
+    made: T = dataclasses.field(default=default, metadata={_OPTIONAL: True})
+    return made
 
 
 def _key(name: str) -> str:
@@ -47,6 +55,8 @@ def to_record(value: Any, skip: tuple[str, ...] = ()) -> ConfigRecord:
         if field.name in skip:
             continue
         item = getattr(value, field.name)
+        if _OPTIONAL in field.metadata and item == field.default:
+            continue
         if dataclasses.is_dataclass(item):
             for key, inner in to_record(item, skip).items():
                 put(key, inner)
@@ -92,6 +102,8 @@ def from_record(cls: type[T], record: Mapping[str, Any], **given: Any) -> T:
             continue
         if dataclasses.is_dataclass(hint):
             values[field.name] = from_record(typing.cast("type[Any]", hint), record)
+        elif key not in record and _OPTIONAL in field.metadata:
+            values[field.name] = field.default
         elif key not in record:
             raise ProtocolError(f"{key} is missing")
         elif typing.get_origin(hint) is tuple:

@@ -32,6 +32,7 @@ from common.backbone.cache import _from_key
 from common.backbone.frozen import load_by_fingerprint, store
 from common.config import Config, load_config, parse_overrides
 from common.datasets.folder import load_folder
+from common.delivery.tokens import device_of, issue_token
 from common.delivery.versions import Artifact, read_artifact
 from common.errors import DamagedError, FedheadError, RunError
 from common.experiment import _cached_parts
@@ -47,7 +48,6 @@ from common.types import ClientPlan, Head, LocalTraining
 from server.delivery.checkins import CheckIn, check_ins, save_check_in
 from server.delivery.publish import exported as candidate
 from server.delivery.reports import DeviceReport, save_report, survey
-from server.delivery.tokens import device_of, issue_token
 from server.export.card import BESIDE, FileFacts, card_path, read_card
 from server.export.run_model import _kept, keep_backbone
 from server.export.trained import TrainedModel

@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, RecordDict
 from common.errors import ReplyError
 from common.messages.content import config_of
 from common.messages.heads import decode_head, encode_head
-from common.records import from_columns, from_record, to_columns, to_record
+from common.records import from_columns, from_record, optional, to_columns, to_record
 from common.types import Head
 
 __all__ = ["ClientEvaluation", "EvaluateReply", "EvaluateRequest"]
@@ -31,6 +31,7 @@ class EvaluateRequest:
         leverage: mean leverage of the training examples in the head, for a client that chooses; 0
             if nobody knows it.
         alone: whether each client also makes a head of its own examples alone.
+        seconds: time that the server waits for the answer, for a gateway; 0: it is not said.
     """
 
     head: Head
@@ -40,6 +41,7 @@ class EvaluateRequest:
     personal: float = 0.0
     leverage: float = 0.0
     alone: bool = False
+    seconds: float = optional(0.0)
 
     def write(self) -> RecordDict:
         shared = encode_head(self.head)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from common.errors import ProtocolError
 from common.messages.content import Flat
+from common.records import optional
 
 __all__ = [
     "BackboneReply",
@@ -29,6 +30,7 @@ class DescribeRequest(Flat):
         max_examples: largest number of images that a client may use; 0: all.
         private: whether the run is differentially private: nodes then say of each client only
             whether it has training examples, as the number 1 or 0.
+        fingerprint: of the run's backbone, for a gateway; empty: it is not said.
     """
 
     run_id: str
@@ -38,6 +40,7 @@ class DescribeRequest(Flat):
     name: str = ""
     max_examples: int = 0
     private: bool = False
+    fingerprint: str = optional("")
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class DescribeReply(Flat, record="report"):
         simulated: whether the clients are simulated, so that all data is on this machine.
         unused: number of images that are left out because of the request's bound.
         data: the ``content_key`` of a simulated node's data; empty on a device.
+        changing: whether clients come and go, as behind a gateway: the server asks each round.
     """
 
     clients: tuple[int, ...]
@@ -57,6 +61,7 @@ class DescribeReply(Flat, record="report"):
     simulated: bool
     unused: int = 0
     data: str = ""
+    changing: bool = optional(False)
 
     def __post_init__(self) -> None:
         if len(self.clients) != len(self.num_examples):

@@ -21,6 +21,7 @@ from common.records import (
     from_columns,
     from_record,
     from_table,
+    optional,
     table_row,
     to_columns,
     to_record,
@@ -56,6 +57,8 @@ class TrainRequest:
             one whose update counted; 0 for none; empty where clients remember nothing.
         oldest_round: to whose end the server may still go back, if its later checkpoints turn out
             to be damaged; 0 is before the first.
+        seconds: time that the server waits for the answer, for a gateway; 0: it is not said.
+        enough: how many of its clients' updates suffice, for a gateway; 0: those of all.
         constant_id: see ``content_id``, of the plan's constant arrays; empty where it has none.
         has_constant: whether they are in this message; if not, the clients have kept them.
         changes: what is sent in place of the whole head, to a device that knows an earlier one; a
@@ -79,6 +82,8 @@ class TrainRequest:
     max_norm: float = 0.0
     memory_rounds: tuple[int, ...] = ()
     oldest_round: int = 0
+    seconds: float = optional(0.0)
+    enough: int = optional(0)
     constant_id: str = ""
     has_constant: bool = False
     changes: HeadChanges | None = None

@@ -51,7 +51,7 @@ def token(
 
     The server keeps only a hash of it. Devices of fedhead deploy have their token already.
     """
-    from server.delivery.tokens import issue_token
+    from common.delivery.tokens import issue_token
 
     issue_token(published_in(server), device, out)
     print(f"{device} may fetch with {out}")
@@ -60,7 +60,7 @@ def token(
 @delivery.command()
 def revoke(server: ServerArgument, device: NameArgument) -> None:
     """Stop a device from fetching models: its token is refused."""
-    from server.delivery.tokens import revoke_token
+    from common.delivery.tokens import revoke_token
 
     revoke_token(published_in(server), device)
     print(f"{device} may fetch no more")
@@ -77,7 +77,7 @@ def serve(
     ] = 10.0,
 ) -> None:
     """Serve published models until Ctrl-C or SIGTERM, including those published meanwhile."""
-    from server.delivery.identity import Identity
+    from common.delivery.identity import Identity
     from server.delivery.service import Limits, start
     from simulations.deploy.settings import endpoint, read_server
     from simulations.deploy.trust import signing_state

@@ -13,6 +13,8 @@ from typing import BinaryIO
 import grpc
 
 from common.delivery import delivery_pb2 as pb
+from common.delivery.identity import Identity
+from common.delivery.tokens import device_of
 from common.delivery.versions import Artifact, known_versions, read_artifact, shelf_of
 from common.delivery.wire import LEAST_BYTES, SERVER_OPTIONS, handlers
 from common.errors import DeliveryError
@@ -21,11 +23,9 @@ from common.listening import obstacle
 from common.signing.statement import Signed
 from server.delivery.checkins import CheckIn, save_check_in
 from server.delivery.door import Door
-from server.delivery.identity import Identity
 from server.delivery.limits import Clock, Places, RateLimit
 from server.delivery.publish import artifacts_of, tidy
 from server.delivery.reports import DeviceReport, save_report
-from server.delivery.tokens import device_of
 
 __all__ = ["Limits", "start"]
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from common.delivery.tokens import revoke_token, token_states
 from common.errors import RunError
 from server.delivery.checkins import forget
-from server.delivery.tokens import revoke_token, token_states
 from simulations.deploy.authority import drop_old, follow, sign_server, spread, stage
 from simulations.deploy.certificates import addresses_of, public_half
 from simulations.deploy.device_keys import (

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from common.delivery.tokens import TokenState, token_states
 from common.errors import RunError
 from server.delivery.checkins import CheckIn, check_ins
-from server.delivery.tokens import TokenState, token_states
 from server.round.roster import read_client, read_roster
 from simulations.deploy.authority import expiries
 from simulations.deploy.certificates import certificates_in

@@ -27,9 +27,9 @@ from urllib.parse import urlsplit
 
 import tomli_w
 
+from common.delivery.tokens import issue_token, revoke_token, token_states
 from common.errors import ConfigError, RunError
 from common.files import is_empty, write_atomic, write_private
-from server.delivery.tokens import issue_token, revoke_token, token_states
 from simulations.deploy import VALID_DAYS
 from simulations.deploy.authority import ensure_authority, sign_server, spread
 from simulations.deploy.certificates import addresses_of, public_half, write_device_keys

@@ -20,12 +20,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from client.delivery.remote import Remote
+from common.delivery.identity import Identity
+from common.delivery.tokens import issue_token
 from common.files import write_private
-from server.delivery.identity import Identity
 from server.delivery.limits import Clock
 from server.delivery.publish import Sign, exported, publish_version
 from server.delivery.service import Limits, start
-from server.delivery.tokens import issue_token
 from server.export.card import BESIDE, Card, FileFacts, SelfCheck, card_path
 
 UNLIMITED = Limits(downloads=16, bytes_per_second=1e12)

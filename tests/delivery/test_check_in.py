@@ -12,12 +12,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from client.delivery.authorities import accept, check_in
 from client.delivery.remote import DeliveryInterruptedError, Remote
+from common.delivery.identity import Identity
+from common.delivery.tokens import revoke_token
 from common.errors import DeliveryError
 from server.delivery.checkins import CheckIn, check_ins
-from server.delivery.identity import Identity
 from server.delivery.limits import Clock
 from server.delivery.service import Limits, start
-from server.delivery.tokens import revoke_token
 from simulations.deploy.authority import drop_old, follow, sign_server
 from simulations.deploy.certificates import certificates_in, vouch, write_authority
 from simulations.deploy.folder import write_deployment

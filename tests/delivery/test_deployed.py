@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from common.delivery.tokens import device_of, revoke_token
 from common.errors import ConfigError, DeliveryError
-from server.delivery.tokens import device_of, revoke_token
 from simulations.deploy.folder import Ports, write_deployment
 from simulations.deploy.settings import delivery_of, endpoint, read_device, read_server
 

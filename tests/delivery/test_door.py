@@ -12,10 +12,10 @@ import grpc
 import pytest
 
 from client.delivery.remote import DeliveryInterruptedError
+from common.delivery.tokens import issue_token
 from common.errors import DeliveryError
 from server.delivery.reports import survey
 from server.delivery.service import Limits
-from server.delivery.tokens import issue_token
 
 METHODS = ("Latest", "Download", "Report", "CheckIn")
 SILENT = 40  # more than the service has threads

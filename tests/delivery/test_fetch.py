@@ -18,6 +18,7 @@ from client.delivery.fetch import fetch
 from client.delivery.remote import DeliveryInterruptedError
 from client.delivery.shelf import Shelf
 from common.delivery import delivery_pb2 as pb
+from common.delivery.tokens import issue_token, revoke_token
 from common.delivery.versions import known_versions
 from common.delivery.wire import Stub
 from common.errors import DamagedError, DeliveryError
@@ -25,7 +26,6 @@ from common.readback import seal
 from server.delivery.checkins import check_ins
 from server.delivery.limits import Clock
 from server.delivery.reports import survey
-from server.delivery.tokens import issue_token, revoke_token
 
 SIZE = 2_000_000
 

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from client.delivery.remote import DeliveryInterruptedError
+from common.delivery.tokens import issue_token
 from common.errors import DeliveryError
 from server.delivery.limits import Clock, Places, RateLimit
 from server.delivery.reports import survey
 from server.delivery.service import Limits
-from server.delivery.tokens import issue_token
 
 
 class Time:

@@ -20,15 +20,15 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_tools import protoc
 
 from common.delivery import delivery_pb2 as pb
+from common.delivery.identity import Identity
+from common.delivery.tokens import issue_token, revoke_token
 from common.delivery.versions import known_versions
 from common.errors import DamagedError, DeliveryError, ExportError
 from common.files import read_private, write_private
 from common.readback import seal
-from server.delivery.identity import Identity
 from server.delivery.publish import exported
 from server.delivery.reports import survey
 from server.delivery.service import Limits, start
-from server.delivery.tokens import issue_token, revoke_token
 from server.export.card import Card, card_path
 
 ROOT = Path(__file__).parent.parent.parent

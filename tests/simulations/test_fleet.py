@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.delivery.tokens import device_of, issue_token, token_states
 from common.errors import RunError
 from common.types import Head, IntArray
 from server.delivery.checkins import CheckIn, save_check_in
-from server.delivery.tokens import device_of, issue_token, token_states
 from server.record.checkpoint import save_checkpoint
 from server.record.events import EVENTS
 from server.round.roster import CLIENT, read_roster

@@ -1,0 +1,116 @@
+"""The service of ``phones.proto`` for grpcio: stub, handlers, channel options, sizes.
+
+It is written by hand, so only the messages are generated code. After a change of the .proto, make
+``phones_pb2`` again as ``common.delivery.wire`` says. In its .pyi write ``Mapping[str, object]`` for
+each plain ``Mapping``, which mypy refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterable
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+
+from common.phones.phones_pb2 import (
+    CheckInReply,
+    CheckInRequest,
+    FetchRequest,
+    Part,
+    Submission,
+    UploadReply,
+    Verdict,
+)
+
+__all__ = ["CHANNEL_OPTIONS", "INLINE_BLOB", "INLINE_UPDATE", "LONGEST_WAIT", "PART",
+           "SERVER_OPTIONS", "Servicer", "Stub", "handlers"]  # fmt: skip
+
+_SERVICE = "fedhead.phones.v1.Phones"
+
+INLINE_BLOB = 64 << 10
+"""Bytes of the largest blob that a task or description brings; others are fetched."""
+
+INLINE_UPDATE = 256 << 10
+"""Bytes of the largest array that a submission brings; others are uploaded before."""
+
+PART = 256 << 10
+"""Largest number of bytes of a blob in one call."""
+
+LONGEST_WAIT = 30
+"""Seconds for which a check-in may be held."""
+
+# Both sides notice a dead peer within 30 s; by gRPC's default they never would.
+_KEEPALIVE = [("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000)]
+CHANNEL_OPTIONS = [*_KEEPALIVE, ("grpc.max_receive_message_length", 4 << 20)]
+SERVER_OPTIONS = [
+    *_KEEPALIVE,
+    # Otherwise the phones' keepalive would count as an attack.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # The largest message is a submission with a few arrays.
+    ("grpc.max_receive_message_length", 1 << 20),
+    # A second server on the port must fail instead of answering half of the requests.
+    ("grpc.so_reuseport", 0),
+]
+
+
+class Servicer(Protocol):
+    """What a gateway implements, as coroutines."""
+
+    def check_in(
+        self, request: CheckInRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> Awaitable[CheckInReply]:
+        """Something to do, or when to come back."""
+        ...
+
+    def fetch(
+        self, request: FetchRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> Awaitable[Part]:
+        """A part of a blob."""
+        ...
+
+    def upload(
+        self, request: Part, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> Awaitable[UploadReply]:
+        """Take a part of an array."""
+        ...
+
+    def submit(
+        self, request: Submission, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> Awaitable[Verdict]:
+        """Take a task's result."""
+        ...
+
+
+def handlers(servicer: Servicer) -> Iterable[grpc.GenericRpcHandler]:
+    """The service, for ``grpc.aio.Server.add_generic_rpc_handlers``."""
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        name: grpc.unary_unary_rpc_method_handler(
+            method, request.FromString, reply.SerializeToString
+        )
+        for name, method, request, reply in (
+            ("CheckIn", servicer.check_in, CheckInRequest, CheckInReply),
+            ("Fetch", servicer.fetch, FetchRequest, Part),
+            ("Upload", servicer.upload, Part, UploadReply),
+            ("Submit", servicer.submit, Submission, Verdict),
+        )
+    }
+    return (grpc.method_handlers_generic_handler(_SERVICE, methods),)
+
+
+class Stub:
+    """The service's methods on a channel of ``grpc`` or of ``grpc.aio``."""
+
+    def __init__(self, channel: Any) -> None:
+        self.check_in = channel.unary_unary(
+            f"/{_SERVICE}/CheckIn", CheckInRequest.SerializeToString, CheckInReply.FromString
+        )
+        self.fetch = channel.unary_unary(
+            f"/{_SERVICE}/Fetch", FetchRequest.SerializeToString, Part.FromString
+        )
+        self.upload = channel.unary_unary(
+            f"/{_SERVICE}/Upload", Part.SerializeToString, UploadReply.FromString
+        )
+        self.submit = channel.unary_unary(
+            f"/{_SERVICE}/Submit", Submission.SerializeToString, Verdict.FromString
+        )
