@@ -90,6 +90,9 @@ class StandardModel(nn.Module):
         self.network = network = recorded(backbone)
         self.spec = backbone.spec
         self.mean, self.std = backbone.module.mean.clone(), backbone.module.std.clone()
+        module = backbone.module
+        pools = zip(module.pool_center, module.pool_multiplier, module.pool_zero_point, strict=True)
+        self.pools = [tuple(float(number) for number in pool) for pool in pools]
         self.gain = torch.from_numpy(backbone.affine.gain.copy())
         self.center = torch.from_numpy(backbone.affine.center.copy())
         self.head: nn.Linear | None = None
@@ -121,15 +124,18 @@ class StandardModel(nn.Module):
         for i, step in enumerate(network.steps):
             value = self._step(i, step, [results[k].values() for k in step.inputs])
             results.append(_Rounded(value, step.scale, step.zero_point))
-        parts = []
-        for result, tap in zip(network.taps, self.spec.taps, strict=True):
-            pooled = results[result].values().mean([2, 3])
-            parts.append(torch.clamp(torch.round(pooled / tap.scale) + tap.zero_point, 0, 255))
-        q = torch.cat(parts, dim=1)
+        q = torch.cat([self._pooled(i, results[k].q) for i, k in enumerate(network.taps)], dim=1)
         if self.head is None:
             return q
         logits: Tensor = self.head((q - self.center) * self.gain)
         return logits
+
+    def _pooled(self, i: int, q: Tensor) -> Tensor:
+        # As ``Int8Backbone`` does it: a float32 sum of whole numbers below 2**24 is exact.
+        center, multiplier, zero_point = self.pools[i]
+        shift = _SHIFT * q.shape[2] * q.shape[3]
+        total = q.to(torch.float32).sum([2, 3]) - (center - shift)
+        return torch.clamp(torch.round(total * multiplier) + zero_point, 0, 255)
 
     def _step(self, i: int, step: Step, inputs: list[Tensor]) -> Tensor:
         if step.convolution is not None:
