@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,16 @@ from server.export.other_runtime import export_checked
 from server.export.runtime_cards import ExportReport
 from server.export.trained import TrainedModel
 
-__all__ = ["StandardModel", "executorch_file", "export_executorch", "lowered"]
+__all__ = ["StandardModel", "executorch_file", "export_executorch", "lowered", "written"]
 
 # XNNPACK's activations are int8: a q in uint8 becomes q - 128.
 _SHIFT = 128
 _INT8 = (-128, 127, torch.int8)
 _WEIGHTS = (-127, 127, torch.int8)
+
+
+Call = tuple[nn.Module, tuple[Tensor, ...], tuple[Mapping[int, torch.export.Dim] | None, ...]]
+"""A method: its module, its inputs, and the dimensions of each that may change."""
 
 
 def export_executorch(trained: TrainedModel, path: Path) -> ExportReport:
@@ -53,12 +57,28 @@ def executorch_file(backbone: FrozenBackbone, head: Head | None) -> bytes:
 def lowered(model: nn.Module, input_size: int) -> bytes:
     """The file of any module that takes one uint8 image of that size."""
     image = torch.zeros((1, 3, input_size, input_size), dtype=torch.uint8)
+    return written({"forward": (model, (image,), (None,))}, {})
+
+
+def written(calls: Mapping[str, Call], constants: Mapping[str, str | int]) -> bytes:
+    """The file of several methods.
+
+    Args:
+        calls: each method's module, its inputs, all of them different tensors, and of each input
+            the dimensions that may change; None: none.
+        constants: values that methods without inputs give.
+    """
     with _own_warnings(), torch.no_grad():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        program = torch.export.export(model, (image,))
-        edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        programs = {
+            name: torch.export.export(module, inputs, dynamic_shapes=shapes)
+            for name, (module, inputs, shapes) in calls.items()
+        }
+        edge = to_edge_transform_and_lower(
+            programs, partitioner=[XnnpackPartitioner()], constant_methods=dict(constants)
+        )
         data: bytes = edge.to_executorch().buffer
     return data
 
