@@ -64,7 +64,7 @@ OTHERS = {
         common/files.py:sha256_file
         common/readback.py:ArraysFile.read
         common/readback.py:JsonFile.read
-        common/readback.py:JsonLines.read
+        common/readback.py:JsonLines.read_as
         common/privacy/ledger.py:Ledger.charge
         server/record/checkpoint.py:_load
         server/delivery/service.py:_open

@@ -32,7 +32,6 @@ from common.temperature import SHARPNESS, losses_by_sharpness
 from common.types import Affine, FeatureSet, IntArray, LocalTraining
 
 try:
-    from client.cohort.clipping import clipped_sum
     from client.cohort.examples import Examples
     from client.cohort.job import Job, train_dual, train_primal
 except ImportError as exc:
@@ -290,6 +289,7 @@ def warm_up(*, private: bool = False) -> None:
 
     def consume(chunk: Chunk) -> None:
         if private:
-            clipped_sum(np.asarray(chunk.deltas(padded=True), np.float32), 1.0)
+            chunk.clipped_sum(1.0)
+            Chunk.clipped_sum(chunk, 1.0)  # where an update is more than a sum of examples
 
     list(cohort.train(first, start, objective, seed=0, round_number=0, consume=consume))
