@@ -84,6 +84,10 @@ class Blobs:
             self._partial(blob).unlink()
         raise ProtocolError(f"blob {blob.sha256[:12]} is sent with other bytes than promised")
 
+    def drop(self, blob: Blob) -> None:
+        """Remove a blob that is kept elsewhere from now on."""
+        (self._folder / blob.sha256).unlink(missing_ok=True)
+
     @own_check("blob of a phone")
     def _read(self, blob: Blob) -> bytes | None:
         """A kept blob; None if it is missing or damaged."""

@@ -19,7 +19,7 @@ from client.trust import Trust
 from common.backbone.frozen import FrozenBackbone
 from common.cache import keep_newest
 from common.codecs import NONE, find_codec
-from common.errors import ProtocolError, ReplyError, SignatureError
+from common.errors import BackboneError, ReplyError, SignatureError
 from common.evaluation import evaluate, losses_of
 from common.fields import Trained, field_layouts, fields_of_statistics, fields_of_training
 from common.messages import BackboneRequest, DescribeRequest
@@ -176,7 +176,7 @@ class ImageTrainer:
     def _frozen(self, fingerprint: str) -> FrozenBackbone:
         frozen = self._backbones.get(fingerprint)
         if frozen is None:
-            raise ProtocolError("the backbone is not on this phone")
+            raise BackboneError("the backbone is not on this phone")
         return frozen
 
 

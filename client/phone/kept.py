@@ -89,6 +89,10 @@ class Kept:
         _MESSAGE.write(path, {"message": _array(description.SerializeToString())})
         keep_newest(self._descriptions, MOST_DESCRIPTIONS)
 
+    def undescribe(self, description: str) -> None:
+        """Forget a run, so that the gateway describes it again."""
+        (self._descriptions / description).unlink(missing_ok=True)
+
     def use(self, description: str) -> None:
         """Note that there was a task of a run."""
         note_use(self._descriptions / description)

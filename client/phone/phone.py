@@ -181,6 +181,7 @@ class Phone:
             if not await self._prepare(description, backbone, None):
                 data = await self._blobs.get(backbone.file)
                 await self._prepare(description, backbone, data)
+                self._blobs.drop(backbone.file)
         except CallError:
             raise
         except Exception as exc:  # whatever it is, other runs may go well
@@ -243,6 +244,8 @@ class Phone:
         except DeclinedError as exc:
             submission.outcome, submission.reason = DECLINED, str(exc)[:_LONGEST_REASON]
         except Exception as exc:  # the gateway must not wait for nothing
+            if isinstance(exc, SignatureError | BackboneError):  # it may have been signed again
+                self._kept.undescribe(task.description)
             submission.outcome, submission.reason = FAILED, kind_of(exc)[:_LONGEST_REASON]
         return Result(submission, arrays)
 

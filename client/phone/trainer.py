@@ -76,14 +76,17 @@ class Trainer(Protocol):
     """Computes on a phone's own examples. It is called in other threads, one call at a time.
 
     Each method may raise any FedheadError; the gateway is told its kind alone.
-
-    Attributes:
-        formats: of backbones that it runs, the preferred one first.
-        abilities: see docs/phones.md.
     """
 
-    formats: Sequence[str]
-    abilities: Sequence[str]
+    @property
+    def formats(self) -> Sequence[str]:
+        """Formats of backbones that it runs, the preferred one first."""
+        ...
+
+    @property
+    def abilities(self) -> Sequence[str]:
+        """What it can do, see docs/phones.md."""
+        ...
 
     def prepare(self, description: Description, backbone: Backbone, data: bytes | None) -> bool:
         """Get ready for a run, up to the features of all examples.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -18,6 +19,8 @@ import pytest
 from PIL import Image
 
 from client.phone.link import Link
+from client.phone.phone import Phone
+from client.phone.trainer import Computed, Order
 from common.delivery.tokens import device_of, issue_token
 from common.identity import client_of_phone
 from common.phones.phones_pb2 import (
@@ -246,3 +249,102 @@ def task_of(
         "training": Training(optimizer="sgd", lr=0.01, epochs=2, batch_size=5, batch_seed=11),
     }  # fmt: skip
     return Task(**{**values, **changed})
+
+
+@dataclass
+class StubTrainer:
+    """Counts what it is asked, and sends arrays of a wanted size."""
+
+    arrays: dict[str, bytes] = field(default_factory=lambda: {"delta": bytes(4 * 2 * 4)})
+    formats: tuple[str, ...] = ("torch",)
+    abilities: tuple[str, ...] = ("sgd", "statistics", "evaluate")
+    prepared: list[bytes | None] = field(default_factory=list)
+    orders: list[Order] = field(default_factory=list)
+    counts: tuple[int, int] = (12, 4)
+    problem: Exception | None = None
+
+    def prepare(self, description: Description, backbone: Backbone, data: bytes | None) -> bool:
+        if self.problem:
+            raise self.problem
+        self.prepared.append(data)
+        return data is not None
+
+    def holding(self, description: Description) -> tuple[int, int]:
+        return self.counts
+
+    def sgd(self, order: Order) -> Computed:
+        self.orders.append(order)
+        if self.problem:
+            raise self.problem
+        return Computed(12, 0.7, 0.6, arrays=self.arrays)
+
+    def statistics(self, order: Order) -> Computed:
+        return self.sgd(order)
+
+    def evaluate(self, order: Order) -> Computed:
+        self.orders.append(order)
+        return Computed(4, 0.7, 0.7, 3, bytes(8 * 49))
+
+
+BACKBONE = random.Random(0).randbytes(3 * PART + 17)
+HEAD = np.arange(8, dtype=np.float32).reshape(2, 4)
+
+
+@pytest.fixture
+def stub() -> StubTrainer:
+    return StubTrainer()
+
+
+@pytest.fixture
+def phone(link: Link, folder: Path, stub: StubTrainer) -> Callable[..., Phone]:
+    """Makes phones of the same folder, as one that is started again."""
+
+    def make(**options: Any) -> Phone:
+        return Phone(link, stub, folder / "state", wait_seconds=0, **options)
+
+    return make
+
+
+def small_description(gateway: FakeGateway, **changed: Any) -> Description:
+    """A run of two classes with a backbone of random bytes."""
+    values = {
+        "id": sha256(b"a run"), "run": "1234", "name": "small", "classes": ["a", "b"],
+        "test_fraction": 0.25, "seed": 7, "fingerprint": "f" * 64, "client": 5,
+        "backbones": [
+            Backbone(format="lite", file=gateway.blob(b"other")),
+            Backbone(format="torch", file=gateway.blob(BACKBONE)),
+        ],
+    }  # fmt: skip
+    return Description(**{**values, **changed})
+
+
+def turn(phone: Phone, link: Link, count: int = 1) -> list[float]:
+    """Pauses after turns."""
+
+    async def work() -> list[float]:
+        async with link:
+            return [await phone.turn() for _ in range(count)]
+
+    return asyncio.run(work())
+
+
+def lines(count: int, phone: Phone, link: Link) -> list[float]:
+    """The pauses of a phone that runs by itself, which no time is spent on."""
+
+    class Enough(Exception):  # noqa: N818
+        pass
+
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == count:
+            raise Enough
+
+    async def work() -> None:
+        async with link:
+            await phone.run(sleep)
+
+    with pytest.raises(Enough):
+        asyncio.run(work())
+    return pauses

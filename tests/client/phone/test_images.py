@@ -12,7 +12,7 @@ import pytest
 from client.app import _told
 from client.device import DeviceHost
 from client.node import node_update
-from client.phone.images import ImageTrainer
+from client.phone.images import ImageTrainer, _described
 from client.phone.link import Link
 from client.phone.phone import Phone
 from common.evaluation import evaluate, losses_of
@@ -82,7 +82,9 @@ PLANS: dict[str, tuple[ClientPlan, LocalTraining]] = {
     "int8": (ClientPlan(uplink="int8"), LocalTraining(0.01, 1, 100)),
     "drive": (ClientPlan(uplink="drive"), LocalTraining(0.01, 1, 100)),
     "private": (
-        ClientPlan(fields=("clipped_delta", "within_clip"), weighting="uniform", clip=0.05, unit_norm=2.0),
+        ClientPlan(
+            fields=("clipped_delta", "within_clip"), weighting="uniform", clip=0.05, unit_norm=2.0
+        ),
         LocalTraining(1.0, 1, 5),
     ),
     "moments": (ClientPlan(kind="statistics", fields=("moments",)), LocalTraining(0.1)),
@@ -156,8 +158,6 @@ def by_device(
     images: Path, state: Path, description: Description, head: Head, plan: ClientPlan,
     training: LocalTraining, trained: TrainedModel,
 ) -> TrainReply:  # fmt: skip
-    from client.phone.images import _described
-
     host = device(images, state, description)
     host.describe(_described(description))
     return node_update(request_of(description, head, plan, training), trained.backbone, host)
@@ -186,8 +186,6 @@ def test_correction_and_preconditioner_are_those_of_a_device(
 def test_a_phone_evaluates_as_a_device_does(
     gateway: FakeGateway, link: Link, folder: Path, images: Path, trained: TrainedModel
 ) -> None:
-    from client.phone.images import _described
-
     description = description_of(gateway, trained)
     task = task_of(gateway, description, trained.head.matrix, 10, kind=EVALUATE, fields=[])
     sent = submitted(gateway, link, folder, description, task)
