@@ -289,9 +289,9 @@ def test_what_keeps_a_phone_from_a_run_is_told_without_the_owners_data(
     error: Exception, word: str, described: FakeGateway, phone: Make, link: Link, stub: StubTrainer
 ) -> None:
     stub.problem = error
-    assert turn(phone_ := phone(), link)[0] > 0.5
-    described.answers = []
-    turn(phone_, link)
+    made = phone()
+    assert turn(made, link)[0] > 0.5
+    turn(made, link)
     problem = described.check_ins[1].problem
     assert problem.startswith(f"{word}: ")
     assert "anna" not in problem
