@@ -55,16 +55,27 @@ class Phone private constructor(folder: File, private val trainer: Trainer, conn
     fun add(pixels: ByteArray, className: String) = images.add(pixels, className)
 
     /**
-     * Does what the gateway has to do, which may take minutes, and comes back when it has nothing more.
+     * Does what the gateway has to do, which may take minutes.
      *
      * It is meant for a background job, as of WorkManager, that the system runs again and again. If the
      * job comes too early, nothing is sent.
      *
+     * @param forSeconds for how long new visits begin; WorkManager ends a job after ten minutes.
      * @param waitSeconds how long the gateway may wait for a round to begin; at most 30.
      * @param mayTrain whether the owner's conditions hold; asked again during training.
      */
     @Synchronized
-    fun takePart(waitSeconds: Int = 25, mayTrain: () -> Boolean = { true }): Visit {
+    fun takePart(forSeconds: Long = 480, waitSeconds: Int = 25, mayTrain: () -> Boolean = { true }): Visit {
+        val end = System.nanoTime() + forSeconds * 1_000_000_000
+        var visit = visitIfTime(waitSeconds, mayTrain)
+        while (System.nanoTime() + (visit.pauseSeconds * 1e9).toLong() < end && mayTrain()) {
+            Thread.sleep((visit.pauseSeconds * 1000).toLong() + 1)
+            visit = visitIfTime(waitSeconds, mayTrain)
+        }
+        return visit
+    }
+
+    private fun visitIfTime(waitSeconds: Int, mayTrain: () -> Boolean): Visit {
         val early = pace.secondsLeft
         if (early > 0) return Visit(early, "it is not time yet")
         RandomAccessFile(File(state, "lock"), "rw").channel.use { channel ->

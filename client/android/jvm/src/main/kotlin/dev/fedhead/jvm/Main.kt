@@ -30,7 +30,7 @@ fun main(arguments: Array<String>) {
         phone.add(bytes(pixels), name)
     }
     repeat(arguments.getOrNull(2)?.toInt() ?: Int.MAX_VALUE) {
-        val visit = phone.takePart()
+        val visit = phone.takePart(forSeconds = 0)
         println("next in ${visit.pauseSeconds} s: ${visit.words}")
         Thread.sleep((visit.pauseSeconds * 1000).toLong())
     }
