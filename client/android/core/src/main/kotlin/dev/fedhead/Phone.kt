@@ -145,7 +145,9 @@ class Phone private constructor(folder: File, private val trainer: Trainer, conn
         tasks.forget()
         said += "${verdict.word} ${verdict.reason}".trim()
         val pause = pace.later(verdict.later)
-        return if (pause > AT_ONCE) Visit(pause, said.joinToString("; ")) else null
+        if (pause > AT_ONCE) return Visit(pause, said.joinToString("; "))
+        Thread.sleep((pause * 1000).toLong())
+        return null
     }
 
     companion object {
