@@ -13,7 +13,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include "safetensors.h"
+#include "tensors.h"
 
 namespace fedhead {
 namespace {
@@ -80,7 +80,7 @@ Examples Device::examples(const fs::path& data) {
   if (fs::is_directory(data)) return from_images(data);
   const auto archive = read_safetensors(data);
   try {
-    return {archive.tensor("features"), archive.tensor("labels")};
+    return {tensor_of(archive, "features"), tensor_of(archive, "labels")};
   } catch (const std::runtime_error& error) {
     throw std::runtime_error(data.string() + ": " + error.what());
   }
