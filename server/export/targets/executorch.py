@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,16 @@ from server.export.other_runtime import export_checked
 from server.export.runtime_cards import ExportReport
 from server.export.trained import TrainedModel
 
-__all__ = ["StandardModel", "executorch_file", "export_executorch", "lowered"]
+__all__ = ["StandardModel", "executorch_file", "export_executorch", "lowered", "written"]
 
 # XNNPACK's activations are int8: a q in uint8 becomes q - 128.
 _SHIFT = 128
 _INT8 = (-128, 127, torch.int8)
 _WEIGHTS = (-127, 127, torch.int8)
+
+
+Call = tuple[nn.Module, tuple[Tensor, ...], tuple[Mapping[int, torch.export.Dim] | None, ...]]
+"""A method: its module, its inputs, and the dimensions of each that may change."""
 
 
 def export_executorch(trained: TrainedModel, path: Path) -> ExportReport:
@@ -53,12 +57,28 @@ def executorch_file(backbone: FrozenBackbone, head: Head | None) -> bytes:
 def lowered(model: nn.Module, input_size: int) -> bytes:
     """The file of any module that takes one uint8 image of that size."""
     image = torch.zeros((1, 3, input_size, input_size), dtype=torch.uint8)
+    return written({"forward": (model, (image,), (None,))}, {})
+
+
+def written(calls: Mapping[str, Call], constants: Mapping[str, str | int]) -> bytes:
+    """The file of several methods.
+
+    Args:
+        calls: each method's module, its inputs, all of them different tensors, and of each input
+            the dimensions that may change; None: none.
+        constants: values that methods without inputs give.
+    """
     with _own_warnings(), torch.no_grad():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        program = torch.export.export(model, (image,))
-        edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        programs = {
+            name: torch.export.export(module, inputs, dynamic_shapes=shapes)
+            for name, (module, inputs, shapes) in calls.items()
+        }
+        edge = to_edge_transform_and_lower(
+            programs, partitioner=[XnnpackPartitioner()], constant_methods=dict(constants)
+        )
         data: bytes = edge.to_executorch().buffer
     return data
 
@@ -90,6 +110,9 @@ class StandardModel(nn.Module):
         self.network = network = recorded(backbone)
         self.spec = backbone.spec
         self.mean, self.std = backbone.module.mean.clone(), backbone.module.std.clone()
+        module = backbone.module
+        pools = zip(module.pool_center, module.pool_multiplier, module.pool_zero_point, strict=True)
+        self.pools = [tuple(float(number) for number in pool) for pool in pools]
         self.gain = torch.from_numpy(backbone.affine.gain.copy())
         self.center = torch.from_numpy(backbone.affine.center.copy())
         self.head: nn.Linear | None = None
@@ -121,15 +144,18 @@ class StandardModel(nn.Module):
         for i, step in enumerate(network.steps):
             value = self._step(i, step, [results[k].values() for k in step.inputs])
             results.append(_Rounded(value, step.scale, step.zero_point))
-        parts = []
-        for result, tap in zip(network.taps, self.spec.taps, strict=True):
-            pooled = results[result].values().mean([2, 3])
-            parts.append(torch.clamp(torch.round(pooled / tap.scale) + tap.zero_point, 0, 255))
-        q = torch.cat(parts, dim=1)
+        q = torch.cat([self._pooled(i, results[k].q) for i, k in enumerate(network.taps)], dim=1)
         if self.head is None:
             return q
         logits: Tensor = self.head((q - self.center) * self.gain)
         return logits
+
+    def _pooled(self, i: int, q: Tensor) -> Tensor:
+        # As ``Int8Backbone`` does it: a float32 sum of whole numbers below 2**24 is exact.
+        center, multiplier, zero_point = self.pools[i]
+        shift = _SHIFT * q.shape[2] * q.shape[3]
+        total = q.to(torch.float32).sum([2, 3]) - (center - shift)
+        return torch.clamp(torch.round(total * multiplier) + zero_point, 0, 255)
 
     def _step(self, i: int, step: Step, inputs: list[Tensor]) -> Tensor:
         if step.convolution is not None:
