@@ -98,7 +98,7 @@ FeatureCache::FeatureCache(const fs::path& folder, std::string fingerprint, std:
 
 const std::string& FeatureCache::features(const std::string& image, Trainer& trainer) {
   const auto name = sha256(image);
-  used_[name] = true;
+  used_.insert(name);
   auto found = rows_.find(name);
   if (found == rows_.end()) {
     found = rows_.emplace(name, trainer.features(image)).first;
@@ -106,13 +106,15 @@ const std::string& FeatureCache::features(const std::string& image, Trainer& tra
       throw Trouble("damaged-backbone", "it gives " + std::to_string(found->second.size()) +
                                             " features, expected " + std::to_string(width_));
     }
-    if (++unsaved_ == kUnsaved) save();
+    if (++unsaved_ == kUnsaved) save(false);
   }
   return found->second;
 }
 
-void FeatureCache::save() {
-  if (unsaved_ == 0 && used_.size() == rows_.size()) return;
+void FeatureCache::save(bool complete) {
+  const auto is_gone = [this](const auto& row) { return !used_.contains(row.first); };
+  const auto gone = complete ? std::erase_if(rows_, is_gone) : 0;
+  if (unsaved_ == 0 && gone == 0) return;
   unsaved_ = 0;
   Array names{"U8", {}, ""}, rows{"U8", {}, ""};
   for (const auto& [name, row] : rows_) {
@@ -127,12 +129,6 @@ void FeatureCache::save() {
   write_atomic(path_, sha256(content) + content);
 }
 
-std::vector<std::int64_t> labels_of(const std::vector<Image>& images) {
-  std::vector<std::int64_t> labels;
-  for (const auto& image : images) labels.push_back(image.label);
-  return labels;
-}
-
 Examples load_examples(const Settings& settings, const std::vector<Image>& images,
                        Trainer& trainer, const GoesOn& goes_on) {
   FeatureCache cache(settings.state / "features", trainer.fingerprint(), trainer.num_features());
@@ -145,7 +141,7 @@ Examples load_examples(const Settings& settings, const std::vector<Image>& image
     examples.features += cache.features(bytes, trainer);
     examples.labels.push_back(image.label);
   }
-  cache.save();
+  cache.save(true);
   return examples;
 }
 

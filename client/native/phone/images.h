@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -32,23 +33,20 @@ class FeatureCache {
   // The features of an image, computed if they are not there.
   const std::string& features(const std::string& image, Trainer& trainer);
 
-  // Writes what is new. Rows that were not asked for are left out.
-  void save();
+  // Writes what is new. `complete`: what was not asked for is of images that are gone.
+  void save(bool complete);
 
  private:
   std::filesystem::path path_;
   std::string fingerprint_;
   std::size_t width_, unsaved_ = 0;
   std::map<std::string, std::string> rows_;
-  std::map<std::string, bool> used_;
+  std::set<std::string> used_;
 };
 
-// All examples that are to be used, evenly spread, before any split. Throws Trouble.
+// The examples that images are, in their order. Throws Trouble.
 Examples load_examples(const Settings& settings, const std::vector<Image>& images,
                        Trainer& trainer, const GoesOn& goes_on);
-
-// The labels of all that there are, and the number of bytes of each image's file.
-std::vector<std::int64_t> labels_of(const std::vector<Image>& images);
 
 // A file of "features" and "labels" of a backbone, as fedhead-device writes it with --features.
 Examples read_features(const std::filesystem::path& file, const std::string& fingerprint,

@@ -38,6 +38,16 @@ struct Sums {
   std::vector<std::uint64_t> moments;  // (K, D), the count last
 };
 
+// What a private round is sent of an update.
+struct Clipped {
+  std::vector<std::uint32_t> numbers;  // (K, d + 1)
+  bool is_within;
+};
+
+// The numbers of common.privacy.integers, to the bit; clip is finite and above 0. Throws
+// std::runtime_error if the update is not finite.
+Clipped clipped(const Floats& update, double clip);
+
 // Called now and then while something takes long; it ends that by throwing.
 using GoesOn = std::function<void()>;
 
@@ -55,9 +65,13 @@ class Trainer {
   // the image that the file has with it.
   virtual std::string features(std::string_view image) = 0;
 
-  // The trained head (K, d + 1).
+  // The trained head (K, d + 1). Only train_clipped need heed steps.unit_norm.
   virtual Floats train(const Examples& examples, const Floats& head, const Steps& steps,
                        const GoesOn& goes_on) = 0;
+
+  // The same, and of the update only what a private round is sent.
+  virtual Clipped train_clipped(const Examples& examples, const Floats& head, const Steps& steps,
+                                double clip, const GoesOn& goes_on);
 
   // Its logits (n, K).
   virtual Floats logits(const Examples& examples, const Floats& head) = 0;
@@ -67,8 +81,7 @@ class Trainer {
 
 // A runtime that this program was built with.
 struct Runtime {
-  const char* format;                     // of phones.proto
-  std::vector<std::string> abilities;     // beyond those of every phone
+  const char* format;  // of phones.proto
   std::unique_ptr<Trainer> (*load)(const std::filesystem::path& file);
 };
 
