@@ -1,6 +1,6 @@
 // device.pte by ExecuTorch. Its methods keep nothing: the head goes in and comes out.
 #include <executorch/extension/module/module.h>
-#include <executorch/extension/tensor/tensor_ptr.h>
+#include <executorch/extension/tensor/tensor.h>
 
 #include <algorithm>
 #include <array>

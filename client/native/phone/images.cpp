@@ -24,7 +24,7 @@ std::vector<fs::path> sorted_entries(const fs::path& folder) {
        at.increment(error)) {
     if (at->path().filename().string()[0] != '.') entries.push_back(at->path());
   }
-  if (error) throw Trouble("no-images", folder.string() + ": " + error.message());
+  if (error) throw Trouble("images: the folder cannot be read", folder.string() + ": " + error.message());
   std::sort(entries.begin(), entries.end(), [](const fs::path& a, const fs::path& b) {
     return a.filename().string() < b.filename().string();
   });
@@ -53,7 +53,7 @@ std::vector<Image> list_images(const fs::path& folder, const std::vector<std::st
     const auto name = inner.filename().string();
     const auto found = std::find(classes.begin(), classes.end(), name);
     if (found == classes.end()) {
-      throw Trouble("unknown-class", inner.string() + ": this folder is no class of the run");
+      throw Trouble("images: a folder is no class of the run", inner.string());
     }
     for (const auto& file : sorted_entries(inner)) {
       if (file.extension() != ".rgb") continue;
@@ -69,10 +69,21 @@ std::vector<Image> list_images(const fs::path& folder, const std::vector<std::st
               << bytes << " bytes\n";
   }
   if (images.empty()) {
-    throw Trouble("no-images", folder.string() + ": no CLASS/*.rgb of " + std::to_string(bytes) +
-                                   " bytes in it");
+    throw Trouble("images: there are none",
+                  folder.string() + ": no CLASS/*.rgb of " + std::to_string(bytes) + " bytes");
   }
   return images;
+}
+
+std::string key_of(const std::vector<Image>& images) {
+  std::string text;
+  for (const auto& image : images) {
+    std::error_code error;
+    const auto time = fs::last_write_time(image.file, error).time_since_epoch().count();
+    text += image.file.string() + '\0' + std::to_string(size_of(image.file)) + ' ' +
+            std::to_string(error ? 0 : time) + '\n';
+  }
+  return sha256(text);
 }
 
 FeatureCache::FeatureCache(const fs::path& folder, std::string fingerprint, std::size_t width)
@@ -137,7 +148,7 @@ Examples load_examples(const Settings& settings, const std::vector<Image>& image
     goes_on();
     const auto size = 3 * trainer.input_size() * trainer.input_size();
     const auto bytes = read_file(image.file, size);
-    if (bytes.size() != size) throw Trouble("changed-images", "an image changes while it is read");
+    if (bytes.size() != size) throw Trouble("images: one changes while it is read", image.file.string());
     examples.features += cache.features(bytes, trainer);
     examples.labels.push_back(image.label);
   }
@@ -150,20 +161,21 @@ Examples read_features(const fs::path& file, const std::string& fingerprint,
   const auto archive = read_safetensors(file);
   const auto named = archive.metadata.find("fingerprint");
   if (named == archive.metadata.end() || named->second != fingerprint) {
-    throw Trouble("foreign-fingerprint", file.string() + ": features of another backbone");
+    throw Trouble("foreign-fingerprint: features of another backbone", file.string());
   }
   const auto &rows = archive.array("features"), &labels = archive.array("labels");
   const auto count = labels.bytes.size() / sizeof(std::int64_t);
   if (rows.dtype != "U8" || labels.dtype != "I64" || count == 0 ||
-      rows.bytes.size() != count * num_features) {
-    throw Trouble("no-images", file.string() + ": expected features uint8 (n, " +
-                                   std::to_string(num_features) + ") and labels int64 (n,)");
+      (num_features > 0 && rows.bytes.size() != count * num_features)) {
+    throw Trouble("images: no such features",
+                  file.string() + ": expected features uint8 (n, " + std::to_string(num_features) +
+                      ") and labels int64 (n,)");
   }
   Examples examples{rows.bytes, std::vector<std::int64_t>(count)};
   std::memcpy(examples.labels.data(), labels.bytes.data(), labels.bytes.size());
   for (const auto label : examples.labels) {
     if (label < 0 || static_cast<std::size_t>(label) >= num_classes) {
-      throw Trouble("unknown-class", file.string() + ": a label is " + std::to_string(label));
+      throw Trouble("images: a label is no class of the run", file.string());
     }
   }
   return examples;

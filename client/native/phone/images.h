@@ -20,7 +20,7 @@ struct Image {
 
 // All CLASS/*.rgb of a folder with exactly `bytes` bytes each, by class and then by file name; names
 // are compared by their bytes. Files of another size are left out, with a line in the log. Throws
-// Trouble "unknown-class" if a folder is no class, "no-images" if there is none.
+// Trouble "images: ..." if a folder is no class, or if there is no image.
 std::vector<Image> list_images(const std::filesystem::path& folder,
                                const std::vector<std::string>& classes, std::uint64_t bytes);
 
@@ -44,11 +44,15 @@ class FeatureCache {
   std::set<std::string> used_;
 };
 
+// A key that changes when one of the files does: SHA-256 of names, sizes and times.
+std::string key_of(const std::vector<Image>& images);
+
 // The examples that images are, in their order. Throws Trouble.
 Examples load_examples(const Settings& settings, const std::vector<Image>& images,
                        Trainer& trainer, const GoesOn& goes_on);
 
-// A file of "features" and "labels" of a backbone, as fedhead-device writes it with --features.
+// A file of "features" and "labels" of a backbone, as fedhead-device writes it with --features;
+// num_features 0: only the labels are needed.
 Examples read_features(const std::filesystem::path& file, const std::string& fingerprint,
                        std::size_t num_features, std::size_t num_classes);
 
