@@ -13,7 +13,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include "safetensors.h"
+#include "tensors.h"
 
 namespace fedhead {
 namespace {
@@ -76,11 +76,17 @@ c10::IValue Device::call(const std::string& method, std::vector<c10::IValue> arg
   return module_.get_method(method)(std::move(arguments));
 }
 
+c10::IValue Device::attribute(const std::string& name) const {
+  const auto value = module_.attr(name, c10::IValue());
+  if (value.isNone()) throw std::runtime_error("the file has no attribute " + name);
+  return value;
+}
+
 Examples Device::examples(const fs::path& data) {
   if (fs::is_directory(data)) return from_images(data);
   const auto archive = read_safetensors(data);
   try {
-    return {archive.tensor("features"), archive.tensor("labels")};
+    return {tensor_of(archive, "features"), tensor_of(archive, "labels")};
   } catch (const std::runtime_error& error) {
     throw std::runtime_error(data.string() + ": " + error.what());
   }

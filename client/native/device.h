@@ -48,8 +48,11 @@ class Device {
                                                    double clip);
   std::string fingerprint();
 
- private:
+  // A method of the file, without autograd; and what the file says of itself.
   c10::IValue call(const std::string& method, std::vector<c10::IValue> arguments);
+  c10::IValue attribute(const std::string& name) const;
+
+ private:
   Examples from_images(const std::filesystem::path& folder);
 
   torch::jit::mobile::Module module_;
