@@ -53,7 +53,8 @@ def _lines(f: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield (
         "service's memory",
         (
-            f"{memory['first']:.0f} MB idle, {memory['peak']:.0f} MB at most, {memory['last']:.0f} MB "
+            f"{memory['first']:.0f} MB idle, {memory['peak']:.0f} MB at most, "
+            f"{memory['last']:.0f} MB "
             f"at the end ({memory['growth_per_minute']:+.1f} MB a minute)"
         ),
     )
