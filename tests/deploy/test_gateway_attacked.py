@@ -78,7 +78,7 @@ class Gateway:
         """Options of a phone's call."""
         return {"metadata": (("authorization", f"Bearer {self.token(name)}"),), "timeout": 60}
 
-    def check_in(self, name: str = "honest", **values: object) -> pb.CheckInReply:
+    def check_in(self, name: str = "honest", **values: Any) -> pb.CheckInReply:
         request = pb.CheckInRequest(
             app="test", formats=["torch"], abilities=["sgd"], ready=True, **values
         )
@@ -234,7 +234,9 @@ def test_tokens_that_are_none_are_refused(gateway: Gateway) -> None:
         "../tokens/victim." + "a" * 43, "/etc/passwd.x", "a" * 7000, f"{right} ", right.upper(),
         *(f"{trick}.secret" for trick in TRICKS if trick.isprintable() and trick.isascii()),
     ]  # fmt: skip
-    metadata = [(("authorization", f"Bearer {token}"),) for token in tokens]
+    metadata: list[tuple[tuple[str, str | bytes], ...]] = [
+        (("authorization", f"Bearer {token}"),) for token in tokens
+    ]
     metadata += [(), (("authorization", right),), (("authorization-bin", b"\x00\xff"),)]
     with gateway.channel() as channel:
         stub = Stub(channel)
@@ -374,7 +376,7 @@ def test_uploads_beyond_what_a_task_needs_are_refused(
     ],
 )
 def test_what_must_not_be_added_up_is_refused(
-    gateway: Gateway, victims_task: pb.Task, values: dict, reason: str
+    gateway: Gateway, victims_task: pb.Task, values: dict[str, Any], reason: str
 ) -> None:
     delta = np.asarray(values.get("delta", np.full((3, 41), 0.01)), "<f4").tobytes()
     array = pb.Array(field=values.get("field", "delta"), data=delta)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chi2
 
 from client.local import batch_orders
 from client.sgd import Terms, train_head
@@ -58,8 +59,8 @@ def test_an_update_is_that_of_the_reference(images: FeatureSet) -> None:
     task = Task(
         id="a" * 32, fingerprint="ab", kind=SGD, num_classes=K, num_features=D, fields=["delta"],
         training=Training(
-            optimizer="sgd", lr=0.3, epochs=3, batch_size=5, momentum=0.5, weight_decay=0.01, mu=0.2,
-            batch_seed=stream_state(7, Purpose.BATCH_ORDER, 3, 99),
+            optimizer="sgd", lr=0.3, epochs=3, batch_size=5, momentum=0.5, weight_decay=0.01,
+            mu=0.2, batch_seed=stream_state(7, Purpose.BATCH_ORDER, 3, 99),
         ),
     )  # fmt: skip
     start, correction = matrix(1), matrix(2)
@@ -84,14 +85,14 @@ def test_an_update_is_that_of_the_reference(images: FeatureSet) -> None:
 def test_statistics_and_evaluations_are_those_of_devices(images: FeatureSet) -> None:
     start, train, test = matrix(1), np.arange(8, N), np.arange(8)
     head = Head.from_matrix(start)
-    shape = {"num_classes": K, "num_features": D}
-    task = Task(kind=STATISTICS, fields=["moments", "gram"], **shape)
+    task = Task(kind=STATISTICS, fields=["moments", "gram"], num_classes=K, num_features=D)
     sums = perform(task, Arrays(start), images, train, test)
     expected = feature_statistics(images.select(train), K)
     for array in sums.arrays:
         assert array.data == getattr(expected, array.field).astype("<u4").tobytes()
     assert [array.field for array in sums.arrays] == ["moments", "gram"]
-    done = perform(Task(kind=EVALUATE, **shape), Arrays(start), images, train, test)
+    task = Task(kind=EVALUATE, num_classes=K, num_features=D)
+    done = perform(task, Arrays(start), images, train, test)
     found = evaluate(head, images.select(test))
     assert (done.num_examples, done.correct) == (8, found.correct)
     assert done.loss_before == pytest.approx(found.loss, rel=1e-5)
@@ -126,6 +127,8 @@ def test_random_moments_are_told_from_phones_that_call_together() -> None:
     counts = np.histogram(rng.uniform(0, 100, 5000), 100, (0, 100))[0]
     even = spread(counts.tolist())
     assert even["per_second"] == 50
+    expected = chi2.sf(even["variance_over_mean"] * 99, 99)
+    assert even["p"] == pytest.approx(expected, abs=1e-3)
     assert even["p"] > 0.01
     assert 0.6 < even["variance_over_mean"] < 1.4
     together = spread([40] * 90 + [140] * 10)

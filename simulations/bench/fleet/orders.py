@@ -6,8 +6,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
 from common.types import Affine, FeatureSet, IntArray
@@ -69,7 +71,7 @@ def write_images(path: Path, features: FeatureSet, shares: Sequence[IntArray]) -
         features: of all images.
         shares: positions in them; phone i has those of share i modulo their number.
     """
-    arrays = {
+    arrays: dict[str, npt.NDArray[Any]] = {
         "q": np.ascontiguousarray(features.q),
         "labels": features.labels,
         "gain": features.affine.gain,

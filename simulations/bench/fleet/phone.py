@@ -6,7 +6,9 @@ import asyncio
 import hashlib
 import random
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import grpc
 import grpc.aio
@@ -26,6 +28,7 @@ from common.phones.phones_pb2 import (
     Part,
     Submission,
     Task,
+    UploadReply,
     Verdict,
 )
 from common.phones.wire import INLINE_UPDATE, LONGEST_WAIT, PART, Stub
@@ -46,6 +49,8 @@ _AGAIN = (
 )
 _FAULTS = ("silent", "late", "declined")
 _KNOWN_TASKS = 64
+
+Reply = TypeVar("Reply", bound=Message)
 
 
 @dataclass(eq=False)
@@ -154,7 +159,7 @@ class Phone:
         tally.most_held = max(tally.most_held, tally.held)
         began = time.monotonic()
         try:
-            reply: CheckInReply = await self._call("check_in", "CheckIn", request)
+            reply: CheckInReply = await self._call(self._stub.check_in, "CheckIn", request)
         finally:
             tally.held -= 1
             tally.waits.append(time.monotonic() - began)
@@ -202,7 +207,7 @@ class Phone:
 
     async def _submit(self, done: Submission) -> Later:
         tally, began = self._world.tally, time.monotonic()
-        verdict: Verdict = await self._call("submit", "Submit", done)
+        verdict: Verdict = await self._call(self._stub.submit, "Submit", done)
         tally.submits.append(time.monotonic() - began)
         name = Verdict.What.Name(verdict.what).lower()
         tally.verdicts[f"refused: {verdict.reason}" if name == "refused" else name] += 1
@@ -221,7 +226,8 @@ class Phone:
                     task=done.task, sha256=sha256, size=len(data), offset=offset,
                     data=data[offset : offset + PART],
                 )  # fmt: skip
-                offset = (await self._call("upload", "Upload", part)).size
+                reply: UploadReply = await self._call(self._stub.upload, "Upload", part)
+                offset = reply.size
             own.data, own.sha256 = b"", sha256
 
     async def _blob(self, blob: Blob) -> bytes:
@@ -231,14 +237,15 @@ class Phone:
         data = b""
         while len(data) < blob.size:
             request = FetchRequest(sha256=blob.sha256, offset=len(data))
-            data += (await self._call("fetch", "Fetch", request)).data
+            part: Part = await self._call(self._stub.fetch, "Fetch", request)
+            data += part.data
         return data
 
-    async def _call(self, method: str, name: str, request: Message) -> Message:
+    async def _call(
+        self, method: Callable[..., Awaitable[Reply]], name: str, request: Message
+    ) -> Reply:
         tally = self._world.tally
-        reply: Message = await getattr(self._stub, method)(
-            request, metadata=self._metadata, timeout=_CALL_SECONDS
-        )
+        reply = await method(request, metadata=self._metadata, timeout=_CALL_SECONDS)
         tally.calls[name] += 1
         tally.up_bytes += request.ByteSize()
         tally.down_bytes += reply.ByteSize()

@@ -191,7 +191,7 @@ def _started(command: Sequence[str], output: IO[bytes]) -> AbstractContextManage
 def _child(keeper: Process) -> int:
     """The process that a keeper keeps."""
     (child,) = psutil.Process(keeper.pid).children()
-    return child.pid
+    return int(child.pid)
 
 
 def _until(ready: Callable[[], bool], process: Process, what: str, log: Path) -> None:

@@ -88,7 +88,8 @@ class Tally:
 
 def _per_second(moments: array[float], seconds: float) -> list[int]:
     whole = max(1, int(seconds))
-    return np.histogram(np.frombuffer(moments, np.float64), whole, (0, whole))[0].tolist()
+    counts: list[int] = np.histogram(np.frombuffer(moments), whole, (0, whole))[0].tolist()
+    return counts
 
 
 def _quantiles(values: array[float]) -> list[float]:
