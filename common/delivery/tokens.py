@@ -22,7 +22,7 @@ from common.errors import DamagedError, DeliveryError
 from common.files import read_private, write_private
 from common.readback import JsonFile
 
-__all__ = ["TokenState", "device_of", "issue_token", "issue_tokens", "revoke_token", "token_states"]
+__all__ = ["TokenState", "device_of", "issue_token", "issue_tokens", "revoke_token", "token_state", "token_states"]
 
 logger = logging.getLogger("fedhead.delivery")
 
@@ -107,6 +107,15 @@ def token_states(folder: Path) -> dict[str, TokenState]:
     """Devices that have or had a token, with its state."""
     found = {path.name: _state(path) for path in sorted((folder / "tokens").glob("[!.]*"))}
     return {device: state for device, state in found.items() if state is not None}
+
+
+def token_state(folder: Path, device: str) -> TokenState | None:
+    """The state of a device's token; None: it never had one.
+
+    Raises:
+        DeliveryError: the name is not safe.
+    """
+    return _state(_path(folder, device))
 
 
 def _state(path: Path) -> TokenState | None:
