@@ -22,7 +22,8 @@ from common.errors import DamagedError, DeliveryError
 from common.files import read_private, write_private
 from common.readback import JsonFile
 
-__all__ = ["TokenState", "device_of", "issue_token", "issue_tokens", "revoke_token", "token_state", "token_states"]
+__all__ = ["TokenState", "device_of", "issue_token", "issue_tokens", "revoke_token", "token_state",
+           "token_states"]  # fmt: skip
 
 logger = logging.getLogger("fedhead.delivery")
 
