@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from client.gateway.bridge import forward
+from common.identity import client_of_phone
 from common.messages import DescribeReply, DescribeRequest, TrainRequest, content_from, content_to
 from common.phones import phones_pb2 as pb
 from common.phones.wire import PART, Stub
@@ -30,7 +31,7 @@ from simulations.bench.fleet.deployment import Place, make_place
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-NAMES = ("honest", "hostile", "victim")
+NAMES = ("honest", "hostile", *(f"victim-{number}" for number in range(20)))
 FINGERPRINT = "ab" * 32
 HEAD = Head.zeros(3, 40)
 MOST_GROWTH = 200 << 20  # bytes, of all attacks together
@@ -59,11 +60,13 @@ class Gateway:
         place: its files.
         process: the service.
         idle: bytes that it had in memory before the first attack.
+        victims: names of phones that no test has used.
     """
 
     place: Place
     process: psutil.Process
     idle: int = 0
+    victims: Iterator[str] = field(default_factory=lambda: iter(NAMES[2:]))
 
     def channel(self) -> grpc.Channel:
         authority = (self.place.server / "ca.crt").read_bytes()
@@ -133,24 +136,34 @@ def gateway(running: Gateway) -> Iterator[Gateway]:
     running.check_lives()
 
 
+@dataclass(frozen=True)
+class Victim:
+    """A phone with a task in an open round."""
+
+    name: str
+    task: pb.Task
+
+
 @pytest.fixture
-def victims_task(gateway: Gateway) -> pb.Task:
-    """A task of the phone victim, in an open round."""
+def victim(gateway: Gateway) -> Victim:
+    name = next(gateway.victims)
+    number = 1 + NAMES.index(name)
     describe = DescribeRequest(
         run_id="run-1", classes=("a", "b", "c"), test_fraction=0.1, seed=1, name="run",
         fingerprint=FINGERPRINT,
     )  # fmt: skip
     content = content_to(describe.write())
     forward(gateway.place.socket, "describe", content, 30)
-    reply = gateway.check_in("victim")
+    reply = gateway.check_in(name)
     assert reply.WhichOneof("what") == "description"
     holding = pb.Holding(description=reply.description.id, num_examples=7)
-    gateway.check_in("victim", holdings=[holding])
+    gateway.check_in(name, holdings=[holding])
     answer = content_from(forward(gateway.place.socket, "describe", content, 30))
     there = DescribeReply.read(answer)
-    assert there.num_examples == (7,)
+    client = client_of_phone(name)
+    assert client in there.clients
     request = TrainRequest(
-        HEAD, ClientPlan(), LocalTraining(0.1), there.clients, 1, "run-1", 1, FINGERPRINT,
+        HEAD, ClientPlan(), LocalTraining(0.1), (client,), number, "run-1", 1, FINGERPRINT,
         reduce="individual", seconds=120.0, enough=1,
     )  # fmt: skip
     train = [
@@ -164,11 +177,11 @@ def victims_task(gateway: Gateway) -> pb.Task:
         asking.stdin.write(content_to(request.write()))
         asking.stdin.close()
         try:
-            reply = gateway.check_in("victim", holdings=[holding], wait_seconds=20)
+            reply = gateway.check_in(name, holdings=[holding], wait_seconds=20)
         finally:
             asking.kill()
     assert reply.WhichOneof("what") == "task"
-    return reply.task
+    return Victim(name, reply.task)
 
 
 def raw(channel: grpc.Channel, method: str) -> Callable[..., bytes]:
@@ -304,14 +317,14 @@ def test_more_held_calls_than_a_phone_may_have_are_refused(gateway: Gateway) -> 
     assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) > 400
 
 
-def test_a_phone_cannot_touch_another_ones_task(gateway: Gateway, victims_task: pb.Task) -> None:
+def test_a_phone_cannot_touch_another_ones_task(gateway: Gateway, victim: Victim) -> None:
     delta = np.full((3, 41), 0.01, "<f4").tobytes()
     done = pb.Submission(
-        task=victims_task.id, fingerprint=FINGERPRINT, outcome=pb.DONE, num_examples=7,
+        task=victim.task.id, fingerprint=FINGERPRINT, outcome=pb.DONE, num_examples=7,
         loss_before=1.0, loss_after=0.9, arrays=[pb.Array(field="delta", data=delta)],
     )  # fmt: skip
     part = pb.Part(
-        task=victims_task.id, sha256=hashlib.sha256(delta).hexdigest(), size=len(delta), data=delta
+        task=victim.task.id, sha256=hashlib.sha256(delta).hexdigest(), size=len(delta), data=delta
     )
     with gateway.channel() as channel:
         stub = Stub(channel)
@@ -323,35 +336,33 @@ def test_a_phone_cannot_touch_another_ones_task(gateway: Gateway, victims_task: 
         else:
             assert foreign == grpc.StatusCode.NOT_FOUND
         assert code_of(stub.upload, part, **own) == grpc.StatusCode.NOT_FOUND
-        declined = pb.Submission(task=victims_task.id, outcome=pb.DECLINED, reason="no")
+        declined = pb.Submission(task=victim.task.id, outcome=pb.DECLINED, reason="no")
         assert code_of(stub.submit, declined, **own) in {foreign, grpc.StatusCode.NOT_FOUND}
 
         # Its owner's result still counts.
-        verdict = stub.submit(done, **gateway.by("victim"))
+        verdict = stub.submit(done, **gateway.by(victim.name))
         assert verdict.what == pb.Verdict.ACCEPTED
 
 
-def test_uploads_beyond_what_a_task_needs_are_refused(
-    gateway: Gateway, victims_task: pb.Task
-) -> None:
-    own = gateway.by("victim")
+def test_uploads_beyond_what_a_task_needs_are_refused(gateway: Gateway, victim: Victim) -> None:
+    own = gateway.by(victim.name)
     refused = REFUSALS - {grpc.StatusCode.NOT_FOUND}
     with gateway.channel() as channel:
         stub = Stub(channel)
         for size in (2**63, 2**64 - 1, 1 << 40, 1 << 30):
-            part = pb.Part(task=victims_task.id, sha256="c" * 64, size=size, data=bytes(PART))
+            part = pb.Part(task=victim.task.id, sha256="c" * 64, size=size, data=bytes(PART))
             assert code_of(stub.upload, part, **own) in refused, size
-        part = pb.Part(task=victims_task.id, sha256="c" * 64, size=10, data=bytes(20))
+        part = pb.Part(task=victim.task.id, sha256="c" * 64, size=10, data=bytes(20))
         assert code_of(stub.upload, part, **own) in refused
-        part = pb.Part(task=victims_task.id, sha256="c" * 64, size=10, offset=2**63, data=b"1")
+        part = pb.Part(task=victim.task.id, sha256="c" * 64, size=10, offset=2**63, data=b"1")
         assert code_of(stub.upload, part, **own) in refused
-        wrong = pb.Part(task=victims_task.id, sha256="c" * 64, size=10, data=bytes(10))
+        wrong = pb.Part(task=victim.task.id, sha256="c" * 64, size=10, data=bytes(10))
         assert code_of(stub.upload, wrong, **own) == grpc.StatusCode.DATA_LOSS
 
         # Ever new names do not fill the disk.
         for number in range(2000):
             name = hashlib.sha256(str(number).encode()).hexdigest()
-            part = pb.Part(task=victims_task.id, sha256=name, size=400, data=bytes(300))
+            part = pb.Part(task=victim.task.id, sha256=name, size=400, data=bytes(300))
             code_of(stub.upload, part, **own)
     state = gateway.place.server / "gateway" / "state"
     files = [path for path in state.rglob("*") if path.is_file()]
@@ -367,28 +378,39 @@ def test_uploads_beyond_what_a_task_needs_are_refused(
         ({"delta": np.zeros((3, 40))}, "wrong-shape"),
         ({"delta": np.zeros(0)}, "wrong-shape"),
         ({"field": "gram"}, "wrong-shape"),
-        ({"twice": True}, "wrong-shape"),
         ({"num_examples": 8}, "wrong-count"),
         ({"num_examples": 2**32 - 1}, "wrong-count"),
         ({"fingerprint": "cd" * 32}, "foreign-fingerprint"),
-        ({"loss_before": float("nan")}, "impossible"),
+        ({"loss_before": float("nan")}, "not-finite"),
         ({"loss_before": -1.0}, "impossible"),
     ],
 )
 def test_what_must_not_be_added_up_is_refused(
-    gateway: Gateway, victims_task: pb.Task, values: dict[str, Any], reason: str
+    gateway: Gateway, victim: Victim, values: dict[str, Any], reason: str
 ) -> None:
     delta = np.asarray(values.get("delta", np.full((3, 41), 0.01)), "<f4").tobytes()
     array = pb.Array(field=values.get("field", "delta"), data=delta)
     done = pb.Submission(
-        task=victims_task.id, fingerprint=values.get("fingerprint", FINGERPRINT), outcome=pb.DONE,
+        task=victim.task.id, fingerprint=values.get("fingerprint", FINGERPRINT), outcome=pb.DONE,
         num_examples=values.get("num_examples", 7), loss_before=values.get("loss_before", 1.0),
-        loss_after=0.9, arrays=[array] * (2 if values.get("twice") else 1),
+        loss_after=0.9, arrays=[array],
     )  # fmt: skip
     with gateway.channel() as channel:
-        verdict = Stub(channel).submit(done, **gateway.by("victim"))
+        verdict = Stub(channel).submit(done, **gateway.by(victim.name))
     assert verdict.what == pb.Verdict.REFUSED
     assert reason in verdict.reason
+
+
+def test_more_arrays_than_a_task_has_are_refused(gateway: Gateway, victim: Victim) -> None:
+    array = pb.Array(field="delta", data=np.full((3, 41), 0.01, "<f4").tobytes())
+    for count in (2, 500):
+        done = pb.Submission(
+            task=victim.task.id, fingerprint=FINGERPRINT, outcome=pb.DONE, num_examples=7,
+            loss_before=1.0, loss_after=0.9, arrays=[array] * count,
+        )  # fmt: skip
+        with gateway.channel() as channel:
+            code = code_of(Stub(channel).submit, done, **gateway.by(victim.name))
+        assert code == grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_three_hundred_silent_connections_of_one_address_keep_nobody_out(
