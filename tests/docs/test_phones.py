@@ -41,7 +41,7 @@ def test_the_page_shows_what_its_program_prints(program: dict[str, Any]) -> None
 
 def test_its_draws_and_orders_are_fedheads(program: dict[str, Any]) -> None:
     assert program["LOCAL_SPLIT"] == Purpose.LOCAL_SPLIT
-    assert program["stream"](7, 4, 5) == stream_state(7, Purpose.LOCAL_SPLIT, 5)
+    assert program["stream"](7, 5, 5) == stream_state(7, Purpose.LOCAL_SPLIT, 5)
     state = stream_state(7, Purpose.UPLINK, -1)
     want = words(np.uint64(state), np.arange(50, dtype=np.uint64)).tolist()
     assert [program["word"](state, i) for i in range(50)] == want
