@@ -31,6 +31,7 @@ MAY_IMPORT_WITHIN = {
 MAY_IMPORT_FLWR = (
     "client/app.py",
     "client/fork_server.py",
+    "client/gateway/bridge.py",
     "client/supernode.py",
     "common/messages/",
     "common/records.py",
