@@ -406,10 +406,13 @@ def test_a_task_of_another_backbone_or_shape_is_refused_before_its_blobs_are_fet
         {"fields": ["gram"]}, {"clip": 0.5}, {"training": Training(optimizer="sgd", lr=0.1)},
         {"codec": "drive"}, {"num_examples": n + 1}, {"description": "3" * 64},
     ]  # fmt: skip
-    tasks = [
-        task_of(gateway, description, matrix, **{"num_examples": n, "id": f"{i:032x}", **changed})
-        for i, changed in enumerate(changes)
-    ]
+    tasks = []
+    for i, changed in enumerate(changes):
+        task = task_of(gateway, description, matrix, n, id=f"{i:032x}")
+        for name in changed:
+            task.ClearField(name)
+        task.MergeFrom(Task(**changed))
+        tasks.append(task)
     gateway.verdict = Verdict(what=Verdict.NOTED, later=LATER)
     serve(gateway, description, *tasks)
     visit(images)
