@@ -44,8 +44,10 @@ def test_the_readmes_app_compiles(compile_app: Compile, tmp_path: Path) -> None:
 
 # One declaration of each library that the phone depends on.
 LINES = {
+    "toStr": "    public String toStr() { return null; }",
     "execute": "    public EValue[] execute(String methodName, EValue... inputs) { return null; }",
-    "runMethod": "    public IValue runMethod(String methodName, IValue... inputs) { return null; }",
+    "runMethod": "    public IValue runMethod(String methodName, IValue... inputs) { return "
+    "null; }",
     "trailers": "    abstract fun trailers(): Headers",
     "getPixels": "    public void getPixels(int[] pixels, int offset, int stride, int x, int y, "
     "int width, int height) {}",

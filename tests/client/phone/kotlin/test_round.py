@@ -112,7 +112,9 @@ ROUNDS: dict[str, dict[str, Any]] = {
         "plan": ClientPlan(fields=("normalized_delta", "effective_steps"), mu=0.1),
         "training": LocalTraining(0.05, 2, 4, momentum=0.5),
     },
-    "drive, which the gateway encodes": {"plan": ClientPlan(uplink="drive")},
+    "drive": {"plan": ClientPlan(uplink="drive")},
+    "int8": {"plan": ClientPlan(uplink="int8")},
+    "eden, which the gateway encodes": {"plan": ClientPlan(uplink="eden")},
     "statistics": {
         "plan": ClientPlan(kind="statistics", fields=("gram", "moments"), weighting="uniform")
     },
