@@ -62,7 +62,8 @@ struct Gateway {
       return Int(try UploadReply(reading: await connection.call("Upload", request.written(), seconds: Self.callSeconds)).size)
     }
 
-    var (there, failures) = (try await call(0, Data()), 0)
+    var there = try await call(0, Data())
+    var failures = 0
     while there < data.count {
       let before = there
       do {

@@ -67,8 +67,8 @@ final class Model {
     var sum = [Float](repeating: 0, count: matrix.count)
     for part in parts(batch) {
       let share = Float(part.count) / Float(batch.count)
-      let direction = try direction(part, matrix, preconditioner, unitNorm)
-      for i in sum.indices { sum[i] += share * direction[i] }
+      let own = try direction(part, matrix, preconditioner, unitNorm)
+      for i in sum.indices { sum[i] += share * own[i] }
     }
     return sum
   }

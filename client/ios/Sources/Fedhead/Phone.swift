@@ -134,12 +134,11 @@ public actor Phone {
       guard let run = try runs.read(id).map(Description.init(reading:)) else { continue }
       let used = images.used(run, maxExamples: settings.maxExamples)
       // Images may come between a check-in and its task: the lists before the newest are kept, too.
-      var lists = self.lists(id)
-      if lists.first != used {
-        let model = try await backbone(run)
-        for image in used.images { _ = try images.features(image, model) }
-        lists = Array(([used] + lists).prefix(4))
-        try runs.write("\(id).used", PropertyListEncoder().encode(lists))
+      let before = lists(id)
+      if before.first != used {
+        let loaded = try await backbone(run)
+        for image in used.images { _ = try images.features(image, loaded) }
+        try runs.write("\(id).used", PropertyListEncoder().encode(Array(([used] + before).prefix(4))))
       }
       let (train, test) = run.isPrivate ? (min(used.numTrain, 1), 0) : (used.numTrain, used.numTest)
       found.append(Holding(description: id, numExamples: train, numTestExamples: test))

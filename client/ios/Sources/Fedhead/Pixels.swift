@@ -64,15 +64,15 @@ func side(of pixels: [UInt8]) -> Int {
 
 /// A square image in three planes, scaled to another size (bilinear, antialiased).
 func scaled(_ pixels: [UInt8], to size: Int) -> [UInt8] {
-  let side = side(of: pixels)
-  guard side != size else { return pixels }
-  let windows = windows(length: side, start: 0, side: side, size: size)
+  let old = side(of: pixels)
+  guard old != size else { return pixels }
+  let parts = windows(length: old, start: 0, side: old, size: size)
   var result: [UInt8] = []
   for plane in 0..<3 {
-    let first = plane * side * side
-    var narrow = [UInt8](repeating: 0, count: side * size)
-    for y in 0..<side { for x in 0..<size { narrow[y * size + x] = windows[x].mix { pixels[first + y * side + $0] } } }
-    for y in 0..<size { for x in 0..<size { result.append(windows[y].mix { narrow[$0 * size + x] }) } }
+    let first = plane * old * old
+    var narrow = [UInt8](repeating: 0, count: old * size)
+    for y in 0..<old { for x in 0..<size { narrow[y * size + x] = parts[x].mix { pixels[first + y * old + $0] } } }
+    for y in 0..<size { for x in 0..<size { result.append(parts[y].mix { narrow[$0 * size + x] }) } }
   }
   return result
 }
