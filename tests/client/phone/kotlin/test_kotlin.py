@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from client.sgd import LocalResult, Terms, train_head
+from common.codecs import find_codec
 from common.evaluation import evaluate, losses_of
 from common.images import decode_array
 from common.partition import evenly, local_split
@@ -319,13 +320,13 @@ def test_a_wrong_token_and_a_foreign_gateway_get_nothing(
     toml = (folder / "phone.toml").read_text()
     (folder / "phone.toml").write_text(toml.replace(str(gateway.port), str(foreign.port)))
     (folder / "state/pace").unlink()
-    assert "not reached" in visit(images)
+    assert "cannot go on" in visit(images)
     assert not foreign.check_ins
     # The right authority, but a name that is not in its certificate.
     (folder / "phone.toml").write_text(toml.replace("127.0.0.1", "localhost"))
     (folder / "state/pace").unlink()
     before = len(gateway.check_ins)
-    assert "not reached" in visit(images)
+    assert "cannot go on" in visit(images)
     assert len(gateway.check_ins) == before
 
 
@@ -404,12 +405,15 @@ def test_a_task_of_another_backbone_or_shape_is_refused_before_its_blobs_are_fet
     changes: list[dict[str, Any]] = [
         {"fingerprint": "0" * 64}, {"num_classes": 9}, {"num_features": 1 << 24},
         {"fields": ["gram"]}, {"clip": 0.5}, {"training": Training(optimizer="sgd", lr=0.1)},
-        {"codec": "drive"}, {"num_examples": n + 1}, {"description": "3" * 64},
+        {"codec": "eden"}, {"num_examples": n + 1}, {"description": "3" * 64},
     ]  # fmt: skip
-    tasks = [
-        task_of(gateway, description, matrix, **{"num_examples": n, "id": f"{i:032x}", **changed})
-        for i, changed in enumerate(changes)
-    ]
+    tasks = []
+    for i, changed in enumerate(changes):
+        task = task_of(gateway, description, matrix, n, id=f"{i:032x}")
+        for name in changed:
+            task.ClearField(name)
+        task.MergeFrom(Task(**changed))
+        tasks.append(task)
     gateway.verdict = Verdict(what=Verdict.NOTED, later=LATER)
     serve(gateway, description, *tasks)
     visit(images)
@@ -454,3 +458,18 @@ def test_an_image_of_another_size_is_scaled_as_for_training(ask: Callable[..., A
         # Pillow's weights are whole numbers.
         assert np.abs(got.reshape(want.shape) - want.astype(np.int64)).max() <= 1
         assert np.array_equal(want, decode_array(image, 32))
+
+
+@pytest.mark.parametrize("codec", ["none", "int8", "drive"])
+def test_codecs_have_pythons_bits(codec: str, ask: Callable[..., Any]) -> None:
+    rng = np.random.default_rng(3)
+    questions, expected = [], []
+    for rows, width, scale in [(10, 1281, 0.01), (3, 256, 1e-30), (4, 7, 1e-42), (2, 64, 1e37)]:
+        values = (rng.normal(0, 1, (rows, width)) * scale).astype(np.float32)
+        values[0] *= rows > 3  # a row of zeros
+        seed = int(rng.integers(0, 2**64, dtype=np.uint64))
+        bits = ",".join(map(str, values.ravel().view(np.uint32)))
+        questions.append(f"codec {codec} {width} {seed} {bits}")
+        expected.append(find_codec(codec).encode(values, seed))
+    for got, want in zip(ask(questions), expected, strict=True):
+        assert got.astype(np.uint8).tobytes() == want

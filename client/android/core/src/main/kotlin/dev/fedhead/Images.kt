@@ -7,6 +7,7 @@ import java.io.File
 import java.io.FileOutputStream
 import java.net.URLDecoder
 import java.net.URLEncoder
+import java.text.Normalizer
 
 /** An image of the owner's: the SHA-256 of its pixels, and its class. */
 internal class Image(val sha256: String, val className: String)
@@ -43,29 +44,32 @@ internal class Images(state: File) {
     fun add(image: ByteArray, className: String) {
         require(sideOf(image) > 0) { "${image.size} bytes are no square image of three planes" }
         require(className.isNotEmpty()) { "an image needs the name of a class" }
-        val file = File(File(pixels, URLEncoder.encode(className, "UTF-8")), hex(sha256(image)))
+        val file = File(File(pixels, URLEncoder.encode(composed(className), "UTF-8")), hex(sha256(image)))
         if (!file.exists()) replace(file, image)
     }
 
     /** All images of some classes, by class and then by name, as a device has them. */
-    fun of(classes: List<String>): List<Image> {
+    private fun of(classes: List<String>): List<Image> {
         val folders = pixels.listFiles().orEmpty().associateBy { URLDecoder.decode(it.name, "UTF-8") }
         return folders.keys.filter { it in classes }.sortedWith(byCodePoints).flatMap { name ->
             folders.getValue(name).list().orEmpty().filter { !it.startsWith(".") }.sorted().map { Image(it, name) }
         }
     }
 
-    /** Number of images of no such class. */
-    fun others(classes: List<String>): Int =
-        pixels.listFiles().orEmpty().filter { URLDecoder.decode(it.name, "UTF-8") !in classes }
+    /** Number of images of no class of a run, which it leaves out. */
+    fun others(run: Description): Int {
+        val classes = run.classes.map(::composed)
+        return pixels.listFiles().orEmpty().filter { URLDecoder.decode(it.name, "UTF-8") !in classes }
             .sumOf { folder -> folder.list().orEmpty().count { !it.startsWith(".") } }
+    }
 
     /** What a run uses of them as they are now. */
     fun used(run: Description, maxExamples: Int): Used {
-        val found = of(run.classes)
+        val classes = run.classes.map(::composed)
+        val found = of(classes)
         val limit = listOf(maxExamples, run.maxExamples).filter { it > 0 }.minOrNull() ?: 0
         val images = evenly(found.size, limit).map { found[it] }
-        val labels = images.map { run.classes.indexOf(it.className) }
+        val labels = images.map { classes.indexOf(it.className) }
         return Used(images.map { it.sha256 }, labels, testPart(labels, run.testFraction, run.seed, run.client))
     }
 
@@ -99,6 +103,9 @@ internal class Images(state: File) {
     }
 
     private companion object {
+        /** As Python has names of classes. */
+        fun composed(name: String): String = Normalizer.normalize(name, Normalizer.Form.NFC)
+
         // Python's order, which differs from Java's beyond the first 65,536 characters.
         val byCodePoints = Comparator<String> { a, b ->
             val (left, right) = a.codePoints().toArray() to b.codePoints().toArray()

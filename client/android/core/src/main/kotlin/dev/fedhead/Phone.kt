@@ -95,7 +95,7 @@ class Phone private constructor(folder: File, private val trainer: Trainer, conn
         if (problem.code in forgotten) tasks.forget()
         Visit(pace.again(), problem.message.orEmpty())
     } catch (problem: IOException) {
-        Visit(pace.again(), "the gateway is not reached: ${problem.message ?: problem.javaClass.simpleName}")
+        Visit(pace.again(), "cannot go on: ${problem.message ?: problem.javaClass.simpleName}")
     }
 
     private fun visit(waitSeconds: Int, mayTrain: () -> Boolean): Visit {
@@ -104,13 +104,7 @@ class Phone private constructor(folder: File, private val trainer: Trainer, conn
         var problem = ""
         val met = mutableSetOf<String>()
         while (true) {
-            // The owner may have added images, or removed a run's last one.
-            val holdings = try {
-                runs.holdings()
-            } catch (refusal: Refusal) {
-                problem = refusal.message.orEmpty()
-                emptyList()
-            }
+            val holdings = runs.holdings { problem = it.message.orEmpty() }
             val ready = problem.isEmpty() && mayTrain()
             val request = CheckInRequest(
                 app, trainer.formats, trainer.abilities, holdings, ready, if (ready) waitSeconds else 0, problem.take(200),
@@ -132,8 +126,7 @@ class Phone private constructor(folder: File, private val trainer: Trainer, conn
     // Gets ready for a run; says why that is impossible.
     private fun met(description: ByteArray, met: MutableSet<String>, said: MutableList<String>): String = try {
         if (!met.add(hex(sha256(description)))) throw IOException("the gateway describes the same run again")
-        runs.meet(description)
-        said += "met a run"
+        said += refusing { runs.meet(description) }
         ""
     } catch (refusal: Refusal) {
         refusal.message.orEmpty()

@@ -20,8 +20,8 @@ internal class Runs(
     /** A run's description, if the phone has met it. */
     fun description(id: String): Description? = disk.read(id)?.let(Description::read)
 
-    /** Gets ready for a run: its backbone, and the features of all images. */
-    fun meet(message: ByteArray) {
+    /** Gets ready for a run: its backbone. Gives words for the app's log. */
+    fun meet(message: ByteArray): String {
         val description = Description.read(message)
         check(description)
         backbone(description)
@@ -32,12 +32,23 @@ internal class Runs(
         val kept = known.take(MOST)
         gateway.keep(kept.flatMap { run -> run.backbones.map { it.file.sha256 } }.toSet())
         images.keepFeatures(kept.map { it.fingerprint }.toSet())
+        val others = images.others(description)
+        return "met a run" + if (others > 0) ", of whose classes $others images are not" else ""
     }
 
-    /** What the phone holds for each run, as its images are now. */
-    fun holdings(): List<Holding> = descriptions().take(MOST).map { run ->
-        val used = refreshed(run)
-        if (run.isPrivate) Holding(run.id, minOf(used.numTrain, 1), 0) else Holding(run.id, used.numTrain, used.numTest)
+    /**
+     * What the phone holds for each run, as its images are now: it computes the features of new ones.
+     *
+     * @param onRefusal is told why the phone cannot take part in a run; it may in others.
+     */
+    fun holdings(onRefusal: (Refusal) -> Unit): List<Holding> = descriptions().take(MOST).mapNotNull { run ->
+        try {
+            val used = refusing { refreshed(run) }
+            if (run.isPrivate) Holding(run.id, minOf(used.numTrain, 1), 0) else Holding(run.id, used.numTrain, used.numTest)
+        } catch (refusal: Refusal) {
+            onRefusal(refusal)
+            null
+        }
     }
 
     /** What a task of a run uses: images of the time when that number of examples was told. */

@@ -12,8 +12,11 @@ internal object Seeding {
     /** The state of a stream whose name goes on with a key. */
     fun next(state: Long, key: Long): Long = mix((state xor key) + GOLDEN)
 
-    /** 63 random bits: the stream's draw number i. */
-    fun draw(state: Long, i: Long): Long = mix(state + (i + 1) * GOLDEN) ushr 1
+    /** 64 random bits: the stream's word number i. */
+    fun word(state: Long, i: Long): Long = mix(state + (i + 1) * GOLDEN)
+
+    /** 63 of them. */
+    fun draw(state: Long, i: Long): Long = word(state, i) ushr 1
 
     /** The stable argsort of the stream's first n draws. */
     fun permutation(n: Int, state: Long): IntArray {

@@ -14,6 +14,7 @@ import dev.fedhead.trainer.Stopped
 import dev.fedhead.trainer.Work
 import dev.fedhead.trainer.bytesOf
 import dev.fedhead.trainer.correct
+import dev.fedhead.trainer.encoded
 import dev.fedhead.trainer.floatsOf
 import dev.fedhead.trainer.gram
 import dev.fedhead.trainer.lossesBySharpness
@@ -83,20 +84,11 @@ internal class Tasks(
         val submission = try {
             if (System.currentTimeMillis() > late) throw Refusal("late", "the time of the task was over")
             countBegun()
-            done(task, mayTrain, large)
+            refusing { done(task, mayTrain, large) }
         } catch (_: Stopped) {
             failed(task, Outcome.DECLINED, "the owner's conditions do not hold any more")
         } catch (problem: Refusal) {
             failed(task, Outcome.FAILED, problem.message.orEmpty())
-        } catch (problem: IOException) {
-            throw problem // of the connection or the disk: the task is done later
-        } catch (problem: Exception) {
-            // Only its kind is told: its words may hold what is the owner's.
-            failed(task, Outcome.FAILED, problem.javaClass.simpleName)
-        } catch (problem: LinkageError) {
-            failed(task, Outcome.FAILED, problem.javaClass.simpleName)
-        } catch (problem: OutOfMemoryError) {
-            failed(task, Outcome.FAILED, problem.javaClass.simpleName)
         }
         return submission.write() to large
     }
@@ -147,7 +139,7 @@ internal class Tasks(
                 if (!delta.all(Float::isFinite)) throw Refusal("not-finite", "the update has a number that is none")
                 submission.described(examples, model.loss(examples, head))
                 submission.lossAfter = model.loss(examples, FloatArray(head.size) { head[it] + delta[it] })
-                mapOf("delta" to bytesOf(delta))
+                mapOf("delta" to encoded(delta, task.codec, task.numFeatures + 1, task.codecSeed))
             }
         }
         submission.arrays = arrays.map { (field, data) -> array(field, data, large) }

@@ -1,7 +1,9 @@
 package dev.fedhead
 
 import dev.fedhead.protocol.Backbone
+import dev.fedhead.trainer.Stopped
 import java.io.File
+import java.io.IOException
 import java.security.AlgorithmParameters
 import java.security.GeneralSecurityException
 import java.security.KeyFactory
@@ -15,6 +17,20 @@ import java.util.Base64
 
 /** Why a phone does not load a backbone. What it says is sent to the gateway, so it names no path. */
 class Refusal(word: String, details: String) : Exception("$word: $details")
+
+/** Makes a refusal of whatever a runtime for models throws; of its words, which may be the owner's, only the kind. */
+internal fun <T> refusing(work: () -> T): T = try {
+    work()
+} catch (problem: Exception) {
+    // Of the connection or the disk: it may go well later.
+    throw if (problem is Refusal || problem is Stopped || problem is IOException) problem else failed(problem)
+} catch (problem: LinkageError) {
+    throw failed(problem)
+} catch (problem: OutOfMemoryError) {
+    throw failed(problem)
+}
+
+private fun failed(problem: Throwable) = Refusal("failed", problem.javaClass.simpleName)
 
 /**
  * One or two public keys, and what was accepted last.

@@ -27,7 +27,7 @@ class SoftmaxTrainer(private val size: Int, private val compute: (ByteArray) -> 
 /** What a gateway may ask of a [StepModel]. */
 val ALL_ABILITIES = listOf(
     "sgd", "momentum", "weight-decay", "mu", "correction", "preconditioner", "adam", "adamw", "statistics",
-    "evaluate", "clip",
+    "evaluate", "clip", "codec:int8", "codec:drive",
 )
 
 private class SoftmaxModel(private val backbone: TorchBackbone, override val size: Int, private val compute: (ByteArray) -> ByteArray) :

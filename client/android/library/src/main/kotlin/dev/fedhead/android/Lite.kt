@@ -23,7 +23,7 @@ import org.pytorch.Tensor
 class LiteTrainer(private val size: Int = 96) : Trainer {
     override val formats = listOf("lite")
 
-    override val abilities = listOf("sgd", "statistics", "clip")
+    override val abilities = listOf("sgd", "statistics", "clip", "codec:int8", "codec:drive")
 
     override fun load(file: File, format: String): Model = LiteModel(LiteModuleLoader.load(file.path), size)
 }
@@ -32,11 +32,11 @@ class LiteTrainer(private val size: Int = 96) : Trainer {
 private class LiteModel(private val module: Module, override val size: Int) : Model {
     override val fingerprint: String = fingerprintOfFile()
 
-    private val head = getHead()
+    private val shape = getHead()[0].toTensor().shape()
 
-    private val numClasses: Long = head.shape()[0]
+    private val numClasses: Long = shape[0]
 
-    private val d: Long = head.shape()[1]
+    private val d: Long = shape[1]
 
     override val numFeatures = d.toInt()
 
@@ -97,8 +97,8 @@ private class LiteModel(private val module: Module, override val size: Int) : Mo
     private fun headDelta(): FloatArray =
         module.runMethod("head_delta").toTensor().dataAsFloatArray
 
-    private fun getHead(): Tensor =
-        module.runMethod("get_head").toTuple()[0].toTensor()
+    private fun getHead(): Array<IValue> =
+        module.runMethod("get_head").toTuple()
 
     private fun fingerprintOfFile(): String =
         module.runMethod("fingerprint").toStr()
