@@ -2,9 +2,11 @@
 
 By default Flower runs a command that installs the server's app and runs its code; most of its time
 goes into importing torch. This module replaces that command and Flower's SuperExec. It imports
-``client.app`` before the first message arrives, asks the SuperNode for tasks, and forks a child for
-each task; the children share the imports' memory. So each message has its own process, and a crash
-affects nothing else.
+``client.app``, or another app that its owner names, before the first message arrives, asks the
+SuperNode for tasks, and forks a child for each task; the children share the imports' memory. So
+each message has its own process, and a crash affects nothing else::
+
+    python -P -m client.fork_server SOCKET [--idle] [--app client.gateway.bridge]
 
 A child runs Flower's ``run_clientapp`` without the parts that install or load code: the bundle is
 removed before anything looks at it. A run that asks for another app or version is declined. A
@@ -13,7 +15,9 @@ task's token never appears in a command line, where other users could read it.
 
 from __future__ import annotations
 
+import argparse
 import gc
+import importlib
 import logging
 import os
 import signal
@@ -44,21 +48,22 @@ App = Callable[[Message, Context], Message]
 _POLL_SECONDS = 1.0
 # If rounds are farther apart, each pays for the imports again, and the memory is free in between.
 _IDLE_SECONDS = 300.0
-_IDLE = "--idle"
+_APP = "client.app"
 # The two types that a SuperNode gives to messages. The installed app answers both.
 _TASKS = (TaskType.CLIENT_APP, TaskType.AGENT_APP)
 
 
-def serve(socket: Path, *, idle: bool = False) -> NoReturn:
+def serve(socket: Path, *, idle: bool = False, app: str = _APP) -> NoReturn:
     """Take tasks as long as the parent process lives.
 
     Args:
         socket: the SuperNode's socket, which need not exist yet.
         idle: whether to import nothing before the first message.
+        app: the module with the ClientApp.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended children leave no zombies
     parent, last = os.getppid(), time.monotonic()
-    command = None if idle else _load()
+    command = None if idle else _load(app)
     # Import first, then look for tasks: Flower gives a taken task only half a minute.
     client = SocketClient(f"http://{socket}")
     request = AcquireTaskRequest(supported_task_types=_TASKS)
@@ -68,19 +73,19 @@ def serve(socket: Path, *, idle: bool = False) -> NoReturn:
         except httpx.HTTPError:
             answer = None  # the SuperNode is starting, is busy or has ended
         if answer and answer.token:
-            command, last = command or _load(), time.monotonic()
+            command, last = command or _load(app), time.monotonic()
             if os.fork() == 0:
                 _run(command, str(socket), answer.token)
         elif command and time.monotonic() - last > _IDLE_SECONDS:
-            again = [sys.executable, "-P", "-m", "client.fork_server", str(socket), _IDLE]
-            os.execv(again[0], again)  # noqa: S606 - restarts itself, to drop the imports
+            again = [sys.executable, "-P", "-m", "client.fork_server", str(socket), "--idle"]
+            os.execv(again[0], [*again, "--app", app])  # noqa: S606 - restarts itself, to drop the imports
         time.sleep(_POLL_SECONDS)
     raise SystemExit
 
 
-def _load() -> Callable[..., object]:
+def _load(name: str = _APP) -> Callable[..., object]:
     """Flower's command, unable to install and load code, with all its imports done."""
-    from client.app import app
+    app: App = importlib.import_module(name).app
 
     module = flowers(
         "flwr.supernode.runtime.run_clientapp",
@@ -154,5 +159,15 @@ def _run(command: Callable[..., object], socket: str, token: str) -> NoReturn:
         os._exit(code if isinstance(code, int) else bool(code))
 
 
+def main() -> None:
+    """See the top of the file."""
+    parser = argparse.ArgumentParser(prog="python -m client.fork_server")
+    parser.add_argument("socket", type=Path)
+    parser.add_argument("--idle", action="store_true")
+    parser.add_argument("--app", default=_APP, choices=(_APP, "client.gateway.bridge"))
+    arguments = parser.parse_args()
+    serve(arguments.socket, idle=arguments.idle, app=arguments.app)
+
+
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), idle=_IDLE in sys.argv)
+    main()

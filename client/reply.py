@@ -27,6 +27,7 @@ __all__ = [
     "has_other_width",
     "is_small",
     "node_reply",
+    "of_encoded",
     "of_many",
     "of_one",
     "of_sum",
@@ -80,10 +81,25 @@ def of_one(
     Raises:
         ReplyError: it is to be summed here, and the server would refuse what it decodes.
     """
+    payloads = request.uplink.encode(client, fields)
+    return of_encoded(request, client, num_examples, losses, payloads)
+
+
+def of_encoded(
+    request: TrainRequest,
+    client: int,
+    num_examples: int,
+    losses: Sequence[float],
+    payloads: Mapping[str, bytes],
+) -> Contribution:
+    """One client's checked update, as the plan's codec has encoded it.
+
+    Raises:
+        ReplyError: it is to be summed here, and the server would refuse what it decodes.
+    """
     uplink = request.uplink
     if request.plan.private:
         num_examples, losses = _BLANK
-    payloads = uplink.encode(client, fields)
     lengths = tuple((name, len(payload)) for name, payload in payloads.items())
     size = _own_bytes(request.fingerprint, num_examples, lengths)
     report = ClientReport(client, num_examples, float(losses[0]), float(losses[-1]), size)

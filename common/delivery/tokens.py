@@ -21,7 +21,8 @@ from common.errors import DamagedError, DeliveryError
 from common.files import read_private, write_private
 from common.readback import JsonFile
 
-__all__ = ["TokenState", "device_of", "issue_token", "revoke_token", "token_states"]
+__all__ = ["TokenState", "device_of", "issue_token", "revoke_token", "token_path", "token_state",
+           "token_states"]  # fmt: skip
 
 logger = logging.getLogger("fedhead.delivery")
 
@@ -30,8 +31,22 @@ TokenState = Literal["valid", "revoked", "unfinished", "damaged"]
 _TOKEN = JsonFile("hash of a device's token")
 
 
-def _path(folder: Path, device: str) -> Path:
+def token_path(folder: Path, device: str) -> Path:
+    """The file with the hash of a device's token; each change replaces it.
+
+    Raises:
+        DeliveryError: the name is not safe.
+    """
     return folder / "tokens" / check_name(device, "device")
+
+
+def token_state(folder: Path, device: str) -> TokenState | None:
+    """The state of a device's token; None: it never had one.
+
+    Raises:
+        DeliveryError: the name is not safe.
+    """
+    return _state(token_path(folder, device))
 
 
 def _hash(token: str) -> str:
@@ -53,7 +68,7 @@ def issue_token(folder: Path, device: str, out: Path) -> None:
         DeliveryError: the name is not safe, or the device has a token already.
         FileExistsError: the token file exists.
     """
-    path = _path(folder, device)
+    path = token_path(folder, device)
     state = _state(path)
     if state == "valid":
         raise DeliveryError(f"{device} has a token already; revoke it to make another")
@@ -76,7 +91,7 @@ def revoke_token(folder: Path, device: str) -> None:
     Raises:
         DeliveryError: the device has no token.
     """
-    path = _path(folder, device)
+    path = token_path(folder, device)
     if _state(path) not in ("valid", "damaged"):
         raise DeliveryError(f"{device} has no token")
     _TOKEN.write(path, {"state": "revoked"})
@@ -101,7 +116,7 @@ def device_of(folder: Path, token: str) -> str | None:
     """The device of a token; None if it is not valid, and the log says why."""
     device = token.rpartition(".")[0]
     try:
-        path = _path(folder, device)
+        path = token_path(folder, device)
         if (state := _state(path)) not in ("valid", None):
             logger.warning("refused: the token of %s is %s", device, state)
             return None

@@ -21,7 +21,13 @@ for all nodes has its own record. A stock strategy gets the arrays and metrics t
 from __future__ import annotations
 
 from common.messages.changes import MOST_CHANGES, HeadChanges, head_id
-from common.messages.content import array_bytes, content_id, payload_bytes
+from common.messages.content import (
+    array_bytes,
+    content_from,
+    content_id,
+    content_to,
+    payload_bytes,
+)
 from common.messages.evaluation import ClientEvaluation, EvaluateReply, EvaluateRequest
 from common.messages.heads import read_head, read_heads, write_head, write_heads
 from common.messages.queries import (
@@ -55,7 +61,9 @@ __all__ = [
     "TrainReply",
     "TrainRequest",
     "array_bytes",
+    "content_from",
     "content_id",
+    "content_to",
     "head_id",
     "most_report_bytes",
     "payload_bytes",

@@ -9,14 +9,15 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 from flwr.app import ConfigRecord, RecordDict
-from flwr.common.serde import recorddict_to_proto
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from safetensors.numpy import load, save
 
 from common.errors import ProtocolError
 from common.records import from_record, to_record
 
-__all__ = ["Arrays", "Flat", "array_bytes", "config_of", "content_id", "pack", "payload_bytes",
-           "payload_list", "unpack"]  # fmt: skip
+__all__ = ["Arrays", "Flat", "array_bytes", "config_of", "content_from", "content_id",
+           "content_to", "pack", "payload_bytes", "payload_list", "unpack"]  # fmt: skip
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
@@ -24,6 +25,25 @@ Arrays = Mapping[str, npt.NDArray[np.generic]]
 def payload_bytes(content: RecordDict) -> int:
     """Size of a message's serialized content."""
     return int(recorddict_to_proto(content).ByteSize())
+
+
+def content_to(content: RecordDict) -> bytes:
+    """A message's content as bytes, to hand it to another process or to keep it."""
+    data: bytes = recorddict_to_proto(content).SerializeToString(deterministic=True)
+    return data
+
+
+def content_from(data: bytes) -> RecordDict:
+    """The reverse of ``content_to``.
+
+    Raises:
+        ProtocolError: the bytes are no content.
+    """
+    try:
+        return recorddict_from_proto(RecordDictProto.FromString(data))
+    except Exception as exc:
+        # As in ``unpack``: what comes from another process may raise anything.
+        raise ProtocolError("a message's content cannot be read") from exc
 
 
 def array_bytes(content: RecordDict) -> int:
