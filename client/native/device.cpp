@@ -82,7 +82,7 @@ c10::IValue Device::attribute(const std::string& name) const {
   return value;
 }
 
-Examples Device::examples(const fs::path& data) {
+LabelledFeatures Device::examples(const fs::path& data) {
   if (fs::is_directory(data)) return from_images(data);
   const auto archive = read_safetensors(data);
   try {
@@ -92,7 +92,7 @@ Examples Device::examples(const fs::path& data) {
   }
 }
 
-Examples Device::from_images(const fs::path& folder) {
+LabelledFeatures Device::from_images(const fs::path& folder) {
   std::vector<fs::path> files;
   for (const auto& entry : fs::recursive_directory_iterator(folder)) {
     if (entry.is_regular_file() && entry.path().extension() == ".rgb") files.push_back(entry);
@@ -120,11 +120,11 @@ void Device::set_head(const at::Tensor& weight, const at::Tensor& bias,
   call("set_head", {weight, bias, fingerprint});
 }
 
-double Device::loss(const Examples& examples) {
+double Device::loss(const LabelledFeatures& examples) {
   return call("loss", {examples.features, examples.labels}).toDouble();
 }
 
-at::Tensor Device::train(const Examples& examples, double lr, std::int64_t epochs,
+at::Tensor Device::train(const LabelledFeatures& examples, double lr, std::int64_t epochs,
                          std::int64_t batch_size, std::int64_t seed) {
   return call("train_epochs", {examples.features, examples.labels, lr, epochs, batch_size, seed})
       .toTensor();
@@ -132,11 +132,9 @@ at::Tensor Device::train(const Examples& examples, double lr, std::int64_t epoch
 
 at::Tensor Device::delta() { return call("head_delta", {}).toTensor(); }
 
-std::pair<at::Tensor, at::Tensor> Device::private_update(const Examples& examples, double lr,
-                                                         std::int64_t epochs,
-                                                         std::int64_t batch_size,
-                                                         std::int64_t seed, double unit_norm,
-                                                         double clip) {
+std::pair<at::Tensor, at::Tensor> Device::private_update(
+    const LabelledFeatures& examples, double lr, std::int64_t epochs, std::int64_t batch_size,
+    std::int64_t seed, double unit_norm, double clip) {
   const auto fields = call("private_update", {examples.features, examples.labels, lr, epochs,
                                               batch_size, seed, unit_norm, clip})
                           .toTuple();

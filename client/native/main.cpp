@@ -174,8 +174,8 @@ struct Steps {
   std::int64_t epochs, batch_size, seed;  // the seed of the order of examples
 };
 
-void train_private(fedhead::Device& device, const fedhead::Examples& examples, const Steps& steps,
-                   const Options& options) {
+void train_private(fedhead::Device& device, const fedhead::LabelledFeatures& examples,
+                   const Steps& steps, const Options& options) {
   const auto fields = device.private_update(examples, steps.lr, steps.epochs, steps.batch_size,
                                             steps.seed, option<double>(options, "--unit-norm"),
                                             option<double>(options, "--clip"));
@@ -191,7 +191,7 @@ void train_private(fedhead::Device& device, const fedhead::Examples& examples, c
   std::cout << "the clipped update, without number of examples and losses\n";
 }
 
-void train(fedhead::Device& device, const fedhead::Examples& examples, const Steps& steps,
+void train(fedhead::Device& device, const fedhead::LabelledFeatures& examples, const Steps& steps,
            const fedhead::Codec& codec, std::uint64_t codec_state, const Options& options) {
   const double before = device.loss(examples);
   const auto losses = device.train(examples, steps.lr, steps.epochs, steps.batch_size, steps.seed);

@@ -24,7 +24,9 @@ std::vector<fs::path> sorted_entries(const fs::path& folder) {
        at.increment(error)) {
     if (at->path().filename().string()[0] != '.') entries.push_back(at->path());
   }
-  if (error) throw Trouble("images: the folder cannot be read", folder.string() + ": " + error.message());
+  if (error) {
+    throw Trouble("images: the folder cannot be read", folder.string() + ": " + error.message());
+  }
   std::sort(entries.begin(), entries.end(), [](const fs::path& a, const fs::path& b) {
     return a.filename().string() < b.filename().string();
   });
@@ -148,7 +150,9 @@ Examples load_examples(const Settings& settings, const std::vector<Image>& image
     goes_on();
     const auto size = 3 * trainer.input_size() * trainer.input_size();
     const auto bytes = read_file(image.file, size);
-    if (bytes.size() != size) throw Trouble("images: one changes while it is read", image.file.string());
+    if (bytes.size() != size) {
+      throw Trouble("images: one changes while it is read", image.file.string());
+    }
     examples.features += cache.features(bytes, trainer);
     examples.labels.push_back(image.label);
   }

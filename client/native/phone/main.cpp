@@ -14,7 +14,7 @@ namespace {
 
 constexpr const char* kUsage =
     "usage: fedhead-phone FOLDER [--once]\n"
-    "FOLDER holds phone.toml, phone.token and ca.crt, as `fedhead deploy --phone NAME` writes them.\n"
+    "FOLDER holds phone.toml, phone.token and ca.crt: `fedhead deploy --phone NAME` makes it.\n"
     "With --once it ends as soon as there is nothing to do, for a job of the system's to start it\n"
     "again: with 0, or with 75 if the gateway could not be reached or refused.\n";
 

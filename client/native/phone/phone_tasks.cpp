@@ -160,8 +160,9 @@ Outcome Phone::computed(const Work& work) {
   const auto& examples = task.kind() == pb::EVALUATE ? prepared.test : prepared.train;
   const auto count = is_private ? std::min<std::size_t>(examples.count(), 1) : examples.count();
   if (examples.count() == 0 || count != task.num_examples()) {
-    throw Trouble("images: they have changed", std::to_string(count) + " examples, the task is for " +
-                                                   std::to_string(task.num_examples()));
+    throw Trouble("images: they have changed",
+                  std::to_string(count) + " examples, the task is for " +
+                      std::to_string(task.num_examples()));
   }
   auto outcome = do_task(task, inputs, examples, trainer, goes_on);
   outcome.submission.set_fetch_seconds(fetched - started);

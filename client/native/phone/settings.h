@@ -1,4 +1,5 @@
-// A phone's folder, as `fedhead deploy --phone` makes it: phone.toml, phone.token, ca.crt, trusted/.
+// A phone's folder, as `fedhead deploy --phone` makes it: phone.toml, phone.token, ca.crt and
+// trusted/.
 #pragma once
 
 #include <cstdint>
