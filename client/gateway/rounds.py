@@ -178,9 +178,7 @@ class Rounds:
                 logger.warning("%s; the phone is asked again", exc)
                 continue
             if judged.what != "accepted" or counted is None or client in counted:
-                state.judged = judged
-                if round_.figures:
-                    round_.figures.counts[judged.what] += 1
+                round_.recall(state, judged)
         if round_.figures and counted is not None:
             silent = sum(state.judged is None for state in round_.states.values())
             round_.figures.counts["silent"] = silent
