@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 import grpc
@@ -36,7 +36,7 @@ _MOST_HOLDINGS, _LONGEST_APP, _LONGEST_REASON = 8, 100, 200
 _PROBLEM = re.compile("[a-z][a-z-]{0,39}")
 _MOST_PROBLEMS = 50
 _TRY_AGAIN = 3600.0  # seconds until a phone with a problem gets the same description again
-_CODES = {
+_CODES: Mapping[type[Exception], grpc.StatusCode] = {
     WrongOffsetError: grpc.StatusCode.OUT_OF_RANGE,
     DamagedUploadError: grpc.StatusCode.DATA_LOSS,
     UploadError: grpc.StatusCode.INVALID_ARGUMENT,

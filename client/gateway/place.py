@@ -106,7 +106,8 @@ def read_settings(place: Place) -> Settings:
         value = found.get(key, default)
         if isinstance(default, float) and type(value) is int:
             value = float(value)
-        if type(value) is not type(default) or (not isinstance(value, str) and not value > 0):
+        is_positive = not isinstance(value, int | float) or value > 0
+        if type(value) is not type(default) or not is_positive:
             kind = type(default).__name__
             problems.append(f"{key} is {value!r}, expected {kind}, above 0 if it is a number")
         values[name] = value

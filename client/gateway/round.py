@@ -197,7 +197,8 @@ class Round:
             num_examples=state.count,
             num_classes=order.num_classes,
             num_features=order.num_features,
-            **self._blobs,
+            head=self._blobs.get("head"),
+            preconditioner=self._blobs.get("preconditioner"),
         )
         if correction := order.correction(state.client):
             task.correction.CopyFrom(blob_of(correction))
