@@ -34,11 +34,11 @@ OTHERS = {
     """,
     "keys, secrets and certificates: one that has changed opens no door": """
         client/delivery/authorities.py:check_in
-        client/delivery/remote.py:Remote.__init__
+        client/delivery/remote.py:read_authority
+        common/delivery/identity.py:Identity._checked
+        common/delivery/identity.py:Identity.credentials.changed
+        common/delivery/identity.py:Identity.voucher
         common/files.py:read_private
-        server/delivery/identity.py:Identity._checked
-        server/delivery/identity.py:Identity.credentials.changed
-        server/delivery/identity.py:Identity.voucher
         server/delivery/service.py:_Delivery.check_in
         fedhead/cli/keys.py:show
         fedhead/cli/keys.py:sign
@@ -58,6 +58,7 @@ OTHERS = {
     "part of a reader above, which checks what they give": """
         client/backbones.py:Backbones._bytes
         client/delivery/fetch.py:_download
+        client/phone/blobs.py:Blobs._fetch
         common/backbone/frozen.py:FrozenBackbone.load
         common/backbone/frozen.py:_open
         common/features.py:_open
@@ -127,7 +128,7 @@ def readers(path: Path) -> Iterator[str]:
     """Functions that read files by themselves and are not marked as the reader of a kind."""
 
     def visit(node: ast.AST, function: str, *, marked: bool) -> Iterator[str]:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             function = f"{function}.{node.name}".lstrip(".")
             marked |= any("own_check" in ast.unparse(d) for d in node.decorator_list)
         if isinstance(node, ast.Call) and is_read(node) and not marked:

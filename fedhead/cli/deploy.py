@@ -1,4 +1,4 @@
-"""The command line of a deployment: ``fedhead deploy | serve | device``.
+"""The command line of a deployment: ``fedhead deploy | serve | device | phone``.
 
 Typer takes a command's options as its parameters, so they are more than seven.
 """
@@ -119,6 +119,26 @@ def device(
 
     with _until_ended():
         run_device(device, _say)
+
+
+@deployments.command()
+def phone(
+    phone: Annotated[Path, typer.Argument(help="The phone's folder.")],
+    once: Annotated[
+        bool, typer.Option("--once", help="End after one task, or where there is none.")
+    ] = False,
+) -> None:
+    """Take part in rounds as a phone does, through a gateway, with a folder of images."""
+    import asyncio
+
+    from client.phone.launch import run_phone
+    from client.phone.settings import read_phone
+    from simulations.deploy.processes import alone, terminable
+
+    folder = read_phone(phone.resolve())
+    folder.state.mkdir(parents=True, exist_ok=True)
+    with _until_ended(), terminable(), alone(folder.state, "fedhead phone"):
+        asyncio.run(run_phone(folder, once=once))
 
 
 @contextmanager

@@ -39,6 +39,7 @@ _FAULTLESS: Mapping[str, Dropout] = {
 PHASES = ("waiting", "fetching", "training", "uploading")
 """What a phone's time goes to, from the request to its update."""
 
+_MOST_KINDS = 3  # that a line tells
 _MOST_NAMED = 5  # phones of a kind that get lines of their own
 
 
@@ -167,14 +168,17 @@ class RoundResult:
             words["refused"] += len(clients)
         self._tell_dropouts(words, len(phones))
 
-    def _tell_dropouts(self, words: Mapping[str, int], count: int) -> None:
+    def _tell_dropouts(self, words: Counter[str], count: int) -> None:
         if self.privacy.hides_cohorts or not count:
             return
         told = {} if self.privacy.active else dict(words)
-        why = ", ".join(f"{number:,} {kind}" for kind, number in told.items()) or UNTOLD_REASON
-        who = "1 phone gives" if count == 1 else f"{count:,} phones give"
+        most = Counter(told).most_common(_MOST_KINDS)
+        rest = sum(told.values()) - sum(number for _, number in most)
+        parts = [*most, ("others", rest)] if rest else most
+        why = ", ".join(f"{number:,} {kind}" for kind, number in parts) or UNTOLD_REASON
+        who = "1 phone drops out" if count == 1 else f"{count:,} phones drop out"
         number = self.round_number
-        event("dropouts", f"round {number}: {who} no update: {why}", round=number, **told)
+        event("dropouts", f"round {number}: {who}: {why}", round=number, **told)
 
     def answered_late(self, clients: Sequence[int]) -> None:
         """Record that clients answered after their round had closed."""

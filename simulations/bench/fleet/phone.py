@@ -113,7 +113,7 @@ class Phone:
             try:
                 later = await self._turn()
             except grpc.aio.AioRpcError as exc:
-                self._world.tally.failed[exc.code().name] += 1
+                self._world.tally.fail(exc.code().name, str(exc.details()), self._world.now)
                 if exc.code() in _AGAIN:
                     self._pause = min(2 * self._pause, _LONGEST_PAUSE)
                 await asyncio.sleep(self._world.draws.uniform(0.5, 1.5) * self._pause)
