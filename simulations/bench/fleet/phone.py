@@ -46,6 +46,7 @@ _AGAIN = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
 )
 _FAULTS = ("silent", "late", "declined")
 _KNOWN_TASKS = 64
