@@ -42,7 +42,7 @@ __all__ = ["cli", "main"]
 prepare_environment()
 
 # These run until they are stopped. All others report at least every ten seconds what they do.
-_ENDLESS = ("serve", "device", "phone", "delivery serve")
+_ENDLESS = ("serve", "device", "gateway", "phone", "delivery serve")
 
 cli = typer.Typer(
     name="fedhead",
