@@ -46,6 +46,7 @@ _AGAIN = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
 )
 _FAULTS = ("silent", "late", "declined")
 _KNOWN_TASKS = 64
@@ -113,7 +114,7 @@ class Phone:
             try:
                 later = await self._turn()
             except grpc.aio.AioRpcError as exc:
-                self._world.tally.failed[exc.code().name] += 1
+                self._world.tally.fail(exc.code().name, str(exc.details()), self._world.now)
                 if exc.code() in _AGAIN:
                     self._pause = min(2 * self._pause, _LONGEST_PAUSE)
                 await asyncio.sleep(self._world.draws.uniform(0.5, 1.5) * self._pause)

@@ -10,6 +10,7 @@ import numpy as np
 
 __all__ = ["Tally"]
 
+_PRINTED = 5
 _SHOWN_CALLS = ("CheckIn", "Fetch", "Upload", "Submit")
 
 
@@ -51,6 +52,12 @@ class Tally:
 
     def __post_init__(self) -> None:
         self.tasks, self.check_ins = ([0] * len(self.zone_of) for _ in range(2))
+
+    def fail(self, status: str, words: str, now: float) -> None:
+        """Count a call that failed, and print the first ones of each kind."""
+        self.failed[status] += 1
+        if self.failed[status] <= _PRINTED:
+            print(f"{now:.1f} s: {status}: {words}", flush=True)
 
     def figures(self, seconds: float) -> dict[str, object]:
         """Everything as JSON.
