@@ -196,7 +196,7 @@ class Rounds:
                 judged = Judged("accepted")
                 words, parts = dict(result.words), dict(result.parts)
             except RefusedError as exc:
-                judged = Judged("refused", str(exc))
+                judged = Judged("refused", one_line(str(exc)))
             except FedheadError as exc:
                 cause = exc.__cause__
                 if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):

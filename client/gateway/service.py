@@ -125,6 +125,7 @@ class Gateway:
         return port
 
     def _restore(self) -> None:
+        self._runs.forget_old(self._place.clients)
         for folder in sorted(self._place.backbones.glob("*")):
             offer_backbones(self._blobs, folder)
         self.rounds.restore(partial(order_of, self._place, self._runs))
