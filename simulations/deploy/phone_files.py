@@ -33,7 +33,7 @@ from server.delivery.publish import Candidate, publish_version
 from server.export.exporters import check_installed, export
 from server.export.run_model import backbone_of_run, trained_model
 from server.round.phones import Phones
-from simulations.deploy.gateway import gateway_folder
+from simulations.deploy.settings import gateway_folder
 from simulations.deploy.signing import SOON_SECONDS, backbones_of, signer
 from simulations.deploy.trust import trusted_of
 

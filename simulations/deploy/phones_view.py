@@ -12,9 +12,8 @@ from typing import Any, Literal
 from common.delivery.tokens import TokenState
 from common.errors import DamagedError
 from common.phones import GATEWAY
-from simulations.deploy.gateway import gateway_folder
 from simulations.deploy.processes import is_held
-from simulations.deploy.settings import phone_folders
+from simulations.deploy.settings import gateway_folder, phone_folders
 
 __all__ = ["DROPOUTS", "PhoneRow", "PhonesView", "RoundRow", "phone_names", "phones_view"]
 
