@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from client.budget import Budget
-from common.backbone.frozen import FrozenBackbone
 from common.errors import ProtocolError
 from common.messages import DescribeReply, DescribeRequest
 from common.types import FeatureSet
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a gateway's process, which uses the folders alone, goes without torch
     from client.cohort.cohort import Cohort
     from client.sgd import Gradient
+    from common.backbone.frozen import FrozenBackbone
 
 __all__ = ["Host", "Part", "run_folder"]
 

@@ -121,6 +121,17 @@ def test_the_device_path_imports_nothing_heavy() -> None:
     assert done.stdout.strip().splitlines()[-1] == "[]"
 
 
+def test_a_gateway_goes_without_torch() -> None:
+    code = (
+        "import sys, client.gateway.service, client.gateway.bridge, client.fork_server\n"
+        "print({'torch', 'scipy', 'pandas', 'ray', 'pydantic_core'} & {*sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
+
+
 def test_what_watches_over_a_device_or_server_goes_without_torch() -> None:
     code = (
         "import sys, simulations.deploy.launch\nprint({'torch', 'numpy', 'flwr'} & {*sys.modules})"

@@ -23,6 +23,7 @@ OTHERS = {
         common/images.py:_identified
         common/images.py:read_image
         common/toml_model.py:read_toml
+        client/gateway/place.py:read_settings
         simulations/compare/cells.py:_function_source
         simulations/compare/cells.py:_source
         server/export/compare_pixels.py:_array
@@ -36,9 +37,9 @@ OTHERS = {
         client/delivery/authorities.py:check_in
         client/delivery/remote.py:Remote.__init__
         common/files.py:read_private
-        server/delivery/identity.py:Identity._checked
-        server/delivery/identity.py:Identity.credentials.changed
-        server/delivery/identity.py:Identity.voucher
+        common/delivery/identity.py:Identity._checked
+        common/delivery/identity.py:Identity.credentials.changed
+        common/delivery/identity.py:Identity.voucher
         server/delivery/service.py:_Delivery.check_in
         fedhead/cli/keys.py:show
         fedhead/cli/keys.py:sign
@@ -57,6 +58,8 @@ OTHERS = {
     """,
     "part of a reader above, which checks what they give": """
         client/backbones.py:Backbones._bytes
+        client/gateway/backbones.py:Blobs.part
+        client/gateway/backbones.py:_beside
         client/delivery/fetch.py:_download
         common/backbone/frozen.py:FrozenBackbone.load
         common/backbone/frozen.py:_open

@@ -8,6 +8,7 @@ before the message is waited for.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
@@ -51,6 +52,23 @@ calling: ContextVar[Phone] = ContextVar("calling")
 _Stamp = tuple[int, int, int] | None
 
 
+@dataclass
+class _Known:
+    """What was found of a token.
+
+    Attributes:
+        token: the file with its hash.
+        device_key: a file that no phone has.
+        stamp: of the token's file, when it was read.
+        found: who it is, or why it is nobody; empty: not looked at yet.
+    """
+
+    token: Path
+    device_key: Path
+    stamp: _Stamp = None
+    found: Phone | str = ""
+
+
 class Door(grpc.aio.ServerInterceptor):
     """Checks the calls of all methods.
 
@@ -61,7 +79,7 @@ class Door(grpc.aio.ServerInterceptor):
 
     def __init__(self, place: Place, count: Callable[[str], None]) -> None:
         self._place, self._count = place, count
-        self._known: OrderedDict[str, tuple[_Stamp, Phone | str]] = OrderedDict()
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._calls: Counter[str] = Counter()
 
     async def intercept_service(
@@ -108,20 +126,22 @@ class Door(grpc.aio.ServerInterceptor):
         """The calling phone, or the reason why it is none, as it is counted."""
         header = dict(context.invocation_metadata() or ()).get("authorization", "")
         token = str(header).removeprefix("Bearer ")
-        name = token.rpartition(".")[0]
-        try:
-            stamp = _stamp(token_path(self._place.delivery, name))
-        except DeliveryError:
-            return "wrong-token"
-        if self._place.device_key(name).exists():
-            return "not-a-phone"
-        known = self._known.get(token)
-        # Each change of a token's file replaces it: what was found of the same file still holds.
-        if known is None or known[0] != stamp:
-            known = self._known[token] = stamp, self._checked(token, name)
+        # Not the token itself, which a stranger may make long.
+        key = hashlib.sha256(token.encode()).digest()
+        known = self._known.get(key)
+        if known is None:
+            name = token.rpartition(".")[0]
+            try:
+                known = _Known(token_path(self._place.delivery, name), self._place.device_key(name))
+            except DeliveryError:
+                return "wrong-token"
+            self._known[key] = known
             if len(self._known) > _KNOWN:
                 self._known.popitem(last=False)
-        return known[1]
+        # Each change of a token's file replaces it: what was found of the same file still holds.
+        if known.stamp != (stamp := _stamp(known.token)) or not known.found:
+            known.stamp, known.found = stamp, self._checked(token, known.token.name)
+        return "not-a-phone" if known.device_key.exists() else known.found
 
     def _checked(self, token: str, name: str) -> Phone | str:
         if device_of(self._place.delivery, token) == name:

@@ -11,41 +11,67 @@ from pathlib import Path
 from client.gateway.frames import framed, receive_async
 from common.errors import FedheadError
 
-__all__ = ["listen"]
+__all__ = ["Listening"]
 
 logger = logging.getLogger("fedhead.gateway")
 
 
-async def listen(path: Path, answer: Callable[[str, bytes], Awaitable[bytes]]) -> asyncio.Server:
-    """Answer messages at a socket that only its owner can reach.
+Answer = Callable[[str, bytes], Awaitable[bytes]]
+
+
+class Listening:
+    """Answers messages at a socket that only its owner can reach.
 
     Args:
-        path: the socket; its folder is made if it is missing. What another process has left there
-            is replaced.
         answer: from a message's kind and content to the answer's content.
-
-    Raises:
-        OSError: the socket cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.parent.chmod(0o700)
-    path.unlink(missing_ok=True)
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._open: set[asyncio.Task[None]] = set()
+
+    async def start(self, path: Path) -> None:
+        """Begin to listen.
+
+        Args:
+            path: the socket; its folder is made if it is missing. What another process has left
+                there is replaced.
+
+        Raises:
+            OSError: the socket cannot be made.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.chmod(0o700)
+        path.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(self._begin, path)
+        path.chmod(0o600)
+
+    def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._open.add(task)
+        task.add_done_callback(self._open.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
             words, content = await receive_async(reader)
-            writer.write(await _framed(answer, str(words.get("kind")), content))
+            writer.write(await _framed(self._answer, str(words.get("kind")), content))
             await writer.drain()
-        writer.close()
+        except (OSError, ValueError, FedheadError, asyncio.IncompleteReadError) as exc:
+            logger.info("a connection of the bridge has ended: %s", exc)
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
-    server = await asyncio.start_unix_server(serve, path)
-    path.chmod(0o600)
-    return server
+    async def stop(self) -> None:
+        """End all connections; the bridge sends its messages again."""
+        self._server.close()
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
 
 
-async def _framed(
-    answer: Callable[[str, bytes], Awaitable[bytes]], kind: str, content: bytes
-) -> bytes:
+async def _framed(answer: Answer, kind: str, content: bytes) -> bytes:
     try:
         return framed({}, await answer(kind, content))
     except FedheadError as exc:

@@ -121,7 +121,8 @@ class Presence:
         """Number of phones that checked in within a day."""
         counted, size = self._counted
         now = time.time()
-        if now - counted > 1 or size < self._settings.max_held_calls:
+        # Of ten thousand every eleven seconds: counting them takes milliseconds.
+        if now - counted > 1 + size / 1000 or size < self._settings.max_held_calls:
             size = sum(now - seen.last < _DAY for seen in self._seen.values())
             self._counted = now, size
         return size

@@ -137,6 +137,8 @@ class Round:
             client: State(task_id(self.id, client), client, order.count(run, client))
             for client in order.clients
         }
+        # Counted, because each result looks at them: of ten thousand there would be 10^8 looks.
+        self._waiting, self._accepted = len(self.states), 0
         self._figures = figures
         self.figures = None if order.private else RoundFigures(
             order.run_id, run.request.name, order.round_number, order.kind, len(order.clients)
@@ -209,11 +211,22 @@ class Round:
 
     def judge(self, state: State, judged: Judged) -> None:
         """Note what became of a task."""
-        state.judged = judged
+        self._note(state, judged)
         self._figures.judged(state.client, judged.what, judged.word, self.figures)
         if judged.what == "late" and self.figures:
             self.figures.counts["silent"] -= 1
             self._figures.counters["silent"] -= 1
+
+    def recall(self, state: State, judged: Judged) -> None:
+        """Note what became of a task in an earlier process, which has counted it."""
+        self._note(state, judged)
+        if self.figures:
+            self.figures.counts[judged.what] += 1
+
+    def _note(self, state: State, judged: Judged) -> None:
+        self._waiting -= state.judged is None
+        self._accepted += judged.what == "accepted"
+        state.judged = judged
 
     def spent(self, state: State, submission: pb.Submission) -> None:
         """Note a phone's time in the round, as far as it is possible."""
@@ -230,13 +243,9 @@ class Round:
         if self.closed.is_set():
             return
         is_over = time.monotonic() >= self.times.ends
-        accepted = len(self.accepted)
-        if is_over or accepted >= (self.enough or len(self.states)) or self._is_settled:
+        has_enough = self._accepted >= (self.enough or len(self.states))
+        if is_over or has_enough or not self._waiting:
             self.close()
-
-    @property
-    def _is_settled(self) -> bool:
-        return all(state.judged for state in self.states.values())
 
     def close(self) -> None:
         """Let no more results count."""

@@ -22,11 +22,11 @@ from typing import TypeVar
 
 import grpc.aio
 
-from client.gateway.backbones import Blobs
+from client.gateway.backbones import Blobs, offer_backbones
 from client.gateway.calls import Calls
 from client.gateway.door import Door
 from client.gateway.figures import Figures
-from client.gateway.listening import listen
+from client.gateway.listening import Listening
 from client.gateway.place import Place, Settings, read_settings
 from client.gateway.presence import Presence
 from client.gateway.rounds import Rounds
@@ -115,10 +115,13 @@ class Gateway:
             port = self._server.add_secure_port(address, identity.credentials())
         except RuntimeError as exc:
             raise DeliveryError(f"cannot listen on {address}: {obstacle(address)}") from exc
+        for folder in sorted(self._place.backbones.glob("*")):
+            offer_backbones(self._blobs, folder)
         self.rounds.restore(partial(order_of, self._place, self._runs))
         await self._server.start()
         answers = Answers(self._place, self._runs, self.presence, self.rounds, self._heavy)
-        self._bridge = await listen(socket, answers.answer)
+        self._bridge = Listening(answers.answer)
+        await self._bridge.start(socket)
         self._tasks = [asyncio.create_task(self._sweep()), asyncio.create_task(self._keep())]
         logger.info("%s: phones are served on port %d", server, port)
         return port
@@ -155,7 +158,7 @@ class Gateway:
         """End the service; calls in progress get a moment."""
         for task in self._tasks:
             task.cancel()
-        self._bridge.close()
+        await self._bridge.stop()
         self.presence.wake()
         await self._server.stop(_GRACE_SECONDS)
         await self.keep()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +31,7 @@ from common.delivery.tokens import issue_token
 from common.evaluation import evaluate, losses_of
 from common.fields import fields_of_statistics
 from common.identity import client_of_phone
+from common.listening import listener
 from common.messages import (
     DescribeReply,
     DescribeRequest,
@@ -47,6 +51,7 @@ from common.statistics import feature_statistics
 from common.types import Affine, ClientPlan, FeatureSet, Head, LocalTraining
 from simulations.deploy.authority import ensure_authority, sign_server, spread
 
+ROOT = Path(__file__).parents[3]
 FINGERPRINT = "0f" * 32
 RUN = "run-1"
 K, D = 4, 12
@@ -95,7 +100,8 @@ class Phone:
             grpc.ssl_channel_credentials(self._authority),
             grpc.access_token_call_credentials(self._token),
         )
-        self.channel = grpc.secure_channel(f"127.0.0.1:{port}", credentials, CHANNEL_OPTIONS)
+        options = [*CHANNEL_OPTIONS, ("grpc.max_reconnect_backoff_ms", 300)]
+        self.channel = grpc.secure_channel(f"127.0.0.1:{port}", credentials, options)
         self.stub = Stub(self.channel)
 
     def check_in(self, wait: int = 0) -> pb.CheckInReply:
@@ -267,11 +273,15 @@ class Deployment:
     Attributes:
         path: a folder for all of it.
         port: of the running gateway.
+        running: it, if it runs in this process.
+        process: it, if it runs in its own.
+        phones: by name.
     """
 
     path: Path
     port: int = 0
     running: Running | None = None
+    process: subprocess.Popen[bytes] | None = None
     phones: dict[str, Phone] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -296,6 +306,34 @@ class Deployment:
         if self.running:
             self.running.stop()
             self.running = None
+        if self.process:
+            self.kill()
+
+    def spawn(self) -> None:
+        """Start the gateway as a process of its own, always on the same port."""
+        if not self.port:
+            with listener("127.0.0.1", 0) as free:
+                self.port = free.getsockname()[1]
+        command = [sys.executable, "-P", "-m", "client.gateway.service"]
+        arguments = [self.place.server, self.socket, "--port", self.port]
+        with (self.path / "gateway.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, *map(str, arguments)], cwd=ROOT, stdout=log, stderr=log,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+            )  # fmt: skip
+
+    def kill(self) -> None:
+        """Kill that process."""
+        assert self.process
+        self.process.kill()
+        self.process.wait()
+        self.process = None
+
+    def close(self) -> None:
+        self.stop()
+        for phone in self.phones.values():
+            phone.channel.close()
+        self.pool.shutdown()
 
     @property
     def counters(self) -> Mapping[str, int]:

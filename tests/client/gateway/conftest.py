@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ from tests.client.gateway.actors import Deployment, make_deployment
 
 
 @pytest.fixture
-def deployment(tmp_path: Path) -> Iterator[Deployment]:
+def apart(tmp_path: Path) -> Iterator[Deployment]:
+    """A deployment whose gateway does not run yet."""
+    with closing(make_deployment(tmp_path)) as made:
+        yield made
+
+
+@pytest.fixture
+def deployment(apart: Deployment) -> Deployment:
     """A deployment whose gateway runs."""
-    made = make_deployment(tmp_path)
-    made.start()
-    yield made
-    made.stop()
-    for phone in made.phones.values():
-        phone.channel.close()
-    made.pool.shutdown()
+    apart.start()
+    return apart
