@@ -35,11 +35,11 @@ OTHERS = {
     """,
     "keys, secrets and certificates: one that has changed opens no door": """
         client/delivery/authorities.py:check_in
-        client/delivery/remote.py:Remote.__init__
-        common/files.py:read_private
+        client/delivery/remote.py:read_authority
         common/delivery/identity.py:Identity._checked
         common/delivery/identity.py:Identity.credentials.changed
         common/delivery/identity.py:Identity.voucher
+        common/files.py:read_private
         server/delivery/service.py:_Delivery.check_in
         fedhead/cli/keys.py:show
         fedhead/cli/keys.py:sign
@@ -61,13 +61,14 @@ OTHERS = {
         client/gateway/backbones.py:Blobs.part
         client/gateway/backbones.py:_beside
         client/delivery/fetch.py:_download
+        client/phone/blobs.py:Blobs._fetch
         common/backbone/frozen.py:FrozenBackbone.load
         common/backbone/frozen.py:_open
         common/features.py:_open
         common/files.py:sha256_file
         common/readback.py:ArraysFile.read
         common/readback.py:JsonFile.read
-        common/readback.py:JsonLines.read
+        common/readback.py:JsonLines.read_as
         common/privacy/ledger.py:Ledger.charge
         server/record/checkpoint.py:_load
         server/delivery/service.py:_open
@@ -130,7 +131,7 @@ def readers(path: Path) -> Iterator[str]:
     """Functions that read files by themselves and are not marked as the reader of a kind."""
 
     def visit(node: ast.AST, function: str, *, marked: bool) -> Iterator[str]:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             function = f"{function}.{node.name}".lstrip(".")
             marked |= any("own_check" in ast.unparse(d) for d in node.decorator_list)
         if isinstance(node, ast.Call) and is_read(node) and not marked:

@@ -10,7 +10,7 @@ from pathlib import Path
 from client.phone.link import Link
 from common.cache import note_use
 from common.errors import ProtocolError
-from common.files import write_atomic
+from common.files import sync
 from common.phones.phones_pb2 import Blob, FetchRequest, Part
 from common.phones.wire import PART
 from common.readback import own_check
@@ -78,8 +78,8 @@ class Blobs:
         for _ in range(_TRIES):
             data = await self._fetch(blob)
             if _is(data, blob):
-                write_atomic(self._folder / blob.sha256, data)
-                self._partial(blob).unlink(missing_ok=True)
+                sync(self._partial(blob))
+                self._partial(blob).replace(self._folder / blob.sha256)
                 return data
             self._partial(blob).unlink()
         raise ProtocolError(f"blob {blob.sha256[:12]} is sent with other bytes than promised")

@@ -15,7 +15,16 @@ import numpy as np
 from client.phone.blobs import check_blob
 from client.phone.trainer import Order
 from common.errors import ProtocolError
-from common.phones.phones_pb2 import SGD, STATISTICS, Blob, Description, Kind, Task, Training
+from common.phones.phones_pb2 import (
+    EVALUATE,
+    SGD,
+    STATISTICS,
+    Blob,
+    Description,
+    Kind,
+    Task,
+    Training,
+)
 from common.types import FloatArray, Head, LocalTraining, Optimizer
 from common.validate import LARGEST
 from common.words import unknown
@@ -76,7 +85,8 @@ def check_task(task: Task, description: Description) -> None:
         "id": bool(_TASK.fullmatch(task.id)),
         "run": task.run == description.run,
         "fingerprint": task.fingerprint == description.fingerprint,
-        "round": task.round >= 1,
+        # A head may be evaluated before the first round.
+        "round": task.round >= 1 or task.kind == EVALUATE,
         "kind": task.kind in Kind.values() and task.kind != 0,
         "seconds_left": math.isfinite(task.seconds_left),
         "num_classes": rows == len(description.classes),

@@ -148,6 +148,8 @@ class ImageTrainer:
         frozen = self._frozen(description.fingerprint)
         host = self._host(description)
         features = host.test_features(description.client, frozen, description.run)
+        if not len(features):
+            raise ReplyError("has no examples to test with")
         check_examples(features, order.head)
         found = evaluate(order.head, features)
         curve = losses_of(order.head, features).astype("<f8").tobytes()

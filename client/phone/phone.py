@@ -51,6 +51,7 @@ WAIT_SECONDS = 25
 
 _UNLIMITED = Budget()
 _MOST_BLOB_BYTES = 256 << 20
+_LONGEST_UNMET_SECONDS = 60.0
 _LONGEST_REASON = 200  # characters, by the protocol
 
 Sleep = Callable[[float], Awaitable[object]]
@@ -102,7 +103,6 @@ class Phone:
         while True:
             try:
                 pause = await self.turn()
-                self._said = ""
             except (FedheadError, OSError) as exc:
                 pause = self._pace.again()
                 self._tell_once(str(exc))
@@ -125,6 +125,7 @@ class Phone:
         reply: CheckInReply = await self._link.check_in(request)
         match reply.WhichOneof("what"):
             case "later":
+                self._said = ""
                 return self._pace.later(reply.later)
             case "description":
                 return await self._meet(reply.description, request)
@@ -138,7 +139,7 @@ class Phone:
     def _tell_once(self, words: str) -> None:
         """Log a problem, but not again as long as it stays the same."""
         if words != self._said:
-            logger.warning("%s; trying again, each time later", words)
+            logger.warning("%s; trying again later", words)
         self._said = words
 
     async def _request(self) -> CheckInRequest:
@@ -161,7 +162,7 @@ class Phone:
             holdings=holdings,
             ready=await self._is_allowed(),
             wait_seconds=self._wait,
-            problem=problem,
+            problem="" if holdings else problem,
         )
 
     async def _is_allowed(self) -> bool:
@@ -185,8 +186,10 @@ class Phone:
         except CallError:
             raise
         except Exception as exc:  # whatever it is, other runs may go well
+            self._tell_once(f"cannot take part in run {one_line(description.name)}: {exc}")
+            if request.holdings:  # tasks of other runs may come meanwhile
+                return min(self._pace.again(), _LONGEST_UNMET_SECONDS)
             self._problem = _problem_of(exc)
-            logger.warning("cannot take part in run %s: %s", one_line(description.name), exc)
             return self._pace.again()
         self._problem = ""
         self._kept.describe(description)
@@ -223,6 +226,7 @@ class Phone:
                 self._kept.forget()
             raise
         self._kept.forget()
+        self._said = ""
         _tell(task, result, verdict)
         return self._pace.later(verdict.later)
 

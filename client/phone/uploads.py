@@ -16,6 +16,7 @@ from common.phones.wire import INLINE_UPDATE, PART
 __all__ = ["sent"]
 
 _TRIES = 5  # of an upload that the gateway has lost
+_LOST = (grpc.StatusCode.OUT_OF_RANGE, grpc.StatusCode.DATA_LOSS)
 
 
 async def sent(link: Link, task: str, result: Result) -> Verdict:
@@ -25,23 +26,39 @@ async def sent(link: Link, task: str, result: Result) -> Verdict:
         CallError: the gateway cannot be reached; or it knows no such task, or refuses.
         ProtocolError: it claims to have more bytes than there are.
     """
-    started = time.monotonic()
-    arrays = []
-    for field, data in result.arrays.items():
-        if len(data) <= INLINE_UPDATE:
-            arrays.append(Array(field=field, data=data))
-        else:
-            arrays.append(Array(field=field, sha256=await _uploaded(link, task, data)))
+    large = {name: data for name, data in result.arrays.items() if len(data) > INLINE_UPDATE}
     submission = Submission()
     submission.CopyFrom(result.submission)
-    submission.arrays.extend(arrays)
-    submission.upload_seconds = time.monotonic() - started
-    return await link.submit(submission)
+    for field, data in result.arrays.items():
+        if field in large:
+            submission.arrays.append(Array(field=field, sha256=_sha256(data)))
+        else:
+            submission.arrays.append(Array(field=field, data=data))
+    started, failures = time.monotonic(), 0
+    while True:
+        try:
+            for data in large.values():
+                await _upload(link, task, data)
+        except CallError as exc:
+            # The result may have arrived before, and only the verdict was lost: ask for that.
+            if exc.code is not grpc.StatusCode.NOT_FOUND:
+                raise
+        submission.upload_seconds = time.monotonic() - started
+        try:
+            return await link.submit(submission)
+        except CallError as exc:  # the gateway has lost what had arrived
+            failures += 1
+            if exc.code not in _LOST or failures == _TRIES:
+                raise
 
 
-async def _uploaded(link: Link, task: str, data: bytes) -> str:
-    """Upload an array from where an earlier upload ended; returns its SHA-256."""
-    digest = hashlib.sha256(data).hexdigest()
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+async def _upload(link: Link, task: str, data: bytes) -> None:
+    """Upload an array from where an earlier upload ended."""
+    digest = _sha256(data)
 
     async def put(offset: int, part: bytes) -> int:
         message = Part(task=task, sha256=digest, size=len(data), offset=offset, data=part)
@@ -53,10 +70,8 @@ async def _uploaded(link: Link, task: str, data: bytes) -> str:
         try:
             arrived = await put(arrived, data[arrived : arrived + PART])
         except CallError as exc:
-            if exc.code not in (grpc.StatusCode.OUT_OF_RANGE, grpc.StatusCode.DATA_LOSS):
-                raise
             failures += 1
-            if failures == _TRIES:
+            if exc.code not in _LOST or failures == _TRIES:
                 raise
             arrived = await put(0, b"")
             continue
@@ -65,4 +80,3 @@ async def _uploaded(link: Link, task: str, data: bytes) -> str:
                 f"the gateway has {arrived} bytes of an array after {before}, expected up to "
                 f"{len(data)}"
             )
-    return digest

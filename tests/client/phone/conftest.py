@@ -76,6 +76,7 @@ class FakeGateway:
     submissions: list[Submission] = field(default_factory=list)
     verdict: Verdict = field(default_factory=lambda: Verdict(what=Verdict.ACCEPTED, later=LATER))
     answer: Callable[[CheckInRequest], CheckInReply] | None = None
+    on_failure: Callable[[FakeGateway], None] | None = None
     port: int = 0
 
     def blob(self, data: bytes, *, inline: bool = False) -> Blob:
@@ -90,6 +91,8 @@ class FakeGateway:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is unknown")
         planned = self.failures.get(call, [])
         if planned and (code := planned.pop(0)) is not None:
+            if self.on_failure:
+                self.on_failure(self)
             await context.abort(code, "planned by the test")
 
     async def check_in(self, request: CheckInRequest, context: Any) -> CheckInReply:

@@ -1,8 +1,10 @@
-"""A phone does not believe a gateway: sizes, shapes and numbers are checked before they are used."""
+"""A phone believes no gateway: sizes, shapes and numbers are checked before they are used."""
 
 from __future__ import annotations
 
+import asyncio
 import math
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +38,7 @@ from tests.client.phone.conftest import (
     HEAD,
     FakeGateway,
     StubTrainer,
+    lines,
     sha256,
     small_description,
     task_of,
@@ -92,7 +95,7 @@ TASKS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a path as SHA-256": ({"head": blob(32, "../" * 21 + "x")}, "the head has no SHA-256"),
     "a correction of another shape": ({"correction": blob(28)}, "the correction has 28 bytes"),
-    "a preconditioner of another shape": ({"preconditioner": blob(32)}, "the preconditioner has 32"),
+    "another preconditioner": ({"preconditioner": blob(32)}, "the preconditioner has 32"),
     "no fields": ({"fields": []}, "fields"),
     "a field twice": ({"fields": ["delta", "delta"]}, "fields"),
     "the examples themselves": ({"fields": ["features"]}, "fields"),
@@ -190,10 +193,9 @@ def test_an_impossible_description_is_refused_and_the_gateway_is_told(
 ) -> None:
     description = small_description(gateway, **changed)
     gateway.answers = [CheckInReply(description=description)]
-    turn(made := phone(), link, 2)
+    turn(phone(), link, 2)
     assert gateway.check_ins[1].problem.startswith("description: ")
     assert (gateway.fetched, stub.prepared) == ([], [])
-    assert made is not None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 2e30])
@@ -251,19 +253,15 @@ def test_a_blob_that_is_sent_wrongly_is_not_used(
     lying.answers = [CheckInReply(description=small_description(lying))]
     address = f"127.0.0.1:{lying.port}"
     link = Link(address, authority=folder / "ca.crt", token=folder / "phone.token")
-    turn(made := Phone(link, stub, folder / "state", wait_seconds=0), link, 2)
+    turn(Phone(link, stub, folder / "state", wait_seconds=0), link, 2)
     assert lying.check_ins[1].problem.startswith("description: blob ")
     assert stub.prepared == [None]
     assert len(lying.fetched) <= 2 * (len(BACKBONE) // PART + 1)
-    assert made is not None
 
 
 def test_blobs_take_no_more_room_than_they_may(
     gateway: FakeGateway, link: Link, tmp_path: Path
 ) -> None:
-    import asyncio
-    import os
-
     blobs = Blobs(tmp_path / "blobs", link, 3000)
     datas = [random.Random(i).randbytes(1000) for i in range(4)]
 
@@ -287,8 +285,6 @@ def test_blobs_take_no_more_room_than_they_may(
 def test_a_blob_that_was_damaged_on_the_disk_is_fetched_again(
     gateway: FakeGateway, link: Link, tmp_path: Path
 ) -> None:
-    import asyncio
-
     blobs = Blobs(tmp_path / "blobs", link, 3000)
     data = b"a blob"
 
@@ -333,8 +329,6 @@ def test_a_description_is_refused_for_what_is_wrong_with_it(description: Descrip
 def test_a_gateway_that_answers_nonsense_is_asked_ever_more_rarely(
     reply: CheckInReply, gateway: FakeGateway, phone: Make, link: Link
 ) -> None:
-    from tests.client.phone.conftest import lines
-
     gateway.answer = lambda request: reply
     pauses = lines(5, phone(), link)
     assert [2 * a for a in pauses[:-1]] == pauses[1:]
@@ -343,8 +337,6 @@ def test_a_gateway_that_answers_nonsense_is_asked_ever_more_rarely(
 def test_a_description_that_comes_again_and_again_does_not_keep_a_phone_busy(
     gateway: FakeGateway, phone: Make, link: Link, stub: StubTrainer
 ) -> None:
-    from tests.client.phone.conftest import lines
-
     gateway.answer = lambda request: CheckInReply(description=small_description(gateway))
     pauses = lines(4, phone(), link)
     assert pauses[0] == 0.0

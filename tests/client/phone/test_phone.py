@@ -196,6 +196,56 @@ def test_an_upload_that_is_lost_again_and_again_ends(
         turn(phone(), link, 2)
 
 
+def test_a_verdict_that_was_lost_is_asked_for_although_uploads_have_ended(
+    described: FakeGateway, phone: Make, link: Link, stub: StubTrainer
+) -> None:
+    with_task(described)
+    stub.arrays = {"delta": BACKBONE}
+    described.failures["submit"] = [DOWN]
+    with pytest.raises(CallError):
+        turn(phone(), link, 2)
+    described.failures["upload"] = [grpc.StatusCode.NOT_FOUND]  # it has judged the result
+    turn(phone(), link)
+    assert len(described.submissions) == 2
+    turn(phone(), link)
+    assert len(described.check_ins) == 3
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.OUT_OF_RANGE, grpc.StatusCode.DATA_LOSS])
+def test_an_array_that_the_gateway_has_lost_is_uploaded_again(
+    code: grpc.StatusCode, described: FakeGateway, phone: Make, link: Link, stub: StubTrainer
+) -> None:
+    with_task(described)
+    stub.arrays = {"delta": BACKBONE}
+    turn(phone(), link)
+
+    def lose(_: object) -> None:
+        described.uploads.clear()
+
+    described.on_failure = lose
+    described.failures["submit"] = [code]
+    turn(phone(), link)
+    assert len(described.submissions) == 2
+    assert bytes(described.uploads[sha256(BACKBONE)]) == BACKBONE
+    assert len(stub.orders) == 1
+
+
+def test_a_run_that_it_cannot_join_keeps_a_phone_from_no_other_run(
+    described: FakeGateway, phone: Make, link: Link, stub: StubTrainer
+) -> None:
+    turn(phone(), link)
+    stub.problem = SignatureError("not signed")
+    other = small_description(described, id=sha256(b"other"))
+    described.answers = [CheckInReply(description=other)] * 9
+    pauses = lines(9, phone(), link)
+    assert max(pauses) == 60.0
+    stub.problem = None
+    with_task(described)
+    turn(phone(), link)
+    assert described.submissions[-1].outcome == DONE
+    assert {request.problem for request in described.check_ins} == {""}
+
+
 def test_a_window_is_drawn_from_uniformly_and_failures_double_it_up_to_an_hour() -> None:
     drawn = []
     pace = Pace(lambda low, high: drawn.append((low, high)) or (low + high) / 2)
@@ -289,9 +339,9 @@ def test_what_keeps_a_phone_from_a_run_is_told_without_the_owners_data(
     error: Exception, word: str, described: FakeGateway, phone: Make, link: Link, stub: StubTrainer
 ) -> None:
     stub.problem = error
-    assert turn(phone_ := phone(), link)[0] > 0.5
-    described.answers = []
-    turn(phone_, link)
+    made = phone()
+    assert turn(made, link)[0] > 0.5
+    turn(made, link)
     problem = described.check_ins[1].problem
     assert problem.startswith(f"{word}: ")
     assert "anna" not in problem
