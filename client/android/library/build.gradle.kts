@@ -7,12 +7,9 @@ android {
     namespace = "dev.fedhead.android"
     compileSdk = 34
     defaultConfig { minSdk = 26 }
-    compileOptions {
-        sourceCompatibility = JavaVersion.VERSION_17
-        targetCompatibility = JavaVersion.VERSION_17
-    }
-    kotlinOptions { jvmTarget = "17" }
 }
+
+kotlin { jvmToolchain(17) }
 
 dependencies {
     api(project(":core"))

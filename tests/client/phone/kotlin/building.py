@@ -14,6 +14,8 @@ ANDROID = Path(__file__).parents[4] / "client/android"
 COMPILER = Path(sys.prefix) / "kotlin/node_modules/kotlin-compiler/lib"
 STUBS = Path(__file__).with_name("stubs.txt")
 SOURCES = "src/main/kotlin"
+LANGUAGE = "2.2"
+"""The version of Kotlin that Gradle is told to use; the compiler here is newer."""
 
 
 def need_compiler() -> None:
@@ -28,7 +30,8 @@ def kotlin(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Compile; warnings are errors."""
     java = ["java", "-Xmx1g", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{COMPILER}/*"]
     main = ["org.jetbrains.kotlin.cli.jvm.K2JVMCompiler", "-Werror", "-no-reflect"]
-    command = [*java, *main, "-jvm-target", "17", *map(str, arguments)]
+    version = ["-language-version", LANGUAGE, "-api-version", LANGUAGE, "-jvm-target", "17"]
+    command = [*java, *main, *version, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
 

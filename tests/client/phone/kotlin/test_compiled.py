@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.phone.kotlin.building import ANDROID, SOURCES, STUBS, kotlin
+from tests.client.phone.kotlin.building import ANDROID, LANGUAGE, SOURCES, STUBS, kotlin
 
 pytestmark = pytest.mark.slow
 
@@ -69,3 +69,21 @@ def test_the_protocol_imports_nothing_of_android() -> None:
     """It is compiled without stand-ins, so this could only be an import by reflection."""
     for path in [*(ANDROID / "core").rglob("*.kt"), *(ANDROID / "jvm").rglob("*.kt")]:
         assert not re.search(r"\b(android|androidx|org\.json|okhttp3)\.", path.read_text()), path
+
+
+def test_gradle_is_told_the_version_of_kotlin_that_is_tested() -> None:
+    gradle = (ANDROID / "build.gradle.kts").read_text()
+    versions = re.findall(r'"org\.jetbrains\.kotlin\.\w+"\) version "(\d+\.\d+)\.\d+"', gradle)
+    assert versions == [LANGUAGE, LANGUAGE]
+
+
+def test_the_stand_ins_are_of_the_versions_that_gradle_names() -> None:
+    named = "".join(
+        (ANDROID / folder / "build.gradle.kts").read_text() for folder in ("library", "sample")
+    )
+    stubs, readme = STUBS.read_text(), (ANDROID / "README.md").read_text()
+    for group, version in re.findall(
+        r'"(?:org\.pytorch|com\.squareup\.okhttp3):([\w-]+):([\d.]+)"', named
+    ):
+        assert f":{group} {version}" in stubs
+        assert f":{group} | {version}" in readme

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -227,33 +227,62 @@ def test_a_private_update_has_its_bound_and_tells_nothing_else(
         assert [(h.num_examples, h.num_test_examples) for h in request.holdings] == [(1, 0)]
 
 
-def test_a_phone_that_is_killed_at_any_moment_sends_its_update_once(
-    gateway: FakeGateway, folder: Path, trained: TrainedModel, images: Owned,
+@dataclass
+class DeadlyGateway(FakeGateway):
+    """Kills the phone when it gets certain calls, and answers then.
+
+    Attributes:
+        moments: which calls, by their number.
+        program: the phone.
+        calls: how many came.
+    """
+
+    moments: frozenset[int] = frozenset()
+    program: subprocess.Popen[bytes] | None = None
+    calls: int = 0
+
+    async def _begin(self, call: str, context: Any) -> None:
+        await super()._begin(call, context)
+        self.calls += 1
+        if self.calls in self.moments and self.program:
+            self.program.kill()
+            self.program.wait()
+
+
+def test_a_phone_that_is_killed_at_any_moment_sends_the_same_update(
+    gateway: FakeGateway, standing: Standing, folder: Path, trained: TrainedModel, images: Owned,
     java: Callable[..., list[str]],
 ) -> None:  # fmt: skip
-    description = description_of(gateway, trained)
-    training = LocalTraining(0.01, 40, 2)
+    """In a check-in, between parts of the backbone, before the head, and after its result came."""
+    moments = frozenset({1, 2, 5, 9, 13, 14, 15, 16, 17, 18})
+    deadly = DeadlyGateway(gateway.folder, moments=moments)
+    standing.start(deadly)
+    toml = folder / "phone.toml"
+    toml.write_text(toml.read_text().replace(str(gateway.port), str(deadly.port)))
+    description, training = description_of(deadly, trained), LocalTraining(0.01, 40, 2)
     task = task_of(
-        gateway, description, trained.head.matrix, len(images.train),
+        deadly, description, trained.head.matrix, len(images.train),
         training=training_of(training),
     )  # fmt: skip
-    serve(gateway, description, task)
-    rng, command = random.Random(1), java("dev.fedhead.jvm.MainKt", folder, images.file)
-    for _ in range(7):
-        program = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        time.sleep(rng.uniform(0.3, 1.6))
-        program.send_signal(signal.SIGKILL)
-        program.wait()
-    end = time.monotonic() + 120
-    program = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while not gateway.submissions and time.monotonic() < end:
-        time.sleep(0.1)
-    program.kill()
-    program.wait()
-    assert {(sent.task, sent.outcome) for sent in gateway.submissions} == {(task.id, DONE)}
+    serve(deadly, description, task)
+    command = java("dev.fedhead.jvm.MainKt", folder, images.file)
+    rng, kills = random.Random(1), 0
+    while not deadly.submissions or deadly.calls < max(moments):
+        deadly.program = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            deadly.program.wait(rng.uniform(1.0, 6.0))
+        except subprocess.TimeoutExpired:
+            deadly.program.kill()
+            deadly.program.wait()
+        kills += 1
+        assert kills < 60
+    assert {(sent.task, sent.outcome) for sent in deadly.submissions} == {(task.id, DONE)}
+    assert all(sent == deadly.submissions[0] for sent in deadly.submissions)
     expected = trained_here(images.train, trained.head, training, Terms()).delta.numpy().ravel()
-    for sent in gateway.submissions:
-        assert np.abs(array(sent, "delta", "<f4") - expected).max() < 1e-6
+    assert np.abs(array(deadly.submissions[0], "delta", "<f4") - expected).max() < 1e-6
+    backbone = description.backbones[0].file
+    fetched = [part for part in deadly.fetched if part.sha256 == backbone.sha256]
+    assert len(fetched) <= -(-backbone.size // PART) + len(moments)
 
 
 def test_a_result_waits_on_the_disk_for_a_gateway_that_is_away(

@@ -24,7 +24,9 @@ internal class Gateway(private val grpc: Grpc, private val blobs: File) {
     fun file(blob: Blob): File {
         val file = File(blobs, name(blob))
         if (file.isFile) {
-            if (file.length() == blob.size && sha256(file) == blob.sha256) return file.apply { setLastModified(System.currentTimeMillis()) }
+            if (file.length() == blob.size && sha256(file) == blob.sha256) {
+                return file.apply { setLastModified(System.currentTimeMillis()) }
+            }
             file.delete()
         }
         if (blob.data.isNotEmpty() || blob.size == 0L) {

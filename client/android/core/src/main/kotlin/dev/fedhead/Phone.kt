@@ -177,7 +177,9 @@ private class Pace(private val disk: Disk) {
     /** Seconds until the next call, drawn uniformly from a window. */
     fun later(window: Later): Double {
         val (first, last) = window.minSeconds to window.maxSeconds
-        if (!(first >= 0 && last >= first && last.isFinite())) throw IOException("the window is $first to $last s, expected two times")
+        if (!(first >= 0 && last >= first && last.isFinite())) {
+            throw IOException("the window is $first to $last s, expected two times")
+        }
         return keep((first + Random.nextDouble() * (last - first)).coerceAtMost(LONGEST_WINDOW))
     }
 

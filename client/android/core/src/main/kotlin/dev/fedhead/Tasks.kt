@@ -10,6 +10,7 @@ import dev.fedhead.protocol.Training
 import dev.fedhead.protocol.Verdict
 import dev.fedhead.protocol.Writer
 import dev.fedhead.trainer.Examples
+import dev.fedhead.trainer.Model
 import dev.fedhead.trainer.Stopped
 import dev.fedhead.trainer.Work
 import dev.fedhead.trainer.bytesOf
@@ -122,30 +123,31 @@ internal class Tasks(
         val examples = images.examples(used, test, model)
         val work = Work(examples, head, task.training, correction, preconditioner, task.unitNorm, mayTrain)
         val submission = Submission(task.id, Outcome.DONE).apply { fingerprint = task.fingerprint }
-        val arrays = when {
-            task.kind == Kind.EVALUATE -> evaluated(submission, model.logits(examples, head), examples)
-            task.kind == Kind.STATISTICS -> {
-                submission.described(examples, model.loss(examples, head))
-                task.fields.associateWith { bytesOf(if (it == "gram") gram(examples) else moments(examples, task.numClasses)) }
-            }
-            task.clip > 0 -> {
-                submission.numExamples = 1
-                val clipped = model.clipped(work, task.clip)
-                val within = longArrayOf(if (clipped.within) 1 else 0)
-                task.fields.associateWith { bytesOf(if (it == "within_clip") within else clipped.integers) }
-            }
-            else -> {
-                val delta = model.delta(work)
-                if (!delta.all(Float::isFinite)) throw Refusal("not-finite", "the update has a number that is none")
-                submission.described(examples, model.loss(examples, head))
-                submission.lossAfter = model.loss(examples, FloatArray(head.size) { head[it] + delta[it] })
-                mapOf("delta" to encoded(delta, task.codec, task.numFeatures + 1, task.codecSeed))
-            }
-        }
+        val arrays = computed(task, model, work, submission)
         submission.arrays = arrays.map { (field, data) -> array(field, data, large) }
         submission.fetchSeconds = fetchSeconds
         submission.trainSeconds = secondsSince(begun) - fetchSeconds
         return submission
+    }
+
+    // The arrays to send, by field; notes the figures in the submission.
+    private fun computed(task: Task, model: Model, work: Work, submission: Submission): Map<String, ByteArray> {
+        val examples = work.examples
+        if (task.clip > 0) {
+            submission.numExamples = 1
+            val clipped = model.clipped(work, task.clip)
+            val within = longArrayOf(if (clipped.within) 1 else 0)
+            return task.fields.associateWith { bytesOf(if (it == "within_clip") within else clipped.integers) }
+        }
+        if (task.kind == Kind.EVALUATE) return evaluated(submission, model.logits(examples, work.head), examples)
+        submission.described(examples, model.loss(examples, work.head))
+        if (task.kind == Kind.STATISTICS) {
+            return task.fields.associateWith { bytesOf(if (it == "gram") gram(examples) else moments(examples, task.numClasses)) }
+        }
+        val delta = model.delta(work)
+        if (!delta.all(Float::isFinite)) throw Refusal("not-finite", "the update has a number that is none")
+        submission.lossAfter = model.loss(examples, FloatArray(delta.size) { work.head[it] + delta[it] })
+        return mapOf("delta" to encoded(delta, task.codec, task.numFeatures + 1, task.codecSeed))
     }
 
     private fun Submission.described(examples: Examples, loss: Double) {

@@ -53,13 +53,10 @@ class Authority(certificates: File) {
 class GrpcException(val code: Int, message: String) : IOException(message) {
     companion object {
         const val INVALID_ARGUMENT = 3
-        const val DEADLINE_EXCEEDED = 4
         const val NOT_FOUND = 5
-        const val RESOURCE_EXHAUSTED = 8
         const val OUT_OF_RANGE = 11
         const val UNAVAILABLE = 14
         const val DATA_LOSS = 15
-        const val UNAUTHENTICATED = 16
     }
 }
 

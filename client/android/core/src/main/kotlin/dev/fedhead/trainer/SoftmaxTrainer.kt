@@ -30,8 +30,11 @@ val ALL_ABILITIES = listOf(
     "evaluate", "clip", "codec:int8", "codec:drive",
 )
 
-private class SoftmaxModel(private val backbone: TorchBackbone, override val size: Int, private val compute: (ByteArray) -> ByteArray) :
-    StepModel() {
+private class SoftmaxModel(
+    private val backbone: TorchBackbone,
+    override val size: Int,
+    private val compute: (ByteArray) -> ByteArray,
+) : StepModel() {
     override val fingerprint = backbone.fingerprint
 
     override val numFeatures = backbone.gain.size
