@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +141,13 @@ class StandardModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         network = self.network
         x = (images.to(torch.float32) - self.mean) / self.std
-        results = [_Rounded(x, network.input_scale, network.input_zero_point)]
+        results = [_rounded(x, network.input_scale, network.input_zero_point)]
         for i, step in enumerate(network.steps):
+            if step.kind == "pool":
+                results.append(_averaged(results[step.inputs[0]]))
+                continue
             value = self._step(i, step, [results[k].values() for k in step.inputs])
-            results.append(_Rounded(value, step.scale, step.zero_point))
+            results.append(_rounded(value, step.scale, step.zero_point))
         q = torch.cat([self._pooled(i, results[k].q) for i, k in enumerate(network.taps)], dim=1)
         if self.head is None:
             return q
@@ -169,9 +173,7 @@ class StandardModel(nn.Module):
             return nn.functional.hardswish(inputs[0])
         if step.kind == "hardsigmoid":
             return nn.functional.hardsigmoid(inputs[0])
-        if step.kind == "turn":
-            return torch.flip(inputs[0], [2, 3])
-        return inputs[0].mean([-1, -2], keepdim=True)
+        return torch.flip(inputs[0], [2, 3])
 
     def _convolution(self, i: int, conv: Convolution, x: Tensor) -> Tensor:
         packed = (getattr(self, f"{name}{i}") for name in ("weight", "scales", "zeros"))
@@ -181,17 +183,38 @@ class StandardModel(nn.Module):
         return torch.conv2d(x, weight, bias, conv.stride, conv.padding, 1, conv.groups)
 
 
+@dataclass(frozen=True, eq=False)
 class _Rounded:
-    """A result in int8.
+    """A result in int8, as XNNPACK has it.
 
     Each reader dequantizes it separately. If two readers shared that node, XNNPACK's partitions
     would depend on each other in a cycle.
     """
 
-    def __init__(self, value: Tensor, scale: float, zero_point: int) -> None:
-        self.step = (scale, zero_point - _SHIFT, *_INT8)
-        self.q = torch.ops.quantized_decomposed.quantize_per_tensor(value, *self.step)
+    q: Tensor
+    scale: float
+    zero_point: int
 
     def values(self) -> Tensor:
-        values: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(self.q, *self.step)
+        dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor
+        values: Tensor = dequantize(self.q, self.scale, self.zero_point, *_INT8)
         return values
+
+
+def _rounded(value: Tensor, scale: float, zero_point: int) -> _Rounded:
+    """A real result, rounded to steps of a scale; the zero point is that of uint8."""
+    quantize = torch.ops.quantized_decomposed.quantize_per_tensor
+    whole = quantize(value, scale, zero_point - _SHIFT, *_INT8)
+    return _Rounded(whole, scale, zero_point - _SHIFT)
+
+
+def _averaged(result: _Rounded) -> _Rounded:
+    """The mean over both spatial axes, which are kept, as qnnpack rounds it: ties to even."""
+    positions = np.float32(result.q.shape[2] * result.q.shape[3])
+    scale = np.float32(result.scale)
+    multiplier = float(scale / (scale * positions))
+    total = result.q.to(torch.float32).sum([2, 3], keepdim=True)
+    centered = total - float(result.zero_point * positions)
+    whole = torch.round(centered * multiplier) + result.zero_point
+    q = torch.clamp(whole, *_INT8[:2]).to(torch.int8)
+    return _Rounded(q, result.scale, result.zero_point)

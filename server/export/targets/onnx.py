@@ -133,7 +133,8 @@ class _Graph:
         weight = self._dequantized(unsigned, conv.weight_scales, middle)
         # The scale of the sums, which are integers and need no rounding.
         steps = (conv.weight_scales * np.float32(input_scale)).astype(np.float32)
-        whole = np.rint(conv.bias.astype(np.float64) / steps).astype(np.int32)
+        # Torch rounds the biases in these words, too.
+        whole = np.rint(conv.bias * (np.float32(1) / steps)).astype(np.int32)
         bias = self._dequantized(whole, steps, np.zeros(len(steps), np.int32))
         return self._node(
             "Conv", value, weight, bias,
