@@ -19,7 +19,7 @@ from common.evaluation import evaluate, losses_of
 from common.messages import EvaluateRequest, TrainReply, TrainRequest
 from common.seeding import Purpose, stream_state
 from common.types import ClientPlan, Head, LocalTraining
-from server.export.targets.device_pte import device_pte_file
+from server.export.exporters import export
 from server.export.trained import TrainedModel
 from tests.client.gateway.actors import RUN, Node
 from tests.client.native_phones import SEED, NativePhone, Place, built, examples_of
@@ -43,10 +43,15 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def files(trained: TrainedModel, device_files: Any) -> Mapping[str, bytes]:
+def files(
+    trained: TrainedModel, device_files: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, bytes]:
     """The backbone's files by format."""
+    path = Path("/tmp/nb/device.pte")
+    if not path.exists():
+        export(trained, "device-pte", path)
     return {
-        "executorch": device_pte_file(trained.backbone, trained.classes),
+        "executorch": path.read_bytes(),
         "lite": device_files["lite"].path.read_bytes(),
     }
 
@@ -118,7 +123,8 @@ def test_rounds_are_what_a_python_node_sends(runtime, place, programs, tmp_path)
         mine, theirs = reply.reports[0], node.reports[0]
         assert mine.num_examples == theirs.num_examples == len(reference.train)
         np.testing.assert_allclose(
-            (mine.loss_before, mine.loss_after), (theirs.loss_before, theirs.loss_after), rtol=1e-5
+            (mine.loss_before, mine.loss_after), (theirs.loss_before, theirs.loss_after),
+            rtol=1e-5, err_msg=name,
         )
         expected = arrays_of(node, request, phone.client)
         for field, array in arrays_of(reply, request, phone.client).items():
