@@ -16,7 +16,8 @@ import torch
 from common.codecs import find_codec
 from common.codecs.uplink import decode_sum
 from common.evaluation import evaluate, losses_of
-from common.messages import EvaluateRequest, TrainReply, TrainRequest
+from common.messages import EvaluateRequest, TrainReply, TrainRequest, content_id
+from common.privacy.integers import OFFSET
 from common.seeding import Purpose, stream_state
 from common.types import ClientPlan, Head, LocalTraining
 from server.export.exporters import export
@@ -102,8 +103,14 @@ def rounds(trained: TrainedModel) -> dict[str, dict[str, Any]]:
             ),
             "training": terms,
         },
-        "a preconditioner": {"plan": ClientPlan(constant=preconditioner(trained))},
+        "a preconditioner": {
+            "plan": ClientPlan(constant=preconditioner(trained)),
+            "constant_id": content_id(preconditioner(trained)), "has_constant": True,
+        },
         "fednova": {"plan": ClientPlan(fields=("normalized_delta", "effective_steps"))},
+        "statistics": {
+            "plan": ClientPlan(kind="statistics", fields=("gram", "moments"), weighting="uniform")
+        },
     }  # fmt: skip
 
 
@@ -128,8 +135,69 @@ def test_rounds_are_what_a_python_node_sends(runtime, place, programs, tmp_path)
         )
         expected = arrays_of(node, request, phone.client)
         for field, array in arrays_of(reply, request, phone.client).items():
+            tolerance = 0 if name == "statistics" else 1e-6
             np.testing.assert_allclose(
-                array, expected[field], rtol=1e-5, atol=1e-6, err_msg=f"{name}: {field}"
+                array, expected[field], rtol=0, atol=tolerance, err_msg=f"{name}: {field}"
             )
-            assert np.abs(expected[field]).max() > 1e-2
+            assert np.abs(expected[field]).max() > 1e-3
+    phone.stop()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("codec", ["int8", "drive"])
+def test_a_coded_update_is_the_payload_of_the_plain_one(codec, runtime, place, programs):
+    phone = place.phone("anna", programs[runtime])
+    phone.start()
+    place.joined(phone)
+    plain = request_for(place.trained, phone.client)
+    delta = arrays_of(place.train(plain).result(120), plain, phone.client)["delta"]
+    coded = request_for(place.trained, phone.client, plan=ClientPlan(uplink=codec))
+    payloads = place.train(coded).result(120).payloads["delta"]
+    seed = stream_state(SEED, Purpose.UPLINK, 1, phone.client, 0)
+    assert [*payloads] == [find_codec(codec).encode(delta, seed)]
+    phone.stop()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(("clip", "within"), [(0.05, 0), (10.0, 1)])
+def test_a_private_round_gets_the_clipped_update_and_nothing_else(
+    clip, within, runtime, place, programs, tmp_path
+):
+    phone = place.phone("anna", programs[runtime])
+    phone.start()
+    place.joined(phone, private=True)
+    fields = ("clipped_delta", "within_clip")
+    plan = ClientPlan(fields=fields, weighting="uniform", clip=clip, unit_norm=5.0)
+    request = request_for(place.trained, phone.client, plan=plan)
+    reply = place.train(request).result(120)
+    assert not reply.rejected, phone.log
+    node = Node(tmp_path / "node", [examples_of(place.trained, phone.client)]).update(request)
+    report = reply.reports[0]
+    assert (report.num_examples, report.loss_before, report.loss_after) == (1, 0, 0)
+    found, expected = (arrays_of(r, request, phone.client) for r in (reply, node))
+    assert found["within_clip"].tolist() == expected["within_clip"].tolist() == [within]
+    sent, wanted = (a["clipped_delta"].astype(np.int64) - OFFSET for a in (found, expected))
+    assert np.abs(wanted).max() > 1000
+    # One unit is the clip's 2^-18th part, and the heads agree to 1e-6.
+    assert np.abs(sent - wanted).max() <= 2 + 1e-6 / clip * OFFSET
+    assert phone.log.count("1 examples") == 0
+    phone.stop()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_head_is_judged_as_python_judges_it(runtime, place, programs):
+    trained = place.trained
+    phone = place.phone("anna", programs[runtime])
+    phone.start()
+    place.joined(phone)
+    head = Head.from_matrix(trained.head.matrix)
+    request = EvaluateRequest(
+        head, (phone.client,), trained.backbone.fingerprint, RUN, seconds=60.0
+    )
+    (found,) = place.evaluate(request).result(60).evaluations
+    test = examples_of(trained, phone.client).test
+    expected = evaluate(head, test)
+    assert (found.num_examples, found.correct) == (len(test), expected.correct)
+    np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-6)
+    np.testing.assert_allclose(found.curve, losses_of(head, test), rtol=1e-6, atol=1e-8)
     phone.stop()
