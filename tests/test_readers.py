@@ -23,6 +23,7 @@ OTHERS = {
         common/images.py:_identified
         common/images.py:read_image
         common/toml_model.py:read_toml
+        client/gateway/place.py:read_settings
         simulations/compare/cells.py:_function_source
         simulations/compare/cells.py:_source
         server/export/compare_pixels.py:_array
@@ -57,6 +58,8 @@ OTHERS = {
     """,
     "part of a reader above, which checks what they give": """
         client/backbones.py:Backbones._bytes
+        client/gateway/backbones.py:Blobs.part
+        client/gateway/backbones.py:_beside
         client/delivery/fetch.py:_download
         client/phone/blobs.py:Blobs._fetch
         common/backbone/frozen.py:FrozenBackbone.load

@@ -237,7 +237,10 @@ class Rounds:
                 words, parts = dict(result.words), dict(result.parts)
             except RefusedError as exc:
                 judged = Judged("refused", str(exc))
-            except FedheadError as exc:  # what the gateway keeps of it is damaged
+            except FedheadError as exc:
+                cause = exc.__cause__
+                if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+                    raise cause from exc  # there is no room for its memory now
                 logger.warning("%s", exc)
                 judged = Judged("refused", "lost: the gateway has lost the client's memory")
         words |= {"what": judged.what, "reason": judged.reason}
@@ -263,6 +266,8 @@ class Rounds:
                 write_record(folder / _CLOSED, {"accepted": accepted}, {})
             return round_.order.reply(accepted, lambda c: read_record(folder / str(c)), rejected)
 
+        if not (folder / _CLOSED).exists():
+            self._figures.tell(round_.figures)
         answer: bytes = await self._heavy(made)
         return answer
 

@@ -22,7 +22,7 @@ from typing import TypeVar
 
 import grpc.aio
 
-from client.gateway.backbones import Blobs
+from client.gateway.backbones import Blobs, offer_backbones
 from client.gateway.calls import Calls
 from client.gateway.door import Door
 from client.gateway.figures import Figures
@@ -122,6 +122,8 @@ class Gateway:
             port = self._server.add_secure_port(address, identity.credentials())
         except RuntimeError as exc:
             raise DeliveryError(f"cannot listen on {address}: {obstacle(address)}") from exc
+        for folder in sorted(self._place.backbones.glob("*")):
+            offer_backbones(self._blobs, folder)
         self.rounds.restore(partial(order_of, self._place, self._runs))
         await self._server.start()
         answers = Answers(self._place, self._runs, self.presence, self.rounds, self._heavy)

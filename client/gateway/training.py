@@ -227,7 +227,8 @@ class TrainOrder:
                     losses = [float(loss) for loss in words["losses"]]
                     part = of_encoded(request, client, int(words["num-examples"]), losses, parts)
                 except (FedheadError, OSError, KeyError) as exc:
-                    logger.warning("client %d: %s", client, exc)
+                    # Nobody may know who took part in a private round.
+                    logger.warning("an update is lost: %s", "" if self.private else exc)
                     damaged.append(Rejection(client, "failed: the gateway has lost its update"))
                 else:
                     yield replace(part, payloads=()) if sums else part
