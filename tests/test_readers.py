@@ -42,6 +42,8 @@ OTHERS = {
         common/delivery/identity.py:Identity.voucher
         common/files.py:read_private
         server/delivery/service.py:_Delivery.check_in
+        simulations/bench/fleet/crowd.py:_stubs
+        simulations/bench/fleet/deployment.py:make_place
         fedhead/cli/keys.py:show
         fedhead/cli/keys.py:sign
         simulations/deploy/authority.py:_hand_out
@@ -86,6 +88,9 @@ OTHERS = {
         server/export/run_exported.py:load
         server/export/run_head.py:main
         server/export/run_onnx.py:main
+        simulations/bench/fleet/orders.py:read_images
+        simulations/bench/fleet/orders.py:read_orders
+        simulations/bench/fleet/simulate.py:simulate
         simulations/bench/simulation.py:_check
         simulations/bench/simulation.py:_run
         simulations/bench/work.py:Data.__init__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,8 @@ from typing import Any
 
 import tomli_w
 
+from client.gateway import place as gateway
+from client.gateway.figures import read_fleet
 from common.delivery.tokens import issue_tokens
 from common.files import write_atomic
 from common.phones import GATEWAY
@@ -67,12 +68,10 @@ class Place:
 
     def counted(self) -> dict[str, Any]:
         """The gateway's counters; empty before it has written any."""
-        file = self.server / "gateway" / "state" / "fleet.json"
         try:
-            counted: dict[str, Any] = json.loads(file.read_bytes())
+            return read_fleet(gateway.Place(self.server).fleet)
         except FileNotFoundError:
             return {}
-        return counted
 
 
 def phone_names(count: int) -> list[str]:

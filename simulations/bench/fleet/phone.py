@@ -152,7 +152,7 @@ class Phone:
             abilities=ABILITIES,
             holdings=holdings[-8:],
             ready=True,
-            wait_seconds=LONGEST_WAIT,
+            wait_seconds=LONGEST_WAIT if self._zone.haste == 1 else 0,
         )
         tally.check_ins[self._number] += 1
         tally.arrivals.append(world.now)

@@ -19,7 +19,8 @@ class Zone:
         share: of all phones, above 0; shares need not add up to 1.
         starts: the part of the day at which they wake up, in [0, 1).
         awake: the part of the day for which they are there, in (0, 1].
-        haste: how many times as often as it is told a phone calls.
+        haste: how many times as often as it is told a phone calls; unless it is 1, its calls are
+            not held either.
     """
 
     share: float = 1.0
