@@ -89,8 +89,9 @@ class Deployment:
         return phone if phone.is_dir() else self.folder / "devices" / name
 
     def set(self, name: str, **values: object) -> None:
-        """Change lines of a device's settings."""
-        path = self.device(name) / "device.toml"
+        """Change lines of a device's or phone's settings."""
+        folder = self.device(name)
+        (path,) = (folder / f for f in ("device.toml", "phone.toml") if (folder / f).exists())
         text = path.read_text()
         for key, value in values.items():
             text = re.sub(rf"(?m)^{key} = .*", f"{key} = {value}", text)
