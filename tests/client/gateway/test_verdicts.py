@@ -434,12 +434,13 @@ def test_a_lost_memory_costs_its_client_alone_and_is_no_fault_of_the_phone(
     assert reply.rejected[0].reason.startswith("refused: lost")
 
 
-def test_a_full_disk_is_told_as_a_reason_to_come_again(
-    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_is_told_as_a_reason_to_come_again_and_memories_stay_right(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     phones = deployment.gather("anna", "ben")
     plan = ClientPlan(weighting="uniform", mu=0.1, correction="feddyn")
-    answer = deployment.train(request_for(phones, plan=plan, memory_rounds=(0, 0)))
+    request = request_for(phones, plan=plan, memory_rounds=(0, 0))
+    answer = deployment.train(request)
     results = [phone.done(phone.next_task()) for phone in phones]
 
     def full(*_: object, **__: object) -> None:
@@ -452,4 +453,8 @@ def test_a_full_disk_is_told_as_a_reason_to_come_again(
             assert found == grpc.StatusCode.UNAVAILABLE
     for phone, result in zip(phones, results, strict=True):
         assert phone.submit(result).what == pb.Verdict.ACCEPTED
-    assert len(answer.result(10).clients) == 2
+    node = Node(tmp_path / "node", phones)
+    agree(answer.result(10), node.update(request), request)
+    # The second time, its memory had been written already.
+    request = replace(request, round_number=2, memory_rounds=(1, 1))
+    agree(deployment.round(request, phones), node.update(request), request)
