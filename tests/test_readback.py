@@ -33,6 +33,9 @@ from client.gateway.uploads import Uploads
 from client.held_out import held_out
 from client.known_head import with_head
 from client.memory import ClientMemory, with_constant
+from client.phone.blobs import Blobs
+from client.phone.kept import Kept, Result, Work
+from client.phone.link import Link
 from client.trust import Trust
 from common.backbone.cache import _from_key
 from common.backbone.frozen import load_by_fingerprint, store
@@ -45,6 +48,7 @@ from common.experiment import _cached_parts
 from common.features import extract
 from common.files import sha256_file, write_atomic
 from common.messages import DescribeRequest, HeadChanges, TrainRequest, content_id, head_id
+from common.phones.phones_pb2 import DONE, Blob, Description, Submission, Task
 from common.privacy.accounting import _cached_figure
 from common.privacy.ledger import Entry, Ledger
 from common.privacy.secret import keep_secret
@@ -425,6 +429,44 @@ def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
         return found and found.head.matrix.tobytes()
 
     return Row([*tmp.iterdir()], read, is_none)
+
+
+@row("message that a phone keeps")
+def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
+    kept = Kept(tmp)
+    submission = Submission(task="5" * 32, outcome=DONE, num_examples=3)
+    kept.begin(Work(Task(id="5" * 32, round=4), 1e9))
+    kept.finish(Result(submission, {"delta": b"1234"}))
+    kept.describe(Description(id="6" * 64, client=7))
+
+    def read() -> Any:
+        work, result = kept.work(), kept.result("5" * 32)
+        return (
+            work and (work.task.SerializeToString(), work.until),
+            result and (result.submission.SerializeToString(), result.arrays),
+            {name: found.SerializeToString() for name, found in kept.descriptions().items()},
+        )
+
+    original = read()
+
+    def rebuilt(found: Any) -> bool:  # one of the three is missing; the others are whole
+        changed = [new for new, old in zip(found, original, strict=True) if new != old]
+        return changed in ([None], [{}])
+
+    paths = [tmp / "task", tmp / "result", *(tmp / "descriptions").iterdir()]
+    return Row(paths, read, rebuilt)
+
+
+@row("blob of a phone")
+def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
+    digest = hashlib.sha256(b"a head").hexdigest()
+    write_atomic(tmp / digest, b"a head")
+    blobs = Blobs(tmp, Link("nowhere:1", authority=tmp, token=tmp), 100)
+
+    def read() -> Any:
+        return blobs._read(Blob(sha256=digest, size=6))
+
+    return Row([tmp / digest], read, is_none)
 
 
 def signed(tmp: Path) -> tuple[Signed, Statement, Path]:

@@ -229,7 +229,9 @@ class Rounds:
 
         def made() -> bytes:
             keep_closed(folder, accepted)
-            return round_.order.reply(accepted, lambda c: read_record(folder / str(c)), rejected)
+            return round_.order.reply(
+                accepted, lambda c: read_record(folder / str(c)), rejected, round_.phases
+            )
 
         if not is_closed(folder):
             self._figures.tell(round_.figures)

@@ -99,10 +99,17 @@ class Gateway:
             OSError: a file cannot be read, or the socket cannot be made.
         """
         server, identity = self._place.server, self._identity()
+        most = self._settings.max_phone_calls
         self._server = grpc.aio.server(
             interceptors=[Door(self._place, self.figures.count)],
-            options=[*SERVER_OPTIONS, ("grpc.max_connection_idle_ms", _IDLE_MS)],
-            maximum_concurrent_rpcs=self._settings.max_phone_calls,
+            options=[
+                *SERVER_OPTIONS,
+                ("grpc.max_connection_idle_ms", _IDLE_MS),
+                # Calls that wait for their turn. By default gRPC cancels those beyond a thousand.
+                ("grpc.server.max_pending_requests", most),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * most),
+            ],
+            maximum_concurrent_rpcs=most,
         )
         calls = Calls(
             self._place, self._runs, self.presence, self.rounds, self._blobs, self.figures

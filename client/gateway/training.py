@@ -218,7 +218,11 @@ class TrainOrder:
         return Result(said | {"losses": [report.loss_before, report.loss_after]}, payloads)
 
     def reply(
-        self, accepted: Sequence[int], load: Callable[[int], Record], rejected: Sequence[Rejection]
+        self,
+        accepted: Sequence[int],
+        load: Callable[[int], Record],
+        rejected: Sequence[Rejection],
+        phases: bytes = b"",
     ) -> bytes:
         request, damaged = self.request, list[Rejection]()
         uplink = request.uplink
@@ -242,7 +246,7 @@ class TrainOrder:
         left_out = [*rejected, *damaged]
         if self.private:
             left_out = [Rejection(rejection.client, UNTOLD) for rejection in left_out]
-        return content_to(replace(reply, rejected=tuple(left_out)).write())
+        return content_to(replace(reply, rejected=tuple(left_out), phases=phases).write())
 
 
 def _bytes(array: npt.NDArray[np.floating]) -> bytes:

@@ -18,7 +18,7 @@ import torch
 from common.apart import in_fresh_process, is_reused
 from common.backbone.directions import find_projection
 from common.backbone.frozen import FrozenBackbone, UInt8Array, load_by_fingerprint, store
-from common.backbone.recipe import Recipe
+from common.backbone.recipe import METHOD, Recipe
 from common.backbone.sources import weights_identity
 from common.backbone.spec import Directions
 from common.errors import BackboneError
@@ -146,6 +146,7 @@ def _from_key(key_file: Path, cache: Path) -> FrozenBackbone | None:
 def _key(recipe: Recipe, images: UInt8Array) -> str:
     facts = {
         **dataclasses.asdict(recipe),
+        "method": METHOD,
         "weights": weights_identity(recipe.arch, recipe.weights),
         "images": _digest(images),
         "shape": images.shape,

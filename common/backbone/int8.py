@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.backbone._deprecations import accepted_deprecations
+from common.backbone.agreement import make_agree
 from common.backbone.equalize import equalized
 from common.backbone.frozen import UInt8Array
 from common.backbone.module import Tapped, is_last
@@ -55,9 +56,14 @@ class Normalization:
 
     def __call__(self, images: UInt8Array) -> Tensor:
         """uint8 (n, 3, S, S) to float32."""
-        mean = torch.tensor(self.mean).mul(255).reshape(1, 3, 1, 1)
-        std = torch.tensor(self.std).mul(255).reshape(1, 3, 1, 1)
+        mean, std = self.levels
         return (torch.from_numpy(np.ascontiguousarray(images)).float() - mean) / std
+
+    @property
+    def levels(self) -> tuple[Tensor, Tensor]:
+        """Mean and std of pixels in [0, 255], float32 (1, 3, 1, 1) each."""
+        mean = torch.tensor(self.mean).mul(255).reshape(1, 3, 1, 1)
+        return mean, torch.tensor(self.std).mul(255).reshape(1, 3, 1, 1)
 
     def batches(self, images: UInt8Array) -> Iterator[Tensor]:
         """All images in their order, in normalized batches."""
@@ -116,6 +122,7 @@ def quantized(
         calibrate(student, normalization.batches(sample[:_CALIBRATION_IMAGES]))
         correct_bias(student, alike, normalization(sample[:_CORRECTION_IMAGES]))
         first = convert(student)
+        make_agree(first, *normalization.levels, sample.shape[-1])
         if not steps:
             return Quantized(first, first)
         losses = distill(
@@ -126,7 +133,9 @@ def quantized(
             lr=lr,
         )
         _log.debug("distillation: loss %.4f to %.4f", losses[0], losses[-1])
-        networks = [first, convert(student)]
+        second = convert(student)
+        make_agree(second, *normalization.levels, sample.shape[-1])
+        networks = [first, second]
         return Quantized(first, _closest(networks, teacher, normalization.batches(sample)))
 
 

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from common.backbone.blocks import Features
 from common.backbone.spec import IMAGENET_MEAN, IMAGENET_STD, FeatureScaling
 
-__all__ = ["DISTILL_LR", "Recipe"]
+__all__ = ["DISTILL_LR", "METHOD", "Recipe"]
 
 DISTILL_LR = 3e-6
+METHOD = 2
+"""Number of the way in which a recipe is carried out; part of the cache's keys. With 1, scales were
+not yet such that all runtimes round alike (``common.backbone.agreement``)."""
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ class Run:
         """Write the last head for a runtime; the file is compared with the head before it stays.
 
         Args:
-            target: "model", "device", "lite", "onnx", "executorch" or "head".
+            target: "model", "device", "lite", "onnx", "executorch", "device-pte" or "head".
             out: the file, or a folder for it; None: the run folder.
 
         Returns:

@@ -30,6 +30,7 @@ class Target(StrEnum):
     LITE = "lite"
     ONNX = "onnx"
     EXECUTORCH = "executorch"
+    DEVICE_PTE = "device-pte"
     HEAD = "head"
 
 

@@ -126,7 +126,7 @@ class Card(_Frozen):
     """The description of an exported file.
 
     Attributes:
-        target: the export target: model, device, lite, onnx, executorch or head.
+        target: the export target: model, device, lite, onnx, executorch, device-pte or head.
         usage: lines of Python that run it with only its runtime.
         usage_elsewhere: the same in C++, Kotlin and Swift.
         engine: quantized engine to set before loading; others give other logits.

@@ -18,6 +18,7 @@ from common.backbone.frozen import quantized_engine
 from common.errors import ExportError, MissingExtraError
 from common.files import sha256_file
 from common.images import ByteArray
+from common.statistics import EXACT_ROWS
 from common.types import FloatArray
 from server.export.card import Card, read_card, read_card_beside
 from server.record.replaced import recover
@@ -71,8 +72,8 @@ def exported(path: Path) -> Iterator[Exported]:
     """Load a file, so that it can be run inside the block.
 
     Args:
-        path: model.pt, device.pt, device.ptl, model.onnx or model.pte; or a run folder, for its
-            model.pt.
+        path: model.pt, device.pt, device.ptl, model.onnx, model.pte or device.pte; or a run
+            folder, for its model.pt.
 
     Raises:
         ExportError: the file is damaged, is not an export of fedhead, or has no card.
@@ -139,20 +140,42 @@ def _onnx(path: Path) -> Run:
 
 
 def _executorch(path: Path) -> Run:
+    forward = _program(path)("forward")
+    return lambda pixels: _array(torch.cat([forward(i)[0] for i in _single(pixels)]))
+
+
+def _device_pte(path: Path) -> Run:
+    load = _program(path)
+    features, predict, (head,) = load("features"), load("predict"), load("head")()
+
+    def run(pixels: ByteArray) -> FloatArray:
+        q = torch.cat([features(image)[0] for image in _single(pixels)])
+        return _array(torch.cat([predict(rows, head)[0] for rows in torch.split(q, EXACT_ROWS)]))
+
+    return run
+
+
+def _program(path: Path) -> Callable[[str], Callable[..., list[torch.Tensor]]]:
+    """Loads a method of a file by its name."""
     _need("executorch", "executorch", path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its import warns about itself
         import executorch.kernels.quantized  # noqa: F401  # operators that the core runtime lacks
         from executorch.runtime import Runtime
 
-    method = Runtime.get().load_program(str(path)).load_method("forward")
+    program = Runtime.get().load_program(str(path))
 
-    def run(pixels: ByteArray) -> FloatArray:
-        # The file takes one image at a time, and the next call overwrites the result.
-        images = torch.split(torch.from_numpy(pixels), 1)
-        return _array(torch.cat([method.execute([image])[0].clone() for image in images]))
+    def load(name: str) -> Callable[..., list[torch.Tensor]]:
+        method = program.load_method(name)
+        # The next call overwrites the results.
+        return lambda *inputs: [output.clone() for output in method.execute(inputs)]
 
-    return run
+    return load
+
+
+def _single(pixels: ByteArray) -> tuple[torch.Tensor, ...]:
+    """Images one by one, as the files take them."""
+    return torch.split(torch.from_numpy(pixels), 1)
 
 
 _LOADERS: Mapping[str, Callable[[Path], Run]] = {
@@ -161,6 +184,7 @@ _LOADERS: Mapping[str, Callable[[Path], Run]] = {
     "lite": _lite,
     "onnx": _onnx,
     "executorch": _executorch,
+    "device-pte": _device_pte,
 }
 
 

@@ -9,6 +9,7 @@ from common.errors import ExportError
 from common.progress import stage
 from server.export.other_runtime import check_installed
 from server.export.runtime_cards import ExportReport
+from server.export.targets.device_pte import export_device_pte
 from server.export.targets.executorch import export_executorch
 from server.export.targets.head import export_head
 from server.export.targets.onnx import export_onnx
@@ -24,6 +25,7 @@ _EXPORTERS: Mapping[str, Callable[[TrainedModel, Path], ExportReport]] = {
     "lite": export_lite,
     "onnx": export_onnx,
     "executorch": export_executorch,
+    "device-pte": export_device_pte,
     "head": export_head,
 }
 

@@ -18,12 +18,15 @@ from server.export.trained import TrainedModel
 __all__ = ["OTHER_RUNTIMES", "check_installed", "export_checked", "is_installed"]
 
 OTHER_RUNTIMES = {"onnx": ("onnx", "onnxruntime"), "executorch": ("executorch",)}
-"""Packages that a target needs beside torch. The extra is named after the target."""
+"""Packages that a runtime needs beside torch. The extra is named after the runtime."""
+
+_RUNTIMES = {"device-pte": "executorch"}
+"""The runtime of targets that are not named after theirs."""
 
 
 def is_installed(target: str) -> bool:
     """Whether all of a target's packages are installed."""
-    return all(map(find_spec, OTHER_RUNTIMES.get(target, ())))
+    return all(map(find_spec, _packages(target)))
 
 
 def check_installed(target: str) -> None:
@@ -32,9 +35,14 @@ def check_installed(target: str) -> None:
     Raises:
         MissingExtraError: names the command that installs it.
     """
-    for package in OTHER_RUNTIMES.get(target, ()):
+    for package in _packages(target):
         if find_spec(package) is None:
-            raise MissingExtraError(package, target, f"--target {target}")
+            extra = _RUNTIMES.get(target, target)
+            raise MissingExtraError(package, extra, f"--target {target}")
+
+
+def _packages(target: str) -> tuple[str, ...]:
+    return OTHER_RUNTIMES.get(_RUNTIMES.get(target, target), ())
 
 
 def export_checked(

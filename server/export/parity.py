@@ -17,12 +17,13 @@ from common.errors import ExportError
 from common.types import FloatArray, IntArray
 from server.export.card import SelfCheck
 
-__all__ = ["check_within", "measure", "rounding", "tell"]
+__all__ = ["check_delta", "check_within", "measure", "rounding", "tell"]
 
 logger = logging.getLogger("fedhead")
 
 # With pretrained networks, other rounding changes the class of 1 % to 4 % of the images.
 _MUCH = 0.05
+_MAX_DELTA_DIFFERENCE = 1e-4  # of the largest entry; another order of sums gives some 1e-6
 
 
 def rounding(x: FloatArray, matrix: FloatArray) -> FloatArray:
@@ -61,6 +62,24 @@ def check_within(logits: FloatArray, expected: FloatArray, bound: FloatArray, wh
         f"{what}: the logit of class {label} of image {image} is off by "
         f"{off[image, label]:.3g}, rounding explains {bound[image, label]:.3g}"
     )
+
+
+def check_delta(delta: FloatArray, expected: FloatArray) -> None:
+    """Refuse a file that trains otherwise.
+
+    Args:
+        delta: float32 (K, d + 1), the change of the head that the file's training gives.
+        expected: the same of the training side.
+
+    Raises:
+        ExportError: they differ by more than another order of sums explains; NaN counts, too.
+    """
+    off, size = float(np.abs(delta - expected).max()), float(np.abs(expected).max())
+    if not off <= _MAX_DELTA_DIFFERENCE * size:
+        raise ExportError(
+            f"the exported file trains a head that is off by {off:.3g}, where training "
+            f"moves it by {size:.3g}"
+        )
 
 
 def measure(logits: FloatArray, trained: FloatArray, labels: IntArray) -> SelfCheck:

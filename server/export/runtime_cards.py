@@ -107,13 +107,14 @@ def _interface(target: str, spec: BackboneSpec, trained: TrainedModel) -> tuple[
             "nothing by itself",
         )
     # ExecuTorch plans its memory when the file is made, for one image per call.
-    n = "1" if target == "executorch" else "n"
+    n = "1" if target in ("executorch", "device-pte") else "n"
+    rows = "n" if target == "device-pte" else n
     return (
         f"uint8 ({n}, 3, {spec.input_size}, {spec.input_size}), RGB in 0..255; "
         "the model normalizes. Of an image: upright by its EXIF orientation, alpha laid on white, "
         f"the high byte of 16 bits, the shorter side scaled to {spec.input_size} (bilinear, "
         "antialiased), the middle of the longer kept",
-        f"float32 ({n}, {head.num_classes}) logits{_divided(target, trained)}",
+        f"float32 ({rows}, {head.num_classes}) logits{_divided(target, trained)}",
     )
 
 

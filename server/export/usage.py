@@ -14,6 +14,7 @@ FILES = {
     "lite": "device.ptl",
     "onnx": "model.onnx",
     "executorch": "model.pte",
+    "device-pte": "device.pte",
     "head": "device-head.safetensors",
 }
 """Each target's file name."""
@@ -55,6 +56,17 @@ _PYTHON = {
         'method = Runtime.get().load_program("{file}").load_method("forward")',
         "logits = method.execute([image])[0]  # image: uint8 (1, 3, {size}, {size}), RGB",
     ),
+    "device-pte": (
+        "import torch, executorch.kernels.quantized",
+        "from executorch.runtime import Runtime",
+        'program = Runtime.get().load_program("{file}")',
+        'features = program.load_method("features").execute([image])[0].clone()',
+        'matrix = program.load_method("head").execute([])[0].clone()',
+        "zeros = [torch.zeros_like(matrix) for _ in range(2)]  # velocity, correction",
+        "settings = torch.tensor([0.05, 0, 0, 0, 0])  # lr, momentum, decay, mu, unit norm",
+        "inputs = [features, labels, matrix, zeros[0], matrix.clone(), zeros[1], settings]",
+        'matrix, velocity, loss = program.load_method("train_step").execute(inputs)',
+    ),
     "head": (
         "from safetensors.torch import load_file",
         'head = load_file("{file}")',
@@ -83,6 +95,10 @@ _CPP = {
         'executorch::extension::Module model("{file}");',
         "auto logits = model.forward(image);",
     ),
+    "device-pte": (
+        'executorch::extension::Module model("{file}");',
+        'auto features = model.execute("features", image);',
+    ),
     "head": (
         'device.get_method("set_head")({{weight, bias, fingerprint}});  // see client/native',
     ),
@@ -104,6 +120,10 @@ _KOTLIN = {
         'val model = org.pytorch.executorch.Module.load("{file}")',
         "val logits = model.forward(EValue.from(image))[0].toTensor().dataAsFloatArray",
     ),
+    "device-pte": (
+        'val model = org.pytorch.executorch.Module.load("{file}")',
+        'val features = model.execute("features", EValue.from(image))[0].toTensor()',
+    ),
     "head": ('model.runMethod("set_head", weight, bias, IValue.from(fingerprint))',),
 }
 
@@ -115,6 +135,10 @@ _SWIFT = {
     "executorch": (
         'let model = ExecuTorch.Module(filePath: "{file}")',
         "let logits = try model.forward(image)",
+    ),
+    "device-pte": (
+        'let model = ExecuTorch.Module(filePath: "{file}")',
+        'let features = try model.execute("features", image)',
     ),
     "head": (_OBJECTIVE_CPP, *_CPP["head"]),
 }

@@ -38,8 +38,8 @@ class ClientFigures:
     Attributes:
         num_examples: number of test examples, for each client with a test part.
         correct: number that the global head classifies correctly.
-        personal_correct: number that the client's own head classifies correctly; None: no
-            personal heads.
+        personal_correct: number that the client's own head classifies correctly, without phones,
+            which make none; None: no personal heads.
         local_correct: number that a head of the client's own examples alone classifies correctly;
             None: nobody asked for such heads.
         losses: float64 (49,), the client's mean loss at each value of
@@ -129,15 +129,23 @@ def ask_clients(
     # A device makes a head of its own images only where it will keep a personal head: its owner
     # would see nothing of another one.
     alone = personal != 0 or (run.registry.simulated and run.config.baseline.enabled)
-    by_node = _free_clients(run)
+    by_node, deadline = _free_clients(run), run.config.round.deadline_seconds
+    phones = {i for node, some in by_node.items() if run.registry.is_gateway(node) for i in some}
+    if phones and personal:
+        logger.info("%d phones make no heads of their own: they only evaluate", len(phones))
+
+    def request(node: int) -> EvaluateRequest:
+        asked = tuple(by_node[node])
+        if run.registry.is_gateway(node):
+            return EvaluateRequest(head, asked, run.fingerprint, run.run_id, seconds=deadline)
+        return EvaluateRequest(head, asked, run.fingerprint, run.run_id, personal, leverage, alone)
+
     answers, errors = ask(
         run.grid,
         "evaluate",
-        lambda node: EvaluateRequest(
-            head, tuple(by_node[node]), run.fingerprint, run.run_id, personal, leverage, alone
-        ).write(),
+        lambda node: request(node).write(),
         sorted(by_node),
-        run.config.round.deadline_seconds,
+        deadline,
         run.registry.refuse,
     )
     for node, reason in errors.items():
@@ -157,11 +165,12 @@ def ask_clients(
         else:
             found |= {own.client: own for own in reply.evaluations}
     found = dict(sorted(found.items()))
+    own_heads = {client: own for client, own in found.items() if client not in phones}
     return ClientFigures(
         {client: own.num_examples for client, own in found.items()},
         {client: own.correct for client, own in found.items()},
-        {client: own.personal_correct for client, own in found.items()} if personal else None,
-        {client: own.alone_correct for client, own in found.items()} if alone else None,
+        {client: own.personal_correct for client, own in own_heads.items()} if personal else None,
+        {client: own.alone_correct for client, own in own_heads.items()} if alone else None,
         {client: own.curve for client, own in found.items()},
     )
 

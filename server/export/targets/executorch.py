@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,16 @@ from server.export.other_runtime import export_checked
 from server.export.runtime_cards import ExportReport
 from server.export.trained import TrainedModel
 
-__all__ = ["StandardModel", "executorch_file", "export_executorch", "lowered"]
+__all__ = ["StandardModel", "executorch_file", "export_executorch", "lowered", "written"]
 
 # XNNPACK's activations are int8: a q in uint8 becomes q - 128.
 _SHIFT = 128
 _INT8 = (-128, 127, torch.int8)
 _WEIGHTS = (-127, 127, torch.int8)
+
+
+Call = tuple[nn.Module, tuple[Tensor, ...], tuple[Mapping[int, torch.export.Dim] | None, ...]]
+"""A method: its module, its inputs, and the dimensions of each that may change."""
 
 
 def export_executorch(trained: TrainedModel, path: Path) -> ExportReport:
@@ -53,12 +58,28 @@ def executorch_file(backbone: FrozenBackbone, head: Head | None) -> bytes:
 def lowered(model: nn.Module, input_size: int) -> bytes:
     """The file of any module that takes one uint8 image of that size."""
     image = torch.zeros((1, 3, input_size, input_size), dtype=torch.uint8)
+    return written({"forward": (model, (image,), (None,))}, {})
+
+
+def written(calls: Mapping[str, Call], constants: Mapping[str, str | int]) -> bytes:
+    """The file of several methods.
+
+    Args:
+        calls: each method's module, its inputs, all of them different tensors, and of each input
+            the dimensions that may change; None: none.
+        constants: values that methods without inputs give.
+    """
     with _own_warnings(), torch.no_grad():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        program = torch.export.export(model, (image,))
-        edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        programs = {
+            name: torch.export.export(module, inputs, dynamic_shapes=shapes)
+            for name, (module, inputs, shapes) in calls.items()
+        }
+        edge = to_edge_transform_and_lower(
+            programs, partitioner=[XnnpackPartitioner()], constant_methods=dict(constants)
+        )
         data: bytes = edge.to_executorch().buffer
     return data
 
@@ -90,6 +111,9 @@ class StandardModel(nn.Module):
         self.network = network = recorded(backbone)
         self.spec = backbone.spec
         self.mean, self.std = backbone.module.mean.clone(), backbone.module.std.clone()
+        module = backbone.module
+        pools = zip(module.pool_center, module.pool_multiplier, module.pool_zero_point, strict=True)
+        self.pools = [tuple(float(number) for number in pool) for pool in pools]
         self.gain = torch.from_numpy(backbone.affine.gain.copy())
         self.center = torch.from_numpy(backbone.affine.center.copy())
         self.head: nn.Linear | None = None
@@ -117,19 +141,25 @@ class StandardModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         network = self.network
         x = (images.to(torch.float32) - self.mean) / self.std
-        results = [_Rounded(x, network.input_scale, network.input_zero_point)]
+        results = [_rounded(x, network.input_scale, network.input_zero_point)]
         for i, step in enumerate(network.steps):
+            if step.kind == "pool":
+                results.append(_averaged(results[step.inputs[0]]))
+                continue
             value = self._step(i, step, [results[k].values() for k in step.inputs])
-            results.append(_Rounded(value, step.scale, step.zero_point))
-        parts = []
-        for result, tap in zip(network.taps, self.spec.taps, strict=True):
-            pooled = results[result].values().mean([2, 3])
-            parts.append(torch.clamp(torch.round(pooled / tap.scale) + tap.zero_point, 0, 255))
-        q = torch.cat(parts, dim=1)
+            results.append(_rounded(value, step.scale, step.zero_point))
+        q = torch.cat([self._pooled(i, results[k].q) for i, k in enumerate(network.taps)], dim=1)
         if self.head is None:
             return q
         logits: Tensor = self.head((q - self.center) * self.gain)
         return logits
+
+    def _pooled(self, i: int, q: Tensor) -> Tensor:
+        # As ``Int8Backbone`` does it: a float32 sum of whole numbers below 2**24 is exact.
+        center, multiplier, zero_point = self.pools[i]
+        shift = _SHIFT * q.shape[2] * q.shape[3]
+        total = q.to(torch.float32).sum([2, 3]) - (center - shift)
+        return torch.clamp(torch.round(total * multiplier) + zero_point, 0, 255)
 
     def _step(self, i: int, step: Step, inputs: list[Tensor]) -> Tensor:
         if step.convolution is not None:
@@ -143,9 +173,7 @@ class StandardModel(nn.Module):
             return nn.functional.hardswish(inputs[0])
         if step.kind == "hardsigmoid":
             return nn.functional.hardsigmoid(inputs[0])
-        if step.kind == "turn":
-            return torch.flip(inputs[0], [2, 3])
-        return inputs[0].mean([-1, -2], keepdim=True)
+        return torch.flip(inputs[0], [2, 3])
 
     def _convolution(self, i: int, conv: Convolution, x: Tensor) -> Tensor:
         packed = (getattr(self, f"{name}{i}") for name in ("weight", "scales", "zeros"))
@@ -155,17 +183,38 @@ class StandardModel(nn.Module):
         return torch.conv2d(x, weight, bias, conv.stride, conv.padding, 1, conv.groups)
 
 
+@dataclass(frozen=True, eq=False)
 class _Rounded:
-    """A result in int8.
+    """A result in int8, as XNNPACK has it.
 
     Each reader dequantizes it separately. If two readers shared that node, XNNPACK's partitions
     would depend on each other in a cycle.
     """
 
-    def __init__(self, value: Tensor, scale: float, zero_point: int) -> None:
-        self.step = (scale, zero_point - _SHIFT, *_INT8)
-        self.q = torch.ops.quantized_decomposed.quantize_per_tensor(value, *self.step)
+    q: Tensor
+    scale: float
+    zero_point: int
 
     def values(self) -> Tensor:
-        values: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(self.q, *self.step)
+        dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor
+        values: Tensor = dequantize(self.q, self.scale, self.zero_point, *_INT8)
         return values
+
+
+def _rounded(value: Tensor, scale: float, zero_point: int) -> _Rounded:
+    """A real result, rounded to steps of a scale; the zero point is that of uint8."""
+    quantize = torch.ops.quantized_decomposed.quantize_per_tensor
+    whole = quantize(value, scale, zero_point - _SHIFT, *_INT8)
+    return _Rounded(whole, scale, zero_point - _SHIFT)
+
+
+def _averaged(result: _Rounded) -> _Rounded:
+    """The mean over both spatial axes, which are kept, as qnnpack rounds it: ties to even."""
+    positions = np.float32(result.q.shape[2] * result.q.shape[3])
+    scale = np.float32(result.scale)
+    multiplier = float(scale / (scale * positions))
+    total = result.q.to(torch.float32).sum([2, 3], keepdim=True)
+    centered = total - float(result.zero_point * positions)
+    whole = torch.round(centered * multiplier) + result.zero_point
+    q = torch.clamp(whole, *_INT8[:2]).to(torch.int8)
+    return _Rounded(q, result.scale, result.zero_point)

@@ -79,19 +79,31 @@ class _Graph:
         mean, std = backbone.module.mean.numpy(), backbone.module.std.numpy()
         value = self._centered(self._float("images"), mean)
         value = self._node("Div", value, self._constant(std))
-        results = [self._rounded(value, network.input_scale, network.input_zero_point)]
+        whole = [self._whole(value, network.input_scale, network.input_zero_point)]
+        results = [self._real(whole[0], network.input_scale, network.input_zero_point)]
         scales = [network.input_scale]
         for step in network.steps:
             inputs = [results[i] for i in step.inputs]
             value = self._step(step, inputs, scales[step.inputs[0]])
-            results.append(self._rounded(value, step.scale, step.zero_point))
+            whole.append(self._whole(value, step.scale, step.zero_point))
+            results.append(self._real(whole[-1], step.scale, step.zero_point))
             scales.append(step.scale)
-        parts = []
-        for result, tap in zip(network.taps, backbone.spec.taps, strict=True):
-            pooled = self._node("ReduceMean", results[result], axes=[2, 3], keepdims=0)
-            size = self._step_size(tap.scale, tap.zero_point)
-            parts.append(self._node("QuantizeLinear", pooled, *size))
+        parts = [self._pooled(whole[k], backbone, i) for i, k in enumerate(network.taps)]
         return self._node("Concat", *parts, axis=1, result="features")
+
+    def _pooled(self, whole: str, backbone: FrozenBackbone, i: int) -> str:
+        """As ``Int8Backbone`` does it: a float32 sum of whole numbers below 2**24 is exact."""
+        from onnx import TensorProto
+
+        module = backbone.module
+        axes = self._constant(np.array([2, 3], np.int64))
+        total = self._node("ReduceSum", self._float(whole), axes, keepdims=0)
+        centered = self._centered(total, module.pool_center[i].numpy().astype(np.float32))
+        scaled = self._node("Mul", centered, self._constant(module.pool_multiplier[i].numpy()))
+        zero_point = self._constant(module.pool_zero_point[i].numpy().astype(np.float32))
+        pooled = self._node("Add", self._node("Round", scaled), zero_point)
+        limits = (self._constant(np.array(bound, np.float32)) for bound in (0, 255))
+        return self._node("Cast", self._node("Clip", pooled, *limits), to=TensorProto.UINT8)
 
     def head(self, features: str, affine: Affine, head: Head) -> str:
         x = self._centered(self._float(features), affine.center)
@@ -121,7 +133,8 @@ class _Graph:
         weight = self._dequantized(unsigned, conv.weight_scales, middle)
         # The scale of the sums, which are integers and need no rounding.
         steps = (conv.weight_scales * np.float32(input_scale)).astype(np.float32)
-        whole = np.rint(conv.bias.astype(np.float64) / steps).astype(np.int32)
+        # Torch rounds the biases in these words, too.
+        whole = np.rint(conv.bias * (np.float32(1) / steps)).astype(np.int32)
         bias = self._dequantized(whole, steps, np.zeros(len(steps), np.int32))
         return self._node(
             "Conv", value, weight, bias,
@@ -132,9 +145,11 @@ class _Graph:
         values = [self._constant(array) for array in (whole, scales, zero_points)]
         return self._node("DequantizeLinear", *values, axis=0)
 
-    def _rounded(self, value: str, scale: float, zero_point: int) -> str:
-        step = self._step_size(scale, zero_point)
-        return self._node("DequantizeLinear", self._node("QuantizeLinear", value, *step), *step)
+    def _whole(self, value: str, scale: float, zero_point: int) -> str:
+        return self._node("QuantizeLinear", value, *self._step_size(scale, zero_point))
+
+    def _real(self, whole: str, scale: float, zero_point: int) -> str:
+        return self._node("DequantizeLinear", whole, *self._step_size(scale, zero_point))
 
     def _step_size(self, scale: float, zero_point: int) -> tuple[str, str]:
         return (
