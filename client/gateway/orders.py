@@ -96,7 +96,8 @@ class Order(Protocol):
 
         Raises:
             RefusedError: it must not be aggregated.
-            FedheadError: what the gateway keeps of the client is damaged.
+            LostError: what the gateway keeps of the client is damaged.
+            OSError: its memory cannot be kept now.
         """
         ...
 

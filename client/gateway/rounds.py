@@ -19,9 +19,9 @@ from typing import Any, cast
 
 from client.gateway.backbones import Blobs
 from client.gateway.figures import Figures
-from client.gateway.judge import RefusedError
+from client.gateway.judge import LostError, RefusedError
 from client.gateway.kept import ORDER, is_closed, keep_closed, keep_order, recall
-from client.gateway.orders import Order
+from client.gateway.orders import Order, Result
 from client.gateway.presence import Presence, Seen
 from client.gateway.record import Record, read_record, write_record
 from client.gateway.round import Judged, Round, State, Times
@@ -39,6 +39,10 @@ _ASKED_AGAIN = 60.0  # seconds after the server has stopped to wait
 _VERDICTS = 50_000  # of past tasks that are known
 _LONGEST_REASON = 200
 _OUTCOMES = {pb.Outcome.DECLINED: "declined", pb.Outcome.FAILED: "failed"}
+
+
+class _ClosedError(Exception):
+    """A round has closed."""
 
 
 class Rounds:
@@ -103,9 +107,9 @@ class Rounds:
                 return known
             if known:
                 self._forget(known)
-                await self._heavy(partial(self._remove, known))
+                await asyncio.to_thread(self._remove, known)
             round_ = Round(order, run, Times.now(seconds), enough, self._figures)
-            await self._heavy(partial(keep_order, self._folder / round_.id, round_))
+            await asyncio.to_thread(keep_order, self._folder / round_.id, round_)
             self._add(round_)
             return round_
 
@@ -156,6 +160,17 @@ class Rounds:
         found = self._tasks.get(task)
         return found if found and found[1].client == client else None
 
+    async def add_part(self, state: State, part: tuple[str, int, int, bytes], files: int) -> int:
+        """Take a part of an array; see ``Uploads.add``.
+
+        Args:
+            state: the task.
+            part: SHA-256 and size of the whole; offset and bytes of the part.
+            files: largest number of arrays.
+        """
+        async with state.lock:
+            return await asyncio.to_thread(self._uploads.add, state.id, *part, files)
+
     async def settle(self, round_: Round, state: State, submission: pb.Submission) -> Judged:
         """Judge a result; asked again, the answer is the same.
 
@@ -187,20 +202,15 @@ class Rounds:
         if kind := _OUTCOMES.get(submission.outcome):
             judged = Judged(cast(Any, kind), one_line(submission.reason, _LONGEST_REASON))
         else:
-            arrays = await asyncio.to_thread(self._arrays, state.id, submission)
-            order, client = round_.order, state.client
             try:
-                result = await self._heavy(
-                    partial(order.judged, client, state.count, submission, arrays)
-                )
+                result = await self._heavy(partial(self._result, round_, state, submission))
                 judged = Judged("accepted")
                 words, parts = dict(result.words), dict(result.parts)
+            except _ClosedError:
+                return Judged("late", "the round has closed")
             except RefusedError as exc:
                 judged = Judged("refused", one_line(str(exc)))
-            except FedheadError as exc:
-                cause = exc.__cause__
-                if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
-                    raise cause from exc  # there is no room for its memory now
+            except LostError as exc:
                 logger.warning("%s", exc)
                 judged = Judged("refused", "lost: the gateway has lost the client's memory")
         words |= {"what": judged.what, "reason": judged.reason}
@@ -209,11 +219,20 @@ class Rounds:
             await asyncio.to_thread(write_record, path, words, parts)
         return judged
 
-    def _arrays(self, task: str, submission: pb.Submission) -> dict[str, bytes]:
-        return {
-            array.field: self._uploads.read(task, array.sha256) if array.sha256 else array.data
+    def _result(self, round_: Round, state: State, submission: pb.Submission) -> Result:
+        """The checked result. Uploads are read here, where few are at work: they may be large.
+
+        Raises:
+            _ClosedError: the round has closed while the result waited for its turn. The server
+                waits for the answer, which must not wait for checks that have no use.
+        """
+        if round_.closed.is_set():
+            raise _ClosedError
+        arrays = {
+            array.field: self._uploads.read(state.id, array.sha256) if array.sha256 else array.data
             for array in submission.arrays
         }
+        return round_.order.judged(state.client, state.count, submission, arrays)
 
     async def reply(self, round_: Round) -> bytes:
         """The answer to the server, once the round is closed."""
@@ -230,6 +249,7 @@ class Rounds:
         if not is_closed(folder):
             self._figures.tell(round_.figures)
         answer: bytes = await self._heavy(made)
+        self._figures.due.set()
         return answer
 
     async def sweep(self) -> None:
@@ -240,7 +260,7 @@ class Rounds:
             ends = round_.times.began + round_.times.seconds + _ASKED_AGAIN
             if round_.closed.is_set() and now > ends:
                 self._forget(round_)
-                await self._heavy(partial(self._remove, round_))
+                await asyncio.to_thread(self._remove, round_)
 
     def _forget(self, round_: Round) -> None:
         del self._rounds[round_.id]

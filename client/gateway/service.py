@@ -112,8 +112,7 @@ class Gateway:
             maximum_concurrent_rpcs=most,
         )
         calls = Calls(
-            self._place, self._runs, self.presence, self.rounds, self._uploads, self._blobs,
-            self.figures,
+            self._place, self._runs, self.presence, self.rounds, self._blobs, self.figures
         )  # fmt: skip
         self._server.add_generic_rpc_handlers(tuple(handlers(calls)))
         host = self._settings.host
@@ -124,7 +123,7 @@ class Gateway:
             raise DeliveryError(f"cannot listen on {address}: {obstacle(address)}") from exc
         self._restore()
         await self._server.start()
-        answers = Answers(self._place, self._runs, self.presence, self.rounds, self._heavy)
+        answers = Answers(self._place, self._runs, self.presence, self.rounds)
         self._bridge = Listening(answers.answer)
         await self._bridge.start(socket)
         self._tasks = [asyncio.create_task(self._sweep()), asyncio.create_task(self._keep())]
@@ -152,10 +151,14 @@ class Gateway:
     async def _keep(self) -> None:
         pause = _KEEP_SECONDS
         while True:
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.figures.due.wait(), pause)
+            self.figures.due.clear()
             began = time.monotonic()
             await self.keep()
-            pause = max(_KEEP_SECONDS, (time.monotonic() - began) / _KEEP_SHARE)
+            took = (time.monotonic() - began) / _KEEP_SHARE
+            pause = max(_KEEP_SECONDS, took)
+            await asyncio.sleep(took)  # of a large fleet they take time, and rounds may be short
 
     async def keep(self) -> None:
         """Write the figures now."""

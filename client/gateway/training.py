@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from client.client_round import ClientRound
 from client.discretion import UNTOLD
-from client.gateway.judge import RefusedError, check_claims, check_row, decoded
+from client.gateway.judge import LostError, RefusedError, check_claims, check_row, decoded
 from client.gateway.orders import Result, identity
 from client.gateway.record import Record
 from client.gateway.runs import RunInfo
@@ -200,6 +200,11 @@ class TrainOrder:
             return self._round.finish(client, delta.astype(np.float32), steps=steps, loss=loss)
         except ReplyError as exc:
             raise RefusedError("impossible", str(exc)) from exc
+        except FedheadError as exc:
+            cause = exc.__cause__
+            if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+                raise cause from exc  # there is no room for its memory now, but there may be later
+            raise LostError(str(exc)) from exc
 
     def _result(
         self, client: int, count: int, losses: Sequence[float], payloads: Mapping[str, bytes]
