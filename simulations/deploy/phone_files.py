@@ -21,7 +21,7 @@ from common.cache import keep_newest
 from common.config import Config
 from common.datasets import Dataset
 from common.delivery.versions import shelf_of
-from common.errors import ExportError, MissingExtraError, SignatureError
+from common.errors import DamagedError, ExportError, MissingExtraError, SignatureError
 from common.experiment import experiment_dataset, experiment_features, held_out_positions
 from common.files import sha256_file, write_atomic
 from common.phones import GATEWAY
@@ -37,7 +37,7 @@ from simulations.deploy.settings import gateway_folder
 from simulations.deploy.signing import SOON_SECONDS, backbones_of, signer
 from simulations.deploy.trust import trusted_of
 
-__all__ = ["FORMATS", "phone_files"]
+__all__ = ["FORMATS", "is_written", "phone_files"]
 
 logger = logging.getLogger("fedhead")
 
@@ -75,22 +75,33 @@ def phone_files(config: Config, server: Path, key: Path | None, run: Path) -> Pa
     backbone = backbone_of_run(run, config, dataset)
     folder = gateway_folder(server) / "backbones" / backbone.fingerprint
     about = {"classes": list(dataset.classes), "version": version("fedhead")}
-    if not _is_written(folder, about):
+    if not is_written(folder, about):
         _write(folder, config, dataset, backbone)
-        _ABOUT.write(folder / "about.json", about)
+        _ABOUT.write(folder / "about.json", about | {"files": _digests(folder)})
     _sign(folder, config.name, server, key, backbone.fingerprint)
     folder.touch()
     keep_newest(folder.parent, _KEPT)
     return folder
 
 
-def _is_written(folder: Path, about: Mapping[str, object]) -> bool:
-    """Whether the files are there, for the same classes and by the same version."""
+def is_written(folder: Path, about: Mapping[str, object]) -> bool:
+    """Whether the files are there as they were written, for the same classes and version.
+
+    Args:
+        folder: the backbone's.
+        about: classes and version.
+    """
     try:
         found = _ABOUT.read(folder / "about.json")
-    except FileNotFoundError:
+    except (FileNotFoundError, DamagedError):
         return False
-    return found == about and (folder / FORMATS["torch"]).exists()
+    return bool(found == {**about, "files": _digests(folder)})
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that are there."""
+    paths = [folder / name for name in FORMATS.values()]
+    return {path.name: sha256_file(path) for path in paths if path.exists()}
 
 
 def _write(folder: Path, config: Config, dataset: Dataset, backbone: FrozenBackbone) -> None:
