@@ -29,12 +29,12 @@ from common.readback import JsonFile
 from common.signing.statement import Signed
 from common.signing.trust import TrustedKeys
 from common.types import Head
-from server.delivery.publish import Candidate, publish_version
+from server.delivery.publish import Candidate, Sign, publish_version
 from server.export.exporters import check_installed, export
 from server.export.run_model import backbone_of_run, trained_model
 from server.round.phones import Phones
 from simulations.deploy.settings import gateway_folder
-from simulations.deploy.signing import SOON_SECONDS, backbones_of, signer
+from simulations.deploy.signing import SOON_SECONDS, backbones_of
 from simulations.deploy.trust import trusted_of
 
 __all__ = ["FORMATS", "is_written", "phone_files"]
@@ -51,13 +51,13 @@ _ABOUT = JsonFile("about.json of a backbone for phones")
 _KEPT = 5  # folders: phones may still train for earlier runs
 
 
-def phone_files(config: Config, server: Path, key: Path | None, run: Path) -> Path | None:
+def phone_files(config: Config, server: Path, sign: Sign | None, run: Path) -> Path | None:
     """Write what phones need for a run, unless it is there.
 
     Args:
         config: the run's configuration.
         server: the deployment's server folder.
-        key: private key that signs the files, if they have no signature or it ends soon.
+        sign: signs the files, if they have no signature or it ends soon; None: there is no key.
         run: the run folder.
 
     Returns:
@@ -78,7 +78,7 @@ def phone_files(config: Config, server: Path, key: Path | None, run: Path) -> Pa
     if not is_written(folder, about):
         _write(folder, config, dataset, backbone)
         _ABOUT.write(folder / "about.json", about | {"files": _digests(folder)})
-    _sign(folder, config.name, server, key, backbone.fingerprint)
+    _sign_all(folder, config.name, server, sign, backbone.fingerprint)
     folder.touch()
     keep_newest(folder.parent, _KEPT)
     return folder
@@ -121,18 +121,20 @@ def _write(folder: Path, config: Config, dataset: Dataset, backbone: FrozenBackb
             logger.warning("phones get no %s: %s", path.name, exc)
 
 
-def _sign(folder: Path, name: str, server: Path, key: Path | None, fingerprint: str) -> None:
+def _sign_all(folder: Path, name: str, server: Path, sign: Sign | None, fingerprint: str) -> None:
     """Put a signature beside each file, where the deployment signs."""
     trusted = TrustedKeys.where_there_are(trusted_of(server))
-    if trusted is None and key is None:
+    if trusted is None and sign is None:
         return
     for kind, file in FORMATS.items():
         path = folder / file
         if not path.exists():
             continue
         problem, ends = _problem(path, trusted, fingerprint)
-        if key and (problem or ends < time.time() + SOON_SECONDS):
-            signed = _signed(path, f"{name}.{kind}", server, key, fingerprint)
+        if sign and (problem or ends < time.time() + SOON_SECONDS):
+            signed = _signed(
+                path, shelf_of(backbones_of(server), f"{name}.{kind}"), sign, fingerprint
+            )
             # A phone that fetches between these two refuses it, and comes again.
             write_atomic(_beside(path, "statement"), signed.statement)
             write_atomic(_beside(path, "signature"), signed.signature)
@@ -157,11 +159,10 @@ def _problem(path: Path, trusted: TrustedKeys | None, fingerprint: str) -> tuple
     return "", statement.expires
 
 
-def _signed(path: Path, name: str, server: Path, key: Path, fingerprint: str) -> Signed:
-    shelf = shelf_of(backbones_of(server), name)
+def _signed(path: Path, shelf: Path, sign: Sign, fingerprint: str) -> Signed:
     candidate = Candidate(path, shelf, "backbone", "", fingerprint, sha256_file(path))
-    artifact = publish_version(candidate, signer(server, key=key)).artifact
-    logger.info("%s is signed as version %d of %s", path.name, artifact.version, name)
+    artifact = publish_version(candidate, sign).artifact
+    logger.info("%s is signed as version %d of %s", path.name, artifact.version, shelf.name)
     return artifact.signed or Signed(b"", b"")
 
 

@@ -18,6 +18,7 @@ from common.signing.trust import TrustedKeys
 from simulations.deploy.folder import write_deployment
 from simulations.deploy.gateway import register_gateway
 from simulations.deploy.phone_files import FORMATS, phone_files
+from simulations.deploy.signing import signer
 from simulations.deploy.signing_key import new_key
 from simulations.deploy.trust import trusted_of
 
@@ -44,7 +45,7 @@ def test_phones_get_each_format_once_and_signed_where_the_deployment_signs(
     config = load_config(path / "config.toml")
 
     def write(key: Path | None = None) -> Any:
-        return phone_files(config, server, key, path)
+        return phone_files(config, server, signer(server, key=key) if key else None, path)
 
     folder = write()
     found = {backbone.format: backbone for backbone in backbones_in(folder)}
@@ -57,11 +58,11 @@ def test_phones_get_each_format_once_and_signed_where_the_deployment_signs(
     assert stamps(folder) == before
 
     key, passphrase = tmp_path / "signing.key", "a passphrase for tests"
-    monkeypatch.setenv("FEDHEAD_KEY_PASSPHRASE", passphrase)
     new_key(key, passphrase)
     write_deployment(town, trust=[tmp_path / "signing.key.pub"])
     write()
     assert "phones will not take device.pte: it is not signed: give --key FILE" in caplog.text
+    monkeypatch.setenv("FEDHEAD_PASSPHRASE", passphrase)
     write(key)
     signed = {backbone.format: backbone for backbone in backbones_in(folder)}
     trusted = TrustedKeys.read(trusted_of(server))
@@ -79,6 +80,7 @@ def test_phones_get_each_format_once_and_signed_where_the_deployment_signs(
     data[100] ^= 1
     (folder / "device.ptl").write_bytes(data)
     damaged = sha256_file(folder / "device.ptl")
+    monkeypatch.setenv("FEDHEAD_PASSPHRASE", passphrase)
     write(key)
     assert sha256_file(folder / "device.ptl") != damaged
 
