@@ -86,7 +86,7 @@ class Calls:
             await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many check-ins")
         if request.problem and request.problem != seen.problem:
             self._figures.count(self._problem(request.problem))
-        seen = self._presence.check_in(phone, request)
+        seen = self._presence.check_in(phone, request, self._runs.private())
         ends = time.monotonic() + min(request.wait_seconds, LONGEST_WAIT)
         while (reply := await self._found(seen)) is None:
             left = ends - time.monotonic()

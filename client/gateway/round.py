@@ -236,7 +236,7 @@ class Round:
         said = (submission.fetch_seconds, submission.train_seconds, submission.upload_seconds)
         waited = state.given - self.times.began if state.given else 0.0
         for phase, seconds in zip(self.figures.seconds, (waited, *said), strict=True):
-            self.figures.seconds[phase].append(min(max(seconds, 0.0), most))
+            self.figures.seconds[phase].append(min(seconds, most) if seconds > 0 else 0.0)
 
     def look(self) -> None:
         """Close the round if nothing is to come, enough has come, or its time is over."""

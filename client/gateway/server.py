@@ -144,6 +144,11 @@ class Answers:
                 f"the round's backbone is {order.fingerprint[:12]}, but the run was described "
                 f"with {run.request.fingerprint[:12]}"
             )
+        if run.request.private and not order.private:
+            raise ProtocolError(
+                f"run {order.run_id} was described as private, but asks for a {order.kind} round "
+                "that is not"
+            )
         self._runs.touch(order.run_id)
         run.last_round = order.round_number
         wait = seconds if seconds > 0 else _UNSAID_SECONDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,8 @@ from client.gateway.presence import Presence
 from common.errors import ConfigError
 from common.identity import client_of_phone
 from common.phones import phones_pb2 as pb
-from tests.client.gateway.actors import CONFIG, Deployment, request_for
+from common.types import ClientPlan
+from tests.client.gateway.actors import CONFIG, RUN, Deployment, request_for
 from tests.client.gateway.test_verdicts import code
 
 
@@ -233,6 +235,20 @@ def test_what_is_known_of_phones_outlives_the_process(deployment: Deployment) ->
     deployment.place.fleet.write_text("{}")
     deployment.start()
     assert deployment.describe().clients == (), "a damaged file is not used"
+
+
+def test_a_run_is_forgotten_after_a_month(deployment: Deployment) -> None:
+    phones = deployment.gather("anna")
+    plan = ClientPlan(weighting="uniform", mu=0.1, correction="feddyn")
+    deployment.round(request_for(phones, plan=plan, memory_rounds=(0,)), phones)
+    deployment.stop()
+    file, memory = (folder / RUN for folder in (deployment.place.runs, deployment.place.clients))
+    for days, remains in ((29, True), (31, False)):
+        past = time.time() - days * 86_400
+        os.utime(file, (past, past))
+        deployment.start()
+        deployment.stop()
+        assert file.exists() == memory.exists() == remains
 
 
 def test_settings(tmp_path: Path) -> None:

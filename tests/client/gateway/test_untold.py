@@ -10,10 +10,11 @@ import pytest
 from client.discretion import UNTOLD
 from client.gateway import rounds as module
 from client.gateway.figures import read_fleet
-from common.messages import TrainRequest
+from common.errors import ProtocolError
+from common.messages import EvaluateRequest, TrainRequest
 from common.phones import phones_pb2 as pb
 from common.types import ClientPlan
-from tests.client.gateway.actors import Deployment, Phone, request_for
+from tests.client.gateway.actors import FINGERPRINT, RUN, Deployment, Phone, request_for
 
 PLAN = ClientPlan(
     fields=("clipped_delta", "within_clip"), weighting="uniform", clip=0.65, unit_norm=2.0
@@ -44,6 +45,37 @@ def test_phones_say_only_that_they_have_examples(deployment: Deployment) -> None
     reply = answer.result(10)
     assert {(r.num_examples, r.loss_before, r.loss_after) for r in reply.reports} == {(1, 0.0, 0.0)}
     assert [(r.client, r.reason) for r in reply.rejected] == [(phones[1].client, UNTOLD)]
+
+
+def test_what_a_talkative_phone_says_of_its_examples_is_forgotten(
+    deployment: Deployment,
+) -> None:
+    (anna,) = deployment.gather("anna", private=True)
+    (description,) = anna.holdings
+    counts = pb.Holding(description=description, num_examples=4711, num_test_examples=1174)
+    anna.stub.check_in(
+        pb.CheckInRequest(
+            ready=True, formats=["torch"], abilities=anna.abilities, holdings=[counts]
+        )
+    )
+    assert deployment.describe(private=True).num_examples == (1,)
+    assert deployment.running
+    deployment.running.call(deployment.running.gateway.keep)
+    files = [path for path in deployment.place.state.rglob("*") if path.is_file()]
+    assert len(files) == 2
+    for path in files:
+        assert b"4711" not in path.read_bytes()
+        assert b"1174" not in path.read_bytes()
+
+
+def test_a_private_runs_phones_do_nothing_that_has_no_noise(deployment: Deployment) -> None:
+    phones = deployment.gather("anna", private=True)
+    request = request_for(phones)
+    evaluation = EvaluateRequest(request.head, request.clients, FINGERPRINT, RUN, seconds=9.0)
+    for ask in (lambda: deployment.train(request), lambda: deployment.evaluate(evaluation)):
+        with pytest.raises(ProtocolError, match="private, but asks for a (sgd|evaluate) round"):
+            ask().result(20)
+    assert phones[0].check_in().WhichOneof("what") == "later"
 
 
 def test_an_update_beyond_the_clip_is_refused(deployment: Deployment) -> None:

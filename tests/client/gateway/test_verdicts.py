@@ -157,6 +157,26 @@ def test_each_ending_is_told_and_counted(deployment: Deployment) -> None:
     assert fleet["checked_in_lately"] == len(names)
 
 
+def test_impossible_times_and_long_words_stay_out_of_the_figures(deployment: Deployment) -> None:
+    anna, ben = deployment.gather("anna", "ben")
+    answer = deployment.train(request_for([anna, ben]))
+    result = anna.done(anna.next_task())
+    result.fetch_seconds, result.train_seconds, result.upload_seconds = float("nan"), -5, 1e300
+    assert anna.submit(result).what == pb.Verdict.ACCEPTED
+    wordy = ben.done(ben.next_task())
+    wordy.arrays[0].field = "x" * 100_000
+    verdict = ben.submit(wordy)
+    assert verdict.reason.startswith("wrong-shape: ")
+    assert len(verdict.reason) <= 300
+    assert len(answer.result(10).rejected[0].reason) < 400
+    assert deployment.running
+    deployment.running.call(deployment.running.gateway.keep)
+    (row,) = read_fleet(deployment.place.fleet)["rounds"]
+    assert row["seconds"]["fetching"] == row["seconds"]["training"] == [0.0, 0.0]
+    assert 0 < row["seconds"]["uploading"][1] < 60
+    assert "NaN" not in deployment.place.fleet.read_text()
+
+
 def test_a_result_sent_twice_counts_once(deployment: Deployment, tmp_path: Path) -> None:
     phones = deployment.gather(*GOOD)
     request = request_for(phones)
