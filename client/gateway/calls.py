@@ -6,8 +6,8 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Coroutine, Iterable, Mapping
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
@@ -22,7 +22,6 @@ from client.gateway.runs import Runs
 from client.gateway.uploads import (
     DamagedUploadError,
     UploadError,
-    Uploads,
     WrongOffsetError,
 )
 from common.phones import phones_pb2 as pb
@@ -33,6 +32,7 @@ __all__ = ["Calls"]
 
 logger = logging.getLogger("fedhead.gateway")
 
+T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _MOST_WORDS, _LONGEST_WORD = 32, 40  # abilities and formats
@@ -55,7 +55,6 @@ class Calls:
         runs: what is known of runs.
         presence: the phones.
         rounds: the rounds.
-        uploads: what arrives in parts.
         blobs: what phones fetch.
         figures: the counters.
     """
@@ -66,14 +65,13 @@ class Calls:
         runs: Runs,
         presence: Presence,
         rounds: Rounds,
-        uploads: Uploads,
         blobs: Blobs,
         figures: Figures,
     ) -> None:
         self._place, self._runs, self._presence = place, runs, presence
-        self._rounds, self._uploads = rounds, uploads
-        self._blobs, self._figures = blobs, figures
+        self._rounds, self._blobs, self._figures = rounds, blobs, figures
         self._problems: set[str] = set()
+        self._working: set[asyncio.Task[Any]] = set()
 
     async def check_in(self, request: pb.CheckInRequest, context: Context) -> pb.CheckInReply:
         """Something to do, or when to come back."""
@@ -169,15 +167,26 @@ class Calls:
                 f"a part of {len(request.data)} bytes of {request.size}, more than the task needs"
             )
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, what)
-        part = (request.task, request.sha256, request.size, request.offset, request.data)
-        async with state.lock:
-            try:
-                size = await asyncio.to_thread(self._uploads.add, *part, len(sizes))
-            except tuple(_CODES) as exc:
-                await self._refuse_upload(exc, context)
-            except OSError as exc:
-                await _no_room(exc, context)
+        part = (request.sha256, request.size, request.offset, request.data)
+        try:
+            size = await self._whole(self._rounds.add_part(state, part, len(sizes)))
+        except tuple(_CODES) as exc:
+            await self._refuse_upload(exc, context)
+        except OSError as exc:
+            await _no_room(exc, context)
         return pb.UploadReply(size=size)
+
+    async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something to its end, even if the phone hangs up meanwhile: it may come again."""
+        task = asyncio.create_task(work)
+        self._working.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._working.discard(task)
+        if not task.cancelled():
+            task.exception()  # asked for, because nobody may wait for it any more
 
     async def submit(self, request: pb.Submission, context: Context) -> pb.Verdict:
         """Take a task's result."""
@@ -195,7 +204,7 @@ class Calls:
         if problem := _odd_result(request):
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, problem)
         try:
-            judged = await self._rounds.settle(*found, request)
+            judged = await self._whole(self._rounds.settle(*found, request))
         except tuple(_CODES) as exc:
             await self._refuse_upload(exc, context)
         except OSError as exc:

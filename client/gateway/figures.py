@@ -5,6 +5,7 @@ Nothing of a private run's rounds is in it: who was asked, and what came of it, 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import Counter, deque
@@ -83,10 +84,15 @@ class Figures:
     Args:
         path: ``fleet.json``.
         presence: the phones.
+
+    Attributes:
+        counters: by name.
+        due: set when they are to be written soon.
     """
 
     def __init__(self, path: Path, presence: Presence) -> None:
         self._path, self._presence = path, presence
+        self.due = asyncio.Event()
         self.counters: Counter[str] = Counter()
         self._old: deque[dict[str, object]] = deque(maxlen=_ROUNDS)
         self._rounds: deque[RoundFigures] = deque(maxlen=_ROUNDS)

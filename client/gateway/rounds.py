@@ -19,9 +19,9 @@ from typing import Any, cast
 
 from client.gateway.backbones import Blobs
 from client.gateway.figures import Figures
-from client.gateway.judge import RefusedError
+from client.gateway.judge import LostError, RefusedError
 from client.gateway.kept import ORDER, is_closed, keep_closed, keep_order, recall
-from client.gateway.orders import Order
+from client.gateway.orders import Order, Result
 from client.gateway.presence import Presence, Seen
 from client.gateway.record import Record, read_record, write_record
 from client.gateway.round import Judged, Round, State, Times
@@ -156,6 +156,17 @@ class Rounds:
         found = self._tasks.get(task)
         return found if found and found[1].client == client else None
 
+    async def add_part(self, state: State, part: tuple[str, int, int, bytes], files: int) -> int:
+        """Take a part of an array; see ``Uploads.add``.
+
+        Args:
+            state: the task.
+            part: SHA-256 and size of the whole; offset and bytes of the part.
+            files: largest number of arrays.
+        """
+        async with state.lock:
+            return await asyncio.to_thread(self._uploads.add, state.id, *part, files)
+
     async def settle(self, round_: Round, state: State, submission: pb.Submission) -> Judged:
         """Judge a result; asked again, the answer is the same.
 
@@ -187,20 +198,13 @@ class Rounds:
         if kind := _OUTCOMES.get(submission.outcome):
             judged = Judged(cast(Any, kind), one_line(submission.reason, _LONGEST_REASON))
         else:
-            arrays = await asyncio.to_thread(self._arrays, state.id, submission)
-            order, client = round_.order, state.client
             try:
-                result = await self._heavy(
-                    partial(order.judged, client, state.count, submission, arrays)
-                )
+                result = await self._heavy(partial(self._result, round_, state, submission))
                 judged = Judged("accepted")
                 words, parts = dict(result.words), dict(result.parts)
             except RefusedError as exc:
                 judged = Judged("refused", one_line(str(exc)))
-            except FedheadError as exc:
-                cause = exc.__cause__
-                if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
-                    raise cause from exc  # there is no room for its memory now
+            except LostError as exc:
                 logger.warning("%s", exc)
                 judged = Judged("refused", "lost: the gateway has lost the client's memory")
         words |= {"what": judged.what, "reason": judged.reason}
@@ -209,11 +213,13 @@ class Rounds:
             await asyncio.to_thread(write_record, path, words, parts)
         return judged
 
-    def _arrays(self, task: str, submission: pb.Submission) -> dict[str, bytes]:
-        return {
-            array.field: self._uploads.read(task, array.sha256) if array.sha256 else array.data
+    def _result(self, round_: Round, state: State, submission: pb.Submission) -> Result:
+        """The checked result. Uploads are read here, where few are at work: they may be large."""
+        arrays = {
+            array.field: self._uploads.read(state.id, array.sha256) if array.sha256 else array.data
             for array in submission.arrays
         }
+        return round_.order.judged(state.client, state.count, submission, arrays)
 
     async def reply(self, round_: Round) -> bytes:
         """The answer to the server, once the round is closed."""
@@ -223,11 +229,14 @@ class Rounds:
 
         def made() -> bytes:
             keep_closed(folder, accepted)
-            return round_.order.reply(accepted, lambda c: read_record(folder / str(c)), rejected)
+            return round_.order.reply(
+                accepted, lambda c: read_record(folder / str(c)), rejected, round_.phases
+            )
 
         if not is_closed(folder):
             self._figures.tell(round_.figures)
         answer: bytes = await self._heavy(made)
+        self._figures.due.set()
         return answer
 
     async def sweep(self) -> None:

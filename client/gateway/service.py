@@ -116,8 +116,7 @@ class Gateway:
             maximum_concurrent_rpcs=most,
         )
         calls = Calls(
-            self._place, self._runs, self.presence, self.rounds, self._uploads, self._blobs,
-            self.figures,
+            self._place, self._runs, self.presence, self.rounds, self._blobs, self.figures
         )  # fmt: skip
         self._server.add_generic_rpc_handlers(tuple(handlers(calls)))
         host = self._settings.host
@@ -156,10 +155,14 @@ class Gateway:
     async def _keep(self) -> None:
         pause = _KEEP_SECONDS
         while True:
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.figures.due.wait(), pause)
+            self.figures.due.clear()
             began = time.monotonic()
             await self.keep()
-            pause = max(_KEEP_SECONDS, (time.monotonic() - began) / _KEEP_SHARE)
+            took = (time.monotonic() - began) / _KEEP_SHARE
+            pause = max(_KEEP_SECONDS, took)
+            await asyncio.sleep(took)  # of a large fleet they take time, and rounds may be short
 
     async def keep(self) -> None:
         """Write the figures now."""

@@ -13,7 +13,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include "safetensors.h"
+#include "tensors.h"
 
 namespace fedhead {
 namespace {
@@ -76,17 +76,23 @@ c10::IValue Device::call(const std::string& method, std::vector<c10::IValue> arg
   return module_.get_method(method)(std::move(arguments));
 }
 
-Examples Device::examples(const fs::path& data) {
+c10::IValue Device::attribute(const std::string& name) const {
+  const auto value = module_.attr(name, c10::IValue());
+  if (value.isNone()) throw std::runtime_error("the file has no attribute " + name);
+  return value;
+}
+
+LabelledFeatures Device::examples(const fs::path& data) {
   if (fs::is_directory(data)) return from_images(data);
   const auto archive = read_safetensors(data);
   try {
-    return {archive.tensor("features"), archive.tensor("labels")};
+    return {tensor_of(archive, "features"), tensor_of(archive, "labels")};
   } catch (const std::runtime_error& error) {
     throw std::runtime_error(data.string() + ": " + error.what());
   }
 }
 
-Examples Device::from_images(const fs::path& folder) {
+LabelledFeatures Device::from_images(const fs::path& folder) {
   std::vector<fs::path> files;
   for (const auto& entry : fs::recursive_directory_iterator(folder)) {
     if (entry.is_regular_file() && entry.path().extension() == ".rgb") files.push_back(entry);
@@ -114,11 +120,11 @@ void Device::set_head(const at::Tensor& weight, const at::Tensor& bias,
   call("set_head", {weight, bias, fingerprint});
 }
 
-double Device::loss(const Examples& examples) {
+double Device::loss(const LabelledFeatures& examples) {
   return call("loss", {examples.features, examples.labels}).toDouble();
 }
 
-at::Tensor Device::train(const Examples& examples, double lr, std::int64_t epochs,
+at::Tensor Device::train(const LabelledFeatures& examples, double lr, std::int64_t epochs,
                          std::int64_t batch_size, std::int64_t seed) {
   return call("train_epochs", {examples.features, examples.labels, lr, epochs, batch_size, seed})
       .toTensor();
@@ -126,11 +132,9 @@ at::Tensor Device::train(const Examples& examples, double lr, std::int64_t epoch
 
 at::Tensor Device::delta() { return call("head_delta", {}).toTensor(); }
 
-std::pair<at::Tensor, at::Tensor> Device::private_update(const Examples& examples, double lr,
-                                                         std::int64_t epochs,
-                                                         std::int64_t batch_size,
-                                                         std::int64_t seed, double unit_norm,
-                                                         double clip) {
+std::pair<at::Tensor, at::Tensor> Device::private_update(
+    const LabelledFeatures& examples, double lr, std::int64_t epochs, std::int64_t batch_size,
+    std::int64_t seed, double unit_norm, double clip) {
   const auto fields = call("private_update", {examples.features, examples.labels, lr, epochs,
                                               batch_size, seed, unit_norm, clip})
                           .toTuple();

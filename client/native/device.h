@@ -12,7 +12,7 @@
 
 namespace fedhead {
 
-struct Examples {
+struct LabelledFeatures {
   at::Tensor features;  // uint8 (n, d)
   at::Tensor labels;    // int64 (n,), in [0, K)
 };
@@ -29,28 +29,30 @@ class Device {
 
   // From a folder DIR/LABEL/*.rgb of planar uint8 images (3, S, S), in the order of their file
   // names, or from a safetensors file with "features" and "labels".
-  Examples examples(const std::filesystem::path& data);
+  LabelledFeatures examples(const std::filesystem::path& data);
 
   void set_head(const at::Tensor& weight, const at::Tensor& bias, const std::string& fingerprint);
-  double loss(const Examples& examples);
+  double loss(const LabelledFeatures& examples);
 
   // Mean loss of each epoch, float32 (epochs,).
-  at::Tensor train(const Examples& examples, double lr, std::int64_t epochs,
+  at::Tensor train(const LabelledFeatures& examples, double lr, std::int64_t epochs,
                    std::int64_t batch_size, std::int64_t seed);
 
   at::Tensor delta();  // float32 (K, d + 1), bias last
 
   // What a private round sends of its training, which leaves the head alone: the fields
   // "clipped_delta", int64 (K, d + 1), and "within_clip", int64 (1,).
-  std::pair<at::Tensor, at::Tensor> private_update(const Examples& examples, double lr,
-                                                   std::int64_t epochs, std::int64_t batch_size,
-                                                   std::int64_t seed, double unit_norm,
-                                                   double clip);
+  std::pair<at::Tensor, at::Tensor> private_update(
+      const LabelledFeatures& examples, double lr, std::int64_t epochs, std::int64_t batch_size,
+      std::int64_t seed, double unit_norm, double clip);
   std::string fingerprint();
 
- private:
+  // A method of the file, without autograd; and what the file says of itself.
   c10::IValue call(const std::string& method, std::vector<c10::IValue> arguments);
-  Examples from_images(const std::filesystem::path& folder);
+  c10::IValue attribute(const std::string& name) const;
+
+ private:
+  LabelledFeatures from_images(const std::filesystem::path& folder);
 
   torch::jit::mobile::Module module_;
 };

@@ -15,6 +15,7 @@
 #include "device.h"
 #include "safetensors.h"
 #include "seeding.h"
+#include "tensors.h"
 
 namespace {
 
@@ -102,7 +103,7 @@ fedhead::Rows rows_of(const at::Tensor& matrix) {
 
 // A copy: what it is made of may go.
 template <typename T>
-at::Tensor tensor_of(const std::vector<T>& values, at::IntArrayRef shape, at::ScalarType dtype) {
+at::Tensor copied(const std::vector<T>& values, at::IntArrayRef shape, at::ScalarType dtype) {
   auto tensor = at::empty(shape, dtype);
   std::copy(values.begin(), values.end(), static_cast<T*>(tensor.data_ptr()));
   return tensor;
@@ -113,20 +114,20 @@ at::Tensor changed(const at::Tensor& matrix, const fedhead::Archive& archive, st
   const auto named = archive.metadata.find("codec");
   if (named == archive.metadata.end()) throw std::runtime_error("names no codec");
   const auto& codec = fedhead::find_codec(named->second);
-  std::map<std::int64_t, at::Tensor> rounds;  // by number: as text, 10 comes before 9
-  for (const auto& [name, payload] : archive.tensors) {
-    rounds[number<std::int64_t>(name, "the round of a change")] = payload;
+  std::map<std::int64_t, const std::string*> rounds;  // by number: as text, 10 comes before 9
+  for (const auto& [name, payload] : archive.arrays) {
+    rounds[number<std::int64_t>(name, "the round of a change")] = &payload.bytes;
   }
   auto rows = rows_of(matrix);
   for (const auto& [round, payload] : rounds) {
-    const auto* data = static_cast<const std::uint8_t*>(payload.data_ptr());
+    const auto* data = reinterpret_cast<const std::uint8_t*>(payload->data());
     try {
-      rows = fedhead::add_change(std::move(rows), {data, payload.nbytes()}, codec, seed, round);
+      rows = fedhead::add_change(std::move(rows), {data, payload->size()}, codec, seed, round);
     } catch (const std::runtime_error& error) {
       throw std::runtime_error("change " + std::to_string(round) + " " + error.what());
     }
   }
-  return tensor_of(rows.values, matrix.sizes(), at::kFloat);
+  return copied(rows.values, matrix.sizes(), at::kFloat);
 }
 
 // Of a matrix (K, d + 1), bias last; keeps it for the changes of later rounds.
@@ -136,7 +137,8 @@ void set_changed(fedhead::Device& device, const at::Tensor& head, const std::str
   const auto weight = head.slice(1, 0, last).contiguous(), bias = head.select(1, last).contiguous();
   device.set_head(weight, bias, fingerprint);
   fedhead::write_safetensors(
-      kept, {{{"weight", weight}, {"bias", bias}}, {{"fingerprint", fingerprint}}});
+      kept, {{{"weight", fedhead::array_of(weight)}, {"bias", fedhead::array_of(bias)}},
+             {{"fingerprint", fingerprint}}});
 }
 
 void start(fedhead::Device& device, const Options& options, std::int64_t seed) {
@@ -145,7 +147,8 @@ void start(fedhead::Device& device, const Options& options, std::int64_t seed) {
   const auto archive = fedhead::read_safetensors(path);
   const auto named = archive.metadata.find("fingerprint");
   if (named == archive.metadata.end()) throw std::runtime_error(path + ": names no fingerprint");
-  const auto &weight = archive.tensor("weight"), &bias = archive.tensor("bias");
+  const auto weight = fedhead::tensor_of(archive, "weight");
+  const auto bias = fedhead::tensor_of(archive, "bias");
   device.set_head(weight, bias, named->second);  // which checks them
   const auto& changes = options.named.at("--changes");
   if (changes.empty()) return;
@@ -163,7 +166,7 @@ void start(fedhead::Device& device, const Options& options, std::int64_t seed) {
 at::Tensor encoded(const at::Tensor& delta, const fedhead::Codec& codec, std::uint64_t state) {
   if (codec.name == std::string("none")) return delta;
   const auto payload = codec.encode(rows_of(delta), state);
-  return tensor_of(payload, {static_cast<std::int64_t>(payload.size())}, at::kByte);
+  return copied(payload, {static_cast<std::int64_t>(payload.size())}, at::kByte);
 }
 
 struct Steps {
@@ -171,14 +174,15 @@ struct Steps {
   std::int64_t epochs, batch_size, seed;  // the seed of the order of examples
 };
 
-void train_private(fedhead::Device& device, const fedhead::Examples& examples, const Steps& steps,
-                   const Options& options) {
+void train_private(fedhead::Device& device, const fedhead::LabelledFeatures& examples,
+                   const Steps& steps, const Options& options) {
   const auto fields = device.private_update(examples, steps.lr, steps.epochs, steps.batch_size,
                                             steps.seed, option<double>(options, "--unit-norm"),
                                             option<double>(options, "--clip"));
   fedhead::write_safetensors(
       options.named.at("--out"),
-      {{{"clipped_delta", fields.first}, {"within_clip", fields.second}},
+      {{{"clipped_delta", fedhead::array_of(fields.first)},
+        {"within_clip", fedhead::array_of(fields.second)}},
        {{"fingerprint", device.fingerprint()},
         {"codec", "none"},
         {"num-examples", "1"},
@@ -187,7 +191,7 @@ void train_private(fedhead::Device& device, const fedhead::Examples& examples, c
   std::cout << "the clipped update, without number of examples and losses\n";
 }
 
-void train(fedhead::Device& device, const fedhead::Examples& examples, const Steps& steps,
+void train(fedhead::Device& device, const fedhead::LabelledFeatures& examples, const Steps& steps,
            const fedhead::Codec& codec, std::uint64_t codec_state, const Options& options) {
   const double before = device.loss(examples);
   const auto losses = device.train(examples, steps.lr, steps.epochs, steps.batch_size, steps.seed);
@@ -196,8 +200,9 @@ void train(fedhead::Device& device, const fedhead::Examples& examples, const Ste
   }
   const double after = device.loss(examples);
   const auto count = examples.labels.size(0);
+  const auto update = encoded(device.delta(), codec, codec_state);
   fedhead::write_safetensors(options.named.at("--out"),
-                             {{{"delta", encoded(device.delta(), codec, codec_state)}},
+                             {{{"delta", fedhead::array_of(update)}},
                               {{"fingerprint", device.fingerprint()},
                                {"codec", codec.name},
                                {"num-examples", std::to_string(count)},
@@ -222,7 +227,8 @@ void run(const Options& options) {
   const auto examples = device.examples(options.positional[1]);
   if (const auto& path = options.named.at("--features"); !path.empty()) {
     fedhead::write_safetensors(
-        path, {{{"features", examples.features}, {"labels", examples.labels}},
+        path, {{{"features", fedhead::array_of(examples.features)},
+                {"labels", fedhead::array_of(examples.labels)}},
                {{"fingerprint", device.fingerprint()}}});
   }
   if (!options.named.at("--clip").empty()) return train_private(device, examples, steps, options);

@@ -7,6 +7,7 @@
 #include <limits>
 #include <sstream>
 #include <stdexcept>
+#include <string_view>
 #include <vector>
 
 namespace fedhead {
@@ -104,18 +105,11 @@ class Header {
   std::size_t at_ = 0;
 };
 
-at::ScalarType dtype_of(const std::string& name) {
-  if (name == "F32") return at::kFloat;
-  if (name == "U8") return at::kByte;
-  if (name == "I64") return at::kLong;
-  throw std::runtime_error("dtype " + name + ", expected F32, U8 or I64");
-}
-
-std::string name_of(at::ScalarType dtype) {
-  if (dtype == at::kFloat) return "F32";
-  if (dtype == at::kByte) return "U8";
-  if (dtype == at::kLong) return "I64";
-  throw std::runtime_error(std::string("cannot write tensors of ") + at::toString(dtype));
+std::size_t size_of(const std::string& dtype) {
+  if (dtype == "F32") return 4;
+  if (dtype == "U8") return 1;
+  if (dtype == "I64") return 8;
+  throw std::runtime_error("dtype " + dtype + ", expected F32, U8 or I64");
 }
 
 std::string quoted(const std::string& text) {
@@ -127,12 +121,12 @@ std::string quoted(const std::string& text) {
   return out + "\"";
 }
 
-at::Tensor read_tensor(Header& header, const std::string& key, const std::string& bytes) {
-  std::string dtype;
-  std::vector<std::int64_t> shape, offsets;
+Array read_array(Header& header, const std::string& key, std::string_view bytes) {
+  Array array;
+  std::vector<std::int64_t> offsets;
   header.object([&](const std::string& name) {
-    if (name == "dtype") dtype = header.string();
-    else if (name == "shape") shape = header.numbers();
+    if (name == "dtype") array.dtype = header.string();
+    else if (name == "shape") array.shape = header.numbers();
     else if (name == "data_offsets") offsets = header.numbers();
     else header.fail("unknown key " + name);
   });
@@ -140,21 +134,23 @@ at::Tensor read_tensor(Header& header, const std::string& key, const std::string
   if (offsets.size() != 2 || offsets[0] > offsets[1] || offsets[1] > size) {
     throw std::runtime_error(key + " lies outside the file, which may be cut off");
   }
-  const auto type = dtype_of(dtype);
+  const auto width = static_cast<std::int64_t>(size_of(array.dtype));
   std::int64_t count = 1;
-  for (const auto n : shape) {
+  for (const auto n : array.shape) {
     if (n != 0 && count > size / n) throw std::runtime_error(key + " is larger than the file");
     count *= n;
   }
-  if (count * static_cast<std::int64_t>(c10::elementSize(type)) != offsets[1] - offsets[0]) {
+  if (count * width != offsets[1] - offsets[0]) {
     throw std::runtime_error(key + " has another size than its shape");
   }
-  auto tensor = at::empty(shape, type);
-  if (tensor.nbytes() > 0) std::memcpy(tensor.data_ptr(), bytes.data() + offsets[0], tensor.nbytes());
-  return tensor;
+  array.bytes = bytes.substr(static_cast<std::size_t>(offsets[0]),
+                             static_cast<std::size_t>(offsets[1] - offsets[0]));
+  return array;
 }
 
-Archive parse(const std::string& content) {
+}  // namespace
+
+Archive parse_safetensors(const std::string& content) {
   std::uint64_t length = 0;
   if (content.size() < sizeof length) throw std::runtime_error("is shorter than a header");
   std::memcpy(&length, content.data(), sizeof length);  // little-endian, as x86 and arm64 are
@@ -162,24 +158,22 @@ Archive parse(const std::string& content) {
     throw std::runtime_error("is not a safetensors file, or is cut off");
   }
   const std::string text = content.substr(sizeof length, length);
-  const std::string bytes = content.substr(sizeof length + length);
+  const auto bytes = std::string_view(content).substr(sizeof length + length);
   Header header(text);
   Archive archive;
   header.object([&](const std::string& key) {
     if (key == "__metadata__") {
       header.object([&](const std::string& name) { archive.metadata[name] = header.string(); });
     } else {
-      archive.tensors[key] = read_tensor(header, key, bytes);
+      archive.arrays[key] = read_array(header, key, bytes);
     }
   });
   return archive;
 }
 
-}  // namespace
-
-const at::Tensor& Archive::tensor(const std::string& name) const {
-  const auto found = tensors.find(name);
-  if (found == tensors.end()) throw std::runtime_error("holds no tensor \"" + name + "\"");
+const Array& Archive::array(const std::string& name) const {
+  const auto found = arrays.find(name);
+  if (found == arrays.end()) throw std::runtime_error("holds no tensor \"" + name + "\"");
   return found->second;
 }
 
@@ -188,13 +182,13 @@ Archive read_safetensors(const std::filesystem::path& path) {
   if (!file) throw std::runtime_error(path.string() + ": cannot be read");
   const std::string content((std::istreambuf_iterator<char>(file)), {});
   try {
-    return parse(content);
+    return parse_safetensors(content);
   } catch (const std::runtime_error& error) {
     throw std::runtime_error(path.string() + ": " + error.what());
   }
 }
 
-void write_safetensors(const std::filesystem::path& path, const Archive& archive) {
+std::string safetensors_bytes(const Archive& archive) {
   std::ostringstream header;
   header << "{\"__metadata__\":{";
   const char* comma = "";
@@ -204,32 +198,31 @@ void write_safetensors(const std::filesystem::path& path, const Archive& archive
   }
   header << '}';
   std::size_t offset = 0;
-  std::vector<at::Tensor> parts;
-  for (const auto& [key, tensor] : archive.tensors) {
-    parts.push_back(tensor.contiguous());
-    header << ',' << quoted(key) << ":{\"dtype\":\"" << name_of(tensor.scalar_type())
-           << "\",\"shape\":[";
+  for (const auto& [key, array] : archive.arrays) {
+    header << ',' << quoted(key) << ":{\"dtype\":\"" << array.dtype << "\",\"shape\":[";
     comma = "";
-    for (const auto n : tensor.sizes()) {
+    for (const auto n : array.shape) {
       header << comma << n;
       comma = ",";
     }
-    header << "],\"data_offsets\":[" << offset << ',' << offset + parts.back().nbytes() << "]}";
-    offset += parts.back().nbytes();
+    header << "],\"data_offsets\":[" << offset << ',' << offset + array.bytes.size() << "]}";
+    offset += array.bytes.size();
   }
   header << '}';
   std::string text = header.str();
-  text.append((8 - text.size() % 8) % 8, ' ');  // tensors begin at a multiple of eight
+  text.append((8 - text.size() % 8) % 8, ' ');  // arrays begin at a multiple of eight
+  const std::uint64_t length = text.size();
+  std::string content(reinterpret_cast<const char*>(&length), sizeof length);
+  content += text;
+  for (const auto& [key, array] : archive.arrays) content += array.bytes;
+  return content;
+}
 
+void write_safetensors(const std::filesystem::path& path, const Archive& archive) {
   auto temporary = path;
   temporary += ".part";
   std::ofstream file(temporary, std::ios::binary | std::ios::trunc);
-  const std::uint64_t length = text.size();
-  file.write(reinterpret_cast<const char*>(&length), sizeof length);
-  file << text;
-  for (const auto& part : parts) {
-    file.write(static_cast<const char*>(part.data_ptr()), static_cast<std::streamsize>(part.nbytes()));
-  }
+  file << safetensors_bytes(archive);
   file.close();
   if (!file) throw std::runtime_error(path.string() + ": cannot be written");
   std::filesystem::rename(temporary, path);

@@ -7,7 +7,12 @@
 namespace fedhead {
 
 // What a stream is for; the numbers are those of common.seeding.Purpose.
-enum class Purpose : std::uint64_t { kBatchOrder = 2, kUplink = 16, kDownlink = 17 };
+enum class Purpose : std::uint64_t {
+  kBatchOrder = 2,
+  kLocalSplit = 5,
+  kUplink = 16,
+  kDownlink = 17
+};
 
 constexpr std::uint64_t kGolden = 0x9E3779B97F4A7C15;
 

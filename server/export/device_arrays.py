@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "exact_sums",
     "head_logits",
     "noise_image",
     "trainer_view",
@@ -60,3 +61,31 @@ def trainer_view(q: Tensor, gain: Tensor, center: Tensor) -> Tensor:
 def head_logits(q: Tensor, gain: Tensor, center: Tensor, matrix: Tensor) -> Tensor:
     """uint8 features (n, d) to float32 logits (n, K)."""
     return trainer_view(q, gain, center) @ matrix.t()
+
+
+def exact_sums(
+    features: Tensor, labels: Tensor, num_classes: int, exact_rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums of ``DeviceModel.statistics``, in blocks that float32 adds up exactly.
+
+    Args:
+        features: uint8 (n, d).
+        labels: int64 (n,), in [0, K).
+        num_classes: K.
+        exact_rows: rows of a block.
+    """
+    width = features.size(1) + 1
+    gram = torch.zeros([width, width], dtype=torch.float64)
+    moments = torch.zeros([num_classes, width], dtype=torch.float64)
+    for start in range(0, features.size(0), exact_rows):
+        rows = features[start : start + exact_rows]
+        classes = labels[start : start + exact_rows]
+        ones = torch.ones([rows.size(0), 1])
+        block = torch.cat([rows.to(torch.float32), ones], dim=1)
+        onehot = torch.zeros([rows.size(0), num_classes])
+        onehot.scatter_(1, classes.unsqueeze(1), 1.0)
+        gram += (block.t() @ block).to(torch.float64)
+        moments += (onehot.t() @ block).to(torch.float64)
+    upper = torch.triu_indices(width, width)
+    counts = moments.to(torch.int64)
+    return gram[upper[0], upper[1]].to(torch.int64), counts[:, :-1], counts[:, -1]

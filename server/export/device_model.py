@@ -17,17 +17,25 @@ from torch import Tensor
 from common.backbone.frozen import FrozenBackbone, probe_images
 from common.errors import ExportError
 from common.privacy.integers import FINE, RESOLUTION
-from common.softmax import rows_of_norm, sgd_step, softmax_loss
+from common.softmax import rows_of_norm, sgd_step, softmax_gradient, softmax_loss
 from common.statistics import EXACT_ROWS
 from common.types import Head
-from server.export.device_arrays import head_logits, noise_image, trainer_view, visiting_orders
+from server.export.device_arrays import (
+    exact_sums,
+    head_logits,
+    noise_image,
+    trainer_view,
+    visiting_orders,
+)
 from server.export.device_checks import check_array, check_examples, check_learning_rate
+from server.export.device_head import DeviceHead
 from server.export.device_privacy import check_clip, clipped_integers
+from server.export.device_training import step_direction
 
 __all__ = ["DeviceModel"]
 
 
-class DeviceModel(torch.nn.Module):
+class DeviceModel(DeviceHead):
     """Computes features, trains its head on them and says what has changed.
 
     Args:
@@ -41,11 +49,8 @@ class DeviceModel(torch.nn.Module):
     gain: Tensor
     center: Tensor
     probe: Tensor
-    matrix: Tensor
-    start: Tensor
 
     def __init__(self, backbone: FrozenBackbone, head: Head) -> None:
-        super().__init__()
         spec = backbone.spec
         if spec.engine != "qnnpack":
             raise ExportError(
@@ -57,21 +62,16 @@ class DeviceModel(torch.nn.Module):
                 f"the head has {head.num_features} features, "
                 f"but the backbone has {spec.num_features}"
             )
+        super().__init__(torch.from_numpy(head.matrix), backbone.fingerprint)
         self.backbone = backbone.module
         self.input_size = spec.input_size
-        self.num_features = spec.num_features
-        self.num_classes = head.num_classes
         self.exact_rows = EXACT_ROWS
         self.resolution, self.fine = RESOLUTION, FINE
-        self.fingerprint_ = backbone.fingerprint
         self.is_probed = False
         self.register_buffer("gain", torch.from_numpy(backbone.affine.gain.copy()))
         self.register_buffer("center", torch.from_numpy(backbone.affine.center.copy()))
         probe = backbone.features(probe_images(spec.input_size)[:1])
         self.register_buffer("probe", torch.from_numpy(probe))
-        # Training replaces tensors and never writes into them, so both may be one.
-        self.register_buffer("matrix", torch.from_numpy(head.matrix))
-        self.register_buffer("start", self.matrix)
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 images (n, 3, H, W) to float32 logits (n, K); also with another engine."""
@@ -125,7 +125,7 @@ class DeviceModel(torch.nn.Module):
         batch_size: int,
         seed: int,
     ) -> Tensor:
-        """Local training as a round wants it.
+        """Local training as a round wants it, with the terms of ``set_terms``.
 
         Args:
             features: uint8 (n, d).
@@ -210,12 +210,18 @@ class DeviceModel(torch.nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Each epoch's mean loss before the steps, float32 (epochs,), and the head after them."""
         losses = torch.zeros([orders.size(0)])
+        velocity = torch.zeros_like(matrix)
         for epoch in range(orders.size(0)):
             for batch in torch.split(orders[epoch], batch_size):
                 x = trainer_view(features[batch], self.gain, self.center)
                 if unit_norm > 0.0:
                     x = rows_of_norm(x, unit_norm)
-                loss, matrix = sgd_step(x, labels[batch], matrix, lr)
+                loss, gradient = softmax_gradient(x, labels[batch], matrix)
+                velocity = step_direction(
+                    gradient, matrix, velocity, self.start, self.rates, self.correction,
+                    self.preconditioner,
+                )  # fmt: skip
+                matrix = matrix - lr * velocity
                 losses[epoch] += loss * batch.size(0) / orders.size(1)
         check_array("the trained head", matrix, [self.num_classes, self.num_features + 1])
         return losses, matrix
@@ -228,38 +234,6 @@ class DeviceModel(torch.nn.Module):
         return float(softmax_loss(x, labels, self.matrix).item())
 
     @torch.jit.export
-    def get_head(self) -> tuple[Tensor, Tensor]:
-        """The head as it is: weight float32 (K, d) and bias float32 (K,)."""
-        return self.matrix[:, :-1].contiguous(), self.matrix[:, -1].contiguous()
-
-    @torch.jit.export
-    def set_head(self, weight: Tensor, bias: Tensor, fingerprint: str) -> None:
-        """Start from another head, the next round's or one that the app has kept.
-
-        Args:
-            weight: float32 (K, d).
-            bias: float32 (K,).
-            fingerprint: of the backbone that the head was trained on.
-        """
-        if fingerprint != self.fingerprint_:
-            raise ValueError(
-                f"the head is of backbone {fingerprint[:12]}, expected {self.fingerprint_[:12]}"
-            )
-        check_array("weight", weight, [self.num_classes, self.num_features])
-        check_array("bias", bias, [self.num_classes])
-        matrix = torch.cat([weight, bias.unsqueeze(1)], dim=1)
-        self.start = matrix
-        self.matrix = matrix
-
-    @torch.jit.export
-    def head_delta(self) -> Tensor:
-        """What goes to the server: the head minus the one that ``set_head`` (or the export) gave.
-
-        float32 (K, d + 1), bias last: the field "delta" of an update.
-        """
-        return self.matrix - self.start
-
-    @torch.jit.export
     def statistics(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Exact integer sums for the closed-form strategies, D = d + 1.
 
@@ -270,23 +244,4 @@ class DeviceModel(torch.nn.Module):
             B: int64 (K, d), each class's sum of q; N: int64 (K,), its examples.
         """
         check_examples(features, labels, self.num_features, self.num_classes)
-        width = self.num_features + 1
-        gram = torch.zeros([width, width], dtype=torch.float64)
-        moments = torch.zeros([self.num_classes, width], dtype=torch.float64)
-        for start in range(0, features.size(0), self.exact_rows):
-            rows = features[start : start + self.exact_rows]
-            classes = labels[start : start + self.exact_rows]
-            ones = torch.ones([rows.size(0), 1])
-            block = torch.cat([rows.to(torch.float32), ones], dim=1)
-            onehot = torch.zeros([rows.size(0), self.num_classes])
-            onehot.scatter_(1, classes.unsqueeze(1), 1.0)
-            gram += (block.t() @ block).to(torch.float64)
-            moments += (onehot.t() @ block).to(torch.float64)
-        upper = torch.triu_indices(width, width)
-        counts = moments.to(torch.int64)
-        return gram[upper[0], upper[1]].to(torch.int64), counts[:, :-1], counts[:, -1]
-
-    @torch.jit.export
-    def fingerprint(self) -> str:
-        """Of the backbone, 64 hex digits."""
-        return self.fingerprint_
+        return exact_sums(features, labels, self.num_classes, self.exact_rows)

@@ -39,7 +39,8 @@ Say = Callable[[str], None]
 
 _LOOK_SECONDS = 0.25
 _FIRST_PAUSE_SECONDS = 1.0
-_LONGEST_PAUSE_SECONDS = 60.0
+# Short, because a round waits: Flower lets a killed SuperNode back in only after a minute.
+_LONGEST_PAUSE_SECONDS = 10.0
 _SETTLED_SECONDS = 10.0  # whoever lived so long had started well
 _ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - what a server listens on
 

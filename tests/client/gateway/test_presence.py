@@ -14,6 +14,7 @@ import grpc
 import pytest
 
 from client.gateway import presence as module
+from client.gateway import service
 from client.gateway.door import Phone as Caller
 from client.gateway.figures import read_fleet
 from client.gateway.place import Place, Settings, read_settings
@@ -212,7 +213,7 @@ def code_or_none(call: Callable[[], object]) -> grpc.StatusCode | None:
 
 
 def wait_until(happens: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 10
+    ends = time.monotonic() + 60
     while not happens():
         assert time.monotonic() < ends
         time.sleep(0.05)
@@ -235,6 +236,17 @@ def test_what_is_known_of_phones_outlives_the_process(deployment: Deployment) ->
     deployment.place.fleet.write_text("{}")
     deployment.start()
     assert deployment.describe().clients == (), "a damaged file is not used"
+
+
+def test_figures_are_written_after_each_round(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_KEEP_SECONDS", 1000.0)
+    phones = deployment.gather("anna", "ben")
+    for number in (1, 2):
+        deployment.round(request_for(phones, round_number=number), phones)
+        wait_until(lambda: deployment.place.fleet.exists())
+        wait_until(lambda n=number: len(read_fleet(deployment.place.fleet)["rounds"]) == n)
 
 
 def test_a_run_is_forgotten_after_a_month(deployment: Deployment) -> None:

@@ -18,6 +18,7 @@ from client.node import node_update
 from client.phone.images import ImageTrainer
 from client.phone.link import Link
 from client.phone.phone import Phone
+from common.backbone.frozen import quantized_engine
 from common.delivery.tokens import issue_token
 from common.evaluation import evaluate
 from common.identity import client_of_phone
@@ -137,14 +138,14 @@ class Fleet:
         )  # fmt: skip
         return replace(base, **changed)
 
-    def by_devices(self, request: TrainRequest, label: str = "") -> dict[int, TrainReply]:
+    def by_devices(self, request: TrainRequest) -> dict[int, TrainReply]:
         """What devices with the same images and client ids send, each alone."""
         replies = {}
         for name in NAMES:
             client = client_of_phone(name)
             host = DeviceHost(
                 {"data": f"folder:{self.path / name / 'images'}",
-                 "state": str(self.path / name / f"device{label}"), "client-id": client}, 0
+                 "state": str(self.path / name / "device"), "client-id": client}, 0
             )  # fmt: skip
             host.describe(self.described(private=request.plan.private))
             counted = (1,) if request.memory_rounds else ()
@@ -162,10 +163,12 @@ def fleet(tmp_path: Path, trained: TrainedModel) -> Iterator[Fleet]:
     deployment = make_deployment(tmp_path)
     deployment.start()
     made = Fleet(deployment, trained, tmp_path / "phones")
-    made.start()
-    yield made
-    for phone in made.phones:
-        phone.stop()
+    # The engine is a setting of the whole process, and these phones share one.
+    with quantized_engine(trained.backbone.spec.engine):
+        made.start()
+        yield made
+        for phone in made.phones:
+            phone.stop()
     deployment.stop()
     deployment.pool.shutdown()
 
@@ -211,9 +214,8 @@ def test_the_gateways_reply_has_the_bytes_of_devices(fleet: Fleet) -> None:
             continue
         number += 1
         request = fleet.request(plan, training, round_number=number)
-        reply = fleet.deployment.train(request).result(60)
-        print(name)
-        agree(reply, fleet.by_devices(request))
+        print(name)  # pytest shows it if they differ
+        agree(fleet.deployment.train(request).result(60), fleet.by_devices(request))
 
 
 @pytest.mark.wide

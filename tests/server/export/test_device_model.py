@@ -378,7 +378,7 @@ def test_the_card_lists_methods_as_a_caller_sees_them(device_files):
     assert card.methods["get_head"] == "() -> Tuple[Tensor, Tensor]"
     assert set(card.methods) == {
         "forward", "features", "train_step", "train_epochs", "loss", "get_head", "set_head",
-        "head_delta", "statistics", "fingerprint", "private_update", "clipped",
+        "set_terms", "head_delta", "statistics", "fingerprint", "private_update", "clipped",
     }  # fmt: skip
 
 

@@ -1,0 +1,90 @@
+#include "blobs.h"
+
+#include <utility>
+#include <vector>
+
+#include "files.h"
+#include "trouble.h"
+
+namespace fedhead {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int kTries = 2;  // of blobs whose bytes are wrong
+
+std::uint64_t size_of(const fs::path& path) {
+  std::error_code error;
+  const auto size = fs::file_size(path, error);
+  return error ? 0 : size;
+}
+
+}  // namespace
+
+Blobs::Blobs(fs::path folder, Gateway& gateway) : folder_(std::move(folder)), gateway_(gateway) {
+  make_folder(folder_);
+}
+
+fs::path Blobs::file(const pb::Blob& blob, std::uint64_t most) {
+  const auto& name = blob.sha256();
+  if (!is_hex(name, 64) || blob.size() > most || blob.size() == 0) {
+    throw Trouble("damaged-blob", "a blob of " + std::to_string(blob.size()) +
+                                      " bytes, expected 1 to " + std::to_string(most));
+  }
+  const auto path = folder_ / name;
+  if (size_of(path) == blob.size()) {
+    if (sha256_file(path) == name) return path;
+    remove_file(path);  // it was whole once: the disk has lost something
+  }
+  const auto partial = folder_ / (name + ".part");
+  for (int tries = 0; tries < kTries; ++tries) {
+    if (is_fetched(blob, partial)) {
+      put_in_place(partial, path);
+      return path;
+    }
+    remove_file(partial);
+  }
+  throw Trouble("damaged-blob", "its bytes do not have the SHA-256 " + name);
+}
+
+bool Blobs::is_fetched(const pb::Blob& blob, const fs::path& partial) {
+  if (!blob.data().empty()) {
+    if (blob.data().size() != blob.size() || sha256(blob.data()) != blob.sha256()) return false;
+    remove_file(partial);
+    append(partial, blob.data());
+    return true;
+  }
+  for (auto offset = size_of(partial); offset < blob.size(); offset = size_of(partial)) {
+    pb::FetchRequest request;
+    request.set_sha256(blob.sha256());
+    request.set_offset(offset);
+    const auto part = gateway_.fetch(request);
+    const auto length = part.data().size();
+    if (length == 0 || length > kPart || length > blob.size() - offset ||
+        part.offset() != offset) {
+      throw Trouble("damaged-blob", "a part of " + std::to_string(length) + " bytes at " +
+                                        std::to_string(part.offset()) + ", asked for " +
+                                        std::to_string(offset));
+    }
+    append(partial, part.data());
+  }
+  return size_of(partial) == blob.size() && sha256_file(partial) == blob.sha256();
+}
+
+std::string Blobs::content(const pb::Blob& blob, std::uint64_t size) {
+  if (blob.size() != size) {
+    throw Trouble("damaged-blob", "a blob of " + std::to_string(blob.size()) +
+                                      " bytes, expected " + std::to_string(size));
+  }
+  return read_file(file(blob, size), size);
+}
+
+void Blobs::keep(const std::set<std::string>& names) {
+  std::vector<fs::path> others;
+  for (const auto& entry : fs::directory_iterator(folder_)) {
+    if (!names.contains(entry.path().stem().string())) others.push_back(entry.path());
+  }
+  for (const auto& path : others) remove_file(path);
+}
+
+}  // namespace fedhead

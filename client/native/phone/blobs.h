@@ -1,0 +1,35 @@
+// Bytes named by their SHA-256: fetched once, in parts, and kept as files.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <set>
+#include <string>
+
+#include "gateway.h"
+
+namespace fedhead {
+
+class Blobs {
+ public:
+  Blobs(std::filesystem::path folder, Gateway& gateway);
+
+  // The file of a blob. What is missing of it is fetched from where an earlier try ended. Throws
+  // Trouble "damaged-blob" if its bytes are not what its name promises, even when fetched again, or
+  // if it has more than `most` bytes; CallError as the gateway.
+  std::filesystem::path file(const pb::Blob& blob, std::uint64_t most);
+
+  // Its content, which must have exactly `size` bytes.
+  std::string content(const pb::Blob& blob, std::uint64_t size);
+
+  // Removes all others.
+  void keep(const std::set<std::string>& names);
+
+ private:
+  bool is_fetched(const pb::Blob& blob, const std::filesystem::path& partial);
+
+  std::filesystem::path folder_;
+  Gateway& gateway_;
+};
+
+}  // namespace fedhead

@@ -1,0 +1,203 @@
+"""The C++ phone: built once, put beside a real gateway, and compared with Python."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from common.delivery.tokens import issue_token
+from common.identity import client_of_phone
+from common.messages import DescribeReply, DescribeRequest
+from common.partition import local_split
+from common.types import FeatureSet
+from server.export.trained import TrainedModel
+from simulations.deploy.authority import ensure_authority, sign_server, spread
+from tests.client.gateway.actors import RUN, Deployment
+
+SOURCE = Path(__file__).parents[2] / "client" / "native"
+FILES = {"executorch": "device.pte", "lite": "device.ptl"}
+SEED, TEST_FRACTION = 7, 0.2
+
+
+def built(folder: Path, *settings: str, target: str = "fedhead-phone") -> Path:
+    """A program of client/native, built with CMake; skips where that is impossible."""
+    needed = {
+        "cmake": "cmake", "c++": "g++", "protoc": "protobuf-compiler",
+        "curl-config": "libcurl4-openssl-dev",
+    }  # fmt: skip
+    missing = [package for tool, package in needed.items() if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"not installed: apt-get install {' '.join(missing)}, or make native")
+    kept = os.environ.get("FEDHEAD_NATIVE_BUILD")
+    build = (Path(kept) if kept else folder) / "-".join(s.strip("-") for s in settings)[-60:].replace("/", "_")
+    for command in (
+        ["-S", SOURCE, "-B", build, "-DFEDHEAD_PHONE=ON", *settings],
+        ["--build", build, "-j2", "--target", target],
+    ):
+        done = subprocess.run(["cmake", *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return build / target
+
+
+@dataclass
+class NativePhone:
+    """A phone's folder and its process.
+
+    Attributes:
+        path: the folder.
+        program: what runs.
+        command: words before the program, of an emulator.
+    """
+
+    path: Path
+    program: Path
+    name: str
+    command: tuple[str, ...] = ()
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def client(self) -> int:
+        return client_of_phone(self.name)
+
+    @property
+    def log(self) -> str:
+        return (self.path / "log").read_text()
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state"
+
+    def start(self, *flags: str) -> subprocess.Popen[bytes]:
+        with (self.path / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.command, self.program, self.path, *flags], stdout=log, stderr=log
+            )
+        return self.process
+
+    def stop(self) -> None:
+        """End it as a system does, which it must obey soon."""
+        assert self.process
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(20) == 0, self.log
+
+    def kill(self) -> None:
+        assert self.process
+        self.process.kill()
+        self.process.wait()
+
+    def once(self) -> int:
+        return self.start("--once").wait(60)
+
+
+def until(holds: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+    return found
+
+
+class Place(Deployment):
+    """A deployment whose gateway serves a real backbone's files.
+
+    Args:
+        path: a folder for all of it.
+        trained: the model; all images are on each phone.
+        files: content by format.
+    """
+
+    def __init__(self, path: Path, trained: TrainedModel, files: Mapping[str, bytes]) -> None:
+        super().__init__(path)
+        self.trained = trained
+        self.folder = self.place.backbones / trained.backbone.fingerprint
+        self.folder.mkdir()
+        for kind, content in files.items():
+            (self.folder / FILES[kind]).write_bytes(content)
+        self.native: list[NativePhone] = []
+        ensure_authority(path)
+        sign_server(path, ["127.0.0.1"], 2)
+        spread(path)
+
+    def describe(self, **changes: Any) -> DescribeReply:
+        request = DescribeRequest(
+            RUN, self.trained.classes, TEST_FRACTION, SEED, "a run",
+            fingerprint=self.trained.backbone.fingerprint, **changes,
+        )  # fmt: skip
+        return DescribeReply.read(self.ask("describe", request))
+
+    def phone(self, name: str, program: Path, **settings: object) -> NativePhone:
+        """A phone's folder with a token and all images."""
+        path = self.path / "phones" / name
+        path.mkdir(parents=True)
+        issue_token(self.place.delivery, name, path / "phone.token")
+        shutil.copy(self.place.server / "ca.crt", path / "ca.crt")
+        lines = {
+            "gateway": f"127.0.0.1:{self.port}", "delivery": "127.0.0.1:9095",
+            "data": "folder:images", "state": "state", "max-examples": 0, "allow": "",
+        } | settings  # fmt: skip
+        text = "".join(
+            f'{k} = "{v}"\n' if isinstance(v, str) else f"{k} = {v}\n" for k, v in lines.items()
+        )
+        (path / "phone.toml").write_text(f"# of {name}\n{text}")
+        write_images(path / "images", self.trained.images, self.trained.labels)
+        found = NativePhone(path, program, name)
+        self.native.append(found)
+        return found
+
+    def joined(self, *phones: NativePhone, **changes: Any) -> None:
+        """Wait until the gateway counts on these phones."""
+        wanted = {phone.client for phone in phones}
+        until(
+            lambda: wanted <= {*self.describe(**changes).clients},
+            "phones do not join: " + "".join(phone.log for phone in phones),
+        )
+
+    def close(self) -> None:
+        for phone in self.native:
+            if phone.process and phone.process.poll() is None:
+                phone.kill()
+        super().close()
+
+
+def write_images(folder: Path, images: Any, labels: npt.NDArray[np.int64]) -> None:
+    for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        (folder / str(label)).mkdir(parents=True, exist_ok=True)
+        image.tofile(folder / str(label) / f"{i:05}.rgb")
+
+
+def examples_of(
+    trained: TrainedModel, client: int, positions: npt.NDArray[np.int64] | None = None
+) -> SimpleNamespace:
+    """A phone's parts as Python makes them: ``train`` and ``test``, for ``actors.Node``.
+
+    Args:
+        trained: its images' features.
+        client: the phone's number.
+        positions: those that it uses, in the order of its folder; None: all.
+    """
+    order = np.lexsort((np.arange(len(trained.labels)), trained.labels))
+    backbone = trained.backbone
+    labels = trained.labels[order]
+    everything = FeatureSet(
+        trained.features[order], labels, backbone.affine, backbone.fingerprint
+    )
+    used = np.arange(len(labels)) if positions is None else positions
+    train, test = local_split(
+        used, labels, client=client, test_fraction=TEST_FRACTION, seed=SEED
+    )
+    return SimpleNamespace(
+        client=client, train=everything.select(train), test=everything.select(test)
+    )
