@@ -77,6 +77,7 @@ from server.record.trackers.mlflow import _RUN, known_run
 from server.round.first_head import FormerHead, first_head, last_head
 from server.round.roster import CLIENT, client_file, read_roster
 from simulations.compare.pool import is_finished
+from simulations.deploy import phone_files
 from simulations.deploy.certificates import write_device_keys
 from simulations.deploy.device_keys import read_key
 from simulations.deploy.last_run import read_last_run, remember_run
@@ -606,6 +607,16 @@ def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
     (tmp / "run").mkdir()
     remember_run(tmp, tmp / "run")
     return Row([tmp / "last-run.json"], lambda: read_last_run(tmp))
+
+
+@row("about.json of a backbone for phones")
+def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
+    phone_files._ABOUT.write(tmp / "about.json", {"classes": ["a"], "version": "1", "files": {}})
+
+    def read() -> bool:
+        return phone_files.is_written(tmp, {"classes": ["a"], "version": "1"})
+
+    return Row([tmp / "about.json"], read, lambda found: not found)
 
 
 # The rules

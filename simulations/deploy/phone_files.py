@@ -21,7 +21,7 @@ from common.cache import keep_newest
 from common.config import Config
 from common.datasets import Dataset
 from common.delivery.versions import shelf_of
-from common.errors import ExportError, MissingExtraError, SignatureError
+from common.errors import DamagedError, ExportError, MissingExtraError, SignatureError
 from common.experiment import experiment_dataset, experiment_features, held_out_positions
 from common.files import sha256_file, write_atomic
 from common.phones import GATEWAY
@@ -29,15 +29,15 @@ from common.readback import JsonFile
 from common.signing.statement import Signed
 from common.signing.trust import TrustedKeys
 from common.types import Head
-from server.delivery.publish import Candidate, publish_version
+from server.delivery.publish import Candidate, Sign, publish_version
 from server.export.exporters import check_installed, export
 from server.export.run_model import backbone_of_run, trained_model
 from server.round.phones import Phones
 from simulations.deploy.settings import gateway_folder
-from simulations.deploy.signing import SOON_SECONDS, backbones_of, signer
+from simulations.deploy.signing import SOON_SECONDS, backbones_of
 from simulations.deploy.trust import trusted_of
 
-__all__ = ["FORMATS", "phone_files"]
+__all__ = ["FORMATS", "is_written", "phone_files"]
 
 logger = logging.getLogger("fedhead")
 
@@ -51,13 +51,13 @@ _ABOUT = JsonFile("about.json of a backbone for phones")
 _KEPT = 5  # folders: phones may still train for earlier runs
 
 
-def phone_files(config: Config, server: Path, key: Path | None, run: Path) -> Path | None:
+def phone_files(config: Config, server: Path, sign: Sign | None, run: Path) -> Path | None:
     """Write what phones need for a run, unless it is there.
 
     Args:
         config: the run's configuration.
         server: the deployment's server folder.
-        key: private key that signs the files, if they have no signature or it ends soon.
+        sign: signs the files, if they have no signature or it ends soon; None: there is no key.
         run: the run folder.
 
     Returns:
@@ -75,22 +75,33 @@ def phone_files(config: Config, server: Path, key: Path | None, run: Path) -> Pa
     backbone = backbone_of_run(run, config, dataset)
     folder = gateway_folder(server) / "backbones" / backbone.fingerprint
     about = {"classes": list(dataset.classes), "version": version("fedhead")}
-    if not _is_written(folder, about):
+    if not is_written(folder, about):
         _write(folder, config, dataset, backbone)
-        _ABOUT.write(folder / "about.json", about)
-    _sign(folder, config.name, server, key, backbone.fingerprint)
+        _ABOUT.write(folder / "about.json", about | {"files": _digests(folder)})
+    _sign_all(folder, config.name, server, sign, backbone.fingerprint)
     folder.touch()
     keep_newest(folder.parent, _KEPT)
     return folder
 
 
-def _is_written(folder: Path, about: Mapping[str, object]) -> bool:
-    """Whether the files are there, for the same classes and by the same version."""
+def is_written(folder: Path, about: Mapping[str, object]) -> bool:
+    """Whether the files are there as they were written, for the same classes and version.
+
+    Args:
+        folder: the backbone's.
+        about: classes and version.
+    """
     try:
         found = _ABOUT.read(folder / "about.json")
-    except FileNotFoundError:
+    except (FileNotFoundError, DamagedError):
         return False
-    return found == about and (folder / FORMATS["torch"]).exists()
+    return bool(found == {**about, "files": _digests(folder)})
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that are there."""
+    paths = [folder / name for name in FORMATS.values()]
+    return {path.name: sha256_file(path) for path in paths if path.exists()}
 
 
 def _write(folder: Path, config: Config, dataset: Dataset, backbone: FrozenBackbone) -> None:
@@ -110,18 +121,20 @@ def _write(folder: Path, config: Config, dataset: Dataset, backbone: FrozenBackb
             logger.warning("phones get no %s: %s", path.name, exc)
 
 
-def _sign(folder: Path, name: str, server: Path, key: Path | None, fingerprint: str) -> None:
+def _sign_all(folder: Path, name: str, server: Path, sign: Sign | None, fingerprint: str) -> None:
     """Put a signature beside each file, where the deployment signs."""
     trusted = TrustedKeys.where_there_are(trusted_of(server))
-    if trusted is None and key is None:
+    if trusted is None and sign is None:
         return
     for kind, file in FORMATS.items():
         path = folder / file
         if not path.exists():
             continue
         problem, ends = _problem(path, trusted, fingerprint)
-        if key and (problem or ends < time.time() + SOON_SECONDS):
-            signed = _signed(path, f"{name}.{kind}", server, key, fingerprint)
+        if sign and (problem or ends < time.time() + SOON_SECONDS):
+            signed = _signed(
+                path, shelf_of(backbones_of(server), f"{name}.{kind}"), sign, fingerprint
+            )
             # A phone that fetches between these two refuses it, and comes again.
             write_atomic(_beside(path, "statement"), signed.statement)
             write_atomic(_beside(path, "signature"), signed.signature)
@@ -146,11 +159,10 @@ def _problem(path: Path, trusted: TrustedKeys | None, fingerprint: str) -> tuple
     return "", statement.expires
 
 
-def _signed(path: Path, name: str, server: Path, key: Path, fingerprint: str) -> Signed:
-    shelf = shelf_of(backbones_of(server), name)
+def _signed(path: Path, shelf: Path, sign: Sign, fingerprint: str) -> Signed:
     candidate = Candidate(path, shelf, "backbone", "", fingerprint, sha256_file(path))
-    artifact = publish_version(candidate, signer(server, key=key)).artifact
-    logger.info("%s is signed as version %d of %s", path.name, artifact.version, name)
+    artifact = publish_version(candidate, sign).artifact
+    logger.info("%s is signed as version %d of %s", path.name, artifact.version, shelf.name)
     return artifact.signed or Signed(b"", b"")
 
 

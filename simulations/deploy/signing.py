@@ -135,7 +135,11 @@ def backbones_of(server: Path) -> Path:
 
 
 def signed_backbones(
-    config: Config, server: Path, key: Path | None, run: Path | None = None
+    config: Config,
+    server: Path,
+    key: Path | None,
+    run: Path | None = None,
+    sign_now: Sign | None = None,
 ) -> Path | None:
     """Check before a run starts that devices will take its backbone.
 
@@ -144,6 +148,7 @@ def signed_backbones(
         server: the deployment's server folder.
         key: private key; it signs only if there is no signature or it ends soon.
         run: the run folder.
+        sign_now: from ``signer`` with the key, if that is read already; then ``key`` is not.
 
     Returns:
         The folder of signed backbones; None: the devices need no signatures.
@@ -152,9 +157,10 @@ def signed_backbones(
         SignatureError: the backbone is not signed by a key that the devices trust.
     """
     trusted = TrustedKeys.where_there_are(trusted_of(server))
-    if trusted is None and key is None:
+    if trusted is None and key is None and sign_now is None:
         return None
-    sign_now = signer(server, key=key) if key else None  # a wrong key is an error even if unneeded
+    if key and not sign_now:
+        sign_now = signer(server, key=key)  # a wrong key is an error even if unneeded
     candidate = backbone_candidate(config, server, run)
     what = f"backbone {config.name} ({candidate.fingerprint[:12]})"
     problem, ends = _problem(candidate, trusted, what)
