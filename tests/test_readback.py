@@ -130,7 +130,7 @@ def is_none(value: Any) -> bool:
 def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
     run, _ = Runs(tmp).describe(DescribeRequest("r-1", ("a", "b"), 0.2, 7, "", 0, False, "f" * 64))
     run.counts = {5: (10, 2)}
-    Runs(tmp).keep(run)
+    Runs(tmp).kept(run)()
 
     def read() -> Any:
         found = Runs(tmp).get("r-1")

@@ -41,6 +41,10 @@ _LONGEST_REASON = 200
 _OUTCOMES = {pb.Outcome.DECLINED: "declined", pb.Outcome.FAILED: "failed"}
 
 
+class _ClosedError(Exception):
+    """A round has closed."""
+
+
 class Rounds:
     """The rounds.
 
@@ -103,9 +107,9 @@ class Rounds:
                 return known
             if known:
                 self._forget(known)
-                await self._heavy(partial(self._remove, known))
+                await asyncio.to_thread(self._remove, known)
             round_ = Round(order, run, Times.now(seconds), enough, self._figures)
-            await self._heavy(partial(keep_order, self._folder / round_.id, round_))
+            await asyncio.to_thread(keep_order, self._folder / round_.id, round_)
             self._add(round_)
             return round_
 
@@ -202,6 +206,8 @@ class Rounds:
                 result = await self._heavy(partial(self._result, round_, state, submission))
                 judged = Judged("accepted")
                 words, parts = dict(result.words), dict(result.parts)
+            except _ClosedError:
+                return Judged("late", "the round has closed")
             except RefusedError as exc:
                 judged = Judged("refused", one_line(str(exc)))
             except LostError as exc:
@@ -214,7 +220,14 @@ class Rounds:
         return judged
 
     def _result(self, round_: Round, state: State, submission: pb.Submission) -> Result:
-        """The checked result. Uploads are read here, where few are at work: they may be large."""
+        """The checked result. Uploads are read here, where few are at work: they may be large.
+
+        Raises:
+            _ClosedError: the round has closed while the result waited for its turn. The server
+                waits for the answer, which must not wait for checks that have no use.
+        """
+        if round_.closed.is_set():
+            raise _ClosedError
         arrays = {
             array.field: self._uploads.read(state.id, array.sha256) if array.sha256 else array.data
             for array in submission.arrays
@@ -247,7 +260,7 @@ class Rounds:
             ends = round_.times.began + round_.times.seconds + _ASKED_AGAIN
             if round_.closed.is_set() and now > ends:
                 self._forget(round_)
-                await self._heavy(partial(self._remove, round_))
+                await asyncio.to_thread(self._remove, round_)
 
     def _forget(self, round_: Round) -> None:
         del self._rounds[round_.id]

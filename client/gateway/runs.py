@@ -8,8 +8,9 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from client.gateway.record import read_record, write_record
@@ -122,14 +123,18 @@ class Runs:
         known.asked = time.monotonic()
         return known, is_new
 
-    def keep(self, run: RunInfo) -> None:
-        """Write what a phone is held to, for the time after a kill."""
+    def kept(self, run: RunInfo) -> Callable[[], None]:
+        """A function that writes what phones are held to now, for the time after a kill.
+
+        It may be called in a thread, while the run goes on.
+        """
         words = {
             "request": asdict(run.request) | {"classes": []},
             "classes": list(run.request.classes),
             "counts": [[client, *counts] for client, counts in run.counts.items()],
         }
-        write_record(run_folder(self._folder, run.request.run_id), words, {})
+        path = run_folder(self._folder, run.request.run_id)
+        return partial(write_record, path, words, {})
 
     def forget_old(self, clients: Path) -> None:
         """Remove runs that the server has not asked about for a month, with their memories.

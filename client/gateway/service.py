@@ -127,7 +127,7 @@ class Gateway:
             raise DeliveryError(f"cannot listen on {address}: {obstacle(address)}") from exc
         self._restore()
         await self._server.start()
-        answers = Answers(self._place, self._runs, self.presence, self.rounds, self._heavy)
+        answers = Answers(self._place, self._runs, self.presence, self.rounds)
         self._bridge = Listening(answers.answer)
         await self._bridge.start(socket)
         self._tasks = [asyncio.create_task(self._sweep()), asyncio.create_task(self._keep())]

@@ -225,6 +225,28 @@ def test_a_phone_that_hangs_up_finds_its_verdict_when_it_comes_again(
     assert (deployment.counters["accepted"], deployment.counters["duplicate"]) == (2, 1)
 
 
+def test_the_answer_does_not_wait_for_checks_that_have_no_use(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phones = deployment.gather(*(f"phone-{i}" for i in range(14)))
+    request = request_for(phones, seconds=8.0)
+    judged = TrainOrder.judged
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(1.5)
+        return judged(*arguments)
+
+    monkeypatch.setattr(TrainOrder, "judged", slowly)
+    # All checks would take more than ten seconds, and the server waits for eight.
+    answer = deployment.pool.submit(lambda: deployment.ask("train", request, request.seconds))
+    verdicts = deployment.at_once(*(phone.take_part for phone in phones))
+    reply = TrainReply.read(answer.result(20))
+    in_time = {p.client for p, v in zip(phones, verdicts, strict=True) if v.what == 1}
+    assert set(reply.clients) == in_time
+    assert 0 < len(in_time) < len(phones)
+    assert {v.what for v in verdicts} == {pb.Verdict.ACCEPTED, pb.Verdict.LATE}
+
+
 def test_enough_results_close_a_round(deployment: Deployment) -> None:
     phones = deployment.gather(*GOOD, "dora")
     answer = deployment.train(request_for(phones, enough=2))
