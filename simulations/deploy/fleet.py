@@ -140,7 +140,7 @@ def look(server: Path) -> Fleet:
         devices=[row for row in rows if row.name not in phones],
         down=down,
         signing=signing_state(server),
-        doors=_doors(server),
+        doors=_doors(server, phones=bool(phones)),
         ends=expiries(server),
         still_old=[*lagging(server)] if follows else None,
         last_run=last_run,
@@ -253,14 +253,15 @@ def _changed(path: Path) -> datetime:
     return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 
-def _doors(server: Path) -> list[Door]:
+def _doors(server: Path, *, phones: bool) -> list[Door]:
     settings = read_server(server)
     places = [
         ("devices", settings.host, settings.port),
         ("operators", OPERATORS_HOST, settings.operator_port),
         ("models", settings.host, settings.delivery_port),
-        ("phones", settings.host, settings.gateway_port),
     ]
+    if phones:
+        places.append(("phones", settings.host, settings.gateway_port))
     return [Door(name, endpoint(host, port), _listens(host, port)) for name, host, port in places]
 
 
