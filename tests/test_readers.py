@@ -91,6 +91,7 @@ OTHERS = {
         simulations/bench/fleet/orders.py:read_images
         simulations/bench/fleet/orders.py:read_orders
         simulations/bench/fleet/simulate.py:simulate
+        simulations/bench/fleet/simulate.py:simulate.tell
         simulations/bench/simulation.py:_check
         simulations/bench/simulation.py:_run
         simulations/bench/work.py:Data.__init__

@@ -38,6 +38,7 @@ from common.errors import DeliveryError, FedheadError
 from common.files import remove_temporary
 from common.listening import obstacle
 from common.log import start_log
+from common.open_files import allow_files
 from common.phones.wire import SERVER_OPTIONS, handlers
 
 __all__ = ["Gateway"]
@@ -53,6 +54,8 @@ _THREADS = 2  # for checks and sums
 _GRACE_SECONDS = 1.0
 # A phone that says nothing for so long must connect again: idle connections take memory.
 _IDLE_MS = 60_000
+_HANDSHAKE_MS = 20_000  # a phone's takes two or three journeys of a packet
+_CONNECTIONS = 16_384  # beyond them phones wait; each takes up to 80 KiB
 
 
 class Gateway:
@@ -105,6 +108,7 @@ class Gateway:
             options=[
                 *SERVER_OPTIONS,
                 ("grpc.max_connection_idle_ms", _IDLE_MS),
+                ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
                 # Calls that wait for their turn. By default gRPC cancels those beyond a thousand.
                 ("grpc.server.max_pending_requests", most),
                 ("grpc.server.max_pending_requests_hard_limit", 2 * most),
@@ -180,6 +184,7 @@ class Gateway:
 
 
 async def _serve(server: Path, socket: Path, port: int | None) -> None:
+    allow_files(_CONNECTIONS)
     place = Place(server)
     settings = read_settings(place)
     gateway = Gateway(place, settings)

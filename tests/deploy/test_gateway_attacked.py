@@ -35,6 +35,7 @@ NAMES = ("honest", "hostile", *(f"victim-{number}" for number in range(20)))
 FINGERPRINT = "ab" * 32
 HEAD = Head.zeros(3, 40)
 MOST_GROWTH = 200 << 20  # bytes, of all attacks together
+FEW_FILES = 256
 MOST_DISK = 64 << 20
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS = PREFACE + b"\0\0\0\x04\0\0\0\0\0"
@@ -113,7 +114,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     place = make_place(folder, NAMES, {FINGERPRINT: b"a backbone"}, {})
     log = folder / "log"
     with log.open("wb") as output, ExitStack() as stack:
-        process = subprocess.Popen(place.service_command(), stdout=output, stderr=subprocess.STDOUT)
+        # Fewer open files than a test has connections; most systems begin with 1,024.
+        few = ["sh", "-c", f'ulimit -Sn {FEW_FILES} && exec "$@"', "sh"]
+        process = subprocess.Popen(
+            [*few, *place.service_command()], stdout=output, stderr=subprocess.STDOUT
+        )
         stack.callback(process.wait, 30)
         stack.callback(process.terminate)
         for _ in range(300):
@@ -258,6 +263,17 @@ def test_tokens_that_are_none_are_refused(gateway: Gateway) -> None:
             if own == (("authorization", right),):
                 continue  # whether the word before it matters is not what is asked here
             assert code == grpc.StatusCode.UNAUTHENTICATED, own
+
+
+def test_long_tokens_of_strangers_are_not_kept(gateway: Gateway) -> None:
+    before = gateway.process.memory_info().rss
+    with gateway.channel() as channel:
+        stub = Stub(channel)
+        for number in range(6000):
+            metadata = (("authorization", f"Bearer honest.{number:07}{'x' * 7000}"),)
+            code = code_of(stub.check_in, pb.CheckInRequest(), metadata=metadata, timeout=60)
+            assert code == grpc.StatusCode.UNAUTHENTICATED
+    assert gateway.process.memory_info().rss - before < 25 << 20  # they have 42 MB together
 
 
 def test_huge_metadata_is_refused(gateway: Gateway) -> None:

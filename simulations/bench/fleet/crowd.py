@@ -11,7 +11,6 @@ import asyncio
 import gc
 import json
 import random
-import resource
 import signal
 import sys
 from contextlib import suppress
@@ -21,6 +20,7 @@ import grpc
 import grpc.aio
 
 from common.files import write_atomic
+from common.open_files import allow_files
 from common.phones.wire import CHANNEL_OPTIONS, Stub
 from simulations.bench.fleet.orders import Orders, read_images, read_orders
 from simulations.bench.fleet.phone import Phone, World
@@ -83,15 +83,7 @@ def _stubs(orders: Orders) -> list[Stub]:
     ]
 
 
-def allow_files(count: int) -> None:
-    """Let this process have so many open files, as far as the system allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + _SPARE_FILES
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
-
-
 if __name__ == "__main__":
     told = read_orders(Path(sys.argv[1]))
-    allow_files(2 * (told.connections or len(told.tokens)))
+    allow_files(_SPARE_FILES + 2 * (told.connections or len(told.tokens)))
     asyncio.run(main(told))

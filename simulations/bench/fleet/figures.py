@@ -97,7 +97,7 @@ def fleet_figures(
         summary: the run's.
         profile: when phones are there.
         steady: seconds of the crowd's clock between which its calls are counted: the phones'
-            first calls are over, and they have not ended.
+            first calls are over, and the last round is not. After it all phones evaluate at once.
     """
     begins, ends = (math.ceil(moment) for moment in steady)
     arrivals = crowd["arrivals_per_second"][begins:ends]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,16 +113,20 @@ def simulate(
     with own_folder("fleet") as own, beginning(config, overwrite=overwrite) as path:
         with stage("preparing the fleet"):
             orders, place = _prepare(config, fleet, own)
-        figures = Path(orders.figures)
+        figures, ends = Path(orders.figures), list[float]()
+
+        def tell(metrics: Mapping[str, Any]) -> None:
+            ends.append(json.loads(figures.read_bytes())["seconds"])
+            on_round(metrics)
+
         with _service(place, path / "gateway.log") as watch:
             with _crowd(own, orders, path / "phones.log") as crowd:
                 _until(figures.exists, crowd, "the phones", path / "phones.log")
-                _run(path, place, on_round)
-                lasted = json.loads(figures.read_bytes())["seconds"]
+                _run(path, place, tell)
             time.sleep(_IDLE_SECONDS)  # the phones are gone, and so should be what they held
         found = fleet_figures(
             json.loads(figures.read_bytes()), place.counted(), watch, read_summary(path),
-            fleet.profile, steady=(1.5 * fleet.window_seconds, lasted),
+            fleet.profile, steady=(1.5 * fleet.window_seconds, ends[-1]),
         )  # fmt: skip
         found["run"] = str(path)
         write_atomic(path / "fleet.json", json.dumps(found, indent=1).encode())
