@@ -51,7 +51,7 @@ struct Images {
     if let row = kept.read(image), row.count == model.numFeatures { return [UInt8](row) }
     let files = names(in: pixels).map { pixels.appendingPathComponent($0).appendingPathComponent(image) }
     guard let data = files.lazy.compactMap({ try? Data(contentsOf: $0) }).first else {
-      throw Refusal("unreadable-images", "an image was removed during a round")
+      throw Refusal("images", "an image was removed during a round")
     }
     let row = try model.features(scaled([UInt8](data), to: model.size))
     try kept.write(image, Data(row))

@@ -104,7 +104,7 @@ final class Model {
 
   private static func scalars<T: Scalar>(_ value: Value) throws -> [T] {
     guard let tensor: Tensor<T> = value.tensor() else {
-      throw Refusal("foreign-backbone", "a method gives another type than expected")
+      throw Refusal("foreign-fingerprint", "a method gives another type than expected")
     }
     return tensor.scalars()
   }

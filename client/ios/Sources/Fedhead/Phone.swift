@@ -109,7 +109,7 @@ public actor Phone {
     let run = try Description(reading: message)
     guard isHash(run.id), isHash(run.fingerprint), run.client < 1 << 63, (0..<1).contains(run.testFraction),
       run.classes.count >= 2, Set(run.classes).count == run.classes.count
-    else { throw Refusal("foreign-run", "its description is impossible") }
+    else { throw Refusal("description", "its description is impossible") }
     _ = try await backbone(run)
     try runs.write(run.id, message)
   }
@@ -117,7 +117,7 @@ public actor Phone {
   private func backbone(_ run: Description) async throws -> Model {
     if let model, model.fingerprint == run.fingerprint { return model }
     guard let backbone = run.backbones.first(where: { $0.format == Model.format }) else {
-      throw Refusal("no-format", "there is no backbone in format \(Model.format)")
+      throw Refusal("description", "there is no backbone in format \(Model.format)")
     }
     try settings.trust?.accept(backbone, fingerprint: run.fingerprint)
     let loaded = try Model(await gateway.file(backbone.file))
@@ -166,7 +166,7 @@ public actor Phone {
     guard let used = lists(run.id).first(where: { run.isPrivate || task.numExamples == (test ? $0.numTest : $0.numTrain) })
     else { throw Refusal("other-images", "the phone does not hold \(task.numExamples) examples any more") }
     let model = try await backbone(run)
-    guard model.numFeatures == task.numFeatures else { throw Refusal("foreign-backbone", "it has \(model.numFeatures) features") }
+    guard model.numFeatures == task.numFeatures else { throw Refusal("foreign-fingerprint", "it has \(model.numFeatures) features") }
     let examples = try images.examples(used, test: test, model)
     let work = Work(
       examples: examples, head: head, training: task.training, correction: correction,

@@ -1,4 +1,5 @@
 import Foundation
+import GRPCCore
 
 /// The task that the phone is at. It and its result stay on the disk until the gateway's verdict.
 struct Tasks {
@@ -68,6 +69,9 @@ struct Tasks {
       return failed(.declined, "the owner's conditions do not hold any more")
     } catch let refusal as Refusal {
       return failed(.failed, refusal.message)
+    } catch let problem where !(problem is RPCError || problem is WireError || problem is CocoaError) {
+      // Not of the connection or the disk, so it would be the same later. Its words may be the owner's.
+      return failed(.failed, "error: \(type(of: problem))")
     }
   }
 

@@ -96,9 +96,9 @@ internal class Images(state: File) {
 
     private fun compute(image: String, model: Model): ByteArray {
         val file = pixels.listFiles().orEmpty().map { File(it, image) }.firstOrNull { it.isFile }
-            ?: throw Refusal("unreadable-images", "an image was removed during a round")
+            ?: throw Refusal("images", "an image was removed during a round")
         return model.features(scaled(file.readBytes(), model.size)).also {
-            if (it.size != model.numFeatures) throw Refusal("foreign-backbone", "it gives ${it.size} features")
+            if (it.size != model.numFeatures) throw Refusal("foreign-fingerprint", "it gives ${it.size} features")
         }
     }
 

@@ -61,7 +61,7 @@ internal class Runs(
         model?.let { if (it.fingerprint == run.fingerprint) return it else it.close() }
         model = null
         val backbone = trainer.formats.firstNotNullOfOrNull { format -> run.backbones.find { it.format == format } }
-            ?: throw Refusal("no-format", "there is no backbone in format ${trainer.formats.joinToString(" or ")}")
+            ?: throw Refusal("description", "there is no backbone in format ${trainer.formats.joinToString(" or ")}")
         settings.trust?.accept(backbone, run.fingerprint)
         val loaded = trainer.load(gateway.file(backbone.file), backbone.format)
         if (loaded.fingerprint != run.fingerprint) {
@@ -97,7 +97,7 @@ internal class Runs(
             run.maxExamples < 0 -> "max examples"
             else -> return
         }
-        throw Refusal("foreign-run", "its description has impossible $problem")
+        throw Refusal("description", "its description has impossible $problem")
     }
 
     private companion object {

@@ -119,7 +119,7 @@ internal class Tasks(
         val used = runs.used(run, task.numExamples, test)
             ?: throw Refusal("other-images", "the phone does not hold ${task.numExamples} examples any more")
         val model = runs.backbone(run)
-        if (model.numFeatures != task.numFeatures) throw Refusal("foreign-backbone", "it has ${model.numFeatures} features")
+        if (model.numFeatures != task.numFeatures) throw Refusal("foreign-fingerprint", "it has ${model.numFeatures} features")
         val examples = images.examples(used, test, model)
         val work = Work(examples, head, task.training, correction, preconditioner, task.unitNorm, mayTrain)
         val submission = Submission(task.id, Outcome.DONE).apply { fingerprint = task.fingerprint }

@@ -30,7 +30,8 @@ internal fun <T> refusing(work: () -> T): T = try {
     throw failed(problem)
 }
 
-private fun failed(problem: Throwable) = Refusal("failed", problem.javaClass.simpleName)
+private fun failed(problem: Throwable) =
+    Refusal(if (problem is OutOfMemoryError) "memory" else "error", problem.javaClass.simpleName)
 
 /**
  * One or two public keys, and what was accepted last.

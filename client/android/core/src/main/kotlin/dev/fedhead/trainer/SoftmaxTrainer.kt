@@ -114,10 +114,10 @@ private class TorchBackbone(file: File) {
     init {
         RandomAccessFile(file, "r").use { from ->
             val length = ByteArray(8).also(from::readFully).let { ByteBuffer.wrap(it).order(ByteOrder.LITTLE_ENDIAN).long }
-            if (length !in 1..MOST) throw Refusal("foreign-backbone", "not a backbone for torch")
+            if (length !in 1..MOST) throw Refusal("foreign-fingerprint", "not a backbone for torch")
             val header = String(ByteArray(length.toInt()).also(from::readFully))
             fingerprint = Regex("\"fingerprint\":\"([0-9a-f]{64})\"").find(header)?.groupValues?.get(1)
-                ?: throw Refusal("foreign-backbone", "it has no fingerprint")
+                ?: throw Refusal("foreign-fingerprint", "it has no fingerprint")
             val of = if ("\"basis\":" in header) "basis.affine." else ""
             gain = from.tensor("${of}gain", header, length)
             center = from.tensor("${of}center", header, length)
@@ -126,7 +126,7 @@ private class TorchBackbone(file: File) {
 
     private fun RandomAccessFile.tensor(name: String, header: String, length: Long): FloatArray {
         val found = Regex("\"${Regex.escape(name)}\":\\{[^}]*\"data_offsets\":\\[(\\d+),(\\d+)]").find(header)
-            ?: throw Refusal("foreign-backbone", "it has no $name")
+            ?: throw Refusal("foreign-fingerprint", "it has no $name")
         val (first, end) = found.destructured
         seek(8 + length + first.toLong())
         return floatsOf(ByteArray((end.toLong() - first.toLong()).toInt()).also(::readFully))

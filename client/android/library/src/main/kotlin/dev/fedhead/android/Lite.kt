@@ -73,7 +73,7 @@ private class LiteModel(private val module: Module, override val size: Int) : Mo
 
     private fun setHead(matrix: FloatArray) {
         val width = numFeatures + 1
-        if (matrix.size.toLong() != numClasses * width) throw Refusal("foreign-backbone", "it is for $numClasses classes")
+        if (matrix.size.toLong() != numClasses * width) throw Refusal("foreign-fingerprint", "it is for $numClasses classes")
         val weight = FloatArray(matrix.size - numClasses.toInt()) { matrix[it / numFeatures * width + it % numFeatures] }
         val bias = FloatArray(numClasses.toInt()) { matrix[it * width + numFeatures] }
         setHead(weight, bias, fingerprint)
