@@ -25,6 +25,11 @@ from safetensors.numpy import load_file
 from client import memory as client_state
 from client.app import host_of
 from client.delivery import shelf as device_shelf
+from client.gateway.figures import Figures
+from client.gateway.place import Settings
+from client.gateway.presence import Presence
+from client.gateway.runs import Runs
+from client.gateway.uploads import Uploads
 from client.held_out import held_out
 from client.known_head import with_head
 from client.memory import ClientMemory, with_constant
@@ -72,6 +77,7 @@ from server.record.trackers.mlflow import _RUN, known_run
 from server.round.first_head import FormerHead, first_head, last_head
 from server.round.roster import CLIENT, client_file, read_roster
 from simulations.compare.pool import is_finished
+from simulations.deploy import phone_files
 from simulations.deploy.certificates import write_device_keys
 from simulations.deploy.device_keys import read_key
 from simulations.deploy.last_run import read_last_run, remember_run
@@ -115,6 +121,47 @@ def row(kind: str) -> Callable[[Make], Make]:
 
 def is_none(value: Any) -> bool:
     return value is None
+
+
+# Gateways
+
+
+@row("record of a gateway")
+def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
+    run, _ = Runs(tmp).describe(DescribeRequest("r-1", ("a", "b"), 0.2, 7, "", 0, False, "f" * 64))
+    run.counts = {5: (10, 2)}
+    Runs(tmp).keep(run)
+
+    def read() -> Any:
+        found = Runs(tmp).get("r-1")
+        return found.request, found.counts
+
+    return Row([tmp / "r-1"], read)
+
+
+@row("fleet.json of a gateway")
+def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
+    def figures() -> Figures:
+        return Figures(tmp / "fleet.json", Presence(Settings()))
+
+    first = figures()
+    first.count("accepted")
+    first.keep(first.pack())
+
+    def read() -> Any:
+        again = figures()
+        again.restore()
+        return dict(again.counters)
+
+    return Row([tmp / "fleet.json"], read, lambda found: not found)
+
+
+@row("upload of a phone")
+def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
+    data = bytes(range(100))
+    digest = hashlib.sha256(data).hexdigest()
+    Uploads(tmp).add("task-1", digest, len(data), 0, data, 1)
+    return Row([tmp / "task-1" / digest], lambda: Uploads(tmp).read("task-1", digest))
 
 
 # Runs
@@ -560,6 +607,16 @@ def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
     (tmp / "run").mkdir()
     remember_run(tmp, tmp / "run")
     return Row([tmp / "last-run.json"], lambda: read_last_run(tmp))
+
+
+@row("about.json of a backbone for phones")
+def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
+    phone_files._ABOUT.write(tmp / "about.json", {"classes": ["a"], "version": "1", "files": {}})
+
+    def read() -> bool:
+        return phone_files.is_written(tmp, {"classes": ["a"], "version": "1"})
+
+    return Row([tmp / "about.json"], read, lambda found: not found)
 
 
 # The rules

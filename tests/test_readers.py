@@ -23,6 +23,8 @@ OTHERS = {
         common/images.py:_identified
         common/images.py:read_image
         common/toml_model.py:read_toml
+        client/gateway/place.py:read_settings
+        simulations/deploy/phones.py:read_names
         simulations/compare/cells.py:_function_source
         simulations/compare/cells.py:_source
         server/export/compare_pixels.py:_array
@@ -50,6 +52,7 @@ OTHERS = {
         simulations/deploy/checking_in.py:CheckingIn.poll
         simulations/deploy/checking_in.py:CheckingIn.remember
         simulations/deploy/fleet.py:_digest
+        simulations/deploy/gateway.py:run_gateway
         simulations/deploy/operator.py:control
         simulations/deploy/presented.py:Presented.__init__
         simulations/deploy/presented.py:Presented.refresh
@@ -57,6 +60,8 @@ OTHERS = {
     """,
     "part of a reader above, which checks what they give": """
         client/backbones.py:Backbones._bytes
+        client/gateway/backbones.py:Blobs.part
+        client/gateway/backbones.py:_beside
         client/delivery/fetch.py:_download
         client/phone/blobs.py:Blobs._fetch
         common/backbone/frozen.py:FrozenBackbone.load
@@ -73,6 +78,7 @@ OTHERS = {
         server/record/runfolder.py:MetricsLog.__init__
         server/record/runfolder.py:RunFolder.__init__
         simulations/deploy/operator.py:register_folder
+        simulations/deploy/phone_files.py:_problem
         server/export/exported.py:_torch
     """,
     "of the same command, or a process of it: nothing lies there for long": """
@@ -85,6 +91,7 @@ OTHERS = {
         simulations/bench/work.py:Data.__init__
         simulations/bench/work.py:read_work
         simulations/deploy/checking_in.py:CheckingIn._tell
+        simulations/deploy/gateway.py:_refused
         simulations/deploy/launch.py:_refused
         simulations/engines/flower.py:_last_line
         simulations/bench/speed/layers.py:layers
@@ -102,7 +109,7 @@ OTHERS = {
         server/record/events.py:_EventHandler.__init__
         server/record/lease.py:_follow
         simulations/bench/memory.py:_anonymous_bytes
-        simulations/deploy/folder.py:_template
+        simulations/deploy/instructions.py:_template
         simulations/deploy/processes.py:alone
         simulations/deploy/processes.py:is_held
         simulations/bench/speed/run_file.py:_peak_bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
-from client.gateway.backbones import FORMATS, Blobs, backbones_in
+from client.gateway.backbones import Blobs, backbones_in, offer_backbones
 from client.gateway.door import calling
 from client.gateway.figures import Figures
 from client.gateway.place import Place
@@ -26,8 +27,11 @@ from client.gateway.uploads import (
 )
 from common.phones import phones_pb2 as pb
 from common.phones.wire import INLINE_UPDATE, LONGEST_WAIT, PART
+from common.words import said_of
 
 __all__ = ["Calls"]
+
+logger = logging.getLogger("fedhead.gateway")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -133,8 +137,7 @@ class Calls:
             if seen.problem and last == told and now - when < _TRY_AGAIN:
                 continue
             seen.told[run.id] = told, now
-            for backbone in backbones:
-                self._blobs.offer_file(backbone.file.sha256, folder / FORMATS[backbone.format])
+            offer_backbones(self._blobs, folder)
             return found
         return None
 
@@ -172,14 +175,17 @@ class Calls:
                 size = await asyncio.to_thread(self._uploads.add, *part, len(sizes))
             except tuple(_CODES) as exc:
                 await self._refuse_upload(exc, context)
+            except OSError as exc:
+                await _no_room(exc, context)
         return pb.UploadReply(size=size)
 
     async def submit(self, request: pb.Submission, context: Context) -> pb.Verdict:
         """Take a task's result."""
         phone = calling.get()
-        self._presence.come_back(phone)
         later = self._presence.later(soon=self._presence.of(phone).waits)
         found = self._rounds.find(request.task, phone.client)
+        if found is None or not found[0].order.private:  # else its time would tell who took part
+            self._presence.come_back(phone)
         if found is None:
             if judged := self._rounds.past(request.task, phone.client):
                 self._figures.count("duplicate")
@@ -192,8 +198,8 @@ class Calls:
             judged = await self._rounds.settle(*found, request)
         except tuple(_CODES) as exc:
             await self._refuse_upload(exc, context)
-        except OSError:
-            await _abort(context, grpc.StatusCode.UNAVAILABLE, "the gateway cannot keep it now")
+        except OSError as exc:
+            await _no_room(exc, context)
         return judged.verdict(later)
 
     async def _refuse_upload(self, problem: Exception, context: Context) -> NoReturn:
@@ -205,6 +211,11 @@ class Calls:
 async def _abort(context: Context, code: grpc.StatusCode, words: str) -> NoReturn:
     await context.abort(code, words)
     raise AssertionError("unreachable")
+
+
+async def _no_room(problem: OSError, context: Context) -> NoReturn:
+    logger.warning("what a phone sends cannot be kept: %s", said_of(problem))
+    await _abort(context, grpc.StatusCode.UNAVAILABLE, "the gateway cannot keep it now")
 
 
 def _odd(request: pb.CheckInRequest) -> str:

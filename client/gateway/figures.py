@@ -19,6 +19,7 @@ from client.gateway.presence import Presence
 from common.errors import DamagedError
 from common.files import write_atomic
 from common.readback import JsonFile
+from common.words import one_line
 
 __all__ = ["PHASES", "Figures", "RoundFigures", "read_fleet"]
 
@@ -122,6 +123,16 @@ class Figures:
         for client in clients:
             if seen := self._presence.get(client):
                 seen.counts["tasks"] = seen.counts.get("tasks", 0) + 1
+
+    def tell(self, figures: RoundFigures | None) -> None:
+        """Say in the log what came of a round that is closed; nothing of a private one."""
+        if figures is None:
+            return
+        counts = ", ".join(f"{n} {name}" for name, n in figures.counts.items() if n)
+        refused = ", ".join(f"{n} refused: {why}" for why, n in figures.refused.items())
+        what = f"{figures.kind} of round {figures.round}"
+        said = ", ".join(words for words in (counts, refused) if words)
+        logger.info("run %s: %s: %d asked, %s", one_line(figures.name), what, figures.asked, said)
 
     def pack(self) -> bytes:
         """The file's content now."""

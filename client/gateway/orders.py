@@ -101,7 +101,11 @@ class Order(Protocol):
         ...
 
     def reply(
-        self, accepted: Sequence[int], load: Callable[[int], Record], rejected: Sequence[Rejection]
+        self,
+        accepted: Sequence[int],
+        load: Callable[[int], Record],
+        rejected: Sequence[Rejection],
+        phases: bytes = b"",
     ) -> bytes:
         """The content of the round's answer.
 
@@ -109,6 +113,7 @@ class Order(Protocol):
             accepted: clients with a result, in the order of the request.
             load: reads a client's result.
             rejected: the others, with the reasons.
+            phases: see ``TrainReply.phases``.
         """
         ...
 

@@ -20,13 +20,14 @@ from typing import Any, cast
 from client.gateway.backbones import Blobs
 from client.gateway.figures import Figures
 from client.gateway.judge import RefusedError
+from client.gateway.kept import ORDER, is_closed, keep_closed, keep_order, recall
 from client.gateway.orders import Order
 from client.gateway.presence import Presence, Seen
 from client.gateway.record import Record, read_record, write_record
 from client.gateway.round import Judged, Round, State, Times
 from client.gateway.runs import RunInfo
 from client.gateway.uploads import Uploads
-from common.errors import DamagedError, FedheadError
+from common.errors import FedheadError
 from common.phones import phones_pb2 as pb
 from common.words import one_line
 
@@ -34,7 +35,6 @@ __all__ = ["Rounds"]
 
 logger = logging.getLogger("fedhead.gateway")
 
-_ORDER, _CLOSED = "order", "closed"
 _ASKED_AGAIN = 60.0  # seconds after the server has stopped to wait
 _VERDICTS = 50_000  # of past tasks that are known
 _LONGEST_REASON = 200
@@ -105,24 +105,9 @@ class Rounds:
                 self._forget(known)
                 await self._heavy(partial(self._remove, known))
             round_ = Round(order, run, Times.now(seconds), enough, self._figures)
-            await self._heavy(partial(self._keep, round_))
+            await self._heavy(partial(keep_order, self._folder / round_.id, round_))
             self._add(round_)
             return round_
-
-    def _keep(self, round_: Round) -> None:
-        order, times = round_.order, round_.times
-        folder = self._folder / round_.id
-        folder.mkdir(parents=True, exist_ok=True)
-        words = {
-            "kind": order.kind,
-            "run": order.run_id,
-            "round": order.round_number,
-            "opened": times.opened,
-            "seconds": times.seconds,
-            "enough": round_.enough,
-            "counts": [[client, state.count] for client, state in round_.states.items()],
-        }
-        write_record(folder / _ORDER, words, {"content": order.write()})
 
     def _add(self, round_: Round, *, again: bool = False) -> None:
         self._rounds[round_.id] = round_
@@ -142,7 +127,7 @@ class Rounds:
         """
         for folder in sorted(self._folder.glob("*")):
             try:
-                record = read_record(folder / _ORDER)
+                record = read_record(folder / ORDER)
                 order, run = order_of(record)
                 words = record[0]
                 times = Times.since(float(words["opened"]), float(words["seconds"]))
@@ -154,34 +139,9 @@ class Rounds:
                 continue
             for client, count in words["counts"]:
                 round_.states[int(client)].count = int(count)
-            self._restore_verdicts(round_, folder)
+            recall(folder, round_)
             self._add(round_, again=True)
         self._uploads.keep_only(self._tasks)
-
-    def _restore_verdicts(self, round_: Round, folder: Path) -> None:
-        counted: list[int] | None = None
-        try:
-            words, _ = read_record(folder / _CLOSED)
-            counted = [int(client) for client in words["accepted"]]
-            round_.closed.set()
-        except FileNotFoundError:
-            pass
-        except (DamagedError, OSError, KeyError, ValueError) as exc:
-            logger.warning("%s; the round goes on", exc)
-        for client, state in round_.states.items():
-            try:
-                words, _ = read_record(folder / str(client))
-                judged = Judged(words["what"], str(words["reason"]))
-            except FileNotFoundError:
-                continue
-            except (DamagedError, OSError, KeyError) as exc:
-                logger.warning("%s; the phone is asked again", exc)
-                continue
-            if judged.what != "accepted" or counted is None or client in counted:
-                round_.recall(state, judged)
-        if round_.figures and counted is not None:
-            silent = sum(state.judged is None for state in round_.states.values())
-            round_.figures.counts["silent"] = silent
 
     def next_task(self, seen: Seen) -> tuple[Round, State] | None:
         """The oldest task that waits for a phone."""
@@ -237,7 +197,10 @@ class Rounds:
                 words, parts = dict(result.words), dict(result.parts)
             except RefusedError as exc:
                 judged = Judged("refused", str(exc))
-            except FedheadError as exc:  # what the gateway keeps of it is damaged
+            except FedheadError as exc:
+                cause = exc.__cause__
+                if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+                    raise cause from exc  # there is no room for its memory now
                 logger.warning("%s", exc)
                 judged = Judged("refused", "lost: the gateway has lost the client's memory")
         words |= {"what": judged.what, "reason": judged.reason}
@@ -259,10 +222,13 @@ class Rounds:
         folder = self._folder / round_.id
 
         def made() -> bytes:
-            if not (folder / _CLOSED).exists():
-                write_record(folder / _CLOSED, {"accepted": accepted}, {})
-            return round_.order.reply(accepted, lambda c: read_record(folder / str(c)), rejected)
+            keep_closed(folder, accepted)
+            return round_.order.reply(
+                accepted, lambda c: read_record(folder / str(c)), rejected, round_.phases
+            )
 
+        if not is_closed(folder):
+            self._figures.tell(round_.figures)
         answer: bytes = await self._heavy(made)
         return answer
 

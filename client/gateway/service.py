@@ -22,7 +22,7 @@ from typing import TypeVar
 
 import grpc.aio
 
-from client.gateway.backbones import Blobs
+from client.gateway.backbones import Blobs, offer_backbones
 from client.gateway.calls import Calls
 from client.gateway.door import Door
 from client.gateway.figures import Figures
@@ -115,7 +115,7 @@ class Gateway:
             port = self._server.add_secure_port(address, identity.credentials())
         except RuntimeError as exc:
             raise DeliveryError(f"cannot listen on {address}: {obstacle(address)}") from exc
-        self.rounds.restore(partial(order_of, self._place, self._runs))
+        self._restore()
         await self._server.start()
         answers = Answers(self._place, self._runs, self.presence, self.rounds, self._heavy)
         self._bridge = Listening(answers.answer)
@@ -123,6 +123,11 @@ class Gateway:
         self._tasks = [asyncio.create_task(self._sweep()), asyncio.create_task(self._keep())]
         logger.info("%s: phones are served on port %d", server, port)
         return port
+
+    def _restore(self) -> None:
+        for folder in sorted(self._place.backbones.glob("*")):
+            offer_backbones(self._blobs, folder)
+        self.rounds.restore(partial(order_of, self._place, self._runs))
 
     def _identity(self) -> Identity:
         server = self._place.server

@@ -213,7 +213,11 @@ class TrainOrder:
         return Result(said | {"losses": [report.loss_before, report.loss_after]}, payloads)
 
     def reply(
-        self, accepted: Sequence[int], load: Callable[[int], Record], rejected: Sequence[Rejection]
+        self,
+        accepted: Sequence[int],
+        load: Callable[[int], Record],
+        rejected: Sequence[Rejection],
+        phases: bytes = b"",
     ) -> bytes:
         request, damaged = self.request, list[Rejection]()
         uplink = request.uplink
@@ -227,7 +231,8 @@ class TrainOrder:
                     losses = [float(loss) for loss in words["losses"]]
                     part = of_encoded(request, client, int(words["num-examples"]), losses, parts)
                 except (FedheadError, OSError, KeyError) as exc:
-                    logger.warning("client %d: %s", client, exc)
+                    # Nobody may know who took part in a private round.
+                    logger.warning("an update is lost: %s", "" if self.private else exc)
                     damaged.append(Rejection(client, "failed: the gateway has lost its update"))
                 else:
                     yield replace(part, payloads=()) if sums else part
@@ -236,7 +241,7 @@ class TrainOrder:
         left_out = [*rejected, *damaged]
         if self.private:
             left_out = [Rejection(rejection.client, UNTOLD) for rejection in left_out]
-        return content_to(replace(reply, rejected=tuple(left_out)).write())
+        return content_to(replace(reply, rejected=tuple(left_out), phases=phases).write())
 
 
 def _bytes(array: npt.NDArray[np.floating]) -> bytes:

@@ -27,8 +27,8 @@ __all__ = ["Collector"]
 _Valid = tuple[TrainReply, UpdateBatch]
 
 _DELIVERY = 2 / 3  # share of a round's remaining time for sending missing backbones or constants
-# A gateway is asked again after this share of the deadline, but not sooner than it can answer.
-_AGAIN, _SOONEST_AGAIN_SECONDS = 1 / 3, 4.0
+# A gateway is asked again after this share of the deadline, within these bounds.
+_AGAIN, _SOONEST_AGAIN_SECONDS, _LATEST_AGAIN_SECONDS = 1 / 3, 4.0, 60.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +162,8 @@ class Collector:
         """The sent messages; those to gateways are sent again while no answer comes."""
         known, asked = self.run.registry, [one.metadata.dst_node_id for one in messages]
         gateways = [node for node in asked if known.is_gateway(node)]
-        pause = max(_SOONEST_AGAIN_SECONDS, _AGAIN * self.run.config.round.deadline_seconds)
+        pause = min(_AGAIN * self.run.config.round.deadline_seconds, _LATEST_AGAIN_SECONDS)
+        pause = max(pause, _SOONEST_AGAIN_SECONDS)
         return Exchange(
             self.run.grid,
             messages,

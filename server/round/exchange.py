@@ -25,6 +25,7 @@ _SECRET_BYTES = 16
 _POLL_SECONDS = 0.02
 _SLOWEST_POLL_SECONDS = 0.5
 _SOON_SECONDS = 5.0
+_LONGER = 1.5
 _DEVICE_ERRORS = (1, 2)  # Flower's codes for an exception in a device's ClientApp
 # The form in which Flower reports an exception. Our errors are clear without the type's name.
 _EXCEPTION = re.compile(r"<class '(common\.errors\.)?(?:\w+\.)*(\w+)'>:<'(.*)'>", re.DOTALL)
@@ -43,7 +44,8 @@ class Again:
 
     Attributes:
         nodes: these nodes; each has one message in the exchange.
-        seconds: from one message to the next.
+        seconds: from the first message to the second; each later pause is half as long again, so
+            that not many messages wait for the answer to a long round.
         message: makes a node's next message.
     """
 
@@ -85,6 +87,7 @@ class Exchange:
         self._deadline = time.monotonic() + deadline_seconds
         self._waiting = set(again.nodes) if again else set[int]()
         self._again, self._sent = again, time.monotonic()
+        self._pause = again.seconds if again else 0.0
         self.outstanding = self._push(messages)
         self.unread: dict[str, Message] = {}
 
@@ -139,14 +142,12 @@ class Exchange:
 
     def _send_soon(self) -> None:
         """Let the next messages be due in some seconds, because one was lost."""
-        if self._again:
-            early = time.monotonic() - self._again.seconds + _SOON_SECONDS
-            self._sent = min(self._sent, early)
+        self._sent = min(self._sent, time.monotonic() - self._pause + _SOON_SECONDS)
 
     def _send_again(self) -> None:
         """Send the messages that are due once more."""
-        if self._again and self._waiting and time.monotonic() - self._sent >= self._again.seconds:
-            self._sent = time.monotonic()
+        if self._again and self._waiting and time.monotonic() - self._sent >= self._pause:
+            self._sent, self._pause = time.monotonic(), _LONGER * self._pause
             messages = [self._again.message(node) for node in sorted(self._waiting)]
             self.outstanding |= self._push(messages)
 

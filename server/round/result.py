@@ -148,6 +148,10 @@ class RoundResult:
             phones: a gateway's reasons, each a word and perhaps details, by client.
             enough: whether the gateway had as many updates as were wanted of it.
         """
+        if self.privacy.active:  # it is not told why, so none of it counts as a fault
+            self.miss([*phones], "failed")
+            self._tell_dropouts(Counter(failed=len(phones)), len(phones))
+            return
         words = Counter[str]()
         refused: dict[str, list[int]] = {}
         missed: dict[Dropout, list[int]] = {}

@@ -30,23 +30,19 @@ from simulations.deploy.processes import (
     socket_in,
     terminable,
 )
-from simulations.deploy.settings import OPERATORS_HOST, endpoint, read_server
+from simulations.deploy.settings import OPERATORS_HOST, endpoint, gateway_folder, read_server
 from simulations.engines.flower import flower_environment
 
-__all__ = ["Kept", "gateway_commands", "gateway_folder", "register_gateway", "run_gateway"]
+__all__ = ["Kept", "gateway_commands", "register_gateway", "run_gateway"]
 
 Say = Callable[[str], None]
 
 _LOOK_SECONDS = 0.25
 _FIRST_PAUSE_SECONDS = 1.0
-_LONGEST_PAUSE_SECONDS = 60.0
+# Short, because a round waits: Flower lets a killed SuperNode back in only after a minute.
+_LONGEST_PAUSE_SECONDS = 10.0
 _SETTLED_SECONDS = 10.0  # whoever lived so long had started well
 _ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - what a server listens on
-
-
-def gateway_folder(server: Path) -> Path:
-    """The gateway's folder in a server's folder: its key, its state, files for phones."""
-    return server / GATEWAY
 
 
 def register_gateway(server: Path, say: Say) -> None:

@@ -249,12 +249,14 @@ def run_deployed(
     """
     # Imported here: a device's watching process needs neither torch nor the server's packages.
     from server.record.runfolder import RunFolder
+    from simulations.deploy.phone_files import phone_files
     from simulations.deploy.signing import signed_backbones
     from simulations.run import open_run
 
     config, server = open_run(path), server_folder(deployment)
     RunFolder(path, config).bind_clients(simulated=False)
     signed_backbones(config, server, key, path)
+    phone_files(config, server, key, path)
     with connection(deployment) as environment:
         remember_run(server, path)
         return run_app(path, environment, health=health)

@@ -43,13 +43,14 @@ def name_problems(server: Path, devices: Sequence[str], phones: Sequence[str]) -
         phones: names of phones to add.
     """
     keys = {path.stem for path in (server / "devices").glob("[!.]*.pub")} - {GATEWAY}
+    known = (keys | {*devices}) - {GATEWAY}
     there = {path.name for path in phone_folders(server.parent)} - keys
     problems = [
         f"{kind} '{GATEWAY}': the gateway has this name"
         for kind, names in (("device", devices), ("phone", phones))
         if GATEWAY in names
     ]
-    problems += [f"phone '{name}' is a device here" for name in _both(phones, keys | {*devices})]
+    problems += [f"phone '{name}' is a device here" for name in _both(phones, known)]
     return problems + [f"device '{name}' is a phone here" for name in _both(devices, there)]
 
 

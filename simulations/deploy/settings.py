@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from common.errors import RunError
+from common.phones import GATEWAY
 from common.toml_model import Section, read_toml, validated
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ServerSettings",
     "delivery_of",
     "endpoint",
+    "gateway_folder",
     "inside",
     "is_address",
     "operator_secret",
@@ -111,6 +113,11 @@ class DeviceSettings(Section):
 def delivery_of(server: Path) -> Path:
     """The folder of published models, hashes of tokens and reports in a server's folder."""
     return server / "delivery"
+
+
+def gateway_folder(server: Path) -> Path:
+    """The gateway's folder in a server's folder: its key, its state, files for phones."""
+    return server / GATEWAY
 
 
 def phone_folders(deployment: Path) -> list[Path]:

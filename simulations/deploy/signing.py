@@ -19,13 +19,21 @@ from simulations.deploy import VALID_DAYS
 from simulations.deploy.signing_key import read_key, sign
 from simulations.deploy.trust import trusted_of
 
-__all__ = ["backbone_candidate", "backbones_of", "draft", "signed_backbones", "signer"]
+__all__ = [
+    "SOON_SECONDS",
+    "backbone_candidate",
+    "backbones_of",
+    "draft",
+    "signed_backbones",
+    "signer",
+]
 
 logger = logging.getLogger("fedhead")
 
 _DAY_SECONDS = 86_400
-# A signature that ends sooner is renewed if the key is here; otherwise a warning is logged.
-_SOON_SECONDS = 30 * _DAY_SECONDS
+
+SOON_SECONDS = 30 * _DAY_SECONDS
+"""A signature that ends sooner is renewed if the key is here; otherwise a warning is logged."""
 
 
 def signer(
@@ -150,12 +158,12 @@ def signed_backbones(
     candidate = backbone_candidate(config, server, run)
     what = f"backbone {config.name} ({candidate.fingerprint[:12]})"
     problem, ends = _problem(candidate, trusted, what)
-    if sign_now and (problem or ends < time.time() + _SOON_SECONDS):
+    if sign_now and (problem or ends < time.time() + SOON_SECONDS):
         artifact = publish_version(candidate, sign_now).artifact
         logger.info("%s is signed as version %d", what, artifact.version)
     elif problem:
         raise SignatureError(f"{problem}: give --key FILE; {_elsewhere(config, server)}")
-    elif ends < time.time() + _SOON_SECONDS:
+    elif ends < time.time() + SOON_SECONDS:
         logger.warning("the signature of %s ends on %s: give --key to renew it", what, utc(ends))
     return candidate.shelf.parent
 

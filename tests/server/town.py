@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flwr.app import Context, Message, RecordDict
 
 from client.app import app as client_app
@@ -173,7 +174,7 @@ def _together(
     if request.reduce == "sum" and request.uplink.is_summed(len(rows)):
         sums = FieldSums()
         for report, row in zip(reports, rows, strict=True):
-            (weight,) = client_weights(request.plan, [report.num_examples])
+            (weight,) = client_weights(request.plan, np.array([report.num_examples]))
             sums.add(request.uplink.decode(report.client, row), weight)
         rows = [encode_sum({name: array[0] for name, array in sums.row().items()})]
     payloads = {name: tuple(row[name] for row in rows) for name in request.plan.fields if rows}

@@ -154,8 +154,10 @@ def test_a_private_run_takes_phones_and_tells_nothing_of_them(
     assert summary["valid_updates"] == 4
     assert {request.plan.private for request in grid.asked(TrainRequest)} == {True}
     assert grid.asked(EvaluateRequest) == []
-    (first, _) = metrics(folder)
+    first, second = metrics(folder)
     assert not {"dropouts", "phase-seconds"} & first.keys()
+    assert [line["failed"] for line in (first, second)] == [1, 1]
+    assert [line["rejected"] for line in (first, second)] == [0, 0]
     (told, _) = events(folder, "dropouts")
     assert told["message"].endswith("1 phone drops out: the run is private, so why is not told")
     assert "lap" not in (folder / "events.jsonl").read_text()
@@ -174,7 +176,10 @@ def test_a_gateway_is_told_the_time_and_how_many_updates_suffice(
 ) -> None:
     register(place, "hall", HALL)
     grid = Town(folders, {HALL: folders["anna"]})
-    folder = tiny("train.rounds=1", "train.clients-per-round=3", "round.over-selection=0.3")
+    folder = tiny(
+        "train.rounds=1", "train.clients-per-round=3", "round.over-selection=0.3",
+        "round.deadline-seconds=600",
+    )  # fmt: skip
     run(folder, grid, place)
     describe, *_ = grid.asked(DescribeRequest)
     (train,), (evaluate,) = (grid.asked(kind) for kind in (TrainRequest, EvaluateRequest))
