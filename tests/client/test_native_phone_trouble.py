@@ -273,18 +273,21 @@ def test_what_is_not_allowed_any_more_is_declined(place, program):
 
 
 def test_failures_tell_nothing_of_the_owner(place, program):
-    phone = place.phone("anna", program)
+    """Once it has a task, the owner adds an image, so that it is not the task's examples any more."""
+    phone = place.phone("anna", program, allow="test ! -e PLACE/state/task || cp PLACE/ADDED")
+    toml = phone.path / "phone.toml"
+    image = next((phone.path / "images" / "3").iterdir())
+    added = f"images/3/{image.name} {image.parent}/my-secret.rgb"
+    toml.write_text(
+        toml.read_text().replace("ADDED", added).replace("PLACE", str(phone.path))
+    )
     phone.start()
     place.joined(phone)
-    phone.kill()
-    secret = phone.path / "images" / "3" / "my-secret-name.rgb"
-    shutil.copy(next(secret.parent.iterdir()), secret)
-    answer = place.train(request_for(place.trained, phone.client))
-    phone.start()
-    reply = answer.result(60)
-    # The gateway pins numbers at check-in, and the phone checked in with one more.
-    reasons = [rejection.reason for rejection in reply.rejected]
-    assert not any("secret" in reason or "/" in reason for reason in reasons)
+    reply = place.train(request_for(place.trained, phone.client)).result(60)
+    (rejection,) = reply.rejected
+    assert rejection.reason == "failed: images: they have changed"
+    until(lambda: place.describe().num_examples == (49,), "the new number is not told")
+    assert place.train(request_for(place.trained, phone.client, round_number=2)).result(60).reports
     phone.stop()
 
 
