@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import executorch
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from common.delivery.tokens import issue_token
 from common.identity import client_of_phone
-from common.messages import DescribeReply, DescribeRequest
+from common.messages import DescribeReply, DescribeRequest, TrainReply, TrainRequest
 from common.partition import local_split
-from common.types import FeatureSet
+from common.types import ClientPlan, FeatureSet, LocalTraining
 from server.export.trained import TrainedModel
 from simulations.deploy.authority import ensure_authority, sign_server, spread
 from tests.client.gateway.actors import RUN, Deployment
@@ -40,8 +43,9 @@ def built(folder: Path, *settings: str, target: str = "fedhead-phone") -> Path:
     missing = [package for tool, package in needed.items() if shutil.which(tool) is None]
     if missing:
         pytest.skip(f"not installed: apt-get install {' '.join(missing)}, or make native")
-    kept = os.environ.get("FEDHEAD_NATIVE_BUILD")
-    build = (Path(kept) if kept else folder) / "-".join(s.strip("-") for s in settings)[-60:].replace("/", "_")
+    kept = os.environ.get("FEDHEAD_NATIVE_BUILD")  # where a build of an earlier session is reused
+    name = hashlib.sha256(" ".join(settings).encode()).hexdigest()[:12]
+    build = (Path(kept) if kept else folder) / name
     for command in (
         ["-S", SOURCE, "-B", build, "-DFEDHEAD_PHONE=ON", *settings],
         ["--build", build, "-j2", "--target", target],
@@ -49,6 +53,16 @@ def built(folder: Path, *settings: str, target: str = "fedhead-phone") -> Path:
         done = subprocess.run(["cmake", *command], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return build / target
+
+
+def phone_with(runtime: str, folder: Path) -> Path:
+    """fedhead-phone, built in a folder, with one runtime in it."""
+    if runtime == "lite":
+        return built(folder, f"-DCMAKE_PREFIX_PATH={Path(torch.__file__).parent}")
+    root = next(iter(executorch.__path__))
+    return built(
+        folder, "-DFEDHEAD_LITE=OFF", "-DFEDHEAD_EXECUTORCH=ON", f"-DEXECUTORCH_ROOT={root}"
+    )
 
 
 @dataclass
@@ -176,6 +190,24 @@ def write_images(folder: Path, images: Any, labels: npt.NDArray[np.int64]) -> No
     for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
         (folder / str(label)).mkdir(parents=True, exist_ok=True)
         image.tofile(folder / str(label) / f"{i:05}.rgb")
+
+
+def request_for(trained: TrainedModel, *clients: int, **changes: Any) -> TrainRequest:
+    """A round of FedAvg, whose updates come one by one."""
+    base = TrainRequest(
+        trained.head, ClientPlan(), LocalTraining(0.05, local_epochs=3, batch_size=7),
+        tuple(sorted(clients)), 1, RUN, SEED, trained.backbone.fingerprint, "individual",
+        seconds=120.0,
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def arrays_of(
+    reply: TrainReply, request: TrainRequest, client: int
+) -> Mapping[str, npt.NDArray[np.generic]]:
+    """One client's arrays, decoded."""
+    i = reply.clients.index(client)
+    return request.uplink.decode(client, {name: rows[i] for name, rows in reply.payloads.items()})
 
 
 def examples_of(

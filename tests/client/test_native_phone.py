@@ -2,81 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import executorch
 import numpy as np
 import pytest
-import torch
 
 from common.codecs import find_codec
-from common.codecs.uplink import decode_sum
 from common.evaluation import evaluate, losses_of
-from common.messages import EvaluateRequest, TrainReply, TrainRequest, content_id
+from common.messages import EvaluateRequest, content_id
 from common.privacy.integers import OFFSET
 from common.seeding import Purpose, stream_state
 from common.types import ClientPlan, Head, LocalTraining
-from server.export.exporters import export
 from server.export.trained import TrainedModel
 from tests.client.gateway.actors import RUN, Node
-from tests.client.native_phones import SEED, NativePhone, Place, built, examples_of
+from tests.client.native_phones import SEED, arrays_of, examples_of, request_for
 
-pytestmark = pytest.mark.slow
+# A build with libtorch takes minutes on a busy machine.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 RUNTIMES = ("executorch", "lite")
-
-
-@pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """fedhead-phone by the runtime that is in it."""
-    folder = tmp_path_factory.mktemp("native-phone")
-    root = next(iter(executorch.__path__))
-    return {
-        "executorch": built(
-            folder, "-DFEDHEAD_LITE=OFF", "-DFEDHEAD_EXECUTORCH=ON", f"-DEXECUTORCH_ROOT={root}"
-        ),
-        "lite": built(folder, f"-DCMAKE_PREFIX_PATH={Path(torch.__file__).parent}"),
-    }
-
-
-@pytest.fixture(scope="session")
-def files(
-    trained: TrainedModel, device_files: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Mapping[str, bytes]:
-    """The backbone's files by format."""
-    path = Path("/tmp/nb/device.pte")
-    if not path.exists():
-        export(trained, "device-pte", path)
-    return {
-        "executorch": path.read_bytes(),
-        "lite": device_files["lite"].path.read_bytes(),
-    }
-
-
-@pytest.fixture
-def place(trained: TrainedModel, files: Mapping[str, bytes], tmp_path: Path) -> Iterator[Place]:
-    with closing(Place(tmp_path, trained, files)) as made:
-        made.start()
-        yield made
-
-
-def request_for(trained: TrainedModel, *clients: int, **changes: Any) -> TrainRequest:
-    head = Head.from_matrix(trained.head.matrix)
-    base = TrainRequest(
-        head, ClientPlan(), LocalTraining(0.05, local_epochs=3, batch_size=7),
-        tuple(sorted(clients)), 1, RUN, SEED, trained.backbone.fingerprint, "individual",
-        seconds=120.0,
-    )  # fmt: skip
-    return dataclasses.replace(base, **changes)
-
-
-def arrays_of(reply: TrainReply, request: TrainRequest, client: int) -> Mapping[str, Any]:
-    i = reply.clients.index(client)
-    return request.uplink.decode(client, {name: rows[i] for name, rows in reply.payloads.items()})
 
 
 def correction(trained: TrainedModel) -> Mapping[str, Any]:
@@ -115,9 +60,9 @@ def rounds(trained: TrainedModel) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_rounds_are_what_a_python_node_sends(runtime, place, programs, tmp_path):
+def test_rounds_are_what_a_python_node_sends(runtime, place, phone_program, tmp_path):
     trained = place.trained
-    phone = place.phone("anna", programs[runtime])
+    phone = place.phone("anna", phone_program(runtime))
     phone.start()
     place.joined(phone)
     reference = examples_of(trained, phone.client)
@@ -145,8 +90,8 @@ def test_rounds_are_what_a_python_node_sends(runtime, place, programs, tmp_path)
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("codec", ["int8", "drive"])
-def test_a_coded_update_is_the_payload_of_the_plain_one(codec, runtime, place, programs):
-    phone = place.phone("anna", programs[runtime])
+def test_a_coded_update_is_the_payload_of_the_plain_one(codec, runtime, place, phone_program):
+    phone = place.phone("anna", phone_program(runtime))
     phone.start()
     place.joined(phone)
     plain = request_for(place.trained, phone.client)
@@ -161,9 +106,9 @@ def test_a_coded_update_is_the_payload_of_the_plain_one(codec, runtime, place, p
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize(("clip", "within"), [(0.05, 0), (10.0, 1)])
 def test_a_private_round_gets_the_clipped_update_and_nothing_else(
-    clip, within, runtime, place, programs, tmp_path
+    clip, within, runtime, place, phone_program, tmp_path
 ):
-    phone = place.phone("anna", programs[runtime])
+    phone = place.phone("anna", phone_program(runtime))
     phone.start()
     place.joined(phone, private=True)
     fields = ("clipped_delta", "within_clip")
@@ -185,9 +130,9 @@ def test_a_private_round_gets_the_clipped_update_and_nothing_else(
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_head_is_judged_as_python_judges_it(runtime, place, programs):
+def test_a_head_is_judged_as_python_judges_it(runtime, place, phone_program):
     trained = place.trained
-    phone = place.phone("anna", programs[runtime])
+    phone = place.phone("anna", phone_program(runtime))
     phone.start()
     place.joined(phone)
     head = Head.from_matrix(trained.head.matrix)

@@ -27,7 +27,7 @@ from server.export.fresh_process import fresh_process
 from server.export.trained import TrainedModel
 from simulations.run import trained_run
 
-__all__ = ["Arm64Report", "compare_on_arm64", "emulated_python"]
+__all__ = ["Arm64Report", "compare_on_arm64", "emulated_python", "fetch_packages"]
 
 # An older torch than the exporting one, as on a phone.
 _TORCH = "torch==2.8.0"
@@ -117,7 +117,7 @@ def emulated_python(folder: Path) -> list[str]:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         _fetch_emulator(folder)
-        _fetch_debian(folder, root)
+        fetch_packages(folder, root, _DEBIAN)
         _fetch_torch(root, site)
         (folder / "complete").touch()
     libraries = ":".join(str(root / folder) for folder in ("usr/lib/aarch64-linux-gnu", "usr/lib"))
@@ -144,8 +144,17 @@ def _fetch_emulator(folder: Path) -> None:
         _run(["dpkg-deb", "-x", str(package), "qemu"], folder)
 
 
-def _fetch_debian(folder: Path, root: Path) -> None:
-    """Download packages with their dependencies, for this machine's Debian release."""
+def fetch_packages(folder: Path, root: Path, packages: Sequence[str]) -> None:
+    """Download arm64 packages with their dependencies, for this machine's Debian release.
+
+    Args:
+        folder: for what is downloaded; an earlier download must not be in it.
+        root: where the packages are unpacked; nothing of theirs is run.
+        packages: their names.
+
+    Raises:
+        RunError: it is not possible on this machine, with the reason.
+    """
     state = folder / "apt"
     for place in ("state/lists/partial", "cache/archives/partial"):
         (state / place).mkdir(parents=True)
@@ -161,7 +170,7 @@ def _fetch_debian(folder: Path, root: Path) -> None:
     }
     apt = ["apt-get", "-q", "-y", *(f"-o{key}={value}" for key, value in settings.items())]
     _run([*apt, "update"], folder)
-    _run([*apt, "install", "--download-only", *_DEBIAN], folder)
+    _run([*apt, "install", "--download-only", *packages], folder)
     for package in sorted((state / "cache" / "archives").glob("*.deb")):
         _run(["dpkg-deb", "-x", str(package), str(root)], folder)
 

@@ -1,0 +1,204 @@
+"""The C++ phone and a server that means it no good: it refuses, goes on, and stays well."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+
+from common.phones import phones_pb2 as pb
+from simulations.deploy.authority import ensure_authority, sign_server, spread
+from tests.client.native_phones import SOURCE, NativePhone, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+FOLDER = Path(__file__).parent
+READERS = ("change", "frame", "percent", "safetensors", "settings", "statement", "task")
+
+
+def test_damaged_bytes_end_in_an_error_and_touch_no_other_memory(tmp_path):
+    """Address and undefined-behaviour sanitizers watch 200,000 inputs of each reader."""
+    for tool, package in {"c++": "g++", "protoc": "protobuf-compiler"}.items():
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed: apt-get install {package}")
+    proto = SOURCE.parent.parent / "common" / "phones"
+    subprocess.run(
+        ["protoc", f"--cpp_out=lite:{tmp_path}", "-I", proto, "phones.proto"], check=True
+    )
+    phone = SOURCE / "phone"
+    names = ("channel", "files", "settings", "split", "trainer", "trust", "work")
+    files = [*(phone / f"{name}.cpp" for name in names), SOURCE / "codecs.cpp"]
+    files += [SOURCE / "safetensors.cpp", tmp_path / "phones.pb.cc", FOLDER / "native_fuzz.cpp"]
+    command = [
+        "c++", "-std=c++20", "-O1", "-g", "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all", "-ffp-contract=off", f"-I{phone}", f"-I{tmp_path}",
+        *map(str, files), "-o", str(tmp_path / "fuzz"),
+        "-lprotobuf-lite", "-lcurl", "-lcrypto", "-lpthread",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    done = subprocess.run([tmp_path / "fuzz", "200000"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    counts = {name: (int(read), int(refused)) for name, read, refused in map(str.split, done.stdout.splitlines())}
+    assert tuple(counts) == READERS
+    for name, (read, refused) in counts.items():
+        assert read > 4, name
+        assert refused > (0 if name == "percent" else 1000) or name == "percent", name
+
+
+@pytest.fixture
+def phone(tmp_path: Path, phone_program) -> Iterator[NativePhone]:
+    """A phone whose gateway has an authority of its own; no server runs."""
+    ensure_authority(tmp_path)
+    sign_server(tmp_path, ["127.0.0.1"], 2)
+    spread(tmp_path)
+    path = tmp_path / "phone"
+    (path / "images" / "a").mkdir(parents=True)
+    (path / "images" / "a" / "1.rgb").write_bytes(bytes(3 * 32 * 32))
+    shutil.copy(tmp_path / "server" / "ca.crt", path / "ca.crt")
+    (path / "phone.token").write_text("secret")
+    (path / "phone.token").chmod(0o600)
+    made = NativePhone(path, phone_program("executorch"), "anna")
+    yield made
+    if made.process and made.process.poll() is None:
+        made.kill()
+
+
+def meet(phone: NativePhone, port: int) -> None:
+    text = f'gateway = "127.0.0.1:{port}"\ndata = "folder:images"\n'
+    (phone.path / "phone.toml").write_text(text)
+
+
+class Hostile(grpc.GenericRpcHandler):
+    """Answers each call with the next bytes of a list, then with a short pause."""
+
+    def __init__(self, replies: Sequence[bytes]) -> None:
+        self._replies = [*replies]
+        self.served = 0
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        return grpc.unary_unary_rpc_method_handler(
+            self._answer, request_deserializer=None, response_serializer=None
+        )
+
+    def _answer(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        self.served += 1
+        if self._replies:
+            return self._replies.pop(0)
+        later = pb.Later(min_seconds=0.05, max_seconds=0.1)
+        return pb.CheckInReply(later=later).SerializeToString()
+
+    @property
+    def is_done(self) -> bool:
+        return not self._replies
+
+
+@contextlib.contextmanager
+def serving(folder: Path, handler: Hostile) -> Iterator[int]:
+    server = grpc.server(
+        ThreadPoolExecutor(4), handlers=[handler], options=[("grpc.max_send_message_length", -1)]
+    )
+    keys = ((folder / "server.key").read_bytes(), (folder / "server.crt").read_bytes())
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([keys]))
+    server.start()
+    try:
+        yield port
+    finally:
+        server.stop(None)
+
+
+def hostile_replies() -> list[bytes]:
+    """What no gateway says, as the bytes of messages."""
+    random.seed(1)
+    digest = "a" * 64
+    blob = pb.Blob(sha256=digest, size=2**63)
+    backbone = pb.Backbone(format="executorch", file=blob)
+    good = {
+        "id": digest, "run": "r", "name": "n", "classes": ["a", "b"], "seed": 1,
+        "fingerprint": digest, "backbones": [backbone],
+    }  # fmt: skip
+    descriptions = [
+        {}, {"id": "../../x"}, {"id": digest}, {**good, "classes": ["a", "a"]},
+        {**good, "test_fraction": float("nan")}, {**good, "test_fraction": 2.0},
+        {**good, "client": 2**63}, {**good, "fingerprint": "x"}, {**good, "backbones": []}, good,
+        {**good, "name": "evil\x1b[31m\n" * 99},
+        {**good, "backbones": [pb.Backbone(format="executorch", file=pb.Blob(
+            sha256="../../../tmp/evil", size=3, data=b"abc"))]},
+        {**good, "backbones": [pb.Backbone(format="executorch", file=pb.Blob(
+            sha256=digest, size=3, data=b"abc"))]},
+    ]  # fmt: skip
+    tasks = [
+        {}, {"id": "../x"}, {"id": "b" * 32}, {"id": "b" * 32, "description": digest},
+        {"id": "b" * 32, "seconds_left": float("inf"), "num_classes": 2**32 - 1},
+        {"id": "b" * 32, "seconds_left": -1.0}, {"id": "b" * 32, "seconds_left": float("nan")},
+    ]  # fmt: skip
+    windows = [(-1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0), (0.0, float("inf"))]
+    replies = [
+        b"", b"\xff" * 100, random.randbytes(5000), bytes(5 << 20),
+        *(pb.CheckInReply(description=pb.Description(**d)).SerializeToString() for d in descriptions),
+        *(pb.CheckInReply(task=pb.Task(**t)).SerializeToString() for t in tasks),
+        *(pb.CheckInReply(later=pb.Later(min_seconds=a, max_seconds=b)).SerializeToString()
+          for a, b in windows),
+    ]  # fmt: skip
+    return replies
+
+
+def test_no_reply_ends_a_phone(phone, tmp_path):
+    """Each reply is the first of a new process, so that no pause comes between."""
+    for i, reply in enumerate(hostile_replies()):
+        handler = Hostile([reply])
+        with serving(tmp_path / "server", handler) as port:
+            meet(phone, port)
+            status = phone.once()
+            assert status in (0, 75), (i, reply[:80], phone.log)
+            assert handler.served
+    assert sorted(p.name for p in phone.path.iterdir()) == [
+        "ca.crt", "images", "log", "phone.token", "phone.toml", "state",
+    ]  # fmt: skip
+    assert "\x1b" not in phone.log
+    # With a gateway that is none any more, it is at ease.
+    with serving(tmp_path / "server", Hostile([])) as port:
+        meet(phone, port)
+        assert phone.once() == 0
+
+
+def test_a_phone_outlives_a_server_of_noise(phone, tmp_path):
+    """TLS is right, and what comes through it is no HTTP/2."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server" / "server.crt", tmp_path / "server" / "server.key")
+    context.set_alpn_protocols(["h2"])
+    source = random.Random(3)  # noqa: S311
+    met = []
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                link, _ = listener.accept()
+                with context.wrap_socket(link, server_side=True) as secure:
+                    secure.recv(1000)
+                    secure.sendall(source.randbytes(source.randrange(1, 5000)))
+                    met.append(1)
+                continue
+            if listener.fileno() < 0:
+                return
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        meet(phone, listener.getsockname()[1])
+        for _ in range(5):
+            assert phone.once() == 75, phone.log
+        phone.start()
+        until(lambda: len(met) >= 7, "the phone does not try again")
+        time.sleep(0.1)
+        phone.stop()
