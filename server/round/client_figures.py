@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from flwr.app import Message, RecordDict
 
 from common.datasets import Dataset
 from common.errors import FedheadError, ReplyError
@@ -22,6 +24,7 @@ from common.types import Affine, Head
 from server.record.runfolder import CLIENTS
 from server.round.algorithm import Run
 from server.round.exchange import ask
+from server.round.gateways import asked_again
 from server.round.replies import check_lengths
 
 __all__ = ["NOT_ASKED", "ClientFigures", "ask_clients", "write_clients"]
@@ -134,19 +137,28 @@ def ask_clients(
     if phones and personal:
         logger.info("%d phones make no heads of their own: they only evaluate", len(phones))
 
-    def request(node: int) -> EvaluateRequest:
-        asked = tuple(by_node[node])
+    ends = time.monotonic() + deadline
+
+    def content(node: int) -> RecordDict:
+        asked, common = tuple(by_node[node]), (run.fingerprint, run.run_id)
         if run.registry.is_gateway(node):
-            return EvaluateRequest(head, asked, run.fingerprint, run.run_id, seconds=deadline)
-        return EvaluateRequest(head, asked, run.fingerprint, run.run_id, personal, leverage, alone)
+            left = max(0.0, ends - time.monotonic())
+            return EvaluateRequest(head, asked, *common, seconds=left).write()
+        return EvaluateRequest(head, asked, *common, personal, leverage, alone).write()
 
     answers, errors = ask(
         run.grid,
         "evaluate",
-        lambda node: request(node).write(),
+        content,
         sorted(by_node),
         deadline,
         run.registry.refuse,
+        again=asked_again(
+            run.registry,
+            by_node,
+            deadline,
+            lambda node: Message(content(node), dst_node_id=node, message_type="evaluate"),
+        ),
     )
     for node, reason in errors.items():
         logger.warning("%s did not evaluate: %s", run.registry.node_name(node), reason)

@@ -17,7 +17,8 @@ from common.types import ClientPlan, Head, UpdateBatch
 from server.record.events import event
 from server.record.untold import UNTOLD_REASON
 from server.round.algorithm import RoundResult, Run
-from server.round.exchange import Again, Exchange, error_reason, is_from_device
+from server.round.exchange import Exchange, error_reason, is_from_device
+from server.round.gateways import asked_again
 from server.round.memory import clients_a_message
 from server.round.reading import Reader
 from server.round.result import read_phases
@@ -27,8 +28,6 @@ __all__ = ["Collector"]
 _Valid = tuple[TrainReply, UpdateBatch]
 
 _DELIVERY = 2 / 3  # share of a round's remaining time for sending missing backbones or constants
-# A gateway is asked again after this share of the deadline, within these bounds.
-_AGAIN, _SOONEST_AGAIN_SECONDS, _LATEST_AGAIN_SECONDS = 1 / 3, 4.0, 60.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,17 +159,15 @@ class Collector:
         self, messages: Sequence[Message], ends: float, message: Callable[[int], Message]
     ) -> Exchange:
         """The sent messages; those to gateways are sent again while no answer comes."""
-        known, asked = self.run.registry, [one.metadata.dst_node_id for one in messages]
-        gateways = [node for node in asked if known.is_gateway(node)]
-        pause = min(_AGAIN * self.run.config.round.deadline_seconds, _LATEST_AGAIN_SECONDS)
-        pause = max(pause, _SOONEST_AGAIN_SECONDS)
+        run, known = self.run, self.run.registry
+        asked = [one.metadata.dst_node_id for one in messages]
         return Exchange(
-            self.run.grid,
+            run.grid,
             messages,
             max(0.0, ends - time.monotonic()),
             known.look,
             known.refuse_in_round,
-            Again(gateways, pause, message) if gateways else None,
+            asked_again(known, asked, run.config.round.deadline_seconds, message),
         )
 
     def _owing(self, by_node: Mapping[int, list[int]]) -> dict[int, list[int]]:

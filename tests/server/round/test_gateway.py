@@ -188,7 +188,7 @@ def test_a_gateway_is_told_the_time_and_how_many_updates_suffice(
     assert len(train.clients) == 3
     assert train.enough == 3
     assert 590 < train.seconds <= 600
-    assert evaluate.seconds == 600
+    assert 590 < evaluate.seconds <= 600
 
 
 @pytest.mark.parametrize(
@@ -402,11 +402,11 @@ def test_phones_that_come_and_go_are_seen_at_the_next_round_without_a_line_for_e
 def test_a_lost_message_is_sent_again_and_the_round_is_whole(
     tiny: Make, folders: dict[str, Path], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.round.collect._SOONEST_AGAIN_SECONDS", 0.5)
+    monkeypatch.setattr("server.round.gateways._SOONEST_SECONDS", 0.5)
     grid = Town(folders)
     grid.lost = 1
     folder = tiny("train.rounds=1", "train.clients-per-round=0", "round.deadline-seconds=60")
-    monkeypatch.setattr("server.round.collect._AGAIN", 0.01)
+    monkeypatch.setattr("server.round.gateways._SHARE", 0.01)
     summary = run(folder, grid, place)
     first, second = grid.asked(TrainRequest)
     assert (
