@@ -149,6 +149,7 @@ def test_kills_lose_no_update_that_was_acknowledged_and_count_none_twice(
         done = len(metrics(run))
         if part in PHONES:
             made.kill(part)
+            made.processes[part].wait(60)
             start(part)
         else:
             kill_part(made, part)

@@ -114,7 +114,7 @@ def device_pte_file(backbone: FrozenBackbone, classes: tuple[str, ...], head: He
         "head": (Constants(torch.from_numpy(head.matrix)), (), ()),
         "probe": (Constants(image, expected), (), ()),
     }
-    constants = {
+    constants: dict[str, str | int] = {
         "fingerprint": backbone.fingerprint,
         "classes": "\n".join(classes),
         "abilities": " ".join(ABILITIES),
