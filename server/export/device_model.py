@@ -20,11 +20,14 @@ from common.privacy.integers import FINE, RESOLUTION
 from common.softmax import rows_of_norm, sgd_step, softmax_loss
 from common.statistics import EXACT_ROWS
 from common.types import Head
-from server.export.device_arrays import head_logits, noise_image, trainer_view, visiting_orders
+from server.export.device_arrays import head_logits, noise_images, trainer_view, visiting_orders
 from server.export.device_checks import check_array, check_examples, check_learning_rate
 from server.export.device_privacy import check_clip, clipped_integers
 
 __all__ = ["DeviceModel"]
+
+# Another engine may give one image the same features: the engine onednn does so with every fifth.
+_PROBES = 8
 
 
 class DeviceModel(torch.nn.Module):
@@ -67,7 +70,7 @@ class DeviceModel(torch.nn.Module):
         self.is_probed = False
         self.register_buffer("gain", torch.from_numpy(backbone.affine.gain.copy()))
         self.register_buffer("center", torch.from_numpy(backbone.affine.center.copy()))
-        probe = backbone.features(probe_images(spec.input_size)[:1])
+        probe = backbone.features(probe_images(spec.input_size, _PROBES))
         self.register_buffer("probe", torch.from_numpy(probe))
         # Training replaces tensors and never writes into them, so both may be one.
         self.register_buffer("matrix", torch.from_numpy(head.matrix))
@@ -82,12 +85,13 @@ class DeviceModel(torch.nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """uint8 images (n, 3, H, W) to uint8 features (n, d), the training side's to the bit.
 
-        The first call computes those of a noise image and refuses to go on where they are not
+        The first call computes those of noise images and refuses to go on where they are not
         what they were at export: heads trained on other features must not be averaged.
         """
         q: Tensor = self.backbone(images)
         if not self.is_probed:
-            if not torch.equal(self.backbone(noise_image(self.input_size)), self.probe):
+            noise = noise_images(self.input_size, self.probe.size(0))
+            if not torch.equal(self.backbone(noise), self.probe):
                 raise ValueError(
                     "features differ from the training side's: set torch's quantized engine "
                     "to qnnpack before the file is loaded"
