@@ -134,21 +134,41 @@ class Admission:
         check_lengths(content, most)
         return DescribeReply.read(content)
 
-    def phones_in(self, reply: DescribeReply) -> tuple[DescribeReply, list[int]]:
-        """The registered and listed phones of a gateway's description, and who is no phone.
+    def phones_in(
+        self, reply: DescribeReply, known: int
+    ) -> tuple[DescribeReply, list[int], dict[int, str]]:
+        """The registered and listed phones of a gateway's description.
 
-        Of those who are no phone, the ones that were revoked just now are left out of both: the
-        gateway may not have seen it yet.
+        What one phone says of itself costs no other phone its place.
+
+        Args:
+            reply: the gateway's.
+            known: number of examples of all other nodes' clients.
+
+        Returns:
+            The description with the phones that take part; who is no phone; and which phones are
+            left out because of their numbers of examples, with the reasons. Of those who are no
+            phone, the ones that were revoked just now are in none of these: the gateway may not
+            have seen it yet.
         """
         phones = self._roster.phones if self._roster else {}
-        rows = [
-            (client, count)
+        rows = {
+            client: count
             for client, count in zip(reply.clients, reply.num_examples, strict=True)
             if client in phones and (not self._listed or phones[client] in self._listed)
-        ]
+        }
         strangers = [i for i in reply.clients if i not in phones and not self.is_revoked(i)]
-        ids, counts = zip(*rows, strict=True) if rows else ((), ())
-        return replace(reply, clients=ids, num_examples=counts), strangers
+        left_out = {i: why for i, count in rows.items() if (why := self._fault(count))}
+        total = known + sum(count for i, count in rows.items() if i not in left_out)
+        for client in sorted(rows, key=lambda i: -rows[i]):  # the largest make way
+            if total <= _MOST_TOGETHER:
+                break
+            if client not in left_out:
+                total -= rows[client]
+                left_out[client] = f"claims {rows[client]} examples, more than sums can hold"
+        rows = {i: count for i, count in rows.items() if i not in left_out}
+        kept = replace(reply, clients=tuple(rows), num_examples=tuple(rows.values()))
+        return kept, strangers, left_out
 
     def settle(self, replies: Iterable[DescribeReply]) -> None:
         """Decide by majority whether clients are simulated, if that is still open."""
@@ -186,8 +206,15 @@ class Admission:
                 raise ReplyError(f"speaks for {self.name(client)}, which it is not")
             if client < 0:
                 raise ReplyError(f"speaks for client {client}, expected an id of at least 0")
-            if not 0 <= count <= (self._max_examples or _MOST_EXAMPLES):
-                raise ReplyError(f"claims {count} examples, expected {self._limit}")
+            # Of a gateway's phones those alone are left out, see ``phones_in``.
+            if (fault := self._fault(count)) and not self.is_gateway(node):
+                raise ReplyError(fault)
+
+    def _fault(self, count: int) -> str:
+        """What is wrong with a client's number of examples; empty: nothing."""
+        if 0 <= count <= (self._max_examples or _MOST_EXAMPLES):
+            return ""
+        return f"claims {count} examples, expected {self._limit}"
 
     @property
     def _limit(self) -> str:

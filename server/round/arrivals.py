@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from common.config import PrivacyConfig
 from common.messages import DescribeReply
 from common.phones import GATEWAY
 from server.record.events import event
 
-__all__ = ["tell_gone", "tell_joined", "tell_phones", "tell_refused"]
+__all__ = ["tell_gone", "tell_joined", "tell_left_out", "tell_phones", "tell_refused"]
 
 
 def tell_joined(client: int, name: str, reply: DescribeReply, privacy: PrivacyConfig) -> None:
@@ -36,6 +36,18 @@ def tell_phones(node: int, count: int) -> None:
     """Log how many phones a gateway has; single ones come and go without a line."""
     words = "1 phone is" if count == 1 else f"{count:,} phones are"
     event("phones", f"{GATEWAY}: {words} there", node=node, name=GATEWAY, phones=count)
+
+
+def tell_left_out(reasons: Mapping[str, str]) -> None:
+    """Log which phones cannot take part, in one line: the first with its reason.
+
+    Args:
+        reasons: by name; at least one.
+    """
+    (name, reason), count = next(iter(reasons.items())), len(reasons)
+    more = f", and {count - 1:,} more" if count > 1 else ""
+    message = f"left out: phone {name} {reason}{more}"
+    event("left-out", message, level=logging.WARNING, name=name, reason=reason, phones=count)
 
 
 def tell_gone(node: int, name: str, why: str, clients: Sequence[int]) -> None:

@@ -11,7 +11,7 @@ from flwr.app import RecordDict
 from common.errors import FedheadError, ReplyError
 from common.messages import DescribeReply
 from server.round.admission import Admission, check_total
-from server.round.arrivals import tell_joined, tell_phones
+from server.round.arrivals import tell_joined, tell_left_out, tell_phones
 from server.round.exchange import Refuse
 
 __all__ = ["Client", "Clients"]
@@ -42,6 +42,7 @@ class Clients:
     def __init__(self, admission: Admission, refuse: Refuse) -> None:
         self._admission, self._refuse = admission, refuse
         self._phones: dict[int, int] = {}  # how many were told of, by gateway
+        self._left_out: set[int] = set()  # phones that a line has told of
         self.there: dict[int, Client] = {}
         self.known: set[int] = set()
 
@@ -71,6 +72,8 @@ class Clients:
             try:
                 replies[node] = self._admission.read(node, answers[node])
             except FedheadError as exc:
+                if self._admission.is_gateway(node):
+                    self.drop(node)
                 self._refuse(node, f"sends an invalid description, {exc}")
         self._admission.settle(replies.values())
         for node, reply in replies.items():
@@ -90,10 +93,11 @@ class Clients:
         Raises:
             FedheadError: its description is refused.
         """
-        self._admission.check(node, reply)
         is_gateway = self._admission.is_gateway(node)
-        if is_gateway:
+        if is_gateway:  # whatever it says now: what it said before holds no longer
             self.drop(node)
+        self._admission.check(node, reply)
+        if is_gateway:
             reply = self._phones_in(node, reply)
         check_total(sum(client.num_examples for client in self.there.values()), reply)
         if elsewhere := self.there.keys() & set(reply.clients):
@@ -112,8 +116,12 @@ class Clients:
         return True
 
     def _phones_in(self, node: int, reply: DescribeReply) -> DescribeReply:
-        """A gateway's description without those who are no phones."""
-        reply, strangers = self._admission.phones_in(reply)
+        """A gateway's description without those who are no phones, or cannot take part."""
+        known = sum(client.num_examples for client in self.there.values())
+        reply, strangers, left_out = self._admission.phones_in(reply, known)
+        if news := {i: why for i, why in left_out.items() if i not in self._left_out}:
+            self._left_out |= news.keys()
+            tell_left_out({self._admission.name(i): why for i, why in news.items()})
         if strangers:
             name = self._admission.name(strangers[0])
             self._refuse(node, f"speaks for {name}, which is no phone of this deployment")

@@ -367,6 +367,42 @@ def test_who_the_gateway_may_speak_for(place: Path, caplog: pytest.LogCaptureFix
     ]
 
 
+@pytest.mark.parametrize(
+    ("most", "counts", "words"),
+    [
+        (1000, (5, 1001, 7), "claims 1001 examples, expected at most 1000"),
+        (0, (5, 2**31, 7), f"claims {2**31} examples, expected at most {2**31 - 1}"),
+        (2**40, (5, 2**40 - 3, 7), f"claims {2**40 - 3} examples, more than sums can hold"),
+    ],
+)
+def test_what_one_phone_says_that_it_holds_costs_no_other_its_place(
+    place: Path, caplog: pytest.LogCaptureFixture, most: int, counts: Any, words: str
+) -> None:
+    refused: list[tuple[int, str]] = []
+    clients = Clients(
+        Admission(Roster(place), max_examples=most), lambda node, why: refused.append((node, why))
+    )
+    for _ in range(3):
+        reply = DescribeReply(tuple(IDS.values()), counts, simulated=False, changing=True)
+        clients.admit({GATEWAY_NODE: reply.write()})
+    assert {i: client.num_examples for i, client in clients.there.items()} == {
+        IDS["anna"]: 5, IDS["carla"]: 7,
+    }  # fmt: skip
+    assert refused == []
+    (told,) = [line for line in caplog.messages if "left out" in line]
+    assert told.startswith(f"left out: phone ben {words}")
+
+
+def test_phones_that_were_there_are_not_after_a_description_that_is_refused(place: Path) -> None:
+    clients = Clients(Admission(Roster(place)), lambda _node, _why: None)
+    good = DescribeReply(tuple(IDS.values()), (5, 6, 7), simulated=False, changing=True)
+    clients.admit({GATEWAY_NODE: good.write()})
+    assert len(clients.there) == 3
+    twice = replace(good, clients=(IDS["anna"],) * 3)
+    clients.admit({GATEWAY_NODE: twice.write()})
+    assert clients.there == {}
+
+
 def test_listed_phones_alone_take_part(tiny: Make, folders: dict[str, Path], place: Path) -> None:
     grid = Town(folders)
     folder = tiny(*OPTIONS, 'train.clients=["anna", "carla"]')
