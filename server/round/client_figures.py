@@ -169,13 +169,19 @@ def ask_clients(
         try:
             check_lengths(answers[node], len(asked))
             reply = EvaluateReply.read(answers[node])
-            _check(reply, set(asked))
-            for own in reply.evaluations:
-                check_losses(own.curve, head.num_classes, spread)
+            _check_named(reply, set(asked))
+            faults = _faults(reply, head.num_classes, spread)
+            if faults and not run.registry.is_gateway(node):
+                raise ReplyError(next(iter(faults.values())))
         except FedheadError as exc:
             run.registry.refuse(node, f"sends an invalid evaluation, {exc}")
-        else:
-            found |= {own.client: own for own in reply.evaluations}
+            continue
+        if faults:  # of single phones; the others have no part in it
+            client, why = next(iter(faults.items()))
+            more = f", and {len(faults) - 1:,} more" if len(faults) > 1 else ""
+            name = run.registry.name(client)
+            logger.warning("an evaluation is left out: %s: %s%s", name, why, more)
+        found |= {own.client: own for own in reply.evaluations if own.client not in faults}
     found = dict(sorted(found.items()))
     own_heads = {client: own for client, own in found.items() if client not in phones}
     return ClientFigures(
@@ -199,8 +205,8 @@ def _free_clients(run: Run) -> dict[int, list[int]]:
     return by_node
 
 
-def _check(reply: EvaluateReply, asked: set[int]) -> None:
-    """Refuse a client that was not asked, and impossible counts.
+def _check_named(reply: EvaluateReply, asked: set[int]) -> None:
+    """Refuse an answer for a client that was not asked, or two for one.
 
     Raises:
         ReplyError: says what is wrong.
@@ -212,12 +218,32 @@ def _check(reply: EvaluateReply, asked: set[int]) -> None:
         if own.client in seen:
             raise ReplyError(f"it names client {own.client} twice")
         seen.add(own.client)
-        total = own.num_examples
-        correct = (own.correct, own.personal_correct, own.alone_correct)
-        if not (1 <= total < 2**31 and all(0 <= right <= total for right in correct)):
-            raise ReplyError(f"it counts {max(correct)} of {total} examples as correct")
-        if not math.isfinite(own.loss):
-            raise ReplyError("a loss is not finite")
+
+
+def _faults(reply: EvaluateReply, num_classes: int, spread: float) -> dict[int, str]:
+    """What is impossible in evaluations, by client; nothing of a good one."""
+    found = {}
+    for own in reply.evaluations:
+        try:
+            _check(own)
+            check_losses(own.curve, num_classes, spread)
+        except FedheadError as exc:
+            found[own.client] = str(exc)
+    return found
+
+
+def _check(own: ClientEvaluation) -> None:
+    """Refuse impossible counts.
+
+    Raises:
+        ReplyError: says what is wrong.
+    """
+    total = own.num_examples
+    correct = (own.correct, own.personal_correct, own.alone_correct)
+    if not (1 <= total < 2**31 and all(0 <= right <= total for right in correct)):
+        raise ReplyError(f"it counts {max(correct)} of {total} examples as correct")
+    if not math.isfinite(own.loss):
+        raise ReplyError("a loss is not finite")
 
 
 def write_clients(path: Path, run: Run, dataset: Dataset, figures: ClientFigures) -> None:

@@ -18,6 +18,7 @@ from common.identity import client_of_node, client_of_phone
 from common.messages import (
     BackboneReply,
     BackboneRequest,
+    ClientEvaluation,
     DescribeReply,
     DescribeRequest,
     EvaluateReply,
@@ -59,16 +60,18 @@ class Town(InProcessGrid):
         requests: what the gateway was asked.
         rejecting: reasons of phones that give no update.
         change: changes the gateway's answers to a round.
+        evaluated: changes a phone's evaluation.
         lost: how many of the gateway's next answers are lost.
     """
 
     def __init__(self, phones: Mapping[str, Path], devices: Mapping[int, Path] | None = None):
-        super().__init__(self._answer, 0, {})  # type: ignore[arg-type]
+        super().__init__(self._reply, 0, {})  # type: ignore[arg-type]
         self._phones = {client_of_phone(name): folder for name, folder in phones.items()}
         self.present = set(self._phones)
         self.requests: list[Any] = []
         self.rejecting: dict[int, str] = {}
         self.change: Change = lambda _, reply: reply
+        self.evaluated: Callable[[ClientEvaluation], ClientEvaluation] = lambda own: own
         self.lost = 0
         for node, folder in {GATEWAY_NODE: None, **(devices or {})}.items():
             own = (
@@ -92,7 +95,7 @@ class Town(InProcessGrid):
         """The gateway's requests of a kind."""
         return [request for request in self.requests if isinstance(request, kind)]
 
-    def _answer(self, message: Message, context: Context) -> Message:
+    def _reply(self, message: Message, context: Context) -> Message:
         if context.node_id != GATEWAY_NODE:
             return client_app(message, context)
         kind, content = message.metadata.message_type, message.content
@@ -149,7 +152,7 @@ class Town(InProcessGrid):
         for client in request.clients:
             own = replace(request, clients=(client,)).write()
             found += EvaluateReply.read(self._ask(client, "evaluate", own)).evaluations
-        return EvaluateReply(tuple(found)).write()
+        return EvaluateReply(tuple(map(self.evaluated, found))).write()
 
     def _ask(self, phone: int, kind: str, content: RecordDict) -> RecordDict:
         folder = self._phones[phone]

@@ -313,6 +313,29 @@ def test_a_phones_bad_row_is_refused_and_the_others_count(
     assert (told["client"], told["reason"][:9]) == (bad, "refused: ")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"correct": 10**6}, "it counts 1000000 of"),
+        ({"loss": float("nan")}, "a loss is not finite"),
+        ({"losses": bytes(7)}, "losses by temperature take 7 bytes"),
+        ({"losses": np.full(49, 1e9).tobytes()}, ""),
+    ],
+)
+def test_a_phones_bad_evaluation_is_left_out_and_the_others_count(
+    tiny: Make, folders: dict[str, Path], place: Path, caplog: pytest.LogCaptureFixture,
+    wrong: dict[str, Any], words: str,
+) -> None:  # fmt: skip
+    grid = Town(folders)
+    grid.evaluated = lambda own: replace(own, **wrong) if own.client == IDS["ben"] else own
+    folder = tiny("train.rounds=1", "train.clients-per-round=0")
+    summary = run(folder, grid, place)
+    assert summary["client_tests"]["clients"] == 2
+    (told,) = [line for line in caplog.messages if line.startswith("an evaluation is left out")]
+    assert told.startswith(f"an evaluation is left out: ben: {words}")
+    assert accounts(folder)["ben"]["refused"] == "0"
+
+
 def test_what_is_wrong_with_the_gateway_is_not_its_phones_fault(
     tiny: Make, folders: dict[str, Path], place: Path
 ) -> None:
