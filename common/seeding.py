@@ -60,6 +60,7 @@ class Purpose(IntEnum):
     PROJECTION = 20
     BACKDOOR = 21
     PRIVACY_PLAN = 22
+    EVALUATION = 23
 
 
 def _mix(z: int) -> int:

@@ -127,9 +127,8 @@ def identity(request: Any, skip: tuple[str, ...], *more: str) -> str:
         skip: its fields that are no plain values.
         more: hashes of these.
     """
-    same = {"seconds": 0.0}
-    if hasattr(request, "enough"):
-        same |= {"enough": 0, "has_constant": False}
+    anew = {"seconds": 0.0, "enough": 0, "has_constant": False}
+    same = {name: value for name, value in anew.items() if hasattr(request, name)}
     values = dict(to_record(replace(request, **same), skip))
     said = json.dumps([sorted(values.items()), *more])
     return hashlib.sha256(said.encode()).hexdigest()

@@ -124,7 +124,8 @@ class Answers:
         request = await asyncio.to_thread(lambda: EvaluateRequest.read(content_from(content)))
         self._check_backbone(request.fingerprint)
         run = self._runs.get(request.run_id)
-        return await self._reply(EvaluateOrder(request, run.last_round), request.seconds, 0)
+        order = EvaluateOrder(request, run.last_round)
+        return await self._reply(order, request.seconds, request.enough)
 
     async def _reply(self, order: Order, seconds: float, enough: int) -> bytes:
         run = self._runs.get(order.run_id)

@@ -32,6 +32,7 @@ class EvaluateRequest:
             if nobody knows it.
         alone: whether each client also makes a head of its own examples alone.
         seconds: time that the server waits for the answer, for a gateway; 0: it is not said.
+        enough: how many clients' answers suffice, for a gateway; 0: those of all.
     """
 
     head: Head
@@ -42,6 +43,7 @@ class EvaluateRequest:
     leverage: float = 0.0
     alone: bool = False
     seconds: float = optional(0.0)
+    enough: int = optional(0)
 
     def write(self) -> RecordDict:
         shared = encode_head(self.head)

@@ -24,7 +24,7 @@ from common.types import Affine, Head
 from server.record.runfolder import CLIENTS
 from server.round.algorithm import Run
 from server.round.exchange import ask
-from server.round.gateways import asked_again
+from server.round.gateways import asked_again, evaluating, evaluation_seconds
 from server.round.replies import check_lengths
 
 __all__ = ["NOT_ASKED", "ClientFigures", "ask_clients", "write_clients"]
@@ -32,6 +32,7 @@ __all__ = ["NOT_ASKED", "ClientFigures", "ask_clients", "write_clients"]
 logger = logging.getLogger("fedhead")
 
 _PARTS = ("mean", "p10", "min")
+_NO_TIME_SECONDS = 1.0  # for a gateway that is asked again after its time; 0 would be no limit
 
 
 @dataclass(frozen=True)
@@ -133,17 +134,19 @@ def ask_clients(
     # would see nothing of another one.
     alone = personal != 0 or (run.registry.simulated and run.config.baseline.enabled)
     by_node, deadline = _free_clients(run), run.config.round.deadline_seconds
-    phones = {i for node, some in by_node.items() if run.registry.is_gateway(node) for i in some}
+    enough = _choose_phones(run, by_node)
+    phones = {i for node in enough for i in by_node[node]}
     if phones and personal:
         logger.info("%d phones make no heads of their own: they only evaluate", len(phones))
 
-    ends = time.monotonic() + deadline
+    ends = time.monotonic() + evaluation_seconds(deadline)
 
     def content(node: int) -> RecordDict:
         asked, common = tuple(by_node[node]), (run.fingerprint, run.run_id)
-        if run.registry.is_gateway(node):
-            left = max(0.0, ends - time.monotonic())
-            return EvaluateRequest(head, asked, *common, seconds=left).write()
+        if node in enough:
+            left = max(_NO_TIME_SECONDS, ends - time.monotonic())
+            wanted = enough[node]
+            return EvaluateRequest(head, asked, *common, seconds=left, enough=wanted).write()
         return EvaluateRequest(head, asked, *common, personal, leverage, alone).write()
 
     answers, errors = ask(
@@ -191,6 +194,17 @@ def ask_clients(
         {client: own.alone_correct for client, own in own_heads.items()} if alone else None,
         {client: own.curve for client, own in found.items()},
     )
+
+
+def _choose_phones(run: Run, by_node: dict[int, list[int]]) -> dict[int, int]:
+    """Leave in ``by_node`` the phones that evaluate; by gateway, how many answers suffice."""
+    enough: dict[int, int] = {}
+    for node in filter(run.registry.is_gateway, by_node):
+        there = by_node[node]
+        by_node[node], enough[node] = evaluating(run.config, run.registry.population, there)
+        if len(by_node[node]) < len(there):
+            logger.info("%d of %d phones evaluate the last head", len(by_node[node]), len(there))
+    return enough
 
 
 def _free_clients(run: Run) -> dict[int, list[int]]:

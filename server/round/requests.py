@@ -99,10 +99,21 @@ class Requests:
                 else tuple(self.memory_rounds.get(client, 0) for client in clients)
             ),
             oldest_round=self._oldest_round(round_number),
+            counts=self._counts(clients),
             constant_id=content_id(plan.constant),
             has_constant=bool(plan.constant) and lacks,
             changes=self.downlink.changes(head, base),
         )
+
+    def _counts(self, clients: list[int]) -> tuple[int, ...]:
+        """What a gateway holds its phones to: it may have heard of other numbers since.
+
+        Empty for other nodes, and in a private run, where nobody tells.
+        """
+        known = self._run.registry
+        if self._run.config.privacy.active or not all(map(known.is_phone, clients)):
+            return ()
+        return tuple(known.clients[client].num_examples for client in clients)
 
     def _base(self, plan: ClientPlan, client: int) -> int | None:
         """The round whose head a client holds, if it can be sent a change of that one.

@@ -61,6 +61,7 @@ class Town(InProcessGrid):
         rejecting: reasons of phones that give no update.
         change: changes the gateway's answers to a round.
         evaluated: changes a phone's evaluation.
+        counts: numbers of examples that it has told last.
         lost: how many of the gateway's next answers are lost.
     """
 
@@ -115,6 +116,7 @@ class Town(InProcessGrid):
             for i in sorted(self.present)
         ]
         counts = tuple(reply.num_examples[0] for reply in replies)
+        self.counts = dict(zip(sorted(self.present), counts, strict=True))
         return DescribeReply(
             tuple(sorted(self.present)), counts, simulated=False, changing=True
         ).write()
@@ -138,7 +140,7 @@ class Town(InProcessGrid):
             rounds = request.memory_rounds and (request.memory_rounds[i],)
             own = replace(
                 request, clients=(client,), reduce="individual", memory_rounds=rounds,
-                seconds=0.0, enough=0,
+                seconds=0.0, enough=0, counts=(),
             )  # fmt: skip
             replies.append(TrainReply.read(self._ask(client, "train", own.write())))
         if any(reply.missing_backbone for reply in replies):
@@ -150,7 +152,7 @@ class Town(InProcessGrid):
         self.requests.append(request)
         found = []
         for client in request.clients:
-            own = replace(request, clients=(client,)).write()
+            own = replace(request, clients=(client,), seconds=0.0, enough=0).write()
             found += EvaluateReply.read(self._ask(client, "evaluate", own)).evaluations
         return EvaluateReply(tuple(map(self.evaluated, found))).write()
 

@@ -16,7 +16,7 @@ import pytest
 from flwr.app import Error, Message, RecordDict
 
 import server.app
-from common.config import NO_PRIVACY, PrivacyConfig
+from common.config import NO_PRIVACY, PrivacyConfig, TrainConfig
 from common.delivery.tokens import revoke_token
 from common.errors import ConfigError, FedheadError
 from common.experiment import run_config
@@ -41,6 +41,7 @@ from server.round.backbone_offer import Offer
 from server.round.clients import Clients
 from server.round.descriptions import Descriptions
 from server.round.exchange import Again, Exchange
+from server.round.gateways import evaluating, evaluation_seconds
 from server.round.phones import Phones
 from server.round.registry import Registry
 from server.round.result import RoundResult, read_phases
@@ -154,6 +155,7 @@ def test_a_private_run_takes_phones_and_tells_nothing_of_them(
     assert summary["valid_updates"] == 4
     assert {request.plan.private for request in grid.asked(TrainRequest)} == {True}
     assert grid.asked(EvaluateRequest) == []
+    assert {request.counts for request in grid.asked(TrainRequest)} == {()}
     first, second = metrics(folder)
     assert not {"dropouts", "phase-seconds"} & first.keys()
     assert [line["failed"] for line in (first, second)] == [1, 1]
@@ -187,8 +189,11 @@ def test_a_gateway_is_told_the_time_and_how_many_updates_suffice(
     # All four are asked for three updates, so of three phones 3 x 3 / 4 rounded up suffice.
     assert len(train.clients) == 3
     assert train.enough == 3
+    assert train.counts == tuple(grid.counts[i] for i in train.clients)
+    assert len({*train.counts}) > 1 or min(train.counts) > 1
     assert 590 < train.seconds <= 600
     assert 590 < evaluate.seconds <= 600
+    assert (len(evaluate.clients), evaluate.enough) == (3, 3)
 
 
 @pytest.mark.parametrize(
@@ -206,15 +211,62 @@ def test_enough_is_a_gateways_share_of_the_wanted_updates(
     assert collector._enough(clients) == enough
 
 
+def evaluation_config(size: float, over_selection: float, seed: int = 5) -> Any:
+    asked = TrainConfig.model_validate({"clients-per-round": size})
+    return SimpleNamespace(
+        train=asked, round=SimpleNamespace(over_selection=over_selection), seed=seed
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "over_selection", "there", "asked", "enough"),
+    [
+        (0, 0.3, 5000, 5000, 0),
+        (10, 0.0, 5000, 100, 100),
+        (10, 0.3, 5000, 100, 77),
+        (10, 0.3, 4, 4, 4),
+        (1000, 0.3, 5000, 1300, 1000),
+        (0.1, 0.25, 5000, 1250, 1000),
+    ],
+)
+def test_as_many_phones_evaluate_as_a_round_asks_or_a_hundred(
+    size: float, over_selection: float, there: int, asked: int, enough: int
+) -> None:
+    phones = [3 * i + 1 for i in range(there)]
+    chosen, wanted = evaluating(evaluation_config(size, over_selection), 10_000, phones)
+    assert (len(chosen), wanted) == (asked, enough)
+    assert chosen == sorted({*chosen})
+    assert {*chosen} <= {*phones}
+
+
+def test_the_seed_chooses_the_phones_that_evaluate() -> None:
+    phones = range(1, 2001)
+    chosen, _ = evaluating(evaluation_config(10, 0.0), 2000, phones)
+    assert evaluating(evaluation_config(10, 0.0), 2000, {*phones})[0] == chosen
+    assert evaluating(evaluation_config(10, 0.0, seed=6), 2000, phones)[0] != chosen
+    assert max(chosen) > 1500  # not the first ones
+    assert min(chosen) < 500
+
+
+@pytest.mark.parametrize(
+    ("deadline", "seconds"), [(60.0, 60.0), (3600.0, 900.0), (1200.0, 600.0), (86_400.0, 21_600.0)]
+)
+def test_phones_have_a_part_of_the_deadline_to_evaluate(deadline: float, seconds: float) -> None:
+    assert evaluation_seconds(deadline) == seconds
+
+
 def test_other_nodes_messages_keep_their_bytes() -> None:
     head = Head.zeros(3, 4)
     training = LocalTraining(lr=0.1, local_epochs=1, batch_size=8)
     request = TrainRequest(head, ClientPlan(), training, (1,), 1, "run", 3, "f" * 64, "sum")
     size = payload_bytes(request.write())
-    assert not {"seconds", "enough"} & request.write()["config"].keys()
-    told = replace(request, seconds=9.0, enough=2)
+    assert not {"seconds", "enough", "counts"} & request.write()["config"].keys()
+    told = replace(request, seconds=9.0, enough=2, counts=(7,))
     assert payload_bytes(told.write()) > size
-    assert TrainRequest.read(told.write()).enough == 2
+    again = TrainRequest.read(told.write())
+    assert (again.enough, again.counts) == (2, (7,))
+    evaluate = EvaluateRequest(head, (1,), "f" * 64, "run")
+    assert not {"seconds", "enough"} & evaluate.write()["config"].keys()
     describe = DescribeRequest("run", ("a", "b"), 0.1, 3)
     assert "fingerprint" not in describe.write()["config"]
     assert "phases" not in TrainReply("ab").write()["report"]
