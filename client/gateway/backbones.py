@@ -6,19 +6,17 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from common.files import sha256_file
+from common.phones import FORMATS, file_name
 from common.phones import phones_pb2 as pb
 from common.phones.wire import INLINE_BLOB
 
-__all__ = ["FORMATS", "Blobs", "backbones_in", "blob_of", "offer_backbones"]
-
-FORMATS = {"executorch": "device.pte", "lite": "device.ptl", "torch": "backbone.bin"}
-"""Files in a backbone's folder."""
+__all__ = ["Blobs", "backbones_in", "blob_of", "files_in", "offer_backbones"]
 
 _KEPT_BYTES = 64 << 20
 
@@ -29,11 +27,17 @@ def blob_of(data: bytes) -> pb.Blob:
     return pb.Blob(sha256=digest, size=len(data), data=data if len(data) <= INLINE_BLOB else b"")
 
 
-def backbones_in(folder: Path) -> list[pb.Backbone]:
-    """The files for a fingerprint."""
+def files_in(folder: Path) -> list[Path]:
+    """A backbone's files for phones, of every list of classes."""
+    suffixes = {*FORMATS.values()}
+    return sorted(path for path in folder.glob("[!.]*") if path.suffix in suffixes)
+
+
+def backbones_in(folder: Path, classes: Sequence[str]) -> list[pb.Backbone]:
+    """The files of a backbone for a list of classes."""
     found = []
-    for kind, name in FORMATS.items():
-        path = folder / name
+    for kind in FORMATS:
+        path = folder / file_name(kind, classes)
         try:
             stat = path.stat()
         except FileNotFoundError:
@@ -137,5 +141,9 @@ class Blobs:
 
 def offer_backbones(blobs: Blobs, folder: Path) -> None:
     """Let phones fetch the files for a fingerprint."""
-    for backbone in backbones_in(folder):
-        blobs.offer_file(backbone.file.sha256, folder / FORMATS[backbone.format])
+    for path in files_in(folder):
+        try:
+            stat = path.stat()
+            blobs.offer_file(_digest(path, stat.st_mtime_ns, stat.st_size), path)
+        except FileNotFoundError:  # it has just been removed
+            continue

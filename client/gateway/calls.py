@@ -125,7 +125,7 @@ class Calls:
             if run.id in seen.holdings:
                 continue
             folder = self._place.backbones / run.request.fingerprint
-            backbones = backbones_in(folder)
+            backbones = backbones_in(folder, run.request.classes)
             if not any(backbone.format in seen.formats for backbone in backbones):
                 continue
             found = run.description(seen.phone.client, backbones)

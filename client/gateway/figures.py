@@ -19,17 +19,15 @@ import numpy as np
 from client.gateway.presence import Presence
 from common.errors import DamagedError
 from common.files import write_atomic
+from common.phones import PHASES
 from common.readback import JsonFile
 from common.words import one_line
 
-__all__ = ["PHASES", "Figures", "RoundFigures", "read_fleet"]
+__all__ = ["Figures", "RoundFigures", "read_fleet"]
 
 logger = logging.getLogger("fedhead.gateway")
 
 _FLEET = JsonFile("fleet.json of a gateway")
-
-PHASES = ("waiting", "fetching", "training", "uploading")
-"""What a phone's time in a round goes into; the first ends when it is given the task."""
 
 _ROUNDS = 200
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from client.gateway.backbones import backbones_in
+from client.gateway.backbones import files_in
 from client.gateway.evaluating import EvaluateOrder
 from client.gateway.orders import Order
 from client.gateway.place import Place
@@ -95,7 +95,7 @@ class Answers:
         return content_to(BackboneReply(present=True).write())
 
     def _check_backbone(self, fingerprint: str) -> None:
-        if not fingerprint.isalnum() or not backbones_in(self._place.backbones / fingerprint):
+        if not fingerprint.isalnum() or not files_in(self._place.backbones / fingerprint):
             raise BackboneError(
                 f"the gateway has no files of backbone {fingerprint[:12]} for phones; "
                 "`fedhead run --deployment` writes them before it starts a run"

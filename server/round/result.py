@@ -13,14 +13,14 @@ from flwr.app import Message
 
 from common.config import NO_PRIVACY, PrivacyConfig
 from common.messages import TrainReply
-from common.phones import GATEWAY
+from common.phones import GATEWAY, PHASES
 from common.words import one_line
 from server.record.accounts import Accounts
 from server.record.events import event
 from server.record.untold import UNTOLD_REASON
 from server.round.exchange import error_reason, has_declined
 
-__all__ = ["DROPOUTS", "PHASES", "Dropout", "RoundResult", "read_phases"]
+__all__ = ["DROPOUTS", "Dropout", "RoundResult", "read_phases"]
 
 Dropout = Literal[
     "over-selected", "late", "silent", "declined", "unable", "failed", "refused", "spared"
@@ -36,8 +36,6 @@ was refused; the round was lost before it had begun."""
 _FAULTLESS: Mapping[str, Dropout] = {
     "late": "late", "declined": "declined", "unable": "unable", "failed": "failed",
 }  # fmt: skip
-PHASES = ("waiting", "fetching", "training", "uploading")
-"""What a phone's time goes to, from the request to its update."""
 
 _MOST_KINDS = 3  # that a line tells
 _MOST_NAMED = 5  # phones of a kind that get lines of their own

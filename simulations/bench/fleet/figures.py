@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.phones import PHASES
 from simulations.bench.fleet.profile import Profile
 from simulations.bench.fleet.watch import Watch
 
 __all__ = ["awake_seconds", "fleet_figures", "spread", "steadiness"]
-
-_PHASES = ("waiting", "fetching", "training", "uploading")
 
 
 def spread(per_second: Sequence[int]) -> dict[str, float]:
@@ -138,7 +137,7 @@ def _phases(gateway: Mapping[str, Any]) -> dict[str, list[float]]:
     """The median over training rounds of their phases' median and 90th percentile of seconds."""
     rounds = [r for r in gateway.get("rounds", []) if r.get("seconds")]
     found = {}
-    for phase in _PHASES:
+    for phase in PHASES:
         rows: npt.NDArray[np.float64] = np.array(
             [r["seconds"][phase] for r in rounds if r["seconds"].get(phase)], np.float64
         )

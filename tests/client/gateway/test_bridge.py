@@ -141,7 +141,7 @@ def test_wrong_messages_are_answered_in_words(deployment: Deployment) -> None:
         deployment.ask("describe", unnamed)
     folder = deployment.place.backbones / ("cd" * 32)
     folder.mkdir()
-    (folder / "device.pte").write_bytes(b"other")
+    (folder / "device-0.pte").write_bytes(b"other")
     with pytest.raises(ProtocolError, match="backbone is cdcd.* was described with 0f0f"):
         deployment.ask("train", replace(request, fingerprint="cd" * 32))
 
@@ -241,7 +241,7 @@ def test_a_supernode_hands_a_message_to_the_gateway(
     assert "no files of backbone ffff" in (reply.error.reason or ""), node.log.read_text()
     folder = deployment.place.backbones / ("f" * 64)
     folder.mkdir()
-    (folder / "device.pte").write_bytes(b"a backbone")
+    (folder / "device-0.pte").write_bytes(b"a backbone")
     node.send(OURS)
     assert not node.answer().has_error(), node.log.read_text()
     assert "torch" not in Path(f"/proc/{node.process.pid}/maps").read_text()

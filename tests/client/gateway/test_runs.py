@@ -9,6 +9,7 @@ import pytest
 
 from client.gateway import runs as module
 from common.messages import DescribeReply, DescribeRequest, TrainReply
+from common.phones import file_name
 from common.phones import phones_pb2 as pb
 from common.phones.wire import PART
 from tests.client.gateway.actors import FINGERPRINT, RUN, Deployment, request_for
@@ -18,9 +19,10 @@ from tests.client.gateway.test_verdicts import code
 def test_a_description_says_what_a_run_is_about(deployment: Deployment) -> None:
     deployment.describe(max_examples=12)
     folder = deployment.place.backbones / FINGERPRINT
-    (folder / "device.pte").write_bytes(b"for executorch")
-    (folder / "device.pte.statement").write_bytes(b"said")
-    (folder / "device.pte.signature").write_bytes(b"signed")
+    name = file_name("executorch", list("abcd"))
+    (folder / name).write_bytes(b"for executorch")
+    (folder / f"{name}.statement").write_bytes(b"said")
+    (folder / f"{name}.signature").write_bytes(b"signed")
     (anna,) = deployment.add("anna")
     told = anna.check_in().description
     assert (told.run, told.name, list(told.classes)) == (RUN, "a run", list("abcd"))
@@ -33,6 +35,24 @@ def test_a_description_says_what_a_run_is_about(deployment: Deployment) -> None:
     assert anna.fetch(told.backbones[0].file) == b"for executorch"
     assert told.id == anna.holdings.popitem()[0]
     assert anna.check_in().description == told, "asked again, it is the same"
+
+
+def test_each_class_list_has_its_own_files_of_one_backbone(deployment: Deployment) -> None:
+    folder = deployment.place.backbones / FINGERPRINT
+    told = {}
+    for run, classes in ((RUN, tuple("abcd")), ("run-2", tuple("xy"))):
+        (folder / file_name("executorch", classes)).write_bytes("".join(classes).encode())
+        request = DescribeRequest(run, classes, 0.2, 7, fingerprint=FINGERPRINT)
+        deployment.ask("describe", request)
+    (anna,) = deployment.add("anna")
+    for _ in range(2):
+        description = anna.check_in().description
+        told[description.run] = description
+    assert told[RUN].id != told["run-2"].id
+    files = {run: {b.format: b.file for b in said.backbones} for run, said in told.items()}
+    assert anna.fetch(files[RUN]["executorch"]) == b"abcd"
+    assert anna.fetch(files["run-2"]["executorch"]) == b"xy"
+    assert files[RUN]["torch"] == files["run-2"]["torch"]
 
 
 def test_a_backbone_is_fetched_in_parts_also_after_a_restart(deployment: Deployment) -> None:
