@@ -11,7 +11,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo clipart test test-slow test-wide test-kernels test-page lint browser faketime kotlin test-deploy test-kotlin quantization arm64 bench compare robustness docs test-docs clean
+.PHONY: demo clipart test test-slow test-wide test-kernels test-page lint browser faketime kotlin native test-deploy test-kotlin quantization arm64 bench compare robustness docs test-docs clean
 
 # make TORCH=cpu demo: PyTorch without the CUDA libraries, which a run does not use. Only a .venv
 # that has no PyTorch yet is affected.
@@ -78,7 +78,7 @@ test-kernels: $(STAMP)
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/pytest -m 'not slow' -n 2 -q \
 	    tests/server/export/test_export.py tests/server/export/test_other_runtimes.py
 
-test-slow: $(STAMP) kotlin
+test-slow: $(STAMP) kotlin native
 	$(BIN)/pytest -m slow
 
 # Kotlin's compiler, 95 MB, and a Java to run it; without them its tests are skipped and say so.
@@ -95,6 +95,15 @@ kotlin: $(STAMP)
 # The Kotlin phone compiled, in rounds with a gateway on loopback addresses.
 test-kotlin: $(STAMP) kotlin
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow tests/client/phone/kotlin
+
+# What the C++ phone is built with; without it its tests are skipped and say so. The compiler for
+# arm64 is for the test on an emulated one.
+NATIVE := cmake g++ libcurl4-openssl-dev libprotobuf-dev protobuf-compiler libssl-dev g++-aarch64-linux-gnu
+native:
+	@dpkg -s $(NATIVE) >/dev/null 2>&1 || { \
+	echo "Installing what the C++ phone is built with by apt-get, if this user may."; \
+	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(NATIVE); } >/dev/null 2>&1 \
+	|| echo "Not all of $(NATIVE) could be installed: the C++ phone is not tested."; }
 
 # It sets clocks back; without it the tests that do so are skipped and say so.
 faketime:

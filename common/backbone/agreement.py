@@ -1,12 +1,14 @@
 """Moves the scales of an int8 network a little, so that all runtimes round its numbers alike.
 
-Runtimes add up the same integers, but scale them in other words: qnnpack multiplies by
+Runtimes add up the same integers, but scale the sums in other words: qnnpack multiplies by
 ``(w * s_in) * (1 / s_out)``, XNNPACK and ONNX Runtime by ``(s_in * w) / s_out``. In float32 these
-differ in the last bit for a quarter of all channels, and where a product is nearly a tie, the
-uint8 results differ. Two weights' scales in a million apart, the products are equal. Sums of two
-activations are scaled by whole numbers of 20 or 21 bits or in float32; all give the same if no
-exact sum is nearly a tie, and none is where both inputs' steps are multiples of an odd part of the
-output's.
+differ in the last bit for a quarter of all channels, and where a result is nearly a tie, it is
+rounded to the other side. With the next scale of the weights, or one of its neighbours, the
+products are equal.
+
+qnnpack and XNNPACK add two activations with multipliers of 21 and 20 bits, ONNX Runtime in float32.
+They give the same if no exact sum is nearly a tie. None is, where the inputs' steps are multiples
+of an odd part of the output's.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ def make_agree(network: Converted, mean: Tensor, std: Tensor, size: int) -> None
     """Move the scales of a network; the engine must be set around this call.
 
     Args:
-        network: changed in place: no scale of an activation by more than a part in 500, none of a
-            weight by more than one in 2,000.
+        network: changed in place: scales of activations by some parts in 1,000, those of weights
+            by less than one in 10,000.
         mean: float32 (1, 3, 1, 1), which is subtracted from pixels in [0, 255].
         std: likewise, which the difference is divided by.
         size: H and W of its images.

@@ -223,13 +223,9 @@ def examples_of(
     order = np.lexsort((np.arange(len(trained.labels)), trained.labels))
     backbone = trained.backbone
     labels = trained.labels[order]
-    everything = FeatureSet(
-        trained.features[order], labels, backbone.affine, backbone.fingerprint
-    )
+    everything = FeatureSet(trained.features[order], labels, backbone.affine, backbone.fingerprint)
     used = np.arange(len(labels)) if positions is None else positions
-    train, test = local_split(
-        used, labels, client=client, test_fraction=TEST_FRACTION, seed=SEED
-    )
+    train, test = local_split(used, labels, client=client, test_fraction=TEST_FRACTION, seed=SEED)
     return SimpleNamespace(
         client=client, train=everything.select(train), test=everything.select(test)
     )

@@ -50,7 +50,10 @@ def test_damaged_bytes_end_in_an_error_and_touch_no_other_memory(tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
     done = subprocess.run([tmp_path / "fuzz", "200000"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
-    counts = {name: (int(read), int(refused)) for name, read, refused in map(str.split, done.stdout.splitlines())}
+    counts = {
+        name: (int(read), int(refused))
+        for name, read, refused in map(str.split, done.stdout.splitlines())
+    }
     assert tuple(counts) == READERS
     for name, (read, refused) in counts.items():
         assert read > 4, name
@@ -144,14 +147,14 @@ def hostile_replies() -> list[bytes]:
         {"id": "b" * 32, "seconds_left": -1.0}, {"id": "b" * 32, "seconds_left": float("nan")},
     ]  # fmt: skip
     windows = [(-1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0), (0.0, float("inf"))]
-    replies = [
+    return [
         b"", b"\xff" * 100, random.randbytes(5000), bytes(5 << 20),
-        *(pb.CheckInReply(description=pb.Description(**d)).SerializeToString() for d in descriptions),
+        *(pb.CheckInReply(description=pb.Description(**d)).SerializeToString()
+          for d in descriptions),
         *(pb.CheckInReply(task=pb.Task(**t)).SerializeToString() for t in tasks),
         *(pb.CheckInReply(later=pb.Later(min_seconds=a, max_seconds=b)).SerializeToString()
           for a, b in windows),
     ]  # fmt: skip
-    return replies
 
 
 def test_no_reply_ends_a_phone(phone, tmp_path):
@@ -178,7 +181,7 @@ def test_a_phone_outlives_a_server_of_noise(phone, tmp_path):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "server" / "server.crt", tmp_path / "server" / "server.key")
     context.set_alpn_protocols(["h2"])
-    source = random.Random(3)  # noqa: S311
+    source = random.Random(3)
     met = []
 
     def serve(listener: socket.socket) -> None:

@@ -75,8 +75,10 @@ def test_rounds_are_what_a_python_node_sends(runtime, place, phone_program, tmp_
         mine, theirs = reply.reports[0], node.reports[0]
         assert mine.num_examples == theirs.num_examples == len(reference.train)
         np.testing.assert_allclose(
-            (mine.loss_before, mine.loss_after), (theirs.loss_before, theirs.loss_after),
-            rtol=1e-5, err_msg=name,
+            (mine.loss_before, mine.loss_after),
+            (theirs.loss_before, theirs.loss_after),
+            rtol=1e-5,
+            err_msg=name,
         )
         expected = arrays_of(node, request, phone.client)
         for field, array in arrays_of(reply, request, phone.client).items():

@@ -15,6 +15,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
+import common.backbone.cache as cache_module
 import common.backbone.prepare as prepare_module
 from common.backbone import payload
 from common.backbone._deprecations import accepted_deprecations
@@ -30,7 +31,7 @@ from common.backbone.int8 import Normalization
 from common.backbone.module import Tapped
 from common.backbone.networks import float_network, quantizable_network, random_network
 from common.backbone.quantize import calibrate, convert, distill, fold, prepare_student
-from common.backbone.recipe import Recipe
+from common.backbone.recipe import METHOD, Recipe
 from common.backbone.spec import IMAGENET_MEAN, IMAGENET_STD
 from common.backbone.weights import load_weights
 from common.errors import BackboneError
@@ -240,7 +241,8 @@ def test_v3_small_goes_through_and_follows_the_float_network(images, prepare):
     prepare_module._calibrate_batch_norm(network, IMAGENET.batches(images[order]))
     with torch.inference_mode():
         reference = network.eval()(IMAGENET(images)).mean((2, 3)).numpy()
-    assert mean_cosine(backbone, images, reference) > 0.9
+    last = prepare(images, arch="mobilenet_v3_small", feature_scaling="none", features="gap")
+    assert mean_cosine(last, images, reference) > 0.9
 
 
 @pytest.mark.parametrize("arch", ["mobilenet_v3_large", "mobilenet_v3_small"])
@@ -622,12 +624,24 @@ from pathlib import Path
 import numpy as np
 import server.app
 from common.backbone.cache import cached_backbone
-from common.backbone.recipe import Recipe
+from common.backbone.recipe import METHOD, Recipe
 cache = Path(sys.argv[1])
 cached_backbone(Recipe(**json.loads(sys.argv[2])), np.load(cache / "images.npy"), cache)
 print(*{"torchvision", "torch._dynamo"}.intersection(sys.modules))
 """
     assert not fresh_process(code, str(tmp_path), json.dumps(ARGUMENTS)).strip()
+
+
+def test_a_backbone_of_another_method_is_not_taken_for_one_of_this(
+    images, tmp_path, prepared, monkeypatch
+):
+    with monkeypatch.context() as before:
+        before.setattr(cache_module, "METHOD", METHOD - 1)
+        cached(images, tmp_path)
+        cached(images, tmp_path)
+    assert len(prepared) == 1
+    cached(images, tmp_path)
+    assert len(prepared) == 2
 
 
 @pytest.mark.parametrize(

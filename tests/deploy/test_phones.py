@@ -24,7 +24,10 @@ Make = Callable[..., Any]
 SIZE = 64  # the small experiment's input
 PYTHON, LITE, EXECUTORCH = ("ada", "bea"), ("cleo", "dora"), ("eva", "fay")
 DEVICES = ("gus", "hal")
-OPTIONS = ("train.rounds=5", "train.clients-per-round=8", "round.deadline-seconds=120")
+OPTIONS = (
+    "train.rounds=5", "train.clients-per-round=8", "round.deadline-seconds=120",
+    "train.lr=auto",  # with a rate at which heads run away, rounding does, too
+)  # fmt: skip
 STRATEGIES = {
     "fedavg": (),
     "fedprox with momentum": ("strategy.name=fedprox", "train.momentum=0.9"),

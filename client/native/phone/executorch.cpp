@@ -1,11 +1,11 @@
 // device.pte by ExecuTorch. Its methods keep nothing: the head goes in and comes out.
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
+#include <executorch/runtime/platform/platform.h>
 
 #include <algorithm>
 #include <array>
-#include <cmath>
-#include <cstring>
+#include <iostream>
 #include <stdexcept>
 #include <utility>
 
@@ -48,6 +48,13 @@ std::vector<T> copied(const EValue& value, const Shape& shape, ScalarType type) 
   }
   const auto* data = static_cast<const T*>(found.const_data_ptr());
   return {data, data + found.numel()};
+}
+
+// Of what the runtime says, an owner's log need not have how it reads the processor's name.
+void log_errors(et_timestamp_t, et_pal_log_level_t level, const char*, const char*, std::size_t,
+                const char* message, std::size_t length) {
+  if (level != et_pal_log_level_t::kError && level != et_pal_log_level_t::kFatal) return;
+  std::clog << "fedhead-phone: ExecuTorch: " << one_line({message, length}) << std::endl;
 }
 
 class ExecuTorch : public Trainer {
@@ -250,6 +257,9 @@ class ExecuTorch : public Trainer {
 }  // namespace
 
 std::unique_ptr<Trainer> load_executorch(const std::filesystem::path& file) {
+  using executorch::runtime::PalImpl;
+  [[maybe_unused]] static const bool is_quiet =
+      executorch::runtime::register_pal(PalImpl::create(log_errors, __FILE__));
   return std::make_unique<ExecuTorch>(file);
 }
 

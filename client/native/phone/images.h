@@ -19,8 +19,8 @@ struct Image {
 };
 
 // All CLASS/*.rgb of a folder with exactly `bytes` bytes each, by class and then by file name;
-// names are compared by their bytes. Files of another size are left out, with a line in the log. Throws
-// Trouble "images: ..." if a folder is no class, or if there is no image.
+// names are compared by their bytes. Files of another size are left out, with a line in the log.
+// Throws Trouble "images: ..." if a folder is no class, or if there is no image.
 std::vector<Image> list_images(const std::filesystem::path& folder,
                                const std::vector<std::string>& classes, std::uint64_t bytes);
 

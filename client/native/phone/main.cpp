@@ -16,7 +16,7 @@ constexpr const char* kUsage =
     "usage: fedhead-phone FOLDER [--once]\n"
     "FOLDER holds phone.toml, phone.token and ca.crt: `fedhead deploy --phone NAME` makes it.\n"
     "With --once it ends as soon as there is nothing to do, for a job of the system's to start it\n"
-    "again: with 0, or with 75 if the gateway could not be reached or refused.\n";
+    "again: with 0, or with 75 if something failed that another try may mend.\n";
 
 constexpr std::uint32_t kWaitSeconds = 25;
 constexpr int kTryLater = 75;  // EX_TEMPFAIL

@@ -66,9 +66,10 @@ Phone::Phone(Settings settings, std::uint32_t wait_seconds, const std::atomic<bo
       blobs_(settings_.state / "blobs", gateway_) {}
 
 double Phone::turn() {
+  is_well_ = true;
   try {
     const auto pause = take_turn();
-    said_.clear();
+    if (is_well_) said_.clear();
     return pause;
   } catch (const Stopped&) {
     throw;
@@ -83,6 +84,7 @@ double Phone::fail(const std::string& words) {
     std::clog << "fedhead-phone: " << line << "; trying again, each time later" << std::endl;
   }
   said_ = line;
+  is_well_ = false;
   return pace_.again();
 }
 

@@ -33,8 +33,8 @@ class Phone {
   // failure of the network, the server or the disk is an exception here.
   double turn();
 
-  // Whether the last turn reached the gateway and was not refused.
-  bool is_well() const { return said_.empty(); }
+  // Whether nothing failed in the last turn.
+  bool is_well() const { return is_well_; }
 
  private:
   struct Prepared {
@@ -75,6 +75,7 @@ class Phone {
   std::string loaded_;  // SHA-256 of the trainer's file
   Prepared prepared_;
   std::string problem_, said_;
+  bool is_well_ = true;
 };
 
 }  // namespace fedhead
