@@ -24,13 +24,13 @@ from common.delivery.tokens import issue_token
 from common.identity import client_of_phone
 from common.messages import DescribeReply, DescribeRequest, TrainReply, TrainRequest
 from common.partition import local_split
+from common.phones import file_name
 from common.types import ClientPlan, FeatureSet, LocalTraining
 from server.export.trained import TrainedModel
 from simulations.deploy.authority import ensure_authority, sign_server, spread
 from tests.client.gateway.actors import RUN, Deployment
 
 SOURCE = Path(__file__).parents[2] / "client" / "native"
-FILES = {"executorch": "device.pte", "lite": "device.ptl"}
 SEED, TEST_FRACTION = 7, 0.2
 
 
@@ -139,7 +139,7 @@ class Place(Deployment):
         self.folder = self.place.backbones / trained.backbone.fingerprint
         self.folder.mkdir()
         for kind, content in files.items():
-            (self.folder / FILES[kind]).write_bytes(content)
+            (self.folder / file_name(kind, trained.classes)).write_bytes(content)
         self.native: list[NativePhone] = []
         ensure_authority(path)
         sign_server(path, ["127.0.0.1"], 2)

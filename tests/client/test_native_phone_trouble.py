@@ -23,13 +23,13 @@ from safetensors.numpy import save_file
 
 from common.messages import TrainReply
 from common.partition import evenly
+from common.phones import file_name
 from common.signing.statement import Statement
 from common.types import ClientPlan, LocalTraining
 from simulations.deploy.authority import ensure_authority
 from simulations.deploy.signing_key import sign
 from tests.client.gateway.actors import Node
 from tests.client.native_phones import (
-    FILES,
     NativePhone,
     Place,
     arrays_of,
@@ -146,7 +146,7 @@ def test_a_foreign_authority_or_name_is_not_spoken_to(place, program, tmp_path):
 
 
 def test_a_flipped_byte_of_the_backbone_is_found(place, program):
-    path = place.folder / FILES["executorch"]
+    path = place.folder / file_name("executorch", place.trained.classes)
     place.describe()
     other = place.phone("ben", program)
     assert other.once() == 0  # the gateway has now computed the file's SHA-256
@@ -166,7 +166,7 @@ def test_a_flipped_byte_of_the_backbone_is_found(place, program):
 
 def signed(place: Place, key: EllipticCurvePrivateKey, version: int, **changes: Any) -> Statement:
     """Sign the backbone's file as the deployment's operator does."""
-    path = place.folder / FILES["executorch"]
+    path = place.folder / file_name("executorch", place.trained.classes)
     content = path.read_bytes()
     values = {
         "kind": "backbone", "name": "run.executorch", "version": version, "size": len(content),
