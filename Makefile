@@ -11,7 +11,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo clipart test test-slow test-wide test-kernels test-page lint browser faketime kotlin native test-deploy test-kotlin quantization arm64 bench compare robustness docs test-docs clean
+.PHONY: demo clipart test test-slow test-wide test-kernels test-page lint browser faketime kotlin native test-deploy test-kotlin test-phones quantization arm64 bench compare robustness docs test-docs clean
 
 # make TORCH=cpu demo: PyTorch without the CUDA libraries, which a run does not use. Only a .venv
 # that has no PyTorch yet is affected.
@@ -104,6 +104,13 @@ native:
 	echo "Installing what the C++ phone is built with by apt-get, if this user may."; \
 	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(NATIVE); } >/dev/null 2>&1 \
 	|| echo "Not all of $(NATIVE) could be installed: the C++ phone is not tested."; }
+
+# Phones of all kinds with a real gateway: the native one, Kotlin and Python; kills, hostile bytes.
+test-phones: $(STAMP) native kotlin
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow -n 2 --maxschedchunk=1 tests/client/test_native_phone*.py \
+	    tests/client/test_native_hostile.py tests/client/test_native_split.py tests/client/phone \
+	    tests/client/gateway tests/server/export/test_device_pte.py \
+	    tests/simulations/test_phone_files.py tests/deploy/test_phones.py
 
 # It sets clocks back; without it the tests that do so are skipped and say so.
 faketime:

@@ -269,5 +269,5 @@ class Collector:
         if not private.hides_cohorts:
             result.accounts.see(reply.clients)
         if reply.phases and not private.active:
-            result.phase_seconds = read_phases(reply.phases)
+            result.add_phases(read_phases(reply.phases), len(reply.reports))
         return reply, rows

@@ -166,8 +166,15 @@ class Registry:
         if due or self._descriptions.is_waiting:
             self._describe(due, timeout_seconds)
         if not self.simulated:
-            self.accounts.see(list(self.clients))
+            self.accounts.see([i for i in self.clients if not self._tells_who_is_there(i)])
         self.progress.update(connected=len(self.clients))
+
+    def _tells_who_is_there(self, client: int) -> bool:
+        """Whether that a client is there tells something of a secret cohort.
+
+        A phone is not there while it is at a task, so it would be seen less where it was asked.
+        """
+        return self.privacy.hides_cohorts and self.is_phone(client)
 
     def _registered(self, nodes: set[int]) -> set[int]:
         """The nodes that may take part; each of the others gets one log line."""

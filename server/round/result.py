@@ -70,7 +70,8 @@ class RoundResult:
         loss_before: mean training loss of the global head, weighted by examples; None if the run is
             private, or no update was valid.
         loss_after: the same for the clients' own heads.
-        phase_seconds: of a gateway's phones, by phase, the median and the 90th percentile.
+        phase_seconds: of a gateway's phones, by phase, the median and the 90th percentile; of waves
+            that were asked one after the other, their means by the number of updates.
         metrics: the strategy's metrics of the round, by kebab-case name.
     """
 
@@ -94,7 +95,8 @@ class RoundResult:
     loss_after: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     dropouts: Counter[Dropout] = field(default_factory=Counter)
-    phase_seconds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    phase_seconds: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    _timed: int = field(default=0, init=False)  # updates behind the phases
 
     def reject(self, client: int, reason: str) -> None:
         """Record that an update is refused."""
@@ -181,6 +183,25 @@ class RoundResult:
         who = "1 phone drops out" if count == 1 else f"{count:,} phones drop out"
         number = self.round_number
         event("dropouts", f"round {number}: {who}: {why}", round=number, **told)
+
+    def add_phases(self, seconds: Mapping[str, tuple[float, float]], updates: int) -> None:
+        """Record the phases of a wave of phones.
+
+        Args:
+            seconds: by phase, median and 90th percentile; empty: nobody tells.
+            updates: number of updates behind them.
+        """
+        if not seconds or not updates:
+            return
+        before, self._timed = self._timed, self._timed + updates
+        share, old = updates / self._timed, self.phase_seconds if before else seconds
+        self.phase_seconds = {
+            name: tuple(
+                round(was + share * (now - was), 3)
+                for was, now in zip(old[name], both, strict=True)
+            )
+            for name, both in seconds.items()
+        }
 
     def answered_late(self, clients: Sequence[int]) -> None:
         """Record that clients answered after their round had closed."""

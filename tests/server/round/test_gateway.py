@@ -346,6 +346,39 @@ def test_seconds_that_are_none_are_not_told(data: bytes) -> None:
     assert read_phases(data) == {}
 
 
+def test_phases_of_waves_count_by_their_updates() -> None:
+    result = RoundResult(4, Accounts(str))
+    result.add_phases({"training": (1.0, 2.0)}, 30)
+    assert result.phase_seconds == {"training": (1.0, 2.0)}
+    result.add_phases({}, 5)
+    result.add_phases({"training": (5.0, 10.0)}, 10)
+    assert result.phase_seconds == {"training": (2.0, 4.0)}
+
+
+@pytest.mark.parametrize(("mechanism", "seen"), [("poisson", False), ("everyone", True)])
+def test_with_secret_cohorts_nobody_notes_when_a_phone_was_there(
+    place: Path, mechanism: Any, seen: bool
+) -> None:
+    privacy = PrivacyConfig(epsilon=4.0, mechanism=mechanism)
+
+    def answer(message: Message, _: Any) -> Message:
+        reply = DescribeReply(tuple(IDS.values()), (1, 1, 1), simulated=False, changing=True)
+        return Message(reply.write(), reply_to=message)
+
+    grid = InProcessGrid(answer, 0, {})  # type: ignore[arg-type]
+    grid._contexts[GATEWAY_NODE] = Town({})._contexts[GATEWAY_NODE]
+    registry = Registry(
+        grid, DescribeRequest("run", ("a", "b"), 0.1, 3), Offer("f" * 64, bytes),
+        admission=Admission(Roster(place), privacy=privacy), deadline_seconds=60,
+        progress=Progress(),
+    )  # fmt: skip
+    noted: list[int] = []
+    registry.accounts.see = noted.extend  # type: ignore[method-assign]
+    registry.refresh()
+    assert len(registry.clients) == 3
+    assert bool(noted) is seen
+
+
 def test_a_phones_bad_row_is_refused_and_the_others_count(
     tiny: Make, folders: dict[str, Path], place: Path
 ) -> None:
