@@ -34,8 +34,8 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The protocol and the plain trainer, compiled without any Android library."""
     need_compiler()
     jar = tmp_path_factory.mktemp("kotlin") / "core.jar"
-    check = Path(__file__).with_name("Check.kt")
-    done = kotlin("-d", jar, ANDROID / "core" / SOURCES, ANDROID / "jvm" / SOURCES, check)
+    programs = Path(__file__).parent.glob("*.kt")
+    done = kotlin("-d", jar, ANDROID / "core" / SOURCES, ANDROID / "jvm" / SOURCES, *programs)
     assert done.returncode == 0, done.stderr
     return jar
 

@@ -3,6 +3,7 @@ package dev.fedhead
 import dev.fedhead.protocol.Description
 import dev.fedhead.trainer.Examples
 import dev.fedhead.trainer.Model
+import dev.fedhead.trainer.Stopped
 import java.io.File
 import java.io.FileOutputStream
 import java.net.URLDecoder
@@ -44,7 +45,11 @@ internal class Images(state: File) {
     fun add(image: ByteArray, className: String) {
         require(sideOf(image) > 0) { "${image.size} bytes are no square image of three planes" }
         require(className.isNotEmpty()) { "an image needs the name of a class" }
-        val file = File(File(pixels, URLEncoder.encode(composed(className), "UTF-8")), hex(sha256(image)))
+        val folder = encoded(className)
+        require(folder.length <= LONGEST_NAME) {
+            "the name of a class takes ${folder.length} bytes as the name of a folder, expected at most $LONGEST_NAME"
+        }
+        val file = File(File(pixels, folder), hex(sha256(image)))
         if (!file.exists()) replace(file, image)
     }
 
@@ -73,28 +78,33 @@ internal class Images(state: File) {
         return Used(images.map { it.sha256 }, labels, testPart(labels, run.testFraction, run.seed, run.client))
     }
 
-    /** Features of images, computed where they are not kept; those of a part of a run, in its order. */
-    fun examples(used: Used, test: Boolean, model: Model): Examples {
+    /**
+     * Features of images, computed where they are not kept; those of a part of a run, in its order.
+     *
+     * @param mayGoOn asked before each image that is computed; if it says no, [Stopped] is thrown.
+     */
+    fun examples(used: Used, test: Boolean, model: Model, mayGoOn: () -> Boolean): Examples {
         val known = Features(File(features, model.fingerprint), model.numFeatures)
         val places = used.places(test)
         val rows = ByteArray(places.size * model.numFeatures)
         places.forEachIndexed { i, place ->
-            known.of(used.images[place]) { compute(it, model) }.copyInto(rows, i * model.numFeatures)
+            known.of(used.images[place]) { compute(it, model, mayGoOn) }.copyInto(rows, i * model.numFeatures)
         }
         return Examples(rows, IntArray(places.size) { used.labels[places[it]] })
     }
 
-    /** Computes what is missing. */
-    fun prepare(used: Used, model: Model) {
+    /** Computes what is missing; asks as [examples] does. */
+    fun prepare(used: Used, model: Model, mayGoOn: () -> Boolean) {
         val known = Features(File(features, model.fingerprint), model.numFeatures)
-        used.images.forEach { image -> known.of(image) { compute(it, model) } }
+        used.images.forEach { image -> known.of(image) { compute(it, model, mayGoOn) } }
     }
 
     /** Forgets the features of all backbones but some. */
     fun keepFeatures(fingerprints: Set<String>) =
         features.listFiles().orEmpty().filter { it.name !in fingerprints }.forEach { it.delete() }
 
-    private fun compute(image: String, model: Model): ByteArray {
+    private fun compute(image: String, model: Model, mayGoOn: () -> Boolean): ByteArray {
+        if (!mayGoOn()) throw Stopped()
         val file = pixels.listFiles().orEmpty().map { File(it, image) }.firstOrNull { it.isFile }
             ?: throw Refusal("images", "an image was removed during a round")
         return model.features(scaled(file.readBytes(), model.size)).also {
@@ -103,6 +113,14 @@ internal class Images(state: File) {
     }
 
     private companion object {
+        const val LONGEST_NAME = 255
+
+        /** The name of a class's folder, which must not be "..". */
+        fun encoded(className: String): String {
+            val name = URLEncoder.encode(composed(className), "UTF-8")
+            return if (name.startsWith(".")) "%2E" + name.drop(1) else name
+        }
+
         /** As Python has names of classes. */
         fun composed(name: String): String = Normalizer.normalize(name, Normalizer.Form.NFC)
 

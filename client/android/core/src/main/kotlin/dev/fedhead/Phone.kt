@@ -92,7 +92,6 @@ class Phone private constructor(folder: File, private val trainer: Trainer, conn
     private fun visited(waitSeconds: Int, mayTrain: () -> Boolean): Visit = try {
         visit(waitSeconds, mayTrain)
     } catch (problem: GrpcException) {
-        if (problem.code in forgotten) tasks.forget()
         Visit(pace.again(), problem.message.orEmpty())
     } catch (problem: IOException) {
         Visit(pace.again(), "cannot go on: ${problem.message ?: problem.javaClass.simpleName}")
@@ -101,33 +100,43 @@ class Phone private constructor(folder: File, private val trainer: Trainer, conn
     private fun visit(waitSeconds: Int, mayTrain: () -> Boolean): Visit {
         val said = mutableListOf<String>()
         if (tasks.isUnderWay) finish(said, mayTrain)?.let { return it }
-        var problem = ""
+        val troubles = linkedSetOf<String>()
         val met = mutableSetOf<String>()
         while (true) {
-            val holdings = runs.holdings { problem = it.message.orEmpty() }
-            val ready = problem.isEmpty() && mayTrain()
+            val holdings = runs.holdings(mayTrain) { troubles += it.message.orEmpty() }
+            val ready = mayTrain()
+            // A run that the phone cannot join must not keep it out of the others.
+            val problem = if (holdings.isEmpty()) troubles.lastOrNull().orEmpty() else ""
             val request = CheckInRequest(
                 app, trainer.formats, trainer.abilities, holdings, ready, if (ready) waitSeconds else 0, problem.take(200),
             )
             val reply = gateway.checkIn(request)
             val (later, description, task) = Triple(reply.later, reply.description, reply.task)
             when {
-                later != null -> return Visit(pace.later(later), (said + problem).filter { it.isNotEmpty() }.joinToString("; "))
+                later != null -> return Visit(pace.later(later), words(said + troubles))
                 task != null -> {
                     tasks.begin(task)
                     finish(said, mayTrain)?.let { return it }
                 }
-                description == null || problem.isNotEmpty() -> throw IOException("there is nothing that this phone can do")
-                else -> problem = met(description, met, said)
+                description == null || !ready -> throw IOException("there is nothing that this phone can do")
+                else -> {
+                    val isNew = met.add(hex(sha256(description)))
+                    if (!isNew && holdings.isEmpty()) throw IOException(AGAIN)
+                    val why = if (isNew) meet(description, said) else AGAIN
+                    // Tasks of other runs may come meanwhile.
+                    if (why != null && holdings.isNotEmpty()) return Visit(pace.again(MEANWHILE), words(said + troubles + why))
+                    why?.let { troubles += it }
+                }
             }
         }
     }
 
-    // Gets ready for a run; says why that is impossible.
-    private fun met(description: ByteArray, met: MutableSet<String>, said: MutableList<String>): String = try {
-        if (!met.add(hex(sha256(description)))) throw IOException("the gateway describes the same run again")
+    private fun words(said: List<String>) = said.joinToString("; ")
+
+    // Gets ready for a run; why that is impossible, if it is.
+    private fun meet(description: ByteArray, said: MutableList<String>): String? = try {
         said += refusing { runs.meet(description) }
-        ""
+        null
     } catch (refusal: Refusal) {
         refusal.message.orEmpty()
     }
@@ -136,9 +145,10 @@ class Phone private constructor(folder: File, private val trainer: Trainer, conn
     private fun finish(said: MutableList<String>, mayTrain: () -> Boolean): Visit? {
         val verdict = tasks.finish(mayTrain)
         tasks.forget()
+        runs.tidy()
         said += "${verdict.word} ${verdict.reason}".trim()
         val pause = pace.later(verdict.later)
-        if (pause > AT_ONCE) return Visit(pause, said.joinToString("; "))
+        if (pause > AT_ONCE) return Visit(pause, words(said))
         Thread.sleep((pause * 1000).toLong())
         return null
     }
@@ -146,7 +156,8 @@ class Phone private constructor(folder: File, private val trainer: Trainer, conn
     companion object {
         private const val BUSY = 60.0
         private const val AT_ONCE = 1.0
-        private val forgotten = setOf(GrpcException.NOT_FOUND, GrpcException.INVALID_ARGUMENT)
+        private const val MEANWHILE = 60.0
+        private const val AGAIN = "the gateway describes the same run again"
 
         /**
          * Opens a phone's folder, which `fedhead deploy --phone` has made: phone.toml, phone.token, ca.crt.
@@ -171,8 +182,11 @@ private class Pace(private val disk: Disk) {
         next = kept?.get(1)?.toLong() ?: 0
     }
 
-    /** No more than was drawn, should the clock have been set back. */
-    val secondsLeft: Double get() = ((next - System.currentTimeMillis()) / 1000.0).coerceIn(0.0, drawn)
+    /** No more than was drawn: a clock that was set back must not stop the phone for years. */
+    val secondsLeft: Double get() {
+        val left = (next - System.currentTimeMillis()) / 1000.0
+        return if (left > drawn) keep(drawn) else maxOf(left, 0.0)
+    }
 
     /** Seconds until the next call, drawn uniformly from a window. */
     fun later(window: Later): Double {
@@ -183,11 +197,18 @@ private class Pace(private val disk: Disk) {
         return keep((first + Random.nextDouble() * (last - first)).coerceAtMost(LONGEST_WINDOW))
     }
 
-    /** Seconds until the next try after a failure: twice the last time, at most an hour. */
-    fun again(): Double = keep(maxOf(drawn, minOf(2 * maxOf(drawn, SHORTEST), LONGEST)))
+    /** Seconds until the next try after a failure: twice the last time, at most an hour, or less. */
+    fun again(most: Double = Double.MAX_VALUE): Double {
+        drawn = maxOf(drawn, minOf(2 * maxOf(drawn, SHORTEST), LONGEST))
+        return wait(minOf(drawn, most))
+    }
 
     private fun keep(seconds: Double): Double {
         drawn = seconds
+        return wait(seconds)
+    }
+
+    private fun wait(seconds: Double): Double {
         next = System.currentTimeMillis() + (seconds * 1000).toLong()
         disk.write("pace", "$drawn $next".toByteArray())
         return seconds

@@ -8,7 +8,7 @@ import java.io.IOException
 internal class Settings(private val folder: File) {
     private val values = File(folder, "phone.toml").readLines()
         .filter { it.isNotBlank() && !it.trimStart().startsWith("#") }
-        .associate { line -> line.substringBefore("=").trim() to line.substringAfter("=", "").trim().trim('"') }
+        .associate { line -> line.substringBefore("=").trim() to plain(line.substringAfter("=", "").trim()) }
 
     /** HOST:PORT. */
     val gateway: String = value("gateway")
@@ -21,6 +21,12 @@ internal class Settings(private val folder: File) {
     val trust: Trust? = File(folder, "trusted").takeIf { it.exists() }?.let { Trust(it, File(folder, "state/accepted")) }
 
     fun authority() = Authority(File(folder, "ca.crt"))
+
+    // What stands in quotes, or before a comment.
+    private fun plain(value: String): String = when (val quote = value.firstOrNull()) {
+        '"', '\'' -> value.drop(1).substringBefore(quote)
+        else -> value.substringBefore("#").trim()
+    }
 
     private fun value(key: String) = values[key]?.takeIf { it.isNotEmpty() } ?: throw wrong(key, "HOST:PORT")
 

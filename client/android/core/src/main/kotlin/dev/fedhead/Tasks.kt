@@ -2,6 +2,7 @@ package dev.fedhead
 
 import dev.fedhead.protocol.Blob
 import dev.fedhead.protocol.Description
+import dev.fedhead.protocol.GrpcException
 import dev.fedhead.protocol.Kind
 import dev.fedhead.protocol.Outcome
 import dev.fedhead.protocol.Submission
@@ -50,33 +51,65 @@ internal class Tasks(
     }
 
     fun forget() {
+        // The task first: a kill must leave no task whose result is gone.
+        listOf("task", "result", "begun").forEach(disk::delete)
         arrays.names().forEach(arrays::delete)
-        listOf("result", "begun", "task").forEach(disk::delete)
     }
 
-    /** Does the task as far as that was not done before a kill, and sends its result. */
+    /**
+     * Does the task as far as that was not done before a kill, and sends its result.
+     *
+     * A task that the gateway does not know any more is forgotten.
+     */
     fun finish(mayTrain: () -> Boolean): Verdict {
         val content = disk.read("task") ?: throw IOException("the task was damaged on the disk")
         val late = ByteBuffer.wrap(content).long
         val task = Task.read(content.copyOfRange(8, content.size))
-        val (message, large) = kept() ?: result(task, late, mayTrain).also { (message, large) ->
+        val (message, large) = kept(task.id) ?: forgetting { result(task, late, mayTrain) }.also { (message, large) ->
             large.forEach { arrays.write(hex(sha256(it)), it) }
             val names = large.joinToString("\n") { hex(sha256(it)) }.toByteArray()
             disk.write("result", ByteBuffer.allocate(4).putInt(names.size).array() + names + message)
         }
-        val begun = System.nanoTime()
-        large.forEach { gateway.upload(task.id, hex(sha256(it)), it) }
-        // Protobuf's messages are joined by appending one to the other.
-        val uploaded = Writer().apply { if (large.isNotEmpty()) double(13, secondsSince(begun)) }.toByteArray()
-        return gateway.submit(message + uploaded)
+        return forgetting { sent(task, message, large) }
     }
 
-    private fun kept(): Pair<ByteArray, List<ByteArray>>? {
+    private fun <T> forgetting(work: () -> T): T = try {
+        work()
+    } catch (problem: GrpcException) {
+        if (problem.code in unknown) forget()
+        throw problem
+    }
+
+    private fun sent(task: Task, message: ByteArray, large: List<ByteArray>): Verdict {
+        var failures = 0
+        while (true) {
+            val begun = System.nanoTime()
+            try {
+                large.forEach { gateway.upload(task.id, hex(sha256(it)), it) }
+            } catch (problem: GrpcException) {
+                // The result may have arrived before, and only the verdict was lost: ask for that.
+                if (problem.code !in unknown) throw problem
+            }
+            // How long it took would tell of single examples. Protobuf's messages are joined by appending.
+            val tells = large.isNotEmpty() && task.clip == 0.0
+            val uploaded = Writer().apply { if (tells) double(13, secondsSince(begun)) }.toByteArray()
+            try {
+                return gateway.submit(message + uploaded)
+            } catch (problem: GrpcException) {
+                // The gateway has lost what had arrived of an upload.
+                failures += 1
+                if (problem.code !in lost || failures == TRIES) throw problem
+            }
+        }
+    }
+
+    private fun kept(task: String): Pair<ByteArray, List<ByteArray>>? {
         val content = disk.read("result") ?: return null
         val size = ByteBuffer.wrap(content).int
         val names = String(content.copyOfRange(4, 4 + size)).lines().filter { it.isNotEmpty() }
         val large = names.map { arrays.read(it) ?: return null }
-        return content.copyOfRange(4 + size, content.size) to large
+        val message = content.copyOfRange(4 + size, content.size)
+        return if (Submission.task(message) == task) message to large else null
     }
 
     // The submission, and the arrays that are too large for it.
@@ -120,13 +153,15 @@ internal class Tasks(
             ?: throw Refusal("other-images", "the phone does not hold ${task.numExamples} examples any more")
         val model = runs.backbone(run)
         if (model.numFeatures != task.numFeatures) throw Refusal("foreign-fingerprint", "it has ${model.numFeatures} features")
-        val examples = images.examples(used, test, model)
+        val examples = images.examples(used, test, model, mayTrain)
         val work = Work(examples, head, task.training, correction, preconditioner, task.unitNorm, mayTrain)
         val submission = Submission(task.id, Outcome.DONE).apply { fingerprint = task.fingerprint }
         val arrays = computed(task, model, work, submission)
         submission.arrays = arrays.map { (field, data) -> array(field, data, large) }
-        submission.fetchSeconds = fetchSeconds
-        submission.trainSeconds = secondsSince(begun) - fetchSeconds
+        if (!run.isPrivate) {
+            submission.fetchSeconds = fetchSeconds
+            submission.trainSeconds = secondsSince(begun) - fetchSeconds
+        }
         return submission
     }
 
@@ -171,7 +206,7 @@ internal class Tasks(
         return Submission.Array(field, ByteArray(0), hex(sha256(data)))
     }
 
-    private fun floats(blob: Blob): FloatArray = floatsOf(gateway.file(blob).readBytes()).also { values ->
+    private fun floats(blob: Blob): FloatArray = floatsOf(gateway.bytes(blob)).also { values ->
         if (!values.all(Float::isFinite)) throw Refusal("impossible", "the task holds a number that is none")
     }
 
@@ -180,6 +215,9 @@ internal class Tasks(
     private companion object {
         const val INLINE = 256 shl 10
         const val MOST_TIMES = 8
+        const val TRIES = 5
+        val unknown = setOf(GrpcException.NOT_FOUND, GrpcException.INVALID_ARGUMENT)
+        val lost = setOf(GrpcException.OUT_OF_RANGE, GrpcException.DATA_LOSS)
     }
 }
 

@@ -1,7 +1,9 @@
 package dev.fedhead.protocol
 
+import java.io.ByteArrayOutputStream
 import java.io.File
 import java.io.IOException
+import java.io.InputStream
 import java.net.URLDecoder
 import java.nio.ByteBuffer
 import java.security.KeyStore
@@ -27,6 +29,21 @@ fun interface Http2 {
  * @param headers by lower-case names, with the trailers where the client library shows them.
  */
 class Answer(val status: Int, val headers: Map<String, String>, val body: ByteArray)
+
+/** All of a body; one that no reply of a gateway has is not read to its end. */
+fun InputStream.bodyOfReply(): ByteArray {
+    val read = ByteArrayOutputStream()
+    val buffer = ByteArray(1 shl 14)
+    while (true) {
+        val count = read(buffer)
+        if (count < 0) return read.toByteArray()
+        read.write(buffer, 0, count)
+        if (read.size() > MOST_BYTES) throw IOException("a reply has more than $MOST_BYTES bytes")
+    }
+}
+
+// A message of 4 MiB in its frame.
+private const val MOST_BYTES = (4 shl 20) + 5
 
 /** Makes a connection; `trust` knows the deployment's authority and no other. */
 fun interface Connect {

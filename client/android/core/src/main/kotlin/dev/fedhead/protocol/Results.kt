@@ -45,6 +45,11 @@ class Submission(val task: String, val outcome: Int) {
         double(13, uploadSeconds)
         toByteArray()
     }
+
+    companion object {
+        /** The task of a message that was written before. */
+        fun task(message: ByteArray): String = fieldsOf(message).firstOrNull { it.number == 1 }?.string.orEmpty()
+    }
 }
 
 class Verdict {

@@ -4,6 +4,7 @@ import dev.fedhead.Phone
 import dev.fedhead.protocol.Answer
 import dev.fedhead.protocol.Authority
 import dev.fedhead.protocol.Http2
+import dev.fedhead.protocol.bodyOfReply
 import dev.fedhead.trainer.Trainer
 import java.io.File
 import java.util.concurrent.TimeUnit
@@ -22,6 +23,9 @@ class OkHttp2(private val gateway: String, trust: Authority) : Http2 {
         .connectTimeout(20, TimeUnit.SECONDS)
         // A call ends by its own time; a gateway may be silent while it waits for a round.
         .readTimeout(0, TimeUnit.SECONDS)
+        // The token is for the gateway alone.
+        .followRedirects(false)
+        .followSslRedirects(false)
         .build()
 
     override fun post(path: String, headers: Map<String, String>, body: ByteArray, seconds: Long): Answer {
@@ -30,7 +34,7 @@ class OkHttp2(private val gateway: String, trust: Authority) : Http2 {
         val call = client.newCall(request.build())
         call.timeout().timeout(seconds, TimeUnit.SECONDS)
         call.execute().use { response ->
-            val content = response.body!!.bytes()
+            val content = response.body!!.byteStream().bodyOfReply()
             // The trailers are there once the body has been read.
             val found = (response.headers + response.trailers()).associate { (name, value) -> name.lowercase() to value }
             return Answer(response.code, found, content)

@@ -29,11 +29,17 @@ class TakePart(context: Context, parameters: WorkerParameters) : Worker(context,
         /** The phone of this app. Its folder, as fedhead deploy --phone made it, is in the assets. */
         @Synchronized
         fun phone(context: Context): Phone = opened ?: run {
-            val folder = File(context.filesDir, "fedhead").apply { mkdirs() }
-            for (name in listOf("phone.toml", "phone.token", "ca.crt")) {
-                context.assets.open("fedhead/$name").use { from -> File(folder, name).outputStream().use(from::copyTo) }
-            }
+            val folder = File(context.filesDir, "fedhead")
+            listOf("phone.toml", "phone.token", "ca.crt").forEach { copy(context, it, folder) }
+            // Without these the phone would load what nobody has signed.
+            context.assets.list("fedhead/trusted").orEmpty().forEach { copy(context, "trusted/$it", folder) }
             Phone.open(folder, ExecutorchTrainer(), "sample 1.0").also { opened = it }
+        }
+
+        private fun copy(context: Context, name: String, folder: File) {
+            val to = File(folder, name)
+            to.parentFile?.mkdirs()
+            context.assets.open("fedhead/$name").use { from -> to.outputStream().use(from::copyTo) }
         }
 
         /** Runs the job from now on, as often as WorkManager allows: each quarter of an hour. */
