@@ -11,7 +11,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo clipart test test-slow test-wide test-kernels test-page lint browser faketime native test-deploy quantization arm64 bench compare robustness docs test-docs clean
+.PHONY: demo clipart test test-slow test-wide test-kernels test-page lint browser faketime native kotlin test-deploy test-kotlin quantization arm64 bench compare robustness docs test-docs clean
 
 # make TORCH=cpu demo: PyTorch without the CUDA libraries, which a run does not use. Only a .venv
 # that has no PyTorch yet is affected.
@@ -78,8 +78,23 @@ test-kernels: $(STAMP)
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/pytest -m 'not slow' -n 2 -q \
 	    tests/server/export/test_export.py tests/server/export/test_other_runtimes.py
 
-test-slow: $(STAMP) native
+test-slow: $(STAMP) native kotlin
 	$(BIN)/pytest -m slow
+
+# Kotlin's compiler, 95 MB, and a Java to run it; without them its tests are skipped and say so.
+KOTLIN := $(VENV)/kotlin/node_modules/kotlin-compiler/package.json
+kotlin: $(STAMP)
+	@command -v java >/dev/null && command -v npm >/dev/null || { \
+	echo "Installing Java and npm with apt-get, if this user may: tests compile the Kotlin phone with them."; \
+	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq default-jdk-headless npm; } >/dev/null 2>&1 \
+	|| echo "No Java or npm could be installed: the Kotlin phone is not tested."; }
+	@[ -e $(KOTLIN) ] || { \
+	npm install --silent --no-save --no-audit --no-fund --prefix $(VENV)/kotlin kotlin-compiler@2.4.20 >/dev/null 2>&1 \
+	|| echo "npm could not get kotlin-compiler 2.4.20: the Kotlin phone is not tested."; }
+
+# The Kotlin phone compiled, in rounds with a gateway on loopback addresses.
+test-kotlin: $(STAMP) kotlin
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow tests/client/phone/kotlin
 
 # What the C++ phone is built with; without it its tests are skipped and say so. The compiler for
 # arm64 is for the test on an emulated one.

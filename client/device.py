@@ -80,6 +80,11 @@ class DeviceHost:
             return DescribeReply((self._client,), (min(len(train), 1),), simulated=False)
         return DescribeReply((self._client,), (len(train),), False, unused)
 
+    def counts(self, request: DescribeRequest) -> tuple[int, int]:
+        """Examples of the train and of the test part, of the images as they are now."""
+        _, (train, test) = self._load(request)
+        return len(train), len(test)
+
     def clients(self) -> tuple[int, ...]:
         return (self._client,)
 

@@ -10,15 +10,17 @@ import numpy.typing as npt
 import torch
 
 from client.client_round import ClientRound
+from client.reply import has_more_classes, has_other_width
 from client.sgd import Gradient, Terms, train_head
+from common.errors import ReplyError
 from common.evaluation import evaluate
 from common.fields import fields_of_statistics
 from common.seeding import batch_order
 from common.softmax import rows_of_norm
 from common.statistics import feature_statistics
-from common.types import FeatureSet, LocalTraining
+from common.types import FeatureSet, Head, LocalTraining
 
-__all__ = ["ClientUpdate", "batch_orders", "client_update"]
+__all__ = ["ClientUpdate", "batch_orders", "check_examples", "client_update"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,20 @@ class ClientUpdate:
     fields: Mapping[str, npt.NDArray[np.generic]]
     loss_before: float
     loss_after: float
+
+
+def check_examples(features: FeatureSet, head: Head) -> None:
+    """Refuse examples that a head cannot be trained on.
+
+    Raises:
+        ReplyError: there are none, or they have more classes or other features.
+    """
+    if not len(features):
+        raise ReplyError("has no training examples")
+    if features.labels.max() >= head.num_classes:
+        raise ReplyError(has_more_classes(head.num_classes))
+    if head.num_features != features.num_features:
+        raise ReplyError(has_other_width(head.num_features, features.num_features))
 
 
 def batch_orders(

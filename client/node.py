@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from client.client_round import ClientRound
 from client.discretion import kind_of
 from client.host import Host, run_folder
-from client.local import ClientUpdate, client_update
+from client.local import ClientUpdate, check_examples, client_update
 from client.memory import ClientMemory
-from client.reply import Contribution, has_more_classes, has_other_width, node_reply, of_one
+from client.reply import Contribution, node_reply, of_one
 from client.sgd import Gradient
 from common.backbone.frozen import FrozenBackbone
-from common.errors import FedheadError, ReplyError
+from common.errors import FedheadError
 from common.messages import Rejection, TrainReply, TrainRequest
 from common.types import FeatureSet
 
@@ -61,11 +61,5 @@ def _one_by_one(
 def _update(
     client_round: ClientRound, client: int, features: FeatureSet, gradient: Gradient | None
 ) -> ClientUpdate:
-    head = client_round.request.head
-    if not len(features):
-        raise ReplyError("has no training examples")
-    if features.labels.max() >= head.num_classes:
-        raise ReplyError(has_more_classes(head.num_classes))
-    if head.num_features != features.num_features:
-        raise ReplyError(has_other_width(head.num_features, features.num_features))
+    check_examples(features, client_round.request.head)
     return client_update(client_round, client, features, gradient)

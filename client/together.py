@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from client.client_round import ClientRound
-from client.cohort.clipping import clipped_sum
 from client.cohort.codecs import THROUGH, weighted_sum
 from client.cohort.cohort import Chunk, Cohort, Objective
 from client.memory import ClientMemory
@@ -169,8 +168,7 @@ def _clipped(request: TrainRequest, chunk: Chunk) -> Contribution | None:
     """The exact sum of clipped updates; None if they have too many numbers for it."""
     if request.head.matrix.size > MAX_SIZE:
         return None
-    deltas = np.asarray(chunk.deltas(padded=True), np.float32)
-    total, within, finite = clipped_sum(deltas, request.plan.clip)
+    total, within, finite = chunk.clipped_sum(request.plan.clip)
     total = total[:, : request.head.num_features + 1]
     count = int(finite.sum())
     # One client's integers fit 32 bits, and are sent as such.

@@ -25,7 +25,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from common.errors import DamagedError
 from common.files import write_atomic
 
-__all__ = ["KINDS", "ArraysFile", "JsonFile", "JsonLines", "checksum", "own_check", "seal"]
+__all__ = [
+    "KINDS",
+    "ArraysFile",
+    "JsonFile",
+    "JsonLines",
+    "checksum",
+    "own_check",
+    "seal",
+    "unseal",
+]
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -33,6 +42,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 F = TypeVar("F", bound=Callable[..., object])
+T = TypeVar("T")
 
 KINDS: dict[str, object] = {}
 """All kinds of the modules imported so far, by name: the kind, or the function that reads it. A
@@ -78,7 +88,16 @@ def seal(text: str) -> bytes:
     return start + checksum(start) + b'"' + end.encode()
 
 
-def _unseal(data: bytes, where: str) -> dict[str, Any]:
+def unseal(data: bytes, where: str) -> dict[str, Any]:
+    """The object that ``seal`` has sealed, without its checksum.
+
+    Args:
+        data: what was read.
+        where: from where, for the error.
+
+    Raises:
+        DamagedError: it is something else.
+    """
     start, mark, rest = data.rpartition(_MARK)
     stated, end = rest[:_DIGITS], rest[_DIGITS:]
     if not mark:
@@ -117,7 +136,7 @@ class JsonFile:
             DamagedError: the file has changed since.
             OSError: there is none, or it cannot be read.
         """
-        return _unseal(path.read_bytes(), str(path))
+        return unseal(path.read_bytes(), str(path))
 
 
 class JsonLines:
@@ -142,10 +161,22 @@ class JsonLines:
         Raises:
             OSError: the file cannot be read.
         """
+        return self.read_as(path, lambda line, where, _: unseal(line, where))
+
+    def read_as(
+        self, path: Path, made: Callable[[bytes, str, int], T]
+    ) -> Iterator[T | DamagedError]:
+        """The same of what is made of each line, for who reads a line more than once.
+
+        Args:
+            path: the file.
+            made: called with a line, where it is in words, and its number from 1; it calls
+                ``unseal``.
+        """
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    yield _unseal(line, f"{path}, line {number}")
+                    yield made(line, f"{path}, line {number}", number)
                 except DamagedError as exc:
                     if line.endswith(b"\n") or _WHOLE.search(line):
                         yield exc

@@ -23,6 +23,7 @@ __all__ = [
     "fractions",
     "normal",
     "permutation",
+    "seeded_order",
     "smallest",
     "stream_state",
     "stream_states",
@@ -189,3 +190,21 @@ def batch_seed(*, seed: int, round_number: int, client: int) -> int:
     """
     state = stream_state(seed, Purpose.BATCH_ORDER, round_number, client)
     return state - (1 << 64) if state >> 63 else state
+
+
+def seeded_order(state: int, n: int, epoch: int) -> npt.NDArray[np.int64]:
+    """The order of ``batch_order``, from what ``batch_seed`` gives.
+
+    Args:
+        state: as a signed or an unsigned 64-bit integer.
+        n: number of examples.
+        epoch: from 0.
+
+    >>> seed = batch_seed(seed=7, round_number=3, client=5)
+    >>> seeded_order(seed, 6, 1).tolist()
+    [5, 1, 3, 0, 2, 4]
+    >>> batch_order(6, seed=7, round_number=3, client=5, epoch=1).tolist()
+    [5, 1, 3, 0, 2, 4]
+    """
+    stream = np.uint64(_mix((((state & _MASK) ^ epoch) + _GOLDEN) & _MASK))
+    return np.argsort(words(stream, np.arange(n, dtype=np.uint64)) >> np.uint64(1), kind="stable")

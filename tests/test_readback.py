@@ -7,6 +7,7 @@ and fails here until it has a row below: how to make a real file of it, and who 
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -24,9 +25,17 @@ from safetensors.numpy import load_file
 from client import memory as client_state
 from client.app import host_of
 from client.delivery import shelf as device_shelf
+from client.gateway.figures import Figures
+from client.gateway.place import Settings
+from client.gateway.presence import Presence
+from client.gateway.runs import Runs
+from client.gateway.uploads import Uploads
 from client.held_out import held_out
 from client.known_head import with_head
 from client.memory import ClientMemory, with_constant
+from client.phone.blobs import Blobs
+from client.phone.kept import Kept, Result, Work
+from client.phone.link import Link
 from client.trust import Trust
 from common.backbone.cache import _from_key
 from common.backbone.frozen import load_by_fingerprint, store
@@ -39,6 +48,7 @@ from common.experiment import _cached_parts
 from common.features import extract
 from common.files import sha256_file, write_atomic
 from common.messages import DescribeRequest, HeadChanges, TrainRequest, content_id, head_id
+from common.phones.phones_pb2 import DONE, Blob, Description, Submission, Task
 from common.privacy.accounting import _cached_figure
 from common.privacy.ledger import Entry, Ledger
 from common.privacy.secret import keep_secret
@@ -67,6 +77,7 @@ from server.record.trackers.mlflow import _RUN, known_run
 from server.round.first_head import FormerHead, first_head, last_head
 from server.round.roster import CLIENT, client_file, read_roster
 from simulations.compare.pool import is_finished
+from simulations.deploy import phone_files
 from simulations.deploy.certificates import write_device_keys
 from simulations.deploy.device_keys import read_key
 from simulations.deploy.last_run import read_last_run, remember_run
@@ -110,6 +121,47 @@ def row(kind: str) -> Callable[[Make], Make]:
 
 def is_none(value: Any) -> bool:
     return value is None
+
+
+# Gateways
+
+
+@row("record of a gateway")
+def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
+    run, _ = Runs(tmp).describe(DescribeRequest("r-1", ("a", "b"), 0.2, 7, "", 0, False, "f" * 64))
+    run.counts = {5: (10, 2)}
+    Runs(tmp).kept(run)()
+
+    def read() -> Any:
+        found = Runs(tmp).get("r-1")
+        return found.request, found.counts
+
+    return Row([tmp / "r-1"], read)
+
+
+@row("fleet.json of a gateway")
+def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
+    def figures() -> Figures:
+        return Figures(tmp / "fleet.json", Presence(Settings()))
+
+    first = figures()
+    first.count("accepted")
+    first.keep(first.pack())
+
+    def read() -> Any:
+        again = figures()
+        again.restore()
+        return dict(again.counters)
+
+    return Row([tmp / "fleet.json"], read, lambda found: not found)
+
+
+@row("upload of a phone")
+def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
+    data = bytes(range(100))
+    digest = hashlib.sha256(data).hexdigest()
+    Uploads(tmp).add("task-1", digest, len(data), 0, data, 1)
+    return Row([tmp / "task-1" / digest], lambda: Uploads(tmp).read("task-1", digest))
 
 
 # Runs
@@ -380,6 +432,44 @@ def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
     return Row([*tmp.iterdir()], read, is_none)
 
 
+@row("message that a phone keeps")
+def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
+    kept = Kept(tmp)
+    submission = Submission(task="5" * 32, outcome=DONE, num_examples=3)
+    kept.begin(Work(Task(id="5" * 32, round=4), 1e9))
+    kept.finish(Result(submission, {"delta": b"1234"}))
+    kept.describe(Description(id="6" * 64, client=7))
+
+    def read() -> Any:
+        work, result = kept.work(), kept.result("5" * 32)
+        return (
+            work and (work.task.SerializeToString(), work.until),
+            result and (result.submission.SerializeToString(), result.arrays),
+            {name: found.SerializeToString() for name, found in kept.descriptions().items()},
+        )
+
+    original = read()
+
+    def rebuilt(found: Any) -> bool:  # one of the three is missing; the others are whole
+        changed = [new for new, old in zip(found, original, strict=True) if new != old]
+        return changed in ([None], [{}])
+
+    paths = [tmp / "task", tmp / "result", *(tmp / "descriptions").iterdir()]
+    return Row(paths, read, rebuilt)
+
+
+@row("blob of a phone")
+def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
+    digest = hashlib.sha256(b"a head").hexdigest()
+    write_atomic(tmp / digest, b"a head")
+    blobs = Blobs(tmp, Link("nowhere:1", authority=tmp, token=tmp), 100)
+
+    def read() -> Any:
+        return blobs._read(Blob(sha256=digest, size=6))
+
+    return Row([tmp / digest], read, is_none)
+
+
 def signed(tmp: Path) -> tuple[Signed, Statement, Path]:
     """A statement, its signature, and the folder with the key that made it."""
     key, trusted = ec.generate_private_key(ec.SECP256R1()), tmp / "trusted"
@@ -517,6 +607,16 @@ def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
     (tmp / "run").mkdir()
     remember_run(tmp, tmp / "run")
     return Row([tmp / "last-run.json"], lambda: read_last_run(tmp))
+
+
+@row("about.json of a backbone for phones")
+def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
+    phone_files._ABOUT.write(tmp / "about.json", {"classes": ["a"], "version": "1", "files": {}})
+
+    def read() -> bool:
+        return phone_files.is_written(tmp, {"classes": ["a"], "version": "1"})
+
+    return Row([tmp / "about.json"], read, lambda found: not found)
 
 
 # The rules

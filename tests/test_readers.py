@@ -23,6 +23,8 @@ OTHERS = {
         common/images.py:_identified
         common/images.py:read_image
         common/toml_model.py:read_toml
+        client/gateway/place.py:read_settings
+        simulations/deploy/phones.py:read_names
         simulations/compare/cells.py:_function_source
         simulations/compare/cells.py:_source
         server/export/compare_pixels.py:_array
@@ -34,12 +36,14 @@ OTHERS = {
     """,
     "keys, secrets and certificates: one that has changed opens no door": """
         client/delivery/authorities.py:check_in
-        client/delivery/remote.py:Remote.__init__
+        client/delivery/remote.py:read_authority
+        common/delivery/identity.py:Identity._checked
+        common/delivery/identity.py:Identity.credentials.changed
+        common/delivery/identity.py:Identity.voucher
         common/files.py:read_private
-        server/delivery/identity.py:Identity._checked
-        server/delivery/identity.py:Identity.credentials.changed
-        server/delivery/identity.py:Identity.voucher
         server/delivery/service.py:_Delivery.check_in
+        simulations/bench/fleet/crowd.py:_stubs
+        simulations/bench/fleet/deployment.py:make_place
         fedhead/cli/keys.py:show
         fedhead/cli/keys.py:sign
         simulations/deploy/authority.py:_hand_out
@@ -50,6 +54,7 @@ OTHERS = {
         simulations/deploy/checking_in.py:CheckingIn.poll
         simulations/deploy/checking_in.py:CheckingIn.remember
         simulations/deploy/fleet.py:_digest
+        simulations/deploy/gateway.py:run_gateway
         simulations/deploy/operator.py:control
         simulations/deploy/presented.py:Presented.__init__
         simulations/deploy/presented.py:Presented.refresh
@@ -57,14 +62,17 @@ OTHERS = {
     """,
     "part of a reader above, which checks what they give": """
         client/backbones.py:Backbones._bytes
+        client/gateway/backbones.py:Blobs.part
+        client/gateway/backbones.py:_beside
         client/delivery/fetch.py:_download
+        client/phone/blobs.py:Blobs._fetch
         common/backbone/frozen.py:FrozenBackbone.load
         common/backbone/frozen.py:_open
         common/features.py:_open
         common/files.py:sha256_file
         common/readback.py:ArraysFile.read
         common/readback.py:JsonFile.read
-        common/readback.py:JsonLines.read
+        common/readback.py:JsonLines.read_as
         common/privacy/ledger.py:Ledger.charge
         server/record/checkpoint.py:_load
         server/delivery/service.py:_open
@@ -72,6 +80,7 @@ OTHERS = {
         server/record/runfolder.py:MetricsLog.__init__
         server/record/runfolder.py:RunFolder.__init__
         simulations/deploy/operator.py:register_folder
+        simulations/deploy/phone_files.py:_problem
         server/export/exported.py:_torch
     """,
     "of the same command, or a process of it: nothing lies there for long": """
@@ -79,11 +88,16 @@ OTHERS = {
         server/export/run_exported.py:load
         server/export/run_head.py:main
         server/export/run_onnx.py:main
+        simulations/bench/fleet/orders.py:read_images
+        simulations/bench/fleet/orders.py:read_orders
+        simulations/bench/fleet/simulate.py:simulate
+        simulations/bench/fleet/simulate.py:simulate.tell
         simulations/bench/simulation.py:_check
         simulations/bench/simulation.py:_run
         simulations/bench/work.py:Data.__init__
         simulations/bench/work.py:read_work
         simulations/deploy/checking_in.py:CheckingIn._tell
+        simulations/deploy/gateway.py:_refused
         simulations/deploy/launch.py:_refused
         simulations/engines/flower.py:_last_line
         simulations/bench/speed/layers.py:layers
@@ -101,7 +115,7 @@ OTHERS = {
         server/record/events.py:_EventHandler.__init__
         server/record/lease.py:_follow
         simulations/bench/memory.py:_anonymous_bytes
-        simulations/deploy/folder.py:_template
+        simulations/deploy/instructions.py:_template
         simulations/deploy/processes.py:alone
         simulations/deploy/processes.py:is_held
         simulations/bench/speed/run_file.py:_peak_bytes
@@ -127,7 +141,7 @@ def readers(path: Path) -> Iterator[str]:
     """Functions that read files by themselves and are not marked as the reader of a kind."""
 
     def visit(node: ast.AST, function: str, *, marked: bool) -> Iterator[str]:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             function = f"{function}.{node.name}".lstrip(".")
             marked |= any("own_check" in ast.unparse(d) for d in node.decorator_list)
         if isinstance(node, ast.Call) and is_read(node) and not marked:

@@ -12,4 +12,4 @@ dependencyResolutionManagement {
     }
 }
 rootProject.name = "fedhead"
-include(":library", ":sample")
+include(":core", ":jvm", ":library", ":sample")

@@ -10,13 +10,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from client.cohort.clipping import products
+from client.cohort.clipping import clipped_products, clipped_sum, products
 from common.types import IntArray
 
 __all__ = ["Chunk", "DualChunk", "PrimalChunk"]
 
 Floats = npt.NDArray[np.floating]
 Float64Array = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +37,9 @@ class Chunk(ABC):
     steps: IntArray
 
     @property
-    def finite(self) -> npt.NDArray[np.bool_]:
+    def finite(self) -> Flags:
         """Bool (m,): whether a client's training stayed finite."""
-        finite: npt.NDArray[np.bool_] = np.isfinite(self.losses).all(1)  # type: ignore[assignment]
+        finite: Flags = np.isfinite(self.losses).all(1)  # type: ignore[assignment]
         return finite
 
     @abstractmethod
@@ -53,6 +54,10 @@ class Chunk(ABC):
             padded: whether zeros may follow in each row, which spares a copy, and the last bits may
                 be those of a compiled loop, which is faster where clients have few examples.
         """
+
+    def clipped_sum(self, clip: float) -> tuple[IntArray, Flags, Flags]:
+        """``client.cohort.clipping.clipped_sum`` of the padded deltas."""
+        return clipped_sum(np.asarray(self.deltas(padded=True), np.float32), clip)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +101,9 @@ class DualChunk(Chunk):
     preconditioner: Tensor | None
 
     @property
-    def finite(self) -> npt.NDArray[np.bool_]:
+    def finite(self) -> Flags:
         both = np.isfinite(np.concatenate([self.losses, self.coefficients], axis=1))
-        finite: npt.NDArray[np.bool_] = both.all(1)
+        finite: Flags = both.all(1)
         return finite
 
     def weighted_sum(self, weights: Float64Array) -> Float64Array:
@@ -121,7 +126,7 @@ class DualChunk(Chunk):
         # Which way a client's numbers are made must not depend on who else is in its chunk.
         if padded and self.preconditioner is None:
             made = products(self.dual.numpy(), self.x.numpy(), self.num_examples)
-            if self.corrections is None and (self.coefficients[:, 0] == 1).all():
+            if self._adds_examples:
                 return made
         else:
             made = self._products()
@@ -132,6 +137,17 @@ class DualChunk(Chunk):
         if self.corrections is not None:
             out += beta[:, None, None] * self.corrections
         return out
+
+    @property
+    def _adds_examples(self) -> bool:
+        """Whether deltas are nothing but sums of examples."""
+        plain = self.corrections is None and self.preconditioner is None
+        return plain and bool((self.coefficients[:, 0] == 1).all())
+
+    def clipped_sum(self, clip: float) -> tuple[IntArray, Flags, Flags]:
+        if not (self._adds_examples and self.x.dtype == torch.float32):
+            return super().clipped_sum(clip)
+        return clipped_products(self.dual.numpy(), self.x.numpy(), self.num_examples, clip)
 
     def _products(self) -> Floats:
         """Each client's dual times its examples, (m, K, >= d + 1)."""

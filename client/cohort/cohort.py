@@ -24,7 +24,7 @@ import torch
 from client.cohort.chunks import Chunk
 from client.cohort.grams import Grams
 from client.cohort.objective import Objective
-from client.cohort.workers import in_order
+from client.cohort.workers import in_order, longer, parts
 from common.errors import DataError, MissingExtraError
 from common.machine import cores
 from common.seeding import Purpose, stream_state
@@ -32,7 +32,6 @@ from common.temperature import SHARPNESS, losses_by_sharpness
 from common.types import Affine, FeatureSet, IntArray, LocalTraining
 
 try:
-    from client.cohort.clipping import clipped_sum
     from client.cohort.examples import Examples
     from client.cohort.job import Job, train_dual, train_primal
 except ImportError as exc:
@@ -55,7 +54,8 @@ class Cohort:
         rows: for each client, int64 positions in ``features``; the index is the client's id.
             Labels must lie in [0, K) of the heads that are trained.
         memory_bytes: memory for Gram matrices that are kept between rounds.
-        chunk_rows: number of examples that one thread works on at a time.
+        chunk_rows: number of examples that one thread works on at a time; of narrow ones up to
+            several times as many in a private round.
         threads: number of threads; 0: one for each core that this process may use.
         dtype: dtype of all arithmetic; float64 is for tests.
     """
@@ -122,7 +122,11 @@ class Cohort:
                 return train_dual(job, part, self._examples, self._grams, consume)
             return train_primal(job, part, self._examples, consume)
 
-        yield from in_order(self._parts(job.num_examples, job.dual), work, self._threads)
+        rows = self._chunk_rows
+        if objective.private and objective.is_plain:  # then chunks change no bit
+            width = max(self._examples.padded_width, len(start))
+            rows = longer(rows, width, int(job.num_examples.sum()), self._threads)
+        yield from in_order(parts(job.num_examples, rows, job.dual), work, self._threads)
 
     def _job(
         self,
@@ -181,8 +185,8 @@ class Cohort:
             self._examples.give_back(buffer)
 
         starts = range(0, len(rows), self._chunk_rows)
-        parts = (slice(start, start + self._chunk_rows) for start in starts)
-        deque(in_order(parts, work, self._threads), maxlen=0)
+        tasks = (slice(start, start + self._chunk_rows) for start in starts)
+        deque(in_order(tasks, work, self._threads), maxlen=0)
         if not len(rows):
             return hits, losses
         correct: IntArray = np.add.reduceat(hits, ends[:-1])
@@ -208,8 +212,8 @@ class Cohort:
 
         sums = np.zeros((len(clients), len(SHARPNESS)))
         starts = range(0, len(rows), self._chunk_rows)
-        parts = (slice(start, start + self._chunk_rows) for start in starts)
-        for who, of_part in in_order(parts, work, self._threads):
+        tasks = (slice(start, start + self._chunk_rows) for start in starts)
+        for who, of_part in in_order(tasks, work, self._threads):
             sums[who] += of_part
         return sums / counts[:, None]
 
@@ -225,8 +229,8 @@ class Cohort:
             self._grams.prepare(clients[part], ends, x, None)
             self._examples.give_back(buffer)
 
-        parts = self._parts(self.num_examples[clients], np.ones(len(clients), np.bool_))
-        deque(in_order(parts, work, self._threads), maxlen=0)
+        tasks = parts(self.num_examples[clients], self._chunk_rows)
+        deque(in_order(tasks, work, self._threads), maxlen=0)
 
     def touch(self, clients: IntArray, matrix: Floats) -> None:
         """Compute only the two products that read every feature, with the conversion.
@@ -240,8 +244,8 @@ class Cohort:
             _ = (weight @ x.t()) @ x
             self._examples.give_back(buffer)
 
-        parts = self._parts(self.num_examples[clients], np.ones(len(clients), np.bool_))
-        deque(in_order(parts, work, self._threads), maxlen=0)
+        tasks = parts(self.num_examples[clients], self._chunk_rows)
+        deque(in_order(tasks, work, self._threads), maxlen=0)
 
     def _dual_is_cheaper(
         self, clients: IntArray, k: int, objective: Objective
@@ -262,17 +266,6 @@ class Cohort:
         cheaper: npt.NDArray[np.bool_] = dual <= primal
         return cheaper
 
-    def _parts(self, counts: IntArray, dual: npt.NDArray[np.bool_]) -> Iterator[slice]:
-        """Ranges of clients with about ``chunk_rows`` examples; a primal client is alone."""
-        first, rows = 0, 0
-        for i, n in enumerate(counts.tolist()):
-            if i > first and (rows + n > self._chunk_rows or not (dual[i] and dual[i - 1])):
-                yield slice(first, i)
-                first, rows = i, 0
-            rows += n
-        if first < len(counts):
-            yield slice(first, len(counts))
-
 
 def warm_up(*, private: bool = False) -> None:
     """Load or compile the kernels now, so that no round has to.
@@ -290,6 +283,7 @@ def warm_up(*, private: bool = False) -> None:
 
     def consume(chunk: Chunk) -> None:
         if private:
-            clipped_sum(np.asarray(chunk.deltas(padded=True), np.float32), 1.0)
+            chunk.clipped_sum(1.0)
+            Chunk.clipped_sum(chunk, 1.0)  # where an update is more than a sum of examples
 
     list(cohort.train(first, start, objective, seed=0, round_number=0, consume=consume))

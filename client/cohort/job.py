@@ -87,10 +87,10 @@ def _logits(job: Job, part: slice, x: Tensor) -> Tensor:
     if not job.objective.private:
         return job.padded_start @ x.t()
     counts = job.num_examples[part].tolist()
-    logits = torch.empty((len(job.start), len(x)), dtype=x.dtype)
-    each = zip(x.split_with_sizes(counts), logits.split_with_sizes(counts, 1), strict=True)
+    logits, start = torch.empty((len(job.start), len(x)), dtype=x.dtype), job.padded_start.t()
+    each = zip(x.split_with_sizes(counts), logits.t().split_with_sizes(counts), strict=True)
     for mine, out in each:
-        torch.mm(job.padded_start, mine.t(), out=out)
+        torch.mm(mine, start, out=out)
     return logits
 
 

@@ -20,7 +20,7 @@ from common.files import read_private
 from common.signing.statement import Signed
 from common.words import one_line
 
-__all__ = ["DeliveryInterruptedError", "Remote"]
+__all__ = ["DeliveryInterruptedError", "Remote", "read_authority", "read_token", "why_unavailable"]
 
 _TIMEOUT_SECONDS = 30
 # Longer than the longest pause that a server's rate limit causes.
@@ -56,6 +56,47 @@ class DeliveryInterruptedError(DeliveryError):
     """A temporary problem of the network or the server; another try may succeed."""
 
 
+def read_authority(path: Path) -> bytes:
+    """The certificates of the authorities to trust.
+
+    Raises:
+        DeliveryError: the file holds no certificate.
+        OSError: it cannot be read.
+    """
+    root = path.read_bytes()
+    # Otherwise gRPC would trust the machine's list of authorities, or give a vague error.
+    if b"BEGIN CERTIFICATE" not in root:
+        raise DeliveryError(f"{path}: not a certificate in PEM")
+    return root
+
+
+def read_token(path: Path) -> str:
+    """A device's token.
+
+    Raises:
+        DeliveryError: the file holds something else.
+        OSError: it cannot be read, or users other than its owner can read it.
+    """
+    secret = read_private(path).strip()
+    if not re.fullmatch(rb"[!-~]*", secret):  # gRPC could not send other bytes
+        raise DeliveryError(f"{path}: not a token")
+    return secret.decode("ascii")
+
+
+def untrusted(details: str, authority: Path) -> str:
+    """Why a server is not trusted, from gRPC's details; empty: that is not the problem."""
+    for sign, why in _NOT_TRUSTED.items():
+        if sign in details:
+            return f"not trusted: {why.format(authority=authority)}"
+    return ""
+
+
+def why_unavailable(details: str, authority: Path) -> str:
+    """What gRPC's details of UNAVAILABLE mean, in few words."""
+    reached = _NO_CONNECTION.sub(r"cannot be reached (\1)", details)
+    return untrusted(details, authority) or reached
+
+
 class Remote:
     """A connection to a delivery server.
 
@@ -81,14 +122,8 @@ class Remote:
         self._address = address
         self._authority = authority
         self._stall_seconds = stall_seconds
-        root = authority.read_bytes()
-        # Otherwise gRPC would trust the machine's list of authorities, or give a vague error.
-        if b"BEGIN CERTIFICATE" not in root:
-            raise DeliveryError(f"{authority}: not a certificate in PEM")
-        secret = read_private(token).strip()
-        if not re.fullmatch(rb"[!-~]*", secret):  # gRPC could not send other bytes
-            raise DeliveryError(f"{token}: not a token")
-        self._metadata = (("authorization", f"Bearer {secret.decode('ascii')}"),)
+        root = read_authority(authority)
+        self._metadata = (("authorization", f"Bearer {read_token(token)}"),)
         self._channel = grpc.secure_channel(
             address, grpc.ssl_channel_credentials(root), CHANNEL_OPTIONS
         )
@@ -215,11 +250,9 @@ class Remote:
 
     def _explain(self, task: object, code: grpc.StatusCode, details: str) -> DeliveryError:
         if code is grpc.StatusCode.UNAVAILABLE:
-            for sign, why in _NOT_TRUSTED.items():
-                if sign in details:
-                    why = why.format(authority=self._authority)
-                    return DeliveryError(f"{self._address}: not trusted: {why}")
-            details = _NO_CONNECTION.sub(r"cannot be reached (\1)", details)
+            if why := untrusted(details, self._authority):
+                return DeliveryError(f"{self._address}: {why}")
+            details = why_unavailable(details, self._authority)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             details = f"no answer within {_TIMEOUT_SECONDS} s"
         if code is grpc.StatusCode.CANCELLED:

@@ -13,7 +13,7 @@ long-lived process, ``service``, which phones call over gRPC. The service never 
 ``backbones``  files of backbones for phones
 ``orders``     what a task of a round is, what its result must be like, and the round's reply
 ``judge``      whether a phone's result may be aggregated
-``rounds``     the open rounds and their tasks, kept on the disk
+``rounds``     the open rounds and their tasks; ``kept`` has them on the disk
 ``uploads``    arrays that arrive in parts
 ``figures``    counters, for people and tests
 =============  ==================================================================================

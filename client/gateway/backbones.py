@@ -15,7 +15,7 @@ from common.files import sha256_file
 from common.phones import phones_pb2 as pb
 from common.phones.wire import INLINE_BLOB
 
-__all__ = ["FORMATS", "Blobs", "backbones_in", "blob_of"]
+__all__ = ["FORMATS", "Blobs", "backbones_in", "blob_of", "offer_backbones"]
 
 FORMATS = {"executorch": "device.pte", "lite": "device.ptl", "torch": "backbone.bin"}
 """Files in a backbone's folder."""
@@ -86,8 +86,10 @@ class Blobs:
         self._lock = threading.Lock()
 
     def offer_file(self, sha256: str, path: Path) -> None:
-        """Let phones fetch a file. It was put in place by a rename, so it never changes."""
-        self._files[sha256] = path
+        """Let phones fetch a file, and what was there before no more."""
+        if self._files.get(sha256) != path:
+            self._files = {s: other for s, other in self._files.items() if other != path}
+            self._files[sha256] = path
 
     def offer(self, sha256: str, make: Callable[[], bytes], client: int | None = None) -> None:
         """Let all phones, or one client's, fetch bytes; ``make`` is called in a thread."""
@@ -131,3 +133,9 @@ class Blobs:
                 while sum(map(len, self._kept.values())) > _KEPT_BYTES and len(self._kept) > 1:
                     self._kept.popitem(last=False)
         return len(data), data[offset : offset + most]
+
+
+def offer_backbones(blobs: Blobs, folder: Path) -> None:
+    """Let phones fetch the files for a fingerprint."""
+    for backbone in backbones_in(folder):
+        blobs.offer_file(backbone.file.sha256, folder / FORMATS[backbone.format])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Coroutine, Iterable, Mapping
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
 
-from client.gateway.backbones import FORMATS, Blobs, backbones_in
+from client.gateway.backbones import Blobs, backbones_in, offer_backbones
 from client.gateway.door import calling
 from client.gateway.figures import Figures
 from client.gateway.place import Place
@@ -21,14 +22,17 @@ from client.gateway.runs import Runs
 from client.gateway.uploads import (
     DamagedUploadError,
     UploadError,
-    Uploads,
     WrongOffsetError,
 )
 from common.phones import phones_pb2 as pb
 from common.phones.wire import INLINE_UPDATE, LONGEST_WAIT, PART
+from common.words import said_of
 
 __all__ = ["Calls"]
 
+logger = logging.getLogger("fedhead.gateway")
+
+T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _MOST_WORDS, _LONGEST_WORD = 32, 40  # abilities and formats
@@ -51,7 +55,6 @@ class Calls:
         runs: what is known of runs.
         presence: the phones.
         rounds: the rounds.
-        uploads: what arrives in parts.
         blobs: what phones fetch.
         figures: the counters.
     """
@@ -62,14 +65,13 @@ class Calls:
         runs: Runs,
         presence: Presence,
         rounds: Rounds,
-        uploads: Uploads,
         blobs: Blobs,
         figures: Figures,
     ) -> None:
         self._place, self._runs, self._presence = place, runs, presence
-        self._rounds, self._uploads = rounds, uploads
-        self._blobs, self._figures = blobs, figures
+        self._rounds, self._blobs, self._figures = rounds, blobs, figures
         self._problems: set[str] = set()
+        self._working: set[asyncio.Task[Any]] = set()
 
     async def check_in(self, request: pb.CheckInRequest, context: Context) -> pb.CheckInReply:
         """Something to do, or when to come back."""
@@ -82,7 +84,7 @@ class Calls:
             await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many check-ins")
         if request.problem and request.problem != seen.problem:
             self._figures.count(self._problem(request.problem))
-        seen = self._presence.check_in(phone, request)
+        seen = self._presence.check_in(phone, request, self._runs.private())
         ends = time.monotonic() + min(request.wait_seconds, LONGEST_WAIT)
         while (reply := await self._found(seen)) is None:
             left = ends - time.monotonic()
@@ -133,8 +135,7 @@ class Calls:
             if seen.problem and last == told and now - when < _TRY_AGAIN:
                 continue
             seen.told[run.id] = told, now
-            for backbone in backbones:
-                self._blobs.offer_file(backbone.file.sha256, folder / FORMATS[backbone.format])
+            offer_backbones(self._blobs, folder)
             return found
         return None
 
@@ -166,20 +167,34 @@ class Calls:
                 f"a part of {len(request.data)} bytes of {request.size}, more than the task needs"
             )
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, what)
-        part = (request.task, request.sha256, request.size, request.offset, request.data)
-        async with state.lock:
-            try:
-                size = await asyncio.to_thread(self._uploads.add, *part, len(sizes))
-            except tuple(_CODES) as exc:
-                await self._refuse_upload(exc, context)
+        part = (request.sha256, request.size, request.offset, request.data)
+        try:
+            size = await self._whole(self._rounds.add_part(state, part, len(sizes)))
+        except tuple(_CODES) as exc:
+            await self._refuse_upload(exc, context)
+        except OSError as exc:
+            await _no_room(exc, context)
         return pb.UploadReply(size=size)
+
+    async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something to its end, even if the phone hangs up meanwhile: it may come again."""
+        task = asyncio.create_task(work)
+        self._working.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._working.discard(task)
+        if not task.cancelled():
+            task.exception()  # asked for, because nobody may wait for it any more
 
     async def submit(self, request: pb.Submission, context: Context) -> pb.Verdict:
         """Take a task's result."""
         phone = calling.get()
-        self._presence.come_back(phone)
         later = self._presence.later(soon=self._presence.of(phone).waits)
         found = self._rounds.find(request.task, phone.client)
+        if found is None or not found[0].order.private:  # else its time would tell who took part
+            self._presence.come_back(phone)
         if found is None:
             if judged := self._rounds.past(request.task, phone.client):
                 self._figures.count("duplicate")
@@ -189,11 +204,11 @@ class Calls:
         if problem := _odd_result(request):
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, problem)
         try:
-            judged = await self._rounds.settle(*found, request)
+            judged = await self._whole(self._rounds.settle(*found, request))
         except tuple(_CODES) as exc:
             await self._refuse_upload(exc, context)
-        except OSError:
-            await _abort(context, grpc.StatusCode.UNAVAILABLE, "the gateway cannot keep it now")
+        except OSError as exc:
+            await _no_room(exc, context)
         return judged.verdict(later)
 
     async def _refuse_upload(self, problem: Exception, context: Context) -> NoReturn:
@@ -205,6 +220,11 @@ class Calls:
 async def _abort(context: Context, code: grpc.StatusCode, words: str) -> NoReturn:
     await context.abort(code, words)
     raise AssertionError("unreachable")
+
+
+async def _no_room(problem: OSError, context: Context) -> NoReturn:
+    logger.warning("what a phone sends cannot be kept: %s", said_of(problem))
+    await _abort(context, grpc.StatusCode.UNAVAILABLE, "the gateway cannot keep it now")
 
 
 def _odd(request: pb.CheckInRequest) -> str:

@@ -162,7 +162,8 @@ async def _first(
     messages: AsyncIterator[bytes], parse: Callable[[bytes], Any] | None, context: Context
 ) -> Any:
     try:
-        data = await asyncio.wait_for(anext(messages), _SECONDS)
+        async with asyncio.timeout(_SECONDS):  # wait_for would make a task for each call
+            data = await anext(messages)
         return parse(data) if parse else data
     except (TimeoutError, StopAsyncIteration):
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a call without a message")

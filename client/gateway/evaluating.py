@@ -96,7 +96,11 @@ class EvaluateOrder:
         return Result(said, {"losses": submission.losses})
 
     def reply(
-        self, accepted: Sequence[int], load: Callable[[int], Record], rejected: Sequence[Rejection]
+        self,
+        accepted: Sequence[int],
+        load: Callable[[int], Record],
+        rejected: Sequence[Rejection],
+        phases: bytes = b"",
     ) -> bytes:
         found = []
         for client in accepted:

@@ -5,6 +5,7 @@ Nothing of a private run's rounds is in it: who was asked, and what came of it, 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import Counter, deque
@@ -19,6 +20,7 @@ from client.gateway.presence import Presence
 from common.errors import DamagedError
 from common.files import write_atomic
 from common.readback import JsonFile
+from common.words import one_line
 
 __all__ = ["PHASES", "Figures", "RoundFigures", "read_fleet"]
 
@@ -82,10 +84,15 @@ class Figures:
     Args:
         path: ``fleet.json``.
         presence: the phones.
+
+    Attributes:
+        counters: by name.
+        due: set when they are to be written soon.
     """
 
     def __init__(self, path: Path, presence: Presence) -> None:
         self._path, self._presence = path, presence
+        self.due = asyncio.Event()
         self.counters: Counter[str] = Counter()
         self._old: deque[dict[str, object]] = deque(maxlen=_ROUNDS)
         self._rounds: deque[RoundFigures] = deque(maxlen=_ROUNDS)
@@ -122,6 +129,16 @@ class Figures:
         for client in clients:
             if seen := self._presence.get(client):
                 seen.counts["tasks"] = seen.counts.get("tasks", 0) + 1
+
+    def tell(self, figures: RoundFigures | None) -> None:
+        """Say in the log what came of a round that is closed; nothing of a private one."""
+        if figures is None:
+            return
+        counts = ", ".join(f"{n} {name}" for name, n in figures.counts.items() if n)
+        refused = ", ".join(f"{n} refused: {why}" for why, n in figures.refused.items())
+        what = f"{figures.kind} of round {figures.round}"
+        said = ", ".join(words for words in (counts, refused) if words)
+        logger.info("run %s: %s: %d asked, %s", one_line(figures.name), what, figures.asked, said)
 
     def pack(self) -> bytes:
         """The file's content now."""

@@ -16,7 +16,7 @@ from common.plausible import Limits
 from common.types import Layout
 from common.validate import LARGEST, check_fields
 
-__all__ = ["REASONS", "RefusedError", "check_claims", "check_row", "decoded"]
+__all__ = ["REASONS", "LostError", "RefusedError", "check_claims", "check_row", "decoded"]
 
 REASONS = (
     "not-finite",
@@ -30,6 +30,10 @@ REASONS = (
 
 Array = npt.NDArray[np.generic]
 Fields = Mapping[str, Array]
+
+
+class LostError(FedheadError):
+    """What the gateway keeps of a client is damaged or missing; the phone is not to blame."""
 
 
 class RefusedError(ReplyError):

@@ -96,12 +96,17 @@ class Order(Protocol):
 
         Raises:
             RefusedError: it must not be aggregated.
-            FedheadError: what the gateway keeps of the client is damaged.
+            LostError: what the gateway keeps of the client is damaged.
+            OSError: its memory cannot be kept now.
         """
         ...
 
     def reply(
-        self, accepted: Sequence[int], load: Callable[[int], Record], rejected: Sequence[Rejection]
+        self,
+        accepted: Sequence[int],
+        load: Callable[[int], Record],
+        rejected: Sequence[Rejection],
+        phases: bytes = b"",
     ) -> bytes:
         """The content of the round's answer.
 
@@ -109,6 +114,7 @@ class Order(Protocol):
             accepted: clients with a result, in the order of the request.
             load: reads a client's result.
             rejected: the others, with the reasons.
+            phases: see ``TrainReply.phases``.
         """
         ...
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,15 +100,27 @@ class Presence:
         seen = self._seen.get(client)
         return seen.phone.name if seen else f"client {client}"
 
-    def check_in(self, phone: Phone, request: pb.CheckInRequest) -> Seen:
-        """Note what a phone says."""
+    def check_in(
+        self, phone: Phone, request: pb.CheckInRequest, private: Collection[str] = ()
+    ) -> Seen:
+        """Note what a phone says.
+
+        Args:
+            phone: who it is.
+            request: what it says.
+            private: descriptions of private runs, of which nobody may know more than whether a
+                phone has examples; what it may say beyond that is forgotten here.
+        """
         seen = self.of(phone)
         seen.last, seen.since = time.time(), time.monotonic()
         seen.ready, seen.problem = request.ready, request.problem
         seen.waits = request.wait_seconds > 0
         seen.formats, seen.abilities = tuple(request.formats), frozenset(request.abilities)
         seen.holdings = {
-            h.description: (h.num_examples, h.num_test_examples) for h in request.holdings
+            h.description: (min(h.num_examples, 1), 0)
+            if h.description in private
+            else (h.num_examples, h.num_test_examples)
+            for h in request.holdings
         }
         return seen
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
+import numpy as np
+
 from client.gateway.backbones import Blobs, blob_of
 from client.gateway.figures import Figures, RoundFigures
 from client.gateway.orders import Order, lacking, task_id
@@ -236,7 +238,16 @@ class Round:
         said = (submission.fetch_seconds, submission.train_seconds, submission.upload_seconds)
         waited = state.given - self.times.began if state.given else 0.0
         for phase, seconds in zip(self.figures.seconds, (waited, *said), strict=True):
-            self.figures.seconds[phase].append(min(max(seconds, 0.0), most))
+            self.figures.seconds[phase].append(min(seconds, most) if seconds > 0 else 0.0)
+
+    @property
+    def phases(self) -> bytes:
+        """See ``TrainReply.phases``; empty where nothing was accepted, or nothing may be told."""
+        seconds = self.figures.seconds.values() if self.figures else ()
+        if not seconds or not all(seconds):
+            return b""
+        spread = [np.percentile(values, (50, 90)) for values in seconds]
+        return np.array(spread, "<f8").tobytes()
 
     def look(self) -> None:
         """Close the round if nothing is to come, enough has come, or its time is over."""

@@ -19,14 +19,15 @@ from typing import Any, cast
 
 from client.gateway.backbones import Blobs
 from client.gateway.figures import Figures
-from client.gateway.judge import RefusedError
-from client.gateway.orders import Order
+from client.gateway.judge import LostError, RefusedError
+from client.gateway.kept import ORDER, is_closed, keep_closed, keep_order, recall
+from client.gateway.orders import Order, Result
 from client.gateway.presence import Presence, Seen
 from client.gateway.record import Record, read_record, write_record
 from client.gateway.round import Judged, Round, State, Times
 from client.gateway.runs import RunInfo
 from client.gateway.uploads import Uploads
-from common.errors import DamagedError, FedheadError
+from common.errors import FedheadError
 from common.phones import phones_pb2 as pb
 from common.words import one_line
 
@@ -34,11 +35,14 @@ __all__ = ["Rounds"]
 
 logger = logging.getLogger("fedhead.gateway")
 
-_ORDER, _CLOSED = "order", "closed"
 _ASKED_AGAIN = 60.0  # seconds after the server has stopped to wait
 _VERDICTS = 50_000  # of past tasks that are known
 _LONGEST_REASON = 200
 _OUTCOMES = {pb.Outcome.DECLINED: "declined", pb.Outcome.FAILED: "failed"}
+
+
+class _ClosedError(Exception):
+    """A round has closed."""
 
 
 class Rounds:
@@ -103,26 +107,11 @@ class Rounds:
                 return known
             if known:
                 self._forget(known)
-                await self._heavy(partial(self._remove, known))
+                await asyncio.to_thread(self._remove, known)
             round_ = Round(order, run, Times.now(seconds), enough, self._figures)
-            await self._heavy(partial(self._keep, round_))
+            await asyncio.to_thread(keep_order, self._folder / round_.id, round_)
             self._add(round_)
             return round_
-
-    def _keep(self, round_: Round) -> None:
-        order, times = round_.order, round_.times
-        folder = self._folder / round_.id
-        folder.mkdir(parents=True, exist_ok=True)
-        words = {
-            "kind": order.kind,
-            "run": order.run_id,
-            "round": order.round_number,
-            "opened": times.opened,
-            "seconds": times.seconds,
-            "enough": round_.enough,
-            "counts": [[client, state.count] for client, state in round_.states.items()],
-        }
-        write_record(folder / _ORDER, words, {"content": order.write()})
 
     def _add(self, round_: Round, *, again: bool = False) -> None:
         self._rounds[round_.id] = round_
@@ -142,7 +131,7 @@ class Rounds:
         """
         for folder in sorted(self._folder.glob("*")):
             try:
-                record = read_record(folder / _ORDER)
+                record = read_record(folder / ORDER)
                 order, run = order_of(record)
                 words = record[0]
                 times = Times.since(float(words["opened"]), float(words["seconds"]))
@@ -154,34 +143,9 @@ class Rounds:
                 continue
             for client, count in words["counts"]:
                 round_.states[int(client)].count = int(count)
-            self._restore_verdicts(round_, folder)
+            recall(folder, round_)
             self._add(round_, again=True)
         self._uploads.keep_only(self._tasks)
-
-    def _restore_verdicts(self, round_: Round, folder: Path) -> None:
-        counted: list[int] | None = None
-        try:
-            words, _ = read_record(folder / _CLOSED)
-            counted = [int(client) for client in words["accepted"]]
-            round_.closed.set()
-        except FileNotFoundError:
-            pass
-        except (DamagedError, OSError, KeyError, ValueError) as exc:
-            logger.warning("%s; the round goes on", exc)
-        for client, state in round_.states.items():
-            try:
-                words, _ = read_record(folder / str(client))
-                judged = Judged(words["what"], str(words["reason"]))
-            except FileNotFoundError:
-                continue
-            except (DamagedError, OSError, KeyError) as exc:
-                logger.warning("%s; the phone is asked again", exc)
-                continue
-            if judged.what != "accepted" or counted is None or client in counted:
-                round_.recall(state, judged)
-        if round_.figures and counted is not None:
-            silent = sum(state.judged is None for state in round_.states.values())
-            round_.figures.counts["silent"] = silent
 
     def next_task(self, seen: Seen) -> tuple[Round, State] | None:
         """The oldest task that waits for a phone."""
@@ -195,6 +159,17 @@ class Rounds:
         """A phone's own task, of a closed round too."""
         found = self._tasks.get(task)
         return found if found and found[1].client == client else None
+
+    async def add_part(self, state: State, part: tuple[str, int, int, bytes], files: int) -> int:
+        """Take a part of an array; see ``Uploads.add``.
+
+        Args:
+            state: the task.
+            part: SHA-256 and size of the whole; offset and bytes of the part.
+            files: largest number of arrays.
+        """
+        async with state.lock:
+            return await asyncio.to_thread(self._uploads.add, state.id, *part, files)
 
     async def settle(self, round_: Round, state: State, submission: pb.Submission) -> Judged:
         """Judge a result; asked again, the answer is the same.
@@ -227,17 +202,15 @@ class Rounds:
         if kind := _OUTCOMES.get(submission.outcome):
             judged = Judged(cast(Any, kind), one_line(submission.reason, _LONGEST_REASON))
         else:
-            arrays = await asyncio.to_thread(self._arrays, state.id, submission)
-            order, client = round_.order, state.client
             try:
-                result = await self._heavy(
-                    partial(order.judged, client, state.count, submission, arrays)
-                )
+                result = await self._heavy(partial(self._result, round_, state, submission))
                 judged = Judged("accepted")
                 words, parts = dict(result.words), dict(result.parts)
+            except _ClosedError:
+                return Judged("late", "the round has closed")
             except RefusedError as exc:
-                judged = Judged("refused", str(exc))
-            except FedheadError as exc:  # what the gateway keeps of it is damaged
+                judged = Judged("refused", one_line(str(exc)))
+            except LostError as exc:
                 logger.warning("%s", exc)
                 judged = Judged("refused", "lost: the gateway has lost the client's memory")
         words |= {"what": judged.what, "reason": judged.reason}
@@ -246,11 +219,20 @@ class Rounds:
             await asyncio.to_thread(write_record, path, words, parts)
         return judged
 
-    def _arrays(self, task: str, submission: pb.Submission) -> dict[str, bytes]:
-        return {
-            array.field: self._uploads.read(task, array.sha256) if array.sha256 else array.data
+    def _result(self, round_: Round, state: State, submission: pb.Submission) -> Result:
+        """The checked result. Uploads are read here, where few are at work: they may be large.
+
+        Raises:
+            _ClosedError: the round has closed while the result waited for its turn. The server
+                waits for the answer, which must not wait for checks that have no use.
+        """
+        if round_.closed.is_set():
+            raise _ClosedError
+        arrays = {
+            array.field: self._uploads.read(state.id, array.sha256) if array.sha256 else array.data
             for array in submission.arrays
         }
+        return round_.order.judged(state.client, state.count, submission, arrays)
 
     async def reply(self, round_: Round) -> bytes:
         """The answer to the server, once the round is closed."""
@@ -259,11 +241,15 @@ class Rounds:
         folder = self._folder / round_.id
 
         def made() -> bytes:
-            if not (folder / _CLOSED).exists():
-                write_record(folder / _CLOSED, {"accepted": accepted}, {})
-            return round_.order.reply(accepted, lambda c: read_record(folder / str(c)), rejected)
+            keep_closed(folder, accepted)
+            return round_.order.reply(
+                accepted, lambda c: read_record(folder / str(c)), rejected, round_.phases
+            )
 
+        if not is_closed(folder):
+            self._figures.tell(round_.figures)
         answer: bytes = await self._heavy(made)
+        self._figures.due.set()
         return answer
 
     async def sweep(self) -> None:
@@ -274,7 +260,7 @@ class Rounds:
             ends = round_.times.began + round_.times.seconds + _ASKED_AGAIN
             if round_.closed.is_set() and now > ends:
                 self._forget(round_)
-                await self._heavy(partial(self._remove, round_))
+                await asyncio.to_thread(self._remove, round_)
 
     def _forget(self, round_: Round) -> None:
         del self._rounds[round_.id]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from client.gateway.record import read_record, write_record
@@ -15,6 +18,7 @@ from client.host import run_folder
 from common.errors import DamagedError, ProtocolError
 from common.messages import DescribeRequest
 from common.phones import phones_pb2 as pb
+from common.words import one_line
 
 __all__ = ["RunInfo", "Runs"]
 
@@ -23,6 +27,7 @@ logger = logging.getLogger("fedhead.gateway")
 _ACTIVE_SECONDS = 900.0  # after the server's last message of a run
 _MOST_ACTIVE = 8  # a phone names at most as many holdings
 _FINGERPRINT_DIGITS = 64
+_KEPT_SECONDS = 30 * 86_400.0  # since the server's last message; also of what clients remember
 
 
 @dataclass
@@ -75,6 +80,7 @@ class Runs:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._runs: dict[str, RunInfo] = {}
+        self._private: frozenset[str] = frozenset()
         for path in sorted(folder.glob("[!.]*")):
             try:
                 words, _ = read_record(path)
@@ -83,7 +89,13 @@ class Runs:
             except (DamagedError, OSError, KeyError, TypeError, ValueError) as exc:
                 logger.warning("%s; its server must describe it again", exc)
                 continue
-            self._runs[request.run_id] = RunInfo(request, counts)
+            self._add(RunInfo(request, counts))
+
+    def _add(self, run: RunInfo) -> RunInfo:
+        self._runs[run.request.run_id] = run
+        if run.request.private:
+            self._private |= {run.id}
+        return run
 
     def get(self, run_id: str) -> RunInfo:
         """A run that the server has described.
@@ -107,23 +119,50 @@ class Runs:
         known = self._runs.get(request.run_id)
         is_new = known is None or known.request != request
         if known is None or is_new:
-            known = self._runs[request.run_id] = RunInfo(request)
+            known = self._add(RunInfo(request))
         known.asked = time.monotonic()
         return known, is_new
 
-    def keep(self, run: RunInfo) -> None:
-        """Write what a phone is held to, for the time after a kill."""
+    def kept(self, run: RunInfo) -> Callable[[], None]:
+        """A function that writes what phones are held to now, for the time after a kill.
+
+        It may be called in a thread, while the run goes on.
+        """
         words = {
             "request": asdict(run.request) | {"classes": []},
             "classes": list(run.request.classes),
             "counts": [[client, *counts] for client, counts in run.counts.items()],
         }
-        write_record(run_folder(self._folder, run.request.run_id), words, {})
+        path = run_folder(self._folder, run.request.run_id)
+        return partial(write_record, path, words, {})
+
+    def forget_old(self, clients: Path) -> None:
+        """Remove runs that the server has not asked about for a month, with their memories.
+
+        Args:
+            clients: the folder of what clients remember, by run.
+        """
+        for run_id in list(self._runs):
+            path = run_folder(self._folder, run_id)
+            if time.time() - path.stat().st_mtime > _KEPT_SECONDS:
+                shutil.rmtree(run_folder(clients, run_id), ignore_errors=True)
+                path.unlink()
+                run = self._runs.pop(run_id)
+                self._private -= {run.id}
+                logger.info("run %s is forgotten: it is a month old", one_line(run.request.name))
+
+    def private(self) -> frozenset[str]:
+        """The descriptions of private runs."""
+        return self._private
 
     def touch(self, run_id: str) -> None:
-        """Note that the server has asked something of a run."""
-        if run_id in self._runs:
-            self._runs[run_id].asked = time.monotonic()
+        """Note that the server has asked something of a run that it has described.
+
+        Raises:
+            OSError: its file is gone.
+        """
+        self._runs[run_id].asked = time.monotonic()
+        os.utime(run_folder(self._folder, run_id))
 
     def active(self) -> Iterator[RunInfo]:
         """The runs that go on, the newest first."""

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import Any
 
 from client.gateway.backbones import backbones_in
 from client.gateway.evaluating import EvaluateOrder
@@ -48,19 +45,11 @@ class Answers:
         runs: what is known of runs.
         presence: the phones.
         rounds: the rounds.
-        heavy: runs a function that computes, in a thread.
     """
 
-    def __init__(
-        self,
-        place: Place,
-        runs: Runs,
-        presence: Presence,
-        rounds: Rounds,
-        heavy: Callable[[Callable[[], Any]], Awaitable[Any]],
-    ) -> None:
+    def __init__(self, place: Place, runs: Runs, presence: Presence, rounds: Rounds) -> None:
         self._place, self._runs = place, runs
-        self._presence, self._rounds, self._heavy = presence, rounds, heavy
+        self._presence, self._rounds = presence, rounds
 
     async def answer(self, kind: str, content: bytes) -> bytes:
         """The answer's content.
@@ -95,7 +84,7 @@ class Answers:
         found = {client: counts for client, counts in sorted(found.items()) if counts[0]}
         if is_new or any(run.counts.get(client) != counts for client, counts in found.items()):
             run.counts |= found
-            await self._heavy(partial(self._runs.keep, run))
+            await asyncio.to_thread(self._runs.kept(run))
         counts = tuple(count for count, _ in found.values())
         reply = DescribeReply(tuple(found), counts, simulated=False, changing=True)
         return content_to(reply.write())
@@ -113,7 +102,7 @@ class Answers:
             )
 
     async def _train(self, content: bytes) -> bytes:
-        found = await self._heavy(partial(self._read_train, content))
+        found = await asyncio.to_thread(self._read_train, content)
         if isinstance(found, TrainReply):
             return content_to(found.write())
         order, request = found
@@ -143,6 +132,11 @@ class Answers:
             raise ProtocolError(
                 f"the round's backbone is {order.fingerprint[:12]}, but the run was described "
                 f"with {run.request.fingerprint[:12]}"
+            )
+        if run.request.private and not order.private:
+            raise ProtocolError(
+                f"run {order.run_id} was described as private, but asks for a {order.kind} round "
+                "that is not"
             )
         self._runs.touch(order.run_id)
         run.last_round = order.round_number

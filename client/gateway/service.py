@@ -22,7 +22,7 @@ from typing import TypeVar
 
 import grpc.aio
 
-from client.gateway.backbones import Blobs
+from client.gateway.backbones import Blobs, offer_backbones
 from client.gateway.calls import Calls
 from client.gateway.door import Door
 from client.gateway.figures import Figures
@@ -38,6 +38,7 @@ from common.errors import DeliveryError, FedheadError
 from common.files import remove_temporary
 from common.listening import obstacle
 from common.log import start_log
+from common.open_files import allow_files
 from common.phones.wire import SERVER_OPTIONS, handlers
 
 __all__ = ["Gateway"]
@@ -53,6 +54,8 @@ _THREADS = 2  # for checks and sums
 _GRACE_SECONDS = 1.0
 # A phone that says nothing for so long must connect again: idle connections take memory.
 _IDLE_MS = 60_000
+_HANDSHAKE_MS = 20_000  # a phone's takes two or three journeys of a packet
+_CONNECTIONS = 16_384  # beyond them phones wait; each takes up to 80 KiB
 
 
 class Gateway:
@@ -99,14 +102,21 @@ class Gateway:
             OSError: a file cannot be read, or the socket cannot be made.
         """
         server, identity = self._place.server, self._identity()
+        most = self._settings.max_phone_calls
         self._server = grpc.aio.server(
             interceptors=[Door(self._place, self.figures.count)],
-            options=[*SERVER_OPTIONS, ("grpc.max_connection_idle_ms", _IDLE_MS)],
-            maximum_concurrent_rpcs=self._settings.max_phone_calls,
+            options=[
+                *SERVER_OPTIONS,
+                ("grpc.max_connection_idle_ms", _IDLE_MS),
+                ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+                # Calls that wait for their turn. By default gRPC cancels those beyond a thousand.
+                ("grpc.server.max_pending_requests", most),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * most),
+            ],
+            maximum_concurrent_rpcs=most,
         )
         calls = Calls(
-            self._place, self._runs, self.presence, self.rounds, self._uploads, self._blobs,
-            self.figures,
+            self._place, self._runs, self.presence, self.rounds, self._blobs, self.figures
         )  # fmt: skip
         self._server.add_generic_rpc_handlers(tuple(handlers(calls)))
         host = self._settings.host
@@ -115,14 +125,20 @@ class Gateway:
             port = self._server.add_secure_port(address, identity.credentials())
         except RuntimeError as exc:
             raise DeliveryError(f"cannot listen on {address}: {obstacle(address)}") from exc
-        self.rounds.restore(partial(order_of, self._place, self._runs))
+        self._restore()
         await self._server.start()
-        answers = Answers(self._place, self._runs, self.presence, self.rounds, self._heavy)
+        answers = Answers(self._place, self._runs, self.presence, self.rounds)
         self._bridge = Listening(answers.answer)
         await self._bridge.start(socket)
         self._tasks = [asyncio.create_task(self._sweep()), asyncio.create_task(self._keep())]
         logger.info("%s: phones are served on port %d", server, port)
         return port
+
+    def _restore(self) -> None:
+        self._runs.forget_old(self._place.clients)
+        for folder in sorted(self._place.backbones.glob("*")):
+            offer_backbones(self._blobs, folder)
+        self.rounds.restore(partial(order_of, self._place, self._runs))
 
     def _identity(self) -> Identity:
         server = self._place.server
@@ -139,10 +155,14 @@ class Gateway:
     async def _keep(self) -> None:
         pause = _KEEP_SECONDS
         while True:
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.figures.due.wait(), pause)
+            self.figures.due.clear()
             began = time.monotonic()
             await self.keep()
-            pause = max(_KEEP_SECONDS, (time.monotonic() - began) / _KEEP_SHARE)
+            took = (time.monotonic() - began) / _KEEP_SHARE
+            pause = max(_KEEP_SECONDS, took)
+            await asyncio.sleep(took)  # of a large fleet they take time, and rounds may be short
 
     async def keep(self) -> None:
         """Write the figures now."""
@@ -164,6 +184,7 @@ class Gateway:
 
 
 async def _serve(server: Path, socket: Path, port: int | None) -> None:
+    allow_files(_CONNECTIONS)
     place = Place(server)
     settings = read_settings(place)
     gateway = Gateway(place, settings)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from client.client_round import ClientRound
 from client.discretion import UNTOLD
-from client.gateway.judge import RefusedError, check_claims, check_row, decoded
+from client.gateway.judge import LostError, RefusedError, check_claims, check_row, decoded
 from client.gateway.orders import Result, identity
 from client.gateway.record import Record
 from client.gateway.runs import RunInfo
@@ -200,6 +200,11 @@ class TrainOrder:
             return self._round.finish(client, delta.astype(np.float32), steps=steps, loss=loss)
         except ReplyError as exc:
             raise RefusedError("impossible", str(exc)) from exc
+        except FedheadError as exc:
+            cause = exc.__cause__
+            if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+                raise cause from exc  # there is no room for its memory now, but there may be later
+            raise LostError(str(exc)) from exc
 
     def _result(
         self, client: int, count: int, losses: Sequence[float], payloads: Mapping[str, bytes]
@@ -213,7 +218,11 @@ class TrainOrder:
         return Result(said | {"losses": [report.loss_before, report.loss_after]}, payloads)
 
     def reply(
-        self, accepted: Sequence[int], load: Callable[[int], Record], rejected: Sequence[Rejection]
+        self,
+        accepted: Sequence[int],
+        load: Callable[[int], Record],
+        rejected: Sequence[Rejection],
+        phases: bytes = b"",
     ) -> bytes:
         request, damaged = self.request, list[Rejection]()
         uplink = request.uplink
@@ -227,7 +236,8 @@ class TrainOrder:
                     losses = [float(loss) for loss in words["losses"]]
                     part = of_encoded(request, client, int(words["num-examples"]), losses, parts)
                 except (FedheadError, OSError, KeyError) as exc:
-                    logger.warning("client %d: %s", client, exc)
+                    # Nobody may know who took part in a private round.
+                    logger.warning("an update is lost: %s", "" if self.private else exc)
                     damaged.append(Rejection(client, "failed: the gateway has lost its update"))
                 else:
                     yield replace(part, payloads=()) if sums else part
@@ -236,7 +246,7 @@ class TrainOrder:
         left_out = [*rejected, *damaged]
         if self.private:
             left_out = [Rejection(rejection.client, UNTOLD) for rejection in left_out]
-        return content_to(replace(reply, rejected=tuple(left_out)).write())
+        return content_to(replace(reply, rejected=tuple(left_out), phases=phases).write())
 
 
 def _bytes(array: npt.NDArray[np.floating]) -> bytes:

@@ -78,12 +78,12 @@ class Uploads:
         with _part(path).open("ab") as file:
             file.write(data)
         if have + len(data) == size:
-            self._finish(path, sha256)
+            self._finish(path, task, sha256)
         return have + len(data)
 
-    def _finish(self, path: Path, sha256: str) -> None:
+    def _finish(self, path: Path, task: str, sha256: str) -> None:
         if _sound(_part(path), sha256) is None:
-            raise DamagedUploadError(f"the {path.name[:12]} that arrived has another SHA-256")
+            raise DamagedUploadError(_damaged(task, sha256))
         _part(path).replace(path)
 
     def read(self, task: str, sha256: str) -> bytes:
@@ -101,7 +101,7 @@ class Uploads:
             there = self.size(task, sha256)
             raise WrongOffsetError(f"{there} bytes of {sha256[:12]} are there, not all") from exc
         if data is None:
-            raise DamagedUploadError(f"the {sha256[:12]} that arrived has another SHA-256")
+            raise DamagedUploadError(_damaged(task, sha256))
         return data
 
     def drop(self, task: str) -> None:
@@ -119,6 +119,10 @@ class Uploads:
         if not _SHA256.fullmatch(sha256):
             raise UploadError("a SHA-256 has 64 lower-case hexadecimal digits")
         return self._folder / task / sha256
+
+
+def _damaged(task: str, sha256: str) -> str:
+    return f"task {task}: the array {sha256[:12]} was damaged on its way, or on the disk"
 
 
 def _part(path: Path) -> Path:

@@ -12,13 +12,13 @@ __all__ = ["probe_digest", "probe_images"]
 UInt8Array = npt.NDArray[np.uint8]
 
 
-def probe_images(input_size: int) -> UInt8Array:
-    """Two noise images that every platform can make, uint8 (2, 3, H, W)."""
-    count = 2 * 3 * input_size * input_size
+def probe_images(input_size: int, number: int = 2) -> UInt8Array:
+    """Noise images that every platform can make, uint8 (number, 3, H, W)."""
+    count = number * 3 * input_size * input_size
     state = np.arange(1, count + 1, dtype=np.uint64)
     state = (state ^ (state >> np.uint64(7))) * np.uint64(0x9E3779B97F4A7C15)
     pixels = (state >> np.uint64(56)).astype(np.uint8)
-    return pixels.reshape(2, 3, input_size, input_size)
+    return pixels.reshape(number, 3, input_size, input_size)
 
 
 def probe_digest(features: UInt8Array) -> str:

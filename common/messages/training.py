@@ -34,6 +34,7 @@ __all__ = ["ClientReport", "Rejection", "TrainReply", "TrainRequest", "most_repo
 _FIELD = "field."  # before a field's name, as the key of its payloads
 _REJECTED = "rejected-"
 _REPORTS = "reports"
+_PHASES = "phases"
 _PRIVATE = ("clip", "unit_norm")  # of a plan; nothing needless is in a message
 _MISSING = ("backbone", "constant", "head")
 
@@ -206,6 +207,8 @@ class TrainReply:
         missing_backbone: the node has not got the backbone and did nothing.
         missing_constant: the same of the plan's constant arrays.
         missing_head: the same of the head that the request's changes start from.
+        phases: of a gateway's phones, float64 (4, 2), little-endian: in seconds, median and 90th
+            percentile of waiting, fetching, training and uploading; empty where nobody tells.
         payloads: by field, its rows as they are encoded: one a client, or a single one for the
             sum of all; see ``Uplink``.
     """
@@ -216,6 +219,7 @@ class TrainReply:
     missing_backbone: bool = False
     missing_constant: bool = False
     missing_head: bool = False
+    phases: bytes = b""
     payloads: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
 
     @property
@@ -247,6 +251,8 @@ class TrainReply:
         for what in _MISSING:
             if getattr(self, f"missing_{what}"):
                 record[f"missing-{what}"] = True
+        if self.phases:
+            record[_PHASES] = self.phases
         return record
 
     def write(self) -> RecordDict:
@@ -277,12 +283,15 @@ class TrainReply:
         if not isinstance(fingerprint := record.get("fingerprint"), bytes):
             raise ProtocolError("fingerprint is missing")
         has_rejected = f"{_REJECTED}client" in record
+        if not isinstance(phases := record.get(_PHASES, b""), bytes):
+            raise ProtocolError(f"{_PHASES} is {type(phases).__name__}, expected bytes")
         missing = {f"missing_{what}": record.get(f"missing-{what}") is True for what in _MISSING}
         return cls(
             fingerprint=fingerprint.hex(),
             reports=from_table(ClientReport, record, _REPORTS),
             rejected=from_columns(Rejection, record, _REJECTED) if has_rejected else (),
             payloads=payloads,
+            phases=phases,
             **missing,
         )
 

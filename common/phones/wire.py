@@ -1,8 +1,8 @@
 """The service of ``phones.proto`` for grpcio: stub, handlers, channel options, sizes.
 
 It is written by hand, so only the messages are generated code. After a change of the .proto, make
-``phones_pb2`` again as ``common.delivery.wire`` says. In its .pyi write ``Mapping[str, object]`` for
-each plain ``Mapping``, which mypy refuses.
+``phones_pb2`` again as ``common.delivery.wire`` says. In its .pyi, give each plain ``Mapping`` the
+types ``[str, object]``: mypy refuses it without.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 __all__ = ["check_delta", "check_positive", "composed", "gaussian_epsilon", "gaussian_sigma"]
 
@@ -46,6 +47,7 @@ def gaussian_sigma(epsilon: float, delta: float) -> float:
     return _least(low, high, lambda s: _delta(1 / s, epsilon) * (1 + _SIGMA_SLACK) <= delta)
 
 
+@lru_cache(maxsize=256)
 def gaussian_epsilon(sigma: float, delta: float) -> float:
     """The least epsilon at which one Gaussian release with this noise multiplier is private.
 

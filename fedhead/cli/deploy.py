@@ -1,4 +1,4 @@
-"""The command line of a deployment: ``fedhead deploy | serve | device``.
+"""The command line of a deployment: ``fedhead deploy | serve | device | phone``.
 
 Typer takes a command's options as its parameters, so they are more than seven.
 """
@@ -27,6 +27,14 @@ DeviceOption = Annotated[
     list[str] | None,
     typer.Option(help="Name of a new device; may be given several times. Known devices stay."),
 ]
+PhoneOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Name of a new phone; may be given several times. Known phones stay."),
+]
+PhonesOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Names of many new phones, one a line."),
+]
 AddressOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -47,6 +55,9 @@ OperatorPortOption = Annotated[
 DeliveryPortOption = Annotated[
     int | None, typer.Option(min=1, max=65535, help="Port for models; by default 9095.")
 ]
+GatewayPortOption = Annotated[
+    int | None, typer.Option(min=1, max=65535, help="Port for phones; by default 9096.")
+]
 DaysOption = Annotated[
     int | None,
     typer.Option(
@@ -65,20 +76,24 @@ TrustOption = Annotated[
 def deploy(
     folder: FolderArgument,
     device: DeviceOption = None,
+    phone: PhoneOption = None,
+    phones: PhonesOption = None,
     address: AddressOption = None,
     drop_address: DropAddressOption = None,
     port: PortOption = None,
     operator_port: OperatorPortOption = None,
     delivery_port: DeliveryPortOption = None,
+    gateway_port: GatewayPortOption = None,
     days: DaysOption = None,
     trust: TrustOption = None,
 ) -> None:
-    """Write keys, settings and instructions for a server and its devices.
+    """Write keys, settings and instructions for a server, its devices and its phones.
 
-    Run it again to add devices. A server that runs lets them in at once.
+    Run it again to add devices or phones. A server that runs lets them in at once.
     """
     from simulations.deploy.changes import let_in
     from simulations.deploy.folder import Ports, write_deployment
+    from simulations.deploy.phones import read_names
     from simulations.deploy.trust import signing_state
 
     notes = write_deployment(
@@ -86,8 +101,9 @@ def deploy(
         addresses=address or [],
         dropped=drop_address or [],
         devices=device or [],
+        phones=[*(phone or []), *(read_names(phones) if phones else [])],
         days=days,
-        ports=Ports(port, operator_port, delivery_port),
+        ports=Ports(port, operator_port, delivery_port, gateway_port),
         trust=trust or [],
     )
     for note in notes:
@@ -119,6 +135,40 @@ def device(
 
     with _until_ended():
         run_device(device, _say)
+
+
+@deployments.command()
+def gateway(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The deployment's folder, or its server's.")
+    ],
+) -> None:
+    """Serve phones, so that they take part in rounds. It runs on the server's machine."""
+    from simulations.deploy.gateway import run_gateway
+    from simulations.deploy.settings import server_folder
+
+    with _until_ended():
+        run_gateway(server_folder(folder), _say)
+
+
+@deployments.command()
+def phone(
+    phone: Annotated[Path, typer.Argument(help="The phone's folder.")],
+    once: Annotated[
+        bool, typer.Option("--once", help="End after one task, or where there is none.")
+    ] = False,
+) -> None:
+    """Take part in rounds as a phone does, through a gateway, with a folder of images."""
+    import asyncio
+
+    from client.phone.launch import run_phone
+    from client.phone.settings import read_phone
+    from simulations.deploy.processes import alone, terminable
+
+    folder = read_phone(phone.resolve())
+    folder.state.mkdir(parents=True, exist_ok=True)
+    with _until_ended(), terminable(), alone(folder.state, "fedhead phone"):
+        asyncio.run(run_phone(folder, once=once))
 
 
 @contextmanager

@@ -42,9 +42,10 @@ Days = Annotated[
 
 @fleet.command()
 def show(folder: Folder, json_: JsonFlag = False) -> None:
-    """List devices: their keys, versions and failures, and who is online. The default command."""
+    """List devices and phones: who is there, and what came of the last rounds. The default."""
     from simulations.deploy.fleet import look
     from simulations.deploy.fleet_table import fleet_json, fleet_lines, fleet_table
+    from simulations.deploy.phones_table import phones_lines, phones_table, rounds_table
     from simulations.deploy.settings import server_folder
 
     found = look(server_folder(folder))
@@ -55,13 +56,21 @@ def show(folder: Folder, json_: JsonFlag = False) -> None:
     console.print(fleet_table(found))
     for line in fleet_lines(found):
         console.print(line, soft_wrap=False)
+    if found.phones:
+        for table in (phones_table(found.phones), rounds_table(found.phones)):
+            if table:
+                console.print()
+                console.print(table)
+        console.print()
+        for line in phones_lines(found.phones):
+            console.print(line, soft_wrap=False)
 
 
 @fleet.command()
 def revoke(
     folder: Folder, name: Annotated[str, typer.Argument(metavar="NAME", help="The device's name.")]
 ) -> None:
-    """Shut a device out at once: its SuperNode and its token are refused."""
+    """Shut a device or phone out at once: its SuperNode and its token are refused."""
     from simulations.deploy.changes import revoke as put_out
     from simulations.deploy.settings import server_folder
 

@@ -24,6 +24,7 @@ from fedhead.cli.deploy import deployments
 from fedhead.cli.describe import descriptions
 from fedhead.cli.fine_tune import fine_tune
 from fedhead.cli.fleet import fleet
+from fedhead.cli.fleet_simulate import fleet_simulate
 from fedhead.cli.keys import keys
 from fedhead.cli.measure import measures
 from fedhead.cli.predict import predict
@@ -41,7 +42,7 @@ __all__ = ["cli", "main"]
 prepare_environment()
 
 # These run until they are stopped. All others report at least every ten seconds what they do.
-_ENDLESS = ("serve", "device", "delivery serve")
+_ENDLESS = ("serve", "device", "gateway", "phone", "delivery serve")
 
 cli = typer.Typer(
     name="fedhead",
@@ -70,7 +71,7 @@ def options(
 
 
 others = typer.Typer()
-for command in (audit, probe, fine_tune, tune, predict, publish, cache):
+for command in (audit, probe, fine_tune, tune, predict, publish, cache, fleet_simulate):
     others.command()(command)
 for group in (runs, comparisons, descriptions, measures, deployments, others):
     cli.add_typer(group)

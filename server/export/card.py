@@ -107,10 +107,11 @@ class FileFacts(_Frozen):
         bytes: the file's size.
         sha256: SHA-256 of its content.
         runtime: the runtime that ran it, with its version.
-        processor: the processor that ran it. Others round differently, except with the card's
-            engine.
+        processor: the processor that ran it.
         features_equal: whether its features were bit for bit those of the training; None if it
-            computes none.
+            gives none.
+        within_rounding: of a file for another runtime that gives logits alone: whether these
+            differ from the head's by no more than sums of floats in another order explain.
         default_engine: None for files whose runtime has only one engine.
     """
 
@@ -119,6 +120,7 @@ class FileFacts(_Frozen):
     runtime: str
     processor: str
     features_equal: bool | None = None
+    within_rounding: bool | None = None
     default_engine: DefaultEngine | None = None
 
 

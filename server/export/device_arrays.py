@@ -8,7 +8,7 @@ from torch import Tensor
 __all__ = [
     "exact_sums",
     "head_logits",
-    "noise_image",
+    "noise_images",
     "trainer_view",
     "visiting_order",
     "visiting_orders",
@@ -45,11 +45,11 @@ def splitmix64(z: Tensor) -> Tensor:
     return z ^ ((z >> 31) & 0x1FFFFFFFF)
 
 
-def noise_image(size: int) -> Tensor:
-    """The first of ``common.backbone.frozen.probe_images``, uint8 (1, 3, size, size)."""
-    state = torch.arange(3 * size * size) + 1
+def noise_images(size: int, number: int) -> Tensor:
+    """``common.backbone.probe.probe_images``, uint8 (number, 3, size, size)."""
+    state = torch.arange(number * 3 * size * size) + 1
     state = (state ^ (state >> 7)) * -7046029254386353131
-    return ((state >> 56) & 0xFF).to(torch.uint8).reshape(1, 3, size, size)
+    return ((state >> 56) & 0xFF).to(torch.uint8).reshape(number, 3, size, size)
 
 
 def trainer_view(q: Tensor, gain: Tensor, center: Tensor) -> Tensor:

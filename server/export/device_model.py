@@ -23,7 +23,7 @@ from common.types import Head
 from server.export.device_arrays import (
     exact_sums,
     head_logits,
-    noise_image,
+    noise_images,
     trainer_view,
     visiting_orders,
 )
@@ -33,6 +33,9 @@ from server.export.device_privacy import check_clip, clipped_integers
 from server.export.device_training import step_direction
 
 __all__ = ["DeviceModel"]
+
+# Another engine may give one image the same features: the engine onednn does so with every fifth.
+_PROBES = 8
 
 
 class DeviceModel(DeviceHead):
@@ -70,7 +73,7 @@ class DeviceModel(DeviceHead):
         self.is_probed = False
         self.register_buffer("gain", torch.from_numpy(backbone.affine.gain.copy()))
         self.register_buffer("center", torch.from_numpy(backbone.affine.center.copy()))
-        probe = backbone.features(probe_images(spec.input_size)[:1])
+        probe = backbone.features(probe_images(spec.input_size, _PROBES))
         self.register_buffer("probe", torch.from_numpy(probe))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -82,12 +85,13 @@ class DeviceModel(DeviceHead):
     def features(self, images: Tensor) -> Tensor:
         """uint8 images (n, 3, H, W) to uint8 features (n, d), the training side's to the bit.
 
-        The first call computes those of a noise image and refuses to go on where they are not
+        The first call computes those of noise images and refuses to go on where they are not
         what they were at export: heads trained on other features must not be averaged.
         """
         q: Tensor = self.backbone(images)
         if not self.is_probed:
-            if not torch.equal(self.backbone(noise_image(self.input_size)), self.probe):
+            noise = noise_images(self.input_size, self.probe.size(0))
+            if not torch.equal(self.backbone(noise), self.probe):
                 raise ValueError(
                     "features differ from the training side's: set torch's quantized engine "
                     "to qnnpack before the file is loaded"

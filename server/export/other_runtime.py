@@ -1,4 +1,8 @@
-"""Files for runtimes other than torch; only measured, because each runtime rounds differently."""
+"""Files for runtimes other than torch; only measured, because a runtime may round differently.
+
+The scales of a backbone are such that none does (``common.backbone.agreement``), but backbones of
+earlier versions have others, and a runtime's next version may compute in another way.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,15 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+
 from common.errors import MissingExtraError
 from common.files import sha256_file, write_atomic
 from common.machine import processor
+from common.types import FloatArray
 from server.export.card import FileFacts, SelfCheck
 from server.export.fresh_process import fresh_process
-from server.export.parity import measure, tell
+from server.export.parity import measure, rounding, tell
 from server.export.runtime_cards import ExportReport, draft_card, finish
 from server.export.trained import TrainedModel
 
@@ -85,6 +92,7 @@ def export_checked(
                     sha256=sha256_file(temporary),
                     runtime=found["runtime"],
                     processor=processor(),
+                    within_rounding=_is_within_rounding(there["logits"], trained),
                 )
             )
 
@@ -92,3 +100,11 @@ def export_checked(
     tell(checks[0], f"{path.name}: {facts[0].runtime} here", "measure it on the target machine")
     card = draft_card(trained, target, check=checks[0], engine=facts[0].runtime)
     return finish(card, path, facts[0])
+
+
+def _is_within_rounding(logits: FloatArray, trained: TrainedModel) -> bool:
+    count = len(logits)
+    x = trained.backbone.affine(trained.features[:count])
+    x = np.concatenate([x, np.ones((count, 1), np.float32)], axis=1)
+    off = np.abs(logits - trained.logits[:count])
+    return bool((off <= rounding(x, trained.head.matrix)).all())

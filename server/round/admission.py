@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from flwr.app import RecordDict
 
@@ -27,9 +28,11 @@ class Admission:
     """Decides on descriptions of nodes; a refusal names what the node must not say.
 
     In a deployment a node is the device whose key it has proved to have, and it hosts one client;
-    whether it says that it is simulated does not matter. Elsewhere nodes have no keys. There, the
-    majority of the first nodes decides whether all nodes are simulated, and a client belongs to the
-    node that named it first.
+    whether it says that it is simulated does not matter. The gateway's node is no device: it hosts
+    phones that are registered by their tokens, and says each time which of them are there.
+
+    Elsewhere nodes have no keys. There, the majority of the first nodes decides whether all nodes
+    are simulated, and a client belongs to the node that named it first.
 
     Args:
         roster: the deployment's devices; None: there is no deployment.
@@ -65,7 +68,7 @@ class Admission:
         return self._roster is not None
 
     def refresh(self) -> None:
-        """Read which devices have been added or revoked.
+        """Read which devices and phones have been added or revoked.
 
         Raises:
             RunError: the deployment's folder is missing.
@@ -75,9 +78,15 @@ class Admission:
 
     @property
     def registered(self) -> int:
-        """Number of devices of the deployment that may take part; 0 if there is none."""
-        names = self._roster.names if self._roster else []
-        return sum(not self._listed or name in self._listed for name in names)
+        """Number of devices and phones of the deployment that may take part; 0 if there is none."""
+        names = self._roster.names if self._roster else ()
+        return sum(name in self._listed for name in names) if self._listed else len(names)
+
+    @property
+    def has_phones(self) -> bool:
+        """Whether a registered phone may take part."""
+        names = self._roster.phones.values() if self._roster else ()
+        return any(not self._listed or name in self._listed for name in names)
 
     def takes_part(self, reply: DescribeReply) -> bool:
         """Whether a node hosts a listed client, or none are listed; logs a line if not."""
@@ -89,34 +98,57 @@ class Admission:
 
     def is_registered(self, node: int) -> bool:
         """Whether a node may take part at all."""
-        return self._roster is None or self._roster.device(node) is not None
+        return self._roster is None or self._roster.has_key(node)
+
+    def is_gateway(self, node: int) -> bool:
+        """Whether a node is the deployment's gateway."""
+        return self._roster is not None and self._roster.is_gateway(node)
 
     def is_unknown(self, node: int) -> bool:
         """Whether a node's key belongs to no device that is or was registered."""
         return self._roster is not None and self._roster.name(client_of_node(node)) is None
 
     def is_revoked(self, client: int) -> bool:
-        """Whether a client is a device that was registered and is no more."""
+        """Whether a client is a device or phone that was registered and is no more."""
         return self._roster is not None and self._roster.has_lost(client)
 
     def own_clients(self, node: int) -> tuple[int, ...]:
-        """The client of a node's key; empty if there is no deployment."""
+        """The client of a device's key; empty if there is no deployment, or it is the gateway's."""
         known = self._roster is not None and not self.is_unknown(node)
-        return (client_of_node(node),) if known else ()
+        return (client_of_node(node),) if known and not self.is_gateway(node) else ()
 
     def name(self, client: int) -> str:
         """A client's name for people."""
         known = self._roster.name(client) if self._roster else None
         return known or f"client {client}"
 
-    def read(self, content: RecordDict) -> DescribeReply:
+    def read(self, node: int, content: RecordDict) -> DescribeReply:
         """Read what a node says about itself.
 
         Raises:
             FedheadError: it is not a description, or far too large.
         """
-        check_lengths(content, 1 if self.simulated is False else self._max_clients)
+        most = 1 if self.simulated is False else self._max_clients
+        if self._roster and self.is_gateway(node):
+            most = self._roster.most_phones
+        check_lengths(content, most)
         return DescribeReply.read(content)
+
+    def phones_in(self, reply: DescribeReply) -> tuple[DescribeReply, list[int]]:
+        """The registered and listed phones of a gateway's description, and who is no phone.
+
+        Of those who are no phone, the ones that were revoked just now are left out of both: the
+        gateway may not have seen it yet.
+        """
+        phones = self._roster.phones if self._roster else {}
+        rows = [
+            (client, count)
+            for client, count in zip(reply.clients, reply.num_examples, strict=True)
+            if client in phones and (not self._listed or phones[client] in self._listed)
+        ]
+        strangers = [i for i in reply.clients if i not in phones and not self.is_revoked(i)]
+        ids, counts = zip(*rows, strict=True) if rows else ((), ())
+        return replace(reply, clients=ids, num_examples=counts), strangers
 
     def settle(self, replies: Iterable[DescribeReply]) -> None:
         """Decide by majority whether clients are simulated, if that is still open."""
@@ -136,10 +168,18 @@ class Admission:
             raise ReplyError(
                 "has read other data than the server: does data.source return the same every time?"
             )
-        if not self.simulated and len(reply.clients) > 1:
+        is_gateway = self.is_gateway(node)
+        if reply.changing and not is_gateway:
+            raise ReplyError("says that its clients change, which only a gateway's do")
+        if not self.simulated and len(reply.clients) > 1 and not is_gateway:
             raise ReplyError(f"speaks for {len(reply.clients)} clients, expected one for a device")
         if self.privacy.active and any(count > 1 for count in reply.num_examples):
             raise ReplyError("tells how many examples it has, but the run is private")
+        self._check_clients(node, reply)
+
+    def _check_clients(self, node: int, reply: DescribeReply) -> None:
+        if len({*reply.clients}) < len(reply.clients):
+            raise ReplyError("names a client twice")
         own = self.own_clients(node)
         for client, count in zip(reply.clients, reply.num_examples, strict=True):
             if own and client not in own:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from common.config import PrivacyConfig
 from common.messages import DescribeReply
+from common.phones import GATEWAY
 from server.record.events import event
 
-__all__ = ["tell_gone", "tell_joined", "tell_refused"]
+__all__ = ["tell_gone", "tell_joined", "tell_phones", "tell_refused"]
 
 
 def tell_joined(client: int, name: str, reply: DescribeReply, privacy: PrivacyConfig) -> None:
@@ -29,6 +30,12 @@ def tell_joined(client: int, name: str, reply: DescribeReply, privacy: PrivacyCo
     if reply.unused > 0:
         message += f"; {reply.unused} images above its limit are left out"
     event("joined", message, client=client, name=name, num_examples=num_examples)
+
+
+def tell_phones(node: int, count: int) -> None:
+    """Log how many phones a gateway has; single ones come and go without a line."""
+    words = "1 phone is" if count == 1 else f"{count:,} phones are"
+    event("phones", f"{GATEWAY}: {words} there", node=node, name=GATEWAY, phones=count)
 
 
 def tell_gone(node: int, name: str, why: str, clients: Sequence[int]) -> None:

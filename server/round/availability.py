@@ -31,7 +31,7 @@ def answering(run: Run, plan: ClientPlan, cohort: list[int], result: RoundResult
     present = _present(run, plan, cohort, result)
     if is_enough(run.config, len(present), result.wanted):
         return present
-    result.miss(present)
+    result.miss(present, "spared")
     return []
 
 
@@ -53,7 +53,8 @@ def _present(run: Run, plan: ClientPlan, cohort: list[int], result: RoundResult)
         round_number=result.round_number,
     )
     result.dropped = len(outcome.dropped)
-    result.miss([*outcome.dropped, *outcome.late])
+    result.miss(outcome.dropped, "silent")
+    result.miss(outcome.late, "late")
     result.answered_late(outcome.late)
     result.simulated_seconds = outcome.seconds
     return list(outcome.present)

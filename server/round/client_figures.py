@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from flwr.app import Message, RecordDict
 
 from common.datasets import Dataset
 from common.errors import FedheadError, ReplyError
@@ -22,6 +24,7 @@ from common.types import Affine, Head
 from server.record.runfolder import CLIENTS
 from server.round.algorithm import Run
 from server.round.exchange import ask
+from server.round.gateways import asked_again
 from server.round.replies import check_lengths
 
 __all__ = ["NOT_ASKED", "ClientFigures", "ask_clients", "write_clients"]
@@ -38,8 +41,8 @@ class ClientFigures:
     Attributes:
         num_examples: number of test examples, for each client with a test part.
         correct: number that the global head classifies correctly.
-        personal_correct: number that the client's own head classifies correctly; None: no
-            personal heads.
+        personal_correct: number that the client's own head classifies correctly, without phones,
+            which make none; None: no personal heads.
         local_correct: number that a head of the client's own examples alone classifies correctly;
             None: nobody asked for such heads.
         losses: float64 (49,), the client's mean loss at each value of
@@ -129,16 +132,33 @@ def ask_clients(
     # A device makes a head of its own images only where it will keep a personal head: its owner
     # would see nothing of another one.
     alone = personal != 0 or (run.registry.simulated and run.config.baseline.enabled)
-    by_node = _free_clients(run)
+    by_node, deadline = _free_clients(run), run.config.round.deadline_seconds
+    phones = {i for node, some in by_node.items() if run.registry.is_gateway(node) for i in some}
+    if phones and personal:
+        logger.info("%d phones make no heads of their own: they only evaluate", len(phones))
+
+    ends = time.monotonic() + deadline
+
+    def content(node: int) -> RecordDict:
+        asked, common = tuple(by_node[node]), (run.fingerprint, run.run_id)
+        if run.registry.is_gateway(node):
+            left = max(0.0, ends - time.monotonic())
+            return EvaluateRequest(head, asked, *common, seconds=left).write()
+        return EvaluateRequest(head, asked, *common, personal, leverage, alone).write()
+
     answers, errors = ask(
         run.grid,
         "evaluate",
-        lambda node: EvaluateRequest(
-            head, tuple(by_node[node]), run.fingerprint, run.run_id, personal, leverage, alone
-        ).write(),
+        content,
         sorted(by_node),
-        run.config.round.deadline_seconds,
+        deadline,
         run.registry.refuse,
+        again=asked_again(
+            run.registry,
+            by_node,
+            deadline,
+            lambda node: Message(content(node), dst_node_id=node, message_type="evaluate"),
+        ),
     )
     for node, reason in errors.items():
         logger.warning("%s did not evaluate: %s", run.registry.node_name(node), reason)
@@ -157,11 +177,12 @@ def ask_clients(
         else:
             found |= {own.client: own for own in reply.evaluations}
     found = dict(sorted(found.items()))
+    own_heads = {client: own for client, own in found.items() if client not in phones}
     return ClientFigures(
         {client: own.num_examples for client, own in found.items()},
         {client: own.correct for client, own in found.items()},
-        {client: own.personal_correct for client, own in found.items()} if personal else None,
-        {client: own.alone_correct for client, own in found.items()} if alone else None,
+        {client: own.personal_correct for client, own in own_heads.items()} if personal else None,
+        {client: own.alone_correct for client, own in own_heads.items()} if alone else None,
         {client: own.curve for client, own in found.items()},
     )
 

@@ -34,6 +34,7 @@ logger = logging.getLogger("fedhead")
 
 _JOIN_SECONDS = 120.0
 _SETUP_SECONDS = 600.0  # a node may first have to start and read its data
+_MOST_NAMED = 20
 _DEVICE_EXAMPLES = 1000  # see round.max-examples-per-client
 
 
@@ -96,13 +97,15 @@ def check_listed(config: Config, roster: Roster | None, *, resumes: bool) -> Non
     Raises:
         ConfigError: train.clients lists what is not a device of the deployment.
     """
-    names = roster.names if roster else None
-    if names is None:
+    if roster is None:
         return
+    names = {*roster.names}
     missing = [client for client in config.train.clients if client not in names]
     if not missing:
         return
-    known = ", ".join(names) or "none is registered"
+    known = ", ".join(roster.names[:_MOST_NAMED]) or "none is registered"
+    more = len(roster.names) - _MOST_NAMED
+    known += f" and {more:,} more" if more > 0 else ""
     message = f"train.clients lists {missing[0]!r}, expected names of the devices here: {known}"
     if not resumes or len(missing) == len(config.train.clients):
         raise ConfigError([message])
@@ -138,10 +141,11 @@ def join(
     if awaits_all:
         needed = quorum(config, registry.population)
     hint = partial(_needs, config, resumes=resumes)
+    seconds = _join_seconds(registry, config)
     if devices:
-        wait_for(registry, needed, hint, _JOIN_SECONDS)
+        wait_for(registry, needed, hint, _JOIN_SECONDS, seconds)
     else:
-        wait_for(registry, 1)
+        wait_for(registry, 1, seconds=seconds)
     if registry.simulated:
         _check_simulated(registry, config)
         if loss := find_loss(config.train.loss, config.train.loss_root):
@@ -149,19 +153,27 @@ def join(
         _account(config, dataset)
     else:
         _refuse_simulation(config)
-        wait_for(registry, needed, hint)
+        wait_for(registry, needed, hint, seconds=seconds)
         if awaits_all:
-            _await_all(registry)
+            _await_all(registry, seconds)
         elif resumes and registry.deployed and not wanted:
             # All clients are wanted, so the run must not start with the first one alone.
-            registry.gather(quorum(config, registry.population), _JOIN_SECONDS, _JOIN_SECONDS)
+            registry.gather(quorum(config, registry.population), seconds, _JOIN_SECONDS)
     _tell_share(config, registry.population)
 
 
-def _await_all(registry: Registry) -> None:
+def _join_seconds(registry: Registry, config: Config) -> float:
+    """How long clients may take to join.
+
+    Phones come by when they may, and first fetch the backbone: they get as long as a round does.
+    """
+    return max(_JOIN_SECONDS, config.round.deadline_seconds if registry.has_phones else 0.0)
+
+
+def _await_all(registry: Registry, seconds: float) -> None:
     """Give all devices time to join: a private round costs as much with few of them as with all."""
     count = registry.population
-    if not registry.gather(count, _JOIN_SECONDS):
+    if not registry.gather(count, seconds):
         logger.warning(
             "%d of %d devices are there: the run begins without the others, with the noise and "
             "the cost of %d",
@@ -174,6 +186,7 @@ def wait_for(
     count: int,
     hint: Callable[[int], str] = lambda _: "",
     answer_seconds: float = _SETUP_SECONDS,
+    seconds: float | None = None,
 ) -> None:
     """Gather clients before the first round.
 
@@ -182,13 +195,14 @@ def wait_for(
         count: number of clients, at least 1.
         hint: given how many are there, where ``count`` comes from; for the error.
         answer_seconds: time for the first nodes to say which clients they host.
+        seconds: time for all to join; None: two minutes.
 
     Raises:
         RunError: they did not join in time.
     """
     started = time.monotonic()
     registry.refresh(answer_seconds)
-    left = _JOIN_SECONDS - (time.monotonic() - started)
+    left = (_JOIN_SECONDS if seconds is None else seconds) - (time.monotonic() - started)
     if not registry.gather(count, left, _SETUP_SECONDS):
         here = len(registry.clients)
         raise RunError(

@@ -19,14 +19,21 @@ from server.record.untold import untold_figures
 from server.round.algorithm import Algorithm, RoundResult, Run, quorum
 from server.round.judge import Judge
 from server.round.registry import Registry
+from server.round.result import DROPOUTS
 
 __all__ = ["run_rounds"]
 
 logger = logging.getLogger("fedhead")
 
 
-def _metrics(result: RoundResult, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
-    own = {"strategy": dict(result.metrics)} if result.metrics else {}
+def _metrics(
+    result: RoundResult, evaluation: Evaluation, seconds: float, *, simulated: bool
+) -> dict[str, Any]:
+    own: dict[str, Any] = {"strategy": dict(result.metrics)} if result.metrics else {}
+    # Of simulated clients these are settings; in a private run they would tell of single ones.
+    if not (simulated or result.privacy.active):
+        own["dropouts"] = {why: n for why in DROPOUTS if (n := result.dropouts[why])}
+        own["phase-seconds"] = {name: list(both) for name, both in result.phase_seconds.items()}
     figures = {
         "accuracy": evaluation.accuracy,
         "loss": evaluation.loss,
@@ -105,7 +112,9 @@ def run_rounds(
                 break
             head, result = step
             evaluation = judge.evaluate(head)
-            metrics = _metrics(result, evaluation, time.perf_counter() - started)
+            metrics = _metrics(
+                result, evaluation, time.perf_counter() - started, simulated=run.registry.simulated
+            )
             metrics["learning-rate"] = run.config.train.rate(number)
             if run.guard:
                 metrics["epsilon-spent"] = run.guard.spent

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
 
-from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from common.config import PrivacyConfig
-from common.errors import FedheadError, ReplyError
-from common.messages import DescribeReply, DescribeRequest
+from common.messages import DescribeRequest
+from common.phones import GATEWAY
 from common.words import one_line
 from server.record.accounts import Accounts
 from server.record.events import event
 from server.record.progress import Progress
-from server.round.admission import Admission, check_total
-from server.round.arrivals import tell_gone, tell_joined, tell_refused
+from server.round.admission import Admission
+from server.round.arrivals import tell_gone, tell_refused
 from server.round.backbone_offer import Offer, deliver
+from server.round.clients import Client, Clients
 from server.round.complaints import Complaints
-from server.round.exchange import Exchange, error_reason
+from server.round.descriptions import Descriptions
 from server.round.stragglers import Stragglers
 
-__all__ = ["Client", "Registry"]
+__all__ = ["Registry"]
 
 logger = logging.getLogger("fedhead")
 
@@ -33,16 +32,8 @@ _LATECOMER_SECONDS = 10.0  # during a run, a new node must not hold up the other
 _LOOK_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
-class Client:
-    """A client's node, and the number of training examples that it reported."""
-
-    node: int
-    num_examples: int
-
-
 class Registry:
-    """The known clients, updated as nodes come and go.
+    """The known clients, updated as nodes come and go, and a gateway's phones.
 
     Args:
         grid: to reach the nodes.
@@ -54,8 +45,6 @@ class Registry:
 
     Attributes:
         progress: as given.
-        clients: clients that are there, by id.
-        known: ids of all clients that ever were there.
         stragglers: clients that still owe an answer to an earlier round.
         accounts: each client's contributions and costs.
     """
@@ -70,13 +59,14 @@ class Registry:
         deadline_seconds: float,
         progress: Progress,
     ) -> None:
-        self._grid, self._request, self._backbone = grid, request, backbone
+        self._grid, self._backbone = grid, backbone
         self._admission, self._complaints = admission, Complaints()
         self._nodes, self._strangers = set[int](), set[int]()
-        self._describing: list[Exchange] = []
+        self._descriptions = Descriptions(
+            grid, request, backbone.fingerprint, admission.is_gateway, self.refuse
+        )
+        self._clients = Clients(admission, self.refuse)
         self.progress, self._looked = progress, 0.0
-        self.clients: dict[int, Client] = {}
-        self.known: set[int] = set()
         self.stragglers = Stragglers(grid, deadline_seconds)
         # Of a device's backbone all bytes are counted where they are sent, the projection's too.
         self.accounts = Accounts(
@@ -84,6 +74,16 @@ class Registry:
             lambda: backbone.basis_bytes if self.simulated else 0,
             counts=not self.privacy.hides_cohorts,
         )
+
+    @property
+    def clients(self) -> Mapping[int, Client]:
+        """The clients that are there, by id."""
+        return self._clients.there
+
+    @property
+    def known(self) -> Set[int]:
+        """Ids of all clients that ever were there."""
+        return self._clients.known
 
     @property
     def privacy(self) -> PrivacyConfig:
@@ -101,8 +101,21 @@ class Registry:
         return self._admission.deployed
 
     @property
+    def has_phones(self) -> bool:
+        """Whether phones may take part, by way of a gateway."""
+        return self._admission.has_phones
+
+    def is_gateway(self, node: int) -> bool:
+        """Whether a node is a gateway, whose clients are phones."""
+        return self._admission.is_gateway(node)
+
+    def is_phone(self, client: int) -> bool:
+        """Whether a client that is there is a phone."""
+        return client in self.clients and self.is_gateway(self.clients[client].node)
+
+    @property
     def population(self) -> int:
-        """Number of clients to choose from: all registered devices, or all that ever joined."""
+        """Number of clients to choose from: all that are registered, or all that ever joined."""
         return self._admission.registered or len(self.known)
 
     def name(self, client: int) -> str:
@@ -113,6 +126,8 @@ class Registry:
         """A node's name for people; if it has only one client, the client's name."""
         if self._admission.is_unknown(node):
             return "a node with an unknown key"
+        if self.is_gateway(node):
+            return GATEWAY
         clients = self._clients_of(node)
         return self.name(clients[0]) if len(clients) == 1 else f"node {node}"
 
@@ -123,7 +138,8 @@ class Registry:
             node: Flower's node id.
             reason: what it does: words that follow its name and begin with a verb.
         """
-        self.accounts.add("refused", self._clients_of(node))
+        if not self.is_gateway(node):  # what it does is not its phones' fault
+            self.accounts.add("refused", self._clients_of(node))
         reason = one_line(reason)
         # A node that does it again and again must not fill the log.
         if self._complaints.refuse(node, reason):
@@ -138,17 +154,17 @@ class Registry:
     def _clients_of(self, node: int) -> list[int]:
         if own := self._admission.own_clients(node):
             return list(own)
-        return [i for i, client in self.clients.items() if client.node == node]
+        return self._clients.of(node)
 
     def refresh(self, timeout_seconds: float = _LATECOMER_SECONDS) -> None:
-        """Ask new nodes which clients they host."""
+        """Ask new nodes which clients they host, and gateways which of their phones are there."""
         self._admission.refresh()
         present = self._registered(set(self._grid.get_node_ids()))
         self._drop({client.node for client in self.clients.values()} - present)
-        new = sorted(present - self._nodes)
+        due = self._descriptions.due(present, present - self._nodes)
         self._nodes = present
-        if new or self._describing:
-            self._describe(new, timeout_seconds)
+        if due or self._descriptions.is_waiting:
+            self._describe(due, timeout_seconds)
         if not self.simulated:
             self.accounts.see(list(self.clients))
         self.progress.update(connected=len(self.clients))
@@ -163,11 +179,9 @@ class Registry:
 
     def _drop(self, gone: set[int]) -> None:
         for node in sorted(gone):
-            lost = [i for i, client in self.clients.items() if client.node == node]
+            lost = self._clients.drop(node)
             why = "is gone" if self._admission.is_registered(node) else "was revoked"
             name = self.node_name(node) + (f", {len(lost)} clients," if len(lost) > 1 else "")
-            for client in lost:
-                del self.clients[client]
             tell_gone(node, name, why, lost)
 
     def silence(self, client: int) -> str:
@@ -195,66 +209,18 @@ class Registry:
         busy = () if self.privacy.hides_cohorts else self.stragglers.busy()
         return len(self.clients.keys() - busy)
 
-    def _describe(self, new: Sequence[int], timeout_seconds: float) -> None:
-        """Ask new nodes which clients they host; take late answers to earlier questions too."""
-        messages = [
-            Message(content=self._request.write(), dst_node_id=node, message_type="query.describe")
-            for node in new
-        ]
-        exchange = Exchange(self._grid, messages, timeout_seconds, refuse=self.refuse)
-        self._describing.append(exchange)
-        answers, errors = {}, {}
-        for exchange in self._describing:
-            for node, reply in exchange:
-                if reply.has_error():
-                    errors[node] = error_reason(reply)
-                else:
-                    answers[node] = reply.content
-        self._describing = [exchange for exchange in self._describing if exchange.outstanding]
+    def _describe(self, due: Sequence[int], timeout_seconds: float) -> None:
+        """Ask nodes which clients they host."""
+        answers, errors = self._descriptions.ask(due, timeout_seconds)
         # A node that answered with an error is asked again next time.
         self._nodes -= set(errors)
+        for node in filter(self.is_gateway, errors):
+            self._clients.drop(node)
         for node in self._complaints.replace_errors(errors):
             name, reason = self.node_name(node), errors[node]
             message = f"{name} cannot take part: {reason}"
             event("node", message, level=logging.WARNING, node=node, name=name, reason=reason)
-        self.deliver_backbone(sorted(self._admitted(answers)), timeout_seconds)
-
-    def _admitted(self, answers: Mapping[int, RecordDict]) -> set[int]:
-        """Add the clients of nodes with a valid description; return these nodes."""
-        replies, admitted = dict[int, DescribeReply](), set[int]()
-        for node in sorted(answers):
-            try:
-                replies[node] = self._admission.read(answers[node])
-            except FedheadError as exc:
-                self.refuse(node, f"sends an invalid description, {exc}")
-        self._admission.settle(replies.values())
-        total = sum(client.num_examples for client in self.clients.values())
-        for node, reply in replies.items():
-            try:
-                self._admission.check(node, reply)
-                check_total(total, reply)
-                if elsewhere := self.clients.keys() & set(reply.clients):
-                    name = self.name(min(elsewhere))
-                    raise ReplyError(f"speaks for {name}, which is on another node")
-            except FedheadError as exc:
-                self.refuse(node, str(exc))
-                continue
-            if self._admission.takes_part(reply):
-                admitted.add(node)
-                total += sum(reply.num_examples)
-                self._add(node, reply)
-        return admitted
-
-    def _add(self, node: int, reply: DescribeReply) -> None:
-        for client, num_examples in zip(reply.clients, reply.num_examples, strict=True):
-            name = self.name(client)
-            if not num_examples:
-                logger.warning("%s has no training examples and is left out", name)
-                continue
-            self.clients[client] = Client(node, num_examples)
-            self.known.add(client)
-            if not reply.simulated:
-                tell_joined(client, name, reply, self.privacy)
+        self.deliver_backbone(sorted(self._clients.admit(answers)), timeout_seconds)
 
     def deliver_backbone(
         self,

@@ -80,7 +80,7 @@ class Requests:
         config = self._run.config
         # A node of simulated clients takes the head for all of them from one message.
         alone = not (again or self._run.registry.simulated) and len(clients) == 1
-        base = self.downlink.base(plan, clients[0]) if alone else None
+        base = self._base(plan, clients[0]) if alone else None
         lacks = again or not self.holders.issuperset(clients)
         return TrainRequest(
             head=head,
@@ -104,6 +104,13 @@ class Requests:
             changes=self.downlink.changes(head, base),
         )
 
+    def _base(self, plan: ClientPlan, client: int) -> int | None:
+        """The round whose head a client holds, if it can be sent a change of that one.
+
+        A gateway hands its phones whole heads.
+        """
+        return None if self._run.registry.is_phone(client) else self.downlink.base(plan, client)
+
     def _oldest_round(self, round_number: int) -> int:
         return max(0, round_number - self._run.config.round.keep_checkpoints)
 
@@ -119,7 +126,7 @@ class Requests:
         groups: dict[tuple[bool, int | None], list[int]] = {}
         for client in sorted(set(cohort)):
             lacks = bool(plan.constant) and client not in self.holders
-            groups.setdefault((lacks, self.downlink.base(plan, client)), []).append(client)
+            groups.setdefault((lacks, self._base(plan, client)), []).append(client)
         for (has_constant, base), clients in groups.items():
             # Measured in each round, because the length of an encoded change may vary.
             alone = dataclasses.replace(

@@ -1,26 +1,30 @@
-"""The devices of a deployment: the name, the key and the client id of each.
+"""The devices and phones of a deployment: the name and the client id of each.
 
 ``fedhead deploy`` writes a device's public key into the server's folder. Its registration adds the
 client id that Flower gave to this key. So the key that a node has proved to have decides its
-identity, never what the node says.
+identity, never what the node says. One key is the gateway's, whose node speaks for all phones.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import DamagedError, RunError
 from common.identity import client_of_node
+from common.phones import GATEWAY
 from common.readback import JsonFile
+from server.round.phones import Phones
 
 __all__ = ["CLIENT", "Device", "Roster", "client_file", "read_client", "read_roster"]
 
 logger = logging.getLogger("fedhead")
 
 CLIENT = JsonFile("client id of a device")
+
+_NONE: Mapping[int, str] = {}
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,16 @@ def read_roster(server: Path) -> dict[str, Device]:
 
 
 class Roster:
-    """A run's view of the registered devices, which may change during the run.
+    """A run's view of the registered devices and phones, which may change during the run.
+
+    Without a registered gateway there are no phones: a token is then for fetching models alone.
 
     Args:
         server: the deployment's server folder.
+
+    Attributes:
+        names: names of the registered devices and phones, sorted; the gateway is neither.
+        phones: names of the phones, by client id.
 
     Raises:
         RunError: there is no such folder.
@@ -81,13 +91,16 @@ class Roster:
 
     def __init__(self, server: Path) -> None:
         self._server = server
-        self._names: dict[int, str] = {}
+        self._known: dict[int, str] = {}
         self._devices: Mapping[int, Device] = {}
-        self._changed = 0
+        self._gateway: int | None = None
+        self._tokens, self._keys, self._changed = Phones(server), set[str](), 0
+        self.names: Sequence[str] = ()
+        self.phones: Mapping[int, str] = {}
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the folder again if it has changed.
+        """Read the folders again if they have changed.
 
         Raises:
             RunError: the folder is missing.
@@ -96,26 +109,47 @@ class Roster:
             changed = (self._server / "devices").stat().st_mtime_ns
         except OSError:
             changed = 0
-        if changed and changed == self._changed:
-            return
-        self._devices = {d.client: d for d in read_roster(self._server).values()}
-        self._changed = changed
-        # The name of a revoked device is kept for messages.
-        self._names |= {client: device.name for client, device in self._devices.items()}
+        is_new = not changed or changed != self._changed
+        if is_new:
+            found = read_roster(self._server)
+            gateway = found.pop(GATEWAY, None)
+            self._gateway = gateway.client if gateway else None
+            self._devices = {device.client: device for device in found.values()}
+            # A key that is not registered yet makes a device all the same.
+            self._keys = {path.stem for path in (self._server / "devices").glob("[!.]*.pub")}
+            self._changed = changed
+        before, self.phones = self.phones, self._read_phones()
+        if is_new or self.phones is not before:
+            own = {client: device.name for client, device in self._devices.items()}
+            # The name of what was revoked is kept for messages.
+            self._known |= {**self.phones, **own}
+            if self._gateway is not None:
+                self._known[self._gateway] = GATEWAY
+            self.names = sorted([*own.values(), *self.phones.values()])
+
+    def _read_phones(self) -> Mapping[int, str]:
+        if self._gateway is None:
+            return _NONE
+        self._tokens.refresh(self._keys)
+        return self._tokens.names
 
     @property
-    def names(self) -> list[str]:
-        """Names of the registered devices, sorted."""
-        return sorted(device.name for device in self._devices.values())
+    def most_phones(self) -> int:
+        """Largest number of phones that the gateway may name; it may not have seen all changes."""
+        return len(self._known)
 
-    def device(self, node: int) -> Device | None:
-        """The registered device with a node's key; None: there is none."""
-        return self._devices.get(client_of_node(node))
+    def is_gateway(self, node: int) -> bool:
+        """Whether a node has the gateway's key."""
+        return self._gateway is not None and client_of_node(node) == self._gateway
+
+    def has_key(self, node: int) -> bool:
+        """Whether a node's key is registered: a device's or the gateway's."""
+        return client_of_node(node) in self._devices or self.is_gateway(node)
 
     def has_lost(self, client: int) -> bool:
-        """Whether a device was registered during the run, but is no more."""
-        return client in self._names and client not in self._devices
+        """Whether a device or phone was registered during the run, but is no more."""
+        return client in self._known and client not in self._devices and client not in self.phones
 
     def name(self, client: int) -> str | None:
-        """The name of a device that is or was registered."""
-        return self._names.get(client)
+        """The name of a device or phone that is or was registered."""
+        return self._known.get(client)

@@ -91,7 +91,7 @@ class Screen:
         refused = {}
         for i in range(len(rows.client_ids)):
             try:
-                collector.check_row(_row(rows, i), int(rows.num_examples[i]))
+                collector.reader.check_row(_row(rows, i), int(rows.num_examples[i]))
             except ReplyError as exc:
                 refused[i] = str(exc)
         return _without(refused, [reply for reply, _ in updates], rows, result)

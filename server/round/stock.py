@@ -139,6 +139,11 @@ class StockAlgorithm:
     def __init__(self, run: Run, strategy: FlowerStrategy) -> None:
         self._run, self._strategy = run, strategy
         self.personal, self._norms = 0.0, no_norms()
+        if run.registry.has_phones:
+            raise FedheadError(
+                "a stock strategy needs one node for each client, and all phones are behind the "
+                "gateway's: take one of fedhead's strategies, or name devices in train.clients"
+            )
         nodes = [client.node for client in run.registry.clients.values()]
         if len(set(nodes)) != len(nodes):
             raise FedheadError(
@@ -232,7 +237,7 @@ class StockAlgorithm:
         left = {node: [client] for node, client in client_of.items()}
         run.registry.stragglers.add(result.round_number, exchange, left)
         for client in sorted(client_of.values()):
-            result.fail([client], registry.silence(client))
+            result.fail([client], registry.silence(client), "silent")
 
     def _request(self, round_number: int, head: Head) -> TrainRequest:
         config = self._run.config

@@ -55,10 +55,13 @@ class Stragglers:
         Args:
             round_number: the closed round.
             exchange: the round's messages.
-            clients: the asked clients of each node.
+            clients: the asked clients of each node that owes an answer; of other nodes none is
+                awaited.
         """
         free_at = time.monotonic() + self._patience
         for name, node in exchange.outstanding.items():
+            if node not in clients:
+                continue
             reply = LateReply(round_number, tuple(clients[node]))
             self._waiting[name] = _Waiting(reply, free_at)
         self._take_in(exchange.unread.values())

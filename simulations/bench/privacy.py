@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m simulations.bench.privacy")
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--examples", type=int, default=50, help="of each client")
     parser.add_argument("--features", default="64,255,672,1280")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)  # for the main thread; the cohort has its own threads
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for d in map(int, given.features.split(",")):
             with tempfile.TemporaryDirectory(prefix="bench-", dir=cache_root()) as folder:
                 work = Work(
-                    folder, given.clients, given.rounds, features=d, lr=1 / d,
+                    folder, given.clients, given.rounds, given.examples, features=d, lr=1 / d,
                     local_epochs=epochs, batch_size=batch_size,
                 )  # fmt: skip
                 write_data(work)

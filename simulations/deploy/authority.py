@@ -147,7 +147,7 @@ def drop_old(folder: Path) -> None:
 
 
 def spread(folder: Path) -> None:
-    """Write the trusted authorities to the server's folder and to the devices' folders here."""
+    """Write the trusted authorities to the server's folder, and to those of devices and phones."""
     old, new = (folder / "authority" / name for name in (_CERTIFICATE, f"next/{_CERTIFICATE}"))
     if not new.is_file():
         _hand_out(folder, [old])
@@ -215,6 +215,8 @@ def _finish(authority: Path) -> None:
 
 def _hand_out(folder: Path, certificates: Sequence[Path]) -> None:
     trusted = b"".join(path.read_bytes() for path in certificates)
-    for place in (folder / "server", *sorted((folder / "devices").glob("[!.]*"))):
-        if place.is_dir():
-            write_atomic(place / _CERTIFICATE, trusted)
+    places = [place for kind in ("devices", "phones") for place in (folder / kind).glob("[!.]*")]
+    for place in (folder / "server", *sorted(places)):
+        file = place / _CERTIFICATE
+        if place.is_dir() and not (file.exists() and file.read_bytes() == trusted):
+            write_atomic(file, trusted)

@@ -30,6 +30,8 @@ __all__ = ["let_in", "renew_authority", "renew_certificate", "revoke"]
 
 Say = Callable[[str], None]
 
+_MOST_NAMED = 20
+
 
 def let_in(server: Path, say: Say) -> bool:
     """Register the keys in a server's folder with its SuperLink.
@@ -48,15 +50,15 @@ def let_in(server: Path, say: Say) -> bool:
 
 
 def revoke(server: Path, name: str, say: Say) -> None:
-    """Shut a device out, from the SuperLink and from delivery.
+    """Shut a device or phone out: from the SuperLink, from delivery and from the gateway.
 
     Args:
         server: the server's folder; the device's folder beside it is searched for its key.
-        name: the device's name.
+        name: the device's or phone's name.
         say: called with lines about what has been done.
 
     Raises:
-        RunError: there is no such device; or the SuperLink refuses, and shuts the device out only
+        RunError: there is none of this name; or the SuperLink refuses, and shuts it out only
             from its next start on.
     """
     delivery = delivery_of(server)
@@ -68,17 +70,20 @@ def revoke(server: Path, name: str, say: Say) -> None:
         keys.append(comparable(public_half(own)))
     if not keys and name not in revoked and name not in tokens:
         known = sorted({*admitted, *tokens}) or ["none"]
-        raise RunError(f"no device is called {name}; there are: {', '.join(known)}")
+        more = f" and {len(known) - _MOST_NAMED:,} more" if len(known) > _MOST_NAMED else ""
+        names = ", ".join(known[:_MOST_NAMED]) + more
+        raise RunError(f"no device or phone is called {name}; there are: {names}")
     for key in keys:
         put_out(server, name, key)
     if tokens.get(name) in ("valid", "damaged"):
         revoke_token(delivery, name)
-        say(f"{name} cannot fetch any more: its token is revoked")
+        what = "cannot fetch any more" if keys or name in revoked else "is shut out"
+        say(f"{name} {what}: its token is revoked")
     elif not keys and name not in revoked:
         say(f"{name} was revoked before")
     forget(delivery, name)
     if not keys and name not in revoked:
-        return  # for example a phone, which has no SuperNode
+        return  # a phone, which has no SuperNode
     if is_served(server):
         _unregister(server, name)
         say(f"{name} is shut out: its SuperNode is refused from now on")

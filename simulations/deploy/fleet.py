@@ -12,6 +12,7 @@ from typing import Literal
 
 from common.delivery.tokens import TokenState, token_states
 from common.errors import RunError
+from common.phones import GATEWAY
 from server.delivery.checkins import CheckIn, check_ins
 from server.round.roster import read_client, read_roster
 from simulations.deploy.authority import expiries
@@ -19,6 +20,7 @@ from simulations.deploy.certificates import certificates_in
 from simulations.deploy.device_keys import admitted_keys, key_id, last_revoked, read_key
 from simulations.deploy.last_run import LastRun, Participation, read_last_run
 from simulations.deploy.operator import Node, control
+from simulations.deploy.phones_view import PhonesView, phone_names, phones_view
 from simulations.deploy.processes import is_held
 from simulations.deploy.settings import (
     OPERATORS_HOST,
@@ -101,6 +103,7 @@ class Fleet:
         still_old: during a change of authorities, devices that are not known to trust the new one;
             None: there is no change.
         last_run: the devices' last run.
+        phones: the phones; None: there are none.
     """
 
     devices: Sequence[DeviceRow]
@@ -110,6 +113,7 @@ class Fleet:
     ends: Mapping[str, datetime]
     still_old: Sequence[str] | None
     last_run: LastRun | None
+    phones: PhonesView | None = None
 
 
 def look(server: Path) -> Fleet:
@@ -128,15 +132,19 @@ def look(server: Path) -> Fleet:
         except RunError as exc:
             down = str(exc)
     last_run = read_last_run(server)
+    rows = _rows(server, nodes, last_run)
+    keys = {row.name for row in rows if row.key}
+    phones = phone_names(server, token_states(delivery_of(server)), keys)
     follows = len(certificates_in(server / "ca.crt")) > 1
     return Fleet(
-        devices=_rows(server, nodes, last_run),
+        devices=[row for row in rows if row.name not in phones],
         down=down,
         signing=signing_state(server),
-        doors=_doors(server),
+        doors=_doors(server, phones=bool(phones)),
         ends=expiries(server),
         still_old=[*lagging(server)] if follows else None,
         last_run=last_run,
+        phones=phones_view(server, phones),
     )
 
 
@@ -151,7 +159,7 @@ def is_served(server: Path) -> bool:
 
 
 def lagging(server: Path) -> dict[str, datetime | None]:
-    """Devices not known to trust all authorities that they should, with their last check-in.
+    """Devices and phones not known to trust all authorities that they should, and when they came.
 
     Raises:
         RunError, DeliveryError: a file is damaged.
@@ -162,7 +170,7 @@ def lagging(server: Path) -> dict[str, datetime | None]:
     said = check_ins(delivery)
     return {
         name: _time(said.get(name))
-        for name in sorted({*admitted_keys(server)} | may_fetch)
+        for name in sorted(({*admitted_keys(server)} - {GATEWAY}) | may_fetch)
         if name not in said or said[name].authorities_sha256 != wanted
     }
 
@@ -245,13 +253,15 @@ def _changed(path: Path) -> datetime:
     return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 
-def _doors(server: Path) -> list[Door]:
+def _doors(server: Path, *, phones: bool) -> list[Door]:
     settings = read_server(server)
     places = [
         ("devices", settings.host, settings.port),
         ("operators", OPERATORS_HOST, settings.operator_port),
         ("models", settings.host, settings.delivery_port),
     ]
+    if phones:
+        places.append(("phones", settings.host, settings.gateway_port))
     return [Door(name, endpoint(host, port), _listens(host, port)) for name, host, port in places]
 
 

@@ -12,10 +12,12 @@ from rich.table import Table
 from common.tables import Fitted
 from simulations.deploy.authority import expiry_warnings
 from simulations.deploy.fleet import DeviceRow, Fleet
+from simulations.deploy.phones_table import phones_json
 
 __all__ = ["fleet_json", "fleet_lines", "fleet_table"]
 
 _UNKNOWN = "-"
+_MOST_NAMED = 20
 
 
 def fleet_table(fleet: Fleet) -> Fitted:
@@ -54,7 +56,9 @@ def fleet_lines(fleet: Fleet) -> Iterator[str]:
             models = ", ".join(f"{name} version {v}" for name, v in sorted(row.in_use.items()))
             yield f"{row.name} uses {models}"
     if fleet.still_old:
-        yield f"a new authority signs now; not known to trust it: {', '.join(fleet.still_old)}"
+        names, more = ", ".join(fleet.still_old[:_MOST_NAMED]), len(fleet.still_old) - _MOST_NAMED
+        names += f" and {more:,} more" if more > 0 else ""
+        yield f"a new authority signs now; not known to trust it: {names}"
     elif fleet.still_old is not None:
         yield "a new authority signs now, and all devices trust it; drop the old one with"
         yield "fedhead fleet DEPLOYMENT renew --authority"
@@ -77,6 +81,7 @@ def fleet_json(fleet: Fleet) -> dict[str, Any]:
         "ends": _plain(dict(fleet.ends)),
         "still-old": fleet.still_old,
         "last-run": str(fleet.last_run.path) if fleet.last_run else None,
+        "phones": phones_json(fleet.phones) if fleet.phones else None,
     }
 
 

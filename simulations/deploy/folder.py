@@ -8,21 +8,25 @@
                      operator.secret: anybody who can read it is an operator,
                      delivery/: hashes of tokens, and published files;
                      trusted/, backbones/: with signing, public keys and signed backbones
+                     gateway/: with phones, the gateway's key, and files and figures of phones
     devices/NAME/    device.toml, device.key, delivery.token, ca.crt, trusted/ and systemd's
                      units: copied to the device
+    phones/NAME/     phone.toml, phone.token, ca.crt, trusted/: put into the phone's app
     README.md        the commands
+
+``write_deployment`` takes all that ``fedhead deploy`` does at once, so it has more than seven
+parameters.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
 from pathlib import Path
-from string import Template
 from urllib.parse import urlsplit
 
 import tomli_w
@@ -34,6 +38,14 @@ from simulations.deploy import VALID_DAYS
 from simulations.deploy.authority import ensure_authority, sign_server, spread
 from simulations.deploy.certificates import addresses_of, public_half, write_device_keys
 from simulations.deploy.device_keys import comparable, revoked_keys
+from simulations.deploy.instructions import (
+    DEVICE_UNITS,
+    INSTALLED,
+    SERVER_UNITS,
+    write_readme,
+    write_units,
+)
+from simulations.deploy.phones import name_problems, write_phone
 from simulations.deploy.settings import (
     OPERATORS_HOST,
     DeviceSettings,
@@ -49,10 +61,15 @@ from simulations.deploy.trust import read_keys, write_trusted
 __all__ = ["Ports", "write_deployment"]
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:]+")
-_UNITS = ("fedhead-device.service", "fedhead-fetch.service", "fedhead-fetch.timer")
-_SERVER_UNITS = ("fedhead-server.service", "fedhead-delivery.service")
-_INSTALLED = "/var/lib/fedhead"  # the place where systemd's units expect a folder
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+
+
+_KNOWN_TO = {
+    "port": " and in each device.toml: devices know it",
+    "operator-port": "",
+    "delivery-port": " and in each device.toml: devices know it",
+    "gateway-port": " and in each phone.toml: phones know it",
+}
 
 
 @dataclass(frozen=True)
@@ -63,11 +80,13 @@ class Ports:
         devices: port for devices that train.
         operators: port for operators, on loopback.
         delivery: port for devices that fetch models.
+        gateway: port for phones that take part in rounds.
     """
 
     devices: int | None = None
     operators: int | None = None
     delivery: int | None = None
+    gateway: int | None = None
 
 
 _ANY_PORTS = Ports()
@@ -76,20 +95,22 @@ _ANY_PORTS = Ports()
 def write_deployment(
     folder: Path,
     *,
-    devices: Sequence[str],
+    devices: Sequence[str] = (),
+    phones: Sequence[str] = (),
     addresses: Sequence[str] = (),
     dropped: Sequence[str] = (),
     days: int | None = None,
     ports: Ports = _ANY_PORTS,
     trust: Sequence[Path] = (),
 ) -> list[str]:
-    """Write a deployment's folder, or add devices and addresses to it.
+    """Write a deployment's folder, or add devices, phones and addresses to it.
 
-    Existing keys, tokens and settings files stay. A revoked device gets new ones.
+    Existing keys, tokens and settings files stay. A revoked device or phone gets new ones.
 
     Args:
         folder: the deployment's folder; it is made if missing.
         devices: names of devices. Each gets keys, a token and its own folder; known ones stay.
+        phones: names of phones. Each gets a token and its own folder; known ones stay.
         addresses: host names and IP addresses of the server, added to those in its certificate.
             New devices use the first; if none is given, the first in the certificate.
         dropped: addresses to remove from its certificate.
@@ -112,8 +133,10 @@ def write_deployment(
     known = _known_addresses(server)
     unwanted = {*dropped} - {*addresses}
     names = [a for a in dict.fromkeys([*addresses, *known]) if a not in unwanted]
-    there = folder / "devices"
-    _check([*addresses, *dropped], devices, names, has_devices=there.is_dir())
+    has_some = (folder / "devices").is_dir()
+    _check([*addresses, *dropped], devices, phones, names, has_some=has_some)
+    if problems := name_problems(server, devices, phones):
+        raise ConfigError(problems, "deployment")
     keys = read_keys(trust)
     if not is_empty(folder) and not (folder / "authority").is_dir():
         raise RunError(f"{folder} is not empty and is not a deployment: nothing was written")
@@ -128,12 +151,16 @@ def write_deployment(
     notes = []
     if days or not certificate.exists() or {*certified} != {*addresses_of(certificate)}:
         notes = _sign(folder, certified, days or VALID_DAYS)
-    _write_units(server, _SERVER_UNITS, folder=_INSTALLED)
+    write_units(server, SERVER_UNITS, folder=INSTALLED)
+    for place in (folder / "devices", folder / "phones", server / "devices"):
+        place.mkdir(parents=True, exist_ok=True)
     for name in devices:
         _write_device(folder, name, names[0], settings)
+    for name in phones:
+        write_phone(folder, name, names[0], settings)
     spread(folder)
     write_trusted(folder, keys)
-    _write_readme(folder, names[0], settings)
+    write_readme(folder, names[0], settings)
     return notes + _address_notes(folder, names)
 
 
@@ -155,20 +182,6 @@ def _known_addresses(server: Path) -> list[str]:
     return [a for a in there if a != OPERATORS_HOST] or there[:1]
 
 
-def _write_readme(folder: Path, address: str, settings: ServerSettings) -> None:
-    known = sorted(path.name for path in (folder / "devices").iterdir())
-    values = {
-        "address": address,
-        "port": settings.port,
-        "operator_port": settings.operator_port,
-        "delivery_port": settings.delivery_port,
-        "device": known[0],
-        "devices": ", ".join(known),
-        "version": version("fedhead"),
-    }
-    write_atomic(folder / "README.md", _template("README.md").substitute(values).encode())
-
-
 def _address_notes(folder: Path, names: Sequence[str]) -> list[str]:
     """Lines on which devices use which address, if they differ or one is not in the certificate."""
     used: dict[str, list[str]] = {}
@@ -186,24 +199,29 @@ def _address_notes(folder: Path, names: Sequence[str]) -> list[str]:
 
 
 def _check(
-    addresses: Sequence[str], devices: Sequence[str], names: Sequence[str], *, has_devices: bool
+    addresses: Sequence[str],
+    devices: Sequence[str],
+    phones: Sequence[str],
+    names: Sequence[str],
+    *,
+    has_some: bool,
 ) -> None:
     problems = [
         f"address '{a}' is neither a host name nor an IP address"
         for a in addresses
         if not _HOST.fullmatch(a)
     ]
-    problems += [
-        f"device '{d}' must be letters, digits, - and _, at most 32"
-        for d in devices
-        if not _NAME.fullmatch(d)
-    ]
-    problems += [
-        f"device '{d}' is named twice" for d in sorted(set(devices)) if devices.count(d) > 1
-    ]
+    for kind, given in (("device", devices), ("phone", phones)):
+        problems += [
+            f"{kind} '{d}' must be letters, digits, - and _, at most 32"
+            for d in given
+            if not _NAME.fullmatch(d)
+        ]
+        twice = sorted(d for d, count in Counter(given).items() if count > 1)
+        problems += [f"{kind} '{d}' is named twice" for d in twice]
     if not names and not problems:
         problems.append("an address of the server is missing: give --address")
-    if not devices and not has_devices:
+    if not (devices or phones or has_some):
         problems.append("no device")
     if problems:
         raise ConfigError(problems, "deployment")
@@ -219,14 +237,14 @@ def _server_settings(server: Path, ports: Ports) -> ServerSettings:
         "port": ports.devices,
         "operator-port": ports.operators,
         "delivery-port": ports.delivery,
+        "gateway-port": ports.gateway,
     }
     given = {key: port for key, port in wanted.items() if port is not None}
     _write_once(server / "server.toml", ServerSettings.model_validate(given))
     settings = read_server(server)
     there = settings.model_dump(by_alias=True)
     problems = [
-        f"{key}={there[key]}, not {port}: change it there"
-        + ("" if key == "operator-port" else " and in each device.toml: devices know it")
+        f"{key}={there[key]}, not {port}: change it there{_KNOWN_TO[key]}"
         for key, port in given.items()
         if there[key] != port
     ]
@@ -250,21 +268,13 @@ def _write_device(folder: Path, name: str, address: str, server: ServerSettings)
         "data": "folder:images",
     }
     _write_once(device / "device.toml", DeviceSettings.model_validate(content))
-    _write_units(device, _UNITS, folder=f"{_INSTALLED}/{name}", device=name)
+    write_units(device, DEVICE_UNITS, folder=f"{INSTALLED}/{name}", device=name)
 
 
 def _owners(place: Path) -> None:
     """Make a folder that no other user of the machine may enter."""
     place.mkdir(parents=True, exist_ok=True)
     place.chmod(0o700)
-
-
-def _write_units(place: Path, units: Sequence[str], *, folder: str, **values: str) -> None:
-    """Write the systemd units of a server or device; they may write to one folder only."""
-    sandbox = _template("sandbox").substitute(folder=folder)
-    for unit in units:
-        content = _template(unit).substitute(values, sandbox=sandbox)
-        write_atomic(place / unit, content.encode())
 
 
 def _put_aside_revoked(server: Path, device: Path) -> None:
@@ -281,7 +291,3 @@ def _put_aside_revoked(server: Path, device: Path) -> None:
 def _write_once(path: Path, settings: ServerSettings | DeviceSettings) -> None:
     if not path.exists():
         write_atomic(path, tomli_w.dumps(settings.model_dump(by_alias=True)).encode())
-
-
-def _template(name: str) -> Template:
-    return Template((Path(__file__).parent / f"template.{name}").read_text(encoding="utf-8"))

@@ -33,6 +33,7 @@ from simulations.deploy.processes import (
     own_folder,
     run,
     running,
+    socket_in,
     terminable,
 )
 from simulations.deploy.settings import (
@@ -60,7 +61,6 @@ Say = Callable[[str], None]
 
 _FIRST_PAUSE_SECONDS = 2.0
 _LONGEST_PAUSE_SECONDS = 60.0
-_LONGEST_SOCKET = 100  # bytes of its path; Linux allows 107, other systems 103
 
 
 def superlink_command(server: Path) -> list[str]:
@@ -102,7 +102,7 @@ def device_command(device: Path, own: Path) -> list[str]:
         node_config["trusted"] = str(trusted_of(device))
     pairs = [f"{key}={_written(value)}" for key, value in node_config.items()]
     return [
-        sys.executable, "-P", "-m", "client.supernode", _socket(own), str(own / "refused"),
+        sys.executable, "-P", "-m", "client.supernode", socket_in(own), str(own / "refused"),
         "--superlink", settings.server,
         "--root-certificates", _there(device / "ca.crt"),
         "--auth-supernode-private-key", _there(device / "device.key"),
@@ -163,7 +163,7 @@ def run_device(device: Path, say: Say) -> NoReturn:
         CheckingIn(device, environment, own / "check-in.log", say) as checking_in,
     ):
         pause = _FIRST_PAUSE_SECONDS
-        answers = [sys.executable, "-P", "-m", "client.fork_server", _socket(own)]
+        answers = [sys.executable, "-P", "-m", "client.fork_server", socket_in(own)]
         while True:
             # It imports while the SuperNode starts, and only once even if the SuperNode is refused.
             with running(answers, environment) as answering:
@@ -208,18 +208,6 @@ def _run_node(
     return node.wait()
 
 
-def _socket(own: Path) -> str:
-    """The socket of a device's processes, in a folder that only their owner may enter.
-
-    Raises:
-        RunError: the system's temporary folder has too long a name.
-    """
-    path = str(own / "socket")
-    if len(path.encode()) > _LONGEST_SOCKET:
-        raise RunError(f"{path} is too long for a socket: set TMPDIR to a folder with a short name")
-    return path
-
-
 def _refused(own: Path) -> str:
     """The server's last refusal of the device; empty: none."""
     file = own / "refused"
@@ -261,12 +249,15 @@ def run_deployed(
     """
     # Imported here: a device's watching process needs neither torch nor the server's packages.
     from server.record.runfolder import RunFolder
-    from simulations.deploy.signing import signed_backbones
+    from simulations.deploy.phone_files import phone_files
+    from simulations.deploy.signing import signed_backbones, signer
     from simulations.run import open_run
 
     config, server = open_run(path), server_folder(deployment)
     RunFolder(path, config).bind_clients(simulated=False)
-    signed_backbones(config, server, key, path)
+    sign = signer(server, key=key) if key else None  # once: it may ask for the key's passphrase
+    signed_backbones(config, server, key, path, sign)
+    phone_files(config, server, sign, path)
     with connection(deployment) as environment:
         remember_run(server, path)
         return run_app(path, environment, health=health)

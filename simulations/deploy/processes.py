@@ -33,6 +33,7 @@ __all__ = [
     "own_folder",
     "run",
     "running",
+    "socket_in",
     "terminable",
 ]
 
@@ -51,6 +52,7 @@ _KEEPER = Path(__file__).with_name("keeper.py")
 _END_SECONDS = 8.0  # longer than the keeper's grace period; everything ends within ten seconds
 _LOOK_SECONDS = 0.5
 _LOCK = ".lock"
+_LONGEST_SOCKET = 100  # bytes of its path; Linux allows 107, other systems 103
 
 
 def run(
@@ -204,6 +206,18 @@ def own_folder(purpose: str) -> Iterator[Path]:
         folder = Path(name)
         with alone(folder, "fedhead"):
             yield folder
+
+
+def socket_in(own: Path, name: str = "socket") -> str:
+    """The path of a socket in a folder that only its owner may enter.
+
+    Raises:
+        RunError: the system's temporary folder has too long a name.
+    """
+    path = str(own / name)
+    if len(path.encode()) > _LONGEST_SOCKET:
+        raise RunError(f"{path} is too long for a socket: set TMPDIR to a folder with a short name")
+    return path
 
 
 def is_held(folder: Path) -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from common.errors import RunError
+from common.phones import GATEWAY
 from common.toml_model import Section, read_toml, validated
 
 __all__ = [
@@ -17,9 +18,11 @@ __all__ = [
     "ServerSettings",
     "delivery_of",
     "endpoint",
+    "gateway_folder",
     "inside",
     "is_address",
     "operator_secret",
+    "phone_folders",
     "read_device",
     "read_server",
     "server_folder",
@@ -63,6 +66,14 @@ class ServerSettings(Section):
     """Port for operators, from this machine only and with the operator's secret."""
     delivery_port: int = Field(9095, ge=1, le=65535)
     """Port where devices fetch models."""
+    gateway_port: int = Field(9096, ge=1, le=65535)
+    """Port where a gateway serves phones."""
+    check_ins_per_second: float = Field(20, gt=0)
+    """Calls of all phones together by which they say that they are there: the fleet's pace."""
+    max_phone_calls: int = Field(2000, ge=1, le=1_000_000)
+    """Largest number of phones' calls at once."""
+    max_held_calls: int = Field(200, ge=1, le=1_000_000)
+    """Largest number of phones' calls that wait for a task, so that few phones act at once."""
     max_connections: int = Field(1000, ge=1, le=1_000_000)
     """Largest number of open connections. Beyond it, strangers' oldest connections are closed."""
     max_connections_per_address: int = Field(500, ge=1, le=1_000_000)
@@ -102,6 +113,16 @@ class DeviceSettings(Section):
 def delivery_of(server: Path) -> Path:
     """The folder of published models, hashes of tokens and reports in a server's folder."""
     return server / "delivery"
+
+
+def gateway_folder(server: Path) -> Path:
+    """The gateway's folder in a server's folder: its key, its state, files for phones."""
+    return server / GATEWAY
+
+
+def phone_folders(deployment: Path) -> list[Path]:
+    """The folders of a deployment's phones, in the order of names."""
+    return sorted(path for path in (deployment / "phones").glob("[!.]*") if path.is_dir())
 
 
 def operator_secret(server: Path) -> Path:

@@ -19,13 +19,21 @@ from simulations.deploy import VALID_DAYS
 from simulations.deploy.signing_key import read_key, sign
 from simulations.deploy.trust import trusted_of
 
-__all__ = ["backbone_candidate", "backbones_of", "draft", "signed_backbones", "signer"]
+__all__ = [
+    "SOON_SECONDS",
+    "backbone_candidate",
+    "backbones_of",
+    "draft",
+    "signed_backbones",
+    "signer",
+]
 
 logger = logging.getLogger("fedhead")
 
 _DAY_SECONDS = 86_400
-# A signature that ends sooner is renewed if the key is here; otherwise a warning is logged.
-_SOON_SECONDS = 30 * _DAY_SECONDS
+
+SOON_SECONDS = 30 * _DAY_SECONDS
+"""A signature that ends sooner is renewed if the key is here; otherwise a warning is logged."""
 
 
 def signer(
@@ -127,7 +135,11 @@ def backbones_of(server: Path) -> Path:
 
 
 def signed_backbones(
-    config: Config, server: Path, key: Path | None, run: Path | None = None
+    config: Config,
+    server: Path,
+    key: Path | None,
+    run: Path | None = None,
+    sign_now: Sign | None = None,
 ) -> Path | None:
     """Check before a run starts that devices will take its backbone.
 
@@ -136,6 +148,7 @@ def signed_backbones(
         server: the deployment's server folder.
         key: private key; it signs only if there is no signature or it ends soon.
         run: the run folder.
+        sign_now: from ``signer`` with the key, if that is read already; then ``key`` is not.
 
     Returns:
         The folder of signed backbones; None: the devices need no signatures.
@@ -144,18 +157,19 @@ def signed_backbones(
         SignatureError: the backbone is not signed by a key that the devices trust.
     """
     trusted = TrustedKeys.where_there_are(trusted_of(server))
-    if trusted is None and key is None:
+    if trusted is None and key is None and sign_now is None:
         return None
-    sign_now = signer(server, key=key) if key else None  # a wrong key is an error even if unneeded
+    if key and not sign_now:
+        sign_now = signer(server, key=key)  # a wrong key is an error even if unneeded
     candidate = backbone_candidate(config, server, run)
     what = f"backbone {config.name} ({candidate.fingerprint[:12]})"
     problem, ends = _problem(candidate, trusted, what)
-    if sign_now and (problem or ends < time.time() + _SOON_SECONDS):
+    if sign_now and (problem or ends < time.time() + SOON_SECONDS):
         artifact = publish_version(candidate, sign_now).artifact
         logger.info("%s is signed as version %d", what, artifact.version)
     elif problem:
         raise SignatureError(f"{problem}: give --key FILE; {_elsewhere(config, server)}")
-    elif ends < time.time() + _SOON_SECONDS:
+    elif ends < time.time() + SOON_SECONDS:
         logger.warning("the signature of %s ends on %s: give --key to renew it", what, utc(ends))
     return candidate.shelf.parent
 

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from common.errors import ConfigError
 from common.files import write_atomic
 from common.signing.trust import MAX_KEYS, TrustedKeys, key_id, read_public_key
+from simulations.deploy.settings import phone_folders
 
 __all__ = ["SigningState", "read_keys", "signing_state", "trusted_of", "write_trusted"]
 
@@ -71,7 +72,7 @@ def read_keys(files: Sequence[Path]) -> dict[str, bytes]:
 
 
 def write_trusted(folder: Path, keys: dict[str, bytes]) -> None:
-    """Replace the trusted keys of all of a deployment's devices, and last of its server.
+    """Replace the trusted keys of all of a deployment's devices and phones, and last of its server.
 
     Args:
         folder: the deployment's folder.
@@ -79,7 +80,7 @@ def write_trusted(folder: Path, keys: dict[str, bytes]) -> None:
     """
     server = trusted_of(folder / "server")
     devices = sorted(path for path in (folder / "devices").iterdir() if path.is_dir())
-    targets = [*map(trusted_of, devices), server]
+    targets = [*map(trusted_of, [*devices, *phone_folders(folder)]), server]
     if not keys:
         if not server.exists():
             return

@@ -53,14 +53,16 @@ class InProcessGrid(Grid):
         for message in messages:
             name = str(next(self._ids))
             message.metadata.__dict__["_message_id"] = name
-            try:
-                reply = self._app(message, self._contexts[message.metadata.dst_node_id])
-            except Exception as exc:
-                error = Error(_CLIENT_APP_RAISED, f"{type(exc)}:<'{exc}'>")
-                reply = Message(error, reply_to=message)
-            self._replies[name] = reply
+            self._replies[name] = self._answer(message)
             ids.append(name)
         return ids
+
+    def _answer(self, message: Message) -> Message:
+        try:
+            return self._app(message, self._contexts[message.metadata.dst_node_id])
+        except Exception as exc:
+            error = Error(_CLIENT_APP_RAISED, f"{type(exc)}:<'{exc}'>")
+            return Message(error, reply_to=message)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return [self._replies.pop(name) for name in list(message_ids) if name in self._replies]

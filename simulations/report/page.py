@@ -29,6 +29,7 @@ from simulations.report.labels import number_or_share, text
 from simulations.report.leaderboard import Row, best_row, leaderboard, sampling_margin, standard
 from simulations.report.leaderboard_tables import overview, rows_by_setting, standard_text
 from simulations.report.packing import PACKING_KEYS
+from simulations.report.participation import participations
 from simulations.report.reproduce import (
     EXPERIMENT_FILE,
     command,
@@ -83,8 +84,13 @@ def page_html(comparison: Comparison, target: float | None) -> str:
         facts=_facts(comparison, common),
         notes=comparison.notes,
         settings=[
-            {**_setting(setting, rows, target, common), **_budgets(comparison, setting, rows)}
-            for setting, rows in by_setting
+            {
+                **_setting(setting, rows, target, common),
+                **_budgets(comparison, setting, rows),
+                "participation": participations(setting),
+                "number": number,
+            }
+            for number, (setting, rows) in enumerate(by_setting)
         ],
         columns=shown_columns(leaderboard(comparison, target), timed=True),
         as_asked=bool(comparison.asked),
@@ -114,6 +120,8 @@ def _parts(comparison: Comparison, *, metrics: bool, clients: bool) -> list[tupl
     curve, mistakes = ("curves", "Curve" if alone else "Curves"), ("mistakes", "Mistakes")
     own = [("metrics", "Metrics")] if metrics else []
     fare = [("clients", "Clients")] if clients else []
+    if any(run.participation for run in comparison.runs):
+        fare.append(("participation", "Participation"))
     held = [("partition", "Partition")] if clients else []
     last = ("reproduce", "Reproduce")
     if alone:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,12 @@ from simulations.report.checked import Count, Rate, content_of, parsed
 from simulations.report.round_figures import Scalar, round_figures
 from simulations.report.run_counts import Clients, read_clients, read_confusion
 
-__all__ = ["Clients", "Run", "Summary", "read_run", "read_runs"]
+__all__ = ["Clients", "Participation", "Run", "Summary", "read_run", "read_runs"]
 
 logger = logging.getLogger("fedhead")
+
+
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _File(BaseModel):
@@ -55,6 +59,24 @@ class PrivacyFigures(BaseModel):
     epsilon: Annotated[float, Field(gt=0, strict=False)]
     spent: Annotated[float, Field(ge=0, strict=False)]
     sentence: str
+
+
+@dataclass(frozen=True)
+class Participation:
+    """How a run's real devices and phones took part, over all rounds.
+
+    Attributes:
+        asked: number of clients that were asked, each round's.
+        valid: number of updates that counted.
+        dropouts: number of asked clients without one, by reason, the most frequent first.
+        phase_seconds: of phones, by phase: medians over rounds of a round's median and of its 90th
+            percentile.
+    """
+
+    asked: int
+    valid: int
+    dropouts: Mapping[str, int]
+    phase_seconds: Mapping[str, tuple[float, float]]
 
 
 class Summary(BaseModel):
@@ -104,6 +126,12 @@ class _Round(_File):
     accuracy: Rate
     uplink_bytes: Count | None
     strategy: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
+    cohort: Count | None = None
+    valid: Count | None = None
+    dropouts: dict[str, Count] = Field(default_factory=dict)
+    phase_seconds: dict[str, Annotated[list[Seconds], Field(min_length=2, max_length=2)]] = Field(
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +149,7 @@ class Run:
         confusion: int64 (K, K) of the last round, rows are true classes.
         clients: None for a run that has not written them.
         devices: whether its clients were real devices, which no partition gave their images.
+        participation: of real devices; None for simulated ones, and in a private run.
     """
 
     path: Path
@@ -134,6 +163,7 @@ class Run:
     confusion: IntArray
     clients: Clients | None
     devices: bool = False
+    participation: Participation | None = None
 
     @property
     def seed(self) -> int:
@@ -217,6 +247,7 @@ def read_run(folder: Path) -> Run:
         confusion=read_confusion(folder / "confusion.json", len(identity.classes)),
         clients=read_clients(folder / "clients.json", len(identity.classes)),
         devices=not identity.simulated,
+        participation=_participation(rounds) if "dropouts" in lines[0] else None,
     )
 
 
@@ -225,6 +256,22 @@ def _read_rounds(file: Path, lines: Sequence[Mapping[str, Any]], count: int) -> 
     if [r.round for r in rounds] != list(range(1, count + 1)):
         raise RunError(f"{file} holds {len(rounds)} rounds, expected 1 to {count} in order")
     return rounds
+
+
+def _participation(rounds: Sequence[_Round]) -> Participation:
+    dropouts = Counter[str]()
+    spreads: dict[str, list[list[float]]] = {}
+    for one in rounds:
+        dropouts.update(one.dropouts)
+        for phase, both in one.phase_seconds.items():
+            spreads.setdefault(phase, []).append(both)
+    medians = {phase: np.median(values, axis=0).tolist() for phase, values in spreads.items()}
+    return Participation(
+        asked=sum(one.cohort or 0 for one in rounds),
+        valid=sum(one.valid or 0 for one in rounds),
+        dropouts=dict(dropouts.most_common()),
+        phase_seconds={phase: (p50, p90) for phase, (p50, p90) in medians.items()},
+    )
 
 
 def _uplink(rounds: Sequence[_Round]) -> IntArray | None:

@@ -1,6 +1,6 @@
 """The Kotlin source against the exported file: what cannot be compiled here is at least true.
 
-Each ``runMethod`` call is read from Phone.kt, its arguments are made as they stand there, and the
+Each ``runMethod`` call is read from Lite.kt, its arguments are made as they stand there, and the
 file's lite interpreter runs it.
 """
 
@@ -24,21 +24,23 @@ from server.export.card import Card, card_path
 
 pytestmark = pytest.mark.wide
 
-PHONE = Path(__file__).parent.parent.parent / "client/android/library/src/main/kotlin/dev/fedhead"
-SOURCE = (PHONE / "Phone.kt").read_text()
+ANDROID = Path(__file__).parent.parent.parent / "client/android"
+LIBRARY = ANDROID / "library/src/main/kotlin/dev/fedhead/android"
+SOURCE = (LIBRARY / "Lite.kt").read_text()
 # One call: the function's parameters, then the method, its arguments and how the result is read.
 CALL = re.compile(
     r"fun \w+\((?P<parameters>[^)]*)\)[^=\n]*[={]\s*"
     r"module\.runMethod\(\"(?P<method>\w+)\"(?P<arguments>[^\n]*?)\)(?P<result>(\.\w+(\(\))?)*)\n"
 )
 CALLS = [match.groupdict() for match in CALL.finditer(SOURCE)]
-SIZES = {"n": 4, "size": 32, "numFeatures": 1280, "numClasses": 10}
+SIZES = {"n": 4, "sizeOfImages": 32, "d": 1280, "numClasses": 10}
 KOTLIN = {"Double": 0.05, "Long": 2}
 RESULTS = {
     ".toTensor().dataAsUnsignedByteArray": torch.uint8,
     ".toTensor().dataAsFloatArray": torch.float32,
     ".toDouble()": float,
     ".toStr()": str,
+    ".toTuple()": tuple,
     "": type(None),
 }
 
@@ -63,7 +65,7 @@ def arguments(call: dict[str, str], fingerprint: str) -> list[Any]:
 
 
 def test_every_call_in_the_source_is_read():
-    assert len(CALLS) == SOURCE.count("runMethod(") == 7
+    assert len(CALLS) == SOURCE.count("runMethod(") == 8
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call["method"])
@@ -79,15 +81,10 @@ def test_a_call_in_kotlin_is_one_that_the_exported_file_takes(device_files, call
     assert found == expected
 
 
-def test_what_kotlin_reads_from_the_card_is_there(device_files):
-    card = Card.model_validate_json(card_path(device_files["lite"].path).read_text())
-    for kind, key in re.findall(r"card\.get(Long|JSONArray)\(\"(\w+)\"\)", SOURCE):
-        assert isinstance(getattr(card, key), int if kind == "Long" else tuple)
-
-
 def kotlin_windows(length: int, start: float, side: int, size: int) -> npt.NDArray[np.float64]:
     """Weights (size, length) of the scaling, by the formulas that stand in the source."""
-    source = (PHONE / "Pixels.kt").read_text().partition("private fun windows")[2]
+    file = ANDROID / "core/src/main/kotlin/dev/fedhead/Scaling.kt"
+    source = file.read_text().partition("fun windows")[2]
     formulas = dict(re.findall(r"val (\w+) = (.*)", source))
     # The terms of one window: DoubleArray(count) { k -> weight }.
     count, weight = re.fullmatch(r"DoubleArray\((.*?)\) \{ k -> (.*) \}", formulas["raw"]).groups()
@@ -134,7 +131,7 @@ ORIENTATIONS = {
 
 @pytest.mark.parametrize("name", ORIENTATIONS)
 def test_the_turns_in_kotlin_bring_an_image_upright(name):
-    source = (PHONE / "Pixels.kt").read_text()
+    source = (LIBRARY / "Pixels.kt").read_text()
     (body,) = re.findall(rf"ORIENTATION_{name} -> (.*)", source)
     matrix = np.eye(2)
     for step, values in re.findall(r"(setRotate|setScale|postScale)\(([^)]*)\)", body):
@@ -159,7 +156,7 @@ def rotation(turn: float) -> npt.NDArray[np.float64]:
 
 def test_the_runtime_that_gradle_names_reads_the_files_bytecode(device_files):
     card = Card.model_validate_json(card_path(device_files["lite"].path).read_text())
-    gradle = (PHONE.parents[4] / "build.gradle.kts").read_text()
+    gradle = (ANDROID / "library/build.gradle.kts").read_text()
     assert "org.pytorch:pytorch_android_lite:2.1.0" in gradle
     assert card.bytecode_version is not None
     assert card.bytecode_version <= 8  # what 2.1.0 reads at most

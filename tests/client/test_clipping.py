@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from client.cohort.clipping import clipped_sum
+from client.cohort.clipping import clipped_products, clipped_sum, products
 from client.cohort.examples import Examples
 from common.privacy.integers import RESOLUTION, clipped, is_within, squared_norm
 from common.softmax import rows_of_norm
@@ -79,6 +79,49 @@ def test_the_order_of_clients_does_not_matter(deltas: np.ndarray) -> None:
     there, back = clipped_sum(deltas, 1.0), clipped_sum(deltas[::-1], 1.0)
     np.testing.assert_array_equal(there[0], back[0])
     np.testing.assert_array_equal(there[1], back[1][::-1])
+
+
+@st.composite
+def chunks(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Duals, examples and counts of a few clients, of which one may not be finite."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    counts = np.array(draw(st.lists(st.integers(1, 11), min_size=1, max_size=6)), np.int64)
+    dual = rng.standard_normal((draw(st.integers(1, 7)), counts.sum())).astype(np.float32)
+    x = rng.standard_normal((counts.sum(), draw(st.integers(1, 70)))).astype(np.float32)
+    dual *= 10.0 ** rng.integers(-30, 30)
+    if draw(st.booleans()):
+        x[rng.integers(len(x))] = draw(st.sampled_from([math.nan, math.inf]))
+    return dual, x, counts
+
+
+def added(dual: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The product as a sum of examples, each float32 product and sum rounded."""
+    out = np.zeros((len(dual), x.shape[1]), np.float32)
+    for i, row in enumerate(x):
+        out += dual[:, i, None] * row
+    return out
+
+
+@given(chunks(), st.sampled_from((1e-6, 1.0, 1e6)))
+@settings(deadline=None, max_examples=200)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of what is not finite
+def test_updates_made_and_clipped_at_once_are_those_made_first_one_example_after_another(
+    chunk: tuple[np.ndarray, np.ndarray, np.ndarray], clip: float
+) -> None:
+    dual, x, counts = chunk
+    ends = np.cumsum(counts)[:-1]
+    each = zip(np.split(dual, ends, 1), np.split(x, ends), strict=True)
+    expected = np.stack([added(*mine) for mine in each])
+    made = products(dual, x, counts)
+    np.testing.assert_array_equal(made, expected)
+    total, within, finite = clipped_products(dual, x, counts, clip)
+    good = np.isfinite(expected).all((1, 2))
+    assert finite.tolist() == good.tolist()
+    reference, inside = one_by_one(expected[good], clip)
+    np.testing.assert_array_equal(total, reference)
+    assert total.dtype == np.int64
+    assert within[good].tolist() == inside
+    assert not within[~good].any()
 
 
 def features(n: int, d: int, seed: int = 0) -> FeatureSet:

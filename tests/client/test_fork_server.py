@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import httpx
 import psutil
@@ -47,9 +47,15 @@ class SuperNode:
     Args:
         folder: for the socket, the device's state and what a bundle's code would write.
         start: the process's Python.
+        app: the module with the app; empty: a device's.
+        config: the node's configuration; None: a device's.
     """
 
-    def __init__(self, folder: Path, start: str = "") -> None:
+    def __init__(
+        self, folder: Path, start: str = "", app: str = "", config: dict[str, Any] | None = None
+    ) -> None:
+        device = {"data": f"folder:{folder}", "state": str(folder / "state")}
+        self.config = device if config is None else config
         self.folder, self.stolen = folder, folder / "stolen"
         self.socket, self.log = folder / "socket", folder / "log"
         states = NodeStateFactory(objectstore_factory=(stores := ObjectStoreFactory()))
@@ -58,7 +64,8 @@ class SuperNode:
         config = uvicorn.Config(create_app(states), uds=str(self.socket), ws="none")
         self.server = uvicorn.Server(config)
         threading.Thread(target=self.server.run, daemon=True).start()
-        self.start(["-c", start] if start else ["-m", "client.fork_server"])
+        options = ["--app", app] if app else []
+        self.start(["-c", start] if start else ["-m", "client.fork_server", *options])
 
     def start(self, python: list[str]) -> None:
         environment = dict(os.environ) | {
@@ -85,8 +92,7 @@ class SuperNode:
             fab.hash_str,
             run_id,
         )
-        config = {"data": f"folder:{self.folder}", "state": str(self.folder / "state")}
-        context = Context(run_id, NODE, config, RecordDict(), {})
+        context = Context(run_id, NODE, self.config, RecordDict(), {})
         context.series_id = run_id
         message = Message(BackboneRequest("f" * 64).write(), NODE, "query.backbone")
         message.metadata.__dict__.update(_run_id=run_id, _src_node_id=1)
@@ -138,8 +144,8 @@ def start(
     for name in ("_run_id", "_node_id", "_task_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)  # Flower asks for it to make a message
 
-    def make(*options: str) -> SuperNode:
-        started.append(SuperNode(tmp_path_factory.mktemp("n"), *options))
+    def make(*options: str, **more: Any) -> SuperNode:
+        started.append(SuperNode(tmp_path_factory.mktemp("n"), *options, **more))
         return started[-1]
 
     yield make

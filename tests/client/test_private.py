@@ -305,11 +305,11 @@ def test_a_devices_reasons_are_fixed_words(tmp_path: Path) -> None:
 
 
 def test_kernels_for_private_rounds_can_be_had_before_a_round() -> None:
-    from client.cohort.clipping import _add_clipped
+    from client.cohort.clipping import _add_products, _add_rows, _multiply_each
     from client.cohort.conversion import lengths_of
 
     warm_up(private=True)
-    for kernel in (_add_clipped, lengths_of):
+    for kernel in (_add_products, _add_rows, _multiply_each, lengths_of):
         assert kernel.signatures  # type: ignore[attr-defined]
 
 

@@ -115,14 +115,16 @@ def test_pooling_is_dequantize_mean_quantize(images, prepare, features):
     module, spec = backbone.module, backbone.spec
     with quantized_engine(spec.engine), torch.inference_mode():
         taps = module.body(module.quant(IMAGENET(images)))
-    parts = []
+    parts, ties = [], []
     for activations, tap in zip(taps, spec.taps, strict=True):
         assert activations.shape[1] == tap.num_features
-        pooled = activations.dequantize().double().mean((2, 3)).numpy()
-        parts.append(np.clip(np.rint(pooled / tap.scale) + tap.zero_point, 0, 255))
+        pooled = activations.dequantize().double().mean((2, 3)).numpy() / tap.scale
+        parts.append(np.clip(np.rint(pooled) + tap.zero_point, 0, 255))
+        ties.append(np.abs(np.abs(pooled) % 1 - 0.5) < 1e-4)
     difference = np.abs(np.concatenate(parts, axis=1) - backbone.features(images))
     assert difference.max() <= 1
-    assert (difference > 0).mean() < 1e-3
+    assert (difference[~np.concatenate(ties, axis=1)] == 0).all()
+    assert np.concatenate(ties, axis=1).mean() < 0.05
 
 
 @pytest.mark.parametrize(
@@ -339,7 +341,12 @@ def test_int8_features_follow_float(prepare):
     train, test, reference = digits_and_reference()
     for steps in (0, 12):
         made = prepare(
-            train, weights="imagenet", input_size=64, feature_scaling="none", distill_steps=steps
+            train,
+            weights="imagenet",
+            input_size=64,
+            feature_scaling="none",
+            distill_steps=steps,
+            features="gap",  # inner channels are scaled on the way to int8
         )
         # Without equalization it is about 0.98, without bias correction 0.85.
         assert mean_cosine(made, test, reference) > 0.985
@@ -349,7 +356,13 @@ def test_int8_features_follow_float(prepare):
 @pytest.mark.usefixtures("embedded_weights")
 def test_a_network_of_another_mean_and_std_gets_its_own_pixels(prepare):
     train, test, reference = digits_and_reference(HALVES)
-    plain = {"weights": "imagenet", "input_size": 64, "feature_scaling": "none", "distill_steps": 0}
+    plain = {
+        "weights": "imagenet",
+        "input_size": 64,
+        "feature_scaling": "none",
+        "distill_steps": 0,
+        "features": "gap",
+    }
     usual = prepare(train, **plain)
     made = prepare(train, **plain, mean=HALVES.mean, std=HALVES.std)
     assert (made.spec.mean, made.spec.std) == (HALVES.mean, HALVES.std)

@@ -25,7 +25,9 @@ from safetensors.numpy import load_file
 
 import server.app
 from client.app import app as client_app
+from common.identity import client_of_phone
 from common.messages import TrainRequest
+from common.phones import GATEWAY
 from server.export.runtime_cards import ExportReport
 from server.round.roster import CLIENT, client_file
 from simulations.deploy.folder import Ports, write_deployment
@@ -60,28 +62,36 @@ class Deployment:
         port: of the server, on loopback, for devices.
         operator_port: likewise, for operators.
         delivery_port: likewise, for models.
+        gateway_port: likewise, for phones.
         logs: what each process said, by the name it was started under.
     """
 
-    def __init__(self, folder: Path, *names: str, address: str = "localhost") -> None:
+    def __init__(
+        self, folder: Path, *names: str, address: str = "localhost", phones: Sequence[str] = ()
+    ) -> None:
         self.folder = folder
-        self.port, self.operator_port, self.delivery_port = _free_ports(3)
+        ports = _free_ports(4)
+        self.port, self.operator_port, self.delivery_port, self.gateway_port = ports
         write_deployment(
             folder,
             addresses=[address],
             devices=names,
-            ports=Ports(self.port, self.operator_port, self.delivery_port),
+            phones=phones,
+            ports=Ports(*ports),
             days=30,
         )
         self.logs: dict[str, Path] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def device(self, name: str) -> Path:
-        return self.folder / "devices" / name
+        """A device's folder, or a phone's."""
+        phone = self.folder / "phones" / name
+        return phone if phone.is_dir() else self.folder / "devices" / name
 
     def set(self, name: str, **values: object) -> None:
-        """Change lines of a device's settings."""
-        path = self.device(name) / "device.toml"
+        """Change lines of a device's or phone's settings."""
+        folder = self.device(name)
+        (path,) = (folder / f for f in ("device.toml", "phone.toml") if (folder / f).exists())
         text = path.read_text()
         for key, value in values.items():
             text = re.sub(rf"(?m)^{key} = .*", f"{key} = {value}", text)
@@ -100,7 +110,9 @@ class Deployment:
             Image.fromarray((digits.images[i] * (255 / 16)).astype(np.uint8)).save(path)
 
     def client(self, name: str) -> int:
-        """What the logs of a run call a device."""
+        """What the logs of a run call a device or phone."""
+        if (self.folder / "phones" / name).is_dir():
+            return client_of_phone(name)
         return int(CLIENT.read(client_file(self.folder / "server", name))["client"])
 
     def start(
@@ -172,6 +184,16 @@ class Deployment:
             more = {"FAULT_SECONDS": str(seconds), "FAULT_CLIENT": str(client)}
             environment = _with_fault(fault) | more
         self.start(name, [*FEDHEAD, "device", str(self.device(name))], environment)
+
+    def start_gateway(self, *, waits: bool = True) -> None:
+        """Start the gateway as its owner would."""
+        self.start("gateway", [*FEDHEAD, "gateway", str(self.folder)])
+        if waits:
+            self.wait_for("gateway", "phones are served at port")
+
+    def start_phone(self, name: str) -> None:
+        """Start a phone of Python, which trains on its folder of images."""
+        self.start(name, [*FEDHEAD, "phone", str(self.device(name))])
 
     def said(self, name: str) -> str:
         return self.logs[name].read_text(errors="replace")
@@ -259,8 +281,11 @@ def head_in_process(
         values = {"experiment": str(path / "config.toml"), "overrides": ""}
         devices = {
             deployed.client(file.stem): deployed.device(file.stem)
-            for file in (deployed.folder / "server" / "devices").glob("*.client")
-            if file.stem not in without
+            for file in [
+                *(deployed.folder / "server" / "devices").glob("*.client"),
+                *(deployed.folder / "phones").glob("*"),
+            ]
+            if file.stem not in (GATEWAY, *without)
         }
         context = Context(
             run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=values
@@ -285,7 +310,7 @@ def deployment(tmp_path: Path) -> Iterator[Callable[..., Deployment]]:
     numbers = itertools.count()
     with ExitStack() as stack:
 
-        def make(*names: str, **options: str) -> Deployment:
+        def make(*names: str, **options: Any) -> Deployment:
             made = Deployment(tmp_path / str(next(numbers)) / "deployment", *names, **options)
             stack.callback(made.end)
             return made

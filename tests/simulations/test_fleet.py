@@ -327,7 +327,7 @@ def test_a_phone_that_can_only_fetch_is_revoked_by_the_same_command(
     delivery = garden / "server" / "delivery"
     issue_token(delivery, "phone", tmp_path / "phone.token")
     for said in (
-        "phone cannot fetch any more: its token is revoked\n",
+        "phone is shut out: its token is revoked\n",
         "phone was revoked before\n",
     ):
         assert fedhead("fleet", garden, "revoke", "phone")[:2] == (0, said)
@@ -337,7 +337,7 @@ def test_a_phone_that_can_only_fetch_is_revoked_by_the_same_command(
 def test_revoking_names_those_that_are_there(fedhead: Fedhead, garden: Path) -> None:
     code, _, err = fedhead("fleet", garden, "revoke", "attic")
     assert code == 1
-    assert err == "fedhead: no device is called attic; there are: cellar, hall, kitchen\n"
+    assert err == "fedhead: no device or phone is called attic; there are: cellar, hall, kitchen\n"
 
 
 @pytest.mark.parametrize("number", range(6))

@@ -8,19 +8,18 @@ android {
     compileSdk = 34
     defaultConfig {
         applicationId = "dev.fedhead.sample"
-        minSdk = 24
+        minSdk = 26
         targetSdk = 34
         versionCode = 1
         versionName = "1.0"
     }
-    compileOptions {
-        sourceCompatibility = JavaVersion.VERSION_17
-        targetCompatibility = JavaVersion.VERSION_17
-    }
-    kotlinOptions { jvmTarget = "17" }
 }
+
+kotlin { jvmToolchain(17) }
 
 dependencies {
     implementation(project(":library"))
     implementation("androidx.activity:activity-ktx:1.9.1")
+    implementation("androidx.work:work-runtime-ktx:2.9.1")
+    implementation("org.pytorch:executorch-android:1.5.1")
 }

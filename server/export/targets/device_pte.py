@@ -114,7 +114,7 @@ def device_pte_file(backbone: FrozenBackbone, classes: tuple[str, ...], head: He
         "head": (Constants(torch.from_numpy(head.matrix)), (), ()),
         "probe": (Constants(image, expected), (), ()),
     }
-    constants = {
+    constants: dict[str, str | int] = {
         "fingerprint": backbone.fingerprint,
         "classes": "\n".join(classes),
         "abilities": " ".join(ABILITIES),
@@ -168,7 +168,8 @@ def _check_file(process: FreshProcess, file: Path, trained: TrainedModel) -> tup
     if wrong or not found["probe"]:
         raise ExportError(
             f"ExecuTorch computes other features than the training side for {wrong} of {count} "
-            f"images; backbones that fedhead prepares now do not have that ({trained.backbone})"
+            f"images ({trained.backbone}): a backbone of an earlier version, or layers that it "
+            "rounds otherwise; device.pt has the training side's"
         )
     for name in ("gram", "moments"):
         if not np.array_equal(there[name], getattr(statistics, name)):

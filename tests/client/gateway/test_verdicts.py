@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +16,12 @@ import numpy as np
 import pytest
 
 from client.gateway.figures import read_fleet
+from client.gateway.training import TrainOrder
 from common.delivery.tokens import issue_token, revoke_token
 from common.messages import TrainReply, TrainRequest
 from common.phones import phones_pb2 as pb
 from common.types import ClientPlan
-from tests.client.gateway.actors import D, Deployment, K, Node, Phone, request_for
+from tests.client.gateway.actors import RUN, D, Deployment, K, Node, Phone, request_for
 from tests.client.gateway.test_equal import agree
 
 GOOD = ("anna", "ben", "cleo")
@@ -157,6 +161,26 @@ def test_each_ending_is_told_and_counted(deployment: Deployment) -> None:
     assert fleet["checked_in_lately"] == len(names)
 
 
+def test_impossible_times_and_long_words_stay_out_of_the_figures(deployment: Deployment) -> None:
+    anna, ben = deployment.gather("anna", "ben")
+    answer = deployment.train(request_for([anna, ben]))
+    result = anna.done(anna.next_task())
+    result.fetch_seconds, result.train_seconds, result.upload_seconds = float("nan"), -5, 1e300
+    assert anna.submit(result).what == pb.Verdict.ACCEPTED
+    wordy = ben.done(ben.next_task())
+    wordy.arrays[0].field = "x" * 100_000
+    verdict = ben.submit(wordy)
+    assert verdict.reason.startswith("wrong-shape: ")
+    assert len(verdict.reason) <= 300
+    assert len(answer.result(10).rejected[0].reason) < 400
+    assert deployment.running
+    deployment.running.call(deployment.running.gateway.keep)
+    (row,) = read_fleet(deployment.place.fleet)["rounds"]
+    assert row["seconds"]["fetching"] == row["seconds"]["training"] == [0.0, 0.0]
+    assert 0 < row["seconds"]["uploading"][1] < 60
+    assert "NaN" not in deployment.place.fleet.read_text()
+
+
 def test_a_result_sent_twice_counts_once(deployment: Deployment, tmp_path: Path) -> None:
     phones = deployment.gather(*GOOD)
     request = request_for(phones)
@@ -174,6 +198,53 @@ def test_a_result_sent_twice_counts_once(deployment: Deployment, tmp_path: Path)
     agree(answer.result(30), Node(tmp_path / "node", phones).update(request), request)
     assert deployment.counters["duplicate"] == 4
     assert deployment.counters["accepted"] == 3
+
+
+def test_a_phone_that_hangs_up_finds_its_verdict_when_it_comes_again(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phones = deployment.gather("anna", "ben")
+    request = request_for(phones)
+    judged = TrainOrder.judged
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.5)
+        return judged(*arguments)
+
+    monkeypatch.setattr(TrainOrder, "judged", slowly)
+    answer = deployment.train(request)
+    results = [phone.done(phone.next_task()) for phone in phones]
+    hasty = lambda: phones[0].stub.submit(results[0], timeout=0.2)  # noqa: E731
+    assert code(hasty) == grpc.StatusCode.DEADLINE_EXCEEDED
+    other = pb.Submission()
+    other.CopyFrom(results[0])
+    array(other, lambda delta: delta * 2)
+    assert phones[0].submit(other).what == pb.Verdict.ACCEPTED, "what it had sent first"
+    assert phones[1].submit(results[1]).what == pb.Verdict.ACCEPTED
+    agree(answer.result(30), Node(tmp_path / "node", phones).update(request), request)
+    assert (deployment.counters["accepted"], deployment.counters["duplicate"]) == (2, 1)
+
+
+def test_the_answer_does_not_wait_for_checks_that_have_no_use(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phones = deployment.gather(*(f"phone-{i}" for i in range(14)))
+    request = request_for(phones, seconds=8.0)
+    judged = TrainOrder.judged
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(1.5)
+        return judged(*arguments)
+
+    monkeypatch.setattr(TrainOrder, "judged", slowly)
+    # All checks would take more than ten seconds, and the server waits for eight.
+    answer = deployment.pool.submit(lambda: deployment.ask("train", request, request.seconds))
+    verdicts = deployment.at_once(*(phone.take_part for phone in phones))
+    reply = TrainReply.read(answer.result(20))
+    in_time = {p.client for p, v in zip(phones, verdicts, strict=True) if v.what == 1}
+    assert set(reply.clients) == in_time
+    assert 0 < len(in_time) < len(phones)
+    assert {v.what for v in verdicts} == {pb.Verdict.ACCEPTED, pb.Verdict.LATE}
 
 
 def test_enough_results_close_a_round(deployment: Deployment) -> None:
@@ -361,3 +432,51 @@ def test_a_reported_problem_is_counted_once_and_the_phone_left_alone(
     anna.check_in()
     assert deployment.counters["other-problem"] == 1
     assert json.dumps(dict(deployment.counters)).isascii()
+
+
+def remembered(deployment: Deployment, phone: Phone) -> Path:
+    (file,) = (deployment.place.clients / RUN / str(phone.client)).iterdir()
+    return file
+
+
+def test_a_lost_memory_costs_its_client_alone_and_is_no_fault_of_the_phone(
+    deployment: Deployment,
+) -> None:
+    phones = deployment.gather("anna", "ben")
+    plan = ClientPlan(weighting="uniform", mu=0.1, correction="feddyn")
+    request = request_for(phones, plan=plan, memory_rounds=(0, 0))
+    deployment.round(request, phones)
+    remembered(deployment, phones[0]).write_bytes(b"x")
+    answer = deployment.train(replace(request, round_number=2, memory_rounds=(1, 1)))
+    verdict = phones[0].take_part()
+    assert (verdict.what, verdict.reason.partition(":")[0]) == (pb.Verdict.REFUSED, "lost")
+    assert phones[1].take_part().what == pb.Verdict.ACCEPTED
+    reply = answer.result(10)
+    assert reply.clients == (phones[1].client,)
+    assert reply.rejected[0].reason.startswith("refused: lost")
+
+
+def test_a_full_disk_is_told_as_a_reason_to_come_again_and_memories_stay_right(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phones = deployment.gather("anna", "ben")
+    plan = ClientPlan(weighting="uniform", mu=0.1, correction="feddyn")
+    request = request_for(phones, plan=plan, memory_rounds=(0, 0))
+    answer = deployment.train(request)
+    results = [phone.done(phone.next_task()) for phone in phones]
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for place in ("common.readback.write_atomic", "client.gateway.rounds.write_record"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, full)
+            found = code(lambda: phones[0].stub.submit(results[0]))
+            assert found == grpc.StatusCode.UNAVAILABLE
+    for phone, result in zip(phones, results, strict=True):
+        assert phone.submit(result).what == pb.Verdict.ACCEPTED
+    node = Node(tmp_path / "node", phones)
+    agree(answer.result(10), node.update(request), request)
+    # The second time, its memory had been written already.
+    request = replace(request, round_number=2, memory_rounds=(1, 1))
+    agree(deployment.round(request, phones), node.update(request), request)

@@ -126,6 +126,30 @@ def test_half_a_line_is_dropped_wherever_it_ends_and_a_whole_one_is_kept(ledger:
         assert ledger.entries == (*(entry(1), entry(2))[:kept], entry(7), entry(8)), cut
 
 
+def test_a_ledger_that_was_read_before_tells_what_others_did_to_it_since(ledger: Ledger) -> None:
+    assert ledger.charge(entry(1))
+    assert ledger.charge(entry(2))
+    first, second = ledger.path.read_bytes().splitlines(keepends=True)
+    stat = ledger.path.stat()
+    assert in_child(ledger.charge, entry(3)) == 0  # another process
+    assert ledger.entries == (entry(1), entry(2), entry(3))
+    assert not ledger.charge(entry(3))
+    for content, why in (
+        (first + second.replace(b"500", b"501"), "its checksum does not match"),
+        (second + first, "it is number 2"),
+        (first + first, "it is number 1"),
+    ):  # of the same length, and as old
+        ledger.path.write_bytes(content)
+        os.utime(ledger.path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        for _ in range(2):
+            with pytest.raises(DamagedError, match=why):
+                _ = ledger.entries
+    ledger.path.write_bytes(first + second[:-9])  # half a line of a killed process
+    assert ledger.entries == (entry(1),)
+    ledger.path.write_bytes(first + second)
+    assert ledger.entries == (entry(1), entry(2))
+
+
 def in_child(act: Callable[..., None], *args: object) -> int:
     child = FORK.Process(target=act, args=args)
     child.start()

@@ -13,7 +13,7 @@ from server.export.targets.executorch import StandardModel
 
 pytestmark = pytest.mark.wide
 
-SLOW = {"lite", "onnx", "executorch"}
+SLOW = {"lite", "onnx", "executorch", "device-pte"}
 
 
 @pytest.fixture(scope="module", params=["compact", "gap+mid"])

@@ -122,7 +122,7 @@ def test_without_an_answer_it_ends_when_it_says(
 class Devices:
     """A deployment of five devices, of which some are there, in place of its registry."""
 
-    simulated, deployed, population = False, True, 5
+    simulated, deployed, has_phones, population = False, True, False, 5
 
     def __init__(self, here: int) -> None:
         self.clients = dict.fromkeys(range(here))

@@ -7,61 +7,42 @@ import android.os.Build
 import android.os.Bundle
 import android.provider.MediaStore
 import android.widget.Button
+import android.widget.EditText
 import android.widget.LinearLayout
 import android.widget.TextView
 import androidx.activity.ComponentActivity
 import androidx.activity.result.contract.ActivityResultContracts.GetMultipleContents
-import dev.fedhead.Phone
-import dev.fedhead.toPixels
-import dev.fedhead.upright
-import java.io.File
+import dev.fedhead.android.toPixels
+import dev.fedhead.android.upright
+import java.io.IOException
 import kotlin.concurrent.thread
 
-/**
- * Has a button for each class that takes images from the gallery, and one that trains on them.
- *
- * device.ptl and device.ptl.json are in the app's assets. The update is written to the app's files,
- * and your own app sends it from there.
- */
+/** Has a field for the name of a class, and a button that takes its images from the gallery. */
 class MainActivity : ComponentActivity() {
-    private val phone by lazy { Phone(asset("device.ptl").also { asset("device.ptl.json") }) }
-    private val features = mutableListOf<ByteArray>()
-    private val labels = mutableListOf<Long>()
+    private val name by lazy { EditText(this).apply { hint = "class" } }
     private val status by lazy { TextView(this) }
-    private var label = 0L
 
-    private val pick = registerForActivityResult(GetMultipleContents()) { images -> inBackground { add(images) } }
+    private val pick = registerForActivityResult(GetMultipleContents()) { images ->
+        val className = name.text.toString()
+        inBackground { add(images, className) }
+    }
 
     override fun onCreate(state: Bundle?) {
         super.onCreate(state)
+        TakePart.schedule(this)
         val column = LinearLayout(this).apply { orientation = LinearLayout.VERTICAL }
-        phone.classes.forEachIndexed { i, name ->
-            column.addView(button(name) { label = i.toLong(); pick.launch("image/*") })
-        }
-        column.addView(button("Train") { inBackground { train() } })
+        column.addView(name)
+        column.addView(button("Add images") { pick.launch("image/*") })
+        column.addView(button("Take part now") { inBackground { show(TakePart.phone(this).takePart().words) } })
         column.addView(status)
         setContentView(column)
     }
 
-    private fun add(images: List<Uri>) {
-        val of = label
-        for (image in images) {
-            features += phone.features(decoded(image).toPixels(phone.size.toInt()), 1)
-            labels += of
-        }
-        show("${labels.size} images")
-    }
-
-    private fun train() {
-        val n = labels.size.toLong()
-        val q = features.fold(ByteArray(0), ByteArray::plus)
-        val y = labels.toLongArray()
-        val before = phone.loss(q, y, n)
-        // In a federated round the server names lr, epochs, batch size and seed.
-        phone.trainEpochs(q, y, n, 0.05, 5, 10, 0)
-        val after = phone.loss(q, y, n)
-        File(filesDir, "delta.safetensors").writeBytes(phone.update(n, before, after))
-        show("$n images, loss $before -> $after")
+    private fun add(images: List<Uri>, className: String) {
+        val phone = TakePart.phone(this)
+        // 96 pixels are what fedhead's own backbones take.
+        images.forEach { phone.add(decoded(it).toPixels(96), className) }
+        show("${images.size} images of $className")
     }
 
     // ImageDecoder turns images upright by itself.
@@ -77,28 +58,22 @@ class MainActivity : ComponentActivity() {
             stored.upright(exif.getAttributeInt(ExifInterface.TAG_ORIENTATION, ExifInterface.ORIENTATION_NORMAL))
         }
 
-    // The runtime can read files, but not assets.
-    private fun asset(name: String) = File(filesDir, name).also { file ->
-        assets.open(name).use { from -> file.outputStream().use { from.copyTo(it) } }
-    }
-
-    // One task at a time, because the model must not be used by several threads.
     private fun inBackground(work: () -> Unit) {
         thread {
-            synchronized(phone) {
-                try {
-                    work()
-                } catch (refusal: RuntimeException) {
-                    show(refusal.message ?: "$refusal")
-                }
+            try {
+                work()
+            } catch (refusal: RuntimeException) {
+                show(refusal.message ?: "$refusal")
+            } catch (problem: IOException) {
+                show(problem.message ?: "$problem")
             }
         }
     }
 
     private fun show(text: String) = runOnUiThread { status.text = text }
 
-    private fun button(name: String, action: () -> Unit) = Button(this).apply {
-        text = name
+    private fun button(text: String, action: () -> Unit) = Button(this).apply {
+        this.text = text
         setOnClickListener { action() }
     }
 }

@@ -1,12 +1,11 @@
-package dev.fedhead
+package dev.fedhead.android
 
 import android.graphics.Bitmap
 import android.graphics.Canvas
 import android.graphics.Color
 import android.graphics.Matrix
 import android.media.ExifInterface
-import kotlin.math.abs
-import kotlin.math.roundToInt
+import dev.fedhead.windows
 
 /**
  * An upright image in the form that the model needs: alpha laid on white, the shorter side scaled
@@ -57,24 +56,4 @@ private fun Bitmap.onWhite(): Bitmap {
         drawBitmap(this@onWhite, 0f, 0f, null)
     }
     return opaque
-}
-
-/** The old pixels that make one new pixel: the first of them, and the weight of each. */
-private class Window(val first: Int, val weights: DoubleArray) {
-    inline fun mix(value: (Int) -> Int): Byte {
-        var sum = 0.0
-        for (k in weights.indices) sum += weights[k] * value(first + k)
-        return sum.roundToInt().toByte()
-    }
-}
-
-/** Triangles two new pixels wide, or two old pixels wide if the image is enlarged. */
-private fun windows(length: Int, start: Double, side: Int, size: Int) = List(size) { i ->
-    val step = side.toDouble() / size
-    val reach = maxOf(step, 1.0)
-    val center = start + (i + 0.5) * step
-    val first = maxOf((center - reach + 0.5).toInt(), 0)
-    val end = minOf((center + reach + 0.5).toInt(), length)
-    val raw = DoubleArray(end - first) { k -> maxOf(0.0, 1 - abs(first + k + 0.5 - center) / reach) }
-    Window(first, DoubleArray(raw.size) { raw[it] / raw.sum() })
 }

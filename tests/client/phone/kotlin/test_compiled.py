@@ -1,0 +1,89 @@
+"""All Kotlin files compile: the protocol without Android, the library against stand-ins."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.client.phone.kotlin.building import ANDROID, LANGUAGE, SOURCES, STUBS, kotlin
+
+pytestmark = pytest.mark.slow
+
+Compile = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def compile_app(core: Path, stubs: Callable[[str], Path], tmp_path: Path) -> Compile:
+    """Compiles the library and the sample app, all but a line of the stand-ins."""
+
+    def call(*more: Path, without: str = "") -> subprocess.CompletedProcess[str]:
+        folders = (ANDROID / "library" / SOURCES, ANDROID / "sample" / SOURCES, stubs(without))
+        return kotlin("-cp", core, "-d", tmp_path / "app.jar", *folders, *more)
+
+    return call
+
+
+def test_the_library_and_the_sample_app_compile(compile_app: Compile) -> None:
+    done = compile_app()
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_readmes_app_compiles(compile_app: Compile, tmp_path: Path) -> None:
+    readme = (ANDROID / "README.md").read_text()
+    blocks = re.findall(r"```kotlin\n(.*?)```", readme, re.S)
+    assert len(blocks) == 1
+    file = tmp_path / "Readme.kt"
+    file.write_text(blocks[0])
+    done = compile_app(file)
+    assert done.returncode == 0, done.stderr
+
+
+# One declaration of each library that the phone depends on.
+LINES = {
+    "toStr": "    public String toStr() { return null; }",
+    "execute": "    public EValue[] execute(String methodName, EValue... inputs) { return null; }",
+    "runMethod": "    public IValue runMethod(String methodName, IValue... inputs) { return "
+    "null; }",
+    "trailers": "    abstract fun trailers(): Headers",
+    "getPixels": "    public void getPixels(int[] pixels, int offset, int stride, int x, int y, "
+    "int width, int height) {}",
+    "isStopped": "    public final boolean isStopped() { return false; }",
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_it_does_not_compile_without_a_method_that_it_calls(
+    name: str, compile_app: Compile
+) -> None:
+    assert LINES[name] in STUBS.read_text().splitlines()
+    done = compile_app(without=LINES[name])
+    assert done.returncode != 0
+    assert re.search(rf"unresolved reference '{name}'", done.stderr), done.stderr
+
+
+def test_the_protocol_imports_nothing_of_android() -> None:
+    """It is compiled without stand-ins, so this could only be an import by reflection."""
+    for path in [*(ANDROID / "core").rglob("*.kt"), *(ANDROID / "jvm").rglob("*.kt")]:
+        assert not re.search(r"\b(android|androidx|org\.json|okhttp3)\.", path.read_text()), path
+
+
+def test_gradle_is_told_the_version_of_kotlin_that_is_tested() -> None:
+    gradle = (ANDROID / "build.gradle.kts").read_text()
+    versions = re.findall(r'"org\.jetbrains\.kotlin\.\w+"\) version "(\d+\.\d+)\.\d+"', gradle)
+    assert versions == [LANGUAGE, LANGUAGE]
+
+
+def test_the_stand_ins_are_of_the_versions_that_gradle_names() -> None:
+    named = "".join(
+        (ANDROID / folder / "build.gradle.kts").read_text() for folder in ("library", "sample")
+    )
+    stubs, readme = STUBS.read_text(), (ANDROID / "README.md").read_text()
+    for group, version in re.findall(
+        r'"(?:org\.pytorch|com\.squareup\.okhttp3):([\w-]+):([\d.]+)"', named
+    ):
+        assert f":{group} {version}" in stubs
+        assert f":{group} | {version}" in readme
