@@ -110,7 +110,7 @@ test-phones: $(STAMP) native kotlin
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow -n 2 --maxschedchunk=1 tests/client/test_native_phone*.py \
 	    tests/client/test_native_hostile.py tests/client/test_native_split.py tests/client/phone \
 	    tests/client/gateway tests/server/export/test_device_pte.py \
-	    tests/simulations/test_phone_files.py tests/deploy/test_phones.py
+	    tests/simulations/test_phone_files.py $(LONG_DEPLOYS)
 
 # It sets clocks back; without it the tests that do so are skipped and say so.
 faketime:
@@ -119,10 +119,15 @@ faketime:
 	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq faketime; } >/dev/null 2>&1 \
 	|| echo "No libfaketime could be installed: no clock is set back in the tests."; }
 
+# Of real deployments with phones: eight at once, twenty kills, fleets; they take half an hour.
+LONG_DEPLOYS := tests/deploy/test_phones.py tests/deploy/test_fleet_simulated.py \
+    tests/deploy/test_gateway.py::test_kills_lose_no_update_that_was_acknowledged_and_count_none_twice
+
 # Real SuperLinks, SuperNodes and delivery servers on loopback addresses; kills, full disks, clocks.
 # So many processes need no threads beside them.
 test-deploy: $(STAMP) faketime
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 2 --maxschedchunk=1 tests/deploy tests/client/test_fork_server.py \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 2 --maxschedchunk=1 $(LONG_DEPLOYS:%=--deselect=%) \
+	    tests/deploy tests/client/test_fork_server.py \
 	    tests/simulations/test_kill.py tests/simulations/test_environment.py \
 	    tests/delivery tests/simulations/test_deploy.py
 

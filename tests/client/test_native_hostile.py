@@ -57,7 +57,7 @@ def test_damaged_bytes_end_in_an_error_and_touch_no_other_memory(tmp_path):
     assert tuple(counts) == READERS
     for name, (read, refused) in counts.items():
         assert read > 4, name
-        assert refused > (0 if name == "percent" else 1000) or name == "percent", name
+        assert refused > 1000 or name == "percent", name  # any text may be decoded
 
 
 @pytest.fixture
