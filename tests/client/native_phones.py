@@ -221,9 +221,19 @@ def examples_of(
         positions: those that it uses, in the order of its folder; None: all.
     """
     order = np.lexsort((np.arange(len(trained.labels)), trained.labels))
+    return parts_of(trained, client, trained.features[order], trained.labels[order], positions)
+
+
+def parts_of(
+    trained: TrainedModel,
+    client: int,
+    features: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64] | None = None,
+) -> SimpleNamespace:
+    """The same of any features."""
     backbone = trained.backbone
-    labels = trained.labels[order]
-    everything = FeatureSet(trained.features[order], labels, backbone.affine, backbone.fingerprint)
+    everything = FeatureSet(features, labels, backbone.affine, backbone.fingerprint)
     used = np.arange(len(labels)) if positions is None else positions
     train, test = local_split(used, labels, client=client, test_fraction=TEST_FRACTION, seed=SEED)
     return SimpleNamespace(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from common.codecs import find_codec
 from common.evaluation import evaluate, losses_of
@@ -16,7 +17,7 @@ from common.seeding import Purpose, stream_state
 from common.types import ClientPlan, Head, LocalTraining
 from server.export.trained import TrainedModel
 from tests.client.gateway.actors import RUN, Node
-from tests.client.native_phones import SEED, arrays_of, examples_of, request_for
+from tests.client.native_phones import SEED, arrays_of, examples_of, parts_of, request_for
 
 # A build with libtorch takes minutes on a busy machine.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -87,6 +88,41 @@ def test_rounds_are_what_a_python_node_sends(runtime, place, phone_program, tmp_
                 array, expected[field], rtol=0, atol=tolerance, err_msg=f"{name}: {field}"
             )
             assert np.abs(expected[field]).max() > 1e-3
+    phone.stop()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_more_rows_than_a_file_takes_at_once_are_one_batch(runtime, place, phone_program, tmp_path):
+    """device.pte takes 256: 656 rows in batches of 600, and exact sums over all of them."""
+    trained = place.trained
+    draws = np.random.default_rng(5)
+    rows = draws.integers(0, 60, 820)
+    noise = draws.integers(0, 4, (820, trained.features.shape[1]), dtype=np.uint8)
+    features, labels = np.minimum(trained.features[rows], 250) + noise, trained.labels[rows]
+    phone = place.phone("anna", phone_program(runtime), data="features:kept")
+    arrays = {"features": features, "labels": labels}
+    save_file(arrays, phone.path / "kept", {"fingerprint": trained.backbone.fingerprint})
+    phone.start()
+    place.joined(phone)
+    reference = parts_of(trained, phone.client, features, labels)
+    assert len(reference.train) == 656
+    plans = [
+        {
+            "plan": ClientPlan(mu=0.3),
+            "training": LocalTraining(0.02, 4, 600, momentum=0.8, weight_decay=0.01),
+        },
+        {"plan": ClientPlan(kind="statistics", fields=("gram", "moments"), weighting="uniform")},
+    ]
+    for number, changes in enumerate(plans, 1):
+        request = request_for(trained, phone.client, round_number=number, **changes)
+        reply = place.train(request).result(120)
+        assert not reply.rejected, phone.log
+        node = Node(tmp_path / str(number), [reference]).update(request)
+        expected = arrays_of(node, request, phone.client)
+        for field, array in arrays_of(reply, request, phone.client).items():
+            tolerance = 1e-6 if field == "delta" else 0
+            np.testing.assert_allclose(array, expected[field], rtol=0, atol=tolerance)
+            assert np.abs(expected[field]).max() > 1e-2
     phone.stop()
 
 

@@ -192,7 +192,7 @@ Settings read_settings(const fs::path& folder) {
     }
     settings.gateway = text_of(values, "gateway", nullptr);
     check_gateway(settings.gateway);
-    read_data(settings, folder, text_of(values, "data", nullptr));
+    read_data(settings, folder, text_of(values, "data", "folder:images"));
     settings.state = folder / text_of(values, "state", "state");
     settings.allow = text_of(values, "allow", "");
     settings.max_examples = count_of(values, "max-examples");
