@@ -80,6 +80,7 @@ OTHERS = {
         server/record/runfolder.py:MetricsLog.__init__
         server/record/runfolder.py:RunFolder.__init__
         simulations/deploy/operator.py:register_folder
+        simulations/deploy/phone_files.py:_is_backbone
         simulations/deploy/phone_files.py:_problem
         server/export/exported.py:_torch
     """,
