@@ -60,6 +60,8 @@ class TrainRequest:
             to be damaged; 0 is before the first.
         seconds: time that the server waits for the answer, for a gateway; 0: it is not said.
         enough: how many of its clients' updates suffice, for a gateway; 0: those of all.
+        counts: numbers of examples that the server knows of these clients, for a gateway; empty: it
+            is not said
         constant_id: see ``content_id``, of the plan's constant arrays; empty where it has none.
         has_constant: whether they are in this message; if not, the clients have kept them.
         changes: what is sent in place of the whole head, to a device that knows an earlier one; a
@@ -85,6 +87,7 @@ class TrainRequest:
     oldest_round: int = 0
     seconds: float = optional(0.0)
     enough: int = optional(0)
+    counts: tuple[int, ...] = optional(())
     constant_id: str = ""
     has_constant: bool = False
     changes: HeadChanges | None = None
