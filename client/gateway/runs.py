@@ -20,9 +20,12 @@ from common.messages import DescribeRequest
 from common.phones import phones_pb2 as pb
 from common.words import one_line
 
-__all__ = ["RunInfo", "Runs"]
+__all__ = ["LARGEST_COUNT", "RunInfo", "Runs"]
 
 logger = logging.getLogger("fedhead.gateway")
+
+LARGEST_COUNT = 2**31 - 1
+"""Of examples of one phone."""
 
 _ACTIVE_SECONDS = 900.0  # after the server's last message of a run
 _MOST_ACTIVE = 8  # a phone names at most as many holdings
@@ -39,6 +42,7 @@ class RunInfo:
         counts: numbers of examples, train and test part, by client, as they were told last.
         asked: monotonic time of the server's last message about it; 0: not since the start.
         last_round: number of its last round; 0: none yet.
+        odd: clients whose counts no phone can have.
         id: the description's.
     """
 
@@ -46,11 +50,20 @@ class RunInfo:
     counts: dict[int, tuple[int, int]] = field(default_factory=dict)
     asked: float = 0.0
     last_round: int = 0
+    odd: set[int] = field(default_factory=set)
     id: str = field(init=False)
 
     def __post_init__(self) -> None:
         said = json.dumps(asdict(self.request), sort_keys=True)
         self.id = hashlib.sha256(said.encode()).hexdigest()
+
+    def allows(self, counts: tuple[int, int]) -> bool:
+        """Whether a phone may have these numbers of examples, of the train and the test part.
+
+        The server would refuse all phones of an answer that has others.
+        """
+        most = min(self.request.max_examples or LARGEST_COUNT, LARGEST_COUNT)
+        return 0 <= counts[0] <= most and 0 <= counts[1] <= most
 
     def description(self, client: int, backbones: list[pb.Backbone]) -> pb.Description:
         """What a phone is told."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Collection
 
 from client.gateway.backbones import files_in
 from client.gateway.evaluating import EvaluateOrder
@@ -45,10 +46,18 @@ class Answers:
         runs: what is known of runs.
         presence: the phones.
         rounds: the rounds.
+        count: counts something by its name.
     """
 
-    def __init__(self, place: Place, runs: Runs, presence: Presence, rounds: Rounds) -> None:
-        self._place, self._runs = place, runs
+    def __init__(
+        self,
+        place: Place,
+        runs: Runs,
+        presence: Presence,
+        rounds: Rounds,
+        count: Callable[[str], None],
+    ) -> None:
+        self._place, self._runs, self._count = place, runs, count
         self._presence, self._rounds = presence, rounds
 
     async def answer(self, kind: str, content: bytes) -> bytes:
@@ -74,20 +83,26 @@ class Answers:
         if is_new:
             self._presence.wake()
         # Where nobody may know who was asked, nobody counts as busy.
-        busy = set() if request.private else self._rounds.busy()
-        found = {
-            seen.phone.client: seen.holdings[run.id]
-            for seen in self._presence.lately()
-            if seen.ready and not seen.problem and run.id in seen.holdings
-            and seen.phone.client not in busy
-        }  # fmt: skip
-        found = {client: counts for client, counts in sorted(found.items()) if counts[0]}
+        found = self._there(run, set() if request.private else self._rounds.busy())
         if is_new or any(run.counts.get(client) != counts for client, counts in found.items()):
             run.counts |= found
             await asyncio.to_thread(self._runs.kept(run))
         counts = tuple(count for count, _ in found.values())
         reply = DescribeReply(tuple(found), counts, simulated=False, changing=True)
         return content_to(reply.write())
+
+    def _there(self, run: RunInfo, busy: Collection[int]) -> dict[int, tuple[int, int]]:
+        """The phones that could train now, with their numbers of examples."""
+        found = dict[int, tuple[int, int]]()
+        for seen in self._presence.lately():
+            client, counts = seen.phone.client, seen.holdings.get(run.id, (0, 0))
+            if not run.allows(counts):
+                if client not in run.odd:
+                    self._count("wrong-count")
+                run.odd.add(client)
+            elif counts[0] and seen.ready and client not in busy:
+                found[client] = counts
+        return dict(sorted(found.items()))
 
     async def _backbone(self, content: bytes) -> bytes:
         request = BackboneRequest.read(content_from(content))

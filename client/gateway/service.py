@@ -127,7 +127,9 @@ class Gateway:
             raise DeliveryError(f"cannot listen on {address}: {obstacle(address)}") from exc
         self._restore()
         await self._server.start()
-        answers = Answers(self._place, self._runs, self.presence, self.rounds)
+        answers = Answers(
+            self._place, self._runs, self.presence, self.rounds, self.figures.count
+        )  # fmt: skip
         self._bridge = Listening(answers.answer)
         await self._bridge.start(socket)
         self._tasks = [asyncio.create_task(self._sweep()), asyncio.create_task(self._keep())]

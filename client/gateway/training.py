@@ -16,7 +16,7 @@ from client.discretion import UNTOLD
 from client.gateway.judge import LostError, RefusedError, check_claims, check_row, decoded
 from client.gateway.orders import Result, identity
 from client.gateway.record import Record
-from client.gateway.runs import RunInfo
+from client.gateway.runs import LARGEST_COUNT, RunInfo
 from client.memory import ClientMemory
 from client.reply import Contribution, node_reply, of_encoded
 from common.codecs import NONE, Codec, find_codec
@@ -49,12 +49,14 @@ class TrainOrder:
         memory: of the run's clients.
 
     Raises:
-        ProtocolError: it is for Flower's own format, in which a gateway has no clients.
+        ProtocolError: it is for Flower's own format, in which a gateway has no clients, or its
+            numbers of examples are not those of its clients.
     """
 
     def __init__(self, request: TrainRequest, memory: ClientMemory) -> None:
         if request.reduce == "stock":
             raise ProtocolError("Flower's own strategies cannot train phones behind a gateway")
+        self._counts = _counts(request)
         self.request, self._memory = request, memory
         self.kind: str = request.plan.kind
         self.run_id, self.round_number = request.run_id, request.round_number
@@ -85,7 +87,8 @@ class TrainOrder:
         return ("sgd", *(name for name, needed in wanted.items() if needed and name != "sgd"))
 
     def count(self, run: RunInfo, client: int) -> int:
-        return run.counts.get(client, (0, 0))[0]
+        # What the gateway was told last may be newer than what the server reckons with.
+        return self._counts[client] if self._counts else run.counts.get(client, (0, 0))[0]
 
     def write(self) -> bytes:
         # The constant arrays lie in the run's folder, see client.memory.
@@ -247,6 +250,16 @@ class TrainOrder:
         if self.private:
             left_out = [Rejection(rejection.client, UNTOLD) for rejection in left_out]
         return content_to(replace(reply, rejected=tuple(left_out), phases=phases).write())
+
+
+def _counts(request: TrainRequest) -> dict[int, int]:
+    """What the server says of its clients; empty if it says nothing."""
+    counts = request.counts
+    if counts and len(counts) != len(request.clients):
+        raise ProtocolError(f"{len(counts)} counts of {len(request.clients)} clients")
+    if odd := [count for count in counts if not 0 <= count <= LARGEST_COUNT]:
+        raise ProtocolError(f"a client has {odd[0]} examples, expected up to {LARGEST_COUNT}")
+    return dict(zip(request.clients, counts, strict=bool(counts)))
 
 
 def _bytes(array: npt.NDArray[np.floating]) -> bytes:

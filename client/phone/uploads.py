@@ -19,8 +19,14 @@ _TRIES = 5  # of an upload that the gateway has lost
 _LOST = (grpc.StatusCode.OUT_OF_RANGE, grpc.StatusCode.DATA_LOSS)
 
 
-async def sent(link: Link, task: str, result: Result) -> Verdict:
+async def sent(link: Link, task: str, result: Result, *, timed: bool = True) -> Verdict:
     """Send a result. It may be sent any number of times; the gateway answers the same.
+
+    Args:
+        link: to the gateway.
+        task: its id.
+        result: of the task.
+        timed: whether the gateway may know how long the uploads took.
 
     Raises:
         CallError: the gateway cannot be reached; or it knows no such task, or refuses.
@@ -43,7 +49,8 @@ async def sent(link: Link, task: str, result: Result) -> Verdict:
             # The result may have arrived before, and only the verdict was lost: ask for that.
             if exc.code is not grpc.StatusCode.NOT_FOUND:
                 raise
-        submission.upload_seconds = time.monotonic() - started
+        if timed:
+            submission.upload_seconds = time.monotonic() - started
         try:
             return await link.submit(submission)
         except CallError as exc:  # the gateway has lost what had arrived

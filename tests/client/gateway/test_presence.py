@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 
 from client.gateway import presence as module
@@ -19,7 +20,7 @@ from client.gateway.door import Phone as Caller
 from client.gateway.figures import read_fleet
 from client.gateway.place import Place, Settings, read_settings
 from client.gateway.presence import Presence
-from common.errors import ConfigError
+from common.errors import ConfigError, ProtocolError
 from common.identity import client_of_phone
 from common.phones import phones_pb2 as pb
 from common.types import ClientPlan
@@ -124,12 +125,16 @@ def test_a_held_phone_learns_of_a_new_run_at_once(deployment: Deployment) -> Non
 def test_only_phones_that_may_and_can_are_offered_to_the_server(deployment: Deployment) -> None:
     anna, ben, cleo, dora = deployment.gather("anna", "ben", "cleo", "dora")
     ben.ready = False
-    cleo.problem = "foreign-fingerprint: other features"
+    cleo.problem = "foreign-fingerprint: the features of another run"
     dora.holdings.clear()
     dora.formats = ("lite",)
     for phone in (ben, cleo, dora):
         phone.check_in()
-    assert deployment.describe().clients == (anna.client,)
+    there = sorted([anna.client, cleo.client])
+    assert list(deployment.describe().clients) == there, "cleo has prepared for this run"
+    answer = deployment.train(request_for([cleo]))
+    assert cleo.take_part().what == pb.Verdict.ACCEPTED
+    assert answer.result(10).clients == (cleo.client,)
     assert dora.check_in().WhichOneof("what") == "later", "there is no file that it can run"
 
 
@@ -169,6 +174,54 @@ def test_counts_are_held_to_what_was_described(deployment: Deployment) -> None:
     anna.train = old
     anna.submit(anna.done(task))
     assert answer.result(10).reports[0].num_examples == before
+
+
+def test_counts_are_those_that_the_server_knows(deployment: Deployment) -> None:
+    (anna,) = deployment.gather("anna")
+    known, all_of_them = len(anna.train), anna.train
+    anna.train = anna.train.select(np.arange(5))
+    anna.check_in()
+    assert deployment.describe().num_examples == (5,), "the server may have asked before"
+    answer = deployment.train(request_for([anna], counts=(known,)))
+    task = anna.next_task()
+    assert task.num_examples == known
+    assert anna.submit(anna.done(task)).reason.startswith("wrong-count")
+    answer.result(10)
+    anna.train = all_of_them
+    answer = deployment.train(request_for([anna], counts=(known,), round_number=2))
+    assert anna.take_part().what == pb.Verdict.ACCEPTED
+    assert answer.result(10).reports[0].num_examples == known
+
+
+@pytest.mark.parametrize("counts", [(1,), (1, 2, 3), (-1, 2), (2**31, 2)])
+def test_odd_counts_of_a_server_are_refused(
+    counts: tuple[int, ...], deployment: Deployment
+) -> None:
+    phones = deployment.gather("anna", "ben")
+    with pytest.raises(ProtocolError, match="counts of 2 clients|a client has"):
+        deployment.train(request_for(phones, counts=counts)).result(10)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "limit"), [(2**31, 0, 0), (2**32 - 1, 0, 0), (5, 2**31, 0), (51, 0, 50)]
+)
+def test_a_phone_with_an_impossible_count_is_left_out_alone(
+    train: int, test: int, limit: int, deployment: Deployment
+) -> None:
+    deployment.describe(max_examples=limit)
+    anna, mallory = deployment.add("anna", "mallory")
+    for phone in (anna, mallory):
+        phone.arrive()
+    (description,) = mallory.holdings
+    holding = pb.Holding(description=description, num_examples=train, num_test_examples=test)
+    mallory.stub.check_in(
+        pb.CheckInRequest(ready=True, formats=["torch"], abilities=["sgd"], holdings=[holding])
+    )
+    for _ in range(3):
+        assert deployment.describe(max_examples=limit).clients == (anna.client,)
+    assert deployment.counters["wrong-count"] == 1
+    mallory.check_in()
+    assert len(deployment.describe(max_examples=limit).clients) == 2
 
 
 def test_a_phone_that_asks_all_the_time_is_told_to_stop(

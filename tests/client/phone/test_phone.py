@@ -80,6 +80,23 @@ def test_a_private_run_is_told_only_whether_there_are_examples(
     assert (held.num_examples, held.num_test_examples) == (1, 0)
 
 
+def test_a_private_task_does_not_tell_how_long_it_took(
+    gateway: FakeGateway, phone: Make, link: Link, stub: StubTrainer
+) -> None:
+    stub.abilities = ("sgd", "clip")
+    stub.arrays = {"clipped_delta": bytes(INLINE_UPDATE + 4), "within_clip": bytes(4)}
+    for private in (True, False):
+        description = small_description(gateway, private=private, id=sha256(bytes([private])))
+        changed = {"clip": 0.5, "fields": list(stub.arrays)} if private else {}
+        task = task_of(gateway, description, HEAD, 1 if private else 12, **changed)
+        gateway.answers = [CheckInReply(description=description), CheckInReply(task=task)]
+        turn(phone(), link, 2)
+    hidden, told = gateway.submissions
+    assert [a.field for a in hidden.arrays] == list(stub.arrays)
+    assert (hidden.fetch_seconds, hidden.train_seconds, hidden.upload_seconds) == (0, 0, 0)
+    assert min(told.fetch_seconds, told.train_seconds, told.upload_seconds) > 0
+
+
 def test_a_fetch_goes_on_where_a_killed_phone_ended(
     described: FakeGateway, phone: Make, link: Link, stub: StubTrainer
 ) -> None:
