@@ -61,7 +61,7 @@ class TrainRequest:
         seconds: time that the server waits for the answer, for a gateway; 0: it is not said.
         enough: how many of its clients' updates suffice, for a gateway; 0: those of all.
         counts: numbers of examples that the server knows of these clients, for a gateway; empty: it
-            is not said.
+            is not said
         constant_id: see ``content_id``, of the plan's constant arrays; empty where it has none.
         has_constant: whether they are in this message; if not, the clients have kept them.
         changes: what is sent in place of the whole head, to a device that knows an earlier one; a
