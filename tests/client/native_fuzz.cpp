@@ -149,6 +149,36 @@ std::map<std::string, Target> targets() {
   };
 }
 
+// What a task may just ask for is done, and one step or a little momentum more is not.
+bool are_limits_kept() {
+  constexpr std::uint32_t kMost = 1 << 20;
+  Stub trainer;
+  auto task = task_of(pb::SGD);  // batches of 3
+  const auto is_refused = [&](std::uint32_t examples, std::uint32_t epochs, double momentum) {
+    task.set_num_examples(examples);
+    task.mutable_training()->set_epochs(epochs);
+    task.mutable_training()->set_momentum(momentum);
+    try {
+      check_task(task, trainer);
+      return false;
+    } catch (const Trouble& trouble) {
+      return trouble.word() == "impossible-task";
+    }
+  };
+  bool right = !is_refused(3, kMost, 0.99) && is_refused(3, kMost + 1, 0.99) &&
+               is_refused(4, kMost, 0.99) && !is_refused(4, kMost / 2, 0.99) &&
+               is_refused(3, 1, 1.0) && is_refused(3, ~0U, 0) && is_refused(~0U, ~0U, 0);
+  // A private task says that there is one example: the phone itself counts.
+  right = right && !is_refused(1, kMost, 0);
+  try {
+    const Examples examples{std::string(4 * kFeatures, 'x'), std::vector<std::int64_t>(4, 2)};
+    do_task(task, {Floats(kHead, 0.5F), {}, {}}, examples, trainer, [] {});
+    return false;
+  } catch (const Trouble& trouble) {
+    return right && trouble.word() == "impossible-task";
+  }
+}
+
 // Changes, adds, repeats or removes a few bytes.
 std::string damaged(std::string bytes, std::mt19937_64& random) {
   const auto below = [&](std::size_t most) {
@@ -173,6 +203,10 @@ std::string damaged(std::string bytes, std::mt19937_64& random) {
 // Prints for each reader how many inputs it has read, and how many it has refused.
 int main(int argc, char** argv) {
   const long count = argc > 1 ? std::atol(argv[1]) : 1000;
+  if (!are_limits_kept()) {
+    std::cerr << "a task's limits are not kept" << std::endl;
+    return 1;
+  }
   std::mt19937_64 random(7);
   for (const auto& [name, target] : targets()) {
     long read = 0, refused = 0;

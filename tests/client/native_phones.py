@@ -15,11 +15,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import executorch
+import grpc
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 
+from client.gateway.calls import Calls
 from common.delivery.tokens import issue_token
 from common.identity import client_of_phone
 from common.messages import DescribeReply, DescribeRequest, TrainReply, TrainRequest
@@ -184,6 +186,40 @@ class Place(Deployment):
             if phone.process and phone.process.poll() is None:
                 phone.kill()
         super().close()
+
+
+def heard(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    refuse: Callable[[], grpc.StatusCode | None] = lambda: None,
+    *,
+    after: bool = False,
+) -> list[Any]:
+    """All that phones send to a method of the gateway from now on, as it comes.
+
+    Args:
+        place: its gateway is started anew.
+        monkeypatch: of the test.
+        method: ``check_in``, ``upload`` or ``submit``.
+        refuse: is asked at each call for the code that it ends with; None: it goes on.
+        after: whether a call is done before it ends so: only its reply is lost.
+    """
+    sent, original = [], getattr(Calls, method)
+
+    async def listen(self: Calls, request: Any, context: Any) -> Any:
+        sent.append(type(request).FromString(request.SerializeToString()))
+        code = refuse()
+        if code is None or after:
+            reply = await original(self, request, context)
+        if code is not None:
+            await context.abort(code, "as the test wants it")
+        return reply
+
+    monkeypatch.setattr(Calls, method, listen)
+    place.stop()
+    place.start()
+    return sent
 
 
 def write_images(folder: Path, images: Any, labels: npt.NDArray[np.int64]) -> None:

@@ -17,7 +17,7 @@ from common.seeding import Purpose, stream_state
 from common.types import ClientPlan, Head, LocalTraining
 from server.export.trained import TrainedModel
 from tests.client.gateway.actors import RUN, Node
-from tests.client.native_phones import SEED, arrays_of, examples_of, parts_of, request_for
+from tests.client.native_phones import SEED, arrays_of, examples_of, heard, parts_of, request_for
 
 # A build with libtorch takes minutes on a busy machine.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -144,8 +144,9 @@ def test_a_coded_update_is_the_payload_of_the_plain_one(codec, runtime, place, p
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize(("clip", "within"), [(0.05, 0), (10.0, 1)])
 def test_a_private_round_gets_the_clipped_update_and_nothing_else(
-    clip, within, runtime, place, phone_program, tmp_path
+    clip, within, runtime, place, phone_program, tmp_path, monkeypatch
 ):
+    check_ins, results = (heard(place, monkeypatch, name) for name in ("check_in", "submit"))
     phone = place.phone("anna", phone_program(runtime))
     phone.start()
     place.joined(phone, private=True)
@@ -163,8 +164,17 @@ def test_a_private_round_gets_the_clipped_update_and_nothing_else(
     assert np.abs(wanted).max() > 1000
     # One unit is the clip's 2^-18th part, and the heads agree to 1e-6.
     assert np.abs(sent - wanted).max() <= 2 + 1e-6 / clip * OFFSET
-    assert phone.log.count("1 examples") == 0
     phone.stop()
+    # Nothing that the phone has sent tells how many examples it has, not even a time.
+    assert {(h.num_examples, h.num_test_examples) for c in check_ins for h in c.holdings} == {
+        (1, 0)
+    }
+    (result,) = results
+    assert {f.name for f, _ in result.ListFields()} == {
+        "task", "fingerprint", "outcome", "num_examples", "arrays",
+    }  # fmt: skip
+    assert result.num_examples == 1
+    assert {a.field for a in result.arrays} == {*fields}
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import (
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from safetensors.numpy import save_file
 
-from common.messages import TrainReply
+from common.messages import DescribeReply, DescribeRequest, TrainReply
 from common.partition import evenly
 from common.phones import file_name
 from common.signing.statement import Statement
@@ -30,10 +31,13 @@ from simulations.deploy.authority import ensure_authority
 from simulations.deploy.signing_key import sign
 from tests.client.gateway.actors import Node
 from tests.client.native_phones import (
+    SEED,
+    TEST_FRACTION,
     NativePhone,
     Place,
     arrays_of,
     examples_of,
+    heard,
     request_for,
     until,
 )
@@ -114,6 +118,131 @@ def test_an_upload_goes_on_where_a_kill_ended_it(place, program):
     assert b"gram" in before  # it was computed before the kill, and not again
     assert phone.log.count("joined it") == 1
     phone.stop()
+
+
+SUMS = {"plan": ClientPlan(kind="statistics", fields=("gram", "moments"), weighting="uniform")}
+Code = grpc.StatusCode
+
+
+@pytest.mark.parametrize("code", [Code.CANCELLED, Code.OUT_OF_RANGE, Code.DATA_LOSS])
+def test_a_result_outlives_a_failed_call(code, place, program, monkeypatch):
+    codes = [code]
+    uploads = heard(place, monkeypatch, "upload")
+    results = heard(place, monkeypatch, "submit", lambda: codes.pop() if codes else None)
+    phone = place.phone("anna", program)
+    phone.start()
+    place.joined(phone)
+    assert not place.train(request_for(place.trained, phone.client, **SUMS)).result(60).rejected
+    until(lambda: "round 1: done: accepted" in phone.log, phone.log)
+    first, second = results
+    assert first.arrays == second.arrays
+    assert min(second.fetch_seconds, second.train_seconds, second.upload_seconds) > 0
+    # It asks again how much of the large array has come; the array itself goes once.
+    assert sum(not part.data for part in uploads) == 2
+    assert phone.log.count("trying again") == (code is Code.CANCELLED)
+    phone.stop()
+
+
+def test_a_lost_verdict_is_asked_for(place, program, monkeypatch):
+    """The gateway has judged the result, so that an upload is NOT_FOUND."""
+    codes = [Code.UNAVAILABLE]
+    results = heard(
+        place, monkeypatch, "submit", lambda: codes.pop() if codes else None, after=True
+    )
+    phone = place.phone("anna", program)
+    phone.start()
+    place.joined(phone)
+    assert not place.train(request_for(place.trained, phone.client, **SUMS)).result(60).rejected
+    until(lambda: "round 1: done: accepted" in phone.log, phone.log)
+    assert len(results) == 2
+    assert place.counters["duplicate"] == 1
+    phone.stop()
+
+
+@pytest.mark.parametrize("code", [Code.NOT_FOUND, Code.INVALID_ARGUMENT])
+def test_a_result_that_no_gateway_wants_is_forgotten(code, place, program, monkeypatch):
+    results = heard(place, monkeypatch, "submit", lambda: code)
+    phone = place.phone("anna", program)
+    phone.start()
+    place.joined(phone)
+    place.train(request_for(place.trained, phone.client, seconds=5.0))
+    until(lambda: results, phone.log)
+    until(lambda: not (phone.state / "result").exists(), "the result is kept")
+    phone.kill()
+    assert not (phone.state / "task").exists()
+
+
+@pytest.mark.parametrize("damaged", ["task", "result", "uploads", "descriptions"])
+def test_a_flipped_bit_on_the_disk_is_never_sent(damaged, place, program, tmp_path, monkeypatch):
+    ready: list[bool] = []
+    results = heard(place, monkeypatch, "submit", lambda: None if ready else Code.UNAVAILABLE)
+    phone = place.phone("anna", program)
+    phone.start()
+    place.joined(phone)
+    answer = place.train(request := request_for(place.trained, phone.client, **SUMS))
+    until(lambda: results, phone.log)
+    phone.kill()
+    path = phone.state / damaged
+    if path.is_dir():
+        (path,) = path.iterdir()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+    ready.append(True)
+    phone.start()
+    reply = answer.result(100)
+    assert not reply.rejected, phone.log
+    node = Node(tmp_path / "node", [examples_of(place.trained, phone.client)]).update(request)
+    expected = arrays_of(node, request, phone.client)
+    found = arrays_of(reply, request, phone.client)
+    assert {*found} == {*expected} == {"gram", "moments"}
+    for field in found:
+        np.testing.assert_array_equal(found[field], expected[field])
+    phone.stop()
+
+
+def test_a_run_that_a_phone_cannot_join_leaves_it_in_another(place, program):
+    trained = place.trained
+    missing = str(trained.labels[0])
+    others = tuple("another" if name == missing else name for name in trained.classes)
+    request = DescribeRequest(
+        "run-2", others, TEST_FRACTION, SEED, "the other",
+        fingerprint=trained.backbone.fingerprint,
+    )  # fmt: skip
+    place.ask("describe", request)
+    phone = place.phone("anna", program)
+    phone.start()
+    place.joined(phone)
+    words = "cannot take part in run the other: images: a folder is no class of the run"
+    until(lambda: words in phone.log, phone.log)
+    for number in (1, 2):
+        place.ask("describe", request)
+        reply = place.train(request_for(trained, phone.client, round_number=number)).result(120)
+        assert reply.clients == (phone.client,), phone.log
+    assert phone.log.count("joined it") == 1
+    assert DescribeReply.read(place.ask("describe", request)).clients == ()
+    phone.stop()
+
+
+def test_images_that_are_left_out_are_told_when_their_number_changes(place, program):
+    phone = place.phone("anna", program)
+    foreign = phone.state / "features" / ("a" * 64)
+    foreign.parent.mkdir(parents=True)
+    foreign.write_bytes(b"features of a backbone that no run has")
+    rounds = iter(range(1, 10))
+    for number in (1, 2):
+        (phone.path / "images" / "3" / f"small{number}.rgb").write_bytes(b"small")
+        if number == 1:
+            phone.start()
+            place.joined(phone)
+        for _ in range(2):  # a check-in before each
+            request = request_for(place.trained, phone.client, round_number=next(rounds))
+            assert not place.train(request).result(60).rejected
+        until(lambda n=number: f"{n} images are left out" in phone.log, phone.log)
+        assert phone.log.count("images are left out") == number
+    phone.stop()
+    kept = [path.name for path in (phone.state / "features").iterdir()]
+    assert kept == [place.trained.backbone.fingerprint]
 
 
 def test_a_wrong_token_is_refused_and_asked_again_rarely(place, program):
@@ -246,6 +375,25 @@ def test_a_signed_backbone_is_loaded_and_never_an_older_one(place, program):
     signed(place, old, 4)
     assert phone.once() == _CALL_REFUSED
     assert "damaged" in phone.log
+
+
+def test_a_renewed_signature_reaches_a_phone_that_has_met_the_run(place, program):
+    key = generate_private_key(SECP256R1())
+    phone = trusting(place, program, "anna", key)
+    signed(place, key, 3)
+    phone.start()
+    place.joined(phone)
+    accepted = phone.state / "accepted" / "backbone" / "run.executorch"
+    accepted.write_bytes(accepted.read_bytes().replace(b"version 3\n", b"version 5\n"))
+    reply = place.train(request_for(place.trained, phone.client)).result(60)
+    assert [r.reason for r in reply.rejected] == ["failed: unsigned-backbone"], phone.log
+    until(lambda: place.counters["unsigned-backbone"], phone.log)
+    signed(place, key, 6)
+    place.joined(phone)
+    assert b"version 6\n" in accepted.read_bytes()
+    request = request_for(place.trained, phone.client, round_number=2)
+    assert not place.train(request).result(60).rejected
+    phone.stop()
 
 
 def test_an_owners_no_is_obeyed(place, program, tmp_path):

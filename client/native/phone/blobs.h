@@ -7,6 +7,7 @@
 #include <string>
 
 #include "gateway.h"
+#include "trainer.h"
 
 namespace fedhead {
 
@@ -16,17 +17,18 @@ class Blobs {
 
   // The file of a blob. What is missing of it is fetched from where an earlier try ended. Throws
   // Trouble "damaged-blob" if its bytes are not what its name promises, even when fetched again, or
-  // if it has more than `most` bytes; CallError as the gateway.
-  std::filesystem::path file(const pb::Blob& blob, std::uint64_t most);
+  // if it has more than `most` bytes; CallError as the gateway. Asks goes_on before each part.
+  std::filesystem::path file(const pb::Blob& blob, std::uint64_t most, const GoesOn& goes_on);
 
   // Its content, which must have exactly `size` bytes.
-  std::string content(const pb::Blob& blob, std::uint64_t size);
+  std::string content(const pb::Blob& blob, std::uint64_t size, const GoesOn& goes_on);
 
   // Removes all others.
   void keep(const std::set<std::string>& names);
 
  private:
-  bool is_fetched(const pb::Blob& blob, const std::filesystem::path& partial);
+  bool is_fetched(const pb::Blob& blob, const std::filesystem::path& partial,
+                  const GoesOn& goes_on);
 
   std::filesystem::path folder_;
   Gateway& gateway_;

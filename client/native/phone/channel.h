@@ -13,6 +13,7 @@ namespace fedhead {
 // The status codes of gRPC that a phone treats differently, by their numbers.
 enum class Code : int {
   kOk = 0,
+  kCancelled = 1,
   kUnknown = 2,
   kInvalidArgument = 3,
   kDeadlineExceeded = 4,

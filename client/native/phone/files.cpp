@@ -20,6 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::size_t kPiece = 1 << 16;
+constexpr std::size_t kDigits = 64;  // of a SHA-256
 
 [[noreturn]] void fail(const fs::path& path) {
   throw Trouble("disk", path.string() + ": " + std::strerror(errno));
@@ -136,6 +137,18 @@ void write_atomic(const fs::path& path, std::string_view content) {
   }
   if (::rename(temporary.c_str(), path.c_str()) != 0) fail(path);
   sync_folder(path.parent_path());
+}
+
+void write_sealed(const fs::path& path, const std::string& content) {
+  write_atomic(path, sha256(content) + content);
+}
+
+std::optional<std::string> read_sealed(const fs::path& path, std::uint64_t most) {
+  const auto bytes = read_if_there(path, most + kDigits);
+  if (!bytes || bytes->size() < kDigits) return std::nullopt;
+  auto content = bytes->substr(kDigits);
+  if (bytes->compare(0, kDigits, sha256(content)) != 0) return std::nullopt;
+  return content;
 }
 
 void append(const fs::path& path, std::string_view content) {

@@ -21,6 +21,11 @@ std::optional<std::string> read_if_there(const std::filesystem::path& path, std:
 // The content or the one before, whatever happens: written under another name, synced, renamed.
 void write_atomic(const std::filesystem::path& path, std::string_view content);
 
+// The same with the content's SHA-256 before it, and what was written so: nothing if the file is
+// missing or damaged.
+void write_sealed(const std::filesystem::path& path, const std::string& content);
+std::optional<std::string> read_sealed(const std::filesystem::path& path, std::uint64_t most);
+
 // Adds to the end of a file, which is made if it is missing.
 void append(const std::filesystem::path& path, std::string_view content);
 

@@ -13,8 +13,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::size_t kDigest = 64;          // characters of a SHA-256
-constexpr std::size_t kUnsaved = 64;         // images whose features a kill may cost
+constexpr std::size_t kDigest = 64;           // characters of a SHA-256
+constexpr std::chrono::seconds kUnsaved{30};  // of work that a kill may cost
 constexpr std::uint64_t kLargestCache = 1ULL << 31;
 
 std::vector<fs::path> sorted_entries(const fs::path& folder) {
@@ -46,35 +46,39 @@ std::uint64_t size_of(const fs::path& path) {
 
 }  // namespace
 
-std::vector<Image> list_images(const fs::path& folder, const std::vector<std::string>& classes,
-                               std::uint64_t bytes) {
-  std::vector<Image> images;
-  std::size_t others = 0;
+std::vector<ClassFolder> list_folder(const fs::path& folder) {
+  std::vector<ClassFolder> found;
   for (const auto& inner : sorted_entries(folder)) {
-    if (fs::symlink_status(inner).type() != fs::file_type::directory) continue;
-    const auto name = inner.filename().string();
-    const auto found = std::find(classes.begin(), classes.end(), name);
-    if (found == classes.end()) {
-      throw Trouble("images: a folder is no class of the run", inner.string());
-    }
+    std::error_code error;
+    if (fs::symlink_status(inner, error).type() != fs::file_type::directory) continue;
+    ClassFolder one{inner, {}};
     for (const auto& file : sorted_entries(inner)) {
       if (file.extension() != ".rgb") continue;
-      if (!is_plain_file(file) || size_of(file) != bytes) {
-        ++others;
-        continue;
+      one.files.emplace_back(file, is_plain_file(file) ? size_of(file) : 0);
+    }
+    found.push_back(std::move(one));
+  }
+  return found;
+}
+
+Usable usable_images(const std::vector<ClassFolder>& folders,
+                     const std::vector<std::string>& classes, std::uint64_t bytes) {
+  Usable usable;
+  for (const auto& folder : folders) {
+    const auto name = folder.path.filename().string();
+    const auto found = std::find(classes.begin(), classes.end(), name);
+    if (found == classes.end()) {
+      throw Trouble("images: a folder is no class of the run", folder.path.string());
+    }
+    for (const auto& [file, size] : folder.files) {
+      if (size == bytes) {
+        usable.images.push_back({file, found - classes.begin()});
+      } else {
+        ++usable.left_out;
       }
-      images.push_back({file, found - classes.begin()});
     }
   }
-  if (others > 0) {
-    std::clog << "fedhead-phone: " << others << " images are left out, expected files of "
-              << bytes << " bytes\n";
-  }
-  if (images.empty()) {
-    throw Trouble("images: there are none",
-                  folder.string() + ": no CLASS/*.rgb of " + std::to_string(bytes) + " bytes");
-  }
-  return images;
+  return usable;
 }
 
 std::string key_of(const std::vector<Image>& images) {
@@ -89,15 +93,15 @@ std::string key_of(const std::vector<Image>& images) {
 }
 
 FeatureCache::FeatureCache(const fs::path& folder, std::string fingerprint, std::size_t width)
-    : path_(folder / fingerprint), fingerprint_(std::move(fingerprint)), width_(width) {
+    : path_(folder / fingerprint),
+      fingerprint_(std::move(fingerprint)),
+      width_(width),
+      saved_(std::chrono::steady_clock::now()) {
   make_folder(folder);
   try {
-    const auto content = read_if_there(path_, kLargestCache);
-    if (!content || content->size() < kDigest) return;
-    // A disk may lose bytes: then the features are computed again.
-    const auto whole = content->substr(kDigest);
-    if (sha256(whole) != content->substr(0, kDigest)) return;
-    const auto archive = parse_safetensors(whole);
+    const auto content = read_sealed(path_, kLargestCache);
+    if (!content) return;
+    const auto archive = parse_safetensors(*content);
     const auto &names = archive.array("sha256"), &rows = archive.array("features");
     const auto count = names.bytes.size() / kDigest;
     if (rows.bytes.size() != count * width_) return;
@@ -119,7 +123,8 @@ const std::string& FeatureCache::features(const std::string& image, Trainer& tra
       throw Trouble("damaged-backbone", "it gives " + std::to_string(found->second.size()) +
                                             " features, expected " + std::to_string(width_));
     }
-    if (++unsaved_ == kUnsaved) save(false);
+    ++unsaved_;
+    if (std::chrono::steady_clock::now() - saved_ > kUnsaved) save(false);
   }
   return found->second;
 }
@@ -139,22 +144,37 @@ void FeatureCache::save(bool complete) {
   rows.shape = {count, static_cast<std::int64_t>(width_)};
   const auto content =
       safetensors_bytes({{{"sha256", names}, {"features", rows}}, {{"fingerprint", fingerprint_}}});
-  write_atomic(path_, sha256(content) + content);
+  write_sealed(path_, content);
+  saved_ = std::chrono::steady_clock::now();  // a slow disk is not asked at once again
+}
+
+void keep_features(const fs::path& folder, const std::set<std::string>& fingerprints) {
+  std::error_code error;  // a folder that is missing has nothing to remove
+  std::vector<fs::path> others;
+  for (const auto& entry : fs::directory_iterator(folder, error)) {
+    if (!fingerprints.contains(entry.path().filename().string())) others.push_back(entry.path());
+  }
+  for (const auto& path : others) remove_file(path);
 }
 
 Examples load_examples(const Settings& settings, const std::vector<Image>& images,
                        Trainer& trainer, const GoesOn& goes_on) {
   FeatureCache cache(settings.state / "features", trainer.fingerprint(), trainer.num_features());
   Examples examples;
-  for (const auto& image : images) {
-    goes_on();
-    const auto size = 3 * trainer.input_size() * trainer.input_size();
-    const auto bytes = read_file(image.file, size);
-    if (bytes.size() != size) {
-      throw Trouble("images: one changes while it is read", image.file.string());
+  const auto size = 3 * trainer.input_size() * trainer.input_size();
+  try {
+    for (const auto& image : images) {
+      goes_on();
+      const auto bytes = read_file(image.file, size);
+      if (bytes.size() != size) {
+        throw Trouble("images: one changes while it is read", image.file.string());
+      }
+      examples.features += cache.features(bytes, trainer);
+      examples.labels.push_back(image.label);
     }
-    examples.features += cache.features(bytes, trainer);
-    examples.labels.push_back(image.label);
+  } catch (...) {
+    cache.save(false);  // the next try goes on from here
+    throw;
   }
   cache.save(true);
   return examples;

@@ -51,7 +51,7 @@ void Kept::read_met() {
   std::sort(files.rbegin(), files.rend());
   for (const auto& [time, path] : files) {
     Met met;
-    const auto bytes = read_if_there(path, kLargestMessage);
+    const auto bytes = read_sealed(path, kLargestMessage);
     const bool whole = read_number(bytes, met.input_size, met.description) &&
                        met.description.id() == path.filename().string();
     if (whole && met_.size() < kMostMet) {
@@ -70,13 +70,19 @@ const Met* Kept::find(const std::string& id) const {
 
 void Kept::meet(const Met& met) {
   const auto& id = met.description.id();
-  write_atomic(folder_ / "descriptions" / id, with_number(met.input_size, met.description));
+  write_sealed(folder_ / "descriptions" / id, with_number(met.input_size, met.description));
   std::erase_if(met_, [&](const Met& other) { return other.description.id() == id; });
   met_.insert(met_.begin(), met);
   while (met_.size() > kMostMet) {
     remove_file(folder_ / "descriptions" / met_.back().description.id());
     met_.pop_back();
   }
+}
+
+void Kept::unmeet(const std::string& id) {
+  if (find(id) == nullptr) return;
+  remove_file(folder_ / "descriptions" / id);
+  std::erase_if(met_, [&](const Met& met) { return met.description.id() == id; });
 }
 
 void Kept::use(const std::string& id) {
@@ -86,21 +92,33 @@ void Kept::use(const std::string& id) {
 
 std::optional<Work> Kept::work() const {
   Work work;
-  if (!read_number(read_if_there(folder_ / "task", kLargestMessage), work.deadline, work.task)) {
+  if (!read_number(read_sealed(folder_ / "task", kLargestMessage), work.deadline, work.task)) {
     return std::nullopt;
   }
   return work;
 }
 
 void Kept::begin(const Work& work) {
-  write_atomic(folder_ / "task", with_number(work.deadline, work.task));
+  forget();
+  write_sealed(folder_ / "task", with_number(work.deadline, work.task));
 }
 
-std::optional<pb::Submission> Kept::result() const {
+std::optional<pb::Submission> Kept::result(const std::string& task) const {
   pb::Submission submission;
-  const auto bytes = read_if_there(folder_ / "result", kLargestMessage);
-  if (!bytes || !submission.ParseFromString(*bytes)) return std::nullopt;
+  const auto bytes = read_sealed(folder_ / "result", kLargestMessage);
+  const bool is_its = bytes && submission.ParseFromString(*bytes) && submission.task() == task;
+  const auto& arrays = submission.arrays();
+  if (!is_its || !std::all_of(arrays.begin(), arrays.end(),
+                              [this](const auto& array) { return is_whole(array); })) {
+    return std::nullopt;
+  }
   return submission;
+}
+
+bool Kept::is_whole(const pb::Array& array) const {
+  if (!array.data().empty()) return true;  // the result's own SHA-256 is of it, too
+  const auto path = folder_ / "uploads" / array.sha256();
+  return fs::exists(path) && sha256_file(path) == array.sha256();
 }
 
 void Kept::finish(pb::Submission submission, const std::map<std::string, std::string>& arrays) {
@@ -116,7 +134,7 @@ void Kept::finish(pb::Submission submission, const std::map<std::string, std::st
       write_atomic(folder_ / "uploads" / array.sha256(), bytes);
     }
   }
-  write_atomic(folder_ / "result", submission.SerializeAsString());
+  write_sealed(folder_ / "result", submission.SerializeAsString());
 }
 
 std::string Kept::array(const std::string& sha256) const {
@@ -124,9 +142,9 @@ std::string Kept::array(const std::string& sha256) const {
 }
 
 void Kept::forget() {
-  // A result without its task would be sent for another one.
-  remove_file(folder_ / "result");
+  // After a kill in between there is no task, and its result is none of the next one's.
   remove_file(folder_ / "task");
+  remove_file(folder_ / "result");
   std::vector<fs::path> files;
   for (const auto& entry : fs::directory_iterator(folder_ / "uploads")) {
     files.push_back(entry.path());

@@ -1,7 +1,10 @@
 #include "phone.h"
 
+#include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <iostream>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -16,6 +19,7 @@ namespace fs = std::filesystem;
 
 constexpr std::uint64_t kLargestBackbone = 256ULL << 20;
 constexpr std::size_t kLongestProblem = 200;
+constexpr double kLongestUnmet = 60;  // seconds, while tasks of other runs may come
 constexpr std::chrono::seconds kBetween{10};  // questions to the owner while something takes long
 
 double now() {
@@ -94,6 +98,7 @@ double Phone::take_turn() {
   const auto reply = gateway_.check_in(asked);
   switch (reply.what_case()) {
     case pb::CheckInReply::kLater:
+      if (!asked.problem().empty()) is_well_ = false;
       return pace_.later(reply.later());
     case pb::CheckInReply::kDescription:
       for (const auto& holding : asked.holdings()) {
@@ -101,9 +106,11 @@ double Phone::take_turn() {
           throw Trouble("protocol", "the gateway describes a run that this phone has met");
         }
       }
-      return meet(reply.description(), asked.ready());
+      return meet(reply.description(), asked);
     case pb::CheckInReply::kTask: {
-      if (!is_hex(reply.task().id(), 32)) throw Trouble("protocol", "a task has no id");
+      if (!is_hex(reply.task().id(), 32) || !std::isfinite(reply.task().seconds_left())) {
+        throw Trouble("protocol", "a task has no id or no end");
+      }
       const Work work{reply.task(), now() + reply.task().seconds_left()};
       kept_.begin(work);
       return go_on(work);
@@ -122,10 +129,21 @@ pb::CheckInRequest Phone::request() {
         "evaluate", "clip", "codec:int8", "codec:drive"}) {
     request.add_abilities(ability);
   }
+  add_holdings(request);
+  request.set_ready(is_allowed(settings_.allow));
+  request.set_wait_seconds(wait_seconds_);
+  return request;
+}
+
+// One run's trouble is none of the others': a problem is said only where no run can be joined.
+void Phone::add_holdings(pb::CheckInRequest& request) {
   auto problem = problem_;
+  std::optional<std::vector<ClassFolder>> folders;
+  std::set<std::string> uncounted;
   for (const auto& met : kept_.met()) {
     try {
-      const auto parts = counted(met);
+      if (!folders) folders = this->folders();
+      const auto parts = counted(met, *folders);
       const bool is_private = met.description.private_();
       auto& holding = *request.add_holdings();
       holding.set_description(met.description.id());
@@ -135,18 +153,20 @@ pb::CheckInRequest Phone::request() {
           is_private ? 0 : static_cast<std::uint32_t>(parts.test.size()));
     } catch (const Trouble& trouble) {
       if (problem.empty()) problem = trouble.word();
-      std::clog << "fedhead-phone: " << one_line(trouble.what()) << std::endl;
+      const auto line = one_line(trouble.what());
+      if (!uncounted_.contains(line)) std::clog << "fedhead-phone: " << line << std::endl;
+      uncounted.insert(line);
     }
   }
-  request.set_problem(problem.substr(0, kLongestProblem));
-  request.set_ready(is_allowed(settings_.allow));
-  request.set_wait_seconds(wait_seconds_);
-  return request;
+  uncounted_ = std::move(uncounted);
+  if (request.holdings_size() == 0) request.set_problem(problem.substr(0, kLongestProblem));
 }
 
-double Phone::meet(const pb::Description& description, bool is_ready) {
+double Phone::meet(const pb::Description& description, const pb::CheckInRequest& asked) {
   // Features are the hardest work that a phone does: not while its owner needs it.
-  if (!is_ready) return pace_.again();
+  if (!asked.ready()) return pace_.again();
+  problem_.clear();
+  const bool has_holdings = asked.holdings_size() > 0;
   try {
     check_description(description);
     prepare(description);
@@ -157,32 +177,38 @@ double Phone::meet(const pb::Description& description, bool is_ready) {
   } catch (const Declined&) {
     return pace_.again();
   } catch (const Trouble& trouble) {
-    problem_ = trouble.word();
-    return fail("cannot take part in run " + description.name() + ": " + trouble.what());
+    return unmet(description, trouble.word(), trouble.what(), has_holdings);
   } catch (const std::exception& error) {
-    problem_ = "error";
-    return fail("cannot take part in run " + description.name() + ": " + error.what());
+    return unmet(description, "error", error.what(), has_holdings);
   }
-  problem_.clear();
   return 0;
 }
 
+double Phone::unmet(const pb::Description& description, const std::string& word,
+                    const std::string& words, bool has_holdings) {
+  const auto pause = fail("cannot take part in run " + description.name() + ": " + words);
+  if (has_holdings) return std::min(pause, kLongestUnmet);
+  problem_ = word;
+  return pause;
+}
+
 void Phone::prepare(const pb::Description& description) {
-  auto& trainer = trainer_of(description);
+  const auto goes_on = this->goes_on(0);
+  auto& trainer = trainer_of(description, goes_on);
   Met met{description, static_cast<std::uint32_t>(trainer.input_size())};
-  examples_of(met, trainer, goes_on(0));
+  examples_of(met, trainer, goes_on);
   kept_.meet(met);
+  std::set<std::string> fingerprints;
+  for (const auto& one : kept_.met()) fingerprints.insert(one.description.fingerprint());
+  keep_features(settings_.state / "features", fingerprints);
   std::clog << "fedhead-phone: run " << one_line(description.name()) << ": joined it with "
             << prepared_.train.count() << " examples to train on" << std::endl;
 }
 
-Trainer& Phone::trainer_of(const pb::Description& description) {
+Trainer& Phone::trainer_of(const pb::Description& description, const GoesOn& goes_on) {
   const Runtime* runtime = nullptr;
   const auto& backbone = chosen(description, runtime);
-  if (trainer_ && loaded_ == backbone.file().sha256() &&
-      trainer_->fingerprint() == description.fingerprint()) {
-    return *trainer_;
-  }
+  // Each time: a signature expires, and a newer version may have been accepted meanwhile.
   const Trust trust(settings_.trusted, settings_.state / "accepted" / "backbone");
   const bool is_trusting = fs::exists(settings_.trusted);
   Statement statement;
@@ -192,7 +218,12 @@ Trainer& Phone::trainer_of(const pb::Description& description) {
                              description.fingerprint(), backbone.file().size()},
                             static_cast<std::int64_t>(now()));
   }
-  const auto file = blobs_.file(backbone.file(), kLargestBackbone);
+  if (trainer_ && loaded_ == backbone.file().sha256() &&
+      trainer_->fingerprint() == description.fingerprint()) {
+    if (is_trusting) trust.accept(statement);
+    return *trainer_;
+  }
+  const auto file = blobs_.file(backbone.file(), kLargestBackbone, goes_on);
   if (is_trusting) trust.accept(statement);
   trainer_.reset();
   try {

@@ -5,9 +5,11 @@
 #pragma once
 
 #include <atomic>
+#include <map>
 #include <memory>
-#include <optional>
+#include <set>
 #include <string>
+#include <vector>
 
 #include "blobs.h"
 #include "channel.h"
@@ -44,16 +46,23 @@ class Phone {
 
   double take_turn();
   pb::CheckInRequest request();
-  double meet(const pb::Description& description, bool is_ready);
+  void add_holdings(pb::CheckInRequest& request);
+  double meet(const pb::Description& description, const pb::CheckInRequest& asked);
+  double unmet(const pb::Description& description, const std::string& word,
+               const std::string& words, bool has_holdings);
   void prepare(const pb::Description& description);
-  Trainer& trainer_of(const pb::Description& description);
-  std::vector<Image> images_of(const Met& met) const;
+  Trainer& trainer_of(const pb::Description& description, const GoesOn& goes_on);
+  std::vector<ClassFolder> folders() const;
+  std::vector<Image> images_of(const Met& met, const std::vector<ClassFolder>& folders);
   Positions used(const Met& met, std::size_t total) const;
   Parts parts_of(const Met& met, const std::vector<std::int64_t>& labels) const;
-  Parts counted(const Met& met) const;  // of the examples that there are now
+  // Of the examples that there are now.
+  Parts counted(const Met& met, const std::vector<ClassFolder>& folders);
   const Prepared& examples_of(const Met& met, Trainer& trainer, const GoesOn& goes_on);
   double go_on(const Work& work);
   void compute(const Work& work);
+  pb::Verdict sent(const Work& work, pb::Submission submission);
+  bool tells_times(const pb::Task& task) const;
   Outcome computed(const Work& work);
   void upload(const pb::Submission& submission, const pb::Array& array);
   std::uint64_t upload_part(const pb::Submission& submission, const pb::Array& array,
@@ -75,6 +84,8 @@ class Phone {
   std::string loaded_;  // SHA-256 of the trainer's file
   Prepared prepared_;
   std::string problem_, said_;
+  std::set<std::string> uncounted_;                // why runs have no holding; told to the owner
+  std::map<std::uint64_t, std::size_t> left_out_;  // images, by the size expected; likewise
   bool is_well_ = true;
 };
 

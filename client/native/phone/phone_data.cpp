@@ -1,15 +1,32 @@
 // The part of a phone's life that is about its own images.
+#include <iostream>
+
 #include "phone.h"
 #include "trouble.h"
 
 namespace fedhead {
 
-std::vector<Image> Phone::images_of(const Met& met) const {
+std::vector<ClassFolder> Phone::folders() const {
+  return settings_.holds_features ? std::vector<ClassFolder>() : list_folder(settings_.data);
+}
+
+std::vector<Image> Phone::images_of(const Met& met, const std::vector<ClassFolder>& folders) {
   const auto& description = met.description;
   const std::vector<std::string> classes(description.classes().begin(),
                                          description.classes().end());
   const auto size = std::uint64_t{met.input_size};
-  return list_images(settings_.data, classes, 3 * size * size);
+  const auto bytes = 3 * size * size;
+  auto usable = usable_images(folders, classes, bytes);
+  if (auto& told = left_out_[bytes]; told != usable.left_out) {
+    told = usable.left_out;
+    std::clog << "fedhead-phone: " << told << " images are left out, expected files of " << bytes
+              << " bytes" << std::endl;
+  }
+  if (usable.images.empty()) {
+    throw Trouble("images: there are none", settings_.data.string() + ": no CLASS/*.rgb of " +
+                                                std::to_string(bytes) + " bytes");
+  }
+  return std::move(usable.images);
 }
 
 Positions Phone::used(const Met& met, std::size_t total) const {
@@ -26,14 +43,14 @@ Parts Phone::parts_of(const Met& met, const std::vector<std::int64_t>& labels) c
                      description.client());
 }
 
-Parts Phone::counted(const Met& met) const {
+Parts Phone::counted(const Met& met, const std::vector<ClassFolder>& folders) {
   std::vector<std::int64_t> labels;
   if (settings_.holds_features) {
     const auto classes = static_cast<std::size_t>(met.description.classes_size());
     const auto all = read_features(settings_.data, met.description.fingerprint(), 0, classes);
     for (const auto i : used(met, all.count())) labels.push_back(all.labels[i]);
   } else {
-    const auto all = images_of(met);
+    const auto all = images_of(met, folders);
     for (const auto i : used(met, all.size())) labels.push_back(all[i].label);
   }
   return parts_of(met, labels);
@@ -47,7 +64,7 @@ const Phone::Prepared& Phone::examples_of(const Met& met, Trainer& trainer,
   if (settings_.holds_features) {
     key += sha256_file(settings_.data);
   } else {
-    const auto all = images_of(met);
+    const auto all = images_of(met, folders());
     for (const auto i : used(met, all.size())) images.push_back(all[i]);
     key += key_of(images);
   }

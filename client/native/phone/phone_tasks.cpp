@@ -15,7 +15,7 @@ namespace fedhead {
 namespace {
 
 constexpr std::size_t kLongestReason = 200;
-constexpr int kMostRestarts = 3;  // of an upload
+constexpr int kMostTries = 5;  // of an upload that the gateway has lost
 constexpr float kLargest = 1e30F;
 
 static_assert(std::endian::native == std::endian::little, "as the messages are");
@@ -43,6 +43,7 @@ Floats floats_of(const std::string& bytes) {
 
 bool is_temporary(Code code) {
   switch (code) {
+    case Code::kCancelled:
     case Code::kUnavailable:
     case Code::kResourceExhausted:
     case Code::kDeadlineExceeded:
@@ -53,6 +54,16 @@ bool is_temporary(Code code) {
     default:
       return false;
   }
+}
+
+bool is_lost(const CallError& error) {
+  return error.code() == Code::kOutOfRange || error.code() == Code::kDataLoss;
+}
+
+// Nothing of the owner's, and another file may mend it.
+bool is_of_backbone(const Trouble& trouble) {
+  return trouble.word() == "unsigned-backbone" || trouble.word() == "damaged-backbone" ||
+         trouble.word() == "foreign-fingerprint";
 }
 
 void tell(const pb::Task& task, const pb::Submission& submission, const pb::Verdict& verdict) {
@@ -72,33 +83,60 @@ void tell(const pb::Task& task, const pb::Submission& submission, const pb::Verd
 }  // namespace
 
 double Phone::go_on(const Work& work) {
+  const auto& task = work.task;
+  auto submission = kept_.result(task.id());
+  const bool is_late = unix_seconds() > work.deadline;
   try {
-    auto submission = kept_.result();
-    if (!submission && unix_seconds() > work.deadline) {
-      std::clog << "fedhead-phone: round " << work.task.round() << ": it is too late for the task"
+    if (!submission && is_late) {
+      std::clog << "fedhead-phone: round " << task.round() << ": it is too late for the task"
                 << std::endl;
       kept_.forget();
       return pace_.again();
     }
     if (!submission) {
       compute(work);
-      submission = kept_.result();
+      submission = kept_.result(task.id());
       if (!submission) throw Trouble("disk", "a result was not kept");
     }
-    const auto started = clock_seconds();
-    for (const auto& array : submission->arrays()) {
-      if (array.data().empty()) upload(*submission, array);
-    }
-    submission->set_upload_seconds(clock_seconds() - started);
-    const auto verdict = gateway_.submit(*submission);
+    const auto verdict = sent(work, *submission);
     kept_.forget();
-    keep_blobs(work.task);
-    tell(work.task, *submission, verdict);
+    keep_blobs(task);
+    tell(task, *submission, verdict);
     return pace_.later(verdict.later());
   } catch (const CallError& error) {
-    if (!is_temporary(error.code())) kept_.forget();
+    // What is computed is given up only where the gateway refuses it, or where it is late as well.
+    if (!is_temporary(error.code()) && (!submission || is_late)) kept_.forget();
     throw;
   }
+}
+
+// Uploads and submits, again where the gateway has lost what had arrived.
+pb::Verdict Phone::sent(const Work& work, pb::Submission submission) {
+  const auto started = clock_seconds();
+  for (int tries = 1;; ++tries) {
+    try {
+      for (const auto& array : submission.arrays()) {
+        if (array.data().empty()) upload(submission, array);
+      }
+    } catch (const CallError& error) {
+      // The result may have arrived before, and only the verdict was lost: it is asked for.
+      if (error.code() != Code::kNotFound) throw;
+    }
+    if (tells_times(work.task)) submission.set_upload_seconds(clock_seconds() - started);
+    try {
+      return gateway_.submit(submission);
+    } catch (const CallError& error) {
+      const auto code = error.code();
+      if (code == Code::kNotFound || code == Code::kInvalidArgument) kept_.forget();
+      if (!is_lost(error) || tries == kMostTries) throw;
+    }
+  }
+}
+
+// How long a private task takes says how many examples there are.
+bool Phone::tells_times(const pb::Task& task) const {
+  const auto* met = kept_.find(task.description());
+  return met != nullptr && !met->description.private_() && task.clip() == 0;
 }
 
 // The result of the task is on the disk afterwards, whatever became of it.
@@ -121,6 +159,7 @@ void Phone::compute(const Work& work) {
     throw;
   } catch (const Trouble& trouble) {
     std::clog << "fedhead-phone: " << one_line(trouble.what()) << std::endl;
+    if (is_of_backbone(trouble)) kept_.unmeet(work.task.description());
     failed(trouble.word());
   } catch (const std::exception& error) {  // the gateway must not wait for nothing
     std::clog << "fedhead-phone: " << one_line(error.what()) << std::endl;
@@ -140,22 +179,23 @@ Outcome Phone::computed(const Work& work) {
   const Met met = *found;
   kept_.use(task.description());
   if (!is_allowed(settings_.allow)) throw Declined();
-  auto& trainer = trainer_of(met.description);
+  const auto goes_on = this->goes_on(work.deadline);
+  auto& trainer = trainer_of(met.description, goes_on);
   const auto sizes = check_task(task, trainer);
   const bool is_private = met.description.private_();
   if (is_private != (task.clip() > 0) || (is_private && task.kind() != pb::SGD)) {
     throw Trouble("impossible-task", "it does not keep what the run's description promises");
   }
   const auto started = clock_seconds();
-  Inputs inputs{floats_of(blobs_.content(task.head(), sizes.head)), {}, {}};
+  Inputs inputs{floats_of(blobs_.content(task.head(), sizes.head, goes_on)), {}, {}};
   if (!task.correction().sha256().empty()) {
-    inputs.correction = floats_of(blobs_.content(task.correction(), sizes.head));
+    inputs.correction = floats_of(blobs_.content(task.correction(), sizes.head, goes_on));
   }
   if (!task.preconditioner().sha256().empty()) {
-    inputs.preconditioner = floats_of(blobs_.content(task.preconditioner(), sizes.preconditioner));
+    inputs.preconditioner =
+        floats_of(blobs_.content(task.preconditioner(), sizes.preconditioner, goes_on));
   }
   const auto fetched = clock_seconds();
-  const auto goes_on = this->goes_on(work.deadline);
   const auto& prepared = examples_of(met, trainer, goes_on);
   const auto& examples = task.kind() == pb::EVALUATE ? prepared.test : prepared.train;
   const auto count = is_private ? std::min<std::size_t>(examples.count(), 1) : examples.count();
@@ -165,25 +205,24 @@ Outcome Phone::computed(const Work& work) {
                       std::to_string(task.num_examples()));
   }
   auto outcome = do_task(task, inputs, examples, trainer, goes_on);
-  outcome.submission.set_fetch_seconds(fetched - started);
-  outcome.submission.set_train_seconds(clock_seconds() - fetched);
+  if (tells_times(task)) {
+    outcome.submission.set_fetch_seconds(fetched - started);
+    outcome.submission.set_train_seconds(clock_seconds() - fetched);
+  }
   return outcome;
 }
 
 void Phone::upload(const pb::Submission& submission, const pb::Array& array) {
   const auto bytes = kept_.array(array.sha256());
   auto offset = upload_part(submission, array, bytes, bytes.size());  // asks how much is there
-  for (int restarts = 0; offset < bytes.size();) {
+  for (int failures = 0; offset < bytes.size();) {
     try {
       const auto there = upload_part(submission, array, bytes, offset);
       if (there <= offset) throw CallError(Code::kInternal, "an upload does not get ahead");
       offset = there;
     } catch (const CallError& error) {
-      const bool again = error.code() == Code::kOutOfRange || error.code() == Code::kDataLoss;
-      if (!again || ++restarts > kMostRestarts) throw;
-      offset = error.code() == Code::kDataLoss
-                   ? 0
-                   : upload_part(submission, array, bytes, bytes.size());
+      if (!is_lost(error) || ++failures == kMostTries) throw;
+      offset = upload_part(submission, array, bytes, bytes.size());
     }
   }
 }

@@ -14,7 +14,7 @@ namespace {
 
 constexpr std::uint64_t kMostNumbers = (1 << 23) - 1;  // of a head
 constexpr std::uint64_t kMostSquares = 1 << 24;        // of a preconditioner
-constexpr std::uint32_t kMostEpochs = 10'000;
+constexpr std::uint64_t kMostSteps = 1 << 20;          // of a task
 constexpr std::size_t kSharpness = 49;                 // values of 1 / temperature
 
 [[noreturn]] void impossible(const std::string& what) { throw Trouble("impossible-task", what); }
@@ -26,6 +26,15 @@ void check_number(const char* name, double value, bool may_be_zero) {
   }
 }
 
+void check_steps(const pb::Training& training, std::uint64_t num_examples) {
+  const std::uint64_t epochs = training.epochs(), size = training.batch_size();
+  if (epochs < 1 || size < 1 || epochs > kMostSteps ||
+      epochs * ((num_examples + size - 1) / size) > kMostSteps) {
+    impossible(std::to_string(epochs) + " epochs in batches of " + std::to_string(size) +
+               ", expected at most " + std::to_string(kMostSteps) + " steps");
+  }
+}
+
 void check_training(const pb::Task& task) {
   const auto& training = task.training();
   if (!training.optimizer().empty() && training.optimizer() != "sgd") {
@@ -33,14 +42,12 @@ void check_training(const pb::Task& task) {
   }
   check_number("lr", training.lr(), false);
   check_number("momentum", training.momentum(), true);
+  if (training.momentum() >= 1) impossible("momentum is not below 1");
   check_number("weight_decay", training.weight_decay(), true);
   check_number("mu", training.mu(), true);
   check_number("clip", task.clip(), true);
   check_number("unit_norm", task.unit_norm(), true);
-  if (training.epochs() < 1 || training.epochs() > kMostEpochs || training.batch_size() < 1) {
-    impossible(std::to_string(training.epochs()) + " epochs in batches of " +
-               std::to_string(training.batch_size()));
-  }
+  check_steps(training, task.num_examples());
   const auto& codec = task.codec();
   if (!codec.empty() && codec != "none" && codec != "int8" && codec != "drive") {
     unable("codec:" + codec);
@@ -204,6 +211,8 @@ Sizes check_task(const pb::Task& task, Trainer& trainer) {
 
 Outcome do_task(const pb::Task& task, const Inputs& inputs, const Examples& examples,
                 Trainer& trainer, const GoesOn& goes_on) {
+  // A private task does not say how many examples there are.
+  if (task.kind() == pb::SGD) check_steps(task.training(), examples.count());
   Outcome outcome;
   auto& submission = outcome.submission;
   submission.set_task(task.id());

@@ -27,7 +27,8 @@ struct Outcome {
   std::map<std::string, std::string> arrays;
 };
 
-// Does a checked task with the examples that it is about, at least one.
+// Does a checked task with the examples that it is about, at least one. Throws Trouble
+// "impossible-task" where these make too many steps.
 Outcome do_task(const pb::Task& task, const Inputs& inputs, const Examples& examples,
                 Trainer& trainer, const GoesOn& goes_on);
 
