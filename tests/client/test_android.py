@@ -154,6 +154,17 @@ def rotation(turn: float) -> npt.NDArray[np.float64]:
     return np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
 
 
+def test_the_sample_app_copies_all_of_a_phones_folder_and_backs_nothing_up():
+    """All that deploy --phone writes; without trusted/ nothing would have to be signed."""
+    main = ANDROID / "sample/src/main"
+    source = (main / "kotlin/dev/fedhead/sample/TakePart.kt").read_text()
+    copied = re.search(r"listOf\(([^)]*)\)\.forEach \{ copy\(context, it, folder\)", source)[1]
+    assert re.findall(r'"([\w.]+)"', copied) == ["phone.toml", "phone.token", "ca.crt"]
+    assert 'assets.list("fedhead/trusted")' in source
+    assert 'copy(context, "trusted/$it", folder)' in source
+    assert 'android:allowBackup="false"' in (main / "AndroidManifest.xml").read_text()
+
+
 def test_the_runtime_that_gradle_names_reads_the_files_bytecode(device_files):
     card = Card.model_validate_json(card_path(device_files["lite"].path).read_text())
     gradle = (ANDROID / "library/build.gradle.kts").read_text()

@@ -189,7 +189,78 @@ def test_the_readme_says_first_that_nothing_was_compiled() -> None:
 def test_the_readmes_calls_are_the_librarys() -> None:
     readme, phone = (IOS / "README.md").read_text(), (SWIFT / "Phone.swift").read_text()
     for name in ("open", "add", "takePart"):
-        assert re.search(rf"public (static )?func {name}\(", phone)
+        assert re.search(rf"public (static |nonisolated )?func {name}\(", phone)
         assert re.search(rf"[pP]hone\.{name}\(", readme)
     for label in ("className:", "takePart"):
         assert label in phone
+
+
+# What a phone must not do, by file: what stands there instead. It cannot be run here.
+RULES = {
+    "a clock that was set back": ("Disk", r"guard left > drawn else .*\n.*keep\(drawn\)"),
+    "a comment in phone.toml": ("Disk", r'value\.prefix \{ \$0 != "#" \}'),
+    "a line 'key ='": ("Disk", r"omittingEmptySubsequences: false"),
+    "a problem besides holdings": (
+        "Phone",
+        r'problem = held\.isEmpty \? troubles\.last \?\? "" : ""',
+    ),
+    "readiness of anything else": ("Phone", r"let ready = mayTrain\(\)\n"),
+    "a refusal of all runs": (
+        "Phone",
+        r"for id in newest.*\n.*\n      do \{(.*\n)*.*catch let refusal",
+    ),
+    "features without asking": (
+        "Images",
+        r"guard mayGoOn\(\) else .*\n(.*\n){2,6}.*model\.features",
+    ),
+    "times of a private run": ("Phone", r"if !run\.isPrivate \{\n.*fetchSeconds.*\n.*trainSeconds"),
+    "the upload's time": ("Tasks", r"if !kept\.large\.isEmpty && task\.clip == 0 \{"),
+    "files of inline blobs": ("Gateway", r"isHere\(blob\) \? checked\(blob\) : Data\("),
+    "a full disk": ("Phone", r"gateway\.keep\(.*\n.*images\.keepFeatures\("),
+    "a short part": ("Gateway", r"min\(Self\.part, .*\n.*guard part\.data\.count == expected"),
+    "another task's result": ("Tasks", r"found\.task == task\.id"),
+    "a result without its task": (
+        "Tasks",
+        r'\["task", "late", "result", "begun"\] \{ disk\.delete',
+    ),
+    "an old signature": (
+        "Phone",
+        r"trust\?\.accept(.*\n){5}.*\n.*if let model, model\.fingerprint",
+    ),
+    "a decomposed name": ("Images", r"folder.*\n.*hex\(Data\(composed\(className\)"),
+    "a name that is too long": ("Images", r"lastPathComponent\.utf8\.count <= 255"),
+    "a number above 2^32": ("Wire", r"UInt32\(exactly: try uint\(\)\)"),
+    "a file above 2^63 bytes": ("Trust", r"UInt64\(size\) == backbone\.file\.size"),
+    "repeated fields": ("Tasks", r"Set\(task\.fields\)\.count == task\.fields\.count"),
+    "a wait for training": ("Phone", r"public nonisolated func add\("),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_swift_has_the_rules_that_kotlin_is_tested_for(rule: str) -> None:
+    file, pattern = RULES[rule]
+    assert re.search(pattern, (SWIFT / f"{file}.swift").read_text())
+
+
+def test_no_number_of_a_gateway_can_trap_in_swift() -> None:
+    """Products are of numbers below 2^32, one of them at most 2^25."""
+    body = (SWIFT / "Tasks.swift").read_text().partition("func check(")[2]
+    most = 1 << int(re.search(r"let most = 1 << (\d+)", body)[1])
+    assert most * (2**32 + 1) < 2**63
+    assert 4 * (most + 1) ** 2 < 2**63
+    for name in ("numClasses", "numFeatures"):
+        assert f"min(task.{name}, most)" in body
+    assert "min(training.epochs, most) * " in body
+    assert "uniqueKeysWithValues: task" not in SOURCES["swift"]
+
+
+def test_the_readmes_task_stops_when_its_time_is_over() -> None:
+    readme = (IOS / "README.md").read_text()
+    assert re.search(r"expirationHandler = \{ mayTrain\.withLock \{ \$0 = false \} \}", readme)
+    assert "takePart(mayTrain: { mayTrain.withLock" in readme
+    handler = readme.partition("static func takePart")[2].partition("```")[0]
+    # No path leaves the function before it.
+    assert not re.search(r"\breturn\b|\bthrows\b|try (?!\?)|try(?=\s)", handler)
+    assert handler.rstrip("} \n").endswith("task.setTaskCompleted(success: visit != nil)")
+    assert "-all_load" in readme
+    assert "-lc++" in readme

@@ -22,6 +22,15 @@ func names(in folder: URL) -> [String] {
   return found.filter { !$0.hasPrefix(".") }.sorted()
 }
 
+/// Names in a folder, those that were written last first.
+func newest(in folder: URL) -> [String] {
+  func written(_ name: String) -> Date {
+    let values = try? folder.appendingPathComponent(name).resourceValues(forKeys: [.contentModificationDateKey])
+    return values?.contentModificationDate ?? .distantPast
+  }
+  return names(in: folder).map { ($0, written($0)) }.sorted { $0.1 > $1.1 }.map { $0.0 }
+}
+
 /// A folder of small files with a checksum each. A file that has changed counts as missing.
 struct Disk {
   let folder: URL
@@ -56,11 +65,12 @@ struct Settings {
 
   init(_ folder: URL) throws {
     let lines = try String(contentsOf: folder.appendingPathComponent("phone.toml"), encoding: .utf8)
-      .split(separator: "\n").filter { !$0.hasPrefix("#") && $0.contains("=") }
+      .split(whereSeparator: \.isNewline).map { $0.trimmingCharacters(in: .whitespaces) }
     var values: [String: String] = [:]
-    for line in lines {
-      let parts = line.split(separator: "=", maxSplits: 1).map { $0.trimmingCharacters(in: .whitespaces) }
-      values[parts[0]] = parts[1].trimmingCharacters(in: CharacterSet(charactersIn: "\""))
+    for line in lines where !line.hasPrefix("#") {
+      let parts = line.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+        .map { $0.trimmingCharacters(in: .whitespaces) }
+      if parts.count == 2 { values[parts[0]] = Self.plain(parts[1]) }
     }
     let address = (values["gateway"] ?? "").split(separator: ":")
     guard address.count == 2, let port = Int(address[1]) else {
@@ -75,6 +85,14 @@ struct Settings {
     trust = FileManager.default.fileExists(atPath: keys.path)
       ? try Trust(keys: keys, accepted: folder.appendingPathComponent("state/accepted")) : nil
   }
+
+  // What stands in quotes, or before a comment.
+  private static func plain(_ value: String) -> String {
+    if let quote = value.first, quote == "\"" || quote == "'" {
+      return String(value.dropFirst().prefix { $0 != quote })
+    }
+    return value.prefix { $0 != "#" }.trimmingCharacters(in: .whitespaces)
+  }
 }
 
 /// When the phone may call again. It is on the disk, for jobs come back in new processes.
@@ -86,12 +104,17 @@ struct Pace {
   init(_ disk: Disk) {
     self.disk = disk
     let kept = (disk.text("pace") ?? "").split(separator: " ").compactMap { Double($0) }
+      .filter { $0.isFinite && $0 >= 0 }
     drawn = kept.count == 2 ? kept[0] : Double.random(in: 0.5...1)
     next = Date(timeIntervalSince1970: kept.count == 2 ? kept[1] : 0)
   }
 
-  /// No more than was drawn, should the clock have been set back.
-  var secondsLeft: Double { min(max(next.timeIntervalSinceNow, 0), drawn) }
+  /// No more than was drawn: a clock that was set back must not stop the phone for years.
+  mutating func secondsLeft() -> Double {
+    let left = next.timeIntervalSinceNow
+    guard left > drawn else { return max(left, 0) }
+    return (try? keep(drawn)) ?? drawn
+  }
 
   /// Seconds until the next call, drawn uniformly from a window.
   mutating func later(_ window: Later) throws -> Double {
@@ -101,14 +124,20 @@ struct Pace {
     return try keep(min(Double.random(in: window.minSeconds...window.maxSeconds), 7 * 24 * 3600))
   }
 
-  /// Seconds until the next try after a failure: twice the last time, at most an hour.
-  mutating func again() -> Double {
-    let seconds = max(drawn, min(2 * max(drawn, 0.05), 3600))
-    return (try? keep(seconds)) ?? seconds
+  /// Seconds until the next try after a failure: twice the last time, at most an hour, or less.
+  mutating func again(most: Double = .infinity) -> Double {
+    drawn = max(drawn, min(2 * max(drawn, 0.05), 3600))
+    let seconds = min(drawn, most)
+    return (try? wait(seconds)) ?? seconds
   }
 
   private mutating func keep(_ seconds: Double) throws -> Double {
-    (drawn, next) = (seconds, Date(timeIntervalSinceNow: seconds))
+    drawn = seconds
+    return try wait(seconds)
+  }
+
+  private mutating func wait(_ seconds: Double) throws -> Double {
+    next = Date(timeIntervalSinceNow: seconds)
     try disk.write("pace", Data("\(drawn) \(next.timeIntervalSince1970)".utf8))
     return seconds
   }

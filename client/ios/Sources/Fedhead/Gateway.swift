@@ -17,19 +17,47 @@ struct Gateway {
     try Verdict(reading: await connection.call("Submit", submission, seconds: Self.callSeconds))
   }
 
+  /// A blob's bytes; those that came with its name need no file.
+  func bytes(_ blob: Blob) async throws -> Data {
+    try checkName(blob)
+    return try await isHere(blob) ? checked(blob) : Data(contentsOf: file(blob))
+  }
+
   /// A blob's file. What was fetched before a kill is not fetched again.
   func file(_ blob: Blob) async throws -> URL {
+    try checkName(blob)
+    let file = blobs.appendingPathComponent(blob.sha256)
+    if let data = try? Data(contentsOf: file), hex(sha256(data)) == blob.sha256 {
+      try? FileManager.default.setAttributes([.modificationDate: Date()], ofItemAtPath: file.path)
+      return file
+    }
+    try await replace(file, isHere(blob) ? checked(blob) : fetched(blob))
+    return file
+  }
+
+  /// Forgets blobs, but those with some names and the four used last.
+  func keep(_ wanted: Set<String>) {
+    let others = newest(in: blobs).filter { name in
+      !wanted.contains(name.hasSuffix(".part") ? String(name.dropLast(5)) : name)
+    }
+    for name in others.dropFirst(4) { try? FileManager.default.removeItem(at: blobs.appendingPathComponent(name)) }
+  }
+
+  private func checkName(_ blob: Blob) throws {
     guard isHash(blob.sha256), blob.size <= 128 << 20 else {
       throw WireError(description: "a blob of \(blob.size) bytes has no SHA-256 or is too large")
     }
-    let file = blobs.appendingPathComponent(blob.sha256)
-    if let data = try? Data(contentsOf: file), hex(sha256(data)) == blob.sha256 { return file }
-    let data = blob.data.isEmpty ? try await fetched(blob) : blob.data
-    guard hex(sha256(data)) == blob.sha256 else {
-      throw WireError(description: "a blob's bytes do not have its SHA-256")
+  }
+
+  private func isHere(_ blob: Blob) -> Bool { !blob.data.isEmpty || blob.size == 0 }
+
+  private func checked(_ blob: Blob) throws -> Data { try checked(blob.data, blob) }
+
+  private func checked(_ data: Data, _ blob: Blob) throws -> Data {
+    guard UInt64(data.count) == blob.size, hex(sha256(data)) == blob.sha256 else {
+      throw WireError(description: "a blob's bytes do not have its size or its SHA-256")
     }
-    try replace(file, data)
-    return file
+    return data
   }
 
   private func fetched(_ blob: Blob) async throws -> Data {
@@ -41,8 +69,9 @@ struct Gateway {
       while data.count < blob.size {
         let request = FetchRequest(sha256: blob.sha256, offset: UInt64(data.count))
         let part = try Part(reading: await connection.call("Fetch", request.written(), seconds: Self.callSeconds))
-        guard !part.data.isEmpty, data.count + part.data.count <= blob.size else {
-          throw WireError(description: "a blob has another size than the gateway said")
+        let expected = min(Self.part, Int(blob.size) - data.count)
+        guard part.data.count == expected else {
+          throw WireError(description: "a part of a blob has \(part.data.count) bytes, expected \(expected)")
         }
         data.append(part.data)
       }
@@ -50,7 +79,7 @@ struct Gateway {
       try replace(partial, data)
       throw error
     }
-    return data
+    return try checked(data, blob)
   }
 
   /// Brings an array to the gateway; goes on where it broke off.
@@ -59,7 +88,11 @@ struct Gateway {
 
     func call(_ offset: Int, _ part: Data) async throws -> Int {
       let request = Part(task: task, sha256: digest, size: UInt64(data.count), offset: UInt64(offset), data: part)
-      return Int(try UploadReply(reading: await connection.call("Upload", request.written(), seconds: Self.callSeconds)).size)
+      let reply = try UploadReply(reading: await connection.call("Upload", request.written(), seconds: Self.callSeconds))
+      guard reply.size <= UInt64(data.count) else {
+        throw WireError(description: "the gateway has \(reply.size) bytes of \(data.count)")
+      }
+      return Int(reply.size)
     }
 
     var there = try await call(0, Data())
@@ -75,7 +108,7 @@ struct Gateway {
         there = try await call(0, Data())
         continue
       }
-      guard there > before, there <= data.count else {
+      guard there > before else {
         throw WireError(description: "the gateway keeps nothing of an upload")
       }
     }

@@ -39,6 +39,9 @@ final class Model {
     size = try Int.from(module.execute("input_size", [])[0])
     numFeatures = try Int.from(module.execute("num_features", [])[0])
     mostRows = try Int.from(module.execute("most_rows", [])[0])
+    guard (1...4096).contains(size), (1..<1 << 24).contains(numFeatures), mostRows >= 1 else {
+      throw Refusal("foreign-fingerprint", "it takes images of \(size) and gives \(numFeatures) features")
+    }
     let probe = try module.execute("probe", [])
     let (pixels, expected): ([UInt8], [UInt8]) = (try Self.scalars(probe[0]), try Self.scalars(probe[1]))
     // Heads trained on other features must not be averaged.

@@ -12,7 +12,7 @@ public struct Visit: Sendable {
 /// A phone that takes part in rounds: three calls for an app.
 ///
 ///     let phone = try Phone.open(folder)
-///     try await phone.add(pixels(of: image, size: 96), className: "cat")
+///     try phone.add(pixels(of: image, size: 96), className: "cat")
 ///     let visit = try await phone.takePart()
 ///
 /// All that it keeps is on the disk, so a kill at any moment loses no work that was finished.
@@ -46,8 +46,9 @@ public actor Phone {
     pace = Pace(Disk(folder: state))
   }
 
-  /// Keeps an image for training, whose owner says that it is of this class.
-  public func add(_ pixels: [UInt8], className: String) throws {
+  /// Keeps an image for training, whose owner says that it is of this class. It does not wait for a
+  /// visit that is under way.
+  public nonisolated func add(_ pixels: [UInt8], className: String) throws {
     try images.add(pixels, className: className)
   }
 
@@ -56,13 +57,13 @@ public actor Phone {
   /// If it is called too early, nothing is sent.
   public func takePart(waitSeconds: Int = 25, mayTrain: @escaping @Sendable () -> Bool = { true }) async throws -> Visit {
     guard !isVisiting else { return Visit(pauseSeconds: 60, words: "a visit is under way") }
-    guard pace.secondsLeft <= 0 else { return Visit(pauseSeconds: pace.secondsLeft, words: "it is not time yet") }
+    let early = pace.secondsLeft()
+    guard early <= 0 else { return Visit(pauseSeconds: early, words: "it is not time yet") }
     isVisiting = true
     defer { isVisiting = false }
     do {
       return try await visit(waitSeconds, mayTrain)
     } catch let problem as RPCError {
-      if problem.code == .notFound || problem.code == .invalidArgument { tasks.forget() }
       return Visit(pauseSeconds: pace.again(), words: "\(problem.code): \(problem.message)")
     } catch {
       return Visit(pauseSeconds: pace.again(), words: "\(error)")
@@ -70,23 +71,30 @@ public actor Phone {
   }
 
   private func visit(_ waitSeconds: Int, _ mayTrain: @escaping () -> Bool) async throws -> Visit {
-    var (said, problem, met): ([String], String, Set<Data>) = ([], "", [])
+    var (said, troubles, met): ([String], [String], Set<Data>) = ([], [], [])
     if tasks.isUnderWay, let visit = try await finish(&said, mayTrain) { return visit }
     while true {
-      var held: [Holding] = []
-      do { held = try await holdings() } catch let refusal as Refusal { problem = refusal.message }
-      let ready = problem.isEmpty && mayTrain()
+      let held = try await holdings(mayTrain, &troubles)
+      let ready = mayTrain()
+      // A run that the phone cannot join must not keep it out of the others.
+      let problem = held.isEmpty ? troubles.last ?? "" : ""
       let reply = try await gateway.checkIn(
         CheckInRequest(
           app: app, formats: [Model.format], abilities: Model.abilities, holdings: held, ready: ready,
           waitSeconds: ready ? waitSeconds : 0, problem: String(problem.prefix(200))))
       if let later = reply.later {
-        return Visit(pauseSeconds: try pace.later(later), words: (said + [problem]).filter { !$0.isEmpty }.joined(separator: "; "))
+        return Visit(pauseSeconds: try pace.later(later), words: (said + troubles).joined(separator: "; "))
       } else if let task = reply.task {
         try tasks.begin(task)
         if let visit = try await finish(&said, mayTrain) { return visit }
-      } else if let description = reply.description, problem.isEmpty, met.insert(description).inserted {
-        do { try await meet(description) } catch let refusal as Refusal { problem = refusal.message }
+      } else if let description = reply.description, ready {
+        let isNew = met.insert(description).inserted
+        guard isNew || !held.isEmpty else { throw WireError(description: Self.again) }
+        let why = try await isNew ? meet(description) : Self.again
+        guard let why else { continue }
+        troubles.append(why)
+        // Tasks of the other runs may come meanwhile.
+        if !held.isEmpty { return Visit(pauseSeconds: pace.again(most: 60), words: (said + troubles).joined(separator: "; ")) }
       } else {
         throw WireError(description: "there is nothing that this phone can do")
       }
@@ -97,6 +105,7 @@ public actor Phone {
   private func finish(_ said: inout [String], _ mayTrain: @escaping () -> Bool) async throws -> Visit? {
     let verdict = try await tasks.finish { try await self.done($0, mayTrain) }
     tasks.forget()
+    try tidy()
     said.append("\(verdict.word) \(verdict.reason)")
     let pause = try pace.later(verdict.later)
     if pause > 1 { return Visit(pauseSeconds: pause, words: said.joined(separator: "; ")) }
@@ -104,22 +113,54 @@ public actor Phone {
     return nil
   }
 
-  // Gets ready for a run: its backbone, and the features of all images.
-  private func meet(_ message: Data) async throws {
+  private static let again = "the gateway describes the same run again"
+
+  // Gets ready for a run: its backbone. Says why that is impossible, if it is.
+  private func meet(_ message: Data) async throws -> String? {
     let run = try Description(reading: message)
-    guard isHash(run.id), isHash(run.fingerprint), run.client < 1 << 63, (0..<1).contains(run.testFraction),
-      run.classes.count >= 2, Set(run.classes).count == run.classes.count
-    else { throw Refusal("description", "its description is impossible") }
-    _ = try await backbone(run)
+    guard isHash(run.id), isHash(run.fingerprint) else {
+      throw WireError(description: "a description's id or fingerprint is not 64 hexadecimal digits")
+    }
+    do {
+      guard run.client < 1 << 63, (0..<1).contains(run.testFraction), (2...16_384).contains(run.classes.count),
+        Set(run.classes).count == run.classes.count
+      else { throw Refusal("description", "its description is impossible") }
+      _ = try await refusing { try await self.backbone(run) }
+    } catch let refusal as Refusal {
+      return refusal.message
+    }
     try runs.write(run.id, message)
+    try tidy()
+    return nil
   }
 
+  // Frees the disk of what no run needs that the phone met lately.
+  private func tidy() throws {
+    let known = newest(in: runs.folder).filter(isHash)
+    for id in known.dropFirst(8) { forget(id) }
+    let kept = try known.prefix(8).compactMap { try runs.read($0).map(Description.init(reading:)) }
+    gateway.keep(Set(kept.flatMap { $0.backbones.map(\.file.sha256) }))
+    images.keepFeatures(Set(kept.map(\.fingerprint)))
+  }
+
+  private func forget(_ id: String) {
+    runs.delete(id)
+    runs.delete("\(id).used")
+  }
+
+  // The run's backbone, loaded. Its signature is checked each time, for it may have expired.
   private func backbone(_ run: Description) async throws -> Model {
-    if let model, model.fingerprint == run.fingerprint { return model }
     guard let backbone = run.backbones.first(where: { $0.format == Model.format }) else {
       throw Refusal("description", "there is no backbone in format \(Model.format)")
     }
-    try settings.trust?.accept(backbone, fingerprint: run.fingerprint)
+    do {
+      try settings.trust?.accept(backbone, fingerprint: run.fingerprint)
+    } catch let refusal as Refusal {
+      // It may have been signed again: the gateway describes a run that the phone does not hold.
+      forget(run.id)
+      throw refusal
+    }
+    if let model, model.fingerprint == run.fingerprint { return model }
     let loaded = try Model(await gateway.file(backbone.file))
     guard loaded.fingerprint == run.fingerprint else {
       throw Refusal("foreign-fingerprint", "the backbone is \(loaded.fingerprint.prefix(12))")
@@ -128,22 +169,39 @@ public actor Phone {
     return loaded
   }
 
-  private func holdings() async throws -> [Holding] {
+  // What the phone holds for each run, as its images are now; where a run is impossible, why.
+  private func holdings(_ mayTrain: () -> Bool, _ troubles: inout [String]) async throws -> [Holding] {
     var found: [Holding] = []
-    for id in names(in: runs.folder).filter(isHash).prefix(8) {
+    for id in newest(in: runs.folder).filter(isHash).prefix(8) {
       guard let run = try runs.read(id).map(Description.init(reading:)) else { continue }
-      let used = images.used(run, maxExamples: settings.maxExamples)
-      // Images may come between a check-in and its task: the lists before the newest are kept, too.
-      let before = lists(id)
-      if before.first != used {
-        let loaded = try await backbone(run)
-        for image in used.images { _ = try images.features(image, loaded) }
-        try runs.write("\(id).used", PropertyListEncoder().encode(Array(([used] + before).prefix(4))))
+      do {
+        guard let used = try await refusing({ try await self.refreshed(run, mayTrain) }) else { continue }
+        let (train, test) = run.isPrivate ? (min(used.numTrain, 1), 0) : (used.numTrain, used.numTest)
+        found.append(Holding(description: id, numExamples: train, numTestExamples: test))
+      } catch let refusal as Refusal {
+        if !troubles.contains(refusal.message) { troubles.append(refusal.message) }
+      } catch let problem as RPCError where problem.code == .notFound {
+        // A run of the past, whose backbone was lost here: the others go on.
+        forget(id)
       }
-      let (train, test) = run.isPrivate ? (min(used.numTrain, 1), 0) : (used.numTrain, used.numTest)
-      found.append(Holding(description: id, numExamples: train, numTestExamples: test))
     }
     return found
+  }
+
+  // Images may come between a check-in and its task: the lists before the newest are kept, too.
+  private func refreshed(_ run: Description, _ mayTrain: () -> Bool) async throws -> Used? {
+    let used = images.used(run, maxExamples: settings.maxExamples)
+    let before = lists(run.id)
+    if before.first == used { return used }
+    guard mayTrain() else { return before.first }
+    do {
+      let loaded = try await backbone(run)
+      for image in used.images { _ = try images.features(image, loaded, mayTrain) }
+    } catch is Stopped {
+      return before.first
+    }
+    try runs.write("\(run.id).used", PropertyListEncoder().encode(Array(([used] + before).prefix(4))))
+    return used
   }
 
   private func lists(_ id: String) -> [Used] {
@@ -159,23 +217,26 @@ public actor Phone {
     guard mayTrain() else { throw Stopped() }
     let begun = Date()
     let head = try await numbers(task.head)
-    let correction = task.correction.sha256.isEmpty ? nil : try await numbers(task.correction)
-    let preconditioner = task.preconditioner.sha256.isEmpty ? nil : try await numbers(task.preconditioner)
+    let correction = try await task.correction.sha256.isEmpty ? nil : numbers(task.correction)
+    let preconditioner = try await task.preconditioner.sha256.isEmpty ? nil : numbers(task.preconditioner)
     let fetched = Date()
     let test = task.kind == Kind.evaluate.rawValue
     guard let used = lists(run.id).first(where: { run.isPrivate || task.numExamples == (test ? $0.numTest : $0.numTrain) })
     else { throw Refusal("other-images", "the phone does not hold \(task.numExamples) examples any more") }
     let model = try await backbone(run)
     guard model.numFeatures == task.numFeatures else { throw Refusal("foreign-fingerprint", "it has \(model.numFeatures) features") }
-    let examples = try images.examples(used, test: test, model)
+    let examples = try images.examples(used, test: test, model, mayTrain)
     let work = Work(
       examples: examples, head: head, training: task.training, correction: correction,
       preconditioner: preconditioner, unitNorm: task.unitNorm, mayGoOn: mayTrain)
     var submission = Submission(task: task.id, outcome: .done)
     submission.fingerprint = task.fingerprint
     let arrays = try computed(task, model, work, &submission)
-    submission.fetchSeconds = fetched.timeIntervalSince(begun)
-    submission.trainSeconds = Date().timeIntervalSince(fetched)
+    // How long it took would tell of single examples.
+    if !run.isPrivate {
+      submission.fetchSeconds = fetched.timeIntervalSince(begun)
+      submission.trainSeconds = Date().timeIntervalSince(fetched)
+    }
     return (submission, arrays)
   }
 
@@ -197,9 +258,8 @@ public actor Phone {
       return [:]
     }
     if task.kind == Kind.statistics.rawValue {
-      let sums = Dictionary(uniqueKeysWithValues: task.fields.map { field in
-        (field, bytes(smallest: field == "gram" ? gram(examples) : moments(examples, task.numClasses)))
-      })
+      var sums = ["moments": bytes(smallest: moments(examples, task.numClasses))]
+      if task.fields.contains("gram") { sums["gram"] = bytes(smallest: gram(examples)) }
       return sums
     }
     let change = try delta(model, work)
@@ -209,7 +269,7 @@ public actor Phone {
   }
 
   private func numbers(_ blob: Blob) async throws -> [Float] {
-    let values = floats(try Data(contentsOf: await gateway.file(blob)))
+    let values = floats(try await gateway.bytes(blob))
     guard values.allSatisfy({ $0.isFinite }) else { throw Refusal("impossible", "the task holds a number that is none") }
     return values
   }

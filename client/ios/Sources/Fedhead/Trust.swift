@@ -1,5 +1,6 @@
 import CryptoKit
 import Foundation
+import GRPCCore
 
 /// Why a phone does not load a backbone or do a task. What it says is sent to the gateway.
 struct Refusal: Error {
@@ -7,6 +8,20 @@ struct Refusal: Error {
 
   init(_ word: String, _ details: String) { message = "\(word): \(details)" }
 }
+
+/// Makes a refusal of whatever a runtime for models throws; of its words, which may be the owner's,
+/// only the kind.
+func refusing<T>(_ work: () async throws -> T) async throws -> T {
+  do {
+    return try await work()
+  } catch let problem where !isTemporary(problem) {
+    if problem is Refusal || problem is Stopped { throw problem }
+    throw Refusal("error", "\(type(of: problem))")
+  }
+}
+
+/// Whether something was of the connection or the disk: it may go well later.
+func isTemporary(_ problem: any Error) -> Bool { problem is RPCError || problem is WireError || problem is CocoaError }
 
 /// One or two public keys, and what was accepted last.
 ///
@@ -41,7 +56,7 @@ struct Trust {
     let (version, size, created, expires) = (numbers[0], numbers[1], numbers[2], numbers[3])
     let (now, skew) = (Int(Date().timeIntervalSince1970), 3600)
     guard name.hasSuffix(".\(backbone.format)") else { throw Self.unsigned("it was signed as \(name)") }
-    guard sha256 == backbone.file.sha256, size == Int(backbone.file.size) else {
+    guard sha256 == backbone.file.sha256, UInt64(size) == backbone.file.size else {
       throw Self.unsigned("another file was signed")
     }
     guard stated == fingerprint else { throw Self.unsigned("another fingerprint was signed") }

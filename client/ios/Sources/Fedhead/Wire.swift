@@ -54,7 +54,13 @@ struct Field {
   fileprivate let content: Data
 
   func uint() throws -> UInt64 { try expect(0, scalar) }
-  func int() throws -> Int { Int(truncatingIfNeeded: try uint()) }
+  /// A uint32; a larger number is nothing that a gateway sends.
+  func int() throws -> Int {
+    guard let value = UInt32(exactly: try uint()) else {
+      throw WireError(description: "field \(number) is \(scalar), expected a number below 2^32")
+    }
+    return Int(value)
+  }
   func bool() throws -> Bool { try uint() != 0 }
   func double() throws -> Double { Double(bitPattern: try expect(1, scalar)) }
   func bytes() throws -> Data { try expect(2, content) }

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -35,16 +36,16 @@ def kotlin(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def write_stubs(folder: Path, *, without: str = "") -> Path:
+def write_stubs(folder: Path, *, without: Collection[str] = ()) -> Path:
     """Write the stand-ins, one file a class.
 
     Args:
         folder: where.
-        without: a line to leave out.
+        without: lines to leave out.
     """
     text = STUBS.read_text()
     for name, content in re.findall(r"^FILE (\S+)\n(.*?)(?=^FILE |\Z)", text, re.M | re.S):
-        lines = [line for line in content.splitlines() if line != without]
+        lines = [line for line in content.splitlines() if line not in without]
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("\n".join(lines) + "\n")
     return folder

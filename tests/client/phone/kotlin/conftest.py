@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,9 +41,9 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def stubs(tmp_path: Path) -> Callable[[str], Path]:
-    """Writes the stand-ins, all but one line."""
-    return lambda without="": write_stubs(tmp_path / "stubs", without=without)
+def stubs(tmp_path: Path) -> Callable[[Collection[str]], Path]:
+    """Writes the stand-ins, all but some lines."""
+    return lambda without=(): write_stubs(tmp_path / "stubs", without=without)
 
 
 @pytest.fixture
