@@ -17,6 +17,7 @@ from client.gateway.door import calling
 from client.gateway.figures import Figures
 from client.gateway.place import Place
 from client.gateway.presence import Presence, Seen
+from client.gateway.round import State
 from client.gateway.rounds import Rounds
 from client.gateway.runs import Runs
 from client.gateway.uploads import (
@@ -167,6 +168,7 @@ class Calls:
                 f"a part of {len(request.data)} bytes of {request.size}, more than the task needs"
             )
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, what)
+        await self._at_once(state, context)
         part = (request.sha256, request.size, request.offset, request.data)
         try:
             size = await self._whole(self._rounds.add_part(state, part, len(sizes)))
@@ -175,6 +177,12 @@ class Calls:
         except OSError as exc:
             await _no_room(exc, context)
         return pb.UploadReply(size=size)
+
+    async def _at_once(self, state: State, context: Context) -> None:
+        """End a call while an earlier one of its task is looked at: none waits for its turn."""
+        if state.lock.locked():
+            words = "an earlier call of the task is looked at"
+            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, words)
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
         """Do something to its end, even if the phone hangs up meanwhile: it may come again."""
@@ -193,11 +201,11 @@ class Calls:
         phone = calling.get()
         later = self._presence.later(soon=self._presence.of(phone).waits)
         found = self._rounds.find(request.task, phone.client)
-        if found is None or not found[0].order.private:  # else its time would tell who took part
-            self._presence.come_back(phone)
+        # The time of a private result would tell who took part.
+        untold = found is not None and found[0].order.private
+        self._presence.come_back(phone, untold=untold)
         if found is None:
-            if judged := self._rounds.past(request.task, phone.client):
-                self._figures.count("duplicate")
+            if judged := self._rounds.past.judged(request.task, phone.client):
                 return judged.verdict(later)
             self._figures.count("unknown-task")
             await _abort(context, grpc.StatusCode.NOT_FOUND, "no such task of this phone")
@@ -206,6 +214,7 @@ class Calls:
         if found[0].order.private:  # times tell numbers of examples
             for name in ("fetch_seconds", "train_seconds", "upload_seconds"):
                 request.ClearField(name)
+        await self._at_once(found[1], context)
         try:
             judged = await self._whole(self._rounds.settle(*found, request))
         except tuple(_CODES) as exc:

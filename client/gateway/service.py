@@ -34,6 +34,7 @@ from client.gateway.runs import Runs
 from client.gateway.server import Answers, order_of
 from client.gateway.uploads import Uploads
 from common.delivery.identity import Identity
+from common.delivery.tokens import token_state
 from common.errors import DeliveryError, FedheadError
 from common.files import remove_temporary
 from common.listening import obstacle
@@ -47,7 +48,7 @@ logger = logging.getLogger("fedhead.gateway")
 
 T = TypeVar("T")
 
-_SWEEP_SECONDS = 0.25
+_SWEEP_SECONDS, _DAY = 0.25, 86_400.0
 _KEEP_SECONDS = 5.0
 _KEEP_SHARE = 0.05  # largest share of the time that goes into keeping figures
 _THREADS = 2  # for checks and sums
@@ -79,8 +80,9 @@ class Gateway:
         self._runs, self._blobs = Runs(place.runs), Blobs()
         self._uploads = Uploads(place.uploads)
         self.rounds = Rounds(
-            place.rounds, self.figures, self.presence, self._uploads, self._blobs, self._heavy
-        )
+            place.rounds, self.figures, self.presence, self._uploads, self._blobs, self._heavy,
+            self._is_valid,
+        )  # fmt: skip
         self._tasks: list[asyncio.Task[None]] = []
 
     async def _heavy(self, work: Callable[[], T]) -> T:
@@ -147,10 +149,14 @@ class Gateway:
         return Identity(server / "server.crt", server / "server.key", server / "ca.crt")
 
     async def _sweep(self) -> None:
+        forgets = time.monotonic() + _DAY
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:
                 await self.rounds.sweep()
+                if time.monotonic() > forgets:
+                    forgets = time.monotonic() + _DAY
+                    await asyncio.to_thread(self._runs.forget_old, self._place.clients)
             except Exception:
                 logger.exception("a round cannot be looked after")
 
@@ -169,10 +175,23 @@ class Gateway:
     async def keep(self) -> None:
         """Write the figures now."""
         try:
-            content = self.figures.pack()
+            content = self.figures.pack(coarsely=self._hides())
             await asyncio.to_thread(self.figures.keep, content)
         except OSError as exc:
             logger.warning("the figures cannot be kept: %s", exc)
+
+    def _hides(self) -> bool:
+        """Whether a private run goes on."""
+        is_open = any(round_.order.private for round_ in self.rounds.open)
+        return is_open or any(run.request.private for run in self._runs.active())
+
+    def _is_valid(self, client: int) -> bool:
+        """Whether a phone's token is not revoked. What cannot be read now shuts nobody out."""
+        seen = self.presence.get(client)
+        try:
+            return seen is None or token_state(self._place.delivery, seen.phone.name) != "revoked"
+        except OSError:
+            return True
 
     async def stop(self) -> None:
         """End the service; calls in progress get a moment."""

@@ -449,11 +449,12 @@ def test_a_lost_memory_costs_its_client_alone_and_is_no_fault_of_the_phone(
     remembered(deployment, phones[0]).write_bytes(b"x")
     answer = deployment.train(replace(request, round_number=2, memory_rounds=(1, 1)))
     verdict = phones[0].take_part()
-    assert (verdict.what, verdict.reason.partition(":")[0]) == (pb.Verdict.REFUSED, "lost")
+    assert verdict.what == pb.Verdict.NOTED
+    assert verdict.reason == "the gateway has lost the client's memory"
     assert phones[1].take_part().what == pb.Verdict.ACCEPTED
     reply = answer.result(10)
     assert reply.clients == (phones[1].client,)
-    assert reply.rejected[0].reason.startswith("refused: lost")
+    assert reply.rejected[0].reason == "failed: the gateway has lost the client's memory"
 
 
 def test_a_full_disk_is_told_as_a_reason_to_come_again_and_memories_stay_right(
@@ -468,7 +469,7 @@ def test_a_full_disk_is_told_as_a_reason_to_come_again_and_memories_stay_right(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    for place in ("common.readback.write_atomic", "client.gateway.rounds.write_record"):
+    for place in ("common.readback.write_atomic", "client.gateway.settling.write_record"):
         with monkeypatch.context() as patch:
             patch.setattr(place, full)
             found = code(lambda: phones[0].stub.submit(results[0]))
