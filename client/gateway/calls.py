@@ -6,14 +6,14 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
 
 from client.gateway.backbones import Blobs, backbones_in, offer_backbones
-from client.gateway.door import calling
+from client.gateway.door import Phone, calling
 from client.gateway.figures import Figures
 from client.gateway.place import Place
 from client.gateway.presence import Presence, Seen
@@ -58,6 +58,7 @@ class Calls:
         rounds: the rounds.
         blobs: what phones fetch.
         figures: the counters.
+        caller: who calls, or why it is nobody; see ``Door.caller``.
     """
 
     def __init__(
@@ -68,9 +69,11 @@ class Calls:
         rounds: Rounds,
         blobs: Blobs,
         figures: Figures,
+        caller: Callable[[Context], Awaitable[Phone | str]],
     ) -> None:
         self._place, self._runs, self._presence = place, runs, presence
         self._rounds, self._blobs, self._figures = rounds, blobs, figures
+        self._caller = caller
         self._problems: set[str] = set()
         self._working: set[asyncio.Task[Any]] = set()
 
@@ -93,6 +96,9 @@ class Calls:
                 return pb.CheckInReply(later=self._presence.later())
             if left <= 0 or not await self._presence.hold(phone.client, left):
                 return pb.CheckInReply(later=self._presence.later(soon=seen.waits))
+            if isinstance(why := await self._caller(context), str):  # revoked while it waited
+                self._figures.count(why)
+                await _abort(context, grpc.StatusCode.UNAUTHENTICATED, "the token is not valid")
             self._presence.come_back(phone)
         return reply
 

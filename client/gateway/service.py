@@ -56,6 +56,7 @@ _GRACE_SECONDS = 1.0
 # A phone that says nothing for so long must connect again: idle connections take memory.
 _IDLE_MS = 60_000
 _HANDSHAKE_MS = 20_000  # a phone's takes two or three journeys of a packet
+_FILES = 256  # for all but connections
 _CONNECTIONS = 16_384  # beyond them phones wait; each takes up to 80 KiB
 
 
@@ -65,10 +66,11 @@ class Gateway:
     Args:
         place: its files.
         settings: its limits and its pace.
+        connections: largest number of phones' connections; more are refused.
     """
 
-    def __init__(self, place: Place, settings: Settings) -> None:
-        self._place, self._settings = place, settings
+    def __init__(self, place: Place, settings: Settings, connections: int = _CONNECTIONS) -> None:
+        self._place, self._settings, self._connections = place, settings, connections
         place.state.mkdir(parents=True, exist_ok=True)
         place.state.chmod(0o700)
         for folder in (place.state, place.runs):
@@ -105,12 +107,14 @@ class Gateway:
         """
         server, identity = self._place.server, self._identity()
         most = self._settings.max_phone_calls
+        door = Door(self._place, self.figures.count)
         self._server = grpc.aio.server(
-            interceptors=[Door(self._place, self.figures.count)],
+            interceptors=[door],
             options=[
                 *SERVER_OPTIONS,
                 ("grpc.max_connection_idle_ms", _IDLE_MS),
                 ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+                ("grpc.max_allowed_incoming_connections", self._connections),
                 # Calls that wait for their turn. By default gRPC cancels those beyond a thousand.
                 ("grpc.server.max_pending_requests", most),
                 ("grpc.server.max_pending_requests_hard_limit", 2 * most),
@@ -118,7 +122,8 @@ class Gateway:
             maximum_concurrent_rpcs=most,
         )
         calls = Calls(
-            self._place, self._runs, self.presence, self.rounds, self._blobs, self.figures
+            self._place, self._runs, self.presence, self.rounds, self._blobs, self.figures,
+            door.caller,
         )  # fmt: skip
         self._server.add_generic_rpc_handlers(tuple(handlers(calls)))
         host = self._settings.host
@@ -205,10 +210,11 @@ class Gateway:
 
 
 async def _serve(server: Path, socket: Path, port: int | None) -> None:
-    allow_files(_CONNECTIONS)
+    files = allow_files(_CONNECTIONS + _FILES)
     place = Place(server)
     settings = read_settings(place)
-    gateway = Gateway(place, settings)
+    # Connections of strangers must leave files to write updates to.
+    gateway = Gateway(place, settings, max(1, min(_CONNECTIONS, files - _FILES)))
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
