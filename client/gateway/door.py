@@ -139,14 +139,14 @@ class Door(grpc.aio.ServerInterceptor):
         if known and known.stamp == _stamp(known.token):
             return "not-a-phone" if known.device_key.exists() else known.found
         async with self._reading:
-            known = await asyncio.to_thread(self._read, token)
-        if isinstance(known, str):  # strangers are not remembered: they would crowd phones out
+            read = await asyncio.to_thread(self._read, token)
+        if isinstance(read, str):  # strangers are not remembered: they would crowd phones out
             self._known.pop(key, None)
-            return known
-        self._known[key] = known
+            return read
+        self._known[key] = read
         if len(self._known) > _KNOWN:
             self._known.popitem(last=False)
-        return known.found
+        return read.found
 
     def _read(self, token: str) -> _Known | str:
         name = token.rpartition(".")[0]

@@ -208,7 +208,7 @@ def test_a_phone_that_hangs_up_finds_its_verdict_when_it_comes_again(
     judged = TrainOrder.judged
 
     def slowly(*arguments: Any) -> Any:
-        time.sleep(0.5)
+        time.sleep(2.0)
         return judged(*arguments)
 
     monkeypatch.setattr(TrainOrder, "judged", slowly)
@@ -219,6 +219,8 @@ def test_a_phone_that_hangs_up_finds_its_verdict_when_it_comes_again(
     other = pb.Submission()
     other.CopyFrom(results[0])
     array(other, lambda delta: delta * 2)
+    busy = code(lambda: phones[0].stub.submit(other))
+    assert busy == grpc.StatusCode.RESOURCE_EXHAUSTED, "no call waits for another of its task"
     assert phones[0].submit(other).what == pb.Verdict.ACCEPTED, "what it had sent first"
     assert phones[1].submit(results[1]).what == pb.Verdict.ACCEPTED
     agree(answer.result(30), Node(tmp_path / "node", phones).update(request), request)
