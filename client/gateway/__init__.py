@@ -14,6 +14,8 @@ long-lived process, ``service``, which phones call over gRPC. The service never 
 ``orders``     what a task of a round is, what its result must be like, and the round's reply
 ``judge``      whether a phone's result may be aggregated
 ``rounds``     the open rounds and their tasks; ``kept`` has them on the disk
+``settling``   each result is checked, kept and counted once
+``past``       what became of the tasks of rounds that are forgotten
 ``uploads``    arrays that arrive in parts
 ``figures``    counters, for people and tests
 =============  ==================================================================================

@@ -6,17 +6,18 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
 
 from client.gateway.backbones import Blobs, backbones_in, offer_backbones
-from client.gateway.door import calling
+from client.gateway.door import Phone, calling
 from client.gateway.figures import Figures
 from client.gateway.place import Place
 from client.gateway.presence import Presence, Seen
+from client.gateway.round import State
 from client.gateway.rounds import Rounds
 from client.gateway.runs import Runs
 from client.gateway.uploads import (
@@ -57,6 +58,7 @@ class Calls:
         rounds: the rounds.
         blobs: what phones fetch.
         figures: the counters.
+        caller: who calls, or why it is nobody; see ``Door.caller``.
     """
 
     def __init__(
@@ -67,9 +69,11 @@ class Calls:
         rounds: Rounds,
         blobs: Blobs,
         figures: Figures,
+        caller: Callable[[Context], Awaitable[Phone | str]],
     ) -> None:
         self._place, self._runs, self._presence = place, runs, presence
         self._rounds, self._blobs, self._figures = rounds, blobs, figures
+        self._caller = caller
         self._problems: set[str] = set()
         self._working: set[asyncio.Task[Any]] = set()
 
@@ -92,6 +96,9 @@ class Calls:
                 return pb.CheckInReply(later=self._presence.later())
             if left <= 0 or not await self._presence.hold(phone.client, left):
                 return pb.CheckInReply(later=self._presence.later(soon=seen.waits))
+            if isinstance(why := await self._caller(context), str):  # revoked while it waited
+                self._figures.count(why)
+                await _abort(context, grpc.StatusCode.UNAUTHENTICATED, "the token is not valid")
             self._presence.come_back(phone)
         return reply
 
@@ -167,6 +174,7 @@ class Calls:
                 f"a part of {len(request.data)} bytes of {request.size}, more than the task needs"
             )
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, what)
+        await self._at_once(state, context)
         part = (request.sha256, request.size, request.offset, request.data)
         try:
             size = await self._whole(self._rounds.add_part(state, part, len(sizes)))
@@ -175,6 +183,12 @@ class Calls:
         except OSError as exc:
             await _no_room(exc, context)
         return pb.UploadReply(size=size)
+
+    async def _at_once(self, state: State, context: Context) -> None:
+        """End a call while an earlier one of its task is looked at: none waits for its turn."""
+        if state.lock.locked():
+            words = "an earlier call of the task is looked at"
+            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, words)
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
         """Do something to its end, even if the phone hangs up meanwhile: it may come again."""
@@ -193,11 +207,11 @@ class Calls:
         phone = calling.get()
         later = self._presence.later(soon=self._presence.of(phone).waits)
         found = self._rounds.find(request.task, phone.client)
-        if found is None or not found[0].order.private:  # else its time would tell who took part
-            self._presence.come_back(phone)
+        # The time of a private result would tell who took part.
+        untold = found is not None and found[0].order.private
+        self._presence.come_back(phone, untold=untold)
         if found is None:
-            if judged := self._rounds.past(request.task, phone.client):
-                self._figures.count("duplicate")
+            if judged := self._rounds.past.judged(request.task, phone.client):
                 return judged.verdict(later)
             self._figures.count("unknown-task")
             await _abort(context, grpc.StatusCode.NOT_FOUND, "no such task of this phone")
@@ -206,6 +220,7 @@ class Calls:
         if found[0].order.private:  # times tell numbers of examples
             for name in ("fetch_seconds", "train_seconds", "upload_seconds"):
                 request.ClearField(name)
+        await self._at_once(found[1], context)
         try:
             judged = await self._whole(self._rounds.settle(*found, request))
         except tuple(_CODES) as exc:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +32,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 _CALLS = 4  # of one phone at once: its present call, and remains of broken connections
 _SECONDS = 30.0  # for a message to arrive
-_KNOWN = 50_000  # callers whose tokens are remembered, right or wrong
+_KNOWN = 50_000  # phones whose tokens are remembered
+_READERS = 4  # of files of tokens at once
+_SAY_SECONDS = 60.0  # between two log lines of one name's refusals
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ calling: ContextVar[Phone] = ContextVar("calling")
 _Stamp = tuple[int, int, int] | None
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Known:
     """What was found of a token.
 
@@ -60,13 +64,13 @@ class _Known:
         token: the file with its hash.
         device_key: a file that no phone has.
         stamp: of the token's file, when it was read.
-        found: who it is, or why it is nobody; empty: not looked at yet.
+        found: who it is.
     """
 
     token: Path
     device_key: Path
-    stamp: _Stamp = None
-    found: Phone | str = ""
+    stamp: _Stamp
+    found: Phone
 
 
 class Door(grpc.aio.ServerInterceptor):
@@ -81,6 +85,8 @@ class Door(grpc.aio.ServerInterceptor):
         self._place, self._count = place, count
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._calls: Counter[str] = Counter()
+        self._reading = asyncio.Semaphore(_READERS)
+        self._said: dict[str, float] = {}
 
     async def intercept_service(
         self,
@@ -111,7 +117,7 @@ class Door(grpc.aio.ServerInterceptor):
         return grpc.stream_unary_rpc_method_handler(behind, None, method.response_serializer)
 
     async def _enter(self, context: Context) -> Phone:
-        phone = self.caller(context)
+        phone = await self.caller(context)
         if isinstance(phone, str):
             self._count(phone)
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is not valid")
@@ -122,30 +128,42 @@ class Door(grpc.aio.ServerInterceptor):
         self._calls[phone.name] += 1
         return phone
 
-    def caller(self, context: Context) -> Phone | str:
+    async def caller(self, context: Context) -> Phone | str:
         """The calling phone, or the reason why it is none, as it is counted."""
         header = dict(context.invocation_metadata() or ()).get("authorization", "")
         token = str(header).removeprefix("Bearer ")
         # Not the token itself, which a stranger may make long.
         key = hashlib.sha256(token.encode()).digest()
         known = self._known.get(key)
-        if known is None:
-            name = token.rpartition(".")[0]
-            try:
-                known = _Known(token_path(self._place.delivery, name), self._place.device_key(name))
-            except DeliveryError:
-                return "wrong-token"
-            self._known[key] = known
-            if len(self._known) > _KNOWN:
-                self._known.popitem(last=False)
         # Each change of a token's file replaces it: what was found of the same file still holds.
-        if known.stamp != (stamp := _stamp(known.token)) or not known.found:
-            known.stamp, known.found = stamp, self._checked(token, known.token.name)
-        return "not-a-phone" if known.device_key.exists() else known.found
+        if known and known.stamp == _stamp(known.token):
+            return "not-a-phone" if known.device_key.exists() else known.found
+        async with self._reading:
+            read = await asyncio.to_thread(self._read, token)
+        if isinstance(read, str):  # strangers are not remembered: they would crowd phones out
+            self._known.pop(key, None)
+            return read
+        self._known[key] = read
+        if len(self._known) > _KNOWN:
+            self._known.popitem(last=False)
+        return read.found
 
-    def _checked(self, token: str, name: str) -> Phone | str:
-        if device_of(self._place.delivery, token) == name:
-            return Phone(name, client_of_phone(name))
+    def _read(self, token: str) -> _Known | str:
+        name = token.rpartition(".")[0]
+        try:
+            path, device_key = token_path(self._place.delivery, name), self._place.device_key(name)
+        except DeliveryError:
+            return "wrong-token"
+        stamp = _stamp(path)
+        said = name if stamp else ""
+        now = time.monotonic()
+        quietly = now - self._said.get(said, -inf) < _SAY_SECONDS
+        if device_of(self._place.delivery, token, quietly=quietly) == name:
+            if device_key.exists():
+                return "not-a-phone"
+            return _Known(path, device_key, stamp, Phone(name, client_of_phone(name)))
+        if not quietly:
+            self._said[said] = now  # as many names as there are tokens, at most
         is_revoked = token_state(self._place.delivery, name) == "revoked"
         return "revoked-token" if is_revoked else "wrong-token"
 

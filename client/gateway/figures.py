@@ -42,7 +42,8 @@ class RoundFigures:
         round: its number.
         kind: "sgd", "statistics" or "evaluate".
         asked: number of clients.
-        counts: of results, by verdict: "accepted", "late", "declined", "failed", "silent".
+        counts: of results, by verdict: "accepted", "late", "declined", "failed", "silent",
+            "over-selected".
         refused: of refused ones, by reason.
         seconds: of accepted ones, by phase.
     """
@@ -58,7 +59,7 @@ class RoundFigures:
 
     def row(self) -> dict[str, object]:
         """For ``fleet.json``."""
-        names = ("accepted", "late", "declined", "failed", "silent")
+        names = ("accepted", "late", "declined", "failed", "silent", "over-selected")
         return {
             "run": self.run,
             "name": self.name,
@@ -104,7 +105,8 @@ class Figures:
 
         Args:
             client: whose it is.
-            verdict: "accepted", "late", "duplicate", "declined", "failed", "refused" or "silent".
+            verdict: "accepted", "late", "duplicate", "declined", "failed", "refused", "silent" or
+                "over-selected".
             reason: of "refused".
             figures: of its round; None: the run is private, and nothing is counted.
         """
@@ -116,7 +118,27 @@ class Figures:
         elif verdict != "duplicate":
             figures.counts[verdict] += 1
         if seen := self._presence.get(client):
-            seen.counts[verdict] = seen.counts.get(verdict, 0) + 1
+            if verdict == "over-selected":  # as if it had not been asked: it has lost nothing
+                seen.counts["tasks"] = max(0, seen.counts.get("tasks", 0) - 1)
+            else:
+                seen.counts[verdict] = seen.counts.get(verdict, 0) + 1
+
+    def late(self, client: int, missed: str, figures: RoundFigures | None) -> None:
+        """Count a result that has come after the close, in place of one that has not come.
+
+        Args:
+            client: whose it is.
+            missed: as what it was counted at the close. What has come after enough others stays
+                "over-selected".
+            figures: of its round; None: the run is private.
+        """
+        if figures is None or missed != "silent":
+            return
+        seen = self._presence.get(client)
+        for counts in (self.counters, figures.counts, seen.counts if seen else {}):
+            if counts.get(missed, 0) > 0:
+                counts[missed] -= 1
+        self.judged(client, "late", "", figures)
 
     def asked(self, figures: RoundFigures, clients: Sequence[int]) -> None:
         """Note a round that begins, or goes on, and the clients that are asked now."""
@@ -138,8 +160,12 @@ class Figures:
         said = ", ".join(words for words in (counts, refused) if words)
         logger.info("run %s: %s: %d asked, %s", one_line(figures.name), what, figures.asked, said)
 
-    def pack(self) -> bytes:
-        """The file's content now."""
+    def pack(self, *, coarsely: bool = False) -> bytes:
+        """The file's content now.
+
+        Args:
+            coarsely: whether times must not tell who is at work, see ``Presence.rows``.
+        """
         window = self._presence.later()
         lately = sum(1 for _ in self._presence.lately())
         rounds = [*self._old, *(figures.row() for figures in self._rounds)]
@@ -148,7 +174,7 @@ class Figures:
                 "time": round(time.time(), 1),
                 "counters": dict(sorted(self.counters.items())),
                 "rounds": rounds[-_ROUNDS:],
-                "phones": self._presence.rows(),
+                "phones": self._presence.rows(coarsely=coarsely),
                 "checked_in_lately": lately,
                 "window": [window.min_seconds, window.max_seconds],
             }

@@ -40,14 +40,14 @@ def keep_order(folder: Path, round_: Round) -> None:
     write_record(folder / ORDER, words, {"content": order.write()})
 
 
-def keep_closed(folder: Path, accepted: Sequence[int]) -> None:
+def keep_closed(folder: Path, accepted: Sequence[int], missed: str) -> None:
     """Write which results are in the answer, before it is given; the first time counts.
 
     Raises:
         OSError: the disk is full, for example.
     """
     if not is_closed(folder):
-        write_record(folder / _CLOSED, {"accepted": list(accepted)}, {})
+        write_record(folder / _CLOSED, {"accepted": list(accepted), "missed": missed}, {})
 
 
 def is_closed(folder: Path) -> bool:
@@ -61,6 +61,7 @@ def recall(folder: Path, round_: Round) -> None:
     try:
         words, _ = read_record(folder / _CLOSED)
         counted = [int(client) for client in words["accepted"]]
+        round_.missed = "over-selected" if words["missed"] == "over-selected" else "silent"
         round_.closed.set()
     except FileNotFoundError:
         pass
@@ -78,5 +79,5 @@ def recall(folder: Path, round_: Round) -> None:
         if judged.what != "accepted" or counted is None or client in counted:
             round_.recall(state, judged)
     if round_.figures and counted is not None:
-        silent = sum(state.judged is None for state in round_.states.values())
-        round_.figures.counts["silent"] = silent
+        missed = sum(state.judged is None for state in round_.states.values())
+        round_.figures.counts[round_.missed] = missed

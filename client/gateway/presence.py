@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from client.gateway.door import Phone
@@ -21,7 +22,7 @@ from common.phones import phones_pb2 as pb
 
 __all__ = ["Presence", "Seen"]
 
-_DAY = 86_400.0
+_HOUR, _DAY = 3600.0, 86_400.0
 _NARROWEST = 10.0  # seconds; of a small fleet's window
 _LATELY = 2.5  # windows
 _LEAST_LATELY = 60.0
@@ -35,7 +36,10 @@ class Seen:
 
     Attributes:
         phone: who it is.
-        last: when it was there last, seconds since 1970.
+        last: when it was there last, seconds since 1970; results in private runs leave it.
+        there: when it was there last, whatever for; monotonic seconds.
+        expected: until when it counts as there, because it is asked in a private run, whose phones
+            must not be missed; monotonic seconds.
         since: of its last check-in; monotonic seconds.
         waits: whether it would wait here for a task.
         ready: whether it may train now.
@@ -51,6 +55,8 @@ class Seen:
 
     phone: Phone
     last: float = 0.0
+    there: float = -inf
+    expected: float = -inf
     since: float = 0.0
     waits: bool = False
     ready: bool = False
@@ -85,7 +91,7 @@ class Presence:
         self._settings = settings
         self._seen: dict[int, Seen] = {}
         self._held: dict[int, asyncio.Future[bool]] = {}
-        self._counted = 0.0, 0
+        self._counted = -inf, 0
 
     def of(self, phone: Phone) -> Seen:
         """What is known of a phone, even of one that was never there."""
@@ -113,6 +119,7 @@ class Presence:
         """
         seen = self.of(phone)
         seen.last, seen.since = time.time(), time.monotonic()
+        seen.there = seen.since
         seen.ready, seen.problem = request.ready, request.problem
         seen.waits = request.wait_seconds > 0
         seen.formats, seen.abilities = tuple(request.formats), frozenset(request.abilities)
@@ -124,18 +131,32 @@ class Presence:
         }
         return seen
 
-    def come_back(self, phone: Phone) -> None:
-        """Note that a phone is still there."""
-        self.of(phone).last = time.time()
+    def come_back(self, phone: Phone, *, untold: bool = False) -> None:
+        """Note that a phone is still there.
+
+        Args:
+            phone: who it is.
+            untold: whether nobody may see that it was.
+        """
+        seen = self.of(phone)
+        seen.there = time.monotonic()
+        if not untold:
+            seen.last = time.time()
+
+    def expect(self, clients: Iterable[int], ends: float) -> None:
+        """Count phones as there until a monotonic time, wherever they are."""
+        for client in clients:
+            if seen := self._seen.get(client):
+                seen.expected = ends
 
     @property
     def fleet(self) -> int:
         """Number of phones that checked in within a day."""
         counted, size = self._counted
-        now = time.time()
+        now = time.monotonic()
         # Of ten thousand every eleven seconds: counting them takes milliseconds.
         if now - counted > 1 + size / 1000 or size < self._settings.max_held_calls:
-            size = sum(now - seen.last < _DAY for seen in self._seen.values())
+            size = sum(now - seen.there < _DAY for seen in self._seen.values())
             self._counted = now, size
         return size
 
@@ -157,9 +178,10 @@ class Presence:
 
     def lately(self) -> Iterator[Seen]:
         """The phones that checked in lately, and those that are waiting now."""
-        since = time.time() - max(_LEAST_LATELY, _LATELY * self.window)
+        now = time.monotonic()
+        since = now - max(_LEAST_LATELY, _LATELY * self.window)
         for client, seen in self._seen.items():
-            if seen.last >= since or client in self._held:
+            if seen.there >= since or seen.expected > now or client in self._held:
                 yield seen
 
     async def hold(self, client: int, seconds: float) -> bool:
@@ -188,11 +210,17 @@ class Presence:
             if news and not news.done():
                 news.set_result(True)
 
-    def rows(self) -> dict[str, dict[str, Any]]:
-        """All phones, for ``fleet.json``."""
+    def rows(self, *, coarsely: bool = False) -> dict[str, dict[str, Any]]:
+        """All phones, for ``fleet.json``.
+
+        Args:
+            coarsely: whether times are told by the hour alone. A phone at work does not check in,
+                and in a private run nobody may know who is.
+        """
+        step = _HOUR if coarsely else 0.1
         return {
             seen.phone.name: {
-                "last_seen": round(seen.last, 1),
+                "last_seen": round(seen.last // step * step, 1),
                 "ready": seen.ready,
                 "problem": seen.problem,
                 "formats": list(seen.formats),
@@ -207,10 +235,11 @@ class Presence:
     def restore(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
         """The reverse of ``rows``."""
         for name, row in rows.items():
-            phone = Phone(name, client_of_phone(name))
+            phone, last = Phone(name, client_of_phone(name)), float(row["last_seen"])
             self._seen[phone.client] = Seen(
                 phone,
-                last=float(row["last_seen"]),
+                last=last,
+                there=time.monotonic() - max(0.0, time.time() - last),
                 ready=bool(row["ready"]),
                 problem=str(row["problem"]),
                 formats=tuple(row["formats"]),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -19,9 +19,10 @@ from client.gateway.runs import RunInfo
 from common.messages import Rejection
 from common.phones import phones_pb2 as pb
 
-__all__ = ["Judged", "Round", "State", "Times"]
+__all__ = ["LATE", "Judged", "Round", "State", "Times"]
 
 What = Literal["accepted", "late", "declined", "failed", "refused"]
+Missed = Literal["silent", "over-selected"]
 
 _VERDICTS = {
     "accepted": pb.Verdict.ACCEPTED,
@@ -53,6 +54,9 @@ class Judged:
     def verdict(self, later: pb.Later) -> pb.Verdict:
         """What the phone is told."""
         return pb.Verdict(what=_VERDICTS[self.what], reason=self.reason, later=later)
+
+
+LATE = Judged("late", "the round has closed")
 
 
 @dataclass
@@ -102,6 +106,10 @@ class Times:
         """Of a round that was opened by an earlier process."""
         return cls(opened, time.monotonic() - max(0.0, time.time() - opened), seconds)
 
+    def again(self, seconds: float) -> Times:
+        """Of the same round, for whose answer the server waits so long from now on."""
+        return replace(self, seconds=time.monotonic() - self.began + seconds)
+
     @property
     def ends(self) -> float:
         """When results are late: before the server stops to wait. Monotonic."""
@@ -122,11 +130,16 @@ class Round:
     Attributes:
         order: as given.
         run: as given.
-        times: as given.
-        enough: as given; it may be changed.
+        times: as given; the server may ask again with others.
+        enough: likewise.
         states: tasks by client.
         figures: of the round; None where nothing may be told.
         closed: set once no more results count.
+        missed: how tasks count that had not come at the close.
+        is_over: whether the run has gone on: nobody asks for the answer any more.
+        waiters: number of the server's messages that wait for the answer.
+        answer: the work at it.
+        is_told: whether the log has what came of the round.
     """
 
     def __init__(
@@ -135,6 +148,9 @@ class Round:
         self.order, self.run, self.times, self.enough = order, run, times, enough
         self.id = order.identity
         self.closed = asyncio.Event()
+        self.missed: Missed = "silent"
+        self.is_over = self.is_told = False
+        self.waiters, self.answer = 0, cast("asyncio.Task[bytes] | None", None)
         self.states = {
             client: State(task_id(self.id, client), client, order.count(run, client))
             for client in order.clients
@@ -214,10 +230,10 @@ class Round:
     def judge(self, state: State, judged: Judged) -> None:
         """Note what became of a task."""
         self._note(state, judged)
-        self._figures.judged(state.client, judged.what, judged.word, self.figures)
-        if judged.what == "late" and self.figures:
-            self.figures.counts["silent"] -= 1
-            self._figures.counters["silent"] -= 1
+        if judged.what == "late":
+            self._figures.late(state.client, self.missed, self.figures)
+        else:
+            self._figures.judged(state.client, judged.what, judged.word, self.figures)
 
     def recall(self, state: State, judged: Judged) -> None:
         """Note what became of a task in an earlier process, which has counted it."""
@@ -256,14 +272,15 @@ class Round:
         is_over = time.monotonic() >= self.times.ends
         has_enough = self._accepted >= (self.enough or len(self.states))
         if is_over or has_enough or not self._waiting:
-            self.close()
+            self.close("over-selected" if has_enough else "silent")
 
-    def close(self) -> None:
+    def close(self, missed: Missed) -> None:
         """Let no more results count."""
         self.closed.set()
+        self.missed = missed
         for state in self.states.values():
             if state.judged is None:
-                self._figures.judged(state.client, "silent", "", self.figures)
+                self._figures.judged(state.client, missed, "", self.figures)
 
     def rejected(self) -> list[Rejection]:
         """The clients without a result that counts, and why."""

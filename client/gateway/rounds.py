@@ -1,8 +1,8 @@
 """All rounds of a gateway, on the disk, so that a kill loses no update that was accepted.
 
 A round has a folder, with a file for the order, one for each judged task, and one that says that it
-is closed. It is kept as long as the server may still ask for its answer. After that the verdicts
-are kept in memory, because a phone may ask again.
+is closed. It is kept as long as the server may still ask for its answer; in a private run until the
+answer is made. After that the verdicts are kept in memory, because a phone may ask again.
 """
 
 from __future__ import annotations
@@ -11,38 +11,27 @@ import asyncio
 import logging
 import shutil
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
 
 from client.gateway.backbones import Blobs
 from client.gateway.figures import Figures
-from client.gateway.judge import LostError, RefusedError
 from client.gateway.kept import ORDER, is_closed, keep_closed, keep_order, recall
-from client.gateway.orders import Order, Result
+from client.gateway.orders import Order
+from client.gateway.past import Past, is_at_work
 from client.gateway.presence import Presence, Seen
-from client.gateway.record import Record, read_record, write_record
-from client.gateway.round import Judged, Round, State, Times
+from client.gateway.record import Record, read_record
+from client.gateway.round import Round, State, Times
 from client.gateway.runs import RunInfo
+from client.gateway.settling import Heavy, Settling
 from client.gateway.uploads import Uploads
-from common.errors import FedheadError
-from common.phones import phones_pb2 as pb
-from common.words import one_line
+from common.messages import Rejection
 
 __all__ = ["Rounds"]
 
 logger = logging.getLogger("fedhead.gateway")
 
 _ASKED_AGAIN = 60.0  # seconds after the server has stopped to wait
-_VERDICTS = 50_000  # of past tasks that are known
-_LONGEST_REASON = 200
-_OUTCOMES = {pb.Outcome.DECLINED: "declined", pb.Outcome.FAILED: "failed"}
-
-
-class _ClosedError(Exception):
-    """A round has closed."""
 
 
 class Rounds:
@@ -55,6 +44,11 @@ class Rounds:
         uploads: what arrives in parts.
         blobs: what phones fetch.
         heavy: runs a function that computes, in a thread.
+        is_valid: whether a client's phone has not been revoked.
+
+    Attributes:
+        past: what became of tasks whose rounds are forgotten.
+        settle: see ``Settling.settle``.
     """
 
     def __init__(
@@ -64,13 +58,16 @@ class Rounds:
         presence: Presence,
         uploads: Uploads,
         blobs: Blobs,
-        heavy: Callable[[Callable[[], Any]], Awaitable[Any]],
+        heavy: Heavy,
+        is_valid: Callable[[int], bool],
     ) -> None:
         self._folder, self._figures, self._presence = folder, figures, presence
         self._uploads, self._blobs, self._heavy = uploads, blobs, heavy
+        self._is_valid = is_valid
         self._rounds: dict[str, Round] = {}
         self._tasks: dict[str, tuple[Round, State]] = {}
-        self._past: OrderedDict[str, tuple[int, Judged]] = OrderedDict()
+        self.past = Past(figures, presence)
+        self.settle = Settling(folder, figures, uploads, heavy).settle
         self._opening = asyncio.Lock()
 
     @property
@@ -78,16 +75,24 @@ class Rounds:
         """The rounds that wait for results, the oldest first."""
         return [round_ for round_ in self._rounds.values() if not round_.closed.is_set()]
 
-    def busy(self) -> set[int]:
-        """Clients with a task that counts still, and those that may be at one that does not."""
-        now, found = time.monotonic(), set[int]()
+    def busy(self, run_id: str) -> set[int]:
+        """Clients with a task that counts still, and those that may be at one that does not.
+
+        Args:
+            run_id: of the run that asks. Its server asks before a round: whatever is open of this
+                run does not count any more. Nor do private rounds, because no other run's server
+                may see whom they ask.
+        """
+        now, found = time.monotonic(), self.past.at_work()
         for round_ in self._rounds.values():
+            if round_.order.private:
+                continue
+            counts = not round_.closed.is_set() and round_.order.run_id != run_id
+            is_timely = now < round_.times.ends
             for client, state in round_.states.items():
-                if state.judged is not None:
-                    continue
-                seen = self._presence.get(client)
-                is_at_it = state.given and (seen is None or seen.since < state.given)
-                if not round_.closed.is_set() or (is_at_it and now < round_.times.ends):
+                if state.judged is None and (
+                    counts or (is_timely and is_at_work(self._presence, client, state.given))
+                ):
                     found.add(client)
         return found
 
@@ -100,7 +105,8 @@ class Rounds:
         async with self._opening:
             known = self._rounds.get(order.identity)
             if known and not known.closed.is_set():
-                known.enough = enough
+                known.enough, known.times = enough, known.times.again(seconds)
+                self._expect(known)
                 known.look()
                 return known
             if known and time.monotonic() < known.times.began + known.times.seconds:
@@ -110,14 +116,29 @@ class Rounds:
                 await asyncio.to_thread(self._remove, known)
             round_ = Round(order, run, Times.now(seconds), enough, self._figures)
             await asyncio.to_thread(keep_order, self._folder / round_.id, round_)
+            self._end_before(order)
             self._add(round_)
             return round_
+
+    def _end_before(self, order: Order) -> None:
+        """End the rounds that the server has given up, because the run has gone on."""
+        for other in self._rounds.values():
+            same_run = other.order.run_id == order.run_id
+            if same_run and other.order.round_number <= order.round_number:
+                other.is_over = True
+                if not other.closed.is_set():
+                    other.close("over-selected")
+
+    def _expect(self, round_: Round) -> None:
+        if round_.order.private:
+            self._presence.expect(round_.states, round_.times.ends)
 
     def _add(self, round_: Round, *, again: bool = False) -> None:
         self._rounds[round_.id] = round_
         for state in round_.states.values():
             self._tasks[state.id] = round_, state
-            self._past.pop(state.id, None)
+            self.past.drop(state.id)
+        self._expect(round_)
         round_.offer(self._blobs)
         seen = {client: self._presence.get(client) for client in round_.states}
         round_.begin(seen, again=again)
@@ -136,13 +157,13 @@ class Rounds:
                 words = record[0]
                 times = Times.since(float(words["opened"]), float(words["seconds"]))
                 round_ = Round(order, run, times, int(words["enough"]), self._figures)
-            except (FedheadError, OSError, KeyError, ValueError, TypeError) as exc:
+                for client, count in words["counts"]:
+                    round_.states[int(client)].count = int(count)
+            except Exception as exc:  # whatever is in it must not keep the service from its start
                 # Its updates cannot be told apart without it. The server asks again.
-                logger.warning("a round is left out: %s", exc)
+                logger.warning("a round is left out: %s: %s", type(exc).__name__, exc)
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
-            for client, count in words["counts"]:
-                round_.states[int(client)].count = int(count)
             recall(folder, round_)
             self._add(round_, again=True)
         self._uploads.keep_only(self._tasks)
@@ -171,84 +192,43 @@ class Rounds:
         async with state.lock:
             return await asyncio.to_thread(self._uploads.add, state.id, *part, files)
 
-    async def settle(self, round_: Round, state: State, submission: pb.Submission) -> Judged:
-        """Judge a result; asked again, the answer is the same.
-
-        Raises:
-            WrongOffsetError: an array has not arrived.
-            DamagedUploadError: an array was damaged on its way; it was removed.
-            OSError: it cannot be kept.
-        """
-        async with state.lock:
-            if state.judged is not None:
-                self._figures.judged(state.client, "duplicate", "", round_.figures)
-                return state.judged
-            judged = await self._judged(round_, state, submission)
-            if round_.closed.is_set() and judged.what in ("accepted", "late"):
-                (self._folder / round_.id / str(state.client)).unlink(missing_ok=True)
-                judged = Judged("late", "the round has closed")
-            round_.judge(state, judged)
-            if judged.what == "accepted":
-                round_.spent(state, submission)
-            round_.look()
-        await asyncio.to_thread(self._uploads.drop, state.id)
-        return judged
-
-    async def _judged(self, round_: Round, state: State, submission: pb.Submission) -> Judged:
-        if round_.closed.is_set():
-            return Judged("late", "the round has closed")
-        words: dict[str, object] = {}
-        parts: dict[str, bytes] = {}
-        if kind := _OUTCOMES.get(submission.outcome):
-            judged = Judged(cast(Any, kind), one_line(submission.reason, _LONGEST_REASON))
-        else:
-            try:
-                result = await self._heavy(partial(self._result, round_, state, submission))
-                judged = Judged("accepted")
-                words, parts = dict(result.words), dict(result.parts)
-            except _ClosedError:
-                return Judged("late", "the round has closed")
-            except RefusedError as exc:
-                judged = Judged("refused", one_line(str(exc)))
-            except LostError as exc:
-                logger.warning("%s", exc)
-                judged = Judged("refused", "lost: the gateway has lost the client's memory")
-        words |= {"what": judged.what, "reason": judged.reason}
-        path = self._folder / round_.id / str(state.client)
-        if not round_.closed.is_set():
-            await asyncio.to_thread(write_record, path, words, parts)
-        return judged
-
-    def _result(self, round_: Round, state: State, submission: pb.Submission) -> Result:
-        """The checked result. Uploads are read here, where few are at work: they may be large.
-
-        Raises:
-            _ClosedError: the round has closed while the result waited for its turn. The server
-                waits for the answer, which must not wait for checks that have no use.
-        """
-        if round_.closed.is_set():
-            raise _ClosedError
-        arrays = {
-            array.field: self._uploads.read(state.id, array.sha256) if array.sha256 else array.data
-            for array in submission.arrays
-        }
-        return round_.order.judged(state.client, state.count, submission, arrays)
-
     async def reply(self, round_: Round) -> bytes:
-        """The answer to the server, once the round is closed."""
-        await round_.closed.wait()
-        accepted, rejected = round_.accepted, round_.rejected()
-        folder = self._folder / round_.id
+        """The answer to the server, once the round is closed; messages at once share the work."""
+        round_.waiters += 1
+        try:
+            await round_.closed.wait()
+            if round_.answer is None:
+                round_.answer = asyncio.create_task(self._answer(round_))
+            return await asyncio.shield(round_.answer)
+        finally:
+            round_.waiters -= 1
+
+    async def _answer(self, round_: Round) -> bytes:
+        folder, is_kept = self._folder / round_.id, False
 
         def made() -> bytes:
-            keep_closed(folder, accepted)
+            valid = [client for client in round_.accepted if self._is_valid(client)]
+            revoked = {*round_.accepted} - {*valid}
+            rejected = [Rejection(c, "refused: revoked-token") for c in sorted(revoked)]
+            keep_closed(folder, round_.accepted, round_.missed)
             return round_.order.reply(
-                accepted, lambda c: read_record(folder / str(c)), rejected, round_.phases
+                valid,
+                lambda c: read_record(folder / str(c)),
+                [*round_.rejected(), *rejected],
+                round_.phases,
             )
 
-        if not is_closed(folder):
-            self._figures.tell(round_.figures)
-        answer: bytes = await self._heavy(made)
+        try:
+            if not round_.is_told and not is_closed(folder):
+                self._figures.tell(round_.figures)
+            round_.is_told = True
+            answer: bytes = await self._heavy(made)
+            if round_.order.private:  # on the disk it would tell who took part
+                await asyncio.to_thread(self._remove, round_)
+            is_kept = round_.order.private
+        finally:
+            if not is_kept:
+                round_.answer = None
         self._figures.due.set()
         return answer
 
@@ -258,7 +238,8 @@ class Rounds:
         for round_ in list(self._rounds.values()):
             round_.look()
             ends = round_.times.began + round_.times.seconds + _ASKED_AGAIN
-            if round_.closed.is_set() and now > ends:
+            is_past = round_.is_over or now > ends
+            if round_.closed.is_set() and is_past and not round_.waiters:
                 self._forget(round_)
                 await asyncio.to_thread(self._remove, round_)
 
@@ -267,17 +248,7 @@ class Rounds:
         round_.withdraw(self._blobs)
         for state in round_.states.values():
             del self._tasks[state.id]
-            # Of a private round nothing stays that tells who was asked.
-            if not round_.order.private:
-                judged = state.judged or Judged("late", "the round has closed")
-                self._past[state.id] = state.client, judged
-        while len(self._past) > _VERDICTS:
-            self._past.popitem(last=False)
-
-    def past(self, task: str, client: int) -> Judged | None:
-        """What became of a phone's task in a round that is over."""
-        owner, judged = self._past.get(task, (None, None))
-        return judged if owner == client else None
+        self.past.add(round_)
 
     def _remove(self, round_: Round) -> None:
         shutil.rmtree(self._folder / round_.id, ignore_errors=True)

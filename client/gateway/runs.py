@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,16 +21,18 @@ from common.messages import DescribeRequest
 from common.phones import phones_pb2 as pb
 from common.words import one_line
 
-__all__ = ["LARGEST_COUNT", "RunInfo", "Runs"]
+__all__ = ["FINGERPRINT", "LARGEST_COUNT", "RunInfo", "Runs"]
 
 logger = logging.getLogger("fedhead.gateway")
 
 LARGEST_COUNT = 2**31 - 1
 """Of examples of one phone."""
 
+FINGERPRINT = re.compile("[0-9a-f]{64}")
+"""Of a backbone; the name of its folder."""
+
 _ACTIVE_SECONDS = 900.0  # after the server's last message of a run
 _MOST_ACTIVE = 8  # a phone names at most as many holdings
-_FINGERPRINT_DIGITS = 64
 _KEPT_SECONDS = 30 * 86_400.0  # since the server's last message; also of what clients remember
 
 
@@ -127,7 +130,7 @@ class Runs:
             ProtocolError: its id is no plain name, or it does not name its backbone.
         """
         run_folder(self._folder, request.run_id)
-        if len(request.fingerprint) != _FINGERPRINT_DIGITS:
+        if not FINGERPRINT.fullmatch(request.fingerprint):
             raise ProtocolError("the server does not name the run's backbone to a gateway")
         known = self._runs.get(request.run_id)
         is_new = known is None or known.request != request
@@ -157,7 +160,7 @@ class Runs:
         """
         for run_id in list(self._runs):
             path = run_folder(self._folder, run_id)
-            if time.time() - path.stat().st_mtime > _KEPT_SECONDS:
+            if path.exists() and time.time() - path.stat().st_mtime > _KEPT_SECONDS:
                 shutil.rmtree(run_folder(clients, run_id), ignore_errors=True)
                 path.unlink()
                 run = self._runs.pop(run_id)

@@ -13,7 +13,7 @@ from client.gateway.place import Place
 from client.gateway.presence import Presence
 from client.gateway.record import Record
 from client.gateway.rounds import Rounds
-from client.gateway.runs import RunInfo, Runs
+from client.gateway.runs import FINGERPRINT, RunInfo, Runs
 from client.gateway.training import TrainOrder
 from client.host import run_folder
 from client.known_head import with_head
@@ -83,7 +83,7 @@ class Answers:
         if is_new:
             self._presence.wake()
         # Where nobody may know who was asked, nobody counts as busy.
-        found = self._there(run, set() if request.private else self._rounds.busy())
+        found = self._there(run, set() if request.private else self._rounds.busy(request.run_id))
         if is_new or any(run.counts.get(client) != counts for client, counts in found.items()):
             run.counts |= found
             await asyncio.to_thread(self._runs.kept(run))
@@ -110,7 +110,8 @@ class Answers:
         return content_to(BackboneReply(present=True).write())
 
     def _check_backbone(self, fingerprint: str) -> None:
-        if not fingerprint.isalnum() or not files_in(self._place.backbones / fingerprint):
+        folder = self._place.backbones / fingerprint
+        if not FINGERPRINT.fullmatch(fingerprint) or not files_in(folder):
             raise BackboneError(
                 f"the gateway has no files of backbone {fingerprint[:12]} for phones; "
                 "`fedhead run --deployment` writes them before it starts a run"

@@ -34,6 +34,7 @@ from client.gateway.runs import Runs
 from client.gateway.server import Answers, order_of
 from client.gateway.uploads import Uploads
 from common.delivery.identity import Identity
+from common.delivery.tokens import token_state
 from common.errors import DeliveryError, FedheadError
 from common.files import remove_temporary
 from common.listening import obstacle
@@ -47,7 +48,7 @@ logger = logging.getLogger("fedhead.gateway")
 
 T = TypeVar("T")
 
-_SWEEP_SECONDS = 0.25
+_SWEEP_SECONDS, _DAY = 0.25, 86_400.0
 _KEEP_SECONDS = 5.0
 _KEEP_SHARE = 0.05  # largest share of the time that goes into keeping figures
 _THREADS = 2  # for checks and sums
@@ -55,6 +56,7 @@ _GRACE_SECONDS = 1.0
 # A phone that says nothing for so long must connect again: idle connections take memory.
 _IDLE_MS = 60_000
 _HANDSHAKE_MS = 20_000  # a phone's takes two or three journeys of a packet
+_FILES = 256  # for all but connections
 _CONNECTIONS = 16_384  # beyond them phones wait; each takes up to 80 KiB
 
 
@@ -64,10 +66,11 @@ class Gateway:
     Args:
         place: its files.
         settings: its limits and its pace.
+        connections: largest number of phones' connections; more are refused.
     """
 
-    def __init__(self, place: Place, settings: Settings) -> None:
-        self._place, self._settings = place, settings
+    def __init__(self, place: Place, settings: Settings, connections: int = _CONNECTIONS) -> None:
+        self._place, self._settings, self._connections = place, settings, connections
         place.state.mkdir(parents=True, exist_ok=True)
         place.state.chmod(0o700)
         for folder in (place.state, place.runs):
@@ -79,8 +82,9 @@ class Gateway:
         self._runs, self._blobs = Runs(place.runs), Blobs()
         self._uploads = Uploads(place.uploads)
         self.rounds = Rounds(
-            place.rounds, self.figures, self.presence, self._uploads, self._blobs, self._heavy
-        )
+            place.rounds, self.figures, self.presence, self._uploads, self._blobs, self._heavy,
+            self._is_valid,
+        )  # fmt: skip
         self._tasks: list[asyncio.Task[None]] = []
 
     async def _heavy(self, work: Callable[[], T]) -> T:
@@ -103,12 +107,14 @@ class Gateway:
         """
         server, identity = self._place.server, self._identity()
         most = self._settings.max_phone_calls
+        door = Door(self._place, self.figures.count)
         self._server = grpc.aio.server(
-            interceptors=[Door(self._place, self.figures.count)],
+            interceptors=[door],
             options=[
                 *SERVER_OPTIONS,
                 ("grpc.max_connection_idle_ms", _IDLE_MS),
                 ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+                ("grpc.max_allowed_incoming_connections", self._connections),
                 # Calls that wait for their turn. By default gRPC cancels those beyond a thousand.
                 ("grpc.server.max_pending_requests", most),
                 ("grpc.server.max_pending_requests_hard_limit", 2 * most),
@@ -116,7 +122,8 @@ class Gateway:
             maximum_concurrent_rpcs=most,
         )
         calls = Calls(
-            self._place, self._runs, self.presence, self.rounds, self._blobs, self.figures
+            self._place, self._runs, self.presence, self.rounds, self._blobs, self.figures,
+            door.caller,
         )  # fmt: skip
         self._server.add_generic_rpc_handlers(tuple(handlers(calls)))
         host = self._settings.host
@@ -147,10 +154,14 @@ class Gateway:
         return Identity(server / "server.crt", server / "server.key", server / "ca.crt")
 
     async def _sweep(self) -> None:
+        forgets = time.monotonic() + _DAY
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:
                 await self.rounds.sweep()
+                if time.monotonic() > forgets:
+                    forgets = time.monotonic() + _DAY
+                    await asyncio.to_thread(self._runs.forget_old, self._place.clients)
             except Exception:
                 logger.exception("a round cannot be looked after")
 
@@ -169,10 +180,23 @@ class Gateway:
     async def keep(self) -> None:
         """Write the figures now."""
         try:
-            content = self.figures.pack()
+            content = self.figures.pack(coarsely=self._hides())
             await asyncio.to_thread(self.figures.keep, content)
         except OSError as exc:
             logger.warning("the figures cannot be kept: %s", exc)
+
+    def _hides(self) -> bool:
+        """Whether a private run goes on."""
+        is_open = any(round_.order.private for round_ in self.rounds.open)
+        return is_open or any(run.request.private for run in self._runs.active())
+
+    def _is_valid(self, client: int) -> bool:
+        """Whether a phone's token is not revoked. What cannot be read now shuts nobody out."""
+        seen = self.presence.get(client)
+        try:
+            return seen is None or token_state(self._place.delivery, seen.phone.name) != "revoked"
+        except OSError:
+            return True
 
     async def stop(self) -> None:
         """End the service; calls in progress get a moment."""
@@ -186,10 +210,11 @@ class Gateway:
 
 
 async def _serve(server: Path, socket: Path, port: int | None) -> None:
-    allow_files(_CONNECTIONS)
+    files = allow_files(_CONNECTIONS + _FILES)
     place = Place(server)
     settings = read_settings(place)
-    gateway = Gateway(place, settings)
+    # Connections of strangers must leave files to write updates to.
+    gateway = Gateway(place, settings, max(1, min(_CONNECTIONS, files - _FILES)))
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)

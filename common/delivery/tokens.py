@@ -133,24 +133,25 @@ def _state(path: Path) -> TokenState | None:
         return "damaged"
 
 
-def device_of(folder: Path, token: str) -> str | None:
-    """The device of a token; None if it is not valid, and the log says why."""
+def device_of(folder: Path, token: str, *, quietly: bool = False) -> str | None:
+    """The device of a token; None if it is not valid, and the log says why, unless ``quietly``."""
+    level = logging.DEBUG if quietly else logging.WARNING
     device = token.rpartition(".")[0]
     try:
         path = token_path(folder, device)
         if (state := _state(path)) not in ("valid", None):
-            logger.warning("refused: the token of %s is %s", device, state)
+            logger.log(level, "refused: the token of %s is %s", device, state)
             return None
         read_private(path)  # raises if other users can read it
         known = str(_TOKEN.read(path)["sha256"])
     except DeliveryError:
-        logger.warning("refused: a token that names no device")
+        logger.log(level, "refused: a token that names no device")
     except FileNotFoundError:
-        logger.warning("refused: %s has no token", device)
+        logger.log(level, "refused: %s has no token", device)
     except OSError as exc:
-        logger.warning("refused: %s, for %s", exc, device)
+        logger.log(level, "refused: %s, for %s", exc, device)
     else:
         if hmac.compare_digest(known, _hash(token)):
             return device
-        logger.warning("refused: a wrong token for %s", device)
+        logger.log(level, "refused: a wrong token for %s", device)
     return None

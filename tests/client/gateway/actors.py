@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -219,8 +220,15 @@ class Phone:
             if len(array.data) > INLINE_UPDATE:
                 array.sha256 = self.upload(result.task, array.data)
                 array.data = b""
-        verdict: pb.Verdict = self.stub.submit(sent, timeout=60, wait_for_ready=True)
-        return verdict
+        while True:
+            try:
+                verdict: pb.Verdict = self.stub.submit(sent, timeout=60, wait_for_ready=True)
+            except grpc.RpcError as exc:
+                if exc.code() != grpc.StatusCode.RESOURCE_EXHAUSTED:  # type: ignore[attr-defined]
+                    raise
+                time.sleep(0.05)
+                continue
+            return verdict
 
     def upload(self, task: str, data: bytes) -> str:
         digest = hashlib.sha256(data).hexdigest()
@@ -355,9 +363,9 @@ class Deployment:
         """What the gateway answers to a message's content."""
         return content_from(forward(self.socket, kind, content_to(request.write()), seconds))
 
-    def describe(self, **changes: Any) -> DescribeReply:
+    def describe(self, run_id: str = RUN, **changes: Any) -> DescribeReply:
         request = DescribeRequest(
-            RUN, tuple("abcd"), 0.2, 7, "a run", fingerprint=FINGERPRINT, **changes
+            run_id, tuple("abcd"), 0.2, 7, "a run", fingerprint=FINGERPRINT, **changes
         )
         return DescribeReply.read(self.ask("describe", request))
 

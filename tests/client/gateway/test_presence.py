@@ -55,11 +55,13 @@ def test_phones_that_were_away_for_days_do_not_count(monkeypatch: pytest.MonkeyP
     presence = fleet(5)
     assert presence.fleet == 5
     assert len(list(presence.lately())) == 5
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 61)
+    now, date = time.monotonic(), time.time()
+    monkeypatch.setattr(time, "time", lambda: date + 86_401)
+    assert len(list(presence.lately())) == 5, "only the clock was set"
+    monkeypatch.setattr(time, "monotonic", lambda: now + 61)
     assert list(presence.lately()) == []
     assert presence.fleet == 5
-    monkeypatch.setattr(time, "time", lambda: now + 86_401)
+    monkeypatch.setattr(time, "monotonic", lambda: now + 86_401)
     assert presence.fleet == 0
 
 
@@ -140,12 +142,16 @@ def test_only_phones_that_may_and_can_are_offered_to_the_server(deployment: Depl
 
 def test_a_phone_at_work_is_not_offered_again_before_it_is_back(deployment: Deployment) -> None:
     anna, ben, cleo = deployment.gather("anna", "ben", "cleo")
+    deployment.describe("run-2")
+    for phone in (anna, ben, cleo):
+        phone.arrive()
     answer = deployment.train(request_for([anna, ben], enough=1))
     result = ben.done(ben.next_task())
-    assert deployment.describe().clients == (cleo.client,)
+    free = sorted([anna.client, cleo.client])
+    assert list(deployment.describe().clients) == free, "the server has given the round up"
+    assert deployment.describe("run-2").clients == (cleo.client,), "another run's has not"
     anna.take_part()
     assert answer.result(10).clients == (anna.client,)
-    free = sorted([anna.client, cleo.client])
     assert list(deployment.describe().clients) == free, "ben is at it still"
     ben.submit(result)
     assert list(deployment.describe().clients) == sorted([*free, ben.client])
