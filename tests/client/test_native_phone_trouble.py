@@ -136,6 +136,7 @@ def test_a_result_outlives_a_failed_call(code, place, program, monkeypatch):
     until(lambda: "round 1: done: accepted" in phone.log, phone.log)
     first, second = results
     assert first.arrays == second.arrays
+    assert first.train_seconds == second.train_seconds  # it was not computed again
     assert min(second.fetch_seconds, second.train_seconds, second.upload_seconds) > 0
     # It asks again how much of the large array has come; the array itself goes once.
     assert sum(not part.data for part in uploads) == 2
@@ -175,12 +176,12 @@ def test_a_result_that_no_gateway_wants_is_forgotten(code, place, program, monke
 @pytest.mark.parametrize("damaged", ["task", "result", "uploads", "descriptions"])
 def test_a_flipped_bit_on_the_disk_is_never_sent(damaged, place, program, tmp_path, monkeypatch):
     ready: list[bool] = []
-    results = heard(place, monkeypatch, "submit", lambda: None if ready else Code.UNAVAILABLE)
+    parts = heard(place, monkeypatch, "upload", lambda: None if ready else Code.UNAVAILABLE)
     phone = place.phone("anna", program)
     phone.start()
     place.joined(phone)
     answer = place.train(request := request_for(place.trained, phone.client, **SUMS))
-    until(lambda: results, phone.log)
+    until(lambda: parts, phone.log)
     phone.kill()
     path = phone.state / damaged
     if path.is_dir():
@@ -196,6 +197,9 @@ def test_a_flipped_bit_on_the_disk_is_never_sent(damaged, place, program, tmp_pa
     expected = arrays_of(node, request, phone.client)
     found = arrays_of(reply, request, phone.client)
     assert {*found} == {*expected} == {"gram", "moments"}
+    assert {part.sha256 for part in parts} == {parts[0].sha256}
+    sent = b"".join(part.data for part in parts)
+    assert hashlib.sha256(sent).hexdigest() == parts[0].sha256
     for field in found:
         np.testing.assert_array_equal(found[field], expected[field])
     phone.stop()
