@@ -30,7 +30,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 LEAN = ["fedhead[report,simulation]"]  # what make demo installs with all that it needs
 Needed = Callable[[list[str]], Mapping[str, Distribution]]
-UNITS = {f"fedhead-{name}" for name in ("device", "fetch", "server", "delivery")}
+UNITS = {f"fedhead-{name}" for name in ("delivery", "device", "fetch", "gateway", "server")}
 
 
 def python(environment: Mapping[str, str], *args: object) -> subprocess.CompletedProcess[str]:
