@@ -81,9 +81,11 @@ def phones_lines(view: PhonesView) -> Iterator[str]:
     problems = Counter(row.problem.partition(":")[0] for row in view.rows if row.problem)
     for problem, count in problems.most_common(5):
         yield f"{count:,} say: {one_line(problem)[:_LONGEST_PROBLEM]}"
-    if asked := sum(row.asked for row in view.rounds):
+    if needed := sum(row.asked - row.spare for row in view.rounds):
         taken = sum(row.accepted for row in view.rounds)
-        yield f"of {asked:,} tasks in {len(view.rounds)} rounds {taken / asked:.1%} were accepted"
+        yield f"of {needed:,} tasks in {len(view.rounds)} rounds {taken / needed:.1%} were accepted"
+    if spare := sum(row.spare for row in view.rounds):
+        yield f"{spare:,} more were asked in reserve, and not waited for"
     for row in reversed(view.rounds):
         if row.seconds:
             yield from _phases(row)

@@ -66,6 +66,7 @@ class RoundRow:
         asked: number of phones.
         accepted: number of accepted results.
         dropouts: number of others, by reason.
+        spare: number of those that the round did not wait for, because it had enough.
         seconds: by phase, median and 90th percentile over accepted results.
     """
 
@@ -75,6 +76,7 @@ class RoundRow:
     asked: int
     accepted: int
     dropouts: Mapping[str, int]
+    spare: int
     seconds: Mapping[str, tuple[float, float]]
 
 
@@ -175,5 +177,6 @@ def _round(row: Mapping[str, Any]) -> RoundRow:
         asked=int(row["asked"]),
         accepted=int(row["accepted"]),
         dropouts={why: counts[why] for why in DROPOUTS if counts.get(why)},
+        spare=int(row.get("over-selected", 0)),
         seconds={phase: (both[0], both[1]) for phase, both in row["seconds"].items() if both},
     )
