@@ -48,6 +48,7 @@ from common.experiment import _cached_parts
 from common.features import extract
 from common.files import sha256_file, write_atomic
 from common.messages import DescribeRequest, HeadChanges, TrainRequest, content_id, head_id
+from common.phones import file_name
 from common.phones.phones_pb2 import DONE, Blob, Description, Submission, Task
 from common.privacy.accounting import _cached_figure
 from common.privacy.ledger import Entry, Ledger
@@ -611,12 +612,16 @@ def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
 
 @row("about.json of a backbone for phones")
 def _(tmp: Path, request: pytest.FixtureRequest) -> Row:
-    phone_files._ABOUT.write(tmp / "about.json", {"classes": ["a"], "version": "1", "files": {}})
+    about = {"classes": ["a"], "version": "1"}
+    for kind in ("executorch", "lite"):
+        (tmp / file_name(kind, ["a"])).touch()
+    file = phone_files._about_file(tmp, ["a"])
+    phone_files._ABOUT.write(file, about | {"files": phone_files._digests(tmp, ["a"])})
 
-    def read() -> bool:
-        return phone_files.is_written(tmp, {"classes": ["a"], "version": "1"})
+    def read() -> list[str]:
+        return phone_files.lacking(tmp, about)  # "torch" is always among them: there is none
 
-    return Row([tmp / "about.json"], read, lambda found: not found)
+    return Row([file], read, lambda found: found == ["torch", "executorch", "lite"])
 
 
 # The rules

@@ -20,6 +20,9 @@ from tests.client.gateway.actors import Deployment, Phone, request_for
 from tests.client.gateway.test_presence import wait_until
 from tests.client.gateway.test_untold import private
 
+# Each waits for rounds to end.
+pytestmark = pytest.mark.wide
+
 
 def kept(deployment: Deployment) -> dict[str, Any]:
     assert deployment.running
