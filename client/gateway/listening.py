@@ -57,7 +57,8 @@ class Listening:
             writer.write(await _framed(self._answer, str(words.get("kind")), content))
             await writer.drain()
         except (OSError, ValueError, FedheadError, asyncio.IncompleteReadError) as exc:
-            logger.info("a connection of the bridge has ended: %s", exc)
+            if not (isinstance(exc, asyncio.IncompleteReadError) and not exc.partial):
+                logger.info("a connection of the bridge has ended: %s", exc)
         finally:
             writer.close()
             with suppress(OSError):

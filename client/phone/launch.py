@@ -13,7 +13,7 @@ from client.phone.images import ImageTrainer
 from client.phone.link import Link
 from client.phone.phone import Phone
 from client.phone.settings import PhoneFolder
-from common.errors import DeliveryError
+from common.errors import DeliveryError, RunError
 
 __all__ = ["run_phone"]
 
@@ -43,6 +43,9 @@ async def run_phone(folder: PhoneFolder, *, once: bool = False) -> None:
         if once:
             while not await phone.turn():
                 pass
+            if problem := phone.problem:
+                await phone.turn()  # which tells the gateway
+                raise RunError(f"it cannot take part: {problem}")
             return
         renewing = asyncio.create_task(_renew(folder, app, link))
         try:

@@ -78,6 +78,9 @@ class Phone:
         app: program and version, for the operator.
         pace: when it calls again.
         wait_seconds: how long the gateway may hold a check-in.
+
+    Attributes:
+        problem: why it cannot take part, as it tells the gateway; empty: nothing keeps it.
     """
 
     def __init__(
@@ -96,7 +99,7 @@ class Phone:
         self._pace = pace or Pace()
         self._kept = Kept(state)
         self._blobs = Blobs(state / "blobs", link, _MOST_BLOB_BYTES)
-        self._problem = self._said = ""
+        self.problem = self._said = ""
 
     async def run(self, sleep: Sleep = asyncio.sleep) -> None:
         """Take turns for ever. No failure of network, server or disk ends it."""
@@ -143,7 +146,7 @@ class Phone:
         self._said = words
 
     async def _request(self) -> CheckInRequest:
-        holdings, problem = [], self._problem
+        holdings, problem = [], self.problem
         for description in self._kept.descriptions().values():
             try:
                 train, test = await asyncio.to_thread(self._trainer.holding, description)
@@ -189,9 +192,9 @@ class Phone:
             self._tell_once(f"cannot take part in run {one_line(description.name)}: {exc}")
             if request.holdings:  # tasks of other runs may come meanwhile
                 return min(self._pace.again(), _LONGEST_UNMET_SECONDS)
-            self._problem = _problem_of(exc)
+            self.problem = _problem_of(exc)
             return self._pace.again()
-        self._problem = ""
+        self.problem = ""
         self._kept.describe(description)
         return 0.0
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common.delivery.tokens import revoke_token, token_states
 from common.errors import RunError
+from common.phones import GATEWAY
 from server.delivery.checkins import forget
 from simulations.deploy.authority import drop_old, follow, sign_server, spread, stage
 from simulations.deploy.certificates import addresses_of, public_half
@@ -69,7 +70,7 @@ def revoke(server: Path, name: str, say: Say) -> None:
     if own.is_file():
         keys.append(comparable(public_half(own)))
     if not keys and name not in revoked and name not in tokens:
-        known = sorted({*admitted, *tokens}) or ["none"]
+        known = sorted({*admitted, *tokens} - {GATEWAY}) or ["none"]
         more = f" and {len(known) - _MOST_NAMED:,} more" if len(known) > _MOST_NAMED else ""
         names = ", ".join(known[:_MOST_NAMED]) + more
         raise RunError(f"no device or phone is called {name}; there are: {names}")

@@ -44,6 +44,16 @@ def test_once_says_in_a_line_why_there_was_nothing(
     assert "check-in: the token is unknown" in " ".join(err.split())
 
 
+def test_once_says_and_tells_the_gateway_why_it_cannot_take_part(
+    fedhead: Command, gateway: FakeGateway, folder: Path, trained: TrainedModel
+) -> None:
+    gateway.answers = [CheckInReply(description=description_of(gateway, trained))]
+    code, _, err = fedhead("phone", folder, "--once")  # it has no images
+    assert code == 1
+    assert "it cannot take part: images:" in " ".join(err.split())
+    assert [sent.problem.partition(":")[0] for sent in gateway.check_ins] == ["", "images"]
+
+
 def test_two_processes_do_not_share_a_folder(fedhead: Command, folder: Path) -> None:
     from simulations.deploy.processes import alone
 
