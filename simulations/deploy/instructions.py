@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,7 @@ def write_readme(folder: Path, address: str, settings: ServerSettings) -> None:
         settings: the server's.
     """
     known = sorted(path.name for path in (folder / "devices").iterdir())
+    phones = len(phone_folders(folder))
     values = {
         "address": address,
         "port": settings.port,
@@ -35,10 +37,14 @@ def write_readme(folder: Path, address: str, settings: ServerSettings) -> None:
         "gateway_port": settings.gateway_port,
         "device": known[0] if known else "NAME",
         "devices": ", ".join(known) or "none",
-        "phones": f"{len(phone_folders(folder)):,}",
+        "phones": f"{phones:,}",
+        "extras": "server,executorch" if phones else "server",
         "version": version("fedhead"),
     }
-    write_atomic(folder / "README.md", _template("README.md").substitute(values).encode())
+    text = _template("README.md").substitute(values)
+    if not known:
+        text = re.sub(r"^## Each device .*?(?=^## )", "", text, flags=re.DOTALL | re.MULTILINE)
+    write_atomic(folder / "README.md", text.encode())
 
 
 def write_units(place: Path, units: Sequence[str], *, folder: str, **values: str) -> None:

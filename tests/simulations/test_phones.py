@@ -60,6 +60,18 @@ def test_a_phone_gets_a_folder_with_all_that_its_app_needs(town: Path) -> None:
     assert not list((town / "server" / "devices").iterdir())
 
 
+def test_the_readme_is_for_the_phones_and_devices_that_there_are(town: Path) -> None:
+    readme = (town / "README.md").read_text()
+    assert readme.count("[server,executorch]'") == 3
+    assert "\n## Each device" not in readme
+    assert "\n## Each phone" in readme
+    write_deployment(town, devices=["hall"])
+    assert "\n## Each device (" in (town / "README.md").read_text()
+    # Nobody needs it for devices alone.
+    write_deployment(town.parent / "farm", addresses=["localhost"], devices=["hall"])
+    assert (town.parent / "farm" / "README.md").read_text().count("[server]'") == 3
+
+
 def test_known_phones_stay_and_a_revoked_one_gets_a_new_token(town: Path) -> None:
     token = town / "phones" / "anna" / "phone.token"
     before = token.read_text()
