@@ -205,7 +205,7 @@ from pathlib import Path
 import client.fork_server as server
 import flwr.supernode.runtime.run_clientapp as flowers
 flowers.RuntimeHttpClient = server.SocketClient
-server._load = lambda: flowers.run_clientapp
+server._load = lambda _: flowers.run_clientapp
 server.serve(Path(sys.argv[1]))
 """
 
