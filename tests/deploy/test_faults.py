@@ -46,7 +46,7 @@ def test_a_run_finishes_with_the_honest_devices(
     deployed.start_server()
     for number, name in enumerate((*faults, *liars)):
         deployed.give_images(name, number)
-        options = {"seconds": 3 * DEADLINE, "client": deployed.client("a")}
+        options = {"seconds": 2.5 * DEADLINE, "client": deployed.client("a")}
         deployed.start_device(name, fault=faults.get(name, name), **options)
     intruders(deployed, *free_ports(1))
     for name in (*faults, *liars):
