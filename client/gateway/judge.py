@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,16 +17,11 @@ from common.plausible import Limits
 from common.types import Layout
 from common.validate import LARGEST, check_fields
 
-__all__ = ["REASONS", "LostError", "RefusedError", "check_claims", "check_row", "decoded"]
+__all__ = ["LostError", "Reason", "RefusedError", "check_claims", "check_row", "decoded"]
 
-REASONS = (
-    "not-finite",
-    "above-norm",
-    "wrong-shape",
-    "foreign-fingerprint",
-    "wrong-count",
-    "impossible",
-)
+Reason = Literal[
+    "not-finite", "above-norm", "wrong-shape", "foreign-fingerprint", "wrong-count", "impossible"
+]
 """Why results are refused, as counters name it."""
 
 Array = npt.NDArray[np.generic]
@@ -40,10 +36,10 @@ class RefusedError(ReplyError):
     """A result that must not be aggregated.
 
     Attributes:
-        reason: one of ``REASONS``.
+        reason: as counters name it.
     """
 
-    def __init__(self, reason: str, words: str) -> None:
+    def __init__(self, reason: Reason, words: str) -> None:
         super().__init__(f"{reason}: {words}")
         self.reason = reason
 

@@ -23,6 +23,7 @@ from common.delivery.delivery_pb2 import (
     ReportReply,
     ReportRequest,
 )
+from common.grpc_options import channel_options, server_options
 
 __all__ = ["CHANNEL_OPTIONS", "LEAST_BYTES", "SERVER_OPTIONS", "Servicer", "Stub", "handlers"]
 
@@ -31,19 +32,10 @@ _SERVICE = "fedhead.delivery.v1.Delivery"
 LEAST_BYTES = 1024
 """A download that gets fewer bytes in a minute has stalled and is ended."""
 
-# Devices and server notice a dead peer within 30 s; by gRPC's default they never would.
-_KEEPALIVE = [("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000)]
-# A card has up to 8 MiB; gRPC's default limit is 4 MiB for a whole message.
-CHANNEL_OPTIONS = [*_KEEPALIVE, ("grpc.max_receive_message_length", 9 << 20)]
-SERVER_OPTIONS = [
-    *_KEEPALIVE,
-    # Otherwise the devices' keepalive would count as an attack.
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    # Requests are small: a name and a few numbers.
-    ("grpc.max_receive_message_length", 64 << 10),
-    # A second server on the port must fail instead of answering half of the requests.
-    ("grpc.so_reuseport", 0),
-]
+# A card has up to 8 MiB.
+CHANNEL_OPTIONS = channel_options(9 << 20)
+# Requests are small: a name and a few numbers.
+SERVER_OPTIONS = server_options(64 << 10)
 
 
 class Servicer(Protocol):

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
+from common.grpc_options import channel_options, server_options
 from common.phones.phones_pb2 import (
     CheckInReply,
     CheckInRequest,
@@ -40,18 +41,9 @@ PART = 256 << 10
 LONGEST_WAIT = 30
 """Seconds for which a check-in may be held."""
 
-# Both sides notice a dead peer within 30 s; by gRPC's default they never would.
-_KEEPALIVE = [("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000)]
-CHANNEL_OPTIONS = [*_KEEPALIVE, ("grpc.max_receive_message_length", 4 << 20)]
-SERVER_OPTIONS = [
-    *_KEEPALIVE,
-    # Otherwise the phones' keepalive would count as an attack.
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    # The largest message is a submission with a few arrays.
-    ("grpc.max_receive_message_length", 1 << 20),
-    # A second server on the port must fail instead of answering half of the requests.
-    ("grpc.so_reuseport", 0),
-]
+CHANNEL_OPTIONS = channel_options(4 << 20)
+# The largest message is a submission with a few arrays.
+SERVER_OPTIONS = server_options(1 << 20)
 
 
 class Servicer(Protocol):

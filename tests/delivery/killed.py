@@ -37,23 +37,28 @@ TRUSTED = TrustedKeys({key_id(KEY.public_key()): KEY.public_key()})
 CARD = '{"fingerprint": "' + "f" * 64 + '"}'
 
 
+def die_before(step: int, folder: Path) -> None:
+    """Let this process die before change number ``step`` of a file below the folder."""
+    left = step
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event not in CHANGES or not any(str(a).startswith(str(folder)) for a in arguments):
+            return
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            return
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+
+    sys.addaudithook(hook)
+
+
 def killed_at(step: int, folder: Path, work: Callable[[], object]) -> bool:
     """Do the work in a child that dies before a step; False: it has ended before."""
     child = os.fork()
     if child == 0:
-        left = step
-
-        def hook(event: str, arguments: tuple[Any, ...]) -> None:
-            nonlocal left
-            if event not in CHANGES or not any(str(a).startswith(str(folder)) for a in arguments):
-                return
-            if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
-                return
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left -= 1
-
-        sys.addaudithook(hook)
+        die_before(step, folder)
         try:
             work()
         except BaseException as exc:

@@ -9,17 +9,14 @@ FOLDER/state, unless STEP is -1. What it computes is noted in FOLDER/done, one l
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 from client.phone.link import Link
 from client.phone.phone import Phone
 from client.phone.trainer import Computed, Order
 from common.phones.phones_pb2 import Backbone, Description
-from tests.delivery.killed import CHANGES
+from tests.delivery.killed import die_before
 
 ARRAY = bytes(range(256)) * 3000  # 768 kB: it is uploaded in three parts
 
@@ -54,22 +51,6 @@ class Counting:
         raise NotImplementedError
 
 
-def die_at(step: int, folder: Path) -> None:
-    left = step
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal left
-        if event not in CHANGES or not any(str(a).startswith(str(folder)) for a in arguments):
-            return
-        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
-            return
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left -= 1
-
-    sys.addaudithook(hook)
-
-
 async def live(folder: Path, port: int) -> None:
     address = f"127.0.0.1:{port}"
     link = Link(address, authority=folder / "ca.crt", token=folder / "phone.token")
@@ -82,5 +63,5 @@ async def live(folder: Path, port: int) -> None:
 if __name__ == "__main__":
     place, number = Path(sys.argv[1]), int(sys.argv[3])
     if number >= 0:
-        die_at(number, place / "state")
+        die_before(number, place / "state")
     asyncio.run(live(place, int(sys.argv[2])))
