@@ -96,12 +96,13 @@ def deploy(
     from simulations.deploy.phones import read_names
     from simulations.deploy.trust import signing_state
 
+    names = [*(phone or []), *(read_names(phones) if phones else [])]
     notes = write_deployment(
         folder,
         addresses=address or [],
         dropped=drop_address or [],
         devices=device or [],
-        phones=[*(phone or []), *(read_names(phones) if phones else [])],
+        phones=names,
         days=days,
         ports=Ports(port, operator_port, delivery_port, gateway_port),
         trust=trust or [],
@@ -110,7 +111,9 @@ def deploy(
         print(note)
     if not let_in(folder / "server", print):
         command = f"fedhead serve {shlex.quote(str(folder / 'server'))}"
-        print(f"{command} registers the devices when it starts")
+        print(f"{command} lets them in when it starts")
+    if names:
+        print(f"fedhead gateway {shlex.quote(str(folder))} serves the phones, beside it")
     print(f"{folder}: read its README.md; keep authority/ca.key offline")
     print(signing_state(folder / "server"))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 __all__ = ["NameOption", "ServerArgument", "figures_of", "publish", "published_in", "restore"]
 
 _MODEL = "model.pt"
+
+
+class PhoneFormat(StrEnum):
+    """The formats that phones run."""
+
+    EXECUTORCH = "executorch"
+    LITE = "lite"
+    TORCH = "torch"
 
 
 def _server(folder: Path) -> Path:
@@ -56,6 +65,10 @@ WhatArgument = Annotated[
 ]
 ToOption = Annotated[Path, typer.Option(callback=_server, help=_SERVER)]
 FileOption = Annotated[str, typer.Option(help="Exported file in RUN.")]
+FormatOption = Annotated[
+    PhoneFormat | None,
+    typer.Option("--format", help="With an experiment: its backbone's file for such phones."),
+]
 NewNameOption = Annotated[
     str | None, typer.Option(help="Name that devices ask for; by default the file's name.")
 ]
@@ -91,6 +104,7 @@ def publish(
     what: WhatArgument,
     to: ToOption,
     file: FileOption = "model.pt",
+    format_: FormatOption = None,
     name: NewNameOption = None,
     version: VersionOption = 1,
     key: KeyOption = None,
@@ -104,6 +118,7 @@ def publish(
     The same bytes get no second version; with a key, their signature is renewed.
     """
     from common.config import load_config
+    from simulations.deploy.phone_files import phone_candidate
     from simulations.deploy.signing import backbone_candidate
 
     delivered = published_in(to)
@@ -112,7 +127,12 @@ def publish(
             raise SignatureError(
                 f"{what}: a backbone can only be published signed: give --key FILE"
             )
-        candidate = backbone_candidate(load_config(what), to)
+        config = load_config(what)
+        candidate = (
+            phone_candidate(config, to, format_) if format_ else backbone_candidate(config, to)
+        )
+    elif format_:
+        raise DeliveryError(f"{what}: --format is of an experiment's backbone, not of a run's file")
     else:
         candidate = _exported(what, file, delivered, name)
     candidate = replace(candidate, least=version)

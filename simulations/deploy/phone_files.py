@@ -14,8 +14,6 @@ CLASSES is a hash of the class list. A format that could not be written is tried
 from __future__ import annotations
 
 import logging
-import shlex
-import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -25,31 +23,25 @@ from common.backbone.frozen import FrozenBackbone
 from common.cache import keep_newest
 from common.config import Config
 from common.datasets import Dataset
-from common.delivery.versions import shelf_of
 from common.errors import (
     DamagedError,
     ExportError,
     FedheadError,
     MissingExtraError,
-    SignatureError,
 )
 from common.experiment import experiment_dataset, experiment_features, held_out_positions
 from common.files import sha256_file, write_atomic
 from common.phones import FORMATS, GATEWAY, file_name
 from common.readback import JsonFile
-from common.signing.statement import Signed
-from common.signing.trust import TrustedKeys
 from common.types import Head
-from server.delivery.publish import Candidate, Sign, publish_version
+from server.delivery.publish import Candidate, Sign
 from server.export.exporters import check_installed, export
-from server.export.run_model import backbone_of_run, trained_model
-from server.export.trained import TrainedModel
+from server.export.run_model import backbone_of_run, prepare, trained_model
 from server.round.phones import Phones
+from simulations.deploy.phone_signing import candidate_of, sign_formats
 from simulations.deploy.settings import gateway_folder
-from simulations.deploy.signing import SOON_SECONDS, backbones_of
-from simulations.deploy.trust import trusted_of
 
-__all__ = ["lacking", "phone_files"]
+__all__ = ["lacking", "phone_candidate", "phone_files"]
 
 logger = logging.getLogger("fedhead")
 
@@ -80,18 +72,55 @@ def phone_files(config: Config, server: Path, sign: Sign | None, run: Path) -> P
     if not phones.names or not (server / "devices" / f"{GATEWAY}.pub").exists():
         return None
     dataset = experiment_dataset(config)
-    backbone = backbone_of_run(run, config, dataset)
-    folder = gateway_folder(server) / "backbones" / backbone.fingerprint
-    about = {"classes": list(dataset.classes), "version": version("fedhead")}
-    if kinds := lacking(folder, about):
-        _write(folder, kinds, config, dataset, backbone)
-        _ABOUT.write(
-            _about_file(folder, dataset.classes),
-            about | {"files": _digests(folder, dataset.classes)},
-        )
-    _sign_all(folder, config.name, dataset.classes, server, sign)
+    folder = _written(config, dataset, server, backbone_of_run(run, config, dataset))
+    sign_formats(folder, config.name, dataset.classes, server, sign)
     folder.touch()
     keep_newest(folder.parent, _KEPT)
+    return folder
+
+
+def phone_candidate(config: Config, server: Path, kind: str) -> Candidate:
+    """One of the files that phones need for an experiment, written now if it is not there.
+
+    Args:
+        config: the experiment's configuration.
+        server: the deployment's server folder.
+        kind: the format, one of ``FORMATS``.
+
+    Raises:
+        MissingExtraError, ExportError: it cannot be written here.
+        FedheadError: the backbone cannot be prepared.
+        OSError: a file cannot be written.
+    """
+    dataset = experiment_dataset(config)
+    folder = _written(config, dataset, server, prepare(config, dataset), only=kind)
+    return candidate_of(folder / file_name(kind, dataset.classes), config.name, kind, server)
+
+
+def _written(
+    config: Config, dataset: Dataset, server: Path, backbone: FrozenBackbone, only: str = ""
+) -> Path:
+    """The backbone's folder, with one format, or with all that can be written here."""
+    folder = gateway_folder(server) / "backbones" / backbone.fingerprint
+    classes = dataset.classes
+    about = {"classes": list(classes), "version": version("fedhead")}
+    missing = lacking(folder, about)
+    kinds = [kind for kind in missing if only in ("", kind)]
+    if not kinds:
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in kinds:
+        path = folder / file_name(kind, classes)
+        try:
+            _write(path, kind, config, dataset, backbone)
+        except (MissingExtraError, ExportError) as exc:
+            path.unlink(missing_ok=True)  # of an earlier version
+            if only:
+                raise
+            logger.warning("phones get no %s: %s", path.name, exc)
+    left = {file_name(kind, classes) for kind in missing if kind not in kinds}
+    files = {name: sha for name, sha in _digests(folder, classes).items() if name not in left}
+    _ABOUT.write(_about_file(folder, classes), about | {"files": files})
     return folder
 
 
@@ -137,96 +166,12 @@ def _digests(folder: Path, classes: Sequence[str]) -> dict[str, str]:
 
 
 def _write(
-    folder: Path,
-    kinds: Sequence[str],
-    config: Config,
-    dataset: Dataset,
-    backbone: FrozenBackbone,
+    path: Path, kind: str, config: Config, dataset: Dataset, backbone: FrozenBackbone
 ) -> None:
-    """Write formats, as far as they can be written here."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if "torch" in kinds:
-        write_atomic(folder / file_name("torch", ()), backbone.to_bytes())
-    model: TrainedModel | None = None
-    for kind in (kind for kind in kinds if kind in _TARGETS):
-        path = folder / file_name(kind, dataset.classes)
-        try:
-            check_installed(_TARGETS[kind])
-            model = model or _untrained(config, dataset, backbone)
-            export(model, _TARGETS[kind], path)
-        except (MissingExtraError, ExportError) as exc:
-            path.unlink(missing_ok=True)  # of an earlier version
-            logger.warning("phones get no %s: %s", path.name, exc)
-
-
-def _untrained(config: Config, dataset: Dataset, backbone: FrozenBackbone) -> TrainedModel:
+    if kind == "torch":
+        write_atomic(path, backbone.to_bytes())
+        return
+    check_installed(_TARGETS[kind])
     head = Head.zeros(len(dataset.classes), backbone.spec.num_features)
     test = experiment_features(config, backbone).select(held_out_positions(config))
-    return trained_model(config, backbone, head, test)
-
-
-def _sign_all(
-    folder: Path, name: str, classes: Sequence[str], server: Path, sign: Sign | None
-) -> None:
-    """Put a signature beside each file, where the deployment signs.
-
-    Raises:
-        SignatureError: phones would take none of the files.
-    """
-    trusted = TrustedKeys.where_there_are(trusted_of(server))
-    if trusted is None and sign is None:
-        return
-    refused, taken, fingerprint = dict[str, str](), 0, folder.name
-    for kind in FORMATS:
-        path = folder / file_name(kind, classes)
-        if not path.exists():
-            continue
-        problem, ends = _problem(path, trusted, fingerprint)
-        if sign and (problem or ends < time.time() + SOON_SECONDS):
-            signed = _signed(
-                path, shelf_of(backbones_of(server), f"{name}.{kind}"), sign, fingerprint
-            )
-            # A phone that fetches between these two refuses it, and comes again.
-            write_atomic(_beside(path, "statement"), signed.statement)
-            write_atomic(_beside(path, "signature"), signed.signature)
-        elif problem:
-            refused[path.name] = problem
-            continue
-        taken += 1
-    if refused and not taken:
-        file, problem = next(iter(refused.items()))
-        raise SignatureError(
-            f"phones take signed files only, and none of backbone {fingerprint[:12]} is validly "
-            f"signed ({file}: {problem}): fedhead run EXPERIMENT.toml --deployment "
-            f"{shlex.quote(str(server.parent))} --key FILE signs them"
-        )
-    for file, problem in refused.items():
-        logger.warning("phones will not take %s: %s: give --key FILE", file, problem)
-
-
-def _problem(path: Path, trusted: TrustedKeys | None, fingerprint: str) -> tuple[str, int]:
-    """Why phones would refuse a file (empty: they take it), and when its signature ends."""
-    try:
-        signed = Signed(*(_beside(path, what).read_bytes() for what in ("statement", "signature")))
-    except FileNotFoundError:
-        return "it is not signed", 0
-    try:
-        if trusted is None:
-            return "nobody says whose signatures count", 0
-        statement = trusted.verify(signed, path.name)
-    except SignatureError as exc:
-        return str(exc), 0
-    if (statement.fingerprint, statement.sha256) != (fingerprint, sha256_file(path)):
-        return "its signature is of another file", 0
-    return "", statement.expires
-
-
-def _signed(path: Path, shelf: Path, sign: Sign, fingerprint: str) -> Signed:
-    candidate = Candidate(path, shelf, "backbone", "", fingerprint, sha256_file(path))
-    artifact = publish_version(candidate, sign).artifact
-    logger.info("%s is signed as version %d of %s", path.name, artifact.version, shelf.name)
-    return artifact.signed or Signed(b"", b"")
-
-
-def _beside(path: Path, what: str) -> Path:
-    return path.with_name(f"{path.name}.{what}")
+    export(trained_model(config, backbone, head, test), _TARGETS[kind], path)

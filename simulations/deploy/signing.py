@@ -24,6 +24,7 @@ __all__ = [
     "backbone_candidate",
     "backbones_of",
     "draft",
+    "elsewhere",
     "signed_backbones",
     "signer",
 ]
@@ -168,17 +169,23 @@ def signed_backbones(
         artifact = publish_version(candidate, sign_now).artifact
         logger.info("%s is signed as version %d", what, artifact.version)
     elif problem:
-        raise SignatureError(f"{problem}: give --key FILE; {_elsewhere(config, server)}")
+        raise SignatureError(f"{problem}: give --key FILE; {elsewhere(config.name, server)}")
     elif ends < time.time() + SOON_SECONDS:
         logger.warning("the signature of %s ends on %s: give --key to renew it", what, utc(ends))
     return candidate.shelf.parent
 
 
-def _elsewhere(config: Config, server: Path) -> str:
-    """The commands that sign an experiment's backbone with a key on another machine, in order."""
+def elsewhere(name: str, server: Path, *options: str) -> str:
+    """The commands that sign a backbone's file with a key on another machine, in order.
+
+    Args:
+        name: of the statement's file.
+        server: the deployment's server folder.
+        options: of ``fedhead publish``, that choose the file.
+    """
     # Not the run's config.toml: of a run that does not begin, no folder stays.
-    publish = f"fedhead publish EXPERIMENT.toml --to {shlex.quote(str(server))}"
-    statement = shlex.quote(f"{config.name}.statement")
+    publish = shlex.join(["fedhead", "publish", "EXPERIMENT.toml", "--to", str(server), *options])
+    statement = shlex.quote(f"{name}.statement")
     return (
         f"if the key is on another machine, here: {publish} --statement {statement}; there: "
         f"fedhead keys sign {statement} --key KEY; then here: {publish} --signed {statement}.signed"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.noise import margin
 from simulations.report.comparison import Comparison, Entry, Setting
 from simulations.report.packing import PackingLabels
 from simulations.report.pareto import on_front
@@ -159,11 +160,12 @@ def standard(setting: Setting, target: float | None = None) -> Standard:
 def sampling_margin(setting: Setting) -> float:
     """95 % half width of the difference of two accuracies, each on its own test examples.
 
-    1.96 sqrt(2 p (1 - p) / n), p of the setting's best entry, n test examples of one run. It is
-    on the safe side: strategies are compared on the same examples, and averaged over seeds.
+    sqrt(2) times the half width of the interval of the setting's best accuracy, on the test
+    examples of one run. It is on the safe side: strategies are compared on the same examples, and
+    averaged over seeds.
     """
     p = float(np.mean(setting.entries[0].accuracies))
-    return 1.96 * math.sqrt(2 * p * (1 - p) / min(run.test_examples for run in setting.runs))
+    return math.sqrt(2) * margin(p, min(run.test_examples for run in setting.runs))
 
 
 def _by_seed(runs: Sequence[Run], accuracy: Callable[[Summary], float | None]) -> dict[int, float]:

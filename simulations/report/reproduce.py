@@ -51,8 +51,13 @@ def differences(run: Run, common: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def command(run: Run, common: Mapping[str, Any]) -> str:
-    """The shell command that makes the run again from :data:`EXPERIMENT_FILE`."""
+    """The shell command that makes the run again from :data:`EXPERIMENT_FILE`.
+
+    Where a deployment's folder is, only its owner knows.
+    """
     words = ["fedhead", "run", EXPERIMENT_FILE]
+    if run.devices:
+        words += ["--deployment", "DEPLOYMENT"]
     for key, value in differences(run, common).items():
         if value is None:  # nor has the file
             continue

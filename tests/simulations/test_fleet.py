@@ -207,7 +207,7 @@ def test_another_program_at_the_operators_port_is_no_server(fedhead: Fedhead, ga
     with socket.create_server(("127.0.0.1", read_server(server).operator_port)):
         code, out, err = fedhead("deploy", garden, "--device", "attic")
         assert (code, err) == (0, "")
-        assert f"fedhead serve {server} registers the devices when it starts" in out
+        assert f"fedhead serve {server} lets them in when it starts" in out
         with alone(server, "fedhead serve"):
             assert fleet.is_served(server)
     with alone(server, "fedhead serve"):  # it starts, and reads the folder later

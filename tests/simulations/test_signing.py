@@ -11,6 +11,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -19,22 +20,28 @@ from PIL import Image
 
 from client.app import host_of
 from client.delivery.shelf import Shelf
+from client.gateway.backbones import backbones_in
 from client.trust import Trust
-from common.config import Config
+from common.config import Config, load_config
 from common.delivery.versions import read_artifact
-from common.errors import DeliveryError, SignatureError
+from common.errors import DeliveryError, ExportError, SignatureError
+from common.experiment import experiment_dataset
 from common.messages import DescribeRequest
-from common.signing.statement import Statement
+from common.phones import FORMATS
+from common.signing.statement import Signed, Statement
 from common.signing.trust import TrustedKeys, key_id, read_public_key
 from fedhead.cli.main import main
+from fedhead.cli.publish import PhoneFormat
 from server.delivery.publish import artifacts_of
+from simulations.deploy import phone_files
 from simulations.deploy.folder import write_deployment
+from simulations.deploy.gateway import register_gateway
 from simulations.deploy.grade import grade
 from simulations.deploy.launch import device_command
 from simulations.deploy.settings import delivery_of
 from simulations.deploy.signing import signed_backbones
 from simulations.deploy.signing_key import new_key, read_key
-from simulations.deploy.trust import signing_state
+from simulations.deploy.trust import signing_state, trusted_of
 
 Say = Callable[..., str]
 
@@ -288,9 +295,6 @@ def test_a_backbone_is_put_up_to_be_signed(fedhead, garden, tiny_toml, tmp_path)
     assert "s: backbone tiny version 1" in fedhead("publish", "tiny.toml", *to, "--statement", "s")
     fedhead("keys", "sign", "s", "--key", "signing.key")
     assert "signed until" in fedhead("publish", "tiny.toml", *to, "--signed", "s.signed")
-    from common.config import load_config
-    from simulations.deploy.signing import signed_backbones
-
     config = load_config(tmp_path / "tiny.toml", {})
     server = garden / "server"
     assert signed_backbones(config, server, None) == server / "backbones"
@@ -299,8 +303,6 @@ def test_a_backbone_is_put_up_to_be_signed(fedhead, garden, tiny_toml, tmp_path)
 def test_the_commands_that_sign_a_backbone_elsewhere_are_said_in_full(
     fedhead, garden, tiny_toml, tmp_path
 ) -> None:
-    from common.config import load_config
-
     trust(fedhead, "signing.key.pub")
     (tmp_path / "EXPERIMENT.toml").write_text(tiny_toml)
     config, server = load_config(tmp_path / "EXPERIMENT.toml"), garden / "server"
@@ -311,6 +313,56 @@ def test_the_commands_that_sign_a_backbone_elsewhere_are_said_in_full(
     for command in commands:  # each as it stands, but for the key's name
         fedhead(*shlex.split(command.replace("KEY", "signing.key")))
     assert signed_backbones(config, server, None) == server / "backbones"
+
+
+def test_the_commands_that_sign_a_phones_file_elsewhere_are_said_in_full(
+    fedhead, garden, tiny, tmp_path, monkeypatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise ExportError("not in this test")
+
+    monkeypatch.setattr(phone_files, "export", fails)  # but for PyTorch, which needs none
+    fedhead("deploy", "garden", "--phone", "anna")
+    register_gateway(garden / "server", print)
+    trust(fedhead, "signing.key.pub")
+    path = tiny()
+    config = load_config(path / "config.toml")
+    shutil.copy(path / "config.toml", "EXPERIMENT.toml")
+    with pytest.raises(SignatureError) as caught:
+        phone_files.phone_files(config, garden / "server", None, path)
+    commands = re.findall(r"(?:here|there): fedhead (.*?)(?=;|$)", str(caught.value))
+    assert len(commands) == 3
+    for command in commands:  # each as it stands, but for the key's name
+        fedhead(*shlex.split(command.replace("KEY", "signing.key")))
+    folder = phone_files.phone_files(config, garden / "server", None, path)
+    assert folder
+    (file,) = backbones_in(folder, experiment_dataset(config).classes)
+    trusted = TrustedKeys.read(trusted_of(garden / "server"))
+    statement = trusted.verify(Signed(file.statement, file.signature), "the file")
+    assert (statement.name, statement.sha256) == (f"{config.name}.torch", file.file.sha256)
+    # Of what was written for the signature alone, the rest is written for the run.
+    about = {"classes": [*experiment_dataset(config).classes], "version": version("fedhead")}
+    assert phone_files.lacking(folder, about) == ["executorch", "lite"]
+    # Without a signature that a phone would take, the run does not begin.
+    (folder / "backbone.bin.signature").write_bytes(bytes(64))
+    (garden / "server" / "backbones" / f"{config.name}.torch").rename(tmp_path / "gone")
+    with pytest.raises(SignatureError, match="phones take signed files only"):
+        phone_files.phone_files(config, garden / "server", None, path)
+
+
+def test_a_phones_file_is_of_an_experiment_and_must_be_there(
+    fedhead, garden, run, tiny_toml, tmp_path, monkeypatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise ExportError("not in this test")
+
+    monkeypatch.setattr(phone_files, "export", fails)
+    (tmp_path / "tiny.toml").write_text(tiny_toml)
+    options = ("--to", "garden", "--format", "lite", "--statement", "s")
+    assert "--format is of an experiment's backbone" in fedhead("publish", run, *options)
+    assert "not in this test" in fedhead("publish", "tiny.toml", *options)
+    assert not (tmp_path / "s").exists()
+    assert [*PhoneFormat] == [*FORMATS]
 
 
 @pytest.mark.parametrize("command", ["run", "resume"])

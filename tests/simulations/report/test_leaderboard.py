@@ -121,10 +121,21 @@ def test_rows_are_sorted_by_accuracy_within_a_setting(make_run: MakeRun, cells: 
 
 
 def test_what_is_within_chance_of_the_best_is_marked(make_run: MakeRun, cells: Path) -> None:
-    # 1.96 sqrt(2 * 0.9 * 0.1 / 1000) = 0.0263
+    # sqrt(2) times half of Wilson's interval for 900 of 1,000: 0.0186
     make_run("a", correct=[900])
     make_run("b", "strategy.name=krum", correct=[874])
     make_run("c", "strategy.name=median", correct=[873])
+    found = rows(cells)
+    assert [found[name].near_best for name in ("fedavg", "krum", "median")] == [True, True, False]
+
+
+def test_a_strategy_without_a_mistake_may_still_have_had_luck(
+    make_run: MakeRun, cells: Path
+) -> None:
+    # Half of Wilson's interval for 1,000 of 1,000 is 0.0019.
+    make_run("a", correct=[1000])
+    make_run("b", "strategy.name=krum", correct=[998])
+    make_run("c", "strategy.name=median", correct=[997])
     found = rows(cells)
     assert [found[name].near_best for name in ("fedavg", "krum", "median")] == [True, True, False]
 

@@ -126,7 +126,7 @@ def test_notes_and_noise_are_on_the_page(make_run: MakeRun, cells: Path) -> None
     found = page(cells)
     assert f"{cells / 'b'} has not finished and is left out." in found.text
     assert "tests on 1,000 images" in found.text
-    assert "±2.6 points" in found.text  # 1.96 sqrt(2 * 0.9 * 0.1 / 1000)
+    assert "±2.6 points" in found.text  # sqrt(2) times half of Wilson's interval
 
 
 def test_a_yardstick_reads_the_same_in_the_table_and_above_the_curves(

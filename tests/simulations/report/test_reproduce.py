@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from common.config import load_config, parse_overrides
+from server.record.runfolder import RunFolder, read_config
 from simulations.report import load_runs
+from simulations.report.page import page_html
 from simulations.report.reproduce import command, common_values, to_toml
 
 MakeRun = Callable[..., Path]
@@ -59,6 +61,18 @@ def test_the_command_gives_the_run_its_configuration(
         expected = load_config(run.path / "config.toml").model_dump(exclude={"out", "name"})
         assert again(line, tmp_path) == expected
         assert "train.rounds" not in line  # all have it
+
+
+def test_a_run_on_devices_is_made_again_on_devices(make_run: MakeRun, cells: Path) -> None:
+    path = make_run("a")
+    RunFolder(path, read_config(path)).bind_clients(simulated=False)
+    comparison = load_runs([cells])
+    (run,) = comparison.runs
+    line = command(run, common_values([run]))
+    assert line == "fedhead run experiment.toml --deployment DEPLOYMENT"
+    found = page_html(comparison, None)
+    assert line in found
+    assert "the same bytes" not in found
 
 
 def test_a_single_run_needs_no_options(make_run: MakeRun, cells: Path) -> None:
