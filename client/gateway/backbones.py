@@ -16,7 +16,7 @@ from common.phones import FORMATS, file_name
 from common.phones import phones_pb2 as pb
 from common.phones.wire import INLINE_BLOB
 
-__all__ = ["Blobs", "backbones_in", "blob_of", "files_in", "offer_backbones"]
+__all__ = ["Blobs", "backbones_in", "blob_in", "blob_of", "files_in", "offer_backbones"]
 
 _KEPT_BYTES = 64 << 20
 
@@ -39,19 +39,28 @@ def backbones_in(folder: Path, classes: Sequence[str]) -> list[pb.Backbone]:
     for kind in FORMATS:
         path = folder / file_name(kind, classes)
         try:
-            stat = path.stat()
+            file = blob_in(path)
         except FileNotFoundError:
             continue
-        digest = _digest(path, stat.st_mtime_ns, stat.st_size)
         found.append(
             pb.Backbone(
                 format=kind,
-                file=pb.Blob(sha256=digest, size=stat.st_size),
+                file=file,
                 statement=_beside(path, "statement"),
                 signature=_beside(path, "signature"),
             )
         )
     return found
+
+
+def blob_in(path: Path) -> pb.Blob:
+    """A file's content as a message names it. A file that is replaced is read again.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    stat = path.stat()
+    return pb.Blob(sha256=_digest(path, stat.st_mtime_ns, stat.st_size), size=stat.st_size)
 
 
 @lru_cache(maxsize=256)
@@ -143,7 +152,6 @@ def offer_backbones(blobs: Blobs, folder: Path) -> None:
     """Let phones fetch the files for a fingerprint."""
     for path in files_in(folder):
         try:
-            stat = path.stat()
-            blobs.offer_file(_digest(path, stat.st_mtime_ns, stat.st_size), path)
+            blobs.offer_file(blob_in(path).sha256, path)
         except FileNotFoundError:  # it has just been removed
             continue

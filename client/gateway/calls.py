@@ -15,6 +15,7 @@ import grpc.aio
 from client.gateway.backbones import Blobs, backbones_in, offer_backbones
 from client.gateway.door import Phone, calling
 from client.gateway.figures import Figures
+from client.gateway.models import DamagedModelError, Models, NoModelError
 from client.gateway.place import Place
 from client.gateway.presence import Presence, Seen
 from client.gateway.round import State
@@ -25,6 +26,7 @@ from client.gateway.uploads import (
     UploadError,
     WrongOffsetError,
 )
+from common.errors import DeliveryError
 from common.phones import phones_pb2 as pb
 from common.phones.wire import INLINE_UPDATE, LONGEST_WAIT, PART
 from common.words import said_of
@@ -74,6 +76,7 @@ class Calls:
         self._place, self._runs, self._presence = place, runs, presence
         self._rounds, self._blobs, self._figures = rounds, blobs, figures
         self._caller = caller
+        self._models = Models(place.models, blobs)
         self._problems: set[str] = set()
         self._working: set[asyncio.Task[Any]] = set()
 
@@ -161,6 +164,21 @@ class Calls:
             what = f"offset {request.offset}, but the blob has {size} bytes"
             await _abort(context, grpc.StatusCode.OUT_OF_RANGE, what)
         return pb.Part(sha256=sha256, size=size, offset=request.offset, data=data)
+
+    async def latest(self, request: pb.LatestRequest, context: Context) -> pb.Model:
+        """The newest version of a finished model."""
+        if not self._presence.of(calling.get()).may_check_in():
+            self._figures.count("too-many-calls")
+            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many questions")
+        try:
+            return await asyncio.to_thread(self._models.newest, request.name)
+        except DeliveryError as exc:
+            codes = {
+                NoModelError: grpc.StatusCode.NOT_FOUND,
+                DamagedModelError: grpc.StatusCode.DATA_LOSS,
+            }
+            code = codes.get(type(exc), grpc.StatusCode.INVALID_ARGUMENT)
+            await _abort(context, code, str(exc))
 
     async def upload(self, request: pb.Part, context: Context) -> pb.UploadReply:
         """Take a part of an array."""

@@ -27,6 +27,11 @@ class Place:
         """The folder with the hashes of tokens."""
         return self.server / "delivery"
 
+    @property
+    def models(self) -> Path:
+        """The finished models that are published."""
+        return self.delivery / "artifacts"
+
     def device_key(self, name: str) -> Path:
         """The public key of a device's SuperNode, which no phone has."""
         return self.server / "devices" / f"{name}.pub"

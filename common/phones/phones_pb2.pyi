@@ -276,3 +276,25 @@ class Verdict(_message.Message):
     reason: str
     later: Later
     def __init__(self, what: _Optional[_Union[Verdict.What, str]] = ..., reason: _Optional[str] = ..., later: _Optional[_Union[Later, _Mapping[str, object]]] = ...) -> None: ...
+
+class LatestRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class Model(_message.Message):
+    __slots__ = ("name", "version", "file", "card", "statement", "signature")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    CARD_FIELD_NUMBER: _ClassVar[int]
+    STATEMENT_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    file: Blob
+    card: Blob
+    statement: bytes
+    signature: bytes
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., file: _Optional[_Union[Blob, _Mapping[str, object]]] = ..., card: _Optional[_Union[Blob, _Mapping[str, object]]] = ..., statement: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...

@@ -18,6 +18,8 @@ from common.phones.phones_pb2 import (
     CheckInReply,
     CheckInRequest,
     FetchRequest,
+    LatestRequest,
+    Model,
     Part,
     Submission,
     UploadReply,
@@ -73,6 +75,12 @@ class Servicer(Protocol):
         """Take a task's result."""
         ...
 
+    def latest(
+        self, request: LatestRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> Awaitable[Model]:
+        """The newest version of a finished model."""
+        ...
+
 
 def handlers(servicer: Servicer) -> Iterable[grpc.GenericRpcHandler]:
     """The service, for ``grpc.aio.Server.add_generic_rpc_handlers``."""
@@ -85,6 +93,7 @@ def handlers(servicer: Servicer) -> Iterable[grpc.GenericRpcHandler]:
             ("Fetch", servicer.fetch, FetchRequest, Part),
             ("Upload", servicer.upload, Part, UploadReply),
             ("Submit", servicer.submit, Submission, Verdict),
+            ("Latest", servicer.latest, LatestRequest, Model),
         )
     }
     return (grpc.method_handlers_generic_handler(_SERVICE, methods),)
@@ -105,4 +114,7 @@ class Stub:
         )
         self.submit = channel.unary_unary(
             f"/{_SERVICE}/Submit", Submission.SerializeToString, Verdict.FromString
+        )
+        self.latest = channel.unary_unary(
+            f"/{_SERVICE}/Latest", LatestRequest.SerializeToString, Model.FromString
         )

@@ -1,0 +1,84 @@
+"""Finished models, as the operator published them, for phones to fetch."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from functools import partial
+from pathlib import Path
+
+from client.gateway.backbones import Blobs, blob_in, blob_of
+from common.delivery.versions import known_versions, read_artifact, shelf_of
+from common.errors import DeliveryError
+from common.phones import phones_pb2 as pb
+from common.signing.statement import Signed
+
+__all__ = ["DamagedModelError", "Models", "NoModelError"]
+
+logger = logging.getLogger("fedhead.gateway")
+
+
+class NoModelError(DeliveryError):
+    """Nothing is published under that name."""
+
+
+class DamagedModelError(DeliveryError):
+    """What is published cannot be read, or has changed since."""
+
+
+class Models:
+    """The published models.
+
+    Args:
+        folder: of their shelves.
+        blobs: what phones fetch.
+    """
+
+    def __init__(self, folder: Path, blobs: Blobs) -> None:
+        self._folder, self._blobs = folder, blobs
+        self._cards: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def newest(self, name: str) -> pb.Model:
+        """The newest version; its file and its card may be fetched from now on.
+
+        Raises:
+            NoModelError: there is none.
+            DamagedModelError: it is damaged.
+            DeliveryError: the name is no file's name.
+        """
+        shelf = shelf_of(self._folder, name)
+        if not (known := known_versions(shelf)):
+            raise NoModelError(f"nothing is published as {name}")
+        try:
+            artifact = read_artifact(shelf, known[-1])
+            path = artifact.path(shelf)
+            file = blob_in(path)
+            if (file.sha256, file.size) != (artifact.sha256, artifact.size):
+                raise DeliveryError(f"{path} is damaged: its SHA-256 is {file.sha256}")
+        except (DeliveryError, OSError) as exc:
+            # The answer does not tell a phone the server's paths.
+            logger.warning("%s", exc)
+            raise DamagedModelError(f"{name} is damaged on the server") from exc
+        self._blobs.offer_file(file.sha256, path)
+        signed = artifact.signed or Signed(b"", b"")
+        return pb.Model(
+            name=name,
+            version=artifact.version,
+            file=file,
+            card=self._card(name, artifact.card.encode()),
+            statement=signed.statement,
+            signature=signed.signature,
+        )
+
+    def _card(self, name: str, card: bytes) -> pb.Blob:
+        """A version's card; that of the version before is not offered any more."""
+        blob = blob_of(card)
+        with self._lock:
+            before = self._cards.get(name)
+            if not blob.data and before != blob.sha256:
+                if before:
+                    self._blobs.withdraw(before)
+                self._blobs.offer(blob.sha256, partial(bytes, card))
+                self._cards[name] = blob.sha256
+        return blob
