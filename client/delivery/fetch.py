@@ -8,13 +8,13 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
-from client.delivery.remote import DeliveryInterruptedError, Remote
+from client.delivery.remote import DeliveryInterruptedError
 from client.delivery.shelf import Shelf
 from client.trust import Trust
 from common.delivery.versions import Artifact, fingerprint_of
@@ -22,12 +22,29 @@ from common.delivery.wire import LEAST_BYTES
 from common.errors import DeliveryError
 from common.signing.statement import Statement
 
-__all__ = ["Fetched", "fetch"]
+__all__ = ["Fetched", "Source", "fetch"]
 
 logger = logging.getLogger("fedhead.delivery")
 
 # Tries in a row without progress. Each pause between them is twice as long as the one before.
 _TRIES = 6
+
+
+class Source(Protocol):
+    """Where models come from: the delivery service, or a gateway."""
+
+    def latest(self, name: str) -> Artifact:
+        """The newest version.
+
+        Raises:
+            DeliveryInterruptedError: another try may succeed.
+            DeliveryError: the server refuses, is not trusted, or answers something else.
+        """
+        ...
+
+    def download(self, artifact: Artifact, offset: int) -> Generator[bytes, None, None]:
+        """The file's bytes from an offset on, as they arrive; fails as ``latest`` does."""
+        ...
 
 
 class _Tries:
@@ -67,7 +84,7 @@ class Fetched:
 
 
 def fetch(
-    remote: Remote,
+    remote: Source,
     shelf: Shelf,
     *,
     keep: int,
@@ -135,7 +152,7 @@ def _check(artifact: Artifact, shelf: Shelf, trust: Trust) -> Statement:
     return statement
 
 
-def _latest(remote: Remote, name: str, tries: _Tries) -> Artifact:
+def _latest(remote: Source, name: str, tries: _Tries) -> Artifact:
     while True:
         try:
             return remote.latest(name)
@@ -143,7 +160,7 @@ def _latest(remote: Remote, name: str, tries: _Tries) -> Artifact:
             tries.failed(exc)
 
 
-def _download(remote: Remote, artifact: Artifact, partial: Path, tries: _Tries) -> int:
+def _download(remote: Source, artifact: Artifact, partial: Path, tries: _Tries) -> int:
     """Complete the partial file and check it; returns the number of received bytes."""
     try:
         with partial.open("a+b") as file:
@@ -171,7 +188,7 @@ def _download(remote: Remote, artifact: Artifact, partial: Path, tries: _Tries) 
 
 
 def _receive(
-    remote: Remote, artifact: Artifact, file: BinaryIO, digest: hashlib._Hash, tries: _Tries
+    remote: Source, artifact: Artifact, file: BinaryIO, digest: hashlib._Hash, tries: _Tries
 ) -> None:
     """Append received bytes to a file and to its digest; a server may send too many."""
     while (offset := file.tell()) < artifact.size:

@@ -36,7 +36,7 @@ class Models:
 
     def __init__(self, folder: Path, blobs: Blobs) -> None:
         self._folder, self._blobs = folder, blobs
-        self._cards: dict[str, str] = {}
+        self._cards: dict[str, pb.Blob] = {}
         self._lock = threading.Lock()
 
     def newest(self, name: str) -> pb.Model:
@@ -75,10 +75,10 @@ class Models:
         """A version's card; that of the version before is not offered any more."""
         blob = blob_of(card)
         with self._lock:
-            before = self._cards.get(name)
-            if not blob.data and before != blob.sha256:
-                if before:
-                    self._blobs.withdraw(before)
+            before = self._cards.pop(name, blob)
+            if not blob.data:
                 self._blobs.offer(blob.sha256, partial(bytes, card))
-                self._cards[name] = blob.sha256
+                self._cards[name] = blob
+            if before is not blob:
+                self._blobs.withdraw(before.sha256)
         return blob

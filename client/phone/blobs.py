@@ -15,7 +15,7 @@ from common.phones.phones_pb2 import Blob, FetchRequest, Part
 from common.phones.wire import PART
 from common.readback import own_check
 
-__all__ = ["Blobs", "check_blob"]
+__all__ = ["Blobs", "check_blob", "checked_part", "has_bytes"]
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _TRIES = 2  # of a blob whose bytes turned out to be others
@@ -37,13 +37,14 @@ def check_blob(blob: Blob, what: str, most: int) -> None:
         problem = "has no SHA-256"
     elif not 0 < blob.size <= most:
         problem = f"has {blob.size:,} bytes, expected 1 to {most:,}"
-    elif blob.data and not _is(blob.data, blob):
+    elif blob.data and not has_bytes(blob, blob.data):
         problem = "holds other bytes than its SHA-256 says"
     if problem:
         raise ProtocolError(f"{what} {problem}")
 
 
-def _is(data: bytes, blob: Blob) -> bool:
+def has_bytes(blob: Blob, data: bytes) -> bool:
+    """Whether these are a blob's bytes."""
     return len(data) == blob.size and hashlib.sha256(data).hexdigest() == blob.sha256
 
 
@@ -77,7 +78,7 @@ class Blobs:
         self._make_room(blob.size)
         for _ in range(_TRIES):
             data = await self._fetch(blob)
-            if _is(data, blob):
+            if has_bytes(blob, data):
                 sync(self._partial(blob))
                 self._partial(blob).replace(self._folder / blob.sha256)
                 return data
@@ -93,7 +94,7 @@ class Blobs:
         """A kept blob; None if it is missing or damaged."""
         path = self._folder / blob.sha256
         with suppress(FileNotFoundError):
-            if _is(data := path.read_bytes(), blob):
+            if has_bytes(blob, data := path.read_bytes()):
                 note_use(path)
                 return data
             path.unlink()
@@ -107,7 +108,7 @@ class Blobs:
                 file.truncate(0)
             while (offset := file.seek(0, 2)) < blob.size:
                 request = FetchRequest(sha256=blob.sha256, offset=offset)
-                file.write(_checked(await self._link.fetch(request), blob, offset))
+                file.write(checked_part(await self._link.fetch(request), blob, offset))
                 file.flush()
             file.seek(0)
             return file.read()
@@ -126,8 +127,12 @@ class Blobs:
         return self._folder / f"{blob.sha256}.part"
 
 
-def _checked(part: Part, blob: Blob, offset: int) -> bytes:
-    """A part's bytes. Parts that are too small would let a server hold a phone for ever."""
+def checked_part(part: Part, blob: Blob, offset: int) -> bytes:
+    """A part's bytes. Parts that are too small would let a server hold a phone for ever.
+
+    Raises:
+        ProtocolError: it is another part, or of another length.
+    """
     named = (part.sha256, part.size, part.offset) == (blob.sha256, blob.size, offset)
     if not named or len(part.data) != min(PART, blob.size - offset):
         raise ProtocolError(

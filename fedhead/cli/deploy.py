@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from common.errors import ConfigError
 from fedhead.cli.publish import ServerArgument
 from simulations.deploy import MOST_DAYS, VALID_DAYS
 
@@ -160,16 +161,28 @@ def phone(
     once: Annotated[
         bool, typer.Option("--once", help="End after one task, or where there is none.")
     ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Fetch the newest finished model of this name, and end."),
+    ] = None,
 ) -> None:
     """Take part in rounds as a phone does, through a gateway, with a folder of images."""
     import asyncio
 
     from client.phone.launch import run_phone
+    from client.phone.models import fetch_model
     from client.phone.settings import read_phone
     from simulations.deploy.processes import alone, terminable
 
     folder = read_phone(phone.resolve())
     folder.state.mkdir(parents=True, exist_ok=True)
+    if model is not None:
+        if once:
+            raise ConfigError(["--once is of rounds, and --model ends without one"])
+        with _until_ended():
+            fetched = fetch_model(folder, model)
+            print(f"{fetched.model}: {fetched.note}; {fetched.received_bytes:,} bytes received")
+        return
     with _until_ended(), terminable(), alone(folder.state, "fedhead phone"):
         asyncio.run(run_phone(folder, once=once))
 
