@@ -215,12 +215,14 @@ def _metric_tables(rows: Sequence[Row]) -> list[Table]:
         return []
     table = _table("Own metrics, last values")
     table.add_column("strategy", overflow="fold", min_width=_name_width(rows))
-    for name in names:
-        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("metric", overflow="fold")
+    table.add_column("value", justify="right", no_wrap=True)
     for row in rows:
-        if row.metrics:
-            label = Text(f"{row.label} {_rest(row)}".rstrip())
-            table.add_row(label, *(Text(metric_text(row, name)) for name in names))
+        label = f"{row.label} {_rest(row)}".rstrip()
+        for name in names:
+            if name in row.metrics:
+                table.add_row(Text(label), Text(name), Text(metric_text(row, name)))
+                label = ""  # it is said once
     return [table]
 
 

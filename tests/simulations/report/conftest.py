@@ -48,7 +48,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         personal: Sequence[int] | None = None,
         tests: int = 20,
         confusion: Sequence[Sequence[int]] | None = None,
-        counts: Mapping[str, int | None] | None = None,
+        counts: Mapping[str, Any] | None = None,
         population: int | None = None,
         **summary: Any,
     ) -> Path:

@@ -260,6 +260,24 @@ def test_the_terminal_table_fits_80_columns_and_shows_names_as_they_are(
     assert "100.0 ± 0.0" in text
 
 
+def test_strategies_metrics_stand_one_below_the_other_with_names_on_one_line(
+    make_run: MakeRun, cells: Path
+) -> None:
+    names = [f"a-metric-with-a-name-{i}" for i in range(9)]
+    for seed in (0, 1):
+        own = {name: float(seed + i) for i, name in enumerate(names)}
+        make_run(f"a{seed}", f"seed={seed}", counts={"strategy": own})
+        make_run(f"b{seed}", f"seed={seed}", "strategy.name=lda")
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(terminal_table(load_runs([cells])))
+    shown = console.export_text().partition("Own metrics")[2]
+    for i, name in enumerate(names):
+        (line,) = [line for line in shown.splitlines() if name in line]
+        assert line.split()[-3:] == [f"{i + 0.5:g}", "±", "0.71"]
+        assert ("fedavg" in line) == (i == 0)
+    assert "lda" not in shown
+
+
 def test_rows_for_python_have_the_names_of_the_csv(
     make_run: MakeRun, cells: Path, tmp_path: Path
 ) -> None:
