@@ -78,10 +78,14 @@ def test_models_and_backbones_are_checked_by_the_same_function() -> None:
     # A backbone has no card: the SHA-256 of no bytes is signed.
     backbone = r"backbone\.statement, backbone\.signature, backbone\.file, card: hex\(sha256\(Data"
     assert re.search(backbone, trust)
-    for what in ("accept", "check"):
-        body = trust.partition(f"  func {what}(")[2].partition("\n  }\n")[0]
+    accept, check = (
+        trust.partition(f"  func {what}(")[2].partition("\n  }\n")[0]
+        for what in ("accept", "check")
+    )
+    for body in (accept, check):
         assert "= try signed(" in body
         assert "try checkOrder(" in body
+    assert accept.endswith("try remember(statement)")
     assert '"kind model"' in PHONES
     assert '"kind backbone"' in PHONES
 
@@ -156,6 +160,23 @@ RULES = {
         r"for _ in 1\.\.\.2 \{\n.*append\(blob, to: file\)\n.*isWhole\(file, blob\) \{ return \}\n"
         r".*removeItem\(at: file\)\n    \}\n    throw ",
     ),
+    "bytes of another SHA-256": (
+        "Gateway",
+        r"return UInt64\(data\.count\) == blob\.size && hex\(sha256\(data\)\) == blob\.sha256",
+    ),
+    "the same in a message": (
+        "Gateway",
+        r"guard UInt64\(blob\.data\.count\) == blob\.size, hex\(sha256\(blob\.data\)\) == ",
+    ),
+    "a part that is not kept": (
+        "Gateway",
+        r"try handle\.write\(contentsOf: part\.data\)\n +size \+= UInt64\(expected\)\n",
+    ),
+    "a backbone that is half there": (
+        "Gateway",
+        r"try await fetch\(blob, into: partial\)\n +try move\(partial, to: file\)\n",
+    ),
+    "a backbone without end": ("Gateway", r"guard isHash\(blob\.sha256\), blob\.size <= 128 << 20"),
     "a file that is larger than memory": (
         "Gateway",
         r"contentsOf: file, options: \.mappedIfSafe\)",
@@ -165,7 +186,27 @@ RULES = {
         "Disk",
         r"guard rename\(file\.path, place\.path\) == 0 ",
     ),
-    "a second call meanwhile": ("Models", r"guard !updating\.contains\(name\) else \{ throw "),
+    "a second call meanwhile": (
+        "Models",
+        r"guard !updating\.contains\(name\) else \{ throw .*\n +updating\.insert\(name\)\n"
+        r" +defer \{ updating\.remove\(name\) \}",
+    ),
+    "a name that leads elsewhere": ("Models", r"guard Self\.isSafe\(name\) else \{\n +throw "),
+    "no version in use": ("Models", r"guard version > 0 else \{ return nil \}"),
+    "a model for a backbone of another format": (
+        "Trust",
+        r'guard statement\.name\.hasSuffix\("\.\\\(backbone\.format\)"\) else',
+    ),
+    "another backbone": ("Trust", r"guard statement\.fingerprint == fingerprint else \{ throw "),
+    "a note of an older version": (
+        "Trust",
+        r"guard statement\.version > last\.version else \{ return \}\n"
+        r" +try notes\(statement\.kind\)\.write\(statement\.name, ",
+    ),
+    "a note of another form": (
+        "Trust",
+        r"guard words\.count == 2, let version = UInt64\(words\[0\]\) else \{\n +throw ",
+    ),
     "a file that was damaged on the disk": (
         "Models",
         r"let hasFile = gateway\.isWhole\(file, answer\.file\)\n(.*\n)*.*if !hasFile \{ try await ",
@@ -195,6 +236,7 @@ def test_the_steps_of_an_update_come_in_the_protocols_order() -> None:
         "try trust?.check(answer, inUse: shelf.inUse)",
         "try await install(answer, statement, shelf)",
         "private func install(",
+        "shelf.forgetPartials(but: [",
         "gateway.fetch(answer.card, into: newCard)",
         "fingerprint == statement.fingerprint",
         "gateway.fetch(answer.file, into: newFile)",
