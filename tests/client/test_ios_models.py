@@ -115,7 +115,7 @@ RULES = {
     "a file without end": ("Models", r"answer\.file\.size <= 256 << 20 else"),
     "a card without end": (
         "Models",
-        r"guard isHash\(answer\.card\.sha256\), answer\.card\.size <= ",
+        r"guard isHash\(answer\.card\.sha256\), answer\.card\.size >= 1, ",
     ),
     "an older version, without keys": (
         "Models",
@@ -123,7 +123,8 @@ RULES = {
     ),
     "an older version than accepted": (
         "Trust",
-        r"least = max\(last\.version, inUse\)\n.*guard statement\.version >= least else",
+        r"last = accepted\.version >= inUse\.version \? accepted : inUse\n"
+        r" +guard statement\.version >= last\.version else",
     ),
     "another file of the same version": (
         "Trust",
@@ -192,6 +193,23 @@ RULES = {
         r" +defer \{ updating\.remove\(name\) \}",
     ),
     "a name that leads elsewhere": ("Models", r"guard Self\.isSafe\(name\) else \{\n +throw "),
+    "other bytes of the version in use": (
+        "Models",
+        r"if answer\.version == shelf\.inUse, let known = shelf\.sums\(answer\.version\), "
+        r"known != sums \{\n.*\n +throw ",
+    ),
+    "a version that keys have never seen": (
+        "Models",
+        r"return \(version: version, sha256: String\(found\.prefix\(64\)\)\)",
+    ),
+    "a version whose sums are lost": (
+        "Models",
+        r"guard let found = sums\(version\) else \{ return \(version: 0, ",
+    ),
+    "a current version without its sums": (
+        "Models",
+        r"\.write\(Self\.note, Data\(sums\.utf8\)\)\n +try replace\(.*\"current\"\)",
+    ),
     "no version in use": ("Models", r"guard version > 0 else \{ return nil \}"),
     "a model for a backbone of another format": (
         "Trust",
@@ -233,9 +251,10 @@ def test_the_steps_of_an_update_come_in_the_protocols_order() -> None:
     steps = [
         "try await latest(name)",
         "try Self.check(answer, name)",
-        "try trust?.check(answer, inUse: shelf.inUse)",
+        "try trust?.check(answer, inUse: shelf.noted)",
         "try await install(answer, statement, shelf)",
         "private func install(",
+        "known != sums {",
         "shelf.forgetPartials(but: [",
         "gateway.fetch(answer.card, into: newCard)",
         "fingerprint == statement.fingerprint",
@@ -243,7 +262,7 @@ def test_the_steps_of_an_update_come_in_the_protocols_order() -> None:
         "trust?.remember(statement)",
         "move(newCard, to: card)",
         "move(newFile, to: file)",
-        "shelf.use(answer.version)",
+        "shelf.use(answer.version, sums)",
         "shelf.forgetOthers()",
     ]
     places = [SWIFT["Models"].index(step) for step in steps]

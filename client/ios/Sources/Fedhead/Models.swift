@@ -22,7 +22,7 @@ extension Phone {
   ///
   /// It throws if nothing is published as that, if what is published is refused, and if the gateway
   /// cannot be reached. What was in use then stays in use, and the next call goes on where this one broke off.
-  public nonisolated func update(model name: String) async throws -> FinishedModel {
+  public nonisolated func updateModel(_ name: String) async throws -> FinishedModel {
     try await models.update(name)
   }
 
@@ -58,7 +58,7 @@ actor Models {
     let answer = try await latest(name)
     try Self.check(answer, name)
     if trust == nil, answer.version < shelf.inUse, let model = shelf.model(isNew: false) { return model }
-    let statement = try trust?.check(answer, inUse: shelf.inUse)
+    let statement = try trust?.check(answer, inUse: shelf.noted)
     let isNew = try await install(answer, statement, shelf)
     guard let model = shelf.model(isNew: isNew) else { throw CocoaError(.fileReadUnknown) }
     return model
@@ -83,13 +83,18 @@ actor Models {
     guard isHash(answer.file.sha256), answer.file.size >= 1, answer.file.size <= 256 << 20 else {
       throw Refusal("impossible", "the file of \(name) has no SHA-256, or \(answer.file.size) bytes")
     }
-    guard isHash(answer.card.sha256), answer.card.size <= 8 << 20 else {
+    guard isHash(answer.card.sha256), answer.card.size >= 1, answer.card.size <= 8 << 20 else {
       throw Refusal("impossible", "the card of \(name) has no SHA-256, or \(answer.card.size) bytes")
     }
   }
 
   // Makes a version the one in use; says whether it was not before.
   private func install(_ answer: PublishedModel, _ statement: Statement?, _ shelf: Shelf) async throws -> Bool {
+    let sums = "\(answer.file.sha256) \(answer.card.sha256)"
+    if answer.version == shelf.inUse, let known = shelf.sums(answer.version), known != sums {
+      // The app may have loaded them: what is no repair must not change them.
+      throw Refusal("impossible", "the gateway has other bytes as version \(answer.version) than those in use")
+    }
     let (card, file) = (shelf.card(answer.version), shelf.file(answer.version))
     let (newCard, newFile) = (shelf.partial(answer.card), shelf.partial(answer.file))
     shelf.forgetPartials(but: [newCard.lastPathComponent, newFile.lastPathComponent])
@@ -108,7 +113,7 @@ actor Models {
     if let statement { try trust?.remember(statement) }
     if !hasCard { try move(newCard, to: card) }
     if !hasFile { try move(newFile, to: file) }
-    try shelf.use(answer.version)
+    try shelf.use(answer.version, sums)
     shelf.forgetOthers()
     return isNew
   }
@@ -127,8 +132,8 @@ actor Models {
   }
 }
 
-/// The versions of one model: NAME/VERSION/NAME and NAME/VERSION/card.json. NAME/current has the number of
-/// the one in use. It changes last, so the app finds the old version or the new one.
+/// The versions of one model: NAME/VERSION/NAME and NAME/VERSION/card.json, with the SHA-256 of both in .sums.
+/// NAME/current has the number of the one in use. It changes last, so the app finds the old version or the new one.
 struct Shelf {
   private let name: String
   private let folder: URL
@@ -150,6 +155,8 @@ struct Shelf {
     return match != nil
   }
 
+  private static let note = ".sums"
+
   private static let pattern: Regex<AnyRegexOutput> = try! Regex("[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
   func file(_ version: UInt64) -> URL { place(version).appendingPathComponent(name) }
@@ -167,6 +174,16 @@ struct Shelf {
     return version
   }
 
+  /// The SHA-256 of a version's file and of its card when they were put in place; nil if that is not known.
+  func sums(_ version: UInt64) -> String? { Disk(folder: place(version)).text(Self.note) }
+
+  /// The version in use and its file's SHA-256; version 0 if there is none.
+  var noted: (version: UInt64, sha256: String) {
+    let version = inUse
+    guard let found = sums(version) else { return (version: 0, sha256: "") }
+    return (version: version, sha256: String(found.prefix(64)))
+  }
+
   func model(isNew: Bool) -> FinishedModel? {
     let version = inUse
     guard version > 0 else { return nil }
@@ -175,7 +192,8 @@ struct Shelf {
     return FinishedModel(version: version, file: file(version), card: card(version), before: older, isNew: isNew)
   }
 
-  func use(_ version: UInt64) throws {
+  func use(_ version: UInt64, _ sums: String) throws {
+    try Disk(folder: place(version)).write(Self.note, Data(sums.utf8))
     try replace(folder.appendingPathComponent("current"), Data("\(version)\n".utf8))
   }
 

@@ -101,13 +101,13 @@ struct Trust {
       throw Self.unsigned(kind, "it was signed as \(statement.name)")
     }
     guard statement.fingerprint == fingerprint else { throw Self.unsigned(kind, "another fingerprint was signed") }
-    try checkOrder(statement, inUse: 0)
+    try checkOrder(statement, (version: 0, sha256: ""))
     try remember(statement)
   }
 
   /// Checks a model's statement by these rules; the fingerprint, which its card has, is left to the
-  /// caller. It is not older than the version in use, which may have come before there were keys.
-  func check(_ model: PublishedModel, inUse: UInt64) throws -> Statement {
+  /// caller. The version in use counts as accepted, too: it may have come before there were keys.
+  func check(_ model: PublishedModel, inUse: (version: UInt64, sha256: String)) throws -> Statement {
     let statement = try signed("model", model.statement, model.signature, model.file, card: model.card.sha256)
     guard statement.name == model.name else {
       throw Self.unsigned("model", "it was signed as \(statement.name)")
@@ -115,7 +115,7 @@ struct Trust {
     guard statement.version == model.version else {
       throw Self.unsigned("model", "it was signed as version \(statement.version)")
     }
-    try checkOrder(statement, inUse: inUse)
+    try checkOrder(statement, inUse)
     return statement
   }
 
@@ -153,11 +153,11 @@ struct Trust {
     return statement
   }
 
-  private func checkOrder(_ statement: Statement, inUse: UInt64) throws {
-    let last = try lastAccepted(statement)
-    let least = max(last.version, inUse)
-    guard statement.version >= least else {
-      throw Self.unsigned(statement.kind, "version \(statement.version) is older than \(least)")
+  private func checkOrder(_ statement: Statement, _ inUse: (version: UInt64, sha256: String)) throws {
+    let accepted = try lastAccepted(statement)
+    let last = accepted.version >= inUse.version ? accepted : inUse
+    guard statement.version >= last.version else {
+      throw Self.unsigned(statement.kind, "version \(statement.version) is older than \(last.version)")
     }
     guard statement.version > last.version || statement.sha256 == last.sha256 else {
       throw Self.unsigned(statement.kind, "another file was accepted as version \(statement.version) before")
