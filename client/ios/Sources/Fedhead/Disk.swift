@@ -16,6 +16,13 @@ func replace(_ file: URL, _ data: Data) throws {
   try data.write(to: file, options: .atomic)
 }
 
+/// Puts a file into another one's place by a rename: there is the old one or the new one, whole.
+func move(_ file: URL, to place: URL) throws {
+  try FileManager.default.createDirectory(
+    at: place.deletingLastPathComponent(), withIntermediateDirectories: true)
+  guard rename(file.path, place.path) == 0 else { throw CocoaError(.fileWriteUnknown) }
+}
+
 /// Names in a folder, without hidden files.
 func names(in folder: URL) -> [String] {
   let found = (try? FileManager.default.contentsOfDirectory(atPath: folder.path)) ?? []

@@ -17,6 +17,13 @@ struct Gateway {
     try Verdict(reading: await connection.call("Submit", submission, seconds: Self.callSeconds))
   }
 
+  /// The newest version of a finished model.
+  func latest(_ name: String) async throws -> PublishedModel {
+    let request = LatestRequest(name: name)
+    return try PublishedModel(
+      reading: await connection.call("Latest", request.written(), seconds: Self.callSeconds))
+  }
+
   /// A blob's bytes; those that came with its name need no file.
   func bytes(_ blob: Blob) async throws -> Data {
     try checkName(blob)
@@ -27,12 +34,36 @@ struct Gateway {
   func file(_ blob: Blob) async throws -> URL {
     try checkName(blob)
     let file = blobs.appendingPathComponent(blob.sha256)
-    if let data = try? Data(contentsOf: file), hex(sha256(data)) == blob.sha256 {
+    if isWhole(file, blob) {
       try? FileManager.default.setAttributes([.modificationDate: Date()], ofItemAtPath: file.path)
       return file
     }
-    try await replace(file, isHere(blob) ? checked(blob) : fetched(blob))
+    let partial = blobs.appendingPathComponent("\(blob.sha256).part")
+    try await fetch(blob, into: partial)
+    try move(partial, to: file)
     return file
+  }
+
+  /// Whether a file has a blob's bytes.
+  func isWhole(_ file: URL, _ blob: Blob) -> Bool {
+    // Mapped, for it may be larger than what an app may have in memory.
+    guard let data = try? Data(contentsOf: file, options: .mappedIfSafe) else { return false }
+    return UInt64(data.count) == blob.size && hex(sha256(data)) == blob.sha256
+  }
+
+  /// Brings a blob into a file. It goes on with what a kill or a broken connection has left there.
+  /// Wrong bytes are removed, and fetched once more.
+  func fetch(_ blob: Blob, into file: URL) async throws {
+    if isHere(blob) {
+      try replace(file, checked(blob))
+      return
+    }
+    for _ in 1...2 {
+      try await append(blob, to: file)
+      if isWhole(file, blob) { return }
+      try FileManager.default.removeItem(at: file)
+    }
+    throw WireError(description: "the gateway sends other bytes than a blob's SHA-256 promises")
   }
 
   /// Forgets blobs, but those with some names and the four used last.
@@ -51,35 +82,37 @@ struct Gateway {
 
   private func isHere(_ blob: Blob) -> Bool { !blob.data.isEmpty || blob.size == 0 }
 
-  private func checked(_ blob: Blob) throws -> Data { try checked(blob.data, blob) }
-
-  private func checked(_ data: Data, _ blob: Blob) throws -> Data {
-    guard UInt64(data.count) == blob.size, hex(sha256(data)) == blob.sha256 else {
+  private func checked(_ blob: Blob) throws -> Data {
+    guard UInt64(blob.data.count) == blob.size, hex(sha256(blob.data)) == blob.sha256 else {
       throw WireError(description: "a blob's bytes do not have its size or its SHA-256")
     }
-    return data
+    return blob.data
   }
 
-  private func fetched(_ blob: Blob) async throws -> Data {
-    let partial = blobs.appendingPathComponent("\(blob.sha256).part")
-    var data = (try? Data(contentsOf: partial)) ?? Data()
-    // Before the last part, so that a damaged file is fetched from its beginning.
-    try? FileManager.default.removeItem(at: partial)
-    do {
-      while data.count < blob.size {
-        let request = FetchRequest(sha256: blob.sha256, offset: UInt64(data.count))
-        let part = try Part(reading: await connection.call("Fetch", request.written(), seconds: Self.callSeconds))
-        let expected = min(Self.part, Int(blob.size) - data.count)
-        guard part.data.count == expected else {
-          throw WireError(description: "a part of a blob has \(part.data.count) bytes, expected \(expected)")
-        }
-        data.append(part.data)
-      }
-    } catch {
-      try replace(partial, data)
-      throw error
+  // Fetches what a file has not got yet of a blob.
+  private func append(_ blob: Blob, to file: URL) async throws {
+    let files = FileManager.default
+    try files.createDirectory(at: file.deletingLastPathComponent(), withIntermediateDirectories: true)
+    if !files.fileExists(atPath: file.path) { try Data().write(to: file) }
+    let handle = try FileHandle(forWritingTo: file)
+    defer { try? handle.close() }
+    var size: UInt64 = try handle.seekToEnd()
+    if size > blob.size {
+      // It is longer than the blob, so it cannot be its beginning.
+      try handle.truncate(atOffset: 0)
+      size = 0
     }
-    return try checked(data, blob)
+    while size < blob.size {
+      let request = FetchRequest(sha256: blob.sha256, offset: size)
+      let part = try Part(reading: await connection.call("Fetch", request.written(), seconds: Self.callSeconds))
+      let expected = min(Self.part, Int(blob.size - size))
+      guard part.data.count == expected else {
+        throw WireError(description: "a part of a blob has \(part.data.count) bytes, expected \(expected)")
+      }
+      try handle.write(contentsOf: part.data)
+      size += UInt64(expected)
+    }
+    try handle.synchronize()
   }
 
   /// Brings an array to the gateway; goes on where it broke off.

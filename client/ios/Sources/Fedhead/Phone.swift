@@ -9,7 +9,7 @@ public struct Visit: Sendable {
   public let words: String
 }
 
-/// A phone that takes part in rounds: three calls for an app.
+/// A phone that takes part in rounds: three calls for an app. Models.swift has a fourth, for the finished model.
 ///
 ///     let phone = try Phone.open(folder)
 ///     try phone.add(pixels(of: image, size: 96), className: "cat")
@@ -24,6 +24,7 @@ public actor Phone {
   private let images: Images
   private let tasks: Tasks
   private let runs: Disk
+  let models: Models
   private var pace: Pace
   private var model: Model?
   private var isVisiting = false
@@ -43,6 +44,7 @@ public actor Phone {
     images = Images(state: state)
     tasks = Tasks(state: state, gateway: gateway)
     runs = Disk(folder: state.appendingPathComponent("runs"))
+    models = Models(folder: state.appendingPathComponent("models"), gateway: gateway, trust: settings.trust)
     pace = Pace(Disk(folder: state))
   }
 
@@ -91,8 +93,8 @@ public actor Phone {
         let isNew = met.insert(description).inserted
         guard isNew || !held.isEmpty else { throw WireError(description: Self.again) }
         let why = try await isNew ? meet(description) : Self.again
-        guard let why else { continue }
-        troubles.append(why)
+        guard let trouble = why else { continue }
+        troubles.append(trouble)
         // Tasks of the other runs may come meanwhile.
         if !held.isEmpty { return Visit(pauseSeconds: pace.again(most: 60), words: (said + troubles).joined(separator: "; ")) }
       } else {

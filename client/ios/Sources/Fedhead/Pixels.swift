@@ -7,10 +7,10 @@ public func pixels(of image: CGImage, size: Int) throws -> [UInt8] {
   let (width, height) = (image.width, image.height)
   var raw = [UInt8](repeating: 255, count: 4 * width * height)
   let drawn = raw.withUnsafeMutableBytes { buffer -> Bool in
-    let context = CGContext(
+    guard let context = CGContext(
       data: buffer.baseAddress, width: width, height: height, bitsPerComponent: 8, bytesPerRow: 4 * width,
       space: CGColorSpace(name: CGColorSpace.sRGB)!, bitmapInfo: CGImageAlphaInfo.noneSkipLast.rawValue)
-    guard let context else { return false }
+    else { return false }
     let all = CGRect(x: 0, y: 0, width: width, height: height)
     context.setFillColor(CGColor(red: 1, green: 1, blue: 1, alpha: 1))
     context.fill(all)
