@@ -44,6 +44,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DESCRIPTION = "artifact.json"
 _ARTIFACT = JsonFile("artifact.json of a published version", indent=1)
 _SIGNED = "signed"
+# Beside a version's file: the first two on server and device, the third on phones.
+_TAKEN = (_DESCRIPTION, _SIGNED, "card.json")
 
 
 def check_name(name: str, what: str = "artifact") -> str:
@@ -64,8 +66,12 @@ def shelf_of(folder: Path, name: str) -> Path:
     """The folder of an artifact's versions.
 
     Raises:
-        DeliveryError: the name is not safe.
+        DeliveryError: the name is not safe, or a version has a file of its own of that name.
     """
+    if name in _TAKEN:
+        raise DeliveryError(
+            f"{name} cannot name an artifact: each version has such a file of its own"
+        )
     return folder / check_name(name)
 
 

@@ -134,6 +134,13 @@ def test_a_name_leads_nowhere_else(deployment, tmp_path, name) -> None:
         issue_token(deployment.folder, name, tmp_path / "out.token")
 
 
+@pytest.mark.parametrize("name", ["artifact.json", "signed", "card.json"])
+def test_a_name_is_none_of_a_versions_own_files(deployment, tmp_path, name) -> None:
+    (tmp_path / name).write_bytes(b"a model")
+    with pytest.raises(DeliveryError, match="each version has such a file"):
+        exported(tmp_path / name, deployment.folder, name=name)
+
+
 def test_a_disk_that_fills_up_leaves_nothing_half_written(deployment, monkeypatch) -> None:
     deployment.publish(1)
 
