@@ -140,7 +140,6 @@ class Gateway:
         self._bridge = Listening(answers.answer)
         await self._bridge.start(socket)
         self._tasks = [asyncio.create_task(self._sweep()), asyncio.create_task(self._keep())]
-        logger.info("%s: phones are served on port %d", server, port)
         return port
 
     def _restore(self) -> None:
