@@ -32,6 +32,8 @@ from common.phones.phones_pb2 import (
     Description,
     FetchRequest,
     Later,
+    LatestRequest,
+    Model,
     Part,
     Submission,
     Task,
@@ -63,6 +65,7 @@ class FakeGateway:
         answers: the next answers to check-ins; then it is Later.
         blobs: by SHA-256.
         failures: by call, the next failures: they come before answers.
+        model: the answer to `latest`.
     """
 
     folder: Path
@@ -77,6 +80,7 @@ class FakeGateway:
     verdict: Verdict = field(default_factory=lambda: Verdict(what=Verdict.ACCEPTED, later=LATER))
     answer: Callable[[CheckInRequest], CheckInReply] | None = None
     on_failure: Callable[[FakeGateway], None] | None = None
+    model: Model | None = None
     port: int = 0
 
     def blob(self, data: bytes, *, inline: bool = False) -> Blob:
@@ -110,6 +114,12 @@ class FakeGateway:
         data, offset = self.blobs[request.sha256], request.offset
         part = data[offset : offset + PART]
         return Part(sha256=request.sha256, size=len(data), offset=offset, data=part)
+
+    async def latest(self, request: LatestRequest, context: Any) -> Model:
+        await self._begin("latest", context)
+        if self.model is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "nothing is published")
+        return self.model
 
     async def upload(self, request: Part, context: Any) -> UploadReply:
         self.parts.append(request)
