@@ -277,6 +277,36 @@ def test_a_phone_that_is_killed_before_any_change_of_a_file_has_the_old_model_or
     assert seen == {2, 3}
 
 
+def test_a_version_that_is_only_half_there_is_none_to_go_back_to(
+    gateway: FakeGateway, folder: Path, fetch: Fetch
+) -> None:
+    """As after a kill while version 2 was put there, where version 3 is published meanwhile."""
+    offer(gateway, version=1)
+    fetch(folder)
+    half = folder / "state/models" / MODEL / "2"
+    half.mkdir()
+    (half / MODEL).write_bytes(CONTENT)
+    offer(gateway, b"a third one", version=3)
+    assert fetch(folder).is_new
+    assert versions(folder) == {"1", "3"}
+
+
+def test_on_a_small_disk_nothing_is_fetched_that_has_no_room(
+    gateway: FakeGateway, folder: Path, fetch: Fetch
+) -> None:
+    offer(gateway)
+    state = folder / "state"
+    state.mkdir()
+    mount = f"mount -t tmpfs -o size=512k none {state}"
+    space = ["unshare", "-rm", "sh", "-c"]
+    if subprocess.run([*space, mount], capture_output=True).returncode:
+        pytest.skip("this system lets no user mount a small disk")
+    found = fetch(folder, under=[*space, f'{mount} && exec "$@"', "sh"])
+    assert found.model is None
+    assert found.problem.startswith(f"a blob needs {len(CONTENT)} bytes on the disk, ")
+    assert not gateway.fetched
+
+
 def test_two_processes_do_not_fetch_at_the_same_time(
     gateway: FakeGateway, folder: Path, fetch: Fetch
 ) -> None:
