@@ -1,4 +1,4 @@
-/** Answers questions about seeds, splits, codecs and scaling, for a test to compare with Python's answers. */
+/** Answers questions about seeds, splits, codecs, scaling and cards, for a test to compare with Python's answers. */
 package dev.fedhead
 
 import dev.fedhead.trainer.batchOrder
@@ -21,6 +21,8 @@ fun main(arguments: Array<String>) {
                 val values = FloatArray(numbers.size) { Float.fromBits(numbers[it].toLong().toInt()) }
                 encoded(values, words[1], words[2].toInt(), words[3].toULong().toLong()).map { it.toInt() and 255 }
             }
+            "fingerprint" -> textIn(String(ByteArray(numbers.size) { numbers[it].toInt().toByte() }), "fingerprint")
+                ?.map { it.code } ?: listOf(-1)
             else -> scaled(ByteArray(numbers.size) { numbers[it].toInt().toByte() }, words[1].toInt()).map { it.toInt() and 255 }
         }
         println(answer.joinToString(","))

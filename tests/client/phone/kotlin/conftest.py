@@ -108,6 +108,38 @@ def visit(java: Callable[..., list[str]], folder: Path) -> Callable[..., str]:
     return call
 
 
+@dataclass(frozen=True)
+class Updated:
+    """What the program says of a model.
+
+    Attributes:
+        model: the file to load; None if there is none.
+        is_new: whether it was put there now.
+        problem: why it is not the newest; empty if it is.
+    """
+
+    model: Path | None
+    is_new: bool
+    problem: str
+
+
+MODEL = "model.pte"
+
+
+@pytest.fixture
+def fetch(java: Callable[..., list[str]]) -> Callable[..., Updated]:
+    """Lets the program of a phone's folder fetch a model."""
+
+    def call(folder: Path, name: str = MODEL, under: Iterable[str] = ()) -> Updated:
+        command = [*under, *java("dev.fedhead.jvm.MainKt", folder, "--model", name)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == bool(done.stderr)
+        said, _, path = done.stdout.strip().partition(": ")
+        return Updated(Path(path) if path else None, "is new" in said, done.stderr.strip())
+
+    return call
+
+
 @pytest.fixture
 def ask(java: Callable[..., list[str]], tmp_path: Path) -> Callable[[Iterable[str]], list[Any]]:
     """Lets Kotlin answer questions, a line each."""

@@ -3,11 +3,17 @@ package dev.fedhead
 import java.io.File
 import java.io.FileOutputStream
 import java.io.IOException
+import java.io.RandomAccessFile
+import java.nio.channels.FileChannel
+import java.nio.channels.OverlappingFileLockException
+import java.nio.file.StandardOpenOption
 import java.security.MessageDigest
 
 internal fun sha256(data: ByteArray): ByteArray = MessageDigest.getInstance("SHA-256").digest(data)
 
 internal fun hex(data: ByteArray): String = data.joinToString("") { "%02x".format(it) }
+
+internal fun isSha256(text: String): Boolean = Regex("[0-9a-f]{64}").matches(text)
 
 internal fun sha256(file: File): String {
     val digest = MessageDigest.getInstance("SHA-256")
@@ -29,7 +35,35 @@ internal fun replace(file: File, data: ByteArray) {
         it.write(data)
         it.fd.sync()
     }
-    if (!new.renameTo(file)) throw IOException("${file.name} cannot be replaced")
+    move(new, file)
+}
+
+/** Gives a file whose bytes are on the disk another name, in the place of what was there, durably. */
+internal fun move(from: File, to: File) {
+    if (!from.renameTo(to)) throw IOException("${to.name} cannot be put into its place")
+    sync(to.parentFile)
+}
+
+/** Brings a folder's names to the disk. Not every system can; there, it orders renames as it likes. */
+internal fun sync(folder: File) {
+    try {
+        FileChannel.open(folder.toPath(), StandardOpenOption.READ).use { it.force(true) }
+    } catch (_: IOException) {
+        return
+    }
+}
+
+/** Does work that no other process or phone object does at the same time; null if another is at it. */
+internal fun <T : Any> alone(lock: File, work: () -> T): T? {
+    lock.parentFile.mkdirs()
+    RandomAccessFile(lock, "rw").channel.use { channel ->
+        val held = try {
+            channel.tryLock()
+        } catch (_: OverlappingFileLockException) {
+            null
+        } ?: return null
+        return held.use { work() }
+    }
 }
 
 /** A folder of small files with a checksum each. A file that has changed counts as missing. */

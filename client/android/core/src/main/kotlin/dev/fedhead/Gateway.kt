@@ -1,75 +1,37 @@
 package dev.fedhead
 
-import dev.fedhead.protocol.Blob
 import dev.fedhead.protocol.CheckInReply
 import dev.fedhead.protocol.CheckInRequest
 import dev.fedhead.protocol.FetchRequest
 import dev.fedhead.protocol.Grpc
 import dev.fedhead.protocol.GrpcException
+import dev.fedhead.protocol.LatestRequest
+import dev.fedhead.protocol.Model
 import dev.fedhead.protocol.Part
 import dev.fedhead.protocol.UploadReply
 import dev.fedhead.protocol.Verdict
 import java.io.File
-import java.io.FileOutputStream
 import java.io.IOException
 
-/** The gateway's calls; blobs that were fetched are kept in a folder, by their SHA-256. */
-internal class Gateway(private val grpc: Grpc, private val blobs: File) {
+/**
+ * The gateway's calls.
+ *
+ * @param folder of the blobs that runs and tasks need.
+ */
+internal class Gateway(private val grpc: Grpc, folder: File) {
+    /** Blobs of runs and tasks. */
+    val blobs = Blobs(folder, MOST, ::part)
+
     fun checkIn(request: CheckInRequest): CheckInReply =
         CheckInReply.read(grpc.call("CheckIn", request.write(), CALL + request.waitSeconds))
 
     fun submit(submission: ByteArray): Verdict = Verdict.read(grpc.call("Submit", submission, CALL))
 
-    /** A blob's bytes; those that came with its name need no file. */
-    fun bytes(blob: Blob): ByteArray {
-        name(blob)
-        return if (isHere(blob)) checked(blob) else file(blob).readBytes()
-    }
+    /** The newest version of a finished model; nothing of it is checked yet. */
+    fun latest(name: String): Model = Model.read(grpc.call("Latest", LatestRequest(name).write(), CALL))
 
-    /** A blob's file. What was fetched before a kill is not fetched again. */
-    fun file(blob: Blob): File {
-        val file = File(blobs, name(blob))
-        if (file.isFile) {
-            if (file.length() == blob.size && sha256(file) == blob.sha256) {
-                return file.apply { setLastModified(System.currentTimeMillis()) }
-            }
-            file.delete()
-        }
-        if (isHere(blob)) replace(file, checked(blob)) else fetch(blob, file)
-        return file
-    }
-
-    private fun isHere(blob: Blob) = blob.data.isNotEmpty() || blob.size == 0L
-
-    private fun checked(blob: Blob): ByteArray {
-        val isRight = blob.data.size.toLong() == blob.size && hex(sha256(blob.data)) == blob.sha256
-        return if (isRight) blob.data else throw IOException("a blob's bytes do not have its size or its SHA-256")
-    }
-
-    private fun fetch(blob: Blob, file: File) {
-        val part = File(blobs, "${file.name}.part")
-        blobs.mkdirs()
-        if (part.length() > blob.size) part.delete()
-        FileOutputStream(part, true).use { to ->
-            var size = part.length()
-            while (size < blob.size) {
-                val data = Part.data(grpc.call("Fetch", FetchRequest(blob.sha256, size).write(), CALL))
-                val expected = minOf(PART, blob.size - size)
-                if (data.size.toLong() != expected) {
-                    part.delete()
-                    throw IOException("a part of a blob has ${data.size} bytes, expected $expected")
-                }
-                to.write(data)
-                size += expected
-            }
-            to.fd.sync()
-        }
-        if (sha256(part) != blob.sha256) {
-            part.delete()
-            throw IOException("a fetched blob does not have its SHA-256")
-        }
-        if (!part.renameTo(file)) throw IOException("a blob cannot be kept")
-    }
+    /** A part of a blob. */
+    fun part(request: FetchRequest): ByteArray = Part.data(grpc.call("Fetch", request.write(), CALL))
 
     /** Brings an array to the gateway; goes on where it broke off. */
     fun upload(task: String, sha256: String, data: ByteArray) {
@@ -92,7 +54,7 @@ internal class Gateway(private val grpc: Grpc, private val blobs: File) {
 
         var there = call(0, ByteArray(0))
         while (there < data.size) {
-            val end = minOf(there + PART, data.size.toLong())
+            val end = minOf(there + Blobs.PART, data.size.toLong())
             val before = there
             there = try {
                 call(there, data.copyOfRange(there.toInt(), end.toInt()))
@@ -105,22 +67,8 @@ internal class Gateway(private val grpc: Grpc, private val blobs: File) {
         }
     }
 
-    /** Forgets blobs, but those with some names and those used last. */
-    fun keep(names: Set<String>) {
-        val others = blobs.listFiles().orEmpty().filter { it.name.removeSuffix(".part") !in names }
-        others.sortedByDescending { it.lastModified() }.drop(OTHERS).forEach { it.delete() }
-    }
-
-    private fun name(blob: Blob): String {
-        if (!Regex("[0-9a-f]{64}").matches(blob.sha256)) throw IOException("a blob has no SHA-256")
-        if (blob.size !in 0..MOST) throw IOException("a blob of ${blob.size} bytes is too large")
-        return blob.sha256
-    }
-
     private companion object {
         const val CALL = 60L
-        const val PART = 256L shl 10
         const val MOST = 128L shl 20
-        const val OTHERS = 4
     }
 }

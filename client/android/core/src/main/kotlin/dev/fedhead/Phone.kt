@@ -8,8 +8,6 @@ import dev.fedhead.protocol.Later
 import dev.fedhead.trainer.Trainer
 import java.io.File
 import java.io.IOException
-import java.io.RandomAccessFile
-import java.nio.channels.OverlappingFileLockException
 import kotlin.random.Random
 
 /**
@@ -27,6 +25,8 @@ class Visit(val pauseSeconds: Double, val words: String)
  *     phone.add(pixels, "cat")
  *     phone.takePart()
  *
+ * Beside that, [updateModel] brings it a finished model.
+ *
  * All that it keeps is on the disk, so a kill at any moment loses no work that was finished.
  */
 class Phone private constructor(folder: File, private val trainer: Trainer, connect: Connect, private val app: String) {
@@ -36,6 +36,7 @@ class Phone private constructor(folder: File, private val trainer: Trainer, conn
     private val gateway: Gateway
     private val runs: Runs
     private val tasks: Tasks
+    private val models: Models
 
     init {
         val settings = Settings(folder)
@@ -43,6 +44,7 @@ class Phone private constructor(folder: File, private val trainer: Trainer, conn
         gateway = Gateway(Grpc(http, settings.token), File(state, "blobs"))
         runs = Runs(state, settings, trainer, gateway, images)
         tasks = Tasks(state, runs, images, gateway, trainer.abilities)
+        models = Models(File(state, "models"), gateway, settings.trust)
     }
 
     /**
@@ -75,18 +77,34 @@ class Phone private constructor(folder: File, private val trainer: Trainer, conn
         return visit
     }
 
+    /**
+     * Fetches a finished model if there is a newer one, which may take minutes; does not throw if that fails.
+     *
+     * It is meant for a background job, for example once a day. What a kill or a broken connection
+     * leaves is not fetched again. Rounds go on meanwhile.
+     *
+     * @param name as it was published, for example "model.pte".
+     * @param mayGoOn asked before each part that is fetched; if it says no, the next call goes on.
+     * @throws IllegalArgumentException nothing can be published under that name.
+     */
+    fun updateModel(name: String, mayGoOn: () -> Boolean = { true }): ModelUpdate = models.update(name, mayGoOn)
+
+    /**
+     * The finished model in use, from the disk alone; its bytes are compared with what was published.
+     *
+     * @return null if there is none, or its bytes have changed: [updateModel] fetches it again.
+     */
+    fun model(name: String): FinishedModel? = models.shelf(name).inUse()
+
+    /** The version that was in use before it, for an app that goes back; null if there is none. */
+    fun modelBefore(name: String): FinishedModel? = models.shelf(name).before()
+
     private fun visitIfTime(waitSeconds: Int, mayTrain: () -> Boolean): Visit {
         val early = pace.secondsLeft
         if (early > 0) return Visit(early, "it is not time yet")
-        RandomAccessFile(File(state, "lock"), "rw").channel.use { channel ->
-            // Two processes of one app must not do the same task.
-            val lock = try {
-                channel.tryLock()
-            } catch (_: OverlappingFileLockException) {
-                null
-            } ?: return Visit(BUSY, "another process takes part for this phone")
-            lock.use { return visited(waitSeconds, mayTrain) }
-        }
+        // Two processes of one app must not do the same task.
+        return alone(File(state, "lock")) { visited(waitSeconds, mayTrain) }
+            ?: Visit(BUSY, "another process takes part for this phone")
     }
 
     private fun visited(waitSeconds: Int, mayTrain: () -> Boolean): Visit = try {

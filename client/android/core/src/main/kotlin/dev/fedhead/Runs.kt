@@ -39,7 +39,7 @@ internal class Runs(
         val known = descriptions()
         known.drop(MOST).forEach { forget(it.id) }
         val kept = known.take(MOST)
-        gateway.keep(kept.flatMap { run -> run.backbones.map { it.file.sha256 } }.toSet())
+        gateway.blobs.keep(kept.flatMap { run -> run.backbones.map { it.file.sha256 } }.toSet())
         images.keepFeatures(kept.map { it.fingerprint }.toSet())
     }
 
@@ -85,7 +85,7 @@ internal class Runs(
         }
         model?.let { if (it.fingerprint == run.fingerprint) return it else it.close() }
         model = null
-        val loaded = trainer.load(gateway.file(backbone.file), backbone.format)
+        val loaded = trainer.load(gateway.blobs.file(backbone.file), backbone.format)
         if (loaded.fingerprint != run.fingerprint) {
             loaded.close()
             throw Refusal("foreign-fingerprint", "the backbone is ${loaded.fingerprint.take(12)}")

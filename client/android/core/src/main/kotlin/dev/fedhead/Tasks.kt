@@ -206,7 +206,7 @@ internal class Tasks(
         return Submission.Array(field, ByteArray(0), hex(sha256(data)))
     }
 
-    private fun floats(blob: Blob): FloatArray = floatsOf(gateway.bytes(blob)).also { values ->
+    private fun floats(blob: Blob): FloatArray = floatsOf(gateway.blobs.bytes(blob)).also { values ->
         if (!values.all(Float::isFinite)) throw Refusal("impossible", "the task holds a number that is none")
     }
 

@@ -234,6 +234,35 @@ class Part(val task: String, val sha256: String, val size: Long, val offset: Lon
     }
 }
 
+class LatestRequest(val name: String) {
+    fun write(): ByteArray = Writer().run {
+        string(1, name)
+        toByteArray()
+    }
+}
+
+class Model {
+    var name = ""
+    var version = 0L
+    var file = Blob()
+    var card = Blob()
+    var statement = ByteArray(0)
+    var signature = ByteArray(0)
+
+    companion object {
+        fun read(message: ByteArray) = Model().apply {
+            for (field in fieldsOf(message)) when (field.number) {
+                1 -> name = field.string
+                2 -> version = field.uint
+                3 -> file = Blob.read(field.bytes)
+                4 -> card = Blob.read(field.bytes)
+                5 -> statement = field.bytes
+                6 -> signature = field.bytes
+            }
+        }
+    }
+}
+
 object UploadReply {
     /** How many bytes have arrived and are kept. */
     fun size(message: ByteArray): Long = fieldsOf(message).lastOrNull { it.number == 1 }?.uint ?: 0

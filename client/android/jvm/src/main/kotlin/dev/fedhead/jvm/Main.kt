@@ -14,12 +14,15 @@ import kotlin.system.exitProcess
  *
  *     line 1:  SIZE
  *     then:    CLASS PIXELS FEATURES      the last two as hexadecimal digits, one image a line
+ *
+ * With --model it fetches a finished model instead, and takes no part.
  */
 fun main(arguments: Array<String>) {
     if (arguments.size !in 2..3) {
-        System.err.println("usage: FOLDER IMAGES [VISITS]")
+        System.err.println("usage: FOLDER IMAGES [VISITS], or FOLDER --model NAME")
         exitProcess(2)
     }
+    if (arguments[1] == "--model") return fetch(arguments[0], arguments.last())
     val lines = File(arguments[1]).readLines()
     val features = HashMap<String, ByteArray>()
     val trainer = SoftmaxTrainer(lines.first().toInt()) { pixels -> features.getValue(digest(pixels)) }
@@ -33,6 +36,16 @@ fun main(arguments: Array<String>) {
         val visit = phone.takePart(forSeconds = 0)
         println("next in ${visit.pauseSeconds} s: ${visit.words}")
         Thread.sleep((visit.pauseSeconds * 1000).toLong())
+    }
+}
+
+private fun fetch(folder: String, name: String) {
+    val trainer = SoftmaxTrainer(1) { throw UnsupportedOperationException("it takes no part") }
+    val update = Phone.open(File(folder), trainer, ::JavaHttp2, "fedhead-jvm").updateModel(name)
+    update.model?.let { println("version ${it.version} ${if (update.isNew) "is new" else "is in use"}: ${it.file}") }
+    update.problem?.let {
+        System.err.println(it)
+        exitProcess(1)
     }
 }
 

@@ -30,12 +30,14 @@ class MainActivity : ComponentActivity() {
     override fun onCreate(state: Bundle?) {
         super.onCreate(state)
         TakePart.schedule(this)
+        FetchModel.schedule(this)
         val column = LinearLayout(this).apply { orientation = LinearLayout.VERTICAL }
         column.addView(name)
         column.addView(button("Add images") { pick.launch("image/*") })
         column.addView(button("Take part now") { inBackground { show(TakePart.phone(this).takePart().words) } })
         column.addView(status)
         setContentView(column)
+        inBackground { show(FetchModel.whereItIs(this)) }
     }
 
     private fun add(images: List<Uri>, className: String) {
