@@ -105,7 +105,7 @@ class Gateway:
                 its key.
             OSError: a file cannot be read, or the socket cannot be made.
         """
-        server, identity = self._place.server, self._identity()
+        identity = self._identity()
         most = self._settings.max_phone_calls
         door = Door(self._place, self.figures.count)
         self._server = grpc.aio.server(
