@@ -12,6 +12,8 @@ import server.app
 from server.export.runtime_cards import ExportReport
 from server.round import descriptions
 from tests.server.round.deployed import NAMES
+from tests.server.round.garden import NODES
+from tests.server.round.garden import register as register_device
 from tests.server.town import GATEWAY_NODE, add_phone, register
 
 
@@ -48,4 +50,21 @@ def place(tmp_path: Path) -> Path:
     register(folder, "gateway", GATEWAY_NODE)
     for name in NAMES:
         add_phone(folder, name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kept_devices(
+    make_devices: Callable[[Path], list[Path]], tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """Three devices' folders for all tests that change none: features are computed once."""
+    return make_devices(tmp_path_factory.mktemp("phones"))
+
+
+@pytest.fixture
+def garden(tmp_path: Path) -> Path:
+    """A deployment's server folder in which three devices are registered."""
+    folder = tmp_path / "garden" / "server"
+    for name in NODES:
+        register_device(folder, name)
     return folder
