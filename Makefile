@@ -76,7 +76,7 @@ test-page: $(STAMP) browser
 # What is exported depends on no processor's kernels: here with the plainest ones.
 test-kernels: $(STAMP)
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/pytest -m 'not slow' -n 2 -q \
-	    tests/server/export/test_export.py tests/server/export/test_other_runtimes.py
+	    tests/server/export/test_export_*.py tests/server/export/test_other_runtimes.py
 
 test-slow: $(STAMP) kotlin native
 	$(BIN)/pytest -m slow

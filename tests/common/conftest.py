@@ -6,12 +6,13 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from common import images as image_files
 from common.backbone.architectures import ARCHITECTURES
 from common.backbone.cache import cached_backbone
 from common.backbone.frozen import FrozenBackbone, UInt8Array
@@ -88,3 +89,12 @@ def prepare(cache: Path) -> Callable[..., FrozenBackbone]:
 @pytest.fixture(scope="session")
 def backbone(images: UInt8Array, prepare: Callable[..., FrozenBackbone]) -> FrozenBackbone:
     return prepare(images)
+
+
+@pytest.fixture
+def no_heic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if the extra were not installed."""
+    monkeypatch.setattr(image_files, "find_spec", lambda name: None)
+    image_files.heic_is_read.cache_clear()
+    yield
+    image_files.heic_is_read.cache_clear()
