@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
 import random
+import shutil
+import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +119,33 @@ def trust(phone: NativePhone, *keys: EllipticCurvePrivateKey) -> None:
             key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         )
         path.chmod(0o644)
+
+
+def killed_at(folder: Path) -> Path:
+    """A library that kills a process; see ``kill_at.c``."""
+    library = folder / "kill_at.so"
+    source = Path(__file__).with_name("kill_at.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    return library
+
+
+def kills(phone: NativePhone, library: Path) -> Iterator[int]:
+    """Update a model from the present state, killed before each change of the disk in turn.
+
+    Yields:
+        The process's status, 0 only the last time; the state is as it left it.
+    """
+    start = phone.path / "start"
+    shutil.copytree(phone.state, start)
+    for number in itertools.count(1):
+        shutil.rmtree(phone.state)
+        shutil.copytree(start, phone.state)
+        environment = os.environ | {"LD_PRELOAD": str(library), "KILL_AT": str(number)}
+        done = subprocess.run(command_of(phone), env=environment, stdout=subprocess.DEVNULL)
+        assert done.returncode in (0, -signal.SIGKILL)
+        yield done.returncode
+        if not done.returncode:
+            return
 
 
 @dataclass

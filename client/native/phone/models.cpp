@@ -57,15 +57,13 @@ void check_answer(const pb::Model& model, const std::string& name) {
   }
 }
 
-void check_fingerprint(const Statement& statement, const std::string& card) {
-  std::string found;
+// Why a card is refused; empty if it is not.
+std::string wrong_with(const std::string& card, const Statement& statement) {
   try {
-    found = fingerprint_in(card);
+    const bool is_its = fingerprint_in(card) == statement.fingerprint;
+    return is_its ? "" : "another fingerprint was signed than the card's";
   } catch (const std::runtime_error& error) {
-    throw Trouble("unsigned-model", error.what());
-  }
-  if (statement.fingerprint != found) {
-    throw Trouble("unsigned-model", "another fingerprint was signed");
+    return error.what();
   }
 }
 
@@ -133,6 +131,15 @@ class Shelf {
   std::string name_;
 };
 
+fs::path fetched(Blobs& parts, const pb::Blob& blob, std::uint64_t most, const GoesOn& goes_on) {
+  try {
+    return parts.file(blob, most, goes_on);
+  } catch (const CallError& error) {
+    if (error.code() != Code::kNotFound && error.code() != Code::kOutOfRange) throw;
+    throw CallError(Code::kUnavailable, "the gateway does not offer this version any more");
+  }
+}
+
 }  // namespace
 
 bool may_succeed_later(const CallError& error) {
@@ -165,16 +172,6 @@ pb::Model Models::newest(const std::string& name) {
   }
 }
 
-fs::path Models::fetched(const fs::path& folder, const pb::Blob& blob, std::uint64_t most,
-                         const GoesOn& goes_on) {
-  try {
-    return Blobs(folder, gateway_).file(blob, most, goes_on);
-  } catch (const CallError& error) {
-    if (error.code() != Code::kNotFound && error.code() != Code::kOutOfRange) throw;
-    throw CallError(Code::kUnavailable, "the gateway does not offer this version any more");
-  }
-}
-
 std::optional<Statement> Models::checked(const pb::Model& model) const {
   if (!fs::exists(trust_.keys())) return std::nullopt;
   return trust_.check(model.statement(), model.signature(),
@@ -199,10 +196,14 @@ ModelFile Models::update(const std::string& name, const GoesOn& goes_on) {
   const bool has_file = is_blob(shelf.file(version), model.file());
   const bool has_card = is_blob(shelf.card(version), model.card());
   auto card = shelf.card(version), file = shelf.file(version);
-  const auto parts = shelf.folder() / "parts";
-  Blobs(parts, gateway_).keep({model.file().sha256(), model.card().sha256()});
+  Blobs parts(shelf.folder() / "parts", gateway_);
+  parts.keep({model.file().sha256(), model.card().sha256()});
   if (!has_card) card = fetched(parts, model.card(), kLargestCard, goes_on);
-  if (statement) check_fingerprint(*statement, read_file(card, kLargestCard));
+  if (statement) {
+    const auto wrong = wrong_with(read_file(card, kLargestCard), *statement);
+    if (!wrong.empty()) parts.keep({});
+    if (!wrong.empty()) throw Trouble("unsigned-model", wrong);
+  }
   if (!has_file) file = fetched(parts, model.file(), kLargestModel, goes_on);
   if (statement) trust_.accept(*statement);
   // Both are others under a number that is in use: never the one's file with the other's card.

@@ -41,8 +41,6 @@ class Models {
   pb::Model newest(const std::string& name);
   // What was signed, if there are keys to trust.
   std::optional<Statement> checked(const pb::Model& model) const;
-  std::filesystem::path fetched(const std::filesystem::path& folder, const pb::Blob& blob,
-                                std::uint64_t most, const GoesOn& goes_on);
 
   std::filesystem::path folder_;
   Trust trust_;
