@@ -1,4 +1,4 @@
-// Kills a process just before its call number KILL_AT that changes names on a disk, or waits for it.
+// Kills a process just before its call number KILL_AT that changes names on a disk or syncs it.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <signal.h>

@@ -1,4 +1,4 @@
-// fedhead-phone FOLDER [--once | --model NAME]: a phone that takes part in rounds, or updates a model.
+// fedhead-phone FOLDER [--once | --model NAME]: takes part in rounds, or updates a model.
 #include <atomic>
 #include <chrono>
 #include <csignal>
@@ -23,9 +23,9 @@ constexpr const char* kUsage =
     "FOLDER holds phone.toml, phone.token and ca.crt: `fedhead deploy --phone NAME` makes it.\n"
     "With --once it ends as soon as there is nothing to do, for a job of the system's to start it\n"
     "again: with 0, or with 75 if something failed that another try may mend.\n"
-    "With --model it takes part in nothing: it brings the newest version of a finished model to the\n"
-    "phone, and prints the path of the file to load, its version, and new or unchanged, with tabs\n"
-    "between. It ends with 0, with 75 if another try later may succeed, or with 1.\n";
+    "With --model it takes part in nothing: it brings the newest version of a finished model, and\n"
+    "prints the path of the file to load, its version, and new or unchanged, with tabs between. It\n"
+    "ends with 0, with 75 if another try later may succeed, or with 1.\n";
 
 constexpr std::uint32_t kWaitSeconds = 25;
 constexpr int kTryLater = 75;  // EX_TEMPFAIL

@@ -52,8 +52,8 @@ void check_answer(const pb::Model& model, const std::string& name) {
   if (file.size() < 1 || file.size() > kLargestModel) wrong = "size";
   if (card.size() < 1 || card.size() > kLargestCard) wrong = "size of its card";
   if (wrong != nullptr) {
-    throw Trouble("impossible-model", std::string("the gateway offers a model with an impossible ") +
-                                          wrong);
+    throw Trouble("impossible-model",
+                  std::string("the gateway offers a model with an impossible ") + wrong);
   }
 }
 
