@@ -11,6 +11,7 @@
 
 #include "../../client/native/codecs.h"
 #include "../../client/native/safetensors.h"
+#include "card.h"
 #include "channel.h"
 #include "pace.h"
 #include "settings.h"
@@ -126,6 +127,9 @@ struct Target {
 
 std::map<std::string, Target> targets() {
   return {
+      {"card",
+       {{"{\"a\": [1.5e-3, {\"b\": null}, \"\\\"\"], \"fingerprint\": \"0f\", \"c\": true}"},
+        [](const std::string& text) { fingerprint_in(text); }}},
       {"settings",
        {{"# a\ngateway = \"host:1\"\nmax-examples = 5\nx = 'y' # z\nb = true\nf = 1.5e3\n"},
         [](const std::string& text) { parse_settings(text); }}},

@@ -58,7 +58,9 @@ def built(folder: Path, *settings: str, target: str = "fedhead-phone") -> Path:
 
 
 def phone_with(runtime: str, folder: Path) -> Path:
-    """fedhead-phone, built in a folder, with one runtime in it."""
+    """fedhead-phone, built in a folder, with one runtime in it, or "none"."""
+    if runtime == "none":
+        return built(folder, "-DFEDHEAD_LITE=OFF")
     if runtime == "lite":
         return built(folder, f"-DCMAKE_PREFIX_PATH={Path(torch.__file__).parent}")
     root = next(iter(executorch.__path__))
@@ -126,6 +128,23 @@ def until(holds: Callable[[], Any], what: str, seconds: float = 60) -> Any:
     return found
 
 
+def phone_of(deployment: Deployment, name: str, program: Path, **settings: object) -> NativePhone:
+    """A phone's folder with a token, and no images in it."""
+    path = deployment.path / "phones" / name
+    path.mkdir(parents=True)
+    issue_token(deployment.place.delivery, name, path / "phone.token")
+    shutil.copy(deployment.place.server / "ca.crt", path / "ca.crt")
+    lines = {
+        "gateway": f"127.0.0.1:{deployment.port}", "delivery": "127.0.0.1:9095",
+        "data": "folder:images", "state": "state", "max-examples": 0, "allow": "",
+    } | settings  # fmt: skip
+    text = "".join(
+        f'{k} = "{v}"\n' if isinstance(v, str) else f"{k} = {v}\n" for k, v in lines.items()
+    )
+    (path / "phone.toml").write_text(f"# of {name}\n{text}")
+    return NativePhone(path, program, name)
+
+
 class Place(Deployment):
     """A deployment whose gateway serves a real backbone's files.
 
@@ -156,20 +175,8 @@ class Place(Deployment):
 
     def phone(self, name: str, program: Path, **settings: object) -> NativePhone:
         """A phone's folder with a token and all images."""
-        path = self.path / "phones" / name
-        path.mkdir(parents=True)
-        issue_token(self.place.delivery, name, path / "phone.token")
-        shutil.copy(self.place.server / "ca.crt", path / "ca.crt")
-        lines = {
-            "gateway": f"127.0.0.1:{self.port}", "delivery": "127.0.0.1:9095",
-            "data": "folder:images", "state": "state", "max-examples": 0, "allow": "",
-        } | settings  # fmt: skip
-        text = "".join(
-            f'{k} = "{v}"\n' if isinstance(v, str) else f"{k} = {v}\n" for k, v in lines.items()
-        )
-        (path / "phone.toml").write_text(f"# of {name}\n{text}")
-        write_images(path / "images", self.trained.images, self.trained.labels)
-        found = NativePhone(path, program, name)
+        found = phone_of(self, name, program, **settings)
+        write_images(found.path / "images", self.trained.images, self.trained.labels)
         self.native.append(found)
         return found
 
@@ -189,7 +196,7 @@ class Place(Deployment):
 
 
 def heard(
-    place: Place,
+    place: Deployment,
     monkeypatch: pytest.MonkeyPatch,
     method: str,
     refuse: Callable[[], grpc.StatusCode | None] = lambda: None,
@@ -201,7 +208,7 @@ def heard(
     Args:
         place: its gateway is started anew.
         monkeypatch: of the test.
-        method: ``check_in``, ``upload`` or ``submit``.
+        method: ``check_in``, ``fetch``, ``upload``, ``submit`` or ``latest``.
         refuse: is asked at each call for the code that it ends with; None: it goes on.
         after: whether a call is done before it ends so: only its reply is lost.
     """

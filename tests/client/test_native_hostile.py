@@ -10,21 +10,20 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 
 from common.phones import phones_pb2 as pb
-from simulations.deploy.authority import ensure_authority, sign_server, spread
+from tests.client.native_hostile import Hostile, lone_phone, meet, serving
 from tests.client.native_phones import SOURCE, NativePhone, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 FOLDER = Path(__file__).parent
-READERS = ("change", "frame", "percent", "safetensors", "settings", "statement", "task")
+READERS = ("card", "change", "frame", "percent", "safetensors", "settings", "statement", "task")
 
 
 def test_damaged_bytes_end_in_an_error_and_touch_no_other_memory(tmp_path):
@@ -37,7 +36,7 @@ def test_damaged_bytes_end_in_an_error_and_touch_no_other_memory(tmp_path):
         ["protoc", f"--cpp_out=lite:{tmp_path}", "-I", proto, "phones.proto"], check=True
     )
     phone = SOURCE / "phone"
-    names = ("channel", "files", "settings", "split", "trainer", "trust", "work")
+    names = ("card", "channel", "files", "settings", "split", "trainer", "trust", "work")
     files = [*(phone / f"{name}.cpp" for name in names), SOURCE / "codecs.cpp"]
     files += [SOURCE / "safetensors.cpp", tmp_path / "phones.pb.cc", FOLDER / "native_fuzz.cpp"]
     command = [
@@ -65,63 +64,11 @@ def test_damaged_bytes_end_in_an_error_and_touch_no_other_memory(tmp_path):
 
 @pytest.fixture
 def phone(tmp_path: Path, phone_program) -> Iterator[NativePhone]:
-    """A phone whose gateway has an authority of its own; no server runs."""
-    ensure_authority(tmp_path)
-    sign_server(tmp_path, ["127.0.0.1"], 2)
-    spread(tmp_path)
-    path = tmp_path / "phone"
-    (path / "images" / "a").mkdir(parents=True)
-    (path / "images" / "a" / "1.rgb").write_bytes(bytes(3 * 32 * 32))
-    shutil.copy(tmp_path / "server" / "ca.crt", path / "ca.crt")
-    (path / "phone.token").write_text("secret")
-    (path / "phone.token").chmod(0o600)
-    made = NativePhone(path, phone_program("executorch"), "anna")
+    """A phone that no server knows."""
+    made = lone_phone(tmp_path, phone_program("executorch"))
     yield made
     if made.process and made.process.poll() is None:
         made.kill()
-
-
-def meet(phone: NativePhone, port: int) -> None:
-    text = f'gateway = "127.0.0.1:{port}"\ndata = "folder:images"\n'
-    (phone.path / "phone.toml").write_text(text)
-
-
-class Hostile(grpc.GenericRpcHandler):
-    """Answers each call with the next bytes of a list, then with a short pause."""
-
-    def __init__(self, replies: Sequence[bytes]) -> None:
-        self._replies = [*replies]
-        self.served = 0
-
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-        return grpc.unary_unary_rpc_method_handler(
-            self._answer, request_deserializer=None, response_serializer=None
-        )
-
-    def _answer(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        self.served += 1
-        if self._replies:
-            return self._replies.pop(0)
-        later = pb.Later(min_seconds=0.05, max_seconds=0.1)
-        return pb.CheckInReply(later=later).SerializeToString()
-
-    @property
-    def is_done(self) -> bool:
-        return not self._replies
-
-
-@contextlib.contextmanager
-def serving(folder: Path, handler: Hostile) -> Iterator[int]:
-    server = grpc.server(
-        ThreadPoolExecutor(4), handlers=[handler], options=[("grpc.max_send_message_length", -1)]
-    )
-    keys = ((folder / "server.key").read_bytes(), (folder / "server.crt").read_bytes())
-    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([keys]))
-    server.start()
-    try:
-        yield port
-    finally:
-        server.stop(None)
 
 
 def hostile_replies() -> list[bytes]:

@@ -35,6 +35,11 @@ void check_part(const pb::Part& part, const pb::Blob& blob, std::uint64_t offset
 
 }  // namespace
 
+bool is_blob(const fs::path& path, const pb::Blob& blob) {
+  return size_of(path) == blob.size() && fs::is_regular_file(path) &&
+         sha256_file(path) == blob.sha256();
+}
+
 Blobs::Blobs(fs::path folder, Gateway& gateway) : folder_(std::move(folder)), gateway_(gateway) {
   make_folder(folder_);
 }
@@ -46,10 +51,8 @@ fs::path Blobs::file(const pb::Blob& blob, std::uint64_t most, const GoesOn& goe
                                       " bytes, expected 1 to " + std::to_string(most));
   }
   const auto path = folder_ / name;
-  if (size_of(path) == blob.size()) {
-    if (sha256_file(path) == name) return path;
-    remove_file(path);  // it was whole once: the disk has lost something
-  }
+  if (is_blob(path, blob)) return path;
+  remove_file(path);  // if it is there, it was whole once: the disk has lost something
   const auto partial = folder_ / (name + ".part");
   for (int tries = 0; tries < kTries; ++tries) {
     if (is_fetched(blob, partial, goes_on)) {
@@ -77,7 +80,7 @@ bool Blobs::is_fetched(const pb::Blob& blob, const fs::path& partial, const Goes
     check_part(part, blob, offset);
     append(partial, part.data());
   }
-  return size_of(partial) == blob.size() && sha256_file(partial) == blob.sha256();
+  return is_blob(partial, blob);
 }
 
 std::string Blobs::content(const pb::Blob& blob, std::uint64_t size, const GoesOn& goes_on) {

@@ -11,6 +11,9 @@
 
 namespace fedhead {
 
+// Whether a file is there and has a blob's bytes.
+bool is_blob(const std::filesystem::path& path, const pb::Blob& blob);
+
 class Blobs {
  public:
   Blobs(std::filesystem::path folder, Gateway& gateway);

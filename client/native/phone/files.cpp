@@ -128,7 +128,9 @@ std::optional<std::string> read_if_there(const fs::path& path, std::uint64_t mos
 }
 
 void write_atomic(const fs::path& path, std::string_view content) {
-  auto temporary = path;
+  // No file that is named from outside begins with a dot.
+  auto temporary = path.parent_path() / ".";
+  temporary += path.filename();
   temporary += ".tmp";
   {
     Open file(temporary, O_WRONLY | O_CREAT | O_TRUNC);
@@ -163,8 +165,12 @@ void put_in_place(const fs::path& from, const fs::path& to) {
 
 void make_folder(const fs::path& path) {
   std::error_code error;
-  fs::create_directories(path, error);
+  if (fs::is_directory(path, error)) return;
+  const auto parent = path.parent_path();
+  if (!parent.empty()) make_folder(parent);
+  fs::create_directory(path, error);
   if (error) throw Trouble("disk", path.string() + ": " + error.message());
+  sync_folder(parent.empty() ? "." : parent);
 }
 
 void remove_file(const fs::path& path) {

@@ -32,7 +32,7 @@ void append(const std::filesystem::path& path, std::string_view content);
 // Renames a complete file after its bytes are on the disk.
 void put_in_place(const std::filesystem::path& from, const std::filesystem::path& to);
 
-void make_folder(const std::filesystem::path& path);
+void make_folder(const std::filesystem::path& path);  // with those above it; on the disk
 void remove_file(const std::filesystem::path& path);  // which need not be there
 
 // Lower-case hexadecimal digits.

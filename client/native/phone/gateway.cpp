@@ -36,4 +36,8 @@ pb::Verdict Gateway::submit(const pb::Submission& submission) {
   return call<pb::Verdict>("Submit", submission, kSeconds);
 }
 
+pb::Model Gateway::latest(const pb::LatestRequest& request) {
+  return call<pb::Model>("Latest", request, kSeconds);
+}
+
 }  // namespace fedhead

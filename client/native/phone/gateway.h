@@ -1,4 +1,4 @@
-// The four calls of common/phones/phones.proto.
+// The calls of common/phones/phones.proto.
 #pragma once
 
 #include <string>
@@ -22,6 +22,7 @@ class Gateway {
   pb::Part fetch(const pb::FetchRequest& request);
   pb::UploadReply upload(const pb::Part& part);
   pb::Verdict submit(const pb::Submission& submission);
+  pb::Model latest(const pb::LatestRequest& request);
 
  private:
   template <typename Reply, typename Request>

@@ -1,7 +1,4 @@
 # fedhead-phone, included by the file above.
-if(NOT FEDHEAD_LITE AND NOT FEDHEAD_EXECUTORCH)
-  message(FATAL_ERROR "a phone needs a runtime: -DFEDHEAD_LITE=ON or -DFEDHEAD_EXECUTORCH=ON")
-endif()
 find_package(CURL REQUIRED)
 find_package(OpenSSL REQUIRED)
 find_program(PROTOC protoc REQUIRED)
@@ -24,10 +21,11 @@ string(REGEX REPLACE "^version = \"(.*)\"$" "\\1" FEDHEAD_VERSION "${VERSION_LIN
 
 # Everything but main and the runtimes: what an app links, and what the tests probe.
 add_library(fedhead-phone-core STATIC
-            codecs.cpp safetensors.cpp phone/allow.cpp phone/blobs.cpp phone/channel.cpp
-            phone/files.cpp phone/gateway.cpp phone/images.cpp phone/kept.cpp phone/phone.cpp
-            phone/phone_data.cpp phone/phone_tasks.cpp phone/settings.cpp phone/split.cpp
-            phone/trainer.cpp phone/trust.cpp phone/work.cpp ${GENERATED}/phones.pb.cc)
+            codecs.cpp safetensors.cpp phone/allow.cpp phone/blobs.cpp phone/card.cpp
+            phone/channel.cpp phone/files.cpp phone/gateway.cpp phone/images.cpp phone/kept.cpp
+            phone/models.cpp phone/phone.cpp phone/phone_data.cpp phone/phone_tasks.cpp
+            phone/settings.cpp phone/split.cpp phone/trainer.cpp phone/trust.cpp phone/work.cpp
+            ${GENERATED}/phones.pb.cc)
 set_source_files_properties(${GENERATED}/phones.pb.cc PROPERTIES COMPILE_OPTIONS -w)
 target_compile_definitions(fedhead-phone-core PUBLIC FEDHEAD_VERSION="${FEDHEAD_VERSION}")
 target_compile_options(fedhead-phone-core PUBLIC -fvisibility=hidden -fvisibility-inlines-hidden)

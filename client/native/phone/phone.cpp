@@ -209,13 +209,13 @@ Trainer& Phone::trainer_of(const pb::Description& description, const GoesOn& goe
   const Runtime* runtime = nullptr;
   const auto& backbone = chosen(description, runtime);
   // Each time: a signature expires, and a newer version may have been accepted meanwhile.
-  const Trust trust(settings_.trusted, settings_.state / "accepted" / "backbone");
+  const Trust trust(settings_.trusted, settings_.state / "accepted", "backbone");
   const bool is_trusting = fs::exists(settings_.trusted);
   Statement statement;
   if (is_trusting) {
     statement = trust.check(backbone.statement(), backbone.signature(),
-                            {backbone.format(), backbone.file().sha256(),
-                             description.fingerprint(), backbone.file().size()},
+                            {"." + backbone.format(), 0, backbone.file().sha256(),
+                             backbone.file().size(), "", description.fingerprint()},
                             static_cast<std::int64_t>(now()));
   }
   if (trainer_ && loaded_ == backbone.file().sha256() &&

@@ -69,16 +69,6 @@ class Lines {
   std::string_view rest_;
 };
 
-bool is_name(std::string_view text) {
-  const auto plain = [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
-  };
-  return !text.empty() && text.size() <= 100 && plain(text[0]) &&
-         std::all_of(text.begin(), text.end(), [&](char c) {
-           return plain(c) || c == '.' || c == '_' || c == '-';
-         });
-}
-
 // A public key on the curve P-256; throws std::runtime_error for anything else.
 Key read_key(const fs::path& path) {
   struct stat status;
@@ -127,26 +117,17 @@ bool holds(EVP_PKEY* key, std::string_view statement, std::string_view signature
                           statement.size()) == 1;
 }
 
-[[noreturn]] void refuse(const std::string& why) { throw Trouble("unsigned-backbone", why); }
-
-void check_time(const Statement& statement, std::int64_t now) {
-  if (now < statement.created - kClockSkew) refuse("it was signed in the future of this clock");
-  if (now > statement.expires + kClockSkew) refuse("its signature has expired");
-}
-
-void check_content(const Statement& statement, const Expected& expected) {
-  if (statement.kind != "backbone") refuse("it was signed as a " + statement.kind);
-  if (!statement.name.ends_with("." + expected.format)) {
-    refuse("it was signed as " + statement.name + ", expected a name with ." + expected.format);
-  }
-  if (statement.fingerprint != expected.fingerprint) refuse("another fingerprint was signed");
-  if (statement.size != expected.size || statement.sha256 != expected.sha256) {
-    refuse("another file was signed");
-  }
-  if (statement.card != kNoCard) refuse("it was signed with a card");
-}
-
 }  // namespace
+
+bool is_name(std::string_view text) {
+  const auto plain = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
+  };
+  return !text.empty() && text.size() <= 100 && plain(text[0]) &&
+         std::all_of(text.begin(), text.end(), [&](char c) {
+           return plain(c) || c == '.' || c == '_' || c == '-';
+         });
+}
 
 Statement parse_statement(std::string_view bytes) {
   constexpr std::string_view kFirst = "fedhead artifact v1\n";
@@ -169,6 +150,34 @@ Statement parse_statement(std::string_view bytes) {
     throw std::runtime_error("not a statement of fedhead artifact v1");
   }
   return statement;
+}
+
+void Trust::refuse(const std::string& why) const { throw Trouble("unsigned-" + kind_, why); }
+
+void Trust::check_time(const Statement& statement, std::int64_t now) const {
+  if (now < statement.created - kClockSkew) refuse("it was signed in the future of this clock");
+  if (now > statement.expires + kClockSkew) refuse("its signature has expired");
+}
+
+void Trust::check_content(const Statement& statement, const Expected& expected) const {
+  if (statement.kind != kind_) refuse("it was signed as a " + statement.kind);
+  const bool is_end = expected.name.starts_with('.');
+  if (is_end ? !statement.name.ends_with(expected.name) : statement.name != expected.name) {
+    refuse("it was signed as " + statement.name + ", expected " +
+           (is_end ? "a name with " : "") + expected.name);
+  }
+  if (expected.version != 0 && statement.version != expected.version) {
+    refuse("it was signed as version " + std::to_string(statement.version) + ", expected " +
+           std::to_string(expected.version));
+  }
+  if (!expected.fingerprint.empty() && statement.fingerprint != expected.fingerprint) {
+    refuse("another fingerprint was signed");
+  }
+  if (statement.size != expected.size || statement.sha256 != expected.sha256) {
+    refuse("another file was signed");
+  }
+  if (expected.card.empty() && statement.card != kNoCard) refuse("it was signed with a card");
+  if (!expected.card.empty() && statement.card != expected.card) refuse("another card was signed");
 }
 
 bool Trust::is_signed(std::string_view statement, std::string_view signature) const {
