@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.delivery.versions import MOST_VERSIONS
+from common.phones.wire import LARGEST_CARD, LARGEST_MODEL
 from common.signing.statement import _STATEMENT, MAX_SIGNED_BYTES, NAME_PATTERN
 from common.signing.trust import CLOCK_SKEW_SECONDS, MAX_KEYS
 
@@ -98,10 +99,10 @@ def test_limits_are_the_protocols() -> None:
     assert f"(1...{MAX_KEYS}).contains(keys.count)" in trust
     assert f'try! Regex("{NAME_PATTERN}")' in models
     assert f"answer.version <= {MOST_VERSIONS:_} else" in models
-    most = re.search(r"Blob card = 4; .*at most (\d+) MiB", PHONES)
-    assert most
-    assert f'checkBlob(answer.card, "the card of \\(name)", mostMiB: {most[1]})\n' in models
-    assert 'checkBlob(answer.file, "the file of \\(name)", mostMiB: 256)\n' in models
+    for blob, largest in (("file", LARGEST_MODEL), ("card", LARGEST_CARD)):
+        assert re.search(rf"Blob {blob} = \d; .*at most {largest >> 20} MiB", PHONES)
+        call = f'checkBlob(answer.{blob}, "the {blob} of \\(name)", mostMiB: {largest >> 20})\n'
+        assert call in models
 
 
 # What the gateway or the app may do, by file: what stands there against it.
