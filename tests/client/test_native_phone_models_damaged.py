@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -53,6 +54,15 @@ def damage(path: Path, how: str) -> None:
 
 def folder_of(phone: NativePhone, version: int) -> Path:
     return phone.state / "models" / NAME / str(version)
+
+
+def agrees(folder: Path) -> bool:
+    """Whether a version's sums, if they are there, are those of its files."""
+    if not (folder / ".sums").exists():
+        return True
+    kept = (folder / ".sums").read_text()[64:]
+    files = [(folder / name).read_bytes() for name in (NAME, "card.json")]
+    return kept == " ".join(hashlib.sha256(content).hexdigest() for content in files)
 
 
 def test_damaged_files_are_fetched_again(shop, phone, monkeypatch):
@@ -160,5 +170,6 @@ def test_another_model_under_a_number_that_was_not_in_use_never_mixes(shop, phon
     shop.publish(3)
     for _ in kills(phone, killed_at(tmp_path)):
         assert current(phone) in (shop.whole(1), shop.whole(2))
+        assert agrees(folder_of(phone, 2))
         assert updated(phone).version == 2
         assert (current(phone), kept(phone)) == (shop.whole(2), ["1", "2"])

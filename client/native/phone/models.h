@@ -25,7 +25,8 @@ struct ModelFile {
 bool may_succeed_later(const CallError& error);
 
 // Models lie in STATE/models/NAME/VERSION/, with .sums, which tells what is damaged from what was
-// published anew; STATE/models/NAME/current says which version is in use. Processes may share the folder with each other and with a Phone.
+// published anew; STATE/models/NAME/current says which version is in use. Processes may share the
+// folder with each other and with a Phone.
 class Models {
  public:
   Models(const Settings& settings, Gateway& gateway);
