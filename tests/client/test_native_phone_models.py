@@ -75,21 +75,25 @@ def test_where_nothing_is_published_what_is_there_stays(shop, phone):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["", ".", "..", "../x", "a/b", ".hidden", "-x", "a" * 101, "a\n", "\xe4", "current",
-     "card.json"],
+    ("name", "why"),
+    [
+        *((name, "expected a letter or digit, then at most 99 letters, digits")
+          for name in ("", ".", "..", "../x", "a/b", ".sums", "-x", "a" * 101, "a\n", "\xe4")),
+        *((name, f'each version has a file of this name beside the model\'s, found "{name}"')
+          for name in ("card.json", "artifact.json", "signed")),
+    ],
 )  # fmt: skip
-def test_a_name_that_is_none_makes_no_folder(name, shop, phone):
+def test_a_name_that_is_none_makes_no_folder(name, why, shop, phone):
     said = updated(phone, name)
     assert said.status == 1
-    assert "cannot name a model" in said.error
+    assert f"cannot name a model: {why}" in said.error
     assert not phone.state.exists()
 
 
 def test_names_may_look_like_those_of_its_own_files(shop, phone, monkeypatch):
     """What is asked for comes as far as the gateway, and its answer is understood."""
     asked = shop.heard(phone, monkeypatch, "latest")
-    for name in ("lock", "parts", "1", f"{NAME}.tmp", "a" * 100):
+    for name in ("lock", "parts", "1", "current", "card", f"{NAME}.tmp", "a" * 100):
         assert "nothing is published as" in updated(phone, name).error
         assert asked[-1].name == name
 
@@ -139,45 +143,6 @@ def test_a_version_that_is_not_offered_any_more_is_asked_for_anew(shop, phone, m
     fetched = shop.heard(phone, monkeypatch, "fetch", lambda: grpc.StatusCode.NOT_FOUND)
     assert updated(phone).status == LATER
     assert len(fetched) == 1
-
-
-def test_damaged_files_are_fetched_again(shop, phone, monkeypatch):
-    shop.publish(1, card_bytes=2 * PART)
-    assert updated(phone).status == 0
-    fetched = shop.heard(phone, monkeypatch, "fetch")
-    folder = phone.state / "models" / NAME / "1"
-    for name, count, news in ((NAME, 3, "new"), ("card.json", 3, "unchanged")):
-        for damage in ("flip", "cut", "remove"):
-            path = folder / name
-            content = bytearray(path.read_bytes())
-            content[len(content) // 2] ^= 1
-            if damage == "remove":
-                path.unlink()
-            else:
-                path.write_bytes(content if damage == "flip" else content[:-1])
-            said = updated(phone)
-            assert (said.status, said.news) == (0, news), damage
-            assert current(phone) == shop.whole(1)
-            assert len(fetched) == count
-            assert len({request.sha256 for request in fetched}) == 1
-            fetched.clear()
-    (folder.parent / "current").write_text("damaged")
-    assert updated(phone).news == "new"
-    assert (current(phone), fetched) == (shop.whole(1), [])
-
-
-def test_an_older_version_than_the_one_in_use_is_not_taken(shop, phone):
-    for seed in (1, 2):
-        shop.publish(seed)
-    assert updated(phone).version == 2
-    shutil.rmtree(shop.file(2).parent)
-    said = updated(phone)
-    assert (said.status, said.version, said.news) == (0, 2, "unchanged")
-    assert current(phone) == shop.whole(2)
-    (phone.state / "models" / NAME / "2" / NAME).unlink()
-    said = updated(phone)
-    assert said.status == 1
-    assert "version 1 is older than version 2" in said.error
 
 
 def test_a_file_that_is_damaged_on_the_server_is_not_taken(shop, phone):

@@ -106,6 +106,49 @@ def test_an_impossible_offer_is_refused_before_a_byte_is_fetched(changes, word, 
     assert not left(phone)
 
 
+@pytest.mark.parametrize(("which", "most"), [("file", 256), ("card", 8)])
+def test_what_is_too_large_is_refused_with_the_limit(which, most, phone):
+    size = (most << 20) + 1
+    said, _ = met(phone, model(**{which: blob(DATA, size=size)}))
+    assert f"{size} bytes, expected 1 to {most << 20} ({most} MiB)" in said.error
+
+
+@pytest.mark.parametrize(
+    "others", [{"file": DATA[1:]}, {"card": b"[]"}, {"file": DATA[1:], "card": b"[]"}]
+)
+@pytest.mark.parametrize("damaged", [(), (NAME,), (NAME, "card.json")])
+def test_other_bytes_under_the_number_in_use_are_refused(others, damaged, phone):
+    """What is in use stays, damaged or not, and is mended where the right bytes are offered."""
+    assert met(phone, model(), *parts(DATA))[0].status == 0
+    for name in damaged:
+        (phone.state / "models" / NAME / "3" / name).write_bytes(b"damaged")
+    before = current(phone)
+    said, asked = met(phone, model(**{name: blob(data) for name, data in others.items()}))
+    assert (said.status, asked) == (1, 1)
+    assert (
+        "impossible-model: version 3 is in use here with other bytes than the gateway offers"
+        in said.error
+    )
+    assert current(phone) == before
+    assert met(phone, model(), *parts(DATA) if damaged else ())[0].status == 0
+    assert current(phone) == (3, DATA, CARD)
+    data, card = others.get("file", DATA), others.get("card", CARD)
+    offer = model(version=4, file=blob(data), card=blob(card))
+    assert met(phone, offer, *parts(data))[0].status == 0
+    assert current(phone) == (4, data, card)
+
+
+def test_a_model_may_be_called_current(phone):
+    for version, data in ((1, b"one"), (2, b"two")):
+        handler = Hostile([model(name="current", version=version, file=blob(data))])
+        with serving(phone.path.parent / "server", handler) as port:
+            meet(phone, port)
+            said = updated(phone, "current")
+        assert (said.status, said.version, said.news) == (0, version, "new")
+        assert said.path == phone.state / "models" / "current" / str(version) / "current"
+        assert current(phone, "current") == (version, data, CARD)
+
+
 @pytest.mark.parametrize(("which", "size"), [("file", 256 << 20), ("card", 8 << 20)])
 def test_the_largest_model_is_fetched(which, size, phone):
     sha256 = "a" * 64
@@ -140,9 +183,9 @@ def test_wrong_bytes_are_fetched_twice_and_leave_nothing(phone):
     assert "damaged-blob: its bytes do not have the SHA-256" in said.error
     assert current(phone) == (3, DATA, CARD)
     folder = f"models/{NAME}"
-    kept = [f"{folder}/3/{NAME}", f"{folder}/3/card.json", f"{folder}/current"]
+    kept = [f"{folder}/3/{NAME}", f"{folder}/3/card.json", f"{folder}/3/.sums"]
     card = f"{folder}/parts/{hashlib.sha256(CARD).hexdigest()}"
-    assert {*left(phone)} == {*kept, card}
+    assert {*left(phone)} == {*kept, f"{folder}/current", card}
     said, asked = met(phone, offer, *wrong, *right)
     assert (said.status, asked) == (0, 5)
     assert current(phone) == (4, new, CARD)

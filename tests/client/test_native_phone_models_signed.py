@@ -177,15 +177,13 @@ def test_a_kill_before_each_change_of_the_disk_leaves_a_whole_model(shop, phone,
     assert len(left) > 8
 
 
-def test_another_model_under_a_number_in_use_never_mixes_with_it(shop, phone_program, tmp_path):
-    """Without keys: a server was set up anew, and counts from 1 again."""
-    phone = shop.phone(phone_program("executorch"))
-    shop.publish(1)
-    assert updated(phone).version == 1
-    old = shop.whole(1)
+def test_a_card_under_a_number_in_use_stays(shop, phone):
+    """The file is the accepted one, and the other card is signed."""
+    shop.publish(1, by(KEY))
+    assert updated(phone).status == 0
+    before = shop.whole(1), accepted(phone)
     shutil.rmtree(shop.file(1).parent)
-    shop.publish(2)
-    for _ in kills(phone, killed_at(tmp_path)):
-        assert current(phone) in (None, old, shop.whole(1))
-        assert updated(phone).version == 1
-        assert current(phone) == shop.whole(1)
+    shop.publish(1, by(KEY), card_bytes=9)
+    said = updated(phone)
+    assert (said.status, "version 1 is in use here with other bytes" in said.error) == (1, True)
+    assert (current(phone), accepted(phone)) == before
