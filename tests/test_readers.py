@@ -82,7 +82,6 @@ OTHERS = {
         simulations/deploy/operator.py:register_folder
         simulations/deploy/phone_files.py:_is_backbone
         simulations/deploy/phone_signing.py:_bring
-        simulations/deploy/phone_signing.py:_problem
         server/export/exported.py:_torch
     """,
     "of the same command, or a process of it: nothing lies there for long": """

@@ -114,6 +114,7 @@ def fetch(
         artifact = _latest(remote, shelf.path.name, tries)
         statement = _check(artifact, shelf, trust) if trust else None
         current = shelf.current
+        _check_reuse(artifact, *shelf.in_use())
         if artifact.version < current:
             note = f"the server has only version {artifact.version}"
             return Fetched(current, shelf.model, 0, note)
@@ -150,6 +151,15 @@ def _check(artifact: Artifact, shelf: Shelf, trust: Trust) -> Statement:
     statement = trust.check(artifact.signed, "model", str(artifact), shelf.in_use())
     artifact.check(statement, "model", fingerprint_of(artifact))
     return statement
+
+
+def _check_reuse(artifact: Artifact, version: int, sha256: str) -> None:
+    """Refuse other bytes under the number in use; a server may have lost its versions."""
+    if artifact.version == version and artifact.sha256 != sha256:
+        raise DeliveryError(
+            f"{artifact} is refused: it is in use here with other bytes (sha256 {sha256}), and a "
+            f"version never changes; fedhead publish --version {version + 1} gives a new number"
+        )
 
 
 def _latest(remote: Source, name: str, tries: _Tries) -> Artifact:

@@ -20,7 +20,14 @@ from common.files import read_private
 from common.signing.statement import Signed
 from common.words import one_line
 
-__all__ = ["DeliveryInterruptedError", "Remote", "read_authority", "read_token", "why_unavailable"]
+__all__ = [
+    "DeliveryInterruptedError",
+    "Explained",
+    "Remote",
+    "read_authority",
+    "read_token",
+    "why_unavailable",
+]
 
 _TIMEOUT_SECONDS = 30
 # Longer than the longest pause that a server's rate limit causes.
@@ -97,6 +104,51 @@ def why_unavailable(details: str, authority: Path) -> str:
     return untrusted(details, authority) or reached
 
 
+class Explained:
+    """Turns failed calls to a server into errors of one line.
+
+    Args:
+        address: of the server.
+        authority: file of the authorities that it must be trusted by.
+        cancelled: what CANCELLED means; empty: another try may succeed.
+    """
+
+    def __init__(self, address: str, authority: Path, cancelled: str = "") -> None:
+        self._address, self._authority, self._cancelled = address, authority, cancelled
+
+    @contextmanager
+    def failures(self, task: object, watch: Watch | None = None) -> Iterator[None]:
+        """Turn a task's failure into one line; a watch may have ended it."""
+        try:
+            yield
+        except grpc.RpcError as exc:
+            # grpc's exceptions are both an error and a call.
+            if not isinstance(exc, grpc.Call):
+                raise
+            if watch and watch.has_ended:
+                stalled = f"hardly any content has arrived for {watch.seconds:g} s"
+                raise self.interrupted(task, stalled) from exc
+            raise self._explain(task, exc.code(), exc.details() or "") from exc
+
+    def interrupted(self, task: object, why: str) -> DeliveryInterruptedError:
+        """A problem of a task that another try may not have."""
+        return DeliveryInterruptedError(f"{self._address}: {task}: {why}")
+
+    def _explain(self, task: object, code: grpc.StatusCode, details: str) -> DeliveryError:
+        if code is grpc.StatusCode.UNAVAILABLE:
+            if why := untrusted(details, self._authority):
+                return DeliveryError(f"{self._address}: {why}")
+            details = why_unavailable(details, self._authority)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            details = f"no answer within {_TIMEOUT_SECONDS} s"
+        if code is grpc.StatusCode.CANCELLED and self._cancelled:
+            return DeliveryError(f"{self._address}: {task}: {self._cancelled}")
+        said = one_line(details, _LONGEST_ANSWER) or code.name
+        if code in _WORTH_ANOTHER_TRY or code is grpc.StatusCode.CANCELLED:
+            return self.interrupted(task, said)
+        return DeliveryError(f"{self._address}: {task}: {said}")
+
+
 class Remote:
     """A connection to a delivery server.
 
@@ -120,7 +172,11 @@ class Remote:
         stall_seconds: float = _STALL_SECONDS,
     ) -> None:
         self._address = address
-        self._authority = authority
+        self._errors = Explained(
+            address,
+            authority,
+            cancelled="another download with this token has begun, or this one was too slow",
+        )
         self._stall_seconds = stall_seconds
         root = read_authority(authority)
         self._metadata = (("authorization", f"Bearer {read_token(token)}"),)
@@ -147,7 +203,7 @@ class Remote:
             DeliveryInterruptedError: another try may succeed.
             DeliveryError: the server refuses, is not trusted, or answers something else.
         """
-        with self._failures(name):
+        with self._errors.failures(name):
             reply = self._stub.latest(
                 pb.LatestRequest(name=name), metadata=self._metadata, timeout=_TIMEOUT_SECONDS
             )
@@ -173,11 +229,14 @@ class Remote:
         """
         request = pb.DownloadRequest(name=artifact.name, version=artifact.version, offset=offset)
         call = self._stub.download(request, metadata=self._metadata)
-        with Watch(call.cancel, self._stall_seconds) as watch, self._failures(artifact, watch):
+        with (
+            Watch(call.cancel, self._stall_seconds) as watch,
+            self._errors.failures(artifact, watch),
+        ):
             try:
                 for chunk in call:
                     if not chunk.data:  # with empty pieces a server could hold a device for ever
-                        raise self._interrupted(artifact, "an empty piece has arrived")
+                        raise self._errors.interrupted(artifact, "an empty piece has arrived")
                     watch.passed(len(chunk.data))
                     yield chunk.data
             finally:
@@ -204,7 +263,7 @@ class Remote:
             accuracy=accuracy,
             held_out=held_out,
         )
-        with self._failures(f"report on {artifact}"):
+        with self._errors.failures(f"report on {artifact}"):
             self._stub.report(request, metadata=self._metadata, timeout=_TIMEOUT_SECONDS)
 
     def check_in(
@@ -227,37 +286,6 @@ class Remote:
         request = pb.CheckInRequest(
             app=app, authorities_sha256=authorities_sha256, in_use=dict(in_use)
         )
-        with self._failures("check-in"):
+        with self._errors.failures("check-in"):
             reply = self._stub.check_in(request, metadata=self._metadata, timeout=_TIMEOUT_SECONDS)
         return reply.authorities, reply.voucher
-
-    @contextmanager
-    def _failures(self, task: object, watch: Watch | None = None) -> Iterator[None]:
-        """Turn a task's failure into one line; a watch may have ended it."""
-        try:
-            yield
-        except grpc.RpcError as exc:
-            # grpc's exceptions are both an error and a call.
-            if not isinstance(exc, grpc.Call):
-                raise
-            if watch and watch.has_ended:
-                stalled = f"hardly any content has arrived for {self._stall_seconds:g} s"
-                raise self._interrupted(task, stalled) from exc
-            raise self._explain(task, exc.code(), exc.details() or "") from exc
-
-    def _interrupted(self, task: object, why: str) -> DeliveryInterruptedError:
-        return DeliveryInterruptedError(f"{self._address}: {task}: {why}")
-
-    def _explain(self, task: object, code: grpc.StatusCode, details: str) -> DeliveryError:
-        if code is grpc.StatusCode.UNAVAILABLE:
-            if why := untrusted(details, self._authority):
-                return DeliveryError(f"{self._address}: {why}")
-            details = why_unavailable(details, self._authority)
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            details = f"no answer within {_TIMEOUT_SECONDS} s"
-        if code is grpc.StatusCode.CANCELLED:
-            details = "another download with this token has begun, or this one was too slow"
-        said = one_line(details, _LONGEST_ANSWER) or code.name
-        if code in _WORTH_ANOTHER_TRY:
-            return self._interrupted(task, said)
-        return DeliveryError(f"{self._address}: {task}: {said}")

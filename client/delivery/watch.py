@@ -21,12 +21,13 @@ class Watch:
         seconds: length of the period.
 
     Attributes:
+        seconds: length of the period.
         has_ended: whether ``end`` was called.
     """
 
     def __init__(self, end: Callable[[], object], seconds: float) -> None:
         self.has_ended = False
-        self._end, self._seconds = end, seconds
+        self._end, self.seconds = end, seconds
         self._over = threading.Event()
         self._since, self._bytes = time.monotonic(), 0
 
@@ -49,7 +50,7 @@ class Watch:
             self._since, self._bytes = time.monotonic(), 0
 
     def _look(self) -> None:
-        while (left := self._since + self._seconds - time.monotonic()) > 0:
+        while (left := self._since + self.seconds - time.monotonic()) > 0:
             if self._over.wait(left):
                 return
         self.has_ended = True

@@ -100,9 +100,10 @@ class Blobs:
 
     def offer_file(self, sha256: str, path: Path) -> None:
         """Let phones fetch a file, and what was there before no more."""
-        if self._files.get(sha256) != path:
-            self._files = {s: other for s, other in self._files.items() if other != path}
-            self._files[sha256] = path
+        with self._lock:
+            if self._files.get(sha256) != path:
+                kept = {s: other for s, other in self._files.items() if other != path}
+                self._files = kept | {sha256: path}
 
     def offer(self, sha256: str, make: Callable[[], bytes], client: int | None = None) -> None:
         """Let all phones, or one client's, fetch bytes; ``make`` is called in a thread."""

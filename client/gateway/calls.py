@@ -86,7 +86,7 @@ class Calls:
         if problem := _odd(request):
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, problem)
         seen = self._presence.of(phone)
-        if not seen.may_check_in():
+        if not seen.may_call():
             self._figures.count("too-many-calls")
             await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many check-ins")
         if request.problem and request.problem != seen.problem:
@@ -167,7 +167,7 @@ class Calls:
 
     async def latest(self, request: pb.LatestRequest, context: Context) -> pb.Model:
         """The newest version of a finished model."""
-        if not self._presence.of(calling.get()).may_check_in():
+        if not self._presence.of(calling.get()).may_call():
             self._figures.count("too-many-calls")
             await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many questions")
         try:

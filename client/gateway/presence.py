@@ -69,8 +69,8 @@ class Seen:
     tokens: float = _BURST
     refilled: float = field(default_factory=time.monotonic)
 
-    def may_check_in(self) -> bool:
-        """Take one check-in off what it may make."""
+    def may_call(self) -> bool:
+        """Take one call off those that it may make now: check-ins, and questions for models."""
         now = time.monotonic()
         self.tokens = min(_BURST, self.tokens + (now - self.refilled) * _RATE)
         self.refilled = now

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import grpc
 
 from client.delivery.fetch import Fetched, fetch
-from client.delivery.remote import Remote
+from client.delivery.remote import Explained, read_authority, read_token
 from client.delivery.shelf import Shelf
 from client.phone.blobs import check_blob, checked_part, has_bytes
 from client.phone.settings import PhoneFolder
@@ -16,13 +18,12 @@ from client.trust import Trust
 from common.delivery.versions import Artifact
 from common.errors import DeliveryError, ProtocolError
 from common.phones.phones_pb2 import Blob, FetchRequest, LatestRequest, Model, Part
-from common.phones.wire import Stub
+from common.phones.wire import CHANNEL_OPTIONS, LARGEST_CARD, LARGEST_MODEL, Stub
 from common.signing.statement import Signed
 
 __all__ = ["GatewayModels", "fetch_model"]
 
 _SECONDS = 30.0  # for one call
-_MOST_BYTES, _MOST_CARD_BYTES = 256 << 20, 8 << 20
 _KEPT = 3  # versions
 
 
@@ -42,8 +43,8 @@ def fetch_model(folder: PhoneFolder, name: str) -> Fetched:
         return fetch(source, Shelf(folder.state / "models", name), keep=_KEPT, trust=trust)
 
 
-class GatewayModels(Remote):
-    """A connection to a gateway, for its finished models.
+class GatewayModels:
+    """A connection to a gateway, for its finished models; see ``client.delivery.fetch.Source``.
 
     Args:
         address: host and port; the host must be a name in the gateway's certificate.
@@ -56,8 +57,22 @@ class GatewayModels(Remote):
     """
 
     def __init__(self, address: str, *, authority: Path, token: Path) -> None:
-        super().__init__(address, authority=authority, token=token)
-        self._phones = Stub(self._channel)
+        self._address, self._errors = address, Explained(address, authority)
+        credentials = grpc.ssl_channel_credentials(read_authority(authority))
+        self._metadata = (("authorization", f"Bearer {read_token(token)}"),)
+        self._channel = grpc.secure_channel(address, credentials, CHANNEL_OPTIONS)
+        self._stub = Stub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._channel.close()
 
     def latest(self, name: str) -> Artifact:
         """See ``Source.latest``."""
@@ -66,8 +81,8 @@ class GatewayModels(Remote):
         if model.name != name:
             raise DeliveryError(f"{what} was asked for, but the answer is {model.name[:80]!r}")
         try:
-            check_blob(model.file, "its file", _MOST_BYTES)
-            check_blob(model.card, "its card", _MOST_CARD_BYTES)
+            check_blob(model.file, "its file", LARGEST_MODEL)
+            check_blob(model.card, "its card", LARGEST_CARD)
             card = model.card.data or b"".join(self._parts(model.card, 0))
             if not has_bytes(model.card, card):
                 raise ProtocolError("its card holds other bytes than its SHA-256 says")
@@ -79,8 +94,8 @@ class GatewayModels(Remote):
         return Artifact(name, model.version, file.size, file.sha256, text, signed)
 
     def _newest(self, name: str) -> Model:
-        with self._failures(name):
-            model: Model = self._phones.latest(
+        with self._errors.failures(name):
+            model: Model = self._stub.latest(
                 LatestRequest(name=name), metadata=self._metadata, timeout=_SECONDS
             )
         return model
@@ -97,7 +112,7 @@ class GatewayModels(Remote):
         """A blob's bytes from an offset on, each part checked for its length and place."""
         while offset < blob.size:
             request = FetchRequest(sha256=blob.sha256, offset=offset)
-            with self._failures(f"blob {blob.sha256[:12]}"):
+            with self._errors.failures(f"blob {blob.sha256[:12]}"):
                 part = self._part(request)
             data = checked_part(part, blob, offset)
             offset += len(data)
@@ -105,9 +120,11 @@ class GatewayModels(Remote):
 
     def _part(self, request: FetchRequest) -> Part:
         try:
-            part: Part = self._phones.fetch(request, metadata=self._metadata, timeout=_SECONDS)
+            part: Part = self._stub.fetch(request, metadata=self._metadata, timeout=_SECONDS)
         except grpc.RpcError as exc:
             if isinstance(exc, grpc.Call) and exc.code() is grpc.StatusCode.NOT_FOUND:
-                raise self._interrupted(request.sha256[:12], "it is not offered now") from exc
+                raise self._errors.interrupted(
+                    request.sha256[:12], "it is not offered now"
+                ) from exc
             raise
         return part

@@ -54,7 +54,7 @@ class PhoneFolder:
 
     @property
     def trusted(self) -> Path | None:
-        """Folder of the public keys that sign backbones; None: nothing need be signed."""
+        """Folder of the public keys of backbones and models; None: nothing need be signed."""
         folder = self.path / "trusted"
         return folder if folder.exists() else None
 

@@ -26,8 +26,8 @@ from common.phones.phones_pb2 import (
     Verdict,
 )
 
-__all__ = ["CHANNEL_OPTIONS", "INLINE_BLOB", "INLINE_UPDATE", "LONGEST_WAIT", "PART",
-           "SERVER_OPTIONS", "Servicer", "Stub", "handlers"]  # fmt: skip
+__all__ = ["CHANNEL_OPTIONS", "INLINE_BLOB", "INLINE_UPDATE", "LARGEST_CARD", "LARGEST_MODEL",
+           "LONGEST_WAIT", "PART", "SERVER_OPTIONS", "Servicer", "Stub", "handlers"]  # fmt: skip
 
 _SERVICE = "fedhead.phones.v1.Phones"
 
@@ -39,6 +39,9 @@ INLINE_UPDATE = 256 << 10
 
 PART = 256 << 10
 """Largest number of bytes of a blob in one call."""
+
+LARGEST_MODEL, LARGEST_CARD = 256 << 20, 8 << 20
+"""Bytes of a finished model and of its card."""
 
 LONGEST_WAIT = 30
 """Seconds for which a check-in may be held."""

@@ -114,7 +114,7 @@ def deploy(
         command = f"fedhead serve {shlex.quote(str(folder / 'server'))}"
         print(f"{command} lets them in when it starts")
     if names:
-        print(f"fedhead gateway {shlex.quote(str(folder))} serves the phones, beside it")
+        print(f"fedhead gateway {shlex.quote(str(folder))} serves the phones, beside fedhead serve")
     print(f"{folder}: read its README.md; keep authority/ca.key offline")
     print(signing_state(folder / "server"))
 

@@ -17,10 +17,9 @@ from common.delivery.versions import shelf_of
 from common.errors import SignatureError
 from common.files import sha256_file, write_atomic
 from common.phones import FORMATS, file_name
-from common.signing.statement import Signed
 from common.signing.trust import TrustedKeys
 from server.delivery.publish import Candidate, Sign, publish_version
-from simulations.deploy.signing import SOON_SECONDS, backbones_of, elsewhere
+from simulations.deploy.signing import SOON_SECONDS, backbones_of, elsewhere, problem_of
 from simulations.deploy.trust import trusted_of
 
 __all__ = ["candidate_of", "sign_formats"]
@@ -65,17 +64,18 @@ def sign_formats(
         if not path.exists():
             continue
         candidate = candidate_of(path, name, kind, server)
-        _bring(candidate)
-        problem, ends = _problem(candidate, trusted)
+        problem, ends = problem_of(candidate, trusted, path.name)
         if sign and (problem or ends < time.time() + SOON_SECONDS):
             artifact = publish_version(candidate, sign).artifact
-            logger.info("%s is signed as version %d of %s", path.name, artifact.version, name)
-            _bring(candidate)
+            logger.info(
+                "%s is signed as version %d of %s", path.name, artifact.version, artifact.name
+            )
         elif problem:
-            refused[kind] = f"{path.name}: {problem}"
+            refused[kind] = problem
             continue
         elif ends < time.time() + SOON_SECONDS:
             logger.warning("a signature of %s ends soon: give --key FILE", path.name)
+        _bring(candidate)
         taken += 1
     if refused and not taken:
         kind, problem = next(iter(refused.items()))
@@ -86,11 +86,11 @@ def sign_formats(
             f"{elsewhere(f'{name}.{kind}', server, '--format', kind)}"
         )
     for problem in refused.values():
-        logger.warning("phones will not take %s: give --key FILE", problem)
+        logger.warning("%s: phones will not take it; give --key FILE", problem)
 
 
 def _bring(candidate: Candidate) -> None:
-    """Copy the signature of the shelf's newest version, if that is this file."""
+    """Copy the signature of the shelf's newest version, which is this file, beside it."""
     artifact = candidate.newest()
     if artifact is None or artifact.signed is None:
         return
@@ -100,24 +100,6 @@ def _bring(candidate: Candidate) -> None:
         beside = _beside(candidate.source, what)
         if not beside.exists() or beside.read_bytes() != content:
             write_atomic(beside, content)
-
-
-def _problem(candidate: Candidate, trusted: TrustedKeys | None) -> tuple[str, int]:
-    """Why phones would refuse a file (empty: they take it), and when its signature ends."""
-    path = candidate.source
-    try:
-        signed = Signed(*(_beside(path, what).read_bytes() for what in ("statement", "signature")))
-    except FileNotFoundError:
-        return "it is not signed", 0
-    try:
-        if trusted is None:
-            return "nobody says whose signatures count", 0
-        statement = trusted.verify(signed, path.name)
-    except SignatureError as exc:
-        return str(exc), 0
-    if (statement.fingerprint, statement.sha256) != (candidate.fingerprint, candidate.sha256):
-        return "its signature is of another file", 0
-    return "", statement.expires
 
 
 def _beside(path: Path, what: str) -> Path:

@@ -25,6 +25,7 @@ __all__ = [
     "backbones_of",
     "draft",
     "elsewhere",
+    "problem_of",
     "signed_backbones",
     "signer",
 ]
@@ -164,7 +165,7 @@ def signed_backbones(
         sign_now = signer(server, key=key)  # a wrong key is an error even if unneeded
     candidate = backbone_candidate(config, server, run)
     what = f"backbone {config.name} ({candidate.fingerprint[:12]})"
-    problem, ends = _problem(candidate, trusted, what)
+    problem, ends = problem_of(candidate, trusted, what)
     if sign_now and (problem or ends < time.time() + SOON_SECONDS):
         artifact = publish_version(candidate, sign_now).artifact
         logger.info("%s is signed as version %d", what, artifact.version)
@@ -192,8 +193,17 @@ def elsewhere(name: str, server: Path, *options: str) -> str:
     )
 
 
-def _problem(candidate: Candidate, trusted: TrustedKeys | None, what: str) -> tuple[str, int]:
-    """Why devices would refuse the signed candidate (empty: they take it), and when that ends."""
+def problem_of(candidate: Candidate, trusted: TrustedKeys | None, what: str) -> tuple[str, int]:
+    """Why devices would refuse the signed candidate, and when that ends.
+
+    Args:
+        candidate: the backbone's file; it is taken only as the newest version on its shelf.
+        trusted: the keys that count; None: any.
+        what: words for it, for the error.
+
+    Returns:
+        The reason, empty if they take it; and when the signature ends, in seconds since 1970.
+    """
     artifact = candidate.newest()
     if artifact is None:
         return f"{what} is not signed", 0

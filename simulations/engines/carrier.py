@@ -51,7 +51,7 @@ class Carrier:
             problems.append("--key is for --deployment: nothing else needs signatures")
         if self.health and not is_address(self.health):
             problems.append(
-                f"--health {self.health!r} must be HOST:PORT, for example 127.0.0.1:9096"
+                f"--health {self.health!r} must be HOST:PORT, for example 127.0.0.1:9097"
             )
         if problems:
             raise ConfigError(problems)

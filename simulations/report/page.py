@@ -100,6 +100,7 @@ def page_html(comparison: Comparison, target: float | None) -> str:
         metrics=sorted({name for setting in comparison.settings for name in metric_names(setting)}),
         experiment_file=EXPERIMENT_FILE,
         devices=any(run.devices for run in comparison.runs),
+        simulated=not all(run.devices for run in comparison.runs),
         common=to_toml(common),
         version_names=version_names or ["versions"],
         version_rows=[(dict(versions), count) for versions, count in version_rows.items()],

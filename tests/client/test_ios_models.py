@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.delivery.versions import MOST_VERSIONS
+from common.phones.wire import LARGEST_CARD, LARGEST_MODEL
 from common.signing.statement import _STATEMENT, MAX_SIGNED_BYTES, NAME_PATTERN
 from common.signing.trust import CLOCK_SKEW_SECONDS, MAX_KEYS
 
@@ -98,12 +99,13 @@ def test_limits_are_the_protocols() -> None:
     assert f"(1...{MAX_KEYS}).contains(keys.count)" in trust
     assert f'try! Regex("{NAME_PATTERN}")' in models
     assert f"answer.version <= {MOST_VERSIONS:_} else" in models
-    most = re.search(r"Blob card = 4; .*at most (\d+) MiB", PHONES)
-    assert most
-    assert f"answer.card.size <= {most[1]} << 20 else" in models
+    for blob, largest in (("file", LARGEST_MODEL), ("card", LARGEST_CARD)):
+        assert re.search(rf"Blob {blob} = \d; .*at most {largest >> 20} MiB", PHONES)
+        call = f'checkBlob(answer.{blob}, "the {blob} of \\(name)", mostMiB: {largest >> 20})\n'
+        assert call in models
 
 
-# What the gateway or the disk may do, by file: what stands there against it.
+# What the gateway or the app may do, by file: what stands there against it.
 RULES = {
     "no model of that name": ("Models", r"code == \.notFound \{\n.*Refusal\(\"no-model\""),
     "an answer of another name": (
@@ -111,15 +113,17 @@ RULES = {
         r"guard Data\(answer\.name\.utf8\) == Data\(name\.utf8\) else",
     ),
     "version 0": ("Models", r"guard answer\.version >= 1, answer\.version <= "),
-    "no file": ("Models", r"guard isHash\(answer\.file\.sha256\), answer\.file\.size >= 1, "),
-    "a file without end": ("Models", r"answer\.file\.size <= 256 << 20 else"),
-    "a card without end": (
+    "a blob without a name": ("Models", r"guard isHash\(blob\.sha256\) else \{ throw "),
+    "no file, or one without end": (
         "Models",
-        r"guard isHash\(answer\.card\.sha256\), answer\.card\.size >= 1, ",
+        r"guard blob\.size >= 1, blob\.size <= mostMiB << 20 else \{\n +throw .*"
+        r"expected 1 byte to \\\(mostMiB\) MiB",
     ),
     "an older version, without keys": (
         "Models",
-        r"if trust == nil, answer\.version < shelf\.inUse, .* \{ return model \}",
+        r"guard answer\.version >= current else \{\n"
+        r" +if let model = shelf\.model\(isNew: false\) \{ return model \}\n"
+        r" +throw Refusal\(\"damaged-model\", ",
     ),
     "an older version than accepted": (
         "Trust",
@@ -142,11 +146,6 @@ RULES = {
     "letters that Swift takes for others": (
         "Trust",
         r"guard bytes\.allSatisfy\(\{ \$0 < 128 \}\) else \{ return nil \}",
-    ),
-    "the same in a name": ("Models", r"guard name\.utf8\.allSatisfy\(\{ \$0 < 128 \}\), "),
-    "names of a shelf's own files": (
-        "Models",
-        r'!\["current", "card\.json"\]\.contains\(name\.lowercased\(\)\)',
     ),
     "a kill during a fetch": (
         "Gateway",
@@ -182,35 +181,22 @@ RULES = {
         "Gateway",
         r"contentsOf: file, options: \.mappedIfSafe\)",
     ),
-    "a power cut after a fetch": ("Gateway", r"\n    \}\n    try handle\.synchronize\(\)\n"),
-    "a kill while a file is put in place": (
-        "Disk",
-        r"guard rename\(file\.path, place\.path\) == 0 ",
+    "a part of another blob or place": (
+        "Gateway",
+        r"guard part\.sha256 == blob\.sha256, part\.size == blob\.size, part\.offset == size else "
+        r"\{\n +throw (.*\n)+.*handle\.write\(contentsOf: part\.data",
     ),
+    "a power cut after a fetch": ("Gateway", r"\n    \}\n    try handle\.synchronize\(\)\n"),
     "a second call meanwhile": (
         "Models",
         r"guard !updating\.contains\(name\) else \{ throw .*\n +updating\.insert\(name\)\n"
         r" +defer \{ updating\.remove\(name\) \}",
     ),
-    "a name that leads elsewhere": ("Models", r"guard Self\.isSafe\(name\) else \{\n +throw "),
     "other bytes of the version in use": (
         "Models",
-        r"if answer\.version == shelf\.inUse, let known = shelf\.sums\(answer\.version\), "
-        r"known != sums \{\n.*\n +throw ",
+        r"if answer\.version == current, let known = shelf\.sums\(current\), "
+        r"known != Self\.sums\(answer\) \{\n.*\n +throw .*is in use here with other bytes",
     ),
-    "a version that keys have never seen": (
-        "Models",
-        r"return \(version: version, sha256: String\(found\.prefix\(64\)\)\)",
-    ),
-    "a version whose sums are lost": (
-        "Models",
-        r"guard let found = sums\(version\) else \{ return \(version: 0, ",
-    ),
-    "a current version without its sums": (
-        "Models",
-        r"\.write\(Self\.note, Data\(sums\.utf8\)\)\n +try replace\(.*\"current\"\)",
-    ),
-    "no version in use": ("Models", r"guard version > 0 else \{ return nil \}"),
     "a model for a backbone of another format": (
         "Trust",
         r'guard statement\.name\.hasSuffix\("\.\\\(backbone\.format\)"\) else',
@@ -229,14 +215,6 @@ RULES = {
         "Models",
         r"let hasFile = gateway\.isWhole\(file, answer\.file\)\n(.*\n)*.*if !hasFile \{ try await ",
     ),
-    "partial files of other versions": (
-        "Models",
-        r'where name\.hasSuffix\("\.part"\) && !kept\.contains\(name\) \{ forget\(name\) \}',
-    ),
-    "a number without its file": (
-        "Models",
-        r"UInt64\(number\), isHere\(version\) else \{ return 0",
-    ),
 }
 
 
@@ -251,10 +229,11 @@ def test_the_steps_of_an_update_come_in_the_protocols_order() -> None:
     steps = [
         "try await latest(name)",
         "try Self.check(answer, name)",
+        "known != Self.sums(answer) {",
         "try trust?.check(answer, inUse: shelf.noted)",
+        "guard answer.version >= current else {",
         "try await install(answer, statement, shelf)",
         "private func install(",
-        "known != sums {",
         "shelf.forgetPartials(but: [",
         "gateway.fetch(answer.card, into: newCard)",
         "fingerprint == statement.fingerprint",
@@ -262,7 +241,7 @@ def test_the_steps_of_an_update_come_in_the_protocols_order() -> None:
         "trust?.remember(statement)",
         "move(newCard, to: card)",
         "move(newFile, to: file)",
-        "shelf.use(answer.version, sums)",
+        "shelf.use(answer.version, Self.sums(answer))",
         "shelf.forgetOthers()",
     ]
     places = [SWIFT["Models"].index(step) for step in steps]
@@ -270,10 +249,13 @@ def test_the_steps_of_an_update_come_in_the_protocols_order() -> None:
     assert all(SWIFT["Models"].count(step) == 1 for step in steps)
 
 
-def test_a_shelf_keeps_the_version_in_use_and_the_one_before() -> None:
-    shelf = SWIFT["Models"].partition("func forgetOthers()")[2].partition("\n  }\n")[0]
-    assert 'var kept = ["current", "\\(inUse)"]\n' in shelf
-    assert "if let last = before(inUse) { kept.append" in shelf
-    assert "where !kept.contains(name) { forget(name) }" in shelf
-    assert re.search(r"filter \{ \$0 < version && isHere\(\$0\) \}\.max\(\)", SWIFT["Models"])
-    assert '"current"), Data("\\(version)\\n".utf8))' in SWIFT["Models"]
+def test_a_part_is_read_with_all_that_it_is_compared_with() -> None:
+    """What is not read would stay empty, and no part would ever be the one asked for."""
+    part = SWIFT["Messages"].partition("\nstruct Part {")[2].partition("\n}\n")[0]
+    read = dict(re.findall(r"case (\d): (\w+) = try field", part))
+    assert {"sha256", "size", "offset", "data"} <= set(read.values())
+
+
+def test_the_readme_says_whose_a_folder_is() -> None:
+    readme = (ROOT / "client/ios/README.md").read_text()
+    assert "A phone's folder belongs to one program" in readme

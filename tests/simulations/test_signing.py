@@ -38,8 +38,9 @@ from simulations.deploy.folder import write_deployment
 from simulations.deploy.gateway import register_gateway
 from simulations.deploy.grade import grade
 from simulations.deploy.launch import device_command
+from simulations.deploy.phone_signing import sign_formats
 from simulations.deploy.settings import delivery_of
-from simulations.deploy.signing import signed_backbones
+from simulations.deploy.signing import signed_backbones, signer
 from simulations.deploy.signing_key import new_key, read_key
 from simulations.deploy.trust import signing_state, trusted_of
 
@@ -348,6 +349,30 @@ def test_the_commands_that_sign_a_phones_file_elsewhere_are_said_in_full(
     (garden / "server" / "backbones" / f"{config.name}.torch").rename(tmp_path / "gone")
     with pytest.raises(SignatureError, match="phones take signed files only"):
         phone_files.phone_files(config, garden / "server", None, path)
+
+
+def test_a_backbone_that_comes_back_is_signed_anew_for_phones(fedhead, garden, tmp_path) -> None:
+    """Phones refuse a version below the last that they accepted."""
+    server = garden / "server"
+    trust(fedhead, "signing.key.pub")
+    by_key = signer(server, key=tmp_path / "signing.key")
+    folders = [tmp_path / "backbones" / (letter * 64) for letter in "ab"]
+    for i, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        (folder / "backbone.bin").write_bytes(bytes([i]) * 99)
+    trusted = TrustedKeys.read(trusted_of(server))
+
+    def version(folder: Path) -> int:
+        names = [f"backbone.bin.{what}" for what in ("statement", "signature")]
+        return trusted.verify(Signed(*((folder / n).read_bytes() for n in names)), "it").version
+
+    for number, folder in enumerate((folders[0], folders[1], folders[0]), 1):
+        sign_formats(folder, "three", (), server, by_key)
+        assert version(folder) == number
+    with pytest.raises(SignatureError, match="is not signed"):
+        sign_formats(folders[1], "three", (), server, None)
+    # What was beside a file stays until there is something that phones take.
+    assert version(folders[1]) == 2
 
 
 def test_a_phones_file_is_of_an_experiment_and_must_be_there(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,6 +154,37 @@ def test_what_is_damaged_on_the_server_is_not_sent(
         fetch_model(folder, NAME)
     assert str(deployment.path) not in str(caught.value)
     assert str(file) in caplog.text
+    with pytest.raises(DeliveryError):
+        fetch_model(folder, NAME)
+    assert caplog.text.count(str(file)) == 1  # a fleet does not fill the log
+
+
+def test_a_model_that_phones_do_not_take_is_said_to_be_too_large(
+    publish: Publish, folder: PhoneFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.gateway.models.LARGEST_MODEL", 10)
+    publish(b"12345678901")
+    with pytest.raises(DeliveryError, match="has 11 bytes, but phones take at most 10"):
+        fetch_model(folder, NAME)
+
+
+def test_many_phones_at_once_have_a_file_read_once(
+    publish: Publish, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from client.gateway import backbones
+
+    content, read = publish(b"read once"), []
+
+    def slowly(path: Path) -> str:
+        read.append(path)
+        time.sleep(0.2)
+        return hashlib.sha256(content).hexdigest()
+
+    monkeypatch.setattr(backbones, "sha256_file", slowly)
+    (anna,) = deployment.add("anna")
+    calls = [anna.stub.latest.future(pb.LatestRequest(name=NAME)) for _ in range(4)]
+    assert {call.result().file.sha256 for call in calls} == {hashlib.sha256(content).hexdigest()}
+    assert len(read) == 1
 
 
 def test_only_phones_ask_only_for_names_and_not_without_end(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from client.phone.models import fetch_model
@@ -98,3 +99,27 @@ def test_other_bytes_and_other_parts_than_promised_are_refused_and_the_next_fetc
     offer(gateway, version=2, file=gateway.blob(b"older"))
     found = fetch_model(phone, NAME)
     assert (found.version, found.model.read_bytes()) == (3, CONTENT)
+
+
+def test_other_bytes_under_the_number_in_use_are_refused(
+    gateway: FakeGateway, folder: Path
+) -> None:
+    phone = read_phone(folder)
+    offer(gateway)
+    fetch_model(phone, NAME)
+    offer(gateway, file=gateway.blob(b"another file"))
+    with pytest.raises(DeliveryError, match="in use here with other bytes"):
+        fetch_model(phone, NAME)
+    offer(gateway)
+    assert fetch_model(phone, NAME).model.read_bytes() == CONTENT
+
+
+def test_a_gateway_that_has_no_room_for_calls_is_asked_again(
+    gateway: FakeGateway, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    offer(gateway)
+    full = grpc.StatusCode.CANCELLED
+    gateway.failures = {"latest": [full], "fetch": [None, full]}
+    assert fetch_model(read_phone(folder), NAME).model.read_bytes() == CONTENT
+    assert gateway.failures == {"latest": [], "fetch": []}

@@ -9,6 +9,13 @@ func isHash(_ text: String) -> Bool {
   text.utf8.count == 64 && text.utf8.allSatisfy { (48...57).contains($0) || (97...102).contains($0) }
 }
 
+/// The SHA-256 of a file, in hexadecimal; nil if it cannot be read.
+func fileHash(_ file: URL) -> String? {
+  // Mapped, for it may be larger than what an app may have in memory.
+  guard let data = try? Data(contentsOf: file, options: .mappedIfSafe) else { return nil }
+  return hex(sha256(data))
+}
+
 /// Replaces a file, completely or not at all.
 func replace(_ file: URL, _ data: Data) throws {
   try FileManager.default.createDirectory(

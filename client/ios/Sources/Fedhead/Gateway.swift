@@ -105,6 +105,10 @@ struct Gateway {
     while size < blob.size {
       let request = FetchRequest(sha256: blob.sha256, offset: size)
       let part = try Part(reading: await connection.call("Fetch", request.written(), seconds: Self.callSeconds))
+      guard part.sha256 == blob.sha256, part.size == blob.size, part.offset == size else {
+        throw WireError(description: "byte \(size) of a blob was asked for, but the answer is another part")
+      }
+      // Parts that are too small would let a gateway hold the phone for ever.
       let expected = min(Self.part, Int(blob.size - size))
       guard part.data.count == expected else {
         throw WireError(description: "a part of a blob has \(part.data.count) bytes, expected \(expected)")

@@ -256,6 +256,9 @@ struct Part {
   init(reading message: Data) throws {
     for field in try fields(message) {
       switch field.number {
+      case 2: sha256 = try field.string()
+      case 3: size = try field.uint()
+      case 4: offset = try field.uint()
       case 5: data = try field.bytes()
       default: break
       }
