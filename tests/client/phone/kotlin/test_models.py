@@ -252,9 +252,9 @@ def test_a_phone_that_is_killed_before_any_change_of_a_file_has_the_old_model_or
         assert end("allow", 1000)
     state, shelf = folder / "state", folder / "state/models" / MODEL
     shutil.copytree(state, tmp_path / "kept")
-    signed(new, 3)
-    step, seen = 0, set()
+    step, seen, followed = 0, set(), set()
     while True:
+        signed(new, 3)
         ended = end("kill", step)
         current = int((shelf / "current").read_text())
         seen.add(current)
@@ -263,6 +263,16 @@ def test_a_phone_that_is_killed_before_any_change_of_a_file_has_the_old_model_or
         assert (shelf / str(current) / "card.json").read_bytes() == CARD
         accepted = int((state / "accepted/model" / MODEL).read_bytes().split()[0])
         assert accepted >= current
+        if not ended and (shelf / "3/.sums").exists():
+            # Where it is followed by another one, the one before is the one that was in use.
+            shutil.copytree(state, tmp_path / "killed")
+            signed(old, 4)
+            assert end("allow", 1000) == Ended("4", str(current), True, "null")
+            assert versions(folder) == {str(current), "4"}
+            followed.add(current)
+            shutil.rmtree(state)
+            (tmp_path / "killed").rename(state)
+            signed(new, 3)
         assert end("allow", 1000) == Ended("3", "2", ended is None and current == 2, "null")
         assert (shelf / "3" / MODEL).read_bytes() == new
         assert versions(folder) == {"2", "3"}
@@ -274,7 +284,7 @@ def test_a_phone_that_is_killed_before_any_change_of_a_file_has_the_old_model_or
         shutil.rmtree(state)
         shutil.copytree(tmp_path / "kept", state)
     assert step > 20
-    assert seen == {2, 3}
+    assert seen == followed == {2, 3}
 
 
 def test_a_version_that_is_only_half_there_is_none_to_go_back_to(
@@ -289,6 +299,27 @@ def test_a_version_that_is_only_half_there_is_none_to_go_back_to(
     offer(gateway, b"a third one", version=3)
     assert fetch(folder).is_new
     assert versions(folder) == {"1", "3"}
+
+
+def test_a_version_that_a_killed_update_had_only_put_there_is_none_to_go_back_to(
+    gateway: FakeGateway, folder: Path, tmp_path: Path, fetch: Fetch
+) -> None:
+    """A kill before version 5 came into use; version 4 was in use when version 6 came."""
+    shelf = folder / "state/models" / MODEL
+    for version in (3, 4):
+        offer(gateway, bytes([version]), version=version)
+        fetch(folder)
+    shutil.copytree(folder / "state", tmp_path / "before")
+    offer(gateway, CONTENT, version=5)
+    assert fetch(folder).is_new
+    shelf.joinpath("5").rename(tmp_path / "5")
+    shutil.rmtree(folder / "state")
+    (tmp_path / "before").rename(folder / "state")
+    (tmp_path / "5").rename(shelf / "5")
+    offer(gateway, bytes([6]), version=6)
+    assert fetch(folder).is_new
+    assert versions(folder) == {"4", "6"}
+    assert (shelf / "4" / MODEL).read_bytes() == bytes([4])
 
 
 def test_on_a_small_disk_nothing_is_fetched_that_has_no_room(

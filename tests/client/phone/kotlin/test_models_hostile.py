@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +55,21 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a version without end": ({"version": 10**9}, "an impossible version"),
     "a version below zero in Kotlin": ({"version": 2**64 - 1}, "an impossible version"),
     "no hash": ({"file": named(CONTENT, sha256="../../../phone.token")}, "no SHA-256"),
-    "no file": ({"file": named(b"")}, "a file of an impossible size"),
+    "no file": (
+        {"file": named(b"")}, "a file of 0 bytes, expected 1 to 268435456 (256 MiB)"
+    ),
     "too large a file": (
-        {"file": named(CONTENT, size=(256 << 20) + 1)}, "a file of an impossible size"
+        {"file": named(CONTENT, size=(256 << 20) + 1)},
+        "a file of 268435457 bytes, expected 1 to 268435456 (256 MiB)",
     ),
     "a size below zero in Kotlin": (
-        {"file": named(CONTENT, size=2**64 - 5)}, "a file of an impossible size"
+        {"file": named(CONTENT, size=2**64 - 5)},
+        "a file of 18446744073709551611 bytes, expected 1 to 268435456 (256 MiB)",
     ),
     "no card": ({"card": Blob()}, "no SHA-256"),
     "too large a card": (
-        {"card": named(CARD, size=(8 << 20) + 1)}, "a card of an impossible size"
+        {"card": named(CARD, size=(8 << 20) + 1)},
+        "a card of 8388609 bytes, expected 1 to 8388608 (8 MiB)",
     ),
 }  # fmt: skip
 
@@ -81,15 +86,35 @@ def test_an_answer_that_cannot_be_is_refused_before_anything_is_fetched(
     assert not files(folder)
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", ".lock", "", "x" * 101, "current", "card.json"])
-def test_a_name_that_is_no_folders_is_refused_in_words(
+PATTERN = "a letter or digit, then at most 99 letters, digits, '.', '_' or '-'"
+NAMES = dict.fromkeys(["../x", "a/b", ".lock", "", "x" * 101], PATTERN) | dict.fromkeys(
+    ["card.json", "artifact.json", "signed"], "each version has such a file of its own"
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_is_no_models_is_refused_in_words(
     name: str, folder: Path, java: Callable[..., list[str]]
 ) -> None:
     command = java("dev.fedhead.jvm.MainKt", folder, "--model", name)
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
-    assert f'"{name}" cannot name a model' in done.stderr
+    assert f'"{name}" cannot name a model: {NAMES[name]}\n' in done.stderr
     assert not (folder / "state/models").exists()
+
+
+@pytest.mark.parametrize("name", ["current", "3", "card.json.pte"])
+def test_a_models_name_may_be_like_that_of_a_file_beside_the_versions(
+    name: str, gateway: FakeGateway, folder: Path, fetch: Fetch
+) -> None:
+    shelf = folder / "state/models" / name
+    for version, content in enumerate([b"the first", CONTENT, b"the third"], 1):
+        offer(gateway, content, name=name, version=version)
+        path = shelf / str(version) / name
+        assert fetch(folder, name) == Updated(path, is_new=True, problem="")
+        assert path.read_bytes() == content
+        assert (shelf / "current").read_text() == f"{version}\n"
+    assert {path.name for path in shelf.glob("[0-9]")} == {"2", "3"}
 
 
 SIGNED: dict[str, dict[str, Any]] = {
@@ -167,15 +192,34 @@ def test_no_byte_is_fetched_of_a_model_that_is_not_signed_as_it_must_be(
     assert not (folder / "state/accepted").exists()
 
 
+def with_sum(content: bytes) -> bytes:
+    """A small file, as the phone writes them."""
+    return content + bytes.fromhex(sha256(content))
+
+
+NOTES = {
+    "damaged": b"2 of some file",
+    "empty": with_sum(b""),
+    "a version alone": with_sum(b"2"),
+    "no number": with_sum(b"two " + b"1" * 64),
+    "no number that has room": with_sum(b"9" * 30 + b" " + b"1" * 64),
+    "no sha256": with_sum(b"2 of some file"),
+    "more than a note": with_sum(b"2 " + b"1" * 64 + b" and more"),
+}
+
+
+@pytest.mark.parametrize("what", NOTES)
 def test_a_phone_that_has_lost_its_note_of_what_it_accepted_accepts_nothing(
-    gateway: FakeGateway, folder: Path, fetch: Fetch
+    what: str, gateway: FakeGateway, folder: Path, fetch: Fetch
 ) -> None:
     trust(folder, CURRENT)
     (folder / "state/accepted/model").mkdir(parents=True)
-    (folder / "state/accepted/model" / MODEL).write_bytes(b"2 of some file")
+    (folder / "state/accepted/model" / MODEL).write_bytes(NOTES[what])
     offer_signed(gateway)
-    assert "the note of the last accepted version is damaged" in fetch(folder).problem
+    problem = "unsigned-model: the note of the last accepted version is damaged"
+    assert fetch(folder) == Updated(None, is_new=False, problem=problem)
     assert not gateway.fetched
+    assert not files(folder)
 
 
 def test_a_model_of_the_time_before_there_were_keys_is_not_replaced_by_an_older_one(
@@ -196,6 +240,9 @@ def test_a_model_of_the_time_before_there_were_keys_is_not_replaced_by_an_older_
     assert fetch(folder) == Updated(in_use, is_new=False, problem="")
 
 
+OTHER = "version 3 is in use here with other bytes than the gateway has as that version"
+
+
 def test_without_keys_an_older_version_changes_nothing_nor_do_other_bytes_of_the_same(
     gateway: FakeGateway, folder: Path, fetch: Fetch
 ) -> None:
@@ -206,15 +253,72 @@ def test_without_keys_an_older_version_changes_nothing_nor_do_other_bytes_of_the
     offer(gateway, b"older", version=2)
     assert fetch(folder) == Updated(in_use, is_new=False, problem="")
     offer(gateway, b"other bytes")
-    problem = "the gateway has other bytes as version 3 than those in use"
-    assert fetch(folder) == Updated(in_use, is_new=False, problem=problem)
+    assert fetch(folder) == Updated(in_use, is_new=False, problem=OTHER)
+    offer(gateway, card=gateway.blob(b"another card", inline=True))
+    assert fetch(folder) == Updated(in_use, is_new=False, problem=OTHER)
     assert not gateway.fetched
     assert in_use.read_bytes() == CONTENT
-    # Where the file in use is damaged, an older one does not take its place either.
-    in_use.write_bytes(b"x" + CONTENT[1:])
-    offer(gateway, b"older", version=2)
+    assert in_use.with_name("card.json").read_bytes() == CARD
+
+
+def test_with_keys_a_version_in_use_gets_no_other_card(
+    gateway: FakeGateway, folder: Path, fetch: Fetch
+) -> None:
+    trust(folder, CURRENT)
+    offer_signed(gateway)
+    in_use = fetch(folder).model
+    assert in_use
+    card = CARD + b" "
+    offer_signed(gateway, card=sha256(card))
+    assert gateway.model
+    gateway.model.card.CopyFrom(gateway.blob(card, inline=True))
+    assert fetch(folder) == Updated(in_use, is_new=False, problem=OTHER)
+    assert in_use.with_name("card.json").read_bytes() == CARD
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("damaged", [MODEL, "card.json", ".sums"])
+def test_a_damaged_model_is_not_in_use_where_the_gateway_has_an_older_one(
+    damaged: str, signed: bool, gateway: FakeGateway, folder: Path, fetch: Fetch
+) -> None:
+    if signed:
+        trust(folder, CURRENT)
+    offer_signed(gateway)
+    in_use = fetch(folder).model
+    assert in_use
+    path = in_use.with_name(damaged)
+    path.write_bytes(b"x" + path.read_bytes()[1:])
+    gateway.fetched.clear()
+    offer_signed(gateway, b"older", offered=2)
     problem = "version 3 is damaged, and the gateway has only 2"
+    if signed:
+        problem = "unsigned-model: version 2 is older than 3, which was accepted before"
     assert fetch(folder) == Updated(None, is_new=False, problem=problem)
+    assert not gateway.fetched
+
+
+def test_a_damaged_model_is_not_replaced_by_other_bytes_of_its_version(
+    gateway: FakeGateway, folder: Path, fetch: Fetch
+) -> None:
+    offer(gateway)
+    in_use = fetch(folder).model
+    assert in_use
+    in_use.write_bytes(b"x" + CONTENT[1:])
+    offer(gateway, b"other bytes")
+    assert fetch(folder) == Updated(None, is_new=False, problem=OTHER)
+    offer(gateway)
+    assert fetch(folder) == Updated(in_use, is_new=True, problem="")
+    assert in_use.read_bytes() == CONTENT
+
+
+def test_sums_that_are_none_make_a_version_missing(
+    gateway: FakeGateway, folder: Path, fetch: Fetch
+) -> None:
+    offer(gateway)
+    in_use = fetch(folder).model
+    assert in_use
+    in_use.with_name(".sums").write_bytes(with_sum(b"of another form"))
+    assert fetch(folder) == Updated(in_use, is_new=True, problem="")
 
 
 @pytest.mark.parametrize("where", ["file", "card"])
@@ -246,30 +350,67 @@ def test_wrong_bytes_are_removed_and_fetched_once_more(
     assert found.model.with_name("card.json").read_bytes() == card
 
 
-class SparingGateway(FakeGateway):
-    """Sends parts that hold nothing, or too much."""
+class ChangingGateway(FakeGateway):
+    """Changes some fields of the part at an offset."""
 
-    size = 0
+    offset = 0
+    changes: Mapping[str, Any] = {}
 
     async def fetch(self, request: FetchRequest, context: Any) -> Part:
-        await super().fetch(request, context)
-        return Part(data=bytes(self.size))
+        part = await super().fetch(request, context)
+        if part.offset == self.offset:
+            for name, value in self.changes.items():
+                setattr(part, name, value)
+        return part
+
+
+@pytest.fixture
+def changing(gateway: FakeGateway, standing: Standing, folder: Path) -> ChangingGateway:
+    made = ChangingGateway(gateway.folder)
+    standing.start(made)
+    toml = folder / "phone.toml"
+    toml.write_text(toml.read_text().replace(str(gateway.port), str(made.port)))
+    offer(made)
+    return made
 
 
 @pytest.mark.parametrize("size", [0, PART - 1, PART + 1])
 def test_parts_of_another_length_do_not_keep_a_phone_busy(
-    size: int, gateway: FakeGateway, standing: Standing, folder: Path, fetch: Fetch
+    size: int, changing: ChangingGateway, folder: Path, fetch: Fetch
 ) -> None:
-    sparing = SparingGateway(gateway.folder)
-    sparing.size = size
-    standing.start(sparing)
-    toml = folder / "phone.toml"
-    toml.write_text(toml.read_text().replace(str(gateway.port), str(sparing.port)))
-    offer(sparing)
+    changing.changes = {"data": bytes(size)}
     problem = f"a part of a blob has {size} bytes, expected {PART}"
     assert fetch(folder) == Updated(None, is_new=False, problem=problem)
-    assert len(sparing.fetched) == 2
+    assert len(changing.fetched) == 1
     assert not files(folder)
+
+
+PARTS: dict[str, dict[str, Any]] = {
+    "shorter": {"data": bytes(PART - 1)},
+    "longer": {"data": bytes(PART + 1)},
+    "of another blob": {"sha256": "1" * 64},
+    "of no blob": {"sha256": ""},
+    "of a blob of another size": {"size": len(CONTENT) + 1},
+    "at another offset": {"offset": 0},
+}
+
+
+@pytest.mark.parametrize("what", PARTS)
+def test_a_wrong_part_is_not_taken_and_what_came_before_it_stays(
+    what: str, changing: ChangingGateway, folder: Path, fetch: Fetch
+) -> None:
+    changing.changes, changing.offset = PARTS[what], PART
+    problem = f"a blob was asked for at byte {PART}, but the answer is another part"
+    if data := PARTS[what].get("data"):
+        problem = f"a part of a blob has {len(data)} bytes, expected {PART}"
+    assert fetch(folder) == Updated(None, is_new=False, problem=problem)
+    (partial,) = files(folder)
+    assert partial.read_bytes() == CONTENT[:PART]
+    changing.changes = {}
+    found = fetch(folder).model
+    assert found
+    assert found.read_bytes() == CONTENT
+    assert [request.offset for request in changing.fetched] == [0, PART, PART, 2 * PART]
 
 
 def test_a_card_in_the_message_has_its_own_sha256(

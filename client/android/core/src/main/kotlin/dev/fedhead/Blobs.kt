@@ -2,6 +2,7 @@ package dev.fedhead
 
 import dev.fedhead.protocol.Blob
 import dev.fedhead.protocol.FetchRequest
+import dev.fedhead.protocol.Part
 import dev.fedhead.trainer.Stopped
 import java.io.File
 import java.io.FileOutputStream
@@ -16,7 +17,7 @@ internal class WrongBytes(what: String) : IOException(what)
  * @param most size of the largest blob in bytes.
  * @param part a part of a blob, from the gateway.
  */
-internal class Blobs(private val folder: File, private val most: Long, private val part: (FetchRequest) -> ByteArray) {
+internal class Blobs(private val folder: File, private val most: Long, private val part: (FetchRequest) -> Part) {
     /** A blob's bytes; those that came with its name need no file. */
     fun bytes(blob: Blob, mayGoOn: () -> Boolean = { true }): ByteArray {
         name(blob)
@@ -59,26 +60,39 @@ internal class Blobs(private val folder: File, private val most: Long, private v
         if (partial.length() > blob.size) partial.delete()
         val (needed, free) = blob.size - partial.length() to folder.usableSpace
         if (free < needed) throw IOException("a blob needs $needed bytes on the disk, $free are free")
-        FileOutputStream(partial, true).use { to ->
-            var size = partial.length()
-            while (size < blob.size) {
-                if (!mayGoOn()) throw Stopped()
-                val data = part(FetchRequest(blob.sha256, size))
-                val expected = minOf(PART, blob.size - size)
-                if (data.size.toLong() != expected) {
-                    partial.delete()
-                    throw WrongBytes("a part of a blob has ${data.size} bytes, expected $expected")
-                }
-                to.write(data)
-                size += expected
-            }
-            to.fd.sync()
+        try {
+            complete(partial, blob, mayGoOn)
+        } finally {
+            if (partial.length() == 0L) partial.delete()
         }
         if (sha256(partial) != blob.sha256) {
             partial.delete()
             throw WrongBytes("a fetched blob does not have its SHA-256")
         }
         move(partial, file)
+    }
+
+    private fun complete(partial: File, blob: Blob, mayGoOn: () -> Boolean) = FileOutputStream(partial, true).use { to ->
+        var size = partial.length()
+        while (size < blob.size) {
+            if (!mayGoOn()) throw Stopped()
+            val data = checked(part(FetchRequest(blob.sha256, size)), blob, size)
+            to.write(data)
+            size += data.size
+        }
+        to.fd.sync()
+    }
+
+    // What came before a wrong part was right: the next try goes on from there.
+    private fun checked(part: Part, blob: Blob, offset: Long): ByteArray {
+        val expected = minOf(PART, blob.size - offset)
+        if (part.sha256 != blob.sha256 || part.size != blob.size || part.offset != offset) {
+            throw IOException("a blob was asked for at byte $offset, but the answer is another part")
+        }
+        if (part.data.size.toLong() != expected) {
+            throw IOException("a part of a blob has ${part.data.size} bytes, expected $expected")
+        }
+        return part.data
     }
 
     private fun name(blob: Blob): String {

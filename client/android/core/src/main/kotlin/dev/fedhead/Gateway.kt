@@ -30,8 +30,8 @@ internal class Gateway(private val grpc: Grpc, folder: File) {
     /** The newest version of a finished model; nothing of it is checked yet. */
     fun latest(name: String): Model = Model.read(grpc.call("Latest", LatestRequest(name).write(), CALL))
 
-    /** A part of a blob. */
-    fun part(request: FetchRequest): ByteArray = Part.data(grpc.call("Fetch", request.write(), CALL))
+    /** A part of a blob; nothing of it is checked yet. */
+    fun part(request: FetchRequest): Part = Part.read(grpc.call("Fetch", request.write(), CALL))
 
     /** Brings an array to the gateway; goes on where it broke off. */
     fun upload(task: String, sha256: String, data: ByteArray) {

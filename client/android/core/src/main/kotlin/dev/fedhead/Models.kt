@@ -1,5 +1,6 @@
 package dev.fedhead
 
+import dev.fedhead.protocol.Blob
 import dev.fedhead.protocol.Model
 import dev.fedhead.trainer.Stopped
 import java.io.File
@@ -18,9 +19,8 @@ class ModelUpdate(val model: FinishedModel?, val isNew: Boolean, val problem: St
 internal class Models(private val folder: File, private val gateway: Gateway, private val trust: Trust?) {
     /** A model's versions on the disk. */
     fun shelf(name: String): Shelf {
-        require(Shelf.canName(name)) {
-            "\"$name\" cannot name a model: a letter or digit, then at most 99 letters, digits, '.', '_' or '-'"
-        }
+        val problem = Shelf.problem(name)
+        require(problem == null) { "\"$name\" cannot name a model: $problem" }
         return Shelf(folder, name)
     }
 
@@ -55,7 +55,7 @@ internal class Models(private val folder: File, private val gateway: Gateway, pr
         val sums = "${model.file.sha256} ${model.card.sha256}"
         // The app could be loading it: what is no repair must not change it.
         if (model.version == current && shelf.sums(current).let { it != null && it != sums }) {
-            throw IOException("the gateway has other bytes as version $current than those in use")
+            throw IOException("version $current is in use here with other bytes than the gateway has as that version")
         }
         val there = shelf.whole(model.version).takeIf { shelf.sums(model.version) == sums }
         val blobs = Blobs(shelf.fetched, MOST_BYTES, gateway::part)
@@ -85,12 +85,14 @@ internal class Models(private val folder: File, private val gateway: Gateway, pr
             model.name != name -> "another name than $name"
             model.version !in 1..MOST_VERSIONS -> "an impossible version"
             !isSha256(model.file.sha256) || !isSha256(model.card.sha256) -> "no SHA-256"
-            model.file.size !in 1..MOST_BYTES -> "a file of an impossible size"
-            model.card.size !in 1..MOST_CARD -> "a card of an impossible size"
+            model.file.size !in 1..MOST_BYTES -> "a file of ${sizes(model.file, MOST_BYTES)} (256 MiB)"
+            model.card.size !in 1..MOST_CARD -> "a card of ${sizes(model.card, MOST_CARD)} (8 MiB)"
             else -> return
         }
         throw IOException("the gateway's answer has $problem")
     }
+
+    private fun sizes(blob: Blob, most: Long) = "${blob.size.toULong()} bytes, expected 1 to $most"
 
     private companion object {
         const val MOST_VERSIONS = 999_999_999L

@@ -36,7 +36,7 @@ internal class Shelf(models: File, val name: String) {
     fun before(): FinishedModel? = numberBefore()?.let(::whole)
 
     /** The SHA-256 of a version's file and of its card, with a space between; null if it is not there. */
-    fun sums(version: Long): String? = disk(version).read(SUMS)?.let { String(it) }
+    fun sums(version: Long): String? = disk(version).read(SUMS)?.let { String(it) }?.takeIf(SUMS_FORM::matches)
 
     /** A version, if it is there and undamaged. */
     fun whole(version: Long): FinishedModel? {
@@ -63,19 +63,25 @@ internal class Shelf(models: File, val name: String) {
         sync(folder)
     }
 
-    /** Makes a version the current one. */
+    /** Makes a version the current one; the one before it is the one that was current until now. */
     fun use(version: Long) {
-        if (version != current) replace(File(folder, "current"), "$version\n".toByteArray())
+        val before = current
+        if (version == before) return
+        // A killed update had put these there, and nobody has used them.
+        versions().filter { it > before && it != version }.forEach(::remove)
+        replace(File(folder, "current"), "$version\n".toByteArray())
     }
 
     /** Removes all versions but the current one and the one before it. */
     fun tidy() {
         val kept = setOf(current, numberBefore())
-        for (version in versions().filter { it !in kept }) {
-            // A half-removed folder must not look like a version.
-            disk(version).delete(SUMS)
-            place(version).deleteRecursively()
-        }
+        versions().filter { it !in kept }.forEach(::remove)
+    }
+
+    private fun remove(version: Long) {
+        // A half-removed folder must not look like a version.
+        disk(version).delete(SUMS)
+        place(version).deleteRecursively()
     }
 
     private fun numberBefore(): Long? = versions().filter { it < current && sums(it) != null }.maxOrNull()
@@ -89,11 +95,17 @@ internal class Shelf(models: File, val name: String) {
     companion object {
         private const val CARD = "card.json"
         private const val SUMS = ".sums"
+        private val NAME = Regex("[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+        private val TAKEN = setOf(CARD, "artifact.json", "signed")
+        private val SUMS_FORM = Regex("[0-9a-f]{64} [0-9a-f]{64}")
 
         private fun numbered(text: String): Long? = text.takeIf { Regex("[1-9][0-9]{0,8}").matches(it) }?.toLong()
 
-        /** Whether a model's name can be a folder's and a file's beside what is there. */
-        fun canName(name: String): Boolean =
-            Regex("[A-Za-z0-9][A-Za-z0-9._-]{0,99}").matches(name) && name !in setOf("current", CARD)
+        /** Why a name can be no model's; null if it can. */
+        fun problem(name: String): String? = when {
+            name in TAKEN -> "each version has such a file of its own"
+            !NAME.matches(name) -> "a letter or digit, then at most 99 letters, digits, '.', '_' or '-'"
+            else -> null
+        }
     }
 }

@@ -127,17 +127,18 @@ internal class Trust(keys: File, accepted: File) {
 
     private fun last(stated: Statement): Pair<Long, String>? {
         val disk = accepted.getValue(stated.kind)
-        val note = disk.read(stated.name)?.let { String(it).split(" ") }
+        val note = disk.read(stated.name)?.let { NOTE.matchEntire(String(it)) }
         // A damaged note must not mean that anything goes.
         if (note == null && File(disk.folder, stated.name).exists()) {
             throw unsigned(stated.kind, "the note of the last accepted version is damaged")
         }
-        return note?.let { it[0].toLong() to it[1] }
+        return note?.destructured?.let { (version, sha256) -> version.toLong() to sha256 }
     }
 
     private companion object {
         const val SKEW = 3600L
         const val MOST = 1024
+        val NOTE = Regex("([1-9][0-9]{0,17}) ([0-9a-f]{64})")
 
         const val BACKBONE = "backbone"
         const val MODEL = "model"

@@ -218,7 +218,13 @@ class FetchRequest(val sha256: String, val offset: Long) {
     }
 }
 
-class Part(val task: String, val sha256: String, val size: Long, val offset: Long, val data: ByteArray) {
+class Part(
+    val task: String = "",
+    val sha256: String = "",
+    val size: Long = 0,
+    val offset: Long = 0,
+    val data: ByteArray = ByteArray(0),
+) {
     fun write(): ByteArray = Writer().run {
         string(1, task)
         string(2, sha256)
@@ -229,8 +235,16 @@ class Part(val task: String, val sha256: String, val size: Long, val offset: Lon
     }
 
     companion object {
-        /** The data of a part that was fetched; the phone knows the rest, for it asked for it. */
-        fun data(message: ByteArray): ByteArray = fieldsOf(message).lastOrNull { it.number == 5 }?.bytes ?: ByteArray(0)
+        /** A part that was fetched, which is of no task. */
+        fun read(message: ByteArray): Part {
+            val fields = fieldsOf(message).associateBy { it.number }
+            return Part(
+                sha256 = fields[2]?.string.orEmpty(),
+                size = fields[3]?.uint ?: 0,
+                offset = fields[4]?.uint ?: 0,
+                data = fields[5]?.bytes ?: ByteArray(0),
+            )
+        }
     }
 }
 
