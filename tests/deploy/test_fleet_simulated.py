@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,12 @@ def test_three_hundred_phones_train_and_leave_nothing_behind(
     assert 0.9 * 300 <= figures["clients"] <= 300
     assert figures["failed_calls"] == {}
     # What phones were told is what the service has counted and the run has used.
-    verdicts, counters = figures["verdicts"], figures["counters"]
+    verdicts, counters = Counter(figures["verdicts"]), Counter(figures["counters"])
     assert set(verdicts) <= {"accepted", "late", "noted"}
     assert verdicts["accepted"] == counters["accepted"]
-    assert verdicts["late"] == counters["late"]
+    # Who comes after enough others is told to be late, but counted as asked in reserve.
+    late = counters["late"]
+    assert late <= verdicts["late"] <= late + counters["over-selected"]
     assert verdicts["noted"] == counters["declined"]
     assert figures["faults"]["silent"] > 0
     assert 5 * 30 <= figures["valid_updates"] <= verdicts["accepted"]
@@ -83,21 +86,22 @@ def test_who_calls_twenty_times_as_often_is_not_asked_more_often(
     patient, greedy = figures["zones"]
     assert (patient["phones"], greedy["phones"]) == (380, 20)
     assert greedy["check_ins"] / 20 > 5 * patient["check_ins"] / 380
-    # Eight rounds ask each phone twice on average, and once more for its evaluation: 60 tasks for
-    # twenty phones, with a standard deviation of five. Were calls drawn, it would be 200.
-    assert tasks_of_a_phone(figures, 0) == pytest.approx(3, abs=0.4)
-    assert 40 <= greedy["tasks"] <= 80
+    # Eight rounds ask each phone twice on average, and the evaluation asks every fourth: 45 tasks
+    # for twenty phones, with a standard deviation of six. Were calls drawn, it would be 150.
+    assert tasks_of_a_phone(figures, 0) == pytest.approx(2.25, abs=0.3)
+    assert 25 <= greedy["tasks"] <= 65
 
 
 def test_phones_of_a_short_day_are_asked_as_often_while_they_are_there(
     fleet_config: Callable[..., Config],
 ) -> None:
-    # Beyond its day a phone counts as there for another minute; the day must be long beside that.
+    # Beyond its day a phone counts as there for another minute; the day must be long beside that,
+    # and the run must take most of the day.
     day = Profile((Zone(), Zone(starts=0.05, awake=0.3)), day_seconds=240)
     fleet = Fleet(phones=400, profile=day, faults=0.0, check_ins_per_second=40)
     figures = simulate(
         fleet_config(
-            fleet, "train.rounds=14", "train.clients-per-round=40", "round.over-selection=1"
+            fleet, "train.rounds=100", "train.clients-per-round=40", "round.over-selection=1"
         ),
         fleet,
     )
