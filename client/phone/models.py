@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import grpc
 
@@ -39,8 +38,9 @@ def fetch_model(folder: PhoneFolder, name: str) -> Fetched:
     """
     trust = Trust.of(folder.trusted, folder.state) if folder.trusted else None
     address = folder.settings.gateway
-    with GatewayModels(address, authority=folder.authority, token=folder.token) as source:
-        return fetch(source, Shelf(folder.state / "models", name), keep=_KEPT, trust=trust)
+    models = GatewayModels(address, authority=folder.authority, token=folder.token)
+    with closing(models):
+        return fetch(models, Shelf(folder.state / "models", name), keep=_KEPT, trust=trust)
 
 
 class GatewayModels:
@@ -63,15 +63,8 @@ class GatewayModels:
         self._channel = grpc.secure_channel(address, credentials, CHANNEL_OPTIONS)
         self._stub = Stub(self._channel)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the connection."""
         self._channel.close()
 
     def latest(self, name: str) -> Artifact:

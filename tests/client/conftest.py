@@ -12,6 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from server.export.trained import TrainedModel
+    from tests.client.native_models import Shop
     from tests.client.native_phones import Place
 
 
@@ -44,5 +45,15 @@ def place(
     from tests.client.native_phones import Place
 
     with closing(Place(tmp_path, trained, backbone_files)) as made:
+        made.start()
+        yield made
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    """A deployment whose gateway runs, and has finished models."""
+    from tests.client.native_models import Shop
+
+    with closing(Shop(tmp_path)) as made:
         made.start()
         yield made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -21,9 +20,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from common.delivery.versions import Artifact, shelf_of
+from common.delivery.versions import Artifact
 from common.signing.statement import Signed
-from server.delivery.publish import Candidate, artifacts_of, publish_version
+from server.delivery.publish import Candidate, artifacts_of
 from simulations.deploy.authority import ensure_authority, sign_server, spread
 from simulations.deploy.signing_key import sign
 from tests.client.gateway.actors import Deployment
@@ -169,17 +168,12 @@ class Shop(Deployment):
     ) -> int:
         """Put random bytes up as the next version; returns its number."""
         data = random.Random(seed).randbytes(size)
-        source = self.path / "source"
-        source.write_bytes(data)
         facts = {
             "nested": [{"fingerprint": "0" * 64, "text": 'a "quoted" \\ \u00e4'}], "seed": seed,
             "fingerprint": FINGERPRINT, "filling": "x" * card_bytes,
         }  # fmt: skip
         card = json.dumps(facts, ensure_ascii=False)
-        shelf = shelf_of(artifacts_of(self.place.delivery), NAME)
-        digest = hashlib.sha256(data).hexdigest()
-        made = publish_version(Candidate(source, shelf, "model", card, FINGERPRINT, digest), sign)
-        version = made.artifact.version
+        version = self.put_up(NAME, data, card, sign)
         self.published[version] = data, card.encode()
         return version
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -45,15 +46,18 @@ def built(folder: Path, *settings: str, target: str = "fedhead-phone") -> Path:
     missing = [package for tool, package in needed.items() if shutil.which(tool) is None]
     if missing:
         pytest.skip(f"not installed: apt-get install {' '.join(missing)}, or make native")
-    kept = os.environ.get("FEDHEAD_NATIVE_BUILD")  # where a build of an earlier session is reused
+    kept = os.environ.get("FEDHEAD_NATIVE_BUILD")  # where an earlier build is used again
     name = hashlib.sha256(" ".join(settings).encode()).hexdigest()[:12]
     build = (Path(kept) if kept else folder) / name
-    for command in (
-        ["-S", SOURCE, "-B", build, "-DFEDHEAD_PHONE=ON", *settings],
-        ["--build", build, "-j2", "--target", target],
-    ):
-        done = subprocess.run(["cmake", *command], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    build.parent.mkdir(parents=True, exist_ok=True)
+    with build.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker must not run what is being linked
+        for command in (
+            ["-S", SOURCE, "-B", build, "-DFEDHEAD_PHONE=ON", *settings],
+            ["--build", build, "-j2", "--target", target],
+        ):
+            done = subprocess.run(["cmake", *command], capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return build / target
 
 

@@ -8,9 +8,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
 
 import grpc
 import pytest
@@ -19,7 +16,6 @@ from tests.client.native_models import (
     LATER,
     NAME,
     PART,
-    Shop,
     command_of,
     current,
     kept,
@@ -29,13 +25,6 @@ from tests.client.native_phones import NativePhone, until
 
 # A build takes minutes on a busy machine.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
-    with closing(Shop(tmp_path)) as made:
-        made.start()
-        yield made
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,6 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from tests.client.native_models import (
     NAME,
     PART,
-    Shop,
     by,
     current,
     kept,
@@ -29,13 +26,6 @@ from tests.client.native_phones import NativePhone
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 DAMAGES = ("flip", "cut", "remove")
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
-    with closing(Shop(tmp_path)) as made:
-        made.start()
-        yield made
 
 
 @pytest.fixture

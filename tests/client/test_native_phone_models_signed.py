@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
@@ -14,7 +11,6 @@ from tests.client.native_models import (
     FINGERPRINT,
     NAME,
     PART,
-    Shop,
     by,
     current,
     kept,
@@ -29,13 +25,6 @@ from tests.client.native_phones import NativePhone
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 KEY, NEXT, FOREIGN = (generate_private_key(SECP256R1()) for _ in range(3))
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
-    with closing(Shop(tmp_path)) as made:
-        made.start()
-        yield made
 
 
 @pytest.fixture

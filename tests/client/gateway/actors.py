@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from common.codecs import find_codec
 from common.delivery.tokens import issue_token
 from common.evaluation import evaluate, losses_of
 from common.fields import fields_of_statistics
+from common.files import sha256_file
 from common.identity import client_of_phone
 from common.listening import listener
 from common.messages import (
@@ -50,6 +52,7 @@ from common.seeding import words
 from common.softmax import rows_of_norm
 from common.statistics import feature_statistics
 from common.types import Affine, ClientPlan, FeatureSet, Head, LocalTraining
+from server.delivery.publish import Candidate, Sign, artifacts_of, publish_version
 from simulations.deploy.authority import ensure_authority, sign_server, spread
 
 ROOT = Path(__file__).parents[3]
@@ -358,6 +361,15 @@ class Deployment:
         return [self.phones[name] for name in names]
 
     # The server's side
+
+    def put_up(self, name: str, content: bytes, card: str, sign: Sign | None = None) -> int:
+        """Publish a finished model; returns its version."""
+        source = self.path / "source"
+        source.write_bytes(content)
+        shelf = artifacts_of(self.place.delivery) / name
+        fingerprint, digest = json.loads(card)["fingerprint"], sha256_file(source)
+        candidate = Candidate(source, shelf, "model", card, fingerprint, digest)
+        return publish_version(candidate, sign).artifact.version
 
     def ask(self, kind: str, request: Any, seconds: float = 30.0) -> Any:
         """What the gateway answers to a message's content."""

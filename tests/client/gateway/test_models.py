@@ -19,7 +19,7 @@ from common.errors import DeliveryError, SignatureError
 from common.files import sha256_file
 from common.phones import phones_pb2 as pb
 from common.phones.wire import PART
-from server.delivery.publish import Candidate, Sign, artifacts_of, publish_version
+from server.delivery.publish import Sign, artifacts_of
 from tests.client.gateway.actors import FINGERPRINT, Deployment
 from tests.delivery.test_signed import CURRENT, FOREIGN, by
 
@@ -28,16 +28,12 @@ Publish = Callable[..., bytes]
 
 
 @pytest.fixture
-def publish(deployment: Deployment, tmp_path: Path) -> Publish:
+def publish(deployment: Deployment) -> Publish:
     """Publishes a model of these bytes; gives them."""
 
     def make(content: bytes, *, sign: Sign | None = None, note: str = "") -> bytes:
-        source = tmp_path / "source"
-        source.write_bytes(content)
         card = json.dumps({"fingerprint": FINGERPRINT, "note": note})
-        shelf = artifacts_of(deployment.place.delivery) / NAME
-        sha256 = sha256_file(source)
-        publish_version(Candidate(source, shelf, "model", card, FINGERPRINT, sha256), sign)
+        deployment.put_up(NAME, content, card, sign)
         return content
 
     return make

@@ -19,11 +19,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.delivery.tokens import issue_token
-from common.files import sha256_file
 from common.phones.phones_pb2 import Model
 from common.phones.wire import PART
 from common.signing.statement import Statement
-from server.delivery.publish import Candidate, Sign, artifacts_of, publish_version
+from server.delivery.publish import Sign, artifacts_of
 from simulations.deploy.signing_key import sign
 from tests.client.gateway.actors import FINGERPRINT, Deployment, make_deployment
 from tests.client.phone.conftest import FakeGateway, Standing, sha256
@@ -47,16 +46,12 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
 
 
 @pytest.fixture
-def publish(deployment: Deployment, tmp_path: Path) -> Publish:
+def publish(deployment: Deployment) -> Publish:
     """Publishes a model of these bytes; gives them."""
 
     def make(content: bytes, *, sign: Sign | None = None, note: str = "") -> bytes:
-        source = tmp_path / "source"
-        source.write_bytes(content)
         card = json.dumps({"fingerprint": FINGERPRINT, "note": note})
-        shelf = artifacts_of(deployment.place.delivery) / MODEL
-        digest = sha256_file(source)
-        publish_version(Candidate(source, shelf, "model", card, FINGERPRINT, digest), sign)
+        deployment.put_up(MODEL, content, card, sign)
         return content
 
     return make
